@@ -1,0 +1,40 @@
+//! The command line: one file a command, and what they share.
+
+mod failure;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use failure::Failure;
+
+/// A gRPC chat server in which a room is an ordered log, and its clients.
+#[derive(Debug, Parser)]
+#[command(name = "chitchat", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+impl Command {
+    fn run(self) -> Result<(), Failure> {
+        match self {}
+    }
+}
+
+/// Parses `arguments` (the program's name first), runs the command they name and gives the exit code. What went wrong
+/// goes to stderr as one line.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return failure::report_usage(&error),
+    };
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

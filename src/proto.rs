@@ -1,0 +1,7 @@
+//! The generated wire types of `proto/chat.proto`; the comments there are their documentation.
+#![allow(missing_docs, clippy::all, clippy::pedantic)]
+
+tonic::include_proto!("itu.chitchat");
+
+/// The encoded descriptor set of the contract and everything it imports, for server reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chat_descriptor.bin"));
