@@ -4,4 +4,6 @@
 
 pub mod cmd;
 pub mod domain;
+pub mod hub;
+pub mod order;
 pub mod proto;
