@@ -1,6 +1,7 @@
 //! The command line: one file a command, and what they share.
 
 mod failure;
+pub mod serve;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -18,11 +19,15 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Serve(serve::Args),
+}
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
-        match self {}
+        match self {
+            Self::Serve(args) => serve::run(args),
+        }
     }
 }
 
