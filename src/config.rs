@@ -7,7 +7,7 @@ use crate::domain::Rules;
 use crate::domain::limits::{MAX_MAX_MESSAGE_CHARS, MAX_TIMESTAMP};
 use crate::hub::HubLimits;
 use crate::rpc::TransportLimits;
-use crate::telemetry::LogOptions;
+use crate::telemetry::{LogFormat, LogOptions};
 
 /// The least that a room's feed may keep: many batches, so that who keeps up is never let go.
 const MIN_FEED_BYTES: usize = 1 << 20;
@@ -35,6 +35,28 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What is logged.
     pub logs: LogOptions,
+}
+
+impl Default for Config {
+    /// What a server is started with when no flag is given, with as many connections as descriptors allow.
+    fn default() -> Self {
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            listen: local(50_052),
+            admin: local(9_464),
+            rules: Rules::default(),
+            hub: HubLimits::default(),
+            transport: TransportLimits {
+                max_connections: connections_possible(),
+                ..TransportLimits::default()
+            },
+            drain_timeout: Duration::from_secs(8),
+            logs: LogOptions {
+                format: LogFormat::Auto,
+                filter: "info".into(),
+            },
+        }
+    }
 }
 
 /// How many connections there may be at most, by the process's descriptors (after its soft limit was raised as far as
@@ -150,5 +172,28 @@ impl Config {
         } else {
             Err(mistakes)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold_together() {
+        assert_eq!(Config::default().check(connections_possible()), Ok(()));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let mut config = Config::default();
+        config.rules.max_message_chars = 0;
+        config.hub.feed_bytes = 7;
+        config.transport.max_connections = 101;
+        config.logs.filter = "=loud=".into();
+        config.admin = config.listen;
+        let mistakes = config.check(100).unwrap_err();
+        assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
+        assert_eq!(mistakes[0], "--max-message-chars is 0; it must be 1 to 100000");
     }
 }

@@ -103,8 +103,9 @@ impl Server {
             CancellationToken::new(),
         );
         let (health, health_service) = tonic_health::server::health_reporter();
-        // It begins as serving, which it is not yet.
-        set_health(&health, ServingStatus::NotServing).await;
+        // Nobody can ask before the listener is served, and from then on the answer is true.
+        set_health(&health, ServingStatus::Serving).await;
+        readiness.set(true);
 
         let chat = ChatServiceServer::new(Calls);
         let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), Arc::new(report));
@@ -112,8 +113,6 @@ impl Server {
         let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
         let administering = tokio::spawn(admin.serve(end.clone()));
 
-        set_health(&health, ServingStatus::Serving).await;
-        readiness.set(true);
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
 
         let cause = shutdown.await;
@@ -154,6 +153,9 @@ fn reflection(routes: Routes) -> Routes {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that tools can show the details of an error.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),

@@ -1,0 +1,139 @@
+//! How a server ends, and what its limits say.
+
+use chitchat::proto::{JoinMsgLeave, NoticeCode};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_types::StatusExt;
+
+use crate::harness::{Client, PATIENCE, TestServer, join};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_tells_everybody_and_ends_in_time() {
+    let server = TestServer::start().await;
+    let mut health = HealthClient::new(server.channel().await);
+    let request = HealthCheckRequest {
+        service: "itu.chitchat.ChatService".into(),
+    };
+    let mut watch = health.watch(request).await.unwrap().into_inner();
+    let status = |response: Option<HealthCheckResponse>| response.unwrap().status();
+    assert_eq!(status(watch.message().await.unwrap()), ServingStatus::Serving);
+    let mut first_version = server.join("Alex").await;
+    let mut newer = server.open().await;
+    newer
+        .send(JoinMsgLeave {
+            wants_welcome: true,
+            ..join("Ada")
+        })
+        .await;
+    assert!(newer.next().await.welcome.is_some());
+    newer.next().await;
+    first_version.next().await;
+    let mut knocking = server.open().await;
+    // What was accepted before is finished: it comes before the end.
+    for n in 0..50 {
+        newer.say(0, &n.to_string()).await;
+    }
+    assert_eq!(newer.heard().await.2, "0");
+    assert_eq!(server.get("/readyz").await, (200, "ready\n".into()));
+
+    let ended = server.end();
+    assert_eq!(status(watch.message().await.unwrap()), ServingStatus::NotServing);
+    let mut last = newer.next().await;
+    while last.notice.is_none() {
+        last = newer.next().await;
+    }
+    let notice = last.notice.unwrap();
+    assert_eq!(notice.code(), NoticeCode::Reconnect);
+    assert!(notice.retry_delay.is_some());
+    let end = newer.next_or_end().await.unwrap_err();
+    assert_eq!(end.code(), Code::Unavailable);
+    assert!(end.get_details_retry_info().unwrap().retry_delay.is_some());
+    // The first version's client hears what was said, nothing that it does not know, and the end.
+    let end = loop {
+        match first_version.next_or_end().await {
+            Ok(message) => assert_eq!((message.sender_name.as_str(), message.notice), ("Ada", None)),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end.code(), Code::Unavailable);
+    assert_eq!(knocking.end().await.code(), Code::Unavailable);
+    timeout(PATIENCE, ended).await.expect("the server ends").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_goes_does_not_hold_the_server_up() {
+    let server =
+        TestServer::with(|config| config.drain_timeout = std::time::Duration::from_millis(200)).await;
+    // One says nothing at all, one holds a stream that it does not end.
+    let silent = TcpStream::connect(server.listen).await.unwrap();
+    let unread = server.open().await;
+    unread.send(join("Ada")).await;
+    timeout(PATIENCE, server.end())
+        .await
+        .expect("the server ends")
+        .unwrap();
+    drop((silent, unread));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_told_so() {
+    let server = TestServer::with(|config| config.transport.max_connections = 2).await;
+    let one = server.join("one").await;
+    let _two = server.join("two").await;
+    let call = chitchat::proto::chat_service_client::ChatServiceClient::new(server.channel().await)
+        .chat(tokio_stream::pending())
+        .await;
+    let status = call.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.get_details_retry_info().is_some());
+    assert_eq!(
+        server
+            .metric("chitchat_connections_refused_total{reason=\"limit\"}")
+            .await,
+        1.0
+    );
+    drop(one);
+    server.until_metric("chitchat_connections_open", 1.0).await;
+    server.join("three").await;
+}
+
+#[tokio::test]
+async fn rooms_are_limited_and_a_vacant_one_makes_place() {
+    let server = TestServer::with(|config| config.hub.max_rooms = 2).await;
+    let enter = async |room: &str| {
+        let mut client: Client = server.open().await;
+        client
+            .send(JoinMsgLeave {
+                room: room.into(),
+                ..join("Ada")
+            })
+            .await;
+        client.next_or_end().await.map(|_| client)
+    };
+    let tea = enter("tea").await.unwrap();
+    let _milk = enter("milk").await.unwrap();
+    let full = enter("sugar").await.map(drop).unwrap_err();
+    assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
+    assert_eq!(full.get_details_error_info().unwrap().reason, "TOO_MANY_ROOMS");
+    drop(tea);
+    server.until_metric("chitchat_connected_clients", 1.0).await;
+    server
+        .until_metric("chitchat_events_broadcast_total{kind=\"leave\"}", 1.0)
+        .await;
+    let _sugar = enter("sugar").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_room_says_so() {
+    let server = TestServer::with(|config| config.rules.max_participants = 1).await;
+    let _ada = server.join("Ada").await;
+    let mut bob = server.open().await;
+    bob.send(join("Bob")).await;
+    let status = bob.end().await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.get_details_retry_info().is_some());
+}

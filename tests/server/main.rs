@@ -1,0 +1,19 @@
+//! The real server, in process on port 0, and clients that talk to it over real gRPC.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    unreachable_pub,
+    reason = "a test that meets what it does not expect has failed"
+)]
+
+mod bad_input;
+mod clean_ends;
+mod first_version;
+mod harness;
+mod many;
+mod operations;
+mod roster;
+mod welcome;
