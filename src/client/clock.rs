@@ -1,8 +1,10 @@
 //! A participant's Lamport clock.
 
-/// The latest time the clock takes, from others or by itself. A server accepts none that is later, and a room that ticks
-/// a million times a second needs 146,000 years to get there.
-const LATEST: i64 = 1 << 62;
+use crate::domain::limits::MAX_TIMESTAMP;
+
+/// The latest time the clock takes, from others or by itself: a server accepts none that is later. A room that ticks a
+/// million times a second needs 146,000 years to get there.
+const LATEST: i64 = MAX_TIMESTAMP;
 
 /// A participant's Lamport clock: 0 at first, ticks before each send, merges with each receive. It never runs backwards,
 /// never overflows, and no server can push it out of range.

@@ -1,6 +1,11 @@
 //! The command line: one file a command, and what they share.
 
+mod chat;
+mod client_failure;
+mod client_runtime;
 mod failure;
+mod health;
+mod server_address;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -18,11 +23,17 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Chat(chat::ChatCommand),
+    Health(health::HealthCommand),
+}
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
-        match self {}
+        match self {
+            Self::Chat(command) => command.run(),
+            Self::Health(command) => command.run(),
+        }
     }
 }
 
