@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::server_address::{ServerArgument, patience};
 use super::{Failure, client_runtime};
@@ -25,6 +26,9 @@ use interrupts::Interrupts;
 use output::Output;
 use session::Session;
 use terminal::Terminal;
+
+/// How long a terminal has to show the last lines.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Take part in a room.
 ///
@@ -64,8 +68,10 @@ impl ChatCommand {
             answer_within: self.timeout,
         };
         let ended = session.hold(conversation, inputs, &output, &mut interrupts).await;
+        // A terminal is not waited for: whoever searches in earlier lines holds up what arrives.
+        let patience = terminal.as_ref().map_or(Duration::MAX, |_| LAST_LINES_WITHIN);
         let written = tokio::select! {
-            written = output.finish() => written,
+            written = timeout(patience, output.finish()) => written.unwrap_or(Ok(())),
             () = interrupts.next() => Err(Failure::Interrupted),
         };
         if let Some(terminal) = terminal {

@@ -122,7 +122,7 @@ impl Script {
                 ..ServerMessage::default()
             };
             let answer = match (said.r#type(), said.msg.as_str()) {
-                (EventType::Leave, _) if name == KEPT => continue,
+                (EventType::Leave, _) if name == KEPT => return std::future::pending().await,
                 (EventType::Leave, _) | (_, "end") => return Some(()),
                 (_, "silence") => continue,
                 (_, "cut") => {

@@ -46,6 +46,11 @@ impl Output {
         self.lines.reserve().await.ok()
     }
 
+    /// Waits until lines can no longer be shown. Cancelling loses nothing.
+    pub(super) async fn closed(&self) {
+        self.lines.closed().await;
+    }
+
     /// Waits until all is written. A reader that went away (`| head -1`) has seen what it wanted.
     pub(super) async fn finish(self) -> Result<(), Failure> {
         drop(self.lines);

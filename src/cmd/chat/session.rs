@@ -118,17 +118,25 @@ enum Heard<'a> {
 
 /// The next message, once there is a place to show it, or at once when it is not to be shown. Cancelling loses nothing.
 async fn hear<'a>(listener: &mut Listener, shown_on: Option<&'a Output>) -> Heard<'a> {
-    let place = match shown_on {
-        Some(output) => match output.place().await {
-            Some(place) => Some(place),
-            None => return Heard::Unseen,
-        },
-        None => None,
+    let Some(output) = shown_on else {
+        return Heard::of(listener.next().await, None);
     };
-    match listener.next().await {
-        Ok(Some(message)) => Heard::Message(Box::new(message), place),
-        Ok(None) => Heard::End(Ok(())),
-        Err(error) => Heard::End(Err(error)),
+    let Some(place) = output.place().await else {
+        return Heard::Unseen;
+    };
+    tokio::select! {
+        next = listener.next() => Heard::of(next, Some(place)),
+        () = output.closed() => Heard::Unseen,
+    }
+}
+
+impl<'a> Heard<'a> {
+    fn of(next: Result<Option<ServerMessage>, Error>, place: Option<mpsc::Permit<'a, String>>) -> Self {
+        match next {
+            Ok(Some(message)) => Self::Message(Box::new(message), place),
+            Ok(None) => Self::End(Ok(())),
+            Err(error) => Self::End(Err(error)),
+        }
     }
 }
 
