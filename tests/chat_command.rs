@@ -1,5 +1,6 @@
 //! The commands `chat` and `health` as a shell sees them: what goes in, what comes out, how they end.
-#![allow(missing_docs)]
+// Helpers of tests panic as tests do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod scripted;
 

@@ -1,5 +1,6 @@
 //! The client library against a server that misbehaves on request.
-#![allow(missing_docs)]
+// Helpers of tests panic as tests do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod scripted;
 
@@ -73,6 +74,14 @@ async fn a_participant_joins_speaks_and_leaves() {
     assert!(matches!(conversation.say("too late").await, Err(Error::Over)));
     assert_eq!(next(&mut conversation).await.unwrap().unwrap().msg_stream, "bye");
     assert_eq!(next(&mut conversation).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_server_without_a_welcome_is_as_good() {
+    let mut conversation = try_join(scripted::OLD, &Settings::default()).await.unwrap();
+    assert!(conversation.welcome().is_none());
+    let joined = next(&mut conversation).await.unwrap().unwrap();
+    assert_eq!((joined.r#type(), joined.timestamp), (EventType::Join, 1));
 }
 
 #[tokio::test]

@@ -18,6 +18,9 @@ use crate::proto::{EventType, JoinMsgLeave, ServerMessage, Welcome};
 /// unacknowledged never waits.
 pub const QUEUE: usize = 256;
 
+/// The largest message that is taken from a server: twice what the longest text of the most generous server needs.
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
 /// Who joins which room.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Join {
@@ -111,6 +114,7 @@ impl Conversation {
         queue.try_send(join).expect("the queue is new, empty and open");
 
         let stream = ChatServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .chat(ReceiverStream::new(outbound))
             .await?
             .into_inner();
@@ -128,6 +132,8 @@ impl Conversation {
         // A server that knows no welcome begins with an event.
         if welcome.is_none() || first.sequence != 0 {
             listener.first = Some(first);
+        } else {
+            shared.merge(first.timestamp);
         }
         Ok(Self {
             speaker: Speaker {

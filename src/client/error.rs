@@ -134,14 +134,13 @@ impl From<Status> for Error {
             | Code::FailedPrecondition
             | Code::PermissionDenied
             | Code::Unauthenticated
-            | Code::NotFound
-            | Code::Aborted => Self::Refused(Refusal {
+            | Code::NotFound => Self::Refused(Refusal {
                 code,
                 reason,
                 retry_after,
             }),
             Code::Unavailable => Self::Unavailable { reason, retry_after },
-            Code::DataLoss => Self::FellBehind { reason },
+            Code::DataLoss | Code::Aborted => Self::FellBehind { reason },
             Code::Unimplemented => Self::NotOffered { reason },
             Code::Ok => Self::Ended,
             Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::OutOfRange | Code::Internal => {

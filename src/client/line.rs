@@ -1,5 +1,7 @@
 //! How a message looks on a line.
 
+use unicode_security::skeleton;
+
 use super::escape;
 use crate::proto::{EventType, ServerMessage};
 
@@ -8,7 +10,7 @@ const SERVER: &str = "Server";
 
 /// One line for people, without its end: `[L=5] Ada: hello` for what somebody said, `[L=6] Server: Message too long …`
 /// for a private notice, the server's own words for joins and leaves. Names and texts are escaped: whatever they contain,
-/// the line is one line and does nothing to a terminal.
+/// the line is one line and does nothing to a terminal. A participant whose name looks like the server's is marked.
 #[must_use]
 pub fn line_of(message: &ServerMessage) -> String {
     let time = message.timestamp;
@@ -16,12 +18,19 @@ pub fn line_of(message: &ServerMessage) -> String {
     if matches!(message.r#type(), EventType::Join | EventType::Leave) {
         return format!("[L={time}] {text}");
     }
-    let name = if message.sender_id == 0 {
-        SERVER.into()
-    } else {
-        escape::name(&message.sender_name)
-    };
+    if message.sender_id == 0 {
+        return format!("[L={time}] {SERVER}: {text}");
+    }
+    let name = escape::name(&message.sender_name);
+    if look(&name) == look(SERVER) {
+        return format!("[L={time}] {name} (participant {}): {text}", message.sender_id);
+    }
     format!("[L={time}] {name}: {text}")
+}
+
+/// What a name looks like, whatever letters it is written in.
+fn look(name: &str) -> String {
+    skeleton(&name.to_lowercase()).collect()
 }
 
 #[cfg(test)]
@@ -73,6 +82,21 @@ mod tests {
         assert_eq!(
             line_of(&notice),
             "[L=5] Server: Message too long (354 chars). Limit is 128."
+        );
+    }
+
+    #[test]
+    fn nobody_passes_for_the_server() {
+        for name in ["Server", "SERVER", "Ѕеrver"] {
+            let forged = message(3, name, EventType::Message, "your password, please");
+            assert_eq!(
+                line_of(&forged),
+                format!("[L=5] {name} (participant 3): your password, please")
+            );
+        }
+        assert_eq!(
+            line_of(&message(3, "Observer", EventType::Message, "")),
+            "[L=5] Observer: "
         );
     }
 

@@ -26,6 +26,8 @@ use tower::ServiceExt as _;
 pub const TAKEN: &str = "Taken";
 /// Called so, a participant is never let go.
 pub const KEPT: &str = "Kept";
+/// Called so, a participant is treated as the first version's server would.
+pub const OLD: &str = "Old";
 
 /// Starts the server; it runs as long as the runtime.
 pub async fn serve() -> SocketAddr {
@@ -89,7 +91,9 @@ impl Script {
             welcome: Some(Welcome::default()),
             ..ServerMessage::default()
         };
-        out.send(Ok(welcome)).await.ok()?;
+        if name != OLD {
+            out.send(Ok(welcome)).await.ok()?;
+        }
         let event = |r#type: EventType, time: i64, text: String| ServerMessage {
             sender_id: 3,
             sender_name: name.clone(),
