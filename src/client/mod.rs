@@ -13,6 +13,24 @@
 //! [`line_of`].
 //!
 //! A conversation ends with its stream. It does not come back by itself.
+//!
+//! ```no_run
+//! use chitchat::client::{Connection, Error, Join, Settings, line_of};
+//!
+//! # async fn example() -> Result<(), Error> {
+//! let server = "127.0.0.1:50052".parse().expect("a host and a port");
+//! let connection = Connection::open(&server, &Settings::default()).await?;
+//! let mut conversation = connection.join(Join::new("Ada").room("tea")).await?;
+//! let message_id = conversation.say("Hello World!").await?;
+//! while let Some(message) = conversation.next().await? {
+//!     println!("{}", line_of(&message));
+//!     if message.message_id == message_id.as_str() {
+//!         conversation.leave().await?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod address;
 mod clock;
