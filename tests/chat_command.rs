@@ -163,6 +163,38 @@ fn a_long_file_is_said_whole_and_in_order() {
 }
 
 #[test]
+fn a_reader_who_pauses_is_waited_for() {
+    let (_runtime, server) = server();
+    let input: String = (1..=5_000).map(|line| format!("line {line}\n")).collect();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
+        .args([
+            "chat",
+            "--server",
+            &server.to_string(),
+            "--name",
+            "bot",
+            "--timeout",
+            "200ms",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let writer = thread::spawn(move || stdin.write_all(input.as_bytes()));
+    // The pause is the test: several times the server's deadline, with more lines than any buffer between holds.
+    thread::sleep(Duration::from_secs(1));
+    assert!(child.try_wait().unwrap().is_none());
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said.lines().count(), 5_001);
+    writer.join().unwrap().unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn leaving_by_command_ends_the_input() {
     let (_runtime, server) = server();
     let mut run = Run::chat(server, "bot");

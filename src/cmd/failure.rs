@@ -1,6 +1,7 @@
 //! How a command ends when it does not succeed: one line on stderr and an exit code of sysexits(3).
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 /// The command line was wrong (`EX_USAGE`).
@@ -57,7 +58,8 @@ impl Failure {
 
     /// Writes the line (or lines) to stderr and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("{self}");
+        // A closed stderr leaves nobody to tell.
+        drop(writeln!(io::stderr(), "{self}"));
         ExitCode::from(self.code())
     }
 }

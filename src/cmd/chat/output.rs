@@ -46,6 +46,11 @@ impl Output {
         self.lines.reserve().await.ok()
     }
 
+    /// Whether as many lines wait as can: nothing is taken from the server meanwhile.
+    pub(super) fn is_behind(&self) -> bool {
+        self.lines.capacity() == 0
+    }
+
     /// Waits until lines can no longer be shown. Cancelling loses nothing.
     pub(super) async fn closed(&self) {
         self.lines.closed().await;

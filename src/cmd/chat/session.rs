@@ -102,7 +102,13 @@ impl Session {
                     }
                     course.leave().await;
                 }
-                () = until(course.deadline) => return course.give_up(),
+                () = until(course.deadline) => {
+                    // Answers that wait behind a reader who pauses are not the server's fault.
+                    if shown_on.is_none_or(|output| !output.is_behind()) {
+                        return course.give_up();
+                    }
+                    course.deadline = Some(Instant::now() + self.answer_within);
+                }
             }
         }
     }
