@@ -1,5 +1,4 @@
 //! `chitchat chat` with somebody at a terminal.
-#![cfg(unix)]
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 

@@ -5,7 +5,6 @@
 //! on, a pipe that nobody reads, do not hold the program.
 
 mod input;
-mod interrupts;
 mod output;
 mod session;
 mod terminal;
@@ -21,8 +20,8 @@ use super::server_address::{ServerArgument, patience};
 use super::{Failure, client_runtime};
 use crate::client::{Connection, Conversation, Join, Settings};
 use crate::domain::{Name, RoomName};
+use crate::shutdown::Signals;
 use input::Input;
-use interrupts::Interrupts;
 use output::Output;
 use session::Session;
 use terminal::Terminal;
@@ -45,7 +44,7 @@ pub(super) struct ChatCommand {
     #[command(flatten)]
     at: ServerArgument,
     /// How long to wait for the server's answers before giving up on it.
-    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = patience)]
+    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = patience)]
     timeout: Duration,
 }
 
@@ -55,10 +54,11 @@ impl ChatCommand {
     }
 
     async fn chat(self) -> Result<(), Failure> {
-        let mut interrupts = Interrupts::listen()?;
+        let mut signals = Signals::listen()
+            .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
         let conversation = tokio::select! {
             conversation = self.join() => conversation?,
-            () = interrupts.next() => return Err(Failure::Interrupted),
+            _ = signals.next() => return Err(Failure::Interrupted),
         };
 
         let (terminal, inputs, output) = faces()?;
@@ -67,12 +67,12 @@ impl ChatCommand {
             every_line_counts: !stdin().is_terminal(),
             answer_within: self.timeout,
         };
-        let ended = session.hold(conversation, inputs, &output, &mut interrupts).await;
+        let ended = session.hold(conversation, inputs, &output, &mut signals).await;
         // A terminal is not waited for: whoever searches in earlier lines holds up what arrives.
         let patience = terminal.as_ref().map_or(Duration::MAX, |_| LAST_LINES_WITHIN);
         let written = tokio::select! {
             written = timeout(patience, output.finish()) => written.unwrap_or(Ok(())),
-            () = interrupts.next() => Err(Failure::Interrupted),
+            _ = signals.next() => Err(Failure::Interrupted),
         };
         if let Some(terminal) = terminal {
             terminal.close().await;

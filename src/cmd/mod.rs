@@ -5,6 +5,7 @@ mod client_failure;
 mod client_runtime;
 mod failure;
 mod health;
+pub mod serve;
 mod server_address;
 
 use std::ffi::OsString;
@@ -24,6 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Args),
     Chat(chat::ChatCommand),
     Health(health::HealthCommand),
 }
@@ -31,6 +33,7 @@ enum Command {
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Self::Serve(args) => serve::run(args),
             Self::Chat(command) => command.run(),
             Self::Health(command) => command.run(),
         }

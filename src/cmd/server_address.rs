@@ -12,7 +12,7 @@ pub(super) struct ServerArgument {
     #[arg(
         long,
         env = "CHITCHAT_SERVER",
-        value_name = "ADDRESS",
+        value_name = "ADDR",
         default_value = "127.0.0.1:50052"
     )]
     pub(super) server: ServerAddress,

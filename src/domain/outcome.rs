@@ -49,7 +49,7 @@ pub enum Refusal {
     #[error("participant id {0} is already connected; choose another, or 0 to have one assigned")]
     IdTaken(ParticipantId),
     /// Somebody in the room has this name, or one that looks like it.
-    #[error("the name {0:?} is taken in this room; choose another")]
+    #[error("the name {:?} is taken in this room; choose another", .0.as_str())]
     NameTaken(Name),
     /// As many as may be are in the room.
     #[error("the room is full: it has {0} participants, which is the limit")]

@@ -6,11 +6,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::input::Input;
-use super::interrupts::Interrupts;
 use super::output::Output;
 use crate::client::{Conversation, Error, Listener, Outbox, QUEUE, Settled, Speaker, escape, line_of};
 use crate::cmd::Failure;
 use crate::proto::ServerMessage;
+use crate::shutdown::Signals;
 
 /// How many lines may be unacknowledged. Below the queue of the speaker, so that saying one never waits (which would
 /// keep the listener waiting too).
@@ -64,7 +64,7 @@ impl Session {
         conversation: Conversation,
         mut inputs: mpsc::Receiver<Input>,
         output: &Output,
-        interrupts: &mut Interrupts,
+        signals: &mut Signals,
     ) -> Result<(), Failure> {
         let (speaker, mut listener) = conversation.into_split();
         let mut course = Course {
@@ -96,7 +96,7 @@ impl Session {
                         course.leave().await;
                     }
                 },
-                () = interrupts.next() => {
+                _ = signals.next() => {
                     if course.phase == Phase::Leaving {
                         return Err(Failure::Interrupted);
                     }

@@ -8,7 +8,7 @@ use std::io;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, raise};
+use rustix::process::{Signal, getpid, kill_process};
 use rustyline::config::Configurer as _;
 use rustyline::error::ReadlineError;
 use rustyline::{DefaultEditor, ExternalPrinter};
@@ -50,8 +50,8 @@ impl Terminal {
     pub(super) async fn close(self) {
         let deadline = Instant::now() + CLOSE_WITHIN;
         while !self.editor.is_finished() && Instant::now() < deadline {
-            // It fails for signals that do not exist; this one does.
-            raise(Signal::SIGINT).ok();
+            // A process may always signal itself.
+            kill_process(getpid(), Signal::INT).ok();
             sleep(ASK_EVERY).await;
         }
     }
