@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod scripted;
+mod served;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -121,8 +122,8 @@ fn pipe(server: SocketAddr, name: &str, input: &str) -> Ended {
     run.end()
 }
 
-/// A server on a runtime of its own, so that the test may block.
-fn server() -> (tokio::runtime::Runtime, SocketAddr) {
+/// A server that misbehaves on request, on a runtime of its own, so that the test may block.
+fn scripted() -> (tokio::runtime::Runtime, SocketAddr) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -132,31 +133,75 @@ fn server() -> (tokio::runtime::Runtime, SocketAddr) {
     (runtime, address)
 }
 
-const JOINED: &str = "[L=1] Participant bot joined Chit Chat at logical time L=1";
+/// Whether `line` tells that `name` did this.
+fn tells(line: &str, name: &str, did: &str) -> bool {
+    let Some((time, rest)) = line.strip_prefix("[L=").and_then(|rest| rest.split_once("] ")) else {
+        return false;
+    };
+    rest == format!("Participant {name} {did} Chit Chat at logical time L={time}")
+}
+
+fn is_join(line: &str) -> bool {
+    tells(line, "bot", "joined")
+}
+
+/// Whether `line` is `text`, said by the bot.
+fn is_said(line: &str, text: &str) -> bool {
+    line.starts_with("[L=") && line.ends_with(&format!("] bot: {text}"))
+}
 
 #[test]
 fn a_line_in_a_pipe_is_said_and_its_echo_awaited() {
-    let (_runtime, server) = server();
-    let ended = pipe(server, "bot", "hi");
+    let served = served::serve(&[]);
+    let ended = pipe(served.address, "bot", "hi");
     assert_eq!(ended.lines.len(), 2, "{ended:?}");
-    assert_eq!(ended.lines[0], JOINED);
     assert!(
-        ended.lines[1].starts_with("[L=") && ended.lines[1].ends_with("] bot: hi"),
+        is_join(&ended.lines[0]) && is_said(&ended.lines[1], "hi"),
         "{ended:?}"
     );
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
 }
 
 #[test]
+fn everybody_sees_the_same_lines() {
+    let served = served::serve(&[]);
+    let mut ada = Run::chat(served.address, "Ada");
+    assert!(tells(&ada.line(), "Ada", "joined"));
+    let mut bob = Run::chat(served.address, "Bob");
+    assert!(tells(&bob.line(), "Bob", "joined"));
+    let mut seen = Vec::new();
+    for _ in 0..100 {
+        ada.say("from Ada\n");
+        bob.say("from Bob\n");
+    }
+    assert!(tells(&ada.line(), "Bob", "joined"));
+    for _ in 0..200 {
+        let line = ada.line();
+        assert_eq!(line, bob.line());
+        seen.push(line);
+    }
+    let bob = bob.end();
+    assert_eq!((bob.code, bob.lines.len()), (Some(0), 0), "{bob:?}");
+    assert!(tells(&ada.line(), "Bob", "left"));
+    let times: Vec<u64> = seen
+        .iter()
+        .map(|line| line[3..line.find(']').unwrap()].parse().unwrap())
+        .collect();
+    assert!(times.is_sorted_by(|earlier, later| earlier < later), "{times:?}");
+    assert_eq!(ada.end().code, Some(0));
+}
+
+#[test]
 fn a_long_file_is_said_whole_and_in_order() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let server = served.address;
     let input: String = (1..=20_000).map(|line| format!("line {line}\n\n")).collect();
     let mut run = Run::chat(server, "bot");
     let mut stdin = run.stdin.take().unwrap();
     let writer = thread::spawn(move || stdin.write_all(input.as_bytes()));
-    assert_eq!(run.line(), JOINED);
+    assert!(is_join(&run.line()));
     for line in 1..=20_000 {
-        assert!(run.line().ends_with(&format!("] bot: line {line}")));
+        assert!(is_said(&run.line(), &format!("line {line}")));
     }
     writer.join().unwrap().unwrap();
     assert_eq!(run.end().code, Some(0));
@@ -164,7 +209,8 @@ fn a_long_file_is_said_whole_and_in_order() {
 
 #[test]
 fn a_reader_who_pauses_is_waited_for() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let server = served.address;
     let input: String = (1..=5_000).map(|line| format!("line {line}\n")).collect();
     let mut child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
         .args([
@@ -196,30 +242,35 @@ fn a_reader_who_pauses_is_waited_for() {
 
 #[test]
 fn leaving_by_command_ends_the_input() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let server = served.address;
     let mut run = Run::chat(server, "bot");
     run.say("one\n/leave\ntwo\n");
     // The input stays open.
     let ended = run.ended();
     assert_eq!(ended.code, Some(0));
-    assert!(ended.lines.last().unwrap().ends_with("] bot: one"), "{ended:?}");
+    assert!(is_said(ended.lines.last().unwrap(), "one"), "{ended:?}");
 }
 
 #[test]
 fn signals_leave() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let witness = Run::chat(served.address, "Ada");
+    witness.line();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let run = Run::chat(server, "bot");
-        assert_eq!(run.line(), JOINED);
+        let run = Run::chat(served.address, "bot");
+        assert!(is_join(&run.line()));
         run.signal(signal);
         let ended = run.ended();
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{signal}");
+        assert!(is_join(&witness.line()));
+        assert!(tells(&witness.line(), "bot", "left"));
     }
 }
 
 #[test]
 fn a_server_that_does_not_let_go_is_left_by_a_second_signal() {
-    let (_runtime, server) = server();
+    let (_runtime, server) = scripted();
     let mut run = Run::chat(server, scripted::KEPT);
     run.line();
     let started = Instant::now();
@@ -238,7 +289,7 @@ fn a_server_that_does_not_let_go_is_left_by_a_second_signal() {
 
 #[test]
 fn a_server_that_does_not_let_go_holds_nobody() {
-    let (_runtime, server) = server();
+    let (_runtime, server) = scripted();
     let mut run = Run::start(&[
         "chat",
         "--server",
@@ -271,7 +322,7 @@ fn a_signal_ends_a_connection_attempt() {
 
 #[test]
 fn what_others_wrote_is_escaped() {
-    let (_runtime, server) = server();
+    let (_runtime, server) = scripted();
     let ended = pipe(server, "bot", "attack\n");
     let time = ended.lines[1].split(']').next().unwrap();
     assert_eq!(
@@ -283,21 +334,29 @@ fn what_others_wrote_is_escaped() {
 
 #[test]
 fn a_refused_line_is_shown_and_fails_while_the_rest_is_said() {
-    let (_runtime, server) = server();
-    let ended = pipe(server, "bot", "one\nrefuse\nthree\nrefuse\n");
-    assert_eq!(ended.lines.len(), 5);
-    assert!(ended.lines[2].ends_with("] Server: Message too long (354 chars). Limit is 128."));
-    assert!(ended.lines[3].ends_with("] bot: three"));
+    let served = served::serve(&["--max-message-chars", "128"]);
+    let long = "é".repeat(354);
+    let ended = pipe(served.address, "bot", &format!("one\n{long}\nthree\n{long}\n"));
+    let refusal = "Message too long (354 chars). Limit is 128.";
+    // A notice is for its receiver alone, and may overtake what goes to everybody.
+    let notices = ended
+        .lines
+        .iter()
+        .filter(|line| line.ends_with(&format!("] Server: {refusal}")));
+    assert_eq!(notices.count(), 2, "{ended:?}");
+    assert!(ended.lines.iter().any(|line| is_said(line, "one")));
+    assert!(ended.lines.iter().any(|line| is_said(line, "three")));
+    assert_eq!(ended.lines.len(), 5, "{ended:?}");
     assert_eq!(ended.code, Some(65));
     assert_eq!(
         ended.stderr,
-        "chitchat: the server refused 2 lines, the first of them line 2: Message too long (354 chars). Limit is 128.\n"
+        format!("chitchat: the server refused 2 lines, the first of them line 2: {refusal}\n")
     );
 }
 
 #[test]
 fn a_line_without_an_echo_is_missed() {
-    let (_runtime, server) = server();
+    let (_runtime, server) = scripted();
     let mut run = Run::start(&[
         "chat",
         "--server",
@@ -318,11 +377,12 @@ fn a_line_without_an_echo_is_missed() {
 
 #[test]
 fn input_that_is_not_text_fails_after_what_came_before_it() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let server = served.address;
     let mut run = Run::chat(server, "bot");
     run.stdin.as_mut().unwrap().write_all(b"one\n\xff\n").unwrap();
     let ended = run.end();
-    assert!(ended.lines[1].ends_with("] bot: one"));
+    assert!(is_said(&ended.lines[1], "one"));
     assert_eq!(
         (ended.code, ended.stderr.as_str()),
         (Some(65), "chitchat: line 2 of the input is not UTF-8\n")
@@ -331,12 +391,18 @@ fn input_that_is_not_text_fails_after_what_came_before_it() {
 
 #[test]
 fn a_refused_name_is_one_line() {
-    let (_runtime, server) = server();
-    let ended = pipe(server, scripted::TAKEN, "hi\n");
+    let served = served::serve(&[]);
+    let ada = Run::chat(served.address, "Ada");
+    ada.line();
+    let ended = pipe(served.address, "ADA", "hi\n");
     assert_eq!(ended.lines, [""; 0]);
-    assert_eq!(
-        (ended.code, ended.stderr.as_str()),
-        (Some(77), "chitchat: somebody in the room is called Taken\n")
+    assert_eq!(ended.code, Some(77));
+    assert!(
+        ended.stderr.starts_with("chitchat: ")
+            && ended.stderr.contains("ADA")
+            && ended.stderr.lines().count() == 1,
+        "{}",
+        ended.stderr
     );
 }
 
@@ -357,7 +423,7 @@ fn a_missing_server_is_one_line() {
 
 #[test]
 fn a_lost_or_draining_server_is_one_line() {
-    let (_runtime, server) = server();
+    let (_runtime, server) = scripted();
     for (text, line) in [
         ("cut", "chitchat: the connection was lost: "),
         (
@@ -383,8 +449,35 @@ fn a_lost_or_draining_server_is_one_line() {
 }
 
 #[test]
+fn a_server_that_stops_is_one_line() {
+    let served = served::serve(&[]);
+    let run = Run::chat(served.address, "bot");
+    assert!(is_join(&run.line()));
+    served.signal(Signal::SIGTERM);
+    let ended = run.ended();
+    assert_eq!(ended.code, Some(69));
+    assert_eq!(
+        ended.stderr,
+        "chitchat: the server is not available: the server is draining; connect again\n"
+    );
+
+    let served = served::serve(&[]);
+    let run = Run::chat(served.address, "bot");
+    assert!(is_join(&run.line()));
+    served.signal(Signal::SIGKILL);
+    let ended = run.ended();
+    assert_eq!(ended.code, Some(69));
+    assert!(
+        ended.stderr.starts_with("chitchat: the connection was lost: "),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
 fn a_reader_that_went_away_ends_quietly() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let server = served.address;
     let mut child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
         .args(["chat", "--server", &server.to_string(), "--name", "bot"])
         .stdin(Stdio::piped())
@@ -395,7 +488,7 @@ fn a_reader_that_went_away_ends_quietly() {
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
-    assert_eq!(line.trim_end(), JOINED);
+    assert!(is_join(line.trim_end()));
     drop(stdout);
     child.stdin.as_mut().unwrap().write_all(b"one\ntwo\n").unwrap();
     let (_, lines) = mpsc::channel();
@@ -421,7 +514,8 @@ fn wrong_arguments_are_usage() {
 
 #[test]
 fn arguments_come_from_the_environment_too() {
-    let (_runtime, server) = server();
+    let served = served::serve(&[]);
+    let server = served.address;
     let mut child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
         .arg("chat")
         .env("CHITCHAT_NAME", "bot")
@@ -433,33 +527,35 @@ fn arguments_come_from_the_environment_too() {
         .unwrap();
     let mut said = String::new();
     child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said.trim_end(), JOINED);
+    assert!(is_join(said.trim_end()));
     assert!(child.wait().unwrap().success());
 }
 
 #[test]
 fn health_is_an_exit_code() {
-    let (_runtime, server) = server();
-    let server = server.to_string();
-    let ask = |service: &str| Run::start(&["health", "--server", &server, "--service", service]).end();
+    let served = served::serve(&[]);
+    let (_runtime, scripted) = scripted();
+    let ask = |server: SocketAddr, service: &str| {
+        Run::start(&["health", "--server", &server.to_string(), "--service", service]).end()
+    };
     for service in ["", "itu.chitchat.ChatService"] {
-        let ended = ask(service);
+        let ended = ask(served.address, service);
         assert_eq!(
             (ended.code, ended.lines.as_slice(), ended.stderr.as_str()),
             (Some(0), &["SERVING".to_owned()][..], "")
         );
     }
-    let ended = ask("draining");
-    assert_eq!(
-        (ended.code, ended.lines.as_slice()),
-        (Some(69), &["NOT_SERVING".to_owned()][..])
-    );
-    assert_eq!(ended.stderr, format!("chitchat: {server} is NOT_SERVING\n"));
-    let ended = ask("nothing");
+    let ended = ask(served.address, "nothing");
     assert_eq!(
         (ended.code, ended.lines.as_slice()),
         (Some(69), &["SERVICE_UNKNOWN".to_owned()][..])
     );
+    let ended = ask(scripted, "draining");
+    assert_eq!(
+        (ended.code, ended.lines.as_slice()),
+        (Some(69), &["NOT_SERVING".to_owned()][..])
+    );
+    assert_eq!(ended.stderr, format!("chitchat: {scripted} is NOT_SERVING\n"));
 }
 
 #[test]
