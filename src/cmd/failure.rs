@@ -1,6 +1,7 @@
 //! How a command ends when it does not succeed: one line on stderr and an exit code of sysexits(3).
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 /// The command line was wrong (`EX_USAGE`).
@@ -17,6 +18,8 @@ const IO: u8 = 74;
 const REFUSED: u8 = 77;
 /// The configuration is wrong (`EX_CONFIG`).
 const CONFIG: u8 = 78;
+/// The user ended it, as a shell reports a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
 
 /// Why a command failed. The text is one line for people: what was wrong, with what value, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub enum Failure {
     Refused(String),
     /// The configuration is wrong: 78. One line a mistake.
     Config(Vec<String>),
+    /// The user ended it before it was done: 130.
+    Interrupted,
 }
 
 impl Failure {
@@ -47,12 +52,14 @@ impl Failure {
             Self::Io(_) => IO,
             Self::Refused(_) => REFUSED,
             Self::Config(_) => CONFIG,
+            Self::Interrupted => INTERRUPTED,
         }
     }
 
     /// Writes the line (or lines) to stderr and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("{self}");
+        // A closed stderr leaves nobody to tell.
+        drop(writeln!(io::stderr(), "{self}"));
         ExitCode::from(self.code())
     }
 }
@@ -66,6 +73,7 @@ impl fmt::Display for Failure {
             | Self::Software(text)
             | Self::Io(text)
             | Self::Refused(text) => write!(f, "chitchat: {text}"),
+            Self::Interrupted => write!(f, "chitchat: interrupted"),
             Self::Config(mistakes) => {
                 for (index, mistake) in mistakes.iter().enumerate() {
                     let end = if index == 0 { "" } else { "\n" };

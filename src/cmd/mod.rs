@@ -1,7 +1,12 @@
 //! The command line: one file a command, and what they share.
 
+mod chat;
+mod client_failure;
+mod client_runtime;
 mod failure;
+mod health;
 pub mod serve;
+mod server_address;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -21,12 +26,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Chat(chat::ChatCommand),
+    Health(health::HealthCommand),
 }
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Self::Serve(args) => serve::run(args),
+            Self::Chat(command) => command.run(),
+            Self::Health(command) => command.run(),
         }
     }
 }

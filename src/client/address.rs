@@ -1,0 +1,134 @@
+//! Where a server is.
+
+use std::fmt;
+use std::str::FromStr;
+
+use http::Uri;
+use http::uri::{Authority, PathAndQuery, Scheme};
+
+/// The port where a server listens when nothing else is said.
+pub const DEFAULT_PORT: u16 = 50052;
+
+/// A server's host and port. Read from `host:port`, `host` (then the port is [`DEFAULT_PORT`]) or either after `http://`.
+/// IPv6 addresses stand in brackets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerAddress(Authority);
+
+/// Why something is not a server's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Not a host and a port.
+    #[error("expected host:port, for example 127.0.0.1:{DEFAULT_PORT}")]
+    Malformed,
+    /// A port out of range.
+    #[error("the port must be a number from 1 to 65535")]
+    Port,
+    /// Another scheme than `http`.
+    #[error("expected host:port or http://host:port; no other scheme is spoken")]
+    Scheme,
+}
+
+impl ServerAddress {
+    /// The address as a URI, for the transport.
+    pub(super) fn uri(&self) -> Uri {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.0.clone());
+        parts.path_and_query = Some(PathAndQuery::from_static("/"));
+        Uri::from_parts(parts).expect("a scheme, an authority and a path make a URI")
+    }
+}
+
+impl FromStr for ServerAddress {
+    type Err = AddressError;
+
+    fn from_str(raw: &str) -> Result<Self, AddressError> {
+        let raw = raw.trim();
+        let rest = match raw.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+            Some(_) => return Err(AddressError::Scheme),
+            None => raw,
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let authority: Authority = rest.parse().map_err(|_| AddressError::Malformed)?;
+        let host = authority.host();
+        if host.is_empty()
+            || authority.as_str().contains('@')
+            || (host.contains(':') && !host.starts_with('['))
+        {
+            return Err(AddressError::Malformed);
+        }
+        let port = match &authority.as_str()[host.len()..] {
+            "" => DEFAULT_PORT,
+            port => port
+                .strip_prefix(':')
+                .ok_or(AddressError::Malformed)?
+                .parse()
+                .map_err(|_| AddressError::Port)?,
+        };
+        if port == 0 {
+            return Err(AddressError::Port);
+        }
+        let authority = format!("{host}:{port}");
+        authority.parse().map(Self).map_err(|_| AddressError::Malformed)
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.0.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(raw: &str) -> Result<String, AddressError> {
+        raw.parse::<ServerAddress>().map(|address| address.to_string())
+    }
+
+    #[test]
+    fn host_and_port_with_or_without_a_scheme() {
+        for (raw, address) in [
+            ("127.0.0.1:50052", "127.0.0.1:50052"),
+            ("http://chat.example:80/", "chat.example:80"),
+            ("HTTP://chat.example:80", "chat.example:80"),
+            ("localhost", "localhost:50052"),
+            ("[::1]:7", "[::1]:7"),
+            ("http://[::1]", "[::1]:50052"),
+        ] {
+            assert_eq!(read(raw).as_deref(), Ok(address), "{raw}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_address_says_what_would_be() {
+        for (raw, error) in [
+            ("", AddressError::Malformed),
+            (":50052", AddressError::Malformed),
+            ("::1", AddressError::Malformed),
+            ("ada@localhost:1", AddressError::Malformed),
+            ("localhost:1/chat", AddressError::Malformed),
+            ("two words:1", AddressError::Malformed),
+            ("localhost:", AddressError::Port),
+            ("localhost:0", AddressError::Port),
+            ("localhost:65536", AddressError::Port),
+            ("localhost:chat", AddressError::Port),
+            ("https://localhost:1", AddressError::Scheme),
+            ("unix:///run/chat", AddressError::Scheme),
+        ] {
+            let read = read(raw);
+            assert!(
+                read == Err(error) || read == Err(AddressError::Malformed),
+                "{raw}: {read:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_transport_gets_a_uri() {
+        let address: ServerAddress = "[::1]:7".parse().unwrap();
+        assert_eq!(address.uri().to_string(), "http://[::1]:7/");
+    }
+}

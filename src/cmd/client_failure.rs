@@ -1,0 +1,49 @@
+//! How an error of the client library ends a command.
+
+use super::Failure;
+use crate::client::{Error, escape};
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        // Part of it may be the server's words.
+        let line = escape::text(&error.to_string()).into_owned();
+        match error {
+            Error::Refused(_) => Self::Refused(line),
+            Error::Unreachable { .. }
+            | Error::NoAnswer { .. }
+            | Error::NotOffered { .. }
+            | Error::Unavailable { .. }
+            | Error::FellBehind { .. }
+            | Error::Lost(_)
+            | Error::Ended
+            | Error::Failed { .. }
+            | Error::Over => Self::Unavailable(line),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    #[test]
+    fn refusals_and_absences_have_their_own_codes() {
+        let refused = Error::from(Status::already_exists("somebody is called Ada"));
+        assert_eq!(
+            Failure::from(refused),
+            Failure::Refused("somebody is called Ada".into())
+        );
+        assert!(matches!(Failure::from(Error::Ended), Failure::Unavailable(_)));
+    }
+
+    #[test]
+    fn the_servers_words_are_escaped() {
+        let hostile = Error::from(Status::invalid_argument("\u{1b}[2J\nchitchat: all is well"));
+        assert_eq!(
+            Failure::from(hostile),
+            Failure::Refused(r"\u{1b}[2J\nchitchat: all is well".into())
+        );
+    }
+}
