@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md draws the whole; the modules here are its floors, and imports go downward only.
 
+pub mod bench;
 pub mod cmd;
 pub mod domain;
 pub mod proto;

@@ -1,5 +1,6 @@
 //! The command line: one file a command, and what they share.
 
+mod bench;
 mod failure;
 
 use std::ffi::OsString;
@@ -18,11 +19,18 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    BenchLimitServer(bench::LimitServer),
+}
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
-        match self {}
+        match self {
+            Self::Bench(command) => command.run(),
+            Self::BenchLimitServer(command) => command.run(),
+        }
     }
 }
 
