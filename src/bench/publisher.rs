@@ -119,7 +119,6 @@ impl Publisher {
                 }
             }
             _ if now >= end => Next::Finished,
-            _ if now < start => Next::Wait,
             Load::Window(size) if sent.wrapping_sub(self.returned.get()) >= size => Next::Wait,
             Load::Window(_) | Load::Flood => Next::Send(now),
         }

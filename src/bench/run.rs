@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_millis(300);
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 /// Draining ends after this even when it makes progress.
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
-/// Between telling the clients to start and the start.
+/// Between telling the clients to start and the first message of a timetable, so that no client begins late.
 const LEAD: Duration = Duration::from_millis(50);
 
 /// Carries a benchmark out and judges it.
@@ -230,7 +230,12 @@ impl Leader {
 
     /// Sends and drains. Gives what was measured from when to when, and the resources at both times.
     fn send(&mut self) -> Result<(u64, u64, Sample, Sample), BenchError> {
-        let start = self.shared.now() + nanoseconds(LEAD);
+        let lead = if matches!(self.plan.load, Load::Rate(_)) {
+            LEAD
+        } else {
+            Duration::ZERO
+        };
+        let start = self.shared.now() + nanoseconds(lead);
         let (begin, end) = match self.plan.until {
             Until::Elapsed { warmup, measured } => {
                 let begin = start + nanoseconds(warmup);
