@@ -72,7 +72,7 @@ impl Order {
 }
 
 /// A rolling hash over a stream and how long the stream is. Not cryptographic: it guards against faults, not malice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Digest {
     state: u64,
     messages: u64,

@@ -66,7 +66,7 @@ pub struct Report {
     pub faults: Faults,
     /// Sequence and Lamport time: all streams of the run.
     pub order: OrderFaults,
-    /// Clients whose stream differs from that of another client of their room.
+    /// Clients whose stream differs from the one that most clients of their room received.
     pub differing: u64,
     /// Messages that reached a client of another room.
     pub foreign: u64,
@@ -96,7 +96,7 @@ impl Report {
         let (mut faults, mut order) = (Faults::default(), OrderFaults::default());
         let (mut foreign, mut refused, mut refusal) = (0, 0, None);
         let (mut cut, mut reasons) = (0, Vec::new());
-        let (mut rooms, mut differing): (HashMap<usize, Digest>, u64) = (HashMap::new(), 0);
+        let mut rooms: HashMap<usize, HashMap<Digest, u64>> = HashMap::new();
         for found in findings {
             latency.merge(&found.latency)?;
             lag.merge(&found.lag)?;
@@ -111,8 +111,12 @@ impl Report {
                     if reasons.len() < MAX_REASONS && !reasons.contains(&reason) {
                         reasons.push(reason);
                     }
-                } else if *rooms.entry(client.room).or_insert(client.digest) != client.digest {
-                    differing += 1;
+                } else {
+                    *rooms
+                        .entry(client.room)
+                        .or_default()
+                        .entry(client.digest)
+                        .or_default() += 1;
                 }
             }
         }
@@ -130,7 +134,7 @@ impl Report {
             lag: matches!(plan.load, Load::Rate(_)).then_some(lag),
             faults,
             order,
-            differing,
+            differing: rooms.values().map(outnumbered).sum(),
             foreign,
             refused,
             refusal,
@@ -352,6 +356,12 @@ impl fmt::Display for Table<'_> {
         }
         Ok(())
     }
+}
+
+/// How many clients of a room did not receive what most of them received.
+fn outnumbered(streams: &HashMap<Digest, u64>) -> u64 {
+    let most = streams.values().max().copied().unwrap_or(0);
+    streams.values().sum::<u64>() - most
 }
 
 fn percentiles(latency: &Latency) -> String {
