@@ -2,7 +2,14 @@
 //!
 //! ARCHITECTURE.md draws the whole; the modules here are its floors, and imports go downward only.
 
+pub mod admin;
 pub mod bench;
 pub mod cmd;
+pub mod config;
 pub mod domain;
+pub mod hub;
+pub mod order;
 pub mod proto;
+pub mod rpc;
+pub mod shutdown;
+pub mod telemetry;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod failure;
+pub mod serve;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Args),
     Bench(bench::Bench),
     #[command(hide = true)]
     BenchLimitServer(bench::LimitServer),
@@ -28,6 +30,7 @@ enum Command {
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Self::Serve(args) => serve::run(args),
             Self::Bench(command) => command.run(),
             Self::BenchLimitServer(command) => command.run(),
         }

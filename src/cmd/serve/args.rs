@@ -1,0 +1,148 @@
+//! The flags of `chitchat serve`. Each is an environment variable too.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+
+use crate::config::Config;
+use crate::domain::Rules;
+use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
+use crate::hub::HubLimits;
+use crate::rpc::TransportLimits;
+use crate::telemetry::{LogFormat, LogOptions};
+
+/// Runs the server.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Where chat clients connect; port 0 takes a free one
+    #[arg(
+        long,
+        env = "CHITCHAT_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:50052",
+        help_heading = "Ports"
+    )]
+    listen: SocketAddr,
+
+    /// Where /livez, /readyz and /metrics are; port 0 takes a free one
+    #[arg(
+        long,
+        env = "CHITCHAT_ADMIN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:9464",
+        help_heading = "Ports"
+    )]
+    admin: SocketAddr,
+
+    /// The longest text, in characters
+    #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, help_heading = "Rooms")]
+    max_message_chars: usize,
+
+    /// How far a client's Lamport time may be ahead of its room's
+    #[arg(long, env = "CHITCHAT_MAX_CLOCK_AHEAD", value_name = "N", default_value_t = DEFAULT_MAX_CLOCK_AHEAD, help_heading = "Rooms")]
+    max_clock_ahead: i64,
+
+    /// How many may be in a room at a time
+    #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, help_heading = "Rooms")]
+    max_participants: usize,
+
+    /// How many rooms there may be
+    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubLimits::default().max_rooms, help_heading = "Rooms")]
+    max_rooms: usize,
+
+    /// Lets several participants of a room have the same name
+    #[arg(long, env = "CHITCHAT_ALLOW_DUPLICATE_NAMES", help_heading = "Rooms")]
+    allow_duplicate_names: bool,
+
+    /// How much a room keeps in memory for readers that are behind
+    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubLimits::default().feed_bytes, help_heading = "Rooms")]
+    feed_bytes: usize,
+
+    /// How many connections there may be [default: as many as the limit of open files allows, at most 100000]
+    #[arg(
+        long,
+        env = "CHITCHAT_MAX_CONNECTIONS",
+        value_name = "N",
+        help_heading = "Connections"
+    )]
+    max_connections: Option<usize>,
+
+    /// How many streams a connection may have open
+    #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, help_heading = "Connections")]
+    max_streams_per_connection: u32,
+
+    /// How long a connection may be silent before it is asked for a sign of life
+    #[arg(long, env = "CHITCHAT_KEEPALIVE_INTERVAL", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "20s", help_heading = "Connections")]
+    keepalive_interval: Duration,
+
+    /// How long the sign of life may take before the connection counts as lost
+    #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "20s", help_heading = "Connections")]
+    keepalive_timeout: Duration,
+
+    /// How long the server may take to end after SIGTERM
+    #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "8s", help_heading = "Process")]
+    drain_timeout: Duration,
+
+    /// How many threads serve [default: one a core]
+    #[arg(
+        long,
+        env = "CHITCHAT_WORKER_THREADS",
+        value_name = "N",
+        help_heading = "Process"
+    )]
+    pub(super) worker_threads: Option<NonZeroUsize>,
+
+    /// What is logged: a level (error, warn, info, debug, trace), or target=level pairs
+    #[arg(
+        long,
+        env = "CHITCHAT_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        help_heading = "Process"
+    )]
+    log: String,
+
+    /// How log lines look
+    #[arg(
+        long,
+        env = "CHITCHAT_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "auto",
+        help_heading = "Process"
+    )]
+    log_format: LogFormat,
+}
+
+impl Args {
+    /// The configuration, on a system that allows so many connections.
+    pub(super) fn into_config(self, connections_possible: usize) -> Config {
+        Config {
+            listen: self.listen,
+            admin: self.admin,
+            rules: Rules {
+                max_message_chars: self.max_message_chars,
+                max_clock_ahead: self.max_clock_ahead,
+                max_participants: self.max_participants,
+                allow_duplicate_names: self.allow_duplicate_names,
+            },
+            hub: HubLimits {
+                max_rooms: self.max_rooms,
+                feed_bytes: self.feed_bytes,
+            },
+            transport: TransportLimits {
+                max_connections: self.max_connections.unwrap_or(connections_possible),
+                max_streams_per_connection: self.max_streams_per_connection,
+                keepalive_interval: self.keepalive_interval,
+                keepalive_timeout: self.keepalive_timeout,
+                ..TransportLimits::default()
+            },
+            drain_timeout: self.drain_timeout,
+            logs: LogOptions {
+                format: self.log_format,
+                filter: self.log,
+            },
+        }
+    }
+}

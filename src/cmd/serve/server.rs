@@ -1,0 +1,172 @@
+//! The whole server, wired: the only place where everything meets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tracing::{info, warn};
+
+use crate::admin::{Admin, Readiness};
+use crate::cmd::Failure;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::proto::DESCRIPTOR_SET;
+use crate::proto::chat_service_server::ChatServiceServer;
+use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
+use crate::telemetry::{Metrics, Report};
+
+/// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
+/// spread so that they do not all come at once.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// A server whose ports are bound.
+pub struct Server {
+    config: Config,
+    hub: Arc<Hub>,
+    listener: Listener,
+    admin: Admin,
+    readiness: Readiness,
+    report: Report,
+    listen: SocketAddr,
+    admin_at: SocketAddr,
+}
+
+impl Server {
+    /// Binds the ports. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When a port cannot be bound.
+    pub async fn bind(config: Config) -> Result<Self, Failure> {
+        let metrics = Arc::new(Metrics::new(config.transport.max_connections));
+        let report = Report::new(Arc::clone(&metrics));
+        let hub = Hub::new(config.rules, config.hub, Arc::new(report.clone()));
+        let readiness = Readiness::default();
+        let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
+            .await
+            .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
+        let admin = Admin::bind(config.admin, readiness.clone(), metrics)
+            .await
+            .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
+        let listen = listener
+            .local_addr()
+            .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
+        let admin_at = admin
+            .local_addr()
+            .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
+        Ok(Self {
+            config,
+            hub,
+            listener,
+            admin,
+            readiness,
+            report,
+            listen,
+            admin_at,
+        })
+    }
+
+    /// Where chat clients connect.
+    #[must_use]
+    pub const fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Where the admin port is.
+    #[must_use]
+    pub const fn admin(&self) -> SocketAddr {
+        self.admin_at
+    }
+
+    /// Serves until `shutdown` is ready (with its cause, for the log), then drains, and returns before the drain's
+    /// deadline.
+    pub async fn run(self, shutdown: impl Future<Output = &'static str>) {
+        let Self {
+            config,
+            hub,
+            listener,
+            admin,
+            readiness,
+            report,
+            listen,
+            admin_at,
+        } = self;
+        let (draining, cut, end) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
+        let (health, health_service) = tonic_health::server::health_reporter();
+        // It begins as serving, which it is not yet.
+        set_health(&health, ServingStatus::NotServing).await;
+
+        let chat = ChatServiceServer::new(Calls);
+        let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), Arc::new(report));
+        let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
+        let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
+        let administering = tokio::spawn(admin.serve(end.clone()));
+
+        set_health(&health, ServingStatus::Serving).await;
+        readiness.set(true);
+        info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
+
+        let cause = shutdown.await;
+        let deadline = Instant::now() + config.drain_timeout;
+        info!(event = "draining", cause, timeout = ?config.drain_timeout, "draining");
+        readiness.set(false);
+        set_health(&health, ServingStatus::NotServing).await;
+        draining.cancel();
+        let drained = timeout_at(deadline, async {
+            hub.drain(RECONNECT_AFTER).await;
+            // Whoever watches the health knows by now; the watch would hold its connection open.
+            for service in ["", CHAT_SERVICE] {
+                health.clone().clear_service_status(service).await;
+            }
+            serving.await
+        })
+        .await;
+        if drained.is_err() {
+            warn!(event = "cut", "cutting what has not ended in time");
+        }
+        cut.cancel();
+        end.cancel();
+        // It was cancelled in the line before.
+        administering.await.ok();
+        info!(event = "ended", "ended");
+    }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", CHAT_SERVICE] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Adds server reflection, in both versions that tools ask for.
+fn reflection(routes: Routes) -> Routes {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),
+        // The descriptors are this build's own; a test asks for them.
+        (Err(error), _) | (_, Err(error)) => {
+            warn!(event = "no_reflection", %error, "serving without reflection");
+            routes
+        }
+    }
+}
+
+fn cannot_bind(flag: &str, address: SocketAddr, error: &io::Error) -> Failure {
+    Failure::Unavailable(format!(
+        "cannot bind {flag} {address}: {error}; choose another address, or port 0"
+    ))
+}

@@ -1,0 +1,54 @@
+//! The name a client gives a message, so that it can be sent again without being said twice.
+
+use std::fmt;
+
+use super::limits::MAX_MESSAGE_ID_LEN;
+
+/// A message's id: 1 to 64 visible ASCII characters, unique in its room.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(Box<str>);
+
+/// Why something is not a message id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Message id is not valid. It has 1 to {MAX_MESSAGE_ID_LEN} visible ASCII characters.")]
+pub struct MessageIdError;
+
+impl MessageId {
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<&str> for MessageId {
+    type Error = MessageIdError;
+
+    fn try_from(raw: &str) -> Result<Self, MessageIdError> {
+        let fits = (1..=MAX_MESSAGE_ID_LEN).contains(&raw.len()) && raw.bytes().all(|b| b.is_ascii_graphic());
+        if fits {
+            Ok(Self(raw.into()))
+        } else {
+            Err(MessageIdError)
+        }
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_short_and_visible() {
+        assert!(MessageId::try_from("0b0e7f1c-6a43-4f4e-9e5f-1f1b8d1f0a11").is_ok());
+        for wrong in ["", " ", "a b", "é", "a\n", &"x".repeat(65)] {
+            assert_eq!(MessageId::try_from(wrong), Err(MessageIdError), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! When two names are the same to the eye.
+
+use unicode_security::skeleton;
+
+use super::name::Name;
+
+/// What a name looks like: two names that share a key are taken for the same.
+///
+/// The skeleton of Unicode Technical Standard 39 folds look-alikes (Cyrillic `а`, digit `0`), and it is taken twice:
+/// of the name as written (where a capital `I` looks like a small `l`) and of the name in lower case (where `ADA` is
+/// `ada`). Runs of white space count as one space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NameKeys {
+    pub(super) as_written: Box<str>,
+    pub(super) in_lower_case: Box<str>,
+}
+
+impl NameKeys {
+    pub(super) fn of(name: &Name) -> Self {
+        Self {
+            as_written: look(name.as_str()),
+            in_lower_case: look(&name.as_str().to_lowercase()),
+        }
+    }
+}
+
+fn look(name: &str) -> Box<str> {
+    let seen: String = skeleton(name).collect::<String>().to_lowercase();
+    seen.split_whitespace().collect::<Vec<_>>().join(" ").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alike(a: &str, b: &str) -> bool {
+        let (a, b) = (
+            NameKeys::of(&Name::try_from(a).unwrap()),
+            NameKeys::of(&Name::try_from(b).unwrap()),
+        );
+        [&b.as_written, &b.in_lower_case]
+            .iter()
+            .any(|key| **key == a.as_written || **key == a.in_lower_case)
+    }
+
+    #[test]
+    fn case_and_look_alikes_are_folded() {
+        for (a, b) in [
+            ("Ada", "ADA"),
+            ("Ada", "Аdа"),    // Cyrillic
+            ("Ada", "Ａｄａ"), // full width
+            ("Ian", "lan"),
+            ("b0b", "bob"),
+            ("É", "E\u{301}"),
+            ("Ada L", "Ada\u{a0}  L"),
+        ] {
+            assert!(alike(a, b), "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn different_names_stay_different() {
+        for (a, b) in [
+            ("Ada", "Aida"),
+            ("bot-1", "bot-2"),
+            ("client10", "client11"),
+            ("山田", "山口"),
+            ("é", "e"),
+        ] {
+            assert!(!alike(a, b), "{a} and {b}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Who is in a room.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::limits::FIRST_ASSIGNED_ID;
+use super::name_key::NameKeys;
+use super::{LamportTime, Name, ParticipantId};
+
+/// Somebody who is in a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Participant {
+    /// The name.
+    pub name: Name,
+    /// The Lamport time of the JOIN.
+    pub joined: LamportTime,
+}
+
+/// Who is in a room: by id, and by what their names look like.
+#[derive(Debug, Clone)]
+pub(super) struct Roster {
+    by_id: BTreeMap<ParticipantId, Participant>,
+    /// How many participants have a name of this look: more than one only where duplicate names are allowed, or where
+    /// one name has the look twice.
+    looks: HashMap<Box<str>, usize>,
+    next_id: i32,
+}
+
+impl Roster {
+    pub(super) fn new() -> Self {
+        Self {
+            by_id: BTreeMap::new(),
+            looks: HashMap::new(),
+            next_id: FIRST_ASSIGNED_ID,
+        }
+    }
+
+    pub(super) const fn participants(&self) -> &BTreeMap<ParticipantId, Participant> {
+        &self.by_id
+    }
+
+    pub(super) fn get(&self, id: ParticipantId) -> Option<&Participant> {
+        self.by_id.get(&id)
+    }
+
+    /// Whether somebody has this name or one that looks like it.
+    pub(super) fn has_look_of(&self, name: &Name) -> bool {
+        let keys = NameKeys::of(name);
+        self.looks.contains_key(&keys.as_written) || self.looks.contains_key(&keys.in_lower_case)
+    }
+
+    /// An id that nobody in the room has. Ids are given once, as long as there are new ones, so that an old event's
+    /// sender is not mistaken for somebody who came later.
+    pub(super) fn vacant_id(&mut self) -> ParticipantId {
+        // Ends: a room has fewer participants than there are ids.
+        loop {
+            let candidate = ParticipantId::chosen(self.next_id);
+            self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
+            if let Some(id) = candidate
+                && !self.by_id.contains_key(&id)
+            {
+                return id;
+            }
+        }
+    }
+
+    pub(super) fn enter(&mut self, id: ParticipantId, participant: Participant) {
+        let keys = NameKeys::of(&participant.name);
+        for key in [keys.as_written, keys.in_lower_case] {
+            *self.looks.entry(key).or_default() += 1;
+        }
+        self.by_id.insert(id, participant);
+    }
+
+    pub(super) fn leave(&mut self, id: ParticipantId) -> Option<Participant> {
+        let participant = self.by_id.remove(&id)?;
+        let keys = NameKeys::of(&participant.name);
+        for key in [keys.as_written, keys.in_lower_case] {
+            if let Some(count) = self.looks.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.looks.remove(&key);
+                }
+            }
+        }
+        Some(participant)
+    }
+}

@@ -1,0 +1,94 @@
+//! Where a message belongs in a distributed trace: carried from the sender to the receivers, never interpreted here.
+
+use super::limits::{MAX_TRACEPARENT_LEN, MAX_TRACESTATE_LEN};
+
+/// A W3C trace context (<https://www.w3.org/TR/trace-context/>) of version 00, well-formed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    traceparent: Box<str>,
+    tracestate: Box<str>,
+}
+
+impl TraceContext {
+    /// Takes a client's two fields; none when there is no `traceparent` or it is malformed: the recommendation says to
+    /// go on without a trace then, since a broken tracer must not break a conversation. A `tracestate` that is too long
+    /// or not ASCII is dropped by itself.
+    #[must_use]
+    pub fn parse(traceparent: &str, tracestate: &str) -> Option<Self> {
+        if !is_traceparent(traceparent) {
+            return None;
+        }
+        let kept = tracestate.len() <= MAX_TRACESTATE_LEN
+            && tracestate
+                .bytes()
+                .all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
+        Some(Self {
+            traceparent: traceparent.into(),
+            tracestate: if kept { tracestate.into() } else { "".into() },
+        })
+    }
+
+    /// The `traceparent` field.
+    #[must_use]
+    pub fn traceparent(&self) -> &str {
+        &self.traceparent
+    }
+
+    /// The `tracestate` field; may be empty.
+    #[must_use]
+    pub fn tracestate(&self) -> &str {
+        &self.tracestate
+    }
+}
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`, lower case, neither id all zeros.
+fn is_traceparent(raw: &str) -> bool {
+    let lower_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if raw.len() != MAX_TRACEPARENT_LEN {
+        return false;
+    }
+    let mut parts = raw.split('-');
+    let (Some("00"), Some(trace), Some(span), Some(flags), None) = (
+        parts.next(),
+        parts.next(),
+        parts.next(),
+        parts.next(),
+        parts.next(),
+    ) else {
+        return false;
+    };
+    let id = |part: &str, len: usize| part.len() == len && lower_hex(part) && part.bytes().any(|b| b != b'0');
+    id(trace, 32) && id(span, 16) && flags.len() == 2 && lower_hex(flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_well_formed_context_is_carried() {
+        let context = TraceContext::parse(PARENT, "vendor=1").unwrap();
+        assert_eq!(
+            (context.traceparent(), context.tracestate()),
+            (PARENT, "vendor=1")
+        );
+    }
+
+    #[test]
+    fn a_malformed_one_is_dropped() {
+        for wrong in [
+            "",
+            "00",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319cb7ad6b7169203331--01",
+        ] {
+            assert_eq!(TraceContext::parse(wrong, "a=b"), None, "{wrong}");
+        }
+        assert_eq!(TraceContext::parse(PARENT, "a=\u{e9}").unwrap().tracestate(), "");
+    }
+}

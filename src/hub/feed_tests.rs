@@ -1,0 +1,246 @@
+//! The feed against a model in which every cursor has a list of its own.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::{EventKind, LamportTime, Refusal};
+
+const CAPACITY: usize = 200;
+
+#[derive(Default)]
+struct Counts {
+    delivered: AtomicU64,
+    completed: AtomicU64,
+    behind: AtomicI64,
+}
+
+impl Observer for Counts {
+    fn broadcast(&self, _: &EventKind, _: LamportTime) {}
+    fn refused(&self, _: &Refusal) {}
+    fn delivered(&self, events: u32, _: Duration) {
+        self.delivered.fetch_add(events.into(), Ordering::Relaxed);
+    }
+    fn completed(&self, events: u32, _: Duration) {
+        self.completed.fetch_add(events.into(), Ordering::Relaxed);
+    }
+    fn connected(&self, _: bool) {}
+    fn room(&self, _: bool) {}
+    fn behind(&self, behind: bool) {
+        self.behind
+            .fetch_add(if behind { 1 } else { -1 }, Ordering::Relaxed);
+    }
+}
+
+fn cx() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+fn publish(feed: &Arc<Feed>, bytes: &'static [u8]) {
+    let mut woken = Vec::new();
+    feed.publish(Bytes::from_static(bytes), &mut woken)
+        .run(bytes.len(), 1, Instant::now());
+}
+
+fn enter(feed: &Arc<Feed>) -> Cursor {
+    feed.publish(Bytes::new(), &mut Vec::new()).enter()
+}
+
+fn events(piece: Poll<Piece>) -> Bytes {
+    match piece {
+        Poll::Ready(Piece::Events(bytes)) => bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn all_that_is_there_comes_in_one_piece() {
+    let feed = Feed::new(CAPACITY, Arc::new(Counts::default()));
+    let mut cursor = enter(&feed);
+    for bytes in [b"one ", b"two ", b"more"] {
+        publish(&feed, bytes);
+    }
+    assert_eq!(events(cursor.poll_next(&cx())), "one two more");
+    assert_eq!(cursor.poll_next(&cx()), Poll::Pending);
+    publish(&feed, b"last");
+    assert_eq!(events(cursor.poll_next(&cx())), "last");
+}
+
+#[test]
+fn who_keeps_up_shares_the_memory_of_the_batch() {
+    let feed = Feed::new(CAPACITY, Arc::new(Counts::default()));
+    let (mut one, mut other) = (enter(&feed), enter(&feed));
+    publish(&feed, b"shared");
+    assert_eq!(
+        events(one.poll_next(&cx())).as_ptr(),
+        events(other.poll_next(&cx())).as_ptr()
+    );
+    assert!(feed.lock().pieces.is_empty(), "what everybody has read is let go");
+}
+
+#[test]
+fn a_cursor_is_parked_once_however_often_it_is_polled() {
+    let feed = Feed::new(CAPACITY, Arc::new(Counts::default()));
+    let (mut one, mut other) = (enter(&feed), enter(&feed));
+    for _ in 0..5 {
+        assert_eq!(one.poll_next(&cx()), Poll::Pending);
+        assert_eq!(other.poll_next(&cx()), Poll::Pending);
+    }
+    assert_eq!(feed.lock().parked.len(), 2);
+    drop(one);
+    assert_eq!(feed.lock().parked.len(), 1);
+    publish(&feed, b"x");
+    assert_eq!(feed.lock().parked.len(), 0);
+    assert_eq!(events(other.poll_next(&cx())), "x");
+}
+
+#[test]
+fn who_falls_behind_is_told_and_holds_no_memory() {
+    let counts = Arc::new(Counts::default());
+    let feed = Feed::new(CAPACITY, Arc::clone(&counts) as Arc<dyn Observer>);
+    let (mut slow, mut fast) = (enter(&feed), enter(&feed));
+    for _ in 0..1_000 {
+        publish(&feed, b"0123456789");
+        assert_eq!(events(fast.poll_next(&cx())), "0123456789");
+        let state = feed.lock();
+        assert!(state.pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>() <= 2 * CAPACITY);
+    }
+    assert_eq!(slow.poll_next(&cx()), Poll::Ready(Piece::FellBehind));
+    assert_eq!(slow.poll_next(&cx()), Poll::Ready(Piece::FellBehind));
+    assert_eq!(counts.behind.load(Ordering::Relaxed), 1);
+    drop(slow);
+    assert_eq!(counts.behind.load(Ordering::Relaxed), 0);
+    assert_eq!(
+        counts.completed.load(Ordering::Relaxed),
+        1_000 - feed.lock().runs.len() as u64
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Publish(Vec<Step>),
+    Read(usize),
+    Drop(usize),
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Run(u8),
+    Enter,
+    Notify(usize),
+    End(usize),
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let step = prop_oneof![
+        4 => (1..20_u8).prop_map(Step::Run),
+        2 => Just(Step::Enter),
+        1 => (0..6_usize).prop_map(Step::Notify),
+        1 => (0..6_usize).prop_map(Step::End),
+    ];
+    let action = prop_oneof![
+        4 => prop::collection::vec(step, 0..6).prop_map(Action::Publish),
+        8 => (0..6_usize).prop_map(Action::Read),
+        1 => (0..6_usize).prop_map(Action::Drop),
+    ];
+    prop::collection::vec(action, 0..80)
+}
+
+/// What one cursor must yield yet.
+#[derive(Default)]
+struct Expected {
+    items: VecDeque<Item>,
+    ended: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Item {
+    Event(u8),
+    Notice(u8),
+}
+
+proptest! {
+    #[test]
+    fn each_cursor_yields_what_a_list_of_its_own_would(actions in actions()) {
+        // Large enough that nobody falls behind here.
+        let counts = Arc::new(Counts::default());
+        let feed = Feed::new(1 << 20, Arc::clone(&counts) as Arc<dyn Observer>);
+        let mut readers: Vec<(Cursor, Expected)> = Vec::new();
+        let mut next = 0_u8;
+        let mut delivered = 0;
+        for action in actions {
+            match action {
+                Action::Publish(steps) => {
+                    // An event is one byte here.
+                    let count: usize = steps.iter().map(|step| if let Step::Run(n) = step { usize::from(*n) } else { 0 }).sum();
+                    let first = next;
+                    let bytes: Vec<u8> = (0..count).map(|i| first.wrapping_add(i.to_le_bytes()[0])).collect();
+                    let mut woken = Vec::new();
+                    let mut entered = Vec::new();
+                    let mut publication = feed.publish(Bytes::from(bytes), &mut woken);
+                    for step in steps {
+                        match step {
+                            Step::Run(n) => {
+                                publication.run(n.into(), n.into(), Instant::now());
+                                for _ in 0..n {
+                                    let all = readers.iter_mut().chain(&mut entered);
+                                    for (_, expected) in all.filter(|(_, expected)| !expected.ended) {
+                                        expected.items.push_back(Item::Event(next));
+                                    }
+                                    next = next.wrapping_add(1);
+                                }
+                            }
+                            Step::Enter => entered.push((publication.enter(), Expected::default())),
+                            Step::Notify(index) => {
+                                if let Some((cursor, expected)) = readers.get_mut(index)
+                                    && !expected.ended
+                                {
+                                    publication.notify(cursor.key(), Bytes::copy_from_slice(&[next]));
+                                    expected.items.push_back(Item::Notice(next));
+                                }
+                            }
+                            Step::End(index) => {
+                                if let Some((cursor, expected)) = readers.get_mut(index) {
+                                    publication.end(cursor.key(), End::Left);
+                                    expected.ended = true;
+                                }
+                            }
+                        }
+                    }
+                    drop(publication);
+                    readers.extend(entered);
+                }
+                Action::Read(index) => {
+                    if let Some((cursor, expected)) = readers.get_mut(index) {
+                        match cursor.poll_next(&cx()) {
+                            Poll::Ready(Piece::Events(bytes)) => {
+                                for byte in bytes {
+                                    prop_assert_eq!(expected.items.pop_front(), Some(Item::Event(byte)));
+                                    delivered += 1;
+                                }
+                            }
+                            Poll::Ready(Piece::Notice(bytes)) => {
+                                prop_assert_eq!(expected.items.pop_front(), Some(Item::Notice(bytes[0])));
+                            }
+                            Poll::Ready(Piece::End(_)) => prop_assert!(expected.ended && expected.items.is_empty()),
+                            Poll::Ready(Piece::FellBehind) => prop_assert!(false, "nothing was let go"),
+                            Poll::Pending => prop_assert!(!expected.ended && expected.items.is_empty()),
+                        }
+                    }
+                }
+                Action::Drop(index) => {
+                    if index < readers.len() {
+                        readers.swap_remove(index);
+                    }
+                }
+            }
+            let state = feed.lock();
+            prop_assert_eq!(counts.delivered.load(Ordering::Relaxed), delivered);
+            prop_assert_eq!(state.at_end + state.runs.iter().map(|run| run.waiting).sum::<usize>(), readers.len());
+            prop_assert!(state.runs.front().is_none_or(|run| run.waiting > 0));
+            prop_assert_eq!(state.pieces.is_empty(), state.runs.is_empty());
+        }
+    }
+}

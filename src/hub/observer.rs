@@ -1,0 +1,39 @@
+//! What the hub tells of itself: one small interface, so that logic is not cluttered by telemetry and telemetry can be
+//! anything.
+
+use std::time::Duration;
+
+use crate::domain::{EventKind, LamportTime, Refusal};
+
+/// Listens to what happens in the rooms. The calls come from hot paths, some of them under a room's lock: they must be
+/// cheap and must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// An event was accepted and handed to the feed.
+    fn broadcast(&self, kind: &EventKind, time: LamportTime);
+    /// A command was refused.
+    fn refused(&self, refusal: &Refusal);
+    /// `events` that were decoded `latency` ago were handed to one subscriber's transport.
+    fn delivered(&self, events: u32, latency: Duration);
+    /// `events` that were decoded `latency` ago were handed to the last live subscriber's transport.
+    fn completed(&self, events: u32, latency: Duration);
+    /// A participant is in a room and its stream is open (`true`), or its stream has ended (`false`).
+    fn connected(&self, connected: bool);
+    /// A room was created (`true`) or let go (`false`).
+    fn room(&self, exists: bool);
+    /// A subscriber fell behind what its feed keeps (`true`), or such a subscriber has ended (`false`).
+    fn behind(&self, behind: bool);
+}
+
+/// Hears nothing: for tests and tools.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn broadcast(&self, _: &EventKind, _: LamportTime) {}
+    fn refused(&self, _: &Refusal) {}
+    fn delivered(&self, _: u32, _: Duration) {}
+    fn completed(&self, _: u32, _: Duration) {}
+    fn connected(&self, _: bool) {}
+    fn room(&self, _: bool) {}
+    fn behind(&self, _: bool) {}
+}

@@ -1,0 +1,249 @@
+//! The response body of a Chat call: the whole conversation with one client, as a state machine that the transport
+//! polls whenever the client has room for more.
+//!
+//! The body reads the client's side too, so a stream costs no task of its own, and a client that does not read is not
+//! read from: the transport does not poll the body while the client's flow-control window is shut.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Status, Streaming};
+
+use super::admission::Admission;
+use super::observer::{EventKindReceived, Observer, StreamEnd, Visitor};
+use super::reason::Reason;
+use super::session::{Ended, Output, Session};
+use super::status::StreamError;
+use crate::hub::{Hub, JoinError, Joining};
+use crate::proto::{EventType, JoinMsgLeave};
+
+/// How long a stream may take to say who it is. A person may be typing a name meanwhile.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a client is asked to wait when the server drains before it has joined.
+const KNOCKING_RETRY: Duration = Duration::from_secs(1);
+
+/// The response body of a Chat call.
+pub(super) struct ChatBody {
+    hub: Arc<Hub>,
+    inbound: Streaming<JoinMsgLeave>,
+    phase: Phase,
+    tally: Tally,
+}
+
+enum Phase {
+    /// Nobody yet: the JOIN is awaited.
+    Knocking(Box<Knocking>),
+    /// A JOIN is on its way through the room.
+    Joining { joining: Box<Joining>, is_newer: bool },
+    /// A participant.
+    Session(Box<Session>),
+    /// The status is left to be sent, perhaps after a last message.
+    Ending {
+        farewell: Option<Bytes>,
+        status: Box<Status>,
+    },
+    /// Nothing is left.
+    Done,
+}
+
+struct Knocking {
+    timeout: Pin<Box<Sleep>>,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// Counts a stream from its beginning to its end, however it ends.
+struct Tally {
+    observer: Arc<dyn Observer>,
+    visitor: Option<Visitor>,
+    end: StreamEnd,
+    detail: String,
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.observer
+            .stream_ended(self.end, self.visitor.as_ref(), &self.detail);
+    }
+}
+
+impl ChatBody {
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        inbound: Streaming<JoinMsgLeave>,
+        draining: CancellationToken,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        observer.stream_started();
+        let knocking = Knocking {
+            timeout: Box::pin(tokio::time::sleep(JOIN_TIMEOUT)),
+            draining: Box::pin(draining.cancelled_owned()),
+        };
+        let tally = Tally {
+            observer,
+            visitor: None,
+            end: StreamEnd::Lost,
+            detail: String::new(),
+        };
+        Self {
+            hub,
+            inbound,
+            phase: Phase::Knocking(Box::new(knocking)),
+            tally,
+        }
+    }
+
+    fn end(&mut self, ended: Ended) {
+        let Ended {
+            end,
+            status,
+            farewell,
+        } = ended;
+        self.tally.end = end;
+        self.tally.detail = status.message().to_owned();
+        self.phase = Phase::Ending {
+            farewell,
+            status: Box::new(status),
+        };
+    }
+
+    fn refuse(&mut self, error: &StreamError) {
+        let end = match error {
+            StreamError::Draining(_) => StreamEnd::Drain,
+            _ => StreamEnd::Refused,
+        };
+        self.end(Ended {
+            end,
+            status: error.status().0,
+            farewell: None,
+        });
+    }
+
+    fn poll_knocking(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Phase::Knocking(knocking) = &mut self.phase else {
+            return Poll::Ready(());
+        };
+        if knocking.draining.as_mut().poll(cx).is_ready() {
+            self.refuse(&StreamError::Draining(KNOCKING_RETRY));
+            return Poll::Ready(());
+        }
+        if knocking.timeout.as_mut().poll(cx).is_ready() {
+            self.refuse(&StreamError::JoinTimeout(JOIN_TIMEOUT));
+            return Poll::Ready(());
+        }
+        let received = ready!(Pin::new(&mut self.inbound).poll_next(cx));
+        let admission = match received {
+            Some(Ok(message)) if message.r#type == EventType::Join as i32 => {
+                self.tally.observer.received(EventKindReceived::Join);
+                Admission::try_from(message)
+            }
+            Some(Ok(message)) => Err(match EventType::try_from(message.r#type) {
+                Ok(_) => StreamError::NotJoin,
+                Err(_) => StreamError::UnknownType(message.r#type),
+            }),
+            Some(Err(status)) => {
+                self.tally.observer.rejected(Reason::Undecodable);
+                self.end(Ended {
+                    end: StreamEnd::Refused,
+                    status,
+                    farewell: None,
+                });
+                return Poll::Ready(());
+            }
+            None => Err(StreamError::NoJoin),
+        };
+        match admission {
+            Ok(Admission { room, join, is_newer }) => {
+                let joining = Box::new(self.hub.join(room, join, Instant::now()));
+                self.phase = Phase::Joining { joining, is_newer };
+            }
+            Err(error) => {
+                self.tally.observer.rejected(error.reason());
+                self.refuse(&error);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_joining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Phase::Joining { joining, is_newer } = &mut self.phase else {
+            return Poll::Ready(());
+        };
+        match ready!(Pin::new(&mut **joining).poll(cx)) {
+            Ok(member) => {
+                let session = Session::new(member, *self.hub.rules(), *is_newer);
+                let entry = session.member().entry();
+                let visitor = Visitor {
+                    room: session.member().room().to_string(),
+                    participant: entry.participant.get(),
+                    name: entry.name.to_string(),
+                };
+                self.tally.observer.joined(&visitor);
+                self.tally.visitor = Some(visitor);
+                self.phase = Phase::Session(Box::new(session));
+            }
+            Err(error) => {
+                let error = match error {
+                    JoinError::Draining => StreamError::Draining(KNOCKING_RETRY),
+                    error => StreamError::Join(error),
+                };
+                // What the room refused, the room has told.
+                if !matches!(error, StreamError::Join(JoinError::Refused(_))) {
+                    self.tally.observer.rejected(error.reason());
+                }
+                self.refuse(&error);
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Body for ChatBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        loop {
+            match &mut this.phase {
+                Phase::Knocking(_) => ready!(this.poll_knocking(cx)),
+                Phase::Joining { .. } => ready!(this.poll_joining(cx)),
+                Phase::Session(session) => {
+                    match ready!(session.poll_next(cx, &mut this.inbound, &*this.tally.observer)) {
+                        Output::Data(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                        Output::Ended(ended) => this.end(ended),
+                    }
+                }
+                Phase::Ending {
+                    farewell: farewell @ Some(_),
+                    ..
+                } => {
+                    return Poll::Ready(farewell.take().map(|bytes| Ok(Frame::data(bytes))));
+                }
+                Phase::Ending { status, .. } => {
+                    let mut trailers = HeaderMap::with_capacity(3);
+                    let written = status.add_header(&mut trailers);
+                    this.phase = Phase::Done;
+                    return Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))));
+                }
+                Phase::Done => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// True only when all was sent: a body that says so at its creation would be replaced by an empty one.
+    fn is_end_stream(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+}

@@ -1,0 +1,110 @@
+//! The Chat call itself. It stands before the generated service, because its response is not a stream of messages that
+//! would each be encoded for each client, but a body of bytes that are encoded already.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::Either;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::codec::BufferSettings;
+use tonic::server::NamedService;
+use tonic::{Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+use super::body::ChatBody;
+use super::observer::Observer;
+use crate::hub::Hub;
+use crate::proto::{JoinMsgLeave, ServerMessage};
+
+const CHAT_PATH: &str = "/itu.chitchat.ChatService/Chat";
+
+/// The decoder's buffer grows by steps of this. Most messages are short, and every stream has such a buffer.
+const DECODE_BUFFER: usize = 1024;
+
+/// Bytes of a message besides its text: names, ids, tokens, trace context.
+const ENVELOPE: usize = 4 * 1024;
+
+/// Texts at least this long are refused by a notice, and the stream goes on, however low the limit is set. Longer ones
+/// end the stream before they take up memory.
+const MIN_DECODE_LIMIT: usize = 64 * 1024;
+
+/// Answers Chat, and hands the service's other calls to `S`.
+#[derive(Clone)]
+pub struct ChatRoute<S> {
+    calls: S,
+    hub: Arc<Hub>,
+    draining: CancellationToken,
+    observer: Arc<dyn Observer>,
+}
+
+impl<S> ChatRoute<S> {
+    /// Serves Chat from `hub`, and the other calls from `calls`. Streams that have not joined end when `draining` is
+    /// cancelled.
+    pub fn new(calls: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
+        Self {
+            calls,
+            hub,
+            draining,
+            observer,
+        }
+    }
+
+    fn chat(&self, request: Request<Body>) -> Response<Body> {
+        if let Some(encoding) = request.headers().get("grpc-encoding")
+            && encoding != "identity"
+        {
+            let mut response = Status::unimplemented("messages are taken uncompressed only").into_http();
+            response
+                .headers_mut()
+                .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+            return response;
+        }
+        // A character has at most four bytes.
+        let limit = (4 * self.hub.rules().max_message_chars + ENVELOPE).max(MIN_DECODE_LIMIT);
+        let decoder =
+            ProstCodec::<ServerMessage, JoinMsgLeave>::raw_decoder(BufferSettings::new(DECODE_BUFFER, 0));
+        let inbound = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
+        let body = ChatBody::new(
+            Arc::clone(&self.hub),
+            inbound,
+            self.draining.clone(),
+            Arc::clone(&self.observer),
+        );
+        let mut response = Response::new(Body::new(body));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+impl<S> Service<Request<Body>> for ChatRoute<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<Ready<Result<Response<Body>, Infallible>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.calls.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path() == CHAT_PATH {
+            Either::Left(ready(Ok(self.chat(request))))
+        } else {
+            Either::Right(self.calls.call(request))
+        }
+    }
+}
+
+impl<S: NamedService> NamedService for ChatRoute<S> {
+    const NAME: &'static str = S::NAME;
+}

@@ -1,0 +1,23 @@
+//! The services on the wire: a bounded transport, thin methods, one table from errors to gRPC status.
+
+mod admission;
+mod body;
+mod calls;
+mod chat_route;
+mod connection;
+mod listener;
+mod observer;
+mod reason;
+mod rewound;
+mod session;
+mod status;
+
+pub use calls::Calls;
+pub use chat_route::ChatRoute;
+pub use connection::TransportLimits;
+pub use listener::Listener;
+pub use observer::{EventKindReceived, Observer, StreamEnd, Unobserved, Visitor};
+pub use reason::{Fault, Reason};
+
+/// The fully qualified name of the chat service.
+pub const CHAT_SERVICE: &str = "itu.chitchat.ChatService";

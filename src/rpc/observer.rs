@@ -1,0 +1,108 @@
+//! What the transport tells of itself, beside what the hub tells: see [`crate::hub::Observer`].
+
+use std::net::SocketAddr;
+
+use super::reason::Reason;
+
+/// Who a stream belongs to, once its JOIN was accepted.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    /// The room.
+    pub room: String,
+    /// The participant's id there.
+    pub participant: i32,
+    /// The participant's name.
+    pub name: String,
+}
+
+/// Why a Chat stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamEnd {
+    /// The client sent a LEAVE.
+    Left,
+    /// The client ended its side without a LEAVE.
+    Closed,
+    /// The connection or the stream was cut.
+    Lost,
+    /// The reader fell behind what the server keeps.
+    Slow,
+    /// The server is draining.
+    Drain,
+    /// What the client sent was refused.
+    Refused,
+    /// The server is at fault.
+    Error,
+}
+
+impl StreamEnd {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Left,
+        Self::Closed,
+        Self::Lost,
+        Self::Slow,
+        Self::Drain,
+        Self::Refused,
+        Self::Error,
+    ];
+
+    /// Its name in metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Closed => "closed",
+            Self::Lost => "lost",
+            Self::Slow => "slow",
+            Self::Drain => "drain",
+            Self::Refused => "refused",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What a client sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventKindReceived {
+    /// A JOIN.
+    Join,
+    /// A MESSAGE.
+    Message,
+    /// A LEAVE.
+    Leave,
+}
+
+/// Listens to the transport. Cheap and without blocking, like the hub's observer.
+pub trait Observer: Send + Sync + 'static {
+    /// A connection was accepted (`true`) or has ended (`false`).
+    fn connection(&self, open: bool);
+    /// A connection was turned away because there are as many as may be.
+    fn connection_refused(&self, peer: SocketAddr, limit: usize);
+    /// A connection was closed since it did not speak HTTP/2, or did not speak at all.
+    fn connection_unintelligible(&self, peer: SocketAddr);
+    /// A Chat stream began.
+    fn stream_started(&self);
+    /// Something was decoded off a Chat stream.
+    fn received(&self, kind: EventKindReceived);
+    /// Something was refused before it came to a room.
+    fn rejected(&self, reason: Reason);
+    /// A JOIN was accepted.
+    fn joined(&self, visitor: &Visitor);
+    /// A Chat stream ended. `detail` is the status message, empty where there is nothing to say.
+    fn stream_ended(&self, end: StreamEnd, visitor: Option<&Visitor>, detail: &str);
+}
+
+/// Hears nothing: for tests and tools.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn connection(&self, _: bool) {}
+    fn connection_refused(&self, _: SocketAddr, _: usize) {}
+    fn connection_unintelligible(&self, _: SocketAddr) {}
+    fn stream_started(&self) {}
+    fn received(&self, _: EventKindReceived) {}
+    fn rejected(&self, _: Reason) {}
+    fn joined(&self, _: &Visitor) {}
+    fn stream_ended(&self, _: StreamEnd, _: Option<&Visitor>, _: &str) {}
+}

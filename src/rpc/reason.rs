@@ -1,0 +1,142 @@
+//! Why the server refuses: one closed vocabulary for `ErrorInfo` details, metrics and logs.
+
+use crate::domain::{Refusal, TextError};
+
+/// Whose fault a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The client asked for what cannot be.
+    Client,
+    /// The server could not do what can be asked of it.
+    Server,
+}
+
+impl Fault {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// Why the server refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The first message was no JOIN.
+    NotJoined,
+    /// The JOIN did not come in time.
+    JoinTimeout,
+    /// A JOIN on a stream that has one.
+    SecondJoin,
+    /// A type that the contract does not have.
+    UnknownType,
+    /// A name of a participant or a room that is none.
+    NameInvalid,
+    /// What came is no message of the contract.
+    Undecodable,
+    /// A time stamp that is negative or too far ahead.
+    TimestampOutOfRange,
+    /// A text over the limit.
+    MessageTooLong,
+    /// A text with control characters.
+    MessageInvalid,
+    /// A message id that is none.
+    MessageIdInvalid,
+    /// A message id that names another text.
+    MessageIdTaken,
+    /// A participant id that somebody has.
+    IdTaken,
+    /// A name that somebody has.
+    NameTaken,
+    /// A room with as many as may be.
+    RoomFull,
+    /// As many rooms as may be.
+    TooManyRooms,
+    /// As many connections as may be.
+    TooManyConnections,
+    /// A reader behind what the server keeps.
+    FellBehind,
+    /// The server is draining.
+    Draining,
+    /// The room came to a halt.
+    RoomFailed,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::NotJoined,
+        Self::JoinTimeout,
+        Self::SecondJoin,
+        Self::UnknownType,
+        Self::NameInvalid,
+        Self::Undecodable,
+        Self::TimestampOutOfRange,
+        Self::MessageTooLong,
+        Self::MessageInvalid,
+        Self::MessageIdInvalid,
+        Self::MessageIdTaken,
+        Self::IdTaken,
+        Self::NameTaken,
+        Self::RoomFull,
+        Self::TooManyRooms,
+        Self::TooManyConnections,
+        Self::FellBehind,
+        Self::Draining,
+        Self::RoomFailed,
+    ];
+
+    /// Its name in `ErrorInfo`; metrics and logs write it in lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotJoined => "NOT_JOINED",
+            Self::JoinTimeout => "JOIN_TIMEOUT",
+            Self::SecondJoin => "SECOND_JOIN",
+            Self::UnknownType => "UNKNOWN_TYPE",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::Undecodable => "UNDECODABLE",
+            Self::TimestampOutOfRange => "TIMESTAMP_OUT_OF_RANGE",
+            Self::MessageTooLong => "MESSAGE_TOO_LONG",
+            Self::MessageInvalid => "MESSAGE_INVALID",
+            Self::MessageIdInvalid => "MESSAGE_ID_INVALID",
+            Self::MessageIdTaken => "MESSAGE_ID_TAKEN",
+            Self::IdTaken => "ID_TAKEN",
+            Self::NameTaken => "NAME_TAKEN",
+            Self::RoomFull => "ROOM_FULL",
+            Self::TooManyRooms => "TOO_MANY_ROOMS",
+            Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
+            Self::FellBehind => "FELL_BEHIND",
+            Self::Draining => "DRAINING",
+            Self::RoomFailed => "ROOM_FAILED",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::Draining | Self::RoomFailed | Self::FellBehind => Fault::Server,
+            _ => Fault::Client,
+        }
+    }
+}
+
+impl From<&Refusal> for Reason {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Clock(_) => Self::TimestampOutOfRange,
+            Refusal::Text(TextError::TooLong { .. }) => Self::MessageTooLong,
+            Refusal::Text(TextError::Control { .. }) => Self::MessageInvalid,
+            Refusal::MessageId(_) => Self::MessageIdInvalid,
+            Refusal::MessageIdTaken { .. } => Self::MessageIdTaken,
+            Refusal::IdTaken(_) => Self::IdTaken,
+            Refusal::NameTaken(_) => Self::NameTaken,
+            Refusal::RoomFull(_) => Self::RoomFull,
+            Refusal::NotInRoom(_) => Self::NotJoined,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! A transport of which some bytes have been read already.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// What an HTTP/2 client says first (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A transport that begins with an HTTP/2 preface, which was read to know that and is given again to whoever reads.
+#[derive(Debug)]
+pub(super) struct Rewound<T> {
+    io: T,
+    /// How much of the preface has been given again.
+    given: usize,
+}
+
+/// What came was no HTTP/2, or did not come.
+#[derive(Debug)]
+pub(super) struct NotHttp2;
+
+impl<T: AsyncRead + Unpin> Rewound<T> {
+    /// Reads the preface of `io`, which must come within `limit`: what says nothing, or something else, is nobody we
+    /// serve.
+    pub(super) async fn accept(mut io: T, limit: Duration) -> Result<Self, NotHttp2> {
+        let read = async {
+            let mut preface = [0; PREFACE.len()];
+            let mut len = 0;
+            while len < PREFACE.len() {
+                match io.read(&mut preface[len..]).await {
+                    Ok(read @ 1..) => len += read,
+                    Ok(0) | Err(_) => return Err(NotHttp2),
+                }
+                if !PREFACE.starts_with(&preface[..len]) {
+                    return Err(NotHttp2);
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(limit, read).await.map_err(|_| NotHttp2)??;
+        Ok(Self { io, given: 0 })
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.given < PREFACE.len() {
+            let rest = &PREFACE[self.given..];
+            let len = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..len]);
+            self.given += len;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_preface_is_given_again() {
+        let (mut client, server) = tokio::io::duplex(64);
+        client.write_all(&PREFACE[..7]).await.unwrap();
+        let accepting = tokio::spawn(Rewound::accept(server, Duration::from_secs(60)));
+        client.write_all(&PREFACE[7..]).await.unwrap();
+        client.write_all(b"rest").await.unwrap();
+        drop(client);
+        let mut read = Vec::new();
+        accepting
+            .await
+            .unwrap()
+            .unwrap()
+            .read_to_end(&mut read)
+            .await
+            .unwrap();
+        assert_eq!(read, [PREFACE.as_slice(), b"rest"].concat());
+    }
+
+    #[tokio::test]
+    async fn another_protocol_is_turned_away_at_its_first_word() {
+        let (mut client, server) = tokio::io::duplex(64);
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        assert!(Rewound::accept(server, Duration::from_secs(60)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_turned_away_in_time() {
+        let (_client, server) = tokio::io::duplex(64);
+        assert!(Rewound::accept(server, Duration::from_secs(10)).await.is_err());
+    }
+}
