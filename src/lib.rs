@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md draws the whole; the modules here are its floors, and imports go downward only.
 
 pub mod admin;
+pub mod bench;
 pub mod client;
 pub mod cmd;
 pub mod config;

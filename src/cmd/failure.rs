@@ -14,6 +14,8 @@ const UNAVAILABLE: u8 = 69;
 const SOFTWARE: u8 = 70;
 /// Something could not be read or written (`EX_IOERR`).
 const IO: u8 = 74;
+/// The other side broke a promise (`EX_PROTOCOL`).
+const PROTOCOL: u8 = 76;
 /// The other side refused (`EX_NOPERM`).
 const REFUSED: u8 = 77;
 /// The configuration is wrong (`EX_CONFIG`).
@@ -34,6 +36,8 @@ pub enum Failure {
     Software(String),
     /// Something could not be read or written: 74.
     Io(String),
+    /// The server broke a promise: 76.
+    Protocol(String),
     /// The server refused what was asked: 77.
     Refused(String),
     /// The configuration is wrong: 78. One line a mistake.
@@ -50,6 +54,7 @@ impl Failure {
             Self::Unavailable(_) => UNAVAILABLE,
             Self::Software(_) => SOFTWARE,
             Self::Io(_) => IO,
+            Self::Protocol(_) => PROTOCOL,
             Self::Refused(_) => REFUSED,
             Self::Config(_) => CONFIG,
             Self::Interrupted => INTERRUPTED,
@@ -72,6 +77,7 @@ impl fmt::Display for Failure {
             | Self::Unavailable(text)
             | Self::Software(text)
             | Self::Io(text)
+            | Self::Protocol(text)
             | Self::Refused(text) => write!(f, "chitchat: {text}"),
             Self::Interrupted => write!(f, "chitchat: interrupted"),
             Self::Config(mistakes) => {

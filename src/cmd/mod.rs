@@ -1,5 +1,6 @@
 //! The command line: one file a command, and what they share.
 
+mod bench;
 mod chat;
 mod client_failure;
 mod client_runtime;
@@ -28,6 +29,9 @@ enum Command {
     Serve(serve::Args),
     Chat(chat::ChatCommand),
     Health(health::HealthCommand),
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    BenchLimitServer(bench::LimitServer),
 }
 
 impl Command {
@@ -36,6 +40,8 @@ impl Command {
             Self::Serve(args) => serve::run(args),
             Self::Chat(command) => command.run(),
             Self::Health(command) => command.run(),
+            Self::Bench(command) => command.run(),
+            Self::BenchLimitServer(command) => command.run(),
         }
     }
 }
