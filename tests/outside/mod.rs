@@ -1,5 +1,10 @@
 //! The server as whoever runs it sees it: a process, its ports, its log, its exit code; and the programs of strangers.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test uses another part of it"
+)]
 
 use std::env;
 use std::ffi::OsStr;
@@ -25,6 +30,8 @@ pub const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 /// A running server. Killed when dropped.
 pub struct Server {
     running: Running,
+    /// What it said once it listened.
+    pub announcement: String,
     pub address: SocketAddr,
     pub admin: SocketAddr,
 }
@@ -45,6 +52,7 @@ pub fn serve(flags: &[&str]) -> Server {
         running,
         address,
         admin,
+        announcement: line,
     }
 }
 
@@ -227,7 +235,8 @@ pub fn stranger(variable: &str, name: &str, version: &[&str]) -> Option<String> 
         "{missing}"
     );
     // Past the test's captured output, so that whoever runs the tests sees it.
-    writeln!(std::io::stderr(), "skipped: {missing} (see CONTRIBUTING.md)").unwrap();
+    let mut told = std::io::stderr().lock();
+    writeln!(told, "skipped: {missing} (see CONTRIBUTING.md)").unwrap();
     None
 }
 
@@ -246,4 +255,38 @@ pub fn python() -> Option<String> {
         "python3",
         &["-c", "import grpc, grpc_tools"],
     )
+}
+
+/// A flag of `chitchat serve`, from its help.
+pub struct Flag {
+    pub heading: String,
+    pub name: String,
+    pub variable: String,
+    pub default: Option<String>,
+}
+
+/// All flags of `chitchat serve` that are variables too.
+pub fn serve_flags() -> Vec<Flag> {
+    let help = succeed(Command::new(CHITCHAT).args(["serve", "--help"]), "");
+    let mut flags: Vec<Flag> = Vec::new();
+    let (mut heading, mut name) = (String::new(), String::new());
+    for line in help.lines() {
+        let words = line.trim();
+        if !line.starts_with(' ') {
+            heading = line.to_owned();
+        } else if words.starts_with("--") {
+            name = words.split(' ').next().unwrap_or_default().to_owned();
+        } else if let Some(variable) = words.strip_prefix("[env: ") {
+            flags.push(Flag {
+                heading: heading.clone(),
+                name: name.clone(),
+                variable: variable.split('=').next().unwrap_or_default().to_owned(),
+                default: None,
+            });
+        } else if let (Some(default), Some(flag)) = (words.strip_prefix("[default: "), flags.last_mut()) {
+            flag.default = default.strip_suffix(']').map(str::to_owned);
+        }
+    }
+    assert!(!flags.is_empty(), "{help}");
+    flags
 }
