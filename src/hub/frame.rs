@@ -139,7 +139,7 @@ mod tests {
             let mut room = Room::new(Rules { max_clock_ahead: i64::MAX, ..Rules::default() });
             let trace = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1");
             let speaker = ParticipantId::chosen(id).unwrap();
-            let join = Join { id: Some(speaker), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), trace: None };
+            let join = Join { id: Some(speaker), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), is_resumable: false, trace: None };
             let say = Say {
                 speaker,
                 timestamp: Timestamp(time),

@@ -25,6 +25,7 @@ impl TryFrom<JoinMsgLeave> for Admission {
             id: ParticipantId::chosen(message.id),
             name,
             timestamp: Timestamp(message.timestamp),
+            is_resumable: is_newer,
             trace: TraceContext::parse(&message.traceparent, &message.tracestate),
         };
         Ok(Self { room, join, is_newer })

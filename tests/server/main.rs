@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod clean_ends;
+mod conversations;
 mod first_version;
 mod harness;
 mod many;

@@ -1,0 +1,355 @@
+//! Golden conversations, played to the fold alone and to the real server: both answer to the letter.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use chitchat::domain::{
+    Command, EventKind, Join, Leave, MessageId, Name, Outcome, ParticipantId, Room, Rules, Say, Text,
+    Timestamp, WallTime,
+};
+use chitchat::proto::{JoinMsgLeave, ServerMessage};
+
+use crate::harness::{Client, TestServer, join, leave, message};
+
+const RULES: Rules = Rules {
+    max_message_chars: 128,
+    max_clock_ahead: 1_000_000,
+    max_participants: 9,
+    allow_duplicate_names: false,
+};
+
+/// A line that begins with `>`.
+enum Line {
+    Joins {
+        name: String,
+        id: i32,
+        at: i64,
+    },
+    Says {
+        name: String,
+        id: String,
+        at: i64,
+        text: String,
+    },
+    Leaves {
+        name: String,
+        at: i64,
+    },
+    Vanishes {
+        name: String,
+    },
+}
+
+impl Line {
+    fn parse(line: &str) -> Self {
+        let (words, text) = line
+            .split_once(':')
+            .map_or((line, None), |(words, text)| (words, Some(text)));
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let option = |key: &str| {
+            let at = words.iter().position(|word| *word == key)?;
+            Some((*words.get(at + 1)?).to_owned())
+        };
+        let name = words[0].to_owned();
+        let at = option("at").map_or(0, |at| at.parse().unwrap());
+        match words[1] {
+            "joins" => Self::Joins {
+                name,
+                id: option("as").map_or(0, |id| id.parse().unwrap()),
+                at,
+            },
+            "says" => Self::Says {
+                name,
+                id: option("as").unwrap_or_default(),
+                at,
+                text: unescape(text.unwrap().trim()),
+            },
+            "leaves" => Self::Leaves { name, at },
+            "vanishes" => Self::Vanishes { name },
+            verb => panic!("nobody {verb}: {line}"),
+        }
+    }
+}
+
+fn unescape(text: &str) -> String {
+    if let Some((count, what)) = text
+        .strip_prefix('<')
+        .and_then(|t| t.strip_suffix('>')?.split_once(' '))
+    {
+        return what.repeat(count.parse().unwrap());
+    }
+    text.replace("\\t", "\t").replace("\\e", "\u{1b}")
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\t', "\\t").replace('\u{1b}', "\\e")
+}
+
+fn broadcast(sequence: u64, time: i64, kind: &str, name: &str, words: &str) -> String {
+    format!("#{sequence} L={time} {kind} {name}: {}", escape(words))
+        .trim_end()
+        .to_owned()
+}
+
+fn private(time: i64, name: &str, words: &str) -> String {
+    format!("L={time} to {name}: {}", escape(words))
+}
+
+fn refused(name: &str, why: &str) -> String {
+    format!("{name} is refused: {why}")
+}
+
+/// The fold, without a server around it.
+struct Fold {
+    room: Room,
+    ids: BTreeMap<String, ParticipantId>,
+}
+
+impl Fold {
+    fn play(&mut self, line: Line) -> Vec<String> {
+        let (name, command) = match line {
+            Line::Joins { name, id, at } => {
+                let join = Join {
+                    id: ParticipantId::chosen(id),
+                    name: Name::try_from(name.as_str()).unwrap(),
+                    timestamp: Timestamp(at),
+                    is_resumable: false,
+                    trace: None,
+                };
+                (name, Command::Join(join))
+            }
+            Line::Says { name, id, at, text } => {
+                let say = Say {
+                    speaker: self.ids[&name],
+                    timestamp: Timestamp(at),
+                    text: Text::parse(&text, RULES.max_message_chars),
+                    message_id: (!id.is_empty()).then(|| MessageId::try_from(id.as_str())),
+                    trace: None,
+                };
+                (name, Command::Say(say))
+            }
+            Line::Leaves { name, at } => {
+                let leave = Leave {
+                    participant: self.ids[&name],
+                    timestamp: Some(Timestamp(at)),
+                    trace: None,
+                };
+                (name, Command::Leave(leave))
+            }
+            Line::Vanishes { name } => {
+                let leave = Leave {
+                    participant: self.ids[&name],
+                    timestamp: None,
+                    trace: None,
+                };
+                (name, Command::Leave(leave))
+            }
+        };
+        let is_private = matches!(command, Command::Say(_));
+        let leaving = if let Command::Leave(leave) = &command {
+            Some(leave.participant)
+        } else {
+            None
+        };
+        match self.room.apply(command, WallTime::default()) {
+            Outcome::Accepted(event) => {
+                let kind = match event.kind {
+                    EventKind::Joined => "JOIN",
+                    EventKind::Said { .. } => "MESSAGE",
+                    EventKind::Left => "LEAVE",
+                };
+                self.ids.insert(name.clone(), event.participant);
+                vec![broadcast(
+                    event.sequence.get(),
+                    event.time.get(),
+                    kind,
+                    &name,
+                    &event.words(),
+                )]
+            }
+            Outcome::Repeated { original, time } => {
+                vec![private(
+                    time.get(),
+                    &name,
+                    &format!("Message was broadcast before, at sequence {original}."),
+                )]
+            }
+            Outcome::Refused { refusal, time } if is_private => {
+                vec![private(time.get(), &name, &refusal.to_string())]
+            }
+            Outcome::Refused { refusal, .. } => {
+                let mut answers = vec![refused(&name, &refusal.to_string())];
+                // Who is to leave leaves, whatever time was claimed.
+                if leaving.is_some() {
+                    answers.extend(self.play(Line::Vanishes { name }));
+                }
+                answers
+            }
+        }
+    }
+}
+
+/// The real server, and a stream for everybody.
+struct Served {
+    server: TestServer,
+    clients: BTreeMap<String, Client>,
+}
+
+impl Served {
+    fn shown(message: &ServerMessage) -> String {
+        let kind = message.r#type().as_str_name();
+        broadcast(
+            message.sequence,
+            message.timestamp,
+            kind,
+            &message.sender_name,
+            &message.msg_stream,
+        )
+    }
+
+    /// What everybody hears next, which is the same. None where nobody is left to hear it.
+    async fn heard_by_all(&mut self) -> Option<String> {
+        let mut heard: Option<ServerMessage> = None;
+        for client in self.clients.values_mut() {
+            let message = client.next().await;
+            assert_eq!(heard.get_or_insert_with(|| message.clone()), &message);
+        }
+        heard.as_ref().map(Self::shown)
+    }
+
+    async fn play(&mut self, line: Line) -> Vec<Option<String>> {
+        match line {
+            Line::Joins { name, id, at } => {
+                let mut client = self.server.open().await;
+                client
+                    .send(JoinMsgLeave {
+                        id,
+                        timestamp: at,
+                        ..join(&name)
+                    })
+                    .await;
+                match client.next_or_end().await {
+                    Ok(message) => {
+                        let own = Self::shown(&message);
+                        if let Some(heard) = self.heard_by_all().await {
+                            assert_eq!(heard, own);
+                        }
+                        self.clients.insert(name, client);
+                        vec![Some(own)]
+                    }
+                    Err(status) => vec![Some(refused(&name, status.message()))],
+                }
+            }
+            Line::Says { name, id, at, text } => {
+                let speaker = self.clients.get_mut(&name).unwrap();
+                speaker
+                    .send(JoinMsgLeave {
+                        message_id: id,
+                        ..message(at, &text)
+                    })
+                    .await;
+                let answer = speaker.next().await;
+                if answer.sequence == 0 {
+                    return vec![Some(private(answer.timestamp, &name, &answer.msg_stream))];
+                }
+                let own = Self::shown(&answer);
+                let speaker = self.clients.remove(&name).unwrap();
+                if let Some(heard) = self.heard_by_all().await {
+                    assert_eq!(heard, own);
+                }
+                self.clients.insert(name, speaker);
+                vec![Some(own)]
+            }
+            Line::Leaves { name, at } => {
+                let mut client = self.clients.remove(&name).unwrap();
+                client.send(leave(at)).await;
+                let status = client.next_or_end().await.unwrap_err();
+                let refusal =
+                    (status.code() != tonic::Code::Ok).then(|| Some(refused(&name, status.message())));
+                refusal.into_iter().chain([self.heard_by_all().await]).collect()
+            }
+            Line::Vanishes { name } => {
+                drop(self.clients.remove(&name).unwrap());
+                vec![self.heard_by_all().await]
+            }
+        }
+    }
+}
+
+fn scripts() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conversations");
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let mut scripts: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    scripts.sort();
+    assert!(!scripts.is_empty());
+    scripts
+}
+
+/// Comments and `>` lines as they are, each with the answers below it.
+fn blocks(script: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut blocks: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in script.lines() {
+        if line.starts_with(['#']) && !line.starts_with("# ") {
+            blocks.last_mut().unwrap().1.push(line);
+        } else if line.starts_with("# ") || line.starts_with("> ") {
+            blocks.push((line, Vec::new()));
+        } else {
+            blocks.last_mut().unwrap().1.push(line);
+        }
+    }
+    blocks
+}
+
+#[test]
+fn the_fold_answers_as_written() {
+    let update = env::var_os("UPDATE_GOLDEN").is_some();
+    for path in scripts() {
+        let script = fs::read_to_string(&path).unwrap();
+        let mut fold = Fold {
+            room: Room::new(RULES),
+            ids: BTreeMap::new(),
+        };
+        let mut written = String::new();
+        for (line, _) in blocks(&script) {
+            written += &format!("{line}\n");
+            if let Some(line) = line.strip_prefix("> ") {
+                for answer in fold.play(Line::parse(line)) {
+                    written += &format!("{answer}\n");
+                }
+            }
+        }
+        if update {
+            fs::write(&path, &written).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), written, "{}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn the_server_answers_as_written() {
+    for path in scripts() {
+        let script = fs::read_to_string(&path).unwrap();
+        let server = TestServer::with(|config| config.rules = RULES).await;
+        let mut served = Served {
+            server,
+            clients: BTreeMap::new(),
+        };
+        for (line, expected) in blocks(&script) {
+            let Some(played) = line.strip_prefix("> ") else {
+                continue;
+            };
+            let answers = served.play(Line::parse(played)).await;
+            assert_eq!(answers.len(), expected.len(), "{} {line}", path.display());
+            for (answer, expected) in answers.iter().zip(expected) {
+                assert!(
+                    answer.as_deref().is_none_or(|answer| answer == expected),
+                    "{}: {line}: {answer:?}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
