@@ -70,7 +70,7 @@ pub(super) fn start(tables: Tables, retention: Retention) -> std::io::Result<(Wr
                 retention,
                 kept: HashMap::new(),
             }
-            .run(&waiting)
+            .run(&waiting);
         })?;
     Ok((
         Writer {
