@@ -41,7 +41,9 @@ pub fn serve(flags: &[&str]) -> Server {
     let mut command = Command::new(CHITCHAT);
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-        .args(flags);
+        .args(flags)
+        // What is said in one test is not heard in another.
+        .env("CHITCHAT_IN_MEMORY", "true");
     let mut running = Running::start(&mut command);
     let line = running.error_line("chitchat: listening on ");
     let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
