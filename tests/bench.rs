@@ -1,5 +1,9 @@
 //! The load generator against servers that keep their promises, and against servers that break one of them on purpose.
 //! Every run is bounded by a count, so that nothing depends on how fast the machine is.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that cannot set its test up has failed it"
+)]
 
 use std::net::SocketAddr;
 use std::sync::mpsc as blocking;

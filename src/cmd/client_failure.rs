@@ -8,7 +8,8 @@ impl From<Error> for Failure {
         // Part of it may be the server's words.
         let line = escape::text(&error.to_string()).into_owned();
         match error {
-            Error::Refused(_) => Self::Refused(line),
+            Error::Refused(_) | Error::TakenOver { .. } | Error::NotKept { .. } => Self::Refused(line),
+            Error::Full => Self::Software(line),
             Error::Unreachable { .. }
             | Error::NoAnswer { .. }
             | Error::NotOffered { .. }

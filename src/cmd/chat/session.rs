@@ -162,7 +162,7 @@ impl Course<'_> {
                     if self.outbox.is_empty() {
                         self.await_answer();
                     }
-                    self.outbox.sent(message_id, number);
+                    self.outbox.put(message_id, number);
                 }
             }
             Input::Leave => self.finish().await,
