@@ -13,4 +13,5 @@ pub mod order;
 pub mod proto;
 pub mod rpc;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;

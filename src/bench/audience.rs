@@ -217,9 +217,7 @@ impl Sink for Batch<'_> {
         };
         if self.ordered {
             client.order.see(event.sequence, event.timestamp);
-            client
-                .order
-                .digest(event.sequence, event.timestamp, event.sender, event.text);
+            client.order.digest(event.print);
         }
         let publisher = usize::from(stamp.publisher);
         let (index, room) = if self.rooms == 1 {
@@ -302,6 +300,7 @@ mod tests {
                 sender: 1,
                 sequence: sequence.cast_unsigned(),
                 timestamp: sequence,
+                print: 0,
             };
             batch.event(0, &event);
         }

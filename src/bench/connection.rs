@@ -16,7 +16,7 @@ use super::audience::{Batch, Batched, Client, ClientResult};
 use super::latency::Latency;
 use super::publisher::Publisher;
 use super::shared::{Phase, Shared, Tally};
-use super::wire::{Cut, Wire};
+use super::wire::{Cut, Memo, Wire};
 
 /// How much is read at once. All connections of a thread share one buffer of this size.
 const READ_BUFFER: usize = 262_144;
@@ -34,6 +34,8 @@ pub(super) struct Desk {
     pub(super) payload: usize,
     /// The read buffer; borrowed only between two awaits.
     buffer: RefCell<Vec<u8>>,
+    /// What the clients of this thread have read lately.
+    pub(super) memo: Rc<RefCell<Memo>>,
     pub(super) latency: RefCell<Latency>,
     /// How late the generator itself was.
     pub(super) lag: RefCell<Latency>,
@@ -54,6 +56,7 @@ impl Desk {
             ordered,
             payload,
             buffer: RefCell::new(vec![0; READ_BUFFER]),
+            memo: Rc::default(),
             latency: RefCell::new(latency),
             lag: RefCell::new(lag),
         }

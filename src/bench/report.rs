@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn every_fault_is_told() {
         let mut order = super::super::order::Order::default();
-        order.digest(1, 1, 1, b"different");
+        order.digest(1);
         let different = ClientResult {
             digest: order.seen(),
             ..ClientResult::default()
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn rooms_are_compared_each_for_itself() {
         let mut order = super::super::order::Order::default();
-        order.digest(1, 1, 1, b"different");
+        order.digest(1);
         let elsewhere = ClientResult {
             room: 1,
             digest: order.seen(),

@@ -169,7 +169,8 @@ impl Worker {
         let desk = Rc::clone(desk);
         Ok(match self.plan.protocol {
             Protocol::Chitchat => {
-                let wire = Chitchat::new(self.plan.server.clone(), self.plan.http2, seats);
+                let memo = Rc::clone(&desk.memo);
+                let wire = Chitchat::new(self.plan.server.clone(), self.plan.http2, seats, memo);
                 Connection::new(desk, stream, wire, clients, publisher)
                     .drive()
                     .await

@@ -10,6 +10,12 @@ use super::limits::MAX_TIMESTAMP;
 pub struct LamportTime(i64);
 
 impl LamportTime {
+    /// A time that stands in a log; none for a negative number.
+    #[must_use]
+    pub const fn recorded(time: i64) -> Option<Self> {
+        if time < 0 { None } else { Some(Self(time)) }
+    }
+
     /// The time as it goes over the wire.
     #[must_use]
     pub const fn get(self) -> i64 {
@@ -56,6 +62,12 @@ impl LamportClock {
     #[must_use]
     pub const fn now(self) -> LamportTime {
         self.0
+    }
+
+    /// A clock that goes on from the time of a recorded event.
+    #[must_use]
+    pub const fn at(time: LamportTime) -> Self {
+        Self(time)
     }
 
     /// An event of the server's own: `L = L + 1`.

@@ -9,6 +9,8 @@ pub enum Command {
     Join(Join),
     /// Say something.
     Say(Say),
+    /// Say something from outside.
+    Post(Post),
     /// Go.
     Leave(Leave),
 }
@@ -22,6 +24,23 @@ pub struct Join {
     pub name: Name,
     /// The client's Lamport time.
     pub timestamp: Timestamp,
+    /// Whether the client can come back to its stay after losing its connection.
+    pub is_resumable: bool,
+    /// The trace it belongs to.
+    pub trace: Option<TraceContext>,
+}
+
+/// Somebody who is not in the room says one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Post {
+    /// Who it is.
+    pub name: Name,
+    /// The client's Lamport time.
+    pub timestamp: Timestamp,
+    /// What is said, as in [`Say`].
+    pub text: Result<Text, TextError>,
+    /// The message's id, as in [`Say`].
+    pub message_id: Option<Result<MessageId, MessageIdError>>,
     /// The trace it belongs to.
     pub trace: Option<TraceContext>,
 }

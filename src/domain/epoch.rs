@@ -18,6 +18,12 @@ impl Epoch {
         Self(NonZeroU64::new(at.as_millis()).unwrap_or(NonZeroU64::MIN))
     }
 
+    /// The epoch that stands in a store or came over the wire; none for zero.
+    #[must_use]
+    pub fn recorded(epoch: u64) -> Option<Self> {
+        NonZeroU64::new(epoch).map(Self)
+    }
+
     /// The epoch as it goes over the wire, where zero stands for none.
     #[must_use]
     pub const fn get(self) -> u64 {

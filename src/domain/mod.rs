@@ -25,7 +25,7 @@ mod trace_context;
 mod wall_time;
 
 pub use clock::{ClockError, LamportClock, LamportTime, Timestamp};
-pub use command::{Command, Join, Leave, Say};
+pub use command::{Command, Join, Leave, Post, Say};
 pub use epoch::Epoch;
 pub use event::{Event, EventKind};
 pub use limits::Rules;
@@ -33,7 +33,7 @@ pub use message_id::{MessageId, MessageIdError};
 pub use name::{Name, NameError};
 pub use outcome::{Outcome, Refusal};
 pub use participant_id::ParticipantId;
-pub use room::Room;
+pub use room::{ReplayError, Room, Snapshot};
 pub use room_name::RoomName;
 pub use roster::Participant;
 pub use sequence::Sequence;

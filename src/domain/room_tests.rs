@@ -34,6 +34,7 @@ fn joins() -> impl Strategy<Value = Command> {
             id,
             name: Name::try_from(name.as_str()).unwrap(),
             timestamp,
+            is_resumable: false,
             trace: None,
         })
     })
@@ -76,6 +77,7 @@ fn timestamp_of(command: &Command) -> Option<i64> {
     match command {
         Command::Join(join) => Some(join.timestamp.0),
         Command::Say(say) => Some(say.timestamp.0),
+        Command::Post(post) => Some(post.timestamp.0),
         Command::Leave(leave) => leave.timestamp.map(|timestamp| timestamp.0),
     }
 }
@@ -148,6 +150,7 @@ fn join(name: &str, id: i32) -> Command {
         id: ParticipantId::chosen(id),
         name,
         timestamp: Timestamp(0),
+        is_resumable: false,
         trace: None,
     })
 }
@@ -238,4 +241,85 @@ fn a_refused_text_ticks_the_clock_and_takes_no_place() {
         panic!("{outcome:?}");
     };
     assert_eq!((time.get(), room.last().get()), (8, 1));
+}
+
+proptest! {
+    #[test]
+    fn a_replayed_log_is_the_room_it_came_from(commands in conversations(), cut in 0..120_usize) {
+        let mut room = Room::new(rules());
+        let mut log = Vec::new();
+        let mut snapshot = room.snapshot();
+        for (index, command) in commands.into_iter().enumerate() {
+            if let Outcome::Accepted(event) = room.apply(command, WallTime::default()) {
+                log.push(event);
+            }
+            if index == cut {
+                snapshot = room.snapshot();
+            }
+        }
+        // From the snapshot and the log, or from the log alone: the same participants, place and memory.
+        let mut restored = Room::restore(rules(), snapshot.clone());
+        let mut replayed = Room::new(rules());
+        for event in &log {
+            if event.sequence <= snapshot.last {
+                restored.recall(event);
+            } else {
+                prop_assert_eq!(restored.replay(event, false), Ok(()));
+            }
+            prop_assert_eq!(replayed.replay(event, false), Ok(()));
+        }
+        for other in [&restored, &replayed] {
+            prop_assert_eq!(other.participants(), room.participants());
+            prop_assert_eq!(other.last(), room.last());
+            // Refused messages tick the clock and are not in the log.
+            prop_assert!(other.time() <= room.time());
+            for event in &log {
+                if let EventKind::Said { text, message_id: Some(id) } = &event.kind {
+                    prop_assert_eq!(other.message_ids.find(id, text), Some(Known::Same(event.sequence)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_with_a_hole_is_not_followed(commands in conversations(), hole in 0..20_usize) {
+        let mut room = Room::new(rules());
+        let mut log = Vec::new();
+        for command in commands {
+            if let Outcome::Accepted(event) = room.apply(command, WallTime::default()) {
+                log.push(event);
+            }
+        }
+        prop_assume!(hole + 1 < log.len());
+        log.remove(hole);
+        let mut replayed = Room::new(rules());
+        let error = log.iter().find_map(|event| replayed.replay(event, false).err());
+        let (after, next) = (Sequence::new(hole as u64), Sequence::new(hole as u64 + 2));
+        prop_assert_eq!(error, Some(ReplayError::Hole { after, next }));
+    }
+}
+
+#[test]
+fn a_post_from_outside_has_a_sender_of_its_own() {
+    let mut room = Room::new(rules());
+    room.apply(join("Ada", 1), WallTime::default());
+    let post = |name: &str| {
+        let name = Name::try_from(name).unwrap();
+        Command::Post(Post {
+            name,
+            timestamp: Timestamp(0),
+            text: Text::parse("hi", 8),
+            message_id: None,
+            trace: None,
+        })
+    };
+    assert!(matches!(
+        refusal(room.apply(post("ada"), WallTime::default())),
+        Refusal::NameTaken(_)
+    ));
+    let Outcome::Accepted(event) = room.apply(post("bot"), WallTime::default()) else {
+        panic!("not accepted")
+    };
+    assert_ne!(event.participant.get(), 1);
+    assert_eq!(room.participants().len(), 1);
 }

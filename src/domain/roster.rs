@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::limits::FIRST_ASSIGNED_ID;
 use super::name_key::NameKeys;
-use super::{LamportTime, Name, ParticipantId};
+use super::{LamportTime, Name, ParticipantId, Sequence};
 
 /// Somebody who is in a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,10 @@ pub struct Participant {
     pub name: Name,
     /// The Lamport time of the JOIN.
     pub joined: LamportTime,
+    /// The place of the JOIN in the log: with the id it names this stay and no other.
+    pub since: Sequence,
+    /// Whether the client can come back to its stay after losing its connection.
+    pub is_resumable: bool,
 }
 
 /// Who is in a room: by id, and by what their names look like.
@@ -31,6 +35,18 @@ impl Roster {
             by_id: BTreeMap::new(),
             looks: HashMap::new(),
             next_id: FIRST_ASSIGNED_ID,
+        }
+    }
+
+    /// The next id that may be assigned.
+    pub(super) const fn next_id(&self) -> i32 {
+        self.next_id
+    }
+
+    /// Takes note that an id was assigned, now or in the past.
+    pub(super) fn note_assigned(&mut self, id: i32) {
+        if id >= self.next_id {
+            self.next_id = id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
         }
     }
 

@@ -114,6 +114,7 @@ impl Fold {
                     id: ParticipantId::chosen(id),
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(at),
+                    is_resumable: false,
                     trace: None,
                 };
                 (name, Command::Join(join))

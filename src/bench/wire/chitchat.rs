@@ -1,7 +1,12 @@
 //! Chit Chat's own protocol: a stream of gRPC messages for each client, several on a connection if need be.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use super::http2::{Handler, Session};
+use super::memo::{Meaning, Memo};
 use super::{Cut, Event, Kind, Seat, Sink, Wire};
+use crate::bench::order::fingerprint;
 use crate::bench::plan::Http2Settings;
 use crate::bench::protobuf::{Said, read_broadcast, write_said};
 
@@ -21,6 +26,8 @@ pub(in crate::bench) struct Chitchat {
     /// How many of the seats have sent their JOIN.
     joining: usize,
     scratch: Vec<u8>,
+    /// What the clients of this thread have read lately.
+    memo: Rc<RefCell<Memo>>,
 }
 
 /// A seat and what its stream has brought of a message that is not complete yet.
@@ -29,15 +36,26 @@ struct Taken {
     seat: Seat,
     partial: Vec<u8>,
     joined: bool,
+    /// Where the memo keeps this room's messages, so that rooms do not displace each other.
+    shelf: u64,
+    /// The sequence that comes next when all is well.
+    next: u64,
 }
 
 impl Chitchat {
     /// A connection for these clients.
-    pub(in crate::bench) fn new(authority: String, settings: Http2Settings, seats: Vec<Seat>) -> Self {
-        let taken = |seat| Taken {
+    pub(in crate::bench) fn new(
+        authority: String,
+        settings: Http2Settings,
+        seats: Vec<Seat>,
+        memo: Rc<RefCell<Memo>>,
+    ) -> Self {
+        let taken = |seat: Seat| Taken {
+            shelf: fingerprint(0, 0, 0, seat.room.as_bytes()),
             seat,
             partial: Vec::new(),
             joined: false,
+            next: 0,
         };
         Self {
             authority,
@@ -45,6 +63,7 @@ impl Chitchat {
             seats: seats.into_iter().map(taken).collect(),
             joining: 0,
             scratch: Vec::new(),
+            memo,
         }
     }
 
@@ -94,11 +113,14 @@ impl Wire for Chitchat {
     }
 
     fn receive(&mut self, input: &[u8], sink: &mut impl Sink, out: &mut Vec<u8>) -> Result<usize, Cut> {
+        let mut memo = self.memo.borrow_mut();
         let mut streams = Streams {
             seats: &mut self.seats,
+            memo: &mut memo,
             sink,
         };
         let done = self.session.receive(input, &mut streams, out)?;
+        drop(memo);
         if self.joining < self.seats.len() && self.session.settled() {
             self.join(out)?;
         }
@@ -148,6 +170,7 @@ impl Wire for Chitchat {
 /// Cuts the bodies of the streams into messages.
 struct Streams<'a, S> {
     seats: &'a mut [Taken],
+    memo: &'a mut Memo,
     sink: &'a mut S,
 }
 
@@ -170,7 +193,12 @@ impl<S: Sink> Handler for Streams<'_, S> {
                 return Ok(());
             }
             let mut partial = std::mem::take(&mut taken.partial);
-            taken.message(stream, partial.get(PREFIX..).unwrap_or_default(), self.sink)?;
+            taken.message(
+                stream,
+                partial.get(PREFIX..).unwrap_or_default(),
+                self.memo,
+                self.sink,
+            )?;
             partial.clear();
             taken.partial = partial;
         }
@@ -178,7 +206,12 @@ impl<S: Sink> Handler for Streams<'_, S> {
             let Some((message, rest)) = bytes.split_at_checked(PREFIX + length) else {
                 break;
             };
-            taken.message(stream, message.get(PREFIX..).unwrap_or_default(), self.sink)?;
+            taken.message(
+                stream,
+                message.get(PREFIX..).unwrap_or_default(),
+                self.memo,
+                self.sink,
+            )?;
             bytes = rest;
         }
         taken.partial.extend_from_slice(bytes);
@@ -214,29 +247,82 @@ fn message_length(bytes: &[u8]) -> Result<Option<usize>, Cut> {
 
 impl Taken {
     #[inline]
-    fn message(&mut self, seat: usize, bytes: &[u8], sink: &mut impl Sink) -> Result<(), Cut> {
+    fn message(
+        &mut self,
+        seat: usize,
+        bytes: &[u8],
+        memo: &mut Memo,
+        sink: &mut impl Sink,
+    ) -> Result<(), Cut> {
+        let place = self.shelf.wrapping_add(self.next);
+        let meaning = match memo.recall(place, bytes) {
+            Some(meaning) => meaning,
+            None => match self.read(seat, bytes, memo, sink)? {
+                Some(meaning) => meaning,
+                None => return Ok(()),
+            },
+        };
+        if meaning.sequence != 0 {
+            self.next = meaning.sequence.wrapping_add(1);
+        }
+        let (from, to) = meaning.text;
+        sink.event(
+            seat,
+            &Event {
+                kind: meaning.kind,
+                text: bytes.get(from..to).unwrap_or_default(),
+                sender: meaning.sender,
+                sequence: meaning.sequence,
+                timestamp: meaning.timestamp,
+                print: meaning.print,
+            },
+        );
+        Ok(())
+    }
+
+    /// Reads a message that nobody on this thread has read; `None` when it is no event.
+    fn read(
+        &mut self,
+        seat: usize,
+        bytes: &[u8],
+        memo: &mut Memo,
+        sink: &mut impl Sink,
+    ) -> Result<Option<Meaning>, Cut> {
         let Some(message) = read_broadcast(bytes) else {
             return Err(Cut("a message that is not valid protobuf".to_owned()));
         };
         // The welcome is for this client alone and no event of the room.
         let (false, Some(kind)) = (message.welcome, message.kind) else {
-            return Ok(());
+            return Ok(None);
         };
-        sink.event(
-            seat,
-            &Event {
-                kind,
-                text: message.text,
-                sender: message.sender_id,
-                sequence: message.sequence,
-                timestamp: message.timestamp,
-            },
-        );
+        // The text is a part of the bytes, or empty.
+        let from = (message.text.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
+        let text = if message.text.is_empty() {
+            (0, 0)
+        } else {
+            (from, from.wrapping_add(message.text.len()))
+        };
+        let meaning = Meaning {
+            kind,
+            text,
+            sender: message.sender_id,
+            sequence: message.sequence,
+            timestamp: message.timestamp,
+            print: fingerprint(
+                message.sequence,
+                message.timestamp,
+                message.sender_id,
+                message.text,
+            ),
+        };
+        if kind == Kind::Message && message.sequence != 0 {
+            memo.keep(self.shelf.wrapping_add(message.sequence), bytes, meaning);
+        }
         if !self.joined && kind == Kind::Join && self.is_own(message.sender_name, message.text) {
             self.joined = true;
             sink.joined(seat);
         }
-        Ok(())
+        Ok(Some(meaning))
     }
 
     /// Whether a JOIN is this client's: by who it is from or, with servers that announce it as their own, by what it says.
@@ -266,7 +352,7 @@ mod tests {
     const WINDOW_UPDATE: u8 = 8;
 
     fn wire(names: &[&str]) -> Chitchat {
-        Chitchat::new("server".into(), plan().http2, seats(names))
+        Chitchat::new("server".into(), plan().http2, seats(names), Rc::default())
     }
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

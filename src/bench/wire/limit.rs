@@ -1,7 +1,7 @@
 //! The limit server's protocol: every message is its length in four bytes, the highest first, and the text. The server
 //! greets a connection with an empty message once it will hear everything.
 
-use super::{Cut, Event, Front, Kind, Sink, Wire};
+use super::{Cut, Event, Front, Sink, Wire};
 
 /// Longer messages are a fault.
 pub(in crate::bench) const MAX_MESSAGE: usize = 65_536;
@@ -34,16 +34,7 @@ impl Wire for Limit {
             if text.is_empty() {
                 sink.joined(0);
             } else {
-                sink.event(
-                    0,
-                    &Event {
-                        kind: Kind::Message,
-                        text,
-                        sender: 0,
-                        sequence: 0,
-                        timestamp: 0,
-                    },
-                );
+                sink.event(0, &Event::plain(text));
             }
         }
         Ok(input.len() - rest.len())

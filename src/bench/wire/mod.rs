@@ -3,6 +3,7 @@
 mod chitchat;
 mod http2;
 mod limit;
+mod memo;
 mod nats;
 mod redis;
 
@@ -10,6 +11,7 @@ use thiserror::Error;
 
 pub(super) use chitchat::Chitchat;
 pub(super) use limit::{Limit, MAX_MESSAGE, take_message};
+pub(super) use memo::Memo;
 pub(super) use nats::Nats;
 pub(super) use redis::Redis;
 
@@ -40,6 +42,22 @@ pub(super) struct Event<'a> {
     pub(super) sequence: u64,
     /// 0 where there is none.
     pub(super) timestamp: i64,
+    /// The fingerprint of all this, where streams are compared; 0 elsewhere.
+    pub(super) print: u64,
+}
+
+impl<'a> Event<'a> {
+    /// A message of a server that stamps nothing on it.
+    fn plain(text: &'a [u8]) -> Self {
+        Self {
+            kind: Kind::Message,
+            text,
+            sender: 0,
+            sequence: 0,
+            timestamp: 0,
+            print: 0,
+        }
+    }
 }
 
 /// Takes what clients receive.

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::{Cut, Event, Kind, Seat, Sink, Wire, decimal, take_line};
+use super::{Cut, Event, Seat, Sink, Wire, decimal, take_line};
 
 /// Longer lines and messages are a fault.
 const MAX_MESSAGE: usize = 65_536;
@@ -92,16 +92,7 @@ impl Wire for Nats {
             if end != b"\r\n" {
                 return Err(Cut("a message is longer than announced".to_owned()));
             }
-            sink.event(
-                seat,
-                &Event {
-                    kind: Kind::Message,
-                    text,
-                    sender: 0,
-                    sequence: 0,
-                    timestamp: 0,
-                },
-            );
+            sink.event(seat, &Event::plain(text));
             rest = after;
         }
         if rest.len() > MAX_MESSAGE * 2 {

@@ -2,7 +2,7 @@
 //! publisher has two: one publishes, its sibling subscribes and counts what comes back.
 
 use super::nats::put;
-use super::{Cut, Event, Front, Kind, Seat, Sink, Wire, decimal, take_line};
+use super::{Cut, Event, Front, Seat, Sink, Wire, decimal, take_line};
 
 /// Longer strings are a fault.
 const MAX_STRING: usize = 65_536;
@@ -144,16 +144,7 @@ impl Wire for Redis {
             rest = after;
             match reply {
                 Reply::Message(text) => {
-                    sink.event(
-                        0,
-                        &Event {
-                            kind: Kind::Message,
-                            text,
-                            sender: 0,
-                            sequence: 0,
-                            timestamp: 0,
-                        },
-                    );
+                    sink.event(0, &Event::plain(text));
                 }
                 Reply::Subscribed => sink.joined(0),
                 Reply::Line(line) if line.first() == Some(&b'-') => {

@@ -1,0 +1,32 @@
+# syntax=docker/dockerfile:1
+
+FROM rust:1.95-bookworm AS build
+# The image's own toolchain, so that rust-toolchain.toml makes rustup download nothing.
+ENV RUSTUP_TOOLCHAIN=1.95.0
+WORKDIR /src
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY proto proto
+COPY src src
+# The manifest names the tests; the image is built without them.
+COPY tests/server/main.rs tests/server/main.rs
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin chitchat \
+    && install -D target/release/chitchat /out/chitchat
+
+# No shell, no package manager, the C library and nothing else.
+FROM gcr.io/distroless/cc-debian12:nonroot
+LABEL org.opencontainers.image.title="Chit Chat" \
+      org.opencontainers.image.description="A gRPC chat server in which a room is an ordered log" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+COPY --from=build /out/chitchat /usr/local/bin/chitchat
+# Within a container every address is its own: what is reachable from outside is decided where ports are published.
+ENV CHITCHAT_LISTEN=0.0.0.0:50052 \
+    CHITCHAT_ADMIN=0.0.0.0:9464
+USER 65532:65532
+EXPOSE 50052 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 \
+    CMD ["/usr/local/bin/chitchat", "health", "--server", "127.0.0.1:50052"]
+ENTRYPOINT ["/usr/local/bin/chitchat"]
+CMD ["serve"]

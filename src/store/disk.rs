@@ -1,0 +1,345 @@
+//! A store on disk: the logs in an embedded database (fjall, a log-structured merge tree), one directory a server.
+//!
+//! The directory holds `LOCK` (held by the server that has it open), `FORMAT` (which version wrote it), `secret` (from
+//! which session tokens are made) and `db` (the database).
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::layout::{decode_entry, encode_entry, record_key, record_place};
+use super::writer::{self, Kept, Writer};
+use super::{Append, Appended, Bounds, Log, LogId, Record, Retention, Store, StoreError};
+use crate::domain::{Epoch, RoomName, Sequence, WallTime};
+
+/// The version of the directory's format that this version writes and knows.
+const FORMAT: &str = "chitchat 1";
+
+/// How much the database may keep of what it has read, in bytes.
+const CACHE: u64 = 16 << 20;
+
+/// How much of a keyspace is collected in memory before it is written to a table of its own, in bytes.
+const MEMTABLE: u64 = 16 << 20;
+
+/// What an append survives once it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Durability {
+    /// The end of the process and of the machine: it is synced to the disk.
+    #[default]
+    Sync,
+    /// The end of the process: it is handed to the operating system, which a power cut may take it from.
+    Os,
+}
+
+impl Durability {
+    pub(super) const fn mode(self) -> PersistMode {
+        match self {
+            Self::Sync => PersistMode::SyncData,
+            Self::Os => PersistMode::Buffer,
+        }
+    }
+}
+
+/// The database's parts.
+#[derive(Clone)]
+pub(super) struct Tables {
+    pub(super) db: Database,
+    /// Room name to log and epoch.
+    pub(super) rooms: Keyspace,
+    /// Log and sequence to record.
+    pub(super) records: Keyspace,
+    /// Log to snapshot.
+    pub(super) snapshots: Keyspace,
+    /// What an append survives.
+    pub(super) durability: Durability,
+}
+
+/// A store on disk. Its directory is free for another server when it is dropped.
+pub struct DiskStore {
+    tables: Tables,
+    max_rooms: usize,
+    known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
+    /// What is kept of the logs that were looked at.
+    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+    secret: [u8; 32],
+    writer: Writer,
+    thread: Option<JoinHandle<()>>,
+    /// Held for its lock.
+    _lock: File,
+}
+
+impl DiskStore {
+    /// Opens the directory at `path`, making it if there is none. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be used, another server has it, its format is not known, or the database is damaged.
+    pub fn open(
+        path: &Path,
+        durability: Durability,
+        retention: Retention,
+        max_rooms: usize,
+    ) -> Result<Self, StoreError> {
+        let cannot = |error: std::io::Error| StoreError::Directory {
+            path: path.into(),
+            why: error.to_string(),
+        };
+        fs::create_dir_all(path).map_err(cannot)?;
+        let lock = lock(path)?;
+        check_format(path)?;
+        let secret = secret(path).map_err(cannot)?;
+        let db = Database::builder(path.join("db"))
+            .cache_size(CACHE)
+            .worker_threads(1)
+            .open()?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
+        let tables = Tables {
+            rooms: db.keyspace("rooms", options)?,
+            records: db.keyspace("records", options)?,
+            snapshots: db.keyspace("snapshots", options)?,
+            db,
+            durability,
+        };
+        let mut known = HashMap::new();
+        for entry in tables.rooms.iter() {
+            let (name, value) = entry.into_inner()?;
+            let name = std::str::from_utf8(&name)
+                .ok()
+                .and_then(|name| RoomName::try_from(name).ok());
+            let name = name.ok_or(StoreError::Record {
+                sequence: Sequence::ZERO,
+                why: "a room's name is none",
+            })?;
+            known.insert(name, decode_entry(&value)?);
+        }
+        let kept = Arc::new(Mutex::new(HashMap::new()));
+        let (writer, thread) = writer::start(tables.clone(), retention, Arc::clone(&kept)).map_err(cannot)?;
+        Ok(Self {
+            tables,
+            max_rooms,
+            known: Mutex::new(known),
+            kept,
+            secret,
+            writer,
+            thread: Some(thread),
+            _lock: lock,
+        })
+    }
+
+    /// What session tokens are made from: the same for as long as the directory exists.
+    #[must_use]
+    pub const fn secret(&self) -> [u8; 32] {
+        self.secret
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RoomName, (LogId, Epoch)>> {
+        // Nothing in here panics while the lock is held.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self, (id, epoch): (LogId, Epoch)) -> Result<Log, StoreError> {
+        let snapshot = self.tables.snapshots.get(id.0.to_be_bytes())?;
+        Ok(Log {
+            id,
+            epoch,
+            snapshot: snapshot.map(|bytes| bytes.to_vec().into()),
+        })
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let cannot = |error: std::io::Error| StoreError::Directory {
+        path: path.into(),
+        why: error.to_string(),
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("LOCK"))
+        .map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.into())),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
+    }
+}
+
+fn check_format(path: &Path) -> Result<(), StoreError> {
+    let cannot = |error: std::io::Error| StoreError::Directory {
+        path: path.into(),
+        why: error.to_string(),
+    };
+    let file = path.join("FORMAT");
+    match fs::read_to_string(&file) {
+        Ok(found) if found.trim_end() == FORMAT => Ok(()),
+        Ok(found) => {
+            let found = found.trim_end().chars().take(40).collect();
+            Err(StoreError::Format {
+                path: path.into(),
+                found,
+                known: FORMAT,
+            })
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            write_durably(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot)
+        }
+        Err(error) => Err(cannot(error)),
+    }
+}
+
+/// Reads the secret, or makes one.
+fn secret(path: &Path) -> std::io::Result<[u8; 32]> {
+    let file = path.join("secret");
+    match fs::read(&file) {
+        Ok(bytes) => bytes.try_into().map_err(|_| {
+            std::io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let secret: [u8; 32] = rand::random();
+            write_durably(&file, &secret)?;
+            Ok(secret)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a small file so that after a crash it is there as a whole or not at all.
+fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let temporary: PathBuf = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+impl Store for DiskStore {
+    fn is_blocking(&self) -> bool {
+        true
+    }
+
+    fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
+        let mut known = self.lock();
+        let entry = match known.get(room) {
+            Some(entry) => *entry,
+            None if known.len() >= self.max_rooms => return Err(StoreError::TooManyRooms(known.len())),
+            None => {
+                let next = known
+                    .values()
+                    .map(|(log, _)| log.0)
+                    .max()
+                    .map_or(0, |log| log + 1);
+                let entry = (LogId(next), Epoch::created_at(at));
+                let mut batch = self
+                    .tables
+                    .db
+                    .batch()
+                    .durability(Some(self.tables.durability.mode()));
+                let value = encode_entry(entry.0, entry.1);
+                batch.insert(&self.tables.rooms, room.as_str().as_bytes(), value.to_vec());
+                batch.commit()?;
+                known.insert(room.clone(), entry);
+                entry
+            }
+        };
+        drop(known);
+        self.log(entry)
+    }
+
+    fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
+        let entry = self.lock().get(room).copied();
+        entry.map(|entry| self.log(entry)).transpose()
+    }
+
+    fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
+        let mut rooms: Vec<_> = self.lock().keys().cloned().collect();
+        rooms.sort_unstable();
+        Ok(rooms)
+    }
+
+    fn exists(&self, room: &RoomName) -> bool {
+        self.lock().contains_key(room)
+    }
+
+    fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(&log).copied();
+        let kept = match known {
+            Some(kept) => kept,
+            None => {
+                let kept = Kept::count(&self.tables, log)?;
+                // The writer may have appended meanwhile, and knows better then.
+                *lock().entry(log).or_insert(kept)
+            }
+        };
+        Ok(Bounds {
+            first: kept.first,
+            last: kept.last,
+        })
+    }
+
+    fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {
+        let records = &self.tables.records;
+        // The next event may lie in the record that begins before it.
+        let next = after.next();
+        let before = records
+            .range(record_key(log, Sequence::ZERO)..=record_key(log, next))
+            .next_back();
+        let from = match before {
+            Some(entry) => record_place(&entry.key()?)?,
+            None => next,
+        };
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for entry in records.range(record_key(log, from)..=record_key(log, Sequence::new(u64::MAX))) {
+            let (key, value) = entry.into_inner()?;
+            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
+            if record.last() <= after {
+                continue;
+            }
+            bytes += record.frames.len();
+            if !found.is_empty() && bytes > max_bytes {
+                break;
+            }
+            found.push(record);
+        }
+        Ok(found)
+    }
+
+    fn append(&self, log: LogId, append: Append) -> Appended<'_> {
+        self.writer.append(log, append)
+    }
+
+    fn bytes(&self) -> u64 {
+        // Of a database that is there; what it cannot say it does not have.
+        self.tables.db.disk_space().unwrap_or_default()
+    }
+}
+
+impl Drop for DiskStore {
+    fn drop(&mut self) {
+        self.writer.close();
+        if let Some(thread) = self.thread.take() {
+            // A writer that panicked has told everybody who waited.
+            thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

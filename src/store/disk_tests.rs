@@ -1,0 +1,203 @@
+//! Both stores keep what they are given; the one on disk keeps it across restarts and notices damage.
+
+use bytes::Bytes;
+
+use super::super::{MemoryStore, encode_snapshot, read_page};
+use super::*;
+use crate::domain::{LamportTime, Snapshot};
+
+/// A directory of its own, removed with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("chitchat-store-{name}-{}", std::process::id()));
+        fs::remove_dir_all(&path).ok();
+        Self(path)
+    }
+
+    fn open(&self, retention: Retention) -> DiskStore {
+        DiskStore::open(&self.0, Durability::Sync, retention, 4).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn room(name: &str) -> RoomName {
+    RoomName::try_from(name).unwrap()
+}
+
+/// A record of events whose frames hold their sequence.
+fn record(first: u64, events: u32) -> Record {
+    let frames: Vec<u8> = (0..events)
+        .flat_map(|i| {
+            let sequence = (first + u64::from(i)).to_be_bytes();
+            [&[0, 0, 0, 0, 8], sequence.as_slice()].concat()
+        })
+        .collect();
+    Record {
+        first: Sequence::new(first),
+        events,
+        resumable: Vec::new(),
+        frames: frames.into(),
+    }
+}
+
+fn snapshot(last: u64) -> Bytes {
+    encode_snapshot(&Snapshot {
+        time: LamportTime::default(),
+        last: Sequence::new(last),
+        next_id: 1,
+        participants: Vec::new(),
+    })
+}
+
+async fn append(store: &dyn Store, log: LogId, records: Vec<Record>, snapshot: Option<Bytes>) {
+    store.append(log, Append { records, snapshot }).await.unwrap();
+}
+
+fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
+    let page = read_page(
+        store,
+        log,
+        Sequence::new(after),
+        Sequence::new(u64::MAX),
+        usize::MAX,
+    )
+    .unwrap();
+    super::super::frames(page.bytes)
+        .map(|frame| u64::from_be_bytes(frame[5..].try_into().unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn both_stores_keep_the_same() {
+    let scratch = Scratch::new("same");
+    let disk = scratch.open(Retention::ON_DISK);
+    let memory = MemoryStore::new(Retention::ON_DISK, 4);
+    for store in [&disk as &dyn Store, &memory] {
+        let tea = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
+        let milk = store.open(&room("milk"), WallTime::from_millis(8)).unwrap();
+        assert_eq!(store.bounds(tea.id).unwrap(), Bounds::EMPTY);
+        append(store, tea.id, vec![record(1, 2), record(3, 1)], None).await;
+        append(store, milk.id, vec![record(1, 1)], None).await;
+        append(store, tea.id, vec![record(4, 3)], None).await;
+        assert_eq!(store.rooms().unwrap(), [room("milk"), room("tea")]);
+        assert_eq!(
+            store.open(&room("tea"), WallTime::from_millis(99)).unwrap().epoch,
+            tea.epoch
+        );
+        assert_eq!(
+            store.bounds(tea.id).unwrap(),
+            Bounds {
+                first: Sequence::new(1),
+                last: Sequence::new(6)
+            }
+        );
+        assert_eq!(sequences(store, tea.id, 0), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(sequences(store, tea.id, 4), [5, 6]);
+        assert_eq!(sequences(store, milk.id, 0), [1]);
+        assert!(sequences(store, tea.id, 6).is_empty());
+        for more in ["a", "b"] {
+            store.open(&room(more), WallTime::default()).unwrap();
+        }
+        assert_eq!(
+            store.open(&room("c"), WallTime::default()).map(drop),
+            Err(StoreError::TooManyRooms(4))
+        );
+        assert!(store.find(&room("c")).unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn what_was_appended_is_there_after_a_restart() {
+    let scratch = Scratch::new("restart");
+    let store = scratch.open(Retention::ON_DISK);
+    let secret = store.secret();
+    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
+    append(&store, log.id, vec![record(1, 5)], Some(snapshot(5))).await;
+    drop(store);
+    let store = scratch.open(Retention::ON_DISK);
+    assert_eq!(store.secret(), secret);
+    let found = store.find(&room("tea")).unwrap().unwrap();
+    assert_eq!(
+        (found.id, found.epoch, found.snapshot),
+        (log.id, log.epoch, Some(snapshot(5)))
+    );
+    assert_eq!(sequences(&store, log.id, 0), [1, 2, 3, 4, 5]);
+    // Another log does not take its number.
+    assert_ne!(
+        store.open(&room("milk"), WallTime::from_millis(9)).unwrap().id,
+        log.id
+    );
+}
+
+#[tokio::test]
+async fn the_oldest_records_are_let_go_as_far_as_a_snapshot_stands_for_them() {
+    let scratch = Scratch::new("retention");
+    let retention = Retention {
+        events: 32,
+        ..Retention::ON_DISK
+    };
+    let store = scratch.open(retention);
+    let log = store.open(&room("tea"), WallTime::default()).unwrap();
+    for n in 0..100 {
+        append(
+            &store,
+            log.id,
+            vec![record(n + 1, 1)],
+            (n == 69).then(|| snapshot(70)),
+        )
+        .await;
+    }
+    let bounds = store.bounds(log.id).unwrap();
+    assert_eq!(bounds.last.get(), 100);
+    assert!((65..=69).contains(&bounds.first.get()), "{bounds:?}");
+    assert_eq!(
+        sequences(&store, log.id, bounds.first.get() - 1).len() as u64,
+        101 - bounds.first.get()
+    );
+    assert!(
+        sequences(&store, log.id, 3).is_empty(),
+        "what is gone is not skipped over"
+    );
+}
+
+#[test]
+fn a_directory_has_one_server() {
+    let scratch = Scratch::new("lock");
+    let store = scratch.open(Retention::ON_DISK);
+    let second = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4).map(drop);
+    assert_eq!(second, Err(StoreError::Locked(scratch.0.clone())));
+    drop(store);
+    scratch.open(Retention::ON_DISK);
+}
+
+#[test]
+fn a_format_that_is_not_known_is_refused() {
+    let scratch = Scratch::new("format");
+    drop(scratch.open(Retention::ON_DISK));
+    fs::write(scratch.0.join("FORMAT"), "chitchat 2\n").unwrap();
+    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4)
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Format { found, .. } if found == "chitchat 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_says_why() {
+    let scratch = Scratch::new("file");
+    fs::write(&scratch.0, "a file").unwrap();
+    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4)
+        .map(drop)
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Directory { .. }), "{error}");
+    fs::remove_file(&scratch.0).unwrap();
+}

@@ -1,0 +1,49 @@
+//! How keys and entries look in the database.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::{LogId, StoreError};
+use crate::domain::{Epoch, Sequence};
+
+/// A record's key: the log, then the place of its first event, so that a log is a range.
+pub(super) fn record_key(log: LogId, first: Sequence) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&log.0.to_be_bytes());
+    key[4..].copy_from_slice(&first.get().to_be_bytes());
+    key
+}
+
+/// The place of the first event of the record with this key.
+pub(super) fn record_place(key: &[u8]) -> Result<Sequence, StoreError> {
+    let place = key
+        .get(4..12)
+        .and_then(|place| place.try_into().ok())
+        .map(u64::from_be_bytes);
+    place.map(Sequence::new).ok_or(StoreError::Record {
+        sequence: Sequence::ZERO,
+        why: "its key is none",
+    })
+}
+
+/// A room's entry: its log and the log's epoch.
+pub(super) fn encode_entry(log: LogId, epoch: Epoch) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(12);
+    bytes.put_u32(log.0);
+    bytes.put_u64(epoch.get());
+    bytes.freeze()
+}
+
+/// What [`encode_entry`] wrote.
+pub(super) fn decode_entry(mut bytes: &[u8]) -> Result<(LogId, Epoch), StoreError> {
+    let damaged = StoreError::Record {
+        sequence: Sequence::ZERO,
+        why: "a room's entry is damaged",
+    };
+    if bytes.len() != 12 {
+        return Err(damaged);
+    }
+    let log = LogId(bytes.get_u32());
+    Epoch::recorded(bytes.get_u64())
+        .map(|epoch| (log, epoch))
+        .ok_or(damaged)
+}

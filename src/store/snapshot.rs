@@ -1,0 +1,114 @@
+//! A room's state as bytes.
+
+use prost::Message;
+
+use super::StoreError;
+use crate::domain::{LamportTime, Name, Participant, ParticipantId, Sequence, Snapshot};
+
+#[derive(Clone, PartialEq, Message)]
+struct Stored {
+    #[prost(int64, tag = "1")]
+    time: i64,
+    #[prost(uint64, tag = "2")]
+    last: u64,
+    #[prost(int32, tag = "3")]
+    next_id: i32,
+    #[prost(message, repeated, tag = "4")]
+    participants: Vec<StoredParticipant>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredParticipant {
+    #[prost(int32, tag = "1")]
+    id: i32,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(int64, tag = "3")]
+    joined: i64,
+    #[prost(uint64, tag = "4")]
+    since: u64,
+    #[prost(bool, tag = "5")]
+    is_resumable: bool,
+}
+
+/// A snapshot as bytes.
+#[must_use]
+pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
+    let participants = snapshot
+        .participants
+        .iter()
+        .map(|(id, participant)| StoredParticipant {
+            id: id.get(),
+            name: participant.name.to_string(),
+            joined: participant.joined.get(),
+            since: participant.since.get(),
+            is_resumable: participant.is_resumable,
+        });
+    let stored = Stored {
+        time: snapshot.time.get(),
+        last: snapshot.last.get(),
+        next_id: snapshot.next_id,
+        participants: participants.collect(),
+    };
+    stored.encode_to_vec().into()
+}
+
+/// The snapshot that was made into these bytes.
+///
+/// # Errors
+///
+/// When they are damaged.
+pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
+    let stored = Stored::decode(bytes).ok();
+    let snapshot = stored.and_then(|stored| {
+        let participants = stored.participants.into_iter().map(|participant| {
+            let StoredParticipant {
+                id,
+                name,
+                joined,
+                since,
+                is_resumable,
+            } = participant;
+            let participant = Participant {
+                name: Name::try_from(name.as_str()).ok()?,
+                joined: LamportTime::recorded(joined)?,
+                since: Sequence::new(since),
+                is_resumable,
+            };
+            Some((ParticipantId::chosen(id)?, participant))
+        });
+        Some(Snapshot {
+            time: LamportTime::recorded(stored.time)?,
+            last: Sequence::new(stored.last),
+            next_id: stored.next_id,
+            participants: participants.collect::<Option<_>>()?,
+        })
+    });
+    snapshot.ok_or(StoreError::Record {
+        sequence: Sequence::ZERO,
+        why: "it is no snapshot",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_comes_back_as_it_was() {
+        let participant = Participant {
+            name: Name::try_from("Ada").unwrap(),
+            joined: LamportTime::recorded(7).unwrap(),
+            since: Sequence::new(3),
+            is_resumable: true,
+        };
+        let snapshot = Snapshot {
+            time: LamportTime::recorded(9).unwrap(),
+            last: Sequence::new(5),
+            next_id: 1_000_002,
+            participants: vec![(ParticipantId::chosen(-4).unwrap(), participant)],
+        };
+        assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));
+        assert!(decode_snapshot(b"nonsense").is_err());
+    }
+}

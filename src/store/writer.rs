@@ -1,0 +1,246 @@
+//! The thread that writes: everything that waits is one commit and one sync, whichever room it is of.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fjall::OwnedWriteBatch;
+use tokio::sync::oneshot;
+use tracing::error;
+
+use super::disk::Tables;
+use super::layout::{record_key, record_place};
+use super::{Append, Appended, LogId, Record, Retention, StoreError, decode_snapshot};
+use crate::domain::Sequence;
+
+/// Records are let go in portions of at least this share of what may be kept, so that most appends need not look.
+const PORTION: u64 = 16;
+
+/// The most records that one append lets go of, so that a changed limit does not stop the writer for long.
+const LET_GO_AT_ONCE: usize = 4_096;
+
+type Done = oneshot::Sender<Result<(), StoreError>>;
+
+/// One append that waits. Each room has at most one at a time, which bounds the queue.
+struct Waiting {
+    log: LogId,
+    append: Append,
+    done: Done,
+}
+
+/// The way to the thread.
+pub(super) struct Writer {
+    /// None once it is closed.
+    queue: Mutex<Option<Sender<Waiting>>>,
+}
+
+impl Writer {
+    pub(super) fn append(&self, log: LogId, append: Append) -> Appended<'static> {
+        let (done, appended) = oneshot::channel();
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // If the thread is gone, so is `done`, and the wait below ends.
+        let sent = queue
+            .as_ref()
+            .map(|queue| queue.send(Waiting { log, append, done }).is_ok());
+        drop(queue);
+        Box::pin(async move {
+            match sent {
+                Some(true) => appended.await.unwrap_or(Err(StoreError::Failed)),
+                _ => Err(StoreError::Failed),
+            }
+        })
+    }
+
+    /// Lets nothing more in; the thread ends when it has written what is in.
+    pub(super) fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Starts the thread.
+pub(super) fn start(
+    tables: Tables,
+    retention: Retention,
+    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+) -> std::io::Result<(Writer, JoinHandle<()>)> {
+    let (queue, waiting) = channel();
+    let thread = std::thread::Builder::new()
+        .name("store-writer".into())
+        .spawn(move || {
+            let writing = Writing {
+                tables,
+                retention,
+                kept,
+            };
+            writing.run(&waiting);
+        })?;
+    Ok((
+        Writer {
+            queue: Mutex::new(Some(queue)),
+        },
+        thread,
+    ))
+}
+
+struct Writing {
+    tables: Tables,
+    retention: Retention,
+    /// What is kept of each log that was looked at: shared with those who ask for its bounds.
+    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+}
+
+/// What is kept of a log.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
+    bytes: u64,
+    /// Up to where a snapshot makes the records dispensable.
+    snapshot: Sequence,
+}
+
+impl Kept {
+    /// Counts what `tables` have of a log.
+    pub(super) fn count(tables: &Tables, log: LogId) -> Result<Self, StoreError> {
+        let mut kept = Self {
+            first: Sequence::new(1),
+            last: Sequence::ZERO,
+            bytes: 0,
+            snapshot: Sequence::ZERO,
+        };
+        let range = record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX));
+        for (index, entry) in tables.records.range(range).enumerate() {
+            let (key, value) = entry.into_inner()?;
+            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
+            if index == 0 {
+                kept.first = record.first;
+            }
+            kept.last = record.last();
+            kept.bytes += value.len() as u64;
+        }
+        if let Some(snapshot) = tables.snapshots.get(log.0.to_be_bytes())? {
+            kept.snapshot = decode_snapshot(&snapshot)?.last;
+        }
+        Ok(kept)
+    }
+}
+
+impl Writing {
+    fn run(self, waiting: &Receiver<Waiting>) {
+        while let Ok(first) = waiting.recv() {
+            let all: Vec<Waiting> = std::iter::once(first).chain(waiting.try_iter()).collect();
+            let (appends, done): (Vec<_>, Vec<Done>) = all
+                .into_iter()
+                .map(|Waiting { log, append, done }| ((log, append), done))
+                .unzip();
+            let written = self.write(appends);
+            for done in done {
+                // Who does not wait any more need not know.
+                done.send(written.clone()).ok();
+            }
+            if let Err(error) = written {
+                // After a failed write or sync nobody knows what is on the disk: nothing more is acknowledged.
+                error!(event = "store_failed", %error, "the store failed; nothing more is acknowledged");
+                for Waiting { done, .. } in waiting.iter() {
+                    done.send(Err(StoreError::Failed)).ok();
+                }
+                return;
+            }
+        }
+    }
+
+    fn write(&self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
+        let mut batch = self
+            .tables
+            .db
+            .batch()
+            .durability(Some(self.tables.durability.mode()));
+        let mut changed: HashMap<LogId, Kept> = HashMap::new();
+        for (log, Append { records, snapshot }) in appends {
+            let mut kept = match changed.get(&log) {
+                Some(kept) => *kept,
+                None => self.kept(log)?,
+            };
+            for record in records {
+                let value = record.encode();
+                kept.bytes += value.len() as u64;
+                kept.last = record.last();
+                batch.insert(
+                    &self.tables.records,
+                    record_key(log, record.first),
+                    value.to_vec(),
+                );
+            }
+            if let Some(snapshot) = snapshot {
+                kept.snapshot = decode_snapshot(&snapshot)?.last;
+                batch.insert(&self.tables.snapshots, log.0.to_be_bytes(), snapshot.to_vec());
+            }
+            self.let_go(log, &mut kept, &mut batch)?;
+            changed.insert(log, kept);
+        }
+        batch.commit()?;
+        self.lock().extend(changed);
+        Ok(())
+    }
+
+    /// What is kept of `log`: remembered, or counted once.
+    fn kept(&self, log: LogId) -> Result<Kept, StoreError> {
+        let known = self.lock().get(&log).copied();
+        known.map_or_else(|| Kept::count(&self.tables, log), Ok)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<LogId, Kept>> {
+        // Nothing in here panics while the lock is held.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the oldest records of `log` beyond the limits, as far as a snapshot stands for them.
+    fn let_go(&self, log: LogId, kept: &mut Kept, batch: &mut OwnedWriteBatch) -> Result<(), StoreError> {
+        let Retention { events, bytes, age } = self.retention;
+        let is_over = |kept: &Kept, slack: u64| {
+            let held = (kept.last.get() + 1).saturating_sub(kept.first.get());
+            held > events.saturating_add(events / PORTION * slack)
+                || kept.bytes > bytes.saturating_add(bytes / PORTION * slack)
+        };
+        let by_age = !age.is_zero();
+        if !is_over(kept, 1) && !by_age {
+            return Ok(());
+        }
+        let expired = now().saturating_sub(age);
+        let range = record_key(log, kept.first)..=record_key(log, kept.snapshot);
+        for entry in self.tables.records.range(range).take(LET_GO_AT_ONCE) {
+            let (key, value) = entry.into_inner()?;
+            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
+            let is_old = by_age && written_at(&record).is_some_and(|at| at < expired);
+            // The newest record stays, whatever the limits: it says where the log stands.
+            if record.last() > kept.snapshot || record.last() >= kept.last || !(is_over(kept, 0) || is_old) {
+                break;
+            }
+            kept.first = record.last().next();
+            kept.bytes = kept.bytes.saturating_sub(value.len() as u64);
+            batch.remove(&self.tables.records, key.to_vec());
+        }
+        Ok(())
+    }
+}
+
+/// The wall time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// When the first event of a record was broadcast, as the wire shows it.
+fn written_at(record: &Record) -> Option<Duration> {
+    use prost::Message;
+
+    let frame = super::frames(record.frames.clone()).next()?;
+    let time = crate::proto::ServerMessage::decode(frame.slice(5..))
+        .ok()?
+        .broadcast_time?;
+    Some(Duration::new(
+        u64::try_from(time.seconds).ok()?,
+        u32::try_from(time.nanos).ok()?,
+    ))
+}

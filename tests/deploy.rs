@@ -1,0 +1,176 @@
+//! What can be checked of the image and the compose file without an engine: that they and the program fit together.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod outside;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use outside::{CHECKOUT, CHITCHAT, run, serve, serve_flags, text};
+
+fn file(path: &str) -> String {
+    fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()
+}
+
+/// All variables of the server that a text names, with their values.
+fn variables(file: &str) -> Vec<(String, String)> {
+    file.lines()
+        .map(|line| line.split(" #").next().unwrap_or(line))
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(|line| line.split("CHITCHAT_").skip(1))
+        .map(|named| {
+            let end = named
+                .find(|c: char| !(c.is_ascii_uppercase() || c == '_'))
+                .unwrap();
+            let value = named[end..].trim_start_matches(['=', ':', ' ']);
+            let value = value.split_whitespace().next().unwrap_or_default();
+            (format!("CHITCHAT_{}", &named[..end]), value.to_owned())
+        })
+        .collect()
+}
+
+fn value_of<'a>(variables: &'a [(String, String)], name: &str) -> &'a str {
+    let found = variables.iter().find(|(variable, _)| variable == name);
+    &found.unwrap_or_else(|| panic!("{name} is not set")).1
+}
+
+/// The value of a key in the compose file, wherever it stands.
+fn compose_value<'a>(compose: &'a str, key: &str) -> &'a str {
+    let line = compose
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {key}")).trim()
+}
+
+#[test]
+fn the_server_has_every_variable_that_is_set() {
+    let flags = serve_flags();
+    for path in ["Dockerfile", "deploy/compose.yaml"] {
+        let variables = variables(&file(path));
+        assert!(!variables.is_empty(), "{path}");
+        for (name, _) in variables {
+            assert!(
+                flags.iter().any(|flag| flag.variable == name),
+                "{path} sets {name}, which `chitchat serve` does not have"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_server_starts_with_what_is_set() {
+    let mut command = Command::new(CHITCHAT);
+    for path in ["Dockerfile", "deploy/compose.yaml"] {
+        command.envs(variables(&file(path)));
+    }
+    // One mistake on purpose, so that it is checked and does not run: it must stay the only one.
+    let output = run(command.args(["serve", "--max-rooms", "0"]), "");
+    assert_eq!(
+        text(&output.stderr),
+        "chitchat: --max-rooms is 0; it must be 1 or more\n"
+    );
+}
+
+#[test]
+fn the_health_check_of_both_is_a_command_of_the_program() {
+    let server = serve(&[]);
+    for path in ["Dockerfile", "deploy/compose.yaml"] {
+        let file = file(path);
+        let line = file
+            .lines()
+            .find(|line| line.contains("\"health\""))
+            .unwrap_or_else(|| panic!("{path} has no health check"));
+        let words: Vec<&str> = line.split('"').skip(1).step_by(2).collect();
+        let (program, arguments) = match words.as_slice() {
+            ["CMD", program, arguments @ ..] | [program, arguments @ ..] => (program, arguments),
+            [] => unreachable!("it contains one"),
+        };
+        assert_eq!(*program, "/usr/local/bin/chitchat", "{path}");
+        let address = server.address.to_string();
+        let arguments: Vec<&str> = arguments
+            .iter()
+            .map(|argument| match *argument {
+                "127.0.0.1:50052" => &address,
+                argument => argument,
+            })
+            .collect();
+        assert!(arguments.contains(&address.as_str()), "{path}: {line}");
+        let output = run(Command::new(CHITCHAT).args(arguments), "");
+        assert_eq!(text(&output.stdout), "SERVING\n", "{path}: {output:?}");
+    }
+}
+
+#[test]
+fn ports_are_the_same_everywhere_and_published_on_this_host_only() {
+    let (dockerfile, compose) = (file("Dockerfile"), file("deploy/compose.yaml"));
+    let image = variables(&dockerfile);
+    let mut exposed = Vec::new();
+    for name in ["CHITCHAT_LISTEN", "CHITCHAT_ADMIN"] {
+        let port = value_of(&image, name)
+            .strip_prefix("0.0.0.0:")
+            .expect("reachable from outside the container");
+        assert!(
+            compose.contains(&format!("- \"127.0.0.1:{port}:{port}\"")),
+            "{port} is not published"
+        );
+        exposed.push(port);
+    }
+    assert!(dockerfile.contains(&format!("\nEXPOSE {}\n", exposed.join(" "))));
+    let published = compose
+        .lines()
+        .filter(|line| line.contains(":50052:") || line.contains(":9464:"));
+    assert!(published.clone().all(|line| line.contains("\"127.0.0.1:")));
+    assert_eq!(published.count(), 2);
+}
+
+#[test]
+fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
+    let (dockerfile, compose) = (file("Dockerfile"), file("deploy/compose.yaml"));
+    for line in ["\nUSER 65532:65532\n", "\nSTOPSIGNAL SIGTERM\n"] {
+        assert!(dockerfile.contains(line), "no {line:?}");
+    }
+    assert_eq!(compose_value(&compose, "user"), "\"65532:65532\"");
+    assert_eq!(compose_value(&compose, "read_only"), "true");
+    assert!(compose.contains("cap_drop:\n      - ALL\n"));
+    assert!(compose.contains("- no-new-privileges:true\n"));
+    assert!(!compose_value(&compose, "mem_limit").is_empty());
+    let seconds = |value: &str| {
+        let seconds = value.strip_suffix('s').and_then(|seconds| seconds.parse().ok());
+        Duration::from_secs(seconds.unwrap_or_else(|| panic!("{value} are no seconds")))
+    };
+    let drain = variables(&compose);
+    let drain = seconds(value_of(&drain, "CHITCHAT_DRAIN_TIMEOUT"));
+    assert!(seconds(compose_value(&compose, "stop_grace_period")) > drain);
+}
+
+#[test]
+fn the_image_is_built_from_files_that_are_there() {
+    let (dockerfile, ignored) = (file("Dockerfile"), file(".dockerignore"));
+    let copies = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|copy| !copy.starts_with("--from"));
+    let mut count = 0;
+    for copy in copies {
+        let mut words: Vec<&str> = copy.split_whitespace().collect();
+        words.pop();
+        for path in words {
+            assert!(Path::new(CHECKOUT).join(path).exists(), "{path} is not there");
+            assert!(
+                ignored.lines().any(|line| line == format!("!{path}")),
+                "{path} is ignored"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 0, "something is copied");
+    // The toolchain of the image is the one that the manifest asks for.
+    let manifest = file("Cargo.toml");
+    let version = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("rust-version = "));
+    let version = version.unwrap().trim_matches('"');
+    assert!(dockerfile.contains(&format!("FROM rust:{version}-")), "{version}");
+}
