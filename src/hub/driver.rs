@@ -505,10 +505,12 @@ impl Driver {
         let records: Vec<_> = chunks.iter().filter_map(Chunk::record).collect();
         if !records.is_empty() {
             let snapshot = self.snapshot_if_due();
+            let given = std::time::Instant::now();
             self.shared
                 .store
                 .append(self.log, Append { records, snapshot })
                 .await?;
+            self.shared.observer.stored(given.elapsed());
         }
         self.handle.show(self.room.time(), self.room.participants().len());
         for chunk in chunks {

@@ -29,6 +29,7 @@ impl Observer for Counts {
     fn room(&self, _: bool) {}
     fn behind(&self, _: bool) {}
     fn replayed(&self, _: u32) {}
+    fn stored(&self, _: Duration) {}
     fn resumed(&self, _: bool) {}
 }
 

@@ -24,6 +24,8 @@ pub trait Observer: Send + Sync + 'static {
     fn behind(&self, behind: bool);
     /// `events` were read from the store and handed to one subscriber's transport.
     fn replayed(&self, events: u32);
+    /// A batch was stored, `latency` after it was given to the store.
+    fn stored(&self, latency: Duration);
     /// A client named the last event it had seen, and gets all that followed (`true`) or cannot (`false`).
     fn resumed(&self, is_complete: bool);
 }
@@ -41,5 +43,6 @@ impl Observer for Unobserved {
     fn room(&self, _: bool) {}
     fn behind(&self, _: bool) {}
     fn replayed(&self, _: u32) {}
+    fn stored(&self, _: Duration) {}
     fn resumed(&self, _: bool) {}
 }

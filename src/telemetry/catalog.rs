@@ -116,6 +116,10 @@ pub(super) const DELIVERY_LATENCY: Definition = histogram(
     "chitchat_delivery_latency_seconds",
     "From decoded off the wire to handed to a subscriber's transport, a delivery each.",
 );
+pub(super) const STORE_APPEND: Definition = histogram(
+    "chitchat_store_append_seconds",
+    "From given to the store to durable, a batch each.",
+);
 pub(super) const SUBSCRIBERS_BEHIND: Definition = gauge(
     "chitchat_subscribers_behind",
     &[],
@@ -138,7 +142,7 @@ pub(super) const LAMPORT_REJECTED: Definition = counter(
 );
 
 /// Every metric of the server.
-pub const CATALOG: [Definition; 18] = [
+pub const CATALOG: [Definition; 19] = [
     BUILD_INFO,
     CONNECTED_CLIENTS,
     ROOMS_ACTIVE,
@@ -153,6 +157,7 @@ pub const CATALOG: [Definition; 18] = [
     DELIVERIES,
     BROADCAST_LATENCY,
     DELIVERY_LATENCY,
+    STORE_APPEND,
     SUBSCRIBERS_BEHIND,
     RESUMES,
     LAMPORT_TIME,

@@ -27,6 +27,7 @@ pub struct Metrics {
     pub(super) lamport_rejected: Counter,
     pub(super) broadcast_latency: Histogram,
     pub(super) delivery_latency: Histogram,
+    pub(super) store_append: Histogram,
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
@@ -68,6 +69,7 @@ impl Metrics {
             lamport_rejected: counter(&catalog::LAMPORT_REJECTED, &[]),
             broadcast_latency: Histogram::default(),
             delivery_latency: Histogram::default(),
+            store_append: Histogram::default(),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -105,6 +107,7 @@ impl Metrics {
             .render(&catalog::BROADCAST_LATENCY, &mut page);
         self.delivery_latency
             .render(&catalog::DELIVERY_LATENCY, &mut page);
+        self.store_append.render(&catalog::STORE_APPEND, &mut page);
         page
     }
 

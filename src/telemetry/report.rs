@@ -68,6 +68,10 @@ impl hub::Observer for Report {
         self.metrics.deliveries.increment(events.into());
     }
 
+    fn stored(&self, latency: Duration) {
+        self.metrics.store_append.record(latency, 1);
+    }
+
     fn resumed(&self, is_complete: bool) {
         let outcome = if is_complete {
             &self.metrics.resumes_complete
