@@ -7,8 +7,6 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY src src
-# The manifest names the tests; the image is built without them.
-COPY tests/server/main.rs tests/server/main.rs
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --bin chitchat \
