@@ -1,22 +1,47 @@
 //! What a server is started with, checked as a whole before anything is bound.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_MAX_MESSAGE_CHARS, MAX_TIMESTAMP};
-use crate::hub::HubLimits;
+use crate::hub::HubOptions;
 use crate::rpc::TransportLimits;
+use crate::store::{Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
 /// The least that a room's feed may keep: many batches, so that who keeps up is never let go.
 const MIN_FEED_BYTES: usize = 1 << 20;
+
+/// The least events of a log that must be kept: what clients that come back within a short while have missed.
+const MIN_RETAINED_EVENTS: u64 = 1_000;
+
+/// The least bytes of a log that must be kept.
+const MIN_RETAINED_BYTES: u64 = 1 << 20;
 
 /// Descriptors that are not for connections: listeners, files, the runtime's own.
 const RESERVED_DESCRIPTORS: u64 = 64;
 
 /// How many connections a server takes where neither a flag nor the descriptors say less.
 const MAX_CONNECTIONS: usize = 100_000;
+
+/// Where the rooms' logs are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreOptions {
+    /// In memory: they are gone with the process.
+    Memory,
+    /// On disk.
+    Disk {
+        /// In this directory.
+        directory: PathBuf,
+        /// What an acknowledged event survives.
+        durability: Durability,
+    },
+}
+
+/// Where the logs are kept where nothing else is said.
+pub const DEFAULT_DATA_DIR: &str = "./chitchat-data";
 
 /// What a server is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +53,11 @@ pub struct Config {
     /// The rules of the rooms.
     pub rules: Rules,
     /// The limits of the hub.
-    pub hub: HubLimits,
+    pub hub: HubOptions,
+    /// Where the rooms' logs are kept.
+    pub store: StoreOptions,
+    /// How much of each log is kept.
+    pub retention: Retention,
     /// The limits of the transport.
     pub transport: TransportLimits,
     /// How long draining may take.
@@ -45,7 +74,12 @@ impl Default for Config {
             listen: local(50_052),
             admin: local(9_464),
             rules: Rules::default(),
-            hub: HubLimits::default(),
+            hub: HubOptions::default(),
+            store: StoreOptions::Disk {
+                directory: DEFAULT_DATA_DIR.into(),
+                durability: Durability::Sync,
+            },
+            retention: Retention::ON_DISK,
             transport: TransportLimits {
                 max_connections: connections_possible(),
                 ..TransportLimits::default()
@@ -157,6 +191,19 @@ impl Config {
         expect(
             self.listen.port() == 0 || self.listen != self.admin,
             format!("--listen and --admin are both {}; they must differ", self.listen),
+        );
+        let Retention {
+            events,
+            bytes,
+            age: _,
+        } = self.retention;
+        expect(
+            events >= MIN_RETAINED_EVENTS,
+            format!("--retain-events is {events}; it must be {MIN_RETAINED_EVENTS} or more"),
+        );
+        expect(
+            bytes >= MIN_RETAINED_BYTES,
+            format!("--retain-bytes is {bytes}; it must be {MIN_RETAINED_BYTES} or more"),
         );
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;

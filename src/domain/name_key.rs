@@ -22,6 +22,14 @@ impl NameKeys {
             in_lower_case: look(&name.as_str().to_lowercase()),
         }
     }
+
+    /// Whether the two share a key.
+    pub(super) fn meet(&self, other: &Self) -> bool {
+        let theirs = [&other.as_written, &other.in_lower_case];
+        theirs
+            .iter()
+            .any(|key| **key == self.as_written || **key == self.in_lower_case)
+    }
 }
 
 fn look(name: &str) -> Box<str> {
@@ -34,13 +42,7 @@ mod tests {
     use super::*;
 
     fn alike(a: &str, b: &str) -> bool {
-        let (a, b) = (
-            NameKeys::of(&Name::try_from(a).unwrap()),
-            NameKeys::of(&Name::try_from(b).unwrap()),
-        );
-        [&b.as_written, &b.in_lower_case]
-            .iter()
-            .any(|key| **key == a.as_written || **key == a.in_lower_case)
+        Name::try_from(a).unwrap().looks_like(&Name::try_from(b).unwrap())
     }
 
     #[test]

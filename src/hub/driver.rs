@@ -1,163 +1,407 @@
-//! The task that runs one room: it empties the inbox, lets the fold decide, and publishes what was accepted.
+//! The task that runs one room: it empties the inbox, lets the fold decide, has what was accepted stored, and publishes
+//! it when it is durable.
 //!
-//! It alone appends to the room's feed, so what it does in order, everybody sees in that order. All that waits in the
-//! inbox is one batch: encoded into one piece of memory, published under one lock, told with one round of wake-ups.
+//! It alone appends to the room's log and feed, so what it does in order, everybody sees in that order. All that waits
+//! in the inbox is one batch: encoded into a few pieces of memory, stored with one sync, published under one lock each,
+//! told with one round of wake-ups. While a batch is being stored the next one grows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::oneshot;
+use bytes::Bytes;
+use tokio::time::Instant;
 
+use super::batch::{Batch, Chunk, Step};
+use super::description::Description;
 use super::end::End;
+use super::entrance::Entrance;
+use super::error::HubError;
+use super::feed::{CursorKey, Feed};
 use super::frame;
 use super::member::{Entry, Member};
-use super::notice;
+use super::notice::{self, Speaking};
 use super::now::wall_time;
 use super::observer::Observer;
-use super::request::Request;
+use super::reader::Reader;
+use super::recovery::Recovered;
+use super::request::{Posted, Reply, Request};
 use super::room::RoomHandle;
+use super::start::{Place, Start};
+use super::token::Tokens;
 use crate::domain::{
-    Command, Event, Join, Leave, Outcome, ParticipantId, Refusal, Room, Rules, Say, WallTime,
+    Command, Epoch, Event, Join, Leave, Outcome, ParticipantId, Post, Refusal, Room, Say, Sequence, WallTime,
 };
+use crate::store::{Append, Bounds, LogId, Store, StoreError, encode_snapshot};
 
-/// A batch is published when it has grown to this many bytes, so that subscribers begin to send while the rest is
-/// still being encoded, and memory is let go in portions.
-const BATCH_BYTES: usize = 64 * 1024;
+/// A room that nobody is in, reads or asks for this long leaves memory; its log stays.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A snapshot is stored when the log has grown by this many events (and at least as many as the room has participants,
+/// since it names them all).
+const SNAPSHOT_EVERY: u64 = 10_000;
+
+/// The most events that a stream begins with on request.
+const MAX_HISTORY: u32 = 10_000;
+
+/// What all rooms of a hub share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) tokens: Tokens,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) feed_bytes: usize,
+    pub(super) resume_grace: Duration,
+}
 
 /// Runs one room.
 pub(super) struct Driver {
     room: Room,
+    log: LogId,
+    epoch: Epoch,
+    shared: Shared,
     handle: Arc<RoomHandle>,
-    observer: Arc<dyn Observer>,
-    /// The cursor of each participant.
-    cursors: HashMap<ParticipantId, usize>,
+    feed: Arc<Feed>,
+    /// The newest connection of each participant; a participant without one is lost, and has some time to come back.
+    connections: HashMap<ParticipantId, u64>,
+    /// The cursor of each connection whose stream has begun and not ended.
+    cursors: HashMap<u64, CursorKey>,
+    last_connection: u64,
+    /// When the time of each lost participant is over, soonest first.
+    grace: VecDeque<(Instant, ParticipantId, Sequence)>,
     batch: Batch,
+    /// The place of the newest stored snapshot.
+    snapshot: Sequence,
     woken: Vec<Waker>,
 }
 
-/// What is to be published next, in order.
-#[derive(Default)]
-struct Batch {
-    bytes: BytesMut,
-    steps: Vec<Step>,
-}
-
-enum Step {
-    /// So many bytes, so many events, the oldest decoded then.
-    Run {
-        len: usize,
-        events: u32,
-        received: Instant,
-    },
-    Enter {
-        entry: Entry,
-        reply: oneshot::Sender<Result<Member, Refusal>>,
-    },
-    Notify {
-        participant: ParticipantId,
-        notice: Bytes,
-    },
-    End {
-        participant: ParticipantId,
-        end: End,
-    },
-    EndAll(End),
-}
-
 impl Driver {
-    pub(super) fn new(rules: Rules, handle: Arc<RoomHandle>, observer: Arc<dyn Observer>) -> Self {
-        observer.room(true);
+    pub(super) fn new(recovered: Recovered, shared: Shared, handle: Arc<RoomHandle>) -> Self {
+        let Recovered { room, log } = recovered;
+        shared.observer.room(true);
+        let feed = Feed::new(shared.feed_bytes, room.last(), Arc::clone(&shared.observer));
+        let snapshot = room.last();
         Self {
-            room: Room::new(rules),
+            room,
+            log: log.id,
+            epoch: log.epoch,
+            shared,
             handle,
-            observer,
+            feed,
+            connections: HashMap::new(),
             cursors: HashMap::new(),
+            last_connection: 0,
+            grace: VecDeque::new(),
             batch: Batch::default(),
+            snapshot,
             woken: Vec::new(),
         }
     }
 
-    /// Runs until the inbox is closed and empty.
-    pub(super) async fn run(mut self) {
+    /// Runs until the room has been idle for a while, or its inbox is closed and empty.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails. Nothing that was not stored has been published then.
+    pub(super) async fn run(mut self) -> Result<(), StoreError> {
+        self.receive_the_lost();
+        self.flush().await?;
         let inbox = Arc::clone(&self.handle.inbox);
         let mut requests = Vec::new();
-        while poll_fn(|cx| inbox.poll_take(cx, &mut requests)).await {
+        loop {
+            let wake_at = self
+                .grace
+                .front()
+                .map_or_else(|| Instant::now() + IDLE, |(end, ..)| *end);
+            tokio::select! {
+                biased;
+                is_open = poll_fn(|cx| inbox.poll_take(cx, &mut requests)) => {
+                    if !is_open {
+                        return Ok(());
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at) => {
+                    if self.is_vacant() && inbox.close_if_empty() {
+                        return Ok(());
+                    }
+                }
+            }
             let at = wall_time();
             for request in requests.drain(..) {
                 self.take(request, at);
-                if self.batch.bytes.len() >= BATCH_BYTES {
-                    self.publish();
-                }
             }
-            self.publish();
+            self.end_grace(at);
+            self.flush().await?;
             // Those who were woken run before the next batch is looked for: it grows meanwhile.
             tokio::task::yield_now().await;
         }
     }
 
-    fn take(&mut self, request: Request, at: WallTime) {
-        match request {
-            Request::Join {
-                join,
-                reply,
-                received,
-            } => self.join(join, reply, received, at),
-            Request::Say { say, received } => self.say(say, received, at),
-            Request::Leave { leave, received } => self.leave(leave, received, at),
-            Request::Close(end) => self.batch.steps.push(Step::EndAll(end)),
+    /// Whoever was in the room when its server ended: who can come back has the time to, anybody else has left.
+    fn receive_the_lost(&mut self) {
+        let at = wall_time();
+        let lost: Vec<_> = self
+            .room
+            .participants()
+            .iter()
+            .map(|(id, stay)| (*id, stay.is_resumable))
+            .collect();
+        for (participant, is_resumable) in lost {
+            self.lose(participant, is_resumable, at);
         }
     }
 
-    fn join(
+    fn is_vacant(&self) -> bool {
+        self.room.participants().is_empty() && self.feed.cursors() == 0
+    }
+
+    fn take(&mut self, request: Request, at: WallTime) {
+        match request {
+            Request::Join {
+                entrance,
+                reply,
+                received,
+            } => self.enter(*entrance, reply, received, at),
+            Request::Say { say, received } => self.say(say, received, at),
+            Request::Post {
+                post,
+                reply,
+                received,
+            } => self.post(*post, reply, received, at),
+            Request::Leave {
+                leave,
+                connection,
+                received,
+            } => {
+                if self.is_connected(leave.participant, connection) {
+                    self.leave(leave, received, at);
+                }
+            }
+            Request::Lost {
+                participant,
+                connection,
+            } => {
+                self.cursors.remove(&connection);
+                if self.is_connected(participant, connection) {
+                    self.connections.remove(&participant);
+                    let is_resumable = self
+                        .room
+                        .participants()
+                        .get(&participant)
+                        .is_some_and(|stay| stay.is_resumable);
+                    self.lose(participant, is_resumable, at);
+                }
+            }
+            Request::Subscribe { start, reply } => self.subscribe(start, reply),
+            Request::Describe { reply } => {
+                self.batch.step(Step::Describe {
+                    description: self.describe(),
+                    reply,
+                });
+            }
+            Request::Close(end) => self.batch.step(Step::EndAll(end)),
+        }
+    }
+
+    fn is_connected(&self, participant: ParticipantId, connection: u64) -> bool {
+        self.connections.get(&participant) == Some(&connection)
+    }
+
+    fn enter(
         &mut self,
-        join: Join,
-        reply: oneshot::Sender<Result<Member, Refusal>>,
-        received: Instant,
+        entrance: Entrance,
+        reply: Reply<Member>,
+        received: std::time::Instant,
         at: WallTime,
     ) {
-        let (sequence, time) = (self.room.last(), self.room.time());
+        let Entrance {
+            join,
+            token,
+            seen,
+            history,
+        } = entrance;
+        let stay = self.stay_of(&token);
+        if stay.is_none() {
+            self.make_way(&join, at);
+        }
+        let bounds = match self.bounds() {
+            Ok(bounds) => bounds,
+            Err(_) => return drop(reply.send(Err(HubError::Failed))),
+        };
+        let (after, is_recovered) = self.begin(bounds, seen, history);
+        if seen.is_some() {
+            self.shared.observer.resumed(is_recovered);
+        }
+        let time = self.room.time();
+        self.last_connection += 1;
+        let connection = self.last_connection;
+        let epoch = self.epoch;
+        let entry = |participant, name, token| Entry {
+            participant,
+            name,
+            epoch,
+            bounds,
+            after,
+            is_recovered,
+            time,
+            connection,
+            token,
+        };
+        if let Some((participant, since)) = stay {
+            // The stay goes on. Nobody else hears of it.
+            if let Some(older) = self.connections.insert(participant, connection) {
+                self.batch.step(Step::End {
+                    connection: older,
+                    end: End::TakenOver(time),
+                });
+            }
+            let entry = entry(participant, join.name, Some(self.token(participant, since)));
+            self.batch.step(Step::Enter { entry, reply });
+            return;
+        }
+        let is_resumable = join.is_resumable;
         match self.room.apply(Command::Join(join), at) {
             Outcome::Accepted(event) => {
-                let entry = Entry {
-                    participant: event.participant,
-                    name: event.name.clone(),
-                    sequence,
-                    time,
-                };
-                self.batch.steps.push(Step::Enter { entry, reply });
+                let token = is_resumable.then(|| self.token(event.participant, event.sequence));
+                let entry = entry(event.participant, event.name.clone(), token);
+                self.connections.insert(event.participant, connection);
+                self.batch.step(Step::Enter { entry, reply });
                 self.append(&event, received);
             }
             Outcome::Refused { refusal, .. } => {
-                self.observer.refused(&refusal);
+                self.shared.observer.refused(&refusal);
                 // Whoever does not wait for the answer any more needs none.
-                reply.send(Err(refusal)).ok();
+                reply.send(Err(refusal.into())).ok();
             }
             Outcome::Repeated { .. } => {}
         }
     }
 
-    fn say(&mut self, say: Say, received: Instant, at: WallTime) {
+    /// Lets those leave who are lost and stand in the way of `join` by their name or id: somebody whose client was
+    /// restarted would else have to wait for the own ghost to leave.
+    fn make_way(&mut self, join: &Join, at: WallTime) {
+        let lost: Vec<ParticipantId> = self
+            .grace
+            .iter()
+            .map(|(_, participant, _)| *participant)
+            .filter(|participant| !self.connections.contains_key(participant))
+            .filter(|participant| {
+                let stay = self.room.participants().get(participant);
+                stay.is_some_and(|stay| Some(*participant) == join.id || stay.name.looks_like(&join.name))
+            })
+            .collect();
+        for participant in lost {
+            self.announce_loss(participant, at);
+        }
+    }
+
+    fn token(&self, participant: ParticipantId, since: Sequence) -> String {
+        self.shared
+            .tokens
+            .make(&self.handle.name, self.epoch, participant, since)
+    }
+
+    /// The stay that goes on, if the token is for one.
+    fn stay_of(&self, token: &str) -> Option<(ParticipantId, Sequence)> {
+        let (participant, since) = self.shared.tokens.check(token, &self.handle.name, self.epoch)?;
+        let stay = self.room.participants().get(&participant)?;
+        (stay.since == since).then_some((participant, since))
+    }
+
+    fn bounds(&self) -> Result<Bounds, StoreError> {
+        let stored = self.shared.store.bounds(self.log)?;
+        // What is in this batch will be stored before anybody can read.
+        Ok(Bounds {
+            first: stored.first,
+            last: self.room.last(),
+        })
+    }
+
+    /// After which event a stream begins, and whether that is the place that was named.
+    fn begin(&self, bounds: Bounds, seen: Option<Place>, history: u32) -> (Sequence, bool) {
+        match seen {
+            Some(seen) if seen.epoch == self.epoch.get() && bounds.cover(seen.sequence) => {
+                (seen.sequence, true)
+            }
+            _ => (newest(bounds, history), false),
+        }
+    }
+
+    fn subscribe(&mut self, start: Start, reply: Reply<Reader>) {
+        let bounds = match self.bounds() {
+            Ok(bounds) => bounds,
+            Err(_) => return drop(reply.send(Err(HubError::Failed))),
+        };
+        let after = match start {
+            Start::Now => bounds.last,
+            Start::Last(count) => newest(bounds, count),
+            Start::After(place) => {
+                let (after, is_kept) = self.begin(bounds, Some(place), 0);
+                self.shared.observer.resumed(is_kept);
+                if !is_kept {
+                    return drop(reply.send(Err(HubError::NotKept {
+                        epoch: self.epoch,
+                        bounds,
+                    })));
+                }
+                after
+            }
+        };
+        self.batch.step(Step::Subscribe { after, reply });
+    }
+
+    fn say(&mut self, say: Say, received: std::time::Instant, at: WallTime) {
         let participant = say.speaker;
         let message_id = say.message_id.as_ref().and_then(|id| id.as_ref().ok()).cloned();
-        match self.room.apply(Command::Say(say), at) {
-            Outcome::Accepted(event) => self.append(&event, received),
+        let outcome = self.room.apply(Command::Say(say), at);
+        let speaking = Speaking {
+            name: &self.handle.name,
+            epoch: self.epoch,
+        };
+        let notice = match outcome {
+            Outcome::Accepted(event) => return self.append(&event, received),
             Outcome::Repeated { original, time } => {
-                let notice = notice::repeated(&self.handle, original, time, message_id.as_ref());
-                self.notify(participant, &notice);
+                notice::repeated(&speaking, original, time, message_id.as_ref())
             }
             Outcome::Refused { refusal, time } => {
-                self.observer.refused(&refusal);
-                let notice = notice::refused(&self.handle, &refusal, time, message_id.as_ref());
-                self.notify(participant, &notice);
+                self.shared.observer.refused(&refusal);
+                notice::refused(&speaking, &refusal, time, message_id.as_ref())
+            }
+        };
+        if let Some(&connection) = self.connections.get(&participant) {
+            self.batch.step(Step::Notify {
+                connection,
+                notice: frame::private(&notice),
+            });
+        }
+    }
+
+    fn post(&mut self, post: Post, reply: Reply<Posted>, received: std::time::Instant, at: WallTime) {
+        match self.room.apply(Command::Post(post), at) {
+            Outcome::Accepted(event) => {
+                let message = frame::message(&self.handle.name, self.epoch, &event);
+                self.append(&event, received);
+                self.batch.step(Step::Posted {
+                    posted: Posted::Broadcast(Box::new(message)),
+                    reply,
+                });
+            }
+            Outcome::Repeated { original, .. } => {
+                self.batch.step(Step::Posted {
+                    posted: Posted::Repeated(original),
+                    reply,
+                });
+            }
+            Outcome::Refused { refusal, .. } => {
+                self.shared.observer.refused(&refusal);
+                reply.send(Err(refusal.into())).ok();
             }
         }
     }
 
-    fn leave(&mut self, leave: Leave, received: Instant, at: WallTime) {
+    fn leave(&mut self, leave: Leave, received: std::time::Instant, at: WallTime) {
         let participant = leave.participant;
         let mut end = End::Left;
         let mut outcome = self.room.apply(Command::Leave(leave), at);
@@ -167,7 +411,7 @@ impl Driver {
         } = outcome
         {
             // The client goes whatever time it claims; only the claim is refused.
-            self.observer.refused(&refusal);
+            self.shared.observer.refused(&refusal);
             end = End::Refused(refusal);
             outcome = self.room.apply(
                 Command::Leave(Leave {
@@ -179,45 +423,121 @@ impl Driver {
             );
         }
         if let Outcome::Accepted(event) = outcome {
-            self.batch.steps.push(Step::End { participant, end });
+            if let Some(connection) = self.connections.remove(&participant) {
+                self.batch.step(Step::End { connection, end });
+            }
             self.append(&event, received);
         }
     }
 
-    fn append(&mut self, event: &Event, received: Instant) {
-        let bytes = &mut self.batch.bytes;
-        let before = bytes.len();
-        frame::write_event(bytes, &self.handle.name, self.handle.epoch, event);
-        let written = bytes.len() - before;
-        self.observer.broadcast(&event.kind, event.time);
-        // One run for all events in a row; the first of them is the oldest.
-        if let Some(Step::Run { len, events, .. }) = self.batch.steps.last_mut() {
-            *len += written;
-            *events += 1;
-        } else {
-            self.batch.steps.push(Step::Run {
-                len: written,
-                events: 1,
-                received,
-            });
+    /// A participant's connection is gone.
+    fn lose(&mut self, participant: ParticipantId, is_resumable: bool, at: WallTime) {
+        let since = self.room.participants().get(&participant).map(|stay| stay.since);
+        match since {
+            Some(since) if is_resumable && !self.shared.resume_grace.is_zero() => {
+                self.grace
+                    .push_back((Instant::now() + self.shared.resume_grace, participant, since));
+            }
+            _ => self.announce_loss(participant, at),
         }
     }
 
-    fn notify(&mut self, participant: ParticipantId, notice: &crate::proto::ServerMessage) {
-        self.batch.steps.push(Step::Notify {
-            participant,
-            notice: frame::private(notice),
-        });
+    fn announce_loss(&mut self, participant: ParticipantId, at: WallTime) {
+        self.leave(
+            Leave {
+                participant,
+                timestamp: None,
+                trace: None,
+            },
+            std::time::Instant::now(),
+            at,
+        );
     }
 
-    fn publish(&mut self) {
-        if self.batch.steps.is_empty() {
-            return;
+    /// Those whose time to come back is over leave.
+    fn end_grace(&mut self, at: WallTime) {
+        let now = Instant::now();
+        while let Some((_, participant, since)) = self.grace.pop_front_if(|(end, ..)| *end <= now) {
+            let is_there = self
+                .room
+                .participants()
+                .get(&participant)
+                .is_some_and(|stay| stay.since == since);
+            // Who was lost again meanwhile has a later entry in the queue.
+            let has_more_time = self
+                .grace
+                .iter()
+                .any(|(_, other, stay)| (*other, *stay) == (participant, since));
+            if is_there && !has_more_time && !self.connections.contains_key(&participant) {
+                self.announce_loss(participant, at);
+            }
         }
-        let bytes = self.batch.bytes.split().freeze();
-        let mut entered: Vec<(oneshot::Sender<Result<Member, Refusal>>, Member)> = Vec::new();
-        let mut publication = self.handle.feed.publish(bytes, &mut self.woken);
-        for step in self.batch.steps.drain(..) {
+    }
+
+    fn append(&mut self, event: &Event, received: std::time::Instant) {
+        self.shared.observer.broadcast(&event.kind, event.time);
+        let is_resumable = self
+            .room
+            .participants()
+            .get(&event.participant)
+            .is_some_and(|stay| stay.since == event.sequence && stay.is_resumable);
+        self.batch
+            .append(&self.handle.name, self.epoch, event, is_resumable, received);
+    }
+
+    fn describe(&self) -> Description {
+        let participants = self.room.participants().iter();
+        Description {
+            sequence: self.room.last(),
+            time: self.room.time(),
+            participants: participants
+                .map(|(id, stay)| (*id, stay.clone(), self.connections.contains_key(id)))
+                .collect(),
+        }
+    }
+
+    /// Stores what was accepted, then lets everybody see it.
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        let chunks = self.batch.take();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<_> = chunks.iter().filter_map(Chunk::record).collect();
+        if !records.is_empty() {
+            let snapshot = self.snapshot_if_due();
+            self.shared
+                .store
+                .append(self.log, Append { records, snapshot })
+                .await?;
+        }
+        self.handle.show(self.room.time(), self.room.participants().len());
+        for chunk in chunks {
+            self.publish(chunk);
+        }
+        Ok(())
+    }
+
+    fn snapshot_if_due(&mut self) -> Option<Bytes> {
+        let last = self.room.last();
+        let grown = last.get() - self.snapshot.get();
+        let due = SNAPSHOT_EVERY.max(self.room.participants().len() as u64);
+        (grown >= due).then(|| {
+            self.snapshot = last;
+            encode_snapshot(&self.room.snapshot())
+        })
+    }
+
+    fn publish(&mut self, chunk: Chunk) {
+        let reader = |cursor, after| {
+            let Shared { store, observer, .. } = &self.shared;
+            Reader::new(Arc::clone(store), self.log, cursor, after, Arc::clone(observer))
+        };
+        // Cursors are numbered under the feed's lock; readers are made after it.
+        let mut entered = Vec::new();
+        let mut subscribed = Vec::new();
+        let mut answered = Vec::new();
+        let mut publication = self.feed.publish(chunk.bytes, &mut self.woken);
+        for step in chunk.steps {
             match step {
                 Step::Run {
                     len,
@@ -226,44 +546,56 @@ impl Driver {
                 } => publication.run(len, events, received),
                 Step::Enter { entry, reply } => {
                     let cursor = publication.enter();
-                    self.cursors.insert(entry.participant, cursor.key());
-                    let member = Member::new(
-                        Arc::clone(&self.handle),
-                        cursor,
-                        Arc::clone(&self.observer),
-                        entry,
-                    );
-                    entered.push((reply, member));
+                    self.cursors.insert(entry.connection, cursor.key());
+                    entered.push((cursor, entry, reply));
                 }
-                Step::Notify { participant, notice } => {
-                    if let Some(&key) = self.cursors.get(&participant) {
-                        publication.notify(key, notice);
+                Step::Subscribe { after, reply } => subscribed.push((publication.enter(), after, reply)),
+                Step::Notify { connection, notice } => {
+                    if let Some(&cursor) = self.cursors.get(&connection) {
+                        publication.notify(cursor, notice);
                     }
                 }
-                Step::End { participant, end } => {
-                    if let Some(key) = self.cursors.remove(&participant) {
-                        publication.end(key, end);
+                Step::End { connection, end } => {
+                    if let Some(cursor) = self.cursors.remove(&connection) {
+                        publication.end(cursor, end);
                     }
                 }
                 Step::EndAll(end) => publication.end_all(&end),
+                Step::Posted { posted, reply } => answered.push((posted, reply)),
+                Step::Describe { description, reply } => {
+                    reply.send(Ok(description)).ok();
+                }
             }
         }
         drop(publication);
-        for (reply, member) in entered {
-            // A member that nobody waits for any more is dropped here, and leaves by that.
-            drop(reply.send(Ok(member)));
+        for (cursor, entry, reply) in entered {
+            let observer = Arc::clone(&self.shared.observer);
+            let reader = reader(cursor, entry.after);
+            // A member that nobody waits for any more is dropped here, and is lost by that.
+            drop(reply.send(Ok(Member::new(Arc::clone(&self.handle), reader, observer, entry))));
+        }
+        for (cursor, after, reply) in subscribed {
+            drop(reply.send(Ok(reader(cursor, after))));
+        }
+        for (posted, reply) in answered {
+            reply.send(Ok(posted)).ok();
         }
     }
+}
+
+/// After which event the newest `count` begin.
+fn newest(bounds: Bounds, count: u32) -> Sequence {
+    let begin = bounds.last.get().saturating_sub(count.min(MAX_HISTORY).into());
+    Sequence::new(begin).max(bounds.first.previous())
 }
 
 impl Drop for Driver {
     /// Whatever ends the driver, nobody is left waiting for it.
     fn drop(&mut self) {
         self.handle.inbox.close();
-        self.handle
-            .feed
+        self.feed
             .publish(Bytes::new(), &mut self.woken)
             .end_all(&End::Failed);
-        self.observer.room(false);
+        self.shared.observer.room(false);
     }
 }

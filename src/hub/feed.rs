@@ -14,7 +14,8 @@
 //! - A cursor yields each event from where it began, once, in order, and its private notices between the same two
 //!   events at which they were given.
 //! - The feed holds at most its capacity (and one batch), however slow a subscriber is; what everybody has read is let
-//!   go at once. A cursor whose next run is gone is told so ([`Piece::FellBehind`]); it never skips.
+//!   go at once. A cursor whose next run is gone is told so ([`Piece::FellBehind`]); it never skips by itself. A
+//!   [`super::Reader`] reads on from the store then.
 //! - Whatever a reader does, a writer never waits for it.
 
 use std::collections::VecDeque;
@@ -27,6 +28,7 @@ use slab::Slab;
 
 use super::end::End;
 use super::observer::Observer;
+use crate::domain::Sequence;
 
 /// Batches smaller than this are copied together while somebody is behind, so that who catches up takes few large
 /// pieces and not many small ones: a transport frame has 16 KiB. While everybody keeps up nothing is copied.
@@ -47,9 +49,13 @@ struct State {
     first_run: u64,
     /// The offset at which the last run ends.
     end: u64,
+    /// The place in the log of the last event.
+    last: Sequence,
     /// How many cursors have read everything.
     at_end: usize,
     cursors: Slab<Slot>,
+    /// How many cursors there ever were.
+    numbered: u64,
     /// The cursors that wait for more.
     parked: Vec<usize>,
 }
@@ -63,6 +69,8 @@ struct Run {
     start: u64,
     end: u64,
     events: u32,
+    /// The place in the log of its last event.
+    last: Sequence,
     /// When the oldest command of the run was decoded.
     received: Instant,
     /// How many cursors have yet to read it and have read everything before it.
@@ -70,15 +78,25 @@ struct Run {
 }
 
 struct Slot {
+    /// Tells it from another that had the same place in the slab.
+    id: u64,
     /// The run to read next.
     run: u64,
     notices: VecDeque<(u64, Bytes)>,
-    end: Option<(u64, End)>,
+    /// Before which run it ends, after which event, and why.
+    end: Option<(u64, Sequence, End)>,
+    /// The place in the log of the last event it has read.
+    seen: Sequence,
     waker: Option<Waker>,
     /// Its place among the parked.
     parked: Option<usize>,
-    /// Whether its next run is gone and this was told.
-    behind: bool,
+}
+
+/// Names a cursor towards its feed, for as long as it lives and never again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CursorKey {
+    index: usize,
+    id: u64,
 }
 
 /// What a cursor yields.
@@ -95,16 +113,18 @@ pub enum Piece {
 }
 
 impl Feed {
-    /// An empty feed that keeps at most `capacity` bytes for those who are behind.
+    /// A feed of what follows the event at `last`, which keeps at most `capacity` bytes for those who are behind.
     #[must_use]
-    pub fn new(capacity: usize, observer: Arc<dyn Observer>) -> Arc<Self> {
+    pub fn new(capacity: usize, last: Sequence, observer: Arc<dyn Observer>) -> Arc<Self> {
         let state = State {
             pieces: VecDeque::new(),
             runs: VecDeque::new(),
             first_run: 0,
             end: 0,
+            last,
             at_end: 0,
             cursors: Slab::new(),
+            numbered: 0,
             parked: Vec::new(),
         };
         Arc::new(Self {
@@ -247,15 +267,18 @@ impl Publication<'_> {
     pub fn run(&mut self, len: usize, events: u32, received: Instant) {
         let state = self.state();
         let (start, end) = (state.end, state.end + len as u64);
+        let last = Sequence::new(state.last.get() + u64::from(events));
         let waiting = std::mem::take(&mut state.at_end);
         state.runs.push_back(Run {
             start,
             end,
             events,
+            last,
             received,
             waiting,
         });
         state.end = end;
+        state.last = last;
         self.grown = true;
     }
 
@@ -266,46 +289,54 @@ impl Publication<'_> {
         let state = self.state();
         let run = state.next_run();
         state.at_end += 1;
+        state.numbered += 1;
+        let (seen, id) = (state.last, state.numbered);
         let slot = Slot {
+            id,
             run,
             notices: VecDeque::new(),
             end: None,
+            seen,
             waker: None,
             parked: None,
-            behind: false,
         };
-        Cursor {
-            key: state.cursors.insert(slot),
-            feed,
-        }
+        let key = CursorKey {
+            index: state.cursors.insert(slot),
+            id,
+        };
+        Cursor { key, feed }
     }
 
     /// A private message for one cursor, between what came before and what comes after.
     ///
     /// A notice answers a command, and a client's commands are not read while its notices wait, so the room's inbox
     /// bounds how many there are.
-    pub fn notify(&mut self, key: usize, notice: Bytes) {
+    pub fn notify(&mut self, key: CursorKey, notice: Bytes) {
         let state = self.state();
         let run = state.next_run();
-        if let Some(slot) = state.cursors.get_mut(key) {
+        if let Some(slot) = state.cursors.get_mut(key.index).filter(|slot| slot.id == key.id) {
             slot.notices.push_back((run, notice));
-            self.wake(key);
+            self.wake(key.index);
         }
     }
 
     /// Ends one cursor after what came before. Where an end is set already, that one holds.
-    pub fn end(&mut self, key: usize, end: End) {
+    pub fn end(&mut self, key: CursorKey, end: End) {
         let state = self.state();
         let run = state.next_run();
-        if let Some(slot) = state.cursors.get_mut(key) {
-            slot.end.get_or_insert((run, end));
-            self.wake(key);
+        let last = state.last;
+        if let Some(slot) = state.cursors.get_mut(key.index).filter(|slot| slot.id == key.id) {
+            slot.end.get_or_insert((run, last, end));
+            self.wake(key.index);
         }
     }
 
     /// Ends every cursor after what came before.
     pub fn end_all(&mut self, end: &End) {
-        let keys: Vec<usize> = self.state().cursors.iter().map(|(key, _)| key).collect();
+        let cursors = self.state().cursors.iter();
+        let keys: Vec<_> = cursors
+            .map(|(index, slot)| CursorKey { index, id: slot.id })
+            .collect();
         for key in keys {
             self.end(key, end.clone());
         }
@@ -341,21 +372,48 @@ impl Drop for Publication<'_> {
 /// One subscriber's place in a feed. Dropping it gives the place up.
 pub struct Cursor {
     feed: Arc<Feed>,
-    key: usize,
+    key: CursorKey,
 }
 
 impl Cursor {
     /// Names this cursor towards its feed's publications.
     #[must_use]
-    pub const fn key(&self) -> usize {
+    pub const fn key(&self) -> CursorKey {
         self.key
+    }
+
+    /// The place in the log of the last event it has read (or stands after).
+    #[must_use]
+    pub fn seen(&self) -> Sequence {
+        self.feed.lock().cursors[self.key.index].seen
+    }
+
+    /// Goes to the end of the feed, and gives the place in the log up to which the reader must look elsewhere (or after
+    /// which it has nothing to read, where its end was set meanwhile). For a cursor that fell behind.
+    pub fn skip_to_end(&mut self) -> Sequence {
+        let mut guard = self.feed.lock();
+        let state = &mut *guard;
+        let (next_run, last) = (state.next_run(), state.last);
+        let slot = &mut state.cursors[self.key.index];
+        let from = std::mem::replace(&mut slot.run, next_run);
+        let upto = slot.end.as_ref().map_or(last, |(_, end, _)| *end);
+        slot.seen = upto;
+        // It is counted among those at the end now, and nowhere else.
+        if from != next_run {
+            if let Some(run) = state.run_mut(from) {
+                run.waiting -= 1;
+            }
+            state.at_end += 1;
+            state.trim(Instant::now(), &*self.feed.observer);
+        }
+        upto
     }
 
     /// How many bytes are yet to be read.
     #[must_use]
     pub fn lag(&self) -> u64 {
         let mut state = self.feed.lock();
-        let run = state.cursors[self.key].run;
+        let run = state.cursors[self.key.index].run;
         let end = state.end;
         if run == state.next_run() {
             return 0;
@@ -371,29 +429,25 @@ impl Cursor {
         let mut guard = self.feed.lock();
         let state = &mut *guard;
         let next_run = state.next_run();
-        let slot = &mut state.cursors[self.key];
+        let slot = &mut state.cursors[self.key.index];
         if let Some((_, notice)) = slot.notices.pop_front_if(|(run, _)| *run <= slot.run) {
             return Poll::Ready(Piece::Notice(notice));
         }
-        if let Some((run, end)) = &slot.end
+        if let Some((run, _, end)) = &slot.end
             && *run <= slot.run
         {
             return Poll::Ready(Piece::End(end.clone()));
         }
         if slot.run < state.first_run {
-            if !slot.behind {
-                slot.behind = true;
-                self.feed.observer.behind(true);
-            }
             return Poll::Ready(Piece::FellBehind);
         }
         if slot.run == next_run {
-            state.park(self.key, cx);
+            state.park(self.key.index, cx);
             return Poll::Pending;
         }
         let stop = [
             slot.notices.front().map(|(run, _)| *run),
-            slot.end.as_ref().map(|(run, _)| *run),
+            slot.end.as_ref().map(|(run, _, _)| *run),
         ]
         .into_iter()
         .flatten()
@@ -405,7 +459,7 @@ impl Cursor {
     fn read(&self, state: &mut State, stop: u64) -> Bytes {
         let now = Instant::now();
         let observer = &*self.feed.observer;
-        let first = state.cursors[self.key].run;
+        let first = state.cursors[self.key.index].run;
         let index = |run: u64| usize::try_from(run - state.first_run).unwrap_or(usize::MAX);
         let (from, to) = (index(first), index(stop));
         let start = state.runs[from].start;
@@ -414,14 +468,18 @@ impl Cursor {
         let piece_end = piece.start + piece.bytes.len() as u64;
         let mut end = start;
         let mut read = 0;
+        let mut seen = Sequence::ZERO;
         for run in state.runs.range(from..to).take_while(|run| run.end <= piece_end) {
             observer.delivered(run.events, now.saturating_duration_since(run.received));
             end = run.end;
+            seen = run.last;
             read += 1;
         }
         let place = |offset: u64| usize::try_from(offset - piece.start).unwrap_or(usize::MAX);
         let bytes = piece.bytes.slice(place(start)..place(end));
-        state.cursors[self.key].run = first + read;
+        let slot = &mut state.cursors[self.key.index];
+        slot.run = first + read;
+        slot.seen = seen;
         state.runs[from].waiting -= 1;
         match state.run_mut(first + read) {
             Some(run) => run.waiting += 1,
@@ -436,16 +494,13 @@ impl Drop for Cursor {
     fn drop(&mut self) {
         let mut guard = self.feed.lock();
         let state = &mut *guard;
-        state.unpark(self.key);
-        let slot = state.cursors.remove(self.key);
+        state.unpark(self.key.index);
+        let slot = state.cursors.remove(self.key.index);
         if slot.run == state.next_run() {
             state.at_end -= 1;
         } else if let Some(run) = state.run_mut(slot.run) {
             run.waiting -= 1;
             state.trim(Instant::now(), &*self.feed.observer);
-        }
-        if slot.behind {
-            self.feed.observer.behind(false);
         }
     }
 }

@@ -4,20 +4,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::feed::{Cursor, Piece};
+use super::feed::Piece;
 use super::observer::Observer;
+use super::reader::Reader;
 use super::request::Request;
 use super::room::RoomHandle;
-use crate::domain::LamportTime;
-use crate::domain::{Epoch, Leave, Name, ParticipantId, RoomName, Say, Sequence, Timestamp, TraceContext};
+use crate::domain::{
+    Epoch, LamportTime, Leave, Name, ParticipantId, RoomName, Say, Sequence, Timestamp, TraceContext,
+};
 use crate::order::{Closed, Sender};
+use crate::store::Bounds;
 
-/// A participant's hold on a room: made when its JOIN was accepted, and the only way to speak there. However it ends,
-/// the room hears of exactly one LEAVE: dropping it is a LEAVE too.
+/// A participant's hold on a room: made when its JOIN was accepted or its stay goes on, and the only way to speak there.
+/// Dropping it tells the room that the connection is gone: a client that can resume has the grace period to come back,
+/// any other leaves. However it ends, the room's log has exactly one LEAVE for the stay.
 pub struct Member {
     room: Arc<RoomHandle>,
     sender: Sender<Request>,
-    cursor: Cursor,
+    reader: Reader,
     observer: Arc<dyn Observer>,
     /// A message that the room's inbox had no room for.
     unsent: Option<Request>,
@@ -32,16 +36,26 @@ pub struct Entry {
     pub participant: ParticipantId,
     /// The participant's name.
     pub name: Name,
-    /// The room's newest event before the own JOIN.
-    pub sequence: Sequence,
+    /// The epoch of the room's log.
+    pub epoch: Epoch,
+    /// What the log has, before the own JOIN.
+    pub bounds: Bounds,
+    /// The stream's events continue after this one.
+    pub after: Sequence,
+    /// Whether that is the event that the client named.
+    pub is_recovered: bool,
     /// The room's Lamport time before the own JOIN.
     pub time: LamportTime,
+    /// Which of the stay's connections this is.
+    pub(super) connection: u64,
+    /// What the client shows to come back; none where it cannot.
+    pub token: Option<String>,
 }
 
 impl Member {
     pub(super) fn new(
         room: Arc<RoomHandle>,
-        cursor: Cursor,
+        reader: Reader,
         observer: Arc<dyn Observer>,
         entry: Entry,
     ) -> Self {
@@ -50,7 +64,7 @@ impl Member {
         Self {
             room,
             sender,
-            cursor,
+            reader,
             observer,
             unsent: None,
             has_left: false,
@@ -70,21 +84,21 @@ impl Member {
         &self.room.name
     }
 
-    /// The epoch of the room's log.
+    /// The room's Lamport time.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.room.epoch
+    pub fn time(&self) -> i64 {
+        self.room.glance().0
     }
 
-    /// What comes next for this participant; see [`Cursor::poll_next`].
-    pub fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Piece> {
-        self.cursor.poll_next(cx)
+    /// What comes next for this participant; see [`Reader::poll_next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        self.reader.poll_next(cx)
     }
 
-    /// How many bytes of the feed this participant has yet to read.
+    /// How far behind this participant is; see [`Reader::lag`].
     #[must_use]
     pub fn lag(&self) -> u64 {
-        self.cursor.lag()
+        self.reader.lag()
     }
 
     /// Ready when the room takes another message. To be asked before each [`Member::say`].
@@ -105,18 +119,23 @@ impl Member {
     /// Leaves. What the room says before that can still be read, then comes the end.
     pub fn leave(&mut self, timestamp: Option<Timestamp>, trace: Option<TraceContext>) {
         if !std::mem::replace(&mut self.has_left, true) {
+            let Entry {
+                participant,
+                connection,
+                ..
+            } = self.entry;
             let leave = Leave {
-                participant: self.entry.participant,
+                participant,
                 timestamp,
                 trace,
             };
-            // A closed room has no participants to tell, and has ended this stream itself.
-            self.sender
-                .push_reserved(Request::Leave {
-                    leave,
-                    received: Instant::now(),
-                })
-                .ok();
+            let request = Request::Leave {
+                leave,
+                connection,
+                received: Instant::now(),
+            };
+            // A closed room has ended this stream itself.
+            self.sender.push_reserved(request).ok();
         }
     }
 }
@@ -124,9 +143,17 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         if !self.has_left {
+            let Entry {
+                participant,
+                connection,
+                ..
+            } = self.entry;
             // As above.
             self.sender
-                .push_reserved(Request::lost(self.entry.participant))
+                .push_reserved(Request::Lost {
+                    participant,
+                    connection,
+                })
                 .ok();
         }
         self.observer.connected(false);

@@ -1,13 +1,18 @@
 //! What a room says to one participant alone.
 
 use super::frame::SERVER_NAME;
-use super::room::RoomHandle;
-use crate::domain::{LamportTime, MessageId, Refusal, Sequence};
+use crate::domain::{Epoch, LamportTime, MessageId, Refusal, RoomName, Sequence};
 use crate::proto::{EventType, Notice, NoticeCode, ServerMessage};
+
+/// The room that speaks.
+pub(super) struct Speaking<'a> {
+    pub(super) name: &'a RoomName,
+    pub(super) epoch: Epoch,
+}
 
 /// The answer to a message that was refused.
 pub(super) fn refused(
-    room: &RoomHandle,
+    room: &Speaking<'_>,
     refusal: &Refusal,
     time: LamportTime,
     message_id: Option<&MessageId>,
@@ -28,7 +33,7 @@ pub(super) fn refused(
 
 /// The answer to a message that was said before.
 pub(super) fn repeated(
-    room: &RoomHandle,
+    room: &Speaking<'_>,
     original: Sequence,
     time: LamportTime,
     message_id: Option<&MessageId>,
@@ -45,7 +50,7 @@ pub(super) fn repeated(
 }
 
 fn private(
-    room: &RoomHandle,
+    room: &Speaking<'_>,
     code: NoticeCode,
     original: Sequence,
     words: String,

@@ -20,8 +20,12 @@ pub trait Observer: Send + Sync + 'static {
     fn connected(&self, connected: bool);
     /// A room was created (`true`) or let go (`false`).
     fn room(&self, exists: bool);
-    /// A subscriber fell behind what its feed keeps (`true`), or such a subscriber has ended (`false`).
+    /// A subscriber is served from the store from now on (`true`), or no longer is (`false`).
     fn behind(&self, behind: bool);
+    /// `events` were read from the store and handed to one subscriber's transport.
+    fn replayed(&self, events: u32);
+    /// A client named the last event it had seen, and gets all that followed (`true`) or cannot (`false`).
+    fn resumed(&self, is_complete: bool);
 }
 
 /// Hears nothing: for tests and tools.
@@ -36,4 +40,6 @@ impl Observer for Unobserved {
     fn connected(&self, _: bool) {}
     fn room(&self, _: bool) {}
     fn behind(&self, _: bool) {}
+    fn replayed(&self, _: u32) {}
+    fn resumed(&self, _: bool) {}
 }

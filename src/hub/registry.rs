@@ -1,36 +1,49 @@
 //! All rooms, by name.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::driver::Driver;
+use super::asking::Asking;
+use super::description::Description;
+use super::driver::{Driver, Shared};
 use super::end::End;
-use super::feed::Feed;
-use super::joining::{JoinError, Joining};
+use super::entrance::Entrance;
+use super::error::HubError;
+use super::frame;
+use super::member::Member;
 use super::now::wall_time;
 use super::observer::Observer;
-use super::request::Request;
+use super::reader::Reader;
+use super::recovery::{self, Recovered};
+use super::request::{Posted, Request};
 use super::room::RoomHandle;
-use crate::domain::{Epoch, Join, RoomName, Rules};
+use super::start::Start;
+use super::token::Tokens;
+use crate::domain::{Epoch, Post, RoomName, Rules, Sequence};
 use crate::order::Sender;
+use crate::store::{Bounds, Page, Store, StoreError, read_page};
 
-/// The limits of a hub.
+/// How the rooms of a hub are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HubLimits {
+pub struct HubOptions {
     /// How many rooms there may be.
     pub max_rooms: usize,
     /// How much a room's feed keeps for those who are behind, in bytes.
     pub feed_bytes: usize,
+    /// How long a client that can resume has to come back.
+    pub resume_grace: Duration,
 }
 
-impl Default for HubLimits {
+impl Default for HubOptions {
     fn default() -> Self {
         Self {
             max_rooms: 10_000,
-            feed_bytes: 16 << 20,
+            feed_bytes: 4 << 20,
+            resume_grace: Duration::from_secs(10),
         }
     }
 }
@@ -38,28 +51,82 @@ impl Default for HubLimits {
 /// All rooms, by name.
 pub struct Hub {
     rules: Rules,
-    limits: HubLimits,
-    observer: Arc<dyn Observer>,
+    options: HubOptions,
+    shared: Shared,
     rooms: Mutex<Rooms>,
     drivers: TaskTracker,
+    failed: CancellationToken,
+    me: Weak<Self>,
 }
 
 #[derive(Default)]
 struct Rooms {
-    by_name: HashMap<RoomName, Arc<RoomHandle>>,
+    running: HashMap<RoomName, Arc<RoomHandle>>,
     draining: bool,
 }
 
+/// A part of a room's log.
+#[derive(Debug, Clone)]
+pub struct HistoryPage {
+    /// The events.
+    pub page: Page,
+    /// The log's epoch.
+    pub epoch: Epoch,
+    /// What is kept of the log.
+    pub bounds: Bounds,
+}
+
+/// Which part of a room's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistoryRange {
+    /// The newest events.
+    Newest,
+    /// The events that follow.
+    After(Sequence),
+    /// The events that precede.
+    Before(Sequence),
+}
+
+/// A room at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Its name.
+    pub room: RoomName,
+    /// How many are in it.
+    pub participants: u32,
+    /// Its Lamport time, as of its newest event at least.
+    pub time: i64,
+    /// Its log's epoch.
+    pub epoch: Epoch,
+    /// What is kept of its log.
+    pub bounds: Bounds,
+}
+
 impl Hub {
-    /// A hub without rooms. They are made when somebody joins them.
+    /// A hub of the rooms in `store`. A room runs from when somebody asks for it until nobody is there.
     #[must_use]
-    pub fn new(rules: Rules, limits: HubLimits, observer: Arc<dyn Observer>) -> Arc<Self> {
-        Arc::new(Self {
-            rules,
-            limits,
+    pub fn new(
+        rules: Rules,
+        options: HubOptions,
+        store: Arc<dyn Store>,
+        secret: &[u8; 32],
+        observer: Arc<dyn Observer>,
+    ) -> Arc<Self> {
+        let shared = Shared {
+            store,
+            tokens: Tokens::new(secret),
             observer,
+            feed_bytes: options.feed_bytes,
+            resume_grace: options.resume_grace,
+        };
+        Arc::new_cyclic(|me| Self {
+            rules,
+            options,
+            shared,
             rooms: Mutex::default(),
             drivers: TaskTracker::new(),
+            failed: CancellationToken::new(),
+            me: Weak::clone(me),
         })
     }
 
@@ -69,11 +136,172 @@ impl Hub {
         &self.rules
     }
 
-    /// Begins to join `room`. What the JOIN says was decoded at `received`. Must be called, and the future polled,
-    /// within a Tokio runtime.
+    /// How its rooms are kept.
     #[must_use]
-    pub fn join(self: &Arc<Self>, room: RoomName, join: Join, received: Instant) -> Joining {
-        Joining::new(Arc::clone(self), room, join, received)
+    pub const fn options(&self) -> &HubOptions {
+        &self.options
+    }
+
+    /// Cancelled when the store has failed: nothing more is accepted then, and the process should end.
+    #[must_use]
+    pub const fn failed(&self) -> &CancellationToken {
+        &self.failed
+    }
+
+    /// Reads every log in the store to its end, makes sure that nothing is missing, and runs the rooms in which there
+    /// was somebody when the server ended. Gives the number of rooms and of events. Waits for the disk; must be called
+    /// within a Tokio runtime, from where blocking is allowed.
+    ///
+    /// # Errors
+    ///
+    /// When a log is damaged.
+    pub fn recover(self: &Arc<Self>) -> Result<(usize, u64), StoreError> {
+        let rooms = self.shared.store.rooms()?;
+        let mut events = 0;
+        for name in &rooms {
+            let recovered = recovery::recover(&*self.shared.store, self.rules, name, wall_time())?;
+            events += recovered.room.last().get();
+            if !recovered.room.participants().is_empty() {
+                let room = RoomHandle::new(name.clone());
+                self.lock().running.insert(name.clone(), Arc::clone(&room));
+                self.drive(room, Some(recovered));
+            }
+        }
+        Ok((rooms.len(), events))
+    }
+
+    /// Begins to enter `room`, which is made if need be. What the JOIN says was decoded at `received`. Here as below, the
+    /// future must be polled within a Tokio runtime.
+    #[must_use]
+    pub fn join(self: &Arc<Self>, room: RoomName, entrance: Entrance, received: Instant) -> Asking<Member> {
+        let entrance = Box::new(entrance);
+        Asking::new(Arc::clone(self), room, |reply| Request::Join {
+            entrance,
+            reply,
+            received,
+        })
+    }
+
+    /// Says something in `room`, which is made if need be, without entering it. Ready when it is durable.
+    #[must_use]
+    pub fn post(self: &Arc<Self>, room: RoomName, post: Post, received: Instant) -> Asking<Posted> {
+        let post = Box::new(post);
+        Asking::new(Arc::clone(self), room, |reply| Request::Post {
+            post,
+            reply,
+            received,
+        })
+    }
+
+    /// Begins to read `room`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such room, or its log does not have what is asked for.
+    pub async fn subscribe(self: &Arc<Self>, room: RoomName, start: Start) -> Result<Reader, HubError> {
+        self.check_exists(&room)?;
+        Asking::new(Arc::clone(self), room, |reply| Request::Subscribe {
+            start,
+            reply,
+        })
+        .await
+    }
+
+    /// Who is in `room`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such room.
+    pub async fn describe(self: &Arc<Self>, room: RoomName) -> Result<Description, HubError> {
+        self.check_exists(&room)?;
+        Asking::new(Arc::clone(self), room, |reply| Request::Describe { reply }).await
+    }
+
+    fn check_exists(&self, room: &RoomName) -> Result<(), HubError> {
+        if self.shared.store.exists(room) {
+            Ok(())
+        } else {
+            Err(HubError::NoRoom(room.clone()))
+        }
+    }
+
+    /// A part of the log of `room`: at most `limit` events, and at most about `max_bytes` of them where it is read
+    /// forwards.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such room, or the log does not have what is asked for.
+    pub async fn history(
+        &self,
+        room: RoomName,
+        range: HistoryRange,
+        limit: u32,
+        max_bytes: usize,
+    ) -> Result<HistoryPage, HubError> {
+        self.check_exists(&room)?;
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || {
+            let log = store.find(&room)?.ok_or(HubError::NoRoom(room))?;
+            let bounds = store.bounds(log.id)?;
+            let limit = u64::from(limit);
+            let (after, upto) = match range {
+                HistoryRange::Newest => (bounds.last.get().saturating_sub(limit), bounds.last.get()),
+                HistoryRange::After(after) => (after.get(), after.get().saturating_add(limit)),
+                HistoryRange::Before(before) => {
+                    let upto = before.get().saturating_sub(1).min(bounds.last.get());
+                    (upto.saturating_sub(limit), upto)
+                }
+            };
+            // What was let go is left out at the beginning; the bounds say so.
+            let after = Sequence::new(after).max(bounds.first.previous());
+            let page = read_page(&*store, log.id, after, Sequence::new(upto), max_bytes)?;
+            Ok(HistoryPage {
+                page,
+                epoch: log.epoch,
+                bounds,
+            })
+        })
+        .await
+    }
+
+    /// At most `limit` rooms, by name, from the one after `after`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn summaries(&self, after: Option<RoomName>, limit: usize) -> Result<Vec<Summary>, HubError> {
+        let store = Arc::clone(&self.shared.store);
+        let me = Weak::clone(&self.me);
+        blocking(move || {
+            let names = store.rooms()?;
+            let names = names
+                .into_iter()
+                .filter(|name| after.as_ref().is_none_or(|after| name > after))
+                .take(limit);
+            let mut summaries = Vec::new();
+            for room in names {
+                let Some(log) = store.find(&room)? else { continue };
+                let bounds = store.bounds(log.id)?;
+                let running = me
+                    .upgrade()
+                    .and_then(|hub| hub.lock().running.get(&room).cloned());
+                let (time, participants) = running.map_or((0, 0), |room| room.glance());
+                let newest = read_page(&*store, log.id, bounds.last.previous(), bounds.last, 1)?;
+                let newest = crate::store::frames(newest.bytes).last();
+                let newest = newest
+                    .and_then(|frame| frame::read_message(&frame))
+                    .map_or(0, |message| message.timestamp);
+                summaries.push(Summary {
+                    room,
+                    participants,
+                    time: time.max(newest),
+                    epoch: log.epoch,
+                    bounds,
+                });
+            }
+            Ok(summaries)
+        })
+        .await
     }
 
     /// Ends every stream after what its room has accepted, telling it to come back after about `retry`, takes nobody
@@ -84,7 +312,7 @@ impl Hub {
         let rooms: Vec<Arc<RoomHandle>> = {
             let mut rooms = self.lock();
             rooms.draining = true;
-            rooms.by_name.drain().map(|(_, room)| room).collect()
+            rooms.running.values().map(Arc::clone).collect()
         };
         self.drivers.close();
         for room in rooms {
@@ -102,40 +330,79 @@ impl Hub {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The room of this name, made if need be.
-    pub(super) fn room(&self, name: &RoomName) -> Result<Arc<RoomHandle>, JoinError> {
+    /// The room of this name, running.
+    pub(super) fn room(self: &Arc<Self>, name: &RoomName) -> Result<Arc<RoomHandle>, HubError> {
         let mut rooms = self.lock();
         if rooms.draining {
-            return Err(JoinError::Draining);
+            return Err(HubError::Draining);
         }
-        if let Some(room) = rooms.by_name.get(name).filter(|room| !room.inbox.is_closed()) {
+        if self.failed.is_cancelled() {
+            return Err(HubError::Failed);
+        }
+        if let Some(room) = rooms.running.get(name).filter(|room| !room.inbox.is_closed()) {
             return Ok(Arc::clone(room));
         }
-        if rooms.by_name.len() >= self.limits.max_rooms && !rooms.let_one_go() {
-            return Err(JoinError::TooManyRooms(rooms.by_name.len()));
-        }
-        let feed = Feed::new(self.limits.feed_bytes, Arc::clone(&self.observer));
-        let room = RoomHandle::new(name.clone(), Epoch::created_at(wall_time()), feed);
-        self.drivers
-            .spawn(Driver::new(self.rules, Arc::clone(&room), Arc::clone(&self.observer)).run());
-        rooms.by_name.insert(name.clone(), Arc::clone(&room));
+        let room = RoomHandle::new(name.clone());
+        rooms.running.insert(name.clone(), Arc::clone(&room));
+        drop(rooms);
+        self.drive(Arc::clone(&room), None);
         Ok(room)
+    }
+
+    fn drive(self: &Arc<Self>, room: Arc<RoomHandle>, recovered: Option<Recovered>) {
+        let hub = Arc::clone(self);
+        self.drivers.spawn(async move {
+            let recovered = match recovered {
+                Some(recovered) => Ok(recovered),
+                None => hub.recover_room(&room).await,
+            };
+            match recovered {
+                Ok(recovered) => {
+                    let driver = Driver::new(recovered, hub.shared.clone(), Arc::clone(&room));
+                    if driver.run().await.is_err() {
+                        hub.failed.cancel();
+                    }
+                }
+                Err(error) => refuse_all(&room, &error),
+            }
+            let mut rooms = hub.lock();
+            if rooms
+                .running
+                .get(&room.name)
+                .is_some_and(|running| Arc::ptr_eq(running, &room))
+            {
+                rooms.running.remove(&room.name);
+            }
+        });
+    }
+
+    async fn recover_room(&self, room: &Arc<RoomHandle>) -> Result<Recovered, HubError> {
+        let (store, rules, name) = (Arc::clone(&self.shared.store), self.rules, room.name.clone());
+        let recover = move || Ok(recovery::recover(&*store, rules, &name, wall_time())?);
+        if self.shared.store.is_blocking() {
+            blocking(recover).await
+        } else {
+            recover()
+        }
     }
 }
 
-impl Rooms {
-    /// Makes place for a room by letting one go in which nobody is. Its log goes with it: when it comes back it has
-    /// another epoch.
-    fn let_one_go(&mut self) -> bool {
-        let vacant = self.by_name.values().find(|room| {
-            room.feed.cursors() == 0 && room.name.as_str() != RoomName::LOBBY && Arc::strong_count(room) <= 2
-        });
-        let Some(name) = vacant.map(|room| room.name.clone()) else {
-            return false;
-        };
-        if let Some(room) = self.by_name.remove(&name) {
-            room.inbox.close();
-        }
-        true
+/// Answers everybody who asked for a room that cannot run.
+fn refuse_all(room: &RoomHandle, error: &HubError) {
+    room.inbox.close();
+    let mut requests = Vec::new();
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    while room.inbox.poll_take(&mut cx, &mut requests) == std::task::Poll::Ready(true) {
+        requests
+            .drain(..)
+            .for_each(|request| request.refuse(error.clone()));
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HubError> + Send + 'static,
+) -> Result<T, HubError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(HubError::Failed))
 }

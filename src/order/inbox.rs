@@ -112,7 +112,15 @@ impl<T: Weight> Inbox<T> {
         waiting.into_iter().chain(consumer).for_each(Waker::wake);
     }
 
-    /// Whether [`Inbox::close`] was called.
+    /// Closes the queue if nothing is in it; whether it did.
+    pub fn close_if_empty(&self) -> bool {
+        let mut state = self.lock();
+        // Whoever waits to put something in will find it open or closed, and was woken when it was emptied.
+        state.closed |= state.items.is_empty();
+        state.closed
+    }
+
+    /// Whether the queue was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.lock().closed

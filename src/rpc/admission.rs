@@ -1,13 +1,14 @@
 //! From a client's JOIN to what a room understands.
 
 use super::status::StreamError;
-use crate::domain::{Join, Name, ParticipantId, RoomName, Timestamp, TraceContext};
-use crate::proto::JoinMsgLeave;
+use crate::domain::{Join, Name, ParticipantId, RoomName, Sequence, Timestamp, TraceContext};
+use crate::hub::{Entrance, Place};
+use crate::proto::{JoinMsgLeave, ResumePoint};
 
 /// A JOIN that is well-formed.
 pub(super) struct Admission {
     pub(super) room: RoomName,
-    pub(super) join: Join,
+    pub(super) entrance: Entrance,
     /// Whether the client knows of anything that the first version did not have.
     pub(super) is_newer: bool,
 }
@@ -28,7 +29,25 @@ impl TryFrom<JoinMsgLeave> for Admission {
             is_resumable: is_newer,
             trace: TraceContext::parse(&message.traceparent, &message.tracestate),
         };
-        Ok(Self { room, join, is_newer })
+        let entrance = Entrance {
+            join,
+            token: message.session_token,
+            seen: message.resume.map(place),
+            history: message.history,
+        };
+        Ok(Self {
+            room,
+            entrance,
+            is_newer,
+        })
+    }
+}
+
+/// The place in a log that a client names.
+pub(super) fn place(point: ResumePoint) -> Place {
+    Place {
+        epoch: point.epoch,
+        sequence: Sequence::new(point.sequence),
     }
 }
 
@@ -72,7 +91,7 @@ mod tests {
         let admission = Admission::try_from(join.clone()).ok().unwrap();
         assert!(!admission.is_newer);
         assert_eq!(
-            (admission.room.as_str(), admission.join.name.as_str()),
+            (admission.room.as_str(), admission.entrance.join.name.as_str()),
             ("lobby", "Alex")
         );
         for newer in [
@@ -85,7 +104,7 @@ mod tests {
                 ..join.clone()
             },
             JoinMsgLeave {
-                resume: Some(crate::proto::ResumePoint::default()),
+                resume: Some(ResumePoint::default()),
                 ..join
             },
         ] {

@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
@@ -21,8 +20,8 @@ use super::admission::Admission;
 use super::observer::{EventKindReceived, Observer, StreamEnd, Visitor};
 use super::reason::Reason;
 use super::session::{Ended, Output, Session};
-use super::status::StreamError;
-use crate::hub::{Hub, JoinError, Joining};
+use super::status::{StreamError, trailers};
+use crate::hub::{Asking, Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
 
 /// How long a stream may take to say who it is. A person may be typing a name meanwhile.
@@ -43,7 +42,10 @@ enum Phase {
     /// Nobody yet: the JOIN is awaited.
     Knocking(Box<Knocking>),
     /// A JOIN is on its way through the room.
-    Joining { joining: Box<Joining>, is_newer: bool },
+    Joining {
+        joining: Box<Asking<Member>>,
+        is_newer: bool,
+    },
     /// A participant.
     Session(Box<Session>),
     /// The status is left to be sent, perhaps after a last message.
@@ -161,8 +163,12 @@ impl ChatBody {
             None => Err(StreamError::NoJoin),
         };
         match admission {
-            Ok(Admission { room, join, is_newer }) => {
-                let joining = Box::new(self.hub.join(room, join, Instant::now()));
+            Ok(Admission {
+                room,
+                entrance,
+                is_newer,
+            }) => {
+                let joining = Box::new(self.hub.join(room, entrance, Instant::now()));
                 self.phase = Phase::Joining { joining, is_newer };
             }
             Err(error) => {
@@ -179,7 +185,12 @@ impl ChatBody {
         };
         match ready!(Pin::new(&mut **joining).poll(cx)) {
             Ok(member) => {
-                let session = Session::new(member, *self.hub.rules(), *is_newer);
+                let session = Session::new(
+                    member,
+                    *self.hub.rules(),
+                    self.hub.options().resume_grace,
+                    *is_newer,
+                );
                 let entry = session.member().entry();
                 let visitor = Visitor {
                     room: session.member().room().to_string(),
@@ -192,11 +203,11 @@ impl ChatBody {
             }
             Err(error) => {
                 let error = match error {
-                    JoinError::Draining => StreamError::Draining(KNOCKING_RETRY),
-                    error => StreamError::Join(error),
+                    HubError::Draining => StreamError::Draining(KNOCKING_RETRY),
+                    error => StreamError::Hub(error),
                 };
                 // What the room refused, the room has told.
-                if !matches!(error, StreamError::Join(JoinError::Refused(_))) {
+                if !matches!(error, StreamError::Hub(HubError::Refused(_))) {
                     self.tally.observer.rejected(error.reason());
                 }
                 self.refuse(&error);
@@ -232,10 +243,9 @@ impl Body for ChatBody {
                     return Poll::Ready(farewell.take().map(|bytes| Ok(Frame::data(bytes))));
                 }
                 Phase::Ending { status, .. } => {
-                    let mut trailers = HeaderMap::with_capacity(3);
-                    let written = status.add_header(&mut trailers);
+                    let frame = trailers(status);
                     this.phase = Phase::Done;
-                    return Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))));
+                    return Poll::Ready(Some(frame));
                 }
                 Phase::Done => return Poll::Ready(None),
             }

@@ -1,4 +1,4 @@
-//! The Chat call itself. It stands before the generated service, because its response is not a stream of messages that
+//! The streaming calls. They stand before the generated service, because their response is not a stream of messages that
 //! would each be encoded for each client, but a body of bytes that are encoded already.
 
 use std::convert::Infallible;
@@ -6,6 +6,7 @@ use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
@@ -19,10 +20,12 @@ use tower::Service;
 
 use super::body::ChatBody;
 use super::observer::Observer;
+use super::subscribe_body::SubscribeBody;
 use crate::hub::Hub;
-use crate::proto::{JoinMsgLeave, ServerMessage};
+use crate::proto::ServerMessage;
 
 const CHAT_PATH: &str = "/itu.chitchat.ChatService/Chat";
+const SUBSCRIBE_PATH: &str = "/itu.chitchat.ChatService/Subscribe";
 
 /// The decoder's buffer grows by steps of this. Most messages are short, and every stream has such a buffer.
 const DECODE_BUFFER: usize = 1024;
@@ -34,7 +37,7 @@ const ENVELOPE: usize = 4 * 1024;
 /// end the stream before they take up memory.
 const MIN_DECODE_LIMIT: usize = 64 * 1024;
 
-/// Answers Chat, and hands the service's other calls to `S`.
+/// Answers Chat and Subscribe, and hands the service's other calls to `S`.
 #[derive(Clone)]
 pub struct ChatRoute<S> {
     calls: S,
@@ -44,7 +47,7 @@ pub struct ChatRoute<S> {
 }
 
 impl<S> ChatRoute<S> {
-    /// Serves Chat from `hub`, and the other calls from `calls`. Streams that have not joined end when `draining` is
+    /// Serves Chat and Subscribe from `hub`, and the other calls from `calls`. Streams that have not joined end when `draining` is
     /// cancelled.
     pub fn new(calls: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
         Self {
@@ -56,32 +59,56 @@ impl<S> ChatRoute<S> {
     }
 
     fn chat(&self, request: Request<Body>) -> Response<Body> {
-        if let Some(encoding) = request.headers().get("grpc-encoding")
-            && encoding != "identity"
-        {
-            let mut response = Status::unimplemented("messages are taken uncompressed only").into_http();
-            response
-                .headers_mut()
-                .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
-            return response;
-        }
         // A character has at most four bytes.
         let limit = (4 * self.hub.rules().max_message_chars + ENVELOPE).max(MIN_DECODE_LIMIT);
-        let decoder =
-            ProstCodec::<ServerMessage, JoinMsgLeave>::raw_decoder(BufferSettings::new(DECODE_BUFFER, 0));
-        let inbound = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
-        let body = ChatBody::new(
-            Arc::clone(&self.hub),
-            inbound,
-            self.draining.clone(),
-            Arc::clone(&self.observer),
-        );
-        let mut response = Response::new(Body::new(body));
+        answer(request, limit, |inbound| {
+            ChatBody::new(
+                Arc::clone(&self.hub),
+                inbound,
+                self.draining.clone(),
+                Arc::clone(&self.observer),
+            )
+        })
+    }
+
+    fn subscribe(&self, request: Request<Body>) -> Response<Body> {
+        answer(request, ENVELOPE, |inbound| {
+            SubscribeBody::new(
+                Arc::clone(&self.hub),
+                inbound,
+                self.draining.clone(),
+                Arc::clone(&self.observer),
+            )
+        })
+    }
+}
+
+/// The response whose body `respond` makes of what the client sends, in messages of at most `limit` bytes.
+fn answer<M, B>(
+    request: Request<Body>,
+    limit: usize,
+    respond: impl FnOnce(Streaming<M>) -> B,
+) -> Response<Body>
+where
+    M: prost::Message + Default + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error = Status> + Send + 'static,
+{
+    if let Some(encoding) = request.headers().get("grpc-encoding")
+        && encoding != "identity"
+    {
+        let mut response = Status::unimplemented("messages are taken uncompressed only").into_http();
         response
             .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        response
+            .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+        return response;
     }
+    let decoder = ProstCodec::<ServerMessage, M>::raw_decoder(BufferSettings::new(DECODE_BUFFER, 0));
+    let inbound = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
+    let mut response = Response::new(Body::new(respond(inbound)));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
 }
 
 impl<S> Service<Request<Body>> for ChatRoute<S>
@@ -97,10 +124,10 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path() == CHAT_PATH {
-            Either::Left(ready(Ok(self.chat(request))))
-        } else {
-            Either::Right(self.calls.call(request))
+        match request.uri().path() {
+            CHAT_PATH => Either::Left(ready(Ok(self.chat(request)))),
+            SUBSCRIBE_PATH => Either::Left(ready(Ok(self.subscribe(request)))),
+            _ => Either::Right(self.calls.call(request)),
         }
     }
 }

@@ -11,6 +11,7 @@ mod reason;
 mod rewound;
 mod session;
 mod status;
+mod subscribe_body;
 
 pub use calls::Calls;
 pub use chat_route::ChatRoute;

@@ -26,6 +26,8 @@ pub enum StreamEnd {
     Lost,
     /// The reader fell behind what the server keeps.
     Slow,
+    /// The client came back on another connection.
+    TakenOver,
     /// The server is draining.
     Drain,
     /// What the client sent was refused.
@@ -36,11 +38,12 @@ pub enum StreamEnd {
 
 impl StreamEnd {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Left,
         Self::Closed,
         Self::Lost,
         Self::Slow,
+        Self::TakenOver,
         Self::Drain,
         Self::Refused,
         Self::Error,
@@ -54,6 +57,7 @@ impl StreamEnd {
             Self::Closed => "closed",
             Self::Lost => "lost",
             Self::Slow => "slow",
+            Self::TakenOver => "taken_over",
             Self::Drain => "drain",
             Self::Refused => "refused",
             Self::Error => "error",

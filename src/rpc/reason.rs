@@ -57,6 +57,14 @@ pub enum Reason {
     TooManyRooms,
     /// As many connections as may be.
     TooManyConnections,
+    /// A room that is not there.
+    NoRoom,
+    /// A place in a log that is not kept, or never was.
+    NotKept,
+    /// A page token that is none.
+    PageTokenInvalid,
+    /// The client came back on another connection.
+    TakenOver,
     /// A reader behind what the server keeps.
     FellBehind,
     /// The server is draining.
@@ -67,7 +75,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::NotJoined,
         Self::JoinTimeout,
         Self::SecondJoin,
@@ -84,6 +92,10 @@ impl Reason {
         Self::RoomFull,
         Self::TooManyRooms,
         Self::TooManyConnections,
+        Self::NoRoom,
+        Self::NotKept,
+        Self::PageTokenInvalid,
+        Self::TakenOver,
         Self::FellBehind,
         Self::Draining,
         Self::RoomFailed,
@@ -109,6 +121,10 @@ impl Reason {
             Self::RoomFull => "ROOM_FULL",
             Self::TooManyRooms => "TOO_MANY_ROOMS",
             Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
+            Self::NoRoom => "NO_ROOM",
+            Self::NotKept => "NOT_KEPT",
+            Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
+            Self::TakenOver => "TAKEN_OVER",
             Self::FellBehind => "FELL_BEHIND",
             Self::Draining => "DRAINING",
             Self::RoomFailed => "ROOM_FAILED",

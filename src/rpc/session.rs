@@ -29,6 +29,7 @@ const BURST: usize = 128;
 pub(super) struct Session {
     member: Member,
     rules: Rules,
+    resume_grace: Duration,
     /// Whether the client is sent messages that the first version did not have.
     is_newer: bool,
     /// The welcome, until it is sent.
@@ -58,10 +59,11 @@ pub(super) enum Output {
 }
 
 impl Session {
-    pub(super) fn new(member: Member, rules: Rules, is_newer: bool) -> Self {
+    pub(super) fn new(member: Member, rules: Rules, resume_grace: Duration, is_newer: bool) -> Self {
         let mut session = Self {
             member,
             rules,
+            resume_grace,
             is_newer,
             welcome: None,
             inbound: Inbound::Open,
@@ -204,6 +206,7 @@ impl Session {
                 }
             }
             End::Refused(refusal) => self.failed(StreamEnd::Refused, &StreamError::Refused(refusal)),
+            End::TakenOver(_) => self.failed(StreamEnd::TakenOver, &StreamError::TakenOver),
             End::Draining(delay) => self.failed(StreamEnd::Drain, &StreamError::Draining(delay)),
             End::Failed => self.failed(StreamEnd::Error, &StreamError::Failed),
         }
@@ -214,6 +217,7 @@ impl Session {
         let code = match error {
             StreamError::Draining(_) | StreamError::Failed => Some(NoticeCode::Reconnect),
             StreamError::FellBehind => Some(NoticeCode::FellBehind),
+            StreamError::TakenOver => Some(NoticeCode::TakenOver),
             _ => None,
         };
         let farewell = code
@@ -230,9 +234,9 @@ impl Session {
         ServerMessage {
             sender_name: SERVER_NAME.into(),
             r#type: EventType::Message.into(),
-            timestamp: self.member.entry().time.get(),
+            timestamp: self.member.time(),
             room: self.member.room().to_string(),
-            epoch: self.member.epoch().get(),
+            epoch: self.member.entry().epoch.get(),
             ..ServerMessage::default()
         }
     }
@@ -260,21 +264,25 @@ impl Session {
             max_room_chars: small(MAX_NAME_CHARS),
             max_message_id_chars: small(MAX_MESSAGE_ID_LEN),
             max_clock_ahead: self.rules.max_clock_ahead,
-            resume_grace: None,
+            resume_grace: self.resume_grace.try_into().ok(),
         };
+        // Of an empty log nothing is kept, which the wire shows as zero.
+        let is_empty = entry.bounds.last < entry.bounds.first;
         let welcome = Welcome {
             participant_id: entry.participant.get(),
-            session_token: String::new(),
-            epoch: self.member.epoch().get(),
-            sequence: entry.sequence.get(),
-            recovered: false,
-            first_sequence: 0,
-            last_sequence: entry.sequence.get(),
+            session_token: entry.token.clone().unwrap_or_default(),
+            epoch: entry.epoch.get(),
+            sequence: entry.after.get(),
+            recovered: entry.is_recovered,
+            first_sequence: if is_empty { 0 } else { entry.bounds.first.get() },
+            last_sequence: entry.bounds.last.get(),
             limits: Some(limits),
         };
         let words = format!("Welcome to {}, {}.", self.member.room(), entry.name);
+        let timestamp = entry.time.get();
         ServerMessage {
             msg_stream: words,
+            timestamp,
             welcome: Some(welcome),
             ..self.private_message()
         }

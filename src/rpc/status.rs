@@ -6,13 +6,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
 use rand::Rng;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::reason::Reason;
 use crate::domain::{NameError, Refusal};
-use crate::hub::JoinError;
+use crate::hub::HubError;
 
 /// The domain of the reasons, as `ErrorInfo` asks for one.
 const DOMAIN: &str = "chitchat.itu";
@@ -38,10 +41,14 @@ pub(super) enum StreamError {
     UnknownType(i32),
     /// A name that is none.
     Name(&'static str, NameError),
-    /// The JOIN was refused.
-    Join(JoinError),
+    /// The hub could not do it.
+    Hub(HubError),
     /// What a participant asked was refused in a way that ends the stream.
     Refused(Refusal),
+    /// A page token that is none.
+    PageToken,
+    /// The client came back on another connection.
+    TakenOver,
     /// The reader fell behind.
     FellBehind,
     /// The server is draining.
@@ -58,11 +65,15 @@ impl StreamError {
             Self::SecondJoin => Reason::SecondJoin,
             Self::UnknownType(_) => Reason::UnknownType,
             Self::Name(..) => Reason::NameInvalid,
-            Self::Join(JoinError::Refused(refusal)) | Self::Refused(refusal) => refusal.into(),
-            Self::Join(JoinError::TooManyRooms(_)) => Reason::TooManyRooms,
+            Self::Hub(HubError::Refused(refusal)) | Self::Refused(refusal) => refusal.into(),
+            Self::Hub(HubError::TooManyRooms(_)) => Reason::TooManyRooms,
+            Self::Hub(HubError::NoRoom(_)) => Reason::NoRoom,
+            Self::Hub(HubError::NotKept { .. }) => Reason::NotKept,
+            Self::PageToken => Reason::PageTokenInvalid,
+            Self::TakenOver => Reason::TakenOver,
             Self::FellBehind => Reason::FellBehind,
-            Self::Join(JoinError::Draining) | Self::Draining(_) => Reason::Draining,
-            Self::Failed => Reason::RoomFailed,
+            Self::Hub(HubError::Draining) | Self::Draining(_) => Reason::Draining,
+            Self::Hub(HubError::Failed) | Self::Failed => Reason::RoomFailed,
         }
     }
 
@@ -70,11 +81,15 @@ impl StreamError {
         match self {
             Self::NoJoin | Self::NotJoin | Self::SecondJoin => Code::FailedPrecondition,
             Self::JoinTimeout(_) => Code::DeadlineExceeded,
-            Self::UnknownType(_) | Self::Name(..) => Code::InvalidArgument,
-            Self::Join(JoinError::Refused(refusal)) | Self::Refused(refusal) => refusal_code(refusal),
-            Self::Join(JoinError::TooManyRooms(_)) => Code::ResourceExhausted,
-            Self::FellBehind => Code::Aborted,
-            Self::Join(JoinError::Draining) | Self::Draining(_) | Self::Failed => Code::Unavailable,
+            Self::UnknownType(_) | Self::Name(..) | Self::PageToken => Code::InvalidArgument,
+            Self::Hub(HubError::Refused(refusal)) | Self::Refused(refusal) => refusal_code(refusal),
+            Self::Hub(HubError::TooManyRooms(_)) => Code::ResourceExhausted,
+            Self::Hub(HubError::NoRoom(_)) => Code::NotFound,
+            Self::Hub(HubError::NotKept { .. }) => Code::OutOfRange,
+            Self::FellBehind | Self::TakenOver => Code::Aborted,
+            Self::Hub(HubError::Draining | HubError::Failed) | Self::Draining(_) | Self::Failed => {
+                Code::Unavailable
+            }
         }
     }
 
@@ -82,8 +97,10 @@ impl StreamError {
     fn retry(&self) -> Option<Duration> {
         match self {
             Self::Draining(delay) => Some(jittered(*delay)),
-            Self::Join(JoinError::Draining) | Self::Failed => Some(jittered(Duration::from_secs(1))),
-            Self::Join(JoinError::TooManyRooms(_) | JoinError::Refused(Refusal::RoomFull(_))) => {
+            Self::Hub(HubError::Draining | HubError::Failed) | Self::Failed => {
+                Some(jittered(Duration::from_secs(1)))
+            }
+            Self::Hub(HubError::TooManyRooms(_) | HubError::Refused(Refusal::RoomFull(_))) => {
                 Some(jittered(FULL_RETRY))
             }
             Self::FellBehind => Some(jittered(BEHIND_RETRY)),
@@ -103,8 +120,10 @@ impl StreamError {
                 format!("event type {number} is unknown; it is JOIN (0), MESSAGE (1) or LEAVE (2)")
             }
             Self::Name(field, error) => format!("{field} {error}"),
-            Self::Join(error) => error.to_string(),
+            Self::Hub(error) => error.to_string(),
             Self::Refused(refusal) => refusal.to_string(),
+            Self::PageToken => "page_token is none that this server gave; begin without one".into(),
+            Self::TakenOver => "the session goes on over a newer connection".into(),
             Self::FellBehind => "this reader fell behind what the server keeps; join again".into(),
             Self::Draining(_) => "the server is draining; connect again".into(),
             Self::Failed => "the room came to a halt; connect again".into(),
@@ -123,6 +142,13 @@ impl StreamError {
             retry,
         )
     }
+}
+
+/// The end of a stream, as its last frame.
+pub(super) fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::with_capacity(3);
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
 }
 
 /// The answer to calls while there are as many connections as may be.
@@ -166,7 +192,7 @@ mod tests {
     #[test]
     fn what_would_fail_again_says_what_is_wrong() {
         let taken = Refusal::NameTaken(Name::try_from("Ada").unwrap());
-        let (status, retry) = StreamError::Join(JoinError::Refused(taken)).status();
+        let (status, retry) = StreamError::Hub(HubError::Refused(taken)).status();
         assert_eq!((status.code(), retry), (Code::AlreadyExists, None));
         assert_eq!(
             status.message(),
@@ -174,7 +200,7 @@ mod tests {
         );
         let id = Refusal::IdTaken(ParticipantId::chosen(7).unwrap());
         assert_eq!(
-            StreamError::Join(JoinError::Refused(id)).status().0.code(),
+            StreamError::Hub(HubError::Refused(id)).status().0.code(),
             Code::AlreadyExists
         );
     }

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::layout::{decode_entry, encode_entry, record_key, record_place};
-use super::writer::{self, Writer};
+use super::writer::{self, Kept, Writer};
 use super::{Append, Appended, Bounds, Log, LogId, Record, Retention, Store, StoreError};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
@@ -64,6 +64,8 @@ pub struct DiskStore {
     tables: Tables,
     max_rooms: usize,
     known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
+    /// What is kept of the logs that were looked at.
+    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
     secret: [u8; 32],
     writer: Writer,
     thread: Option<JoinHandle<()>>,
@@ -115,11 +117,13 @@ impl DiskStore {
             })?;
             known.insert(name, decode_entry(&value)?);
         }
-        let (writer, thread) = writer::start(tables.clone(), retention).map_err(cannot)?;
+        let kept = Arc::new(Mutex::new(HashMap::new()));
+        let (writer, thread) = writer::start(tables.clone(), retention, Arc::clone(&kept)).map_err(cannot)?;
         Ok(Self {
             tables,
             max_rooms,
             known: Mutex::new(known),
+            kept,
             secret,
             writer,
             thread: Some(thread),
@@ -267,17 +271,25 @@ impl Store for DiskStore {
         Ok(rooms)
     }
 
+    fn exists(&self, room: &RoomName) -> bool {
+        self.lock().contains_key(room)
+    }
+
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
-        let records = &self.tables.records;
-        let all =
-            || records.range(record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX)));
-        let (Some(first), Some(last)) = (all().next(), all().next_back()) else {
-            return Ok(Bounds::EMPTY);
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(&log).copied();
+        let kept = match known {
+            Some(kept) => kept,
+            None => {
+                let kept = Kept::count(&self.tables, log)?;
+                // The writer may have appended meanwhile, and knows better then.
+                *lock().entry(log).or_insert(kept)
+            }
         };
-        let first = record_place(&first.key()?)?;
-        let (key, value) = last.into_inner()?;
-        let last = Record::decode(record_place(&key)?, value.to_vec().into())?.last();
-        Ok(Bounds { first, last })
+        Ok(Bounds {
+            first: kept.first,
+            last: kept.last,
+        })
     }
 
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {

@@ -77,8 +77,8 @@ fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
 #[tokio::test]
 async fn both_stores_keep_the_same() {
     let scratch = Scratch::new("same");
-    let disk = scratch.open(Retention::default());
-    let memory = MemoryStore::new(Retention::default(), 4);
+    let disk = scratch.open(Retention::ON_DISK);
+    let memory = MemoryStore::new(Retention::ON_DISK, 4);
     for store in [&disk as &dyn Store, &memory] {
         let tea = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
         let milk = store.open(&room("milk"), WallTime::from_millis(8)).unwrap();
@@ -116,12 +116,12 @@ async fn both_stores_keep_the_same() {
 #[tokio::test]
 async fn what_was_appended_is_there_after_a_restart() {
     let scratch = Scratch::new("restart");
-    let store = scratch.open(Retention::default());
+    let store = scratch.open(Retention::ON_DISK);
     let secret = store.secret();
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
     append(&store, log.id, vec![record(1, 5)], Some(snapshot(5))).await;
     drop(store);
-    let store = scratch.open(Retention::default());
+    let store = scratch.open(Retention::ON_DISK);
     assert_eq!(store.secret(), secret);
     let found = store.find(&room("tea")).unwrap().unwrap();
     assert_eq!(
@@ -141,7 +141,7 @@ async fn the_oldest_records_are_let_go_as_far_as_a_snapshot_stands_for_them() {
     let scratch = Scratch::new("retention");
     let retention = Retention {
         events: 32,
-        ..Retention::default()
+        ..Retention::ON_DISK
     };
     let store = scratch.open(retention);
     let log = store.open(&room("tea"), WallTime::default()).unwrap();
@@ -170,19 +170,19 @@ async fn the_oldest_records_are_let_go_as_far_as_a_snapshot_stands_for_them() {
 #[test]
 fn a_directory_has_one_server() {
     let scratch = Scratch::new("lock");
-    let store = scratch.open(Retention::default());
-    let second = DiskStore::open(&scratch.0, Durability::Sync, Retention::default(), 4).map(drop);
+    let store = scratch.open(Retention::ON_DISK);
+    let second = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4).map(drop);
     assert_eq!(second, Err(StoreError::Locked(scratch.0.clone())));
     drop(store);
-    scratch.open(Retention::default());
+    scratch.open(Retention::ON_DISK);
 }
 
 #[test]
 fn a_format_that_is_not_known_is_refused() {
     let scratch = Scratch::new("format");
-    drop(scratch.open(Retention::default()));
+    drop(scratch.open(Retention::ON_DISK));
     fs::write(scratch.0.join("FORMAT"), "chitchat 2\n").unwrap();
-    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::default(), 4)
+    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4)
         .map(drop)
         .unwrap_err();
     assert!(
@@ -195,7 +195,7 @@ fn a_format_that_is_not_known_is_refused() {
 fn a_directory_that_cannot_be_made_says_why() {
     let scratch = Scratch::new("file");
     fs::write(&scratch.0, "a file").unwrap();
-    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::default(), 4)
+    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4)
         .map(drop)
         .unwrap_err();
     assert!(matches!(error, StoreError::Directory { .. }), "{error}");

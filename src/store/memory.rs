@@ -100,6 +100,10 @@ impl Store for MemoryStore {
         Ok(self.lock().by_name.keys().cloned().collect())
     }
 
+    fn exists(&self, room: &RoomName) -> bool {
+        self.lock().by_name.contains_key(room)
+    }
+
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
         let state = self.lock();
         let log = state.log(log)?;

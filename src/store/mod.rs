@@ -101,8 +101,8 @@ pub struct Append {
 /// The end of an append: ready when it is durable.
 pub type Appended<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
 
-/// Where the rooms' logs are kept. Every method but `append` may wait for the disk and must not be called from an async
-/// task.
+/// Where the rooms' logs are kept. Methods that may wait for the disk must not be called
+/// from an async task.
 pub trait Store: Send + Sync + 'static {
     /// Whether its methods wait for a disk.
     fn is_blocking(&self) -> bool;
@@ -121,6 +121,9 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError>;
 
+    /// Whether there is a log of `room`. Does not wait for the disk.
+    fn exists(&self, room: &RoomName) -> bool;
+
     /// The names of the rooms that have a log, sorted.
     ///
     /// # Errors
@@ -128,7 +131,7 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn rooms(&self) -> Result<Vec<RoomName>, StoreError>;
 
-    /// What is kept of a log.
+    /// What is kept of a log. Does not wait for the disk once it was asked.
     ///
     /// # Errors
     ///

@@ -13,12 +13,18 @@ pub struct Retention {
     pub age: Duration,
 }
 
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            events: 1_000_000,
-            bytes: 256 << 20,
-            age: Duration::ZERO,
-        }
-    }
+impl Retention {
+    /// What a store in memory keeps of each log where nothing else is said.
+    pub const IN_MEMORY: Self = Self {
+        events: 100_000,
+        bytes: 32 << 20,
+        age: Duration::ZERO,
+    };
+
+    /// What a store on disk keeps of each log where nothing else is said.
+    pub const ON_DISK: Self = Self {
+        events: 1_000_000,
+        bytes: 256 << 20,
+        age: Duration::ZERO,
+    };
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -60,17 +60,21 @@ impl Writer {
 }
 
 /// Starts the thread.
-pub(super) fn start(tables: Tables, retention: Retention) -> std::io::Result<(Writer, JoinHandle<()>)> {
+pub(super) fn start(
+    tables: Tables,
+    retention: Retention,
+    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+) -> std::io::Result<(Writer, JoinHandle<()>)> {
     let (queue, waiting) = channel();
     let thread = std::thread::Builder::new()
         .name("store-writer".into())
         .spawn(move || {
-            Writing {
+            let writing = Writing {
                 tables,
                 retention,
-                kept: HashMap::new(),
-            }
-            .run(&waiting);
+                kept,
+            };
+            writing.run(&waiting);
         })?;
     Ok((
         Writer {
@@ -83,21 +87,48 @@ pub(super) fn start(tables: Tables, retention: Retention) -> std::io::Result<(Wr
 struct Writing {
     tables: Tables,
     retention: Retention,
-    kept: HashMap<LogId, Kept>,
+    /// What is kept of each log that was looked at: shared with those who ask for its bounds.
+    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
 }
 
 /// What is kept of a log.
 #[derive(Clone, Copy)]
-struct Kept {
-    first: Sequence,
-    last: Sequence,
+pub(super) struct Kept {
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
     bytes: u64,
     /// Up to where a snapshot makes the records dispensable.
     snapshot: Sequence,
 }
 
+impl Kept {
+    /// Counts what `tables` have of a log.
+    pub(super) fn count(tables: &Tables, log: LogId) -> Result<Self, StoreError> {
+        let mut kept = Self {
+            first: Sequence::new(1),
+            last: Sequence::ZERO,
+            bytes: 0,
+            snapshot: Sequence::ZERO,
+        };
+        let range = record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX));
+        for (index, entry) in tables.records.range(range).enumerate() {
+            let (key, value) = entry.into_inner()?;
+            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
+            if index == 0 {
+                kept.first = record.first;
+            }
+            kept.last = record.last();
+            kept.bytes += value.len() as u64;
+        }
+        if let Some(snapshot) = tables.snapshots.get(log.0.to_be_bytes())? {
+            kept.snapshot = decode_snapshot(&snapshot)?.last;
+        }
+        Ok(kept)
+    }
+}
+
 impl Writing {
-    fn run(mut self, waiting: &Receiver<Waiting>) {
+    fn run(self, waiting: &Receiver<Waiting>) {
         while let Ok(first) = waiting.recv() {
             let all: Vec<Waiting> = std::iter::once(first).chain(waiting.try_iter()).collect();
             let (appends, done): (Vec<_>, Vec<Done>) = all
@@ -120,14 +151,18 @@ impl Writing {
         }
     }
 
-    fn write(&mut self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
+    fn write(&self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
         let mut batch = self
             .tables
             .db
             .batch()
             .durability(Some(self.tables.durability.mode()));
+        let mut changed: HashMap<LogId, Kept> = HashMap::new();
         for (log, Append { records, snapshot }) in appends {
-            let mut kept = self.kept(log)?;
+            let mut kept = match changed.get(&log) {
+                Some(kept) => *kept,
+                None => self.kept(log)?,
+            };
             for record in records {
                 let value = record.encode();
                 kept.bytes += value.len() as u64;
@@ -143,36 +178,22 @@ impl Writing {
                 batch.insert(&self.tables.snapshots, log.0.to_be_bytes(), snapshot.to_vec());
             }
             self.let_go(log, &mut kept, &mut batch)?;
-            self.kept.insert(log, kept);
+            changed.insert(log, kept);
         }
-        Ok(batch.commit()?)
+        batch.commit()?;
+        self.lock().extend(changed);
+        Ok(())
     }
 
     /// What is kept of `log`: remembered, or counted once.
     fn kept(&self, log: LogId) -> Result<Kept, StoreError> {
-        if let Some(kept) = self.kept.get(&log) {
-            return Ok(*kept);
-        }
-        let mut kept = Kept {
-            first: Sequence::new(1),
-            last: Sequence::ZERO,
-            bytes: 0,
-            snapshot: Sequence::ZERO,
-        };
-        let range = record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX));
-        for (index, entry) in self.tables.records.range(range).enumerate() {
-            let (key, value) = entry.into_inner()?;
-            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
-            if index == 0 {
-                kept.first = record.first;
-            }
-            kept.last = record.last();
-            kept.bytes += value.len() as u64;
-        }
-        if let Some(snapshot) = self.tables.snapshots.get(log.0.to_be_bytes())? {
-            kept.snapshot = decode_snapshot(&snapshot)?.last;
-        }
-        Ok(kept)
+        let known = self.lock().get(&log).copied();
+        known.map_or_else(|| Kept::count(&self.tables, log), Ok)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<LogId, Kept>> {
+        // Nothing in here panics while the lock is held.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the oldest records of `log` beyond the limits, as far as a snapshot stands for them.

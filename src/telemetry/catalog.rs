@@ -119,7 +119,12 @@ pub(super) const DELIVERY_LATENCY: Definition = histogram(
 pub(super) const SUBSCRIBERS_BEHIND: Definition = gauge(
     "chitchat_subscribers_behind",
     &[],
-    "Subscribers that have fallen behind what the feed of their room keeps.",
+    "Subscribers that are served from the store instead of the feed.",
+);
+pub(super) const RESUMES: Definition = counter(
+    "chitchat_resumes_total",
+    &["outcome"],
+    "Clients that named the last event they had seen: complete = they got all that followed.",
 );
 pub(super) const LAMPORT_TIME: Definition = gauge(
     "chitchat_lamport_time",
@@ -133,7 +138,7 @@ pub(super) const LAMPORT_REJECTED: Definition = counter(
 );
 
 /// Every metric of the server.
-pub const CATALOG: [Definition; 17] = [
+pub const CATALOG: [Definition; 18] = [
     BUILD_INFO,
     CONNECTED_CLIENTS,
     ROOMS_ACTIVE,
@@ -149,6 +154,7 @@ pub const CATALOG: [Definition; 17] = [
     BROADCAST_LATENCY,
     DELIVERY_LATENCY,
     SUBSCRIBERS_BEHIND,
+    RESUMES,
     LAMPORT_TIME,
     LAMPORT_REJECTED,
 ];

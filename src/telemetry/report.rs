@@ -63,6 +63,19 @@ impl hub::Observer for Report {
     fn behind(&self, behind: bool) {
         step(&self.metrics.subscribers_behind, behind);
     }
+
+    fn replayed(&self, events: u32) {
+        self.metrics.deliveries.increment(events.into());
+    }
+
+    fn resumed(&self, is_complete: bool) {
+        let outcome = if is_complete {
+            &self.metrics.resumes_complete
+        } else {
+            &self.metrics.resumes_incomplete
+        };
+        outcome.increment(1);
+    }
 }
 
 impl rpc::Observer for Report {

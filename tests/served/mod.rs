@@ -18,7 +18,14 @@ pub struct Server {
 /// Starts a server on free ports.
 pub fn serve(flags: &[&str]) -> Server {
     let mut child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--in-memory",
+        ])
         .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -61,7 +61,11 @@ async fn draining_tells_everybody_and_ends_in_time() {
     };
     assert_eq!(end.code(), Code::Unavailable);
     assert_eq!(knocking.end().await.code(), Code::Unavailable);
-    timeout(PATIENCE, ended).await.expect("the server ends").unwrap();
+    timeout(PATIENCE, ended)
+        .await
+        .expect("the server ends")
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +79,7 @@ async fn a_client_that_never_goes_does_not_hold_the_server_up() {
     timeout(PATIENCE, server.end())
         .await
         .expect("the server ends")
+        .unwrap()
         .unwrap();
     drop((silent, unread));
 }
@@ -102,7 +107,7 @@ async fn connections_beyond_the_limit_are_told_so() {
 }
 
 #[tokio::test]
-async fn rooms_are_limited_and_a_vacant_one_makes_place() {
+async fn rooms_are_limited() {
     let server = TestServer::with(|config| config.hub.max_rooms = 2).await;
     let enter = async |room: &str| {
         let mut client: Client = server.open().await;
@@ -114,17 +119,12 @@ async fn rooms_are_limited_and_a_vacant_one_makes_place() {
             .await;
         client.next_or_end().await.map(|_| client)
     };
-    let tea = enter("tea").await.unwrap();
+    let _tea = enter("tea").await.unwrap();
     let _milk = enter("milk").await.unwrap();
     let full = enter("sugar").await.map(drop).unwrap_err();
     assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
     assert_eq!(full.get_details_error_info().unwrap().reason, "TOO_MANY_ROOMS");
-    drop(tea);
-    server.until_metric("chitchat_connected_clients", 1.0).await;
-    server
-        .until_metric("chitchat_events_broadcast_total{kind=\"leave\"}", 1.0)
-        .await;
-    let _sugar = enter("sugar").await.unwrap();
+    assert!(full.get_details_retry_info().is_some());
 }
 
 #[tokio::test]

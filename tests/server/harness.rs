@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use chitchat::cmd::Failure;
 use chitchat::cmd::serve::Server;
-use chitchat::config::Config;
+use chitchat::config::{Config, StoreOptions};
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, ServerMessage};
 use tokio::sync::{mpsc, oneshot};
@@ -22,7 +23,7 @@ pub struct TestServer {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
     shutdown: oneshot::Sender<&'static str>,
-    running: JoinHandle<()>,
+    running: JoinHandle<Result<(), Failure>>,
 }
 
 impl TestServer {
@@ -35,6 +36,7 @@ impl TestServer {
         let mut config = Config::default();
         config.listen.set_port(0);
         config.admin.set_port(0);
+        config.store = StoreOptions::Memory;
         change(&mut config);
         let server = Server::bind(config).await.unwrap();
         let (listen, admin) = (server.listen(), server.admin());
@@ -49,7 +51,7 @@ impl TestServer {
     }
 
     /// Tells the server to end; the handle is ready when it has.
-    pub fn end(self) -> JoinHandle<()> {
+    pub fn end(self) -> JoinHandle<Result<(), Failure>> {
         self.shutdown.send("test").unwrap();
         self.running
     }

@@ -12,6 +12,7 @@
 mod bad_input;
 mod clean_ends;
 mod conversations;
+mod durable;
 mod first_version;
 mod harness;
 mod many;

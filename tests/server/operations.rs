@@ -1,11 +1,5 @@
 //! What those see who run the server.
 
-use chitchat::proto::chat_service_client::ChatServiceClient;
-use chitchat::proto::{
-    GetHistoryRequest, ListParticipantsRequest, ListRoomsRequest, SendMessageRequest, SubscribeRequest,
-};
-use tonic::Code;
-
 use crate::harness::{TestServer, leave};
 
 #[tokio::test]
@@ -57,23 +51,4 @@ async fn metrics_count_what_happens() {
             .await,
         1.0
     );
-}
-
-#[tokio::test]
-async fn calls_that_are_not_there_yet_say_so() {
-    let server = TestServer::start().await;
-    let mut client = ChatServiceClient::new(server.channel().await);
-    let answers = [
-        client.send_message(SendMessageRequest::default()).await.map(drop),
-        client.subscribe(SubscribeRequest::default()).await.map(drop),
-        client.get_history(GetHistoryRequest::default()).await.map(drop),
-        client.list_rooms(ListRoomsRequest::default()).await.map(drop),
-        client
-            .list_participants(ListParticipantsRequest::default())
-            .await
-            .map(drop),
-    ];
-    for answer in answers {
-        assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
-    }
 }

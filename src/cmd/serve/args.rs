@@ -2,15 +2,17 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
-use crate::hub::HubLimits;
+use crate::hub::HubOptions;
 use crate::rpc::TransportLimits;
+use crate::store::{Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
 /// Runs the server.
@@ -36,6 +38,50 @@ pub struct Args {
     )]
     admin: SocketAddr,
 
+    /// Where the rooms' logs are kept
+    #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", default_value = DEFAULT_DATA_DIR, help_heading = "Store")]
+    data_dir: PathBuf,
+
+    /// Keeps the logs in memory only: they are gone with the process
+    #[arg(long, env = "CHITCHAT_IN_MEMORY", help_heading = "Store")]
+    in_memory: bool,
+
+    /// What an acknowledged message survives: sync = a power cut, os = the end of the process
+    #[arg(
+        long,
+        env = "CHITCHAT_DURABILITY",
+        value_name = "WHAT",
+        default_value = "sync",
+        help_heading = "Store"
+    )]
+    durability: Durability,
+
+    /// How many of a room's newest events are kept [default: 1000000, in memory 100000]
+    #[arg(
+        long,
+        env = "CHITCHAT_RETAIN_EVENTS",
+        value_name = "N",
+        help_heading = "Store"
+    )]
+    retain_events: Option<u64>,
+
+    /// How many bytes of a room's newest events are kept [default: 268435456, in memory 33554432]
+    #[arg(
+        long,
+        env = "CHITCHAT_RETAIN_BYTES",
+        value_name = "BYTES",
+        help_heading = "Store"
+    )]
+    retain_bytes: Option<u64>,
+
+    /// How old a room's events may be; 0s = however old
+    #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
+    retain_age: Duration,
+
+    /// How long a client that lost its connection has to come back before it leaves
+    #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10s", help_heading = "Rooms")]
+    resume_grace: Duration,
+
     /// The longest text, in characters
     #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, help_heading = "Rooms")]
     max_message_chars: usize,
@@ -49,7 +95,7 @@ pub struct Args {
     max_participants: usize,
 
     /// How many rooms there may be
-    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubLimits::default().max_rooms, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubOptions::default().max_rooms, help_heading = "Rooms")]
     max_rooms: usize,
 
     /// Lets several participants of a room have the same name
@@ -57,7 +103,7 @@ pub struct Args {
     allow_duplicate_names: bool,
 
     /// How much a room keeps in memory for readers that are behind
-    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubLimits::default().feed_bytes, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubOptions::default().feed_bytes, help_heading = "Rooms")]
     feed_bytes: usize,
 
     /// How many connections there may be [default: as many as the limit of open files allows, at most 100000]
@@ -118,6 +164,11 @@ pub struct Args {
 impl Args {
     /// The configuration, on a system that allows so many connections.
     pub(super) fn into_config(self, connections_possible: usize) -> Config {
+        let kept = if self.in_memory {
+            Retention::IN_MEMORY
+        } else {
+            Retention::ON_DISK
+        };
         Config {
             listen: self.listen,
             admin: self.admin,
@@ -127,9 +178,23 @@ impl Args {
                 max_participants: self.max_participants,
                 allow_duplicate_names: self.allow_duplicate_names,
             },
-            hub: HubLimits {
+            hub: HubOptions {
                 max_rooms: self.max_rooms,
                 feed_bytes: self.feed_bytes,
+                resume_grace: self.resume_grace,
+            },
+            retention: Retention {
+                events: self.retain_events.unwrap_or(kept.events),
+                bytes: self.retain_bytes.unwrap_or(kept.bytes),
+                age: self.retain_age,
+            },
+            store: if self.in_memory {
+                StoreOptions::Memory
+            } else {
+                StoreOptions::Disk {
+                    directory: self.data_dir,
+                    durability: self.durability,
+                }
             },
             transport: TransportLimits {
                 max_connections: self.max_connections.unwrap_or(connections_possible),

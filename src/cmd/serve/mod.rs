@@ -50,8 +50,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             });
             first
         });
-        served.await;
-        Ok(())
+        served.await
     })
 }
 

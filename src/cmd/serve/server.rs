@@ -14,11 +14,12 @@ use tracing::{info, warn};
 
 use crate::admin::{Admin, Readiness};
 use crate::cmd::Failure;
-use crate::config::Config;
+use crate::config::{Config, StoreOptions};
 use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
+use crate::store::{DiskStore, MemoryStore, Store};
 use crate::telemetry::{Metrics, Report};
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
@@ -38,15 +39,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the ports. Must be called within a Tokio runtime.
+    /// Binds the ports, opens the store and recovers the rooms. Must be called within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When a port cannot be bound.
+    /// When a port cannot be bound, or the store cannot be opened or is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections));
         let report = Report::new(Arc::clone(&metrics));
-        let hub = Hub::new(config.rules, config.hub, Arc::new(report.clone()));
+        let (store, secret) = open_store(&config)?;
+        let hub = Hub::new(config.rules, config.hub, store, &secret, Arc::new(report.clone()));
         let readiness = Readiness::default();
         let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
             .await
@@ -54,6 +56,7 @@ impl Server {
         let admin = Admin::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
+        recover(&hub).await?;
         let listen = listener
             .local_addr()
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
@@ -86,7 +89,11 @@ impl Server {
 
     /// Serves until `shutdown` is ready (with its cause, for the log), then drains, and returns before the drain's
     /// deadline.
-    pub async fn run(self, shutdown: impl Future<Output = &'static str>) {
+    ///
+    /// # Errors
+    ///
+    /// When the store failed: what was acknowledged is in it, and nothing else was.
+    pub async fn run(self, shutdown: impl Future<Output = &'static str>) -> Result<(), Failure> {
         let Self {
             config,
             hub,
@@ -107,7 +114,7 @@ impl Server {
         set_health(&health, ServingStatus::Serving).await;
         readiness.set(true);
 
-        let chat = ChatServiceServer::new(Calls);
+        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub)));
         let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), Arc::new(report));
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
         let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
@@ -115,7 +122,10 @@ impl Server {
 
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
 
-        let cause = shutdown.await;
+        let cause = tokio::select! {
+            cause = shutdown => cause,
+            () = hub.failed().cancelled() => "store failed",
+        };
         let deadline = Instant::now() + config.drain_timeout;
         info!(event = "draining", cause, timeout = ?config.drain_timeout, "draining");
         readiness.set(false);
@@ -138,7 +148,42 @@ impl Server {
         // It was cancelled in the line before.
         administering.await.ok();
         info!(event = "ended", "ended");
+        if hub.failed().is_cancelled() {
+            return Err(Failure::Io(
+                "the store failed, so the server ended; see its log for the cause".into(),
+            ));
+        }
+        Ok(())
     }
+}
+
+/// Opens the store, and gives what session tokens are made from.
+fn open_store(config: &Config) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
+    match &config.store {
+        // Nothing outlives the process, so its tokens need not either.
+        StoreOptions::Memory => {
+            let store = MemoryStore::new(config.retention, config.hub.max_rooms);
+            Ok((Arc::new(store), rand::random()))
+        }
+        StoreOptions::Disk {
+            directory,
+            durability,
+        } => {
+            let store = DiskStore::open(directory, *durability, config.retention, config.hub.max_rooms)
+                .map_err(|error| Failure::Io(error.to_string()))?;
+            let secret = store.secret();
+            Ok((Arc::new(store), secret))
+        }
+    }
+}
+
+async fn recover(hub: &Arc<Hub>) -> Result<(), Failure> {
+    let hub = Arc::clone(hub);
+    let recovered = tokio::task::spawn_blocking(move || hub.recover()).await;
+    let recovered = recovered.map_err(|error| Failure::Software(format!("recovery failed: {error}")))?;
+    let (rooms, events) = recovered.map_err(|error| Failure::Data(error.to_string()))?;
+    info!(event = "store_recovered", rooms, events, "store recovered");
+    Ok(())
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

@@ -1,0 +1,135 @@
+//! The response body of a Subscribe call: a room's events for somebody who is not in it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body::{Body, Frame};
+use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Status, Streaming};
+
+use super::admission::place;
+use super::calls::room;
+use super::observer::Observer;
+use super::reason::Reason;
+use super::status::{StreamError, trailers};
+use crate::hub::{End, Hub, HubError, Piece, Reader, Start};
+use crate::proto::SubscribeRequest;
+use crate::proto::subscribe_request::Start as Asked;
+
+/// How long a client is asked to wait when the server drains before its stream has begun.
+const ASKING_RETRY: Duration = Duration::from_secs(1);
+
+/// The response body of a Subscribe call.
+pub(super) struct SubscribeBody {
+    hub: Arc<Hub>,
+    observer: Arc<dyn Observer>,
+    phase: Phase,
+}
+
+enum Phase {
+    /// The request is awaited.
+    Asking(
+        Box<Streaming<SubscribeRequest>>,
+        Pin<Box<WaitForCancellationFutureOwned>>,
+    ),
+    /// The room is being asked.
+    Beginning(BoxFuture<'static, Result<Reader, HubError>>),
+    Reading(Box<Reader>),
+    Ending(Box<Status>),
+    Done,
+}
+
+impl SubscribeBody {
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        inbound: Streaming<SubscribeRequest>,
+        draining: CancellationToken,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let phase = Phase::Asking(Box::new(inbound), Box::pin(draining.cancelled_owned()));
+        Self { hub, observer, phase }
+    }
+
+    fn refuse(&mut self, error: &StreamError) {
+        self.observer.rejected(error.reason());
+        self.phase = Phase::Ending(Box::new(error.status().0));
+    }
+
+    fn begin(&mut self, request: SubscribeRequest) {
+        let start = match request.start {
+            None => Start::Now,
+            Some(Asked::After(point)) => Start::After(place(point)),
+            Some(Asked::Last(count)) => Start::Last(count),
+        };
+        match room(&request.room) {
+            Ok(room) => {
+                let hub = Arc::clone(&self.hub);
+                self.phase = Phase::Beginning(Box::pin(async move { hub.subscribe(room, start).await }));
+            }
+            Err(error) => self.refuse(&error),
+        }
+    }
+}
+
+impl Body for SubscribeBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        loop {
+            match &mut this.phase {
+                Phase::Asking(inbound, draining) => {
+                    if draining.as_mut().poll(cx).is_ready() {
+                        this.refuse(&StreamError::Draining(ASKING_RETRY));
+                        continue;
+                    }
+                    match ready!(Pin::new(inbound).poll_next(cx)) {
+                        Some(Ok(request)) => this.begin(request),
+                        Some(Err(status)) => {
+                            this.observer.rejected(Reason::Undecodable);
+                            this.phase = Phase::Ending(Box::new(status));
+                        }
+                        None => {
+                            let status = Status::invalid_argument("no request came");
+                            this.phase = Phase::Ending(Box::new(status));
+                        }
+                    }
+                }
+                Phase::Beginning(beginning) => match ready!(beginning.as_mut().poll(cx)) {
+                    Ok(reader) => this.phase = Phase::Reading(Box::new(reader)),
+                    Err(error) => this.refuse(&StreamError::Hub(error)),
+                },
+                Phase::Reading(reader) => {
+                    let error = match ready!(reader.poll_next(cx)) {
+                        Piece::Events(bytes) | Piece::Notice(bytes) => {
+                            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                        }
+                        Piece::FellBehind => StreamError::FellBehind,
+                        Piece::End(End::Draining(delay)) => StreamError::Draining(delay),
+                        Piece::End(_) => StreamError::Failed,
+                    };
+                    this.refuse(&error);
+                }
+                Phase::Ending(status) => {
+                    let frame = trailers(status);
+                    this.phase = Phase::Done;
+                    return Poll::Ready(Some(frame));
+                }
+                Phase::Done => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+}
