@@ -61,6 +61,12 @@ impl Run {
         Self::start(&["chat", "--server", &server.to_string(), "--name", name])
     }
 
+    /// One that does not come back when the connection is lost.
+    fn chat_once(server: SocketAddr, name: &str) -> Self {
+        let server = server.to_string();
+        Self::start(&["chat", "--server", &server, "--name", name, "--patience", "0s"])
+    }
+
     fn say(&mut self, text: &str) {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
@@ -435,7 +441,7 @@ fn a_lost_or_draining_server_is_one_line() {
             "chitchat: the server ended the conversation; line 1 was not acknowledged\n",
         ),
     ] {
-        let mut run = Run::chat(server, "bot");
+        let mut run = Run::chat_once(server, "bot");
         run.say(&format!("{text}\n"));
         // The input stays open: nobody waits for it.
         let ended = run.ended();
@@ -451,7 +457,7 @@ fn a_lost_or_draining_server_is_one_line() {
 #[test]
 fn a_server_that_stops_is_one_line() {
     let served = served::serve(&[]);
-    let run = Run::chat(served.address, "bot");
+    let run = Run::chat_once(served.address, "bot");
     assert!(is_join(&run.line()));
     served.signal(Signal::SIGTERM);
     let ended = run.ended();
@@ -462,7 +468,7 @@ fn a_server_that_stops_is_one_line() {
     );
 
     let served = served::serve(&[]);
-    let run = Run::chat(served.address, "bot");
+    let run = Run::chat_once(served.address, "bot");
     assert!(is_join(&run.line()));
     served.signal(Signal::SIGKILL);
     let ended = run.ended();
@@ -506,6 +512,7 @@ fn wrong_arguments_are_usage() {
         &["chat", "--name", "bot", "--room", "a\tb"],
         &["chat", "--name", "bot", "--server", "https://localhost:1"],
         &["chat", "--name", "bot", "--timeout", "0s"],
+        &["chat", "--name", "bot", "--patience", "2"],
         &["health", "--server", "nowhere:"],
     ] {
         assert_eq!(Run::start(arguments).end().code, Some(64), "{arguments:?}");

@@ -33,7 +33,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn chat(server: SocketAddr, kind: &str) -> Self {
+    fn chat(server: SocketAddr, kind: &str, flags: &[&str]) -> Self {
         let size = Winsize {
             ws_row: 24,
             ws_col: 80,
@@ -44,6 +44,7 @@ impl Desk {
         let stdio = || Stdio::from(slave.try_clone().unwrap());
         let child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
             .args(["chat", "--server", &server.to_string(), "--name", "Ada"])
+            .args(flags)
             .env("TERM", kind)
             .stdin(stdio())
             .stdout(stdio())
@@ -141,8 +142,8 @@ fn server() -> (tokio::runtime::Runtime, SocketAddr) {
 const JOINED: &str = "[L=1] Participant Ada joined Chit Chat at logical time L=1";
 
 /// Somebody who has joined and is about to type.
-fn seated(server: SocketAddr) -> Desk {
-    let mut desk = Desk::chat(server, "xterm");
+fn seated(server: SocketAddr, flags: &[&str]) -> Desk {
+    let mut desk = Desk::chat(server, "xterm", flags);
     desk.sees(JOINED);
     desk.sees("> ");
     desk
@@ -151,7 +152,7 @@ fn seated(server: SocketAddr) -> Desk {
 #[test]
 fn lines_are_edited_said_and_shown_above_the_next_one() {
     let (_runtime, server) = server();
-    let mut desk = seated(server);
+    let mut desk = seated(server, &[]);
     assert!(desk.is_raw());
     // Backspace twice.
     desk.type_keys("helpp\u{7f}\u{7f}lo\r");
@@ -171,12 +172,12 @@ fn lines_are_edited_said_and_shown_above_the_next_one() {
 fn every_way_to_leave_puts_the_terminal_back() {
     let (_runtime, server) = server();
     for keys in ["/leave\r", "\u{4}", "\u{3}", "half a line\u{3}"] {
-        let mut desk = seated(server);
+        let mut desk = seated(server, &[]);
         desk.type_keys(keys);
         desk.ends(0);
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut desk = seated(server);
+        let mut desk = seated(server, &[]);
         desk.type_keys("half a line");
         desk.sees("line");
         desk.signal(signal);
@@ -187,7 +188,7 @@ fn every_way_to_leave_puts_the_terminal_back() {
 #[test]
 fn a_lost_server_puts_the_terminal_back() {
     let (_runtime, server) = server();
-    let mut desk = seated(server);
+    let mut desk = seated(server, &["--patience", "0s"]);
     desk.type_keys("cut\r");
     desk.sees("chitchat: the connection was lost: ");
     desk.ends(69);
@@ -196,7 +197,7 @@ fn a_lost_server_puts_the_terminal_back() {
 #[test]
 fn a_plain_terminal_gets_plain_lines() {
     let (_runtime, server) = server();
-    let mut desk = Desk::chat(server, "dumb");
+    let mut desk = Desk::chat(server, "dumb", &[]);
     desk.sees(JOINED);
     assert!(!desk.is_raw());
     desk.type_keys("hello\n");

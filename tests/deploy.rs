@@ -139,7 +139,6 @@ fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
     let data = variables(&dockerfile);
     let data = value_of(&data, "CHITCHAT_DATA_DIR");
     assert!(dockerfile.contains(&format!(" --chown=65532:65532 /out/data {data}\n")));
-    assert!(dockerfile.contains(&format!("\nVOLUME [\"{data}\"]\n")));
     assert!(compose.contains(&format!("- data:{data}\n")) && compose.contains("\nvolumes:\n  data:\n"));
     assert!(!compose_value(&compose, "mem_limit").is_empty());
     let seconds = |value: &str| {

@@ -12,6 +12,9 @@ const LATEST: i64 = MAX_TIMESTAMP;
 pub struct LamportClock(i64);
 
 impl LamportClock {
+    /// Before any event.
+    pub(super) const START: Self = Self(0);
+
     /// The time of the last event.
     #[must_use]
     pub const fn now(self) -> i64 {

@@ -10,8 +10,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::address::ServerAddress;
-use super::conversation::{Conversation, Join};
+use super::call::Call;
+use super::conversation::Conversation;
 use super::error::Error;
+use super::join::Join;
+use crate::proto::JoinMsgLeave;
 
 /// How patient a client is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +110,32 @@ impl Connection {
     /// Dropping the future closes the stream; if the server had let the participant in, it sees them leave.
     pub async fn join(&self, join: Join) -> Result<Conversation, Error> {
         let joining = Conversation::begin(self.channel.clone(), join);
-        within(self.answer_within, &self.address, joining)
+        self.within(joining)
+            .await?
+            .map_err(|status| Error::before_any_answer(status, &self.address))
+    }
+
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub(super) const fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    pub(super) const fn answer_within(&self) -> Duration {
+        self.answer_within
+    }
+
+    /// Waits for an answer as long as the settings say.
+    pub(super) async fn within<F: Future>(&self, answer: F) -> Result<F::Output, Error> {
+        within(self.answer_within, &self.address, answer).await
+    }
+
+    /// Opens a stream with `join` and waits for its answer, as [`join`](Self::join) does.
+    pub(super) async fn call(&self, join: JoinMsgLeave) -> Result<Call, Error> {
+        let calling = Call::begin(self.channel.clone(), join);
+        self.within(calling)
             .await?
             .map_err(|status| Error::before_any_answer(status, &self.address))
     }
@@ -124,7 +152,7 @@ impl Connection {
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };
-        match within(self.answer_within, &self.address, client.check(request)).await? {
+        match self.within(client.check(request)).await? {
             Ok(answer) => Ok(match answer.into_inner().status() {
                 ServingStatus::Serving => Health::Serving,
                 ServingStatus::NotServing => Health::NotServing,

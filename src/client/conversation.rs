@@ -4,49 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use super::call::Call;
 use super::clock::LamportClock;
 use super::error::Error;
+use super::join::Join;
 use super::message_id::MessageId;
-use crate::proto::chat_service_client::ChatServiceClient;
 use crate::proto::{EventType, JoinMsgLeave, ServerMessage, Welcome};
-
-/// How many messages wait to be sent, at most; then [`Speaker::say`] waits. A sender who never has more than this many
-/// unacknowledged never waits.
-pub const QUEUE: usize = 256;
-
-/// The largest message that is taken from a server: twice what the longest text of the most generous server needs.
-const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
-
-/// Who joins which room.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Join {
-    name: String,
-    room: String,
-}
-
-impl Join {
-    /// `name` joins the server's default room.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            room: String::new(),
-        }
-    }
-
-    /// Joins `room` instead. Empty is the default room.
-    #[must_use]
-    pub fn room(self, room: impl Into<String>) -> Self {
-        Self {
-            room: room.into(),
-            ..self
-        }
-    }
-}
 
 /// A participant in a room: a [`Speaker`] and a [`Listener`] that share a Lamport clock. Dropping it (or both halves)
 /// cuts the stream, which the server announces as a leave.
@@ -102,33 +68,17 @@ impl Conversation {
     /// Sends the JOIN and waits for the server's first word: a refusal comes in its place.
     pub(super) async fn begin(channel: Channel, join: Join) -> Result<Self, Status> {
         let shared = Arc::new(Shared::default());
-        let (queue, outbound) = mpsc::channel(QUEUE);
-        let join = JoinMsgLeave {
-            client_name: join.name,
-            room: join.room,
-            timestamp: shared.tick(),
-            r#type: EventType::Join.into(),
-            wants_welcome: true,
-            ..JoinMsgLeave::default()
-        };
-        queue.try_send(join).expect("the queue is new, empty and open");
-
-        let stream = ChatServiceClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .chat(ReceiverStream::new(outbound))
-            .await?
-            .into_inner();
+        let Call {
+            queue,
+            stream,
+            mut first,
+        } = Call::begin(channel, join.frame(shared.tick())).await?;
+        let welcome = first.welcome.take();
         let mut listener = Listener {
             stream,
             first: None,
             shared: Arc::clone(&shared),
         };
-        let mut first = listener
-            .stream
-            .message()
-            .await?
-            .ok_or_else(|| Status::unavailable("the stream ended before its JOIN was answered"))?;
-        let welcome = first.welcome.take();
         // A server that knows no welcome begins with an event.
         if welcome.is_none() || first.sequence != 0 {
             listener.first = Some(first);
@@ -184,7 +134,7 @@ impl Conversation {
 
 impl Speaker {
     /// Says `text`, and answers with the message's id: what the server broadcasts (or refuses) under this id is this
-    /// message, and the broadcast is its acknowledgement. Waits while [`QUEUE`] messages are on their way out.
+    /// message, and the broadcast is its acknowledgement. Waits while [`QUEUE`](super::QUEUE) messages are on their way out.
     ///
     /// # Errors
     /// [`Error::Over`] after [`leave`](Self::leave), or when the stream ended.

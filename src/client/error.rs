@@ -9,6 +9,13 @@ use tonic_types::StatusExt as _;
 
 use super::address::ServerAddress;
 
+/// What a server calls it when somebody holds the name.
+const NAME_TAKEN: &str = "NAME_TAKEN";
+/// What a server calls it when a newer connection has the session.
+const TAKEN_OVER: &str = "TAKEN_OVER";
+/// What a server calls a time that its room cannot have.
+const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
+
 /// Why there is no conversation, or no more.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,7 +57,24 @@ pub enum Error {
     FellBehind {
         /// In the server's words.
         reason: String,
+        /// When to come back, if it says so.
+        retry_after: Option<Duration>,
     },
+    /// A newer connection took this participant's session over.
+    #[error("another connection took over this session: {reason}")]
+    TakenOver {
+        /// In the server's words.
+        reason: String,
+    },
+    /// The server does not keep the part of the log that was asked for.
+    #[error("{reason}")]
+    NotKept {
+        /// In the server's words.
+        reason: String,
+    },
+    /// As many messages as may be are not acknowledged: another one has to wait.
+    #[error("too many messages are not acknowledged yet")]
+    Full,
     /// The connection broke, or the server is gone.
     #[error("the connection was lost: {}", Root(.0))]
     Lost(#[source] Status),
@@ -81,6 +105,8 @@ pub struct Refusal {
     pub reason: String,
     /// When to try again, if that could help.
     pub retry_after: Option<Duration>,
+    /// The server's word for the reason, for programs: `NAME_TAKEN`, for instance. Empty when it has none.
+    pub kind: String,
 }
 
 impl fmt::Display for Refusal {
@@ -106,6 +132,51 @@ impl fmt::Display for Root<'_> {
 }
 
 impl Error {
+    /// Whether it is the server or the way to it that is at fault, for the time being: the same may go well later,
+    /// without anybody changing anything.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::NoAnswer { .. }
+            | Self::Unavailable { .. }
+            | Self::FellBehind { .. }
+            | Self::Lost(_)
+            | Self::Ended => true,
+            Self::Refused(refusal) => refusal.retry_after.is_some(),
+            Self::Failed { code, .. } => matches!(code, Code::Cancelled | Code::DeadlineExceeded),
+            Self::NotOffered { .. }
+            | Self::TakenOver { .. }
+            | Self::NotKept { .. }
+            | Self::Full
+            | Self::Over => false,
+        }
+    }
+
+    /// What a client that was in a room, or read it, keeps trying after an interruption: outages; a name that is taken,
+    /// as its own earlier stay may hold it until the server's grace for it is over; and a room that is not there yet.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.is_outage()
+            || matches!(self, Self::Refused(refusal) if refusal.kind == NAME_TAKEN || refusal.code == Code::NotFound)
+    }
+
+    /// How long the server asked to wait before trying again.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. }
+            | Self::FellBehind { retry_after, .. }
+            | Self::Refused(Refusal { retry_after, .. }) => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether a room's clock is too far behind the client's.
+    pub(super) fn is_out_of_time(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.kind == TIMESTAMP_OUT_OF_RANGE)
+    }
+
     /// For a call to `address` that got no answer from it: a connection lost then was never there.
     pub(super) fn before_any_answer(status: Status, address: &ServerAddress) -> Self {
         match Self::from(status) {
@@ -127,6 +198,10 @@ impl From<Status> for Error {
         let code = status.code();
         let reason = status.message().to_owned();
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let kind = status
+            .get_details_error_info()
+            .map(|info| info.reason)
+            .unwrap_or_default();
         match code {
             Code::AlreadyExists
             | Code::InvalidArgument
@@ -138,12 +213,15 @@ impl From<Status> for Error {
                 code,
                 reason,
                 retry_after,
+                kind,
             }),
             Code::Unavailable => Self::Unavailable { reason, retry_after },
-            Code::DataLoss | Code::Aborted => Self::FellBehind { reason },
+            Code::Aborted if kind == TAKEN_OVER => Self::TakenOver { reason },
+            Code::DataLoss | Code::Aborted => Self::FellBehind { reason, retry_after },
+            Code::OutOfRange => Self::NotKept { reason },
             Code::Unimplemented => Self::NotOffered { reason },
             Code::Ok => Self::Ended,
-            Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::OutOfRange | Code::Internal => {
+            Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Internal => {
                 Self::Failed { code, reason }
             }
         }
@@ -172,6 +250,33 @@ mod tests {
         };
         assert_eq!(refusal.retry_after, Some(delay));
         assert_eq!(refusal.to_string(), "the room is full");
+    }
+
+    #[test]
+    fn what_passes_is_told_apart_from_what_stays() {
+        let of = |code, kind: &str| {
+            let details = ErrorDetails::with_error_info(kind, "chitchat.itu", []);
+            Error::from(Status::with_error_details(code, "no", details))
+        };
+        for (code, kind) in [
+            (Code::Unavailable, "DRAINING"),
+            (Code::Aborted, "FELL_BEHIND"),
+            (Code::AlreadyExists, "NAME_TAKEN"),
+            (Code::DeadlineExceeded, "JOIN_TIMEOUT"),
+        ] {
+            assert!(of(code, kind).may_pass(), "{kind}");
+        }
+        for (code, kind) in [
+            (Code::Aborted, "TAKEN_OVER"),
+            (Code::AlreadyExists, "ID_TAKEN"),
+            (Code::InvalidArgument, "NAME_INVALID"),
+            (Code::OutOfRange, ""),
+            (Code::Unimplemented, ""),
+            (Code::Internal, ""),
+        ] {
+            assert!(!of(code, kind).may_pass(), "{kind}");
+        }
+        assert!(of(Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE").is_out_of_time());
     }
 
     #[test]

@@ -25,7 +25,9 @@ pub fn name(raw: &str) -> Cow<'_, str> {
     escape(raw, |_, _, _| false)
 }
 
-const fn must_not_be_shown_raw(c: char) -> bool {
+/// Whether a character could act on a terminal, or hide on it.
+#[must_use]
+pub const fn must_not_be_shown_raw(c: char) -> bool {
     is_control(c) || is_bidi_control(c) || is_invisible(c)
 }
 

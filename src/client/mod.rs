@@ -12,7 +12,8 @@
 //! What others wrote is data, and stays as it was sent. Before it goes to a terminal it must pass [`escape`] or
 //! [`line_of`].
 //!
-//! A conversation ends with its stream. It does not come back by itself.
+//! A conversation ends with its stream. A [`Presence`] does not: it is a participant who connects again, resumes where the
+//! last connection broke, and sends again what was not acknowledged.
 //!
 //! ```no_run
 //! use chitchat::client::{Connection, Error, Join, Settings, line_of};
@@ -33,21 +34,42 @@
 //! ```
 
 mod address;
+mod backoff;
+mod call;
+mod calls;
 mod clock;
 mod connection;
+mod continuity;
 mod conversation;
+mod cursor;
 mod emoji;
 mod error;
 pub mod escape;
+mod event;
+mod follower;
+mod history;
+mod hole;
+mod join;
 mod line;
 mod message_id;
 mod outbox;
+mod poster;
+mod presence;
 
 pub use address::{AddressError, DEFAULT_PORT, ServerAddress};
+pub use backoff::Retry;
+pub use call::QUEUE;
 pub use clock::LamportClock;
 pub use connection::{Connection, Health, Settings};
-pub use conversation::{Conversation, Join, Listener, QUEUE, Speaker};
+pub use conversation::{Conversation, Listener, Speaker};
 pub use error::{Error, Refusal};
+pub use event::Event;
+pub use follower::{Follower, Start};
+pub use history::{Excerpt, History};
+pub use hole::Hole;
+pub use join::Join;
 pub use line::line_of;
 pub use message_id::MessageId;
 pub use outbox::{Outbox, Pending, Settled};
+pub use poster::{Posted, Poster};
+pub use presence::Presence;

@@ -5,15 +5,20 @@ use std::collections::VecDeque;
 use super::message_id::MessageId;
 use crate::proto::{NoticeCode, ServerMessage};
 
-/// The texts on their way, oldest first, at most as many as it was made for: the window that bounds what a sender has
-/// outstanding. `T` is what the sender wants back when a message is settled.
+/// The messages that are not settled, oldest first, at most as many as it was made for: the window that bounds what a
+/// sender has outstanding. `T` is what the sender wants back when a message is settled.
+///
+/// The oldest of them are on their way, the others wait to be sent; [`rewind`](Self::rewind) makes all of them wait
+/// again, in the same order.
 #[derive(Debug)]
 pub struct Outbox<T> {
     pending: VecDeque<Pending<T>>,
     capacity: usize,
+    /// How many of them are on their way.
+    sent: usize,
 }
 
-/// A message on its way.
+/// A message that is not settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending<T> {
     /// Its id.
@@ -38,10 +43,11 @@ impl<T> Outbox<T> {
         Self {
             pending: VecDeque::new(),
             capacity,
+            sent: 0,
         }
     }
 
-    /// Whether another message may be sent.
+    /// Whether another message may be put in.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.pending.len() < self.capacity
@@ -65,10 +71,28 @@ impl<T> Outbox<T> {
         self.pending.front()
     }
 
-    /// Keeps a message that was sent. It is for the sender to ask [`has_room`](Self::has_room) before.
-    pub fn sent(&mut self, message_id: MessageId, item: T) {
-        debug_assert!(self.has_room(), "the sender asks before it sends");
+    /// Keeps a message until it is settled. It is for the sender to ask [`has_room`](Self::has_room) before.
+    pub fn put(&mut self, message_id: MessageId, item: T) {
+        debug_assert!(self.has_room(), "the sender asks before it puts in");
         self.pending.push_back(Pending { message_id, item });
+    }
+
+    /// Whether a message waits to be sent.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.sent < self.pending.len()
+    }
+
+    /// The next message that waits to be sent; from now on it is on its way.
+    pub fn send(&mut self) -> Option<&Pending<T>> {
+        let next = self.pending.get(self.sent)?;
+        self.sent += 1;
+        Some(next)
+    }
+
+    /// Nothing is on its way any more: whatever is not settled waits to be sent again.
+    pub const fn rewind(&mut self) {
+        self.sent = 0;
     }
 
     /// Which message `message` settles, if any.
@@ -82,6 +106,9 @@ impl<T> Outbox<T> {
             .iter()
             .position(|pending| pending.message_id.as_str() == message.message_id)?;
         let item = self.pending.remove(place)?.item;
+        if place < self.sent {
+            self.sent -= 1;
+        }
         let refused = message
             .notice
             .as_ref()
@@ -122,9 +149,9 @@ mod tests {
     fn the_echo_is_the_acknowledgement_once() {
         let (first, second) = (MessageId::random(), MessageId::random());
         let mut outbox = Outbox::new(2);
-        outbox.sent(first.clone(), 1);
+        outbox.put(first.clone(), 1);
         assert!(outbox.has_room());
-        outbox.sent(second.clone(), 2);
+        outbox.put(second.clone(), 2);
         assert!(!outbox.has_room());
         assert_eq!(outbox.settle(&echo(&MessageId::random())), None);
         assert_eq!(outbox.settle(&ServerMessage::default()), None);
@@ -139,8 +166,8 @@ mod tests {
     fn a_notice_is_a_refusal_unless_the_message_was_broadcast_before() {
         let (long, repeated) = (MessageId::random(), MessageId::random());
         let mut outbox = Outbox::new(2);
-        outbox.sent(long.clone(), "long");
-        outbox.sent(repeated.clone(), "repeated");
+        outbox.put(long.clone(), "long");
+        outbox.put(repeated.clone(), "repeated");
         assert_eq!(
             outbox.settle(&notice(&long, NoticeCode::MessageTooLong)),
             Some(Settled::Refused("long"))
@@ -150,5 +177,28 @@ mod tests {
             Some(Settled::Acknowledged("repeated"))
         );
         assert_eq!(outbox.len(), 0);
+    }
+
+    #[test]
+    fn what_is_not_settled_is_sent_again_in_the_same_order() {
+        let ids: Vec<MessageId> = (0..4).map(|_| MessageId::random()).collect();
+        let mut outbox = Outbox::new(4);
+        for (number, id) in ids.iter().enumerate() {
+            outbox.put(id.clone(), number);
+        }
+        let send = |outbox: &mut Outbox<usize>| outbox.send().map(|pending| pending.item);
+        assert_eq!(
+            [send(&mut outbox), send(&mut outbox), send(&mut outbox)],
+            [Some(0), Some(1), Some(2)]
+        );
+        outbox.settle(&echo(&ids[1]));
+        outbox.rewind();
+        assert_eq!([send(&mut outbox), send(&mut outbox)], [Some(0), Some(2)]);
+        // What is settled meanwhile is not sent again.
+        outbox.settle(&echo(&ids[0]));
+        outbox.settle(&echo(&ids[3]));
+        assert!(!outbox.has_unsent());
+        assert_eq!(send(&mut outbox), None);
+        assert_eq!(outbox.len(), 1);
     }
 }

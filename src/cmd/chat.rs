@@ -16,10 +16,12 @@ use clap::Args;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::server_address::{ServerArgument, patience};
+use super::client_arguments::ClientArguments;
+use super::name_argument::NameArgument;
+use super::retry_argument::RetryArgument;
+use super::room_argument::RoomArgument;
 use super::{Failure, client_runtime};
-use crate::client::{Connection, Conversation, Join, Settings};
-use crate::domain::{Name, RoomName};
+use crate::client::{Join, Presence};
 use crate::shutdown::Signals;
 use input::Input;
 use output::Output;
@@ -32,20 +34,18 @@ const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
 /// Take part in a room.
 ///
 /// On a terminal, type a line to say it; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, every line of the input is said;
-/// the command succeeds when all of them were broadcast.
+/// the command succeeds when all of them were broadcast. When the connection is lost it is sought again, and what was
+/// said meanwhile is caught up with on both sides.
 #[derive(Debug, Args)]
 pub(super) struct ChatCommand {
-    /// What you are called in the room.
-    #[arg(long, env = "CHITCHAT_NAME", value_parser = name)]
-    name: Name,
-    /// The room.
-    #[arg(long, env = "CHITCHAT_ROOM", value_parser = room, default_value = RoomName::LOBBY)]
-    room: RoomName,
     #[command(flatten)]
-    at: ServerArgument,
-    /// How long to wait for the server's answers before giving up on it.
-    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = patience)]
-    timeout: Duration,
+    by: NameArgument,
+    #[command(flatten)]
+    at: RoomArgument,
+    #[command(flatten)]
+    client: ClientArguments,
+    #[command(flatten)]
+    retry: RetryArgument,
 }
 
 impl ChatCommand {
@@ -56,38 +56,45 @@ impl ChatCommand {
     async fn chat(self) -> Result<(), Failure> {
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
-        let conversation = tokio::select! {
-            conversation = self.join() => conversation?,
+        let presence = tokio::select! {
+            presence = self.join() => presence?,
             _ = signals.next() => return Err(Failure::Interrupted),
         };
 
         let (terminal, inputs, output) = faces()?;
+        // On a terminal they are lines among the others.
+        let asides = match terminal {
+            Some(_) => None,
+            None => Some(Output::to_stderr()?),
+        };
         let session = Session {
             // Whoever types sees what is refused; a program is told by the exit code.
             every_line_counts: !stdin().is_terminal(),
-            answer_within: self.timeout,
+            answer_within: self.client.timeout,
         };
-        let ended = session.hold(conversation, inputs, &output, &mut signals).await;
+        let ended = session
+            .hold(presence, inputs, &output, asides.as_ref(), &mut signals)
+            .await;
         // A terminal is not waited for: whoever searches in earlier lines holds up what arrives.
         let patience = terminal.as_ref().map_or(Duration::MAX, |_| LAST_LINES_WITHIN);
         let written = tokio::select! {
             written = timeout(patience, output.finish()) => written.unwrap_or(Ok(())),
             _ = signals.next() => Err(Failure::Interrupted),
         };
+        if let Some(asides) = asides {
+            // What nobody reads is not waited for.
+            timeout(LAST_LINES_WITHIN, asides.finish()).await.ok();
+        }
         if let Some(terminal) = terminal {
             terminal.close().await;
         }
         ended.and(written)
     }
 
-    async fn join(&self) -> Result<Conversation, Failure> {
-        let settings = Settings {
-            answer_within: self.timeout,
-            ..Settings::default()
-        };
-        let connection = Connection::open(&self.at.server, &settings).await?;
-        let join = Join::new(self.name.as_str()).room(self.room.as_str());
-        Ok(connection.join(join).await?)
+    async fn join(&self) -> Result<Presence, Failure> {
+        let join = Join::new(self.by.name.as_str()).room(self.at.room.as_str());
+        let retry = self.retry.retry();
+        Ok(Presence::join(self.client.server(), &self.client.settings(), retry, join).await?)
     }
 }
 
@@ -100,12 +107,4 @@ fn faces() -> Result<(Option<Terminal>, mpsc::Receiver<Input>, Output), Failure>
         return Ok((Some(terminal), inputs, output));
     }
     Ok((None, input::from_stdin()?, Output::to_stdout()?))
-}
-
-fn name(raw: &str) -> Result<Name, String> {
-    Name::try_from(raw).map_err(|error| format!("it {error}"))
-}
-
-fn room(raw: &str) -> Result<RoomName, String> {
-    RoomName::try_from(raw).map_err(|error| format!("it {error}"))
 }

@@ -1,5 +1,7 @@
 //! How an error of the client library ends a command.
 
+use tonic::Code;
+
 use super::Failure;
 use crate::client::{Error, escape};
 
@@ -8,7 +10,10 @@ impl From<Error> for Failure {
         // Part of it may be the server's words.
         let line = escape::text(&error.to_string()).into_owned();
         match error {
-            Error::Refused(_) => Self::Refused(line),
+            Error::Refused(refusal) if refusal.code == Code::NotFound => Self::NotFound(line),
+            Error::NotKept { .. } => Self::NotFound(line),
+            Error::Refused(_) | Error::TakenOver { .. } => Self::Refused(line),
+            Error::Full => Self::Software(line),
             Error::Unreachable { .. }
             | Error::NoAnswer { .. }
             | Error::NotOffered { .. }
@@ -36,6 +41,8 @@ mod tests {
             Failure::Refused("somebody is called Ada".into())
         );
         assert!(matches!(Failure::from(Error::Ended), Failure::Unavailable(_)));
+        let missing = Error::from(Status::not_found("there is no room \"tea\""));
+        assert!(matches!(Failure::from(missing), Failure::NotFound(_)));
     }
 
     #[test]

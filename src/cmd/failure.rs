@@ -8,6 +8,8 @@ use std::process::ExitCode;
 const USAGE: u8 = 64;
 /// The input was wrong (`EX_DATAERR`).
 const DATA: u8 = 65;
+/// What is to be read is not there (`EX_NOINPUT`).
+const NOT_FOUND: u8 = 66;
 /// A service is not there (`EX_UNAVAILABLE`).
 const UNAVAILABLE: u8 = 69;
 /// The program itself is at fault (`EX_SOFTWARE`).
@@ -30,6 +32,8 @@ pub enum Failure {
     Usage(String),
     /// The input was wrong: 65.
     Data(String),
+    /// What is to be read is not there: 66.
+    NotFound(String),
     /// The server is not there, or went away: 69.
     Unavailable(String),
     /// The program itself is at fault: 70.
@@ -51,6 +55,7 @@ impl Failure {
         match self {
             Self::Usage(_) => USAGE,
             Self::Data(_) => DATA,
+            Self::NotFound(_) => NOT_FOUND,
             Self::Unavailable(_) => UNAVAILABLE,
             Self::Software(_) => SOFTWARE,
             Self::Io(_) => IO,
@@ -59,6 +64,23 @@ impl Failure {
             Self::Config(_) => CONFIG,
             Self::Interrupted => INTERRUPTED,
         }
+    }
+
+    /// The same, of line `number` of the input.
+    #[must_use]
+    pub(super) fn of_line(mut self, number: u64) -> Self {
+        match &mut self {
+            Self::Usage(text)
+            | Self::Data(text)
+            | Self::NotFound(text)
+            | Self::Unavailable(text)
+            | Self::Software(text)
+            | Self::Io(text)
+            | Self::Protocol(text)
+            | Self::Refused(text) => *text = format!("line {number} was not acknowledged: {text}"),
+            Self::Config(_) | Self::Interrupted => {}
+        }
+        self
     }
 
     /// Writes the line (or lines) to stderr and gives the exit code.
@@ -74,6 +96,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Usage(text)
             | Self::Data(text)
+            | Self::NotFound(text)
             | Self::Unavailable(text)
             | Self::Software(text)
             | Self::Io(text)

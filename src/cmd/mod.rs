@@ -1,13 +1,26 @@
 //! The command line: one file a command, and what they share.
 
+mod aside;
 mod bench;
 mod chat;
+mod client_arguments;
 mod client_failure;
 mod client_runtime;
 mod failure;
 mod health;
+mod history;
+mod json;
+mod lines;
+mod name_argument;
+mod printer;
+mod retry_argument;
+mod room_argument;
+mod rooms;
+mod send;
 pub mod serve;
 mod server_address;
+mod tail;
+mod who;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -28,6 +41,11 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Chat(chat::ChatCommand),
+    Send(send::SendCommand),
+    Tail(tail::TailCommand),
+    History(history::HistoryCommand),
+    Who(who::WhoCommand),
+    Rooms(rooms::RoomsCommand),
     Health(health::HealthCommand),
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -39,6 +57,11 @@ impl Command {
         match self {
             Self::Serve(args) => serve::run(args),
             Self::Chat(command) => command.run(),
+            Self::Send(command) => command.run(),
+            Self::Tail(command) => command.run(),
+            Self::History(command) => command.run(),
+            Self::Who(command) => command.run(),
+            Self::Rooms(command) => command.run(),
             Self::Health(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::BenchLimitServer(command) => command.run(),

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chitchat::proto::chat_service_server::{ChatService, ChatServiceServer};
 use chitchat::proto::{
@@ -94,13 +95,14 @@ impl Script {
         if name != OLD {
             out.send(Ok(welcome)).await.ok()?;
         }
+        let sequence = AtomicU64::new(0);
         let event = |r#type: EventType, time: i64, text: String| ServerMessage {
             sender_id: 3,
             sender_name: name.clone(),
             msg_stream: text,
             r#type: r#type.into(),
             timestamp: time,
-            sequence: time.unsigned_abs(),
+            sequence: 1 + sequence.fetch_add(1, Ordering::Relaxed),
             ..ServerMessage::default()
         };
         let joined = format!("Participant {name} joined Chit Chat at logical time L=1");

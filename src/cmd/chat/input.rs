@@ -1,18 +1,15 @@
 //! What is to be said.
 
-use std::io::{self, BufRead, Read as _};
+use std::io::{self, BufRead};
 use std::thread;
 
 use tokio::sync::mpsc;
 
 use crate::cmd::Failure;
+use crate::cmd::lines::Lines;
 
 /// How many lines are read ahead.
 pub(super) const READ_AHEAD: usize = 64;
-
-/// The longest line of the input, in bytes. Far longer than any text that a server takes; it bounds the memory for an
-/// input without line ends.
-const MAX_LINE_BYTES: usize = 64 * 1024;
 
 /// The command that leaves, as Ctrl-C and the end of the input do.
 const LEAVE: &str = "/leave";
@@ -49,7 +46,7 @@ pub(super) fn from_stdin() -> Result<mpsc::Receiver<Input>, Failure> {
     let read = move || {
         let mut lines = Lines::new(io::stdin().lock());
         loop {
-            let input = lines.next();
+            let input = next(&mut lines);
             let last = !matches!(input, Input::Say { .. });
             // A failed send means that nobody wants lines any more.
             if sender.blocking_send(input).is_err() || last {
@@ -72,54 +69,17 @@ pub(super) fn spawn(
         .map_err(|error| Failure::Software(format!("cannot start a thread: {error}")))
 }
 
-struct Lines<R> {
-    reader: R,
-    number: u64,
-}
-
-impl<R: BufRead> Lines<R> {
-    const fn new(reader: R) -> Self {
-        Self { reader, number: 0 }
-    }
-
-    fn next(&mut self) -> Input {
-        loop {
-            match self.read_line() {
-                Ok(None) => return Input::Leave,
-                Ok(Some(line)) => {
-                    if let Some(input) = Input::of_line(self.number, &line) {
-                        return input;
-                    }
+/// What the next line that asks for something asks for.
+fn next<R: BufRead>(lines: &mut Lines<R>) -> Input {
+    loop {
+        match lines.next() {
+            Ok(None) => return Input::Leave,
+            Ok(Some(line)) => {
+                if let Some(input) = Input::of_line(line.number, &line.text) {
+                    return input;
                 }
-                Err(failure) => return Input::Broken(failure),
             }
-        }
-    }
-
-    fn read_line(&mut self) -> Result<Option<String>, Failure> {
-        self.number += 1;
-        let number = self.number;
-        let mut line = Vec::new();
-        // One byte more than allowed tells a line that is too long from one that just fits.
-        let limit = MAX_LINE_BYTES as u64 + 1;
-        (&mut self.reader)
-            .take(limit)
-            .read_until(b'\n', &mut line)
-            .map_err(|error| Failure::Io(format!("cannot read line {number} of the input: {error}")))?;
-        if line.is_empty() {
-            return Ok(None);
-        }
-        if line.last() == Some(&b'\n') {
-            line.pop();
-        }
-        if line.len() > MAX_LINE_BYTES {
-            return Err(Failure::Data(format!(
-                "line {number} of the input is longer than {MAX_LINE_BYTES} bytes"
-            )));
-        }
-        match String::from_utf8(line) {
-            Ok(line) => Ok(Some(line)),
-            Err(_) => Err(Failure::Data(format!("line {number} of the input is not UTF-8"))),
+            Err(failure) => return Input::Broken(failure),
         }
     }
 }
@@ -132,7 +92,7 @@ mod tests {
         let mut lines = Lines::new(input);
         let mut read = Vec::new();
         loop {
-            read.push(lines.next());
+            read.push(next(&mut lines));
             if !matches!(read.last(), Some(Input::Say { .. })) {
                 return read;
             }
@@ -162,23 +122,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_named_by_its_line() {
-        let Some(Input::Broken(failure)) = read(b"one\n\xff\n").pop() else {
-            unreachable!("broken")
-        };
-        assert_eq!(failure, Failure::Data("line 2 of the input is not UTF-8".into()));
-    }
-
-    #[test]
-    fn a_line_may_be_long_but_not_endless() {
-        let mut longest = vec![b'a'; MAX_LINE_BYTES];
-        longest.push(b'\n');
-        assert_eq!(read(&longest).len(), 2);
-        assert_eq!(read(&longest[..MAX_LINE_BYTES]).len(), 2);
-        longest.insert(0, b'a');
+    fn what_is_not_text_ends_the_input() {
         assert!(matches!(
-            read(&longest).as_slice(),
-            [Input::Broken(Failure::Data(_))]
+            read(b"one\n\xff\n").as_slice(),
+            [Input::Say { .. }, Input::Broken(Failure::Data(_))]
         ));
     }
 }

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::input::spawn;
 use crate::cmd::Failure;
+use crate::cmd::aside::aside;
 
 /// How many lines wait to be written; then nothing more is taken from the server, and its flow control does the rest.
 const BEHIND: usize = 64;
@@ -30,6 +31,11 @@ impl Output {
         Self::through(Plain(BufWriter::new(io::stdout())))
     }
 
+    /// To stderr, as lines of the command.
+    pub(super) fn to_stderr() -> Result<Self, Failure> {
+        Self::through(Aside)
+    }
+
     /// To `face`.
     pub(super) fn through(face: impl Show) -> Result<Self, Failure> {
         let (lines, queue) = mpsc::channel(BEHIND);
@@ -44,6 +50,12 @@ impl Output {
     /// A place for a line; `None` when lines can no longer be shown. Cancelling loses nothing.
     pub(super) async fn place(&self) -> Option<mpsc::Permit<'_, String>> {
         self.lines.reserve().await.ok()
+    }
+
+    /// Takes a line if there is a place for it at once.
+    pub(super) fn offer(&self, line: String) {
+        // Where nobody reads, nobody misses it.
+        self.lines.try_send(line).ok();
     }
 
     /// Whether as many lines wait as can: nothing is taken from the server meanwhile.
@@ -89,5 +101,18 @@ impl<W: io::Write + Send + 'static> Show for Plain<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+struct Aside;
+
+impl Show for Aside {
+    fn show(&mut self, line: String) -> io::Result<()> {
+        aside(line);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

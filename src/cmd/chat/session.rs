@@ -7,14 +7,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::input::Input;
 use super::output::Output;
-use crate::client::{Conversation, Error, Listener, Outbox, QUEUE, Settled, Speaker, escape, line_of};
+use crate::client::{Error, Event, Outbox, Presence, Settled, escape, line_of};
 use crate::cmd::Failure;
-use crate::proto::ServerMessage;
+use crate::cmd::aside::{RECONNECTED, RECONNECTING};
+use crate::proto::{NoticeCode, ServerMessage};
 use crate::shutdown::Signals;
-
-/// How many lines may be unacknowledged. Below the queue of the speaker, so that saying one never waits (which would
-/// keep the listener waiting too).
-const WINDOW: usize = QUEUE - 1;
 
 /// How long the server has to end the stream after a LEAVE.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
@@ -40,8 +37,8 @@ enum Phase {
 
 struct Course<'a> {
     session: &'a Session,
-    speaker: Speaker,
     phase: Phase,
+    connected: bool,
     /// The lines on their way, by their number.
     outbox: Outbox<u64>,
     /// Until when the server has to answer, when there is something to answer.
@@ -61,46 +58,49 @@ impl Session {
     /// Holds the conversation until it is left or ends otherwise.
     pub(super) async fn hold(
         &self,
-        conversation: Conversation,
+        mut presence: Presence,
         mut inputs: mpsc::Receiver<Input>,
         output: &Output,
+        asides: Option<&Output>,
         signals: &mut Signals,
     ) -> Result<(), Failure> {
-        let (speaker, mut listener) = conversation.into_split();
         let mut course = Course {
             session: self,
-            speaker,
             phase: Phase::Talking,
-            outbox: Outbox::new(WINDOW),
+            connected: true,
+            outbox: Outbox::new(Presence::WINDOW),
             deadline: None,
             refusals: Refusals::default(),
             broken_input: None,
         };
         let mut shown_on = Some(output);
         loop {
-            let takes_input = course.phase == Phase::Talking && course.outbox.has_room();
+            let takes_input = course.phase == Phase::Talking && presence.has_room();
             tokio::select! {
                 input = inputs.recv(), if takes_input => {
-                    course.take(input.unwrap_or(Input::Leave)).await;
+                    course.take(&mut presence, input.unwrap_or(Input::Leave));
                 }
-                heard = hear(&mut listener, shown_on) => match heard {
-                    Heard::Message(message, place) => {
-                        course.settle(&message).await;
-                        if let Some(place) = place {
-                            place.send(line_of(&message));
+                heard = hear(&mut presence, shown_on) => match heard {
+                    Heard::Event(event, place) => {
+                        let is_aside = !matches!(event, Event::Message(_));
+                        let line = course.happens(&mut presence, event);
+                        match (line, asides, place) {
+                            (Some(line), Some(asides), _) if is_aside => asides.offer(line),
+                            (Some(line), _, Some(place)) => place.send(line),
+                            _ => {}
                         }
                     }
                     Heard::End(end) => return course.end(end),
                     Heard::Unseen => {
                         shown_on = None;
-                        course.leave().await;
+                        course.leave(&mut presence);
                     }
                 },
                 _ = signals.next() => {
                     if course.phase == Phase::Leaving {
                         return Err(Failure::Interrupted);
                     }
-                    course.leave().await;
+                    course.leave(&mut presence);
                 }
                 () = until(course.deadline) => {
                     // Answers that wait behind a reader who pauses are not the server's fault.
@@ -115,31 +115,31 @@ impl Session {
 }
 
 enum Heard<'a> {
-    /// A message, and the place to show it.
-    Message(Box<ServerMessage>, Option<mpsc::Permit<'a, String>>),
+    /// Something, and the place to show it.
+    Event(Event, Option<mpsc::Permit<'a, String>>),
     End(Result<(), Error>),
     /// The output takes no more lines.
     Unseen,
 }
 
-/// The next message, once there is a place to show it, or at once when it is not to be shown. Cancelling loses nothing.
-async fn hear<'a>(listener: &mut Listener, shown_on: Option<&'a Output>) -> Heard<'a> {
+/// What happens next, once there is a place to show it, or at once when it is not to be shown. Cancelling loses nothing.
+async fn hear<'a>(presence: &mut Presence, shown_on: Option<&'a Output>) -> Heard<'a> {
     let Some(output) = shown_on else {
-        return Heard::of(listener.next().await, None);
+        return Heard::of(presence.next().await, None);
     };
     let Some(place) = output.place().await else {
         return Heard::Unseen;
     };
     tokio::select! {
-        next = listener.next() => Heard::of(next, Some(place)),
+        next = presence.next() => Heard::of(next, Some(place)),
         () = output.closed() => Heard::Unseen,
     }
 }
 
 impl<'a> Heard<'a> {
-    fn of(next: Result<Option<ServerMessage>, Error>, place: Option<mpsc::Permit<'a, String>>) -> Self {
+    fn of(next: Result<Option<Event>, Error>, place: Option<mpsc::Permit<'a, String>>) -> Self {
         match next {
-            Ok(Some(message)) => Self::Message(Box::new(message), place),
+            Ok(Some(event)) => Self::Event(event, place),
             Ok(None) => Self::End(Ok(())),
             Err(error) => Self::End(Err(error)),
         }
@@ -154,49 +154,79 @@ async fn until(deadline: Option<Instant>) {
 }
 
 impl Course<'_> {
-    async fn take(&mut self, input: Input) {
+    fn take(&mut self, presence: &mut Presence, input: Input) {
         match input {
             Input::Say { number, text } => {
-                // When the stream has ended, listening says why.
-                if let Ok(message_id) = self.speaker.say(text).await {
+                // When the presence is over, listening says why.
+                if let Ok(message_id) = presence.say(text) {
                     if self.outbox.is_empty() {
                         self.await_answer();
                     }
-                    self.outbox.sent(message_id, number);
+                    self.outbox.put(message_id, number);
                 }
             }
-            Input::Leave => self.finish().await,
+            Input::Leave => self.finish(presence),
             Input::Broken(failure) => {
                 self.broken_input = Some(failure);
-                self.finish().await;
+                self.finish(presence);
             }
         }
     }
 
     /// Leaves as soon as what was said is settled.
-    async fn finish(&mut self) {
+    fn finish(&mut self, presence: &mut Presence) {
         self.phase = Phase::Finishing;
         if !self.session.every_line_counts || self.outbox.is_empty() {
-            self.leave().await;
+            self.leave(presence);
         }
     }
 
-    async fn leave(&mut self) {
+    fn leave(&mut self, presence: &mut Presence) {
         if self.phase != Phase::Leaving {
             self.phase = Phase::Leaving;
             self.deadline = Some(Instant::now() + self.session.answer_within.min(GOODBYE_WITHIN));
-            // When the stream has ended, listening says why.
-            self.speaker.leave().await.ok();
+            presence.leave();
         }
     }
 
+    /// The server has time from now on to acknowledge the next line; without a connection it is not waited for.
     fn await_answer(&mut self) {
-        if self.session.every_line_counts {
+        if self.session.every_line_counts && self.connected {
             self.deadline = Some(Instant::now() + self.session.answer_within);
         }
     }
 
-    async fn settle(&mut self, message: &ServerMessage) {
+    /// Takes in what happens; what to show of it.
+    fn happens(&mut self, presence: &mut Presence, event: Event) -> Option<String> {
+        match event {
+            Event::Message(message) => {
+                self.settle(presence, &message);
+                // That a line was sent twice is nothing to whoever said it once.
+                let is_repeat = message
+                    .notice
+                    .as_ref()
+                    .is_some_and(|notice| notice.code() == NoticeCode::MessageRepeated);
+                (!is_repeat).then(|| line_of(&message))
+            }
+            Event::Reconnecting { attempt, .. } => {
+                self.connected = false;
+                if self.phase != Phase::Leaving {
+                    self.deadline = None;
+                }
+                (attempt == 1).then(|| RECONNECTING.to_owned())
+            }
+            Event::Resumed { .. } => {
+                self.connected = true;
+                if self.phase != Phase::Leaving && !self.outbox.is_empty() {
+                    self.await_answer();
+                }
+                Some(RECONNECTED.to_owned())
+            }
+            Event::Hole(hole) => Some(hole.to_string()),
+        }
+    }
+
+    fn settle(&mut self, presence: &mut Presence, message: &ServerMessage) {
         match self.outbox.settle(message) {
             None => return,
             Some(Settled::Acknowledged(_)) => {}
@@ -208,7 +238,7 @@ impl Course<'_> {
         if !self.outbox.is_empty() {
             self.await_answer();
         } else if self.phase == Phase::Finishing {
-            self.leave().await;
+            self.leave(presence);
         } else {
             self.deadline = None;
         }

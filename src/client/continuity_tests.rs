@@ -1,0 +1,437 @@
+use std::collections::{HashMap, VecDeque};
+
+use proptest::prelude::*;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::*;
+use crate::proto::Notice;
+
+const EPOCH: u64 = 9;
+const OWN_ID: i32 = 7;
+
+/// A server in one piece: a room with one participant who comes and goes, and somebody else who talks.
+#[derive(Default)]
+struct Server {
+    log: Vec<ServerMessage>,
+    ids: HashMap<String, u64>,
+    time: i64,
+    token: Option<String>,
+    sessions: u32,
+    last_said: i64,
+}
+
+impl Server {
+    fn append(&mut self, sender_id: i32, r#type: EventType, text: &str, message_id: &str) -> ServerMessage {
+        self.time += 1;
+        let event = ServerMessage {
+            sender_id,
+            msg_stream: text.to_owned(),
+            r#type: r#type.into(),
+            timestamp: self.time,
+            sequence: self.log.len() as u64 + 1,
+            epoch: EPOCH,
+            message_id: message_id.to_owned(),
+            ..ServerMessage::default()
+        };
+        self.log.push(event.clone());
+        event
+    }
+
+    fn receive(&mut self, timestamp: i64) {
+        assert!(timestamp > self.last_said, "times of one client rise");
+        self.last_said = timestamp;
+        self.time = self.time.max(timestamp);
+    }
+
+    /// The session is over; with the grace, or at once.
+    fn forget(&mut self) {
+        if self.token.take().is_some() {
+            self.append(OWN_ID, EventType::Leave, "left", "");
+        }
+    }
+
+    /// Answers a JOIN: a welcome and what follows it.
+    fn join(&mut self, join: &JoinMsgLeave) -> (Welcome, Vec<ServerMessage>) {
+        self.receive(join.timestamp);
+        let before = self.log.len() as u64;
+        let continues = self.token.is_some() && self.token.as_deref() == Some(join.session_token.as_str());
+        if !continues {
+            // Nobody waits here for the grace of an earlier session.
+            self.forget();
+            self.sessions += 1;
+            self.token = Some(format!("token {}", self.sessions));
+            self.append(OWN_ID, EventType::Join, "joined", "");
+        }
+        let resume = join.resume.filter(|resume| resume.epoch == EPOCH);
+        let after = resume.map_or(before, |resume| resume.sequence);
+        let welcome = Welcome {
+            participant_id: OWN_ID,
+            session_token: self.token.clone().unwrap(),
+            epoch: EPOCH,
+            sequence: after,
+            recovered: resume.is_some(),
+            ..Welcome::default()
+        };
+        let follows = self.log[usize::try_from(after).unwrap()..].to_vec();
+        (welcome, follows)
+    }
+
+    /// Answers what a participant says.
+    fn take(&mut self, said: &JoinMsgLeave) -> ServerMessage {
+        self.receive(said.timestamp);
+        if let Some(original) = self.ids.get(&said.message_id) {
+            self.time += 1;
+            return ServerMessage {
+                r#type: EventType::Message.into(),
+                timestamp: self.time,
+                message_id: said.message_id.clone(),
+                notice: Some(Notice {
+                    code: NoticeCode::MessageRepeated.into(),
+                    original_sequence: *original,
+                    ..Notice::default()
+                }),
+                ..ServerMessage::default()
+            };
+        }
+        let event = self.append(OWN_ID, EventType::Message, &said.msg, &said.message_id);
+        self.ids.insert(said.message_id.clone(), event.sequence);
+        event
+    }
+}
+
+/// A participant, a server, and what is on its way between them.
+struct World {
+    server: Server,
+    continuity: Continuity,
+    up: VecDeque<JoinMsgLeave>,
+    down: VecDeque<ServerMessage>,
+    connected: bool,
+    said: Vec<String>,
+    shown: Vec<ServerMessage>,
+    holes: Vec<Hole>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            server: Server::default(),
+            continuity: Continuity::new(Join::new("Ada")),
+            up: VecDeque::new(),
+            down: VecDeque::new(),
+            connected: false,
+            said: Vec::new(),
+            shown: Vec::new(),
+            holes: Vec::new(),
+        };
+        world.connect();
+        world
+    }
+
+    fn connect(&mut self) {
+        if !self.connected {
+            let join = self.continuity.join();
+            let (welcome, follows) = self.server.join(&join);
+            self.up.clear();
+            self.down = follows.into();
+            self.connected = true;
+            let back = self.continuity.welcomed(Some(welcome));
+            assert!(back.recovered);
+        }
+    }
+
+    /// Cuts the line; `arrives` of what was on its way up still arrives.
+    fn cut(&mut self, arrives: usize) {
+        for _ in 0..arrives {
+            self.serve();
+        }
+        self.connected = false;
+        self.up.clear();
+        self.down.clear();
+        let broken = Error::from(Status::unavailable("cut"));
+        assert!(matches!(
+            self.continuity.interrupted(Some(broken)),
+            Interruption::Passing(..)
+        ));
+    }
+
+    fn say(&mut self) {
+        let text = format!("text {}", self.said.len());
+        if self.continuity.say(text.clone()).is_ok() {
+            self.said.push(text);
+        }
+    }
+
+    fn send(&mut self) {
+        if self.connected
+            && let Some(frame) = self.continuity.send()
+        {
+            self.up.push_back(frame);
+        }
+    }
+
+    fn serve(&mut self) {
+        if let Some(said) = self.up.pop_front() {
+            let answer = self.server.take(&said);
+            self.down.push_back(answer);
+        }
+    }
+
+    fn somebody_else_says(&mut self) {
+        let event = self.server.append(1, EventType::Message, "else", "");
+        if self.connected {
+            self.down.push_back(event);
+        }
+    }
+
+    fn hear(&mut self) {
+        if let Some(message) = self.down.pop_front() {
+            let heard = self.continuity.heard(message);
+            self.holes.extend(heard.hole);
+            self.shown
+                .extend(heard.message.filter(|message| message.sequence != 0));
+        }
+    }
+
+    /// Lets everything arrive.
+    fn settle(&mut self) {
+        self.connect();
+        while self.continuity.has_unsent() || !self.up.is_empty() || !self.down.is_empty() {
+            self.send();
+            self.serve();
+            self.hear();
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Say,
+    Send,
+    Serve,
+    Hear,
+    Else,
+    Cut(usize),
+    Connect,
+    Forget,
+    Repeat,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        4 => Just(Move::Say),
+        6 => Just(Move::Send),
+        6 => Just(Move::Serve),
+        6 => Just(Move::Hear),
+        2 => Just(Move::Else),
+        1 => (0_usize..4).prop_map(Move::Cut),
+        3 => Just(Move::Connect),
+        1 => Just(Move::Forget),
+        1 => Just(Move::Repeat),
+    ];
+    prop::collection::vec(one, 0..300)
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_cut_the_log_is_shown_once_and_everything_is_said_once(moves in moves()) {
+        let mut world = World::new();
+        for one in moves {
+            match one {
+                Move::Say => world.say(),
+                Move::Send => world.send(),
+                Move::Serve => world.serve(),
+                Move::Hear => world.hear(),
+                Move::Else => world.somebody_else_says(),
+                Move::Cut(arrives) if world.connected => world.cut(arrives),
+                Move::Connect => world.connect(),
+                // A session is only over when its connection is.
+                Move::Forget if !world.connected => world.server.forget(),
+                // A server that sends an event twice.
+                Move::Repeat => if let Some(event) = world.down.front().cloned() {
+                    world.down.push_front(event);
+                },
+                Move::Cut(_) | Move::Forget => {}
+            }
+        }
+        world.settle();
+        prop_assert_eq!(&world.shown, &world.server.log);
+        prop_assert_eq!(world.continuity.unacknowledged(), 0);
+        prop_assert!(world.holes.is_empty());
+        let said: Vec<&str> = world
+            .server
+            .log
+            .iter()
+            .filter(|event| !event.message_id.is_empty())
+            .map(|event| event.msg_stream.as_str())
+            .collect();
+        prop_assert_eq!(said, world.said);
+    }
+}
+
+fn welcome(epoch: u64, sequence: u64, recovered: bool) -> Option<Welcome> {
+    Some(Welcome {
+        participant_id: OWN_ID,
+        session_token: "token".into(),
+        epoch,
+        sequence,
+        recovered,
+        ..Welcome::default()
+    })
+}
+
+fn notice(code: NoticeCode) -> ServerMessage {
+    ServerMessage {
+        msg_stream: "because".into(),
+        notice: Some(Notice {
+            code: code.into(),
+            retry_delay: Some(prost_types::Duration { seconds: 3, nanos: 0 }),
+            ..Notice::default()
+        }),
+        ..ServerMessage::default()
+    }
+}
+
+fn entered() -> Continuity {
+    let mut continuity = Continuity::new(Join::new("Ada").room("tea"));
+    continuity.join();
+    continuity.welcomed(welcome(EPOCH, 4, false));
+    continuity
+}
+
+#[test]
+fn a_join_carries_what_the_last_welcome_gave() {
+    let mut continuity = Continuity::new(Join::new("Ada").room("tea"));
+    let first = continuity.join();
+    assert_eq!((first.session_token.as_str(), first.resume), ("", None));
+    assert!(continuity.welcomed(welcome(EPOCH, 4, false)).recovered);
+    let again = continuity.join();
+    assert_eq!((again.client_name.as_str(), again.room.as_str()), ("Ada", "tea"));
+    assert_eq!(again.session_token, "token");
+    let place = ResumePoint {
+        epoch: EPOCH,
+        sequence: 4,
+    };
+    assert_eq!(again.resume, Some(place));
+    assert!(again.timestamp > first.timestamp);
+}
+
+#[test]
+fn what_is_not_recovered_is_named() {
+    let mut continuity = entered();
+    let back = continuity.welcomed(welcome(EPOCH, 9, false));
+    let hole = Some(Hole::Events { first: 5, last: 9 });
+    assert_eq!((back.recovered, back.hole), (false, hole));
+    let back = continuity.welcomed(welcome(EPOCH + 1, 2, false));
+    assert_eq!(back.hole, Some(Hole::NewLog { seen: 9, after: 2 }));
+    assert_eq!(continuity.welcomed(None).hole, Some(Hole::Unknown));
+}
+
+#[test]
+fn leaving_comes_last_and_again_after_what_was_cut() {
+    let mut continuity = entered();
+    continuity.say("one".into()).unwrap();
+    continuity.leave();
+    assert!(matches!(continuity.say("two".into()), Err(Error::Over)));
+    for _ in 0..2 {
+        let sent: Vec<EventType> = std::iter::from_fn(|| continuity.send())
+            .map(|frame| frame.r#type())
+            .collect();
+        assert_eq!(sent, [EventType::Message, EventType::Leave]);
+        assert!(!continuity.has_unsent());
+        let cut = Error::from(Status::unavailable(""));
+        assert!(matches!(
+            continuity.interrupted(Some(cut)),
+            Interruption::Passing(..)
+        ));
+        continuity.welcomed(welcome(EPOCH, 4, true));
+    }
+    assert!(matches!(continuity.interrupted(None), Interruption::Left));
+}
+
+#[test]
+fn nobody_comes_back_to_say_goodbye() {
+    let mut continuity = entered();
+    continuity.leave();
+    assert!(continuity.is_done());
+    let cut = Error::from(Status::unavailable(""));
+    assert!(matches!(continuity.interrupted(Some(cut)), Interruption::Left));
+}
+
+#[test]
+fn a_session_that_was_taken_over_is_over() {
+    let mut continuity = entered();
+    assert_eq!(continuity.heard(notice(NoticeCode::TakenOver)).message, None);
+    // Even when the status that follows is lost with the connection.
+    let cut = Error::from(Status::unavailable(""));
+    let Interruption::Final(error) = continuity.interrupted(Some(cut)) else {
+        panic!("goes on");
+    };
+    assert_eq!(
+        error.to_string(),
+        "another connection took over this session: because"
+    );
+}
+
+#[test]
+fn the_servers_delay_is_kept_from_whichever_place_it_comes() {
+    let mut continuity = entered();
+    continuity.heard(notice(NoticeCode::Reconnect));
+    let Interruption::Passing(_, delay) = continuity.interrupted(None) else {
+        panic!("ends");
+    };
+    assert_eq!(delay, Some(Duration::from_secs(3)));
+    let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(4)));
+    let status = Status::with_error_details(Code::Unavailable, "draining", details);
+    continuity.heard(notice(NoticeCode::Reconnect));
+    let Interruption::Passing(_, delay) = continuity.interrupted(Some(status.into())) else {
+        panic!("ends");
+    };
+    assert_eq!(delay, Some(Duration::from_secs(4)));
+}
+
+#[test]
+fn a_log_that_begins_anew_may_begin_with_an_earlier_clock() {
+    let mut continuity = entered();
+    continuity.heard_time(5_000_000);
+    let refusal = || {
+        let details = ErrorDetails::with_error_info("TIMESTAMP_OUT_OF_RANGE", "chitchat.itu", []);
+        let status = Status::with_error_details(Code::InvalidArgument, "too far ahead", details);
+        Some(Error::from(status))
+    };
+    assert!(matches!(
+        continuity.interrupted(refusal()),
+        Interruption::Passing(..)
+    ));
+    assert_eq!(continuity.join().timestamp, 1);
+    assert!(matches!(
+        continuity.interrupted(refusal()),
+        Interruption::Final(_)
+    ));
+}
+
+#[test]
+fn progress_is_what_more_than_the_own_coming_and_going_brings() {
+    let mut continuity = entered();
+    let event = |sender_id, r#type: EventType, sequence| ServerMessage {
+        sender_id,
+        r#type: r#type.into(),
+        epoch: EPOCH,
+        sequence,
+        ..ServerMessage::default()
+    };
+    assert!(!continuity.heard(event(OWN_ID, EventType::Join, 5)).is_progress);
+    assert!(continuity.heard(event(1, EventType::Join, 6)).is_progress);
+    assert!(!continuity.heard(event(1, EventType::Join, 6)).is_progress);
+    assert!(!continuity.heard(notice(NoticeCode::TooFast)).is_progress);
+    assert!(continuity.heard(event(OWN_ID, EventType::Message, 7)).is_progress);
+}
+
+#[test]
+fn the_window_is_bounded() {
+    let mut continuity = entered();
+    for _ in 0..Continuity::WINDOW {
+        continuity.say("text".into()).unwrap();
+    }
+    assert!(matches!(continuity.say("text".into()), Err(Error::Full)));
+}

@@ -1,0 +1,27 @@
+//! The argument that the commands share which outlast a connection: for how long.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::client::Retry;
+
+#[derive(Debug, Args)]
+pub(super) struct RetryArgument {
+    /// How long to keep trying when the connection is lost or the server is not available; 0s = not at all.
+    #[arg(long, env = "CHITCHAT_PATIENCE", value_name = "TIME", default_value = "2m", value_parser = duration)]
+    patience: Duration,
+}
+
+impl RetryArgument {
+    pub(super) fn retry(&self) -> Retry {
+        Retry {
+            patience: self.patience,
+            ..Retry::default()
+        }
+    }
+}
+
+fn duration(raw: &str) -> Result<Duration, String> {
+    humantime::parse_duration(raw).map_err(|error| format!("{error}; expected a duration like 2m"))
+}

@@ -1,0 +1,101 @@
+//! `chitchat send`: posts messages without joining.
+
+use std::io::stdin;
+
+use clap::Args;
+use serde_json::json;
+use tonic::Code;
+
+use super::client_arguments::ClientArguments;
+use super::lines::Lines;
+use super::name_argument::NameArgument;
+use super::printer::{JsonArgument, Printer};
+use super::retry_argument::RetryArgument;
+use super::room_argument::RoomArgument;
+use super::{Failure, client_runtime, json};
+use crate::client::{Error, Join, Posted, Poster, escape, line_of};
+
+/// Post messages to a room without joining it.
+///
+/// Posts the text, or every line of the input that is not empty, and prints each as it was broadcast. Succeeds when all
+/// of them were; each is broadcast once, even when its answer is lost and it has to be sent again.
+#[derive(Debug, Args)]
+pub(super) struct SendCommand {
+    /// What to say [default: every line of the input].
+    text: Option<String>,
+    #[command(flatten)]
+    by: NameArgument,
+    #[command(flatten)]
+    at: RoomArgument,
+    #[command(flatten)]
+    client: ClientArguments,
+    #[command(flatten)]
+    retry: RetryArgument,
+    #[command(flatten)]
+    json: JsonArgument,
+}
+
+impl SendCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        client_runtime::run(self.send())
+    }
+
+    async fn send(self) -> Result<(), Failure> {
+        let who = Join::new(self.by.name.as_str()).room(self.at.room.as_str());
+        let retry = self.retry.retry();
+        let mut poster = Poster::open(self.client.server(), &self.client.settings(), retry, who).await?;
+        let mut printer = Printer::new(&self.json);
+        if let Some(text) = &self.text {
+            return match poster.post(text.trim()).await {
+                Ok(posted) => print(&mut printer, &posted),
+                Err(error) => Err(refused_text(&error).map_or_else(|| error.into(), Failure::Data)),
+            };
+        }
+
+        let mut lines = Lines::new(stdin().lock());
+        let mut refused: Option<(u64, String)> = None;
+        let mut refusals = 0_u64;
+        while let Some(line) = lines.next()? {
+            let text = line.text.trim();
+            if text.is_empty() {
+                continue;
+            }
+            match poster.post(text).await {
+                Ok(posted) => print(&mut printer, &posted)?,
+                Err(error) => {
+                    let Some(reason) = refused_text(&error) else {
+                        return Err(Failure::from(error).of_line(line.number));
+                    };
+                    refusals += 1;
+                    refused.get_or_insert((line.number, reason));
+                }
+            }
+        }
+        match (refused, refusals) {
+            (None, _) => Ok(()),
+            (Some((number, reason)), 1) => Err(Failure::Data(format!(
+                "the server refused line {number}: {reason}"
+            ))),
+            (Some((number, reason)), count) => Err(Failure::Data(format!(
+                "the server refused {count} lines, the first of them line {number}: {reason}"
+            ))),
+        }
+    }
+}
+
+/// The server's reason, if it was the text that it refused.
+fn refused_text(error: &Error) -> Option<String> {
+    match error {
+        Error::Refused(refusal) if refusal.code == Code::InvalidArgument => {
+            Some(escape::text(&refusal.to_string()).into_owned())
+        }
+        _ => None,
+    }
+}
+
+fn print(printer: &mut Printer, posted: &Posted) -> Result<(), Failure> {
+    printer.either(
+        || line_of(&posted.broadcast),
+        || json!({ "broadcast": json::message(&posted.broadcast), "repeated": posted.repeated }),
+    )
+}

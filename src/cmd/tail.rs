@@ -1,0 +1,81 @@
+//! `chitchat tail`: reads a room as it goes on, without joining it.
+
+use clap::Args;
+
+use super::aside::{RECONNECTED, RECONNECTING, aside};
+use super::client_arguments::ClientArguments;
+use super::printer::{JsonArgument, Printer};
+use super::retry_argument::RetryArgument;
+use super::room_argument::RoomArgument;
+use super::{Failure, client_runtime, history};
+use crate::client::{Event, Excerpt, Follower, Start};
+
+/// Read a room as it goes on, without joining it.
+///
+/// Prints the newest events and then each one as it happens, until it is interrupted. After a lost connection it goes on
+/// with the event after the last one printed.
+#[derive(Debug, Args)]
+pub(super) struct TailCommand {
+    /// How many of the newest events to begin with.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    last: u32,
+    /// Go on with what happens next (the default).
+    #[arg(long, overrides_with = "no_follow")]
+    follow: bool,
+    /// Stop after the newest events.
+    #[arg(long, overrides_with = "follow")]
+    no_follow: bool,
+    /// Stop after this many events.
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    #[command(flatten)]
+    of: RoomArgument,
+    #[command(flatten)]
+    client: ClientArguments,
+    #[command(flatten)]
+    retry: RetryArgument,
+    #[command(flatten)]
+    json: JsonArgument,
+}
+
+impl TailCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        client_runtime::run(self.tail())
+    }
+
+    async fn tail(self) -> Result<(), Failure> {
+        let mut printer = Printer::new(&self.json);
+        let mut rest = self.count.unwrap_or(u64::MAX);
+        if self.no_follow {
+            let connection = self.client.connect().await?;
+            let excerpt = Excerpt {
+                limit: self.last.into(),
+                after: None,
+                before: None,
+            };
+            return history::print(&connection, &self.of.room, excerpt, rest, &mut printer).await;
+        }
+        let mut follower = Follower::open(
+            self.client.server(),
+            &self.client.settings(),
+            self.retry.retry(),
+            self.of.room.as_str(),
+            Start::Last(self.last),
+        )
+        .await?;
+        while rest > 0 && !printer.is_closed() {
+            match follower.next().await? {
+                Event::Message(message) => {
+                    printer.message(&message)?;
+                    // A notice is no event.
+                    rest -= u64::from(message.sequence > 0);
+                }
+                Event::Reconnecting { attempt: 1, .. } => aside(RECONNECTING),
+                Event::Reconnecting { .. } => {}
+                Event::Resumed { .. } => aside(RECONNECTED),
+                Event::Hole(hole) => aside(hole),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,407 @@
+//! Participants and readers whose connection breaks, again and again.
+// Helpers of tests panic as tests do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod hall;
+mod proxy;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use chitchat::client::{
+    Connection, Error, Event, Follower, Hole, Join, Poster, Presence, Retry, ServerAddress, Settings, Start,
+};
+use chitchat::proto::chat_service_client::ChatServiceClient;
+use chitchat::proto::{EventType, JoinMsgLeave, ListParticipantsRequest, ServerMessage};
+use hall::Hall;
+use proxy::Proxy;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::time::timeout;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn address(socket: SocketAddr) -> ServerAddress {
+    socket.to_string().parse().unwrap()
+}
+
+/// Quick, so that a test of many cuts does not take long.
+fn quick() -> Retry {
+    Retry {
+        base: Duration::from_millis(1),
+        cap: Duration::from_millis(20),
+        patience: PATIENCE,
+    }
+}
+
+async fn join(server: SocketAddr, retry: Retry) -> Presence {
+    Presence::join(
+        &address(server),
+        &Settings::default(),
+        retry,
+        Join::new("Ada").room("tea"),
+    )
+    .await
+    .unwrap()
+}
+
+async fn next(presence: &mut Presence) -> Result<Option<Event>, Error> {
+    timeout(PATIENCE, presence.next())
+        .await
+        .expect("something happens")
+}
+
+/// The next event of the room, whatever happens to the connection before.
+async fn next_message(presence: &mut Presence) -> ServerMessage {
+    loop {
+        match next(presence).await.unwrap().unwrap() {
+            Event::Message(message) if message.sequence > 0 => return *message,
+            Event::Hole(hole) => panic!("{hole}"),
+            _ => {}
+        }
+    }
+}
+
+/// Up to and with the next resumption: what was missing, if anything.
+async fn resumed(presence: &mut Presence) -> Option<Hole> {
+    loop {
+        if let Event::Resumed { recovered } = next(presence).await.unwrap().unwrap() {
+            if recovered {
+                return None;
+            }
+            let Event::Hole(hole) = next(presence).await.unwrap().unwrap() else {
+                panic!("it is not said what is missing");
+            };
+            return Some(hole);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_cut_at_fifty_points_loses_and_repeats_nothing() {
+    const TEXTS: usize = 600;
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    let mut seen = vec![next_message(&mut ada).await];
+    proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
+
+    let (mut said, mut resumptions) = (0, 0);
+    while ada.unacknowledged() > 0 || said < TEXTS || proxy.cuts() < 50 {
+        if (said < TEXTS || proxy.cuts() < 50) && ada.unacknowledged() < 20 {
+            ada.say(format!("text {said}")).unwrap();
+            said += 1;
+            if rng.random_bool(0.3) {
+                hall.say("tea", "in between");
+            }
+            continue;
+        }
+        match next(&mut ada).await.unwrap().unwrap() {
+            Event::Message(message) if message.sequence > 0 => seen.push(*message),
+            Event::Resumed { recovered } => {
+                assert!(recovered);
+                resumptions += 1;
+            }
+            Event::Hole(hole) => panic!("{hole}"),
+            Event::Message(_) | Event::Reconnecting { .. } => {}
+        }
+    }
+    hall.say("tea", "the end");
+    while seen.last().unwrap().msg_stream != "the end" {
+        seen.push(next_message(&mut ada).await);
+    }
+    assert_eq!(seen, hall.log("tea"));
+    let own: Vec<String> = seen
+        .iter()
+        .filter(|event| !event.message_id.is_empty())
+        .map(|event| event.msg_stream.clone())
+        .collect();
+    assert_eq!(
+        own,
+        (0..said)
+            .map(|number| format!("text {number}"))
+            .collect::<Vec<_>>()
+    );
+    // Within the grace nobody sees them come or go.
+    assert_eq!(
+        seen.iter()
+            .filter(|event| event.r#type() != EventType::Message)
+            .count(),
+        1
+    );
+    assert!(resumptions > 10, "{resumptions}");
+
+    ada.leave();
+    while next(&mut ada).await.unwrap().is_some() {}
+    assert_eq!(hall.log("tea").last().unwrap().r#type(), EventType::Leave);
+}
+
+#[tokio::test]
+async fn a_reader_cut_at_fifty_points_loses_and_repeats_nothing() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    hall.say("tea", "before");
+    let mut reader = Follower::open(
+        &address(proxy.address),
+        &Settings::default(),
+        quick(),
+        "tea",
+        Start::Now,
+    )
+    .await
+    .unwrap();
+    proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
+    let mut seen = Vec::new();
+    while proxy.cuts() < 50 {
+        hall.say("tea", "next");
+        loop {
+            match timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
+                Event::Message(message) => {
+                    seen.push(*message);
+                    break;
+                }
+                Event::Hole(hole) => panic!("{hole}"),
+                Event::Resumed { recovered } => assert!(recovered),
+                Event::Reconnecting { .. } => {}
+            }
+        }
+    }
+    assert_eq!(seen, hall.log("tea")[1..]);
+}
+
+#[tokio::test]
+async fn nobody_leaves_or_joins_while_a_connection_is_lost_for_a_while() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    next_message(&mut ada).await;
+    proxy.refuse(true);
+    proxy.cut_now();
+    let Some(Event::Reconnecting { attempt: 1, .. }) = next(&mut ada).await.unwrap() else {
+        panic!("it is not said that the connection was lost");
+    };
+    // What is said meanwhile is said later.
+    ada.say("one").unwrap();
+    hall.say("tea", "meanwhile");
+    ada.say("two").unwrap();
+    for number in 2..5 {
+        let Some(Event::Reconnecting { attempt, .. }) = next(&mut ada).await.unwrap() else {
+            panic!("there is a connection");
+        };
+        assert_eq!(attempt, number);
+    }
+    proxy.refuse(false);
+    let texts = [
+        next_message(&mut ada).await.msg_stream,
+        next_message(&mut ada).await.msg_stream,
+        next_message(&mut ada).await.msg_stream,
+    ];
+    assert_eq!(texts, ["meanwhile", "one", "two"]);
+    assert_eq!(ada.unacknowledged(), 0);
+}
+
+#[tokio::test]
+async fn a_draining_server_is_come_back_to() {
+    let hall = Hall::start().await;
+    let mut ada = join(hall.address, quick()).await;
+    next_message(&mut ada).await;
+    hall.drain();
+    let Some(Event::Reconnecting { because, delay, .. }) = next(&mut ada).await.unwrap() else {
+        panic!("the notice is for the client, not for its user");
+    };
+    assert!(matches!(because, Error::Unavailable { .. }), "{because}");
+    assert!(delay >= Duration::from_millis(1));
+    assert_eq!(resumed(&mut ada).await, None);
+    ada.say("back").unwrap();
+    assert_eq!(next_message(&mut ada).await.msg_stream, "back");
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_is_begun_again_without_a_hole() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    next_message(&mut ada).await;
+    proxy.refuse(true);
+    proxy.cut_now();
+    next(&mut ada).await.unwrap();
+    while hall.connected("tea") > 0 {
+        tokio::task::yield_now().await;
+    }
+    hall.expire("tea");
+    proxy.refuse(false);
+    assert_eq!(resumed(&mut ada).await, None);
+    assert_eq!(next_message(&mut ada).await.r#type(), EventType::Leave);
+    assert_eq!(next_message(&mut ada).await.r#type(), EventType::Join);
+}
+
+#[tokio::test]
+async fn what_is_not_kept_is_named() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    next_message(&mut ada).await;
+    proxy.refuse(true);
+    proxy.cut_now();
+    next(&mut ada).await.unwrap();
+    for _ in 0..5 {
+        hall.say("tea", "unheard");
+    }
+    hall.keep("tea", 2);
+    proxy.refuse(false);
+    assert_eq!(resumed(&mut ada).await, Some(Hole::Events { first: 2, last: 6 }));
+
+    proxy.refuse(true);
+    proxy.cut_now();
+    next(&mut ada).await.unwrap();
+    hall.lose();
+    proxy.refuse(false);
+    assert_eq!(resumed(&mut ada).await, Some(Hole::NewLog { seen: 6, after: 0 }));
+    let joined = next_message(&mut ada).await;
+    assert_eq!((joined.sequence, joined.r#type()), (1, EventType::Join));
+}
+
+#[tokio::test]
+async fn a_reader_goes_on_as_early_as_it_can() {
+    let hall = Hall::start().await;
+    hall.say("tea", "one");
+    let server = address(hall.address);
+    let settings = Settings::default();
+    let mut reader = Follower::open(&server, &settings, quick(), "tea", Start::Last(9))
+        .await
+        .unwrap();
+    let mut next = async || timeout(PATIENCE, reader.next()).await.unwrap().unwrap();
+    assert!(matches!(next().await, Event::Message(message) if message.msg_stream == "one"));
+    hall.drain();
+    for _ in 0..5 {
+        hall.say("tea", "unheard");
+    }
+    hall.keep("tea", 2);
+    let mut holes = Vec::new();
+    let mut texts = Vec::new();
+    hall.say("tea", "end");
+    while texts.last().is_none_or(|text| text != "end") {
+        match next().await {
+            Event::Message(message) => texts.push(message.msg_stream),
+            Event::Hole(hole) => holes.push(hole),
+            _ => {}
+        }
+    }
+    // It may have read on until the server let go of what it had not read.
+    let heard = texts.len() as u64 - 3;
+    assert_eq!(
+        holes,
+        [Hole::Events {
+            first: 2 + heard,
+            last: 4
+        }]
+    );
+}
+
+#[tokio::test]
+async fn the_older_of_two_connections_does_not_come_back() {
+    let hall = Hall::start().await;
+    let mut ada = join(hall.address, quick()).await;
+    next_message(&mut ada).await;
+    let uri = format!("http://{}", hall.address);
+    let channel = tonic::transport::Endpoint::try_from(uri)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let again = JoinMsgLeave {
+        client_name: "Ada".into(),
+        room: "tea".into(),
+        session_token: "token 1".into(),
+        ..JoinMsgLeave::default()
+    };
+    let endless = tokio_stream::StreamExt::chain(tokio_stream::once(again), tokio_stream::pending());
+    let _stream = ChatServiceClient::new(channel).chat(endless).await.unwrap();
+    let error = next(&mut ada).await.unwrap_err();
+    assert!(matches!(error, Error::TakenOver { .. }), "{error:?}");
+    assert!(matches!(next(&mut ada).await, Err(Error::Over)));
+    assert!(matches!(ada.say("too late"), Err(Error::Over)));
+}
+
+#[tokio::test]
+async fn patience_has_an_end() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let retry = Retry {
+        patience: Duration::from_millis(100),
+        ..quick()
+    };
+    let mut ada = join(proxy.address, retry).await;
+    next_message(&mut ada).await;
+    ada.say("one").unwrap();
+    proxy.refuse(true);
+    proxy.cut_now();
+    let error = loop {
+        match next(&mut ada).await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("left"),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_outage(), "{error:?}");
+    assert!(matches!(next(&mut ada).await, Err(Error::Over)));
+}
+
+#[tokio::test]
+async fn leaving_without_a_connection_is_leaving() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    next_message(&mut ada).await;
+    proxy.refuse(true);
+    proxy.cut_now();
+    next(&mut ada).await.unwrap();
+    ada.leave();
+    assert!(next(&mut ada).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_post_whose_answer_is_lost_is_broadcast_once() {
+    let hall = Hall::start().await;
+    let settings = Settings::default();
+    let who = Join::new("Ada").room("tea");
+    let mut poster = Poster::open(&address(hall.address), &settings, quick(), who)
+        .await
+        .unwrap();
+    hall.lose_answers(3);
+    let posted = poster.post("once").await.unwrap();
+    assert!(posted.repeated);
+    let next = poster.post("next").await.unwrap();
+    assert!(!next.repeated);
+    assert_eq!(hall.log("tea"), [posted.broadcast, next.broadcast]);
+    let Err(Error::Refused(refusal)) = poster.post(&"x".repeat(101)).await else {
+        panic!("let through");
+    };
+    assert_eq!(refusal.kind, "MESSAGE_TOO_LONG");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said() {
+    let hall = Hall::start().await;
+    let server = address(hall.address);
+    let settings = Settings::default();
+    for start in [Start::Now, Start::Last(3)] {
+        let missing = Follower::open(&server, &settings, quick(), "nowhere", start).await;
+        assert!(matches!(missing, Err(Error::Refused(_))));
+    }
+    let request = ListParticipantsRequest {
+        room: "nowhere".into(),
+    };
+    let connection = Connection::open(&server, &settings).await.unwrap();
+    assert!(matches!(
+        connection.list_participants(request).await,
+        Err(Error::Refused(_))
+    ));
+}
