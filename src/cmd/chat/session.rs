@@ -39,6 +39,8 @@ struct Course<'a> {
     session: &'a Session,
     phase: Phase,
     connected: bool,
+    /// Whether the room was heard: before its own JOIN came back nobody has anything to answer.
+    has_entered: bool,
     /// The lines on their way, by their number.
     outbox: Outbox<u64>,
     /// Until when the server has to answer, when there is something to answer.
@@ -68,14 +70,15 @@ impl Session {
             session: self,
             phase: Phase::Talking,
             connected: true,
+            has_entered: false,
             outbox: Outbox::new(Presence::WINDOW),
-            deadline: None,
+            deadline: Some(Instant::now() + self.answer_within),
             refusals: Refusals::default(),
             broken_input: None,
         };
         let mut shown_on = Some(output);
         loop {
-            let takes_input = course.phase == Phase::Talking && presence.has_room();
+            let takes_input = course.phase == Phase::Talking && course.has_entered && presence.has_room();
             tokio::select! {
                 input = inputs.recv(), if takes_input => {
                     course.take(&mut presence, input.unwrap_or(Input::Leave));
@@ -200,6 +203,10 @@ impl Course<'_> {
     fn happens(&mut self, presence: &mut Presence, event: Event) -> Option<String> {
         match event {
             Event::Message(message) => {
+                if !self.has_entered && message.sequence > 0 {
+                    self.has_entered = true;
+                    self.deadline = None;
+                }
                 self.settle(presence, &message);
                 // That a line was sent twice is nothing to whoever said it once.
                 let is_repeat = message
