@@ -9,7 +9,7 @@ COPY proto proto
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    target="$(rustc -vV | sed -n 's/^host: //p')" \
+    target="$(rustc --print host-tuple)" \
     && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin chitchat --target "$target" \
     && install -D "target/$target/release/chitchat" /out/chitchat \
     && mkdir /out/data

@@ -135,6 +135,11 @@ fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
     assert_eq!(compose_value(&compose, "read_only"), "true");
     assert!(compose.contains("cap_drop:\n      - ALL\n"));
     assert!(compose.contains("- no-new-privileges:true\n"));
+    // It writes to its volume only, which its user owns.
+    let data = variables(&dockerfile);
+    let data = value_of(&data, "CHITCHAT_DATA_DIR");
+    assert!(dockerfile.contains(&format!(" --chown=65532:65532 /out/data {data}\n")));
+    assert!(compose.contains(&format!("- data:{data}\n")) && compose.contains("\nvolumes:\n  data:\n"));
     assert!(!compose_value(&compose, "mem_limit").is_empty());
     let seconds = |value: &str| {
         let seconds = value.strip_suffix('s').and_then(|seconds| seconds.parse().ok());

@@ -11,7 +11,7 @@ use std::process::Command;
 use chitchat::domain::limits::{
     MAX_MAX_MESSAGE_CHARS, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, MAX_TIMESTAMP, MESSAGE_IDS_REMEMBERED,
 };
-use outside::{CHECKOUT, CHITCHAT, Running, Server, grpcurl, run, serve, serve_flags, text};
+use outside::{CHECKOUT, CHITCHAT, Running, Server, grpcurl, run, serve, serve_flags, succeed, text};
 
 /// How the README calls the program.
 const CARGO_RUN: &str = "cargo run --release --";
@@ -141,11 +141,13 @@ fn the_conversation_is_as_shown() {
         assert_eq!(client.exit().code(), Some(0), "{name}");
     }
     // What the server says, on its terminal.
-    assert_eq!(
-        server_shown.output[0],
-        timeless(&server.announcement.clone(), &server)
-    );
-    for line in &server_shown.output[1..] {
+    // (Its log and its announcement are written by two threads, in either order.)
+    let (announced, logged): (Vec<&String>, _) = server_shown
+        .output
+        .iter()
+        .partition(|line| line.starts_with("chitchat: "));
+    assert_eq!(announced, [&timeless(&server.announcement.clone(), &server)]);
+    for line in logged {
         let said = server.logs("");
         assert_eq!(timeless(&said, &server), timeless(line, &server));
     }
@@ -197,6 +199,9 @@ fn limits_are_as_shown() {
         .collect();
 
     let flags = serve_flags();
+    let help = succeed(Command::new(CHITCHAT).args(["serve", "--help"]), "");
+    let help: Vec<&str> = help.split_whitespace().collect();
+    let help = help.join(" ");
     let mut shown = Vec::new();
     for row in rows
         .iter()
@@ -206,14 +211,16 @@ fn limits_are_as_shown() {
         let flag = flags.iter().find(|flag| flag.name == name);
         let flag = flag.unwrap_or_else(|| panic!("serve has no {name}"));
         assert_eq!(row[1].trim_matches('`'), flag.variable, "{name}");
-        if let Some(default) = &flag.default {
-            assert_eq!(row[2], default, "{name}");
+        match (&flag.default, row[2]) {
+            (Some(default), shown) => assert_eq!(shown, default, "{name}"),
+            (None, "off") => {}
+            (None, shown) => assert!(help.contains(&format!("[default: {shown}]")), "{name}: {shown}"),
         }
         shown.push(name);
     }
     let limits = flags
         .iter()
-        .filter(|flag| ["Rooms:", "Connections:"].contains(&flag.heading.as_str()));
+        .filter(|flag| ["Store:", "Rooms:", "Connections:"].contains(&flag.heading.as_str()));
     for limit in limits {
         assert!(
             shown.contains(&limit.name.as_str()),
