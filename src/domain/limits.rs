@@ -26,6 +26,10 @@ pub const MAX_TIMESTAMP: i64 = 1 << 62;
 /// one or use small numbers; starting here keeps out of their way.
 pub const FIRST_ASSIGNED_ID: i32 = 1_000_001;
 
+/// The name under which the server itself speaks: nobody else may, since the first version's clients show no more than
+/// a name.
+pub const SERVER_NAME: &str = "Server";
+
 /// The default of [`Rules::max_message_chars`]: a long paragraph.
 pub const DEFAULT_MAX_MESSAGE_CHARS: usize = 2_000;
 

@@ -193,6 +193,24 @@ fn a_name_is_held_by_one_at_a_time() {
 }
 
 #[test]
+fn nobody_speaks_as_the_server() {
+    let mut room = Room::new(rules());
+    for name in ["Server", "SERVER", "Sеrver"] {
+        assert!(
+            matches!(
+                refusal(room.apply(join(name, 1), WallTime::default())),
+                Refusal::NameTaken(_)
+            ),
+            "{name}"
+        );
+    }
+    assert!(matches!(
+        room.apply(join("Servers", 1), WallTime::default()),
+        Outcome::Accepted(_)
+    ));
+}
+
+#[test]
 fn names_may_repeat_where_that_is_allowed() {
     let mut room = Room::new(Rules {
         allow_duplicate_names: true,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::limits::FIRST_ASSIGNED_ID;
+use super::limits::{FIRST_ASSIGNED_ID, SERVER_NAME};
 use super::name_key::NameKeys;
 use super::{LamportTime, Name, ParticipantId, Sequence};
 
@@ -31,10 +31,22 @@ pub(super) struct Roster {
 
 impl Roster {
     pub(super) fn new() -> Self {
-        Self {
+        let mut roster = Self {
             by_id: BTreeMap::new(),
             looks: HashMap::new(),
             next_id: FIRST_ASSIGNED_ID,
+        };
+        // Nobody leaves under it, so it stays taken.
+        if let Ok(server) = Name::try_from(SERVER_NAME) {
+            roster.take_look_of(&server);
+        }
+        roster
+    }
+
+    fn take_look_of(&mut self, name: &Name) {
+        let keys = NameKeys::of(name);
+        for key in [keys.as_written, keys.in_lower_case] {
+            *self.looks.entry(key).or_default() += 1;
         }
     }
 
@@ -80,10 +92,7 @@ impl Roster {
     }
 
     pub(super) fn enter(&mut self, id: ParticipantId, participant: Participant) {
-        let keys = NameKeys::of(&participant.name);
-        for key in [keys.as_written, keys.in_lower_case] {
-            *self.looks.entry(key).or_default() += 1;
-        }
+        self.take_look_of(&participant.name);
         self.by_id.insert(id, participant);
     }
 

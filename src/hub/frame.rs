@@ -14,9 +14,6 @@ use crate::domain::{
 };
 use crate::proto;
 
-/// The name under which the server itself speaks.
-pub const SERVER_NAME: &str = "Server";
-
 /// gRPC's prefix of each message: a compression flag and a length of four bytes.
 const PREFIX_LEN: usize = 5;
 

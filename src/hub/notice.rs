@@ -1,6 +1,6 @@
 //! What a room says to one participant alone.
 
-use super::frame::SERVER_NAME;
+use crate::domain::limits::SERVER_NAME;
 use crate::domain::{Epoch, LamportTime, MessageId, Refusal, RoomName, Sequence};
 use crate::proto::{EventType, Notice, NoticeCode, ServerMessage};
 

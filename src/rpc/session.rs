@@ -12,9 +12,9 @@ use tonic::{Status, Streaming};
 use super::observer::{EventKindReceived, Observer, StreamEnd};
 use super::reason::Reason;
 use super::status::StreamError;
-use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS};
+use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
 use crate::domain::{MessageId, Rules, Say, Text, Timestamp, TraceContext};
-use crate::hub::frame::{self, SERVER_NAME};
+use crate::hub::frame;
 use crate::hub::{End, Member, Piece};
 use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, NoticeCode, ServerMessage, Welcome};
 
