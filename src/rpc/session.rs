@@ -1,5 +1,6 @@
 //! A participant's stream after its JOIN was accepted.
 
+use std::error::Error as _;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -42,6 +43,8 @@ pub(super) struct Session {
 enum Inbound {
     Open,
     Closed,
+    /// The connection broke.
+    Lost,
 }
 
 /// How a session ends.
@@ -103,6 +106,13 @@ impl Session {
         if may_read && matches!(self.inbound, Inbound::Open) && self.member.lag() <= READ_LAG {
             self.read(cx, inbound, observer);
         }
+        if matches!(self.inbound, Inbound::Lost) {
+            return Poll::Ready(Output::Ended(Ended {
+                end: StreamEnd::Lost,
+                status: Status::unavailable("the connection was lost"),
+                farewell: None,
+            }));
+        }
         match piece {
             Poll::Ready(Piece::Events(bytes) | Piece::Notice(bytes)) => Poll::Ready(Output::Data(bytes)),
             _ => Poll::Pending,
@@ -127,6 +137,12 @@ impl Session {
             };
             let flow = match received {
                 Some(Ok(message)) => self.take(message, observer),
+                // A connection that breaks is no leave: a client that can come back has its grace. What the transport
+                // reports has a cause; what cannot be decoded has none.
+                Some(Err(status)) if status.source().is_some() => {
+                    self.inbound = Inbound::Lost;
+                    return;
+                }
                 // What cannot be decoded ends the stream, for everybody else as if the client had left.
                 Some(Err(status)) => {
                     observer.rejected(Reason::Undecodable);
