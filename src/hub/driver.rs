@@ -183,7 +183,11 @@ impl Driver {
                 participant,
                 connection,
             } => {
-                self.cursors.remove(&connection);
+                // Where only the client's side has ended, the stream does too.
+                self.batch.step(Step::End {
+                    connection,
+                    end: End::Left,
+                });
                 if self.is_connected(participant, connection) {
                     self.connections.remove(&participant);
                     let is_resumable = self

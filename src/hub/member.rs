@@ -116,6 +116,25 @@ impl Member {
         self.unsent = Some(Request::Say { say, received });
     }
 
+    /// Lets the connection go without leaving: a client that can resume has the grace period to come back, any other
+    /// leaves. What the room says before it notices can still be read, then comes the end.
+    pub fn detach(&mut self) {
+        if !std::mem::replace(&mut self.has_left, true) {
+            let Entry {
+                participant,
+                connection,
+                ..
+            } = self.entry;
+            // A closed room has ended this stream itself.
+            self.sender
+                .push_reserved(Request::Lost {
+                    participant,
+                    connection,
+                })
+                .ok();
+        }
+    }
+
     /// Leaves. What the room says before that can still be read, then comes the end.
     pub fn leave(&mut self, timestamp: Option<Timestamp>, trace: Option<TraceContext>) {
         if !std::mem::replace(&mut self.has_left, true) {
@@ -142,20 +161,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        if !self.has_left {
-            let Entry {
-                participant,
-                connection,
-                ..
-            } = self.entry;
-            // As above.
-            self.sender
-                .push_reserved(Request::Lost {
-                    participant,
-                    connection,
-                })
-                .ok();
-        }
+        self.detach();
         self.observer.connected(false);
     }
 }

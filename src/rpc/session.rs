@@ -149,8 +149,12 @@ impl Session {
                     self.leave(StreamEnd::Refused, Some(status), None, None);
                     ControlFlow::Break(())
                 }
+                // A stream that was cut reads like one that was ended: who can come back has the time to, and says LEAVE
+                // to leave.
                 None => {
-                    self.leave(StreamEnd::Closed, None, None, None);
+                    self.inbound = Inbound::Closed;
+                    self.ending = Some((StreamEnd::Closed, None));
+                    self.member.detach();
                     ControlFlow::Break(())
                 }
             };

@@ -117,10 +117,9 @@ impl Server {
         let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub)));
         let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), Arc::new(report));
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
+        info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
         let administering = tokio::spawn(admin.serve(end.clone()));
-
-        info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
 
         let cause = tokio::select! {
             cause = shutdown => cause,
