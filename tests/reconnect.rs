@@ -350,6 +350,48 @@ async fn a_session_that_is_over_is_begun_again_without_a_hole() {
 }
 
 #[tokio::test]
+async fn a_name_that_an_earlier_stay_holds_is_waited_for() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    next_message(&mut ada).await;
+    proxy.refuse(true);
+    proxy.cut_now();
+    next(&mut ada).await.unwrap();
+    while hall.connected("tea") > 0 {
+        tokio::task::yield_now().await;
+    }
+    hall.expire("tea");
+    // As when the answer to a JOIN was lost: a stay of which nobody knows the token.
+    let mut stay = join(hall.address, quick()).await;
+    proxy.refuse(false);
+    loop {
+        if let Some(Event::Reconnecting { because, .. }) = next(&mut ada).await.unwrap()
+            && let Error::Refused(refusal) = because
+        {
+            assert_eq!(refusal.kind, "NAME_TAKEN");
+            break;
+        }
+    }
+    stay.leave();
+    while next(&mut stay).await.unwrap().is_some() {}
+    assert_eq!(resumed(&mut ada).await, None);
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        seen.push(next_message(&mut ada).await.r#type());
+    }
+    assert_eq!(
+        seen,
+        [
+            EventType::Leave,
+            EventType::Join,
+            EventType::Leave,
+            EventType::Join
+        ]
+    );
+}
+
+#[tokio::test]
 async fn what_is_not_kept_is_named() {
     let hall = Hall::start().await;
     let proxy = Proxy::start(hall.address).await;

@@ -43,8 +43,6 @@ pub(super) struct Session {
 enum Inbound {
     Open,
     Closed,
-    /// The connection broke.
-    Lost,
 }
 
 /// How a session ends.
@@ -106,13 +104,6 @@ impl Session {
         if may_read && matches!(self.inbound, Inbound::Open) && self.member.lag() <= READ_LAG {
             self.read(cx, inbound, observer);
         }
-        if matches!(self.inbound, Inbound::Lost) {
-            return Poll::Ready(Output::Ended(Ended {
-                end: StreamEnd::Lost,
-                status: Status::unavailable("the connection was lost"),
-                farewell: None,
-            }));
-        }
         match piece {
             Poll::Ready(Piece::Events(bytes) | Piece::Notice(bytes)) => Poll::Ready(Output::Data(bytes)),
             _ => Poll::Pending,
@@ -137,11 +128,13 @@ impl Session {
             };
             let flow = match received {
                 Some(Ok(message)) => self.take(message, observer),
-                // A connection that breaks is no leave: a client that can come back has its grace. What the transport
-                // reports has a cause; what cannot be decoded has none.
+                // A connection that breaks is no leave. What the transport reports has a cause, what cannot be decoded
+                // has none.
                 Some(Err(status)) if status.source().is_some() => {
-                    self.inbound = Inbound::Lost;
-                    return;
+                    self.inbound = Inbound::Closed;
+                    self.ending = Some((StreamEnd::Lost, Some(status)));
+                    self.member.detach();
+                    ControlFlow::Break(())
                 }
                 // What cannot be decoded ends the stream, for everybody else as if the client had left.
                 Some(Err(status)) => {
