@@ -7,6 +7,7 @@ mod served;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -477,6 +478,59 @@ fn a_server_that_stops_is_one_line() {
         ended.stderr.starts_with("chitchat: the connection was lost: "),
         "{}",
         ended.stderr
+    );
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_is_come_back_to() {
+    let directory =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chat-{:032x}", rand::random::<u128>()));
+    let flags = ["--data-dir", directory.to_str().unwrap()];
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut served = served::serve_at(free, &flags);
+    let server = served.address;
+    let mut run = Run::chat(server, "bot");
+    assert!(is_join(&run.line()));
+    for round in 1..=3 {
+        run.say(&format!("before {round}\n"));
+        assert!(is_said(&run.line(), &format!("before {round}")));
+        drop(served);
+        run.say(&format!("meanwhile {round}\n"));
+        served = served::serve_at(server, &flags);
+        assert!(is_said(&run.line(), &format!("meanwhile {round}")));
+    }
+    run.say("the end\n");
+    let ended = run.end();
+    assert_eq!((ended.code, ended.lines.len()), (Some(0), 1), "{ended:?}");
+    assert!(is_said(&ended.lines[0], "the end"));
+    assert_eq!(
+        ended.stderr,
+        "chitchat: reconnecting…\nchitchat: reconnected\n".repeat(3)
+    );
+    drop(served);
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_log_that_was_lost_is_one_line() {
+    let served = served::serve(&[]);
+    let server = served.address;
+    let mut run = Run::chat(server, "bot");
+    assert!(is_join(&run.line()));
+    drop(served);
+    let _served = served::serve_at(server, &["--in-memory"]);
+    assert!(is_join(&run.line()));
+    run.say("hello\n");
+    let ended = run.end();
+    assert!(is_said(&ended.lines[0], "hello"), "{ended:?}");
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (
+            Some(0),
+            "chitchat: reconnecting…\n\
+             chitchat: reconnected\n\
+             chitchat: the events after 1 are missing: the room's log was lost; events of a new log follow from 1\n"
+        )
     );
 }
 

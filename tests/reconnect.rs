@@ -4,12 +4,15 @@
 
 mod hall;
 mod proxy;
+mod served;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use chitchat::client::{
-    Connection, Error, Event, Follower, Hole, Join, Poster, Presence, Retry, ServerAddress, Settings, Start,
+    Connection, Error, Event, Excerpt, Follower, History, Hole, Join, Poster, Presence, Retry, ServerAddress,
+    Settings, Start,
 };
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, ListParticipantsRequest, ServerMessage};
@@ -78,102 +81,206 @@ async fn resumed(presence: &mut Presence) -> Option<Hole> {
     }
 }
 
-#[tokio::test]
-async fn a_connection_cut_at_fifty_points_loses_and_repeats_nothing() {
-    const TEXTS: usize = 600;
-    let seed = rand::random();
-    println!("seed {seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
-    let hall = Hall::start().await;
-    let proxy = Proxy::start(hall.address).await;
-    let mut ada = join(proxy.address, quick()).await;
-    let mut seen = vec![next_message(&mut ada).await];
-    proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
+/// The whole log of the room, as the server keeps it.
+async fn log(server: SocketAddr) -> Vec<ServerMessage> {
+    let connection = Connection::open(&address(server), &Settings::default())
+        .await
+        .unwrap();
+    let whole = Excerpt {
+        limit: u64::MAX,
+        after: None,
+        before: None,
+    };
+    let mut history = History::open(&connection, "tea", whole).await.unwrap();
+    let mut log = Vec::new();
+    while let Some(event) = history.next().await.unwrap() {
+        let Event::Message(message) = event else {
+            panic!("{event:?}");
+        };
+        log.push(*message);
+    }
+    log
+}
 
-    let (mut said, mut resumptions) = (0, 0);
-    while ada.unacknowledged() > 0 || said < TEXTS || proxy.cuts() < 50 {
-        if (said < TEXTS || proxy.cuts() < 50) && ada.unacknowledged() < 20 {
-            ada.say(format!("text {said}")).unwrap();
-            said += 1;
-            if rng.random_bool(0.3) {
-                hall.say("tea", "in between");
-            }
-            continue;
+async fn somebody(server: SocketAddr) -> Poster {
+    let who = Join::new("Somebody").room("tea");
+    Poster::open(&address(server), &Settings::default(), quick(), who)
+        .await
+        .unwrap()
+}
+
+/// A participant who has seen all there is to see and checks it.
+struct Witness {
+    ada: Presence,
+    seen: Vec<ServerMessage>,
+    said: Vec<String>,
+    resumptions: u32,
+}
+
+impl Witness {
+    async fn enter(server: SocketAddr) -> Self {
+        let mut ada = join(server, quick()).await;
+        let seen = vec![next_message(&mut ada).await];
+        Self {
+            ada,
+            seen,
+            said: Vec::new(),
+            resumptions: 0,
         }
-        match next(&mut ada).await.unwrap().unwrap() {
-            Event::Message(message) if message.sequence > 0 => seen.push(*message),
+    }
+
+    fn say(&mut self) {
+        let text = format!("text {}", self.said.len());
+        self.ada.say(text.as_str()).unwrap();
+        self.said.push(text);
+    }
+
+    async fn hear(&mut self) {
+        match next(&mut self.ada).await.unwrap().unwrap() {
+            Event::Message(message) if message.sequence > 0 => self.seen.push(*message),
             Event::Resumed { recovered } => {
                 assert!(recovered);
-                resumptions += 1;
+                self.resumptions += 1;
             }
             Event::Hole(hole) => panic!("{hole}"),
             Event::Message(_) | Event::Reconnecting { .. } => {}
         }
     }
-    hall.say("tea", "the end");
-    while seen.last().unwrap().msg_stream != "the end" {
-        seen.push(next_message(&mut ada).await);
-    }
-    assert_eq!(seen, hall.log("tea"));
-    let own: Vec<String> = seen
-        .iter()
-        .filter(|event| !event.message_id.is_empty())
-        .map(|event| event.msg_stream.clone())
-        .collect();
-    assert_eq!(
-        own,
-        (0..said)
-            .map(|number| format!("text {number}"))
-            .collect::<Vec<_>>()
-    );
-    // Within the grace nobody sees them come or go.
-    assert_eq!(
-        seen.iter()
-            .filter(|event| event.r#type() != EventType::Message)
-            .count(),
-        1
-    );
-    assert!(resumptions > 10, "{resumptions}");
 
-    ada.leave();
-    while next(&mut ada).await.unwrap().is_some() {}
-    assert_eq!(hall.log("tea").last().unwrap().r#type(), EventType::Leave);
+    /// Hears everything up to what somebody else says last, and compares.
+    async fn conclude(mut self, server: SocketAddr) {
+        while self.ada.unacknowledged() > 0 {
+            self.hear().await;
+        }
+        somebody(server).await.post("the end").await.unwrap();
+        while self.seen.last().unwrap().msg_stream != "the end" {
+            self.hear().await;
+        }
+        assert_eq!(self.seen, log(server).await);
+        let messages = |event: &&ServerMessage| event.r#type() == EventType::Message;
+        let own: Vec<String> = self
+            .seen
+            .iter()
+            .filter(messages)
+            .filter(|event| event.sender_name == "Ada")
+            .map(|event| event.msg_stream.clone())
+            .collect();
+        assert_eq!(own, self.said);
+        // Within the grace nobody sees them come or go.
+        assert_eq!(self.seen.len() - self.seen.iter().filter(messages).count(), 1);
+        assert!(
+            self.seen
+                .is_sorted_by(|before, after| before.timestamp < after.timestamp)
+        );
+
+        self.ada.leave();
+        while next(&mut self.ada).await.unwrap().is_some() {}
+        assert_eq!(log(server).await.last().unwrap().r#type(), EventType::Leave);
+    }
+}
+
+/// A participant's connection to `server` is cut at fifty points.
+async fn cut_a_participant(server: SocketAddr) {
+    const TEXTS: usize = 600;
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let proxy = Proxy::start(server).await;
+    let mut witness = Witness::enter(proxy.address).await;
+    let mut somebody = somebody(server).await;
+    proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
+    while witness.said.len() < TEXTS || proxy.cuts() < 50 {
+        if witness.ada.unacknowledged() < 20 {
+            witness.say();
+            if rng.random_bool(0.3) {
+                somebody.post("in between").await.unwrap();
+            }
+        } else {
+            witness.hear().await;
+        }
+    }
+    assert!(witness.resumptions > 10, "{}", witness.resumptions);
+    witness.conclude(server).await;
+}
+
+/// A reader's connection to `server` is cut at fifty points.
+async fn cut_a_reader(server: SocketAddr) {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let proxy = Proxy::start(server).await;
+    let mut ada = join(server, quick()).await;
+    next_message(&mut ada).await;
+    let settings = Settings::default();
+    let mut reader = Follower::open(&address(proxy.address), &settings, quick(), "tea", Start::Now)
+        .await
+        .unwrap();
+    proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
+    let mut seen = Vec::new();
+    while proxy.cuts() < 50 {
+        ada.say("next").unwrap();
+        next_message(&mut ada).await;
+        let before = seen.len();
+        while seen.len() == before {
+            match timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
+                Event::Message(message) if message.sequence > 0 => seen.push(*message),
+                Event::Hole(hole) => panic!("{hole}"),
+                Event::Resumed { recovered } => assert!(recovered),
+                Event::Message(_) | Event::Reconnecting { .. } => {}
+            }
+        }
+    }
+    assert_eq!(seen, log(server).await[1..]);
+}
+
+#[tokio::test]
+async fn a_participant_cut_at_fifty_points_loses_and_repeats_nothing() {
+    let served = served::serve(&[]);
+    cut_a_participant(served.address).await;
 }
 
 #[tokio::test]
 async fn a_reader_cut_at_fifty_points_loses_and_repeats_nothing() {
-    let seed = rand::random();
-    println!("seed {seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let served = served::serve(&[]);
+    cut_a_reader(served.address).await;
+}
+
+#[tokio::test]
+async fn the_hall_of_these_tests_is_a_server_like_any_other() {
     let hall = Hall::start().await;
-    let proxy = Proxy::start(hall.address).await;
-    hall.say("tea", "before");
-    let mut reader = Follower::open(
-        &address(proxy.address),
-        &Settings::default(),
-        quick(),
-        "tea",
-        Start::Now,
-    )
-    .await
-    .unwrap();
-    proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
-    let mut seen = Vec::new();
-    while proxy.cuts() < 50 {
-        hall.say("tea", "next");
-        loop {
-            match timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
-                Event::Message(message) => {
-                    seen.push(*message);
-                    break;
-                }
-                Event::Hole(hole) => panic!("{hole}"),
-                Event::Resumed { recovered } => assert!(recovered),
-                Event::Reconnecting { .. } => {}
-            }
+    cut_a_participant(hall.address).await;
+    let hall = Hall::start().await;
+    cut_a_reader(hall.address).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_started_again_loses_and_repeats_nothing() {
+    let directory =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("killed-{:032x}", rand::random::<u128>()));
+    let flags = ["--data-dir", directory.to_str().unwrap()];
+    let mut server = served::serve_at(([127, 0, 0, 1], 0).into(), &flags);
+    let address = server.address;
+    let mut witness = Witness::enter(address).await;
+    for round in 1..=5 {
+        for _ in 0..100 {
+            witness.say();
+        }
+        // Somewhere among them.
+        while witness.ada.unacknowledged() > 60 {
+            witness.hear().await;
+        }
+        drop(server);
+        server = served::serve_at(address, &flags);
+        while witness.resumptions < round {
+            witness.hear().await;
+        }
+        while witness.ada.unacknowledged() > 50 {
+            witness.hear().await;
         }
     }
-    assert_eq!(seen, hall.log("tea")[1..]);
+    witness.conclude(address).await;
+    drop(server);
+    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[tokio::test]
@@ -240,6 +347,48 @@ async fn a_session_that_is_over_is_begun_again_without_a_hole() {
     assert_eq!(resumed(&mut ada).await, None);
     assert_eq!(next_message(&mut ada).await.r#type(), EventType::Leave);
     assert_eq!(next_message(&mut ada).await.r#type(), EventType::Join);
+}
+
+#[tokio::test]
+async fn a_name_that_an_earlier_stay_holds_is_waited_for() {
+    let hall = Hall::start().await;
+    let proxy = Proxy::start(hall.address).await;
+    let mut ada = join(proxy.address, quick()).await;
+    next_message(&mut ada).await;
+    proxy.refuse(true);
+    proxy.cut_now();
+    next(&mut ada).await.unwrap();
+    while hall.connected("tea") > 0 {
+        tokio::task::yield_now().await;
+    }
+    hall.expire("tea");
+    // As when the answer to a JOIN was lost: a stay of which nobody knows the token.
+    let mut stay = join(hall.address, quick()).await;
+    proxy.refuse(false);
+    loop {
+        if let Some(Event::Reconnecting { because, .. }) = next(&mut ada).await.unwrap()
+            && let Error::Refused(refusal) = because
+        {
+            assert_eq!(refusal.kind, "NAME_TAKEN");
+            break;
+        }
+    }
+    stay.leave();
+    while next(&mut stay).await.unwrap().is_some() {}
+    assert_eq!(resumed(&mut ada).await, None);
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        seen.push(next_message(&mut ada).await.r#type());
+    }
+    assert_eq!(
+        seen,
+        [
+            EventType::Leave,
+            EventType::Join,
+            EventType::Leave,
+            EventType::Join
+        ]
+    );
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use super::connection::{Connection, Settings};
 use super::cursor::{Cursor, Sight};
 use super::error::Error;
 use super::event::Event;
+use super::history::kept_after;
 use crate::proto::subscribe_request::Start as WireStart;
 use crate::proto::{GetHistoryRequest, NoticeCode, ResumePoint, ServerMessage, SubscribeRequest};
 
@@ -38,8 +39,8 @@ pub struct Follower {
     backoff: Backoff,
     cursor: Cursor,
     line: Line,
-    /// Whether the server said that it does not keep what follows the last event seen.
-    is_off: bool,
+    /// Whether there was a connection before.
+    is_begun: bool,
     /// How long the server asked to stay away.
     asked_delay: Option<Duration>,
     /// What happened and was not told yet; never more than two.
@@ -105,13 +106,13 @@ impl Follower {
             room: room.into(),
             start,
         };
-        let attached = plan.clone().attach(None, false).await?;
+        let attached = plan.clone().attach(None).await?;
         let mut follower = Self {
             plan,
             backoff: Backoff::new(retry),
             cursor: Cursor::START,
             line: Line::Closed,
-            is_off: false,
+            is_begun: false,
             asked_delay: None,
             untold: VecDeque::new(),
         };
@@ -150,10 +151,7 @@ impl Follower {
                     self.connect();
                 }
                 Line::Connecting(attempt) => match attempt.await {
-                    Ok(attached) => {
-                        self.untold.push_back(Event::Resumed { recovered: true });
-                        self.enter(attached);
-                    }
+                    Ok(attached) => self.enter(attached),
                     Err(error) => self.interrupted(error)?,
                 },
                 Line::Closed => return Err(Error::Over),
@@ -162,22 +160,20 @@ impl Follower {
     }
 
     fn connect(&mut self) {
-        let attempt = self.plan.clone().attach(self.cursor.place(), self.is_off);
+        let attempt = self.plan.clone().attach(self.cursor.place());
         self.line = Line::Connecting(Box::pin(attempt));
     }
 
     fn enter(&mut self, Attached { stream, at }: Attached) {
-        let recovered = !std::mem::take(&mut self.is_off);
-        if let Some(hole) = at.and_then(|at| self.cursor.go_on_at(at, recovered)) {
-            for event in &mut self.untold {
-                if let Event::Resumed { recovered } = event {
-                    *recovered = false;
-                }
-            }
-            self.untold.push_back(Event::Hole(hole));
-        }
         self.backoff.connected(Instant::now());
         self.line = Line::Open(Box::new(stream));
+        let recovered = at == self.cursor.place();
+        if self.is_begun {
+            self.untold.push_back(Event::Resumed { recovered });
+        }
+        self.is_begun = true;
+        let hole = at.and_then(|at| self.cursor.go_on_at(at, recovered));
+        self.untold.extend(hole.map(Event::Hole));
     }
 
     fn hear(&mut self, message: ServerMessage) {
@@ -193,14 +189,10 @@ impl Follower {
     fn interrupted(&mut self, error: Error) -> Result<(), Error> {
         self.line = Line::Closed;
         let asked = self.asked_delay.take();
-        let is_off = matches!(error, Error::NotKept { .. }) && self.cursor.place().is_some();
-        if is_off && !self.is_off {
-            // Nothing to wait for: the next attempt asks what there is instead.
-            self.is_off = true;
-            self.connect();
-            return Ok(());
-        }
-        if !is_off && !error.may_pass() {
+        // What was there before may be there again: the room; and what the server let go of just now is asked for first.
+        let has_read = self.cursor.place().is_some();
+        let passes = error.may_pass() || matches!(error, Error::NotKept { .. });
+        if !(error.is_outage() || has_read && passes) {
             return Err(error);
         }
         let now = Instant::now();
@@ -220,11 +212,10 @@ impl Follower {
 
 impl Plan {
     /// Connects, and begins to read after `seen`; or, when the server does not keep what follows it, as early as it can.
-    async fn attach(self, seen: Option<ResumePoint>, is_off: bool) -> Result<Attached, Error> {
+    async fn attach(self, seen: Option<ResumePoint>) -> Result<Attached, Error> {
         let connection = Connection::open(&self.server, &self.settings).await?;
         let at = match (seen, self.start) {
-            (Some(seen), _) if is_off => Some(self.earliest(&connection, seen).await?),
-            (Some(seen), _) => Some(seen),
+            (Some(seen), _) => Some(self.place_after(&connection, seen).await?),
             // Where now is has to be known to come back to it, even if nothing happens until then.
             (None, Start::Now | Start::Last(0)) => Some(self.newest(&connection).await?),
             (None, Start::Last(_)) => None,
@@ -251,14 +242,15 @@ impl Plan {
         })
     }
 
-    /// The place from which the server can go on for somebody who has seen `seen`.
-    async fn earliest(&self, connection: &Connection, seen: ResumePoint) -> Result<ResumePoint, Error> {
+    /// The place from which the server can go on for somebody who has seen `seen`: that one, if it keeps what follows.
+    async fn place_after(&self, connection: &Connection, seen: ResumePoint) -> Result<ResumePoint, Error> {
         let page = connection.get_history(self.smallest_page()).await?;
-        let has_seen_all = page.epoch == seen.epoch && page.last_sequence < seen.sequence;
-        let sequence = if has_seen_all {
-            page.last_sequence
+        let kept_after = kept_after(&page);
+        let sequence = if page.epoch == seen.epoch {
+            seen.sequence
+                .clamp(kept_after, page.last_sequence.max(kept_after))
         } else {
-            page.first_sequence.saturating_sub(1)
+            kept_after
         };
         Ok(ResumePoint {
             epoch: page.epoch,

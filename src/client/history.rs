@@ -36,13 +36,21 @@ pub struct History {
     untold: VecDeque<Event>,
 }
 
+/// The sequence after which everything is kept.
+pub(super) const fn kept_after(page: &GetHistoryResponse) -> u64 {
+    match page.first_sequence {
+        // Nothing is kept.
+        0 => page.last_sequence,
+        first => first - 1,
+    }
+}
+
 /// Which events to read: those after the first number up to the second.
-fn range(excerpt: Excerpt, first_kept: u64, last_kept: u64) -> (u64, u64) {
-    let kept_after = first_kept.saturating_sub(1);
+fn range(excerpt: Excerpt, kept_after: u64, newest: u64) -> (u64, u64) {
     let after = excerpt.after.unwrap_or(0).max(kept_after);
     let last = excerpt
         .before
-        .map_or(last_kept, |before| last_kept.min(before.saturating_sub(1)))
+        .map_or(newest, |before| newest.min(before.saturating_sub(1)))
         .max(after);
     if excerpt.after.is_some() {
         (after, last.min(after.saturating_add(excerpt.limit)))
@@ -71,7 +79,8 @@ impl History {
             limit: 1,
         };
         let newest = connection.get_history(request).await?;
-        let (read, last) = range(excerpt, newest.first_sequence, newest.last_sequence);
+        let kept_after = kept_after(&newest);
+        let (read, last) = range(excerpt, kept_after, newest.last_sequence);
         let mut history = Self {
             connection: connection.clone(),
             room,
@@ -84,7 +93,7 @@ impl History {
             && excerpt.limit > 0
         {
             let first_missing = after.saturating_add(1);
-            history.missing(first_missing, newest.first_sequence.saturating_sub(1));
+            history.missing(first_missing, kept_after);
         }
         Ok(history)
     }
@@ -149,7 +158,7 @@ mod tests {
 
     fn events(limit: u64, after: Option<u64>, before: Option<u64>) -> Vec<u64> {
         let excerpt = Excerpt { limit, after, before };
-        let (after, last) = range(excerpt, 11, 20);
+        let (after, last) = range(excerpt, 10, 20);
         (after..last).map(|sequence| sequence + 1).collect()
     }
 
@@ -182,5 +191,11 @@ mod tests {
             before: None,
         };
         assert_eq!(range(all, 0, 0), (0, 0));
+        // Nothing of what happened is kept.
+        let page = GetHistoryResponse {
+            last_sequence: 9,
+            ..GetHistoryResponse::default()
+        };
+        assert_eq!(range(all, kept_after(&page), 9), (9, 9));
     }
 }

@@ -95,7 +95,11 @@ fn refused_text(error: &Error) -> Option<String> {
 
 fn print(printer: &mut Printer, posted: &Posted) -> Result<(), Failure> {
     printer.either(
-        || line_of(&posted.broadcast),
+        || match posted.broadcast.sender_id {
+            // Of a repeated one that is not kept any more, only the place is known.
+            0 => format!("broadcast before, as event {}", posted.broadcast.sequence),
+            _ => line_of(&posted.broadcast),
+        },
         || json!({ "broadcast": json::message(&posted.broadcast), "repeated": posted.repeated }),
     )
 }

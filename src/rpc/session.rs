@@ -1,5 +1,6 @@
 //! A participant's stream after its JOIN was accepted.
 
+use std::error::Error as _;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -127,6 +128,14 @@ impl Session {
             };
             let flow = match received {
                 Some(Ok(message)) => self.take(message, observer),
+                // A connection that breaks is no leave. What the transport reports has a cause, what cannot be decoded
+                // has none.
+                Some(Err(status)) if status.source().is_some() => {
+                    self.inbound = Inbound::Closed;
+                    self.ending = Some((StreamEnd::Lost, Some(status)));
+                    self.member.detach();
+                    ControlFlow::Break(())
+                }
                 // What cannot be decoded ends the stream, for everybody else as if the client had left.
                 Some(Err(status)) => {
                     observer.rejected(Reason::Undecodable);

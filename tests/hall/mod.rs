@@ -190,9 +190,15 @@ impl Hall {
         };
         let service = ChatServiceServer::new(hall.clone());
         tokio::spawn(async move {
+            // Small answers do not wait for one another.
+            let incoming = TcpListenerStream::new(listener).map(|socket| {
+                let socket = socket?;
+                socket.set_nodelay(true)?;
+                Ok::<_, std::io::Error>(socket)
+            });
             tonic::transport::Server::builder()
                 .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener))
+                .serve_with_incoming(incoming)
                 .await
                 .unwrap();
         });

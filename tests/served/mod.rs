@@ -15,17 +15,16 @@ pub struct Server {
     pub address: SocketAddr,
 }
 
-/// Starts a server on free ports.
+/// Starts a server on free ports, which keeps everything in memory.
 pub fn serve(flags: &[&str]) -> Server {
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    serve_at(free, &[&["--in-memory"], flags].concat())
+}
+
+/// Starts a server there.
+pub fn serve_at(listen: SocketAddr, flags: &[&str]) -> Server {
     let mut child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-            "--in-memory",
-        ])
+        .args(["serve", "--listen", &listen.to_string(), "--admin", "127.0.0.1:0"])
         .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -203,7 +203,7 @@ impl Course<'_> {
     fn happens(&mut self, presence: &mut Presence, event: Event) -> Option<String> {
         match event {
             Event::Message(message) => {
-                if !self.has_entered && message.sequence > 0 {
+                if !self.has_entered && message.notice.is_none() {
                     self.has_entered = true;
                     self.deadline = None;
                 }
