@@ -15,3 +15,4 @@ pub mod rpc;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
