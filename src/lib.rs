@@ -8,6 +8,8 @@ pub mod client;
 pub mod cmd;
 pub mod config;
 pub mod domain;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod hub;
 pub mod order;
 pub mod proto;
