@@ -11,14 +11,16 @@
 )]
 
 mod client;
+mod proxy;
 mod record;
 mod run;
 mod site;
 
 pub use client::{Orders, Progress};
+pub use proxy::Proxy;
 pub use record::Recorder;
 pub use run::Run;
-pub use site::{Exit, Server, Site, files};
+pub use site::{Contents, Exit, Server, Site};
 
 use std::time::Duration;
 

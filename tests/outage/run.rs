@@ -20,7 +20,7 @@ pub const ROOM: &str = "tea";
 
 pub struct Run {
     recorder: Arc<Recorder>,
-    /// Where clients connect.
+    /// Where the server is.
     address: SocketAddr,
     pub members: Vec<Member>,
     done: Vec<Record>,
@@ -72,6 +72,11 @@ impl Run {
 
     /// Takes in a client that has at most `window` messages unacknowledged.
     pub fn add(&mut self, name: &str, window: usize) -> &Member {
+        self.add_through(self.address, name, window)
+    }
+
+    /// Takes in a client that reaches the server by another address.
+    pub fn add_through(&mut self, address: SocketAddr, name: &str, window: usize) -> &Member {
         let (orders, told) = watch::channel(Orders::default());
         let (tells, progress) = watch::channel(Progress::default());
         self.seed = self.seed.wrapping_add(1);
@@ -79,7 +84,7 @@ impl Run {
             name,
             ROOM,
             Arc::clone(&self.recorder),
-            self.address,
+            address,
             window,
             told,
             tells,

@@ -182,17 +182,53 @@ fn free_address() -> SocketAddr {
     }
 }
 
-/// Every file below a directory.
-pub fn files(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push(path);
+/// All files below a directory, to have them as they were again and again.
+pub struct Contents {
+    root: PathBuf,
+    /// Path, bytes without the zeros at the end, and length.
+    pub files: Vec<(PathBuf, Vec<u8>, u64)>,
+}
+
+impl Contents {
+    pub fn read(root: &Path) -> Self {
+        let mut files = Vec::new();
+        let mut directories = vec![root.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    directories.push(path);
+                    continue;
+                }
+                let mut bytes = std::fs::read(&path).unwrap();
+                let length = bytes.len() as u64;
+                // What is allotted and not yet used need not be written again.
+                let used = bytes
+                    .iter()
+                    .rposition(|byte| *byte != 0)
+                    .map_or(0, |last| last + 1);
+                bytes.truncate(used);
+                files.push((path, bytes, length));
+            }
+        }
+        files.sort();
+        Self {
+            root: root.to_owned(),
+            files,
         }
     }
-    found.sort();
-    found
+
+    pub fn write(&self) {
+        std::fs::remove_dir_all(&self.root).unwrap();
+        for (path, bytes, length) in &self.files {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(*length)
+                .unwrap();
+        }
+    }
 }
