@@ -8,6 +8,8 @@ pub mod client;
 pub mod cmd;
 pub mod config;
 pub mod domain;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod hub;
 pub mod order;
 pub mod proto;
@@ -15,3 +17,4 @@ pub mod rpc;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod verify;

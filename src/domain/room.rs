@@ -200,6 +200,12 @@ impl Room {
         Ok(())
     }
 
+    /// Breaks the promise that a message id is said once.
+    #[cfg(feature = "failpoints")]
+    pub fn forget_message_ids(&mut self) {
+        self.message_ids = MessageIds::default();
+    }
+
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Refusal> {
         let Join {
             id,

@@ -118,6 +118,18 @@ impl Batch {
 }
 
 impl Chunk {
+    /// Swaps the first two events, on request.
+    #[cfg(feature = "failpoints")]
+    pub(super) fn spoiled(mut self) -> Self {
+        let is_run = matches!(self.steps.first(), Some(Step::Run { events: 2.., .. }));
+        if is_run && crate::failpoint::is_on("swap-events") {
+            let mut events: Vec<Bytes> = crate::store::frames(self.bytes.clone()).collect();
+            events.swap(0, 1);
+            self.bytes = events.concat().into();
+        }
+        self
+    }
+
     /// What is to be stored of it, if anything.
     pub(super) fn record(&self) -> Option<Record> {
         (self.events > 0).then(|| Record {

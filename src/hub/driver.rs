@@ -129,6 +129,8 @@ impl Driver {
                 }
             }
             let at = wall_time();
+            #[cfg(feature = "failpoints")]
+            self.spoil(&mut requests);
             for request in requests.drain(..) {
                 self.take(request, at);
             }
@@ -510,17 +512,55 @@ impl Driver {
         if !records.is_empty() {
             let snapshot = self.snapshot_if_due();
             let given = std::time::Instant::now();
-            self.shared
-                .store
-                .append(self.log, Append { records, snapshot })
-                .await?;
+            self.store(Append { records, snapshot }).await?;
             self.shared.observer.stored(given.elapsed());
         }
         self.handle.show(self.room.time(), self.room.participants().len());
+        #[cfg(feature = "failpoints")]
+        let chunks: Vec<Chunk> = chunks.into_iter().map(Chunk::spoiled).collect();
         for chunk in chunks {
             self.publish(chunk);
+            #[cfg(feature = "failpoints")]
+            crate::failpoint::pass("after-publish");
         }
         Ok(())
+    }
+
+    #[cfg(not(feature = "failpoints"))]
+    async fn store(&self, append: Append) -> Result<(), StoreError> {
+        self.shared.store.append(self.log, append).await
+    }
+
+    #[cfg(feature = "failpoints")]
+    async fn store(&self, append: Append) -> Result<(), StoreError> {
+        use crate::failpoint::{is_on, pass};
+
+        pass("before-append");
+        if !is_on("skip-append") {
+            self.shared.store.append(self.log, append).await?;
+        }
+        pass("after-append");
+        Ok(())
+    }
+
+    /// Breaks promises on request, before a batch is decided.
+    #[cfg(feature = "failpoints")]
+    fn spoil(&mut self, requests: &mut [Request]) {
+        use crate::failpoint::is_on;
+
+        if is_on("skip-dedupe") {
+            self.room.forget_message_ids();
+        }
+        let speaker = |request: &Request| match request {
+            Request::Say { say, .. } => Some(say.speaker),
+            _ => None,
+        };
+        let pair = requests
+            .windows(2)
+            .position(|pair| speaker(&pair[0]).is_some() && speaker(&pair[0]) == speaker(&pair[1]));
+        if let Some(first) = pair.filter(|_| is_on("swap-requests")) {
+            requests.swap(first, first + 1);
+        }
     }
 
     fn snapshot_if_due(&mut self) -> Option<Bytes> {

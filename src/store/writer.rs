@@ -152,11 +152,7 @@ impl Writing {
     }
 
     fn write(&self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
-        let mut batch = self
-            .tables
-            .db
-            .batch()
-            .durability(Some(self.tables.durability.mode()));
+        let mut batch = self.tables.db.batch();
         let mut changed: HashMap<LogId, Kept> = HashMap::new();
         for (log, Append { records, snapshot }) in appends {
             let mut kept = match changed.get(&log) {
@@ -180,8 +176,32 @@ impl Writing {
             self.let_go(log, &mut kept, &mut batch)?;
             changed.insert(log, kept);
         }
-        batch.commit()?;
+        self.commit(batch)?;
         self.lock().extend(changed);
+        Ok(())
+    }
+
+    /// Writes a batch, and makes it durable.
+    #[cfg(not(feature = "failpoints"))]
+    fn commit(&self, batch: OwnedWriteBatch) -> Result<(), StoreError> {
+        batch.durability(Some(self.tables.durability.mode())).commit()?;
+        Ok(())
+    }
+
+    /// The same in two steps, to crash in between.
+    #[cfg(feature = "failpoints")]
+    fn commit(&self, batch: OwnedWriteBatch) -> Result<(), StoreError> {
+        use crate::failpoint::{is_on, pass};
+
+        pass("before-write");
+        if is_on("skip-sync") {
+            batch.durability(None).commit()?;
+            return Ok(());
+        }
+        batch.durability(Some(fjall::PersistMode::Buffer)).commit()?;
+        pass("before-sync");
+        self.tables.db.persist(self.tables.durability.mode())?;
+        pass("after-sync");
         Ok(())
     }
 

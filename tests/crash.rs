@@ -1,0 +1,99 @@
+//! A server that is killed again and again under load, and clients that come back each time: at the end the checker of
+//! `chitchat::verify` finds nothing wrong with what they recorded.
+//!
+//! A long run: `CRASH_ROUNDS=500 cargo test --release --test crash -- --ignored --nocapture`. The seed is printed;
+//! `CRASH_SEED` sets it, which repeats the sizes and the moments of the faults as far as the machine's timing does.
+// Helpers of tests panic as tests do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod outage;
+
+use std::time::{Duration, Instant};
+
+use chitchat::verify::check;
+use outage::{Run, Site, seed};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::task::block_in_place;
+
+/// What is sent in a round by each sender.
+const PER_ROUND: u64 = 40;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_wrong_after_twenty_crashes() {
+    crash(rounds(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn nothing_is_wrong_after_five_hundred_crashes() {
+    crash(rounds(500)).await;
+}
+
+fn rounds(default: u64) -> u64 {
+    std::env::var("CRASH_ROUNDS").map_or(default, |rounds| rounds.parse().unwrap())
+}
+
+async fn crash(rounds: u64) {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    // Everybody comes back within the grace period, so nobody is ever announced as gone who is not.
+    let site = Site::new(&["--resume-grace", "10m"]);
+    let mut server = block_in_place(|| site.start());
+    let mut run = Run::new(site.address, seed);
+    for name in ["Ada", "Bob", "Cleo", "Dan"] {
+        run.add(name, 16);
+    }
+    for name in ["Eve", "Finn"] {
+        run.add(name, 0);
+    }
+    run.until_back(&[0; 6]).await;
+    let epoch = run.log().await.1;
+    let begun = Instant::now();
+    for round in 0..rounds {
+        // Somebody new, who says something and goes, whatever happens meanwhile.
+        let guest = run.add(&format!("Guest{round}"), 4);
+        guest.order(|orders| {
+            orders.allowance = 6;
+            orders.leave = true;
+        });
+        let streams = run.streams();
+        let before = run.acknowledged();
+        for member in run.members.iter().take(4) {
+            member.order(|orders| orders.allowance += PER_ROUND);
+        }
+        // The crash comes somewhere in the middle, and a little later: between any two instructions of the server.
+        let enough = before + random.random_range(1..PER_ROUND * 4);
+        let deadline = Instant::now() + outage::PATIENCE;
+        while run.acknowledged() < enough {
+            assert!(
+                Instant::now() < deadline,
+                "round {round}: nothing is acknowledged any more"
+            );
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        tokio::time::sleep(Duration::from_micros(random.random_range(0..3_000))).await;
+        block_in_place(|| server.kill());
+        server = block_in_place(|| site.start());
+        run.until_back(&streams).await;
+        run.ask_roster(epoch).await;
+        run.reap().await;
+    }
+    run.until_settled().await;
+    let sent = run.acknowledged();
+    let elapsed = begun.elapsed();
+    let history = run.end().await;
+    let wrong = check(&history);
+    let events = history.log.as_ref().map_or(0, Vec::len);
+    println!(
+        "{rounds} crashes in {elapsed:.1?}: {sent} messages and {events} events, {} violations",
+        wrong.len()
+    );
+    for violation in wrong.iter().take(20) {
+        println!("{violation}");
+    }
+    assert!(wrong.is_empty(), "CRASH_SEED={seed}: {}", wrong[0]);
+    assert!(events as u64 >= sent + 2 * (6 + rounds));
+    let exit = block_in_place(|| server.stop());
+    assert_eq!((exit.code, exit.lines.len()), (Some(0), 0), "{exit:?}");
+}
