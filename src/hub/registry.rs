@@ -1,7 +1,7 @@
 //! All rooms, by name.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,8 @@ pub struct Hub {
     rooms: Mutex<Rooms>,
     drivers: TaskTracker,
     failed: CancellationToken,
+    /// Why, once it has.
+    cause: OnceLock<StoreError>,
     me: Weak<Self>,
 }
 
@@ -126,6 +128,7 @@ impl Hub {
             rooms: Mutex::default(),
             drivers: TaskTracker::new(),
             failed: CancellationToken::new(),
+            cause: OnceLock::new(),
             me: Weak::clone(me),
         })
     }
@@ -325,6 +328,12 @@ impl Hub {
         self.drivers.wait().await;
     }
 
+    /// Why the store has failed, if it has.
+    #[must_use]
+    pub fn cause(&self) -> Option<&StoreError> {
+        self.cause.get()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Rooms> {
         // Nothing in here panics while the lock is held.
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
@@ -359,7 +368,9 @@ impl Hub {
             match recovered {
                 Ok(recovered) => {
                     let driver = Driver::new(recovered, hub.shared.clone(), Arc::clone(&room));
-                    if driver.run().await.is_err() {
+                    if let Err(error) = driver.run().await {
+                        // The first to fail knows why.
+                        hub.cause.set(error).ok();
                         hub.failed.cancel();
                     }
                 }

@@ -1,17 +1,19 @@
 //! A store on disk: the logs in an embedded database (fjall, a log-structured merge tree), one directory a server.
 //!
 //! The directory holds `LOCK` (held by the server that has it open), `FORMAT` (which version wrote it), `secret` (from
-//! which session tokens are made) and `db` (the database).
+//! which session tokens are made), `db` (the database) and `heads` (how far each log had come).
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::heads::Heads;
 use super::layout::{decode_entry, encode_entry, record_key, record_place};
 use super::writer::{self, Kept, Writer};
 use super::{Append, Appended, Bounds, Log, LogId, Record, Retention, Store, StoreError};
@@ -93,32 +95,19 @@ impl DiskStore {
         let lock = lock(path)?;
         check_format(path)?;
         let secret = secret(path).map_err(cannot)?;
-        let db = Database::builder(path.join("db"))
-            .cache_size(CACHE)
-            .worker_threads(1)
-            .open()?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
-        let tables = Tables {
-            rooms: db.keyspace("rooms", options)?,
-            records: db.keyspace("records", options)?,
-            snapshots: db.keyspace("snapshots", options)?,
-            db,
-            durability,
-        };
-        let mut known = HashMap::new();
-        for entry in tables.rooms.iter() {
-            let (name, value) = entry.into_inner()?;
-            let name = std::str::from_utf8(&name)
-                .ok()
-                .and_then(|name| RoomName::try_from(name).ok());
-            let name = name.ok_or(StoreError::Record {
-                sequence: Sequence::ZERO,
-                why: "a room's name is none",
-            })?;
-            known.insert(name, decode_entry(&value)?);
-        }
-        let kept = Arc::new(Mutex::new(HashMap::new()));
-        let (writer, thread) = writer::start(tables.clone(), retention, Arc::clone(&kept)).map_err(cannot)?;
+        let heads = Heads::open(path).map_err(cannot)?;
+        let noted = heads.read().map_err(cannot)?;
+        // Of some damage the database says nothing but that it cannot be.
+        let opened = catch_unwind(|| open_database(path, durability, &noted));
+        let (tables, known, kept) = opened.unwrap_or_else(|_| {
+            Err(StoreError::Unreadable {
+                path: path.into(),
+                why: "it breaks the database's own rules".into(),
+            })
+        })?;
+        let kept = Arc::new(Mutex::new(kept));
+        let (writer, thread) =
+            writer::start(tables.clone(), heads, retention, Arc::clone(&kept)).map_err(cannot)?;
         Ok(Self {
             tables,
             max_rooms,
@@ -150,6 +139,87 @@ impl DiskStore {
             snapshot: snapshot.map(|bytes| bytes.to_vec().into()),
         })
     }
+}
+
+type Opened = (Tables, HashMap<RoomName, (LogId, Epoch)>, HashMap<LogId, Kept>);
+
+/// Opens the database, and reads it all.
+fn open_database(
+    path: &Path,
+    durability: Durability,
+    noted: &[(LogId, Sequence)],
+) -> Result<Opened, StoreError> {
+    let unreadable = |why: String| StoreError::Unreadable {
+        path: path.into(),
+        why,
+    };
+    let cannot_open = |error: fjall::Error| match error {
+        // A file that is not there has been.
+        fjall::Error::Io(error) if error.kind() != ErrorKind::NotFound => StoreError::Directory {
+            path: path.into(),
+            why: error.to_string(),
+        },
+        error => unreadable(error.to_string()),
+    };
+    let db = Database::builder(path.join("db"))
+        .cache_size(CACHE)
+        .worker_threads(1)
+        .open()
+        .map_err(cannot_open)?;
+    let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
+    let tables = Tables {
+        rooms: db.keyspace("rooms", options).map_err(cannot_open)?,
+        records: db.keyspace("records", options).map_err(cannot_open)?,
+        snapshots: db.keyspace("snapshots", options).map_err(cannot_open)?,
+        db,
+        durability,
+    };
+    let mut known = HashMap::new();
+    for entry in tables.rooms.iter() {
+        let (name, value) = entry.into_inner().map_err(cannot_open)?;
+        let name = std::str::from_utf8(&name)
+            .ok()
+            .and_then(|name| RoomName::try_from(name).ok());
+        let name = name.ok_or(StoreError::Record {
+            sequence: Sequence::ZERO,
+            why: "a room's name is none",
+        })?;
+        known.insert(name, decode_entry(&value)?);
+    }
+    let kept = count(path, &tables, &known, noted).map_err(|error| match error {
+        StoreError::Database(why) => unreadable(why),
+        error => error,
+    })?;
+    Ok((tables, known, kept))
+}
+
+/// Counts what is kept of each log, and makes sure that none is shorter than it was.
+fn count(
+    path: &Path,
+    tables: &Tables,
+    known: &HashMap<RoomName, (LogId, Epoch)>,
+    noted: &[(LogId, Sequence)],
+) -> Result<HashMap<LogId, Kept>, StoreError> {
+    let mut kept = HashMap::new();
+    for (log, _) in known.values() {
+        kept.insert(*log, Kept::count(tables, *log)?);
+    }
+    for (log, noted) in noted {
+        let last = kept.get(log).map_or(Sequence::ZERO, |kept| kept.last);
+        if last < *noted {
+            let room = known.iter().find(|(_, (id, _))| id == log);
+            return Err(StoreError::Shorter {
+                path: path.into(),
+                what: room.map_or_else(
+                    || "the log of a room whose name is gone".into(),
+                    |(room, _)| format!("the log of room {:?}", room.as_str()),
+                ),
+                last,
+                noted: *noted,
+            });
+        }
+    }
+    Ok(kept)
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {

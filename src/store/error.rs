@@ -31,6 +31,30 @@ pub enum StoreError {
     /// The database failed.
     #[error("the store failed: {0}")]
     Database(String),
+    /// The database cannot be opened.
+    #[error("the database in {} is damaged ({why}); restore the data directory from a copy", path.display())]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// What the database says.
+        why: String,
+    },
+    /// Events are gone that were acknowledged.
+    #[error(
+        "{what} ends at event {last}, but events up to {noted} were acknowledged: the database in {} is damaged; restore the \
+         data directory from a copy, or remove its file `heads` to go on without them",
+        path.display()
+    )]
+    Shorter {
+        /// The directory.
+        path: PathBuf,
+        /// Which log.
+        what: String,
+        /// Where it ends.
+        last: Sequence,
+        /// How far it was.
+        noted: Sequence,
+    },
     /// The store failed before, and takes nothing more.
     #[error("the store has failed before; restart the server when its cause is mended")]
     Failed,
@@ -53,6 +77,17 @@ pub enum StoreError {
     /// There are as many logs as may be.
     #[error("there are {0} rooms, which is the limit")]
     TooManyRooms(usize),
+}
+
+impl StoreError {
+    /// Whether it is about what was written once, not about writing or reading.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreadable { .. } | Self::Shorter { .. } | Self::Record { .. } | Self::Log { .. }
+        )
+    }
 }
 
 impl From<fjall::Error> for StoreError {

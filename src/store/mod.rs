@@ -11,6 +11,7 @@
 
 mod disk;
 mod error;
+mod heads;
 mod layout;
 mod memory;
 mod record;

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use super::disk::Tables;
+use super::heads::Heads;
 use super::layout::{record_key, record_place};
 use super::{Append, Appended, LogId, Record, Retention, StoreError, decode_snapshot};
 use crate::domain::Sequence;
@@ -62,6 +63,7 @@ impl Writer {
 /// Starts the thread.
 pub(super) fn start(
     tables: Tables,
+    heads: Heads,
     retention: Retention,
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
 ) -> std::io::Result<(Writer, JoinHandle<()>)> {
@@ -71,6 +73,7 @@ pub(super) fn start(
         .spawn(move || {
             let writing = Writing {
                 tables,
+                heads,
                 retention,
                 kept,
             };
@@ -86,6 +89,7 @@ pub(super) fn start(
 
 struct Writing {
     tables: Tables,
+    heads: Heads,
     retention: Retention,
     /// What is kept of each log that was looked at: shared with those who ask for its bounds.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
@@ -177,7 +181,21 @@ impl Writing {
             changed.insert(log, kept);
         }
         self.commit(batch)?;
+        self.note(&changed)?;
         self.lock().extend(changed);
+        Ok(())
+    }
+
+    /// Notes how far the logs are, now that it is durable.
+    fn note(&self, changed: &HashMap<LogId, Kept>) -> Result<(), StoreError> {
+        #[cfg(feature = "failpoints")]
+        if crate::failpoint::is_on("skip-sync") {
+            return Ok(());
+        }
+        for (log, kept) in changed {
+            let noted = self.heads.note(*log, kept.last);
+            noted.map_err(|error| StoreError::Database(format!("cannot write `heads`: {error}")))?;
+        }
         Ok(())
     }
 

@@ -140,9 +140,15 @@ impl Run {
         }
     }
 
+    /// The calls beside Chat.
+    pub async fn calls(&self) -> ChatServiceClient<Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        ChatServiceClient::new(endpoint.connect().await.unwrap())
+    }
+
     /// Takes note of who is in the room.
     pub async fn ask_roster(&mut self, epoch: u64) {
-        let mut calls = ChatServiceClient::new(channel(self.address).await);
+        let mut calls = self.calls().await;
         let request = ListParticipantsRequest { room: ROOM.into() };
         let answer = calls.list_participants(request).await.unwrap().into_inner();
         let participants = answer.participants.into_iter().map(|who| (who.id, who.name));
@@ -203,7 +209,7 @@ impl Run {
 
     /// The room's log, page by page, and its epoch.
     pub async fn log(&self) -> (Vec<Arc<chitchat::proto::ServerMessage>>, u64) {
-        let mut calls = ChatServiceClient::new(channel(self.address).await);
+        let mut calls = self.calls().await;
         let mut log = Vec::new();
         let mut after = 0;
         loop {
@@ -225,12 +231,4 @@ impl Run {
             );
         }
     }
-}
-
-async fn channel(address: SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{address}"))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap()
 }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,13 +76,15 @@ impl Site {
         let deadline = Instant::now() + PATIENCE;
         let mut said = Vec::new();
         // The lines end when the process does.
-        while let Ok(line) = server.lines.recv_timeout(deadline - Instant::now()) {
-            if line.starts_with("chitchat: listening on ") {
-                return Ok(server);
+        loop {
+            match server.lines.recv_timeout(deadline - Instant::now()) {
+                Ok(line) if line.starts_with("chitchat: listening on ") => return Ok(server),
+                Ok(line) => said.push(line),
+                Err(RecvTimeoutError::Timeout) => panic!("the server neither starts nor ends: {said:?}"),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            said.push(line);
         }
-        let exit = server.wait();
+        let exit = server.wait("ends, which does not start");
         Err(Exit {
             code: exit.code(),
             lines: said,
@@ -126,7 +128,7 @@ impl Server {
     /// Ends it as a crash does.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
-        self.wait();
+        self.wait("ends, which was killed");
     }
 
     /// Ends it as whoever runs it does.
@@ -145,20 +147,20 @@ impl Server {
 
     /// Waits until it ends by itself.
     pub fn exit(&mut self) -> Exit {
-        let exit = self.wait();
+        let exit = self.wait("ends by itself");
         Exit {
             code: exit.code(),
             lines: self.lines.iter().collect(),
         }
     }
 
-    fn wait(&mut self) -> ExitStatus {
+    fn wait(&mut self, what: &str) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(exit) = self.child.try_wait().unwrap() {
                 return exit;
             }
-            assert!(Instant::now() < deadline, "the server does not end");
+            assert!(Instant::now() < deadline, "no server that {what}");
             thread::sleep(Duration::from_millis(2));
         }
     }

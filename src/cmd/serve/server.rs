@@ -19,7 +19,7 @@ use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
-use crate::store::{DiskStore, MemoryStore, Store};
+use crate::store::{DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{Metrics, Report};
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
@@ -148,9 +148,10 @@ impl Server {
         administering.await.ok();
         info!(event = "ended", "ended");
         if hub.failed().is_cancelled() {
-            return Err(Failure::Io(
-                "the store failed, so the server ended; see its log for the cause".into(),
-            ));
+            let cause = hub.cause().map(ToString::to_string).unwrap_or_default();
+            return Err(Failure::Io(format!(
+                "ended because {cause}; what was acknowledged is stored"
+            )));
         }
         Ok(())
     }
@@ -169,10 +170,19 @@ fn open_store(config: &Config) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
             durability,
         } => {
             let store = DiskStore::open(directory, *durability, config.retention, config.hub.max_rooms)
-                .map_err(|error| Failure::Io(error.to_string()))?;
+                .map_err(cannot_open)?;
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
+    }
+}
+
+fn cannot_open(error: StoreError) -> Failure {
+    let line = error.to_string();
+    if error.is_damage() {
+        Failure::Data(line)
+    } else {
+        Failure::Io(line)
     }
 }
 
