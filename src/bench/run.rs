@@ -243,7 +243,16 @@ impl Leader {
             }
             Until::Count(_) => (start, u64::MAX),
         };
-        self.shared.phase.send_replace(Phase::Run { start, begin, end });
+        // All of a count is measured, also what a thread stamps with a time that it read just before.
+        let counted_from = match self.plan.until {
+            Until::Elapsed { .. } => begin,
+            Until::Count(_) => 0,
+        };
+        self.shared.phase.send_replace(Phase::Run {
+            start,
+            begin: counted_from,
+            end,
+        });
         let pacer = self.pacer(start, end)?;
         self.wait_until(begin)?;
         let at_begin = self.watch()?;
