@@ -1,6 +1,7 @@
 //! The services on the wire: a bounded transport, thin methods, one table from errors to gRPC status.
 
 mod admission;
+mod bell;
 mod body;
 mod calls;
 mod chat_route;
@@ -10,7 +11,9 @@ mod observer;
 mod reason;
 mod rewound;
 mod session;
+mod stall;
 mod status;
+mod streams;
 mod subscribe_body;
 
 pub use calls::Calls;
