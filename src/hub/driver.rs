@@ -260,7 +260,7 @@ impl Driver {
             if let Some(older) = self.connections.insert(participant, connection) {
                 self.batch.step(Step::End {
                     connection: older,
-                    end: End::TakenOver(time),
+                    end: End::TakenOver,
                 });
             }
             let entry = entry(participant, join.name, Some(self.token(participant, since)));
