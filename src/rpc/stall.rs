@@ -110,7 +110,9 @@ mod tests {
 
     use super::*;
 
-    struct Script(VecDeque<Poll<Option<Result<Frame<Bytes>, Status>>>>);
+    type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
+
+    struct Script(VecDeque<Polled>);
 
     impl Body for Script {
         type Data = Bytes;
@@ -124,7 +126,7 @@ mod tests {
         }
     }
 
-    fn data() -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn data() -> Polled {
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
     }
 
