@@ -198,6 +198,7 @@ impl Config {
             events,
             bytes,
             age: _,
+            total_bytes,
         } = self.retention;
         expect(
             events >= MIN_RETAINED_EVENTS,
@@ -206,6 +207,10 @@ impl Config {
         expect(
             bytes >= MIN_RETAINED_BYTES,
             format!("--retain-bytes is {bytes}; it must be {MIN_RETAINED_BYTES} or more"),
+        );
+        expect(
+            total_bytes >= MIN_RETAINED_BYTES,
+            format!("--retain-total-bytes is {total_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
         );
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;

@@ -78,6 +78,15 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
 
+    /// How many bytes of all rooms' events are kept; the largest room gives way [default: 8589934592, in memory 268435456]
+    #[arg(
+        long,
+        env = "CHITCHAT_RETAIN_TOTAL_BYTES",
+        value_name = "BYTES",
+        help_heading = "Store"
+    )]
+    retain_total_bytes: Option<u64>,
+
     /// How long a client that lost its connection has to come back before it leaves
     #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10s", help_heading = "Rooms")]
     resume_grace: Duration,
@@ -191,6 +200,7 @@ impl Args {
                 events: self.retain_events.unwrap_or(kept.events),
                 bytes: self.retain_bytes.unwrap_or(kept.bytes),
                 age: self.retain_age,
+                total_bytes: self.retain_total_bytes.unwrap_or(kept.total_bytes),
             },
             store: if self.in_memory {
                 StoreOptions::Memory
