@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status::StreamError;
 use crate::domain::{MessageId, Name, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
-use crate::hub::{HistoryRange, Hub, HubError, Posted};
+use crate::hub::{HistoryRange, Hub, HubError, Posted, Receipt};
 use crate::proto::chat_service_server::ChatService;
 use crate::proto::get_history_request::Page;
 use crate::proto::{
@@ -94,7 +94,10 @@ impl ChatService for Calls {
         &self,
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
-        let received = Instant::now();
+        let received = Receipt {
+            at: Instant::now(),
+            stream: request.extensions().get::<Arc<TraceContext>>().cloned(),
+        };
         let request = request.into_inner();
         let room = room_or_status(&request.room)?;
         let name = Name::try_from(request.client_name.as_str())

@@ -141,8 +141,21 @@ pub(super) const LAMPORT_REJECTED: Definition = counter(
     "Time stamps that were refused because they were negative or too far ahead.",
 );
 
+pub(super) const TELEMETRY_DROPPED: Definition = counter(
+    "chitchat_telemetry_dropped_total",
+    &["signal"],
+    "Spans and log records that could not be exported: the queue was full, or the collector did not take them.",
+);
+pub(super) const CALL_DURATION: Definition = Definition {
+    labels: &["rpc_method", "rpc_response_status_code"],
+    ..histogram(
+        "rpc_server_call_duration_seconds",
+        "How long calls with one answer took, by how they ended.",
+    )
+};
+
 /// Every metric of the server.
-pub const CATALOG: [Definition; 19] = [
+pub const CATALOG: [Definition; 21] = [
     BUILD_INFO,
     CONNECTED_CLIENTS,
     ROOMS_ACTIVE,
@@ -162,4 +175,6 @@ pub const CATALOG: [Definition; 19] = [
     RESUMES,
     LAMPORT_TIME,
     LAMPORT_REJECTED,
+    TELEMETRY_DROPPED,
+    CALL_DURATION,
 ];

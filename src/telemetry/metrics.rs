@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tonic::Code;
 
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
+use super::otlp::Exports;
+use super::served_calls::{CODES, METHODS, code_name};
 use crate::domain::LamportTime;
-use crate::rpc::{EventKindReceived, Reason, StreamEnd};
+use crate::rpc::{EventKindReceived, Method, Reason, StreamEnd};
 
 /// The metrics of one server. Each has a recorder of its own, so that two servers in one process do not mix.
 pub struct Metrics {
@@ -19,7 +23,7 @@ pub struct Metrics {
     pub(super) connections_open: Gauge,
     pub(super) refused_at_limit: Counter,
     pub(super) refused_protocol: Counter,
-    pub(super) chat_streams_started: Counter,
+    pub(super) streams_started: [Counter; Method::ALL.len()],
     pub(super) deliveries: Counter,
     pub(super) subscribers_behind: Gauge,
     pub(super) resumes_complete: Counter,
@@ -28,10 +32,16 @@ pub struct Metrics {
     pub(super) broadcast_latency: Histogram,
     pub(super) delivery_latency: Histogram,
     pub(super) store_append: Histogram,
+    /// By method, and by code within.
+    calls: Vec<Histogram>,
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
     rejected: HashMap<Reason, Counter>,
+    dropped_spans: Counter,
+    dropped_logs: Counter,
+    /// What those two count, until the page takes it over.
+    exports: Exports,
     lamport_time: Gauge,
     /// The latest time of any room; the gauge takes it over when it is shown.
     latest: AtomicI64,
@@ -40,9 +50,9 @@ pub struct Metrics {
 const KINDS: [&str; 3] = ["join", "message", "leave"];
 
 impl Metrics {
-    /// Metrics that all stand at zero, for a server that takes at most so many connections.
+    /// Metrics that all stand at zero, for a server that takes at most so many connections and pushes `exports`.
     #[must_use]
-    pub fn new(max_connections: usize) -> Self {
+    pub fn new(max_connections: usize, exports: Exports) -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         describe(&recorder);
         let gauge = |definition: &Definition| register_gauge(&recorder, definition, &[]);
@@ -61,7 +71,8 @@ impl Metrics {
             connections_open: gauge(&catalog::CONNECTIONS_OPEN),
             refused_at_limit: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "limit".into())]),
             refused_protocol: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "protocol".into())]),
-            chat_streams_started: counter(&catalog::STREAMS_STARTED, &[("method", "Chat".into())]),
+            streams_started: Method::ALL
+                .map(|method| counter(&catalog::STREAMS_STARTED, &[("method", method.as_str().into())])),
             deliveries: counter(&catalog::DELIVERIES, &[]),
             subscribers_behind: gauge(&catalog::SUBSCRIBERS_BEHIND),
             resumes_complete: counter(&catalog::RESUMES, &[("outcome", "complete".into())]),
@@ -70,6 +81,9 @@ impl Metrics {
             broadcast_latency: Histogram::default(),
             delivery_latency: Histogram::default(),
             store_append: Histogram::default(),
+            calls: std::iter::repeat_with(Histogram::default)
+                .take(METHODS.len() * CODES.len())
+                .collect(),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -91,6 +105,9 @@ impl Metrics {
                     (reason, counter(&catalog::EVENTS_REJECTED, &labels))
                 })
                 .collect(),
+            dropped_spans: counter(&catalog::TELEMETRY_DROPPED, &[("signal", "traces".into())]),
+            dropped_logs: counter(&catalog::TELEMETRY_DROPPED, &[("signal", "logs".into())]),
+            exports,
             lamport_time: gauge(&catalog::LAMPORT_TIME),
             latest: AtomicI64::new(0),
         }
@@ -102,13 +119,40 @@ impl Metrics {
         // Lamport times up to 2^53 are exact.
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         self.lamport_time.set(self.latest.load(Ordering::Relaxed) as f64);
+        self.dropped_spans.absolute(self.exports.lost_spans());
+        self.dropped_logs.absolute(self.exports.lost_logs());
         let mut page = self.handle.render();
         self.broadcast_latency
             .render(&catalog::BROADCAST_LATENCY, &mut page);
         self.delivery_latency
             .render(&catalog::DELIVERY_LATENCY, &mut page);
         self.store_append.render(&catalog::STORE_APPEND, &mut page);
+        self.render_calls(&mut page);
         page
+    }
+
+    /// A call with one answer has ended.
+    pub(super) fn call_served(&self, method: &str, code: Code, took: Duration) {
+        let method = METHODS.iter().position(|known| *known == method);
+        let code = CODES.iter().position(|known| *known == code);
+        if let (Some(method), Some(code)) = (method, code) {
+            self.calls[method * CODES.len() + code].record(took, 1);
+        }
+    }
+
+    fn render_calls(&self, page: &mut String) {
+        let name = catalog::CALL_DURATION.name;
+        Histogram::render_head(&catalog::CALL_DURATION, page);
+        let series = METHODS.iter().flat_map(|method| CODES.map(|code| (method, code)));
+        for ((method, code), calls) in series.zip(&self.calls) {
+            // What goes well is shown from the start, what goes wrong once it has.
+            if code == Code::Ok || !calls.is_empty() {
+                let code = code_name(code);
+                let labels = format!("rpc_method=\"{method}\",rpc_response_status_code=\"{code}\"");
+                calls.render_series(name, &labels, page);
+            }
+        }
+        page.push('\n');
     }
 
     pub(super) fn stream_ended(&self, end: StreamEnd) {
@@ -187,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_page_shows_every_metric_from_the_start() {
-        let page = Metrics::new(7).render();
+        let page = Metrics::new(7, Exports::default()).render();
         for definition in CATALOG {
             let kind = match definition.kind {
                 Kind::Counter => "counter",
