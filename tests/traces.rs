@@ -236,7 +236,7 @@ fn a_message_without_a_trace_gets_the_servers() {
     let tail = ["tail", "--json", "--count", "1"];
     let heard = succeed(&mut client(server.address, &collector.endpoint, &tail), "");
     let link = collector.spans("receive rooms/{room}", 1).remove(0).links;
-    assert_eq!(link, [(process.trace.clone(), process.id.clone())], "{heard}");
+    assert_eq!(link, [(process.trace, process.id)], "{heard}");
     assert!(
         collector
             .all_spans()
