@@ -163,6 +163,7 @@ impl Config {
             max_streams_per_connection,
             keepalive_interval,
             keepalive_timeout,
+            stall_timeout,
             ..
         } = self.transport;
         expect(
@@ -179,6 +180,7 @@ impl Config {
         for (flag, value) in [
             ("--keepalive-interval", keepalive_interval),
             ("--keepalive-timeout", keepalive_timeout),
+            ("--stall-timeout", stall_timeout),
         ] {
             expect(
                 value >= Duration::from_secs(1),

@@ -257,7 +257,7 @@ impl Driver {
             if let Some(older) = self.connections.insert(participant, connection) {
                 self.batch.step(Step::End {
                     connection: older,
-                    end: End::TakenOver(time),
+                    end: End::TakenOver,
                 });
             }
             let token = Some(self.token(participant, since));

@@ -29,7 +29,7 @@ pub use entrance::Entrance;
 pub use error::HubError;
 pub use feed::{Cursor, CursorKey, Feed, Piece, Publication};
 pub use member::{Entry, Member};
-pub use observer::{Accepted, Audience, Observer, Stored, Trail, Unobserved};
+pub use observer::{Accepted, Audience, Observer, Stored, Trail};
 pub use reader::Reader;
 pub use receipt::Receipt;
 pub use registry::{HistoryPage, HistoryRange, Hub, HubOptions, Summary};

@@ -81,20 +81,3 @@ pub trait Observer: Send + Sync + 'static {
     /// A client named the last event it had seen, and gets all that followed (`true`) or cannot (`false`).
     fn resumed(&self, is_complete: bool);
 }
-
-/// Hears nothing: for tests and tools.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {
-    fn broadcast(&self, _: &EventKind, _: LamportTime) {}
-    fn refused(&self, _: &Refusal) {}
-    fn delivered(&self, _: u32, _: Duration) {}
-    fn completed(&self, _: u32, _: Duration) {}
-    fn connected(&self, _: bool) {}
-    fn room(&self, _: bool) {}
-    fn behind(&self, _: bool) {}
-    fn replayed(&self, _: u32) {}
-    fn stored(&self, _: Duration) {}
-    fn resumed(&self, _: bool) {}
-}

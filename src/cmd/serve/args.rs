@@ -127,6 +127,10 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "20s", help_heading = "Connections")]
     keepalive_timeout: Duration,
 
+    /// How long a client may take nothing of what waits for it before its stream is ended
+    #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5m", help_heading = "Connections")]
+    stall_timeout: Duration,
+
     /// How long the server may take to end after SIGTERM
     #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "8s", help_heading = "Process")]
     drain_timeout: Duration,
@@ -205,6 +209,7 @@ impl Args {
                 max_streams_per_connection: self.max_streams_per_connection,
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
+                stall_timeout: self.stall_timeout,
                 ..TransportLimits::default()
             },
             drain_timeout: self.drain_timeout,

@@ -134,8 +134,9 @@ impl Server {
         set_health(&health, ServingStatus::Serving).await;
         readiness.set(true);
 
-        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub)));
-        let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), Arc::new(report));
+        let observer = Arc::new(report);
+        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub), observer.clone()));
+        let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), observer);
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
         let routes = calls.layer(routes);
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
