@@ -1,17 +1,20 @@
 //! The metrics of one server: handles that were made once, and the page that shows them.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tokio::runtime::Handle;
 use tonic::Code;
 
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
 use super::otlp::Exports;
 use super::served_calls::{CODES, METHODS, code_name};
+use super::{process, runtime};
 use crate::domain::LamportTime;
 use crate::rpc::{EventKindReceived, Method, Reason, StreamEnd};
 
@@ -60,8 +63,11 @@ impl Metrics {
             register_counter(&recorder, definition, labels)
         };
         let kinds = |definition: &Definition| KINDS.map(|kind| counter(definition, &[("kind", kind.into())]));
-        let version = ("version", env!("CARGO_PKG_VERSION").to_owned());
-        register_gauge(&recorder, &catalog::BUILD_INFO, &[version]).set(1.0);
+        let build = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("revision", env!("CHITCHAT_REVISION").to_owned()),
+        ];
+        register_gauge(&recorder, &catalog::BUILD_INFO, &build).set(1.0);
         let limit = u32::try_from(max_connections).unwrap_or(u32::MAX);
         gauge(&catalog::CONNECTIONS_LIMIT).set(limit);
         Self {
@@ -128,7 +134,19 @@ impl Metrics {
             .render(&catalog::DELIVERY_LATENCY, &mut page);
         self.store_append.render(&catalog::STORE_APPEND, &mut page);
         self.render_calls(&mut page);
-        page
+        let runtime = Handle::try_current().ok();
+        let runtime = runtime.map(|handle| runtime::read(&handle.metrics()));
+        for (definition, value) in process::read().into_iter().chain(runtime.into_iter().flatten()) {
+            let Definition { name, kind, help, .. } = definition;
+            let kind = kind.as_str();
+            // Writing to a string cannot fail.
+            write!(
+                page,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n"
+            )
+            .unwrap_or_default();
+        }
+        in_order(&page)
     }
 
     /// A call with one answer has ended.
@@ -180,10 +198,21 @@ impl Metrics {
     }
 }
 
+/// The families of a page in the order of the catalogue, whatever order they came in.
+fn in_order(page: &str) -> String {
+    let mut families: Vec<&str> = page.split("\n\n").map(str::trim).collect();
+    families.retain(|family| !family.is_empty());
+    families.sort_by_key(|family| {
+        let name = family.split(' ').nth(2).unwrap_or_default();
+        CATALOG.iter().position(|definition| definition.name == name)
+    });
+    families.iter().flat_map(|family| [*family, "\n\n"]).collect()
+}
+
 const METADATA: Metadata<'static> = Metadata::new("chitchat", Level::INFO, None);
 
 fn describe(recorder: &PrometheusRecorder) {
-    for Definition { name, kind, help, .. } in CATALOG {
+    for &Definition { name, kind, help, .. } in CATALOG {
         match kind {
             Kind::Counter => recorder.describe_counter(name.into(), None, help.into()),
             Kind::Gauge => recorder.describe_gauge(name.into(), None, help.into()),
@@ -229,27 +258,53 @@ fn register_gauge(
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_page_shows_every_metric_from_the_start() {
-        let page = Metrics::new(7, Exports::default()).render();
+    /// The labels of a sample, without the edge of a bucket.
+    fn labels(sample: &str) -> Vec<&str> {
+        let Some((_, labels)) = sample.split_once('{') else {
+            return Vec::new();
+        };
+        labels
+            .split(',')
+            .filter_map(|pair| Some(pair.split_once('=')?.0))
+            .filter(|label| *label != "le")
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_page_shows_just_what_the_catalogue_has_from_the_start_and_in_its_order() {
+        let metrics = Metrics::new(7, Exports::default());
+        metrics.call_served(METHODS[0], Code::NotFound, Duration::from_millis(3));
+        let page = metrics.render();
+        let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        let expected: Vec<String> = CATALOG
+            .iter()
+            .map(|definition| format!("# TYPE {} {}", definition.name, definition.kind.as_str()))
+            .collect();
+        assert_eq!(shown, expected, "{page}");
         for definition in CATALOG {
-            let kind = match definition.kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-                Kind::Histogram => "histogram",
+            let name = definition.name;
+            let help = format!("# HELP {name} {}\n", definition.help);
+            assert!(page.contains(&help), "{help}");
+            let is_its = |line: &&str| {
+                let sample = line.split(['{', ' ']).next().unwrap_or_default();
+                let sample = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .filter(|_| definition.kind == Kind::Histogram)
+                    .find_map(|suffix| sample.strip_suffix(suffix))
+                    .unwrap_or(sample);
+                sample == name
             };
-            assert!(
-                page.contains(&format!("# TYPE {} {kind}\n", definition.name)),
-                "{}\n{page}",
-                definition.name
-            );
-            assert!(
-                page.contains(&format!("# HELP {} ", definition.name)),
-                "{}",
-                definition.name
-            );
+            let samples: Vec<&str> = page.lines().filter(is_its).collect();
+            assert!(!samples.is_empty(), "{name}");
+            for sample in samples {
+                assert_eq!(labels(sample), definition.labels, "{sample}");
+            }
         }
         assert!(page.contains("chitchat_connections_limit 7\n"));
         assert!(page.contains("chitchat_events_rejected_total{reason=\"name_taken\",fault=\"client\"} 0\n"));
+        assert!(page.contains(
+            "rpc_server_call_duration_seconds_count{rpc_method=\"itu.chitchat.ChatService/SendMessage\",\
+             rpc_response_status_code=\"NOT_FOUND\"} 1\n"
+        ));
     }
 }

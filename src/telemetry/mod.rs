@@ -9,10 +9,12 @@ mod logs;
 mod message_spans;
 mod metrics;
 mod otlp;
+mod process;
 mod report;
+mod runtime;
 mod served_calls;
 
-pub use catalog::{CATALOG, Definition, Kind};
+pub use catalog::{CATALOG, Definition, Kind, Unit, document};
 pub use client_spans::{ClientSpans, SendSpan};
 pub use logs::{LogFormat, LogGuard, LogOptions, init as init_logs};
 pub use metrics::Metrics;

@@ -11,7 +11,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
-use tracing::{info, warn};
+use tracing::{Instrument, info, info_span, warn};
 
 use crate::admin::{Admin, Readiness};
 use crate::cmd::Failure;
@@ -72,7 +72,7 @@ impl Server {
         let admin = Admin::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
-        recover(&hub).await?;
+        recover(&hub).instrument(info_span!("recover")).await?;
         let listen = listener
             .local_addr()
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
@@ -158,14 +158,18 @@ impl Server {
         } else {
             Duration::ZERO
         };
-        let drained = timeout_at(deadline - flush_time, async {
+        let drain = async {
             hub.drain(RECONNECT_AFTER).await;
             // Whoever watches the health knows by now; the watch would hold its connection open.
             for service in ["", CHAT_SERVICE] {
                 health.clone().clear_service_status(service).await;
             }
             serving.await
-        })
+        };
+        let drained = timeout_at(
+            deadline - flush_time,
+            drain.instrument(info_span!("drain", cause)),
+        )
         .await;
         if drained.is_err() {
             warn!(event = "cut", "cutting what has not ended in time");
