@@ -37,6 +37,8 @@ pub enum StoreOptions {
         directory: PathBuf,
         /// What an acknowledged event survives.
         durability: Durability,
+        /// Whether a log that has lost events at its end goes on.
+        accept_loss: bool,
     },
 }
 
@@ -78,6 +80,7 @@ impl Default for Config {
             store: StoreOptions::Disk {
                 directory: DEFAULT_DATA_DIR.into(),
                 durability: Durability::Sync,
+                accept_loss: false,
             },
             retention: Retention::ON_DISK,
             transport: TransportLimits {
@@ -198,6 +201,7 @@ impl Config {
             events,
             bytes,
             age: _,
+            total_bytes,
         } = self.retention;
         expect(
             events >= MIN_RETAINED_EVENTS,
@@ -206,6 +210,10 @@ impl Config {
         expect(
             bytes >= MIN_RETAINED_BYTES,
             format!("--retain-bytes is {bytes}; it must be {MIN_RETAINED_BYTES} or more"),
+        );
+        expect(
+            total_bytes >= MIN_RETAINED_BYTES,
+            format!("--retain-total-bytes is {total_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
         );
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::domain::{Event, EventKind, LamportTime, Refusal, RoomName, Timestamp, TraceContext};
+use crate::domain::{Event, EventKind, LamportTime, Refusal, RoomName, Sequence, Timestamp, TraceContext};
 
 /// What a client said, as it was accepted.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +78,8 @@ pub trait Observer: Send + Sync + 'static {
     fn replayed(&self, events: u32);
     /// A batch was stored, `latency` after it was given to the store.
     fn stored(&self, latency: Duration);
+    /// An event does not follow on the one before it, in sequence or Lamport time: the fold is wrong.
+    fn violated(&self, room: &RoomName, sequence: Sequence);
     /// A client named the last event it had seen, and gets all that followed (`true`) or cannot (`false`).
     fn resumed(&self, is_complete: bool);
 }

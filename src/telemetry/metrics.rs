@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
@@ -17,6 +18,7 @@ use super::served_calls::{CODES, METHODS, code_name};
 use super::{process, runtime};
 use crate::domain::LamportTime;
 use crate::rpc::{EventKindReceived, Method, Reason, StreamEnd};
+use crate::store::{Fill, Store};
 
 /// The metrics of one server. Each has a recorder of its own, so that two servers in one process do not mix.
 pub struct Metrics {
@@ -37,6 +39,13 @@ pub struct Metrics {
     pub(super) store_append: Histogram,
     /// By method, and by code within.
     calls: Vec<Histogram>,
+    pub(super) store_sync: Histogram,
+    pub(super) causality_violations: Counter,
+    /// The store reports here itself, and must not keep itself alive by that.
+    store: OnceLock<Weak<dyn Store>>,
+    store_bytes: Gauge,
+    store_events: Gauge,
+    store_available: Gauge,
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
@@ -90,6 +99,12 @@ impl Metrics {
             calls: std::iter::repeat_with(Histogram::default)
                 .take(METHODS.len() * CODES.len())
                 .collect(),
+            store_sync: Histogram::default(),
+            causality_violations: counter(&catalog::CAUSALITY_VIOLATIONS, &[]),
+            store: OnceLock::new(),
+            store_bytes: gauge(&catalog::STORE_BYTES),
+            store_events: gauge(&catalog::STORE_EVENTS),
+            store_available: gauge(&catalog::STORE_AVAILABLE),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -119,6 +134,27 @@ impl Metrics {
         }
     }
 
+    /// Shows how full `store` is from now on.
+    pub fn watch(&self, store: &Arc<dyn Store>) {
+        // A server has one store.
+        self.store.set(Arc::downgrade(store)).ok();
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
+    fn ask_store(&self) {
+        if let Some(Fill {
+            events,
+            bytes,
+            available,
+        }) = self.store.get().and_then(Weak::upgrade).map(|store| store.fill())
+        {
+            self.store_events.set(events as f64);
+            self.store_bytes.set(bytes as f64);
+            self.store_available
+                .set(available.map_or(f64::INFINITY, |free| free as f64));
+        }
+    }
+
     /// All metrics in the Prometheus text format.
     #[must_use]
     pub fn render(&self) -> String {
@@ -127,12 +163,14 @@ impl Metrics {
         self.lamport_time.set(self.latest.load(Ordering::Relaxed) as f64);
         self.dropped_spans.absolute(self.exports.lost_spans());
         self.dropped_logs.absolute(self.exports.lost_logs());
+        self.ask_store();
         let mut page = self.handle.render();
         self.broadcast_latency
             .render(&catalog::BROADCAST_LATENCY, &mut page);
         self.delivery_latency
             .render(&catalog::DELIVERY_LATENCY, &mut page);
         self.store_append.render(&catalog::STORE_APPEND, &mut page);
+        self.store_sync.render(&catalog::STORE_SYNC, &mut page);
         self.render_calls(&mut page);
         let runtime = Handle::try_current().ok();
         let runtime = runtime.map(|handle| runtime::read(&handle.metrics()));

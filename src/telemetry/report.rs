@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
 use opentelemetry::{Context, ContextGuard};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::attributes::{self, Subject};
 use super::message_spans::{MessageSpans, event_type};
 use super::metrics::Metrics;
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
-use crate::domain::{EventKind, LamportTime, Refusal, Sequence, TraceContext};
+use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence, TraceContext};
 use crate::hub::{Accepted, Trail};
 use crate::rpc::{Arrival, EventKindReceived, Method, Reason, StreamEnd, Visitor};
-use crate::{hub, rpc};
+use crate::{hub, rpc, store};
 
 /// Turns what the hub and the transport tell into metrics and log lines.
 #[derive(Clone)]
@@ -123,6 +123,11 @@ impl hub::Observer for Report {
         self.metrics.store_append.record(latency, 1);
     }
 
+    fn violated(&self, room: &RoomName, sequence: Sequence) {
+        self.metrics.causality_violations.increment(1);
+        error!(event = "causality_violated", %room, %sequence, "an event does not follow on the one before");
+    }
+
     fn resumed(&self, is_complete: bool) {
         let outcome = if is_complete {
             &self.metrics.resumes_complete
@@ -130,6 +135,12 @@ impl hub::Observer for Report {
             &self.metrics.resumes_incomplete
         };
         outcome.increment(1);
+    }
+}
+
+impl store::Observer for Report {
+    fn committed(&self, took: Duration) {
+        self.metrics.store_sync.record(took, 1);
     }
 }
 

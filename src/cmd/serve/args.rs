@@ -56,6 +56,11 @@ pub struct Args {
     )]
     durability: Durability,
 
+    /// Goes on where acknowledged events are gone from the end of a room's log, after a power cut with --durability os or a damaged
+    /// disk: the room gets a new epoch. Without it such a start is refused
+    #[arg(long, env = "CHITCHAT_ACCEPT_LOSS", help_heading = "Store")]
+    accept_loss: bool,
+
     /// How many of a room's newest events are kept [default: 1000000, in memory 100000]
     #[arg(
         long,
@@ -77,6 +82,15 @@ pub struct Args {
     /// How old a room's events may be; 0s = however old
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
+
+    /// How many bytes of all rooms' events are kept; the largest room gives way [default: 8589934592, in memory 268435456]
+    #[arg(
+        long,
+        env = "CHITCHAT_RETAIN_TOTAL_BYTES",
+        value_name = "BYTES",
+        help_heading = "Store"
+    )]
+    retain_total_bytes: Option<u64>,
 
     /// How long a client that lost its connection has to come back before it leaves
     #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10s", help_heading = "Rooms")]
@@ -195,6 +209,7 @@ impl Args {
                 events: self.retain_events.unwrap_or(kept.events),
                 bytes: self.retain_bytes.unwrap_or(kept.bytes),
                 age: self.retain_age,
+                total_bytes: self.retain_total_bytes.unwrap_or(kept.total_bytes),
             },
             store: if self.in_memory {
                 StoreOptions::Memory
@@ -202,6 +217,7 @@ impl Args {
                 StoreOptions::Disk {
                     directory: self.data_dir,
                     durability: self.durability,
+                    accept_loss: self.accept_loss,
                 }
             },
             transport: TransportLimits {

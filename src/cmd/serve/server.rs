@@ -20,7 +20,7 @@ use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
-use crate::store::{DiskStore, MemoryStore, Store, StoreError};
+use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{CallLayer, Exports, Metrics, Report};
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
@@ -63,7 +63,8 @@ impl Server {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections, exports.clone()));
         let report = Report::new(Arc::clone(&metrics), exports.tracer().cloned());
         let calls = CallLayer::new(Arc::clone(&metrics), exports.tracer().cloned());
-        let (store, secret) = open_store(&config)?;
+        let (store, secret) = open_store(&config, Arc::new(report.clone()))?;
+        metrics.watch(&store);
         let hub = Hub::new(config.rules, config.hub, store, &secret, Arc::new(report.clone()));
         let readiness = Readiness::default();
         let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
@@ -190,7 +191,10 @@ impl Server {
 }
 
 /// Opens the store, and gives what session tokens are made from.
-fn open_store(config: &Config) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
+fn open_store(
+    config: &Config,
+    observer: Arc<dyn store::Observer>,
+) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
     match &config.store {
         // Nothing outlives the process, so its tokens need not either.
         StoreOptions::Memory => {
@@ -200,9 +204,15 @@ fn open_store(config: &Config) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
         StoreOptions::Disk {
             directory,
             durability,
+            accept_loss,
         } => {
-            let store = DiskStore::open(directory, *durability, config.retention, config.hub.max_rooms)
-                .map_err(cannot_open)?;
+            let options = DiskOptions {
+                durability: *durability,
+                retention: config.retention,
+                max_rooms: config.hub.max_rooms,
+                accept_loss: *accept_loss,
+            };
+            let store = DiskStore::open(directory, options, observer).map_err(cannot_open)?;
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
