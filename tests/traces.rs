@@ -246,6 +246,37 @@ fn a_message_without_a_trace_gets_the_servers() {
 }
 
 #[test]
+fn the_load_generator_is_a_sender_too() {
+    let collector = Collector::start();
+    let server = serve_with(&[], &exporting(&collector.endpoint));
+    let address = server.address.to_string();
+    let load = [
+        "bench",
+        "--server",
+        &address,
+        "--publishers",
+        "1",
+        "--subscribers",
+        "1",
+        "--count",
+        "20",
+    ];
+    succeed(&mut client(server.address, &collector.endpoint, &load), "");
+    let sent = collector.spans("send rooms/{room}", 20);
+    let processed = collector.spans("process rooms/{room}", 20);
+    for send in &sent {
+        assert!(!send.is_error, "{send:#?}");
+        let process = processed.iter().find(|process| process.parent == send.id);
+        let process = process.unwrap_or_else(|| panic!("no child of {send:#?}"));
+        assert_eq!(process.trace, send.trace);
+        assert_eq!(
+            number(process, "chitchat.lamport.received"),
+            number(send, "chitchat.lamport.time")
+        );
+    }
+}
+
+#[test]
 fn nothing_is_lost_at_the_end() {
     let collector = Collector::start();
     // Nothing would be exported before the end.

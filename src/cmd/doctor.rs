@@ -175,7 +175,7 @@ impl DoctorCommand {
 
     async fn say(&self, spans: &ClientSpans) -> Result<Acknowledged, Error> {
         const TEXT: &str = "How do you do?";
-        let span = spans.send(self.room.as_str(), TEXT);
+        let span = spans.send(self.room.as_str(), TEXT.len());
         let sending: Arc<dyn Sending> = match &span {
             Some(span) => Arc::<SendSpan>::clone(span),
             None => {
