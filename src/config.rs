@@ -163,6 +163,7 @@ impl Config {
             max_streams_per_connection,
             keepalive_interval,
             keepalive_timeout,
+            stall_timeout,
             ..
         } = self.transport;
         expect(
@@ -179,6 +180,7 @@ impl Config {
         for (flag, value) in [
             ("--keepalive-interval", keepalive_interval),
             ("--keepalive-timeout", keepalive_timeout),
+            ("--stall-timeout", stall_timeout),
         ] {
             expect(
                 value >= Duration::from_secs(1),
@@ -196,6 +198,7 @@ impl Config {
             events,
             bytes,
             age: _,
+            total_bytes,
         } = self.retention;
         expect(
             events >= MIN_RETAINED_EVENTS,
@@ -204,6 +207,10 @@ impl Config {
         expect(
             bytes >= MIN_RETAINED_BYTES,
             format!("--retain-bytes is {bytes}; it must be {MIN_RETAINED_BYTES} or more"),
+        );
+        expect(
+            total_bytes >= MIN_RETAINED_BYTES,
+            format!("--retain-total-bytes is {total_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
         );
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;

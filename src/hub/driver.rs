@@ -32,7 +32,8 @@ use super::room::RoomHandle;
 use super::start::{Place, Start};
 use super::token::Tokens;
 use crate::domain::{
-    Command, Epoch, Event, Join, Leave, Outcome, ParticipantId, Post, Refusal, Room, Say, Sequence, WallTime,
+    Command, Epoch, Event, Join, LamportTime, Leave, Outcome, ParticipantId, Post, Refusal, Room, Say,
+    Sequence, WallTime,
 };
 use crate::store::{Append, Bounds, LogId, Store, StoreError, encode_snapshot};
 
@@ -42,6 +43,9 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A snapshot is stored when the log has grown by this many events (and at least as many as the room has participants,
 /// since it names them all).
 const SNAPSHOT_EVERY: u64 = 10_000;
+
+/// Or by this many bytes: what no snapshot stands for is kept, whatever the retention.
+const SNAPSHOT_BYTES: usize = 8 << 20;
 
 /// The most events that a stream begins with on request.
 const MAX_HISTORY: u32 = 10_000;
@@ -72,8 +76,12 @@ pub(super) struct Driver {
     /// When the time of each lost participant is over, soonest first.
     grace: VecDeque<(Instant, ParticipantId, Sequence)>,
     batch: Batch,
+    /// The place and Lamport time of the newest event.
+    newest: (Sequence, LamportTime),
     /// The place of the newest stored snapshot.
     snapshot: Sequence,
+    /// How many bytes were stored since.
+    since_snapshot: usize,
     woken: Vec<Waker>,
 }
 
@@ -83,6 +91,7 @@ impl Driver {
         shared.observer.room(true);
         let feed = Feed::new(shared.feed_bytes, room.last(), Arc::clone(&shared.observer));
         let snapshot = room.last();
+        let newest = (room.last(), room.time());
         Self {
             room,
             log: log.id,
@@ -95,7 +104,9 @@ impl Driver {
             last_connection: 0,
             grace: VecDeque::new(),
             batch: Batch::default(),
+            newest,
             snapshot,
+            since_snapshot: 0,
             woken: Vec::new(),
         }
     }
@@ -123,8 +134,11 @@ impl Driver {
                     }
                 }
                 () = tokio::time::sleep_until(wake_at) => {
-                    if self.is_vacant() && inbox.close_if_empty() {
-                        return Ok(());
+                    if self.is_vacant() {
+                        self.leave_snapshot().await?;
+                        if inbox.close_if_empty() {
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -260,7 +274,7 @@ impl Driver {
             if let Some(older) = self.connections.insert(participant, connection) {
                 self.batch.step(Step::End {
                     connection: older,
-                    end: End::TakenOver(time),
+                    end: End::TakenOver,
                 });
             }
             let entry = entry(participant, join.name, Some(self.token(participant, since)));
@@ -481,6 +495,11 @@ impl Driver {
     }
 
     fn append(&mut self, event: &Event, received: std::time::Instant) {
+        // The fold's promise, checked from outside it.
+        let (sequence, time) = std::mem::replace(&mut self.newest, (event.sequence, event.time));
+        if event.sequence != sequence.next() || event.time <= time {
+            self.shared.observer.violated(&self.handle.name, event.sequence);
+        }
         self.shared.observer.broadcast(&event.kind, event.time);
         let is_resumable = self
             .room
@@ -510,6 +529,7 @@ impl Driver {
         }
         let records: Vec<_> = chunks.iter().filter_map(Chunk::record).collect();
         if !records.is_empty() {
+            self.since_snapshot += records.iter().map(|record| record.frames.len()).sum::<usize>();
             let snapshot = self.snapshot_if_due();
             let given = std::time::Instant::now();
             self.store(Append { records, snapshot }).await?;
@@ -567,10 +587,27 @@ impl Driver {
         let last = self.room.last();
         let grown = last.get() - self.snapshot.get();
         let due = SNAPSHOT_EVERY.max(self.room.participants().len() as u64);
-        (grown >= due).then(|| {
-            self.snapshot = last;
-            encode_snapshot(&self.room.snapshot())
-        })
+        (grown >= due || self.since_snapshot >= SNAPSHOT_BYTES).then(|| self.take_snapshot())
+    }
+
+    fn take_snapshot(&mut self) -> Bytes {
+        self.snapshot = self.room.last();
+        self.since_snapshot = 0;
+        encode_snapshot(&self.room.snapshot())
+    }
+
+    /// Stores a snapshot of a room that nobody is in: its log may be let go then as far as the limits say, and it is
+    /// soon back when somebody comes.
+    async fn leave_snapshot(&mut self) -> Result<(), StoreError> {
+        if self.snapshot == self.room.last() {
+            return Ok(());
+        }
+        let snapshot = Some(self.take_snapshot());
+        let records = Vec::new();
+        self.shared
+            .store
+            .append(self.log, Append { records, snapshot })
+            .await
     }
 
     fn publish(&mut self, chunk: Chunk) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{LamportTime, Refusal};
+use crate::domain::Refusal;
 
 /// Why a subscriber's stream ends, said by the room.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum End {
     /// The participant did what ends a stream.
     Refused(Refusal),
     /// The client has come back on another connection.
-    TakenOver(LamportTime),
+    TakenOver,
     /// The server is draining: connect again, after a delay of about this much.
     Draining(Duration),
     /// The room can go on no more; connect again.

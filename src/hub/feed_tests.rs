@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{EventKind, LamportTime, Refusal};
+use crate::domain::{EventKind, LamportTime, Refusal, RoomName};
 
 const CAPACITY: usize = 200;
 
@@ -30,6 +30,7 @@ impl Observer for Counts {
     fn behind(&self, _: bool) {}
     fn replayed(&self, _: u32) {}
     fn stored(&self, _: Duration) {}
+    fn violated(&self, _: &RoomName, _: Sequence) {}
     fn resumed(&self, _: bool) {}
 }
 

@@ -28,7 +28,7 @@ pub use entrance::Entrance;
 pub use error::HubError;
 pub use feed::{Cursor, CursorKey, Feed, Piece, Publication};
 pub use member::{Entry, Member};
-pub use observer::{Observer, Unobserved};
+pub use observer::Observer;
 pub use reader::Reader;
 pub use registry::{HistoryPage, HistoryRange, Hub, HubOptions, Summary};
 pub use request::Posted;

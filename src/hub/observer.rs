@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{EventKind, LamportTime, Refusal};
+use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence};
 
 /// Listens to what happens in the rooms. The calls come from hot paths, some of them under a room's lock: they must be
 /// cheap and must not block.
@@ -26,23 +26,8 @@ pub trait Observer: Send + Sync + 'static {
     fn replayed(&self, events: u32);
     /// A batch was stored, `latency` after it was given to the store.
     fn stored(&self, latency: Duration);
+    /// An event does not follow on the one before it, in sequence or Lamport time: the fold is wrong.
+    fn violated(&self, room: &RoomName, sequence: Sequence);
     /// A client named the last event it had seen, and gets all that followed (`true`) or cannot (`false`).
     fn resumed(&self, is_complete: bool);
-}
-
-/// Hears nothing: for tests and tools.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {
-    fn broadcast(&self, _: &EventKind, _: LamportTime) {}
-    fn refused(&self, _: &Refusal) {}
-    fn delivered(&self, _: u32, _: Duration) {}
-    fn completed(&self, _: u32, _: Duration) {}
-    fn connected(&self, _: bool) {}
-    fn room(&self, _: bool) {}
-    fn behind(&self, _: bool) {}
-    fn replayed(&self, _: u32) {}
-    fn stored(&self, _: Duration) {}
-    fn resumed(&self, _: bool) {}
 }

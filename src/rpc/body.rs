@@ -20,6 +20,7 @@ use super::admission::Admission;
 use super::observer::{EventKindReceived, Observer, StreamEnd, Visitor};
 use super::reason::Reason;
 use super::session::{Ended, Output, Session};
+use super::stall;
 use super::status::{StreamError, trailers};
 use crate::hub::{Asking, Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
@@ -72,6 +73,10 @@ struct Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
+        if stall::has_stalled() {
+            self.end = StreamEnd::Slow;
+            self.detail = "the client takes nothing".into();
+        }
         self.observer
             .stream_ended(self.end, self.visitor.as_ref(), &self.detail);
     }

@@ -11,11 +11,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use super::rewound::{NotHttp2, Rewound};
+use super::stall::Watched;
+use super::streams::{self, Opened};
 
 /// Flow-control window of a connection. Against the stream's window it is large: HTTP/2's library counts what is
 /// unread in small frames against half of it, and ends whoever exceeds that, so that no single stream may get there.
@@ -46,6 +47,8 @@ pub struct TransportLimits {
     pub keepalive_interval: Duration,
     /// How long the sign may take before the connection counts as lost.
     pub keepalive_timeout: Duration,
+    /// How long a client may take nothing of what a stream has for it before the stream is ended.
+    pub stall_timeout: Duration,
 }
 
 impl Default for TransportLimits {
@@ -56,20 +59,8 @@ impl Default for TransportLimits {
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
+            stall_timeout: Duration::from_secs(300),
         }
-    }
-}
-
-/// Spawns a connection's streams among the listener's tasks, so that they have an owner.
-#[derive(Clone)]
-struct Streams(TaskTracker);
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        self.0.spawn(stream);
     }
 }
 
@@ -78,7 +69,6 @@ pub(super) async fn serve<T, S>(
     io: T,
     service: S,
     limits: TransportLimits,
-    tasks: TaskTracker,
     draining: CancellationToken,
 ) -> Result<(), NotHttp2>
 where
@@ -87,9 +77,12 @@ where
     S::Future: Send,
 {
     let io = Rewound::accept(io, limits.handshake_timeout).await?;
-    let service = service.map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new));
+    let service = service
+        .map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new))
+        .map_response(|response| response.map(Watched::new));
+    let opened = Opened::default();
     let mut connection = pin!(
-        http2::Builder::new(Streams(tasks))
+        http2::Builder::new(opened.clone())
             .timer(TokioTimer::new())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -103,16 +96,14 @@ where
     );
     let mut drained = pin!(draining.cancelled());
     let mut is_draining = false;
+    let connection = poll_fn(|cx| {
+        if !is_draining && drained.as_mut().poll(cx).is_ready() {
+            is_draining = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    });
     // How a connection ends is the client's affair: each stream has told what became of it.
-    drop(
-        poll_fn(|cx| {
-            if !is_draining && drained.as_mut().poll(cx).is_ready() {
-                is_draining = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.as_mut().poll(cx)
-        })
-        .await,
-    );
+    drop(streams::run(connection, opened, limits.stall_timeout).await);
     Ok(())
 }

@@ -126,8 +126,7 @@ impl Listener {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
     {
-        let connection =
-            connection::serve(stream, service, self.limits, self.tasks.clone(), draining.clone());
+        let connection = connection::serve(stream, service, self.limits, draining.clone());
         let (observer, cut) = (Arc::clone(&self.observer), cut.clone());
         self.tasks.spawn(async move {
             observer.connection(true);
@@ -157,8 +156,7 @@ impl Listener {
         let service = service_fn(move |_: Request<Body>| async move {
             Ok::<_, Infallible>(too_many_connections(limit).into_http())
         });
-        let connection =
-            connection::serve(stream, service, self.limits, self.tasks.clone(), draining.clone());
+        let connection = connection::serve(stream, service, self.limits, draining.clone());
         let cut = cut.clone();
         self.tasks.spawn(async move {
             // However it ended, it was told what there is to tell.

@@ -1,6 +1,7 @@
 //! The services on the wire: a bounded transport, thin methods, one table from errors to gRPC status.
 
 mod admission;
+mod bell;
 mod body;
 mod calls;
 mod chat_route;
@@ -10,14 +11,16 @@ mod observer;
 mod reason;
 mod rewound;
 mod session;
+mod stall;
 mod status;
+mod streams;
 mod subscribe_body;
 
 pub use calls::Calls;
 pub use chat_route::ChatRoute;
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{EventKindReceived, Observer, StreamEnd, Unobserved, Visitor};
+pub use observer::{EventKindReceived, Observer, StreamEnd, Visitor};
 pub use reason::{Fault, Reason};
 
 /// The fully qualified name of the chat service.

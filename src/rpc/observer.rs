@@ -95,18 +95,3 @@ pub trait Observer: Send + Sync + 'static {
     /// A Chat stream ended. `detail` is the status message, empty where there is nothing to say.
     fn stream_ended(&self, end: StreamEnd, visitor: Option<&Visitor>, detail: &str);
 }
-
-/// Hears nothing: for tests and tools.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {
-    fn connection(&self, _: bool) {}
-    fn connection_refused(&self, _: SocketAddr, _: usize) {}
-    fn connection_unintelligible(&self, _: SocketAddr) {}
-    fn stream_started(&self) {}
-    fn received(&self, _: EventKindReceived) {}
-    fn rejected(&self, _: Reason) {}
-    fn joined(&self, _: &Visitor) {}
-    fn stream_ended(&self, _: StreamEnd, _: Option<&Visitor>, _: &str) {}
-}

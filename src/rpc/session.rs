@@ -219,7 +219,7 @@ impl Session {
                 }
             }
             End::Refused(refusal) => self.failed(StreamEnd::Refused, &StreamError::Refused(refusal)),
-            End::TakenOver(_) => self.failed(StreamEnd::TakenOver, &StreamError::TakenOver),
+            End::TakenOver => self.failed(StreamEnd::TakenOver, &StreamError::TakenOver),
             End::Draining(delay) => self.failed(StreamEnd::Drain, &StreamError::Draining(delay)),
             End::Failed => self.failed(StreamEnd::Error, &StreamError::Failed),
         }

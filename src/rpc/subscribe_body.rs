@@ -56,7 +56,14 @@ impl SubscribeBody {
     }
 
     fn refuse(&mut self, error: &StreamError) {
-        self.observer.rejected(error.reason());
+        // What the room refused, the room has told.
+        if !matches!(error, StreamError::Hub(HubError::Refused(_))) {
+            self.observer.rejected(error.reason());
+        }
+        self.end(error);
+    }
+
+    fn end(&mut self, error: &StreamError) {
         self.phase = Phase::Ending(Box::new(error.status().0));
     }
 
@@ -117,7 +124,7 @@ impl Body for SubscribeBody {
                         Piece::End(End::Draining(delay)) => StreamError::Draining(delay),
                         Piece::End(_) => StreamError::Failed,
                     };
-                    this.refuse(&error);
+                    this.end(&error);
                 }
                 Phase::Ending(status) => {
                     let frame = trailers(status);

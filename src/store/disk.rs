@@ -16,7 +16,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use super::heads::Heads;
 use super::layout::{decode_entry, encode_entry, record_key, record_place};
 use super::writer::{self, Kept, Writer};
-use super::{Append, Appended, Bounds, Log, LogId, Record, Retention, Store, StoreError};
+use super::{Append, Appended, Bounds, Fill, Log, LogId, Observer, Record, Retention, Store, StoreError};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
 /// The version of the directory's format that this version writes and knows.
@@ -63,6 +63,7 @@ pub(super) struct Tables {
 
 /// A store on disk. Its directory is free for another server when it is dropped.
 pub struct DiskStore {
+    path: PathBuf,
     tables: Tables,
     max_rooms: usize,
     known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
@@ -86,6 +87,7 @@ impl DiskStore {
         durability: Durability,
         retention: Retention,
         max_rooms: usize,
+        observer: Arc<dyn Observer>,
     ) -> Result<Self, StoreError> {
         let cannot = |error: std::io::Error| StoreError::Directory {
             path: path.into(),
@@ -107,8 +109,9 @@ impl DiskStore {
         })?;
         let kept = Arc::new(Mutex::new(kept));
         let (writer, thread) =
-            writer::start(tables.clone(), heads, retention, Arc::clone(&kept)).map_err(cannot)?;
+            writer::start(tables.clone(), heads, retention, Arc::clone(&kept), observer).map_err(cannot)?;
         Ok(Self {
+            path: path.into(),
             tables,
             max_rooms,
             known: Mutex::new(known),
@@ -394,9 +397,17 @@ impl Store for DiskStore {
         self.writer.append(log, append)
     }
 
-    fn bytes(&self) -> u64 {
-        // Of a database that is there; what it cannot say it does not have.
-        self.tables.db.disk_space().unwrap_or_default()
+    fn fill(&self) -> Fill {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = kept.values().map(Kept::events).sum();
+        drop(kept);
+        let free = rustix::fs::statvfs(&self.path).ok();
+        Fill {
+            events,
+            // Of a database that is there; what it cannot say it does not have.
+            bytes: self.tables.db.disk_space().unwrap_or_default(),
+            available: free.map(|free| free.f_bavail.saturating_mul(free.f_frsize)),
+        }
     }
 }
 

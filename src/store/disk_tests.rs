@@ -1,10 +1,16 @@
 //! Both stores keep what they are given; the one on disk keeps it across restarts and notices damage.
 
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 
 use super::super::{MemoryStore, encode_snapshot, read_page};
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
+
+fn open(path: &Path, retention: Retention) -> Result<DiskStore, StoreError> {
+    DiskStore::open(path, Durability::Sync, retention, 4, Arc::new(|_| {}))
+}
 
 /// A directory of its own, removed with the test.
 struct Scratch(PathBuf);
@@ -17,7 +23,7 @@ impl Scratch {
     }
 
     fn open(&self, retention: Retention) -> DiskStore {
-        DiskStore::open(&self.0, Durability::Sync, retention, 4).unwrap()
+        open(&self.0, retention).unwrap()
     }
 }
 
@@ -167,11 +173,111 @@ async fn the_oldest_records_are_let_go_as_far_as_a_snapshot_stands_for_them() {
     );
 }
 
+#[tokio::test]
+async fn the_largest_log_gives_way_when_all_together_are_too_much() {
+    let scratch = Scratch::new("total");
+    let retention = Retention {
+        total_bytes: 100_000,
+        ..Retention::ON_DISK
+    };
+    let disk = scratch.open(retention);
+    let memory = MemoryStore::new(retention, 4);
+    for store in [&disk as &dyn Store, &memory] {
+        let [tea, milk] = ["tea", "milk"].map(|name| store.open(&room(name), WallTime::default()).unwrap());
+        append(store, milk.id, vec![record(1, 1_000)], Some(snapshot(1_000))).await;
+        for n in 0..100 {
+            let first = n * 200 + 1;
+            append(
+                store,
+                tea.id,
+                vec![record(first, 200)],
+                Some(snapshot(first + 199)),
+            )
+            .await;
+        }
+        let (tea, milk) = (store.bounds(tea.id).unwrap(), store.bounds(milk.id).unwrap());
+        assert_eq!(
+            (milk.first.get(), milk.last.get()),
+            (1, 1_000),
+            "the small one keeps all"
+        );
+        assert_eq!(tea.last.get(), 20_000);
+        // An event takes 13 bytes here.
+        assert!((12_000..14_000).contains(&tea.first.get()), "{tea:?}");
+        let events = 1_000 + 20_001 - tea.first.get();
+        assert_eq!(store.fill().events, events);
+    }
+    assert!(memory.fill().bytes <= 100_000);
+}
+
+#[tokio::test]
+async fn what_is_too_old_goes() {
+    let old = |sequence| dated(sequence, Duration::from_secs(sequence));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let scratch = Scratch::new("age");
+    let retention = Retention {
+        age: Duration::from_secs(3_600),
+        ..Retention::ON_DISK
+    };
+    let disk = scratch.open(retention);
+    let memory = MemoryStore::new(retention, 4);
+    for store in [&disk as &dyn Store, &memory] {
+        let log = store.open(&room("tea"), WallTime::default()).unwrap();
+        let first = || store.bounds(log.id).unwrap().first.get();
+        append(store, log.id, vec![old(1), dated(2, now), old(3), old(4)], None).await;
+        assert_eq!(first(), 1, "no snapshot stands for it");
+        append(store, log.id, Vec::new(), Some(snapshot(3))).await;
+        assert_eq!(first(), 2, "the next is young");
+    }
+}
+
+#[tokio::test]
+async fn what_grows_too_old_goes_where_nothing_happens() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let scratch = Scratch::new("aging");
+    let store = scratch.open(Retention {
+        age: Duration::from_secs(1),
+        ..Retention::ON_DISK
+    });
+    let log = store.open(&room("tea"), WallTime::default()).unwrap();
+    append(
+        &store,
+        log.id,
+        vec![dated(1, now), dated(2, now)],
+        Some(snapshot(2)),
+    )
+    .await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while store.bounds(log.id).unwrap().first.get() != 2 {
+        assert!(Instant::now() < deadline, "the first stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A record of one event that was broadcast then.
+fn dated(sequence: u64, time: Duration) -> Record {
+    use prost::Message;
+
+    let message = crate::proto::ServerMessage {
+        broadcast_time: Some(prost_types::Timestamp {
+            seconds: time.as_secs().try_into().unwrap(),
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    let bytes = message.encode_to_vec();
+    let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+    Record {
+        frames: [&[0], length.as_slice(), &bytes].concat().into(),
+        ..record(sequence, 1)
+    }
+}
+
 #[test]
 fn a_directory_has_one_server() {
     let scratch = Scratch::new("lock");
     let store = scratch.open(Retention::ON_DISK);
-    let second = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4).map(drop);
+    let second = open(&scratch.0, Retention::ON_DISK).map(drop);
     assert_eq!(second, Err(StoreError::Locked(scratch.0.clone())));
     drop(store);
     scratch.open(Retention::ON_DISK);
@@ -182,9 +288,7 @@ fn a_format_that_is_not_known_is_refused() {
     let scratch = Scratch::new("format");
     drop(scratch.open(Retention::ON_DISK));
     fs::write(scratch.0.join("FORMAT"), "chitchat 2\n").unwrap();
-    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4)
-        .map(drop)
-        .unwrap_err();
+    let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(
         matches!(&error, StoreError::Format { found, .. } if found == "chitchat 2"),
         "{error}"
@@ -195,9 +299,7 @@ fn a_format_that_is_not_known_is_refused() {
 fn a_directory_that_cannot_be_made_says_why() {
     let scratch = Scratch::new("file");
     fs::write(&scratch.0, "a file").unwrap();
-    let error = DiskStore::open(&scratch.0, Durability::Sync, Retention::ON_DISK, 4)
-        .map(drop)
-        .unwrap_err();
+    let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(matches!(error, StoreError::Directory { .. }), "{error}");
     fs::remove_file(&scratch.0).unwrap();
 }

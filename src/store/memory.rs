@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Append, Appended, Bounds, Log, LogId, Record, Retention, Store, StoreError};
+use super::{
+    Append, Appended, Bounds, Fill, Log, LogId, Record, Retention, Store, StoreError, decode_snapshot,
+};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
 /// Logs in memory, bounded like those on disk.
@@ -15,6 +17,8 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
+    /// The bytes of all logs.
+    total: u64,
     by_name: BTreeMap<RoomName, usize>,
     logs: Vec<MemoryLog>,
 }
@@ -26,6 +30,8 @@ struct MemoryLog {
     events: u64,
     bytes: u64,
     snapshot: Option<bytes::Bytes>,
+    /// The place of the snapshot.
+    covered: Sequence,
 }
 
 impl MemoryStore {
@@ -45,9 +51,59 @@ impl MemoryStore {
     }
 }
 
+impl MemoryLog {
+    /// Lets the oldest records go as long as `is_wanted` says so, and the snapshot stands for them. The newest stays.
+    fn let_go_while(&mut self, is_wanted: impl Fn(&Self, &Record) -> bool) {
+        while let Some(oldest) = self.records.front()
+            && self.records.len() > 1
+            && oldest.last() <= self.covered
+            && is_wanted(self, oldest)
+        {
+            self.events -= u64::from(oldest.events);
+            self.bytes -= oldest.frames.len() as u64;
+            self.records.pop_front();
+        }
+    }
+}
+
 impl State {
     fn log(&self, id: LogId) -> Result<&MemoryLog, StoreError> {
         self.logs.get(id.0 as usize).ok_or(StoreError::Failed)
+    }
+
+    fn append(&mut self, id: LogId, append: Append, retention: &Retention) -> Result<(), StoreError> {
+        let log = self.logs.get_mut(id.0 as usize).ok_or(StoreError::Failed)?;
+        let before = log.bytes;
+        for record in append.records {
+            log.last = record.last();
+            log.events += u64::from(record.events);
+            log.bytes += record.frames.len() as u64;
+            log.records.push_back(record);
+        }
+        if let Some(snapshot) = append.snapshot {
+            log.covered = decode_snapshot(&snapshot)?.last;
+            log.snapshot = Some(snapshot);
+        }
+        let expired = retention.expired();
+        log.let_go_while(|log, oldest| {
+            log.events > retention.events
+                || log.bytes > retention.bytes
+                || expired.is_some_and(|expired| oldest.is_older_than(expired))
+        });
+        self.total = self.total - before + log.bytes;
+        if self.total > retention.total_bytes {
+            self.give_way(retention.total_bytes);
+        }
+        Ok(())
+    }
+
+    /// Lets the largest log give way until all together have no more than `limit`, as far as there are snapshots.
+    fn give_way(&mut self, limit: u64) {
+        if let Some(largest) = self.logs.iter_mut().max_by_key(|log| log.bytes) {
+            let others = self.total - largest.bytes;
+            largest.let_go_while(|log, _| others + log.bytes > limit);
+            self.total = others + largest.bytes;
+        }
     }
 
     fn shown(&self, index: usize) -> Option<Log> {
@@ -82,6 +138,7 @@ impl Store for MemoryStore {
                     events: 0,
                     bytes: 0,
                     snapshot: None,
+                    covered: Sequence::ZERO,
                 });
                 let index = state.logs.len() - 1;
                 state.by_name.insert(room.clone(), index);
@@ -131,31 +188,16 @@ impl Store for MemoryStore {
     }
 
     fn append(&self, log: LogId, append: Append) -> Appended<'_> {
-        let mut state = self.lock();
-        if let Some(log) = state.logs.get_mut(log.0 as usize) {
-            for record in append.records {
-                log.last = record.last();
-                log.events += u64::from(record.events);
-                log.bytes += record.frames.len() as u64;
-                log.records.push_back(record);
-            }
-            log.snapshot = append.snapshot.or_else(|| log.snapshot.take());
-            let Retention {
-                events,
-                bytes,
-                age: _,
-            } = self.retention;
-            while (log.events > events || log.bytes > bytes) && log.records.len() > 1 {
-                if let Some(record) = log.records.pop_front() {
-                    log.events -= u64::from(record.events);
-                    log.bytes -= record.frames.len() as u64;
-                }
-            }
-        }
-        Box::pin(std::future::ready(Ok(())))
+        let appended = self.lock().append(log, append, &self.retention);
+        Box::pin(std::future::ready(appended))
     }
 
-    fn bytes(&self) -> u64 {
-        self.lock().logs.iter().map(|log| log.bytes).sum()
+    fn fill(&self) -> Fill {
+        let state = self.lock();
+        Fill {
+            events: state.logs.iter().map(|log| log.events).sum(),
+            bytes: state.total,
+            available: None,
+        }
     }
 }

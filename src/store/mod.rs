@@ -14,6 +14,7 @@ mod error;
 mod heads;
 mod layout;
 mod memory;
+mod observer;
 mod record;
 mod retention;
 mod snapshot;
@@ -29,6 +30,7 @@ use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 pub use disk::{DiskStore, Durability};
 pub use error::StoreError;
 pub use memory::MemoryStore;
+pub use observer::Observer;
 pub use record::{Record, frames};
 pub use retention::Retention;
 pub use snapshot::{decode_snapshot, encode_snapshot};
@@ -150,8 +152,19 @@ pub trait Store: Send + Sync + 'static {
     /// Appends to a log. Ready when it is durable. Dropping the future does not undo it.
     fn append(&self, log: LogId, append: Append) -> Appended<'_>;
 
-    /// Bytes on disk (or in memory), for metrics.
-    fn bytes(&self) -> u64;
+    /// How much there is, for metrics. Does not wait for the disk longer than it takes to ask for what is free.
+    fn fill(&self) -> Fill;
+}
+
+/// How much a store holds, and how much more it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// The events of all logs.
+    pub events: u64,
+    /// The bytes on disk, with all that the database needs beside the events; in memory, those of the events.
+    pub bytes: u64,
+    /// The bytes that are free where it writes; none where that is memory.
+    pub available: Option<u64>,
 }
 
 /// The events after `after` up to and with `upto`, at most about `max_bytes` of them. Empty where the next event is not

@@ -3,6 +3,8 @@
 //! As bytes: a checksum (CRC-32 of what follows), the number of events, the length of the extra part, the extra part
 //! (the indexes of JOINs that are resumable, four bytes each), the framed events. All numbers are big-endian.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Page, StoreError};
@@ -31,6 +33,23 @@ impl Record {
     #[must_use]
     pub fn last(&self) -> Sequence {
         Sequence::new((self.first.get() + u64::from(self.events)).saturating_sub(1))
+    }
+
+    /// Whether its first event was broadcast before `time` (since 1970), as the wire shows it.
+    pub(super) fn is_older_than(&self, time: Duration) -> bool {
+        use prost::Message;
+
+        let first = frames(self.frames.clone()).next();
+        let broadcast = first
+            .and_then(|frame| crate::proto::ServerMessage::decode(frame.slice(PREFIX..)).ok())
+            .and_then(|message| message.broadcast_time)
+            .and_then(|at| {
+                Some(Duration::new(
+                    at.seconds.try_into().ok()?,
+                    at.nanos.try_into().ok()?,
+                ))
+            });
+        broadcast.is_some_and(|at| at < time)
     }
 
     pub(super) fn encode(&self) -> Bytes {

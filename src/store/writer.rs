@@ -1,10 +1,11 @@
 //! The thread that writes: everything that waits is one commit and one sync, whichever room it is of.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use fjall::OwnedWriteBatch;
 use tokio::sync::oneshot;
@@ -13,14 +14,21 @@ use tracing::error;
 use super::disk::Tables;
 use super::heads::Heads;
 use super::layout::{record_key, record_place};
+use super::observer::Observer;
 use super::{Append, Appended, LogId, Record, Retention, StoreError, decode_snapshot};
 use crate::domain::Sequence;
 
 /// Records are let go in portions of at least this share of what may be kept, so that most appends need not look.
 const PORTION: u64 = 16;
 
-/// The most records that one append lets go of, so that a changed limit does not stop the writer for long.
+/// The most records that one commit lets go of from a log, so that a changed limit does not stop the writer for long.
 const LET_GO_AT_ONCE: usize = 4_096;
+
+/// How often logs in which nothing happens are looked through for what has grown too old.
+const EXPIRE_EVERY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 60_000 });
+
+/// The most logs that one commit lets give way to the others.
+const GIVE_WAY_AT_ONCE: usize = 16;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
 
@@ -66,16 +74,22 @@ pub(super) fn start(
     heads: Heads,
     retention: Retention,
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+    observer: Arc<dyn Observer>,
 ) -> std::io::Result<(Writer, JoinHandle<()>)> {
     let (queue, waiting) = channel();
+    let total = lock(&kept).values().map(|kept| kept.bytes).sum();
     let thread = std::thread::Builder::new()
         .name("store-writer".into())
         .spawn(move || {
+            let limit = retention.total_bytes;
             let writing = Writing {
                 tables,
                 heads,
                 retention,
+                total,
+                give_way_at: limit.saturating_add(limit / PORTION),
                 kept,
+                observer,
             };
             writing.run(&waiting);
         })?;
@@ -91,8 +105,13 @@ struct Writing {
     tables: Tables,
     heads: Heads,
     retention: Retention,
+    /// The bytes of all logs.
+    total: u64,
+    /// From how many on the largest logs give way.
+    give_way_at: u64,
     /// What is kept of each log that was looked at: shared with those who ask for its bounds.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+    observer: Arc<dyn Observer>,
 }
 
 /// What is kept of a log.
@@ -100,12 +119,17 @@ struct Writing {
 pub(super) struct Kept {
     pub(super) first: Sequence,
     pub(super) last: Sequence,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Up to where a snapshot makes the records dispensable.
     snapshot: Sequence,
 }
 
 impl Kept {
+    /// How many events there are.
+    pub(super) const fn events(&self) -> u64 {
+        (self.last.get() + 1).saturating_sub(self.first.get())
+    }
+
     /// Counts what `tables` have of a log.
     pub(super) fn count(tables: &Tables, log: LogId) -> Result<Self, StoreError> {
         let mut kept = Self {
@@ -132,13 +156,23 @@ impl Kept {
 }
 
 impl Writing {
-    fn run(self, waiting: &Receiver<Waiting>) {
-        while let Ok(first) = waiting.recv() {
-            let all: Vec<Waiting> = std::iter::once(first).chain(waiting.try_iter()).collect();
-            let (appends, done): (Vec<_>, Vec<Done>) = all
+    fn run(mut self, waiting: &Receiver<Waiting>) {
+        let mut expire_at = Instant::now() + EXPIRE_EVERY;
+        loop {
+            let first = match waiting.recv_timeout(expire_at.saturating_duration_since(Instant::now())) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let all: Vec<Waiting> = first.into_iter().chain(waiting.try_iter()).collect();
+            let (mut appends, done): (Vec<_>, Vec<Done>) = all
                 .into_iter()
                 .map(|Waiting { log, append, done }| ((log, append), done))
                 .unzip();
+            if Instant::now() >= expire_at {
+                expire_at = Instant::now() + EXPIRE_EVERY;
+                appends.extend(self.aging().map(|log| (log, Append::default())));
+            }
             let written = self.write(appends);
             for done in done {
                 // Who does not wait any more need not know.
@@ -155,7 +189,16 @@ impl Writing {
         }
     }
 
-    fn write(&self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
+    /// The logs that may have what is too old.
+    fn aging(&self) -> impl Iterator<Item = LogId> {
+        let logs = match self.retention.expired() {
+            Some(_) => self.lock().keys().copied().collect(),
+            None => Vec::new(),
+        };
+        logs.into_iter()
+    }
+
+    fn write(&mut self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
         let mut batch = self.tables.db.batch();
         let mut changed: HashMap<LogId, Kept> = HashMap::new();
         for (log, Append { records, snapshot }) in appends {
@@ -163,6 +206,7 @@ impl Writing {
                 Some(kept) => *kept,
                 None => self.kept(log)?,
             };
+            self.total -= kept.bytes;
             for record in records {
                 let value = record.encode();
                 kept.bytes += value.len() as u64;
@@ -178,9 +222,18 @@ impl Writing {
                 batch.insert(&self.tables.snapshots, log.0.to_be_bytes(), snapshot.to_vec());
             }
             self.let_go(log, &mut kept, &mut batch)?;
+            self.total += kept.bytes;
             changed.insert(log, kept);
         }
+        if self.total >= self.give_way_at {
+            self.let_give_way(&mut changed, &mut batch)?;
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
         self.commit(batch)?;
+        self.observer.committed(begun.elapsed());
         self.note(&changed)?;
         self.lock().extend(changed);
         Ok(())
@@ -230,30 +283,61 @@ impl Writing {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<LogId, Kept>> {
-        // Nothing in here panics while the lock is held.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// Removes the oldest records of `log` beyond the limits, as far as a snapshot stands for them.
     fn let_go(&self, log: LogId, kept: &mut Kept, batch: &mut OwnedWriteBatch) -> Result<(), StoreError> {
-        let Retention { events, bytes, age } = self.retention;
+        let Retention { events, bytes, .. } = self.retention;
         let is_over = |kept: &Kept, slack: u64| {
-            let held = (kept.last.get() + 1).saturating_sub(kept.first.get());
-            held > events.saturating_add(events / PORTION * slack)
+            kept.events() > events.saturating_add(events / PORTION * slack)
                 || kept.bytes > bytes.saturating_add(bytes / PORTION * slack)
         };
-        let by_age = !age.is_zero();
-        if !is_over(kept, 1) && !by_age {
+        let expired = self.retention.expired();
+        if !is_over(kept, 1) && expired.is_none() {
             return Ok(());
         }
-        let expired = now().saturating_sub(age);
+        self.remove_while(log, kept, batch, |kept, record| {
+            is_over(kept, 0) || expired.is_some_and(|expired| record.is_older_than(expired))
+        })
+    }
+
+    /// Lets the largest logs give way until all together have no more than they may, as far as there are snapshots.
+    fn let_give_way(
+        &mut self,
+        changed: &mut HashMap<LogId, Kept>,
+        batch: &mut OwnedWriteBatch,
+    ) -> Result<(), StoreError> {
+        let limit = self.retention.total_bytes;
+        let mut logs = self.lock().clone();
+        logs.extend(changed.iter().map(|(log, kept)| (*log, *kept)));
+        let mut logs: Vec<(LogId, Kept)> = logs.into_iter().collect();
+        logs.sort_unstable_by_key(|(log, kept)| (Reverse(kept.bytes), *log));
+        for (log, mut kept) in logs.into_iter().take(GIVE_WAY_AT_ONCE) {
+            let others = self.total - kept.bytes;
+            self.remove_while(log, &mut kept, batch, |kept, _| others + kept.bytes > limit)?;
+            self.total = others + kept.bytes;
+            changed.insert(log, kept);
+        }
+        // What cannot go for want of a snapshot is not looked for again at every commit.
+        self.give_way_at = self.total.max(limit).saturating_add(limit / PORTION);
+        Ok(())
+    }
+
+    /// Removes the oldest records of `log` as long as `is_wanted` says so, and a snapshot stands for them.
+    fn remove_while(
+        &self,
+        log: LogId,
+        kept: &mut Kept,
+        batch: &mut OwnedWriteBatch,
+        is_wanted: impl Fn(&Kept, &Record) -> bool,
+    ) -> Result<(), StoreError> {
         let range = record_key(log, kept.first)..=record_key(log, kept.snapshot);
         for entry in self.tables.records.range(range).take(LET_GO_AT_ONCE) {
             let (key, value) = entry.into_inner()?;
             let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
-            let is_old = by_age && written_at(&record).is_some_and(|at| at < expired);
             // The newest record stays, whatever the limits: it says where the log stands.
-            if record.last() > kept.snapshot || record.last() >= kept.last || !(is_over(kept, 0) || is_old) {
+            if record.last() > kept.snapshot || record.last() >= kept.last || !is_wanted(kept, &record) {
                 break;
             }
             kept.first = record.last().next();
@@ -264,21 +348,7 @@ impl Writing {
     }
 }
 
-/// The wall time since 1970.
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// When the first event of a record was broadcast, as the wire shows it.
-fn written_at(record: &Record) -> Option<Duration> {
-    use prost::Message;
-
-    let frame = super::frames(record.frames.clone()).next()?;
-    let time = crate::proto::ServerMessage::decode(frame.slice(5..))
-        .ok()?
-        .broadcast_time?;
-    Some(Duration::new(
-        u64::try_from(time.seconds).ok()?,
-        u32::try_from(time.nanos).ok()?,
-    ))
+fn lock(kept: &Mutex<HashMap<LogId, Kept>>) -> MutexGuard<'_, HashMap<LogId, Kept>> {
+    // Nothing in here panics while the lock is held.
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -120,6 +120,26 @@ pub(super) const STORE_APPEND: Definition = histogram(
     "chitchat_store_append_seconds",
     "From given to the store to durable, a batch each.",
 );
+pub(super) const STORE_SYNC: Definition = histogram(
+    "chitchat_store_sync_seconds",
+    "Writing one commit and making it as durable as --durability says.",
+);
+pub(super) const STORE_BYTES: Definition = gauge(
+    "chitchat_store_bytes",
+    &[],
+    "Bytes that the store takes, on disk with all that the database needs beside the events.",
+);
+pub(super) const STORE_EVENTS: Definition = gauge("chitchat_store_events", &[], "Events that are kept.");
+pub(super) const STORE_AVAILABLE: Definition = gauge(
+    "chitchat_store_available_bytes",
+    &[],
+    "Bytes that are free where the data directory is; +Inf where the logs are in memory.",
+);
+pub(super) const CAUSALITY_VIOLATIONS: Definition = counter(
+    "chitchat_causality_violations_total",
+    &[],
+    "Events that did not follow on the one before in sequence and Lamport time, by the check before each broadcast. Must stay 0.",
+);
 pub(super) const SUBSCRIBERS_BEHIND: Definition = gauge(
     "chitchat_subscribers_behind",
     &[],
@@ -142,7 +162,7 @@ pub(super) const LAMPORT_REJECTED: Definition = counter(
 );
 
 /// Every metric of the server.
-pub const CATALOG: [Definition; 19] = [
+pub const CATALOG: [Definition; 24] = [
     BUILD_INFO,
     CONNECTED_CLIENTS,
     ROOMS_ACTIVE,
@@ -158,6 +178,11 @@ pub const CATALOG: [Definition; 19] = [
     BROADCAST_LATENCY,
     DELIVERY_LATENCY,
     STORE_APPEND,
+    STORE_SYNC,
+    STORE_BYTES,
+    STORE_EVENTS,
+    STORE_AVAILABLE,
+    CAUSALITY_VIOLATIONS,
     SUBSCRIBERS_BEHIND,
     RESUMES,
     LAMPORT_TIME,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -10,6 +11,7 @@ use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
 use crate::domain::LamportTime;
 use crate::rpc::{EventKindReceived, Reason, StreamEnd};
+use crate::store::{Fill, Store};
 
 /// The metrics of one server. Each has a recorder of its own, so that two servers in one process do not mix.
 pub struct Metrics {
@@ -28,6 +30,13 @@ pub struct Metrics {
     pub(super) broadcast_latency: Histogram,
     pub(super) delivery_latency: Histogram,
     pub(super) store_append: Histogram,
+    pub(super) store_sync: Histogram,
+    pub(super) causality_violations: Counter,
+    /// The store reports here itself, and must not keep itself alive by that.
+    store: OnceLock<Weak<dyn Store>>,
+    store_bytes: Gauge,
+    store_events: Gauge,
+    store_available: Gauge,
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
@@ -70,6 +79,12 @@ impl Metrics {
             broadcast_latency: Histogram::default(),
             delivery_latency: Histogram::default(),
             store_append: Histogram::default(),
+            store_sync: Histogram::default(),
+            causality_violations: counter(&catalog::CAUSALITY_VIOLATIONS, &[]),
+            store: OnceLock::new(),
+            store_bytes: gauge(&catalog::STORE_BYTES),
+            store_events: gauge(&catalog::STORE_EVENTS),
+            store_available: gauge(&catalog::STORE_AVAILABLE),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -96,18 +111,41 @@ impl Metrics {
         }
     }
 
+    /// Shows how full `store` is from now on.
+    pub fn watch(&self, store: &Arc<dyn Store>) {
+        // A server has one store.
+        self.store.set(Arc::downgrade(store)).ok();
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
+    fn ask_store(&self) {
+        if let Some(Fill {
+            events,
+            bytes,
+            available,
+        }) = self.store.get().and_then(Weak::upgrade).map(|store| store.fill())
+        {
+            self.store_events.set(events as f64);
+            self.store_bytes.set(bytes as f64);
+            self.store_available
+                .set(available.map_or(f64::INFINITY, |free| free as f64));
+        }
+    }
+
     /// All metrics in the Prometheus text format.
     #[must_use]
     pub fn render(&self) -> String {
         // Lamport times up to 2^53 are exact.
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         self.lamport_time.set(self.latest.load(Ordering::Relaxed) as f64);
+        self.ask_store();
         let mut page = self.handle.render();
         self.broadcast_latency
             .render(&catalog::BROADCAST_LATENCY, &mut page);
         self.delivery_latency
             .render(&catalog::DELIVERY_LATENCY, &mut page);
         self.store_append.render(&catalog::STORE_APPEND, &mut page);
+        self.store_sync.render(&catalog::STORE_SYNC, &mut page);
         page
     }
 

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::metrics::Metrics;
-use crate::domain::{EventKind, LamportTime, Refusal};
+use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence};
 use crate::rpc::{EventKindReceived, Reason, StreamEnd, Visitor};
-use crate::{hub, rpc};
+use crate::{hub, rpc, store};
 
 /// Turns what the hub and the transport tell into metrics and log lines.
 #[derive(Clone)]
@@ -72,6 +72,11 @@ impl hub::Observer for Report {
         self.metrics.store_append.record(latency, 1);
     }
 
+    fn violated(&self, room: &RoomName, sequence: Sequence) {
+        self.metrics.causality_violations.increment(1);
+        error!(event = "causality_violated", %room, %sequence, "an event does not follow on the one before");
+    }
+
     fn resumed(&self, is_complete: bool) {
         let outcome = if is_complete {
             &self.metrics.resumes_complete
@@ -79,6 +84,12 @@ impl hub::Observer for Report {
             &self.metrics.resumes_incomplete
         };
         outcome.increment(1);
+    }
+}
+
+impl store::Observer for Report {
+    fn committed(&self, took: Duration) {
+        self.metrics.store_sync.record(took, 1);
     }
 }
 

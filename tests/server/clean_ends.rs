@@ -1,6 +1,8 @@
 //! How a server ends, and what its limits say.
 
-use chitchat::proto::{JoinMsgLeave, NoticeCode};
+use std::time::Duration;
+
+use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
@@ -136,4 +138,41 @@ async fn a_full_room_says_so() {
     let status = bob.end().await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.get_details_retry_info().is_some());
+}
+
+/// Who takes nothing for too long is ended, for a reason that everybody can see; who has nothing to take is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_nothing_is_ended() {
+    let server = TestServer::with(|config| config.transport.stall_timeout = Duration::from_secs(1)).await;
+    let mut quiet = server.join("Ada").await;
+    let stalled = server.join("Bob").await;
+    let mut talker = server.join("Cleo").await;
+    // More than the windows of a stream and its connection hold.
+    let text = "x".repeat(128);
+    let mut left = Vec::new();
+    for round in 0.. {
+        for _ in 0..500 {
+            talker.say(0, &text).await;
+        }
+        // Both who talk and who listen take what they are given.
+        for _ in 0..500 {
+            quiet.next().await;
+            let heard = talker.next().await;
+            if heard.r#type() == EventType::Leave {
+                left.push(heard.sender_name);
+            }
+        }
+        if !left.is_empty() {
+            break;
+        }
+        assert!(round < 2_000, "nobody is ended");
+    }
+    assert_eq!(left, ["Bob"]);
+    server
+        .until_metric("chitchat_streams_ended_total{reason=\"slow\"}", 1.0)
+        .await;
+    drop(stalled);
+    server.until_metric("chitchat_connected_clients", 2.0).await;
+    quiet.say(0, "still here").await;
+    while talker.heard().await.2 != "still here" {}
 }

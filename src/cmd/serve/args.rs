@@ -78,6 +78,15 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
 
+    /// How many bytes of all rooms' events are kept; the largest room gives way [default: 8589934592, in memory 268435456]
+    #[arg(
+        long,
+        env = "CHITCHAT_RETAIN_TOTAL_BYTES",
+        value_name = "BYTES",
+        help_heading = "Store"
+    )]
+    retain_total_bytes: Option<u64>,
+
     /// How long a client that lost its connection has to come back before it leaves
     #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10s", help_heading = "Rooms")]
     resume_grace: Duration,
@@ -126,6 +135,10 @@ pub struct Args {
     /// How long the sign of life may take before the connection counts as lost
     #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "20s", help_heading = "Connections")]
     keepalive_timeout: Duration,
+
+    /// How long a client may take nothing of what waits for it before its stream is ended
+    #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5m", help_heading = "Connections")]
+    stall_timeout: Duration,
 
     /// How long the server may take to end after SIGTERM
     #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "8s", help_heading = "Process")]
@@ -187,6 +200,7 @@ impl Args {
                 events: self.retain_events.unwrap_or(kept.events),
                 bytes: self.retain_bytes.unwrap_or(kept.bytes),
                 age: self.retain_age,
+                total_bytes: self.retain_total_bytes.unwrap_or(kept.total_bytes),
             },
             store: if self.in_memory {
                 StoreOptions::Memory
@@ -201,6 +215,7 @@ impl Args {
                 max_streams_per_connection: self.max_streams_per_connection,
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
+                stall_timeout: self.stall_timeout,
                 ..TransportLimits::default()
             },
             drain_timeout: self.drain_timeout,

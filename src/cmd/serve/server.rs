@@ -19,7 +19,7 @@ use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
-use crate::store::{DiskStore, MemoryStore, Store, StoreError};
+use crate::store::{self, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{Metrics, Report};
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
@@ -47,7 +47,8 @@ impl Server {
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections));
         let report = Report::new(Arc::clone(&metrics));
-        let (store, secret) = open_store(&config)?;
+        let (store, secret) = open_store(&config, Arc::new(report.clone()))?;
+        metrics.watch(&store);
         let hub = Hub::new(config.rules, config.hub, store, &secret, Arc::new(report.clone()));
         let readiness = Readiness::default();
         let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
@@ -114,8 +115,9 @@ impl Server {
         set_health(&health, ServingStatus::Serving).await;
         readiness.set(true);
 
-        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub)));
-        let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), Arc::new(report));
+        let observer = Arc::new(report);
+        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub), observer.clone()));
+        let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), observer);
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
@@ -158,7 +160,10 @@ impl Server {
 }
 
 /// Opens the store, and gives what session tokens are made from.
-fn open_store(config: &Config) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
+fn open_store(
+    config: &Config,
+    observer: Arc<dyn store::Observer>,
+) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
     match &config.store {
         // Nothing outlives the process, so its tokens need not either.
         StoreOptions::Memory => {
@@ -169,8 +174,14 @@ fn open_store(config: &Config) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
             directory,
             durability,
         } => {
-            let store = DiskStore::open(directory, *durability, config.retention, config.hub.max_rooms)
-                .map_err(cannot_open)?;
+            let store = DiskStore::open(
+                directory,
+                *durability,
+                config.retention,
+                config.hub.max_rooms,
+                observer,
+            )
+            .map_err(cannot_open)?;
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }

@@ -1,0 +1,127 @@
+//! The streams of one connection, which run within the connection's task.
+//!
+//! A broadcast wakes each connection once, and what its streams then write goes to the socket in the same turn: a task
+//! for each stream would cost another wake-up and its memory.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, Stream as _};
+use tokio::task::coop::has_budget_remaining;
+use tokio::time::{Instant, Sleep};
+
+use super::bell::Bell;
+use super::stall::{LOOKS, Watch};
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Takes the streams that a connection opens: what the HTTP/2 library spawns them with.
+#[derive(Clone, Default)]
+pub(super) struct Opened(Arc<Mutex<Vec<BoxFuture>>>);
+
+impl<F> hyper::rt::Executor<F> for Opened
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let stream = Box::pin(stream);
+        // Nothing panics while the lock is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+    }
+}
+
+/// One stream, until it ends or is ended.
+struct OneStream {
+    watch: Arc<Watch>,
+    future: Option<BoxFuture>,
+    /// Who is told that it was ended.
+    waker: Option<Waker>,
+}
+
+impl OneStream {
+    fn end(&mut self) {
+        let future = self.future.take();
+        self.watch.scope(|| drop(future));
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Future for OneStream {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let me = &mut *self;
+        let Some(future) = &mut me.future else {
+            return Poll::Ready(());
+        };
+        if me.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            me.waker = Some(cx.waker().clone());
+        }
+        me.watch.scope(|| future.as_mut().poll(cx))
+    }
+}
+
+/// Runs `connection`, whose streams come to `opened`, until it ends; the streams that are left are dropped. Whoever takes
+/// nothing of what a stream has for it, for `stall_timeout`, loses that stream.
+///
+/// Cancellation safe: dropping the future drops the connection and its streams.
+pub(super) async fn run<C: Future>(connection: C, opened: Opened, stall_timeout: Duration) -> C::Output {
+    let mut connection = pin!(connection);
+    let mut streams = FuturesUnordered::<OneStream>::new();
+    let period = stall_timeout / u32::from(LOOKS - 1);
+    let mut look_at = pin!(tokio::time::sleep(period));
+    let bell = Arc::new(Bell::default());
+    let ringing = Waker::from(Arc::clone(&bell));
+    // The first time nobody has to ask for it.
+    ringing.wake_by_ref();
+    poll_fn(|cx| {
+        bell.hear(cx.waker());
+        if poll_interval(look_at.as_mut(), period, cx) {
+            for stream in streams.iter_mut().filter(|stream| stream.watch.look()) {
+                stream.end();
+            }
+        }
+        loop {
+            while let Poll::Ready(Some(())) = Pin::new(&mut streams).poll_next(cx) {}
+            if bell.answer()
+                && let Poll::Ready(ended) = connection.as_mut().poll(&mut Context::from_waker(&ringing))
+            {
+                return Poll::Ready(ended);
+            }
+            let mut opened = opened.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if opened.is_empty() {
+                drop(opened);
+                if bell.rest() {
+                    return Poll::Pending;
+                }
+                if !has_budget_remaining() {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                bell.hear(cx.waker());
+                continue;
+            }
+            streams.extend(opened.drain(..).map(|future| OneStream {
+                watch: Arc::default(),
+                future: Some(future),
+                waker: None,
+            }));
+        }
+    })
+    .await
+}
+
+/// Whether `period` has passed, which begins anew then.
+fn poll_interval(mut sleep: Pin<&mut Sleep>, period: Duration, cx: &mut Context<'_>) -> bool {
+    let mut has_passed = false;
+    while sleep.as_mut().poll(cx).is_ready() {
+        sleep.as_mut().reset(Instant::now() + period);
+        has_passed = true;
+    }
+    has_passed
+}
