@@ -278,12 +278,12 @@ fn one_leads_to_the_others() {
 fn no_metric_that_tempo_makes_is_labelled_by_room() {
     let tempo = files::yaml("deploy/tempo/tempo.yaml");
     let spans = &tempo["metrics_generator"]["processor"]["span_metrics"];
-    // A span's name has the room's in it.
-    assert_eq!(spans["intrinsic_dimensions"]["span_name"], false);
-    assert_eq!(files::strings(&spans["dimensions"]), ["messaging.operation.type"]);
+    // Spans are named by a template; their attributes name rooms and people.
+    assert!(files::list(spans, "dimensions").is_empty());
 }
 
 #[test]
+#[ignore = "building the collector takes minutes: eval \"$(.ci/tools otelcol)\""]
 fn the_collector_accepts_its_configuration() {
     let Some(collector) = stranger("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"]) else {
         return;
