@@ -37,6 +37,8 @@ pub enum StoreOptions {
         directory: PathBuf,
         /// What an acknowledged event survives.
         durability: Durability,
+        /// Whether a log that has lost events at its end goes on.
+        accept_loss: bool,
     },
 }
 
@@ -78,6 +80,7 @@ impl Default for Config {
             store: StoreOptions::Disk {
                 directory: DEFAULT_DATA_DIR.into(),
                 durability: Durability::Sync,
+                accept_loss: false,
             },
             retention: Retention::ON_DISK,
             transport: TransportLimits {

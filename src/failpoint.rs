@@ -6,6 +6,8 @@
 //! - `POINT=kill:N` ends the process as a crash does when it passes the point for the N-th time. Points, in the order in
 //!   which a batch passes them: `before-append` (the fold has decided, nothing is stored), `before-write`, `before-sync`
 //!   (written, not synced), `after-sync`, `after-append` (stored, nobody knows), `after-publish` (the first can see it).
+//! - `before-sync=fail:N` lets the N-th sync fail, as a disk does.
+//! - `slow-sync=on` makes every sync take a while.
 //! - `FAULT=on` breaks a promise: `skip-append` publishes without storing, `skip-sync` leaves what is stored in the
 //!   process, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
 //!   `swap-requests` takes two messages of a sender in the wrong order.
@@ -25,7 +27,8 @@ const POINTS: [&str; 6] = [
     "after-publish",
 ];
 
-const FAULTS: [&str; 5] = [
+const FAULTS: [&str; 6] = [
+    "slow-sync",
     "skip-append",
     "skip-sync",
     "skip-dedupe",
@@ -38,6 +41,8 @@ const FAULTS: [&str; 5] = [
 struct Plan {
     /// Point to what is left of its passages.
     kills: HashMap<&'static str, AtomicU64>,
+    /// The same of the points that fail.
+    failures: HashMap<&'static str, AtomicU64>,
     faults: Vec<&'static str>,
 }
 
@@ -60,21 +65,33 @@ impl Plan {
                 plan.faults.push(fault);
             } else {
                 let point = POINTS.iter().find(|point| **point == name).ok_or(entry)?;
-                let passages = what
-                    .strip_prefix("kill:")
-                    .and_then(|passages| passages.parse().ok());
-                plan.kills.insert(point, AtomicU64::new(passages.ok_or(entry)?));
+                let (how, passages) = what.split_once(':').ok_or(entry)?;
+                let passages = AtomicU64::new(passages.parse().map_err(|_| entry)?);
+                match (how, *point) {
+                    ("kill", point) => plan.kills.insert(point, passages),
+                    ("fail", "before-sync") => plan.failures.insert(point, passages),
+                    _ => return Err(entry),
+                };
             }
         }
         Ok(plan)
     }
 }
 
+fn is_time(passages: &HashMap<&'static str, AtomicU64>, point: &str) -> bool {
+    passages
+        .get(point)
+        .is_some_and(|left| left.fetch_sub(1, Ordering::Relaxed) == 1)
+}
+
+/// Whether what comes at this point is to fail.
+pub fn fails(point: &str) -> bool {
+    is_time(&PLAN.failures, point)
+}
+
 /// Passes a point, and ends the process if it is time.
 pub fn pass(point: &str) {
-    if let Some(left) = PLAN.kills.get(point)
-        && left.fetch_sub(1, Ordering::Relaxed) == 1
-    {
+    if is_time(&PLAN.kills, point) {
         eprintln!("chitchat: killed at {point}");
         std::process::abort();
     }
@@ -95,12 +112,15 @@ mod tests {
         let plan = Plan::parse("before-append=kill:3, skip-append=on,").unwrap();
         assert_eq!(plan.kills["before-append"].load(Ordering::Relaxed), 3);
         assert_eq!(plan.faults, ["skip-append"]);
+        let plan = Plan::parse("before-sync=fail:2").unwrap();
+        assert_eq!(plan.failures["before-sync"].load(Ordering::Relaxed), 2);
         for wrong in [
             "before-append",
             "before-append=kill",
             "nowhere=kill:1",
             "skip=on",
             "before-append=on",
+            "before-append=fail:1",
         ] {
             assert_eq!(Plan::parse(wrong).map(drop), Err(wrong));
         }

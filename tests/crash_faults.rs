@@ -52,6 +52,18 @@ async fn until_heard(run: &Run, count: u64) {
     }
 }
 
+/// Keeps everybody talking until the server has ended, which it does when it passes `point`.
+async fn talk_until_ended(run: &Run, server: &mut Server, point: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !server.has_ended() {
+        assert!(Instant::now() < deadline, "{point} is not passed");
+        if run.acknowledged() >= run.members.iter().map(|member| member.now().sent).sum() {
+            allow(run, 5);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 fn broken(history: &History) -> Vec<Invariant> {
     let wrong = check(history);
     for violation in wrong.iter().take(5) {
@@ -81,14 +93,7 @@ async fn a_crash_between_any_two_steps_loses_nothing() {
         for passage in [1, random.random_range(2..20)] {
             site.set_failpoints(&format!("{point}=kill:{passage}"));
             let mut server = start(&site);
-            let deadline = Instant::now() + PATIENCE;
-            while !server.has_ended() {
-                assert!(Instant::now() < deadline, "{point} is not passed");
-                if run.acknowledged() >= run.members.iter().map(|member| member.now().sent).sum() {
-                    allow(&run, 5);
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            talk_until_ended(&run, &mut server, point).await;
             let exit = block_in_place(|| server.exit());
             assert_eq!(exit.code, None, "{exit:?}");
             assert_eq!(exit.lines, [format!("chitchat: killed at {point}")]);
@@ -100,6 +105,33 @@ async fn a_crash_between_any_two_steps_loses_nothing() {
     run.until_back(&streams).await;
     run.until_settled().await;
     assert_eq!(broken(&run.end().await), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
+    let mut site = site("before-sync=fail:9");
+    let mut server = start(&site);
+    let run = run(&site);
+    talk_until_ended(&run, &mut server, "the sync").await;
+    let exit = block_in_place(|| server.exit());
+    assert_eq!(exit.code, Some(74), "{exit:?}");
+    assert_eq!(
+        exit.lines,
+        [
+            "chitchat: ended because the store failed: the disk fails on request; what was acknowledged is stored"
+        ]
+    );
+    site.set_failpoints("");
+    let streams = run.streams();
+    let _server = start(&site);
+    run.until_back(&streams).await;
+    run.until_settled().await;
+    assert_eq!(broken(&run.end().await), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn syncs_that_are_slow_only_take_longer() {
+    assert_eq!(broken_by("slow-sync=on").await, []);
 }
 
 /// What the checker finds wrong with a run of some messages, without a crash.
@@ -170,14 +202,7 @@ async fn message_ids_that_are_forgotten_are_found() {
     let mut server = start(&site);
     let run = run(&site);
     run.until_back(&[0; 4]).await;
-    let deadline = Instant::now() + PATIENCE;
-    while !server.has_ended() {
-        assert!(Instant::now() < deadline, "the point is not passed");
-        if run.acknowledged() >= run.members.iter().map(|member| member.now().sent).sum() {
-            allow(&run, 5);
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    talk_until_ended(&run, &mut server, "the point").await;
     site.set_failpoints("skip-dedupe=on");
     let streams = run.streams();
     let _server = start(&site);

@@ -24,6 +24,12 @@ impl Epoch {
         NonZeroU64::new(epoch).map(Self)
     }
 
+    /// The epoch of a log that goes on after it has lost its end.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// The epoch as it goes over the wire, where zero stands for none.
     #[must_use]
     pub const fn get(self) -> u64 {

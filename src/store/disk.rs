@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use tracing::warn;
+
 use super::heads::Heads;
 use super::layout::{decode_entry, encode_entry, record_key, record_place};
 use super::writer::{self, Kept, Writer};
@@ -47,6 +49,19 @@ impl Durability {
     }
 }
 
+/// How a directory is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// What an append survives.
+    pub durability: Durability,
+    /// How much is kept.
+    pub retention: Retention,
+    /// How many rooms there may be.
+    pub max_rooms: usize,
+    /// Whether a log that has lost events at its end goes on, under a new epoch, instead of being refused.
+    pub accept_loss: bool,
+}
+
 /// The database's parts.
 #[derive(Clone)]
 pub(super) struct Tables {
@@ -59,6 +74,19 @@ pub(super) struct Tables {
     pub(super) snapshots: Keyspace,
     /// What an append survives.
     pub(super) durability: Durability,
+}
+
+impl Tables {
+    /// Notes which log a room has, and its epoch.
+    fn enter(&self, room: &RoomName, log: LogId, epoch: Epoch) -> Result<(), StoreError> {
+        let mut batch = self.db.batch().durability(Some(self.durability.mode()));
+        batch.insert(
+            &self.rooms,
+            room.as_str().as_bytes(),
+            encode_entry(log, epoch).to_vec(),
+        );
+        Ok(batch.commit()?)
+    }
 }
 
 /// A store on disk. Its directory is free for another server when it is dropped.
@@ -81,14 +109,15 @@ impl DiskStore {
     ///
     /// # Errors
     ///
-    /// When the directory cannot be used, another server has it, its format is not known, or the database is damaged.
-    pub fn open(
-        path: &Path,
-        durability: Durability,
-        retention: Retention,
-        max_rooms: usize,
-        observer: Arc<dyn Observer>,
-    ) -> Result<Self, StoreError> {
+    /// When the directory cannot be used, another server has it, its format is not known, or the database is damaged; a log
+    /// that is shorter than it was counts as that unless `accept_loss` is set.
+    pub fn open(path: &Path, options: DiskOptions, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
+        let DiskOptions {
+            durability,
+            retention,
+            max_rooms,
+            accept_loss,
+        } = options;
         let cannot = |error: std::io::Error| StoreError::Directory {
             path: path.into(),
             why: error.to_string(),
@@ -100,13 +129,20 @@ impl DiskStore {
         let heads = Heads::open(path).map_err(cannot)?;
         let noted = heads.read().map_err(cannot)?;
         // Of some damage the database says nothing but that it cannot be.
-        let opened = catch_unwind(|| open_database(path, durability, &noted));
+        let opened = catch_unwind(|| open_database(path, durability, &noted, accept_loss));
         let (tables, known, kept) = opened.unwrap_or_else(|_| {
             Err(StoreError::Unreadable {
                 path: path.into(),
                 why: "it breaks the database's own rules".into(),
             })
         })?;
+        // What was accepted as lost is not missed again.
+        for (log, noted) in noted {
+            let last = kept.get(&log).map_or(Sequence::ZERO, |kept| kept.last);
+            if last < noted {
+                heads.note(log, last).map_err(cannot)?;
+            }
+        }
         let kept = Arc::new(Mutex::new(kept));
         let (writer, thread) =
             writer::start(tables.clone(), heads, retention, Arc::clone(&kept), observer).map_err(cannot)?;
@@ -151,6 +187,7 @@ fn open_database(
     path: &Path,
     durability: Durability,
     noted: &[(LogId, Sequence)],
+    accept_loss: bool,
 ) -> Result<Opened, StoreError> {
     let unreadable = |why: String| StoreError::Unreadable {
         path: path.into(),
@@ -189,19 +226,21 @@ fn open_database(
         })?;
         known.insert(name, decode_entry(&value)?);
     }
-    let kept = count(path, &tables, &known, noted).map_err(|error| match error {
+    let kept = count(path, &tables, &mut known, noted, accept_loss).map_err(|error| match error {
         StoreError::Database(why) => unreadable(why),
         error => error,
     })?;
     Ok((tables, known, kept))
 }
 
-/// Counts what is kept of each log, and makes sure that none is shorter than it was.
+/// Counts what is kept of each log, and makes sure that none is shorter than it was; where that is accepted, such a log
+/// gets a new epoch, since its next events have places that others have had.
 fn count(
     path: &Path,
     tables: &Tables,
-    known: &HashMap<RoomName, (LogId, Epoch)>,
+    known: &mut HashMap<RoomName, (LogId, Epoch)>,
     noted: &[(LogId, Sequence)],
+    accept_loss: bool,
 ) -> Result<HashMap<LogId, Kept>, StoreError> {
     let mut kept = HashMap::new();
     for (log, _) in known.values() {
@@ -210,7 +249,15 @@ fn count(
     for (log, noted) in noted {
         let last = kept.get(log).map_or(Sequence::ZERO, |kept| kept.last);
         if last < *noted {
-            let room = known.iter().find(|(_, (id, _))| id == log);
+            let room = known.iter_mut().find(|(_, (id, _))| id == log);
+            if accept_loss {
+                if let Some((room, (_, epoch))) = room {
+                    *epoch = epoch.next();
+                    tables.enter(room, *log, *epoch)?;
+                    warn!(event = "log_truncated", %room, %last, %noted, %epoch, "events are gone, which is accepted; the room has a new epoch");
+                }
+                continue;
+            }
             return Err(StoreError::Shorter {
                 path: path.into(),
                 what: room.map_or_else(
@@ -317,14 +364,7 @@ impl Store for DiskStore {
                     .max()
                     .map_or(0, |log| log + 1);
                 let entry = (LogId(next), Epoch::created_at(at));
-                let mut batch = self
-                    .tables
-                    .db
-                    .batch()
-                    .durability(Some(self.tables.durability.mode()));
-                let value = encode_entry(entry.0, entry.1);
-                batch.insert(&self.tables.rooms, room.as_str().as_bytes(), value.to_vec());
-                batch.commit()?;
+                self.tables.enter(room, entry.0, entry.1)?;
                 known.insert(room.clone(), entry);
                 entry
             }

@@ -9,7 +9,17 @@ use super::*;
 use crate::domain::{LamportTime, Snapshot};
 
 fn open(path: &Path, retention: Retention) -> Result<DiskStore, StoreError> {
-    DiskStore::open(path, Durability::Sync, retention, 4, Arc::new(|_| {}))
+    open_with(path, retention, false)
+}
+
+fn open_with(path: &Path, retention: Retention, accept_loss: bool) -> Result<DiskStore, StoreError> {
+    let options = DiskOptions {
+        durability: Durability::Sync,
+        retention,
+        max_rooms: 4,
+        accept_loss,
+    };
+    DiskStore::open(path, options, Arc::new(|_| {}))
 }
 
 /// A directory of its own, removed with the test.
@@ -271,6 +281,36 @@ fn dated(sequence: u64, time: Duration) -> Record {
         frames: [&[0], length.as_slice(), &bytes].concat().into(),
         ..record(sequence, 1)
     }
+}
+
+#[tokio::test]
+async fn a_log_that_lost_its_end_goes_on_only_when_that_is_accepted_and_under_a_new_epoch() {
+    let scratch = Scratch::new("loss");
+    let store = scratch.open(Retention::ON_DISK);
+    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
+    append(&store, log.id, vec![record(1, 5)], None).await;
+    drop(store);
+    // As if two more had been acknowledged.
+    Heads::open(&scratch.0)
+        .unwrap()
+        .note(log.id, Sequence::new(7))
+        .unwrap();
+    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(refused.is_damage());
+    assert!(
+        refused
+            .to_string()
+            .starts_with("the log of room \"tea\" ends at event 5, but events up to 7 were acknowledged"),
+        "{refused}"
+    );
+    let accepted = open_with(&scratch.0, Retention::ON_DISK, true).unwrap();
+    let found = accepted.find(&room("tea")).unwrap().unwrap();
+    assert_eq!((found.id, found.epoch), (log.id, log.epoch.next()));
+    assert_eq!(sequences(&accepted, log.id, 0), [1, 2, 3, 4, 5]);
+    drop(accepted);
+    // Once is enough.
+    let store = scratch.open(Retention::ON_DISK);
+    assert_eq!(store.find(&room("tea")).unwrap().unwrap().epoch, log.epoch.next());
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub enum StoreError {
     /// Events are gone that were acknowledged.
     #[error(
         "{what} ends at event {last}, but events up to {noted} were acknowledged: the database in {} is damaged; restore the \
-         data directory from a copy, or remove its file `heads` to go on without them",
+         data directory from a copy, or start once with --accept-loss to go on without them",
         path.display()
     )]
     Shorter {

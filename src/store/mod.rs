@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-pub use disk::{DiskStore, Durability};
+pub use disk::{DiskOptions, DiskStore, Durability};
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use observer::Observer;

@@ -262,7 +262,7 @@ impl Writing {
     /// The same in two steps, to crash in between.
     #[cfg(feature = "failpoints")]
     fn commit(&self, batch: OwnedWriteBatch) -> Result<(), StoreError> {
-        use crate::failpoint::{is_on, pass};
+        use crate::failpoint::{fails, is_on, pass};
 
         pass("before-write");
         if is_on("skip-sync") {
@@ -271,6 +271,12 @@ impl Writing {
         }
         batch.durability(Some(fjall::PersistMode::Buffer)).commit()?;
         pass("before-sync");
+        if is_on("slow-sync") {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if fails("before-sync") {
+            return Err(StoreError::Database("the disk fails on request".into()));
+        }
         self.tables.db.persist(self.tables.durability.mode())?;
         pass("after-sync");
         Ok(())

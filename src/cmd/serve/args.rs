@@ -56,6 +56,11 @@ pub struct Args {
     )]
     durability: Durability,
 
+    /// Goes on where acknowledged events are gone from the end of a room's log, after a power cut with --durability os or a damaged
+    /// disk: the room gets a new epoch. Without it such a start is refused
+    #[arg(long, env = "CHITCHAT_ACCEPT_LOSS", help_heading = "Store")]
+    accept_loss: bool,
+
     /// How many of a room's newest events are kept [default: 1000000, in memory 100000]
     #[arg(
         long,
@@ -208,6 +213,7 @@ impl Args {
                 StoreOptions::Disk {
                     directory: self.data_dir,
                     durability: self.durability,
+                    accept_loss: self.accept_loss,
                 }
             },
             transport: TransportLimits {

@@ -19,7 +19,7 @@ use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
-use crate::store::{self, DiskStore, MemoryStore, Store, StoreError};
+use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{Metrics, Report};
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
@@ -173,15 +173,15 @@ fn open_store(
         StoreOptions::Disk {
             directory,
             durability,
+            accept_loss,
         } => {
-            let store = DiskStore::open(
-                directory,
-                *durability,
-                config.retention,
-                config.hub.max_rooms,
-                observer,
-            )
-            .map_err(cannot_open)?;
+            let options = DiskOptions {
+                durability: *durability,
+                retention: config.retention,
+                max_rooms: config.hub.max_rooms,
+                accept_loss: *accept_loss,
+            };
+            let store = DiskStore::open(directory, options, observer).map_err(cannot_open)?;
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
