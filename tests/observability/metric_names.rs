@@ -31,7 +31,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
 ];
 
 /// What the server is going to export, with its labels. As soon as the catalog has one it counts no more here.
-const ARRIVING: [(&str, &[&str]); 12] = [
+const ARRIVING: [(&str, &[&str]); 13] = [
     ("chitchat_telemetry_dropped_total", &["signal"]),
     ("process_cpu_seconds_total", &[]),
     ("process_resident_memory_bytes", &[]),
@@ -39,6 +39,7 @@ const ARRIVING: [(&str, &[&str]); 12] = [
     ("process_max_fds", &[]),
     ("process_threads", &[]),
     ("process_start_time_seconds", &[]),
+    ("tokio_workers", &[]),
     ("tokio_workers_busy_seconds_total", &[]),
     ("tokio_global_queue_depth", &[]),
     ("tokio_alive_tasks", &[]),
