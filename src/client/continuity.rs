@@ -3,6 +3,7 @@
 //! No I/O, no clock of the wall, no randomness: it is told what came and what broke, and says what to send and what to
 //! show.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::QUEUE;
@@ -13,6 +14,7 @@ use super::hole::Hole;
 use super::join::Join;
 use super::message_id::MessageId;
 use super::outbox::Outbox;
+use super::sending::Sending;
 use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage, Welcome};
 
 /// A participant over many connections. The rules: what is said is sent in order, LEAVE last; what is not acknowledged
@@ -27,13 +29,20 @@ pub(super) struct Continuity {
     session_token: String,
     participant_id: i32,
     cursor: Cursor,
-    outbox: Outbox<String>,
+    outbox: Outbox<Said>,
     leave: Leave,
     /// How long the server asked to stay away.
     asked_delay: Option<Duration>,
     /// The server's words for it, once a newer connection has the session.
     taken_over: Option<String>,
     clock_was_reset: bool,
+}
+
+/// What was said.
+#[derive(Debug)]
+struct Said {
+    text: String,
+    sending: Option<Arc<dyn Sending>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +117,11 @@ impl Continuity {
     }
 
     /// Takes a text to be sent.
-    pub(super) fn say(&mut self, text: String) -> Result<MessageId, Error> {
+    pub(super) fn say(
+        &mut self,
+        text: String,
+        sending: Option<Arc<dyn Sending>>,
+    ) -> Result<MessageId, Error> {
         if self.leave != Leave::No {
             return Err(Error::Over);
         }
@@ -116,7 +129,7 @@ impl Continuity {
             return Err(Error::Full);
         }
         let message_id = MessageId::random();
-        self.outbox.put(message_id.clone(), text);
+        self.outbox.put(message_id.clone(), Said { text, sending });
         Ok(message_id)
     }
 
@@ -180,13 +193,21 @@ impl Continuity {
     /// What to send next, on the connection that there is.
     pub(super) fn send(&mut self) -> Option<JoinMsgLeave> {
         if let Some(pending) = self.outbox.send() {
-            return Some(JoinMsgLeave {
-                timestamp: self.clock.tick(),
-                msg: pending.item.clone(),
+            let timestamp = self.clock.tick();
+            let mut message = JoinMsgLeave {
+                timestamp,
+                msg: pending.item.text.clone(),
                 r#type: EventType::Message.into(),
                 message_id: pending.message_id.as_str().to_owned(),
                 ..JoinMsgLeave::default()
-            });
+            };
+            if let Some(sending) = &pending.item.sending {
+                let context = sending.context();
+                message.traceparent = context.traceparent().to_owned();
+                message.tracestate = context.tracestate().to_owned();
+                sending.sent(timestamp);
+            }
+            return Some(message);
         }
         if self.leave == Leave::Wanted {
             self.leave = Leave::Sent;

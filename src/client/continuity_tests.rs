@@ -157,7 +157,7 @@ impl World {
 
     fn say(&mut self) {
         let text = format!("text {}", self.said.len());
-        if self.continuity.say(text.clone()).is_ok() {
+        if self.continuity.say(text.clone(), None).is_ok() {
             self.said.push(text);
         }
     }
@@ -330,9 +330,9 @@ fn what_is_not_recovered_is_named() {
 #[test]
 fn leaving_comes_last_and_again_after_what_was_cut() {
     let mut continuity = entered();
-    continuity.say("one".into()).unwrap();
+    continuity.say("one".into(), None).unwrap();
     continuity.leave();
-    assert!(matches!(continuity.say("two".into()), Err(Error::Over)));
+    assert!(matches!(continuity.say("two".into(), None), Err(Error::Over)));
     for _ in 0..2 {
         let sent: Vec<EventType> = std::iter::from_fn(|| continuity.send())
             .map(|frame| frame.r#type())
@@ -431,7 +431,7 @@ fn progress_is_what_more_than_the_own_coming_and_going_brings() {
 fn the_window_is_bounded() {
     let mut continuity = entered();
     for _ in 0..Continuity::WINDOW {
-        continuity.say("text".into()).unwrap();
+        continuity.say("text".into(), None).unwrap();
     }
-    assert!(matches!(continuity.say("text".into()), Err(Error::Full)));
+    assert!(matches!(continuity.say("text".into(), None), Err(Error::Full)));
 }

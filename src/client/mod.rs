@@ -55,6 +55,7 @@ mod message_id;
 mod outbox;
 mod poster;
 mod presence;
+mod sending;
 
 pub use address::{AddressError, DEFAULT_PORT, ServerAddress};
 pub use backoff::Retry;
@@ -73,3 +74,4 @@ pub use message_id::MessageId;
 pub use outbox::{Outbox, Pending, Settled};
 pub use poster::{Posted, Poster};
 pub use presence::Presence;
+pub use sending::Sending;

@@ -10,6 +10,7 @@ use super::connection::{Connection, Settings};
 use super::error::Error;
 use super::join::Join;
 use super::message_id::MessageId;
+use super::sending::Sending;
 use crate::proto::{SendMessageRequest, ServerMessage};
 
 /// Who posts messages without being in a room. Each goes out under an id of its own, and under the same id again when its
@@ -66,10 +67,25 @@ impl Poster {
     /// # Cancellation
     /// The message may have been broadcast, and will not be sent again.
     pub async fn post(&mut self, text: &str) -> Result<Posted, Error> {
+        self.post_followed(text, None).await
+    }
+
+    /// As [`post`](Self::post), and `sending`, if there is one, is told of the message's way.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Cancellation
+    /// As there.
+    pub async fn post_followed(
+        &mut self,
+        text: &str,
+        sending: Option<&dyn Sending>,
+    ) -> Result<Posted, Error> {
         let message_id = MessageId::random();
         let mut backoff = Backoff::new(self.retry.clone());
         loop {
-            let error = match self.attempt(text, &message_id).await {
+            let error = match self.attempt(text, &message_id, sending).await {
                 Err(error) if error.is_outage() => error,
                 answer => return answer,
             };
@@ -84,8 +100,20 @@ impl Poster {
         }
     }
 
-    async fn attempt(&mut self, text: &str, message_id: &MessageId) -> Result<Posted, Error> {
-        let request = self.who.post(text, message_id.as_str(), self.clock.tick());
+    async fn attempt(
+        &mut self,
+        text: &str,
+        message_id: &MessageId,
+        sending: Option<&dyn Sending>,
+    ) -> Result<Posted, Error> {
+        let timestamp = self.clock.tick();
+        let mut request = self.who.post(text, message_id.as_str(), timestamp);
+        if let Some(sending) = sending {
+            let context = sending.context();
+            request.traceparent = context.traceparent().to_owned();
+            request.tracestate = context.tracestate().to_owned();
+            sending.sent(timestamp);
+        }
         let answer = self.connection.send_message(request).await?;
         let Some(broadcast) = answer.broadcast else {
             return Err(Error::Failed {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -17,6 +18,7 @@ use super::error::Error;
 use super::event::Event;
 use super::join::Join;
 use super::message_id::MessageId;
+use super::sending::Sending;
 use crate::proto::{JoinMsgLeave, ServerMessage};
 
 /// A participant who stays in a room whatever the connection does: when it is lost, when the server is draining or when
@@ -126,10 +128,22 @@ impl Presence {
     /// [`Error::Full`] when [`WINDOW`](Self::WINDOW) messages are not acknowledged; [`Error::Over`] after
     /// [`leave`](Self::leave), and when the participant cannot go on.
     pub fn say(&mut self, text: impl Into<String>) -> Result<MessageId, Error> {
+        self.say_followed(text, None)
+    }
+
+    /// As [`say`](Self::say), and `sending`, if there is one, is told of the message's way.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn say_followed(
+        &mut self,
+        text: impl Into<String>,
+        sending: Option<Arc<dyn Sending>>,
+    ) -> Result<MessageId, Error> {
         if matches!(self.line, Line::Closed) {
             return Err(Error::Over);
         }
-        let message_id = self.continuity.say(text.into())?;
+        let message_id = self.continuity.say(text.into(), sending)?;
         self.send_now();
         Ok(message_id)
     }

@@ -23,6 +23,7 @@ use super::room_argument::RoomArgument;
 use super::{Failure, client_runtime};
 use crate::client::{Join, Presence};
 use crate::shutdown::Signals;
+use crate::telemetry::ClientSpans;
 use input::Input;
 use output::Output;
 use session::Session;
@@ -50,10 +51,10 @@ pub(super) struct ChatCommand {
 
 impl ChatCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        client_runtime::run(self.chat())
+        client_runtime::run_traced(|spans| self.chat(spans))
     }
 
-    async fn chat(self) -> Result<(), Failure> {
+    async fn chat(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
         let presence = tokio::select! {
@@ -71,6 +72,8 @@ impl ChatCommand {
             // Whoever types sees what is refused; a program is told by the exit code.
             every_line_counts: !stdin().is_terminal(),
             answer_within: self.client.timeout,
+            room: self.at.room.clone(),
+            spans,
         };
         let ended = session
             .hold(presence, inputs, &output, asides.as_ref(), &mut signals)

@@ -13,7 +13,9 @@ use super::printer::{JsonArgument, Printer};
 use super::retry_argument::RetryArgument;
 use super::room_argument::RoomArgument;
 use super::{Failure, client_runtime, json};
-use crate::client::{Error, Join, Posted, Poster, escape, line_of};
+use crate::client::{Error, Join, Posted, Poster, Sending, escape, line_of};
+use crate::domain::RoomName;
+use crate::telemetry::ClientSpans;
 
 /// Post messages to a room without joining it.
 ///
@@ -37,16 +39,16 @@ pub(super) struct SendCommand {
 
 impl SendCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        client_runtime::run(self.send())
+        client_runtime::run_traced(|spans| self.send(spans))
     }
 
-    async fn send(self) -> Result<(), Failure> {
+    async fn send(self, spans: ClientSpans) -> Result<(), Failure> {
         let who = Join::new(self.by.name.as_str()).room(self.at.room.as_str());
         let retry = self.retry.retry();
         let mut poster = Poster::open(self.client.server(), &self.client.settings(), retry, who).await?;
         let mut printer = Printer::new(&self.json);
         if let Some(text) = &self.text {
-            return match poster.post(text.trim()).await {
+            return match post(&mut poster, &spans, &self.at.room, text.trim()).await {
                 Ok(posted) => print(&mut printer, &posted),
                 Err(error) => Err(refused_text(&error).map_or_else(|| error.into(), Failure::Data)),
             };
@@ -60,7 +62,7 @@ impl SendCommand {
             if text.is_empty() {
                 continue;
             }
-            match poster.post(text).await {
+            match post(&mut poster, &spans, &self.at.room, text).await {
                 Ok(posted) => print(&mut printer, &posted)?,
                 Err(error) => {
                     let Some(reason) = refused_text(&error) else {
@@ -81,6 +83,21 @@ impl SendCommand {
             ))),
         }
     }
+}
+
+async fn post(
+    poster: &mut Poster,
+    spans: &ClientSpans,
+    room: &RoomName,
+    text: &str,
+) -> Result<Posted, Error> {
+    let span = spans.send(room.as_str(), text);
+    let sending = span.as_deref().map(|span| span as &dyn Sending);
+    let posted = poster.post_followed(text, sending).await;
+    if let (Some(span), Ok(posted)) = (&span, &posted) {
+        span.acknowledged(&posted.broadcast);
+    }
+    posted
 }
 
 /// The server's reason, if it was the text that it refused.

@@ -1,5 +1,7 @@
 //! `chitchat tail`: reads a room as it goes on, without joining it.
 
+use std::time::SystemTime;
+
 use clap::Args;
 
 use super::aside::{RECONNECTED, RECONNECTING, aside};
@@ -9,6 +11,8 @@ use super::retry_argument::RetryArgument;
 use super::room_argument::RoomArgument;
 use super::{Failure, client_runtime, history};
 use crate::client::{Event, Excerpt, Follower, Start};
+use crate::shutdown::Signals;
+use crate::telemetry::ClientSpans;
 
 /// Read a room as it goes on, without joining it.
 ///
@@ -40,10 +44,10 @@ pub(super) struct TailCommand {
 
 impl TailCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        client_runtime::run(self.tail())
+        client_runtime::run_traced(|spans| self.tail(spans))
     }
 
-    async fn tail(self) -> Result<(), Failure> {
+    async fn tail(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut printer = Printer::new(&self.json);
         let mut rest = self.count.unwrap_or(u64::MAX);
         if self.no_follow {
@@ -63,10 +67,19 @@ impl TailCommand {
             Start::Last(self.last),
         )
         .await?;
+        let mut signals = Signals::listen()
+            .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
         while rest > 0 && !printer.is_closed() {
-            match follower.next().await? {
+            let event = tokio::select! {
+                event = follower.next() => event?,
+                _ = signals.next() => return Err(Failure::Interrupted),
+            };
+            match event {
                 Event::Message(message) => {
+                    let began = SystemTime::now();
                     printer.message(&message)?;
+                    // Who only reads has no clock of its own.
+                    spans.received(&message, message.timestamp, began);
                     // A notice is no event.
                     rest -= u64::from(message.sequence > 0);
                 }

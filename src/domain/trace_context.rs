@@ -1,6 +1,13 @@
 //! Where a message belongs in a distributed trace: carried from the sender to the receivers, never interpreted here.
 
+use std::ops::Range;
+
 use super::limits::{MAX_TRACEPARENT_LEN, MAX_TRACESTATE_LEN};
+
+/// Where the parts of a `traceparent` stand.
+const TRACE_ID: Range<usize> = 3..35;
+const SPAN_ID: Range<usize> = 36..52;
+const FLAGS: Range<usize> = 53..55;
 
 /// A W3C trace context (<https://www.w3.org/TR/trace-context/>) of version 00, well-formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +33,46 @@ impl TraceContext {
             traceparent: traceparent.into(),
             tracestate: if kept { tracestate.into() } else { "".into() },
         })
+    }
+
+    /// A context of these ids, which must not be zero, without a `tracestate`.
+    #[must_use]
+    pub fn new(trace_id: u128, span_id: u64, is_sampled: bool) -> Self {
+        let flags = u8::from(is_sampled);
+        Self {
+            traceparent: format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}").into(),
+            tracestate: "".into(),
+        }
+    }
+
+    /// The same trace with this `tracestate`.
+    #[must_use]
+    pub fn with_tracestate(self, tracestate: &str) -> Self {
+        Self {
+            tracestate: tracestate.into(),
+            ..self
+        }
+    }
+
+    /// The id of the trace; never zero.
+    #[must_use]
+    pub fn trace_id(&self) -> u128 {
+        // The field is well-formed.
+        u128::from_str_radix(&self.traceparent[TRACE_ID], 16).unwrap_or_default()
+    }
+
+    /// The id of the span in which the message was made; never zero.
+    #[must_use]
+    pub fn span_id(&self) -> u64 {
+        // As above.
+        u64::from_str_radix(&self.traceparent[SPAN_ID], 16).unwrap_or_default()
+    }
+
+    /// Whether who made the message recorded that span.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        // As above.
+        u8::from_str_radix(&self.traceparent[FLAGS], 16).unwrap_or_default() & 1 == 1
     }
 
     /// The `traceparent` field.
@@ -74,6 +121,14 @@ mod tests {
             (context.traceparent(), context.tracestate()),
             (PARENT, "vendor=1")
         );
+        let (trace, span) = (0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331);
+        assert_eq!((context.trace_id(), context.span_id()), (trace, span));
+        assert!(context.is_sampled());
+        assert_eq!(
+            TraceContext::new(trace, span, true).with_tracestate("vendor=1"),
+            context
+        );
+        assert!(!TraceContext::new(trace, span, false).is_sampled());
     }
 
     #[test]

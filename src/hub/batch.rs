@@ -8,6 +8,7 @@ use super::description::Description;
 use super::end::End;
 use super::frame;
 use super::member::{Entry, Member};
+use super::observer::Trail;
 use super::reader::Reader;
 use super::request::{Posted, Reply};
 use crate::domain::{Epoch, Event, RoomName, Sequence};
@@ -31,6 +32,8 @@ pub(super) struct Chunk {
     pub(super) bytes: Bytes,
     /// What is to happen, in order.
     pub(super) steps: Vec<Step>,
+    /// Those of the events that are followed.
+    pub(super) trails: Vec<Box<dyn Trail>>,
     first: Sequence,
     events: u32,
     resumable: Vec<u32>,
@@ -74,6 +77,7 @@ impl Batch {
         event: &Event,
         is_resumable: bool,
         received: Instant,
+        trail: Option<Box<dyn Trail>>,
     ) {
         let before = self.bytes.len();
         frame::write_event(&mut self.bytes, room, epoch, event);
@@ -86,6 +90,7 @@ impl Batch {
             chunk.resumable.push(chunk.events);
         }
         chunk.events += 1;
+        chunk.trails.extend(trail);
         // One run for all events in a row; the first of them is the oldest.
         if let Some(Step::Run { len, events, .. }) = chunk.steps.last_mut() {
             *len += written;

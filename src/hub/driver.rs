@@ -24,8 +24,9 @@ use super::frame;
 use super::member::{Entry, Member};
 use super::notice::{self, Speaking};
 use super::now::wall_time;
-use super::observer::Observer;
+use super::observer::{Accepted, Observer, Stored, Trail};
 use super::reader::Reader;
+use super::receipt::Receipt;
 use super::recovery::Recovered;
 use super::request::{Posted, Reply, Request};
 use super::room::RoomHandle;
@@ -33,7 +34,7 @@ use super::start::{Place, Start};
 use super::token::Tokens;
 use crate::domain::{
     Command, Epoch, Event, Join, LamportTime, Leave, Outcome, ParticipantId, Post, Refusal, Room, Say,
-    Sequence, WallTime,
+    Sequence, Timestamp, WallTime,
 };
 use crate::store::{Append, Bounds, LogId, Store, StoreError, encode_snapshot};
 
@@ -192,7 +193,7 @@ impl Driver {
                 received,
             } => {
                 if self.is_connected(leave.participant, connection) {
-                    self.leave(leave, received, at);
+                    self.leave(leave, &received, at);
                 }
             }
             Request::Lost {
@@ -229,13 +230,7 @@ impl Driver {
         self.connections.get(&participant) == Some(&connection)
     }
 
-    fn enter(
-        &mut self,
-        entrance: Entrance,
-        reply: Reply<Member>,
-        received: std::time::Instant,
-        at: WallTime,
-    ) {
+    fn enter(&mut self, entrance: Entrance, reply: Reply<Member>, received: Receipt, at: WallTime) {
         let Entrance {
             join,
             token,
@@ -258,7 +253,7 @@ impl Driver {
         self.last_connection += 1;
         let connection = self.last_connection;
         let epoch = self.epoch;
-        let entry = |participant, name, token| Entry {
+        let entry = |participant, name, joined: Option<(Sequence, LamportTime)>, token| Entry {
             participant,
             name,
             epoch,
@@ -266,6 +261,7 @@ impl Driver {
             after,
             is_recovered,
             time,
+            joined,
             connection,
             token,
         };
@@ -277,7 +273,8 @@ impl Driver {
                     end: End::TakenOver,
                 });
             }
-            let entry = entry(participant, join.name, Some(self.token(participant, since)));
+            let token = Some(self.token(participant, since));
+            let entry = entry(participant, join.name, None, token);
             self.batch.step(Step::Enter { entry, reply });
             return;
         }
@@ -285,10 +282,12 @@ impl Driver {
         match self.room.apply(Command::Join(join), at) {
             Outcome::Accepted(event) => {
                 let token = is_resumable.then(|| self.token(event.participant, event.sequence));
-                let entry = entry(event.participant, event.name.clone(), token);
+                let joined = Some((event.sequence, event.time));
+                let entry = entry(event.participant, event.name.clone(), joined, token);
                 self.connections.insert(event.participant, connection);
                 self.batch.step(Step::Enter { entry, reply });
-                self.append(&event, received);
+                // The stream's own trace is its JOIN's.
+                self.append(event, None, &received);
             }
             Outcome::Refused { refusal, .. } => {
                 self.shared.observer.refused(&refusal);
@@ -372,7 +371,8 @@ impl Driver {
         self.batch.step(Step::Subscribe { after, reply });
     }
 
-    fn say(&mut self, say: Say, received: std::time::Instant, at: WallTime) {
+    fn say(&mut self, say: Say, received: Receipt, at: WallTime) {
+        let claimed = say.timestamp;
         let participant = say.speaker;
         let message_id = say.message_id.as_ref().and_then(|id| id.as_ref().ok()).cloned();
         let outcome = self.room.apply(Command::Say(say), at);
@@ -381,7 +381,7 @@ impl Driver {
             epoch: self.epoch,
         };
         let notice = match outcome {
-            Outcome::Accepted(event) => return self.append(&event, received),
+            Outcome::Accepted(event) => return self.append(event, Some(claimed), &received),
             Outcome::Repeated { original, time } => {
                 notice::repeated(&speaking, original, time, message_id.as_ref())
             }
@@ -398,11 +398,13 @@ impl Driver {
         }
     }
 
-    fn post(&mut self, post: Post, reply: Reply<Posted>, received: std::time::Instant, at: WallTime) {
+    fn post(&mut self, post: Post, reply: Reply<Posted>, received: Receipt, at: WallTime) {
+        let claimed = post.timestamp;
         match self.room.apply(Command::Post(post), at) {
-            Outcome::Accepted(event) => {
+            Outcome::Accepted(mut event) => {
+                let trail = self.follow(&mut event, claimed, &received);
                 let message = frame::message(&self.handle.name, self.epoch, &event);
-                self.append(&event, received);
+                self.add(&event, &received, trail);
                 self.batch.step(Step::Posted {
                     posted: Posted::Broadcast(Box::new(message)),
                     reply,
@@ -421,8 +423,8 @@ impl Driver {
         }
     }
 
-    fn leave(&mut self, leave: Leave, received: std::time::Instant, at: WallTime) {
-        let participant = leave.participant;
+    fn leave(&mut self, leave: Leave, received: &Receipt, at: WallTime) {
+        let (participant, claimed) = (leave.participant, leave.timestamp);
         let mut end = End::Left;
         let mut outcome = self.room.apply(Command::Leave(leave), at);
         if let Outcome::Refused {
@@ -446,7 +448,7 @@ impl Driver {
             if let Some(connection) = self.connections.remove(&participant) {
                 self.batch.step(Step::End { connection, end });
             }
-            self.append(&event, received);
+            self.append(event, claimed, received);
         }
     }
 
@@ -469,7 +471,7 @@ impl Driver {
                 timestamp: None,
                 trace: None,
             },
-            std::time::Instant::now(),
+            &Receipt::now(),
             at,
         );
     }
@@ -494,7 +496,25 @@ impl Driver {
         }
     }
 
-    fn append(&mut self, event: &Event, received: std::time::Instant) {
+    /// Takes in what was accepted; `claimed` is the time of the client that said it.
+    fn append(&mut self, mut event: Event, claimed: Option<Timestamp>, received: &Receipt) {
+        let trail = claimed.and_then(|claimed| self.follow(&mut event, claimed, received));
+        self.add(&event, received, trail);
+    }
+
+    fn follow(&self, event: &mut Event, claimed: Timestamp, received: &Receipt) -> Option<Box<dyn Trail>> {
+        let trail = self.shared.observer.follow(&Accepted {
+            room: &self.handle.name,
+            event,
+            claimed,
+            received: received.at,
+            stream: received.stream.as_deref(),
+        })?;
+        event.trace.get_or_insert_with(|| trail.context());
+        Some(trail)
+    }
+
+    fn add(&mut self, event: &Event, received: &Receipt, trail: Option<Box<dyn Trail>>) {
         // The fold's promise, checked from outside it.
         let (sequence, time) = std::mem::replace(&mut self.newest, (event.sequence, event.time));
         if event.sequence != sequence.next() || event.time <= time {
@@ -506,8 +526,14 @@ impl Driver {
             .participants()
             .get(&event.participant)
             .is_some_and(|stay| stay.since == event.sequence && stay.is_resumable);
-        self.batch
-            .append(&self.handle.name, self.epoch, event, is_resumable, received);
+        self.batch.append(
+            &self.handle.name,
+            self.epoch,
+            event,
+            is_resumable,
+            received.at,
+            trail,
+        );
     }
 
     fn describe(&self) -> Description {
@@ -523,7 +549,7 @@ impl Driver {
 
     /// Stores what was accepted, then lets everybody see it.
     async fn flush(&mut self) -> Result<(), StoreError> {
-        let chunks = self.batch.take();
+        let mut chunks = self.batch.take();
         if chunks.is_empty() {
             return Ok(());
         }
@@ -531,9 +557,21 @@ impl Driver {
         if !records.is_empty() {
             self.since_snapshot += records.iter().map(|record| record.frames.len()).sum::<usize>();
             let snapshot = self.snapshot_if_due();
+            let (bytes, events) = records.iter().fold((0, 0), |(bytes, events), record| {
+                (bytes + record.frames.len(), events + record.events)
+            });
             let given = std::time::Instant::now();
             self.store(Append { records, snapshot }).await?;
-            self.shared.observer.stored(given.elapsed());
+            let stored = Stored {
+                given,
+                durable: std::time::Instant::now(),
+                bytes,
+                events,
+            };
+            self.shared.observer.stored(stored.durable - given);
+            for trail in chunks.iter_mut().flat_map(|chunk| &mut chunk.trails) {
+                trail.stored(stored);
+            }
         }
         self.handle.show(self.room.time(), self.room.participants().len());
         #[cfg(feature = "failpoints")]
@@ -611,6 +649,8 @@ impl Driver {
     }
 
     fn publish(&mut self, chunk: Chunk) {
+        let mut trails = chunk.trails;
+        let begun = (!trails.is_empty()).then(std::time::Instant::now);
         let reader = |cursor, after| {
             let Shared { store, observer, .. } = &self.shared;
             Reader::new(Arc::clone(store), self.log, cursor, after, Arc::clone(observer))
@@ -650,7 +690,13 @@ impl Driver {
                 }
             }
         }
+        let way = begun.map(|begun| (begun, publication.audience()));
         drop(publication);
+        if let Some((begun, audience)) = way {
+            for trail in &mut trails {
+                trail.published(begun, audience);
+            }
+        }
         for (cursor, entry, reply) in entered {
             let observer = Arc::clone(&self.shared.observer);
             let reader = reader(cursor, entry.after);

@@ -19,6 +19,7 @@
 //! - Whatever a reader does, a writer never waits for it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -27,7 +28,7 @@ use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
 use super::end::End;
-use super::observer::Observer;
+use super::observer::{Audience, Observer};
 use crate::domain::Sequence;
 
 /// Batches smaller than this are copied together while somebody is behind, so that who catches up takes few large
@@ -38,6 +39,8 @@ const MERGED_PIECE: usize = 16 * 1024;
 pub struct Feed {
     capacity: usize,
     observer: Arc<dyn Observer>,
+    /// How many readers are served from the store.
+    behind: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -130,6 +133,7 @@ impl Feed {
         Arc::new(Self {
             capacity,
             observer,
+            behind: AtomicUsize::new(0),
             state: Mutex::new(state),
         })
     }
@@ -152,6 +156,16 @@ impl Feed {
             woken,
             grown: false,
         }
+    }
+
+    /// A reader is served from the store from now on (`true`), or no longer is (`false`).
+    pub(super) fn behind(&self, behind: bool) {
+        if behind {
+            self.behind.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.behind.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.observer.behind(behind);
     }
 
     /// How many cursors there are.
@@ -342,6 +356,15 @@ impl Publication<'_> {
         }
     }
 
+    /// Who is there.
+    #[must_use]
+    pub fn audience(&mut self) -> Audience {
+        Audience {
+            subscribers: self.state().cursors.len(),
+            behind: self.feed.behind.load(Ordering::Relaxed),
+        }
+    }
+
     fn wake(&mut self, key: usize) {
         let waker = self.state().unpark(key);
         self.woken.extend(waker);
@@ -380,6 +403,11 @@ impl Cursor {
     #[must_use]
     pub const fn key(&self) -> CursorKey {
         self.key
+    }
+
+    /// The feed it reads.
+    pub(super) const fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// The place in the log of the last event it has read (or stands after).

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::feed::Piece;
 use super::observer::Observer;
 use super::reader::Reader;
+use super::receipt::Receipt;
 use super::request::Request;
 use super::room::RoomHandle;
 use crate::domain::{
@@ -26,6 +27,8 @@ pub struct Member {
     /// A message that the room's inbox had no room for.
     unsent: Option<Request>,
     has_left: bool,
+    /// The trace of the stream, where it has one.
+    stream: Option<Arc<TraceContext>>,
     entry: Entry,
 }
 
@@ -46,6 +49,8 @@ pub struct Entry {
     pub is_recovered: bool,
     /// The room's Lamport time before the own JOIN.
     pub time: LamportTime,
+    /// The place and the time of the own JOIN; none where an earlier stay goes on.
+    pub joined: Option<(Sequence, LamportTime)>,
     /// Which of the stay's connections this is.
     pub(super) connection: u64,
     /// What the client shows to come back; none where it cannot.
@@ -68,7 +73,20 @@ impl Member {
             observer,
             unsent: None,
             has_left: false,
+            stream: None,
             entry,
+        }
+    }
+
+    /// What is said from now on comes by a stream of this trace.
+    pub fn set_stream(&mut self, stream: Option<Arc<TraceContext>>) {
+        self.stream = stream;
+    }
+
+    fn receipt(&self, at: Instant) -> Receipt {
+        Receipt {
+            at,
+            stream: self.stream.clone(),
         }
     }
 
@@ -113,6 +131,7 @@ impl Member {
     /// Says something. It is in the room's order once [`Member::poll_ready`] is ready again.
     pub fn say(&mut self, mut say: Say, received: Instant) {
         say.speaker = self.entry.participant;
+        let received = self.receipt(received);
         self.unsent = Some(Request::Say { say, received });
     }
 
@@ -151,7 +170,7 @@ impl Member {
             let request = Request::Leave {
                 leave,
                 connection,
-                received: Instant::now(),
+                received: self.receipt(Instant::now()),
             };
             // A closed room has ended this stream itself.
             self.sender.push_reserved(request).ok();

@@ -1,15 +1,67 @@
 //! What the hub tells of itself: one small interface, so that logic is not cluttered by telemetry and telemetry can be
 //! anything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence};
+use crate::domain::{Event, EventKind, LamportTime, Refusal, RoomName, Sequence, Timestamp, TraceContext};
+
+/// What a client said, as it was accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Accepted<'a> {
+    /// Where.
+    pub room: &'a RoomName,
+    /// What became of it.
+    pub event: &'a Event,
+    /// The client's Lamport time, as it was sent.
+    pub claimed: Timestamp,
+    /// When it was decoded.
+    pub received: Instant,
+    /// The trace of the stream or call by which it came, where that has one.
+    pub stream: Option<&'a TraceContext>,
+}
+
+/// What became durable together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// When it was given to the store.
+    pub given: Instant,
+    /// When it was durable.
+    pub durable: Instant,
+    /// How many bytes it has.
+    pub bytes: usize,
+    /// How many events it has.
+    pub events: u32,
+}
+
+/// Who was there when something was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audience {
+    /// How many subscribers the room has.
+    pub subscribers: usize,
+    /// How many of them are served from the store.
+    pub behind: usize,
+}
+
+/// A message that is followed on its way. It is dropped where its way ends, published or not.
+pub trait Trail: Send + Sync {
+    /// The trace context that the broadcast carries, if its sender gave none.
+    fn context(&self) -> TraceContext;
+    /// It is durable.
+    fn stored(&mut self, stored: Stored);
+    /// It was handed to the room's feed, beginning then.
+    fn published(&mut self, begun: Instant, audience: Audience);
+}
 
 /// Listens to what happens in the rooms. The calls come from hot paths, some of them under a room's lock: they must be
 /// cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
     /// An event was accepted and handed to the feed.
     fn broadcast(&self, kind: &EventKind, time: LamportTime);
+    /// Asks whether what a client said is to be followed. For most messages it is not, and that must cost next to
+    /// nothing.
+    fn follow(&self, _accepted: &Accepted<'_>) -> Option<Box<dyn Trail>> {
+        None
+    }
     /// A command was refused.
     fn refused(&self, refusal: &Refusal);
     /// `events` that were decoded `latency` ago were handed to one subscriber's transport.

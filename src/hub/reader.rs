@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::task::JoinHandle;
 
 use super::end::End;
-use super::feed::{Cursor, Piece};
+use super::feed::{Cursor, Feed, Piece};
 use super::observer::Observer;
 use crate::domain::Sequence;
 use crate::store::{LogId, Page, Store, StoreError, read_page};
@@ -31,25 +31,25 @@ struct Backfill {
     upto: Sequence,
     /// A page that is being read.
     page: Option<JoinHandle<Result<Page, StoreError>>>,
-    /// Told to the observer when it is over.
-    observer: Arc<dyn Observer>,
+    /// Is told when it is over.
+    feed: Arc<Feed>,
 }
 
 impl Backfill {
-    fn new(after: Sequence, upto: Sequence, observer: &Arc<dyn Observer>) -> Self {
-        observer.behind(true);
+    fn new(after: Sequence, upto: Sequence, feed: &Arc<Feed>) -> Self {
+        feed.behind(true);
         Self {
             after,
             upto,
             page: None,
-            observer: Arc::clone(observer),
+            feed: Arc::clone(feed),
         }
     }
 }
 
 impl Drop for Backfill {
     fn drop(&mut self) {
-        self.observer.behind(false);
+        self.feed.behind(false);
     }
 }
 
@@ -63,7 +63,7 @@ impl Reader {
         observer: Arc<dyn Observer>,
     ) -> Self {
         let upto = cursor.seen();
-        let backfill = (after < upto).then(|| Backfill::new(after, upto, &observer));
+        let backfill = (after < upto).then(|| Backfill::new(after, upto, cursor.feed()));
         Self {
             store,
             log,
@@ -107,7 +107,7 @@ impl Reader {
                     let after = self.cursor.seen();
                     let upto = self.cursor.skip_to_end();
                     if after < upto {
-                        self.backfill = Some(Backfill::new(after, upto, &self.observer));
+                        self.backfill = Some(Backfill::new(after, upto, self.cursor.feed()));
                     }
                 }
                 piece => return Poll::Ready(piece),

@@ -18,6 +18,7 @@ use super::member::Member;
 use super::now::wall_time;
 use super::observer::Observer;
 use super::reader::Reader;
+use super::receipt::Receipt;
 use super::recovery::{self, Recovered};
 use super::request::{Posted, Request};
 use super::room::RoomHandle;
@@ -177,6 +178,7 @@ impl Hub {
     /// future must be polled within a Tokio runtime.
     #[must_use]
     pub fn join(self: &Arc<Self>, room: RoomName, entrance: Entrance, received: Instant) -> Asking<Member> {
+        let received = received.into();
         let entrance = Box::new(entrance);
         Asking::new(Arc::clone(self), room, |reply| Request::Join {
             entrance,
@@ -187,7 +189,7 @@ impl Hub {
 
     /// Says something in `room`, which is made if need be, without entering it. Ready when it is durable.
     #[must_use]
-    pub fn post(self: &Arc<Self>, room: RoomName, post: Post, received: Instant) -> Asking<Posted> {
+    pub fn post(self: &Arc<Self>, room: RoomName, post: Post, received: Receipt) -> Asking<Posted> {
         let post = Box::new(post);
         Asking::new(Arc::clone(self), room, |reply| Request::Post {
             post,

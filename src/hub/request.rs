@@ -1,7 +1,5 @@
 //! What sessions and calls put in a room's inbox.
 
-use std::time::Instant;
-
 use tokio::sync::oneshot;
 
 use super::description::Description;
@@ -10,6 +8,7 @@ use super::entrance::Entrance;
 use super::error::HubError;
 use super::member::Member;
 use super::reader::Reader;
+use super::receipt::Receipt;
 use super::start::Start;
 use crate::domain::{Leave, ParticipantId, Post, Say};
 use crate::order::Weight;
@@ -36,21 +35,21 @@ pub(super) enum Request {
     Join {
         entrance: Box<Entrance>,
         reply: Reply<Member>,
-        received: Instant,
+        received: Receipt,
     },
     /// A participant says something.
-    Say { say: Say, received: Instant },
+    Say { say: Say, received: Receipt },
     /// Somebody outside says something.
     Post {
         post: Box<Post>,
         reply: Reply<Posted>,
-        received: Instant,
+        received: Receipt,
     },
     /// A participant goes, if it is still there on this connection.
     Leave {
         leave: Leave,
         connection: u64,
-        received: Instant,
+        received: Receipt,
     },
     /// A participant's connection is gone.
     Lost {

@@ -17,11 +17,12 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, Streaming};
 
 use super::admission::Admission;
-use super::observer::{EventKindReceived, Observer, StreamEnd, Visitor};
+use super::observer::{Arrival, EventKindReceived, Method, Observer, StreamEnd, Visitor};
 use super::reason::Reason;
 use super::session::{Ended, Output, Session};
 use super::stall;
 use super::status::{StreamError, trailers};
+use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Asking, Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
 
@@ -43,10 +44,7 @@ enum Phase {
     /// Nobody yet: the JOIN is awaited.
     Knocking(Box<Knocking>),
     /// A JOIN is on its way through the room.
-    Joining {
-        joining: Box<Asking<Member>>,
-        is_newer: bool,
-    },
+    Joining(Box<Joining>),
     /// A participant.
     Session(Box<Session>),
     /// The status is left to be sent, perhaps after a last message.
@@ -56,6 +54,14 @@ enum Phase {
     },
     /// Nothing is left.
     Done,
+}
+
+struct Joining {
+    asking: Asking<Member>,
+    is_newer: bool,
+    received: Instant,
+    sender: Option<TraceContext>,
+    claimed: Timestamp,
 }
 
 struct Knocking {
@@ -89,7 +95,7 @@ impl ChatBody {
         draining: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        observer.stream_started();
+        observer.stream_started(Method::Chat);
         let knocking = Knocking {
             timeout: Box::pin(tokio::time::sleep(JOIN_TIMEOUT)),
             draining: Box::pin(draining.cancelled_owned()),
@@ -173,8 +179,15 @@ impl ChatBody {
                 entrance,
                 is_newer,
             }) => {
-                let joining = Box::new(self.hub.join(room, entrance, Instant::now()));
-                self.phase = Phase::Joining { joining, is_newer };
+                let received = Instant::now();
+                let (sender, claimed) = (entrance.join.trace.clone(), entrance.join.timestamp);
+                self.phase = Phase::Joining(Box::new(Joining {
+                    asking: self.hub.join(room, entrance, received),
+                    is_newer,
+                    received,
+                    sender,
+                    claimed,
+                }));
             }
             Err(error) => {
                 self.tally.observer.rejected(error.reason());
@@ -185,25 +198,34 @@ impl ChatBody {
     }
 
     fn poll_joining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Joining { joining, is_newer } = &mut self.phase else {
+        let Phase::Joining(joining) = &mut self.phase else {
             return Poll::Ready(());
         };
-        match ready!(Pin::new(&mut **joining).poll(cx)) {
-            Ok(member) => {
+        match ready!(Pin::new(&mut joining.asking).poll(cx)) {
+            Ok(mut member) => {
+                let entry = member.entry();
+                let mut visitor = Visitor {
+                    room: member.room().to_string(),
+                    participant: entry.participant.get(),
+                    name: entry.name.to_string(),
+                    trace: None,
+                };
+                let arrival = Arrival {
+                    received: joining.received,
+                    sender: joining.sender.as_ref(),
+                    claimed: joining.claimed,
+                    time: entry.joined.map_or(entry.time, |(_, time)| time),
+                    sequence: entry.joined.map(|(sequence, _)| sequence),
+                };
+                visitor.trace = self.tally.observer.joined(&visitor, &arrival);
+                member.set_stream(visitor.trace.clone());
+                self.tally.visitor = Some(visitor);
                 let session = Session::new(
                     member,
                     *self.hub.rules(),
                     self.hub.options().resume_grace,
-                    *is_newer,
+                    joining.is_newer,
                 );
-                let entry = session.member().entry();
-                let visitor = Visitor {
-                    room: session.member().room().to_string(),
-                    participant: entry.participant.get(),
-                    name: entry.name.to_string(),
-                };
-                self.tally.observer.joined(&visitor);
-                self.tally.visitor = Some(visitor);
                 self.phase = Phase::Session(Box::new(session));
             }
             Err(error) => {
@@ -234,7 +256,7 @@ impl Body for ChatBody {
         loop {
             match &mut this.phase {
                 Phase::Knocking(_) => ready!(this.poll_knocking(cx)),
-                Phase::Joining { .. } => ready!(this.poll_joining(cx)),
+                Phase::Joining(_) => ready!(this.poll_joining(cx)),
                 Phase::Session(session) => {
                     match ready!(session.poll_next(cx, &mut this.inbound, &*this.tally.observer)) {
                         Output::Data(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),

@@ -12,7 +12,7 @@ use super::observer::Observer;
 use super::status::StreamError;
 use crate::domain::{MessageId, Name, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
-use crate::hub::{HistoryRange, Hub, HubError, Posted};
+use crate::hub::{HistoryRange, Hub, HubError, Posted, Receipt};
 use crate::proto::chat_service_server::ChatService;
 use crate::proto::get_history_request::Page;
 use crate::proto::{
@@ -79,8 +79,11 @@ impl Calls {
         })
     }
 
-    async fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse, StreamError> {
-        let received = Instant::now();
+    async fn send_message(
+        &self,
+        request: SendMessageRequest,
+        received: Receipt,
+    ) -> Result<SendMessageResponse, StreamError> {
         let room = room(&request.room)?;
         let name = Name::try_from(request.client_name.as_str())
             .map_err(|error| StreamError::Name("client_name", error))?;
@@ -229,7 +232,11 @@ impl ChatService for Calls {
         &self,
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
-        let answer = Self::send_message(self, request.into_inner()).await;
+        let received = Receipt {
+            at: Instant::now(),
+            stream: request.extensions().get::<Arc<TraceContext>>().cloned(),
+        };
+        let answer = Self::send_message(self, request.into_inner(), received).await;
         self.answer(answer)
     }
 

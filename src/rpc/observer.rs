@@ -1,8 +1,11 @@
 //! What the transport tells of itself, beside what the hub tells: see [`crate::hub::Observer`].
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::reason::Reason;
+use crate::domain::{LamportTime, Sequence, Timestamp, TraceContext};
 
 /// Who a stream belongs to, once its JOIN was accepted.
 #[derive(Debug, Clone)]
@@ -13,6 +16,46 @@ pub struct Visitor {
     pub participant: i32,
     /// The participant's name.
     pub name: String,
+    /// The trace of its JOIN, where that is recorded.
+    pub trace: Option<Arc<TraceContext>>,
+}
+
+/// A JOIN that was accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// When it was decoded.
+    pub received: Instant,
+    /// The trace context that the client sent with it.
+    pub sender: Option<&'a TraceContext>,
+    /// The client's Lamport time, as it was sent.
+    pub claimed: Timestamp,
+    /// The room's Lamport time of it.
+    pub time: LamportTime,
+    /// Its place in the log; none where an earlier stay goes on, which nobody else hears of.
+    pub sequence: Option<Sequence>,
+}
+
+/// The methods whose answers are streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Takes part in a room.
+    Chat,
+    /// Reads a room.
+    Subscribe,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Chat, Self::Subscribe];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "Chat",
+            Self::Subscribe => "Subscribe",
+        }
+    }
 }
 
 /// Why a Chat stream ended.
@@ -84,14 +127,15 @@ pub trait Observer: Send + Sync + 'static {
     fn connection_refused(&self, peer: SocketAddr, limit: usize);
     /// A connection was closed since it did not speak HTTP/2, or did not speak at all.
     fn connection_unintelligible(&self, peer: SocketAddr);
-    /// A Chat stream began.
-    fn stream_started(&self);
+    /// A stream began.
+    fn stream_started(&self, method: Method);
     /// Something was decoded off a Chat stream.
     fn received(&self, kind: EventKindReceived);
     /// Something was refused before it came to a room.
     fn rejected(&self, reason: Reason);
-    /// A JOIN was accepted.
-    fn joined(&self, visitor: &Visitor);
+    /// A JOIN was accepted. The answer is the trace in which that is recorded, if it is, for whoever follows what the
+    /// stream brings.
+    fn joined(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<Arc<TraceContext>>;
     /// A Chat stream ended. `detail` is the status message, empty where there is nothing to say.
     fn stream_ended(&self, end: StreamEnd, visitor: Option<&Visitor>, detail: &str);
 }

@@ -76,10 +76,6 @@ impl Session {
         session
     }
 
-    pub(super) const fn member(&self) -> &Member {
-        &self.member
-    }
-
     /// What goes to the client next. Takes what the client sends along the way.
     pub(super) fn poll_next(
         &mut self,

@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::admission::place;
 use super::calls::room;
-use super::observer::Observer;
+use super::observer::{Method, Observer};
 use super::reason::Reason;
 use super::status::{StreamError, trailers};
 use crate::hub::{End, Hub, HubError, Piece, Reader, Start};
@@ -51,6 +51,7 @@ impl SubscribeBody {
         draining: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
+        observer.stream_started(Method::Subscribe);
         let phase = Phase::Asking(Box::new(inbound), Box::pin(draining.cancelled_owned()));
         Self { hub, observer, phase }
     }

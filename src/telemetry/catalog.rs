@@ -24,6 +24,87 @@ pub struct Definition {
     pub help: &'static str,
 }
 
+/// What a metric is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Seconds, with fractions; of a point in time, since 1970.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// How many there are, or how many there were.
+    Count,
+}
+
+impl Unit {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Seconds => "seconds",
+            Self::Bytes => "bytes",
+            Self::Count => "count",
+        }
+    }
+}
+
+impl Kind {
+    /// Its name, as Prometheus writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+impl Definition {
+    /// What it is measured in: the name says so, as Prometheus wants it.
+    #[must_use]
+    pub fn unit(&self) -> Unit {
+        let name = self.name.strip_suffix("_total").unwrap_or(self.name);
+        if name.ends_with("_seconds") {
+            Unit::Seconds
+        } else if name.ends_with("_bytes") {
+            Unit::Bytes
+        } else {
+            Unit::Count
+        }
+    }
+}
+
+/// The catalogue as a page for people, in Markdown.
+#[must_use]
+pub fn document() -> String {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         What `/metrics` on the admin port shows, in its order. This page is written from \
+         [`src/telemetry/catalog.rs`](../src/telemetry/catalog.rs);\n\
+         after a change there: `UPDATE=1 cargo test --lib the_metrics_are_documented`.\n\n\
+         No metric is labelled by room, user, message or address: those are on spans and log lines. The buckets of the \
+         histograms are\n.0001 .00025 .0005 .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 seconds. The `process_` \
+         metrics exist on Linux only.\n\n\
+         | name | type | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for definition in CATALOG {
+        let Definition {
+            name,
+            kind,
+            labels,
+            help,
+        } = definition;
+        let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+        page.push_str(&format!(
+            "| `{name}` | {} | {} | {} | {help} |\n",
+            kind.as_str(),
+            definition.unit().as_str(),
+            labels.join(", ")
+        ));
+    }
+    page
+}
+
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Definition {
     Definition {
         name,
@@ -53,7 +134,7 @@ const fn histogram(name: &'static str, help: &'static str) -> Definition {
 
 pub(super) const BUILD_INFO: Definition = gauge(
     "chitchat_build_info",
-    &["version"],
+    &["version", "revision"],
     "Always 1; the labels say what runs.",
 );
 pub(super) const CONNECTED_CLIENTS: Definition = gauge(
@@ -161,8 +242,57 @@ pub(super) const LAMPORT_REJECTED: Definition = counter(
     "Time stamps that were refused because they were negative or too far ahead.",
 );
 
-/// Every metric of the server.
-pub const CATALOG: [Definition; 24] = [
+pub(super) const TELEMETRY_DROPPED: Definition = counter(
+    "chitchat_telemetry_dropped_total",
+    &["signal"],
+    "Spans and log records that could not be exported: the queue was full, or the collector did not take them.",
+);
+pub(super) const CALL_DURATION: Definition = Definition {
+    labels: &["rpc_method", "rpc_response_status_code"],
+    ..histogram(
+        "rpc_server_call_duration_seconds",
+        "How long calls with one answer took, by how they ended.",
+    )
+};
+
+pub(super) const PROCESS_CPU: Definition = counter(
+    "process_cpu_seconds_total",
+    &[],
+    "Processor time of all threads, user and system.",
+);
+pub(super) const PROCESS_RESIDENT: Definition =
+    gauge("process_resident_memory_bytes", &[], "Resident memory.");
+pub(super) const PROCESS_VIRTUAL: Definition = gauge("process_virtual_memory_bytes", &[], "Virtual memory.");
+pub(super) const PROCESS_OPEN_FDS: Definition = gauge("process_open_fds", &[], "Open file descriptors.");
+pub(super) const PROCESS_MAX_FDS: Definition =
+    gauge("process_max_fds", &[], "How many file descriptors may be open.");
+pub(super) const PROCESS_THREADS: Definition = gauge("process_threads", &[], "Threads.");
+pub(super) const PROCESS_START: Definition = gauge(
+    "process_start_time_seconds",
+    &[],
+    "When the process began, since 1970.",
+);
+pub(super) const TOKIO_WORKERS: Definition = gauge("tokio_workers", &[], "Threads that serve.");
+pub(super) const TOKIO_TASKS: Definition = gauge("tokio_alive_tasks", &[], "Tasks that have not ended.");
+pub(super) const TOKIO_QUEUE: Definition = gauge(
+    "tokio_global_queue_depth",
+    &[],
+    "Tasks that are ready and wait for a thread: it stays near zero unless the threads are saturated.",
+);
+pub(super) const TOKIO_BUSY: Definition = counter(
+    "tokio_worker_busy_seconds_total",
+    &[],
+    "Time that the threads that serve were busy, all together: its rate, by the number of threads, is how saturated \
+     they are.",
+);
+pub(super) const TOKIO_PARKS: Definition = counter(
+    "tokio_worker_parks_total",
+    &[],
+    "How often a thread that serves had nothing to do.",
+);
+
+/// Every metric of the server, in the order in which they are shown.
+pub const CATALOG: &[Definition] = &[
     BUILD_INFO,
     CONNECTED_CLIENTS,
     ROOMS_ACTIVE,
@@ -187,4 +317,58 @@ pub const CATALOG: [Definition; 24] = [
     RESUMES,
     LAMPORT_TIME,
     LAMPORT_REJECTED,
+    TELEMETRY_DROPPED,
+    CALL_DURATION,
+    PROCESS_CPU,
+    PROCESS_RESIDENT,
+    PROCESS_VIRTUAL,
+    PROCESS_OPEN_FDS,
+    PROCESS_MAX_FDS,
+    PROCESS_THREADS,
+    PROCESS_START,
+    TOKIO_WORKERS,
+    TOKIO_TASKS,
+    TOKIO_QUEUE,
+    TOKIO_BUSY,
+    TOKIO_PARKS,
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::{env, fs};
+
+    use super::*;
+
+    #[test]
+    fn the_metrics_are_documented() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        if env::var_os("UPDATE").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, document()).unwrap();
+        }
+        let written = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            written == document(),
+            "docs/metrics.md is out of date: run UPDATE=1 cargo test --lib the_metrics_are_documented"
+        );
+    }
+
+    #[test]
+    fn names_follow_the_rules_of_prometheus() {
+        for definition in CATALOG {
+            let name = definition.name;
+            let prefixes = ["chitchat_", "process_", "tokio_", "rpc_"];
+            assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+            assert_eq!(
+                name.ends_with("_total"),
+                definition.kind == Kind::Counter,
+                "{name}"
+            );
+            assert!(definition.help.ends_with('.'), "{name}");
+            if definition.kind == Kind::Histogram {
+                assert_eq!(definition.unit(), Unit::Seconds, "{name}");
+            }
+        }
+    }
+}

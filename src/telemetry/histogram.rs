@@ -48,20 +48,46 @@ impl Histogram {
         self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// Appends it in the Prometheus text format.
+    /// Whether anything was recorded.
+    pub(super) fn is_empty(&self) -> bool {
+        self.counts.iter().all(|count| count.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Appends it in the Prometheus text format, without labels.
     pub(super) fn render(&self, definition: &Definition, out: &mut String) {
+        Self::render_head(definition, out);
+        self.render_series(definition.name, "", out);
+        out.push('\n');
+    }
+
+    /// Appends what stands before the series of a histogram.
+    pub(super) fn render_head(definition: &Definition, out: &mut String) {
         let Definition { name, help, .. } = definition;
-        let mut total = 0;
         // Writing to a string cannot fail.
+        write!(out, "# HELP {name} {help}\n# TYPE {name} histogram\n").unwrap_or_default();
+    }
+
+    /// Appends one series; `labels` are as in `name="value"`, with commas between.
+    pub(super) fn render_series(&self, name: &str, labels: &str, out: &mut String) {
+        let mut total = 0;
         let mut line = |text: std::fmt::Arguments<'_>| out.write_fmt(text).unwrap_or_default();
-        line(format_args!("# HELP {name} {help}\n# TYPE {name} histogram\n"));
+        let comma = if labels.is_empty() { "" } else { "," };
         let edges = EDGES.iter().map(|(_, edge)| *edge).chain(["+Inf"]);
         for (edge, count) in edges.zip(&self.counts) {
             total += count.load(Ordering::Relaxed);
-            line(format_args!("{name}_bucket{{le=\"{edge}\"}} {total}\n"));
+            line(format_args!(
+                "{name}_bucket{{{labels}{comma}le=\"{edge}\"}} {total}\n"
+            ));
         }
         let sum = Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed)).as_secs_f64();
-        line(format_args!("{name}_sum {sum}\n{name}_count {total}\n\n"));
+        let labels = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{labels}}}")
+        };
+        line(format_args!(
+            "{name}_sum{labels} {sum}\n{name}_count{labels} {total}\n"
+        ));
     }
 }
 

@@ -4,9 +4,13 @@ use std::io::{IsTerminal, stdout};
 
 use clap::ValueEnum;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+use super::line::{JsonLine, PrettyLine};
+use super::otlp::Exports;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -44,37 +48,69 @@ impl LogOptions {
 #[must_use = "lines that have not been written are lost with the guard"]
 pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
 
-/// Begins to log to stdout. Lines are written by a thread of their own, so that a stdout which nobody reads stops no
-/// conversation: lines are lost then. A second call in a process changes nothing.
+/// What the libraries below say of telemetry's own way out: to export that would make more of it, and what is lost is
+/// told once and counted.
+const OWN_WAY_OUT: [&str; 8] = [
+    "opentelemetry=off",
+    "opentelemetry_sdk=off",
+    "opentelemetry-otlp=off",
+    "opentelemetry_otlp=off",
+    "h2=off",
+    "hyper=off",
+    "tonic=off",
+    "tower=off",
+];
+
+/// Begins to log to stdout, and to where `exports` say; what is traced with `tracing` goes there too.
+/// Lines are written by a thread of their own, so that a stdout which nobody reads stops no conversation: lines are
+/// lost then. A second call in a process changes nothing.
 ///
 /// # Errors
 ///
 /// When the filter cannot be understood.
-pub fn init(options: &LogOptions) -> Result<LogGuard, ParseError> {
-    let filter = EnvFilter::try_new(&options.filter)?;
-    let (writer, guard): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().finish(stdout());
+pub fn init(options: &LogOptions, exports: &Exports) -> Result<LogGuard, ParseError> {
     let is_terminal = stdout().is_terminal();
+    let (writer, guard): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().finish(stdout());
     let is_pretty = match options.format {
         LogFormat::Auto => is_terminal,
         LogFormat::Json => false,
         LogFormat::Pretty => true,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(is_terminal);
-    // Whoever has set a subscriber already (a test of many servers) keeps it.
-    if is_pretty {
-        builder.with_target(false).finish().try_init().ok();
+    let lines = fmt::layer().with_writer(writer).with_ansi(is_terminal);
+    let lines = if is_pretty {
+        lines.event_format(PrettyLine).boxed()
     } else {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .finish()
-            .try_init()
-            .ok();
-    }
+        lines.event_format(JsonLine).boxed()
+    };
+    let spans = exports.tracer().map(|tracer| {
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer.sdk())
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_filter(quiet(&options.filter))
+    });
+    let records = exports
+        .logs()
+        .map(|logs| logs.layer().with_filter(quiet(&options.filter)));
+    // Spans come first: what is logged within one belongs to it.
+    let subscriber = Registry::default()
+        .with(spans)
+        .with(lines.with_filter(quiet(&options.filter)))
+        .with(records);
+    EnvFilter::try_new(&options.filter)?;
+    // Whoever has set a subscriber already (a test of many servers) keeps it.
+    subscriber.try_init().ok();
     Ok(LogGuard(guard))
+}
+
+/// What is to be logged, without the libraries' own words.
+fn quiet(filter: &str) -> EnvFilter {
+    let mut quiet = EnvFilter::try_new(filter).unwrap_or_default();
+    for directive in OWN_WAY_OUT {
+        if let Ok(directive) = directive.parse() {
+            quiet = quiet.add_directive(directive);
+        }
+    }
+    quiet
 }

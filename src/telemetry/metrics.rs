@@ -1,16 +1,23 @@
 //! The metrics of one server: handles that were made once, and the page that shows them.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tokio::runtime::Handle;
+use tonic::Code;
 
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
+use super::otlp::Exports;
+use super::served_calls::{CODES, METHODS, code_name};
+use super::{process, runtime};
 use crate::domain::LamportTime;
-use crate::rpc::{EventKindReceived, Reason, StreamEnd};
+use crate::rpc::{EventKindReceived, Method, Reason, StreamEnd};
 use crate::store::{Fill, Store};
 
 /// The metrics of one server. Each has a recorder of its own, so that two servers in one process do not mix.
@@ -21,7 +28,7 @@ pub struct Metrics {
     pub(super) connections_open: Gauge,
     pub(super) refused_at_limit: Counter,
     pub(super) refused_protocol: Counter,
-    pub(super) chat_streams_started: Counter,
+    pub(super) streams_started: [Counter; Method::ALL.len()],
     pub(super) deliveries: Counter,
     pub(super) subscribers_behind: Gauge,
     pub(super) resumes_complete: Counter,
@@ -37,10 +44,16 @@ pub struct Metrics {
     store_bytes: Gauge,
     store_events: Gauge,
     store_available: Gauge,
+    /// By method, and by code within.
+    calls: Vec<Histogram>,
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
     rejected: HashMap<Reason, Counter>,
+    dropped_spans: Counter,
+    dropped_logs: Counter,
+    /// What those two count, until the page takes it over.
+    exports: Exports,
     lamport_time: Gauge,
     /// The latest time of any room; the gauge takes it over when it is shown.
     latest: AtomicI64,
@@ -49,9 +62,9 @@ pub struct Metrics {
 const KINDS: [&str; 3] = ["join", "message", "leave"];
 
 impl Metrics {
-    /// Metrics that all stand at zero, for a server that takes at most so many connections.
+    /// Metrics that all stand at zero, for a server that takes at most so many connections and pushes `exports`.
     #[must_use]
-    pub fn new(max_connections: usize) -> Self {
+    pub fn new(max_connections: usize, exports: Exports) -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         describe(&recorder);
         let gauge = |definition: &Definition| register_gauge(&recorder, definition, &[]);
@@ -59,8 +72,11 @@ impl Metrics {
             register_counter(&recorder, definition, labels)
         };
         let kinds = |definition: &Definition| KINDS.map(|kind| counter(definition, &[("kind", kind.into())]));
-        let version = ("version", env!("CARGO_PKG_VERSION").to_owned());
-        register_gauge(&recorder, &catalog::BUILD_INFO, &[version]).set(1.0);
+        let build = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("revision", env!("CHITCHAT_REVISION").to_owned()),
+        ];
+        register_gauge(&recorder, &catalog::BUILD_INFO, &build).set(1.0);
         let limit = u32::try_from(max_connections).unwrap_or(u32::MAX);
         gauge(&catalog::CONNECTIONS_LIMIT).set(limit);
         Self {
@@ -70,7 +86,8 @@ impl Metrics {
             connections_open: gauge(&catalog::CONNECTIONS_OPEN),
             refused_at_limit: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "limit".into())]),
             refused_protocol: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "protocol".into())]),
-            chat_streams_started: counter(&catalog::STREAMS_STARTED, &[("method", "Chat".into())]),
+            streams_started: Method::ALL
+                .map(|method| counter(&catalog::STREAMS_STARTED, &[("method", method.as_str().into())])),
             deliveries: counter(&catalog::DELIVERIES, &[]),
             subscribers_behind: gauge(&catalog::SUBSCRIBERS_BEHIND),
             resumes_complete: counter(&catalog::RESUMES, &[("outcome", "complete".into())]),
@@ -85,6 +102,9 @@ impl Metrics {
             store_bytes: gauge(&catalog::STORE_BYTES),
             store_events: gauge(&catalog::STORE_EVENTS),
             store_available: gauge(&catalog::STORE_AVAILABLE),
+            calls: std::iter::repeat_with(Histogram::default)
+                .take(METHODS.len() * CODES.len())
+                .collect(),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -106,6 +126,9 @@ impl Metrics {
                     (reason, counter(&catalog::EVENTS_REJECTED, &labels))
                 })
                 .collect(),
+            dropped_spans: counter(&catalog::TELEMETRY_DROPPED, &[("signal", "traces".into())]),
+            dropped_logs: counter(&catalog::TELEMETRY_DROPPED, &[("signal", "logs".into())]),
+            exports,
             lamport_time: gauge(&catalog::LAMPORT_TIME),
             latest: AtomicI64::new(0),
         }
@@ -139,6 +162,8 @@ impl Metrics {
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         self.lamport_time.set(self.latest.load(Ordering::Relaxed) as f64);
         self.ask_store();
+        self.dropped_spans.absolute(self.exports.lost_spans());
+        self.dropped_logs.absolute(self.exports.lost_logs());
         let mut page = self.handle.render();
         self.broadcast_latency
             .render(&catalog::BROADCAST_LATENCY, &mut page);
@@ -146,7 +171,44 @@ impl Metrics {
             .render(&catalog::DELIVERY_LATENCY, &mut page);
         self.store_append.render(&catalog::STORE_APPEND, &mut page);
         self.store_sync.render(&catalog::STORE_SYNC, &mut page);
-        page
+        self.render_calls(&mut page);
+        let runtime = Handle::try_current().ok();
+        let runtime = runtime.map(|handle| runtime::read(&handle.metrics()));
+        for (definition, value) in process::read().into_iter().chain(runtime.into_iter().flatten()) {
+            let Definition { name, kind, help, .. } = definition;
+            let kind = kind.as_str();
+            // Writing to a string cannot fail.
+            write!(
+                page,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n"
+            )
+            .unwrap_or_default();
+        }
+        in_order(&page)
+    }
+
+    /// A call with one answer has ended.
+    pub(super) fn call_served(&self, method: &str, code: Code, took: Duration) {
+        let method = METHODS.iter().position(|known| *known == method);
+        let code = CODES.iter().position(|known| *known == code);
+        if let (Some(method), Some(code)) = (method, code) {
+            self.calls[method * CODES.len() + code].record(took, 1);
+        }
+    }
+
+    fn render_calls(&self, page: &mut String) {
+        let name = catalog::CALL_DURATION.name;
+        Histogram::render_head(&catalog::CALL_DURATION, page);
+        let series = METHODS.iter().flat_map(|method| CODES.map(|code| (method, code)));
+        for ((method, code), calls) in series.zip(&self.calls) {
+            // What goes well is shown from the start, what goes wrong once it has.
+            if code == Code::Ok || !calls.is_empty() {
+                let code = code_name(code);
+                let labels = format!("rpc_method=\"{method}\",rpc_response_status_code=\"{code}\"");
+                calls.render_series(name, &labels, page);
+            }
+        }
+        page.push('\n');
     }
 
     pub(super) fn stream_ended(&self, end: StreamEnd) {
@@ -174,10 +236,21 @@ impl Metrics {
     }
 }
 
+/// The families of a page in the order of the catalogue, whatever order they came in.
+fn in_order(page: &str) -> String {
+    let mut families: Vec<&str> = page.split("\n\n").map(str::trim).collect();
+    families.retain(|family| !family.is_empty());
+    families.sort_by_key(|family| {
+        let name = family.split(' ').nth(2).unwrap_or_default();
+        CATALOG.iter().position(|definition| definition.name == name)
+    });
+    families.iter().flat_map(|family| [*family, "\n\n"]).collect()
+}
+
 const METADATA: Metadata<'static> = Metadata::new("chitchat", Level::INFO, None);
 
 fn describe(recorder: &PrometheusRecorder) {
-    for Definition { name, kind, help, .. } in CATALOG {
+    for &Definition { name, kind, help, .. } in CATALOG {
         match kind {
             Kind::Counter => recorder.describe_counter(name.into(), None, help.into()),
             Kind::Gauge => recorder.describe_gauge(name.into(), None, help.into()),
@@ -223,27 +296,53 @@ fn register_gauge(
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_page_shows_every_metric_from_the_start() {
-        let page = Metrics::new(7).render();
+    /// The labels of a sample, without the edge of a bucket.
+    fn labels(sample: &str) -> Vec<&str> {
+        let Some((_, labels)) = sample.split_once('{') else {
+            return Vec::new();
+        };
+        labels
+            .split(',')
+            .filter_map(|pair| Some(pair.split_once('=')?.0))
+            .filter(|label| *label != "le")
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_page_shows_just_what_the_catalogue_has_from_the_start_and_in_its_order() {
+        let metrics = Metrics::new(7, Exports::default());
+        metrics.call_served(METHODS[0], Code::NotFound, Duration::from_millis(3));
+        let page = metrics.render();
+        let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        let expected: Vec<String> = CATALOG
+            .iter()
+            .map(|definition| format!("# TYPE {} {}", definition.name, definition.kind.as_str()))
+            .collect();
+        assert_eq!(shown, expected, "{page}");
         for definition in CATALOG {
-            let kind = match definition.kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-                Kind::Histogram => "histogram",
+            let name = definition.name;
+            let help = format!("# HELP {name} {}\n", definition.help);
+            assert!(page.contains(&help), "{help}");
+            let is_its = |line: &&str| {
+                let sample = line.split(['{', ' ']).next().unwrap_or_default();
+                let sample = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .filter(|_| definition.kind == Kind::Histogram)
+                    .find_map(|suffix| sample.strip_suffix(suffix))
+                    .unwrap_or(sample);
+                sample == name
             };
-            assert!(
-                page.contains(&format!("# TYPE {} {kind}\n", definition.name)),
-                "{}\n{page}",
-                definition.name
-            );
-            assert!(
-                page.contains(&format!("# HELP {} ", definition.name)),
-                "{}",
-                definition.name
-            );
+            let samples: Vec<&str> = page.lines().filter(is_its).collect();
+            assert!(!samples.is_empty(), "{name}");
+            for sample in samples {
+                assert_eq!(labels(sample), definition.labels, "{sample}");
+            }
         }
         assert!(page.contains("chitchat_connections_limit 7\n"));
         assert!(page.contains("chitchat_events_rejected_total{reason=\"name_taken\",fault=\"client\"} 0\n"));
+        assert!(page.contains(
+            "rpc_server_call_duration_seconds_count{rpc_method=\"itu.chitchat.ChatService/SendMessage\",\
+             rpc_response_status_code=\"NOT_FOUND\"} 1\n"
+        ));
     }
 }

@@ -2,27 +2,73 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
+use opentelemetry::{Context, ContextGuard};
 use tracing::{debug, error, info, warn};
 
+use super::attributes::{self, Subject};
+use super::message_spans::{MessageSpans, event_type};
 use super::metrics::Metrics;
-use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence};
-use crate::rpc::{EventKindReceived, Reason, StreamEnd, Visitor};
+use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
+use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence, TraceContext};
+use crate::hub::{Accepted, Trail};
+use crate::rpc::{Arrival, EventKindReceived, Method, Reason, StreamEnd, Visitor};
 use crate::{hub, rpc, store};
 
 /// Turns what the hub and the transport tell into metrics and log lines.
 #[derive(Clone)]
 pub struct Report {
     metrics: Arc<Metrics>,
+    tracer: Option<Tracer>,
 }
 
 impl Report {
-    /// Reports into these metrics, and into the process's log.
+    /// Reports into these metrics and the process's log, and through this tracer if there is one.
     #[must_use]
-    pub const fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+    pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
+        Self { metrics, tracer }
     }
+
+    /// Records a JOIN.
+    fn join_span(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<Ids> {
+        let tracer = self.tracer.as_ref()?;
+        let ids = tracer.begin(arrival.sender, 1)?;
+        let subject = Subject {
+            room: visitor.room.as_str().into(),
+            event_type: event_type(&EventKind::Joined),
+            message_id: None,
+            body_size: None,
+            sequence: arrival.sequence.map(Sequence::get),
+            time: arrival.time.get(),
+            received_time: Some(arrival.claimed.0),
+        };
+        let mut attributes = subject.attributes();
+        attributes.extend(attributes::of_call(CHAT_METHOD));
+        tracer.export(Finished {
+            ids: ids.clone(),
+            name: "join",
+            kind: SpanKind::Server,
+            begun: wall_time(arrival.received),
+            ended: SystemTime::now(),
+            attributes,
+            link: None,
+            status: Status::Unset,
+        });
+        Some(ids)
+    }
+}
+
+/// The method whose streams are joined.
+const CHAT_METHOD: &str = "itu.chitchat.ChatService/Chat";
+
+/// What is logged while the guard lives belongs to this trace.
+fn within(trace: Option<&TraceContext>) -> Option<ContextGuard> {
+    trace.map(|trace| {
+        let context = Context::new().with_remote_span_context(remote(trace));
+        context.attach()
+    })
 }
 
 impl hub::Observer for Report {
@@ -33,6 +79,11 @@ impl hub::Observer for Report {
             EventKind::Left => EventKindReceived::Leave,
         };
         self.metrics.event_broadcast(kind, time);
+    }
+
+    fn follow(&self, accepted: &Accepted<'_>) -> Option<Box<dyn Trail>> {
+        let spans = MessageSpans::begin(self.tracer.as_ref()?, accepted)?;
+        Some(Box::new(spans))
     }
 
     fn refused(&self, refusal: &Refusal) {
@@ -109,8 +160,8 @@ impl rpc::Observer for Report {
         info!(event = "connection_closed", %peer, reason = "protocol", "connection closed: it does not speak HTTP/2");
     }
 
-    fn stream_started(&self) {
-        self.metrics.chat_streams_started.increment(1);
+    fn stream_started(&self, method: Method) {
+        self.metrics.streams_started[method as usize].increment(1);
     }
 
     fn received(&self, kind: EventKindReceived) {
@@ -121,43 +172,51 @@ impl rpc::Observer for Report {
         self.metrics.event_rejected(reason);
     }
 
-    fn joined(&self, visitor: &Visitor) {
+    fn joined(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<Arc<TraceContext>> {
+        let trace = self
+            .join_span(visitor, arrival)
+            .map(|ids| Arc::new(ids.trace_context()));
+        let _within = within(trace.as_deref());
         let Visitor {
             room,
             participant,
             name,
+            ..
         } = visitor;
-        info!(event = "client_joined", room, participant, name, "client joined");
+        let resumed = arrival.sequence.is_none();
+        info!(
+            event = "client_joined",
+            room, participant, name, resumed, "client joined"
+        );
+        trace
     }
 
     fn stream_ended(&self, end: StreamEnd, visitor: Option<&Visitor>, detail: &str) {
         self.metrics.stream_ended(end);
         let reason = end.as_str();
-        match visitor {
-            Some(Visitor {
-                room,
-                participant,
-                name,
-            }) if end == StreamEnd::Lost => {
-                info!(
-                    event = "client_lost",
-                    room, participant, name, reason, "client lost"
-                );
-            }
-            Some(Visitor {
-                room,
-                participant,
-                name,
-            }) => {
-                info!(
-                    event = "client_left",
-                    room, participant, name, reason, detail, "client left"
-                );
-            }
-            None if end == StreamEnd::Refused => {
+        let Some(Visitor {
+            room,
+            participant,
+            name,
+            trace,
+        }) = visitor
+        else {
+            if end == StreamEnd::Refused {
                 info!(event = "client_refused", reason, detail, "client refused");
             }
-            None => {}
+            return;
+        };
+        let _within = within(trace.as_deref());
+        if end == StreamEnd::Lost {
+            info!(
+                event = "client_lost",
+                room, participant, name, reason, "client lost"
+            );
+        } else {
+            info!(
+                event = "client_left",
+                room, participant, name, reason, detail, "client left"
+            );
         }
     }
 }

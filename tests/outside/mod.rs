@@ -38,12 +38,18 @@ pub struct Server {
 
 /// Starts a server on free ports.
 pub fn serve(flags: &[&str]) -> Server {
+    serve_with(flags, &[])
+}
+
+/// Starts a server on free ports, with these variables.
+pub fn serve_with(flags: &[&str], variables: &[(&str, &str)]) -> Server {
     let mut command = Command::new(CHITCHAT);
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
         .args(flags)
         // What is said in one test is not heard in another.
-        .env("CHITCHAT_IN_MEMORY", "true");
+        .env("CHITCHAT_IN_MEMORY", "true")
+        .envs(variables.iter().copied());
     let mut running = Running::start(&mut command);
     let line = running.error_line("chitchat: listening on ");
     let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
@@ -75,6 +81,11 @@ impl Server {
 
     pub fn exit(&mut self) -> ExitStatus {
         self.running.exit()
+    }
+
+    /// What was logged since the line that was asked for last. For a server that has ended.
+    pub fn rest_of_log(&mut self) -> Vec<String> {
+        self.running.lines.iter().collect()
     }
 
     /// A page of the admin port.

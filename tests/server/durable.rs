@@ -35,6 +35,7 @@ impl Directory {
             config.store = StoreOptions::Disk {
                 directory: self.0.clone(),
                 durability: Durability::Os,
+                accept_loss: false,
             };
             config.hub.resume_grace = grace;
         })
@@ -280,6 +281,7 @@ async fn a_reader_that_is_behind_is_served_from_the_store() {
         config.store = StoreOptions::Disk {
             directory: directory.0.clone(),
             durability: Durability::Os,
+            accept_loss: false,
         };
         config.hub.feed_bytes = 1 << 20;
     })

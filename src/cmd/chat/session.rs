@@ -1,17 +1,20 @@
 //! The conversation between the input, the server and the output.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::input::Input;
 use super::output::Output;
-use crate::client::{Error, Event, Outbox, Presence, Settled, escape, line_of};
+use crate::client::{Error, Event, Outbox, Presence, Sending, Settled, escape, line_of};
 use crate::cmd::Failure;
 use crate::cmd::aside::{RECONNECTED, RECONNECTING};
+use crate::domain::RoomName;
 use crate::proto::{NoticeCode, ServerMessage};
 use crate::shutdown::Signals;
+use crate::telemetry::{ClientSpans, SendSpan};
 
 /// How long the server has to end the stream after a LEAVE.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
@@ -22,6 +25,16 @@ pub(super) struct Session {
     pub(super) every_line_counts: bool,
     /// How long the server may take to acknowledge the next line.
     pub(super) answer_within: Duration,
+    /// Where.
+    pub(super) room: RoomName,
+    pub(super) spans: ClientSpans,
+}
+
+/// A line on its way.
+struct Line {
+    /// Which line of the input.
+    number: u64,
+    span: Option<Arc<SendSpan>>,
 }
 
 /// How far the conversation is.
@@ -41,8 +54,8 @@ struct Course<'a> {
     connected: bool,
     /// Whether the room was heard: before its own JOIN came back nobody has anything to answer.
     has_entered: bool,
-    /// The lines on their way, by their number.
-    outbox: Outbox<u64>,
+    /// The lines on their way.
+    outbox: Outbox<Line>,
     /// Until when the server has to answer, when there is something to answer.
     deadline: Option<Instant>,
     refusals: Refusals,
@@ -161,11 +174,13 @@ impl Course<'_> {
         match input {
             Input::Say { number, text } => {
                 // When the presence is over, listening says why.
-                if let Ok(message_id) = presence.say(text) {
+                let span = self.session.spans.send(self.session.room.as_str(), &text);
+                let sending = span.clone().map(|span| span as Arc<dyn Sending>);
+                if let Ok(message_id) = presence.say_followed(text, sending) {
                     if self.outbox.is_empty() {
                         self.await_answer();
                     }
-                    self.outbox.put(message_id, number);
+                    self.outbox.put(message_id, Line { number, span });
                 }
             }
             Input::Leave => self.finish(presence),
@@ -203,6 +218,7 @@ impl Course<'_> {
     fn happens(&mut self, presence: &mut Presence, event: Event) -> Option<String> {
         match event {
             Event::Message(message) => {
+                let began = SystemTime::now();
                 if !self.has_entered && message.notice.is_none() {
                     self.has_entered = true;
                     self.deadline = None;
@@ -213,7 +229,9 @@ impl Course<'_> {
                     .notice
                     .as_ref()
                     .is_some_and(|notice| notice.code() == NoticeCode::MessageRepeated);
-                (!is_repeat).then(|| line_of(&message))
+                let line = (!is_repeat).then(|| line_of(&message));
+                self.session.spans.received(&message, presence.now(), began);
+                line
             }
             Event::Reconnecting { attempt, .. } => {
                 self.connected = false;
@@ -236,8 +254,17 @@ impl Course<'_> {
     fn settle(&mut self, presence: &mut Presence, message: &ServerMessage) {
         match self.outbox.settle(message) {
             None => return,
-            Some(Settled::Acknowledged(_)) => {}
-            Some(Settled::Refused(number)) => self.refusals.add(number, &message.msg_stream),
+            Some(Settled::Acknowledged(line)) => {
+                if let Some(span) = line.span {
+                    span.acknowledged(message);
+                }
+            }
+            Some(Settled::Refused(line)) => {
+                self.refusals.add(line.number, &message.msg_stream);
+                if let Some(span) = line.span {
+                    span.refused(&message.message_id);
+                }
+            }
         }
         if self.phase == Phase::Leaving {
             return;
@@ -286,7 +313,7 @@ impl Course<'_> {
         if !self.session.every_line_counts {
             return None;
         }
-        let first = self.outbox.oldest()?.item;
+        let first = self.outbox.oldest()?.item.number;
         Some(match self.outbox.len() {
             1 => format!("line {first} was not acknowledged"),
             count => format!("{count} lines were not acknowledged, the first of them line {first}"),

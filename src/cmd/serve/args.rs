@@ -13,7 +13,7 @@ use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, 
 use crate::hub::HubOptions;
 use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
-use crate::telemetry::{LogFormat, LogOptions};
+use crate::telemetry::{DEFAULT_WISHES_PER_SECOND, LogFormat, LogOptions};
 
 /// Runs the server.
 #[derive(Debug, ClapArgs)]
@@ -177,6 +177,10 @@ pub struct Args {
         help_heading = "Process"
     )]
     log_format: LogFormat,
+
+    /// How many messages a second are traced because their senders want it; beyond that the own sampler decides
+    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", default_value_t = DEFAULT_WISHES_PER_SECOND, help_heading = "Process")]
+    pub(super) trace_wishes: u32,
 }
 
 impl Args {

@@ -5,13 +5,15 @@ mod server;
 
 use std::io;
 
+use opentelemetry_otlp::ExporterBuildError;
+
 pub use args::Args;
 pub use server::Server;
 
 use super::Failure;
-use crate::config::connections_possible;
+use crate::config::{Config, connections_possible};
 use crate::shutdown::Signals;
-use crate::telemetry::init_logs;
+use crate::telemetry::{Exports, OtlpOptions, init_logs};
 
 /// Runs a server until it is asked to end.
 ///
@@ -21,9 +23,20 @@ use crate::telemetry::init_logs;
 pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
     let possible = connections_possible();
+    let wishes_per_second = args.trace_wishes;
     let config = args.into_config(possible);
-    config.check(possible).map_err(Failure::Config)?;
-    let _logs = init_logs(&config.logs).map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
+    let (mut otlp, mistakes) = match (config.check(possible), OtlpOptions::from_env()) {
+        (Ok(()), Ok(otlp)) => (otlp, Vec::new()),
+        (checked, otlp) => {
+            let mut mistakes = checked.err().unwrap_or_default();
+            mistakes.extend(otlp.as_ref().err().cloned().unwrap_or_default());
+            (otlp.unwrap_or_default(), mistakes)
+        }
+    };
+    if !mistakes.is_empty() {
+        return Err(Failure::Config(mistakes));
+    }
+    otlp.sampler.wishes_per_second = wishes_per_second;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads.get());
@@ -33,25 +46,39 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .build()
         .map_err(|error| system("start its threads", &error))?;
     runtime.block_on(async {
-        let mut signals = Signals::listen().map_err(|error| system("listen for signals", &error))?;
-        let server = Server::bind(config).await?;
-        eprintln!(
-            "chitchat: listening on {} (gRPC) and {} (admin)",
-            server.listen(),
-            server.admin()
-        );
-        let served = server.run(async move {
-            let first = signals.next().await;
-            // Whoever asks twice does not want to wait.
-            tokio::spawn(async move {
-                let second = signals.next().await;
-                eprintln!("chitchat: {second} after {first}: ending at once");
-                std::process::exit(EXIT_AT_ONCE);
-            });
-            first
-        });
-        served.await
+        let exports = Exports::start(&otlp, SERVICE).map_err(otlp_mistake)?;
+        let _logs = init_logs(&config.logs, &exports)
+            .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
+        serve(config, exports).await
     })
+}
+
+/// The name under which telemetry comes in where the environment gives no other.
+const SERVICE: &str = "chitchat";
+
+fn otlp_mistake(error: ExporterBuildError) -> Failure {
+    Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")])
+}
+
+async fn serve(config: Config, exports: Exports) -> Result<(), Failure> {
+    let mut signals = Signals::listen().map_err(|error| system("listen for signals", &error))?;
+    let server = Server::bind_exporting(config, exports).await?;
+    eprintln!(
+        "chitchat: listening on {} (gRPC) and {} (admin)",
+        server.listen(),
+        server.admin()
+    );
+    let served = server.run(async move {
+        let first = signals.next().await;
+        // Whoever asks twice does not want to wait.
+        tokio::spawn(async move {
+            let second = signals.next().await;
+            eprintln!("chitchat: {second} after {first}: ending at once");
+            std::process::exit(EXIT_AT_ONCE);
+        });
+        first
+    });
+    served.await
 }
 
 /// The exit code of a process that was told to end at once, as a shell gives it for SIGINT.

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tracing::{info, warn};
+use tower::Layer;
+use tracing::{Instrument, info, info_span, warn};
 
 use crate::admin::{Admin, Readiness};
 use crate::cmd::Failure;
@@ -20,11 +21,14 @@ use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
-use crate::telemetry::{Metrics, Report};
+use crate::telemetry::{CallLayer, Exports, Metrics, Report};
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
 /// spread so that they do not all come at once.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// The part of the time for draining that is kept for exporting the last spans and log lines.
+const FLUSH_SHARE: u32 = 4;
 
 /// A server whose ports are bound.
 pub struct Server {
@@ -34,6 +38,8 @@ pub struct Server {
     admin: Admin,
     readiness: Readiness,
     report: Report,
+    calls: CallLayer,
+    exports: Exports,
     listen: SocketAddr,
     admin_at: SocketAddr,
 }
@@ -45,8 +51,18 @@ impl Server {
     ///
     /// When a port cannot be bound, or the store cannot be opened or is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
-        let metrics = Arc::new(Metrics::new(config.transport.max_connections));
-        let report = Report::new(Arc::clone(&metrics));
+        Self::bind_exporting(config, Exports::default()).await
+    }
+
+    /// As [`Server::bind`]; what it tells goes to `exports` too, which end with the server.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn bind_exporting(config: Config, exports: Exports) -> Result<Self, Failure> {
+        let metrics = Arc::new(Metrics::new(config.transport.max_connections, exports.clone()));
+        let report = Report::new(Arc::clone(&metrics), exports.tracer().cloned());
+        let calls = CallLayer::new(Arc::clone(&metrics), exports.tracer().cloned());
         let (store, secret) = open_store(&config, Arc::new(report.clone()))?;
         metrics.watch(&store);
         let hub = Hub::new(config.rules, config.hub, store, &secret, Arc::new(report.clone()));
@@ -57,7 +73,7 @@ impl Server {
         let admin = Admin::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
-        recover(&hub).await?;
+        recover(&hub).instrument(info_span!("recover")).await?;
         let listen = listener
             .local_addr()
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
@@ -71,6 +87,8 @@ impl Server {
             admin,
             readiness,
             report,
+            calls,
+            exports,
             listen,
             admin_at,
         })
@@ -102,6 +120,8 @@ impl Server {
             admin,
             readiness,
             report,
+            calls,
+            exports,
             listen,
             admin_at,
         } = self;
@@ -119,6 +139,7 @@ impl Server {
         let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub), observer.clone()));
         let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), observer);
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
+        let routes = calls.layer(routes);
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
         let administering = tokio::spawn(admin.serve(end.clone()));
@@ -132,14 +153,24 @@ impl Server {
         readiness.set(false);
         set_health(&health, ServingStatus::NotServing).await;
         draining.cancel();
-        let drained = timeout_at(deadline, async {
+        // What happened until then is exported in the rest of the time.
+        let flush_time = if exports.is_on() {
+            config.drain_timeout / FLUSH_SHARE
+        } else {
+            Duration::ZERO
+        };
+        let drain = async {
             hub.drain(RECONNECT_AFTER).await;
             // Whoever watches the health knows by now; the watch would hold its connection open.
             for service in ["", CHAT_SERVICE] {
                 health.clone().clear_service_status(service).await;
             }
             serving.await
-        })
+        };
+        let drained = timeout_at(
+            deadline - flush_time,
+            drain.instrument(info_span!("drain", cause)),
+        )
         .await;
         if drained.is_err() {
             warn!(event = "cut", "cutting what has not ended in time");
@@ -148,7 +179,7 @@ impl Server {
         end.cancel();
         // It was cancelled in the line before.
         administering.await.ok();
-        info!(event = "ended", "ended");
+        exports.shut_down(deadline.into_std()).await;
         if hub.failed().is_cancelled() {
             let cause = hub.cause().map(ToString::to_string).unwrap_or_default();
             return Err(Failure::Io(format!(

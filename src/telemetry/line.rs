@@ -1,0 +1,220 @@
+//! How a log line looks, with the ids of the trace that it belongs to.
+
+use std::fmt;
+
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The span in which something is logged, if there is one.
+fn current_span() -> Option<SpanContext> {
+    Context::map_current(|context| {
+        let span = context.span();
+        Some(span.span_context().clone()).filter(SpanContext::is_valid)
+    })
+}
+
+/// One JSON object a line.
+pub(super) struct JsonLine;
+
+impl<S, N> FormatEvent<S, N> for JsonLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        let mut fields = Fields(Map::new());
+        event.record(&mut fields);
+        let Fields(mut line) = fields;
+        // After the fields, so that none of them can take its place.
+        line.insert("timestamp".into(), time.into());
+        line.insert("level".into(), metadata.level().as_str().into());
+        line.insert("target".into(), metadata.target().into());
+        if let Some(span) = current_span() {
+            line.insert("trace_id".into(), span.trace_id().to_string().into());
+            line.insert("span_id".into(), span.span_id().to_string().into());
+        }
+        let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+        writeln!(writer, "{line}")
+    }
+}
+
+/// The fields of an event as JSON.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+}
+
+/// For people.
+pub(super) struct PrettyLine;
+
+impl<S, N> FormatEvent<S, N> for PrettyLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        SystemTime.format_time(&mut writer)?;
+        let level = *event.metadata().level();
+        if writer.has_ansi_escapes() {
+            write!(writer, " \x1b[{}m{level:>5}\x1b[0m ", color(level))?;
+        } else {
+            write!(writer, " {level:>5} ")?;
+        }
+        context.format_fields(writer.by_ref(), event)?;
+        if let Some(span) = current_span() {
+            write!(writer, " trace_id={} span_id={}", span.trace_id(), span.span_id())?;
+        }
+        writeln!(writer)
+    }
+}
+
+/// The number of the colour, as ANSI has it.
+const fn color(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 31,
+        Level::WARN => 33,
+        Level::INFO => 32,
+        Level::DEBUG => 34,
+        Level::TRACE => 35,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::fmt::MakeWriter;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::{Layer, Registry};
+
+    use super::*;
+    use crate::domain::TraceContext;
+    use crate::telemetry::otlp::remote;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Page {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn logged<L: Layer<Registry> + Send + Sync>(layer: impl FnOnce(Page) -> L) -> Vec<String> {
+        let page = Page::default();
+        let subscriber = Registry::default().with(layer(page.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(event = "outside", count = 3_u64, "out\nside");
+            let trace = TraceContext::new(0xa, 0xb, true);
+            let _within = Context::new().with_remote_span_context(remote(&trace)).attach();
+            tracing::warn!(event = "inside", yes = true, "inside");
+        });
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn json_lines_have_the_fields_and_the_ids() {
+        let lines = logged(|page| {
+            tracing_subscriber::fmt::layer()
+                .with_writer(page)
+                .event_format(JsonLine)
+        });
+        let [outside, inside] = &lines[..] else {
+            panic!("{lines:#?}")
+        };
+        let outside: Value = serde_json::from_str(outside).unwrap();
+        assert_eq!(
+            (&outside["event"], &outside["count"]),
+            (&"outside".into(), &3.into())
+        );
+        assert_eq!(
+            (&outside["level"], &outside["message"]),
+            (&"INFO".into(), &"out\nside".into())
+        );
+        assert_eq!(outside.get("trace_id"), None);
+        let inside: Value = serde_json::from_str(inside).unwrap();
+        assert_eq!(inside["trace_id"], "0000000000000000000000000000000a");
+        assert_eq!(inside["span_id"], "000000000000000b");
+        assert_eq!(inside["yes"], true);
+    }
+
+    #[test]
+    fn pretty_lines_have_the_ids_too() {
+        let lines = logged(|page| {
+            tracing_subscriber::fmt::layer()
+                .with_writer(page)
+                .with_ansi(false)
+                .event_format(PrettyLine)
+        });
+        let inside = lines.last().unwrap();
+        let ids = "trace_id=0000000000000000000000000000000a span_id=000000000000000b";
+        assert!(
+            inside.contains("WARN inside") && inside.ends_with(ids),
+            "{inside}"
+        );
+        assert!(!lines[0].contains("trace_id"), "{}", lines[0]);
+    }
+}

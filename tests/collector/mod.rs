@@ -1,0 +1,241 @@
+//! A collector: takes what OTLP exporters send over gRPC, and keeps it for the test to look at.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test uses another part of it"
+)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::trace::v1::Span as WireSpan;
+use tokio::runtime::Runtime;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+/// How long anything may take that is to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Names and values, numbers in decimal.
+pub type Attributes = BTreeMap<String, String>;
+
+/// A span, with whom it came from.
+#[derive(Debug, Clone)]
+pub struct Span {
+    pub name: String,
+    pub kind: i32,
+    pub trace: String,
+    pub id: String,
+    pub parent: String,
+    /// Trace and span of each link.
+    pub links: Vec<(String, String)>,
+    pub attributes: Attributes,
+    pub resource: Attributes,
+    pub begun: u64,
+    pub ended: u64,
+    pub is_error: bool,
+}
+
+/// A log record, with whom it came from.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub body: String,
+    pub trace: String,
+    pub span: String,
+    pub attributes: Attributes,
+    pub resource: Attributes,
+}
+
+#[derive(Default)]
+struct Kept {
+    spans: Mutex<Vec<Span>>,
+    records: Mutex<Vec<Record>>,
+    changed: Condvar,
+}
+
+/// A collector on a free port. Ends when dropped.
+pub struct Collector {
+    pub endpoint: String,
+    kept: Arc<Kept>,
+    _runtime: Runtime,
+}
+
+impl Collector {
+    pub fn start() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let kept = Arc::new(Kept::default());
+        let services = Services(Arc::clone(&kept));
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind(SocketAddr::from((
+                [127, 0, 0, 1],
+                0,
+            ))))
+            .unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let routes = Routes::new(TraceServiceServer::new(services.clone()))
+            .add_service(LogsServiceServer::new(services))
+            .prepare();
+        runtime.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = hyper_util::service::TowerToHyperService::new(routes.clone());
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let executor = hyper_util::rt::TokioExecutor::new();
+                tokio::spawn(
+                    hyper::server::conn::http2::Builder::new(executor).serve_connection(io, service),
+                );
+            }
+        });
+        Self {
+            endpoint,
+            kept,
+            _runtime: runtime,
+        }
+    }
+
+    /// The spans so far, once there are so many of this name.
+    pub fn spans(&self, name: &str, count: usize) -> Vec<Span> {
+        let named = |spans: &[Span]| -> Vec<Span> {
+            spans.iter().filter(|span| span.name == name).cloned().collect()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let mut spans = self.kept.spans.lock().unwrap();
+        loop {
+            let found = named(&spans);
+            if found.len() >= count {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "{} of {count} {name:?} in {spans:#?}",
+                found.len()
+            );
+            spans = self.kept.changed.wait_timeout(spans, left).unwrap().0;
+        }
+    }
+
+    /// All spans that have come by now.
+    pub fn all_spans(&self) -> Vec<Span> {
+        self.kept.spans.lock().unwrap().clone()
+    }
+
+    /// The first record of this event.
+    pub fn record(&self, event: &str) -> Record {
+        let deadline = Instant::now() + PATIENCE;
+        let mut records = self.kept.records.lock().unwrap();
+        loop {
+            let is_it = |record: &&Record| record.attributes.get("event").is_some_and(|name| name == event);
+            if let Some(record) = records.iter().find(is_it) {
+                return record.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no {event:?} in {records:#?}");
+            records = self.kept.changed.wait_timeout(records, left).unwrap().0;
+        }
+    }
+
+    /// All records that have come by now.
+    pub fn all_records(&self) -> Vec<Record> {
+        self.kept.records.lock().unwrap().clone()
+    }
+}
+
+#[derive(Clone)]
+struct Services(Arc<Kept>);
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn value(value: Option<AnyValue>) -> String {
+    match value.and_then(|value| value.value) {
+        Some(Value::StringValue(text)) => text,
+        Some(Value::IntValue(number)) => number.to_string(),
+        Some(Value::BoolValue(yes)) => yes.to_string(),
+        Some(Value::DoubleValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn attributes(attributes: Vec<KeyValue>) -> Attributes {
+    attributes
+        .into_iter()
+        .map(|pair| (pair.key, value(pair.value)))
+        .collect()
+}
+
+fn span(wire: WireSpan, resource: &Attributes) -> Span {
+    Span {
+        name: wire.name,
+        kind: wire.kind,
+        trace: hex(&wire.trace_id),
+        id: hex(&wire.span_id),
+        parent: hex(&wire.parent_span_id),
+        links: wire
+            .links
+            .iter()
+            .map(|link| (hex(&link.trace_id), hex(&link.span_id)))
+            .collect(),
+        attributes: attributes(wire.attributes),
+        resource: resource.clone(),
+        begun: wire.start_time_unix_nano,
+        ended: wire.end_time_unix_nano,
+        is_error: wire.status.is_some_and(|status| status.code == 2),
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Services {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let mut spans = self.0.spans.lock().unwrap();
+        for of_resource in request.into_inner().resource_spans {
+            let resource = attributes(of_resource.resource.unwrap_or_default().attributes);
+            let wires = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            spans.extend(wires.map(|wire| span(wire, &resource)));
+        }
+        self.0.changed.notify_all();
+        Ok(Response::new(Default::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Services {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        let mut records = self.0.records.lock().unwrap();
+        for of_resource in request.into_inner().resource_logs {
+            let resource = attributes(of_resource.resource.unwrap_or_default().attributes);
+            let wires = of_resource
+                .scope_logs
+                .into_iter()
+                .flat_map(|scope| scope.log_records);
+            records.extend(wires.map(|wire| Record {
+                body: value(wire.body),
+                trace: hex(&wire.trace_id),
+                span: hex(&wire.span_id),
+                attributes: attributes(wire.attributes),
+                resource: resource.clone(),
+            }));
+        }
+        self.0.changed.notify_all();
+        Ok(Response::new(Default::default()))
+    }
+}

@@ -1,0 +1,402 @@
+//! One message's way, as a collector sees it: the real client and the real server export to a real OTLP receiver.
+// Helpers of tests panic as tests do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod collector;
+mod outside;
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use collector::{Collector, Span};
+use nix::sys::signal::Signal;
+use outside::{CHITCHAT, Running, run, serve_with, succeed, text, until};
+
+const SERVER: i32 = 2;
+const PRODUCER: i32 = 4;
+const CONSUMER: i32 = 5;
+const INTERNAL: i32 = 1;
+
+/// The variables of whoever exports to this collector.
+fn exporting(endpoint: &str) -> [(&str, &str); 2] {
+    // Batches are not waited for.
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+    ]
+}
+
+fn client(server: SocketAddr, endpoint: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(CHITCHAT);
+    command
+        .args(arguments)
+        .env("CHITCHAT_SERVER", server.to_string())
+        .env("CHITCHAT_ROOM", "tea")
+        .envs(exporting(endpoint));
+    command
+}
+
+fn value<'a>(span: &'a Span, name: &str) -> &'a str {
+    span.attributes
+        .get(name)
+        .unwrap_or_else(|| panic!("no {name} in {span:#?}"))
+}
+
+fn number(span: &Span, name: &str) -> i64 {
+    value(span, name).parse().unwrap()
+}
+
+/// The lines of a page of metrics that begin with this, as numbers.
+fn metric(page: &str, series: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(series));
+    line.unwrap_or_else(|| panic!("no {series} in {page}"))
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
+    let collector = Collector::start();
+    let mut server = serve_with(&[], &exporting(&collector.endpoint));
+    let mut listeners: Vec<Running> = ["Bob", "Cleo"]
+        .map(|name| {
+            let mut listener = Running::start(&mut client(
+                server.address,
+                &collector.endpoint,
+                &["chat", "--name", name],
+            ));
+            listener.line(&format!("Participant {name} joined"));
+            listener
+        })
+        .into();
+    let arguments = ["chat", "--name", "Ada"];
+    succeed(
+        &mut client(server.address, &collector.endpoint, &arguments),
+        "Hello, World!\n",
+    );
+    for listener in &mut listeners {
+        listener.line("Hello, World!");
+        listener.line("Participant Ada left");
+        listener.close_stdin();
+        listener.exit();
+    }
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+
+    let said = |span: &&Span| {
+        span.attributes
+            .get("chitchat.event.type")
+            .is_some_and(|t| t == "message")
+    };
+    let send = &collector.spans("send rooms/{room}", 1)[0];
+    let processed = collector.spans("process rooms/{room}", 1);
+    let process = processed.iter().find(said).unwrap();
+    let join_of = |name: &str| {
+        // The first joined first.
+        let place = ["Bob", "Cleo", "Ada"]
+            .iter()
+            .position(|other| *other == name)
+            .unwrap();
+        let joins = collector.spans("join", 3);
+        let mut joins: Vec<_> = joins
+            .iter()
+            .map(|join| (number(join, "chitchat.sequence"), join.clone()))
+            .collect();
+        joins.sort_by_key(|(sequence, _)| *sequence);
+        joins[place].1.clone()
+    };
+    let of_message = |name: &str| -> Span {
+        let spans = collector.spans(name, 1);
+        spans
+            .into_iter()
+            .find(|span| said(&span) && span.parent == process.id)
+            .unwrap()
+    };
+    let (append, broadcast) = (of_message("append"), of_message("broadcast"));
+
+    assert_eq!((send.kind, send.parent.as_str()), (PRODUCER, ""));
+    assert_eq!(process.kind, CONSUMER);
+    assert_eq!((&process.trace, &process.parent), (&send.trace, &send.id));
+    let join = join_of("Ada");
+    assert_eq!(process.links, [(join.trace.clone(), join.id.clone())]);
+    assert_eq!(join.kind, SERVER);
+    assert_eq!(value(&join, "rpc.system.name"), "grpc");
+    assert_eq!(value(&join, "rpc.method"), "itu.chitchat.ChatService/Chat");
+    for child in [&append, &broadcast] {
+        assert_eq!((child.kind, &child.trace), (INTERNAL, &send.trace));
+        assert!(
+            process.begun <= child.begun && child.ended <= process.ended,
+            "{child:#?} in {process:#?}"
+        );
+    }
+    assert!(append.ended <= broadcast.begun);
+    assert_eq!(value(&append, "messaging.batch.message_count"), "1");
+    assert!(number(&append, "chitchat.store.bytes") > 13);
+    assert_eq!(value(&broadcast, "chitchat.subscribers"), "3");
+    assert_eq!(value(&broadcast, "chitchat.subscribers.behind"), "0");
+
+    // All three hear it, and each has a trace of its own that names the sender's.
+    let received = collector.spans("receive rooms/{room}", 3);
+    let received: Vec<_> = received.iter().filter(said).collect();
+    assert_eq!(received.len(), 3);
+    for span in &received {
+        assert_eq!((span.kind, span.parent.as_str()), (CONSUMER, ""));
+        assert_eq!(span.links, [(send.trace.clone(), send.id.clone())]);
+        assert_ne!(span.trace, send.trace);
+    }
+
+    // Everybody means the same message, and time only goes up along its way.
+    let (sent, time) = (
+        number(send, "chitchat.lamport.time"),
+        number(process, "chitchat.lamport.time"),
+    );
+    assert_eq!(number(process, "chitchat.lamport.received"), sent);
+    assert!(time > sent, "{time} after {sent}");
+    for span in &received {
+        assert_eq!(number(span, "chitchat.lamport.received"), time);
+        assert!(number(span, "chitchat.lamport.time") > time);
+    }
+    let message_id = value(send, "messaging.message.id");
+    for span in [send, process, &append, &broadcast].into_iter().chain(received) {
+        assert_eq!(value(span, "messaging.message.id"), message_id);
+        assert_eq!(value(span, "chitchat.sequence"), "4");
+        assert_eq!(value(span, "messaging.system"), "chitchat");
+        assert_eq!(value(span, "messaging.destination.name"), "rooms/tea");
+        assert_eq!(value(span, "messaging.destination.template"), "rooms/{room}");
+        assert_eq!(value(span, "messaging.message.body.size"), "13");
+        if span.kind != INTERNAL {
+            assert!(
+                span.name.starts_with(value(span, "messaging.operation.type")),
+                "{span:#?}"
+            );
+        }
+    }
+    assert_eq!(process.resource["service.name"], "chitchat");
+    assert_eq!(send.resource["service.name"], "chitchat-client");
+    assert_eq!(process.resource["service.version"], env!("CARGO_PKG_VERSION"));
+
+    // A log line belongs to its stream's trace; no text is logged.
+    let joined = collector.record("client_joined");
+    assert_eq!(
+        (joined.trace, joined.span),
+        (join_of("Bob").trace, join_of("Bob").id)
+    );
+    assert_eq!(joined.body, "client joined");
+    assert_eq!(collector.record("draining").resource["service.name"], "chitchat");
+    let logged = format!("{:?}", collector.all_records());
+    assert!(!logged.contains("Hello"), "{logged}");
+}
+
+#[test]
+fn a_posted_message_has_its_call_beside_it_and_a_reader_links_to_it() {
+    let collector = Collector::start();
+    let named = [
+        exporting(&collector.endpoint).as_slice(),
+        &[
+            ("OTEL_SERVICE_NAME", "tearoom"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+        ],
+    ]
+    .concat();
+    let mut server = serve_with(&[], &named);
+    let send = ["send", "--name", "Ada", "Hello"];
+    succeed(&mut client(server.address, &collector.endpoint, &send), "");
+    let tail = ["tail", "--count", "1"];
+    succeed(&mut client(server.address, &collector.endpoint, &tail), "");
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+    let sent = &collector.spans("send rooms/{room}", 1)[0];
+    let process = &collector.spans("process rooms/{room}", 1)[0];
+    let call = &collector.spans("itu.chitchat.ChatService/SendMessage", 1)[0];
+    let received = &collector.spans("receive rooms/{room}", 1)[0];
+    assert_eq!((&process.trace, &process.parent), (&sent.trace, &sent.id));
+    assert_eq!(process.links, [(call.trace.clone(), call.id.clone())]);
+    assert_eq!(received.links, [(sent.trace.clone(), sent.id.clone())]);
+    assert_eq!(call.kind, SERVER);
+    assert_eq!(value(call, "rpc.response.status_code"), "OK");
+    assert_eq!(process.resource["service.name"], "tearoom");
+    assert_eq!(process.resource["deployment.environment.name"], "test");
+}
+
+/// A first client's message has no trace of its own; the server's goes out with it.
+#[test]
+fn a_message_without_a_trace_gets_the_servers() {
+    let collector = Collector::start();
+    let server = serve_with(&[], &exporting(&collector.endpoint));
+    let mut plain = client(
+        server.address,
+        &collector.endpoint,
+        &["send", "--name", "Ada", "Hello"],
+    );
+    succeed(plain.env("OTEL_SDK_DISABLED", "true"), "");
+    let process = collector.spans("process rooms/{room}", 1).remove(0);
+    assert_eq!(process.parent, "");
+    let tail = ["tail", "--json", "--count", "1"];
+    let heard = succeed(&mut client(server.address, &collector.endpoint, &tail), "");
+    let link = collector.spans("receive rooms/{room}", 1).remove(0).links;
+    assert_eq!(link, [(process.trace, process.id)], "{heard}");
+    assert!(
+        collector
+            .all_spans()
+            .iter()
+            .all(|span| !span.name.starts_with("send "))
+    );
+}
+
+#[test]
+fn nothing_is_lost_at_the_end() {
+    let collector = Collector::start();
+    // Nothing would be exported before the end.
+    let patient = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "64"),
+        ("OTEL_TRACES_SAMPLER", "always_on"),
+    ];
+    let mut server = serve_with(&[], &patient);
+    let lines: String = (0..200).map(|line| format!("line {line}\n")).collect();
+    let mut sending = client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]);
+    succeed(sending.env("OTEL_BSP_SCHEDULE_DELAY", "3600000"), &lines);
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+    let said = |name: &str| {
+        let spans = collector.all_spans();
+        let is_it = |span: &&Span| span.name == name && span.attributes["chitchat.event.type"] == "message";
+        spans.iter().filter(is_it).count()
+    };
+    for name in [
+        "send rooms/{room}",
+        "process rooms/{room}",
+        "append",
+        "broadcast",
+        "receive rooms/{room}",
+    ] {
+        assert_eq!(said(name), 200, "{name}");
+    }
+    assert_eq!(collector.record("ended").body, "ended");
+}
+
+#[test]
+fn a_collector_that_is_away_costs_a_counter_and_a_line() {
+    // Nobody listens there any more.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("http://{gone}");
+    let small = [
+        exporting(&endpoint).as_slice(),
+        &[("OTEL_BSP_MAX_QUEUE_SIZE", "16")],
+    ]
+    .concat();
+    let mut server = serve_with(&["--log-format", "json"], &small);
+    let lines: String = (0..300).map(|line| format!("line {line}\n")).collect();
+    let mut sending = client(server.address, &endpoint, &["chat", "--name", "Ada"]);
+    let output = run(sending.env("OTEL_SDK_DISABLED", "true"), &lines);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).matches("line ").count(), 300);
+    until("the loss is counted", || {
+        let lost = metric(
+            &server.page("/metrics"),
+            "chitchat_telemetry_dropped_total{signal=\"traces\"}",
+        );
+        // A JOIN, 300 messages of three spans each, perhaps a LEAVE.
+        (lost >= 901.0).then_some(())
+    });
+    server.logs("\"event\":\"telemetry_lost\"");
+    let asked = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    let rest = server.rest_of_log();
+    let told = rest
+        .iter()
+        .filter(|line| line.contains("telemetry_lost") && line.contains("traces"));
+    assert_eq!(told.count(), 0, "{rest:#?}");
+
+    // A client says so and does its work.
+    let server = serve_with(&[], &[]);
+    let output = run(
+        &mut client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]),
+        "",
+    );
+    assert!(output.status.success());
+    let told = text(&output.stderr);
+    assert!(
+        told.starts_with("chitchat: 1 spans could not be exported"),
+        "{told}"
+    );
+}
+
+#[test]
+fn without_an_endpoint_there_are_no_spans() {
+    let collector = Collector::start();
+    let server = serve_with(
+        &[],
+        &[
+            ("OTEL_SDK_DISABLED", "true"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint),
+        ],
+    );
+    let mut sending = client(
+        server.address,
+        &collector.endpoint,
+        &["send", "--name", "Ada", "Hello"],
+    );
+    // The sender's context is passed on all the same.
+    succeed(&mut sending, "");
+    let send = collector.spans("send rooms/{room}", 1).remove(0);
+    let tail = ["tail", "--count", "1"];
+    succeed(&mut client(server.address, &collector.endpoint, &tail), "");
+    assert_eq!(
+        collector.spans("receive rooms/{room}", 1)[0].links,
+        [(send.trace, send.id)]
+    );
+    assert_eq!(collector.all_spans().len(), 2, "{:#?}", collector.all_spans());
+    assert!(collector.all_records().is_empty());
+}
+
+#[test]
+fn no_sender_can_make_the_server_record_more_than_it_is_allowed() {
+    let collector = Collector::start();
+    let sparing = [
+        exporting(&collector.endpoint).as_slice(),
+        &[
+            ("OTEL_TRACES_SAMPLER", "parentbased_always_off"),
+            ("CHITCHAT_TRACE_WISHES", "2"),
+        ],
+    ]
+    .concat();
+    let mut server = serve_with(&[], &sparing);
+    let lines: String = (0..100).map(|line| format!("line {line}\n")).collect();
+    let began = Instant::now();
+    succeed(
+        &mut client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]),
+        &lines,
+    );
+    let seconds = began.elapsed().as_secs_f64();
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+    assert_eq!(collector.spans("send rooms/{room}", 100).len(), 100);
+    let recorded = collector.spans("process rooms/{room}", 2).len();
+    assert!(
+        recorded as f64 <= 2.0 * (seconds + 1.0) + 1.0,
+        "{recorded} in {seconds} s"
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_told_before_anything_runs() {
+    let mut command = Command::new(CHITCHAT);
+    command
+        .args(["serve", "--in-memory", "--max-rooms", "0"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost")
+        .env("OTEL_TRACES_SAMPLER", "sometimes");
+    let output = run(&mut command, "");
+    assert_eq!(output.status.code(), Some(78));
+    let told = text(&output.stderr);
+    assert_eq!(told.lines().count(), 3, "{told}");
+    assert!(
+        told.contains("--max-rooms is 0") && told.contains("OTEL_TRACES_SAMPLER is \"sometimes\""),
+        "{told}"
+    );
+}
