@@ -283,7 +283,6 @@ fn no_metric_that_tempo_makes_is_labelled_by_room() {
 }
 
 #[test]
-#[ignore = "building the collector takes minutes: eval \"$(.ci/tools otelcol)\""]
 fn the_collector_accepts_its_configuration() {
     let Some(collector) = stranger("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"]) else {
         return;

@@ -69,24 +69,6 @@ impl Prometheus {
         Some(prometheus)
     }
 
-    /// Whether the health check of the compose file, which this promtool runs, finds it well.
-    pub fn passes_its_health_check(&self, promtool: &str) -> bool {
-        let compose = files::yaml("deploy/compose.yaml");
-        let check = files::strings(&compose["services"]["prometheus"]["healthcheck"]["test"]);
-        assert_eq!(check[..2], ["CMD", "/bin/promtool"]);
-        let words = check[2..]
-            .iter()
-            .map(|word| word.replace("127.0.0.1:9090", &self.address.to_string()));
-        let words: Vec<String> = words.collect();
-        assert!(words.iter().any(|word| word.contains(&self.address.to_string())));
-        Command::new(promtool)
-            .args(words)
-            .output()
-            .unwrap()
-            .status
-            .success()
-    }
-
     fn ask(&self, request: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
