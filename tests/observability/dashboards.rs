@@ -192,6 +192,25 @@ fn every_metric_that_is_asked_for_is_exported() {
 }
 
 #[test]
+fn every_event_that_is_asked_for_is_logged() {
+    let source = files::sources();
+    let mut count = 0;
+    for (name, dashboard) in all() {
+        for part in dashboard.to_string().split("event=~\\\"").skip(1) {
+            let events = part.split("\\\"").next().unwrap_or_default();
+            for event in events.split('|') {
+                assert!(
+                    source.contains(&format!("event = \"{event}\"")),
+                    "{name}: nobody logs {event}"
+                );
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 0, "a panel asks for events");
+}
+
+#[test]
 fn what_must_be_shown_is_shown() {
     let shown = |uid: &str, kind: &str, part: &str| {
         all().iter().any(|(_, dashboard)| {

@@ -23,6 +23,23 @@ pub fn json(relative: &str) -> Value {
     serde_json::from_str(&text(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
 }
 
+/// The server's source, all of it.
+pub fn sources() -> String {
+    fn read(folder: &Path, into: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, into);
+            } else {
+                into.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let mut source = String::new();
+    read(&path("src"), &mut source);
+    source
+}
+
 /// The names of the files in a folder that end so, sorted.
 pub fn names(folder: &str, ending: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(path(folder))
