@@ -18,7 +18,7 @@ use super::latency::Latency;
 use super::plan::{Plan, Protocol};
 use super::publisher::Publisher;
 use super::shared::Shared;
-use super::wire::{Chitchat, Limit, Nats, Redis, Seat};
+use super::wire::{Chitchat, Limit, Mqtt, Nats, Redis, Seat};
 
 /// How many connections a thread opens at a time: enough to be fast, few enough for anybody's backlog.
 const CONNECTING: usize = 64;
@@ -182,6 +182,12 @@ impl Worker {
             }
             Protocol::Redis => {
                 let wire = Redis::subscriber(seats.swap_remove(0));
+                Connection::new(desk, stream, wire, clients, publisher)
+                    .drive()
+                    .await
+            }
+            Protocol::Mqtt => {
+                let wire = Mqtt::new(seats.swap_remove(0));
                 Connection::new(desk, stream, wire, clients, publisher)
                     .drive()
                     .await
