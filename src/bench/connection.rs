@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::audience::{Batch, Batched, Client, ClientResult};
@@ -80,6 +80,8 @@ pub(super) struct Connection<W> {
     text: Vec<u8>,
     /// The publisher's own Lamport time.
     lamport: i64,
+    /// Held until one of the clients takes part.
+    entering: Option<OwnedSemaphorePermit>,
 }
 
 /// Why the driving loop returned.
@@ -112,7 +114,14 @@ impl<W: Wire> Connection<W> {
             left_over: Vec::new(),
             text,
             lamport: 1,
+            entering: None,
         }
+    }
+
+    /// Gives the permit back when one of the clients takes part, or none ever will.
+    pub(super) fn enter(mut self, permit: OwnedSemaphorePermit) -> Self {
+        self.entering = Some(permit);
+        self
     }
 
     /// Takes part until the run is over; tells what became of each client.
@@ -291,6 +300,9 @@ impl<W: Wire> Connection<W> {
             publisher.wake_if_remote();
         }
         let done = result?;
+        if tally.has_joined() {
+            self.entering = None;
+        }
         if tally.has_ends() && phase != Phase::Leave {
             self.clients
                 .iter()
