@@ -135,11 +135,6 @@ pub(super) struct Batched {
 }
 
 impl Batched {
-    /// Whether a client takes part that did not before.
-    pub(super) fn has_joined(self) -> bool {
-        self.joined > 0
-    }
-
     /// Whether a stream ended.
     pub(super) fn has_ends(self) -> bool {
         self.ended > 0

@@ -80,7 +80,7 @@ pub(super) struct Connection<W> {
     text: Vec<u8>,
     /// The publisher's own Lamport time.
     lamport: i64,
-    /// Held until one of the clients takes part.
+    /// Held until the server has said something.
     entering: Option<OwnedSemaphorePermit>,
 }
 
@@ -118,7 +118,7 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// Gives the permit back when one of the clients takes part, or none ever will.
+    /// Gives the permit back when the server says something, which shows that it has accepted the connection.
     pub(super) fn enter(mut self, permit: OwnedSemaphorePermit) -> Self {
         self.entering = Some(permit);
         self
@@ -281,6 +281,7 @@ impl<W: Wire> Connection<W> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(Cut(format!("cannot read: {error}"))),
         };
+        self.entering = None;
         let input = buffer.get(..kept + count).unwrap_or_default();
         let now = desk.shared.now();
         let mut latency = desk.latency.borrow_mut();
@@ -300,9 +301,6 @@ impl<W: Wire> Connection<W> {
             publisher.wake_if_remote();
         }
         let done = result?;
-        if tally.has_joined() {
-            self.entering = None;
-        }
         if tally.has_ends() && phase != Phase::Leave {
             self.clients
                 .iter()

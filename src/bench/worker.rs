@@ -20,9 +20,9 @@ use super::publisher::Publisher;
 use super::shared::Shared;
 use super::wire::{Chitchat, Limit, Mqtt, Nats, Redis, Seat};
 
-/// How many connections of a thread are on their way in at a time, until the first client of each takes part: enough to be
-/// fast, few enough for anybody's backlog. The system opens connections long before the server accepts them, and one that
-/// its backlog has no place for costs a second.
+/// How many connections of a thread are on their way in at a time, until the server says something: enough to be fast, few
+/// enough for anybody's backlog. The system opens connections long before the server accepts them, and one for which the
+/// backlog has no place comes a second later.
 const CONNECTING: usize = 64;
 /// How long opening one connection may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -147,7 +147,7 @@ impl Worker {
                 if !on_sibling {
                     return self.take_part(desk, gate, seats, clients, Some(publisher)).await;
                 }
-                // It does not join, so nothing tells when it is in.
+                // The server says nothing on it before a message is published.
                 let (stream, _) = self.connect(gate).await?;
                 let wire = Redis::publisher(self.seat("p", number));
                 let sending =
