@@ -2,6 +2,7 @@
 
 from html import escape
 
+import machine
 import systems
 import workloads
 from results import BASE, amount, cpu, latency, memory, number, rate
@@ -91,7 +92,7 @@ def svg(measured):
     width = GAP + COLUMNS * (WIDTH + GAP)
     about = measured.about
     note = f"Medians, {about['machine']}, loopback. In brackets: multiples of {systems.ALL[BASE].title}'s figure."
-    note = "A quick run: these figures mean nothing. " * about["quick"] + note
+    note = machine.warning(about) or note
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 24}" role="img" '

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
+import machine
 import systems
 import workloads
 
@@ -167,7 +168,7 @@ def markdown(measured):
     text = [
         "# Chit Chat beside its peers",
         "",
-        *(["**A quick run, shorter and with fewer clients than it says: these figures mean nothing.**", ""] if about["quick"] else []),
+        *([f"**{warning}**", ""] if (warning := machine.warning(about)) else []),
         f"Written by `bench/compare` on {about['date']}: {about['machine']}, loopback, texts of 100 bytes, the load generator on "
         f"the same machine, commit {about['commit']}. Medians of {rounds} round{'s' if rounds != 1 else ''}; "
         f"in brackets the multiple of {systems.ALL[BASE].title}'s figure. "

@@ -1,6 +1,6 @@
 //! `bench/compare` still works: it starts servers, drives them, and writes its table and its chart. What it measures is not
 //! looked at; a timing is no test.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod outside;
 
