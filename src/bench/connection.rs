@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::audience::{Batch, Batched, Client, ClientResult};
@@ -80,6 +80,8 @@ pub(super) struct Connection<W> {
     text: Vec<u8>,
     /// The publisher's own Lamport time.
     lamport: i64,
+    /// Held until the server has said something.
+    entering: Option<OwnedSemaphorePermit>,
 }
 
 /// Why the driving loop returned.
@@ -112,7 +114,14 @@ impl<W: Wire> Connection<W> {
             left_over: Vec::new(),
             text,
             lamport: 1,
+            entering: None,
         }
+    }
+
+    /// Gives the permit back when the server says something, which shows that it has accepted the connection.
+    pub(super) fn enter(mut self, permit: OwnedSemaphorePermit) -> Self {
+        self.entering = Some(permit);
+        self
     }
 
     /// Takes part until the run is over; tells what became of each client.
@@ -272,6 +281,7 @@ impl<W: Wire> Connection<W> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(Cut(format!("cannot read: {error}"))),
         };
+        self.entering = None;
         let input = buffer.get(..kept + count).unwrap_or_default();
         let now = desk.shared.now();
         let mut latency = desk.latency.borrow_mut();

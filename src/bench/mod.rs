@@ -17,6 +17,7 @@ mod order;
 mod pacer;
 mod plan;
 mod process;
+mod progress;
 mod protobuf;
 mod publisher;
 mod report;

@@ -16,6 +16,8 @@ pub enum Protocol {
     Nats,
     /// The publish/subscribe of redis-server.
     Redis,
+    /// MQTT 3.1.1, QoS 0, as mosquitto speaks it.
+    Mqtt,
     /// The limit server: length-prefixed texts over plain TCP.
     Limit,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for Protocol {
             Self::Chitchat => "chitchat",
             Self::Nats => "nats",
             Self::Redis => "redis",
+            Self::Mqtt => "mqtt",
             Self::Limit => "limit",
         })
     }

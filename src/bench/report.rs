@@ -20,6 +20,7 @@ const MAX_REASONS: usize = 5;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured {
     pub(super) joined_in: u64,
+    pub(super) settled_in: u64,
     pub(super) begin: u64,
     pub(super) end: u64,
     pub(super) deliveries: u64,
@@ -52,6 +53,9 @@ pub struct Report {
     pub clients: u64,
     /// From the first connection until the last client's JOIN came back, in seconds.
     pub joined_in: f64,
+    /// From the first connection until the last announcement of a JOIN had reached its last reader, in seconds, to about
+    /// 20 ms.
+    pub settled_in: f64,
     /// The measured time in seconds.
     pub seconds: f64,
     /// Messages that were sent in all.
@@ -125,6 +129,7 @@ impl Report {
             idle: plan.idle,
             clients: u64::from(plan.clients()),
             joined_in: seconds(measured.joined_in),
+            settled_in: seconds(measured.settled_in),
             seconds: seconds(measured.end.saturating_sub(measured.begin)),
             sent: (0..shared.sent.len())
                 .map(|publisher| u64::from(shared.sent_by(publisher)))
@@ -220,6 +225,7 @@ impl Report {
             "payload_bytes": plan.payload,
             "load": load,
             "joined_in_s": self.joined_in,
+            "settled_in_s": self.settled_in,
             "measured_s": self.seconds,
             "sent": self.sent,
             "deliveries": self.deliveries,
@@ -288,7 +294,12 @@ impl fmt::Display for Table<'_> {
         )?;
         row(
             "joined",
-            format!("{} clients in {:.3} s", grouped(report.clients), report.joined_in),
+            format!(
+                "{} clients in {:.3} s, all announced in {:.3} s",
+                grouped(report.clients),
+                report.joined_in,
+                report.settled_in
+            ),
         )?;
         let latency = &report.latency;
         if report.idle {
@@ -416,6 +427,7 @@ mod tests {
     fn report(clients: Vec<ClientResult>) -> Report {
         let measured = Measured {
             joined_in: 1_000_000,
+            settled_in: 2_000_000,
             begin: 0,
             end: 2_000_000_000,
             deliveries: 5_000,

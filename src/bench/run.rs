@@ -10,6 +10,7 @@ use super::error::BenchError;
 use super::pacer::pace;
 use super::plan::{Load, Plan, Until};
 use super::process::Process;
+use super::progress::bar;
 use super::report::{Measured, Report, Resources};
 use super::schedule::Schedule;
 use super::shared::{Phase, Shared, Tally};
@@ -160,11 +161,12 @@ impl Leader {
         self.join()?;
         let counters = &self.shared.counters;
         let joined_in = counters.joined_at.get();
-        self.settle()?;
+        let settled_in = self.settle()?.max(joined_in);
         let idle = self.watch()?;
         let (begin, end, at_begin, at_end) = self.send()?;
         let measured = Measured {
             joined_in,
+            settled_in,
             begin,
             end,
             deliveries: match self.plan.until {
@@ -210,7 +212,7 @@ impl Leader {
                     self.first_end()
                 )));
             }
-            self.tick(|| format!("joined {joined} of {all}"))?;
+            self.tick(|| format!("{}  joined {joined} of {all}", bar(joined, all)))?;
         }
     }
 
@@ -220,9 +222,11 @@ impl Leader {
         told.map_or_else(String::new, |why| format!(": {why}"))
     }
 
-    /// Waits until nothing arrives any more: everybody's JOIN has reached everybody.
-    fn settle(&mut self) -> Result<(), BenchError> {
+    /// Waits until nothing arrives any more: everybody's JOIN has reached everybody. Gives when it was quiet, as exactly
+    /// as a tick.
+    fn settle(&mut self) -> Result<u64, BenchError> {
         let (mut seen, mut since, began) = (u64::MAX, Instant::now(), Instant::now());
+        let mut quiet_from = 0;
         while since.elapsed() < QUIET {
             if began.elapsed() > LONGEST_DRAIN {
                 return Err(BenchError::Unavailable(
@@ -232,10 +236,11 @@ impl Leader {
             let events = self.shared.counters.events.get();
             if events != seen {
                 (seen, since) = (events, Instant::now());
+                quiet_from = self.shared.now();
             }
             self.tick(|| format!("settling, {events} announcements"))?;
         }
-        Ok(())
+        Ok(quiet_from)
     }
 
     /// Sends and drains. Gives what was measured from when to when, and the resources at both times.
@@ -333,7 +338,7 @@ impl Leader {
             if since.elapsed() > patience || (began.elapsed() > LONGEST_DRAIN && !endless) {
                 return Ok(());
             }
-            self.tick(|| format!("received {fresh} of {expected}"))?;
+            self.tick(|| format!("{}  received {fresh} of {expected}", bar(fresh, expected)))?;
         }
     }
 
@@ -352,14 +357,17 @@ impl Leader {
 
     fn wait_until(&mut self, time: u64) -> Result<(), BenchError> {
         let until = self.shared.instant(time);
-        let mut last = (Instant::now(), self.shared.counters.fresh.get());
+        let began = Instant::now();
+        let all = nanoseconds(until.saturating_duration_since(began));
+        let mut last = (began, self.shared.counters.fresh.get());
         let mut shown = String::new();
         while Instant::now() < until {
             if last.0.elapsed() >= SAMPLE {
                 let fresh = self.shared.counters.fresh.get();
                 let more = fresh.saturating_sub(last.1);
                 let rate = u128::from(more) * 1_000_000 / last.0.elapsed().as_micros().max(1);
-                shown = format!("{rate} deliveries/s, {fresh} so far");
+                let bar = bar(nanoseconds(began.elapsed()), all);
+                shown = format!("{bar}  {rate} deliveries/s, {fresh} so far");
                 last = (Instant::now(), fresh);
             }
             let text = shown.clone();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
@@ -18,10 +18,12 @@ use super::latency::Latency;
 use super::plan::{Plan, Protocol};
 use super::publisher::Publisher;
 use super::shared::Shared;
-use super::wire::{Chitchat, Limit, Nats, Redis, Seat};
+use super::wire::{Chitchat, Limit, Mqtt, Nats, Redis, Seat};
 use crate::telemetry::ClientSpans;
 
-/// How many connections a thread opens at a time: enough to be fast, few enough for anybody's backlog.
+/// How many connections of a thread are on their way in at a time, until the server says something: enough to be fast, few
+/// enough for anybody's backlog. The system opens connections long before the server accepts them, and one for which the
+/// backlog has no place comes a second later.
 const CONNECTING: usize = 64;
 /// How long opening one connection may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -101,12 +103,12 @@ impl Worker {
     }
 
     async fn drive_all(self, desk: &Rc<Desk>) -> Result<Vec<ClientResult>, BenchError> {
-        let gate = Rc::new(Semaphore::new(CONNECTING));
+        let gate = Arc::new(Semaphore::new(CONNECTING));
         let mut tasks = JoinSet::new();
         let mut groups = VecDeque::from(self.groups.clone());
         let worker = Rc::new(self);
         while let Some(group) = groups.pop_front() {
-            let (worker, desk, gate) = (Rc::clone(&worker), Rc::clone(desk), Rc::clone(&gate));
+            let (worker, desk, gate) = (Rc::clone(&worker), Rc::clone(desk), Arc::clone(&gate));
             tasks.spawn_local(async move { worker.drive(group, &desk, &gate).await });
         }
         let mut results = Vec::new();
@@ -125,7 +127,7 @@ impl Worker {
         &self,
         group: Group,
         desk: &Rc<Desk>,
-        gate: &Semaphore,
+        gate: &Arc<Semaphore>,
     ) -> Result<Vec<ClientResult>, BenchError> {
         match group {
             Group::Subscribers(numbers) => {
@@ -147,7 +149,8 @@ impl Worker {
                 if !on_sibling {
                     return self.take_part(desk, gate, seats, clients, Some(publisher)).await;
                 }
-                let stream = self.connect(gate).await?;
+                // The server says nothing on it before a message is published.
+                let (stream, _) = self.connect(gate).await?;
                 let wire = Redis::publisher(self.seat("p", number));
                 let sending =
                     Connection::new(Rc::clone(desk), stream, wire, Vec::new(), Some(publisher)).drive();
@@ -162,12 +165,12 @@ impl Worker {
     async fn take_part(
         &self,
         desk: &Rc<Desk>,
-        gate: &Semaphore,
+        gate: &Arc<Semaphore>,
         mut seats: Vec<Seat>,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
     ) -> Result<Vec<ClientResult>, BenchError> {
-        let stream = self.connect(gate).await?;
+        let (stream, entering) = self.connect(gate).await?;
         let desk = Rc::clone(desk);
         Ok(match self.plan.protocol {
             Protocol::Chitchat => {
@@ -180,32 +183,44 @@ impl Worker {
                     self.spans.clone(),
                 );
                 Connection::new(desk, stream, wire, clients, publisher)
+                    .enter(entering)
                     .drive()
                     .await
             }
             Protocol::Nats => {
                 Connection::new(desk, stream, Nats::new(seats), clients, publisher)
+                    .enter(entering)
                     .drive()
                     .await
             }
             Protocol::Redis => {
                 let wire = Redis::subscriber(seats.swap_remove(0));
                 Connection::new(desk, stream, wire, clients, publisher)
+                    .enter(entering)
+                    .drive()
+                    .await
+            }
+            Protocol::Mqtt => {
+                let wire = Mqtt::new(seats.swap_remove(0));
+                Connection::new(desk, stream, wire, clients, publisher)
+                    .enter(entering)
                     .drive()
                     .await
             }
             Protocol::Limit => {
                 Connection::new(desk, stream, Limit, clients, publisher)
+                    .enter(entering)
                     .drive()
                     .await
             }
         })
     }
 
-    async fn connect(&self, gate: &Semaphore) -> Result<TcpStream, BenchError> {
+    async fn connect(&self, gate: &Arc<Semaphore>) -> Result<(TcpStream, OwnedSemaphorePermit), BenchError> {
         let failed =
             |why: String| BenchError::Unavailable(format!("cannot connect to {}: {why}", self.plan.server));
-        let _permit = gate.acquire().await.map_err(|error| failed(error.to_string()))?;
+        let permit = Arc::clone(gate).acquire_owned().await;
+        let permit = permit.map_err(|error| failed(error.to_string()))?;
         let stream = timeout(CONNECT_PATIENCE, TcpStream::connect(self.address))
             .await
             .map_err(|_elapsed| failed(format!("no answer within {} s", CONNECT_PATIENCE.as_secs())))?
@@ -213,7 +228,7 @@ impl Worker {
         stream
             .set_nodelay(true)
             .map_err(|error| failed(error.to_string()))?;
-        Ok(stream)
+        Ok((stream, permit))
     }
 
     /// Chit Chat's single room is the lobby, as it is for people. The other servers' rooms carry the run's number, so

@@ -108,6 +108,8 @@ enum Spoken {
     Nats,
     /// redis-server.
     Redis,
+    /// MQTT 3.1.1 at QoS 0: mosquitto.
+    Mqtt,
     /// `chitchat bench-limit-server`.
     Limit,
 }
@@ -118,6 +120,7 @@ impl Bench {
             Spoken::Chitchat => Protocol::Chitchat,
             Spoken::Nats => Protocol::Nats,
             Spoken::Redis => Protocol::Redis,
+            Spoken::Mqtt => Protocol::Mqtt,
             Spoken::Limit => Protocol::Limit,
         };
         let load = match self.rate {

@@ -4,6 +4,7 @@ mod chitchat;
 mod http2;
 mod limit;
 mod memo;
+mod mqtt;
 mod nats;
 mod redis;
 
@@ -12,6 +13,7 @@ use thiserror::Error;
 pub(super) use chitchat::Chitchat;
 pub(super) use limit::{Limit, MAX_MESSAGE, take_message};
 pub(super) use memo::Memo;
+pub(super) use mqtt::Mqtt;
 pub(super) use nats::Nats;
 pub(super) use redis::Redis;
 

@@ -1,0 +1,258 @@
+"""The servers that are compared: where they come from, and how each is started so that it can show what it does.
+
+What each setting is for is said in README.md.
+"""
+
+import getpass
+import os
+import random
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+NATS = "2.15.2"
+CACHE = Path(
+    os.environ.get("CHITCHAT_TOOLS")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chitchat" / "tools"
+)
+START_SECONDS = 20
+END_SECONDS = 10
+
+
+class Trouble(Exception):
+    """Something that is told in one line."""
+
+
+@dataclass(frozen=True)
+class Server:
+    address: str
+    pid: int
+
+
+class System:
+    """A server. `command` makes its files in a directory and gives what is to be run on a port."""
+
+    title = ""
+    protocol = "chitchat"
+
+    def install(self):
+        pass
+
+    def environment(self):
+        return {}
+
+    def command(self, binary, directory, port):
+        raise NotImplementedError
+
+    def version(self, binary):
+        return first_line([binary, "--version"])
+
+    @contextmanager
+    def start(self, binary, directory):
+        port = free_port()
+        command = [str(part) for part in self.command(binary, directory, port)]
+        log = directory / "log"
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=directory, env=surroundings() | self.environment()
+            )
+        try:
+            wait_for(process, port, self.title, log)
+            yield Server(f"127.0.0.1:{port}", process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class ChitChat(System):
+    def __init__(self, title, *store):
+        self.title = title
+        self.store = store
+
+    def command(self, binary, directory, port):
+        serve = [binary, "serve", "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0"]
+        return [*serve, "--data-dir", directory / "data", *self.store]
+
+
+class Limit(System):
+    title = "plain TCP (the limit)"
+    protocol = "limit"
+
+    def command(self, binary, directory, port):
+        return [binary, "bench-limit-server", "--listen", f"127.0.0.1:{port}"]
+
+
+class Nats(System):
+    title = "nats-server"
+    protocol = "nats"
+
+    def install(self):
+        self.folder = CACHE / f"nats-server-{NATS}"
+        if not (self.folder / "nats-server").exists():
+            environment = os.environ | {"GOBIN": str(self.folder), "GOFLAGS": "-mod=mod"}
+            call(["go", "install", f"github.com/nats-io/nats-server/v2@v{NATS}"], environment)
+
+    def command(self, binary, directory, port):
+        config = directory / "nats.conf"
+        config.write_text('max_pending: 1073741824\nwrite_deadline: "60s"\n')
+        return [self.folder / "nats-server", "-c", config, "-a", "127.0.0.1", "-p", port]
+
+    def version(self, binary):
+        return first_line([self.folder / "nats-server", "--version"])
+
+
+class Debian(System):
+    """A server of a Debian package: the installed one, or else one that is unpacked into the cache."""
+
+    program = package = ""
+
+    def install(self):
+        found = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        self.root = None
+        if found:
+            self.path = found
+            return
+        self.root = CACHE / f"debian-{self.package}"
+        self.path = next((self.root / place / self.program for place in ("usr/bin", "usr/sbin")
+                          if (self.root / place / self.program).exists()), None)
+        if self.path is None:
+            shutil.rmtree(self.root, ignore_errors=True)
+            self.root.mkdir(parents=True)
+            self.unpack()
+            self.install()
+
+    def unpack(self):
+        """Needs no rights: it asks what an installation would bring, and unpacks that."""
+        plan = call(["apt-get", "--simulate", "--no-install-recommends", "install", self.package])
+        packages = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
+        call(["apt-get", "download", *packages], cwd=self.root)
+        for archive in self.root.glob("*.deb"):
+            call(["dpkg", "-x", archive, self.root])
+        if not any((self.root / place / self.program).exists() for place in ("usr/bin", "usr/sbin")):
+            raise Trouble(f"{self.program} is not in the packages {', '.join(packages)}")
+
+    def environment(self):
+        libraries = [str(path) for path in self.root.glob("usr/lib/*-linux-gnu*")] if self.root else []
+        return {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
+
+
+class Redis(Debian):
+    title = "redis-server"
+    protocol = "redis"
+    program = package = "redis-server"
+
+    def command(self, binary, directory, port):
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return [
+            self.path, "--bind", "127.0.0.1", "--port", port, "--dir", directory, "--save", "", "--appendonly", "no",
+            "--client-output-buffer-limit", "pubsub 0 0 0", "--maxclients", files - 64, "--tcp-backlog", 4096,
+        ]  # fmt: skip
+
+    def version(self, binary):
+        return first_line([self.path, "--version"], self.environment()).split(" sha")[0]
+
+
+class Mosquitto(Debian):
+    title = "mosquitto (QoS 0)"
+    protocol = "mqtt"
+    program = package = "mosquitto"
+
+    def command(self, binary, directory, port):
+        config = directory / "mosquitto.conf"
+        config.write_text(
+            f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n"
+            f"max_queued_messages 0\nmax_inflight_messages 0\nlog_type error\nuser {getpass.getuser()}\n"
+        )
+        return [self.path, "-c", config]
+
+    def version(self, binary):
+        return first_line([self.path, "-h"], self.environment())
+
+
+ALL = {
+    "memory": ChitChat("Chit Chat, in memory", "--in-memory"),
+    "os": ChitChat("Chit Chat, durability os", "--durability", "os"),
+    "sync": ChitChat("Chit Chat, durable", "--durability", "sync"),
+    "nats": Nats(),
+    "redis": Redis(),
+    "mosquitto": Mosquitto(),
+    "limit": Limit(),
+}
+
+
+def prepare(names):
+    """Installs what is asked for; what cannot be had is left out, with a line that says why."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    ready = {}
+    for name in names:
+        try:
+            ALL[name].install()
+            ready[name] = ALL[name]
+        except (Trouble, OSError) as why:
+            print(f"left out: {ALL[name].title}: {why}", file=sys.stderr)
+    return ready
+
+
+def surroundings():
+    """The environment without what would configure a server otherwise."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CHITCHAT_")}
+
+
+def free_port():
+    """A free port below those that the system gives to clients, so that none of thousands of clients takes it."""
+    for _ in range(100):
+        port = random.randint(12_000, 30_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise Trouble("no free port between 12000 and 30000")
+
+
+def wait_for(process, port, title, log):
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            # It answers, if it is not another one that had the port first.
+            if process.poll() is None:
+                return
+        except OSError:
+            pass
+        if process.poll() is not None or time.monotonic() > until:
+            said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise Trouble(f"{title} does not start: {said[-1]}")
+        time.sleep(0.02)
+
+
+def call(command, environment=None, cwd=None):
+    command = [str(part) for part in command]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    except FileNotFoundError as error:
+        raise Trouble(f"{command[0]} is not there") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        raise Trouble(f"{' '.join(command[:3])}: {said[-1]}")
+    return done.stdout
+
+
+def first_line(command, environment=None):
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=os.environ | (environment or {}), check=False
+    )
+    return ((done.stdout or done.stderr).strip().splitlines() or ["unknown"])[0]

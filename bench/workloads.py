@@ -1,0 +1,79 @@
+"""The loads, as arguments of `chitchat bench`, and who takes part in which."""
+
+from dataclasses import dataclass
+
+EVERYBODY = ("memory", "sync", "nats", "redis", "mosquitto", "limit")
+# Without mosquitto, which delivers some 100,000 a second and only queues what is beyond that.
+BUSY = ("memory", "sync", "nats", "redis", "limit")
+
+
+@dataclass(frozen=True)
+class Workload:
+    title: str
+    load: tuple
+    # What --quick has instead of what is in `load`.
+    small: tuple = ()
+    systems: tuple = EVERYBODY
+    # One message after a pause instead of a time.
+    idle: bool = False
+    # Whether the disk's own speed is measured right after each run.
+    beside_disk: bool = False
+
+    def arguments(self, quick):
+        load = self.small if quick and self.small else self.load
+        if self.idle:
+            return load
+        warmup, duration = ("300ms", "1s") if quick else ("500ms", "3s")
+        return (*load, "--warmup", warmup, "--duration", duration)
+
+
+def clients(subscribers, publishers, *more):
+    return ("--subscribers", str(subscribers), "--publishers", str(publishers), *more)
+
+
+ALL = {
+    "w1": Workload(
+        "100 subscribers, 4 publishers, 256 messages outstanding each",
+        clients(100, 4, "--outstanding", "256"),
+        systems=("memory", "os", "sync", "nats", "redis", "mosquitto", "limit"),
+    ),
+    "w2": Workload(
+        "1,000 subscribers, 4 publishers, 256 messages outstanding each",
+        clients(1_000, 4, "--outstanding", "256"),
+        clients(200, 4, "--outstanding", "256"),
+        systems=BUSY,
+    ),
+    "flood": Workload(
+        "100 subscribers, 4 publishers that send whatever flow control permits",
+        clients(100, 4, "--flood"),
+        systems=("memory", "os", "sync", "nats", "redis", "limit"),
+    ),
+    "rate200": Workload(
+        "200 clients, 200 messages a second (40,000 deliveries a second), open loop",
+        clients(196, 4, "--rate", "200"),
+    ),
+    "rate2000": Workload(
+        "200 clients, 2,000 messages a second (400,000 deliveries a second), open loop",
+        clients(196, 4, "--rate", "2000"),
+        systems=BUSY,
+    ),
+    "idle": Workload(
+        "5,000 idle clients in one room, each on a connection of its own, then one message",
+        ("--idle", "--subscribers", "4999"),
+        ("--idle", "--subscribers", "499"),
+        systems=("memory", "nats", "redis", "mosquitto", "limit"),
+        idle=True,
+    ),
+    "rooms": Workload(
+        "1,000 rooms of 10 clients, 2 messages a second in each (20,000 deliveries a second), open loop",
+        clients(9_000, 1_000, "--rooms", "1000", "--rate", "2000"),
+        clients(900, 100, "--rooms", "100", "--rate", "200"),
+        systems=("memory", "sync", "nats", "redis", "mosquitto"),
+    ),
+    "echo": Workload(
+        "a quiet room: 2 clients, 50 messages a second, open loop",
+        clients(1, 1, "--rate", "50"),
+        systems=("memory", "os", "sync"),
+        beside_disk=True,
+    ),
+}

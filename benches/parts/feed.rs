@@ -1,0 +1,48 @@
+//! The feed: one batch is published, and every cursor reads it. The time per element is that of one delivery, without the
+//! transport.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use chitchat::domain::Sequence;
+use chitchat::hub::{Cursor, Feed, HubOptions, Piece};
+use chitchat::telemetry::{Exports, Metrics, Report};
+use criterion::{BenchmarkId, Criterion, Throughput};
+
+use crate::said::frames;
+
+pub(crate) fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("feed");
+    for (batch, readers) in [(1, 1), (1, 100), (256, 100), (1, 1_000), (256, 1_000)] {
+        let (bytes, lengths) = frames(batch);
+        let events = u32::try_from(batch).expect("a batch is small");
+        let feed = Feed::new(
+            HubOptions::default().feed_bytes,
+            Sequence::ZERO,
+            Arc::new(Report::new(Arc::new(Metrics::new(1, Exports::default())), None)),
+        );
+        let mut woken = Vec::new();
+        let mut cursors: Vec<Cursor> = {
+            let mut publication = feed.publish(bytes::Bytes::new(), &mut woken);
+            (0..readers).map(|_| publication.enter()).collect()
+        };
+        let context = Context::from_waker(Waker::noop());
+        let name = format!("publish {batch} and read, readers");
+        group.throughput(Throughput::Elements((batch * readers) as u64));
+        group.bench_function(BenchmarkId::new(name, readers), |bencher| {
+            bencher.iter(|| {
+                let mut publication = feed.publish(bytes.clone(), &mut woken);
+                publication.run(lengths.iter().sum(), events, Instant::now());
+                drop(publication);
+                for cursor in &mut cursors {
+                    let piece = cursor.poll_next(&context);
+                    assert!(matches!(piece, Poll::Ready(Piece::Events(_))), "{piece:?}");
+                    // A reader whose transport is idle waits for more.
+                    assert_eq!(cursor.poll_next(&context), Poll::Pending);
+                }
+            });
+        });
+    }
+    group.finish();
+}

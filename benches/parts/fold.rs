@@ -1,0 +1,74 @@
+//! The fold: commands in, outcomes out.
+
+use std::hint::black_box;
+
+use chitchat::domain::{Command, Leave, MessageId, ParticipantId, Room, Rules};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+
+use crate::said::{NOW, accepted, events, join, room_of, say};
+
+/// How many events a restart is measured with.
+const REPLAYED: usize = 10_000;
+
+pub(crate) fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("fold");
+    group.throughput(Throughput::Elements(1));
+    for people in [1, 1_000] {
+        let mut room = room_of(people);
+        let command = Command::Say(say(people));
+        group.bench_function(BenchmarkId::new("say, people", people), |bencher| {
+            bencher.iter_batched(
+                || command.clone(),
+                |command| black_box(room.apply(command, NOW)),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    let (mut room, mut number) = (room_of(1), 0_u64);
+    group.bench_function("say with a message id", |bencher| {
+        bencher.iter_batched(
+            || {
+                number += 1;
+                let mut say = say(1);
+                say.message_id = Some(MessageId::try_from(format!("m{number}").as_str()));
+                Command::Say(say)
+            },
+            |command| black_box(room.apply(command, NOW)),
+            BatchSize::SmallInput,
+        );
+    });
+    let mut room = room_of(1_000);
+    group.bench_function("join and leave, people/1000", |bencher| {
+        bencher.iter_batched(
+            || {
+                let leave = Leave {
+                    participant: ParticipantId::chosen(1_001).expect("it is not 0"),
+                    timestamp: None,
+                    trace: None,
+                };
+                (Command::Join(join(1_001)), Command::Leave(leave))
+            },
+            |(join, leave)| {
+                black_box(room.apply(join, NOW));
+                black_box(room.apply(leave, NOW))
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.throughput(Throughput::Elements(REPLAYED as u64));
+    let mut log = vec![accepted(&mut Room::new(Rules::default()), Command::Join(join(1)))];
+    log.extend(events(REPLAYED));
+    group.bench_function("replay a log", |bencher| {
+        bencher.iter_batched(
+            || Room::new(Rules::default()),
+            |mut room| {
+                for event in &log {
+                    room.replay(event, true).expect("the log is sound");
+                }
+                room
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}

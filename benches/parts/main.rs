@@ -1,0 +1,25 @@
+//! What the parts of the server cost by themselves. `cargo bench` runs all of them, `cargo bench -- feed` those with that
+//! word in their name. What a whole server does is measured by `chitchat bench` and `bench/compare`.
+
+mod feed;
+mod fold;
+mod framing;
+mod said;
+mod store;
+
+use std::time::Duration;
+
+use criterion::Criterion;
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(30)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    fold::bench(&mut criterion);
+    framing::bench(&mut criterion);
+    feed::bench(&mut criterion);
+    store::bench(&mut criterion);
+    criterion.final_summary();
+}

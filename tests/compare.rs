@@ -1,0 +1,84 @@
+//! `bench/compare` still works: it starts servers, drives them, and writes its table and its chart. What it measures is not
+//! looked at; a timing is no test.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod outside;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use outside::{CHECKOUT, CHITCHAT, stranger, text};
+
+/// Any Python will do: the comparison needs nothing but its standard library.
+fn python() -> Option<String> {
+    stranger("CHITCHAT_TEST_PYTHON", "python3", &["--version"])
+}
+
+fn compare(python: &str, out: &Path, arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(python)
+        .arg("-B")
+        .arg(Path::new(CHECKOUT).join("bench/compare"))
+        .args(["--binary", CHITCHAT, "--out"])
+        .arg(out)
+        .args(arguments)
+        .output()
+        .unwrap();
+    (output.status.success(), text(&output.stderr))
+}
+
+#[test]
+fn a_quick_comparison_writes_its_results() {
+    let Some(python) = python() else { return };
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare");
+    let (succeeded, said) = compare(
+        &python,
+        &out,
+        &["--quick", "--only", "w1,echo", "--systems", "memory,sync,limit"],
+    );
+    assert!(succeeded, "{said}");
+    let runs = fs::read_to_string(out.join("raw.jsonl")).unwrap();
+    let runs: Vec<serde_json::Value> = runs
+        .lines()
+        .skip(1)
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let done: Vec<_> = runs
+        .iter()
+        .map(|run| (run["workload"].as_str().unwrap(), run["system"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("w1", "memory"),
+        ("w1", "sync"),
+        ("w1", "limit"),
+        ("echo", "memory"),
+        ("echo", "sync"),
+    ];
+    assert_eq!(done, expected);
+    for run in &runs {
+        assert_eq!(run["report"]["ok"], true, "{run}");
+        assert!(run["report"]["deliveries"].as_u64().unwrap() > 0, "{run}");
+    }
+    let table = fs::read_to_string(out.join("RESULTS.md")).unwrap();
+    assert!(table.contains("| server CPU per delivery |"), "{table}");
+    assert!(table.contains("4 KiB appended and synced in"), "{table}");
+    assert!(!table.contains("failed"), "{table}");
+    let chart = fs::read_to_string(out.join("comparison.svg")).unwrap();
+    assert!(
+        chart.starts_with("<svg ") && chart.ends_with("</svg>\n"),
+        "{chart}"
+    );
+    assert!(chart.contains("plain TCP (the limit)"), "{chart}");
+}
+
+#[test]
+fn what_does_not_exist_is_refused() {
+    let Some(python) = python() else { return };
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare-refused");
+    let (succeeded, said) = compare(&python, &out, &["--systems", "memory,irc"]);
+    assert!(!succeeded);
+    assert!(
+        said.contains("--systems irc: must be one of memory, os, sync"),
+        "{said}"
+    );
+}
