@@ -37,8 +37,6 @@ pub struct Metrics {
     pub(super) broadcast_latency: Histogram,
     pub(super) delivery_latency: Histogram,
     pub(super) store_append: Histogram,
-    /// By method, and by code within.
-    calls: Vec<Histogram>,
     pub(super) store_sync: Histogram,
     pub(super) causality_violations: Counter,
     /// The store reports here itself, and must not keep itself alive by that.
@@ -46,6 +44,8 @@ pub struct Metrics {
     store_bytes: Gauge,
     store_events: Gauge,
     store_available: Gauge,
+    /// By method, and by code within.
+    calls: Vec<Histogram>,
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
@@ -96,15 +96,15 @@ impl Metrics {
             broadcast_latency: Histogram::default(),
             delivery_latency: Histogram::default(),
             store_append: Histogram::default(),
-            calls: std::iter::repeat_with(Histogram::default)
-                .take(METHODS.len() * CODES.len())
-                .collect(),
             store_sync: Histogram::default(),
             causality_violations: counter(&catalog::CAUSALITY_VIOLATIONS, &[]),
             store: OnceLock::new(),
             store_bytes: gauge(&catalog::STORE_BYTES),
             store_events: gauge(&catalog::STORE_EVENTS),
             store_available: gauge(&catalog::STORE_AVAILABLE),
+            calls: std::iter::repeat_with(Histogram::default)
+                .take(METHODS.len() * CODES.len())
+                .collect(),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -161,9 +161,9 @@ impl Metrics {
         // Lamport times up to 2^53 are exact.
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         self.lamport_time.set(self.latest.load(Ordering::Relaxed) as f64);
+        self.ask_store();
         self.dropped_spans.absolute(self.exports.lost_spans());
         self.dropped_logs.absolute(self.exports.lost_logs());
-        self.ask_store();
         let mut page = self.handle.render();
         self.broadcast_latency
             .render(&catalog::BROADCAST_LATENCY, &mut page);
