@@ -37,6 +37,8 @@ pub struct HubOptions {
     pub feed_bytes: usize,
     /// How long a client that can resume has to come back.
     pub resume_grace: Duration,
+    /// The longest that events of a busy room with many subscribers are gathered, to be told together.
+    pub coalesce: Duration,
 }
 
 impl Default for HubOptions {
@@ -45,6 +47,7 @@ impl Default for HubOptions {
             max_rooms: 10_000,
             feed_bytes: 4 << 20,
             resume_grace: Duration::from_secs(10),
+            coalesce: Duration::from_millis(4),
         }
     }
 }
@@ -121,6 +124,7 @@ impl Hub {
             observer,
             feed_bytes: options.feed_bytes,
             resume_grace: options.resume_grace,
+            coalesce: options.coalesce,
         };
         Arc::new_cyclic(|me| Self {
             rules,

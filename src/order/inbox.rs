@@ -39,6 +39,8 @@ struct State<T> {
     weight: usize,
     closed: bool,
     consumer: Option<Waker>,
+    /// The consumer, while it lets items gather until there is no room for more.
+    gathering: Option<Waker>,
     /// Senders that found the queue full since the last batch was taken.
     waiting: Vec<Waker>,
     /// Counts the batches taken: a ticket of an earlier one has been called.
@@ -64,6 +66,7 @@ impl<T: Weight> Inbox<T> {
                 weight: 0,
                 closed: false,
                 consumer: None,
+                gathering: None,
                 waiting: Vec::new(),
                 batch: 0,
             }),
@@ -102,12 +105,23 @@ impl<T: Weight> Inbox<T> {
         Poll::Ready(true)
     }
 
+    /// Ready when somebody waits for room, or the queue is closed: when there is no use in letting more items gather.
+    /// For the consumer.
+    pub fn poll_full(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.closed || !state.waiting.is_empty() {
+            return Poll::Ready(());
+        }
+        state.gathering = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Lets nothing more in. What is in can still be taken.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         let waiting = std::mem::take(&mut state.waiting);
-        let consumer = state.consumer.take();
+        let consumer = state.consumer.take().into_iter().chain(state.gathering.take());
         drop(state);
         waiting.into_iter().chain(consumer).for_each(Waker::wake);
     }
@@ -164,6 +178,11 @@ impl<T: Weight> Sender<T> {
                     });
                     state.waiting.push(cx.waker().clone());
                 }
+            }
+            let gathering = state.gathering.take();
+            drop(state);
+            if let Some(waker) = gathering {
+                waker.wake();
             }
             return Poll::Pending;
         }
@@ -253,6 +272,23 @@ mod tests {
         assert_eq!(batch, [0, 1, 9]);
         assert!(inbox.lock().waiting.is_empty());
         assert_eq!(push(&mut sender, 2), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn who_lets_items_gather_hears_when_there_is_no_room_for_more() {
+        let inbox = Arc::new(Inbox::new(1));
+        let mut sender = Sender::new(Arc::clone(&inbox));
+        assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
+        assert_eq!(inbox.poll_full(&cx()), Poll::Pending);
+        assert_eq!(push(&mut sender, 2), Poll::Pending);
+        assert!(inbox.lock().gathering.is_none(), "it was woken");
+        assert_eq!(inbox.poll_full(&cx()), Poll::Ready(()));
+        let mut batch = Vec::new();
+        assert_eq!(inbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        assert_eq!(inbox.poll_full(&cx()), Poll::Pending);
+        inbox.close();
+        assert!(inbox.lock().gathering.is_none(), "it was woken");
+        assert_eq!(inbox.poll_full(&cx()), Poll::Ready(()));
     }
 
     #[test]

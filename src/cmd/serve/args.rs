@@ -120,6 +120,11 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubOptions::default().feed_bytes, help_heading = "Rooms")]
     feed_bytes: usize,
 
+    /// The longest that events of a busy room with many subscribers are gathered, to be told together; 0s = not at all. The first
+    /// event after a pause never waits
+    #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "4ms", help_heading = "Rooms")]
+    coalesce: Duration,
+
     /// How many connections there may be [default: as many as the limit of open files allows, at most 100000]
     #[arg(
         long,
@@ -204,6 +209,7 @@ impl Args {
                 max_rooms: self.max_rooms,
                 feed_bytes: self.feed_bytes,
                 resume_grace: self.resume_grace,
+                coalesce: self.coalesce,
             },
             retention: Retention {
                 events: self.retain_events.unwrap_or(kept.events),

@@ -1,0 +1,294 @@
+//! The dashboards are complete, and ask for what there is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::{files, metric_names};
+
+/// Units of Grafana that are used; a misspelled one is shown as it is and means nothing.
+const UNITS: [&str; 9] = [
+    "short",
+    "none",
+    "percentunit",
+    "s",
+    "bytes",
+    "mps",
+    "eps",
+    "reqps",
+    "ops",
+];
+
+pub const UIDS: [&str; 3] = ["chitchat-overview", "chitchat-saturation", "chitchat-causality"];
+
+pub fn all() -> Vec<(String, Value)> {
+    files::names("dashboards", ".json")
+        .into_iter()
+        .map(|name| (name.clone(), files::json(&format!("dashboards/{name}"))))
+        .collect()
+}
+
+/// All panels but the rows.
+pub fn panels(dashboard: &Value) -> Vec<&Value> {
+    let panels: Vec<&Value> = files::list(dashboard, "panels")
+        .iter()
+        .filter(|panel| panel["type"] != "row")
+        .collect();
+    assert!(!panels.is_empty(), "{dashboard}");
+    panels
+}
+
+/// Every PromQL expression of the dashboards, with the place where it stands.
+pub fn expressions() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (name, dashboard) in all() {
+        for panel in panels(&dashboard) {
+            let place = format!("{name}: {}", files::string(panel, "title"));
+            for target in files::list(panel, "targets") {
+                if target["datasource"]["type"] == "prometheus" {
+                    found.push((place.clone(), files::string(target, "expr").to_owned()));
+                }
+            }
+        }
+        for annotation in files::list(&dashboard["annotations"], "list") {
+            found.push((
+                format!("{name}: annotation"),
+                files::string(annotation, "expr").to_owned(),
+            ));
+        }
+    }
+    found
+}
+
+/// The queries of variables, as the PromQL that they ask for.
+pub fn variable_expressions() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (name, dashboard) in all() {
+        for variable in files::list(&dashboard["templating"], "list") {
+            if variable["type"] == "query" {
+                let query = files::string(&variable["query"], "query");
+                let inside = query
+                    .strip_prefix("label_values(")
+                    .and_then(|rest| rest.strip_suffix(')'));
+                let (selector, label) = inside
+                    .and_then(|inside| inside.rsplit_once(','))
+                    .expect("label_values");
+                found.push((
+                    format!("{name}: ${}", files::string(variable, "name")),
+                    format!("group by ({}) ({selector})", label.trim()),
+                ));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn each_dashboard_has_its_uid_and_can_be_imported_anywhere() {
+    let mut uids = BTreeSet::new();
+    for (name, dashboard) in all() {
+        let uid = files::string(&dashboard, "uid").to_owned();
+        assert_eq!(format!("{uid}.json"), format!("chitchat-{name}"));
+        uids.insert(uid);
+        assert!(
+            !files::string(&dashboard, "title").is_empty()
+                && !files::string(&dashboard, "description").is_empty()
+        );
+        assert!(
+            dashboard["schemaVersion"]
+                .as_u64()
+                .is_some_and(|version| version >= 39),
+            "{name}"
+        );
+        assert!(dashboard["id"].is_null(), "{name}: an id is of one Grafana only");
+        let variables: BTreeMap<&str, &str> = files::list(&dashboard["templating"], "list")
+            .iter()
+            .filter(|variable| variable["type"] == "datasource")
+            .map(|variable| (files::string(variable, "name"), files::string(variable, "query")))
+            .collect();
+        let expected = [("datasource", "prometheus"), ("loki", "loki"), ("tempo", "tempo")];
+        assert_eq!(variables, BTreeMap::from(expected), "{name}");
+        // Whatever asks for data asks by a variable, of the right type.
+        assert_sources(&dashboard, &variables, &name);
+    }
+    assert_eq!(uids, UIDS.map(str::to_owned).into());
+}
+
+fn assert_sources(value: &Value, variables: &BTreeMap<&str, &str>, name: &str) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(source) = fields.get("datasource") {
+                let uid = files::string(source, "uid");
+                let variable = uid.strip_prefix("${").and_then(|uid| uid.strip_suffix('}'));
+                let variable = variable.unwrap_or_else(|| panic!("{name}: {uid} is no variable"));
+                assert_eq!(
+                    variables.get(variable),
+                    Some(&files::string(source, "type")),
+                    "{name}: {uid}"
+                );
+            }
+            fields
+                .values()
+                .for_each(|value| assert_sources(value, variables, name));
+        }
+        Value::Array(values) => values
+            .iter()
+            .for_each(|value| assert_sources(value, variables, name)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_panel_says_what_it_shows() {
+    for (name, dashboard) in all() {
+        let ids: Vec<u64> = files::list(&dashboard, "panels")
+            .iter()
+            .map(|panel| panel["id"].as_u64().expect("an id"))
+            .collect();
+        assert_eq!(
+            ids.iter().collect::<BTreeSet<_>>().len(),
+            ids.len(),
+            "{name}: an id is used twice"
+        );
+        let mut titles = BTreeSet::new();
+        for panel in panels(&dashboard) {
+            let title = files::string(panel, "title");
+            assert!(titles.insert(title), "{name}: {title} is there twice");
+            assert!(files::string(panel, "description").len() > 10, "{name}: {title}");
+            // Lines of a log have none.
+            if panel["type"] != "logs" {
+                let unit = files::string(&panel["fieldConfig"]["defaults"], "unit");
+                assert!(UNITS.contains(&unit), "{name}: {title}: {unit}");
+            }
+            assert!(!files::list(panel, "targets").is_empty(), "{name}: {title}");
+        }
+    }
+}
+
+#[test]
+fn no_panel_covers_another() {
+    for (name, dashboard) in all() {
+        let mut taken = BTreeMap::new();
+        for panel in files::list(&dashboard, "panels") {
+            let side = |side: &str| panel["gridPos"][side].as_u64().expect("a place");
+            assert!(side("x") + side("w") <= 24, "{name}");
+            for x in side("x")..side("x") + side("w") {
+                for y in side("y")..side("y") + side("h") {
+                    let covered = taken.insert((x, y), &panel["title"]);
+                    assert!(covered.is_none(), "{name}: {} covers {covered:?}", panel["title"]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_metric_that_is_asked_for_is_exported() {
+    let expressions = expressions();
+    assert!(expressions.len() > 50, "{}", expressions.len());
+    for (place, expression) in expressions.iter().chain(&variable_expressions()) {
+        metric_names::check(expression, place);
+    }
+}
+
+#[test]
+fn every_event_that_is_asked_for_is_logged() {
+    let source = files::sources();
+    let mut count = 0;
+    for (name, dashboard) in all() {
+        for part in dashboard.to_string().split("event=~\\\"").skip(1) {
+            let events = part.split("\\\"").next().unwrap_or_default();
+            for event in events.split('|') {
+                assert!(
+                    source.contains(&format!("event = \"{event}\"")),
+                    "{name}: nobody logs {event}"
+                );
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 0, "a panel asks for events");
+}
+
+#[test]
+fn what_must_be_shown_is_shown() {
+    let shown = |uid: &str, kind: &str, part: &str| {
+        all().iter().any(|(_, dashboard)| {
+            dashboard["uid"] == uid
+                && panels(dashboard).iter().any(|panel| {
+                    panel["type"] == kind
+                        && files::list(panel, "targets")
+                            .iter()
+                            .any(|target| target.to_string().contains(part))
+                })
+        })
+    };
+    for (uid, kind, part) in [
+        ("chitchat-overview", "stat", "slo_budget_remaining"),
+        ("chitchat-overview", "timeseries", "slo_errors:ratio_rate1h"),
+        ("chitchat-overview", "heatmap", "broadcast_latency"),
+        ("chitchat-overview", "timeseries", "histogram_quantile(0.999"),
+        ("chitchat-overview", "table", "ALERTS"),
+        ("chitchat-overview", "logs", "error"),
+        ("chitchat-saturation", "timeseries", "store_sync"),
+        ("chitchat-saturation", "timeseries", "telemetry_dropped"),
+        ("chitchat-causality", "table", "chitchat.lamport.time"),
+        ("chitchat-causality", "nodeGraph", "serviceMap"),
+    ] {
+        assert!(shown(uid, kind, part), "{uid} has no {kind} of {part}");
+    }
+}
+
+#[test]
+fn latency_panels_link_to_traces_and_logs() {
+    let mut count = 0;
+    for (name, dashboard) in all() {
+        for panel in panels(&dashboard) {
+            let title = files::string(panel, "title");
+            if !title.contains("latency") {
+                continue;
+            }
+            count += 1;
+            let links = panel["links"].as_array().into_iter().flatten();
+            let data_links = panel["fieldConfig"]["defaults"]["links"]
+                .as_array()
+                .into_iter()
+                .flatten();
+            let urls: Vec<&str> = links
+                .chain(data_links)
+                .map(|link| files::string(link, "url"))
+                .collect();
+            for variable in ["${tempo}", "${loki}"] {
+                assert!(
+                    urls.iter().any(|url| url.contains(variable)),
+                    "{name}: {title} does not lead to {variable}"
+                );
+            }
+        }
+    }
+    assert!(count >= 3, "{count}");
+    // A link into Explore is JSON, written for a URL; the variables stand as they are.
+    for (name, dashboard) in all() {
+        for part in dashboard.to_string().split("panes=").skip(1) {
+            let panes = part.split('"').next().unwrap_or_default();
+            let decoded = decoded(panes);
+            let panes: Value =
+                serde_json::from_str(&decoded).unwrap_or_else(|error| panic!("{name}: {decoded}: {error}"));
+            for pane in panes.as_object().expect("panes").values() {
+                assert_eq!(files::list(pane, "queries").len(), 1);
+                assert_eq!(pane["range"]["from"], "${__from}");
+            }
+        }
+    }
+}
+
+/// Without the percent signs of a URL.
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).expect("two digits"));
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).expect("UTF-8")
+}

@@ -1,0 +1,129 @@
+//! The Kubernetes manifests: built with kustomize, checked against the schemas, and fitting to image and rules.
+
+use std::env;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::files;
+use crate::outside::{serve_flags, stranger, succeed};
+
+const FOLDER: &str = "deploy/kubernetes";
+
+#[test]
+fn every_manifest_fits_its_schema() {
+    let Some(kustomize) = stranger("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"]) else {
+        return;
+    };
+    let Some(python) = stranger(
+        "CHITCHAT_TEST_KUBERNETES_PYTHON",
+        "python3",
+        &["-c", "import kubernetes_validate"],
+    ) else {
+        return;
+    };
+    // The tool that says where Python is says where the definitions are, too.
+    let definitions =
+        env::var("CHITCHAT_TEST_OPERATOR_CRDS").expect("CHITCHAT_TEST_OPERATOR_CRDS: see .ci/tools");
+    let built = succeed(Command::new(kustomize).arg("build").arg(files::path(FOLDER)), "");
+    let mut check = Command::new(python);
+    check
+        .arg(files::path("tests/observability/manifests.py"))
+        .arg(definitions);
+    let checked = succeed(&mut check, &built);
+    assert_eq!(
+        checked.lines().count(),
+        files::list(&files::yaml("deploy/kubernetes/kustomization.yaml"), "resources").len() + 1
+    );
+    for resource in [
+        "StatefulSet chitchat",
+        "PodMonitor chitchat",
+        "PrometheusRule chitchat",
+        "Service chitchat-headless",
+    ] {
+        assert!(
+            checked.lines().any(|line| line == resource),
+            "{resource}: {checked}"
+        );
+    }
+}
+
+#[test]
+fn the_rules_are_those_of_prometheus() {
+    let groups: Vec<Value> = files::names("deploy/prometheus/rules", ".yml")
+        .iter()
+        .flat_map(|name| {
+            files::list(&files::yaml(&format!("deploy/prometheus/rules/{name}")), "groups").clone()
+        })
+        .collect();
+    let rule = files::yaml("deploy/kubernetes/prometheusrule.yaml");
+    assert!(
+        rule["spec"]["groups"] == Value::Array(groups),
+        "they differ: run .ci/prometheus-rule"
+    );
+}
+
+#[test]
+fn the_pod_fits_the_image() {
+    let set = files::yaml("deploy/kubernetes/statefulset.yaml");
+    assert_eq!(
+        set["spec"]["replicas"], 1,
+        "a room's order is made in one process"
+    );
+    let pod = &set["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let dockerfile = files::text("Dockerfile");
+    for port in files::list(container, "ports") {
+        let port = port["containerPort"].as_u64().unwrap();
+        assert!(
+            dockerfile
+                .lines()
+                .any(|line| line.starts_with("EXPOSE ") && line.contains(&port.to_string()))
+        );
+    }
+    let user = pod["securityContext"]["runAsUser"].as_u64().unwrap();
+    assert!(dockerfile.contains(&format!("\nUSER {user}:{user}\n")));
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    let security = &container["securityContext"];
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["allowPrivilegeEscalation"], false);
+    assert_eq!(security["capabilities"]["drop"][0], "ALL");
+    let data = files::string(&container["volumeMounts"][0], "mountPath");
+    assert!(dockerfile.contains(&format!("\nVOLUME {data}\n")));
+    let flags = serve_flags();
+    for variable in files::list(container, "env") {
+        let name = files::string(variable, "name");
+        assert!(
+            name.starts_with("OTEL_") || flags.iter().any(|flag| flag.variable == name),
+            "{name}"
+        );
+        if name == "CHITCHAT_DRAIN_TIMEOUT" {
+            let drain: u64 = files::string(variable, "value")
+                .trim_end_matches('s')
+                .parse()
+                .unwrap();
+            assert!(pod["terminationGracePeriodSeconds"].as_u64() > Some(drain));
+        }
+    }
+    assert_eq!(container["readinessProbe"]["grpc"]["port"], 50052);
+    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
+}
+
+#[test]
+fn the_operator_scrapes_the_job_that_the_rules_look_for() {
+    let monitor = files::yaml("deploy/kubernetes/podmonitor.yaml");
+    let set = files::yaml("deploy/kubernetes/statefulset.yaml");
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels[files::string(&monitor["spec"], "jobLabel")], "chitchat");
+    assert_eq!(monitor["spec"]["selector"]["matchLabels"], *labels);
+    let port = files::string(&monitor["spec"]["podMetricsEndpoints"][0], "port");
+    let ports = files::list(&set["spec"]["template"]["spec"]["containers"][0], "ports");
+    assert!(
+        ports
+            .iter()
+            .any(|named| named["name"] == port && named["containerPort"] == 9464)
+    );
+    for part in ["service", "poddisruptionbudget", "networkpolicy"] {
+        assert!(files::text(&format!("{FOLDER}/{part}.yaml")).contains("app.kubernetes.io/name: chitchat"));
+    }
+}

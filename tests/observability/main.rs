@@ -1,0 +1,15 @@
+//! What shows the server: dashboards, rules, alerts, and everything in deploy/. Checked against the real server and by the
+//! programs that read it, as far as these run without a container engine.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
+
+mod compose;
+mod dashboards;
+mod files;
+mod kubernetes;
+mod live;
+mod metric_names;
+#[path = "../outside/mod.rs"]
+mod outside;
+mod prometheus;
+mod rules;
+mod systemd;

@@ -1,0 +1,206 @@
+//! The metrics that a PromQL expression names, and which there are.
+
+use std::collections::BTreeSet;
+
+use chitchat::telemetry::{CATALOG, Definition, Kind};
+
+use crate::files;
+
+/// What a selector asks for: a metric, and the labels that it is matched by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selector {
+    pub metric: String,
+    pub labels: Vec<String>,
+}
+
+/// What others export, with the labels that we use of it.
+const OTHERS: [(&str, &[&str]); 5] = [
+    // Prometheus itself.
+    ("up", &["job", "instance"]),
+    ("scrape_duration_seconds", &["job", "instance"]),
+    (
+        "ALERTS",
+        &["alertname", "alertstate", "severity", "instance", "slo"],
+    ),
+    // Tempo's metrics generator.
+    (
+        "traces_spanmetrics_latency_bucket",
+        &["service", "span_name", "le"],
+    ),
+    ("traces_service_graph_request_total", &["client", "server"]),
+];
+
+/// What the server is going to export under this name. As soon as the catalog has it, it counts no more here.
+const ARRIVING: [&str; 1] = ["tokio_workers_busy_seconds_total"];
+
+/// Words of PromQL that are no metrics.
+const WORDS: [&str; 12] = [
+    "and",
+    "or",
+    "unless",
+    "by",
+    "on",
+    "without",
+    "ignoring",
+    "group_left",
+    "group_right",
+    "bool",
+    "offset",
+    "inf",
+];
+
+/// Everything that an expression selects. Labels in `by (…)` and the like are not part of it.
+pub fn selectors(expression: &str) -> Vec<Selector> {
+    let mut rest = expression;
+    let mut found: Vec<Selector> = Vec::new();
+    let mut last_word = "";
+    while let Some(first) = rest.chars().next() {
+        let word_end = rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
+            .unwrap_or(rest.len());
+        if word_end > 0 {
+            let word = &rest[..word_end];
+            rest = rest[word_end..].trim_start();
+            let is_name = !first.is_ascii_digit() && !WORDS.contains(&word);
+            // `sum(…)` and `sum by (…) (…)` are no metrics either.
+            let is_function = ["(", "by ", "by(", "without"]
+                .iter()
+                .any(|next| rest.starts_with(next));
+            if is_name && !is_function {
+                found.push(Selector {
+                    metric: word.to_owned(),
+                    labels: Vec::new(),
+                });
+            }
+            last_word = word;
+            continue;
+        }
+        let skipped = match first {
+            '{' => {
+                let (inside, after) = until_brace(&rest[1..]);
+                if let Some(selector) = found.last_mut() {
+                    selector.labels = matched(inside);
+                }
+                after
+            }
+            '[' => rest.split_once(']').expect("a range ends").1,
+            '(' if ["by", "on", "without", "ignoring", "group_left", "group_right"].contains(&last_word) => {
+                rest.split_once(')').expect("a list of labels ends").1
+            }
+            '"' => &rest[1 + rest[1..].find('"').expect("a text ends") + 1..],
+            _ => &rest[first.len_utf8()..],
+        };
+        last_word = "";
+        rest = skipped.trim_start();
+    }
+    found
+}
+
+/// Up to the brace that ends it, which is in no text.
+fn until_brace(text: &str) -> (&str, &str) {
+    let mut in_text = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' => in_text = !in_text,
+            '}' if !in_text => return (&text[..at], &text[at + 1..]),
+            _ => {}
+        }
+    }
+    panic!("no brace ends {text}")
+}
+
+/// The labels of matchers: what stands before each `=`, `!=`, `=~`, `!~`.
+fn matched(matchers: &str) -> Vec<String> {
+    matchers
+        .split('"')
+        .step_by(2)
+        .filter_map(|part| {
+            let label = part.trim_matches(|c: char| " ,=!~".contains(c));
+            (!label.is_empty()).then(|| label.to_owned())
+        })
+        .collect()
+}
+
+/// What the recording rules make.
+pub fn recorded() -> BTreeSet<String> {
+    let rules = files::yaml("deploy/prometheus/rules/recording.yml");
+    files::list(&rules, "groups")
+        .iter()
+        .flat_map(|group| files::list(group, "rules"))
+        .map(|rule| files::string(rule, "record").to_owned())
+        .collect()
+}
+
+/// What the server exports under this name.
+fn definition(metric: &str) -> Option<&'static Definition> {
+    CATALOG.iter().find(|definition| {
+        let name = definition.name;
+        match definition.kind {
+            Kind::Histogram => metric
+                .strip_prefix(name)
+                .is_some_and(|suffix| ["_bucket", "_sum", "_count"].contains(&suffix)),
+            Kind::Counter | Kind::Gauge => metric == name,
+        }
+    })
+}
+
+/// Whether an expression names what the server does not export yet.
+pub fn is_arriving(expression: &str) -> bool {
+    selectors(expression).iter().any(|selector| {
+        ARRIVING.contains(&selector.metric.as_str()) && definition(&selector.metric).is_none()
+    })
+}
+
+/// Fails when an expression names what nobody exports.
+pub fn check(expression: &str, place: &str) {
+    let recorded = recorded();
+    let selectors = selectors(expression);
+    for Selector { metric, labels } in selectors {
+        let known: Vec<&str> = if recorded.contains(&metric) {
+            vec!["job", "slo"]
+        } else if let Some((_, labels)) = OTHERS.iter().find(|(name, _)| *name == metric) {
+            labels.to_vec()
+        } else if let Some(definition) = definition(&metric) {
+            [definition.labels, &["job", "instance", "le"]].concat()
+        } else if ARRIVING.contains(&metric.as_str()) {
+            vec!["job", "instance"]
+        } else {
+            panic!("{place}: nobody exports {metric}");
+        };
+        for label in labels {
+            assert!(
+                known.contains(&label.as_str()),
+                "{place}: {metric} has no label {label}"
+            );
+        }
+    }
+}
+
+#[test]
+fn selectors_are_found() {
+    let named = |expression: &str| -> Vec<(String, Vec<String>)> {
+        selectors(expression)
+            .into_iter()
+            .map(|Selector { metric, labels }| (metric, labels))
+            .collect()
+    };
+    let selector = |metric: &str, labels: &[&str]| {
+        (
+            metric.to_owned(),
+            labels.iter().map(|&label| label.to_owned()).collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(
+        named("histogram_quantile(0.99, sum by (job, le) (rate(a_bucket{job=\"x}\", le!~\"b\"}[5m]))) > 5e3"),
+        [selector("a_bucket", &["job", "le"])]
+    );
+    assert_eq!(
+        named("a:b:rate1h{slo=\"x\"} / on (job, slo) group_left () c and up == 0 or absent(d)"),
+        [
+            selector("a:b:rate1h", &["slo"]),
+            selector("c", &[]),
+            selector("up", &[]),
+            selector("d", &[])
+        ]
+    );
+}

@@ -1,0 +1,152 @@
+//! A real Prometheus, which scrapes as often as it can with the configuration that is deployed.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::files;
+use crate::outside::{PATIENCE, Running, stranger, until};
+
+pub struct Prometheus {
+    address: SocketAddr,
+    _running: Running,
+    _folder: Folder,
+}
+
+/// A folder of its own, deleted when dropped.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+impl Prometheus {
+    /// Starts one that scrapes this server every second. None where there is no Prometheus.
+    pub fn watching(server: SocketAddr) -> Option<Self> {
+        let program = stranger("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
+        let folder = Folder::new("prometheus");
+        configure(&folder.0, server);
+        // Prometheus does not say which port it got.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut command = Command::new(program);
+        for flag in deployed_flags() {
+            let (name, value) = flag.split_once('=').unwrap_or((&flag, ""));
+            match name {
+                "--config.file" => {
+                    command.arg(format!("{name}={}", folder.0.join("prometheus.yml").display()))
+                }
+                "--storage.tsdb.path" => command.arg(format!("{name}={}", folder.0.join("data").display())),
+                _ if value.is_empty() => command.arg(name),
+                _ => command.arg(&flag),
+            };
+        }
+        command.arg(format!("--web.listen-address={address}"));
+        let running = Running::start(&mut command);
+        let prometheus = Self {
+            address,
+            _running: running,
+            _folder: folder,
+        };
+        until("Prometheus is ready", || {
+            prometheus
+                .ask("GET /-/ready HTTP/1.0\r\n\r\n")
+                .filter(|answer| answer.starts_with("HTTP/1.0 200"))
+        });
+        Some(prometheus)
+    }
+
+    fn ask(&self, request: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn json(&self, request: &str) -> Value {
+        let answer = self.ask(request).expect("Prometheus answers");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
+    }
+
+    /// What an expression gives now: the samples, or what is wrong with it.
+    pub fn query(&self, expression: &str) -> Result<Vec<Value>, String> {
+        let body = format!("query={}", encoded(expression));
+        let answer = self.json(&format!(
+            "POST /api/v1/query HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        if answer["status"] == "success" {
+            Ok(files::list(&answer["data"], "result").clone())
+        } else {
+            Err(answer.to_string())
+        }
+    }
+
+    /// All rules, with how they are.
+    pub fn rules(&self) -> Vec<Value> {
+        let answer = self.json("GET /api/v1/rules HTTP/1.0\r\n\r\n");
+        files::list(&answer["data"], "groups")
+            .iter()
+            .flat_map(|group| files::list(group, "rules").clone())
+            .collect()
+    }
+}
+
+/// The flags that the compose file starts it with.
+fn deployed_flags() -> Vec<String> {
+    let compose = files::yaml("deploy/compose.yaml");
+    let flags = files::strings(&compose["services"]["prometheus"]["command"]);
+    assert!(flags.contains(&"--enable-feature=exemplar-storage"));
+    assert!(flags.contains(&"--web.enable-remote-write-receiver"));
+    flags.into_iter().map(str::to_owned).collect()
+}
+
+/// The deployed configuration and rules, with this server's address in it, and a second for what is a quarter of a minute.
+fn configure(folder: &Path, server: SocketAddr) {
+    let mut config = files::yaml("deploy/prometheus/prometheus.yml");
+    config["global"] = json!({"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"});
+    config["alerting"] = json!({});
+    let jobs = config["scrape_configs"].as_array_mut().expect("jobs");
+    // The others of the stack are not here.
+    jobs.retain(|job| job["job_name"] == "chitchat");
+    assert_eq!(jobs[0]["static_configs"][0]["targets"], json!(["chitchat:9464"]));
+    jobs[0]["static_configs"][0]["targets"] = json!([server.to_string()]);
+    fs::create_dir_all(folder.join("rules")).unwrap();
+    for name in files::names("deploy/prometheus/rules", ".yml") {
+        let mut rules = files::yaml(&format!("deploy/prometheus/rules/{name}"));
+        for group in rules["groups"].as_array_mut().expect("groups") {
+            group["interval"] = "1s".into();
+        }
+        fs::write(folder.join("rules").join(name), rules.to_string()).unwrap();
+    }
+    // JSON is YAML.
+    fs::write(folder.join("prometheus.yml"), config.to_string()).unwrap();
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
+}

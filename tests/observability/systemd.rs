@@ -1,0 +1,64 @@
+//! The systemd unit, as systemd itself reads it.
+
+use std::fs;
+use std::process::Command;
+
+use crate::files;
+use crate::outside::{CHITCHAT, serve_flags, stranger, succeed, text};
+use crate::prometheus::Folder;
+
+const UNIT: &str = "deploy/systemd/chitchat.service";
+
+fn systemd_analyze() -> Option<String> {
+    stranger("CHITCHAT_TEST_SYSTEMD_ANALYZE", "systemd-analyze", &["--version"])
+}
+
+#[test]
+fn systemd_understands_every_line() {
+    let Some(program) = systemd_analyze() else { return };
+    let folder = Folder::new("unit");
+    let unit = folder.0.join("chitchat.service");
+    // What it starts must be there.
+    let installed = files::text(UNIT).replace("/usr/local/bin/chitchat", CHITCHAT);
+    assert!(installed.contains(&format!("ExecStart={CHITCHAT} serve\n")));
+    fs::write(&unit, installed).unwrap();
+    let output = Command::new(program).arg("verify").arg(&unit).output().unwrap();
+    let said = text(&output.stderr);
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("chitchat")).collect();
+    assert!(ours.is_empty(), "{ours:#?}");
+}
+
+#[test]
+fn the_service_may_do_little() {
+    let Some(program) = systemd_analyze() else { return };
+    let mut command = Command::new(program);
+    // Of 100; what is left is the network, which a chat server needs.
+    command.args(["security", "--offline=true", "--threshold=15", "--no-pager"]);
+    succeed(command.arg(files::path(UNIT)), "");
+}
+
+#[test]
+fn the_unit_sets_what_the_server_has() {
+    let flags = serve_flags();
+    let unit = files::text(UNIT);
+    let variables: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("Environment=")?.split_once('='))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(variables.len() >= 4, "{variables:?}");
+    for variable in variables {
+        assert!(flags.iter().any(|flag| flag.variable == variable), "{variable}");
+    }
+    let value = |key: &str| {
+        unit.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .unwrap_or_else(|| panic!("no {key}"))
+    };
+    let seconds = |text: &str| text.trim_end_matches('s').parse::<u32>().expect("seconds");
+    assert!(seconds(value("TimeoutStopSec=")) > seconds(value("Environment=CHITCHAT_DRAIN_TIMEOUT=")));
+    assert_eq!(
+        value("Environment=CHITCHAT_DATA_DIR="),
+        format!("/var/lib/{}", value("StateDirectory="))
+    );
+}
