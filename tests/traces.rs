@@ -358,6 +358,31 @@ fn a_collector_that_is_away_costs_a_counter_and_a_line() {
     );
 }
 
+/// It takes connections and says nothing: worse than being away.
+#[test]
+fn a_collector_that_hangs_holds_nobody_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let mut server = serve_with(&["--drain-timeout", "2s"], &exporting(&endpoint));
+    let asked = Instant::now();
+    let output = run(
+        &mut client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]),
+        "",
+    );
+    assert!(output.status.success());
+    // Two seconds for the last spans, once.
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    let told = text(&output.stderr);
+    assert!(
+        told.starts_with("chitchat: 1 spans could not be exported"),
+        "{told}"
+    );
+    let asked = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+}
+
 #[test]
 fn without_an_endpoint_there_are_no_spans() {
     let collector = Collector::start();

@@ -1,10 +1,10 @@
 //! How a log line looks, with the ids of the trace that it belongs to.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, TraceContextExt};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -37,54 +37,61 @@ where
         let metadata = event.metadata();
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let mut fields = Fields(Map::new());
-        event.record(&mut fields);
-        let Fields(mut line) = fields;
-        // After the fields, so that none of them can take its place.
-        line.insert("timestamp".into(), time.into());
-        line.insert("level".into(), metadata.level().as_str().into());
-        line.insert("target".into(), metadata.target().into());
+        let mut line = Line::default();
+        line.put("timestamp", time);
+        line.put("level", metadata.level().as_str());
+        event.record(&mut line);
+        line.put("target", metadata.target());
         if let Some(span) = current_span() {
-            line.insert("trace_id".into(), span.trace_id().to_string().into());
-            line.insert("span_id".into(), span.span_id().to_string().into());
+            line.put("trace_id", span.trace_id().to_string());
+            line.put("span_id", span.span_id().to_string());
         }
-        let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
-        writeln!(writer, "{line}")
+        writeln!(writer, "{{{}}}", line.members)
     }
 }
 
-/// The fields of an event as JSON.
-struct Fields(Map<String, Value>);
+/// The members of an object, in the order in which they come; the first of a name counts.
+#[derive(Default)]
+struct Line {
+    members: String,
+    names: Vec<&'static str>,
+}
 
-impl Fields {
-    fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.insert(field.name().to_owned(), value.into());
+impl Line {
+    fn put(&mut self, name: &'static str, value: impl Into<Value>) {
+        if self.names.contains(&name) {
+            return;
+        }
+        let comma = if self.names.is_empty() { "" } else { "," };
+        // Writing to a string cannot fail.
+        write!(self.members, "{comma}{}:{}", Value::from(name), value.into()).unwrap_or_default();
+        self.names.push(name);
     }
 }
 
-impl Visit for Fields {
+impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, format!("{value:?}"));
+        self.put(field.name(), format!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 }
 
@@ -185,6 +192,12 @@ mod tests {
         let [outside, inside] = &lines[..] else {
             panic!("{lines:#?}")
         };
+        assert!(outside.starts_with("{\"timestamp\":\""), "{outside}");
+        assert!(
+            outside
+                .contains("\"level\":\"INFO\",\"message\":\"out\\nside\",\"event\":\"outside\",\"count\":3,"),
+            "{outside}"
+        );
         let outside: Value = serde_json::from_str(outside).unwrap();
         assert_eq!(
             (&outside["event"], &outside["count"]),

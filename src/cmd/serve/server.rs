@@ -30,6 +30,9 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// The part of the time for draining that is kept for exporting the last spans and log lines.
 const FLUSH_SHARE: u32 = 4;
 
+/// The part of it that is left for the end of the process itself.
+const LAST_SHARE: u32 = 16;
+
 /// A server whose ports are bound.
 pub struct Server {
     config: Config,
@@ -179,7 +182,9 @@ impl Server {
         end.cancel();
         // It was cancelled in the line before.
         administering.await.ok();
-        exports.shut_down(deadline.into_std()).await;
+        // A little is left for the process to end.
+        let flushed_by = deadline - config.drain_timeout / LAST_SHARE;
+        exports.shut_down(flushed_by.into_std()).await;
         if hub.failed().is_cancelled() {
             let cause = hub.cause().map(ToString::to_string).unwrap_or_default();
             return Err(Failure::Io(format!(

@@ -205,7 +205,8 @@ impl Tracer {
 
     /// Exports what waits, for at most this long; what is left then is lost. Blocks: not for a runtime's thread.
     pub fn shut_down(&self, timeout: Duration) {
-        let result = self.queue.shutdown_with_timeout(timeout);
+        // Through the provider, which would else wait for the same again when it is dropped.
+        let result = self.provider.shutdown_with_timeout(timeout);
         let reason = result.map_or_else(|error| error.to_string(), |()| "the end came first".to_owned());
         self.queue.ledger.close(&reason);
     }
