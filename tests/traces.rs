@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use collector::{Collector, Span};
 use nix::sys::signal::Signal;
-use outside::{CHITCHAT, Running, run, serve_with, succeed, text, until};
+use outside::{CHITCHAT, Running, run, serve_with, stranger, succeed, text, until};
 
 const SERVER: i32 = 2;
 const PRODUCER: i32 = 4;
@@ -246,6 +246,37 @@ fn a_message_without_a_trace_gets_the_servers() {
 }
 
 #[test]
+fn the_load_generator_is_a_sender_too() {
+    let collector = Collector::start();
+    let server = serve_with(&[], &exporting(&collector.endpoint));
+    let address = server.address.to_string();
+    let load = [
+        "bench",
+        "--server",
+        &address,
+        "--publishers",
+        "1",
+        "--subscribers",
+        "1",
+        "--count",
+        "20",
+    ];
+    succeed(&mut client(server.address, &collector.endpoint, &load), "");
+    let sent = collector.spans("send rooms/{room}", 20);
+    let processed = collector.spans("process rooms/{room}", 20);
+    for send in &sent {
+        assert!(!send.is_error, "{send:#?}");
+        let process = processed.iter().find(|process| process.parent == send.id);
+        let process = process.unwrap_or_else(|| panic!("no child of {send:#?}"));
+        assert_eq!(process.trace, send.trace);
+        assert_eq!(
+            number(process, "chitchat.lamport.received"),
+            number(send, "chitchat.lamport.time")
+        );
+    }
+}
+
+#[test]
 fn nothing_is_lost_at_the_end() {
     let collector = Collector::start();
     // Nothing would be exported before the end.
@@ -399,4 +430,45 @@ fn what_makes_no_sense_is_told_before_anything_runs() {
         told.contains("--max-rooms is 0") && told.contains("OTEL_TRACES_SAMPLER is \"sometimes\""),
         "{told}"
     );
+}
+
+/// Through a real OpenTelemetry Collector, which reads and writes the protocol by its own lights.
+#[test]
+fn a_real_collector_passes_everything_on() {
+    let Some(program) = stranger("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"]) else {
+        return;
+    };
+    let collector = Collector::start();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let endpoint = format!("127.0.0.1:{port}");
+    let config = std::env::temp_dir().join(format!("chitchat-otelcol-{}-{port}.yaml", std::process::id()));
+    let target = collector.endpoint.strip_prefix("http://").unwrap();
+    let pipeline = "{ receivers: [otlp], exporters: [otlp] }";
+    let yaml = format!(
+        "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{endpoint}\" }} }} }} }}\n\
+         exporters: {{ otlp: {{ endpoint: \"{target}\", compression: none, tls: {{ insecure: true }} }} }}\n\
+         service:\n  telemetry: {{ metrics: {{ level: none }} }}\n  pipelines: {{ traces: {pipeline}, logs: {pipeline} }}\n"
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let mut between = Running::start(Command::new(program).arg("--config").arg(&config));
+    between.error_line("Everything is ready");
+    let through = format!("http://{endpoint}");
+    let mut server = serve_with(&[], &exporting(&through));
+    let send = ["send", "--name", "Ada", "Hello"];
+    succeed(&mut client(server.address, &through, &send), "");
+    server.signal(Signal::SIGTERM);
+    assert!(server.exit().success());
+    let sent = collector.spans("send rooms/{room}", 1).remove(0);
+    let process = collector.spans("process rooms/{room}", 1).remove(0);
+    let append = collector.spans("append", 1).remove(0);
+    assert_eq!((&process.trace, &process.parent), (&sent.trace, &sent.id));
+    assert_eq!((&append.trace, &append.parent), (&sent.trace, &process.id));
+    assert_eq!(collector.record("ended").resource["service.name"], "chitchat");
+    between.signal(Signal::SIGTERM);
+    assert!(between.exit().success());
+    std::fs::remove_file(config).unwrap();
 }

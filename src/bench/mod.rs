@@ -34,5 +34,5 @@ pub use limit_server::serve_limit;
 pub use order::OrderFaults;
 pub use plan::{Http2Settings, Load, Plan, Protocol, Until};
 pub use report::{Report, Resources};
-pub use run::run;
+pub use run::{run, run_traced};
 pub use stamp::STAMP_LEN;

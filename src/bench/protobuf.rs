@@ -153,6 +153,8 @@ pub(super) struct Said<'a> {
     pub(super) room: &'a str,
     pub(super) timestamp: i64,
     pub(super) text: &'a [u8],
+    /// Its trace, as the field `traceparent` has it; empty = none.
+    pub(super) trace: &'a str,
 }
 
 /// Appends a `JoinMsgLeave`.
@@ -172,6 +174,7 @@ pub(super) fn write_said(said: &Said<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(&[0x40, kind]);
     }
     put_bytes(0x4A, said.room.as_bytes(), out);
+    put_bytes(0x72, said.trace.as_bytes(), out);
 }
 
 fn put_bytes(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
@@ -232,16 +235,17 @@ mod tests {
         }
 
         #[test]
-        fn what_is_said_is_understood_by_prost(name in ".{0,20}", room in ".{0,20}", text in ".{0,200}", timestamp: i64) {
+        fn what_is_said_is_understood_by_prost(name in ".{0,20}", room in ".{0,20}", text in ".{0,200}", trace in ".{0,55}", timestamp: i64) {
             let kinds = [(Kind::Join, 0), (Kind::Message, 1), (Kind::Leave, 2)];
             for (kind, number) in kinds {
                 let mut bytes = Vec::new();
-                write_said(&Said { kind, name: &name, room: &room, timestamp, text: text.as_bytes() }, &mut bytes);
+                write_said(&Said { kind, name: &name, room: &room, timestamp, text: text.as_bytes(), trace: &trace }, &mut bytes);
                 let read = proto::JoinMsgLeave::decode(&*bytes).unwrap();
                 prop_assert_eq!(read.r#type, number);
                 prop_assert_eq!(&read.client_name, &name);
                 prop_assert_eq!(&read.room, &room);
                 prop_assert_eq!(&read.msg, &text);
+                prop_assert_eq!(&read.traceparent, &trace);
                 prop_assert_eq!(read.timestamp, timestamp);
             }
         }

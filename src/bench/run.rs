@@ -14,6 +14,7 @@ use super::report::{Measured, Report, Resources};
 use super::schedule::Schedule;
 use super::shared::{Phase, Shared, Tally};
 use super::worker::{Findings, Worker, groups};
+use crate::telemetry::ClientSpans;
 
 /// How often the run is looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -33,6 +34,14 @@ const LEAD: Duration = Duration::from_millis(50);
 /// # Errors
 /// When the benchmark cannot be carried out. A server that broke a promise is no error: the report says so.
 pub fn run(plan: Plan) -> Result<Report, BenchError> {
+    run_traced(plan, &ClientSpans::default())
+}
+
+/// As [`run`], with spans for what the clients send to Chit Chat, each until it is handed to the transport.
+///
+/// # Errors
+/// As there.
+pub fn run_traced(plan: Plan, spans: &ClientSpans) -> Result<Report, BenchError> {
     if let Some(mistake) = plan.mistakes().into_iter().next() {
         return Err(BenchError::Plan(mistake));
     }
@@ -41,7 +50,7 @@ pub fn run(plan: Plan) -> Result<Report, BenchError> {
     let plan = Arc::new(plan);
     let mut leader = Leader::new(Arc::clone(&plan));
     let before = leader.watch()?;
-    let workers = leader.hire(address)?;
+    let workers = leader.hire(address, spans)?;
     let outcome = leader.lead(before);
     // Whatever happened, nobody is left behind.
     leader.shared.phase.send_replace(Phase::Leave);
@@ -111,7 +120,7 @@ impl Leader {
         }
     }
 
-    fn hire(&self, address: SocketAddr) -> Result<Workers, BenchError> {
+    fn hire(&self, address: SocketAddr, spans: &ClientSpans) -> Result<Workers, BenchError> {
         let threads = usize::try_from(self.plan.threads).unwrap_or(1);
         let all = groups(&self.plan);
         let mut workers = Vec::with_capacity(threads);
@@ -122,6 +131,7 @@ impl Leader {
                 address,
                 groups: all.iter().skip(index).step_by(threads).cloned().collect(),
                 alarms: self.alarms.clone(),
+                spans: spans.clone(),
             };
             let thread = thread::Builder::new()
                 .name(format!("bench-{index}"))

@@ -19,6 +19,7 @@ use super::plan::{Plan, Protocol};
 use super::publisher::Publisher;
 use super::shared::Shared;
 use super::wire::{Chitchat, Limit, Nats, Redis, Seat};
+use crate::telemetry::ClientSpans;
 
 /// How many connections a thread opens at a time: enough to be fast, few enough for anybody's backlog.
 const CONNECTING: usize = 64;
@@ -71,6 +72,7 @@ pub(super) struct Worker {
     pub(super) groups: Vec<Group>,
     /// One for each publisher of the run.
     pub(super) alarms: Vec<Arc<Notify>>,
+    pub(super) spans: ClientSpans,
 }
 
 impl Worker {
@@ -170,7 +172,13 @@ impl Worker {
         Ok(match self.plan.protocol {
             Protocol::Chitchat => {
                 let memo = Rc::clone(&desk.memo);
-                let wire = Chitchat::new(self.plan.server.clone(), self.plan.http2, seats, memo);
+                let wire = Chitchat::new(
+                    self.plan.server.clone(),
+                    self.plan.http2,
+                    seats,
+                    memo,
+                    self.spans.clone(),
+                );
                 Connection::new(desk, stream, wire, clients, publisher)
                     .drive()
                     .await

@@ -1,5 +1,6 @@
 //! Who joins which room.
 
+use crate::domain::TraceContext;
 use crate::proto::{EventType, JoinMsgLeave};
 
 /// Who joins which room.
@@ -7,6 +8,7 @@ use crate::proto::{EventType, JoinMsgLeave};
 pub struct Join {
     name: String,
     room: String,
+    trace: Option<TraceContext>,
 }
 
 impl Join {
@@ -16,6 +18,7 @@ impl Join {
         Self {
             name: name.into(),
             room: String::new(),
+            trace: None,
         }
     }
 
@@ -28,14 +31,30 @@ impl Join {
         }
     }
 
+    /// The JOIN belongs to this trace.
+    #[must_use]
+    pub fn trace(self, trace: TraceContext) -> Self {
+        Self {
+            trace: Some(trace),
+            ..self
+        }
+    }
+
     /// The JOIN, sent at `timestamp`.
     pub(super) fn frame(&self, timestamp: i64) -> JoinMsgLeave {
+        let trace = |field: fn(&TraceContext) -> &str| {
+            self.trace
+                .as_ref()
+                .map_or_else(String::new, |trace| field(trace).to_owned())
+        };
         JoinMsgLeave {
             client_name: self.name.clone(),
             room: self.room.clone(),
             timestamp,
             r#type: EventType::Join.into(),
             wants_welcome: true,
+            traceparent: trace(TraceContext::traceparent),
+            tracestate: trace(TraceContext::tracestate),
             ..JoinMsgLeave::default()
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::Failure;
+use super::{Failure, client_runtime};
 use crate::bench::{self, BenchError, Http2Settings, Load, Plan, Protocol, Until};
 
 /// Puts load on a server and checks every delivery: lost, duplicated, out of order.
@@ -163,7 +163,14 @@ impl Bench {
         if !mistakes.is_empty() {
             return Err(Failure::Usage(mistakes.join("; ")));
         }
-        let report = bench::run(plan.clone())?;
+        let running = plan.clone();
+        let report = client_runtime::run_traced(async move |spans| {
+            let run = tokio::task::spawn_blocking(move || bench::run_traced(running, &spans));
+            let report = run
+                .await
+                .map_err(|error| Failure::Software(format!("the benchmark ended: {error}")))?;
+            Ok(report?)
+        })?;
         let mut stdout = std::io::stdout().lock();
         let shown = if json {
             writeln!(stdout, "{}", report.to_json(&plan))

@@ -6,6 +6,7 @@ mod chat;
 mod client_arguments;
 mod client_failure;
 mod client_runtime;
+mod doctor;
 mod failure;
 mod health;
 mod history;
@@ -47,6 +48,7 @@ enum Command {
     Who(who::WhoCommand),
     Rooms(rooms::RoomsCommand),
     Health(health::HealthCommand),
+    Doctor(Box<doctor::DoctorCommand>),
     Bench(bench::Bench),
     #[command(hide = true)]
     BenchLimitServer(bench::LimitServer),
@@ -63,6 +65,7 @@ impl Command {
             Self::Who(command) => command.run(),
             Self::Rooms(command) => command.run(),
             Self::Health(command) => command.run(),
+            Self::Doctor(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::BenchLimitServer(command) => command.run(),
         }

@@ -91,7 +91,7 @@ async fn post(
     room: &RoomName,
     text: &str,
 ) -> Result<Posted, Error> {
-    let span = spans.send(room.as_str(), text);
+    let span = spans.send(room.as_str(), text.len());
     let sending = span.as_deref().map(|span| span as &dyn Sending);
     let posted = poster.post_followed(text, sending).await;
     if let (Some(span), Ok(posted)) = (&span, &posted) {

@@ -280,13 +280,13 @@ pub(super) const TOKIO_QUEUE: Definition = gauge(
     "Tasks that are ready and wait for a thread: it stays near zero unless the threads are saturated.",
 );
 pub(super) const TOKIO_BUSY: Definition = counter(
-    "tokio_worker_busy_seconds_total",
+    "tokio_workers_busy_seconds_total",
     &[],
     "Time that the threads that serve were busy, all together: its rate, by the number of threads, is how saturated \
      they are.",
 );
 pub(super) const TOKIO_PARKS: Definition = counter(
-    "tokio_worker_parks_total",
+    "tokio_workers_parks_total",
     &[],
     "How often a thread that serves had nothing to do.",
 );

@@ -41,6 +41,8 @@ enum Outcome {
         sequence: u64,
     },
     Refused(String),
+    HandedOver,
+    Abandoned,
 }
 
 impl ClientSpans {
@@ -50,9 +52,9 @@ impl ClientSpans {
         Self { tracer }
     }
 
-    /// Begins to follow a message of this room, if it is to be recorded.
+    /// Begins to follow a message of so many bytes to this room, if it is to be recorded.
     #[must_use]
-    pub fn send(&self, room: &str, text: &str) -> Option<Arc<SendSpan>> {
+    pub fn send(&self, room: &str, body_size: usize) -> Option<Arc<SendSpan>> {
         let tracer = self.tracer.as_ref()?;
         let ids = tracer.begin(None, 1)?;
         Some(Arc::new(SendSpan {
@@ -61,7 +63,7 @@ impl ClientSpans {
             began: Instant::now(),
             began_at: SystemTime::now(),
             room: room.into(),
-            body_size: text.len(),
+            body_size,
             timestamp: AtomicI64::new(0),
             outcome: Mutex::default(),
         }))
@@ -119,6 +121,16 @@ impl SendSpan {
         self.settle(Outcome::Refused(message_id.to_owned()));
     }
 
+    /// It was handed to the transport, which is all that is followed of it.
+    pub fn handed_over(&self) {
+        self.settle(Outcome::HandedOver);
+    }
+
+    /// It was not sent after all, and is not recorded.
+    pub fn abandon(&self) {
+        self.settle(Outcome::Abandoned);
+    }
+
     fn settle(&self, outcome: Outcome) {
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
     }
@@ -141,6 +153,8 @@ impl Drop for SendSpan {
             Outcome::Unknown => (None, None, Some("not_acknowledged")),
             Outcome::Acknowledged { message_id, sequence } => (Some(message_id), Some(sequence), None),
             Outcome::Refused(message_id) => (Some(message_id), None, Some("refused")),
+            Outcome::HandedOver => (None, None, None),
+            Outcome::Abandoned => return,
         };
         let subject = Subject {
             room: Arc::clone(&self.room),

@@ -183,11 +183,14 @@ impl rpc::Observer for Report {
             name,
             ..
         } = visitor;
-        let resumed = arrival.sequence.is_none();
-        info!(
-            event = "client_joined",
-            room, participant, name, resumed, "client joined"
-        );
+        if arrival.sequence.is_some() {
+            info!(event = "client_joined", room, participant, name, "client joined");
+        } else {
+            info!(
+                event = "client_resumed",
+                room, participant, name, "client came back"
+            );
+        }
         trace
     }
 

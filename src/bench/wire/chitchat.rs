@@ -9,6 +9,9 @@ use super::{Cut, Event, Kind, Seat, Sink, Wire};
 use crate::bench::order::fingerprint;
 use crate::bench::plan::Http2Settings;
 use crate::bench::protobuf::{Said, read_broadcast, write_said};
+use crate::client::Sending;
+use crate::domain::TraceContext;
+use crate::telemetry::ClientSpans;
 
 /// The method that takes part in a room.
 const PATH: &str = "/itu.chitchat.ChatService/Chat";
@@ -28,6 +31,7 @@ pub(in crate::bench) struct Chitchat {
     scratch: Vec<u8>,
     /// What the clients of this thread have read lately.
     memo: Rc<RefCell<Memo>>,
+    spans: ClientSpans,
 }
 
 /// A seat and what its stream has brought of a message that is not complete yet.
@@ -49,6 +53,7 @@ impl Chitchat {
         settings: Http2Settings,
         seats: Vec<Seat>,
         memo: Rc<RefCell<Memo>>,
+        spans: ClientSpans,
     ) -> Self {
         let taken = |seat: Seat| Taken {
             shelf: fingerprint(0, 0, 0, seat.room.as_bytes()),
@@ -64,6 +69,7 @@ impl Chitchat {
             joining: 0,
             scratch: Vec::new(),
             memo,
+            spans,
         }
     }
 
@@ -83,6 +89,7 @@ impl Chitchat {
                 room: &seat.room,
                 timestamp: 1,
                 text: b"",
+                trace: "",
             };
             frame_message(&said, &mut self.scratch);
             if !self.session.permits(self.joining, self.scratch.len()) {
@@ -133,6 +140,9 @@ impl Wire for Chitchat {
     }
 
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
+        let room = self.seats.first().map_or("", |taken| &taken.seat.room);
+        let span = self.spans.send(room, text.len());
+        let context = span.as_ref().map(|span| span.context());
         frame_message(
             &Said {
                 kind: Kind::Message,
@@ -140,14 +150,23 @@ impl Wire for Chitchat {
                 room: "",
                 timestamp,
                 text,
+                trace: context.as_ref().map_or("", TraceContext::traceparent),
             },
             &mut self.scratch,
         );
-        if !self.session.permits(0, self.scratch.len()) {
-            return false;
+        let is_permitted = self.session.permits(0, self.scratch.len());
+        if is_permitted {
+            self.session.send(0, &self.scratch, false, out);
         }
-        self.session.send(0, &self.scratch, false, out);
-        true
+        match span {
+            Some(span) if is_permitted => {
+                span.sent(timestamp);
+                span.handed_over();
+            }
+            Some(span) => span.abandon(),
+            None => {}
+        }
+        is_permitted
     }
 
     fn leave(&mut self, seat: usize, timestamp: i64, out: &mut Vec<u8>) -> bool {
@@ -157,6 +176,7 @@ impl Wire for Chitchat {
             room: "",
             timestamp,
             text: b"",
+            trace: "",
         };
         frame_message(&said, &mut self.scratch);
         if seat < self.joining && self.session.permits(seat, self.scratch.len()) {
@@ -352,7 +372,13 @@ mod tests {
     const WINDOW_UPDATE: u8 = 8;
 
     fn wire(names: &[&str]) -> Chitchat {
-        Chitchat::new("server".into(), plan().http2, seats(names), Rc::default())
+        Chitchat::new(
+            "server".into(),
+            plan().http2,
+            seats(names),
+            Rc::default(),
+            ClientSpans::default(),
+        )
     }
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

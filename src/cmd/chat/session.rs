@@ -174,7 +174,7 @@ impl Course<'_> {
         match input {
             Input::Say { number, text } => {
                 // When the presence is over, listening says why.
-                let span = self.session.spans.send(self.session.room.as_str(), &text);
+                let span = self.session.spans.send(self.session.room.as_str(), text.len());
                 let sending = span.clone().map(|span| span as Arc<dyn Sending>);
                 if let Ok(message_id) = presence.say_followed(text, sending) {
                     if self.outbox.is_empty() {

@@ -1,0 +1,72 @@
+//! One link of the chain from a message to what is shown of it.
+
+use serde_json::{Value, json};
+
+/// What a link turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    /// It holds: how that was seen.
+    Ok(String),
+    /// It does not hold.
+    Broken {
+        /// What was seen instead.
+        seen: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// It was not looked at, and why.
+    Skipped(String),
+}
+
+/// One link of the chain from a message to what is shown of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) name: &'static str,
+    pub(super) state: State,
+}
+
+impl Link {
+    pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Self {
+        let state = State::Ok(seen.into());
+        Self { name, state }
+    }
+
+    pub(super) fn broken(name: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let (seen, remedy) = (seen.into(), remedy.into());
+        Self {
+            name,
+            state: State::Broken { seen, remedy },
+        }
+    }
+
+    pub(super) fn skipped(name: &'static str, why: impl Into<String>) -> Self {
+        let state = State::Skipped(why.into());
+        Self { name, state }
+    }
+
+    pub(super) const fn is_broken(&self) -> bool {
+        matches!(self.state, State::Broken { .. })
+    }
+
+    /// A line for people.
+    pub(super) fn line(&self) -> String {
+        let name = self.name;
+        match &self.state {
+            State::Ok(seen) => format!("ok       {name:<10}  {seen}"),
+            State::Broken { seen, remedy } => format!("broken   {name:<10}  {seen}\n{:21}{remedy}", ""),
+            State::Skipped(why) => format!("skipped  {name:<10}  {why}"),
+        }
+    }
+
+    /// An object for programs.
+    pub(super) fn object(&self) -> Value {
+        let name = self.name;
+        match &self.state {
+            State::Ok(seen) => json!({ "link": name, "state": "ok", "detail": seen }),
+            State::Broken { seen, remedy } => {
+                json!({ "link": name, "state": "broken", "detail": seen, "remedy": remedy })
+            }
+            State::Skipped(why) => json!({ "link": name, "state": "skipped", "detail": why }),
+        }
+    }
+}
