@@ -27,8 +27,8 @@ use crate::proto::ServerMessage;
 const CHAT_PATH: &str = "/itu.chitchat.ChatService/Chat";
 const SUBSCRIBE_PATH: &str = "/itu.chitchat.ChatService/Subscribe";
 
-/// The decoder's buffer grows by steps of this. Most messages are short, and every stream has such a buffer.
-const DECODE_BUFFER: usize = 1024;
+/// What the decoder's buffer begins with. Most messages are short, and every stream has such a buffer.
+const DECODE_BUFFER: usize = 128;
 
 /// Bytes of a message besides its text: names, ids, tokens, trace context.
 const ENVELOPE: usize = 4 * 1024;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,6 +17,10 @@ use tower::{Service, service_fn};
 use super::connection::{self, TransportLimits};
 use super::observer::Observer;
 use super::status::too_many_connections;
+
+/// How many connections may wait to be accepted, as far as the system allows: one that finds no place comes again a second
+/// later.
+const BACKLOG: u32 = 4_096;
 
 /// How many connections beyond the limit are told so at a time; further ones wait to be accepted.
 const TURNED_AWAY_AT_ONCE: usize = 16;
@@ -49,7 +53,13 @@ impl Listener {
         limits: TransportLimits,
         observer: Arc<dyn Observer>,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
         Ok(Self {
             listener,
             limits,
@@ -126,10 +136,12 @@ impl Listener {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
     {
-        let connection = connection::serve(stream, service, self.limits, draining.clone());
-        let (observer, cut) = (Arc::clone(&self.observer), cut.clone());
+        let (observer, limits) = (Arc::clone(&self.observer), self.limits);
+        let (draining, cut) = (draining.clone(), cut.clone());
         self.tasks.spawn(async move {
             observer.connection(true);
+            // Made in here, it has one place in the task's memory; handed in, it would have two.
+            let connection = connection::serve(stream, service, limits, draining);
             let served = cut.run_until_cancelled(connection).await;
             if matches!(served, Some(Err(_))) {
                 observer.connection_unintelligible(peer);
