@@ -129,9 +129,15 @@ impl Driver {
         self.flush().await?;
         let inbox = Arc::clone(&self.handle.inbox);
         let mut requests = Vec::new();
-        let mut told_at = Instant::now();
+        let mut due = Instant::now();
+        let mut is_busy = false;
         loop {
-            self.gather(told_at).await;
+            let pause = self.pause();
+            let open_at = if is_busy {
+                self.gather(due + pause).await
+            } else {
+                due
+            };
             let wake_at = self
                 .grace
                 .front()
@@ -152,7 +158,12 @@ impl Driver {
                     }
                 }
             }
-            told_at = Instant::now();
+            let now = Instant::now();
+            let first = requests.first().and_then(Request::received);
+            let first = first.map_or(now, Instant::from_std);
+            is_busy = first < due + pause;
+            // When this batch was due, not when its turn came: a late turn must not make the next one later still.
+            due = first.max(open_at).min(now);
             let at = wall_time();
             #[cfg(feature = "failpoints")]
             self.spoil(&mut requests);
@@ -166,20 +177,25 @@ impl Driver {
         }
     }
 
-    /// Lets requests gather where the last batch was begun at `told_at`: about as long as it takes to tell everybody, so
-    /// that in a busy room with many subscribers one wake-up and one write each tell several events. The first event
-    /// after a pause never waits (leading-edge coalescing), nor does anybody in a small room.
-    async fn gather(&self, told_at: Instant) {
+    /// How far apart the batches of a busy room are: about as long as it takes to tell everybody, so that with many
+    /// subscribers one wake-up and one write each tell several events. Nothing where that would not be worth a wait.
+    fn pause(&self) -> Duration {
         let subscribers = u32::try_from(self.feed.cursors()).unwrap_or(u32::MAX);
         let pause = TELLING.saturating_mul(subscribers).min(self.shared.coalesce);
-        if pause < TICK || told_at.elapsed() >= pause {
-            return;
+        if pause < TICK { Duration::ZERO } else { pause }
+    }
+
+    /// Lets requests gather until then, or until there is no room for more. Only a room in which something happens more
+    /// often than once in a pause waits here: an event after a quiet moment never does (leading-edge coalescing).
+    async fn gather(&self, open_at: Instant) -> Instant {
+        if open_at > Instant::now() {
+            let inbox = &self.handle.inbox;
+            tokio::select! {
+                () = tokio::time::sleep_until(open_at) => {}
+                () = poll_fn(|cx| inbox.poll_full(cx)) => {}
+            }
         }
-        let inbox = &self.handle.inbox;
-        tokio::select! {
-            () = tokio::time::sleep_until(told_at + pause) => {}
-            () = poll_fn(|cx| inbox.poll_full(cx)) => {}
-        }
+        open_at
     }
 
     /// Whoever was in the room when its server ended: who can come back has the time to, anybody else has left.

@@ -65,6 +65,17 @@ pub(super) enum Request {
 }
 
 impl Request {
+    /// When it was decoded, where it came off the wire.
+    pub(super) fn received(&self) -> Option<std::time::Instant> {
+        match self {
+            Self::Join { received, .. }
+            | Self::Say { received, .. }
+            | Self::Post { received, .. }
+            | Self::Leave { received, .. } => Some(received.at),
+            Self::Lost { .. } | Self::Subscribe { .. } | Self::Describe { .. } | Self::Close(_) => None,
+        }
+    }
+
     /// Answers a request that cannot be served.
     pub(super) fn refuse(self, error: HubError) {
         // Whoever does not wait for the answer any more needs none.

@@ -16,6 +16,10 @@ use tokio::time::{Instant, Sleep};
 use super::bell::Bell;
 use super::stall::{LOOKS, Watch};
 
+/// How often the streams and their connection are gone through in one turn: what a connection has read its streams take
+/// at once, and what they answer goes out with it. A client that sends without an end does not keep the others waiting.
+const PASSES: usize = 4;
+
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Takes the streams that a connection opens: what the HTTP/2 library spawns them with.
@@ -75,43 +79,53 @@ pub(super) async fn run<C: Future>(connection: C, opened: Opened, stall_timeout:
     let mut streams = FuturesUnordered::<OneStream>::new();
     let period = stall_timeout / u32::from(LOOKS - 1);
     let mut look_at = pin!(tokio::time::sleep(period));
-    let bell = Arc::new(Bell::default());
-    let ringing = Waker::from(Arc::clone(&bell));
+    let (stream_bell, connection_bell) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
+    let [for_streams, for_connection] =
+        [&stream_bell, &connection_bell].map(|bell| Waker::from(Arc::clone(bell)));
     // The first time nobody has to ask for it.
-    ringing.wake_by_ref();
+    for_connection.wake_by_ref();
     poll_fn(|cx| {
-        bell.hear(cx.waker());
         if poll_interval(look_at.as_mut(), period, cx) {
             for stream in streams.iter_mut().filter(|stream| stream.watch.look()) {
                 stream.end();
             }
         }
-        loop {
-            while let Poll::Ready(Some(())) = Pin::new(&mut streams).poll_next(cx) {}
-            if bell.answer()
-                && let Poll::Ready(ended) = connection.as_mut().poll(&mut Context::from_waker(&ringing))
+        for _ in 0..PASSES {
+            stream_bell.hear(cx.waker());
+            connection_bell.hear(cx.waker());
+            if stream_bell.answer() {
+                let mut cx = Context::from_waker(&for_streams);
+                while let Poll::Ready(Some(())) = Pin::new(&mut streams).poll_next(&mut cx) {}
+            }
+            if connection_bell.answer()
+                && let Poll::Ready(ended) = connection
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&for_connection))
             {
                 return Poll::Ready(ended);
             }
             let mut opened = opened.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if opened.is_empty() {
-                drop(opened);
-                if bell.rest() {
-                    return Poll::Pending;
-                }
-                if !has_budget_remaining() {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                bell.hear(cx.waker());
-                continue;
+            for future in opened.drain(..) {
+                streams.push(OneStream {
+                    watch: Arc::default(),
+                    future: Some(future),
+                    waker: None,
+                });
+                for_streams.wake_by_ref();
             }
-            streams.extend(opened.drain(..).map(|future| OneStream {
-                watch: Arc::default(),
-                future: Some(future),
-                waker: None,
-            }));
+            drop(opened);
+            // Both, so that what rings from now on wakes the task.
+            let (streams_rest, connection_rests) = (stream_bell.rest(), connection_bell.rest());
+            if streams_rest && connection_rests {
+                return Poll::Pending;
+            }
+            if !has_budget_remaining() {
+                break;
+            }
         }
+        // The others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     })
     .await
 }
