@@ -15,13 +15,23 @@ pub(super) struct Recovered {
     pub(super) log: Log,
 }
 
-/// Follows the log of `name` from its newest snapshot to its end, and makes sure that nothing is missing in it. Makes
-/// the log if there is none. Waits for the disk.
+/// How much of a log is read to recover its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it, to make sure that nothing is missing in it.
+    Whole,
+    /// What the room needs: a few events before the newest snapshot, for the message ids, and what follows.
+    Needed,
+}
+
+/// Follows the log of `name` from its newest snapshot to its end, and makes sure that nothing is missing in what it
+/// reads. Makes the log if there is none. Waits for the disk.
 pub(super) fn recover(
     store: &dyn Store,
     rules: Rules,
     name: &RoomName,
     at: WallTime,
+    extent: Extent,
 ) -> Result<Recovered, StoreError> {
     let log = store.open(name, at)?;
     let snapshot = log
@@ -42,6 +52,12 @@ pub(super) fn recover(
             after: covered,
             next: bounds.first,
         }));
+    }
+    if extent == Extent::Needed {
+        let needed = covered.get().saturating_sub(MESSAGE_IDS_REMEMBERED as u64);
+        // From the beginning of the record in which it lies.
+        let first = store.records(log.id, after.max(Sequence::new(needed)), 1)?;
+        after = first.first().map_or(after, |record| record.first.previous());
     }
     loop {
         let records = store.records(log.id, after, PORTION)?;

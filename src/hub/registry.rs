@@ -1,5 +1,6 @@
 //! All rooms, by name.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::now::wall_time;
 use super::observer::Observer;
 use super::reader::Reader;
 use super::receipt::Receipt;
-use super::recovery::{self, Recovered};
+use super::recovery::{self, Extent, Recovered};
 use super::request::{Posted, Request};
 use super::room::RoomHandle;
 use super::start::Start;
@@ -27,6 +28,10 @@ use super::token::Tokens;
 use crate::domain::{Epoch, Post, RoomName, Rules, Sequence};
 use crate::order::Sender;
 use crate::store::{Bounds, Page, Store, StoreError, read_page};
+
+/// How many rooms without anybody in them are kept in memory after a start, until they have been idle for a while: the
+/// first message in a busy room is then as fast as any.
+const KEPT_WARM: usize = 16;
 
 /// How the rooms of a hub are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +162,7 @@ impl Hub {
     }
 
     /// Reads every log in the store to its end, makes sure that nothing is missing, and runs the rooms in which there
-    /// was somebody when the server ended. Gives the number of rooms and of events. Waits for the disk; must be called
+    /// was somebody when the server ended, and a few more, the busiest. Gives the number of rooms and of events. Waits for the disk; must be called
     /// within a Tokio runtime, from where blocking is allowed.
     ///
     /// # Errors
@@ -166,16 +171,29 @@ impl Hub {
     pub fn recover(self: &Arc<Self>) -> Result<(usize, u64), StoreError> {
         let rooms = self.shared.store.rooms()?;
         let mut events = 0;
+        let mut busiest: Vec<(RoomName, Recovered)> = Vec::new();
         for name in &rooms {
-            let recovered = recovery::recover(&*self.shared.store, self.rules, name, wall_time())?;
+            let recovered =
+                recovery::recover(&*self.shared.store, self.rules, name, wall_time(), Extent::Whole)?;
             events += recovered.room.last().get();
-            if !recovered.room.participants().is_empty() {
-                let room = RoomHandle::new(name.clone());
-                self.lock().running.insert(name.clone(), Arc::clone(&room));
-                self.drive(room, Some(recovered));
+            if recovered.room.participants().is_empty() {
+                busiest.push((name.clone(), recovered));
+                busiest.sort_by_key(|(_, recovered)| Reverse(recovered.room.last()));
+                busiest.truncate(KEPT_WARM);
+            } else {
+                self.run(name.clone(), recovered);
             }
         }
+        for (name, recovered) in busiest {
+            self.run(name, recovered);
+        }
         Ok((rooms.len(), events))
+    }
+
+    fn run(self: &Arc<Self>, name: RoomName, recovered: Recovered) {
+        let room = RoomHandle::new(name.clone());
+        self.lock().running.insert(name, Arc::clone(&room));
+        self.drive(room, Some(recovered));
     }
 
     /// Begins to enter `room`, which is made if need be. What the JOIN says was decoded at `received`. Here as below, the
@@ -395,7 +413,15 @@ impl Hub {
 
     async fn recover_room(&self, room: &Arc<RoomHandle>) -> Result<Recovered, HubError> {
         let (store, rules, name) = (Arc::clone(&self.shared.store), self.rules, room.name.clone());
-        let recover = move || Ok(recovery::recover(&*store, rules, &name, wall_time())?);
+        let recover = move || {
+            Ok(recovery::recover(
+                &*store,
+                rules,
+                &name,
+                wall_time(),
+                Extent::Needed,
+            )?)
+        };
         if self.shared.store.is_blocking() {
             blocking(recover).await
         } else {
