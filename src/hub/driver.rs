@@ -133,11 +133,8 @@ impl Driver {
         let mut is_busy = false;
         loop {
             let pause = self.pause();
-            let open_at = if is_busy {
-                self.gather(due + pause).await
-            } else {
-                due
-            };
+            let open_at = if is_busy { due + pause } else { due };
+            self.gather(open_at).await;
             let wake_at = self
                 .grace
                 .front()
@@ -187,7 +184,7 @@ impl Driver {
 
     /// Lets requests gather until then, or until there is no room for more. Only a room in which something happens more
     /// often than once in a pause waits here: an event after a quiet moment never does (leading-edge coalescing).
-    async fn gather(&self, open_at: Instant) -> Instant {
+    async fn gather(&self, open_at: Instant) {
         if open_at > Instant::now() {
             let inbox = &self.handle.inbox;
             tokio::select! {
@@ -195,7 +192,6 @@ impl Driver {
                 () = poll_fn(|cx| inbox.poll_full(cx)) => {}
             }
         }
-        open_at
     }
 
     /// Whoever was in the room when its server ended: who can come back has the time to, anybody else has left.
