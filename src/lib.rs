@@ -12,6 +12,7 @@ pub mod domain;
 pub mod failpoint;
 pub mod hub;
 pub mod order;
+mod procfs;
 pub mod proto;
 pub mod rpc;
 pub mod shutdown;

@@ -4,10 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::error::BenchError;
-
-/// The unit of the times in `/proc/PID/stat`: Linux shows user space hundredths of a second on every architecture that
-/// this program is built for.
-const TICK_MICROSECONDS: u64 = 10_000;
+use crate::procfs::{CPU_FIELDS, TICKS_PER_SECOND, number_after, stat_field};
 
 /// A process whose resources are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +41,7 @@ impl Process {
 
     /// How many files it may have open; `None` when that is not known.
     pub(super) fn open_files(&self) -> Option<u64> {
-        let limits = self.read("limits").ok()?;
-        let line = limits
-            .lines()
-            .find_map(|line| line.strip_prefix("Max open files"))?;
-        line.split_whitespace().next()?.parse().ok()
+        number_after(&self.read("limits").ok()?, "Max open files")
     }
 
     fn read(&self, file: &str) -> Result<String, BenchError> {
@@ -62,17 +55,12 @@ impl Process {
 }
 
 fn parse_cpu(stat: &str) -> Option<u64> {
-    // The second field, the program's name, may contain spaces and brackets: count from its last bracket.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some((user + system) * TICK_MICROSECONDS)
+    let [user, system] = CPU_FIELDS.map(|field| stat_field::<u64>(stat, field));
+    Some((user? + system?) * (1_000_000 / TICKS_PER_SECOND))
 }
 
 fn parse_resident(status: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    value.split_whitespace().next()?.parse().ok()
+    number_after(status, "VmRSS:")
 }
 
 #[cfg(test)]

@@ -6,9 +6,7 @@ use super::catalog::{
     self, PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_OPEN_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS,
     PROCESS_VIRTUAL,
 };
-
-/// Linux shows user space hundredths of a second on every architecture that this program is built for.
-const TICKS_PER_SECOND: f64 = 100.0;
+use crate::procfs::{CPU_FIELDS, TICKS_PER_SECOND, number_after, stat_field};
 
 /// The metrics of this process that can be read here and now.
 pub(super) fn read() -> Vec<(catalog::Definition, f64)> {
@@ -18,10 +16,10 @@ pub(super) fn read() -> Vec<(catalog::Definition, f64)> {
         file("/proc/self/status"),
         file("/proc/self/limits"),
     );
-    let in_status = |key: &str| number_after(&status, key);
+    let in_status = |key: &str| number_after::<f64>(&status, key);
     let bytes = |key: &str| in_status(key).map(|kibibytes| kibibytes * 1024.0);
     let started =
-        || Some(number_after(&file("/proc/stat"), "btime ")? + ticks(&stat, 19)? / TICKS_PER_SECOND);
+        || Some(number_after::<f64>(&file("/proc/stat"), "btime ")? + seconds(stat_field(&stat, 19)?));
     #[expect(clippy::cast_precision_loss, reason = "there are not so many")]
     let open = fs::read_dir("/proc/self/fd").ok().map(|fds| fds.count() as f64);
     [
@@ -39,19 +37,13 @@ pub(super) fn read() -> Vec<(catalog::Definition, f64)> {
 }
 
 fn cpu(stat: &str) -> Option<f64> {
-    Some((ticks(stat, 11)? + ticks(stat, 12)?) / TICKS_PER_SECOND)
+    let [user, system] = CPU_FIELDS.map(|field| stat_field::<u64>(stat, field));
+    Some(seconds(user? + system?))
 }
 
-/// A field of `/proc/PID/stat`, counted after the name, which may have spaces in it.
-fn ticks(stat: &str, field: usize) -> Option<f64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(field)?.parse().ok()
-}
-
-/// The first number in the line that begins so.
-fn number_after(text: &str, key: &str) -> Option<f64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-    rest.split_whitespace().next()?.parse().ok()
+#[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / TICKS_PER_SECOND as f64
 }
 
 #[cfg(test)]
@@ -62,7 +54,7 @@ mod tests {
     fn names_with_anything_in_them_are_read_past() {
         let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 12345 1000 200";
         assert_eq!(cpu(stat), Some(3.0));
-        assert_eq!(ticks(stat, 19), Some(12_345.0));
+        assert_eq!(stat_field(stat, 19), Some(12_345.0));
         assert_eq!(number_after("Name:\tx\nVmRSS:\t  12 kB\n", "VmRSS:"), Some(12.0));
         assert_eq!(
             number_after("Max open files            1024  4096  files", "Max open files"),
