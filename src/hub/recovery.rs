@@ -15,15 +15,6 @@ pub(super) struct Recovered {
     pub(super) log: Log,
 }
 
-/// How much of a log is read to recover its room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// All of it, to make sure that nothing is missing in it.
-    Whole,
-    /// What the room needs: a few events before the newest snapshot, for the message ids, and what follows.
-    Needed,
-}
-
 /// Follows the log of `name` from its newest snapshot to its end, and makes sure that nothing is missing in what it
 /// reads. Makes the log if there is none. Waits for the disk.
 pub(super) fn recover(
@@ -31,7 +22,6 @@ pub(super) fn recover(
     rules: Rules,
     name: &RoomName,
     at: WallTime,
-    extent: Extent,
 ) -> Result<Recovered, StoreError> {
     let log = store.open(name, at)?;
     let snapshot = log
@@ -53,12 +43,10 @@ pub(super) fn recover(
             next: bounds.first,
         }));
     }
-    if extent == Extent::Needed {
-        let needed = covered.get().saturating_sub(MESSAGE_IDS_REMEMBERED as u64);
-        // From the beginning of the record in which it lies.
-        let first = store.records(log.id, after.max(Sequence::new(needed)), 1)?;
-        after = first.first().map_or(after, |record| record.first.previous());
-    }
+    // Before the snapshot only the newest message ids matter; from the beginning of the record in which they begin.
+    let needed = covered.get().saturating_sub(MESSAGE_IDS_REMEMBERED as u64);
+    let first = store.records(log.id, after.max(Sequence::new(needed)), 1)?;
+    after = first.first().map_or(after, |record| record.first.previous());
     loop {
         let records = store.records(log.id, after, PORTION)?;
         if records.is_empty() {
@@ -70,12 +58,6 @@ pub(super) fn recover(
                     after,
                     next: record.first,
                 }));
-            }
-            // Before the snapshot only the newest message ids matter.
-            let forgotten = record.last().get() + MESSAGE_IDS_REMEMBERED as u64 <= covered.get();
-            if forgotten {
-                after = record.last();
-                continue;
             }
             replay(&mut room, &record, covered).map_err(|error| match error {
                 Damage::Replay(why) => damaged(why),

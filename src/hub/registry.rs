@@ -20,7 +20,7 @@ use super::now::wall_time;
 use super::observer::Observer;
 use super::reader::Reader;
 use super::receipt::Receipt;
-use super::recovery::{self, Extent, Recovered};
+use super::recovery::{self, Recovered};
 use super::request::{Posted, Request};
 use super::room::RoomHandle;
 use super::start::Start;
@@ -161,9 +161,9 @@ impl Hub {
         &self.failed
     }
 
-    /// Reads every log in the store to its end, makes sure that nothing is missing, and runs the rooms in which there
-    /// was somebody when the server ended, and a few more, the busiest. Gives the number of rooms and of events. Waits for the disk; must be called
-    /// within a Tokio runtime, from where blocking is allowed.
+    /// Follows every log in the store to its end, and runs the rooms in which there was somebody when the server ended,
+    /// and a few more, the busiest. Gives the number of rooms and of events. Waits for the disk; must be called within a
+    /// Tokio runtime, from where blocking is allowed.
     ///
     /// # Errors
     ///
@@ -173,8 +173,7 @@ impl Hub {
         let mut events = 0;
         let mut busiest: Vec<(RoomName, Recovered)> = Vec::new();
         for name in &rooms {
-            let recovered =
-                recovery::recover(&*self.shared.store, self.rules, name, wall_time(), Extent::Whole)?;
+            let recovered = recovery::recover(&*self.shared.store, self.rules, name, wall_time())?;
             events += recovered.room.last().get();
             if recovered.room.participants().is_empty() {
                 busiest.push((name.clone(), recovered));
@@ -413,15 +412,7 @@ impl Hub {
 
     async fn recover_room(&self, room: &Arc<RoomHandle>) -> Result<Recovered, HubError> {
         let (store, rules, name) = (Arc::clone(&self.shared.store), self.rules, room.name.clone());
-        let recover = move || {
-            Ok(recovery::recover(
-                &*store,
-                rules,
-                &name,
-                wall_time(),
-                Extent::Needed,
-            )?)
-        };
+        let recover = move || Ok(recovery::recover(&*store, rules, &name, wall_time())?);
         if self.shared.store.is_blocking() {
             blocking(recover).await
         } else {

@@ -95,7 +95,7 @@ pub struct DiskStore {
     tables: Tables,
     max_rooms: usize,
     known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
-    /// What is kept of the logs that were looked at.
+    /// What is kept of each log.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
     secret: [u8; 32],
     writer: Writer,
@@ -168,6 +168,11 @@ impl DiskStore {
     fn lock(&self) -> MutexGuard<'_, HashMap<RoomName, (LogId, Epoch)>> {
         // Nothing in here panics while the lock is held.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<LogId, Kept>> {
+        // As above.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self, (id, epoch): (LogId, Epoch)) -> Result<Log, StoreError> {
@@ -243,8 +248,8 @@ fn count(
     accept_loss: bool,
 ) -> Result<HashMap<LogId, Kept>, StoreError> {
     let mut kept = HashMap::new();
-    for (log, _) in known.values() {
-        kept.insert(*log, Kept::count(tables, *log)?);
+    for (room, (log, _)) in known.iter() {
+        kept.insert(*log, Kept::count(tables, room, *log)?);
     }
     for (log, noted) in noted {
         let last = kept.get(log).map_or(Sequence::ZERO, |kept| kept.last);
@@ -365,6 +370,7 @@ impl Store for DiskStore {
                     .map_or(0, |log| log + 1);
                 let entry = (LogId(next), Epoch::created_at(at));
                 self.tables.enter(room, entry.0, entry.1)?;
+                self.kept().insert(entry.0, Kept::EMPTY);
                 known.insert(room.clone(), entry);
                 entry
             }
@@ -389,16 +395,7 @@ impl Store for DiskStore {
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
-        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&log).copied();
-        let kept = match known {
-            Some(kept) => kept,
-            None => {
-                let kept = Kept::count(&self.tables, log)?;
-                // The writer may have appended meanwhile, and knows better then.
-                *lock().entry(log).or_insert(kept)
-            }
-        };
+        let kept = self.kept().get(&log).copied().ok_or(StoreError::Failed)?;
         Ok(Bounds {
             first: kept.first,
             last: kept.last,
@@ -438,9 +435,7 @@ impl Store for DiskStore {
     }
 
     fn fill(&self) -> Fill {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = kept.values().map(Kept::events).sum();
-        drop(kept);
+        let events = self.kept().values().map(Kept::events).sum();
         let free = rustix::fs::statvfs(&self.path).ok();
         Fill {
             events,

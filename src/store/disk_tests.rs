@@ -284,6 +284,20 @@ fn dated(sequence: u64, time: Duration) -> Record {
 }
 
 #[tokio::test]
+async fn a_hole_is_reported_with_its_bounds() {
+    let scratch = Scratch::new("hole");
+    let store = scratch.open(Retention::ON_DISK);
+    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
+    append(&store, log.id, vec![record(1, 2), record(5, 1)], None).await;
+    drop(store);
+    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "the log of room \"tea\" is damaged: events 3 to 4 are missing"
+    );
+}
+
+#[tokio::test]
 async fn a_log_that_lost_its_end_goes_on_only_when_that_is_accepted_and_under_a_new_epoch() {
     let scratch = Scratch::new("loss");
     let store = scratch.open(Retention::ON_DISK);

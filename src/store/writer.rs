@@ -15,8 +15,8 @@ use super::disk::Tables;
 use super::heads::Heads;
 use super::layout::{record_key, record_place};
 use super::observer::Observer;
-use super::{Append, Appended, LogId, Record, Retention, StoreError, decode_snapshot};
-use crate::domain::Sequence;
+use super::{Append, Appended, Bounds, LogId, Record, Retention, StoreError, decode_snapshot};
+use crate::domain::{ReplayError, RoomName, Sequence};
 
 /// Records are let go in portions of at least this share of what may be kept, so that most appends need not look.
 const PORTION: u64 = 16;
@@ -109,7 +109,7 @@ struct Writing {
     total: u64,
     /// From how many on the largest logs give way.
     give_way_at: u64,
-    /// What is kept of each log that was looked at: shared with those who ask for its bounds.
+    /// What is kept of each log: shared with those who ask for its bounds.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
     observer: Arc<dyn Observer>,
 }
@@ -125,25 +125,36 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Of a log in which nothing has happened.
+    pub(super) const EMPTY: Self = Self {
+        first: Bounds::EMPTY.first,
+        last: Bounds::EMPTY.last,
+        bytes: 0,
+        snapshot: Sequence::ZERO,
+    };
+
     /// How many events there are.
     pub(super) const fn events(&self) -> u64 {
         (self.last.get() + 1).saturating_sub(self.first.get())
     }
 
-    /// Counts what `tables` have of a log.
-    pub(super) fn count(tables: &Tables, log: LogId) -> Result<Self, StoreError> {
-        let mut kept = Self {
-            first: Sequence::new(1),
-            last: Sequence::ZERO,
-            bytes: 0,
-            snapshot: Sequence::ZERO,
-        };
+    /// Counts what `tables` have of the log of `room`, and makes sure that nothing is missing in it: reads all of it.
+    pub(super) fn count(tables: &Tables, room: &RoomName, log: LogId) -> Result<Self, StoreError> {
+        let mut kept = Self::EMPTY;
         let range = record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX));
         for (index, entry) in tables.records.range(range).enumerate() {
             let (key, value) = entry.into_inner()?;
             let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
             if index == 0 {
                 kept.first = record.first;
+            } else if record.first != kept.last.next() {
+                return Err(StoreError::Log {
+                    room: room.clone(),
+                    why: ReplayError::Hole {
+                        after: kept.last,
+                        next: record.first,
+                    },
+                });
             }
             kept.last = record.last();
             kept.bytes += value.len() as u64;
@@ -282,10 +293,9 @@ impl Writing {
         Ok(())
     }
 
-    /// What is kept of `log`: remembered, or counted once.
+    /// What is kept of `log`, which was counted or made.
     fn kept(&self, log: LogId) -> Result<Kept, StoreError> {
-        let known = self.lock().get(&log).copied();
-        known.map_or_else(|| Kept::count(&self.tables, log), Ok)
+        self.lock().get(&log).copied().ok_or(StoreError::Failed)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<LogId, Kept>> {
