@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
+use super::cork::Cork;
 use super::rewound::{NotHttp2, Rewound};
 use super::stall::Watched;
 use super::streams::{self, Opened};
@@ -76,7 +77,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let io = Rewound::accept(io, limits.handshake_timeout).await?;
+    let io = Cork::new(Rewound::accept(io, limits.handshake_timeout).await?);
     let service = service
         .map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new))
         .map_response(|response| response.map(Watched::new));
@@ -92,7 +93,7 @@ where
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .keep_alive_interval(limits.keepalive_interval)
             .keep_alive_timeout(limits.keepalive_timeout)
-            .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(io.clone()), TowerToHyperService::new(service))
     );
     let mut drained = pin!(draining.cancelled());
     let mut is_draining = false;
@@ -104,6 +105,6 @@ where
         connection.as_mut().poll(cx)
     });
     // How a connection ends is the client's affair: each stream has told what became of it.
-    drop(streams::run(connection, opened, limits.stall_timeout).await);
+    streams::run(connection, opened, io, limits.stall_timeout).await;
     Ok(())
 }

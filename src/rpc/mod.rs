@@ -6,6 +6,7 @@ mod body;
 mod calls;
 mod chat_route;
 mod connection;
+mod cork;
 mod listener;
 mod observer;
 mod reason;

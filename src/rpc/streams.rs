@@ -10,10 +10,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, Stream as _};
+use tokio::io::AsyncWrite;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep};
 
 use super::bell::Bell;
+use super::cork::Cork;
 use super::stall::{LOOKS, Watch};
 
 /// How often the streams and their connection are gone through in one turn: what a connection has read its streams take
@@ -70,11 +72,16 @@ impl Future for OneStream {
     }
 }
 
-/// Runs `connection`, whose streams come to `opened`, until it ends; the streams that are left are dropped. Whoever takes
-/// nothing of what a stream has for it, for `stall_timeout`, loses that stream.
+/// Runs `connection`, whose streams come to `opened` and which writes to `cork`, until it ends or cannot write; the streams
+/// that are left are dropped. Whoever takes nothing of what a stream has for it, for `stall_timeout`, loses that stream.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
-pub(super) async fn run<C: Future>(connection: C, opened: Opened, stall_timeout: Duration) -> C::Output {
+pub(super) async fn run<T: AsyncWrite + Unpin>(
+    connection: impl Future,
+    opened: Opened,
+    cork: Cork<T>,
+    stall_timeout: Duration,
+) {
     let mut connection = pin!(connection);
     let mut streams = FuturesUnordered::<OneStream>::new();
     let period = stall_timeout / u32::from(LOOKS - 1);
@@ -84,7 +91,7 @@ pub(super) async fn run<C: Future>(connection: C, opened: Opened, stall_timeout:
         [&stream_bell, &connection_bell].map(|bell| Waker::from(Arc::clone(bell)));
     // The first time nobody has to ask for it.
     for_connection.wake_by_ref();
-    poll_fn(|cx| {
+    let mut turn = |cx: &mut Context<'_>| {
         if poll_interval(look_at.as_mut(), period, cx) {
             for stream in streams.iter_mut().filter(|stream| stream.watch.look()) {
                 stream.end();
@@ -97,12 +104,9 @@ pub(super) async fn run<C: Future>(connection: C, opened: Opened, stall_timeout:
                 let mut cx = Context::from_waker(&for_streams);
                 while let Poll::Ready(Some(())) = Pin::new(&mut streams).poll_next(&mut cx) {}
             }
-            if connection_bell.answer()
-                && let Poll::Ready(ended) = connection
-                    .as_mut()
-                    .poll(&mut Context::from_waker(&for_connection))
-            {
-                return Poll::Ready(ended);
+            let mut cx = Context::from_waker(&for_connection);
+            if connection_bell.answer() && connection.as_mut().poll(&mut cx).is_ready() {
+                return Poll::Ready(());
             }
             let mut opened = opened.0.lock().unwrap_or_else(PoisonError::into_inner);
             for future in opened.drain(..) {
@@ -126,8 +130,15 @@ pub(super) async fn run<C: Future>(connection: C, opened: Opened, stall_timeout:
         // The others have their turn.
         cx.waker().wake_by_ref();
         Poll::Pending
+    };
+    poll_fn(|cx| {
+        let ended = turn(cx);
+        match cork.pull(&mut Context::from_waker(&for_connection)) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            _ => ended,
+        }
     })
-    .await
+    .await;
 }
 
 /// Whether `period` has passed, which begins anew then.
