@@ -52,7 +52,7 @@ impl Default for HubOptions {
             max_rooms: 10_000,
             feed_bytes: 4 << 20,
             resume_grace: Duration::from_secs(10),
-            coalesce: Duration::from_millis(4),
+            coalesce: Duration::from_millis(50),
         }
     }
 }

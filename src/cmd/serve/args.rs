@@ -122,7 +122,7 @@ pub struct Args {
 
     /// The longest that events of a busy room with many subscribers are gathered, to be told together; 0s = not at all. The first
     /// event after a pause never waits
-    #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "4ms", help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
     /// How many connections there may be [default: as many as the limit of open files allows, at most 100000]
