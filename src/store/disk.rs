@@ -16,8 +16,10 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tracing::warn;
 
 use super::heads::Heads;
+use super::kept::Kept;
 use super::layout::{decode_entry, encode_entry, record_key, record_place};
-use super::writer::{self, Kept, Writer};
+use super::writer::{self, Writer};
+use super::writing::Writing;
 use super::{Append, Appended, Bounds, Fill, Log, LogId, Observer, Record, Retention, Store, StoreError};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
@@ -144,8 +146,8 @@ impl DiskStore {
             }
         }
         let kept = Arc::new(Mutex::new(kept));
-        let (writer, thread) =
-            writer::start(tables.clone(), heads, retention, Arc::clone(&kept), observer).map_err(cannot)?;
+        let writing = Writing::new(tables.clone(), heads, retention, Arc::clone(&kept), observer);
+        let (writer, thread) = writer::start(writing).map_err(cannot)?;
         Ok(Self {
             path: path.into(),
             tables,

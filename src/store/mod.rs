@@ -12,6 +12,7 @@
 mod disk;
 mod error;
 mod heads;
+mod kept;
 mod layout;
 mod memory;
 mod observer;
@@ -19,6 +20,7 @@ mod record;
 mod retention;
 mod snapshot;
 mod writer;
+mod writing;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -134,7 +136,7 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn rooms(&self) -> Result<Vec<RoomName>, StoreError>;
 
-    /// What is kept of a log. Does not wait for the disk once it was asked.
+    /// What is kept of a log. Does not wait for the disk.
     ///
     /// # Errors
     ///

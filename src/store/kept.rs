@@ -1,0 +1,58 @@
+//! What is kept of a log.
+
+use super::disk::Tables;
+use super::layout::{record_key, record_place};
+use super::{Bounds, LogId, Record, StoreError, decode_snapshot};
+use crate::domain::{ReplayError, RoomName, Sequence};
+
+/// What is kept of a log.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
+    pub(super) bytes: u64,
+    /// Up to where a snapshot makes the records dispensable.
+    pub(super) snapshot: Sequence,
+}
+
+impl Kept {
+    /// Of a log in which nothing has happened.
+    pub(super) const EMPTY: Self = Self {
+        first: Bounds::EMPTY.first,
+        last: Bounds::EMPTY.last,
+        bytes: 0,
+        snapshot: Sequence::ZERO,
+    };
+
+    /// How many events there are.
+    pub(super) const fn events(&self) -> u64 {
+        (self.last.get() + 1).saturating_sub(self.first.get())
+    }
+
+    /// Counts what `tables` have of the log of `room`, and makes sure that nothing is missing in it: reads all of it.
+    pub(super) fn count(tables: &Tables, room: &RoomName, log: LogId) -> Result<Self, StoreError> {
+        let mut kept = Self::EMPTY;
+        let range = record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX));
+        for (index, entry) in tables.records.range(range).enumerate() {
+            let (key, value) = entry.into_inner()?;
+            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
+            if index == 0 {
+                kept.first = record.first;
+            } else if record.first != kept.last.next() {
+                return Err(StoreError::Log {
+                    room: room.clone(),
+                    why: ReplayError::Hole {
+                        after: kept.last,
+                        next: record.first,
+                    },
+                });
+            }
+            kept.last = record.last();
+            kept.bytes += value.len() as u64;
+        }
+        if let Some(snapshot) = tables.snapshots.get(log.0.to_be_bytes())? {
+            kept.snapshot = decode_snapshot(&snapshot)?.last;
+        }
+        Ok(kept)
+    }
+}
