@@ -3,6 +3,8 @@
 FROM rust:1.95-bookworm AS build
 # The image's own toolchain, so that rust-toolchain.toml makes rustup download nothing.
 ENV RUSTUP_TOOLCHAIN=1.95.0
+# What `chitchat_build_info` says: there is no git in here.
+ARG CHITCHAT_REVISION=unknown
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto

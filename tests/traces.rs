@@ -334,6 +334,15 @@ fn a_collector_that_is_away_costs_a_counter_and_a_line() {
         (lost >= 901.0).then_some(())
     });
     server.logs("\"event\":\"telemetry_lost\"");
+    // It comes back, and hears of what is said then.
+    let collector = Collector::start_at(gone);
+    until("something is exported", || {
+        let mut send = client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]);
+        assert!(run(send.env("OTEL_SDK_DISABLED", "true"), "").status.success());
+        (!collector.all_spans().is_empty()).then_some(())
+    });
+    server.logs("\"event\":\"telemetry_exported\"");
+    drop(collector);
     let asked = Instant::now();
     server.signal(Signal::SIGTERM);
     assert!(server.exit().success());

@@ -74,15 +74,15 @@ pub struct Collector {
 
 impl Collector {
     pub fn start() -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// The same where it is expected.
+    pub fn start_at(address: SocketAddr) -> Self {
         let runtime = Runtime::new().unwrap();
         let kept = Arc::new(Kept::default());
         let services = Services(Arc::clone(&kept));
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind(SocketAddr::from((
-                [127, 0, 0, 1],
-                0,
-            ))))
-            .unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let routes = Routes::new(TraceServiceServer::new(services.clone()))
             .add_service(LogsServiceServer::new(services))

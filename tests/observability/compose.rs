@@ -148,11 +148,6 @@ fn everything_that_is_mounted_is_there() {
         .cloned()
         .collect();
     assert_eq!(used, declared);
-    // The one file that is not in the repository must never get into it.
-    let secret = files::string(&compose["secrets"]["grafana_admin_password"], "file");
-    let folder = files::path("deploy").join(secret);
-    let ignored = std::fs::read_to_string(folder.parent().unwrap().join(".gitignore")).unwrap();
-    assert!(ignored.lines().any(|line| line == "*"), "{ignored}");
 }
 
 #[test]
@@ -160,7 +155,7 @@ fn the_parser_of_compose_accepts_all_of_it() {
     let Some(parser) = stranger("CHITCHAT_TEST_COMPOSE", "compose-spec", &["-help"]) else {
         return;
     };
-    // It reads the services of all profiles.
+    // It reads the services of all profiles, with nothing set outside.
     let mut command = Command::new(&parser);
     command
         .args(["-format", "json", "compose.yaml"])
@@ -170,14 +165,36 @@ fn the_parser_of_compose_accepts_all_of_it() {
         model["services"].as_object().expect("services").len(),
         services().len()
     );
-    // Handed on as they are outside, and where they are not set not at all: an empty endpoint would be a wrong one.
-    for line in files::text("deploy/observability.env").lines() {
-        if let Some((name, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) {
-            assert!(name.starts_with("OTEL_") && !value.is_empty(), "{line}");
-            let environment = &model["services"]["chitchat"]["environment"];
-            assert!(environment.get(name).is_some_and(Value::is_null), "{name}");
-        }
+    for service in ["chitchat", "demo-lobby"] {
+        let endpoint = &model["services"][service]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"];
+        assert_eq!(endpoint, "http://otel-collector:4317", "{service}");
     }
+}
+
+#[test]
+fn grafana_makes_its_own_password_once() {
+    let folder = std::env::temp_dir().join(format!("chitchat-grafana-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let grafana = &files::yaml(FILE)["services"]["grafana"];
+    let [shell, options, script] = files::strings(&grafana["entrypoint"])[..] else {
+        panic!("{grafana}");
+    };
+    assert!(script.trim_end().ends_with("exec /run.sh"), "{script}");
+    let password = files::string(&grafana["environment"], "GF_SECURITY_ADMIN_PASSWORD__FILE");
+    assert!(script.contains(password), "{script}");
+    let here = script
+        .replace("$$", "$")
+        .replace("/var/lib/grafana", folder.to_str().unwrap())
+        .replace("exec /run.sh", "exec stat -c %a \"$password\"");
+    let made: Vec<String> = (0..2)
+        .map(|_| {
+            assert_eq!(succeed(Command::new(shell).args([options, &here]), ""), "600\n");
+            std::fs::read_to_string(folder.join("admin_password")).unwrap()
+        })
+        .collect();
+    assert_eq!(made[0].trim_end().len(), 24, "{made:?}");
+    assert_eq!(made[0], made[1]);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
@@ -221,11 +238,6 @@ fn everybody_is_looked_for_where_they_are() {
             assert!(uids.contains(files::string(correlation, "targetUID")));
         }
     }
-    let env = files::text("deploy/observability.env");
-    let endpoint = env
-        .lines()
-        .find_map(|line| line.strip_prefix("OTEL_EXPORTER_OTLP_ENDPOINT="));
-    known("observability.env", endpoint.expect("an endpoint"));
 }
 
 fn data_sources() -> Vec<Value> {

@@ -1,12 +1,13 @@
 //! What could not be exported.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{info, warn};
 
-/// A collector that is away is worth a line, and another one when it still is after this long.
+/// A collector that goes away is worth a line, and another one when it is back; one that comes and goes all the time no more
+/// than one in this time.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// One kind of telemetry on its way out: how much of it waits, how much was lost.
@@ -17,13 +18,9 @@ pub(super) struct Ledger {
     capacity: usize,
     waiting: AtomicUsize,
     lost: AtomicU64,
-    told: Mutex<Told>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    at: Option<Instant>,
-    lost: u64,
+    /// Whether it was told that records are lost, and none has got through since.
+    is_away: AtomicBool,
+    told_at: Mutex<Option<Instant>>,
 }
 
 impl Ledger {
@@ -33,7 +30,8 @@ impl Ledger {
             capacity,
             waiting: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
-            told: Mutex::new(Told { at: None, lost: 0 }),
+            is_away: AtomicBool::new(false),
+            told_at: Mutex::new(None),
         }
     }
 
@@ -68,8 +66,10 @@ impl Ledger {
         self.waiting
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, rest)
             .ok();
-        if let Some(reason) = failure {
-            self.lose(records, reason);
+        match failure {
+            Some(reason) => self.lose(records, reason),
+            None if self.is_away.load(Ordering::Relaxed) => self.come_back(),
+            None => {}
         }
     }
 
@@ -83,30 +83,40 @@ impl Ledger {
 
     fn lose(&self, records: usize, reason: &str) {
         let total = self.lost.fetch_add(records as u64, Ordering::Relaxed) + records as u64;
-        // Whoever finds it taken need not tell: another does.
-        let mut told = match self.told.try_lock() {
-            Ok(told) => told,
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
-            Err(std::sync::TryLockError::WouldBlock) => return,
-        };
-        let now = Instant::now();
-        if told
-            .at
-            .is_some_and(|at| now.saturating_duration_since(at) < TELL_EVERY)
-        {
+        if self.is_away.load(Ordering::Relaxed) {
             return;
         }
-        let lost = total.saturating_sub(std::mem::replace(&mut told.lost, total));
-        told.at = Some(now);
-        drop(told);
+        // Whoever finds it taken need not tell: another does.
+        let mut told_at = match self.told_at.try_lock() {
+            Ok(told_at) => told_at,
+            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let now = Instant::now();
+        if told_at.is_some_and(|at| now.saturating_duration_since(at) < TELL_EVERY) {
+            return;
+        }
+        *told_at = Some(now);
+        self.is_away.store(true, Ordering::Relaxed);
+        drop(told_at);
+        let signal = self.signal;
         warn!(
             event = "telemetry_lost",
-            signal = self.signal,
-            lost,
+            signal,
             total,
             reason,
-            "telemetry could not be exported; the next line about it comes after {TELL_EVERY:?} at the earliest"
+            "telemetry cannot be exported and is lost; the next line about it comes when it can"
         );
+    }
+
+    fn come_back(&self) {
+        if self.is_away.swap(false, Ordering::Relaxed) {
+            let (signal, total) = (self.signal, self.lost());
+            info!(
+                event = "telemetry_exported",
+                signal, total, "telemetry is exported again"
+            );
+        }
     }
 }
 
