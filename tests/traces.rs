@@ -222,6 +222,39 @@ fn a_posted_message_has_its_call_beside_it_and_a_reader_links_to_it() {
 
 /// A first client's message has no trace of its own; the server's goes out with it.
 #[test]
+fn a_refused_message_ends_where_it_was_refused() {
+    let collector = Collector::start();
+    let server = serve_with(&["--max-message-chars", "5"], &exporting(&collector.endpoint));
+    // By a stream, then by a call.
+    let mut chat = client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]);
+    run(&mut chat, "Hello, World!\n");
+    let mut send = client(
+        server.address,
+        &collector.endpoint,
+        &["send", "--name", "Bob", "Hello, World!"],
+    );
+    assert!(!run(&mut send, "").status.success());
+
+    let sent = collector.spans("send rooms/{room}", 2);
+    let refused: Vec<Span> = collector
+        // And Ada's LEAVE.
+        .spans("process rooms/{room}", 3)
+        .into_iter()
+        .filter(|span| span.attributes.contains_key("error.type"))
+        .collect();
+    assert_eq!((sent.len(), refused.len()), (2, 2), "{refused:#?}");
+    for process in &refused {
+        assert!(process.is_error && process.kind == CONSUMER);
+        assert_eq!(value(process, "error.type"), "message_too_long");
+        assert!(number(process, "chitchat.lamport.time") > 0);
+        assert!(!process.attributes.contains_key("chitchat.sequence"));
+        let send = sent.iter().find(|send| send.trace == process.trace).unwrap();
+        assert_eq!(process.parent, send.id);
+        assert_eq!(process.links.len(), 1);
+    }
+}
+
+#[test]
 fn a_message_without_a_trace_gets_the_servers() {
     let collector = Collector::start();
     let server = serve_with(&[], &exporting(&collector.endpoint));

@@ -24,12 +24,13 @@ use super::frame;
 use super::member::{Entry, Member};
 use super::notice::{self, Speaking};
 use super::now::wall_time;
-use super::observer::{Accepted, Observer, Stored, Trail};
+use super::observer::{Accepted, Observer, Refused, Stored, Trail};
 use super::reader::Reader;
 use super::receipt::Receipt;
 use super::recovery::Recovered;
 use super::request::{Posted, Reply, Request};
 use super::room::RoomHandle;
+use super::said::Said;
 use super::start::{Place, Start};
 use super::token::Tokens;
 use crate::domain::{
@@ -410,22 +411,21 @@ impl Driver {
     }
 
     fn say(&mut self, say: Say, received: Receipt, at: WallTime) {
-        let claimed = say.timestamp;
         let participant = say.speaker;
-        let message_id = say.message_id.as_ref().and_then(|id| id.as_ref().ok()).cloned();
+        let said = Said::new(say.timestamp, say.message_id.as_ref(), say.trace.as_ref());
         let outcome = self.room.apply(Command::Say(say), at);
         let speaking = Speaking {
             name: &self.handle.name,
             epoch: self.epoch,
         };
         let notice = match outcome {
-            Outcome::Accepted(event) => return self.append(event, Some(claimed), &received),
+            Outcome::Accepted(event) => return self.append(event, Some(said.claimed), &received),
             Outcome::Repeated { original, time } => {
-                notice::repeated(&speaking, original, time, message_id.as_ref())
+                notice::repeated(&speaking, original, time, said.message_id.as_ref())
             }
             Outcome::Refused { refusal, time } => {
-                self.shared.observer.refused(&refusal);
-                notice::refused(&speaking, &refusal, time, message_id.as_ref())
+                self.refuse_message(&refusal, time, &said, &received);
+                notice::refused(&speaking, &refusal, time, said.message_id.as_ref())
             }
         };
         if let Some(&connection) = self.connections.get(&participant) {
@@ -437,10 +437,10 @@ impl Driver {
     }
 
     fn post(&mut self, post: Post, reply: Reply<Posted>, received: Receipt, at: WallTime) {
-        let claimed = post.timestamp;
+        let said = Said::new(post.timestamp, post.message_id.as_ref(), post.trace.as_ref());
         match self.room.apply(Command::Post(post), at) {
             Outcome::Accepted(mut event) => {
-                let trail = self.follow(&mut event, claimed, &received);
+                let trail = self.follow(&mut event, said.claimed, &received);
                 let message = frame::message(&self.handle.name, self.epoch, &event);
                 self.add(&event, &received, trail);
                 self.batch.step(Step::Posted {
@@ -454,11 +454,25 @@ impl Driver {
                     reply,
                 });
             }
-            Outcome::Refused { refusal, .. } => {
-                self.shared.observer.refused(&refusal);
+            Outcome::Refused { refusal, time } => {
+                self.refuse_message(&refusal, time, &said, &received);
                 reply.send(Err(refusal.into())).ok();
             }
         }
+    }
+
+    fn refuse_message(&self, refusal: &Refusal, time: LamportTime, said: &Said, received: &Receipt) {
+        self.shared.observer.refused(refusal);
+        self.shared.observer.refused_message(&Refused {
+            room: &self.handle.name,
+            refusal,
+            message_id: said.message_id.as_ref(),
+            time,
+            claimed: said.claimed,
+            received: received.at,
+            trace: said.trace.as_ref(),
+            stream: received.stream.as_deref(),
+        });
     }
 
     fn leave(&mut self, leave: Leave, received: &Receipt, at: WallTime) {

@@ -19,6 +19,7 @@ mod recovery;
 mod registry;
 mod request;
 mod room;
+mod said;
 mod start;
 mod token;
 
@@ -29,7 +30,7 @@ pub use entrance::Entrance;
 pub use error::HubError;
 pub use feed::{Cursor, CursorKey, Feed, Piece, Publication};
 pub use member::{Entry, Member};
-pub use observer::{Accepted, Audience, Observer, Stored, Trail};
+pub use observer::{Accepted, Audience, Observer, Refused, Stored, Trail};
 pub use reader::Reader;
 pub use receipt::Receipt;
 pub use registry::{HistoryPage, HistoryRange, Hub, HubOptions, Summary};

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::domain::{Event, EventKind, LamportTime, Refusal, RoomName, Sequence, Timestamp, TraceContext};
+use crate::domain::{
+    Event, EventKind, LamportTime, MessageId, Refusal, RoomName, Sequence, Timestamp, TraceContext,
+};
 
 /// What a client said, as it was accepted.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +18,27 @@ pub struct Accepted<'a> {
     pub claimed: Timestamp,
     /// When it was decoded.
     pub received: Instant,
+    /// The trace of the stream or call by which it came, where that has one.
+    pub stream: Option<&'a TraceContext>,
+}
+
+/// What a client said, as it was refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Refused<'a> {
+    /// Where.
+    pub room: &'a RoomName,
+    /// Why.
+    pub refusal: &'a Refusal,
+    /// Its id, where it has one.
+    pub message_id: Option<&'a MessageId>,
+    /// The room's Lamport time of the answer.
+    pub time: LamportTime,
+    /// The client's Lamport time, as it was sent.
+    pub claimed: Timestamp,
+    /// When it was decoded.
+    pub received: Instant,
+    /// The trace that its sender gave it.
+    pub trace: Option<&'a TraceContext>,
     /// The trace of the stream or call by which it came, where that has one.
     pub stream: Option<&'a TraceContext>,
 }
@@ -64,6 +87,8 @@ pub trait Observer: Send + Sync + 'static {
     }
     /// A command was refused.
     fn refused(&self, refusal: &Refusal);
+    /// The command that was refused is a message: this is its whole way.
+    fn refused_message(&self, _refused: &Refused<'_>) {}
     /// `events` that were decoded `latency` ago were handed to one subscriber's transport.
     fn delivered(&self, events: u32, latency: Duration);
     /// `events` that were decoded `latency` ago were handed to the last live subscriber's transport.

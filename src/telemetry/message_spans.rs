@@ -9,7 +9,8 @@ use opentelemetry::trace::{SpanContext, SpanKind, Status};
 use super::attributes::{Operation, Subject, number};
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
 use crate::domain::{EventKind, MessageId, TraceContext};
-use crate::hub::{Accepted, Audience, Stored, Trail};
+use crate::hub::{Accepted, Audience, Refused, Stored, Trail};
+use crate::rpc::Reason;
 
 /// How many spans a message has in the server.
 const SPANS: usize = 3;
@@ -33,11 +34,14 @@ struct Published {
     audience: Audience,
 }
 
+/// What a message is called in attributes.
+const MESSAGE: &str = "message";
+
 /// The event's name in attributes.
 pub(super) const fn event_type(kind: &EventKind) -> &'static str {
     match kind {
         EventKind::Joined => "join",
-        EventKind::Said { .. } => "message",
+        EventKind::Said { .. } => MESSAGE,
         EventKind::Left => "leave",
     }
 }
@@ -89,6 +93,35 @@ impl MessageSpans {
             status: Status::Unset,
         });
     }
+}
+
+/// Records the `process` of a message that was refused, which is all there is of it.
+pub(super) fn record_refused(tracer: &Tracer, refused: &Refused<'_>) {
+    let Some(ids) = tracer.begin(refused.trace, 1) else {
+        return;
+    };
+    let subject = Subject {
+        room: refused.room.as_str().into(),
+        event_type: MESSAGE,
+        message_id: refused.message_id.map(MessageId::as_str).map(Arc::from),
+        body_size: None,
+        sequence: None,
+        time: refused.time.get(),
+        received_time: Some(refused.claimed.0),
+    };
+    let mut attributes = subject.attributes_of(Operation::Process);
+    let reason = Reason::from(refused.refusal).as_str().to_lowercase();
+    attributes.push(KeyValue::new("error.type", reason));
+    tracer.export(Finished {
+        ids,
+        name: Operation::Process.span_name(),
+        kind: SpanKind::Consumer,
+        begun: wall_time(refused.received),
+        ended: SystemTime::now(),
+        attributes,
+        link: refused.stream.map(remote),
+        status: Status::error(refused.refusal.to_string()),
+    });
 }
 
 impl Trail for MessageSpans {

@@ -9,11 +9,11 @@ use opentelemetry::{Context, ContextGuard};
 use tracing::{debug, error, info, warn};
 
 use super::attributes::{self, Subject};
-use super::message_spans::{MessageSpans, event_type};
+use super::message_spans::{MessageSpans, event_type, record_refused};
 use super::metrics::Metrics;
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
 use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence, TraceContext};
-use crate::hub::{Accepted, Trail};
+use crate::hub::{Accepted, Refused, Trail};
 use crate::rpc::{Arrival, EventKindReceived, Method, Reason, StreamEnd, Visitor};
 use crate::{hub, rpc, store};
 
@@ -91,6 +91,12 @@ impl hub::Observer for Report {
         if let Refusal::Clock(error) = refusal {
             // A client can send these as fast as the wire carries them.
             debug!(event = "clock_refused", %error, "time stamp refused");
+        }
+    }
+
+    fn refused_message(&self, refused: &Refused<'_>) {
+        if let Some(tracer) = &self.tracer {
+            record_refused(tracer, refused);
         }
     }
 
