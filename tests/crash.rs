@@ -11,6 +11,7 @@ mod outage;
 use std::time::{Duration, Instant};
 
 use chitchat::verify::check;
+use nix::sys::signal::Signal;
 use outage::{Run, Site, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -28,6 +29,45 @@ async fn nothing_is_wrong_after_twenty_crashes() {
 #[ignore = "takes minutes"]
 async fn nothing_is_wrong_after_five_hundred_crashes() {
     crash(rounds(500)).await;
+}
+
+/// A server that stands still for longer than it waits for anybody, and goes on as if nothing had been.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_wrong_after_the_server_stood_still() {
+    let seed = seed();
+    let site = Site::new(&[
+        "--resume-grace",
+        "1s",
+        "--keepalive-interval",
+        "1s",
+        "--keepalive-timeout",
+        "1s",
+    ]);
+    let server = block_in_place(|| site.start());
+    let mut run = Run::new(site.address, seed);
+    for (name, window) in [("Ada", 16), ("Bob", 16), ("Cleo", 16), ("Eve", 0)] {
+        run.add(name, window);
+    }
+    run.until_back(&[0; 4]).await;
+    for _ in 0..3 {
+        let enough = run.acknowledged() + PER_ROUND;
+        run.allow(PER_ROUND);
+        let deadline = Instant::now() + outage::PATIENCE;
+        while run.acknowledged() < enough {
+            assert!(Instant::now() < deadline, "nothing is acknowledged any more");
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        server.signal(Signal::SIGSTOP);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        server.signal(Signal::SIGCONT);
+        run.until_settled().await;
+    }
+    let sent = run.acknowledged();
+    let wrong = check(&run.end().await);
+    assert!(wrong.is_empty(), "CRASH_SEED={seed}: {}", wrong[0]);
+    assert_eq!(sent, 3 * 3 * PER_ROUND);
+    let exit = block_in_place(|| server.stop());
+    assert_eq!((exit.code, exit.lines.len()), (Some(0), 0), "{exit:?}");
 }
 
 fn rounds(default: u64) -> u64 {
