@@ -18,10 +18,14 @@ use tracing::warn;
 use super::heads::Heads;
 use super::kept::Kept;
 use super::layout::{decode_entry, encode_entry, record_key, record_place};
+use super::tails::Tails;
 use super::writer::{self, Writer};
 use super::writing::Writing;
 use super::{Append, Appended, Bounds, Fill, Log, LogId, Observer, Record, Retention, Store, StoreError};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
+
+/// Where the database is in the directory.
+const DATABASE: &str = "db";
 
 /// The version of the directory's format that this version writes and knows.
 const FORMAT: &str = "chitchat 1";
@@ -100,6 +104,7 @@ pub struct DiskStore {
     /// What is kept of each log.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
     secret: [u8; 32],
+    torn: u64,
     writer: Writer,
     thread: Option<JoinHandle<()>>,
     /// Held for its lock.
@@ -130,6 +135,7 @@ impl DiskStore {
         let secret = secret(path).map_err(cannot)?;
         let heads = Heads::open(path).map_err(cannot)?;
         let noted = heads.read().map_err(cannot)?;
+        let tails = Tails::read(&path.join(DATABASE)).map_err(cannot)?;
         // Of some damage the database says nothing but that it cannot be.
         let opened = catch_unwind(|| open_database(path, durability, &noted, accept_loss));
         let (tables, known, kept) = opened.unwrap_or_else(|_| {
@@ -138,6 +144,7 @@ impl DiskStore {
                 why: "it breaks the database's own rules".into(),
             })
         })?;
+        let torn = tails.cut().map_err(cannot)?;
         // What was accepted as lost is not missed again.
         for (log, noted) in noted {
             let last = kept.get(&log).map_or(Sequence::ZERO, |kept| kept.last);
@@ -155,6 +162,7 @@ impl DiskStore {
             known: Mutex::new(known),
             kept,
             secret,
+            torn,
             writer,
             thread: Some(thread),
             _lock: lock,
@@ -165,6 +173,13 @@ impl DiskStore {
     #[must_use]
     pub const fn secret(&self) -> [u8; 32] {
         self.secret
+    }
+
+    /// How many bytes of a write that a crash had interrupted were cut when the directory was opened. What they said was
+    /// not acknowledged, unless events are missing, which is refused or accepted apart from this.
+    #[must_use]
+    pub const fn torn(&self) -> u64 {
+        self.torn
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RoomName, (LogId, Epoch)>> {
@@ -208,7 +223,7 @@ fn open_database(
         },
         error => unreadable(error.to_string()),
     };
-    let db = Database::builder(path.join("db"))
+    let db = Database::builder(path.join(DATABASE))
         .cache_size(CACHE)
         .worker_threads(1)
         .open()

@@ -284,6 +284,37 @@ fn dated(sequence: u64, time: Duration) -> Record {
 }
 
 #[tokio::test]
+async fn the_torn_end_of_a_write_is_cut_and_counted() {
+    let scratch = Scratch::new("torn");
+    let store = scratch.open(Retention::ON_DISK);
+    assert_eq!(store.torn(), 0);
+    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+    append(&store, log, vec![record(1, 2)], None).await;
+    let journal = scratch.0.join("db/0.jnl");
+    let written = || -> usize {
+        let bytes = fs::read(&journal).unwrap();
+        bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1
+    };
+    let first = written();
+    append(&store, log, vec![record(3, 5)], None).await;
+    let second = written();
+    drop(store);
+    // As if there had been a crash before the last byte, and a note of the first write only.
+    let file = OpenOptions::new().write(true).open(&journal).unwrap();
+    file.set_len(second as u64 - 1).unwrap();
+    fs::remove_file(scratch.0.join("heads")).unwrap();
+
+    let store = scratch.open(Retention::ON_DISK);
+    assert_eq!(store.torn(), (second - 1 - first) as u64);
+    assert_eq!(sequences(&store, log, 0), [1, 2]);
+    append(&store, log, vec![record(3, 1)], None).await;
+    drop(store);
+    let store = scratch.open(Retention::ON_DISK);
+    assert_eq!(store.torn(), 0);
+    assert_eq!(sequences(&store, log, 0), [1, 2, 3]);
+}
+
+#[tokio::test]
 async fn a_hole_is_reported_with_its_bounds() {
     let scratch = Scratch::new("hole");
     let store = scratch.open(Retention::ON_DISK);

@@ -19,6 +19,7 @@ mod observer;
 mod record;
 mod retention;
 mod snapshot;
+mod tails;
 mod writer;
 mod writing;
 

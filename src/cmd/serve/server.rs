@@ -218,6 +218,13 @@ fn open_store(
                 accept_loss: *accept_loss,
             };
             let store = DiskStore::open(directory, options, observer).map_err(cannot_open)?;
+            if store.torn() > 0 {
+                let bytes = store.torn();
+                warn!(
+                    event = "store_truncated",
+                    bytes, "a crash had interrupted a write; what there was of it is cut"
+                );
+            }
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
