@@ -20,16 +20,6 @@ const PREFIX_LEN: usize = 5;
 const VARINT: u32 = 0;
 const LENGTH_DELIMITED: u32 = 2;
 
-/// The wire's number for a kind of event.
-#[must_use]
-pub const fn event_type(kind: &EventKind) -> proto::EventType {
-    match kind {
-        EventKind::Joined => proto::EventType::Join,
-        EventKind::Said { .. } => proto::EventType::Message,
-        EventKind::Left => proto::EventType::Leave,
-    }
-}
-
 /// Appends the broadcast of `event` to `buffer`.
 pub fn write_event(buffer: &mut BytesMut, room: &RoomName, epoch: Epoch, event: &Event) {
     let start = buffer.len();
@@ -37,7 +27,7 @@ pub fn write_event(buffer: &mut BytesMut, room: &RoomName, epoch: Epoch, event: 
     put_int(buffer, 1, event.participant.get().into());
     put_text(buffer, 2, event.name.as_str());
     put_text(buffer, 4, &event.words());
-    put_int(buffer, 5, (event_type(&event.kind) as i32).into());
+    put_int(buffer, 5, i32::from(proto::EventType::from(&event.kind)).into());
     put_int(buffer, 6, event.time.get());
     put_text(buffer, 9, room.as_str());
     put_number(buffer, 10, event.sequence.get());
@@ -63,7 +53,7 @@ pub fn message(room: &RoomName, epoch: Epoch, event: &Event) -> proto::ServerMes
         sender_id: event.participant.get(),
         sender_name: event.name.to_string(),
         msg_stream: event.words().into(),
-        r#type: event_type(&event.kind).into(),
+        r#type: proto::EventType::from(&event.kind).into(),
         timestamp: event.time.get(),
         room: room.to_string(),
         sequence: event.sequence.get(),

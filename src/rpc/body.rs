@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, Streaming};
 
 use super::admission::Admission;
-use super::observer::{Arrival, EventKindReceived, Method, Observer, StreamEnd, Visitor};
+use super::observer::{Arrival, Method, Observer, StreamEnd, Visitor};
 use super::reason::Reason;
 use super::session::{Ended, Output, Session};
 use super::stall;
@@ -155,7 +155,7 @@ impl ChatBody {
         let received = ready!(Pin::new(&mut self.inbound).poll_next(cx));
         let admission = match received {
             Some(Ok(message)) if message.r#type == EventType::Join as i32 => {
-                self.tally.observer.received(EventKindReceived::Join);
+                self.tally.observer.received(EventType::Join);
                 Admission::try_from(message)
             }
             Some(Ok(message)) => Err(match EventType::try_from(message.r#type) {

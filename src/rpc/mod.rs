@@ -21,7 +21,7 @@ pub use calls::Calls;
 pub use chat_route::ChatRoute;
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{Arrival, EventKindReceived, Method, Observer, StreamEnd, Visitor};
+pub use observer::{Arrival, Method, Observer, StreamEnd, Visitor};
 pub use reason::{Fault, Reason};
 
 /// The fully qualified name of the chat service.

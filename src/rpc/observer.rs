@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::reason::Reason;
 use crate::domain::{LamportTime, Sequence, Timestamp, TraceContext};
+use crate::proto::EventType;
 
 /// Who a stream belongs to, once its JOIN was accepted.
 #[derive(Debug, Clone)]
@@ -108,17 +109,6 @@ impl StreamEnd {
     }
 }
 
-/// What a client sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EventKindReceived {
-    /// A JOIN.
-    Join,
-    /// A MESSAGE.
-    Message,
-    /// A LEAVE.
-    Leave,
-}
-
 /// Listens to the transport. Cheap and without blocking, like the hub's observer.
 pub trait Observer: Send + Sync + 'static {
     /// A connection was accepted (`true`) or has ended (`false`).
@@ -130,7 +120,7 @@ pub trait Observer: Send + Sync + 'static {
     /// A stream began.
     fn stream_started(&self, method: Method);
     /// Something was decoded off a Chat stream.
-    fn received(&self, kind: EventKindReceived);
+    fn received(&self, kind: EventType);
     /// Something was refused before it came to a room.
     fn rejected(&self, reason: Reason);
     /// A JOIN was accepted. The answer is the trace in which that is recorded, if it is, for whoever follows what the

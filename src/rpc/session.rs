@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
-use super::observer::{EventKindReceived, Observer, StreamEnd};
+use super::observer::{Observer, StreamEnd};
 use super::reason::Reason;
 use super::status::StreamError;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
@@ -158,8 +158,8 @@ impl Session {
     fn take(&mut self, message: JoinMsgLeave, observer: &dyn Observer) -> ControlFlow<()> {
         let timestamp = Timestamp(message.timestamp);
         match EventType::try_from(message.r#type) {
-            Ok(EventType::Message) => {
-                observer.received(EventKindReceived::Message);
+            Ok(kind @ EventType::Message) => {
+                observer.received(kind);
                 let id = message.message_id.as_str();
                 let say = Say {
                     // The member knows who speaks.
@@ -172,13 +172,13 @@ impl Session {
                 self.member.say(say, Instant::now());
                 return ControlFlow::Continue(());
             }
-            Ok(EventType::Leave) => {
-                observer.received(EventKindReceived::Leave);
+            Ok(kind @ EventType::Leave) => {
+                observer.received(kind);
                 let trace = TraceContext::parse(&message.traceparent, &message.tracestate);
                 self.leave(StreamEnd::Left, None, Some(timestamp), trace);
             }
-            Ok(EventType::Join) => {
-                observer.received(EventKindReceived::Join);
+            Ok(kind @ EventType::Join) => {
+                observer.received(kind);
                 self.refuse(&StreamError::SecondJoin, observer);
             }
             Err(_) => self.refuse(&StreamError::UnknownType(message.r#type), observer),

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use opentelemetry::{KeyValue, StringValue};
 
+use crate::proto::EventType;
+
 /// Attributes that name the message that a span is about.
 #[derive(Debug, Clone)]
 pub(super) struct Subject {
     pub(super) room: Arc<str>,
-    pub(super) event_type: &'static str,
+    pub(super) event_type: EventType,
     pub(super) message_id: Option<Arc<str>>,
     pub(super) body_size: Option<usize>,
     /// Its place in the room's log, where that is known.
@@ -21,6 +23,15 @@ pub(super) struct Subject {
 
 /// The name of all rooms as places where messages go.
 const TEMPLATE: &str = "rooms/{room}";
+
+/// What a kind of event is called, in metrics too.
+pub(super) const fn event_type(kind: EventType) -> &'static str {
+    match kind {
+        EventType::Join => "join",
+        EventType::Message => "message",
+        EventType::Leave => "leave",
+    }
+}
 
 /// What somebody does with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +67,7 @@ impl Subject {
             KeyValue::new("messaging.system", "chitchat"),
             KeyValue::new("messaging.destination.name", format!("rooms/{}", self.room)),
             KeyValue::new("messaging.destination.template", TEMPLATE),
-            KeyValue::new("chitchat.event.type", self.event_type),
+            KeyValue::new("chitchat.event.type", event_type(self.event_type)),
             KeyValue::new("chitchat.lamport.time", self.time),
         ]);
         let received = self.received_time.filter(|received| *received != self.time);

@@ -80,14 +80,9 @@ impl ClientSpans {
             return;
         };
         let message_id = Some(message.message_id.as_str()).filter(|id| !id.is_empty());
-        let event_type = match message.r#type() {
-            EventType::Join => "join",
-            EventType::Message => "message",
-            EventType::Leave => "leave",
-        };
         let subject = Subject {
             room: message.room.as_str().into(),
-            event_type,
+            event_type: message.r#type(),
             message_id: message_id.map(Arc::from),
             body_size: Some(message.msg_stream.len()),
             sequence: Some(message.sequence),
@@ -158,7 +153,7 @@ impl Drop for SendSpan {
         };
         let subject = Subject {
             room: Arc::clone(&self.room),
-            event_type: "message",
+            event_type: EventType::Message,
             message_id: message_id.filter(|id| !id.is_empty()).map(Arc::from),
             body_size: Some(self.body_size),
             sequence: sequence.filter(|sequence| *sequence != 0),

@@ -10,6 +10,7 @@ use super::attributes::{Operation, Subject, number};
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
 use crate::domain::{EventKind, MessageId, TraceContext};
 use crate::hub::{Accepted, Audience, Refused, Stored, Trail};
+use crate::proto::EventType;
 use crate::rpc::Reason;
 
 /// How many spans a message has in the server.
@@ -34,18 +35,6 @@ struct Published {
     audience: Audience,
 }
 
-/// What a message is called in attributes.
-const MESSAGE: &str = "message";
-
-/// The event's name in attributes.
-pub(super) const fn event_type(kind: &EventKind) -> &'static str {
-    match kind {
-        EventKind::Joined => "join",
-        EventKind::Said { .. } => MESSAGE,
-        EventKind::Left => "leave",
-    }
-}
-
 impl MessageSpans {
     /// Follows a message if it is to be recorded.
     pub(super) fn begin(tracer: &Tracer, accepted: &Accepted<'_>) -> Option<Self> {
@@ -60,7 +49,7 @@ impl MessageSpans {
             ids,
             subject: Subject {
                 room: accepted.room.as_str().into(),
-                event_type: event_type(&event.kind),
+                event_type: EventType::from(&event.kind),
                 message_id: event.message_id().map(MessageId::as_str).map(Arc::from),
                 body_size,
                 sequence: Some(event.sequence.get()),
@@ -102,7 +91,7 @@ pub(super) fn record_refused(tracer: &Tracer, refused: &Refused<'_>) {
     };
     let subject = Subject {
         room: refused.room.as_str().into(),
-        event_type: MESSAGE,
+        event_type: EventType::Message,
         message_id: refused.message_id.map(MessageId::as_str).map(Arc::from),
         body_size: None,
         sequence: None,

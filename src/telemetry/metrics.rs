@@ -11,13 +11,15 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use tokio::runtime::Handle;
 use tonic::Code;
 
+use super::attributes::event_type;
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
 use super::otlp::Exports;
 use super::served_calls::{CODES, METHODS, code_name};
 use super::{process, runtime};
 use crate::domain::LamportTime;
-use crate::rpc::{EventKindReceived, Method, Reason, StreamEnd};
+use crate::proto::EventType;
+use crate::rpc::{Method, Reason, StreamEnd};
 use crate::store::{Fill, Store};
 
 /// The metrics of one server. Each has a recorder of its own, so that two servers in one process do not mix.
@@ -59,7 +61,8 @@ pub struct Metrics {
     latest: AtomicI64,
 }
 
-const KINDS: [&str; 3] = ["join", "message", "leave"];
+/// As they are numbered.
+const KINDS: [EventType; 3] = [EventType::Join, EventType::Message, EventType::Leave];
 
 impl Metrics {
     /// Metrics that all stand at zero, for a server that takes at most so many connections and pushes `exports`.
@@ -71,7 +74,9 @@ impl Metrics {
         let counter = |definition: &Definition, labels: &[(&'static str, String)]| {
             register_counter(&recorder, definition, labels)
         };
-        let kinds = |definition: &Definition| KINDS.map(|kind| counter(definition, &[("kind", kind.into())]));
+        let kinds = |definition: &Definition| {
+            KINDS.map(|kind| counter(definition, &[("kind", event_type(kind).into())]))
+        };
         let build = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("revision", env!("CHITCHAT_REVISION").to_owned()),
@@ -217,11 +222,11 @@ impl Metrics {
         }
     }
 
-    pub(super) fn event_received(&self, kind: EventKindReceived) {
+    pub(super) fn event_received(&self, kind: EventType) {
         self.received[kind as usize].increment(1);
     }
 
-    pub(super) fn event_broadcast(&self, kind: EventKindReceived, time: LamportTime) {
+    pub(super) fn event_broadcast(&self, kind: EventType, time: LamportTime) {
         self.broadcast[kind as usize].increment(1);
         self.latest.fetch_max(time.get(), Ordering::Relaxed);
     }

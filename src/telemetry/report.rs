@@ -9,12 +9,13 @@ use opentelemetry::{Context, ContextGuard};
 use tracing::{debug, error, info, warn};
 
 use super::attributes::{self, Subject};
-use super::message_spans::{MessageSpans, event_type, record_refused};
+use super::message_spans::{MessageSpans, record_refused};
 use super::metrics::Metrics;
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
 use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence, TraceContext};
 use crate::hub::{Accepted, Refused, Trail};
-use crate::rpc::{Arrival, EventKindReceived, Method, Reason, StreamEnd, Visitor};
+use crate::proto::EventType;
+use crate::rpc::{Arrival, Method, Reason, StreamEnd, Visitor};
 use crate::{hub, rpc, store};
 
 /// Turns what the hub and the transport tell into metrics and log lines.
@@ -37,7 +38,7 @@ impl Report {
         let ids = tracer.begin(arrival.sender, 1)?;
         let subject = Subject {
             room: visitor.room.as_str().into(),
-            event_type: event_type(&EventKind::Joined),
+            event_type: EventType::Join,
             message_id: None,
             body_size: None,
             sequence: arrival.sequence.map(Sequence::get),
@@ -73,12 +74,7 @@ fn within(trace: Option<&TraceContext>) -> Option<ContextGuard> {
 
 impl hub::Observer for Report {
     fn broadcast(&self, kind: &EventKind, time: LamportTime) {
-        let kind = match kind {
-            EventKind::Joined => EventKindReceived::Join,
-            EventKind::Said { .. } => EventKindReceived::Message,
-            EventKind::Left => EventKindReceived::Leave,
-        };
-        self.metrics.event_broadcast(kind, time);
+        self.metrics.event_broadcast(kind.into(), time);
     }
 
     fn follow(&self, accepted: &Accepted<'_>) -> Option<Box<dyn Trail>> {
@@ -170,7 +166,7 @@ impl rpc::Observer for Report {
         self.metrics.streams_started[method as usize].increment(1);
     }
 
-    fn received(&self, kind: EventKindReceived) {
+    fn received(&self, kind: EventType) {
         self.metrics.event_received(kind);
     }
 
