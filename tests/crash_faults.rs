@@ -75,6 +75,16 @@ fn broken(history: &History) -> Vec<Invariant> {
     broken
 }
 
+/// What is wrong when a server without faults has taken the place of the one that ended.
+async fn broken_after(mut site: Site, run: Run) -> Vec<Invariant> {
+    site.set_failpoints("");
+    let streams = run.streams();
+    let _server = start(&site);
+    run.until_back(&streams).await;
+    run.until_settled().await;
+    broken(&run.end().await)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_any_two_steps_loses_nothing() {
     let mut random = StdRng::seed_from_u64(seed());
@@ -99,17 +109,12 @@ async fn a_crash_between_any_two_steps_loses_nothing() {
             assert_eq!(exit.lines, [format!("chitchat: killed at {point}")]);
         }
     }
-    site.set_failpoints("");
-    let streams = run.streams();
-    let _server = start(&site);
-    run.until_back(&streams).await;
-    run.until_settled().await;
-    assert_eq!(broken(&run.end().await), []);
+    assert_eq!(broken_after(site, run).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
-    let mut site = site("before-sync=fail:9");
+    let site = site("before-sync=fail:9");
     let mut server = start(&site);
     let run = run(&site);
     talk_until_ended(&run, &mut server, "the sync").await;
@@ -121,12 +126,7 @@ async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
             "chitchat: ended because the store failed: the disk fails on request; what was acknowledged is stored"
         ]
     );
-    site.set_failpoints("");
-    let streams = run.streams();
-    let _server = start(&site);
-    run.until_back(&streams).await;
-    run.until_settled().await;
-    assert_eq!(broken(&run.end().await), []);
+    assert_eq!(broken_after(site, run).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

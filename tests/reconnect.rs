@@ -330,8 +330,8 @@ async fn a_draining_server_is_come_back_to() {
     assert_eq!(next_message(&mut ada).await.msg_stream, "back");
 }
 
-#[tokio::test]
-async fn a_session_that_is_over_is_begun_again_without_a_hole() {
+/// Somebody whose session ends while she cannot come back.
+async fn expired() -> (Hall, Proxy, Presence) {
     let hall = Hall::start().await;
     let proxy = Proxy::start(hall.address).await;
     let mut ada = join(proxy.address, quick()).await;
@@ -343,6 +343,12 @@ async fn a_session_that_is_over_is_begun_again_without_a_hole() {
         tokio::task::yield_now().await;
     }
     hall.expire("tea");
+    (hall, proxy, ada)
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_is_begun_again_without_a_hole() {
+    let (_hall, proxy, mut ada) = expired().await;
     proxy.refuse(false);
     assert_eq!(resumed(&mut ada).await, None);
     assert_eq!(next_message(&mut ada).await.r#type(), EventType::Leave);
@@ -351,17 +357,7 @@ async fn a_session_that_is_over_is_begun_again_without_a_hole() {
 
 #[tokio::test]
 async fn a_name_that_an_earlier_stay_holds_is_waited_for() {
-    let hall = Hall::start().await;
-    let proxy = Proxy::start(hall.address).await;
-    let mut ada = join(proxy.address, quick()).await;
-    next_message(&mut ada).await;
-    proxy.refuse(true);
-    proxy.cut_now();
-    next(&mut ada).await.unwrap();
-    while hall.connected("tea") > 0 {
-        tokio::task::yield_now().await;
-    }
-    hall.expire("tea");
+    let (hall, proxy, mut ada) = expired().await;
     // As when the answer to a JOIN was lost: a stay of which nobody knows the token.
     let mut stay = join(hall.address, quick()).await;
     proxy.refuse(false);

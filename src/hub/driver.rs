@@ -53,7 +53,7 @@ const SNAPSHOT_BYTES: usize = 8 << 20;
 const MAX_HISTORY: u32 = 10_000;
 
 /// What it costs, about, to tell one subscriber of a batch: a wake-up and a write of its connection.
-const TELLING: Duration = Duration::from_micros(23);
+const TELLING: Duration = Duration::from_micros(24);
 
 /// The runtime's timer goes by this: a shorter wait would be a longer one.
 const TICK: Duration = Duration::from_millis(1);
@@ -130,11 +130,9 @@ impl Driver {
         self.flush().await?;
         let inbox = Arc::clone(&self.handle.inbox);
         let mut requests = Vec::new();
-        let mut due = Instant::now();
-        let mut is_busy = false;
+        let mut open_at = Instant::now();
         loop {
             let pause = self.pause();
-            let open_at = if is_busy { due + pause } else { due };
             self.gather(open_at).await;
             let wake_at = self
                 .grace
@@ -159,9 +157,9 @@ impl Driver {
             let now = Instant::now();
             let first = requests.first().and_then(Request::received);
             let first = first.map_or(now, Instant::from_std);
-            is_busy = first < due + pause;
-            // When this batch was due, not when its turn came: a late turn must not make the next one later still.
-            due = first.max(open_at).min(now);
+            // A batch every `pause`, and one ahead of that: what comes evenly, though some of it late, waits for nothing. It
+            // counts when this batch was due, not when its turn came: a late turn must not make the next one later still.
+            open_at = first.min(now).max(open_at + pause);
             let at = wall_time();
             #[cfg(feature = "failpoints")]
             self.spoil(&mut requests);
