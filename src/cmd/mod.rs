@@ -7,6 +7,7 @@ mod client_arguments;
 mod client_failure;
 mod client_runtime;
 mod doctor;
+mod environment;
 mod failure;
 mod health;
 mod history;
@@ -26,7 +27,7 @@ mod who;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use failure::Failure;
 
@@ -75,7 +76,10 @@ impl Command {
 /// Parses `arguments` (the program's name first), runs the command they name and gives the exit code. What went wrong
 /// goes to stderr as one line.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = environment::lenient(Cli::command())
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return failure::report_usage(&error),
     };

@@ -52,6 +52,45 @@ fn usage_mistakes_are_64() {
 }
 
 #[test]
+fn variables_are_read_as_deployments_write_them() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // It never runs: with a store it fails there, and in memory it comes as far as the port.
+    let serve = |in_memory: &str, grace: &str| {
+        let mut serve = Command::new(CHITCHAT);
+        serve
+            .args([
+                "serve",
+                "--listen",
+                &address,
+                "--admin",
+                "127.0.0.1:0",
+                "--data-dir",
+                "/dev/null/data",
+            ])
+            .env("CHITCHAT_IN_MEMORY", in_memory)
+            .env("CHITCHAT_RESUME_GRACE", grace);
+        let output = run(&mut serve, "");
+        (output.status.code(), text(&output.stderr))
+    };
+    for off in ["", "0", "no", "off", "false"] {
+        let (code, told) = serve(off, "");
+        assert!(
+            code == Some(74) && told.contains("/dev/null/data"),
+            "{off:?}: {told}"
+        );
+    }
+    for on in ["1", "yes", "on", "true"] {
+        let (code, told) = serve(on, "");
+        assert!(code == Some(69) && told.contains("--listen"), "{on:?}: {told}");
+    }
+    for (in_memory, grace) in [("maybe", "10s"), ("on", "soon")] {
+        let (code, told) = serve(in_memory, grace);
+        assert_eq!(code, Some(64), "{told}");
+    }
+}
+
+#[test]
 fn a_taken_port_is_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
