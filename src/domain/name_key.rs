@@ -19,7 +19,7 @@ impl NameKeys {
     pub(super) fn of(name: &Name) -> Self {
         Self {
             as_written: look(name.as_str()),
-            in_lower_case: look(&name.as_str().to_lowercase()),
+            in_lower_case: look(&fold(name.as_str())),
         }
     }
 
@@ -32,8 +32,14 @@ impl NameKeys {
     }
 }
 
+/// Without case. By way of the capitals, which many small letters share: `ß` and `ss`, `σ` and `ς`, `ſ` and `s`.
+fn fold(name: &str) -> String {
+    let capitals = name.chars().flat_map(char::to_uppercase);
+    capitals.flat_map(char::to_lowercase).collect()
+}
+
 fn look(name: &str) -> Box<str> {
-    let seen: String = skeleton(name).collect::<String>().to_lowercase();
+    let seen = fold(&skeleton(name).collect::<String>());
     seen.split_whitespace().collect::<Vec<_>>().join(" ").into()
 }
 
@@ -52,6 +58,9 @@ mod tests {
             ("Ada", "Аdа"),    // Cyrillic
             ("Ada", "Ａｄａ"), // full width
             ("Ian", "lan"),
+            ("STRASSE", "Straße"),
+            ("ΣΑΣ", "σας"),
+            ("ſam", "Sam"),
             ("b0b", "bob"),
             ("É", "E\u{301}"),
             ("Ada L", "Ada\u{a0}  L"),

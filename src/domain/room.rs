@@ -101,6 +101,23 @@ impl Room {
         self.clock.now()
     }
 
+    /// Judges the time that somebody claims.
+    ///
+    /// # Errors
+    ///
+    /// When it is out of range.
+    pub fn check_time(&self, timestamp: Timestamp) -> Result<(), Refusal> {
+        let mut clock = self.clock;
+        clock.receive(timestamp, self.rules.max_clock_ahead)?;
+        Ok(())
+    }
+
+    /// The rules of the room.
+    #[must_use]
+    pub const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The place of the newest event.
     #[must_use]
     pub const fn last(&self) -> Sequence {
@@ -220,7 +237,7 @@ impl Room {
         if let Some(id) = id.filter(|id| self.roster.get(*id).is_some()) {
             return Err(Refusal::IdTaken(id));
         }
-        if !self.rules.allow_duplicate_names && self.roster.has_look_of(&name) {
+        if !self.is_free(&name) {
             return Err(Refusal::NameTaken(name));
         }
         let time = self.clock.receive(timestamp, self.rules.max_clock_ahead)?;
@@ -269,10 +286,31 @@ impl Room {
             message_id,
             trace,
         } = post;
-        if !self.rules.allow_duplicate_names && self.roster.has_look_of(&name) {
+        // What was said already is answered with its place, whoever has the name meanwhile: most likely its own sender.
+        if !self.is_free(&name) && !self.is_known(message_id.as_ref(), &text) {
             return Err(Refusal::NameTaken(name));
         }
         self.message(Roster::vacant_id, name, timestamp, text, message_id, trace, at)
+    }
+
+    /// Whether somebody may come or speak under `name`.
+    fn is_free(&self, name: &Name) -> bool {
+        if self.rules.allow_duplicate_names {
+            !Roster::is_reserved(name)
+        } else {
+            !self.roster.has_look_of(name)
+        }
+    }
+
+    fn is_known(
+        &self,
+        id: Option<&Result<MessageId, MessageIdError>>,
+        text: &Result<Text, TextError>,
+    ) -> bool {
+        let (Some(Ok(id)), Ok(text)) = (id, text) else {
+            return false;
+        };
+        self.message_ids.find(id, text).is_some()
     }
 
     #[expect(

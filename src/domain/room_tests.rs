@@ -194,7 +194,15 @@ fn a_name_is_held_by_one_at_a_time() {
 
 #[test]
 fn nobody_speaks_as_the_server() {
-    let mut room = Room::new(rules());
+    for allow_duplicate_names in [false, true] {
+        nobody_speaks_as_the_server_in(Room::new(Rules {
+            allow_duplicate_names,
+            ..rules()
+        }));
+    }
+}
+
+fn nobody_speaks_as_the_server_in(mut room: Room) {
     for name in ["Server", "SERVER", "Sеrver"] {
         assert!(
             matches!(
@@ -207,6 +215,31 @@ fn nobody_speaks_as_the_server() {
     assert!(matches!(
         room.apply(join("Servers", 1), WallTime::default()),
         Outcome::Accepted(_)
+    ));
+}
+
+#[test]
+fn a_repeat_is_answered_though_its_sender_is_in_the_room_meanwhile() {
+    let mut room = Room::new(rules());
+    let post = |text: &str| {
+        Command::Post(Post {
+            name: Name::try_from("Ada").unwrap(),
+            timestamp: Timestamp(0),
+            text: Text::parse(text, 8),
+            message_id: Some(MessageId::try_from("m1")),
+            trace: None,
+        })
+    };
+    let mut apply = |command| room.apply(command, WallTime::default());
+    assert!(matches!(apply(post("x")), Outcome::Accepted(_)));
+    assert!(matches!(apply(join("Ada", 1)), Outcome::Accepted(_)));
+    match apply(post("x")) {
+        Outcome::Repeated { original, .. } => assert_eq!(original.get(), 1),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(
+        refusal(apply(post("y"))),
+        Refusal::MessageIdTaken { .. }
     ));
 }
 

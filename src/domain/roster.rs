@@ -76,6 +76,11 @@ impl Roster {
         self.looks.contains_key(&keys.as_written) || self.looks.contains_key(&keys.in_lower_case)
     }
 
+    /// Whether the name is the server's own, or looks like it.
+    pub(super) fn is_reserved(name: &Name) -> bool {
+        Name::try_from(SERVER_NAME).is_ok_and(|server| server.looks_like(name))
+    }
+
     /// An id that nobody in the room has. Ids are given once, as long as there are new ones, so that an old event's
     /// sender is not mistaken for somebody who came later.
     pub(super) fn vacant_id(&mut self) -> ParticipantId {
