@@ -34,7 +34,7 @@ use super::said::Said;
 use super::start::{Place, Start};
 use super::token::Tokens;
 use crate::domain::{
-    Command, Epoch, Event, Join, LamportTime, Leave, Outcome, ParticipantId, Post, Refusal, Room, Say,
+    Command, Epoch, Event, Join, LamportTime, Leave, Name, Outcome, ParticipantId, Post, Refusal, Room, Say,
     Sequence, Timestamp, WallTime,
 };
 use crate::store::{Append, Bounds, LogId, Store, StoreError, encode_snapshot};
@@ -67,6 +67,13 @@ pub(super) struct Shared {
     pub(super) feed_bytes: usize,
     pub(super) resume_grace: Duration,
     pub(super) coalesce: Duration,
+    /// How old a snapshot may become when something has happened since; nothing: however old.
+    pub(super) snapshot_after: Option<Duration>,
+}
+
+/// How old snapshots may become where events may be kept for `retain_age`, zero for however long.
+pub(super) fn snapshot_after(retain_age: Duration) -> Option<Duration> {
+    (!retain_age.is_zero()).then(|| (retain_age / 4).max(Duration::from_secs(1)))
 }
 
 /// Runs one room.
@@ -91,15 +98,21 @@ pub(super) struct Driver {
     snapshot: Sequence,
     /// How many bytes were stored since.
     since_snapshot: usize,
+    /// When it was due at the latest.
+    snapshot_at: Instant,
     woken: Vec<Waker>,
 }
 
 impl Driver {
     pub(super) fn new(recovered: Recovered, shared: Shared, handle: Arc<RoomHandle>) -> Self {
-        let Recovered { room, log } = recovered;
+        let Recovered {
+            room,
+            log,
+            covered,
+            since_snapshot,
+        } = recovered;
         shared.observer.room(true);
         let feed = Feed::new(shared.feed_bytes, room.last(), Arc::clone(&shared.observer));
-        let snapshot = room.last();
         let newest = (room.last(), room.time());
         Self {
             room,
@@ -114,8 +127,9 @@ impl Driver {
             grace: VecDeque::new(),
             batch: Batch::default(),
             newest,
-            snapshot,
-            since_snapshot: 0,
+            snapshot: covered,
+            since_snapshot,
+            snapshot_at: Instant::now(),
             woken: Vec::new(),
         }
     }
@@ -151,6 +165,8 @@ impl Driver {
                         if inbox.close_if_empty() {
                             return Ok(());
                         }
+                    } else if self.is_snapshot_old() {
+                        self.leave_snapshot().await?;
                     }
                 }
             }
@@ -275,6 +291,12 @@ impl Driver {
             history,
         } = entrance;
         let stay = self.stay_of(&token);
+        // Whoever is refused for that changes nothing.
+        if let Err(refusal) = self.room.check_time(join.timestamp) {
+            self.shared.observer.refused(&refusal);
+            reply.send(Err(refusal.into())).ok();
+            return;
+        }
         if stay.is_none() {
             self.make_way(&join, at);
         }
@@ -302,8 +324,8 @@ impl Driver {
             connection,
             token,
         };
-        if let Some((participant, since)) = stay {
-            // The stay goes on. Nobody else hears of it.
+        if let Some((participant, name, since)) = stay {
+            // The stay goes on, under its name. Nobody else hears of it.
             if let Some(older) = self.connections.insert(participant, connection) {
                 self.batch.step(Step::End {
                     connection: older,
@@ -311,7 +333,7 @@ impl Driver {
                 });
             }
             let token = Some(self.token(participant, since));
-            let entry = entry(participant, join.name, None, token);
+            let entry = entry(participant, name, None, token);
             self.batch.step(Step::Enter { entry, reply });
             return;
         }
@@ -338,6 +360,7 @@ impl Driver {
     /// Lets those leave who are lost and stand in the way of `join` by their name or id: somebody whose client was
     /// restarted would else have to wait for the own ghost to leave.
     fn make_way(&mut self, join: &Join, at: WallTime) {
+        let is_unique = !self.room.rules().allow_duplicate_names;
         let lost: Vec<ParticipantId> = self
             .grace
             .iter()
@@ -345,7 +368,9 @@ impl Driver {
             .filter(|participant| !self.connections.contains_key(participant))
             .filter(|participant| {
                 let stay = self.room.participants().get(participant);
-                stay.is_some_and(|stay| Some(*participant) == join.id || stay.name.looks_like(&join.name))
+                stay.is_some_and(|stay| {
+                    Some(*participant) == join.id || is_unique && stay.name.looks_like(&join.name)
+                })
             })
             .collect();
         for participant in lost {
@@ -360,10 +385,10 @@ impl Driver {
     }
 
     /// The stay that goes on, if the token is for one.
-    fn stay_of(&self, token: &str) -> Option<(ParticipantId, Sequence)> {
+    fn stay_of(&self, token: &str) -> Option<(ParticipantId, Name, Sequence)> {
         let (participant, since) = self.shared.tokens.check(token, &self.handle.name, self.epoch)?;
         let stay = self.room.participants().get(&participant)?;
-        (stay.since == since).then_some((participant, since))
+        (stay.since == since).then(|| (participant, stay.name.clone(), since))
     }
 
     fn bounds(&self) -> Result<Bounds, StoreError> {
@@ -675,17 +700,24 @@ impl Driver {
         let last = self.room.last();
         let grown = last.get() - self.snapshot.get();
         let due = SNAPSHOT_EVERY.max(self.room.participants().len() as u64);
-        (grown >= due || self.since_snapshot >= SNAPSHOT_BYTES).then(|| self.take_snapshot())
+        (grown >= due || self.since_snapshot >= SNAPSHOT_BYTES || self.is_snapshot_old())
+            .then(|| self.take_snapshot())
+    }
+
+    fn is_snapshot_old(&self) -> bool {
+        let age = self.shared.snapshot_after;
+        age.is_some_and(|age| self.snapshot_at.elapsed() >= age)
     }
 
     fn take_snapshot(&mut self) -> Bytes {
         self.snapshot = self.room.last();
         self.since_snapshot = 0;
+        self.snapshot_at = Instant::now();
         encode_snapshot(&self.room.snapshot())
     }
 
-    /// Stores a snapshot of a room that nobody is in: its log may be let go then as far as the limits say, and it is
-    /// soon back when somebody comes.
+    /// Stores a snapshot of a room in which nothing happens: its log may be let go then as far as the limits say, and it is
+    /// soon back when it is needed again.
     async fn leave_snapshot(&mut self) -> Result<(), StoreError> {
         if self.snapshot == self.room.last() {
             return Ok(());

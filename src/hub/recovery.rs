@@ -13,6 +13,10 @@ const PORTION: usize = 1 << 20;
 pub(super) struct Recovered {
     pub(super) room: Room,
     pub(super) log: Log,
+    /// The place of the newest stored snapshot.
+    pub(super) covered: Sequence,
+    /// How many bytes are stored after it.
+    pub(super) since_snapshot: usize,
 }
 
 /// Follows the log of `name` from its newest snapshot to its end, and makes sure that nothing is missing in what it
@@ -47,13 +51,17 @@ pub(super) fn recover(
     let needed = covered.get().saturating_sub(MESSAGE_IDS_REMEMBERED as u64);
     let first = store.records(log.id, after.max(Sequence::new(needed)), 1)?;
     after = first.first().map_or(after, |record| record.first.previous());
+    let mut since_snapshot = 0;
     loop {
         let records = store.records(log.id, after, PORTION)?;
         if records.is_empty() {
             break;
         }
         for record in records {
-            if record.first != after.next() {
+            // What other rooms store meanwhile may make this one let go of its oldest: all of it before the snapshot.
+            let is_hole = record.first != after.next()
+                && (record.first.previous() > covered || record.first > store.bounds(log.id)?.first);
+            if is_hole {
                 return Err(damaged(ReplayError::Hole {
                     after,
                     next: record.first,
@@ -64,6 +72,9 @@ pub(super) fn recover(
                 Damage::Record(error) => error,
             })?;
             after = record.last();
+            if after > covered {
+                since_snapshot += record.frames.len();
+            }
         }
     }
     if after < covered {
@@ -72,7 +83,12 @@ pub(super) fn recover(
             next: covered.next(),
         }));
     }
-    Ok(Recovered { room, log })
+    Ok(Recovered {
+        room,
+        log,
+        covered,
+        since_snapshot,
+    })
 }
 
 enum Damage {

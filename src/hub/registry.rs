@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::asking::Asking;
 use super::description::Description;
-use super::driver::{Driver, Shared};
+use super::driver::{self, Driver, Shared};
 use super::end::End;
 use super::entrance::Entrance;
 use super::error::HubError;
@@ -27,7 +27,7 @@ use super::start::Start;
 use super::token::Tokens;
 use crate::domain::{Epoch, Post, RoomName, Rules, Sequence};
 use crate::order::Sender;
-use crate::store::{Bounds, Page, Store, StoreError, read_page};
+use crate::store::{Bounds, Page, Store, StoreError, read_page, read_page_back};
 
 /// How many rooms without anybody in them are kept in memory after a start, until they have been idle for a while: the
 /// first message in a busy room is then as fast as any.
@@ -44,6 +44,9 @@ pub struct HubOptions {
     pub resume_grace: Duration,
     /// The longest that events of a busy room with many subscribers are gathered, to be told together.
     pub coalesce: Duration,
+    /// How old events may be, zero for however old: the store lets go of what a snapshot stands for, so there is one often
+    /// enough.
+    pub retain_age: Duration,
 }
 
 impl Default for HubOptions {
@@ -53,6 +56,7 @@ impl Default for HubOptions {
             feed_bytes: 4 << 20,
             resume_grace: Duration::from_secs(10),
             coalesce: Duration::from_millis(50),
+            retain_age: Duration::ZERO,
         }
     }
 }
@@ -130,6 +134,7 @@ impl Hub {
             feed_bytes: options.feed_bytes,
             resume_grace: options.resume_grace,
             coalesce: options.coalesce,
+            snapshot_after: driver::snapshot_after(options.retain_age),
         };
         Arc::new_cyclic(|me| Self {
             rules,
@@ -171,6 +176,7 @@ impl Hub {
     pub fn recover(self: &Arc<Self>) -> Result<(usize, u64), StoreError> {
         let rooms = self.shared.store.rooms()?;
         let mut events = 0;
+        let mut occupied: Vec<(RoomName, Recovered)> = Vec::new();
         let mut busiest: Vec<(RoomName, Recovered)> = Vec::new();
         for name in &rooms {
             let recovered = recovery::recover(&*self.shared.store, self.rules, name, wall_time())?;
@@ -180,10 +186,11 @@ impl Hub {
                 busiest.sort_by_key(|(_, recovered)| Reverse(recovered.room.last()));
                 busiest.truncate(KEPT_WARM);
             } else {
-                self.run(name.clone(), recovered);
+                occupied.push((name.clone(), recovered));
             }
         }
-        for (name, recovered) in busiest {
+        // Only now: the time to come back runs when there is, soon, a server to come back to.
+        for (name, recovered) in occupied.into_iter().chain(busiest) {
             self.run(name, recovered);
         }
         Ok((rooms.len(), events))
@@ -251,8 +258,8 @@ impl Hub {
         }
     }
 
-    /// A part of the log of `room`: at most `limit` events, and at most about `max_bytes` of them where it is read
-    /// forwards.
+    /// A part of the log of `room`: at most `limit` events, and at most about `max_bytes` of them, those nearest to what is
+    /// asked for.
     ///
     /// # Errors
     ///
@@ -270,17 +277,21 @@ impl Hub {
             let log = store.find(&room)?.ok_or(HubError::NoRoom(room))?;
             let bounds = store.bounds(log.id)?;
             let limit = u64::from(limit);
-            let (after, upto) = match range {
-                HistoryRange::Newest => (bounds.last.get().saturating_sub(limit), bounds.last.get()),
-                HistoryRange::After(after) => (after.get(), after.get().saturating_add(limit)),
-                HistoryRange::Before(before) => {
-                    let upto = before.get().saturating_sub(1).min(bounds.last.get());
-                    (upto.saturating_sub(limit), upto)
+            let kept = bounds.first.previous();
+            let back_from = |upto: Sequence| {
+                let after = Sequence::new(upto.get().saturating_sub(limit)).max(kept);
+                read_page_back(&*store, log.id, after, upto, max_bytes)
+            };
+            // What was let go is left out; the bounds say so.
+            let page = match range {
+                HistoryRange::Newest => back_from(bounds.last)?,
+                HistoryRange::Before(before) => back_from(before.previous().min(bounds.last))?,
+                HistoryRange::After(after) => {
+                    let after = after.max(kept);
+                    let upto = Sequence::new(after.get().saturating_add(limit));
+                    read_page(&*store, log.id, after, upto, max_bytes)?
                 }
             };
-            // What was let go is left out at the beginning; the bounds say so.
-            let after = Sequence::new(after).max(bounds.first.previous());
-            let page = read_page(&*store, log.id, after, Sequence::new(upto), max_bytes)?;
             Ok(HistoryPage {
                 page,
                 epoch: log.epoch,

@@ -23,10 +23,11 @@ mod tails;
 mod writer;
 mod writing;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
@@ -185,4 +186,49 @@ pub fn read_page(
 ) -> Result<Page, StoreError> {
     let records = store.records(log, after, max_bytes)?;
     record::page(&records, after, upto)
+}
+
+/// As [`read_page`], but what is beyond `max_bytes` is left out at the beginning and not at the end.
+///
+/// # Errors
+///
+/// Those of [`read_page`].
+pub fn read_page_back(
+    store: &dyn Store,
+    log: LogId,
+    after: Sequence,
+    upto: Sequence,
+    max_bytes: usize,
+) -> Result<Page, StoreError> {
+    let mut page = read_page(store, log, after, upto, max_bytes)?;
+    let mut last = page.last();
+    let (mut newest, mut len) = (VecDeque::new(), 0);
+    // Most pages are whole at once.
+    while page.events > 0 && !(newest.is_empty() && last == upto) {
+        for frame in frames(page.bytes) {
+            len += frame.len();
+            newest.push_back(frame);
+            while len > max_bytes
+                && newest.len() > 1
+                && let Some(oldest) = newest.pop_front()
+            {
+                len -= oldest.len();
+            }
+        }
+        page = read_page(store, log, last, upto, max_bytes)?;
+        last = page.last();
+    }
+    if newest.is_empty() {
+        return Ok(page);
+    }
+    let mut bytes = BytesMut::with_capacity(len);
+    let first = Sequence::new((last.get() + 1).saturating_sub(newest.len() as u64));
+    // A page has at most as many events as its records, whose numbers are of that size.
+    let events = u32::try_from(newest.len()).unwrap_or(u32::MAX);
+    newest.iter().for_each(|frame| bytes.extend_from_slice(frame));
+    Ok(Page {
+        bytes: bytes.freeze(),
+        first,
+        events,
+    })
 }

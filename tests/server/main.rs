@@ -15,6 +15,7 @@ mod conversations;
 mod durable;
 mod first_version;
 mod harness;
+mod kept;
 mod many;
 mod operations;
 mod roster;
