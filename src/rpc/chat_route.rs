@@ -37,6 +37,17 @@ const ENVELOPE: usize = 4 * 1024;
 /// end the stream before they take up memory.
 const MIN_DECODE_LIMIT: usize = 64 * 1024;
 
+/// The longest message that is decoded, in bytes, where a text may have `max_message_chars`. Its length prefix alone takes up
+/// as much memory.
+#[must_use]
+pub fn decode_limit(max_message_chars: usize) -> usize {
+    // A character has at most four bytes.
+    max_message_chars
+        .saturating_mul(4)
+        .saturating_add(ENVELOPE)
+        .max(MIN_DECODE_LIMIT)
+}
+
 /// Answers Chat and Subscribe, and hands the service's other calls to `S`.
 #[derive(Clone)]
 pub struct ChatRoute<S> {
@@ -59,8 +70,7 @@ impl<S> ChatRoute<S> {
     }
 
     fn chat(&self, request: Request<Body>) -> Response<Body> {
-        // A character has at most four bytes.
-        let limit = (4 * self.hub.rules().max_message_chars + ENVELOPE).max(MIN_DECODE_LIMIT);
+        let limit = decode_limit(self.hub.rules().max_message_chars);
         answer(request, limit, |inbound| {
             ChatBody::new(
                 Arc::clone(&self.hub),

@@ -19,9 +19,10 @@ use super::rewound::{NotHttp2, Rewound};
 use super::stall::Watched;
 use super::streams::{self, Opened};
 
-/// Flow-control window of a connection. Against the stream's window it is large: HTTP/2's library counts what is
-/// unread in small frames against half of it, and ends whoever exceeds that, so that no single stream may get there.
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Flow-control window of a connection. HTTP/2's library counts what frames lack to 256 bytes, as long as they are unread,
+/// against half of it, and ends whoever exceeds that. One stream's window holds 7,281 frames of a byte each, with their
+/// heads 1.8 MB by that count, so this is enough for two such streams and for thousands of messages of usual ones.
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// Flow-control window of a stream: what a client may send before it is read from.
 const STREAM_WINDOW: u32 = 65_535;
@@ -77,7 +78,12 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let io = Cork::new(Rewound::accept(io, limits.handshake_timeout).await?);
+    // Who has not said anything yet is not waited for.
+    let accepted = Rewound::accept(io, limits.handshake_timeout);
+    let Some(io) = draining.run_until_cancelled(accepted).await else {
+        return Ok(());
+    };
+    let io = Cork::new(io?);
     let service = service
         .map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new))
         .map_response(|response| response.map(Watched::new));

@@ -18,7 +18,7 @@ mod streams;
 mod subscribe_body;
 
 pub use calls::Calls;
-pub use chat_route::ChatRoute;
+pub use chat_route::{ChatRoute, decode_limit};
 pub use connection::TransportLimits;
 pub use listener::Listener;
 pub use observer::{Arrival, Method, Observer, StreamEnd, Visitor};

@@ -1,6 +1,7 @@
 //! What must not be sent, what is answered, and that nobody else notices.
 
-use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode};
+use chitchat::proto::chat_service_client::ChatServiceClient;
+use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode, SendMessageRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -253,4 +254,20 @@ async fn garbage_on_the_port_is_turned_away() {
         )
         .await;
     undisturbed(&mut witness, 1).await;
+}
+
+#[tokio::test]
+async fn a_call_is_no_longer_than_a_message_can_be() {
+    let (server, mut witness) = with_witness().await;
+    let mut calls = ChatServiceClient::new(server.channel().await);
+    for (len, code) in [(20_000, Code::InvalidArgument), (200_000, Code::OutOfRange)] {
+        let request = SendMessageRequest {
+            client_name: "bot".into(),
+            msg: "x".repeat(len),
+            ..SendMessageRequest::default()
+        };
+        assert_eq!(calls.send_message(request).await.unwrap_err().code(), code);
+    }
+    // The first was received and refused, which ticks the clock.
+    undisturbed(&mut witness, 2).await;
 }

@@ -176,3 +176,11 @@ async fn a_client_that_takes_nothing_is_ended() {
     quiet.say(0, "still here").await;
     while talker.heard().await.2 != "still here" {}
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_says_nothing_does_not_hold_up_the_end() {
+    let server = TestServer::with(|config| config.drain_timeout = 10 * PATIENCE).await;
+    let _silent = TcpStream::connect(server.listen).await.unwrap();
+    server.until_metric("chitchat_connections_open", 1.0).await;
+    timeout(PATIENCE, server.end()).await.unwrap().unwrap().unwrap();
+}

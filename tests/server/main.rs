@@ -19,4 +19,5 @@ mod kept;
 mod many;
 mod operations;
 mod roster;
+mod small_frames;
 mod welcome;

@@ -19,9 +19,12 @@ use crate::config::{Config, StoreOptions};
 use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
-use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener};
+use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener, decode_limit};
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{CallLayer, Exports, Metrics, Report};
+
+/// The longest message of the services beside the chat, in bytes: a name, of a service or a symbol.
+const SMALL_REQUEST: usize = 4 * 1024;
 
 /// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
 /// spread so that they do not all come at once.
@@ -139,7 +142,9 @@ impl Server {
         readiness.set(true);
 
         let observer = Arc::new(report);
-        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub), observer.clone()));
+        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub), observer.clone()))
+            .max_decoding_message_size(decode_limit(config.rules.max_message_chars));
+        let health_service = health_service.max_decoding_message_size(SMALL_REQUEST);
         let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), observer);
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
         let routes = calls.layer(routes);
@@ -266,7 +271,9 @@ fn reflection(routes: Routes) -> Routes {
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),
+        (Ok(v1), Ok(v1alpha)) => routes
+            .add_service(v1.max_decoding_message_size(SMALL_REQUEST))
+            .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST)),
         // The descriptors are this build's own; a test asks for them.
         (Err(error), _) | (_, Err(error)) => {
             warn!(event = "no_reflection", %error, "serving without reflection");
