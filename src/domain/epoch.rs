@@ -24,10 +24,11 @@ impl Epoch {
         NonZeroU64::new(epoch).map(Self)
     }
 
-    /// The epoch of a log that goes on after it has lost its end.
+    /// The epoch of a log that goes on at `at` after it has lost its end: later than this one, and made of the time as well,
+    /// since what is lost may have been an epoch between the two.
     #[must_use]
-    pub const fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
+    pub fn renewed(self, at: WallTime) -> Self {
+        Self(self.0.saturating_add(1)).max(Self::created_at(at))
     }
 
     /// The epoch as it goes over the wire, where zero stands for none.

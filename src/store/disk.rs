@@ -10,6 +10,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
@@ -17,7 +18,7 @@ use tracing::warn;
 
 use super::heads::Heads;
 use super::kept::Kept;
-use super::layout::{decode_entry, encode_entry, record_key, record_place};
+use super::layout::{decode_entry, encode_entry, log_of, record_key, record_place};
 use super::tails::Tails;
 use super::writer::{self, Writer};
 use super::writing::Writing;
@@ -101,6 +102,8 @@ pub struct DiskStore {
     tables: Tables,
     max_rooms: usize,
     known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
+    /// The next log's id.
+    next: Mutex<u32>,
     /// What is kept of each log.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
     secret: [u8; 32],
@@ -144,6 +147,7 @@ impl DiskStore {
                 why: "it breaks the database's own rules".into(),
             })
         })?;
+        let next = first_free(&tables, &known, &noted)?;
         let torn = tails.cut().map_err(cannot)?;
         // What was accepted as lost is not missed again.
         for (log, noted) in noted {
@@ -160,6 +164,7 @@ impl DiskStore {
             tables,
             max_rooms,
             known: Mutex::new(known),
+            next: Mutex::new(next),
             kept,
             secret,
             torn,
@@ -221,6 +226,8 @@ fn open_database(
             path: path.into(),
             why: error.to_string(),
         },
+        // By another program: a server is kept out by the lock above it.
+        fjall::Error::Locked => StoreError::Locked(path.into()),
         error => unreadable(error.to_string()),
     };
     let db = Database::builder(path.join(DATABASE))
@@ -274,9 +281,11 @@ fn count(
             let room = known.iter_mut().find(|(_, (id, _))| id == log);
             if accept_loss {
                 if let Some((room, (_, epoch))) = room {
-                    *epoch = epoch.next();
+                    *epoch = epoch.renewed(now());
                     tables.enter(room, *log, *epoch)?;
                     warn!(event = "log_truncated", %room, %last, %noted, %epoch, "events are gone, which is accepted; the room has a new epoch");
+                } else if *noted > Sequence::ZERO {
+                    warn!(event = "log_lost", log = log.0, %noted, "a room's name is gone, which is accepted, and with it its log");
                 }
                 continue;
             }
@@ -292,6 +301,27 @@ fn count(
         }
     }
     Ok(kept)
+}
+
+/// The first id that no log has had. The records of a room whose name was lost are still there: nobody else gets its id.
+fn first_free(
+    tables: &Tables,
+    known: &HashMap<RoomName, (LogId, Epoch)>,
+    noted: &[(LogId, Sequence)],
+) -> Result<u32, StoreError> {
+    let mut used: Vec<LogId> = known.values().map(|(log, _)| *log).collect();
+    used.extend(noted.iter().map(|(log, _)| *log));
+    for table in [&tables.records, &tables.snapshots] {
+        if let Some(entry) = table.iter().next_back() {
+            used.push(log_of(&entry.key()?)?);
+        }
+    }
+    Ok(used.into_iter().max().map_or(0, |log| log.0.saturating_add(1)))
+}
+
+fn now() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {
@@ -375,24 +405,25 @@ impl Store for DiskStore {
     }
 
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
-        let mut known = self.lock();
-        let entry = match known.get(room) {
-            Some(entry) => *entry,
-            None if known.len() >= self.max_rooms => return Err(StoreError::TooManyRooms(known.len())),
+        // Held while the disk is waited for, so that a room is made once; those who only look wait for nothing.
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let (found, count) = {
+            let known = self.lock();
+            (known.get(room).copied(), known.len())
+        };
+        let entry = match found {
+            Some(entry) => entry,
+            None if count >= self.max_rooms => return Err(StoreError::TooManyRooms(count)),
             None => {
-                let next = known
-                    .values()
-                    .map(|(log, _)| log.0)
-                    .max()
-                    .map_or(0, |log| log + 1);
-                let entry = (LogId(next), Epoch::created_at(at));
+                let entry = (LogId(*next), Epoch::created_at(at));
                 self.tables.enter(room, entry.0, entry.1)?;
+                *next = next.saturating_add(1);
                 self.kept().insert(entry.0, Kept::EMPTY);
-                known.insert(room.clone(), entry);
+                self.lock().insert(room.clone(), entry);
                 entry
             }
         };
-        drop(known);
+        drop(next);
         self.log(entry)
     }
 

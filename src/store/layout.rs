@@ -25,6 +25,15 @@ pub(super) fn record_place(key: &[u8]) -> Result<Sequence, StoreError> {
     })
 }
 
+/// The log that a record's or a snapshot's key begins with.
+pub(super) fn log_of(key: &[u8]) -> Result<LogId, StoreError> {
+    let log = key.first_chunk().copied().map(u32::from_be_bytes);
+    log.map(LogId).ok_or(StoreError::Record {
+        sequence: Sequence::ZERO,
+        why: "its key is none",
+    })
+}
+
 /// A room's entry: its log and the log's epoch.
 pub(super) fn encode_entry(log: LogId, epoch: Epoch) -> Bytes {
     let mut bytes = BytesMut::with_capacity(12);
