@@ -195,6 +195,21 @@ fn a_lost_server_puts_the_terminal_back() {
 }
 
 #[test]
+fn what_the_server_did_not_hear_is_told_at_the_end() {
+    let (runtime, server) = server();
+    let mut desk = seated(server, &[]);
+    drop(runtime);
+    desk.sees("reconnecting");
+    desk.sees("> ");
+    desk.type_keys("anybody there?\r");
+    desk.sees("anybody there?");
+    desk.sees("> ");
+    desk.type_keys("/leave\r");
+    desk.sees("your last message was not acknowledged");
+    desk.ends(69);
+}
+
+#[test]
 fn a_plain_terminal_gets_plain_lines() {
     let (_runtime, server) = server();
     let mut desk = Desk::chat(server, "dumb", &[]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::duration::duration;
 use super::{Failure, client_runtime};
 use crate::bench::{self, BenchError, Http2Settings, Load, Plan, Protocol, Until};
 
@@ -54,16 +55,16 @@ pub(super) struct Bench {
     #[arg(long, value_name = "BYTES", default_value_t = 100, help_heading = "Load")]
     payload: usize,
     /// Load before the measured time.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration, help_heading = "Load")]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Load")]
     warmup: Duration,
     /// The measured time.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration, help_heading = "Load")]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Load")]
     duration: Duration,
     /// Send N messages in all instead, and measure until the last delivery.
     #[arg(long, value_name = "N", conflicts_with_all = ["warmup", "duration"], help_heading = "Load")]
     count: Option<u64>,
     /// How long to wait for missing deliveries while nothing arrives.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration, help_heading = "Load")]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Load")]
     patience: Duration,
 
     /// The server's process: tells its CPU time per delivery and its memory per client (Linux).

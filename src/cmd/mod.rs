@@ -7,6 +7,7 @@ mod client_arguments;
 mod client_failure;
 mod client_runtime;
 mod doctor;
+mod duration;
 mod environment;
 mod failure;
 mod health;

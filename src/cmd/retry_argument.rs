@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::duration::duration;
 use crate::client::Retry;
 
 #[derive(Debug, Args)]
@@ -20,8 +21,4 @@ impl RetryArgument {
             ..Retry::default()
         }
     }
-}
-
-fn duration(raw: &str) -> Result<Duration, String> {
-    humantime::parse_duration(raw).map_err(|error| format!("{error}; expected a duration like 2m"))
 }

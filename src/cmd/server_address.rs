@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::duration::duration;
 use crate::client::ServerAddress;
 
 #[derive(Debug, Args)]
@@ -20,10 +21,9 @@ pub(super) struct ServerArgument {
 
 /// Reads how long to wait for an answer: `3s`, `500ms`, `1m 30s`.
 pub(super) fn patience(raw: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(raw) {
-        Ok(Duration::ZERO) => Err("nothing answers in no time; expected a duration like 3s".into()),
-        Ok(patience) => Ok(patience),
-        Err(error) => Err(format!("{error}; expected a duration like 3s")),
+    match duration(raw) {
+        Ok(Duration::ZERO) => Err("nothing answers in no time; expected a duration like 2m".into()),
+        other => other,
     }
 }
 
@@ -35,7 +35,7 @@ mod tests {
     fn patience_is_a_duration_above_zero() {
         assert_eq!(patience("500ms"), Ok(Duration::from_millis(500)));
         for wrong in ["", "0s", "3", "soon", "-1s"] {
-            assert!(patience(wrong).unwrap_err().ends_with("like 3s"), "{wrong}");
+            assert!(patience(wrong).unwrap_err().ends_with("like 2m"), "{wrong}");
         }
     }
 }

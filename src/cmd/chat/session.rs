@@ -299,7 +299,11 @@ impl Course<'_> {
 
     /// The server did not answer in time.
     fn give_up(self) -> Result<(), Failure> {
-        let waited = humantime::format_duration(self.session.answer_within);
+        let waited = match self.phase {
+            Phase::Leaving => self.session.answer_within.min(GOODBYE_WITHIN),
+            _ => self.session.answer_within,
+        };
+        let waited = humantime::format_duration(waited);
         match self.missing() {
             Some(missing) => Err(Failure::Unavailable(format!(
                 "the server did not answer within {waited}; {missing}"
@@ -310,13 +314,13 @@ impl Course<'_> {
     }
 
     fn missing(&self) -> Option<String> {
-        if !self.session.every_line_counts {
-            return None;
-        }
         let first = self.outbox.oldest()?.item.number;
-        Some(match self.outbox.len() {
-            1 => format!("line {first} was not acknowledged"),
-            count => format!("{count} lines were not acknowledged, the first of them line {first}"),
+        Some(match (self.outbox.len(), self.session.every_line_counts) {
+            (1, true) => format!("line {first} was not acknowledged"),
+            (count, true) => format!("{count} lines were not acknowledged, the first of them line {first}"),
+            // Nobody counts lines on a terminal.
+            (1, false) => "your last message was not acknowledged".into(),
+            (count, false) => format!("your last {count} messages were not acknowledged"),
         })
     }
 

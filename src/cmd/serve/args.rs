@@ -1,12 +1,12 @@
 //! The flags of `chitchat serve`. Each is an environment variable too.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
+use crate::cmd::duration::duration;
 use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -93,7 +93,7 @@ pub struct Args {
     retain_total_bytes: Option<u64>,
 
     /// How long a client that lost its connection has to come back before it leaves
-    #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10s", help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Rooms")]
     resume_grace: Duration,
 
     /// The longest text, in characters
@@ -122,7 +122,7 @@ pub struct Args {
 
     /// The longest that events of a busy room with many subscribers are gathered, to be told together; 0s = not at all. The first
     /// event after a pause never waits
-    #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "50ms", help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
     /// How many connections there may be [default: as many as the limit of open files allows, at most 100000]
@@ -139,19 +139,19 @@ pub struct Args {
     max_streams_per_connection: u32,
 
     /// How long a connection may be silent before it is asked for a sign of life
-    #[arg(long, env = "CHITCHAT_KEEPALIVE_INTERVAL", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "20s", help_heading = "Connections")]
+    #[arg(long, env = "CHITCHAT_KEEPALIVE_INTERVAL", value_name = "TIME", value_parser = duration, default_value = "20s", help_heading = "Connections")]
     keepalive_interval: Duration,
 
     /// How long the sign of life may take before the connection counts as lost
-    #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "20s", help_heading = "Connections")]
+    #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "20s", help_heading = "Connections")]
     keepalive_timeout: Duration,
 
     /// How long a client may take nothing of what waits for it before its stream is ended
-    #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5m", help_heading = "Connections")]
+    #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "5m", help_heading = "Connections")]
     stall_timeout: Duration,
 
     /// How long the server may take to end after SIGTERM
-    #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "8s", help_heading = "Process")]
+    #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "8s", help_heading = "Process")]
     drain_timeout: Duration,
 
     /// How many threads serve [default: one a core]
@@ -159,9 +159,10 @@ pub struct Args {
         long,
         env = "CHITCHAT_WORKER_THREADS",
         value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=1024),
         help_heading = "Process"
     )]
-    pub(super) worker_threads: Option<NonZeroUsize>,
+    pub(super) worker_threads: Option<u16>,
 
     /// What is logged: a level (error, warn, info, debug, trace), or target=level pairs
     #[arg(

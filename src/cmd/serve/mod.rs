@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     otlp.sampler.wishes_per_second = wishes_per_second;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
-        runtime.worker_threads(threads.get());
+        runtime.worker_threads(threads.into());
     }
     let runtime = runtime
         .enable_all()
@@ -63,11 +63,13 @@ fn otlp_mistake(error: ExporterBuildError) -> Failure {
 async fn serve(config: Config, exports: Exports) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| system("listen for signals", &error))?;
     let server = Server::bind_exporting(config, exports).await?;
-    eprintln!(
-        "chitchat: listening on {} (gRPC) and {} (admin)",
+    // In one piece: the log is on the same terminal.
+    let listening = format!(
+        "chitchat: listening on {} (gRPC) and {} (admin)\n",
         server.listen(),
         server.admin()
     );
+    eprint!("{listening}");
     let served = server.run(async move {
         let first = signals.next().await;
         // Whoever asks twice does not want to wait.
