@@ -18,8 +18,8 @@ use super::sending::Sending;
 use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage, Welcome};
 
 /// A participant over many connections. The rules: what is said is sent in order, LEAVE last; what is not acknowledged
-/// when a connection breaks is sent again on the next one, under the same ids, before anything new; every event of the
-/// log is shown once.
+/// when a connection breaks is sent again on the next one, under the same ids, once the events that it missed are read and
+/// before anything new; every event of the log is shown once.
 #[derive(Debug)]
 pub(super) struct Continuity {
     join: Join,
@@ -30,6 +30,9 @@ pub(super) struct Continuity {
     participant_id: i32,
     cursor: Cursor,
     outbox: Outbox<Said>,
+    /// Nothing is sent before this place in the log is seen. Until then the log may still bring what an earlier
+    /// connection had sent, and the server does not know the ids of old messages for ever.
+    quiet_until: Option<ResumePoint>,
     leave: Leave,
     /// How long the server asked to stay away.
     asked_delay: Option<Duration>,
@@ -96,6 +99,7 @@ impl Continuity {
             participant_id: 0,
             cursor: Cursor::START,
             outbox: Outbox::new(Self::WINDOW),
+            quiet_until: None,
             leave: Leave::No,
             asked_delay: None,
             taken_over: None,
@@ -162,6 +166,7 @@ impl Continuity {
     pub(super) fn welcomed(&mut self, welcome: Option<Welcome>) -> Return {
         let is_return = std::mem::replace(&mut self.was_in, true);
         self.outbox.rewind();
+        self.quiet_until = None;
         if self.is_leaving() {
             self.leave = Leave::Wanted;
         }
@@ -179,19 +184,34 @@ impl Continuity {
             sequence: welcome.sequence,
         };
         let hole = self.cursor.go_on_at(place, welcome.recovered);
+        if !self.outbox.is_empty() {
+            self.quiet_until = Some(ResumePoint {
+                sequence: welcome.last_sequence,
+                ..place
+            });
+        }
         Return {
             recovered: hole.is_none(),
             hole,
         }
     }
 
+    /// Whether what was broadcast on earlier connections is not all seen yet, so that nothing may be sent again.
+    fn is_quiet(&self) -> bool {
+        self.quiet_until
+            .is_some_and(|place| !self.cursor.has_passed(place))
+    }
+
     /// Whether [`send`](Self::send) has something.
     pub(super) fn has_unsent(&self) -> bool {
-        self.outbox.has_unsent() || self.leave == Leave::Wanted
+        !self.is_quiet() && (self.outbox.has_unsent() || self.leave == Leave::Wanted)
     }
 
     /// What to send next, on the connection that there is.
     pub(super) fn send(&mut self) -> Option<JoinMsgLeave> {
+        if self.is_quiet() {
+            return None;
+        }
         if let Some(pending) = self.outbox.send() {
             let timestamp = self.clock.tick();
             let mut message = JoinMsgLeave {

@@ -71,6 +71,7 @@ impl Server {
             epoch: EPOCH,
             sequence: after,
             recovered: resume.is_some(),
+            last_sequence: before,
             ..Welcome::default()
         };
         let follows = self.log[usize::try_from(after).unwrap()..].to_vec();
@@ -214,6 +215,7 @@ enum Move {
     Cut(usize),
     Connect,
     Forget,
+    ForgetIds,
     Repeat,
 }
 
@@ -227,6 +229,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => (0_usize..4).prop_map(Move::Cut),
         3 => Just(Move::Connect),
         1 => Just(Move::Forget),
+        1 => Just(Move::ForgetIds),
         1 => Just(Move::Repeat),
     ];
     prop::collection::vec(one, 0..300)
@@ -247,6 +250,8 @@ proptest! {
                 Move::Connect => world.connect(),
                 // A session is only over when its connection is.
                 Move::Forget if !world.connected => world.server.forget(),
+                // So much was said that the server does not know what was said before.
+                Move::ForgetIds => world.server.ids.clear(),
                 // A server that sends an event twice.
                 Move::Repeat => if let Some(event) = world.down.front().cloned() {
                     world.down.push_front(event);
@@ -347,6 +352,79 @@ fn leaving_comes_last_and_again_after_what_was_cut() {
         continuity.welcomed(welcome(EPOCH, 4, true));
     }
     assert!(matches!(continuity.interrupted(None), Interruption::Left));
+}
+
+fn own(sequence: u64, message_id: &MessageId) -> ServerMessage {
+    ServerMessage {
+        sender_id: OWN_ID,
+        epoch: EPOCH,
+        sequence,
+        message_id: message_id.as_str().to_owned(),
+        ..ServerMessage::default()
+    }
+}
+
+/// A participant who said "one" and "two", lost the connection, and is welcomed after event 4 of 6.
+fn back_with_two_events_to_read() -> (Continuity, MessageId, MessageId) {
+    let mut continuity = entered();
+    let one = continuity.say("one".into(), None).unwrap();
+    let two = continuity.say("two".into(), None).unwrap();
+    while continuity.send().is_some() {}
+    continuity.interrupted(Some(Error::from(Status::unavailable("cut"))));
+    continuity.welcomed(Some(Welcome {
+        last_sequence: 6,
+        ..welcome(EPOCH, 4, true).unwrap()
+    }));
+    (continuity, one, two)
+}
+
+#[test]
+fn what_the_log_may_still_bring_is_not_sent_again() {
+    let (mut continuity, one, _) = back_with_two_events_to_read();
+    continuity.say("three".into(), None).unwrap();
+    continuity.leave();
+    let else_said = ServerMessage {
+        sender_id: 1,
+        ..own(6, &MessageId::random())
+    };
+    for event in [own(5, &one), else_said] {
+        assert!(!continuity.has_unsent());
+        assert_eq!(continuity.send(), None);
+        continuity.heard(event);
+    }
+    let sent: Vec<String> = std::iter::from_fn(|| continuity.send())
+        .map(|frame| frame.msg)
+        .collect();
+    assert_eq!(sent, ["two", "three", ""]);
+}
+
+#[test]
+fn every_welcome_says_anew_what_is_read_before_something_is_sent() {
+    let cut = || Some(Error::from(Status::unavailable("cut")));
+    let sends = |continuity: &mut Continuity| continuity.has_unsent() && continuity.send().is_some();
+    for next in [
+        welcome(EPOCH, 4, true),
+        welcome(EPOCH + 1, 0, false),
+        // A server of the first version.
+        None,
+    ] {
+        let (mut continuity, ..) = back_with_two_events_to_read();
+        assert!(!sends(&mut continuity));
+        continuity.interrupted(cut());
+        continuity.welcomed(next);
+        assert!(sends(&mut continuity));
+    }
+    // Whoever has nothing to repeat waits for nothing.
+    let (mut continuity, one, two) = back_with_two_events_to_read();
+    continuity.heard(own(5, &one));
+    continuity.heard(own(6, &two));
+    continuity.interrupted(cut());
+    continuity.welcomed(Some(Welcome {
+        last_sequence: 9,
+        ..welcome(EPOCH, 6, true).unwrap()
+    }));
+    continuity.say("three".into(), None).unwrap();
+    assert!(sends(&mut continuity));
 }
 
 #[test]

@@ -29,6 +29,12 @@ impl Cursor {
         self.seen
     }
 
+    /// Whether `place` was seen, or can never be: it is of another log.
+    pub(super) fn has_passed(&self, place: ResumePoint) -> bool {
+        self.seen
+            .is_some_and(|seen| seen.epoch != place.epoch || seen.sequence >= place.sequence)
+    }
+
     /// Moves on to `message`, unless it was seen before.
     pub(super) fn see(&mut self, message: &ServerMessage) -> Sight {
         if message.sequence == 0 {
@@ -120,6 +126,19 @@ mod tests {
         assert_eq!(cursor.see(&event(0, 0)), Sight::Next);
         assert_eq!(cursor.see(&event(1, 7)), Sight::Next);
         assert_eq!(cursor.place(), Some(at(1, 7)));
+    }
+
+    #[test]
+    fn a_place_is_passed_once_it_is_seen_or_its_log_is_gone() {
+        assert!(!Cursor::START.has_passed(at(1, 0)));
+        for (place, is_passed) in [
+            (at(1, 4), true),
+            (at(1, 5), true),
+            (at(1, 6), false),
+            (at(2, 6), true),
+        ] {
+            assert_eq!(seen(1, 5).has_passed(place), is_passed, "{place:?}");
+        }
     }
 
     #[test]

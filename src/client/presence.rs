@@ -22,9 +22,10 @@ use super::sending::Sending;
 use crate::proto::{JoinMsgLeave, ServerMessage};
 
 /// A participant who stays in a room whatever the connection does: when it is lost, when the server is draining or when
-/// the reader fell behind, it connects again (see [`Retry`]), resumes after the last event it saw, and sends again what
-/// was not acknowledged, under the same ids and in the same order, before anything new. Every event of the room comes
-/// once; what the server cannot give any more is named as a [`Hole`](super::Hole).
+/// the reader fell behind, it connects again (see [`Retry`]), resumes after the last event it saw, and, when it has read
+/// what it missed, sends again what is not acknowledged even then, under the same ids and in the same order, before
+/// anything new. Every event of the room comes once; what the server cannot give any more is named as a
+/// [`Hole`](super::Hole).
 ///
 /// Everything happens while [`next`](Self::next) is awaited; there is no task behind it. Memory is bounded: by
 /// [`WINDOW`](Self::WINDOW) texts that are not acknowledged, and what the transport buffers.
@@ -122,7 +123,7 @@ impl Presence {
 
     /// Says `text`, and answers with the message's id: what the server broadcasts (or refuses) under this id is this
     /// message, and the broadcast is its acknowledgement (or a notice that it was broadcast before). It is sent at
-    /// once, or when there is a connection again. Does not wait.
+    /// once, or after what is to be sent again when there is a connection again. Does not wait.
     ///
     /// # Errors
     /// [`Error::Full`] when [`WINDOW`](Self::WINDOW) messages are not acknowledged; [`Error::Over`] after
