@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::admin;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_MAX_MESSAGE_CHARS, MAX_TIMESTAMP};
 use crate::hub::HubOptions;
@@ -20,8 +21,9 @@ const MIN_RETAINED_EVENTS: u64 = 1_000;
 /// The least bytes of a log that must be kept.
 const MIN_RETAINED_BYTES: u64 = 1 << 20;
 
-/// Descriptors that are not for connections: listeners, files, the runtime's own.
-const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not for chat connections: those of the admin port, and 64 for listeners, files and the runtime's
+/// own.
+const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
 
 /// How many connections a server takes where neither a flag nor the descriptors say less.
 const MAX_CONNECTIONS: usize = 100_000;

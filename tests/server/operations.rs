@@ -1,6 +1,14 @@
 //! What those see who run the server.
 
-use crate::harness::{TestServer, leave};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use chitchat::admin::MAX_CONNECTIONS;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::harness::{PATIENCE, TestServer, leave};
 
 #[tokio::test]
 async fn the_admin_port_answers() {
@@ -51,4 +59,43 @@ async fn metrics_count_what_happens() {
             .await,
         1.0
     );
+}
+
+/// Whether the admin port answers, which it does not while it has too many connections.
+async fn is_alive(admin: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    // A connection that was closed already may be reset.
+    stream.write_all(b"GET /livez HTTP/1.1\r\n\r\n").await.ok();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok();
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+#[tokio::test]
+async fn silent_connections_to_the_admin_port_are_few() {
+    let server = TestServer::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(server.admin).await.unwrap());
+    }
+    for _ in 0..8 {
+        let mut surplus = TcpStream::connect(server.admin).await.unwrap();
+        // Long before the silent ones are given up.
+        let closed = timeout(PATIENCE, surplus.read(&mut [0])).await.unwrap();
+        assert_eq!(closed.unwrap(), 0);
+    }
+    let mut byte = [0];
+    assert!(
+        silent.iter().all(|stream| stream.try_read(&mut byte).is_err()),
+        "the first were closed"
+    );
+    // Whoever talks is not held up.
+    server.join("Ada").await;
+    drop(silent);
+    let answers = timeout(PATIENCE, async {
+        while !is_alive(server.admin).await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    answers.await.unwrap();
 }
