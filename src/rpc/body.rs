@@ -27,7 +27,7 @@ use crate::hub::{Asking, Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
 
 /// How long a stream may take to say who it is. A person may be typing a name meanwhile.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a client is asked to wait when the server drains before it has joined.
 const KNOCKING_RETRY: Duration = Duration::from_secs(1);

@@ -29,6 +29,8 @@ pub enum Reason {
     NotJoined,
     /// The JOIN did not come in time.
     JoinTimeout,
+    /// The request of a Subscribe call did not come in time.
+    RequestTimeout,
     /// A JOIN on a stream that has one.
     SecondJoin,
     /// A type that the contract does not have.
@@ -75,9 +77,10 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NotJoined,
         Self::JoinTimeout,
+        Self::RequestTimeout,
         Self::SecondJoin,
         Self::UnknownType,
         Self::NameInvalid,
@@ -107,6 +110,7 @@ impl Reason {
         match self {
             Self::NotJoined => "NOT_JOINED",
             Self::JoinTimeout => "JOIN_TIMEOUT",
+            Self::RequestTimeout => "REQUEST_TIMEOUT",
             Self::SecondJoin => "SECOND_JOIN",
             Self::UnknownType => "UNKNOWN_TYPE",
             Self::NameInvalid => "NAME_INVALID",

@@ -35,6 +35,8 @@ pub(super) enum StreamError {
     NotJoin,
     /// The JOIN did not come in time.
     JoinTimeout(Duration),
+    /// The request of a Subscribe call did not come in time.
+    RequestTimeout(Duration),
     /// A JOIN on a stream that has one.
     SecondJoin,
     /// A type that the contract does not have.
@@ -62,6 +64,7 @@ impl StreamError {
         match self {
             Self::NoJoin | Self::NotJoin => Reason::NotJoined,
             Self::JoinTimeout(_) => Reason::JoinTimeout,
+            Self::RequestTimeout(_) => Reason::RequestTimeout,
             Self::SecondJoin => Reason::SecondJoin,
             Self::UnknownType(_) => Reason::UnknownType,
             Self::Name(..) => Reason::NameInvalid,
@@ -80,7 +83,7 @@ impl StreamError {
     fn code(&self) -> Code {
         match self {
             Self::NoJoin | Self::NotJoin | Self::SecondJoin => Code::FailedPrecondition,
-            Self::JoinTimeout(_) => Code::DeadlineExceeded,
+            Self::JoinTimeout(_) | Self::RequestTimeout(_) => Code::DeadlineExceeded,
             Self::UnknownType(_) | Self::Name(..) | Self::PageToken => Code::InvalidArgument,
             Self::Hub(HubError::Refused(refusal)) | Self::Refused(refusal) => refusal_code(refusal),
             Self::Hub(HubError::TooManyRooms(_)) => Code::ResourceExhausted,
@@ -114,6 +117,9 @@ impl StreamError {
             Self::NotJoin => "the first message of a stream is a JOIN".into(),
             Self::JoinTimeout(limit) => {
                 format!("no JOIN came within {}", humantime::format_duration(*limit))
+            }
+            Self::RequestTimeout(limit) => {
+                format!("no request came within {}", humantime::format_duration(*limit))
             }
             Self::SecondJoin => "this stream has joined already; open another stream to join again".into(),
             Self::UnknownType(number) => {

@@ -8,11 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, Streaming};
 
 use super::admission::place;
+use super::body::JOIN_TIMEOUT;
 use super::calls::room;
 use super::observer::{Method, Observer};
 use super::reason::Reason;
@@ -24,6 +26,9 @@ use crate::proto::subscribe_request::Start as Asked;
 /// How long a client is asked to wait when the server drains before its stream has begun.
 const ASKING_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a stream may take to say what it wants. Programs ask at once; a slow network has as long as with Chat.
+const REQUEST_TIMEOUT: Duration = JOIN_TIMEOUT;
+
 /// The response body of a Subscribe call.
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
@@ -33,15 +38,18 @@ pub(super) struct SubscribeBody {
 
 enum Phase {
     /// The request is awaited.
-    Asking(
-        Box<Streaming<SubscribeRequest>>,
-        Pin<Box<WaitForCancellationFutureOwned>>,
-    ),
+    Asking(Box<Asking>),
     /// The room is being asked.
     Beginning(BoxFuture<'static, Result<Reader, HubError>>),
     Reading(Box<Reader>),
     Ending(Box<Status>),
     Done,
+}
+
+struct Asking {
+    inbound: Streaming<SubscribeRequest>,
+    timeout: Pin<Box<Sleep>>,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl SubscribeBody {
@@ -52,8 +60,16 @@ impl SubscribeBody {
         observer: Arc<dyn Observer>,
     ) -> Self {
         observer.stream_started(Method::Subscribe);
-        let phase = Phase::Asking(Box::new(inbound), Box::pin(draining.cancelled_owned()));
-        Self { hub, observer, phase }
+        let asking = Asking {
+            inbound,
+            timeout: Box::pin(tokio::time::sleep(REQUEST_TIMEOUT)),
+            draining: Box::pin(draining.cancelled_owned()),
+        };
+        Self {
+            hub,
+            observer,
+            phase: Phase::Asking(Box::new(asking)),
+        }
     }
 
     fn refuse(&mut self, error: &StreamError) {
@@ -66,6 +82,32 @@ impl SubscribeBody {
 
     fn end(&mut self, error: &StreamError) {
         self.phase = Phase::Ending(Box::new(error.status().0));
+    }
+
+    fn poll_asking(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Phase::Asking(asking) = &mut self.phase else {
+            return Poll::Ready(());
+        };
+        if asking.draining.as_mut().poll(cx).is_ready() {
+            self.refuse(&StreamError::Draining(ASKING_RETRY));
+            return Poll::Ready(());
+        }
+        if asking.timeout.as_mut().poll(cx).is_ready() {
+            self.refuse(&StreamError::RequestTimeout(REQUEST_TIMEOUT));
+            return Poll::Ready(());
+        }
+        match ready!(Pin::new(&mut asking.inbound).poll_next(cx)) {
+            Some(Ok(request)) => self.begin(request),
+            Some(Err(status)) => {
+                self.observer.rejected(Reason::Undecodable);
+                self.phase = Phase::Ending(Box::new(status));
+            }
+            None => {
+                let status = Status::invalid_argument("no request came");
+                self.phase = Phase::Ending(Box::new(status));
+            }
+        }
+        Poll::Ready(())
     }
 
     fn begin(&mut self, request: SubscribeRequest) {
@@ -95,23 +137,7 @@ impl Body for SubscribeBody {
         let this = &mut *self;
         loop {
             match &mut this.phase {
-                Phase::Asking(inbound, draining) => {
-                    if draining.as_mut().poll(cx).is_ready() {
-                        this.refuse(&StreamError::Draining(ASKING_RETRY));
-                        continue;
-                    }
-                    match ready!(Pin::new(inbound).poll_next(cx)) {
-                        Some(Ok(request)) => this.begin(request),
-                        Some(Err(status)) => {
-                            this.observer.rejected(Reason::Undecodable);
-                            this.phase = Phase::Ending(Box::new(status));
-                        }
-                        None => {
-                            let status = Status::invalid_argument("no request came");
-                            this.phase = Phase::Ending(Box::new(status));
-                        }
-                    }
-                }
+                Phase::Asking(_) => ready!(this.poll_asking(cx)),
                 Phase::Beginning(beginning) => match ready!(beginning.as_mut().poll(cx)) {
                     Ok(reader) => this.phase = Phase::Reading(Box::new(reader)),
                     Err(error) => this.refuse(&StreamError::Hub(error)),

@@ -19,5 +19,6 @@ mod kept;
 mod many;
 mod operations;
 mod roster;
+mod silent;
 mod small_frames;
 mod welcome;
