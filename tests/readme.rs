@@ -241,7 +241,7 @@ fn limits_are_as_shown() {
         ),
         (
             "message ids remembered, per room",
-            format!("the newest {MESSAGE_IDS_REMEMBERED}"),
+            format!("those of the newest {MESSAGE_IDS_REMEMBERED} events, as far as they are kept"),
         ),
         (
             "`--max-message-chars`",

@@ -1,9 +1,12 @@
 //! `chitchat send`: posts messages without joining.
 
 use std::io::stdin;
+use std::pin::pin;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use tokio::time::timeout;
 use tonic::Code;
 
 use super::client_arguments::ClientArguments;
@@ -16,6 +19,9 @@ use super::{Failure, client_runtime, json};
 use crate::client::{Error, Join, Posted, Poster, Sending, escape, line_of};
 use crate::domain::RoomName;
 use crate::telemetry::ClientSpans;
+
+/// When whoever waits for an answer is told so.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// Post messages to a room without joining it.
 ///
@@ -45,10 +51,13 @@ impl SendCommand {
     async fn send(self, spans: ClientSpans) -> Result<(), Failure> {
         let who = Join::new(self.by.name.as_str()).room(self.at.room.as_str());
         let retry = self.retry.retry();
-        let mut poster = Poster::open(self.client.server(), &self.client.settings(), retry, who).await?;
+        let (settings, patience) = (self.client.settings(), retry.patience);
+        let opening = Poster::open(self.client.server(), &settings, retry, who);
+        let mut poster = told_of_waiting(opening, patience).await?;
         let mut printer = Printer::new(&self.json);
         if let Some(text) = &self.text {
-            return match post(&mut poster, &spans, &self.at.room, text.trim()).await {
+            let posting = post(&mut poster, &spans, &self.at.room, text.trim());
+            return match told_of_waiting(posting, patience).await {
                 Ok(posted) => print(&mut printer, &posted),
                 Err(error) => Err(refused_text(&error).map_or_else(|| error.into(), Failure::Data)),
             };
@@ -62,7 +71,8 @@ impl SendCommand {
             if text.is_empty() {
                 continue;
             }
-            match post(&mut poster, &spans, &self.at.room, text).await {
+            let posting = post(&mut poster, &spans, &self.at.room, text);
+            match told_of_waiting(posting, patience).await {
                 Ok(posted) => print(&mut printer, &posted)?,
                 Err(error) => {
                     let Some(reason) = refused_text(&error) else {
@@ -81,6 +91,21 @@ impl SendCommand {
             (Some((number, reason)), count) => Err(Failure::Data(format!(
                 "the server refused {count} lines, the first of them line {number}: {reason}"
             ))),
+        }
+    }
+}
+
+/// Awaits what is tried again for as long as `patience`. Whoever watches is told when it takes long.
+async fn told_of_waiting<T>(answer: impl Future<Output = T>, patience: Duration) -> T {
+    let mut answer = pin!(answer);
+    match timeout(TELL_AFTER, &mut answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            if patience > TELL_AFTER {
+                let patience = humantime::format_duration(patience);
+                eprintln!("chitchat: no answer from the server yet; trying for {patience}");
+            }
+            answer.await
         }
     }
 }

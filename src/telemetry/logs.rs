@@ -4,7 +4,7 @@ use std::io::{IsTerminal, stdout};
 
 use clap::ValueEnum;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
@@ -38,9 +38,17 @@ impl LogOptions {
     ///
     /// # Errors
     ///
-    /// When it cannot.
-    pub fn check(&self) -> Result<(), ParseError> {
-        EnvFilter::try_new(&self.filter).map(drop)
+    /// When it cannot. A word alone that is no level counts as that, though it could be a target: most likely it is a level
+    /// that is spelt wrong, and everything else would not be logged.
+    pub fn check(&self) -> Result<(), String> {
+        let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+        let mut words = self.filter.split(',').map(str::trim);
+        if let Some(word) = words.find(|word| !word.contains(['=', '[']) && !is_level(word)) {
+            return Err(format!("{word:?} is no level"));
+        }
+        EnvFilter::try_new(&self.filter)
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 }
 

@@ -55,6 +55,29 @@ fn usage_mistakes_are_64() {
 }
 
 #[test]
+fn a_level_that_is_spelt_wrong_is_no_target() {
+    for log in ["infos", "warn,nonsense"] {
+        let mut serve = Command::new(CHITCHAT);
+        serve.args([
+            "serve",
+            "--in-memory",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--log",
+            log,
+        ]);
+        let output = run(&mut serve, "");
+        assert_eq!(output.status.code(), Some(78), "{log:?}");
+        assert!(
+            text(&output.stderr).contains("is no level"),
+            "{log:?}: {output:?}"
+        );
+    }
+}
+
+#[test]
 fn variables_are_read_as_deployments_write_them() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
