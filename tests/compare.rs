@@ -61,7 +61,10 @@ fn a_quick_comparison_writes_its_results() {
     }
     let table = fs::read_to_string(out.join("RESULTS.md")).unwrap();
     assert!(table.contains("| server CPU per delivery |"), "{table}");
-    assert!(table.contains("4 KiB appended and synced in"), "{table}");
+    assert!(
+        table.contains("4 KiB appended and synced 50 times a second in"),
+        "{table}"
+    );
     assert!(!table.contains("failed"), "{table}");
     let chart = fs::read_to_string(out.join("comparison.svg")).unwrap();
     assert!(

@@ -358,6 +358,14 @@ fn check_format(path: &Path) -> Result<(), StoreError> {
                 known: FORMAT,
             })
         }
+        // Whoever has a database has had a format, and nobody knows which.
+        Err(error) if error.kind() == ErrorKind::NotFound && path.join(DATABASE).exists() => {
+            Err(StoreError::Format {
+                path: path.into(),
+                found: "unknown: its file FORMAT is gone".into(),
+                known: FORMAT,
+            })
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => {
             write_durably(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot)
         }

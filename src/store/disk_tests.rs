@@ -403,6 +403,9 @@ fn a_format_that_is_not_known_is_refused() {
         matches!(&error, StoreError::Format { found, .. } if found == "chitchat 2"),
         "{error}"
     );
+    fs::remove_file(scratch.0.join("FORMAT")).unwrap();
+    let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(error.to_string().contains("FORMAT is gone"), "{error}");
 }
 
 #[test]
