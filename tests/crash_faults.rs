@@ -122,9 +122,11 @@ async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
     assert_eq!(exit.code, Some(74), "{exit:?}");
     assert_eq!(
         exit.lines,
-        [
-            "chitchat: ended because the store failed: the disk fails on request; what was acknowledged is stored"
-        ]
+        [format!(
+            "chitchat: ended because the store failed: cannot write in {}: the disk fails on request; what was acknowledged \
+             is stored",
+            site.path("data").display()
+        )]
     );
     assert_eq!(broken_after(site, run).await, []);
 }

@@ -4,57 +4,22 @@
 //! which session tokens are made), `db` (the database) and `heads` (how far each log had come).
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
-use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
-
-use tracing::warn;
-
+use super::directory::{Directory, cannot_use};
 use super::heads::Heads;
 use super::kept::Kept;
-use super::layout::{decode_entry, encode_entry, log_of, record_key, record_place};
-use super::tails::Tails;
+use super::layout::{record_key, record_place};
+use super::opening::Opened;
+use super::tables::Tables;
 use super::writer::{self, Writer};
 use super::writing::Writing;
-use super::{Append, Appended, Bounds, Fill, Log, LogId, Observer, Record, Retention, Store, StoreError};
+use super::{
+    Append, Appended, Bounds, Durability, Fill, Log, LogId, Observer, Record, Retention, Store, StoreError,
+};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
-
-/// Where the database is in the directory.
-const DATABASE: &str = "db";
-
-/// The version of the directory's format that this version writes and knows.
-const FORMAT: &str = "chitchat 1";
-
-/// How much the database may keep of what it has read, in bytes.
-const CACHE: u64 = 16 << 20;
-
-/// How much of a keyspace is collected in memory before it is written to a table of its own, in bytes.
-const MEMTABLE: u64 = 16 << 20;
-
-/// What an append survives once it is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Durability {
-    /// The end of the process and of the machine: it is synced to the disk.
-    #[default]
-    Sync,
-    /// The end of the process: it is handed to the operating system, which a power cut may take it from.
-    Os,
-}
-
-impl Durability {
-    pub(super) const fn mode(self) -> PersistMode {
-        match self {
-            Self::Sync => PersistMode::SyncData,
-            Self::Os => PersistMode::Buffer,
-        }
-    }
-}
 
 /// How a directory is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,36 +34,9 @@ pub struct DiskOptions {
     pub accept_loss: bool,
 }
 
-/// The database's parts.
-#[derive(Clone)]
-pub(super) struct Tables {
-    pub(super) db: Database,
-    /// Room name to log and epoch.
-    pub(super) rooms: Keyspace,
-    /// Log and sequence to record.
-    pub(super) records: Keyspace,
-    /// Log to snapshot.
-    pub(super) snapshots: Keyspace,
-    /// What an append survives.
-    pub(super) durability: Durability,
-}
-
-impl Tables {
-    /// Notes which log a room has, and its epoch.
-    fn enter(&self, room: &RoomName, log: LogId, epoch: Epoch) -> Result<(), StoreError> {
-        let mut batch = self.db.batch().durability(Some(self.durability.mode()));
-        batch.insert(
-            &self.rooms,
-            room.as_str().as_bytes(),
-            encode_entry(log, epoch).to_vec(),
-        );
-        Ok(batch.commit()?)
-    }
-}
-
 /// A store on disk. Its directory is free for another server when it is dropped.
 pub struct DiskStore {
-    path: PathBuf,
+    directory: Arc<Directory>,
     tables: Tables,
     max_rooms: usize,
     known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
@@ -106,12 +44,9 @@ pub struct DiskStore {
     next: Mutex<u32>,
     /// What is kept of each log.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
-    secret: [u8; 32],
     torn: u64,
     writer: Writer,
     thread: Option<JoinHandle<()>>,
-    /// Held for its lock.
-    _lock: File,
 }
 
 impl DiskStore {
@@ -128,56 +63,42 @@ impl DiskStore {
             max_rooms,
             accept_loss,
         } = options;
-        let cannot = |error: std::io::Error| StoreError::Directory {
-            path: path.into(),
-            why: error.to_string(),
-        };
-        fs::create_dir_all(path).map_err(cannot)?;
-        let lock = lock(path)?;
-        check_format(path)?;
-        let secret = secret(path).map_err(cannot)?;
-        let heads = Heads::open(path).map_err(cannot)?;
-        let noted = heads.read().map_err(cannot)?;
-        let tails = Tails::read(&path.join(DATABASE)).map_err(cannot)?;
-        // Of some damage the database says nothing but that it cannot be.
-        let opened = catch_unwind(|| open_database(path, durability, &noted, accept_loss));
-        let (tables, known, kept) = opened.unwrap_or_else(|_| {
-            Err(StoreError::Unreadable {
-                path: path.into(),
-                why: "it breaks the database's own rules".into(),
-            })
-        })?;
-        let next = first_free(&tables, &known, &noted)?;
-        let torn = tails.cut().map_err(cannot)?;
-        // What was accepted as lost is not missed again.
-        for (log, noted) in noted {
-            let last = kept.get(&log).map_or(Sequence::ZERO, |kept| kept.last);
-            if last < noted {
-                heads.note(log, last).map_err(cannot)?;
-            }
-        }
+        let directory = Arc::new(Directory::take(path)?);
+        let heads = Heads::open(path).map_err(cannot_use(path))?;
+        let Opened {
+            tables,
+            known,
+            kept,
+            next,
+            torn,
+        } = Opened::open(&directory, durability, &heads, accept_loss)?;
         let kept = Arc::new(Mutex::new(kept));
-        let writing = Writing::new(tables.clone(), heads, retention, Arc::clone(&kept), observer);
-        let (writer, thread) = writer::start(writing).map_err(cannot)?;
+        let writing = Writing::new(
+            Arc::clone(&directory),
+            tables.clone(),
+            heads,
+            retention,
+            Arc::clone(&kept),
+            observer,
+        );
+        let (writer, thread) = writer::start(writing).map_err(cannot_use(path))?;
         Ok(Self {
-            path: path.into(),
+            directory,
             tables,
             max_rooms,
             known: Mutex::new(known),
             next: Mutex::new(next),
             kept,
-            secret,
             torn,
             writer,
             thread: Some(thread),
-            _lock: lock,
         })
     }
 
     /// What session tokens are made from: the same for as long as the directory exists.
     #[must_use]
-    pub const fn secret(&self) -> [u8; 32] {
-        self.secret
+    pub fn secret(&self) -> [u8; 32] {
+        self.directory.secret()
     }
 
     /// How many bytes of a write that a crash had interrupted were cut when the directory was opened. What they said was
@@ -207,206 +128,6 @@ impl DiskStore {
     }
 }
 
-type Opened = (Tables, HashMap<RoomName, (LogId, Epoch)>, HashMap<LogId, Kept>);
-
-/// Opens the database, and reads it all.
-fn open_database(
-    path: &Path,
-    durability: Durability,
-    noted: &[(LogId, Sequence)],
-    accept_loss: bool,
-) -> Result<Opened, StoreError> {
-    let unreadable = |why: String| StoreError::Unreadable {
-        path: path.into(),
-        why,
-    };
-    let cannot_open = |error: fjall::Error| match error {
-        // A file that is not there has been.
-        fjall::Error::Io(error) if error.kind() != ErrorKind::NotFound => StoreError::Directory {
-            path: path.into(),
-            why: error.to_string(),
-        },
-        // By another program: a server is kept out by the lock above it.
-        fjall::Error::Locked => StoreError::Locked(path.into()),
-        error => unreadable(error.to_string()),
-    };
-    let db = Database::builder(path.join(DATABASE))
-        .cache_size(CACHE)
-        .worker_threads(1)
-        .open()
-        .map_err(cannot_open)?;
-    let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
-    let tables = Tables {
-        rooms: db.keyspace("rooms", options).map_err(cannot_open)?,
-        records: db.keyspace("records", options).map_err(cannot_open)?,
-        snapshots: db.keyspace("snapshots", options).map_err(cannot_open)?,
-        db,
-        durability,
-    };
-    let mut known = HashMap::new();
-    for entry in tables.rooms.iter() {
-        let (name, value) = entry.into_inner().map_err(cannot_open)?;
-        let name = std::str::from_utf8(&name)
-            .ok()
-            .and_then(|name| RoomName::try_from(name).ok());
-        let name = name.ok_or(StoreError::Record {
-            sequence: Sequence::ZERO,
-            why: "a room's name is none",
-        })?;
-        known.insert(name, decode_entry(&value)?);
-    }
-    let kept = count(path, &tables, &mut known, noted, accept_loss).map_err(|error| match error {
-        StoreError::Database(why) => unreadable(why),
-        error => error,
-    })?;
-    Ok((tables, known, kept))
-}
-
-/// Counts what is kept of each log, and makes sure that none is shorter than it was; where that is accepted, such a log
-/// gets a new epoch, since its next events have places that others have had.
-fn count(
-    path: &Path,
-    tables: &Tables,
-    known: &mut HashMap<RoomName, (LogId, Epoch)>,
-    noted: &[(LogId, Sequence)],
-    accept_loss: bool,
-) -> Result<HashMap<LogId, Kept>, StoreError> {
-    let mut kept = HashMap::new();
-    for (room, (log, _)) in known.iter() {
-        kept.insert(*log, Kept::count(tables, room, *log)?);
-    }
-    for (log, noted) in noted {
-        let last = kept.get(log).map_or(Sequence::ZERO, |kept| kept.last);
-        if last < *noted {
-            let room = known.iter_mut().find(|(_, (id, _))| id == log);
-            if accept_loss {
-                if let Some((room, (_, epoch))) = room {
-                    *epoch = epoch.renewed(now());
-                    tables.enter(room, *log, *epoch)?;
-                    warn!(event = "log_truncated", %room, %last, %noted, %epoch, "events are gone, which is accepted; the room has a new epoch");
-                } else if *noted > Sequence::ZERO {
-                    warn!(event = "log_lost", log = log.0, %noted, "a room's name is gone, which is accepted, and with it its log");
-                }
-                continue;
-            }
-            return Err(StoreError::Shorter {
-                path: path.into(),
-                what: room.map_or_else(
-                    || "the log of a room whose name is gone".into(),
-                    |(room, _)| format!("the log of room {:?}", room.as_str()),
-                ),
-                last,
-                noted: *noted,
-            });
-        }
-    }
-    Ok(kept)
-}
-
-/// The first id that no log has had. The records of a room whose name was lost are still there: nobody else gets its id.
-fn first_free(
-    tables: &Tables,
-    known: &HashMap<RoomName, (LogId, Epoch)>,
-    noted: &[(LogId, Sequence)],
-) -> Result<u32, StoreError> {
-    let mut used: Vec<LogId> = known.values().map(|(log, _)| *log).collect();
-    used.extend(noted.iter().map(|(log, _)| *log));
-    for table in [&tables.records, &tables.snapshots] {
-        if let Some(entry) = table.iter().next_back() {
-            used.push(log_of(&entry.key()?)?);
-        }
-    }
-    Ok(used.into_iter().max().map_or(0, |log| log.0.saturating_add(1)))
-}
-
-fn now() -> WallTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    WallTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let cannot = |error: std::io::Error| StoreError::Directory {
-        path: path.into(),
-        why: error.to_string(),
-    };
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path.join("LOCK"))
-        .map_err(cannot)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.into())),
-        Err(TryLockError::Error(error)) => Err(cannot(error)),
-    }
-}
-
-fn check_format(path: &Path) -> Result<(), StoreError> {
-    let cannot = |error: std::io::Error| StoreError::Directory {
-        path: path.into(),
-        why: error.to_string(),
-    };
-    let file = path.join("FORMAT");
-    match fs::read_to_string(&file) {
-        Ok(found) if found.trim_end() == FORMAT => Ok(()),
-        Ok(found) => {
-            let found = found.trim_end().chars().take(40).collect();
-            Err(StoreError::Format {
-                path: path.into(),
-                found,
-                known: FORMAT,
-            })
-        }
-        // Whoever has a database has had a format, and nobody knows which.
-        Err(error) if error.kind() == ErrorKind::NotFound && path.join(DATABASE).exists() => {
-            Err(StoreError::Format {
-                path: path.into(),
-                found: "unknown: its file FORMAT is gone".into(),
-                known: FORMAT,
-            })
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            write_durably(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot)
-        }
-        Err(error) => Err(cannot(error)),
-    }
-}
-
-/// Reads the secret, or makes one.
-fn secret(path: &Path) -> std::io::Result<[u8; 32]> {
-    let file = path.join("secret");
-    match fs::read(&file) {
-        Ok(bytes) => bytes.try_into().map_err(|_| {
-            std::io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let secret: [u8; 32] = rand::random();
-            write_durably(&file, &secret)?;
-            Ok(secret)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Writes a small file so that after a crash it is there as a whole or not at all.
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let temporary: PathBuf = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    path.parent()
-        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
-}
-
 impl Store for DiskStore {
     fn is_blocking(&self) -> bool {
         true
@@ -425,6 +146,7 @@ impl Store for DiskStore {
             None => {
                 let entry = (LogId(*next), Epoch::created_at(at));
                 self.tables.enter(room, entry.0, entry.1)?;
+                self.directory.check()?;
                 *next = next.saturating_add(1);
                 self.kept().insert(entry.0, Kept::EMPTY);
                 self.lock().insert(room.clone(), entry);
@@ -492,12 +214,11 @@ impl Store for DiskStore {
 
     fn fill(&self) -> Fill {
         let events = self.kept().values().map(Kept::events).sum();
-        let free = rustix::fs::statvfs(&self.path).ok();
         Fill {
             events,
             // Of a database that is there; what it cannot say it does not have.
             bytes: self.tables.db.disk_space().unwrap_or_default(),
-            available: free.map(|free| free.f_bavail.saturating_mul(free.f_frsize)),
+            available: self.directory.available(),
         }
     }
 }
@@ -515,3 +236,7 @@ impl Drop for DiskStore {
 #[cfg(test)]
 #[path = "disk_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "damage_tests.rs"]
+mod damage_tests;

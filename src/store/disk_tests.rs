@@ -1,5 +1,7 @@
 //! Both stores keep what they are given; the one on disk keeps it across restarts and notices damage.
 
+use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -8,11 +10,15 @@ use super::super::{MemoryStore, encode_snapshot, read_page};
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
 
-fn open(path: &Path, retention: Retention) -> Result<DiskStore, StoreError> {
+pub(super) fn open(path: &Path, retention: Retention) -> Result<DiskStore, StoreError> {
     open_with(path, retention, false)
 }
 
-fn open_with(path: &Path, retention: Retention, accept_loss: bool) -> Result<DiskStore, StoreError> {
+pub(super) fn open_with(
+    path: &Path,
+    retention: Retention,
+    accept_loss: bool,
+) -> Result<DiskStore, StoreError> {
     let options = DiskOptions {
         durability: Durability::Sync,
         retention,
@@ -23,16 +29,16 @@ fn open_with(path: &Path, retention: Retention, accept_loss: bool) -> Result<Dis
 }
 
 /// A directory of its own, removed with the test.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("chitchat-store-{name}-{}", std::process::id()));
         fs::remove_dir_all(&path).ok();
         Self(path)
     }
 
-    fn open(&self, retention: Retention) -> DiskStore {
+    pub(super) fn open(&self, retention: Retention) -> DiskStore {
         open(&self.0, retention).unwrap()
     }
 }
@@ -43,12 +49,12 @@ impl Drop for Scratch {
     }
 }
 
-fn room(name: &str) -> RoomName {
+pub(super) fn room(name: &str) -> RoomName {
     RoomName::try_from(name).unwrap()
 }
 
 /// A record of events whose frames hold their sequence.
-fn record(first: u64, events: u32) -> Record {
+pub(super) fn record(first: u64, events: u32) -> Record {
     let frames: Vec<u8> = (0..events)
         .flat_map(|i| {
             let sequence = (first + u64::from(i)).to_be_bytes();
@@ -63,7 +69,7 @@ fn record(first: u64, events: u32) -> Record {
     }
 }
 
-fn snapshot(last: u64) -> Bytes {
+pub(super) fn snapshot(last: u64) -> Bytes {
     encode_snapshot(&Snapshot {
         time: LamportTime::default(),
         last: Sequence::new(last),
@@ -72,11 +78,11 @@ fn snapshot(last: u64) -> Bytes {
     })
 }
 
-async fn append(store: &dyn Store, log: LogId, records: Vec<Record>, snapshot: Option<Bytes>) {
+pub(super) async fn append(store: &dyn Store, log: LogId, records: Vec<Record>, snapshot: Option<Bytes>) {
     store.append(log, Append { records, snapshot }).await.unwrap();
 }
 
-fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
+pub(super) fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
     let page = read_page(
         store,
         log,

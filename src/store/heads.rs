@@ -1,10 +1,8 @@
 //! How far each log had come, noted beside the database.
 //!
-//! Why: what the database (fjall 3.1) cannot read in its journal it takes for the torn end of its last write, and cuts it
-//! off without a word, with everything behind it. That is right after a crash, when the end was never acknowledged. It is
-//! wrong when the journal was damaged later: a flipped bit in the header of a write, or a journal that was truncated, and
-//! all that had been synced behind that place is gone. (A flipped bit in a key or value is found by a checksum, and
-//! tables and versions have theirs: then the database does not open.)
+//! Why: what is not whole at the end of a journal was torn by a crash and never acknowledged, and is cut
+//! ([`Cuts`](super::journals::Cuts)); or the journal was damaged later, and all that had been synced behind that place is
+//! cut with it. (Damage in tables and versions is found by their checksums: then the database does not open.)
 //!
 //! So the writer notes after each commit, and before anybody hears of it, how far the logs are; and a start notices when
 //! one ends earlier. The notes are not synced: the end of the process does not lose them, and a power cut can only leave

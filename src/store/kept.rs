@@ -1,7 +1,7 @@
 //! What is kept of a log.
 
-use super::disk::Tables;
-use super::layout::{record_key, record_place};
+use super::layout::{decode_first, first_key, record_key, record_place};
+use super::tables::Tables;
 use super::{Bounds, LogId, Record, StoreError, decode_snapshot};
 use crate::domain::{ReplayError, RoomName, Sequence};
 
@@ -49,6 +49,19 @@ impl Kept {
             }
             kept.last = record.last();
             kept.bytes += value.len() as u64;
+        }
+        // What was let go of was noted with it. What is not there and was not let go of is lost.
+        if let Some(first) = tables.snapshots.get(first_key(log))? {
+            let first = decode_first(&first)?;
+            if kept.last >= kept.first && kept.first > first {
+                return Err(StoreError::Log {
+                    room: room.clone(),
+                    why: ReplayError::Hole {
+                        after: first.previous(),
+                        next: kept.first,
+                    },
+                });
+            }
         }
         if let Some(snapshot) = tables.snapshots.get(log.0.to_be_bytes())? {
             kept.snapshot = decode_snapshot(&snapshot)?.last;

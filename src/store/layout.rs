@@ -25,6 +25,22 @@ pub(super) fn record_place(key: &[u8]) -> Result<Sequence, StoreError> {
     })
 }
 
+/// The key, beside a log's snapshot, under which the place of the first event is that is kept.
+pub(super) fn first_key(log: LogId) -> [u8; 5] {
+    let mut key = *b"\0\0\0\0f";
+    key[..4].copy_from_slice(&log.0.to_be_bytes());
+    key
+}
+
+/// What stands under [`first_key`].
+pub(super) fn decode_first(value: &[u8]) -> Result<Sequence, StoreError> {
+    let first = value.try_into().map(u64::from_be_bytes).map(Sequence::new);
+    first.map_err(|_| StoreError::Record {
+        sequence: Sequence::ZERO,
+        why: "where its log begins is damaged",
+    })
+}
+
 /// The log that a record's or a snapshot's key begins with.
 pub(super) fn log_of(key: &[u8]) -> Result<LogId, StoreError> {
     let log = key.first_chunk().copied().map(u32::from_be_bytes);

@@ -9,17 +9,23 @@
 //! - Records of a room are appended in order, each beginning where the one before ended.
 //! - A failure is final: nothing more is appended, and nothing that failed is acknowledged.
 
+mod directory;
 mod disk;
+mod durability;
 mod error;
 mod heads;
+mod journal;
+mod journals;
 mod kept;
 mod layout;
 mod memory;
 mod observer;
+mod opening;
+mod parts;
 mod record;
 mod retention;
 mod snapshot;
-mod tails;
+mod tables;
 mod writer;
 mod writing;
 
@@ -31,7 +37,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-pub use disk::{DiskOptions, DiskStore, Durability};
+pub use disk::{DiskOptions, DiskStore};
+pub use durability::Durability;
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use observer::Observer;

@@ -8,11 +8,12 @@ use std::time::Instant;
 use fjall::OwnedWriteBatch;
 use tracing::error;
 
-use super::disk::Tables;
+use super::directory::Directory;
 use super::heads::Heads;
 use super::kept::Kept;
-use super::layout::{record_key, record_place};
+use super::layout::{first_key, record_key, record_place};
 use super::observer::Observer;
+use super::tables::Tables;
 use super::{Append, LogId, Record, Retention, StoreError, decode_snapshot};
 
 /// Records are let go in portions of at least this share of what may be kept, so that most appends need not look.
@@ -24,8 +25,12 @@ const LET_GO_AT_ONCE: usize = 4_096;
 /// The most logs that one commit lets give way to the others.
 const GIVE_WAY_AT_ONCE: usize = 16;
 
+/// Where fewer bytes are free than this, a failure is that of a full disk.
+const FULL: u64 = 1 << 20;
+
 /// Commits appends, and lets go of what is beyond the limits.
 pub(super) struct Writing {
+    directory: Arc<Directory>,
     tables: Tables,
     heads: Heads,
     retention: Retention,
@@ -41,6 +46,7 @@ pub(super) struct Writing {
 
 impl Writing {
     pub(super) fn new(
+        directory: Arc<Directory>,
         tables: Tables,
         heads: Heads,
         retention: Retention,
@@ -50,6 +56,7 @@ impl Writing {
         let total = lock(&kept).values().map(|kept| kept.bytes).sum();
         let limit = retention.total_bytes;
         Self {
+            directory,
             tables,
             heads,
             retention,
@@ -119,7 +126,8 @@ impl Writing {
             return Ok(());
         }
         let begun = Instant::now();
-        self.commit(batch)?;
+        self.commit(batch).map_err(|error| self.explain(&error))?;
+        self.directory.check()?;
         self.observer.committed(begun.elapsed());
         self.note(&changed)?;
         self.lock().extend(changed);
@@ -141,20 +149,18 @@ impl Writing {
 
     /// Writes a batch, and makes it durable.
     #[cfg(not(feature = "failpoints"))]
-    fn commit(&self, batch: OwnedWriteBatch) -> Result<(), StoreError> {
-        batch.durability(Some(self.tables.durability.mode())).commit()?;
-        Ok(())
+    fn commit(&self, batch: OwnedWriteBatch) -> fjall::Result<()> {
+        batch.durability(Some(self.tables.durability.mode())).commit()
     }
 
     /// The same in two steps, to crash in between.
     #[cfg(feature = "failpoints")]
-    fn commit(&self, batch: OwnedWriteBatch) -> Result<(), StoreError> {
+    fn commit(&self, batch: OwnedWriteBatch) -> fjall::Result<()> {
         use crate::failpoint::{fails, is_on, pass};
 
         pass("before-write");
         if is_on("skip-sync") {
-            batch.durability(None).commit()?;
-            return Ok(());
+            return batch.durability(None).commit();
         }
         batch.durability(Some(fjall::PersistMode::Buffer)).commit()?;
         pass("before-sync");
@@ -162,11 +168,29 @@ impl Writing {
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         if fails("before-sync") {
-            return Err(StoreError::Database("the disk fails on request".into()));
+            return Err(std::io::Error::other("the disk fails on request").into());
         }
         self.tables.db.persist(self.tables.durability.mode())?;
         pass("after-sync");
         Ok(())
+    }
+
+    /// Why a commit failed.
+    fn explain(&self, error: &fjall::Error) -> StoreError {
+        let why = match error {
+            fjall::Error::Io(error) => error.to_string(),
+            // Of what failed in the background, the writing of a table, the database says nothing else.
+            fjall::Error::Poisoned => {
+                "the database has stopped after a write that failed in the background".into()
+            }
+            error => error.to_string(),
+        };
+        let full = match self.directory.available() {
+            Some(available) if available < FULL => format!(" (the disk is full: {available} bytes are free)"),
+            _ => String::new(),
+        };
+        let path = self.directory.path().display();
+        StoreError::Database(format!("cannot write in {path}: {why}{full}"))
     }
 
     /// What is kept of `log`, which was counted or made.
@@ -225,6 +249,7 @@ impl Writing {
         is_wanted: impl Fn(&Kept, &Record) -> bool,
     ) -> Result<(), StoreError> {
         let range = record_key(log, kept.first)..=record_key(log, kept.snapshot);
+        let before = kept.first;
         for entry in self.tables.records.range(range).take(LET_GO_AT_ONCE) {
             let (key, value) = entry.into_inner()?;
             let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
@@ -235,6 +260,10 @@ impl Writing {
             kept.first = record.last().next();
             kept.bytes = kept.bytes.saturating_sub(value.len() as u64);
             batch.remove(&self.tables.records, key.to_vec());
+        }
+        if kept.first > before {
+            let first = kept.first.get().to_be_bytes();
+            batch.insert(&self.tables.snapshots, first_key(log), first);
         }
         Ok(())
     }

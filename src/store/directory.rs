@@ -1,0 +1,164 @@
+//! The directory that a store on disk lies in. One server has it at a time.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+
+/// The version of the directory's format that this version writes and knows.
+const FORMAT: &str = "chitchat 1";
+
+/// A directory that nobody else has: it is free for another server when this is dropped.
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Held for its lock.
+    lock: File,
+    secret: [u8; 32],
+}
+
+impl Directory {
+    /// Takes the directory at `path`, making it if there is none. Waits for the disk.
+    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+        let cannot = cannot_use(path);
+        fs::create_dir_all(path).map_err(&cannot)?;
+        let lock = lock(path)?;
+        let directory = Self {
+            path: path.into(),
+            lock,
+            secret: [0; 32],
+        };
+        directory.check_format()?;
+        let secret = secret(path).map_err(&cannot)?;
+        Ok(Self { secret, ..directory })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the database is.
+    pub(super) fn database(&self) -> PathBuf {
+        self.path.join("db")
+    }
+
+    /// Random bytes, the same for as long as the directory exists.
+    pub(super) const fn secret(&self) -> [u8; 32] {
+        self.secret
+    }
+
+    /// Makes sure that it was not removed or moved away since: what is written then is nowhere, or another server's.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let lies_there = || -> io::Result<bool> {
+            let (held, found) = (self.lock.metadata()?, fs::metadata(self.path.join("LOCK"))?);
+            Ok((held.dev(), held.ino()) == (found.dev(), found.ino()))
+        };
+        match lies_there() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.cannot_use("it was replaced while the server had it")),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(self.cannot_use("it was removed or moved while the server had it"))
+            }
+            Err(error) => Err(self.cannot_use(&error.to_string())),
+        }
+    }
+
+    /// How many bytes are free there, where that can be said.
+    pub(super) fn available(&self) -> Option<u64> {
+        let free = rustix::fs::statvfs(&self.path).ok()?;
+        Some(free.f_bavail.saturating_mul(free.f_frsize))
+    }
+
+    /// That it cannot be used, and why.
+    pub(super) fn cannot_use(&self, why: &str) -> StoreError {
+        StoreError::Directory {
+            path: self.path.clone(),
+            why: why.into(),
+        }
+    }
+
+    /// That the database in it is damaged, and how.
+    pub(super) fn unreadable(&self, why: String) -> StoreError {
+        StoreError::Unreadable {
+            path: self.path.clone(),
+            why,
+        }
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let file = self.path.join("FORMAT");
+        let not_known = |found: String| StoreError::Format {
+            path: self.path.clone(),
+            found,
+            known: FORMAT,
+        };
+        match fs::read_to_string(&file) {
+            Ok(found) if found.trim_end() == FORMAT => Ok(()),
+            Ok(found) => Err(not_known(found.trim_end().chars().take(40).collect())),
+            // Whoever has a database has had a format, and nobody knows which.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.database().exists() => {
+                Err(not_known("unknown: its file FORMAT is gone".into()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                write_durably(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot_use(&self.path))
+            }
+            Err(error) => Err(cannot_use(&self.path)(error)),
+        }
+    }
+}
+
+/// How an error in the directory at `path` is told.
+pub(super) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    |error| StoreError::Directory {
+        path: path.into(),
+        why: error.to_string(),
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let cannot = cannot_use(path);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("LOCK"))
+        .map_err(&cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.into())),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
+    }
+}
+
+/// Reads the secret, or makes one.
+fn secret(path: &Path) -> io::Result<[u8; 32]> {
+    let file = path.join("secret");
+    match fs::read(&file) {
+        Ok(bytes) => bytes
+            .try_into()
+            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let secret: [u8; 32] = rand::random();
+            write_durably(&file, &secret)?;
+            Ok(secret)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a small file so that after a crash it is there as a whole or not at all.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary: PathBuf = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
