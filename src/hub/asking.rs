@@ -41,6 +41,17 @@ impl<T> Asking<T> {
             stage: Stage::Looking(request(reply), answer),
         }
     }
+
+    /// A request that no room need be asked for.
+    pub(super) fn refused(hub: Arc<Hub>, room: RoomName, error: HubError) -> Self {
+        let (reply, answer) = oneshot::channel();
+        reply.send(Err(error)).ok();
+        Self {
+            hub,
+            room,
+            stage: Stage::Waiting(answer),
+        }
+    }
 }
 
 impl<T> Unpin for Asking<T> {}

@@ -24,7 +24,7 @@ use super::frame;
 use super::member::{Entry, Member};
 use super::notice::{self, Speaking};
 use super::now::wall_time;
-use super::observer::{Accepted, Observer, Refused, Stored, Trail};
+use super::observer::{Accepted, Observer, Stored, Trail};
 use super::reader::Reader;
 use super::receipt::Receipt;
 use super::recovery::Recovered;
@@ -447,7 +447,13 @@ impl Driver {
                 notice::repeated(&speaking, original, time, said.message_id.as_ref())
             }
             Outcome::Refused { refusal, time } => {
-                self.refuse_message(&refusal, time, &said, &received);
+                said.refused(
+                    &*self.shared.observer,
+                    &self.handle.name,
+                    &refusal,
+                    time,
+                    &received,
+                );
                 notice::refused(&speaking, &refusal, time, said.message_id.as_ref())
             }
         };
@@ -460,7 +466,7 @@ impl Driver {
     }
 
     fn post(&mut self, post: Post, reply: Reply<Posted>, received: Receipt, at: WallTime) {
-        let said = Said::new(post.timestamp, post.message_id.as_ref(), post.trace.as_ref());
+        let said = Said::from(&post);
         match self.room.apply(Command::Post(post), at) {
             Outcome::Accepted(mut event) => {
                 let trail = self.follow(&mut event, said.claimed, &received);
@@ -478,24 +484,16 @@ impl Driver {
                 });
             }
             Outcome::Refused { refusal, time } => {
-                self.refuse_message(&refusal, time, &said, &received);
+                said.refused(
+                    &*self.shared.observer,
+                    &self.handle.name,
+                    &refusal,
+                    time,
+                    &received,
+                );
                 reply.send(Err(refusal.into())).ok();
             }
         }
-    }
-
-    fn refuse_message(&self, refusal: &Refusal, time: LamportTime, said: &Said, received: &Receipt) {
-        self.shared.observer.refused(refusal);
-        self.shared.observer.refused_message(&Refused {
-            room: &self.handle.name,
-            refusal,
-            message_id: said.message_id.as_ref(),
-            time,
-            claimed: said.claimed,
-            received: received.at,
-            trace: said.trace.as_ref(),
-            stream: received.stream.as_deref(),
-        });
     }
 
     fn leave(&mut self, leave: Leave, received: &Receipt, at: WallTime) {

@@ -23,9 +23,10 @@ use super::receipt::Receipt;
 use super::recovery::{self, Recovered};
 use super::request::{Posted, Request};
 use super::room::RoomHandle;
+use super::said::Said;
 use super::start::Start;
 use super::token::Tokens;
-use crate::domain::{Epoch, Post, RoomName, Rules, Sequence};
+use crate::domain::{Command, Epoch, LamportTime, Outcome, Post, Refusal, Room, RoomName, Rules, Sequence};
 use crate::order::Sender;
 use crate::store::{Bounds, Page, Store, StoreError, read_page, read_page_back};
 
@@ -206,6 +207,11 @@ impl Hub {
     /// future must be polled within a Tokio runtime.
     #[must_use]
     pub fn join(self: &Arc<Self>, room: RoomName, entrance: Entrance, received: Instant) -> Asking<Member> {
+        let first = || Command::Join(entrance.join.clone());
+        if let Some((refusal, _)) = self.refusal_of_first(&room, first) {
+            self.shared.observer.refused(&refusal);
+            return Asking::refused(Arc::clone(self), room, refusal.into());
+        }
         let received = received.into();
         let entrance = Box::new(entrance);
         Asking::new(Arc::clone(self), room, |reply| Request::Join {
@@ -218,6 +224,10 @@ impl Hub {
     /// Says something in `room`, which is made if need be, without entering it. Ready when it is durable.
     #[must_use]
     pub fn post(self: &Arc<Self>, room: RoomName, post: Post, received: Receipt) -> Asking<Posted> {
+        if let Some((refusal, time)) = self.refusal_of_first(&room, || Command::Post(post.clone())) {
+            Said::from(&post).refused(&*self.shared.observer, &room, &refusal, time, &received);
+            return Asking::refused(Arc::clone(self), room, refusal.into());
+        }
         let post = Box::new(post);
         Asking::new(Arc::clone(self), room, |reply| Request::Post {
             post,
@@ -248,6 +258,21 @@ impl Hub {
     pub async fn describe(self: &Arc<Self>, room: RoomName) -> Result<Description, HubError> {
         self.check_exists(&room)?;
         Asking::new(Arc::clone(self), room, |reply| Request::Describe { reply }).await
+    }
+
+    /// Why a room that there is not yet would refuse what is to be its first event: what is refused makes no room.
+    fn refusal_of_first(
+        &self,
+        room: &RoomName,
+        first: impl FnOnce() -> Command,
+    ) -> Option<(Refusal, LamportTime)> {
+        if self.shared.store.exists(room) {
+            return None;
+        }
+        match Room::new(self.rules).apply(first(), wall_time()) {
+            Outcome::Refused { refusal, time } => Some((refusal, time)),
+            Outcome::Accepted(_) | Outcome::Repeated { .. } => None,
+        }
     }
 
     fn check_exists(&self, room: &RoomName) -> Result<(), HubError> {

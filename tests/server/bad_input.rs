@@ -1,7 +1,7 @@
 //! What must not be sent, what is answered, and that nobody else notices.
 
 use chitchat::proto::chat_service_client::ChatServiceClient;
-use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode, SendMessageRequest};
+use chitchat::proto::{EventType, JoinMsgLeave, ListRoomsRequest, NoticeCode, SendMessageRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -270,4 +270,49 @@ async fn a_call_is_no_longer_than_a_message_can_be() {
     }
     // The first was received and refused, which ticks the clock.
     undisturbed(&mut witness, 2).await;
+}
+
+#[tokio::test]
+async fn what_is_refused_makes_no_room() {
+    let (server, _witness) = with_witness().await;
+    let mut calls = ChatServiceClient::new(server.channel().await);
+    for first in [
+        join("Server"),
+        JoinMsgLeave {
+            timestamp: i64::MAX,
+            ..join("Ada")
+        },
+    ] {
+        let first = JoinMsgLeave {
+            room: "new".into(),
+            ..first
+        };
+        refused(&server, first).await;
+    }
+    let post = |msg: &str| SendMessageRequest {
+        room: "new".into(),
+        client_name: "bot".into(),
+        msg: msg.into(),
+        ..SendMessageRequest::default()
+    };
+    let status = calls.send_message(post(&"x".repeat(20_000))).await.unwrap_err();
+    assert_eq!(reason(&status), "MESSAGE_TOO_LONG");
+    let mut rooms = async || {
+        let listed = calls.list_rooms(ListRoomsRequest::default()).await.unwrap();
+        let rooms = listed.into_inner().rooms;
+        rooms.into_iter().map(|room| room.room).collect::<Vec<_>>()
+    };
+    assert_eq!(rooms().await, ["lobby"]);
+    let refusals = [
+        ("name_taken", 1.0),
+        ("timestamp_out_of_range", 1.0),
+        ("message_too_long", 1.0),
+    ];
+    for (reason, count) in refusals {
+        let metric = format!("chitchat_events_rejected_total{{reason=\"{reason}\",");
+        assert_eq!(server.metric(&metric).await, count, "{reason}");
+    }
+    calls.send_message(post("hi")).await.unwrap();
+    let listed = calls.list_rooms(ListRoomsRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().rooms.len(), 2);
 }
