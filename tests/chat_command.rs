@@ -313,18 +313,20 @@ fn a_server_that_does_not_let_go_holds_nobody() {
 
 #[test]
 fn a_signal_ends_a_connection_attempt() {
-    // Accepts by the backlog and says nothing.
-    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
-    let run = Run::chat(mute.local_addr().unwrap(), "bot");
-    let (mut stream, _) = mute.accept().unwrap();
-    // The preface tells that the command is there and waits for an answer.
-    stream.read_exact(&mut [0; 24]).unwrap();
-    run.signal(Signal::SIGINT);
-    let ended = run.ended();
-    assert_eq!(
-        (ended.code, ended.stderr.as_str()),
-        (Some(130), "chitchat: interrupted\n")
-    );
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        // Accepts by the backlog and says nothing.
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let run = Run::chat(mute.local_addr().unwrap(), "bot");
+        let (mut stream, _) = mute.accept().unwrap();
+        // The preface tells that the command is there and waits for an answer.
+        stream.read_exact(&mut [0; 24]).unwrap();
+        run.signal(signal);
+        let ended = run.ended();
+        assert_eq!(
+            (ended.code, ended.stderr.as_str()),
+            (Some(code), "chitchat: interrupted\n")
+        );
+    }
 }
 
 #[test]

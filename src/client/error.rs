@@ -20,7 +20,7 @@ const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing that speaks gRPC is there.
-    #[error("no chat server can be reached at {address}: {}", Root(.source.as_ref()))]
+    #[error("no chat server can be reached at {address}: {}{}", Root(.source.as_ref()), hint(.source.as_ref()))]
     Unreachable {
         /// Where it was looked for.
         address: ServerAddress,
@@ -128,6 +128,16 @@ impl fmt::Display for Root<'_> {
             root = cause;
         }
         fmt::Display::fmt(root, f)
+    }
+}
+
+/// What may help where a connection was made and something else answers, or nothing.
+fn hint(error: &(dyn StdError + 'static)) -> &'static str {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    if causes.any(<dyn StdError>::is::<hyper::Error>) {
+        "; is that the port for gRPC, without TLS?"
+    } else {
+        ""
     }
 }
 

@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::duration::duration;
+use super::number::whole;
 use super::{Failure, client_runtime};
 use crate::bench::{self, BenchError, Http2Settings, Load, Plan, Protocol, Until};
+use crate::client::ServerAddress;
 
 /// Puts load on a server and checks every delivery: lost, duplicated, out of order.
 ///
@@ -15,34 +17,34 @@ use crate::bench::{self, BenchError, Http2Settings, Load, Plan, Protocol, Until}
 /// server broke one of these promises. Run it against a server of its own, not one that people use.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    /// The server, host:port (plain TCP, no TLS).
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50052")]
-    server: String,
+    /// The server: host:port or http://host:port (plain TCP, no TLS).
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
+    server: ServerAddress,
     /// What the server speaks.
     #[arg(long, value_enum, default_value_t = Spoken::Chitchat)]
     protocol: Spoken,
 
     /// Clients that only read.
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Clients")]
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Clients", value_parser = whole::<u32>)]
     subscribers: u32,
     /// Clients that send (and read), each on a connection of its own.
-    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Clients")]
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Clients", value_parser = whole::<u32>)]
     publishers: u32,
     /// Connections that the subscribers share [default: one each].
-    #[arg(long, value_name = "N", help_heading = "Clients")]
+    #[arg(long, value_name = "N", help_heading = "Clients", value_parser = whole::<u32>)]
     connections: Option<u32>,
     /// Rooms over which the clients are spread; with one room it is the lobby.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clients")]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clients", value_parser = whole::<u32>)]
     rooms: u32,
 
     /// Closed loop: each publisher sends while fewer than N of its messages have not come back.
-    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Load")]
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Load", value_parser = whole::<u32>)]
     outstanding: u32,
     /// As fast as flow control permits.
     #[arg(long, conflicts_with_all = ["outstanding", "rate"], help_heading = "Load")]
     flood: bool,
     /// Open loop: N messages a second in total on a fixed timetable; latency counts from the intended time.
-    #[arg(long, value_name = "N", conflicts_with = "outstanding", help_heading = "Load")]
+    #[arg(long, value_name = "N", conflicts_with = "outstanding", help_heading = "Load", value_parser = whole::<u64>)]
     rate: Option<u64>,
     /// Holds the clients without load, then sends one message and tells when it has reached everybody.
     #[arg(
@@ -52,7 +54,7 @@ pub(super) struct Bench {
     )]
     idle: bool,
     /// Length of a text in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 100, help_heading = "Load")]
+    #[arg(long, value_name = "BYTES", default_value_t = 100, help_heading = "Load", value_parser = whole::<usize>)]
     payload: usize,
     /// Load before the measured time.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Load")]
@@ -68,28 +70,27 @@ pub(super) struct Bench {
     patience: Duration,
 
     /// The server's process: tells its CPU time per delivery and its memory per client (Linux).
-    #[arg(long, value_name = "PID", help_heading = "Report")]
+    #[arg(long, value_name = "PID", help_heading = "Report", value_parser = whole::<u32>)]
     pid: Option<u32>,
     /// One JSON object instead of a table.
     #[arg(long, help_heading = "Report")]
     json: bool,
 
     /// Threads of the generator.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Generator")]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Generator", value_parser = whole::<u32>)]
     threads: u32,
     /// The largest HTTP/2 frame that the clients announce.
     #[arg(
         long,
         value_name = "BYTES",
         default_value_t = 16_384,
-        help_heading = "Generator"
-    )]
+        help_heading = "Generator", value_parser = whole::<u32>)]
     max_frame_size: u32,
     /// The HTTP/2 window of a stream that the clients announce.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, help_heading = "Generator")]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, help_heading = "Generator", value_parser = whole::<u32>)]
     stream_window: u32,
     /// The HTTP/2 window of a connection that the clients announce.
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Generator")]
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Generator", value_parser = whole::<u32>)]
     connection_window: u32,
 }
 
@@ -138,7 +139,7 @@ impl Bench {
             },
         };
         Plan {
-            server: self.server,
+            server: self.server.to_string(),
             protocol,
             subscribers: self.subscribers,
             connections: self.connections,

@@ -59,7 +59,7 @@ impl ChatCommand {
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
         let presence = tokio::select! {
             presence = self.join() => presence?,
-            _ = signals.next() => return Err(Failure::Interrupted),
+            signal = signals.next() => return Err(Failure::Interrupted(signal)),
         };
 
         let (terminal, inputs, output) = faces()?;
@@ -82,7 +82,7 @@ impl ChatCommand {
         let patience = terminal.as_ref().map_or(Duration::MAX, |_| LAST_LINES_WITHIN);
         let written = tokio::select! {
             written = timeout(patience, output.finish()) => written.unwrap_or(Ok(())),
-            _ = signals.next() => Err(Failure::Interrupted),
+            signal = signals.next() => Err(Failure::Interrupted(signal)),
         };
         if let Some(asides) = asides {
             // What nobody reads is not waited for.

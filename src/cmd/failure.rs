@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use crate::shutdown::Signal;
+
 /// The command line was wrong (`EX_USAGE`).
 const USAGE: u8 = 64;
 /// The input was wrong (`EX_DATAERR`).
@@ -22,8 +24,6 @@ const PROTOCOL: u8 = 76;
 const REFUSED: u8 = 77;
 /// The configuration is wrong (`EX_CONFIG`).
 const CONFIG: u8 = 78;
-/// The user ended it, as a shell reports a program that SIGINT ended.
-const INTERRUPTED: u8 = 130;
 
 /// Why a command failed. The text is one line for people: what was wrong, with what value, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub enum Failure {
     Refused(String),
     /// The configuration is wrong: 78. One line a mistake.
     Config(Vec<String>),
-    /// The user ended it before it was done: 130.
-    Interrupted,
+    /// A signal ended it before it was done: 130 or 143.
+    Interrupted(Signal),
 }
 
 impl Failure {
@@ -62,7 +62,7 @@ impl Failure {
             Self::Protocol(_) => PROTOCOL,
             Self::Refused(_) => REFUSED,
             Self::Config(_) => CONFIG,
-            Self::Interrupted => INTERRUPTED,
+            Self::Interrupted(signal) => signal.exit_code(),
         }
     }
 
@@ -78,7 +78,7 @@ impl Failure {
             | Self::Io(text)
             | Self::Protocol(text)
             | Self::Refused(text) => *text = format!("line {number} was not acknowledged: {text}"),
-            Self::Config(_) | Self::Interrupted => {}
+            Self::Config(_) | Self::Interrupted(_) => {}
         }
         self
     }
@@ -102,7 +102,7 @@ impl fmt::Display for Failure {
             | Self::Io(text)
             | Self::Protocol(text)
             | Self::Refused(text) => write!(f, "chitchat: {text}"),
-            Self::Interrupted => write!(f, "chitchat: interrupted"),
+            Self::Interrupted(_) => write!(f, "chitchat: interrupted"),
             Self::Config(mistakes) => {
                 for (index, mistake) in mistakes.iter().enumerate() {
                     let end = if index == 0 { "" } else { "\n" };

@@ -20,7 +20,7 @@ pub(super) struct HealthCommand {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     service: String,
     /// How long to wait for the answer.
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = patience)]
+    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = patience)]
     timeout: Duration,
 }
 

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::aside::aside;
 use super::client_arguments::ClientArguments;
+use super::number::whole;
 use super::printer::{JsonArgument, Printer};
 use super::room_argument::RoomArgument;
 use super::{Failure, client_runtime};
@@ -16,13 +17,13 @@ use crate::domain::RoomName;
 #[derive(Debug, Args)]
 pub(super) struct HistoryCommand {
     /// At most this many events: the first ones with --after, else the newest.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
     limit: u64,
     /// Only the events after the one of this sequence.
-    #[arg(long, value_name = "SEQUENCE")]
+    #[arg(long, value_name = "SEQUENCE", value_parser = whole::<u64>)]
     after: Option<u64>,
     /// Only the events before the one of this sequence.
-    #[arg(long, value_name = "SEQUENCE")]
+    #[arg(long, value_name = "SEQUENCE", value_parser = whole::<u64>)]
     before: Option<u64>,
     #[command(flatten)]
     of: RoomArgument,

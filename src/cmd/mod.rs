@@ -15,6 +15,7 @@ mod history;
 mod json;
 mod lines;
 mod name_argument;
+mod number;
 mod printer;
 mod retry_argument;
 mod room_argument;
@@ -77,8 +78,11 @@ impl Command {
 /// Parses `arguments` (the program's name first), runs the command they name and gives the exit code. What went wrong
 /// goes to stderr as one line.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let parsed = environment::lenient(Cli::command())
-        .try_get_matches_from(arguments)
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut command = environment::lenient(Cli::command());
+    let parsed = command
+        .try_get_matches_from_mut(&arguments)
+        .map_err(|error| environment::blamed(error, &command, &arguments))
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,

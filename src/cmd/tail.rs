@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::aside::{RECONNECTED, RECONNECTING, aside};
 use super::client_arguments::ClientArguments;
+use super::number::whole;
 use super::printer::{JsonArgument, Printer};
 use super::retry_argument::RetryArgument;
 use super::room_argument::RoomArgument;
@@ -21,7 +22,7 @@ use crate::telemetry::ClientSpans;
 #[derive(Debug, Args)]
 pub(super) struct TailCommand {
     /// How many of the newest events to begin with.
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<u32>)]
     last: u32,
     /// Go on with what happens next (the default).
     #[arg(long, overrides_with = "no_follow")]
@@ -30,7 +31,7 @@ pub(super) struct TailCommand {
     #[arg(long, overrides_with = "follow")]
     no_follow: bool,
     /// Stop after this many events.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     count: Option<u64>,
     #[command(flatten)]
     of: RoomArgument,
@@ -72,7 +73,7 @@ impl TailCommand {
         while rest > 0 && !printer.is_closed() {
             let event = tokio::select! {
                 event = follower.next() => event?,
-                _ = signals.next() => return Err(Failure::Interrupted),
+                signal = signals.next() => return Err(Failure::Interrupted(signal)),
             };
             match event {
                 Event::Message(message) => {

@@ -113,6 +113,12 @@ fn variables_are_read_as_deployments_write_them() {
     for (in_memory, grace) in [("maybe", "10s"), ("on", "soon")] {
         let (code, told) = serve(in_memory, grace);
         assert_eq!(code, Some(64), "{told}");
+        let variable = if grace == "soon" {
+            "CHITCHAT_RESUME_GRACE, the variable of --resume-grace"
+        } else {
+            "CHITCHAT_IN_MEMORY"
+        };
+        assert!(told.contains(variable), "{told}");
     }
 }
 

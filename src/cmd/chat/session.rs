@@ -112,9 +112,9 @@ impl Session {
                         course.leave(&mut presence);
                     }
                 },
-                _ = signals.next() => {
+                signal = signals.next() => {
                     if course.phase == Phase::Leaving {
-                        return Err(Failure::Interrupted);
+                        return Err(Failure::Interrupted(signal));
                     }
                     course.leave(&mut presence);
                 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use crate::cmd::duration::duration;
+use crate::cmd::number::whole;
 use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -66,6 +67,7 @@ pub struct Args {
         long,
         env = "CHITCHAT_RETAIN_EVENTS",
         value_name = "N",
+        value_parser = whole::<u64>,
         help_heading = "Store"
     )]
     retain_events: Option<u64>,
@@ -75,6 +77,7 @@ pub struct Args {
         long,
         env = "CHITCHAT_RETAIN_BYTES",
         value_name = "BYTES",
+        value_parser = whole::<u64>,
         help_heading = "Store"
     )]
     retain_bytes: Option<u64>,
@@ -88,6 +91,7 @@ pub struct Args {
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
         value_name = "BYTES",
+        value_parser = whole::<u64>,
         help_heading = "Store"
     )]
     retain_total_bytes: Option<u64>,
@@ -97,7 +101,7 @@ pub struct Args {
     resume_grace: Duration,
 
     /// The longest text, in characters
-    #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, value_parser = whole::<usize>, help_heading = "Rooms")]
     max_message_chars: usize,
 
     /// How far a client's Lamport time may be ahead of its room's
@@ -105,11 +109,11 @@ pub struct Args {
     max_clock_ahead: i64,
 
     /// How many may be in a room at a time
-    #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, value_parser = whole::<usize>, help_heading = "Rooms")]
     max_participants: usize,
 
     /// How many rooms there may be
-    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubOptions::default().max_rooms, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubOptions::default().max_rooms, value_parser = whole::<usize>, help_heading = "Rooms")]
     max_rooms: usize,
 
     /// Lets several participants of a room have the same name
@@ -117,7 +121,7 @@ pub struct Args {
     allow_duplicate_names: bool,
 
     /// How much a room keeps in memory for readers that are behind
-    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubOptions::default().feed_bytes, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubOptions::default().feed_bytes, value_parser = whole::<usize>, help_heading = "Rooms")]
     feed_bytes: usize,
 
     /// The longest that events of a busy room with many subscribers are gathered, to be told together; 0s = not at all. The first
@@ -130,12 +134,13 @@ pub struct Args {
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
         value_name = "N",
+        value_parser = whole::<usize>,
         help_heading = "Connections"
     )]
     max_connections: Option<usize>,
 
     /// How many streams a connection may have open
-    #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, help_heading = "Connections")]
+    #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = whole::<u32>, help_heading = "Connections")]
     max_streams_per_connection: u32,
 
     /// How long a connection may be silent before it is asked for a sign of life
@@ -185,7 +190,7 @@ pub struct Args {
     log_format: LogFormat,
 
     /// How many messages a second are traced because their senders want it; beyond that the own sampler decides
-    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", default_value_t = DEFAULT_WISHES_PER_SECOND, help_heading = "Process")]
+    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", default_value_t = DEFAULT_WISHES_PER_SECOND, value_parser = whole::<u32>, help_heading = "Process")]
     pub(super) trace_wishes: u32,
 }
 

@@ -76,15 +76,12 @@ async fn serve(config: Config, exports: Exports) -> Result<(), Failure> {
         tokio::spawn(async move {
             let second = signals.next().await;
             eprintln!("chitchat: {second} after {first}: ending at once");
-            std::process::exit(EXIT_AT_ONCE);
+            std::process::exit(second.exit_code().into());
         });
-        first
+        first.as_str()
     });
     served.await
 }
-
-/// The exit code of a process that was told to end at once, as a shell gives it for SIGINT.
-const EXIT_AT_ONCE: i32 = 130;
 
 fn system(what: &str, error: &io::Error) -> Failure {
     Failure::Software(format!("cannot {what}: {error}"))

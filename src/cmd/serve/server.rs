@@ -169,10 +169,7 @@ impl Server {
         };
         let drain = async {
             hub.drain(RECONNECT_AFTER).await;
-            // Whoever watches the health knows by now; the watch would hold its connection open.
-            for service in ["", CHAT_SERVICE] {
-                health.clone().clear_service_status(service).await;
-            }
+            end_watches(health).await;
             serving.await
         };
         let drained = timeout_at(
@@ -260,6 +257,15 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
+/// Ends the watches of the health: who watches knows by now, and would hold the connection open. Who asks once is
+/// answered as before.
+async fn end_watches(mut health: HealthReporter) {
+    for service in ["", CHAT_SERVICE] {
+        health.clear_service_status(service).await;
+    }
+    set_health(&health, ServingStatus::NotServing).await;
+}
+
 /// Adds server reflection, in both versions that tools ask for.
 fn reflection(routes: Routes) -> Routes {
     let builder = || {
@@ -286,4 +292,34 @@ fn cannot_bind(flag: &str, address: SocketAddr, error: &io::Error) -> Failure {
     Failure::Unavailable(format!(
         "cannot bind {flag} {address}: {error}; choose another address, or port 0"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+    use tonic::Request;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_server::Health as _;
+    use tonic_health::server::HealthService;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn watches_end_and_the_state_can_still_be_asked_for() {
+        let health = HealthReporter::new();
+        set_health(&health, ServingStatus::NotServing).await;
+        let service = HealthService::from_health_reporter(health.clone());
+        let request = || {
+            Request::new(HealthCheckRequest {
+                service: CHAT_SERVICE.into(),
+            })
+        };
+        let mut watch = service.watch(request()).await.unwrap().into_inner();
+        let not_serving = i32::from(tonic_health::pb::health_check_response::ServingStatus::NotServing);
+        assert_eq!(watch.next().await.unwrap().unwrap().status, not_serving);
+        end_watches(health).await;
+        assert!(watch.next().await.is_none());
+        let answer = service.check(request()).await.unwrap().into_inner();
+        assert_eq!(answer.status, not_serving);
+    }
 }
