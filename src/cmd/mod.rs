@@ -10,6 +10,7 @@ mod doctor;
 mod duration;
 mod environment;
 mod failure;
+mod hangup;
 mod health;
 mod history;
 mod json;

@@ -1,11 +1,13 @@
 //! `chitchat tail`: reads a room as it goes on, without joining it.
 
+use std::pin::pin;
 use std::time::SystemTime;
 
 use clap::Args;
 
 use super::aside::{RECONNECTED, RECONNECTING, aside};
 use super::client_arguments::ClientArguments;
+use super::hangup::hangup;
 use super::number::whole;
 use super::printer::{JsonArgument, Printer};
 use super::retry_argument::RetryArgument;
@@ -70,8 +72,10 @@ impl TailCommand {
         .await?;
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
+        let mut hangup = pin!(hangup());
         while rest > 0 && !printer.is_closed() {
             let event = tokio::select! {
+                () = &mut hangup => return Ok(()),
                 event = follower.next() => event?,
                 signal = signals.next() => return Err(Failure::Interrupted(signal)),
             };
