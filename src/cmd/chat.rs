@@ -34,9 +34,9 @@ const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Take part in a room.
 ///
-/// On a terminal, type a line to say it; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, every line of the input is said;
-/// the command succeeds when all of them were broadcast. When the connection is lost it is sought again, and what was
-/// said meanwhile is caught up with on both sides.
+/// On a terminal, type a line to say it; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, every line of the input is said,
+/// up to its end or a line /leave; the command succeeds when all of them were broadcast. When the connection is lost it
+/// is sought again, and what was said meanwhile is caught up with on both sides.
 #[derive(Debug, Args)]
 pub(super) struct ChatCommand {
     #[command(flatten)]

@@ -18,8 +18,12 @@ use tokio::time::{Instant, sleep};
 use super::input::{Input, READ_AHEAD, spawn};
 use super::output::{Output, Show};
 use crate::cmd::Failure;
+use crate::cmd::aside::aside;
 
 const PROMPT: &str = "> ";
+
+/// For whoever is there for the first time.
+const HINT: &str = "a line is said when you press Enter; /leave, Ctrl-D or Ctrl-C leaves";
 
 /// How long the editor has to put the terminal back.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
@@ -40,6 +44,7 @@ impl Terminal {
         let Ok(printer) = editor.create_external_printer() else {
             return Ok(None);
         };
+        aside(HINT);
         let (sender, inputs) = mpsc::channel(READ_AHEAD);
         let editor = spawn("editor", move || edit(editor, &sender))?;
         let output = Output::through(Above(printer))?;
