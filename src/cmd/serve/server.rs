@@ -188,10 +188,12 @@ impl Server {
         let flushed_by = deadline - config.drain_timeout / LAST_SHARE;
         exports.shut_down(flushed_by.into_std()).await;
         if hub.failed().is_cancelled() {
-            let cause = hub.cause().map(ToString::to_string).unwrap_or_default();
-            return Err(Failure::Io(format!(
-                "ended because {cause}; what was acknowledged is stored"
-            )));
+            return Err(Failure::Io(match hub.cause() {
+                // It may have been removed with all that is in it.
+                Some(cause @ StoreError::Directory { .. }) => format!("ended because it {cause}"),
+                Some(cause) => format!("ended because {cause}; what was acknowledged is stored"),
+                None => "ended because the store failed".into(),
+            }));
         }
         Ok(())
     }
