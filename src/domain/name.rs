@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::characters::may_stand_in_name;
 use super::limits::MAX_NAME_CHARS;
-use super::name_key::NameKeys;
 
 /// A participant's name: 1 to 64 characters, none of them a control, bidirectional or invisible one, no white space
 /// around it. Cheap to clone.
@@ -55,12 +54,6 @@ impl Name {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    /// Whether the two are the same to the eye, so that a room takes only one of them.
-    #[must_use]
-    pub fn looks_like(&self, other: &Self) -> bool {
-        NameKeys::of(self).meet(&NameKeys::of(other))
     }
 }
 

@@ -32,6 +32,14 @@ impl NameKeys {
     }
 }
 
+impl Name {
+    /// Whether the two are the same to the eye, so that a room takes only one of them.
+    #[must_use]
+    pub fn looks_like(&self, other: &Self) -> bool {
+        NameKeys::of(self).meet(&NameKeys::of(other))
+    }
+}
+
 /// Without case. By way of the capitals, which many small letters share: `ß` and `ss`, `σ` and `ς`, `ſ` and `s`.
 fn fold(name: &str) -> String {
     let capitals = name.chars().flat_map(char::to_uppercase);

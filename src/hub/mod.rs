@@ -4,6 +4,7 @@ mod asking;
 mod batch;
 mod description;
 mod driver;
+mod due;
 mod end;
 mod entrance;
 mod error;
@@ -20,6 +21,8 @@ mod registry;
 mod request;
 mod room;
 mod said;
+mod sequencer;
+mod shared;
 mod start;
 mod token;
 

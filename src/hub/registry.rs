@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::asking::Asking;
 use super::description::Description;
-use super::driver::{self, Driver, Shared};
+use super::driver::Driver;
 use super::end::End;
 use super::entrance::Entrance;
 use super::error::HubError;
@@ -24,6 +24,7 @@ use super::recovery::{self, Recovered};
 use super::request::{Posted, Request};
 use super::room::RoomHandle;
 use super::said::Said;
+use super::shared::Shared;
 use super::start::Start;
 use super::token::Tokens;
 use crate::domain::{Command, Epoch, LamportTime, Outcome, Post, Refusal, Room, RoomName, Rules, Sequence};
@@ -135,7 +136,7 @@ impl Hub {
             feed_bytes: options.feed_bytes,
             resume_grace: options.resume_grace,
             coalesce: options.coalesce,
-            snapshot_after: driver::snapshot_after(options.retain_age),
+            retain_age: options.retain_age,
         };
         Arc::new_cyclic(|me| Self {
             rules,

@@ -12,10 +12,10 @@ use tokio::runtime::Handle;
 use tonic::Code;
 
 use super::attributes::event_type;
+use super::call_names::{CODES, METHODS, code_name};
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
 use super::otlp::Exports;
-use super::served_calls::{CODES, METHODS, code_name};
 use super::{process, runtime};
 use crate::domain::LamportTime;
 use crate::proto::EventType;

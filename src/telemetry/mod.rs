@@ -1,6 +1,7 @@
 //! What the server shows of itself: metrics, logs and traces.
 
 mod attributes;
+mod call_names;
 mod catalog;
 mod client_spans;
 mod histogram;

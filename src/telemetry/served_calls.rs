@@ -17,18 +17,10 @@ use tonic::{Code, Status as GrpcStatus};
 use tower::{Layer, Service};
 
 use super::attributes;
+use super::call_names::{METHODS, code_name};
 use super::metrics::Metrics;
 use super::otlp::{Finished, Ids, Tracer};
 use crate::domain::TraceContext;
-
-/// The calls that are measured. Those with many answers are not: how long they take is how long their clients stay.
-pub(super) const METHODS: [&str; 5] = [
-    "itu.chitchat.ChatService/SendMessage",
-    "itu.chitchat.ChatService/GetHistory",
-    "itu.chitchat.ChatService/ListRooms",
-    "itu.chitchat.ChatService/ListParticipants",
-    "grpc.health.v1.Health/Check",
-];
 
 /// The one that is measured and not traced: it comes every few seconds and says nothing.
 const HEALTH: &str = "grpc.health.v1.Health/Check";
@@ -207,50 +199,6 @@ impl HttpBody for Measured {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// All codes a call can end with.
-pub(super) const CODES: [Code; 17] = [
-    Code::Ok,
-    Code::Cancelled,
-    Code::Unknown,
-    Code::InvalidArgument,
-    Code::DeadlineExceeded,
-    Code::NotFound,
-    Code::AlreadyExists,
-    Code::PermissionDenied,
-    Code::ResourceExhausted,
-    Code::FailedPrecondition,
-    Code::Aborted,
-    Code::OutOfRange,
-    Code::Unimplemented,
-    Code::Internal,
-    Code::Unavailable,
-    Code::DataLoss,
-    Code::Unauthenticated,
-];
-
-/// The code's name as gRPC writes it.
-pub(super) const fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
