@@ -11,7 +11,7 @@ use super::{Failure, client_runtime};
 use crate::bench::{self, BenchError, Http2Settings, Load, Plan, Protocol, Until};
 use crate::client::ServerAddress;
 
-/// Puts load on a server and checks every delivery: lost, duplicated, out of order.
+/// Put load on a server and checks every delivery: lost, duplicated, out of order.
 ///
 /// Ends with 0 only when nothing was lost, duplicated, reordered or refused and no connection was cut; with 76 when the
 /// server broke one of these promises. Run it against a server of its own, not one that people use.

@@ -13,7 +13,7 @@ pub enum HubError {
     #[error("there are {0} rooms, which is the limit; join one of them")]
     TooManyRooms(usize),
     /// There is no such room.
-    #[error("there is no room {:?}; a room is made by the first who joins it", .0.as_str())]
+    #[error("there is no room {:?}; a room is made by the first who joins it or posts to it", .0.as_str())]
     NoRoom(RoomName),
     /// What was asked for is not kept, or never was.
     #[error("the room's log does not have what follows that place; epoch {epoch} has events {} to {}", bounds.first, bounds.last)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::error;
 
 use super::asking::Asking;
 use super::description::Description;
@@ -429,12 +430,18 @@ impl Hub {
                 Ok(recovered) => {
                     let driver = Driver::new(recovered, hub.shared.clone(), Arc::clone(&room));
                     if let Err(error) = driver.run().await {
-                        // The first to fail knows why.
-                        hub.cause.set(error).ok();
-                        hub.failed.cancel();
+                        hub.fail(error);
                     }
                 }
-                Err(error) => refuse_all(&room, &error),
+                Err(error) => {
+                    refuse_all(&room, &error.clone().into());
+                    // What is wrong with one log alone is no reason to end all rooms.
+                    if error.is_of_the_store() {
+                        hub.fail(error);
+                    } else if !matches!(error, StoreError::TooManyRooms(_)) {
+                        error!(event = "room_failed", room = %room.name, %error, "a room cannot be opened");
+                    }
+                }
             }
             let mut rooms = hub.lock();
             if rooms
@@ -447,11 +454,20 @@ impl Hub {
         });
     }
 
-    async fn recover_room(&self, room: &Arc<RoomHandle>) -> Result<Recovered, HubError> {
+    /// Nothing more is taken in: the store has failed.
+    fn fail(&self, error: StoreError) {
+        // The first to fail knows why.
+        self.cause.set(error).ok();
+        self.failed.cancel();
+    }
+
+    async fn recover_room(&self, room: &Arc<RoomHandle>) -> Result<Recovered, StoreError> {
         let (store, rules, name) = (Arc::clone(&self.shared.store), self.rules, room.name.clone());
-        let recover = move || Ok(recovery::recover(&*store, rules, &name, wall_time())?);
+        let recover = move || recovery::recover(&*store, rules, &name, wall_time());
         if self.shared.store.is_blocking() {
-            blocking(recover).await
+            // A panic is the store's.
+            let recovered = tokio::task::spawn_blocking(recover).await;
+            recovered.unwrap_or(Err(StoreError::Failed))
         } else {
             recover()
         }

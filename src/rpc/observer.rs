@@ -68,7 +68,7 @@ pub enum StreamEnd {
     Closed,
     /// The connection or the stream was cut.
     Lost,
-    /// The reader fell behind what the server keeps.
+    /// The reader fell behind what the server keeps, or took nothing for too long.
     Slow,
     /// The client came back on another connection.
     TakenOver,

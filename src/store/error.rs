@@ -88,6 +88,12 @@ impl StoreError {
             Self::Unreadable { .. } | Self::Shorter { .. } | Self::Record { .. } | Self::Log { .. }
         )
     }
+
+    /// Whether it is about the store as a whole, as it is now: nothing that is given to it is safe any more.
+    #[must_use]
+    pub const fn is_of_the_store(&self) -> bool {
+        matches!(self, Self::Directory { .. } | Self::Database(_) | Self::Failed)
+    }
 }
 
 impl From<fjall::Error> for StoreError {

@@ -14,6 +14,7 @@ mod clean_ends;
 mod conversations;
 mod durable;
 mod first_version;
+mod halted;
 mod harness;
 mod kept;
 mod many;

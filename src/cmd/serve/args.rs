@@ -16,7 +16,7 @@ use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_WISHES_PER_SECOND, LogFormat, LogOptions};
 
-/// Runs the server.
+/// Run the server.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Where chat clients connect; port 0 takes a free one
@@ -58,11 +58,11 @@ pub struct Args {
     durability: Durability,
 
     /// Goes on where acknowledged events are gone from the end of a room's log, after a power cut with --durability os or a damaged
-    /// disk: the room gets a new epoch. Without it such a start is refused
+    /// disk: the room gets a new epoch. A log of which even the room's name is gone is let go. Without it such a start is refused
     #[arg(long, env = "CHITCHAT_ACCEPT_LOSS", help_heading = "Store")]
     accept_loss: bool,
 
-    /// How many of a room's newest events are kept [default: 1000000, in memory 100000]
+    /// How many of a room's newest events are kept, at least 1000 [default: 1000000, in memory 100000]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_EVENTS",
@@ -72,7 +72,7 @@ pub struct Args {
     )]
     retain_events: Option<u64>,
 
-    /// How many bytes of a room's newest events are kept [default: 268435456, in memory 33554432]
+    /// How many bytes of a room's newest events are kept, at least 1048576 [default: 268435456, in memory 33554432]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_BYTES",
@@ -86,7 +86,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
 
-    /// How many bytes of all rooms' events are kept; the largest room gives way [default: 8589934592, in memory 268435456]
+    /// How many bytes of all rooms' events are kept, at least 1048576; the largest room gives way [default: 8589934592, in memory 268435456]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
@@ -120,7 +120,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_ALLOW_DUPLICATE_NAMES", help_heading = "Rooms")]
     allow_duplicate_names: bool,
 
-    /// How much a room keeps in memory for readers that are behind
+    /// How much a room keeps in memory for readers that are behind, at least 1048576
     #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubOptions::default().feed_bytes, value_parser = whole::<usize>, help_heading = "Rooms")]
     feed_bytes: usize,
 
@@ -155,7 +155,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "5m", help_heading = "Connections")]
     stall_timeout: Duration,
 
-    /// How long the server may take to end after SIGTERM
+    /// How long the server may take to end, after SIGTERM or SIGINT or when the store has failed
     #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "8s", help_heading = "Process")]
     drain_timeout: Duration,
 

@@ -1,0 +1,96 @@
+//! A room that cannot be opened: whose fault it is decides who ends.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use chitchat::domain::{Join, Name, RoomName, Rules, Sequence, Timestamp, WallTime};
+use chitchat::hub::{Entrance, Hub, HubError, HubOptions};
+use chitchat::store::{
+    Append, Appended, Bounds, Fill, Log, LogId, MemoryStore, Record, Retention, Store, StoreError,
+};
+use chitchat::telemetry::{Exports, Metrics, Report};
+
+/// A store in which the rooms `damaged` and `new` cannot be opened.
+struct Failing(MemoryStore);
+
+const DAMAGED: StoreError = StoreError::Record {
+    sequence: Sequence::ZERO,
+    why: "it is damaged",
+};
+
+fn full() -> StoreError {
+    StoreError::Database("no space left".into())
+}
+
+impl Store for Failing {
+    fn is_blocking(&self) -> bool {
+        true
+    }
+
+    fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
+        match room.as_str() {
+            "damaged" => Err(DAMAGED),
+            "new" => Err(full()),
+            _ => self.0.open(room, at),
+        }
+    }
+
+    fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
+        self.0.find(room)
+    }
+
+    fn exists(&self, room: &RoomName) -> bool {
+        self.0.exists(room)
+    }
+
+    fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
+        self.0.rooms()
+    }
+
+    fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
+        self.0.bounds(log)
+    }
+
+    fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {
+        self.0.records(log, after, max_bytes)
+    }
+
+    fn append(&self, log: LogId, append: Append) -> Appended<'_> {
+        self.0.append(log, append)
+    }
+
+    fn fill(&self) -> Fill {
+        self.0.fill()
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_log_ends_its_room_and_a_failed_store_the_server() {
+    let metrics = Arc::new(Metrics::new(1, Exports::default()));
+    let store = Arc::new(Failing(MemoryStore::new(Retention::ON_DISK, 4)));
+    let report = Arc::new(Report::new(metrics, None));
+    let hub = Hub::new(Rules::default(), HubOptions::default(), store, &[0; 32], report);
+    let join = async |room: &str| {
+        let entrance = Entrance {
+            join: Join {
+                id: None,
+                name: Name::try_from("Ada").unwrap(),
+                timestamp: Timestamp(0),
+                is_resumable: false,
+                trace: None,
+            },
+            token: String::new(),
+            seen: None,
+            history: 0,
+        };
+        let room = RoomName::try_from(room).unwrap();
+        hub.join(room, entrance, Instant::now()).await.map(drop)
+    };
+    assert_eq!(join("damaged").await, Err(HubError::Failed));
+    assert_eq!(join("lobby").await, Ok(()));
+    assert_eq!(hub.cause(), None);
+    assert_eq!(join("new").await, Err(HubError::Failed));
+    hub.failed().cancelled().await;
+    assert_eq!(hub.cause(), Some(&full()));
+    assert_eq!(join("lobby").await, Err(HubError::Failed));
+}
