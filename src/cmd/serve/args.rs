@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use crate::cmd::duration::duration;
-use crate::cmd::number::whole;
+use crate::cmd::number::{size, whole};
 use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -72,12 +72,12 @@ pub struct Args {
     )]
     retain_events: Option<u64>,
 
-    /// How many bytes of a room's newest events are kept, at least 1048576 [default: 268435456, in memory 33554432]
+    /// How many bytes of a room's newest events are kept, at least 1MiB [default: 256MiB, in memory 32MiB]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_BYTES",
-        value_name = "BYTES",
-        value_parser = whole::<u64>,
+        value_name = "SIZE",
+        value_parser = size::<u64>,
         help_heading = "Store"
     )]
     retain_bytes: Option<u64>,
@@ -86,12 +86,12 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
 
-    /// How many bytes of all rooms' events are kept, at least 1048576; the largest room gives way [default: 8589934592, in memory 268435456]
+    /// How many bytes of all rooms' events are kept, at least 1MiB; the largest room gives way [default: 8GiB, in memory 256MiB]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
-        value_name = "BYTES",
-        value_parser = whole::<u64>,
+        value_name = "SIZE",
+        value_parser = size::<u64>,
         help_heading = "Store"
     )]
     retain_total_bytes: Option<u64>,
@@ -120,8 +120,8 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_ALLOW_DUPLICATE_NAMES", help_heading = "Rooms")]
     allow_duplicate_names: bool,
 
-    /// How much a room keeps in memory for readers that are behind, at least 1048576
-    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "BYTES", default_value_t = HubOptions::default().feed_bytes, value_parser = whole::<usize>, help_heading = "Rooms")]
+    /// How much a room keeps in memory for readers that are behind, at least 1MiB
+    #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "SIZE", default_value = "4MiB", value_parser = size::<usize>, help_heading = "Rooms")]
     feed_bytes: usize,
 
     /// The longest that events of a busy room with many subscribers are gathered, to be told together; 0s = not at all. The first
@@ -246,6 +246,43 @@ impl Args {
                 format: self.log_format,
                 filter: self.log,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn config(flags: &[&str]) -> Config {
+        let arguments = ["serve"].iter().chain(flags);
+        Alone::try_parse_from(arguments).unwrap().args.into_config(17)
+    }
+
+    #[test]
+    fn without_flags_it_is_the_default_configuration() {
+        let mut default = Config::default();
+        default.transport.max_connections = 17;
+        assert_eq!(config(&[]), default);
+    }
+
+    #[test]
+    fn what_the_help_says_of_defaults_is_so() {
+        for (flags, kept) in [
+            (&[][..], ["256MiB", "8GiB"]),
+            (&["--in-memory"], ["32MiB", "256MiB"]),
+        ] {
+            let [bytes, total] = kept.map(|size| crate::cmd::number::size::<u64>(size).unwrap());
+            let retention = config(flags).retention;
+            assert_eq!((retention.bytes, retention.total_bytes), (bytes, total));
         }
     }
 }
