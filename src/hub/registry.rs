@@ -465,9 +465,12 @@ impl Hub {
         let (store, rules, name) = (Arc::clone(&self.shared.store), self.rules, room.name.clone());
         let recover = move || recovery::recover(&*store, rules, &name, wall_time());
         if self.shared.store.is_blocking() {
-            // A panic is the store's.
             let recovered = tokio::task::spawn_blocking(recover).await;
-            recovered.unwrap_or(Err(StoreError::Failed))
+            // Following the log panicked: others can be followed all the same.
+            recovered.unwrap_or(Err(StoreError::Record {
+                sequence: Sequence::ZERO,
+                why: "it cannot be followed",
+            }))
         } else {
             recover()
         }
