@@ -158,7 +158,14 @@ async fn a_file_that_is_gone_is_missed_before_anything_is_changed() {
     let scratch = stored("gone").await;
     let before = entries(&scratch.0);
     let away = scratch.0.with_extension("away");
-    for part in ["db", "db/version", "db/keyspaces", "db/keyspaces/2"] {
+    for part in [
+        "FORMAT",
+        "db",
+        "db/version",
+        "db/0.jnl",
+        "db/keyspaces",
+        "db/keyspaces/2",
+    ] {
         fs::rename(scratch.0.join(part), &away).unwrap();
         let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
         assert!(refused.is_damage(), "{part}: {refused}");
@@ -180,7 +187,7 @@ async fn a_file_that_is_gone_is_missed_before_anything_is_changed() {
         assert!(entries(&scratch.0) == before, "{id}");
     }
     // These hold nothing that cannot be made again.
-    for part in ["LOCK", "heads", "db/lock"] {
+    for part in ["LOCK", "heads", "secret", "db/lock"] {
         fs::remove_file(scratch.0.join(part)).unwrap();
         assert!(has_everything(&scratch.open(Retention::ON_DISK)), "{part}");
     }
@@ -201,9 +208,11 @@ fn a_beginning_that_was_interrupted_begins_again() {
     let scratch = Scratch::new("beginning");
     drop(scratch.open(Retention::ON_DISK));
     let database = scratch.0.join("db");
-    fs::remove_file(database.join("version")).unwrap();
-    fs::remove_dir_all(database.join("keyspaces")).unwrap();
-    scratch.open(Retention::ON_DISK);
+    for version in ["", "FJL"] {
+        fs::write(database.join("version"), version).unwrap();
+        fs::remove_dir_all(database.join("keyspaces")).unwrap();
+        scratch.open(Retention::ON_DISK);
+    }
     // But not where something was written.
     fs::remove_file(database.join("version")).unwrap();
     let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
@@ -260,16 +269,26 @@ async fn what_a_power_cut_left_of_a_write_is_cut() {
 
 #[tokio::test]
 async fn nothing_is_acknowledged_in_a_directory_that_was_removed() {
-    for replace in [false, true] {
+    type Change = fn(&Path);
+    let remove: Change = |path| fs::remove_dir_all(path).unwrap();
+    let remove_database: Change = |path| fs::remove_dir_all(path.join("db")).unwrap();
+    let relocate: Change = |path| fs::rename(path, path.with_extension("away")).unwrap();
+    let replace: Change = |path| {
+        fs::remove_dir_all(path).unwrap();
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("LOCK"), "").unwrap();
+    };
+    let changes = [
+        (remove, "LOCK was removed or moved"),
+        (remove_database, "db was removed or moved"),
+        (relocate, "LOCK was removed or moved"),
+        (replace, "LOCK was replaced"),
+    ];
+    for (change, expected) in changes {
         let scratch = stored("removed").await;
         let store = scratch.open(Retention::ON_DISK);
         let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
-        fs::remove_dir_all(&scratch.0).unwrap();
-        if replace {
-            fs::create_dir(&scratch.0).unwrap();
-            fs::write(scratch.0.join("LOCK"), "").unwrap();
-        }
-        let mut records = vec![record(6, 1)];
+        change(&scratch.0);
         let append = |records| {
             store.append(
                 log,
@@ -279,13 +298,160 @@ async fn nothing_is_acknowledged_in_a_directory_that_was_removed() {
                 },
             )
         };
-        let failed = append(std::mem::take(&mut records)).await.unwrap_err();
-        let expected = if replace {
-            "was replaced"
-        } else {
-            "was removed or moved"
-        };
+        let failed = append(vec![record(6, 1)]).await.unwrap_err();
         assert!(failed.to_string().contains(expected), "{failed}");
-        assert_eq!(append(records).await, Err(StoreError::Failed));
+        assert_eq!(append(vec![record(6, 1)]).await, Err(StoreError::Failed));
+        fs::remove_dir_all(scratch.0.with_extension("away")).ok();
     }
+}
+
+/// Goes on with the log of `tea`, which has `last` events, until the journals have changed so often.
+async fn fill(scratch: &Scratch, mut last: u64, journals: u64) -> u64 {
+    let store = scratch.open(Retention::ON_DISK);
+    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+    while !scratch.0.join(format!("db/{journals}.jnl")).exists() {
+        assert!(last < 1_000, "the journals do not change");
+        last += 1;
+        // What cannot be compressed.
+        let mut frame = vec![0; 5 + (1 << 20)];
+        rand::Rng::fill(&mut rand::rng(), &mut frame[5..]);
+        frame[1..5].copy_from_slice(&(1_u32 << 20).to_be_bytes());
+        frame[5..13].copy_from_slice(&last.to_be_bytes());
+        let record = Record {
+            frames: frame.into(),
+            ..record(last, 1)
+        };
+        append(&store, log, vec![record], None).await;
+    }
+    append(&store, log, vec![record(last + 1, 1)], None).await;
+    last + 1
+}
+
+fn last(store: &DiskStore) -> u64 {
+    let log = store.find(&room("tea")).unwrap().unwrap();
+    store.bounds(log.id).unwrap().last.get()
+}
+
+#[tokio::test]
+async fn damage_in_a_journal_that_is_full_is_refused_and_takes_nothing_away() {
+    let scratch = stored("sealed").await;
+    let count = fill(&scratch, 5, 1).await;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(scratch.0.join("db/0.jnl"))
+        .unwrap();
+    let place = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, place).unwrap();
+    file.write_all_at(&[!byte[0]], place).unwrap();
+    for _ in 0..2 {
+        let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+        assert!(refused.is_damage(), "{refused}");
+        assert!(refused.to_string().contains("goes on behind it"), "{refused}");
+    }
+    file.write_all_at(&byte, place).unwrap();
+    assert_eq!(last(&scratch.open(Retention::ON_DISK)), count);
+}
+
+#[tokio::test]
+async fn damage_that_other_writes_follow_is_refused() {
+    let scratch = stored("middle").await;
+    let original = journal(&scratch.0);
+    // The notes say nothing of it.
+    fs::remove_file(scratch.0.join("heads")).unwrap();
+    let mut bytes = original.clone();
+    bytes[original.len() / 2] ^= 1;
+    fs::write(scratch.0.join("db/0.jnl"), &bytes).unwrap();
+    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("goes on behind it"), "{refused}");
+    assert!(journal(&scratch.0) == bytes);
+    // What follows goes too, where that is accepted.
+    let store = open_with(&scratch.0, Retention::ON_DISK, true).unwrap();
+    assert!(!has_everything(&store));
+    assert!(store.torn() > 100, "{}", store.torn());
+}
+
+#[tokio::test]
+async fn a_start_that_was_interrupted_gives_back_what_it_had_cut() {
+    let scratch = stored("interrupted").await;
+    let bytes = journal(&scratch.0);
+    let at = bytes.len() - 50;
+    fs::create_dir(scratch.0.join("cut")).unwrap();
+    fs::write(scratch.0.join(format!("cut/0.jnl-{at}")), &bytes[at..]).unwrap();
+    fs::write(scratch.0.join("db/0.jnl"), &bytes[..at]).unwrap();
+    assert!(has_everything(&scratch.open(Retention::ON_DISK)));
+    assert!(!scratch.0.join("cut").exists());
+}
+
+#[tokio::test]
+async fn two_rooms_with_the_same_log_are_refused() {
+    let scratch = stored("twice").await;
+    let store = scratch.open(Retention::ON_DISK);
+    let tea = store.find(&room("tea")).unwrap().unwrap();
+    store.tables.renew(&room("coffee"), tea.id, tea.epoch).unwrap();
+    drop(store);
+    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(
+        refused.to_string().contains("two rooms have the same log"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn a_snapshot_without_its_events_is_a_loss() {
+    let scratch = stored("ahead").await;
+    let store = scratch.open(Retention::ON_DISK);
+    let tea = store.find(&room("tea")).unwrap().unwrap();
+    append(&store, tea.id, Vec::new(), Some(snapshot(5))).await;
+    for n in [4, 5] {
+        let key = record_key(tea.id, Sequence::new(n));
+        store.tables.records.remove(key).unwrap();
+    }
+    drop(store);
+    fs::remove_file(scratch.0.join("heads")).unwrap();
+    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("ends at event 3, but events up to 5 were acknowledged"),
+        "{refused}"
+    );
+    let store = open_with(&scratch.0, Retention::ON_DISK, true).unwrap();
+    let found = store.find(&room("tea")).unwrap().unwrap();
+    assert!(found.epoch > tea.epoch && found.snapshot.is_none());
+    assert_eq!(sequences(&store, tea.id, 0), [1, 2, 3]);
+    drop(store);
+    scratch.open(Retention::ON_DISK);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_power_cut_without_syncs_gives_every_room_a_new_epoch() {
+    let scratch = stored("power").await;
+    let os = || {
+        let options = DiskOptions {
+            durability: Durability::Os,
+            retention: Retention::ON_DISK,
+            max_rooms: 4,
+            accept_loss: false,
+        };
+        DiskStore::open(&scratch.0, options, Arc::new(|_| {})).unwrap()
+    };
+    let epoch = |store: &DiskStore| store.find(&room("tea")).unwrap().unwrap().epoch;
+    let before = epoch(&scratch.open(Retention::ON_DISK));
+    let mark = scratch.0.join("unsynced");
+    let store = os();
+    assert_eq!(epoch(&store), before);
+    assert!(mark.exists());
+    drop(store);
+    assert!(!mark.exists(), "all is synced at the end");
+    // As if the process had been killed, and the machine had not.
+    drop(os());
+    fs::copy("/proc/sys/kernel/random/boot_id", &mark).unwrap();
+    assert_eq!(epoch(&os()), before);
+    fs::write(&mark, "another").unwrap();
+    let after = epoch(&scratch.open(Retention::ON_DISK));
+    assert!(after > before && !mark.exists());
+    assert_eq!(epoch(&os()), after);
 }

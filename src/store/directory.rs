@@ -2,19 +2,24 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use tracing::warn;
 
 use super::StoreError;
 
 /// The version of the directory's format that this version writes and knows.
 const FORMAT: &str = "chitchat 1";
 
+/// Where the database is in it.
+const DATABASE: &str = "db";
+
 /// A directory that nobody else has: it is free for another server when this is dropped.
 pub(super) struct Directory {
     path: PathBuf,
     /// Held for its lock.
-    lock: File,
+    _lock: File,
     secret: [u8; 32],
 }
 
@@ -26,11 +31,11 @@ impl Directory {
         let lock = lock(path)?;
         let directory = Self {
             path: path.into(),
-            lock,
+            _lock: lock,
             secret: [0; 32],
         };
         directory.check_format()?;
-        let secret = secret(path).map_err(&cannot)?;
+        let secret = directory.read_secret().map_err(&cannot)?;
         Ok(Self { secret, ..directory })
     }
 
@@ -40,28 +45,12 @@ impl Directory {
 
     /// Where the database is.
     pub(super) fn database(&self) -> PathBuf {
-        self.path.join("db")
+        self.path.join(DATABASE)
     }
 
     /// Random bytes, the same for as long as the directory exists.
     pub(super) const fn secret(&self) -> [u8; 32] {
         self.secret
-    }
-
-    /// Makes sure that it was not removed or moved away since: what is written then is nowhere, or another server's.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        let lies_there = || -> io::Result<bool> {
-            let (held, found) = (self.lock.metadata()?, fs::metadata(self.path.join("LOCK"))?);
-            Ok((held.dev(), held.ino()) == (found.dev(), found.ino()))
-        };
-        match lies_there() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(self.cannot_use("it was replaced while the server had it")),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                Err(self.cannot_use("it was removed or moved while the server had it"))
-            }
-            Err(error) => Err(self.cannot_use(&error.to_string())),
-        }
     }
 
     /// How many bytes are free there, where that can be said.
@@ -86,6 +75,28 @@ impl Directory {
         }
     }
 
+    /// Reads the secret, or makes one.
+    fn read_secret(&self) -> io::Result<[u8; 32]> {
+        let file = self.path.join("secret");
+        match fs::read(&file) {
+            Ok(bytes) => bytes.try_into().map_err(|_| {
+                io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")
+            }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.database().exists() {
+                    warn!(
+                        event = "secret_missing",
+                        "the file `secret` is missing; session tokens from before are of no use"
+                    );
+                }
+                let secret: [u8; 32] = rand::random();
+                write_durably(&file, &secret)?;
+                Ok(secret)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn check_format(&self) -> Result<(), StoreError> {
         let file = self.path.join("FORMAT");
         let not_known = |found: String| StoreError::Format {
@@ -98,7 +109,7 @@ impl Directory {
             Ok(found) => Err(not_known(found.trim_end().chars().take(40).collect())),
             // Whoever has a database has had a format, and nobody knows which.
             Err(error) if error.kind() == ErrorKind::NotFound && self.database().exists() => {
-                Err(not_known("unknown: its file FORMAT is gone".into()))
+                Err(self.unreadable("the file `FORMAT` beside it is missing".into()))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 write_durably(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot_use(&self.path))
@@ -131,24 +142,8 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Reads the secret, or makes one.
-fn secret(path: &Path) -> io::Result<[u8; 32]> {
-    let file = path.join("secret");
-    match fs::read(&file) {
-        Ok(bytes) => bytes
-            .try_into()
-            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let secret: [u8; 32] = rand::random();
-            write_durably(&file, &secret)?;
-            Ok(secret)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Writes a small file so that after a crash it is there as a whole or not at all.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file so that after a crash it is there as a whole or not at all.
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary: PathBuf = path.with_extension("new");
     let mut file = OpenOptions::new()
         .create(true)

@@ -1,13 +1,16 @@
 //! A store on disk: the logs in an embedded database (fjall, a log-structured merge tree), one directory a server.
 //!
 //! The directory holds `LOCK` (held by the server that has it open), `FORMAT` (which version wrote it), `secret` (from
-//! which session tokens are made), `db` (the database) and `heads` (how far each log had come).
+//! which session tokens are made), `db` (the database), `heads` (how far each log had come), `cut` (what a start has cut
+//! from journals, while it is not sure) and `unsynced` (the mark of a store that does not wait for the disk).
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::anchors::Anchors;
+use super::boot::Mark;
 use super::directory::{Directory, cannot_use};
 use super::heads::Heads;
 use super::kept::Kept;
@@ -75,6 +78,7 @@ impl DiskStore {
         let kept = Arc::new(Mutex::new(kept));
         let writing = Writing::new(
             Arc::clone(&directory),
+            Anchors::of(&directory).map_err(cannot_use(path))?,
             tables.clone(),
             heads,
             retention,
@@ -145,8 +149,9 @@ impl Store for DiskStore {
             None if count >= self.max_rooms => return Err(StoreError::TooManyRooms(count)),
             None => {
                 let entry = (LogId(*next), Epoch::created_at(at));
-                self.tables.enter(room, entry.0, entry.1)?;
+                // Whether it can be entered or not: what failed may be there all the same.
                 *next = next.saturating_add(1);
+                self.tables.enter(room, entry.0, entry.1)?;
                 self.kept().insert(entry.0, Kept::EMPTY);
                 self.lock().insert(room.clone(), entry);
                 entry
@@ -228,6 +233,10 @@ impl Drop for DiskStore {
         if let Some(thread) = self.thread.take() {
             // A writer that panicked has told everybody who waited.
             thread.join().ok();
+        }
+        // What is not synced now is told of at the next start, if it is lost.
+        if self.tables.durability == Durability::Os && self.tables.sync().is_ok() {
+            Mark::of(self.directory.path()).remove().ok();
         }
     }
 }

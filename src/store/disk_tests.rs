@@ -411,7 +411,11 @@ fn a_format_that_is_not_known_is_refused() {
     );
     fs::remove_file(scratch.0.join("FORMAT")).unwrap();
     let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(error.to_string().contains("FORMAT is gone"), "{error}");
+    assert!(error.is_damage(), "{error}");
+    assert!(
+        error.to_string().contains("`FORMAT` beside it is missing"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!
 //! So the writer notes after each commit, and before anybody hears of it, how far the logs are; and a start notices when
 //! one ends earlier. The notes are not synced: the end of the process does not lose them, and a power cut can only leave
-//! older ones, which claim less.
+//! older ones, which claim less, since what is lowered (after a loss that was accepted) is synced.
 //!
 //! As bytes: 16 for each log, at its number: the last sequence, a CRC-32 of number and sequence, four zeros. A note that
 //! is damaged itself claims nothing.
@@ -41,6 +41,11 @@ impl Heads {
         note[..8].copy_from_slice(&last.get().to_be_bytes());
         note[8..12].copy_from_slice(&checksum(log, last).to_be_bytes());
         self.0.write_all_at(&note, u64::from(log.0) * NOTE as u64)
+    }
+
+    /// Makes the notes survive a power cut: where one was lowered, the older one would claim too much.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
     }
 
     /// How far the logs were when it was last noted.

@@ -13,6 +13,8 @@ pub(super) struct Kept {
     pub(super) bytes: u64,
     /// Up to where a snapshot makes the records dispensable.
     pub(super) snapshot: Sequence,
+    /// Up to where there must have been events, whether there are or not.
+    pub(super) claimed: Sequence,
 }
 
 impl Kept {
@@ -22,6 +24,7 @@ impl Kept {
         last: Bounds::EMPTY.last,
         bytes: 0,
         snapshot: Sequence::ZERO,
+        claimed: Sequence::ZERO,
     };
 
     /// How many events there are.
@@ -53,6 +56,7 @@ impl Kept {
         // What was let go of was noted with it. What is not there and was not let go of is lost.
         if let Some(first) = tables.snapshots.get(first_key(log))? {
             let first = decode_first(&first)?;
+            kept.claimed = first.previous();
             if kept.last >= kept.first && kept.first > first {
                 return Err(StoreError::Log {
                     room: room.clone(),
@@ -65,6 +69,7 @@ impl Kept {
         }
         if let Some(snapshot) = tables.snapshots.get(log.0.to_be_bytes())? {
             kept.snapshot = decode_snapshot(&snapshot)?.last;
+            kept.claimed = kept.claimed.max(kept.snapshot);
         }
         Ok(kept)
     }

@@ -9,6 +9,8 @@
 //! - Records of a room are appended in order, each beginning where the one before ended.
 //! - A failure is final: nothing more is appended, and nothing that failed is acknowledged.
 
+mod anchors;
+mod boot;
 mod directory;
 mod disk;
 mod durability;

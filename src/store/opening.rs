@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::warn;
 
+use super::boot::Mark;
 use super::directory::{Directory, cannot_use};
 use super::heads::Heads;
 use super::journals::Cuts;
@@ -14,8 +15,11 @@ use super::kept::Kept;
 use super::layout::{decode_entry, log_of};
 use super::parts;
 use super::tables::Tables;
-use super::{Durability, LogId, StoreError};
-use crate::domain::{Epoch, RoomName, Sequence, WallTime};
+use super::{Bounds, Durability, LogId, StoreError};
+use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
+
+/// How many threads move what is in journals to tables.
+const WORKERS: usize = 1;
 
 /// A database that is open, and what is in it.
 pub(super) struct Opened {
@@ -45,115 +49,70 @@ impl Opened {
         let cannot = cannot_use(directory.path());
         let noted = heads.read().map_err(&cannot)?;
         let has_events = noted.iter().any(|(_, last)| *last > Sequence::ZERO);
-        let database = directory.database();
-        if let Some(missing) = parts::missing(&database, has_events).map_err(&cannot)? {
-            return Err(directory.unreadable(format!("{missing} is missing")));
-        }
-        let cuts = Cuts::make(&database).map_err(&cannot)?;
+        parts::check(directory, has_events)?;
+        let mark = Mark::of(directory.path());
+        let was_cut = mark.was_cut().map_err(&cannot)?;
+        let cuts = Cuts::make(directory, accept_loss)?;
         // Of some damage the database says nothing but that it cannot be.
-        let read = catch_unwind(|| {
-            let opened = Self::read(directory, durability, &noted)?;
-            match opened.shorter(directory, &noted) {
-                Some(shorter) if !accept_loss => Err(shorter),
-                _ => Ok(opened),
-            }
-        });
-        let read =
-            read.unwrap_or_else(|_| Err(directory.unreadable("it breaks the database's own rules".into())));
-        let mut opened = match read {
-            Ok(opened) => opened,
-            Err(error) => {
-                if let Err(error) = cuts.undo() {
-                    let bytes = cuts.bytes();
-                    warn!(event = "store_cut", bytes, %error, "what was cut from the journals cannot be put back");
-                }
-                return Err(error);
-            }
+        let looked = catch_unwind(|| Self::look(directory, durability, &noted, accept_loss));
+        let looked =
+            looked.unwrap_or_else(|_| Err(directory.unreadable("it breaks the database's own rules".into())));
+        let contents = looked.inspect_err(|_| cuts.undo())?;
+        cuts.forget().map_err(&cannot)?;
+        let mut opened = Self {
+            tables: Tables::open(directory, durability, WORKERS)?,
+            known: contents.known,
+            kept: contents.kept,
+            next: contents.next,
+            torn: cuts.bytes(),
         };
-        opened.torn = cuts.bytes();
         opened.accept(&noted)?;
+        if was_cut {
+            opened.renew_all()?;
+        }
         opened.note(heads, &noted).map_err(&cannot)?;
+        match durability {
+            Durability::Os => mark.make().map_err(&cannot)?,
+            Durability::Sync => mark.remove().map_err(&cannot)?,
+        }
         Ok(opened)
     }
 
-    /// Opens the database, reads it, and changes nothing in it.
-    fn read(
+    /// Reads the database, and changes nothing in it.
+    fn look(
         directory: &Directory,
         durability: Durability,
         noted: &[(LogId, Sequence)],
-    ) -> Result<Self, StoreError> {
-        let tables = Tables::open(directory, durability)?;
+        accept_loss: bool,
+    ) -> Result<Contents, StoreError> {
+        let tables = Tables::open(directory, durability, 0)?;
         // What cannot be read now was damaged before.
-        Self::read_tables(tables, noted).map_err(|error| match error {
+        let contents = Contents::read(&tables, noted).map_err(|error| match error {
             StoreError::Database(why) => directory.unreadable(why),
             error => error,
-        })
-    }
-
-    fn read_tables(tables: Tables, noted: &[(LogId, Sequence)]) -> Result<Self, StoreError> {
-        let mut known = HashMap::new();
-        for entry in tables.rooms.iter() {
-            let (name, value) = entry.into_inner()?;
-            let name = std::str::from_utf8(&name)
-                .ok()
-                .and_then(|name| RoomName::try_from(name).ok());
-            let name = name.ok_or(StoreError::Record {
-                sequence: Sequence::ZERO,
-                why: "a room's name is none",
-            })?;
-            known.insert(name, decode_entry(&value)?);
+        })?;
+        match contents.shorter(directory, noted, accept_loss) {
+            Some(shorter) => Err(shorter),
+            None => Ok(contents),
         }
-        let mut kept = HashMap::new();
-        for (room, (log, _)) in &known {
-            kept.insert(*log, Kept::count(&tables, room, *log)?);
-        }
-        // The records of a room whose name was lost are still there: nobody else gets its id.
-        let mut used: Vec<LogId> = kept.keys().copied().collect();
-        used.extend(noted.iter().map(|(log, _)| *log));
-        for table in [&tables.records, &tables.snapshots] {
-            if let Some(entry) = table.iter().next_back() {
-                used.push(log_of(&entry.key()?)?);
-            }
-        }
-        Ok(Self {
-            tables,
-            known,
-            kept,
-            next: used.into_iter().max().map_or(0, |log| log.0.saturating_add(1)),
-            torn: 0,
-        })
     }
 
-    /// The place of the last event of `log`.
-    fn last(&self, log: LogId) -> Sequence {
-        self.kept.get(&log).map_or(Sequence::ZERO, |kept| kept.last)
-    }
-
-    /// That a log ends earlier than was noted.
-    fn shorter(&self, directory: &Directory, noted: &[(LogId, Sequence)]) -> Option<StoreError> {
-        let (log, noted) = noted.iter().find(|(log, noted)| self.last(*log) < *noted)?;
-        let room = self.known.iter().find(|(_, (id, _))| id == log);
-        Some(StoreError::Shorter {
-            path: directory.path().into(),
-            what: room.map_or_else(
-                || "the log of a room whose name is gone".into(),
-                |(room, _)| format!("the log of room {:?}", room.as_str()),
-            ),
-            last: self.last(*log),
-            noted: *noted,
-        })
-    }
-
-    /// Gives the logs that end earlier than was noted a new epoch.
+    /// Gives the logs that end earlier than they did a new epoch.
     fn accept(&mut self, noted: &[(LogId, Sequence)]) -> Result<(), StoreError> {
-        for (log, noted) in noted {
-            let last = self.last(*log);
-            if last >= *noted {
+        for (log, noted) in claims(&self.kept, noted) {
+            let kept = self.kept.get_mut(&log);
+            let last = kept.as_ref().map_or(Sequence::ZERO, |kept| kept.last);
+            if last >= noted {
                 continue;
             }
-            if let Some((room, (_, epoch))) = self.known.iter_mut().find(|(_, (id, _))| id == log) {
+            if let Some(kept) = kept.filter(|kept| kept.snapshot > kept.last) {
+                // It is of a room that is further on. The log begins with its first event, and says all.
+                self.tables.remove_snapshot(log)?;
+                kept.snapshot = Sequence::ZERO;
+            }
+            if let Some((room, (_, epoch))) = self.known.iter_mut().find(|(_, (id, _))| *id == log) {
                 *epoch = epoch.renewed(now());
-                self.tables.renew(room, *log, *epoch)?;
+                self.tables.renew(room, log, *epoch)?;
                 warn!(event = "log_truncated", %room, %last, %noted, %epoch, "events are gone, which is accepted; the room has a new epoch");
             } else {
                 warn!(event = "log_lost", log = log.0, %noted, "a room's name is gone, which is accepted, and with it its log");
@@ -162,19 +121,41 @@ impl Opened {
         Ok(())
     }
 
+    /// Gives all logs a new epoch: nobody knows what a power cut has taken from their ends.
+    fn renew_all(&mut self) -> Result<(), StoreError> {
+        let now = now();
+        for (room, (log, epoch)) in &mut self.known {
+            *epoch = epoch.renewed(now);
+            self.tables.renew(room, *log, *epoch)?;
+        }
+        self.tables.sync()?;
+        let rooms = self.known.len();
+        warn!(
+            event = "power_lost",
+            rooms,
+            "the machine was started anew while the store had not synced all: events may be gone; every room has a new epoch"
+        );
+        Ok(())
+    }
+
     /// Makes the notes say how far the logs are: what was accepted as lost is not missed again, and what was not noted is.
     fn note(&self, heads: &Heads, noted: &[(LogId, Sequence)]) -> io::Result<()> {
         let noted: HashMap<LogId, Sequence> = noted.iter().copied().collect();
+        let (mut missing, mut is_lowered) = (0, false);
         for log in noted.keys().filter(|log| !self.kept.contains_key(log)) {
             heads.note(*log, Sequence::ZERO)?;
+            is_lowered = true;
         }
-        let mut missing = 0;
         for (log, Kept { last, .. }) in &self.kept {
             let noted = noted.get(log).copied();
             if noted.unwrap_or_default() != *last {
                 missing += u64::from(noted.is_none());
+                is_lowered |= noted.is_some_and(|noted| noted > *last);
                 heads.note(*log, *last)?;
             }
+        }
+        if is_lowered {
+            heads.sync()?;
         }
         if missing > 0 {
             warn!(
@@ -185,6 +166,96 @@ impl Opened {
         }
         Ok(())
     }
+}
+
+/// What is in a database.
+struct Contents {
+    known: HashMap<RoomName, (LogId, Epoch)>,
+    kept: HashMap<LogId, Kept>,
+    next: u32,
+}
+
+impl Contents {
+    fn read(tables: &Tables, noted: &[(LogId, Sequence)]) -> Result<Self, StoreError> {
+        let damaged = |why| StoreError::Record {
+            sequence: Sequence::ZERO,
+            why,
+        };
+        let (mut known, mut kept) = (HashMap::new(), HashMap::new());
+        for entry in tables.rooms.iter() {
+            let (name, value) = entry.into_inner()?;
+            let name = std::str::from_utf8(&name)
+                .ok()
+                .and_then(|name| RoomName::try_from(name).ok());
+            let room = name.ok_or(damaged("a room's name is none"))?;
+            let (log, epoch) = decode_entry(&value)?;
+            if kept.insert(log, Kept::count(tables, &room, log)?).is_some() {
+                return Err(damaged("two rooms have the same log"));
+            }
+            known.insert(room, (log, epoch));
+        }
+        // The records of a room whose name was lost are still there: nobody else gets its id.
+        let mut used: Vec<LogId> = kept.keys().copied().collect();
+        used.extend(noted.iter().map(|(log, _)| *log));
+        for table in [&tables.records, &tables.snapshots] {
+            if let Some(entry) = table.iter().next_back() {
+                used.push(log_of(&entry.key()?)?);
+            }
+        }
+        Ok(Self {
+            known,
+            kept,
+            next: used.into_iter().max().map_or(0, |log| log.0.saturating_add(1)),
+        })
+    }
+
+    /// That a log ends earlier than it did, unless that is accepted and it can go on from there.
+    fn shorter(
+        &self,
+        directory: &Directory,
+        noted: &[(LogId, Sequence)],
+        accept_loss: bool,
+    ) -> Option<StoreError> {
+        claims(&self.kept, noted).into_iter().find_map(|(log, noted)| {
+            let kept = self.kept.get(&log).copied().unwrap_or(Kept::EMPTY);
+            if kept.last >= noted {
+                return None;
+            }
+            let room = self.known.iter().find(|(_, (id, _))| *id == log);
+            match room {
+                // Nothing says what was before its first event but the snapshot, and that is of a later time.
+                Some((room, _)) if kept.snapshot > kept.last && kept.first > Bounds::EMPTY.first => {
+                    Some(StoreError::Log {
+                        room: room.clone(),
+                        why: ReplayError::Hole {
+                            after: kept.last,
+                            next: kept.snapshot.next(),
+                        },
+                    })
+                }
+                _ if accept_loss => None,
+                _ => Some(StoreError::Shorter {
+                    path: directory.path().into(),
+                    what: room.map_or_else(
+                        || "the log of a room whose name is gone".into(),
+                        |(room, _)| format!("the log of room {:?}", room.as_str()),
+                    ),
+                    last: kept.last,
+                    noted,
+                }),
+            }
+        })
+    }
+}
+
+/// How far each log had come: what was noted, and what is said beside the logs themselves.
+fn claims(kept: &HashMap<LogId, Kept>, noted: &[(LogId, Sequence)]) -> Vec<(LogId, Sequence)> {
+    let mut claims: HashMap<LogId, Sequence> = noted.iter().copied().collect();
+    for (log, Kept { claimed, .. }) in kept {
+        let claim = claims.entry(*log).or_default();
+        *claim = (*claim).max(*claimed);
+    }
+    claims.into_iter().collect()
 }
 
 fn now() -> WallTime {

@@ -1,8 +1,10 @@
 //! The database's parts.
 
-use std::io::ErrorKind;
+use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::iter::successors;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
 use super::directory::Directory;
 use super::layout::{encode_entry, first_key};
@@ -30,20 +32,22 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Opens the database of `directory`, making it if there is none.
-    pub(super) fn open(directory: &Directory, durability: Durability) -> Result<Self, StoreError> {
-        let cannot_open = |error: fjall::Error| match error {
-            // A file that is not there has been.
-            fjall::Error::Io(error) if error.kind() != ErrorKind::NotFound => {
-                directory.cannot_use(&error.to_string())
-            }
+    /// Opens the database of `directory`, making it if there is none. Without `workers` nothing is moved from journals to
+    /// tables, so that what was opened to look at it stays as it was.
+    pub(super) fn open(
+        directory: &Directory,
+        durability: Durability,
+        workers: usize,
+    ) -> Result<Self, StoreError> {
+        let cannot_open = |error: fjall::Error| match (&error, outside(&error)) {
             // By another program: a server is kept out by the lock above it.
-            fjall::Error::Locked => StoreError::Locked(directory.path().into()),
-            error => directory.unreadable(error.to_string()),
+            (fjall::Error::Locked, _) => StoreError::Locked(directory.path().into()),
+            (_, Some(outside)) => directory.cannot_use(&outside.to_string()),
+            _ => directory.unreadable(error.to_string()),
         };
         let db = Database::builder(directory.database())
             .cache_size(CACHE)
-            .worker_threads(1)
+            .worker_threads_unchecked(workers)
             .open()
             .map_err(cannot_open)?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
@@ -70,10 +74,38 @@ impl Tables {
         Ok(self.entry(room, log, epoch).commit()?)
     }
 
+    /// Lets go of the snapshot of a log that is all there, from its first event on.
+    pub(super) fn remove_snapshot(&self, log: LogId) -> Result<(), StoreError> {
+        let mut batch = self.db.batch().durability(Some(self.durability.mode()));
+        batch.remove(&self.snapshots, log.0.to_be_bytes());
+        let first = Bounds::EMPTY.first.get().to_be_bytes();
+        batch.insert(&self.snapshots, first_key(log), first);
+        Ok(batch.commit()?)
+    }
+
+    /// Makes all that was written survive a power cut.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        Ok(self.db.persist(PersistMode::SyncAll)?)
+    }
+
     fn entry(&self, room: &RoomName, log: LogId, epoch: Epoch) -> OwnedWriteBatch {
         let mut batch = self.db.batch().durability(Some(self.durability.mode()));
         let entry = encode_entry(log, epoch).to_vec();
         batch.insert(&self.rooms, room.as_str().as_bytes(), entry);
         batch
     }
+}
+
+/// What is wrong outside of the database: the disk is full, a file may not be opened. A file that is not there has been, and
+/// one that is too short was longer: that is damage.
+fn outside(error: &fjall::Error) -> Option<&io::Error> {
+    let causes = successors(error.source(), |cause| (*cause).source());
+    let error = causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .last()?;
+    let is_damage = matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::Other
+    );
+    (!is_damage).then_some(error)
 }

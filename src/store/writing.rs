@@ -8,6 +8,7 @@ use std::time::Instant;
 use fjall::OwnedWriteBatch;
 use tracing::error;
 
+use super::anchors::Anchors;
 use super::directory::Directory;
 use super::heads::Heads;
 use super::kept::Kept;
@@ -31,6 +32,7 @@ const FULL: u64 = 1 << 20;
 /// Commits appends, and lets go of what is beyond the limits.
 pub(super) struct Writing {
     directory: Arc<Directory>,
+    anchors: Anchors,
     tables: Tables,
     heads: Heads,
     retention: Retention,
@@ -47,6 +49,7 @@ pub(super) struct Writing {
 impl Writing {
     pub(super) fn new(
         directory: Arc<Directory>,
+        anchors: Anchors,
         tables: Tables,
         heads: Heads,
         retention: Retention,
@@ -57,6 +60,7 @@ impl Writing {
         let limit = retention.total_bytes;
         Self {
             directory,
+            anchors,
             tables,
             heads,
             retention,
@@ -127,7 +131,7 @@ impl Writing {
         }
         let begun = Instant::now();
         self.commit(batch).map_err(|error| self.explain(&error))?;
-        self.directory.check()?;
+        self.anchors.check(&self.directory)?;
         self.observer.committed(begun.elapsed());
         self.note(&changed)?;
         self.lock().extend(changed);
