@@ -366,9 +366,11 @@ async fn damage_that_other_writes_follow_is_refused() {
     let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(refused.to_string().contains("goes on behind it"), "{refused}");
     assert!(journal(&scratch.0) == bytes);
-    // What follows goes too, where that is accepted.
+    // What follows goes too, where that is accepted, and its places are not used again in the same epoch.
     let store = open_with(&scratch.0, Retention::ON_DISK, true).unwrap();
     assert!(!has_everything(&store));
+    let found = store.find(&room("tea")).unwrap().unwrap();
+    assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
     assert!(store.torn() > 100, "{}", store.torn());
 }
 

@@ -32,6 +32,8 @@ struct Cut {
 pub(super) struct Cuts {
     aside: PathBuf,
     cuts: Vec<Cut>,
+    /// Whether more was cut than a crash can have torn.
+    is_loss: bool,
 }
 
 impl Cuts {
@@ -47,6 +49,7 @@ impl Cuts {
         let mut cuts = Self {
             aside: directory.path().join(ASIDE),
             cuts: Vec::new(),
+            is_loss: false,
         };
         let cannot = cannot_use(directory.path());
         cuts.put_back_aside(directory).map_err(&cannot)?;
@@ -92,6 +95,7 @@ impl Cuts {
                     extent.whole
                 )));
             }
+            self.is_loss |= !is_torn;
             let cut = Cut {
                 journal: journal.clone(),
                 at: extent.whole,
@@ -144,6 +148,11 @@ impl Cuts {
         self.undo();
         self.cuts.clear();
         Ok(())
+    }
+
+    /// Whether more was cut than a crash can have torn.
+    pub(super) const fn is_loss(&self) -> bool {
+        self.is_loss
     }
 
     /// How many bytes were cut.

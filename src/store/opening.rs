@@ -68,7 +68,9 @@ impl Opened {
         };
         opened.accept(&noted)?;
         if was_cut {
-            opened.renew_all()?;
+            opened.renew_all("the system was started anew before all was synced")?;
+        } else if cuts.is_loss() {
+            opened.renew_all("a journal was damaged, which is accepted")?;
         }
         opened.note(heads, &noted).map_err(&cannot)?;
         match durability {
@@ -121,8 +123,8 @@ impl Opened {
         Ok(())
     }
 
-    /// Gives all logs a new epoch: nobody knows what a power cut has taken from their ends.
-    fn renew_all(&mut self) -> Result<(), StoreError> {
+    /// Gives all logs a new epoch: nobody knows what is gone from their ends.
+    fn renew_all(&mut self, why: &str) -> Result<(), StoreError> {
         let now = now();
         for (room, (log, epoch)) in &mut self.known {
             *epoch = epoch.renewed(now);
@@ -131,9 +133,8 @@ impl Opened {
         self.tables.sync()?;
         let rooms = self.known.len();
         warn!(
-            event = "power_lost",
-            rooms,
-            "the machine was started anew while the store had not synced all: events may be gone; every room has a new epoch"
+            event = "epochs_renewed",
+            rooms, why, "events may be gone, and nobody knows which: every room has a new epoch"
         );
         Ok(())
     }
