@@ -384,6 +384,11 @@ async fn a_start_that_was_interrupted_gives_back_what_it_had_cut() {
     fs::write(scratch.0.join("db/0.jnl"), &bytes[..at]).unwrap();
     assert!(has_everything(&scratch.open(Retention::ON_DISK)));
     assert!(!scratch.0.join("cut").exists());
+    // But not over what was written since.
+    fs::create_dir(scratch.0.join("cut")).unwrap();
+    fs::write(scratch.0.join(format!("cut/0.jnl-{at}")), [7; 50]).unwrap();
+    assert!(has_everything(&scratch.open(Retention::ON_DISK)));
+    assert!(!scratch.0.join("cut").exists());
 }
 
 #[tokio::test]
@@ -456,4 +461,15 @@ async fn a_power_cut_without_syncs_gives_every_room_a_new_epoch() {
     let after = epoch(&scratch.open(Retention::ON_DISK));
     assert!(after > before && !mark.exists());
     assert_eq!(epoch(&os()), after);
+    // Pages of the journal were lost, those of the notes not: that was accepted when it was begun.
+    let length = journal(&scratch.0).len();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(scratch.0.join("db/0.jnl"))
+        .unwrap();
+    file.write_all_at(&[0; 30], length as u64 / 2).unwrap();
+    assert!(open(&scratch.0, Retention::ON_DISK).is_err());
+    fs::write(&mark, "another").unwrap();
+    let store = scratch.open(Retention::ON_DISK);
+    assert!(epoch(&store) > after && !has_everything(&store));
 }

@@ -33,16 +33,15 @@ pub(super) struct Extent {
     pub(super) newest: Option<u64>,
 }
 
-/// Whether there is a whole batch in `bytes`, which follow what is whole, that is newer than the one of the number `newest`.
-/// A write that was interrupted has none behind it.
-pub(super) fn goes_on(bytes: &[u8], newest: Option<u64>) -> bool {
-    let is_newer = |number: &u64| *number < NUMBERS && newest.is_none_or(|newest| *number > newest);
+/// Whether there is a whole batch in `bytes`, which follow what is whole: it is out of its order, or something before it is
+/// damaged. A write that was interrupted has none behind it.
+pub(super) fn goes_on(bytes: &[u8]) -> bool {
     // What may be a batch: few places are, or reading each would take long.
     let mut places = bytes.windows(14).enumerate().filter(|(_, window)| {
         let number = window[5..13].try_into().map(u64::from_le_bytes);
         window[0] == START
             && matches!(window[13], ITEM | CLEAR)
-            && number.is_ok_and(|number| is_newer(&number))
+            && number.is_ok_and(|number| number < NUMBERS)
     });
     places.any(|(at, _)| matches!(batch(&mut &bytes[at..]), Ok(Some(_))))
 }

@@ -28,6 +28,22 @@ struct Cut {
     bytes: Vec<u8>,
 }
 
+impl Cut {
+    /// Whether nothing was written where it was cut.
+    fn is_last(&self) -> io::Result<bool> {
+        Ok(fs::metadata(&self.journal)?.len() == self.at)
+    }
+
+    fn put_back(&self) -> io::Result<()> {
+        if !self.is_last()? {
+            return Ok(());
+        }
+        let file = OpenOptions::new().write(true).open(&self.journal)?;
+        file.write_all_at(&self.bytes, self.at)?;
+        file.sync_all()
+    }
+}
+
 /// What was cut from the journals of a database.
 pub(super) struct Cuts {
     aside: PathBuf,
@@ -87,7 +103,7 @@ impl Cuts {
             let length = usize::try_from(extent.written - extent.whole).unwrap_or(usize::MAX);
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, extent.whole).map_err(&cannot)?;
-            let is_torn = index + 1 == journals.len() && !goes_on(&bytes, extent.newest);
+            let is_torn = index + 1 == journals.len() && !goes_on(&bytes);
             if !is_torn && !accept_loss {
                 return Err(directory.unreadable(format!(
                     "the journal {} breaks off at byte {} and goes on behind it",
@@ -138,13 +154,13 @@ impl Cuts {
             if let Some((journal, at)) = name.rsplit_once('-')
                 && let Ok(at) = at.parse()
             {
-                self.cuts.push(Cut {
-                    journal: directory.database().join(journal),
-                    at,
-                    bytes: fs::read(&path)?,
-                });
+                let journal = directory.database().join(journal);
+                let bytes = fs::read(&path)?;
+                self.cuts.push(Cut { journal, at, bytes });
             }
         }
+        // Where a journal has gone on, the loss was accepted, and perhaps not all of the rooms know.
+        self.is_loss = !self.cuts.iter().all(|cut| cut.is_last().unwrap_or(false));
         self.undo();
         self.cuts.clear();
         Ok(())
@@ -162,11 +178,7 @@ impl Cuts {
 
     /// Puts back what was cut, once the database is closed again.
     pub(super) fn undo(&self) {
-        let undone = self.cuts.iter().map(|cut| {
-            let file = OpenOptions::new().write(true).open(&cut.journal)?;
-            file.write_all_at(&cut.bytes, cut.at)?;
-            file.sync_all()
-        });
+        let undone = self.cuts.iter().map(Cut::put_back);
         // Each, even if one cannot.
         let undone = undone.fold(Ok(()), io::Result::and);
         if let Err(error) = undone.and_then(|()| self.forget()) {
@@ -182,9 +194,12 @@ impl Cuts {
     /// When it cannot be removed.
     pub(super) fn forget(&self) -> io::Result<()> {
         match fs::remove_dir_all(&self.aside) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            removed => removed?,
         }
+        self.aside
+            .parent()
+            .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     }
 }
 

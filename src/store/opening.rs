@@ -52,13 +52,17 @@ impl Opened {
         parts::check(directory, has_events)?;
         let mark = Mark::of(directory.path());
         let was_cut = mark.was_cut().map_err(&cannot)?;
+        // Who did not wait for the disk has accepted what a power cut takes.
+        let accept_loss = accept_loss || was_cut;
         let cuts = Cuts::make(directory, accept_loss)?;
         // Of some damage the database says nothing but that it cannot be.
         let looked = catch_unwind(|| Self::look(directory, durability, &noted, accept_loss));
         let looked =
             looked.unwrap_or_else(|_| Err(directory.unreadable("it breaks the database's own rules".into())));
         let contents = looked.inspect_err(|_| cuts.undo())?;
-        cuts.forget().map_err(&cannot)?;
+        if !cuts.is_loss() {
+            cuts.forget().map_err(&cannot)?;
+        }
         let mut opened = Self {
             tables: Tables::open(directory, durability, WORKERS)?,
             known: contents.known,
@@ -70,8 +74,9 @@ impl Opened {
         if was_cut {
             opened.renew_all("the system was started anew before all was synced")?;
         } else if cuts.is_loss() {
-            opened.renew_all("a journal was damaged, which is accepted")?;
+            opened.renew_all("a journal was damaged, which was accepted")?;
         }
+        cuts.forget().map_err(&cannot)?;
         opened.note(heads, &noted).map_err(&cannot)?;
         match durability {
             Durability::Os => mark.make().map_err(&cannot)?,

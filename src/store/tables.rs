@@ -105,7 +105,11 @@ fn outside(error: &fjall::Error) -> Option<&io::Error> {
         .last()?;
     let is_damage = matches!(
         error.kind(),
-        ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::Other
+        ErrorKind::NotFound
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::InvalidData
+            | ErrorKind::InvalidInput
+            | ErrorKind::Other
     );
     (!is_damage).then_some(error)
 }

@@ -57,8 +57,7 @@ pub struct Args {
     )]
     durability: Durability,
 
-    /// Goes on where acknowledged events are gone from the end of a room's log, after a power cut with --durability os or a damaged
-    /// disk: the room gets a new epoch. A log of which even the room's name is gone is let go. Without it such a start is refused
+    /// Goes on where acknowledged events are gone from the end of a room's log, after damage to the disk: the room gets a new epoch. A log of which even the room's name is gone is let go. Without it such a start is refused
     #[arg(long, env = "CHITCHAT_ACCEPT_LOSS", help_heading = "Store")]
     accept_loss: bool,
 
