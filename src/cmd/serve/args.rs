@@ -71,7 +71,7 @@ pub struct Args {
     )]
     retain_events: Option<u64>,
 
-    /// How many bytes of a room's newest events are kept, at least 1MiB [default: 256MiB, in memory 32MiB]
+    /// How much of a room's newest events is kept, at least 1MiB [default: 256MiB, in memory 32MiB]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_BYTES",
@@ -85,7 +85,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
 
-    /// How many bytes of all rooms' events are kept, at least 1MiB; the largest room gives way [default: 8GiB, in memory 256MiB]
+    /// How much of all rooms' events is kept, at least 1MiB; the largest gives way [default: 8GiB, in memory 256MiB]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
