@@ -106,7 +106,7 @@ impl Cuts {
             let is_torn = index + 1 == journals.len() && !goes_on(&bytes);
             if !is_torn && !accept_loss {
                 return Err(directory.unreadable(format!(
-                    "the journal {} breaks off at byte {} and goes on behind it",
+                    "the journal {} breaks off at byte {} and goes on behind it, which --accept-loss gives up",
                     journal.display(),
                     extent.whole
                 )));
