@@ -7,13 +7,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::admission::Admission;
@@ -22,15 +21,10 @@ use super::reason::Reason;
 use super::session::{Ended, Output, Session};
 use super::stall;
 use super::status::{StreamError, trailers};
+use super::threshold::{RETRY, Threshold};
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Asking, Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
-
-/// How long a stream may take to say who it is. A person may be typing a name meanwhile.
-pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long a client is asked to wait when the server drains before it has joined.
-const KNOCKING_RETRY: Duration = Duration::from_secs(1);
 
 /// The response body of a Chat call.
 pub(super) struct ChatBody {
@@ -42,7 +36,7 @@ pub(super) struct ChatBody {
 
 enum Phase {
     /// Nobody yet: the JOIN is awaited.
-    Knocking(Box<Knocking>),
+    Knocking(Threshold),
     /// A JOIN is on its way through the room.
     Joining(Box<Joining>),
     /// A participant.
@@ -62,11 +56,6 @@ struct Joining {
     received: Instant,
     sender: Option<TraceContext>,
     claimed: Timestamp,
-}
-
-struct Knocking {
-    timeout: Pin<Box<Sleep>>,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// Counts a stream from its beginning to its end, however it ends.
@@ -96,10 +85,6 @@ impl ChatBody {
         observer: Arc<dyn Observer>,
     ) -> Self {
         observer.stream_started(Method::Chat);
-        let knocking = Knocking {
-            timeout: Box::pin(tokio::time::sleep(JOIN_TIMEOUT)),
-            draining: Box::pin(draining.cancelled_owned()),
-        };
         let tally = Tally {
             observer,
             visitor: None,
@@ -109,7 +94,7 @@ impl ChatBody {
         Self {
             hub,
             inbound,
-            phase: Phase::Knocking(Box::new(knocking)),
+            phase: Phase::Knocking(Threshold::new(draining)),
             tally,
         }
     }
@@ -141,15 +126,11 @@ impl ChatBody {
     }
 
     fn poll_knocking(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Knocking(knocking) = &mut self.phase else {
+        let Phase::Knocking(threshold) = &mut self.phase else {
             return Poll::Ready(());
         };
-        if knocking.draining.as_mut().poll(cx).is_ready() {
-            self.refuse(&StreamError::Draining(KNOCKING_RETRY));
-            return Poll::Ready(());
-        }
-        if knocking.timeout.as_mut().poll(cx).is_ready() {
-            self.refuse(&StreamError::JoinTimeout(JOIN_TIMEOUT));
+        if let Poll::Ready(error) = threshold.poll(cx, StreamError::JoinTimeout) {
+            self.refuse(&error);
             return Poll::Ready(());
         }
         let received = ready!(Pin::new(&mut self.inbound).poll_next(cx));
@@ -230,7 +211,7 @@ impl ChatBody {
             }
             Err(error) => {
                 let error = match error {
-                    HubError::Draining => StreamError::Draining(KNOCKING_RETRY),
+                    HubError::Draining => StreamError::Draining(RETRY),
                     error => StreamError::Hub(error),
                 };
                 // What the room refused, the room has told.

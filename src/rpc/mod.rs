@@ -16,6 +16,7 @@ mod stall;
 mod status;
 mod streams;
 mod subscribe_body;
+mod threshold;
 
 pub use calls::Calls;
 pub use chat_route::{ChatRoute, decode_limit};

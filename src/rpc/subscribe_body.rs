@@ -3,31 +3,23 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
-use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::admission::place;
-use super::body::JOIN_TIMEOUT;
 use super::calls::room;
 use super::observer::{Method, Observer};
 use super::reason::Reason;
 use super::status::{StreamError, trailers};
+use super::threshold::Threshold;
 use crate::hub::{End, Hub, HubError, Piece, Reader, Start};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start as Asked;
-
-/// How long a client is asked to wait when the server drains before its stream has begun.
-const ASKING_RETRY: Duration = Duration::from_secs(1);
-
-/// How long a stream may take to say what it wants. Programs ask at once; a slow network has as long as with Chat.
-const REQUEST_TIMEOUT: Duration = JOIN_TIMEOUT;
 
 /// The response body of a Subscribe call.
 pub(super) struct SubscribeBody {
@@ -48,8 +40,7 @@ enum Phase {
 
 struct Asking {
     inbound: Streaming<SubscribeRequest>,
-    timeout: Pin<Box<Sleep>>,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    threshold: Threshold,
 }
 
 impl SubscribeBody {
@@ -62,8 +53,7 @@ impl SubscribeBody {
         observer.stream_started(Method::Subscribe);
         let asking = Asking {
             inbound,
-            timeout: Box::pin(tokio::time::sleep(REQUEST_TIMEOUT)),
-            draining: Box::pin(draining.cancelled_owned()),
+            threshold: Threshold::new(draining),
         };
         Self {
             hub,
@@ -88,12 +78,8 @@ impl SubscribeBody {
         let Phase::Asking(asking) = &mut self.phase else {
             return Poll::Ready(());
         };
-        if asking.draining.as_mut().poll(cx).is_ready() {
-            self.refuse(&StreamError::Draining(ASKING_RETRY));
-            return Poll::Ready(());
-        }
-        if asking.timeout.as_mut().poll(cx).is_ready() {
-            self.refuse(&StreamError::RequestTimeout(REQUEST_TIMEOUT));
+        if let Poll::Ready(error) = asking.threshold.poll(cx, StreamError::RequestTimeout) {
+            self.refuse(&error);
             return Poll::Ready(());
         }
         match ready!(Pin::new(&mut asking.inbound).poll_next(cx)) {
