@@ -319,13 +319,7 @@ impl Sequencer {
                 notice::repeated(&speaking, original, time, said.message_id.as_ref())
             }
             Outcome::Refused { refusal, time } => {
-                said.refused(
-                    &*self.shared.observer,
-                    &self.handle.name,
-                    &refusal,
-                    time,
-                    &received,
-                );
+                self.tell_refused(&said, &refusal, time, &received);
                 notice::refused(&speaking, &refusal, time, said.message_id.as_ref())
             }
         };
@@ -356,16 +350,14 @@ impl Sequencer {
                 });
             }
             Outcome::Refused { refusal, time } => {
-                said.refused(
-                    &*self.shared.observer,
-                    &self.handle.name,
-                    &refusal,
-                    time,
-                    &received,
-                );
+                self.tell_refused(&said, &refusal, time, &received);
                 reply.send(Err(refusal.into())).ok();
             }
         }
+    }
+
+    fn tell_refused(&self, said: &Said, refusal: &Refusal, time: LamportTime, received: &Receipt) {
+        said.refused(&*self.shared.observer, &self.handle.name, refusal, time, received);
     }
 
     fn leave(&mut self, leave: Leave, received: &Receipt, at: WallTime) {
