@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::StoreError;
 use super::directory::Directory;
@@ -16,6 +16,7 @@ const ANCHORS: [&str; 4] = ["LOCK", "heads", "db", "db/keyspaces"];
 pub(super) struct Anchors(Vec<Anchor>);
 
 struct Anchor {
+    name: &'static str,
     path: PathBuf,
     /// Held open so that no other file gets its number.
     _file: File,
@@ -35,6 +36,7 @@ impl Anchors {
             let file = File::open(&path)?;
             let metadata = file.metadata()?;
             Ok(Anchor {
+                name,
                 path,
                 _file: file,
                 is: (metadata.dev(), metadata.ino()),
@@ -53,13 +55,12 @@ impl Anchors {
     ///
     /// When it is not.
     pub(super) fn check(&self, directory: &Directory) -> Result<(), StoreError> {
-        for Anchor { path, is, .. } in &self.0 {
-            let name = path.strip_prefix(directory.path()).unwrap_or(Path::new(""));
+        for Anchor { name, path, is, .. } in &self.0 {
             let gone = match fs::metadata(path) {
                 Ok(found) if (found.dev(), found.ino()) == *is => continue,
-                Ok(_) => format!("{} was replaced while the server had it", name.display()),
+                Ok(_) => format!("{name} was replaced while the server had it"),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    format!("{} was removed or moved while the server had it", name.display())
+                    format!("{name} was removed or moved while the server had it")
                 }
                 Err(error) => error.to_string(),
             };

@@ -4,11 +4,11 @@
 //! Nobody would know, and the next events would have places that others have had. So such a store leaves a mark with the
 //! number that the system gives to each of its starts, and removes it when it has synced everything at its end.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::directory::write_durably;
+use super::files::{self, if_there, sync_parent, write_durably};
 
 /// The mark of a store that has not synced what it wrote.
 const MARK: &str = "unsynced";
@@ -27,11 +27,7 @@ impl Mark {
     ///
     /// When the mark cannot be read.
     pub(super) fn was_cut(&self) -> io::Result<bool> {
-        match fs::read(&self.0) {
-            Ok(boot) => Ok(boot != this_boot()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(files::read(&self.0)?.is_some_and(|boot| boot != this_boot()))
     }
 
     /// From here on what is written may not be on the disk.
@@ -49,13 +45,10 @@ impl Mark {
     ///
     /// When the mark cannot be removed.
     pub(super) fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.0) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            removed => removed?,
+        match if_there(fs::remove_file(&self.0))? {
+            Some(()) => sync_parent(&self.0),
+            None => Ok(()),
         }
-        self.0
-            .parent()
-            .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     }
 }
 

@@ -396,7 +396,8 @@ async fn two_rooms_with_the_same_log_are_refused() {
     let scratch = stored("twice").await;
     let store = scratch.open(Retention::ON_DISK);
     let tea = store.find(&room("tea")).unwrap().unwrap();
-    store.tables.renew(&room("coffee"), tea.id, tea.epoch).unwrap();
+    let entry = (tea.id, tea.epoch);
+    store.tables.renew([(&room("coffee"), &entry)]).unwrap();
     drop(store);
     let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(

@@ -1,13 +1,13 @@
 //! The directory that a store on disk lies in. One server has it at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
 use super::StoreError;
+use super::files::{self, write_durably};
 
 /// The version of the directory's format that this version writes and knows.
 const FORMAT: &str = "chitchat 1";
@@ -20,23 +20,18 @@ pub(super) struct Directory {
     path: PathBuf,
     /// Held for its lock.
     _lock: File,
-    secret: [u8; 32],
 }
 
 impl Directory {
     /// Takes the directory at `path`, making it if there is none. Waits for the disk.
     pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
-        let cannot = cannot_use(path);
-        fs::create_dir_all(path).map_err(&cannot)?;
-        let lock = lock(path)?;
+        fs::create_dir_all(path).map_err(cannot_use(path))?;
         let directory = Self {
             path: path.into(),
-            _lock: lock,
-            secret: [0; 32],
+            _lock: lock(path)?,
         };
         directory.check_format()?;
-        let secret = directory.read_secret().map_err(&cannot)?;
-        Ok(Self { secret, ..directory })
+        Ok(directory)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -46,11 +41,6 @@ impl Directory {
     /// Where the database is.
     pub(super) fn database(&self) -> PathBuf {
         self.path.join(DATABASE)
-    }
-
-    /// Random bytes, the same for as long as the directory exists.
-    pub(super) const fn secret(&self) -> [u8; 32] {
-        self.secret
     }
 
     /// How many bytes are free there, where that can be said.
@@ -75,26 +65,23 @@ impl Directory {
         }
     }
 
-    /// Reads the secret, or makes one.
-    fn read_secret(&self) -> io::Result<[u8; 32]> {
+    /// Random bytes, the same for as long as the directory exists. Waits for the disk.
+    pub(super) fn secret(&self) -> io::Result<[u8; 32]> {
         let file = self.path.join("secret");
-        match fs::read(&file) {
-            Ok(bytes) => bytes.try_into().map_err(|_| {
+        if let Some(bytes) = files::read(&file)? {
+            return bytes.try_into().map_err(|_| {
                 io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                if self.database().exists() {
-                    warn!(
-                        event = "secret_missing",
-                        "the file `secret` is missing; session tokens from before are of no use"
-                    );
-                }
-                let secret: [u8; 32] = rand::random();
-                write_durably(&file, &secret)?;
-                Ok(secret)
-            }
-            Err(error) => Err(error),
+            });
         }
+        if self.database().exists() {
+            warn!(
+                event = "secret_missing",
+                "the file `secret` is missing; session tokens from before are of no use"
+            );
+        }
+        let secret: [u8; 32] = rand::random();
+        write_durably(&file, &secret)?;
+        Ok(secret)
     }
 
     fn check_format(&self) -> Result<(), StoreError> {
@@ -140,20 +127,4 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.into())),
         Err(TryLockError::Error(error)) => Err(cannot(error)),
     }
-}
-
-/// Writes a file so that after a crash it is there as a whole or not at all.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary: PathBuf = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    path.parent()
-        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }

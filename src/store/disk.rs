@@ -47,6 +47,7 @@ pub struct DiskStore {
     next: Mutex<u32>,
     /// What is kept of each log.
     kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+    secret: [u8; 32],
     torn: u64,
     writer: Writer,
     thread: Option<JoinHandle<()>>,
@@ -67,6 +68,7 @@ impl DiskStore {
             accept_loss,
         } = options;
         let directory = Arc::new(Directory::take(path)?);
+        let secret = directory.secret().map_err(cannot_use(path))?;
         let heads = Heads::open(path).map_err(cannot_use(path))?;
         let Opened {
             tables,
@@ -93,6 +95,7 @@ impl DiskStore {
             known: Mutex::new(known),
             next: Mutex::new(next),
             kept,
+            secret,
             torn,
             writer,
             thread: Some(thread),
@@ -101,8 +104,8 @@ impl DiskStore {
 
     /// What session tokens are made from: the same for as long as the directory exists.
     #[must_use]
-    pub fn secret(&self) -> [u8; 32] {
-        self.directory.secret()
+    pub const fn secret(&self) -> [u8; 32] {
+        self.secret
     }
 
     /// How many bytes of a write that a crash had interrupted were cut when the directory was opened. What they said was

@@ -6,14 +6,15 @@
 //! back when it turns out that what was acknowledged is missing without it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
 use super::StoreError;
-use super::directory::{Directory, cannot_use, write_durably};
+use super::directory::{Directory, cannot_use};
+use super::files::{entries, if_there, sync_parent, write_durably};
 use super::journal::{extent, goes_on};
 
 /// Where what is cut lies, in the data directory, until it is known that nobody needs it. A file's name is the journal's,
@@ -140,12 +141,7 @@ impl Cuts {
 
     /// Puts back what lies aside.
     fn put_back_aside(&mut self, directory: &Directory) -> io::Result<()> {
-        let entries = match fs::read_dir(&self.aside) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
+        for entry in entries(&self.aside)? {
             let path = entry?.path();
             let name = path
                 .file_name()
@@ -193,13 +189,10 @@ impl Cuts {
     ///
     /// When it cannot be removed.
     pub(super) fn forget(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.aside) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            removed => removed?,
+        match if_there(fs::remove_dir_all(&self.aside))? {
+            Some(()) => sync_parent(&self.aside),
+            None => Ok(()),
         }
-        self.aside
-            .parent()
-            .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     }
 }
 
@@ -223,13 +216,8 @@ pub(super) fn are_unused(path: &Path) -> io::Result<bool> {
 ///
 /// When the directory cannot be read.
 pub(super) fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut journals = Vec::new();
-    for entry in entries {
+    for entry in entries(path)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str());
         let number = name.and_then(|name| name.strip_suffix(".jnl")?.parse::<u64>().ok());

@@ -13,8 +13,6 @@ pub(super) struct Kept {
     pub(super) bytes: u64,
     /// Up to where a snapshot makes the records dispensable.
     pub(super) snapshot: Sequence,
-    /// Up to where there must have been events, whether there are or not.
-    pub(super) claimed: Sequence,
 }
 
 impl Kept {
@@ -24,7 +22,6 @@ impl Kept {
         last: Bounds::EMPTY.last,
         bytes: 0,
         snapshot: Sequence::ZERO,
-        claimed: Sequence::ZERO,
     };
 
     /// How many events there are.
@@ -32,9 +29,14 @@ impl Kept {
         (self.last.get() + 1).saturating_sub(self.first.get())
     }
 
-    /// Counts what `tables` have of the log of `room`, and makes sure that nothing is missing in it: reads all of it.
-    pub(super) fn count(tables: &Tables, room: &RoomName, log: LogId) -> Result<Self, StoreError> {
-        let mut kept = Self::EMPTY;
+    /// Counts what `tables` have of the log of `room`, and makes sure that nothing is missing in it: reads all of it. Also
+    /// gives up to where there must have been events, whether there are or not.
+    pub(super) fn count(
+        tables: &Tables,
+        room: &RoomName,
+        log: LogId,
+    ) -> Result<(Self, Sequence), StoreError> {
+        let (mut kept, mut claim) = (Self::EMPTY, Sequence::ZERO);
         let range = record_key(log, Sequence::ZERO)..=record_key(log, Sequence::new(u64::MAX));
         for (index, entry) in tables.records.range(range).enumerate() {
             let (key, value) = entry.into_inner()?;
@@ -56,7 +58,7 @@ impl Kept {
         // What was let go of was noted with it. What is not there and was not let go of is lost.
         if let Some(first) = tables.snapshots.get(first_key(log))? {
             let first = decode_first(&first)?;
-            kept.claimed = first.previous();
+            claim = first.previous();
             if kept.last >= kept.first && kept.first > first {
                 return Err(StoreError::Log {
                     room: room.clone(),
@@ -69,8 +71,7 @@ impl Kept {
         }
         if let Some(snapshot) = tables.snapshots.get(log.0.to_be_bytes())? {
             kept.snapshot = decode_snapshot(&snapshot)?.last;
-            kept.claimed = kept.claimed.max(kept.snapshot);
         }
-        Ok(kept)
+        Ok((kept, claim.max(kept.snapshot)))
     }
 }

@@ -15,6 +15,7 @@ mod directory;
 mod disk;
 mod durability;
 mod error;
+mod files;
 mod heads;
 mod journal;
 mod journals;

@@ -70,7 +70,7 @@ impl Opened {
             next: contents.next,
             torn: cuts.bytes(),
         };
-        opened.accept(&noted)?;
+        opened.accept(&contents.claims)?;
         if was_cut {
             opened.renew_all("the system was started anew before all was synced")?;
         } else if cuts.is_loss() {
@@ -98,15 +98,15 @@ impl Opened {
             StoreError::Database(why) => directory.unreadable(why),
             error => error,
         })?;
-        match contents.shorter(directory, noted, accept_loss) {
+        match contents.shorter(directory, accept_loss) {
             Some(shorter) => Err(shorter),
             None => Ok(contents),
         }
     }
 
     /// Gives the logs that end earlier than they did a new epoch.
-    fn accept(&mut self, noted: &[(LogId, Sequence)]) -> Result<(), StoreError> {
-        for (log, noted) in claims(&self.kept, noted) {
+    fn accept(&mut self, claims: &HashMap<LogId, Sequence>) -> Result<(), StoreError> {
+        for (&log, &noted) in claims {
             let kept = self.kept.get_mut(&log);
             let last = kept.as_ref().map_or(Sequence::ZERO, |kept| kept.last);
             if last >= noted {
@@ -117,9 +117,10 @@ impl Opened {
                 self.tables.remove_snapshot(log)?;
                 kept.snapshot = Sequence::ZERO;
             }
-            if let Some((room, (_, epoch))) = self.known.iter_mut().find(|(_, (id, _))| *id == log) {
-                *epoch = epoch.renewed(now());
-                self.tables.renew(room, log, *epoch)?;
+            if let Some((room, entry)) = self.known.iter_mut().find(|(_, (id, _))| *id == log) {
+                entry.1 = entry.1.renewed(now());
+                self.tables.renew([(room, &*entry)])?;
+                let (_, epoch) = entry;
                 warn!(event = "log_truncated", %room, %last, %noted, %epoch, "events are gone, which is accepted; the room has a new epoch");
             } else {
                 warn!(event = "log_lost", log = log.0, %noted, "a room's name is gone, which is accepted, and with it its log");
@@ -131,10 +132,10 @@ impl Opened {
     /// Gives all logs a new epoch: nobody knows what is gone from their ends.
     fn renew_all(&mut self, why: &str) -> Result<(), StoreError> {
         let now = now();
-        for (room, (log, epoch)) in &mut self.known {
+        for (_, epoch) in self.known.values_mut() {
             *epoch = epoch.renewed(now);
-            self.tables.renew(room, *log, *epoch)?;
         }
+        self.tables.renew(&self.known)?;
         self.tables.sync()?;
         let rooms = self.known.len();
         warn!(
@@ -148,9 +149,9 @@ impl Opened {
     fn note(&self, heads: &Heads, noted: &[(LogId, Sequence)]) -> io::Result<()> {
         let noted: HashMap<LogId, Sequence> = noted.iter().copied().collect();
         let (mut missing, mut is_lowered) = (0, false);
-        for log in noted.keys().filter(|log| !self.kept.contains_key(log)) {
+        for (log, noted) in noted.iter().filter(|(log, _)| !self.kept.contains_key(log)) {
             heads.note(*log, Sequence::ZERO)?;
-            is_lowered = true;
+            is_lowered |= *noted > Sequence::ZERO;
         }
         for (log, Kept { last, .. }) in &self.kept {
             let noted = noted.get(log).copied();
@@ -178,6 +179,8 @@ impl Opened {
 struct Contents {
     known: HashMap<RoomName, (LogId, Epoch)>,
     kept: HashMap<LogId, Kept>,
+    /// How far each log had come: what was noted, and what is said beside the logs themselves.
+    claims: HashMap<LogId, Sequence>,
     next: u32,
 }
 
@@ -188,6 +191,7 @@ impl Contents {
             why,
         };
         let (mut known, mut kept) = (HashMap::new(), HashMap::new());
+        let mut claims: HashMap<LogId, Sequence> = noted.iter().copied().collect();
         for entry in tables.rooms.iter() {
             let (name, value) = entry.into_inner()?;
             let name = std::str::from_utf8(&name)
@@ -195,14 +199,16 @@ impl Contents {
                 .and_then(|name| RoomName::try_from(name).ok());
             let room = name.ok_or(damaged("a room's name is none"))?;
             let (log, epoch) = decode_entry(&value)?;
-            if kept.insert(log, Kept::count(tables, &room, log)?).is_some() {
+            let (counted, claimed) = Kept::count(tables, &room, log)?;
+            if kept.insert(log, counted).is_some() {
                 return Err(damaged("two rooms have the same log"));
             }
+            let claim = claims.entry(log).or_default();
+            *claim = claimed.max(*claim);
             known.insert(room, (log, epoch));
         }
         // The records of a room whose name was lost are still there: nobody else gets its id.
-        let mut used: Vec<LogId> = kept.keys().copied().collect();
-        used.extend(noted.iter().map(|(log, _)| *log));
+        let mut used: Vec<LogId> = claims.keys().copied().collect();
         for table in [&tables.records, &tables.snapshots] {
             if let Some(entry) = table.iter().next_back() {
                 used.push(log_of(&entry.key()?)?);
@@ -211,18 +217,14 @@ impl Contents {
         Ok(Self {
             known,
             kept,
+            claims,
             next: used.into_iter().max().map_or(0, |log| log.0.saturating_add(1)),
         })
     }
 
     /// That a log ends earlier than it did, unless that is accepted and it can go on from there.
-    fn shorter(
-        &self,
-        directory: &Directory,
-        noted: &[(LogId, Sequence)],
-        accept_loss: bool,
-    ) -> Option<StoreError> {
-        claims(&self.kept, noted).into_iter().find_map(|(log, noted)| {
+    fn shorter(&self, directory: &Directory, accept_loss: bool) -> Option<StoreError> {
+        self.claims.iter().find_map(|(&log, &noted)| {
             let kept = self.kept.get(&log).copied().unwrap_or(Kept::EMPTY);
             if kept.last >= noted {
                 return None;
@@ -252,16 +254,6 @@ impl Contents {
             }
         })
     }
-}
-
-/// How far each log had come: what was noted, and what is said beside the logs themselves.
-fn claims(kept: &HashMap<LogId, Kept>, noted: &[(LogId, Sequence)]) -> Vec<(LogId, Sequence)> {
-    let mut claims: HashMap<LogId, Sequence> = noted.iter().copied().collect();
-    for (log, Kept { claimed, .. }) in kept {
-        let claim = claims.entry(*log).or_default();
-        *claim = (*claim).max(*claimed);
-    }
-    claims.into_iter().collect()
 }
 
 fn now() -> WallTime {

@@ -5,13 +5,14 @@
 //! newest it removes the tables that are newer.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::StoreError;
 use super::directory::{Directory, cannot_use};
+use super::files::{entries, read};
 use super::journals;
 
 /// How many keyspaces there are: ours, and the database's own.
@@ -106,22 +107,4 @@ fn current(keyspace: &Path) -> io::Result<Current> {
 
 fn is_empty(path: &Path) -> io::Result<bool> {
     Ok(entries(path)?.next().is_none())
-}
-
-/// What is in a file, if there is one.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// The entries of a directory; none where there is no directory.
-fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
-    match fs::read_dir(path) {
-        Ok(entries) => Ok(Some(entries).into_iter().flatten()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None.into_iter().flatten()),
-        Err(error) => Err(error),
-    }
 }

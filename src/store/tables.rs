@@ -9,7 +9,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistM
 use super::directory::Directory;
 use super::layout::{encode_entry, first_key};
 use super::{Bounds, Durability, LogId, StoreError};
-use crate::domain::{Epoch, RoomName};
+use crate::domain::{Epoch, RoomName, Sequence};
 
 /// How much the database may keep of what it has read, in bytes.
 const CACHE: u64 = 16 << 20;
@@ -63,23 +63,29 @@ impl Tables {
 
     /// Notes that a room has a new log, and its epoch.
     pub(super) fn enter(&self, room: &RoomName, log: LogId, epoch: Epoch) -> Result<(), StoreError> {
-        let mut batch = self.entry(room, log, epoch);
-        let first = Bounds::EMPTY.first.get().to_be_bytes();
-        batch.insert(&self.snapshots, first_key(log), first);
+        let mut batch = self.batch();
+        self.put_entry(&mut batch, room, log, epoch);
+        self.put_first(&mut batch, log, Bounds::EMPTY.first);
         Ok(batch.commit()?)
     }
 
-    /// Notes that a room's log has another epoch.
-    pub(super) fn renew(&self, room: &RoomName, log: LogId, epoch: Epoch) -> Result<(), StoreError> {
-        Ok(self.entry(room, log, epoch).commit()?)
+    /// Notes that the logs of some rooms have other epochs.
+    pub(super) fn renew<'a>(
+        &self,
+        rooms: impl IntoIterator<Item = (&'a RoomName, &'a (LogId, Epoch))>,
+    ) -> Result<(), StoreError> {
+        let mut batch = self.batch();
+        for (room, (log, epoch)) in rooms {
+            self.put_entry(&mut batch, room, *log, *epoch);
+        }
+        Ok(batch.commit()?)
     }
 
     /// Lets go of the snapshot of a log that is all there, from its first event on.
     pub(super) fn remove_snapshot(&self, log: LogId) -> Result<(), StoreError> {
-        let mut batch = self.db.batch().durability(Some(self.durability.mode()));
+        let mut batch = self.batch();
         batch.remove(&self.snapshots, log.0.to_be_bytes());
-        let first = Bounds::EMPTY.first.get().to_be_bytes();
-        batch.insert(&self.snapshots, first_key(log), first);
+        self.put_first(&mut batch, log, Bounds::EMPTY.first);
         Ok(batch.commit()?)
     }
 
@@ -88,11 +94,18 @@ impl Tables {
         Ok(self.db.persist(PersistMode::SyncAll)?)
     }
 
-    fn entry(&self, room: &RoomName, log: LogId, epoch: Epoch) -> OwnedWriteBatch {
-        let mut batch = self.db.batch().durability(Some(self.durability.mode()));
+    fn batch(&self) -> OwnedWriteBatch {
+        self.db.batch().durability(Some(self.durability.mode()))
+    }
+
+    fn put_entry(&self, batch: &mut OwnedWriteBatch, room: &RoomName, log: LogId, epoch: Epoch) {
         let entry = encode_entry(log, epoch).to_vec();
         batch.insert(&self.rooms, room.as_str().as_bytes(), entry);
-        batch
+    }
+
+    /// Notes with which event a log begins.
+    pub(super) fn put_first(&self, batch: &mut OwnedWriteBatch, log: LogId, first: Sequence) {
+        batch.insert(&self.snapshots, first_key(log), first.get().to_be_bytes());
     }
 }
 

@@ -12,7 +12,7 @@ use super::anchors::Anchors;
 use super::directory::Directory;
 use super::heads::Heads;
 use super::kept::Kept;
-use super::layout::{first_key, record_key, record_place};
+use super::layout::{record_key, record_place};
 use super::observer::Observer;
 use super::tables::Tables;
 use super::{Append, LogId, Record, Retention, StoreError, decode_snapshot};
@@ -131,8 +131,8 @@ impl Writing {
         }
         let begun = Instant::now();
         self.commit(batch).map_err(|error| self.explain(&error))?;
-        self.anchors.check(&self.directory)?;
         self.observer.committed(begun.elapsed());
+        self.anchors.check(&self.directory)?;
         self.note(&changed)?;
         self.lock().extend(changed);
         Ok(())
@@ -266,8 +266,7 @@ impl Writing {
             batch.remove(&self.tables.records, key.to_vec());
         }
         if kept.first > before {
-            let first = kept.first.get().to_be_bytes();
-            batch.insert(&self.tables.snapshots, first_key(log), first);
+            self.tables.put_first(batch, log, kept.first);
         }
         Ok(())
     }
