@@ -37,6 +37,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::Config(mistakes));
     }
     otlp.sampler.wishes_per_second = wishes_per_second;
+    let end_within = config.drain_timeout / server::LAST_SHARE;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads.into());
@@ -45,12 +46,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| system("start its threads", &error))?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let exports = Exports::start(&otlp, SERVICE).map_err(otlp_mistake)?;
         let _logs = init_logs(&config.logs, &exports)
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
         serve(config, exports).await
-    })
+    });
+    // Dropping the runtime would wait for its blocking threads without a limit, and a name look-up in one of them can take
+    // longer than is left of the drain's deadline. The store is closed by tasks, whose threads end at once.
+    runtime.shutdown_timeout(end_within);
+    served
 }
 
 /// The name under which telemetry comes in where the environment gives no other.

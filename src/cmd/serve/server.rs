@@ -34,7 +34,7 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 const FLUSH_SHARE: u32 = 4;
 
 /// The part of it that is left for the end of the process itself.
-const LAST_SHARE: u32 = 16;
+pub(super) const LAST_SHARE: u32 = 16;
 
 /// A server whose ports are bound.
 pub struct Server {
