@@ -7,11 +7,14 @@ mod scripted;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use chitchat::client::{Connection, Conversation, Error, Join, ServerAddress, Settings};
+use chitchat::client::{
+    ClientError, ConnectOptions, Connection, Event, JoinOptions, RetryPolicy, ServerAddress, Session,
+};
 use chitchat::proto::{EventType, ServerMessage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 fn address(socket: SocketAddr) -> ServerAddress {
@@ -19,38 +22,50 @@ fn address(socket: SocketAddr) -> ServerAddress {
 }
 
 /// Short enough that what is expected to take that long takes no time worth mentioning.
-fn impatient() -> Settings {
-    Settings {
-        answer_within: Duration::from_millis(200),
+fn impatient() -> ConnectOptions {
+    ConnectOptions {
+        response_timeout: Duration::from_millis(200),
         keepalive_interval: Duration::from_millis(100),
         keepalive_timeout: Duration::from_millis(100),
     }
 }
 
-async fn try_join(name: &str, settings: &Settings) -> Result<Conversation, Error> {
-    let server = address(scripted::serve().await);
-    Connection::open(&server, settings)
-        .await?
-        .join(Join::new(name))
+async fn join_at(
+    server: &ServerAddress,
+    name: &str,
+    options: &ConnectOptions,
+) -> Result<Session, ClientError> {
+    let never = RetryPolicy {
+        max_elapsed: Duration::ZERO,
+        ..RetryPolicy::default()
+    };
+    Session::join(server, options, never, JoinOptions::new(name)).await
+}
+
+async fn try_join(name: &str, options: &ConnectOptions) -> Result<Session, ClientError> {
+    join_at(&address(scripted::serve().await), name, options).await
+}
+
+async fn join() -> Session {
+    try_join("Ada", &ConnectOptions::default()).await.unwrap()
+}
+
+async fn next(session: &mut Session) -> Result<Option<ServerMessage>, ClientError> {
+    let next = timeout(Duration::from_secs(20), session.try_next())
         .await
+        .expect("the session goes on or ends");
+    Ok(next?.map(|event| match event {
+        Event::Message(message) => *message,
+        other => panic!("{other:?}"),
+    }))
 }
 
-async fn join() -> Conversation {
-    try_join("Ada", &Settings::default()).await.unwrap()
-}
-
-async fn next(conversation: &mut Conversation) -> Result<Option<ServerMessage>, Error> {
-    timeout(Duration::from_secs(20), conversation.next())
-        .await
-        .expect("the conversation goes on or ends")
-}
-
-/// What ends the conversation after `text` was said.
-async fn end_after(text: &str) -> Error {
-    let mut conversation = try_join("Ada", &impatient()).await.unwrap();
-    conversation.say(text).await.unwrap();
+/// What ends the session after `text` was sent.
+async fn end_after(text: &str) -> ClientError {
+    let mut session = try_join("Ada", &impatient()).await.unwrap();
+    session.send(text).unwrap();
     loop {
-        if let Err(error) = next(&mut conversation).await {
+        if let Err(error) = next(&mut session).await {
             return error;
         }
     }
@@ -58,63 +73,66 @@ async fn end_after(text: &str) -> Error {
 
 #[tokio::test]
 async fn a_participant_joins_speaks_and_leaves() {
-    let mut conversation = join().await;
-    assert!(conversation.welcome().is_some());
-    let joined = next(&mut conversation).await.unwrap().unwrap();
+    let mut session = join().await;
+    assert!(session.welcome().is_some());
+    let joined = next(&mut session).await.unwrap().unwrap();
     assert_eq!(joined.r#type(), EventType::Join);
 
-    let message_id = conversation.say("hello").await.unwrap();
-    let echo = next(&mut conversation).await.unwrap().unwrap();
+    let message_id = session.send("hello").unwrap();
+    let echo = next(&mut session).await.unwrap().unwrap();
     assert_eq!(echo.msg_stream, "hello");
     assert_eq!(echo.message_id, message_id.as_str());
 
-    conversation.say("bye").await.unwrap();
-    conversation.leave().await.unwrap();
-    conversation.leave().await.unwrap();
-    assert!(matches!(conversation.say("too late").await, Err(Error::Over)));
-    assert_eq!(next(&mut conversation).await.unwrap().unwrap().msg_stream, "bye");
-    assert_eq!(next(&mut conversation).await.unwrap(), None);
+    session.send("bye").unwrap();
+    session.leave();
+    session.leave();
+    assert!(matches!(session.send("too late"), Err(ClientError::Closed)));
+    assert_eq!(next(&mut session).await.unwrap().unwrap().msg_stream, "bye");
+    assert_eq!(next(&mut session).await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn a_server_without_a_welcome_is_as_good() {
-    let mut conversation = try_join(scripted::OLD, &Settings::default()).await.unwrap();
-    assert!(conversation.welcome().is_none());
-    let joined = next(&mut conversation).await.unwrap().unwrap();
+    let mut session = try_join(scripted::OLD, &ConnectOptions::default()).await.unwrap();
+    assert!(session.welcome().is_none());
+    let joined = next(&mut session).await.unwrap().unwrap();
     assert_eq!((joined.r#type(), joined.timestamp), (EventType::Join, 1));
 }
 
 #[tokio::test]
 async fn absurd_times_do_not_move_the_clock() {
-    let mut conversation = join().await;
+    let mut session = join().await;
     for text in ["one", "absurd", "two"] {
-        conversation.say(text).await.unwrap();
-        while next(&mut conversation).await.unwrap().unwrap().msg_stream != text {}
+        session.send(text).unwrap();
+        while next(&mut session).await.unwrap().unwrap().msg_stream != text {}
     }
-    let (speaker, _listener) = conversation.into_split();
-    assert!(speaker.now() < 20, "{}", speaker.now());
+    assert!(session.lamport_time() < 20, "{}", session.lamport_time());
 }
 
 #[tokio::test]
 async fn a_refused_name_is_the_servers_word() {
-    let Err(Error::Refused(refusal)) = try_join(scripted::TAKEN, &Settings::default()).await else {
+    let Err(ClientError::Rejected(rejection)) = try_join(scripted::TAKEN, &ConnectOptions::default()).await
+    else {
         panic!("let in");
     };
-    assert_eq!(refusal.code, Code::AlreadyExists);
-    assert_eq!(refusal.to_string(), "somebody in the room is called Taken");
+    assert_eq!(rejection.code, Code::AlreadyExists);
+    assert_eq!(rejection.to_string(), "somebody in the room is called Taken");
 }
 
 #[tokio::test]
 async fn every_way_to_end_is_told_apart() {
-    assert!(matches!(end_after("end").await, Error::Ended));
-    assert!(matches!(end_after("drain").await, Error::Unavailable { .. }));
-    assert!(matches!(end_after("cut").await, Error::Lost(_)));
+    assert!(matches!(end_after("end").await, ClientError::StreamEnded));
+    assert!(matches!(
+        end_after("drain").await,
+        ClientError::Unavailable { .. }
+    ));
+    assert!(matches!(end_after("cut").await, ClientError::ConnectionLost(_)));
 }
 
 #[tokio::test]
 async fn a_server_that_froze_is_noticed() {
     let error = end_after("freeze").await;
-    assert!(matches!(error, Error::Lost(_)), "{error:?}");
+    assert!(matches!(error, ClientError::ConnectionLost(_)), "{error:?}");
 }
 
 #[tokio::test]
@@ -123,7 +141,7 @@ async fn nobody_there() {
     let nobody = address(socket.local_addr().unwrap());
     drop(socket);
     let error = Connection::open(&nobody, &impatient()).await.unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }));
+    assert!(matches!(error, ClientError::Unreachable { .. }));
     assert!(error.to_string().contains("onnection refused"), "{error}");
 }
 
@@ -131,17 +149,13 @@ async fn nobody_there() {
 async fn somebody_who_says_nothing() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mute = address(socket.local_addr().unwrap());
-    let connection = Connection::open(
-        &mute,
-        &Settings {
-            keepalive_interval: Duration::from_secs(60),
-            ..impatient()
-        },
-    )
-    .await
-    .unwrap();
-    let error = connection.join(Join::new("Ada")).await.unwrap_err();
-    assert!(matches!(error, Error::NoAnswer { .. }), "{error:?}");
+    let options = ConnectOptions {
+        keepalive_interval: Duration::from_secs(60),
+        ..impatient()
+    };
+    let error = join_at(&mute, "Ada", &options).await.unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error:?}");
+    let connection = Connection::open(&mute, &options).await.unwrap();
     assert!(connection.health("").await.is_err());
 }
 
@@ -160,7 +174,8 @@ async fn somebody_who_speaks_another_language() {
                 .unwrap();
         }
     });
-    let connection = Connection::open(&web, &Settings::default()).await.unwrap();
-    let error = connection.join(Join::new("Ada")).await.unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    let error = join_at(&web, "Ada", &ConnectOptions::default())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
 }

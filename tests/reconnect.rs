@@ -11,8 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use chitchat::client::{
-    Connection, Error, Event, Excerpt, Follower, History, Hole, Join, Poster, Presence, Retry, ServerAddress,
-    Settings, Start,
+    ClientError, ConnectOptions, Connection, Event, Gap, History, HistoryQuery, JoinOptions, Publisher,
+    RetryPolicy, ServerAddress, Session, StartPosition, Subscription,
 };
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, ListParticipantsRequest, ServerMessage};
@@ -21,6 +21,7 @@ use proxy::Proxy;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,70 +31,70 @@ fn address(socket: SocketAddr) -> ServerAddress {
 }
 
 /// Quick, so that a test of many cuts does not take long.
-fn quick() -> Retry {
-    Retry {
-        base: Duration::from_millis(1),
-        cap: Duration::from_millis(20),
-        patience: PATIENCE,
+fn quick() -> RetryPolicy {
+    RetryPolicy {
+        base_delay: Duration::from_millis(1),
+        max_delay: Duration::from_millis(20),
+        max_elapsed: PATIENCE,
     }
 }
 
-async fn join(server: SocketAddr, retry: Retry) -> Presence {
-    Presence::join(
+async fn join(server: SocketAddr, retry: RetryPolicy) -> Session {
+    Session::join(
         &address(server),
-        &Settings::default(),
+        &ConnectOptions::default(),
         retry,
-        Join::new("Ada").room("tea"),
+        JoinOptions::new("Ada").room("tea"),
     )
     .await
     .unwrap()
 }
 
-async fn next(presence: &mut Presence) -> Result<Option<Event>, Error> {
-    timeout(PATIENCE, presence.next())
+async fn next(session: &mut Session) -> Result<Option<Event>, ClientError> {
+    timeout(PATIENCE, session.try_next())
         .await
         .expect("something happens")
 }
 
 /// The next event of the room, whatever happens to the connection before.
-async fn next_message(presence: &mut Presence) -> ServerMessage {
+async fn next_message(session: &mut Session) -> ServerMessage {
     loop {
-        match next(presence).await.unwrap().unwrap() {
+        match next(session).await.unwrap().unwrap() {
             Event::Message(message) if message.sequence > 0 => return *message,
-            Event::Hole(hole) => panic!("{hole}"),
+            Event::Gap(gap) => panic!("{gap}"),
             _ => {}
         }
     }
 }
 
 /// Up to and with the next resumption: what was missing, if anything.
-async fn resumed(presence: &mut Presence) -> Option<Hole> {
+async fn resumed(session: &mut Session) -> Option<Gap> {
     loop {
-        if let Event::Resumed { recovered } = next(presence).await.unwrap().unwrap() {
+        if let Event::Resumed { recovered } = next(session).await.unwrap().unwrap() {
             if recovered {
                 return None;
             }
-            let Event::Hole(hole) = next(presence).await.unwrap().unwrap() else {
+            let Event::Gap(gap) = next(session).await.unwrap().unwrap() else {
                 panic!("it is not said what is missing");
             };
-            return Some(hole);
+            return Some(gap);
         }
     }
 }
 
 /// The whole log of the room, as the server keeps it.
 async fn log(server: SocketAddr) -> Vec<ServerMessage> {
-    let connection = Connection::open(&address(server), &Settings::default())
+    let connection = Connection::open(&address(server), &ConnectOptions::default())
         .await
         .unwrap();
-    let whole = Excerpt {
+    let whole = HistoryQuery {
         limit: u64::MAX,
         after: None,
         before: None,
     };
     let mut history = History::open(&connection, "tea", whole).await.unwrap();
     let mut log = Vec::new();
-    while let Some(event) = history.next().await.unwrap() {
+    while let Some(event) = history.try_next().await.unwrap() {
         let Event::Message(message) = event else {
             panic!("{event:?}");
         };
@@ -102,16 +103,16 @@ async fn log(server: SocketAddr) -> Vec<ServerMessage> {
     log
 }
 
-async fn somebody(server: SocketAddr) -> Poster {
-    let who = Join::new("Somebody").room("tea");
-    Poster::open(&address(server), &Settings::default(), quick(), who)
+async fn somebody(server: SocketAddr) -> Publisher {
+    let options = ConnectOptions::default();
+    Publisher::open(&address(server), &options, quick(), "Somebody", "tea")
         .await
         .unwrap()
 }
 
 /// A participant who has seen all there is to see and checks it.
 struct Witness {
-    ada: Presence,
+    ada: Session,
     seen: Vec<ServerMessage>,
     said: Vec<String>,
     resumptions: u32,
@@ -131,7 +132,7 @@ impl Witness {
 
     fn say(&mut self) {
         let text = format!("text {}", self.said.len());
-        self.ada.say(text.as_str()).unwrap();
+        self.ada.send(text.as_str()).unwrap();
         self.said.push(text);
     }
 
@@ -142,7 +143,7 @@ impl Witness {
                 assert!(recovered);
                 self.resumptions += 1;
             }
-            Event::Hole(hole) => panic!("{hole}"),
+            Event::Gap(gap) => panic!("{gap}"),
             Event::Message(_) | Event::Reconnecting { .. } => {}
         }
     }
@@ -152,7 +153,7 @@ impl Witness {
         while self.ada.unacknowledged() > 0 {
             self.hear().await;
         }
-        somebody(server).await.post("the end").await.unwrap();
+        somebody(server).await.publish("the end").await.unwrap();
         while self.seen.last().unwrap().msg_stream != "the end" {
             self.hear().await;
         }
@@ -193,7 +194,7 @@ async fn cut_a_participant(server: SocketAddr) {
         if witness.ada.unacknowledged() < 20 {
             witness.say();
             if rng.random_bool(0.3) {
-                somebody.post("in between").await.unwrap();
+                somebody.publish("in between").await.unwrap();
             }
         } else {
             witness.hear().await;
@@ -211,20 +212,31 @@ async fn cut_a_reader(server: SocketAddr) {
     let proxy = Proxy::start(server).await;
     let mut ada = join(server, quick()).await;
     next_message(&mut ada).await;
-    let settings = Settings::default();
-    let mut reader = Follower::open(&address(proxy.address), &settings, quick(), "tea", Start::Now)
-        .await
-        .unwrap();
+    let settings = ConnectOptions::default();
+    let mut reader = Subscription::open(
+        &address(proxy.address),
+        &settings,
+        quick(),
+        "tea",
+        StartPosition::Now,
+    )
+    .await
+    .unwrap();
     proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
     let mut seen = Vec::new();
     while proxy.cuts() < 50 {
-        ada.say("next").unwrap();
+        ada.send("next").unwrap();
         next_message(&mut ada).await;
         let before = seen.len();
         while seen.len() == before {
-            match timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
+            match timeout(PATIENCE, reader.try_next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap()
+            {
                 Event::Message(message) if message.sequence > 0 => seen.push(*message),
-                Event::Hole(hole) => panic!("{hole}"),
+                Event::Gap(gap) => panic!("{gap}"),
                 Event::Resumed { recovered } => assert!(recovered),
                 Event::Message(_) | Event::Reconnecting { .. } => {}
             }
@@ -295,9 +307,9 @@ async fn nobody_leaves_or_joins_while_a_connection_is_lost_for_a_while() {
         panic!("it is not said that the connection was lost");
     };
     // What is said meanwhile is said later.
-    ada.say("one").unwrap();
+    ada.send("one").unwrap();
     hall.say("tea", "meanwhile");
-    ada.say("two").unwrap();
+    ada.send("two").unwrap();
     for number in 2..5 {
         let Some(Event::Reconnecting { attempt, .. }) = next(&mut ada).await.unwrap() else {
             panic!("there is a connection");
@@ -320,18 +332,18 @@ async fn a_draining_server_is_come_back_to() {
     let mut ada = join(hall.address, quick()).await;
     next_message(&mut ada).await;
     hall.drain();
-    let Some(Event::Reconnecting { because, delay, .. }) = next(&mut ada).await.unwrap() else {
+    let Some(Event::Reconnecting { cause, delay, .. }) = next(&mut ada).await.unwrap() else {
         panic!("the notice is for the client, not for its user");
     };
-    assert!(matches!(because, Error::Unavailable { .. }), "{because}");
+    assert!(matches!(cause, ClientError::Unavailable { .. }), "{cause}");
     assert!(delay >= Duration::from_millis(1));
     assert_eq!(resumed(&mut ada).await, None);
-    ada.say("back").unwrap();
+    ada.send("back").unwrap();
     assert_eq!(next_message(&mut ada).await.msg_stream, "back");
 }
 
 /// Somebody whose session ends while she cannot come back.
-async fn expired() -> (Hall, Proxy, Presence) {
+async fn expired() -> (Hall, Proxy, Session) {
     let hall = Hall::start().await;
     let proxy = Proxy::start(hall.address).await;
     let mut ada = join(proxy.address, quick()).await;
@@ -362,10 +374,10 @@ async fn a_name_that_an_earlier_stay_holds_is_waited_for() {
     let mut stay = join(hall.address, quick()).await;
     proxy.refuse(false);
     loop {
-        if let Some(Event::Reconnecting { because, .. }) = next(&mut ada).await.unwrap()
-            && let Error::Refused(refusal) = because
+        if let Some(Event::Reconnecting { cause, .. }) = next(&mut ada).await.unwrap()
+            && let ClientError::Rejected(rejection) = cause
         {
-            assert_eq!(refusal.kind, "NAME_TAKEN");
+            assert_eq!(rejection.reason, "NAME_TAKEN");
             break;
         }
     }
@@ -401,14 +413,14 @@ async fn what_is_not_kept_is_named() {
     }
     hall.keep("tea", 2);
     proxy.refuse(false);
-    assert_eq!(resumed(&mut ada).await, Some(Hole::Events { first: 2, last: 6 }));
+    assert_eq!(resumed(&mut ada).await, Some(Gap::Expired { first: 2, last: 6 }));
 
     proxy.refuse(true);
     proxy.cut_now();
     next(&mut ada).await.unwrap();
     hall.lose();
     proxy.refuse(false);
-    assert_eq!(resumed(&mut ada).await, Some(Hole::NewLog { seen: 6, after: 0 }));
+    assert_eq!(resumed(&mut ada).await, Some(Gap::NewEpoch { seen: 6, after: 0 }));
     let joined = next_message(&mut ada).await;
     assert_eq!((joined.sequence, joined.r#type()), (1, EventType::Join));
 }
@@ -418,32 +430,38 @@ async fn a_reader_goes_on_as_early_as_it_can() {
     let hall = Hall::start().await;
     hall.say("tea", "one");
     let server = address(hall.address);
-    let settings = Settings::default();
-    let mut reader = Follower::open(&server, &settings, quick(), "tea", Start::Last(9))
+    let settings = ConnectOptions::default();
+    let mut reader = Subscription::open(&server, &settings, quick(), "tea", StartPosition::Last(9))
         .await
         .unwrap();
-    let mut next = async || timeout(PATIENCE, reader.next()).await.unwrap().unwrap();
+    let mut next = async || {
+        timeout(PATIENCE, reader.try_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+    };
     assert!(matches!(next().await, Event::Message(message) if message.msg_stream == "one"));
     hall.drain();
     for _ in 0..5 {
         hall.say("tea", "unheard");
     }
     hall.keep("tea", 2);
-    let mut holes = Vec::new();
+    let mut gaps = Vec::new();
     let mut texts = Vec::new();
     hall.say("tea", "end");
     while texts.last().is_none_or(|text| text != "end") {
         match next().await {
             Event::Message(message) => texts.push(message.msg_stream),
-            Event::Hole(hole) => holes.push(hole),
+            Event::Gap(gap) => gaps.push(gap),
             _ => {}
         }
     }
     // It may have read on until the server let go of what it had not read.
     let heard = texts.len() as u64 - 3;
     assert_eq!(
-        holes,
-        [Hole::Events {
+        gaps,
+        [Gap::Expired {
             first: 2 + heard,
             last: 4
         }]
@@ -470,22 +488,22 @@ async fn the_older_of_two_connections_does_not_come_back() {
     let endless = tokio_stream::StreamExt::chain(tokio_stream::once(again), tokio_stream::pending());
     let _stream = ChatServiceClient::new(channel).chat(endless).await.unwrap();
     let error = next(&mut ada).await.unwrap_err();
-    assert!(matches!(error, Error::TakenOver { .. }), "{error:?}");
-    assert!(matches!(next(&mut ada).await, Err(Error::Over)));
-    assert!(matches!(ada.say("too late"), Err(Error::Over)));
+    assert!(matches!(error, ClientError::TakenOver { .. }), "{error:?}");
+    assert!(matches!(next(&mut ada).await, Ok(None)));
+    assert!(matches!(ada.send("too late"), Err(ClientError::Closed)));
 }
 
 #[tokio::test]
 async fn patience_has_an_end() {
     let hall = Hall::start().await;
     let proxy = Proxy::start(hall.address).await;
-    let retry = Retry {
-        patience: Duration::from_millis(100),
+    let retry = RetryPolicy {
+        max_elapsed: Duration::from_millis(100),
         ..quick()
     };
     let mut ada = join(proxy.address, retry).await;
     next_message(&mut ada).await;
-    ada.say("one").unwrap();
+    ada.send("one").unwrap();
     proxy.refuse(true);
     proxy.cut_now();
     let error = loop {
@@ -495,8 +513,8 @@ async fn patience_has_an_end() {
             Err(error) => break error,
         }
     };
-    assert!(error.is_outage(), "{error:?}");
-    assert!(matches!(next(&mut ada).await, Err(Error::Over)));
+    assert!(error.is_transient(), "{error:?}");
+    assert!(matches!(next(&mut ada).await, Ok(None)));
 }
 
 #[tokio::test]
@@ -515,31 +533,30 @@ async fn leaving_without_a_connection_is_leaving() {
 #[tokio::test]
 async fn a_post_whose_answer_is_lost_is_broadcast_once() {
     let hall = Hall::start().await;
-    let settings = Settings::default();
-    let who = Join::new("Ada").room("tea");
-    let mut poster = Poster::open(&address(hall.address), &settings, quick(), who)
+    let settings = ConnectOptions::default();
+    let mut publisher = Publisher::open(&address(hall.address), &settings, quick(), "Ada", "tea")
         .await
         .unwrap();
     hall.lose_answers(3);
-    let posted = poster.post("once").await.unwrap();
-    assert!(posted.repeated);
-    let next = poster.post("next").await.unwrap();
-    assert!(!next.repeated);
+    let posted = publisher.publish("once").await.unwrap();
+    assert!(posted.duplicate);
+    let next = publisher.publish("next").await.unwrap();
+    assert!(!next.duplicate);
     assert_eq!(hall.log("tea"), [posted.broadcast, next.broadcast]);
-    let Err(Error::Refused(refusal)) = poster.post(&"x".repeat(101)).await else {
+    let Err(ClientError::Rejected(rejection)) = publisher.publish(&"x".repeat(101)).await else {
         panic!("let through");
     };
-    assert_eq!(refusal.kind, "MESSAGE_TOO_LONG");
+    assert_eq!(rejection.reason, "MESSAGE_TOO_LONG");
 }
 
 #[tokio::test]
 async fn what_is_not_there_is_said() {
     let hall = Hall::start().await;
     let server = address(hall.address);
-    let settings = Settings::default();
-    for start in [Start::Now, Start::Last(3)] {
-        let missing = Follower::open(&server, &settings, quick(), "nowhere", start).await;
-        assert!(matches!(missing, Err(Error::Refused(_))));
+    let settings = ConnectOptions::default();
+    for start in [StartPosition::Now, StartPosition::Last(3)] {
+        let missing = Subscription::open(&server, &settings, quick(), "nowhere", start).await;
+        assert!(matches!(missing, Err(ClientError::Rejected(_))));
     }
     let request = ListParticipantsRequest {
         room: "nowhere".into(),
@@ -547,6 +564,6 @@ async fn what_is_not_there_is_said() {
     let connection = Connection::open(&server, &settings).await.unwrap();
     assert!(matches!(
         connection.list_participants(request).await,
-        Err(Error::Refused(_))
+        Err(ClientError::Rejected(_))
     ));
 }

@@ -1,66 +1,86 @@
-//! The transport to one server.
+//! The connection to one server, and the calls that can be made on it.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::Code;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::PollSender;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::address::ServerAddress;
-use super::call::Call;
-use super::conversation::Conversation;
-use super::error::Error;
-use super::join::Join;
-use crate::proto::JoinMsgLeave;
+use super::error::ClientError;
+use super::server_address::ServerAddress;
+use super::session_state::SessionState;
+use crate::proto::chat_service_client::ChatServiceClient;
+use crate::proto::{
+    GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest, ListParticipantsResponse,
+    ListRoomsRequest, ListRoomsResponse, SendMessageRequest, SendMessageResponse, ServerMessage,
+    SubscribeRequest,
+};
 
-/// How patient a client is.
+/// Decode limit in bytes for one message of a stream: twice what the longest text under the highest permitted
+/// `--max-message-chars` needs.
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// Decode limit in bytes for the answer to a unary call: a page of the longest texts.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Capacity of the queue between a [`ChatCall`] and its transport, in messages.
+pub(super) const SEND_QUEUE_LEN: usize = 256;
+
+/// Timeouts of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// How long to wait for the connection, and then for each answer that a call is to have at once.
-    pub answer_within: Duration,
-    /// How often the server is asked for a sign of life. Also what keeps routers on the way from forgetting a quiet
-    /// connection.
+pub struct ConnectOptions {
+    /// How long to wait for the connection to be established, and then for the response to each unary call and for
+    /// the first message of each stream. Default: 10 s.
+    pub response_timeout: Duration,
+    /// Interval between HTTP/2 keepalive pings, which are also sent while no call is open. Default: 15 s.
     pub keepalive_interval: Duration,
-    /// How long such a sign may take before the connection counts as lost.
+    /// How long to wait for the answer to a keepalive ping before the connection counts as lost. Default: 10 s.
     pub keepalive_timeout: Duration,
 }
 
-impl Default for Settings {
+impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
-            answer_within: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(10),
         }
     }
 }
 
-/// A connection to a server. Cheap to clone; clones share the transport, and any number of conversations fit on it.
+/// A connection to one server. Clones are cheap and share the transport, which multiplexes any number of calls.
+///
+/// It does not reconnect. [`Session`](super::Session), [`Subscription`](super::Subscription) and
+/// [`Publisher`](super::Publisher) do, each over connections of its own.
 #[derive(Debug, Clone)]
 pub struct Connection {
     channel: Channel,
     address: ServerAddress,
-    answer_within: Duration,
+    response_timeout: Duration,
 }
 
-/// What a server's health service says of a service.
+/// State of a service as reported by `grpc.health.v1.Health`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It serves.
+    /// `SERVING`.
     Serving,
-    /// It is known and does not serve: it is starting, draining, or broken.
+    /// `NOT_SERVING`: the service is starting, draining, or has failed.
     NotServing,
-    /// The server does not know.
+    /// `UNKNOWN`.
     Unknown,
-    /// The server has no such service.
+    /// `SERVICE_UNKNOWN`: the server has no service of this name.
     ServiceUnknown,
 }
 
 impl Health {
-    /// As the health protocol writes it: `SERVING` and so on.
+    /// The name of the state in the health protocol, such as `SERVING`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -73,101 +93,208 @@ impl Health {
 }
 
 impl Connection {
-    /// Connects to the server at `address`.
+    /// Connects to the server at `address`. Makes one attempt.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when nothing is there, [`Error::NoAnswer`] when connecting takes longer than
-    /// [`Settings::answer_within`].
+    /// [`ClientError::Unreachable`] if the connection is refused or breaks, [`ClientError::Timeout`] if it is not
+    /// established within [`ConnectOptions::response_timeout`].
     ///
-    /// # Cancellation
-    /// Dropping the future gives the attempt up.
-    pub async fn open(address: &ServerAddress, settings: &Settings) -> Result<Self, Error> {
+    /// # Cancel safety
+    /// Dropping the future aborts the attempt.
+    pub async fn open(address: &ServerAddress, options: &ConnectOptions) -> Result<Self, ClientError> {
         let endpoint = Endpoint::from(address.uri())
-            .http2_keep_alive_interval(settings.keepalive_interval)
-            .keep_alive_timeout(settings.keepalive_timeout)
+            .http2_keep_alive_interval(options.keepalive_interval)
+            .keep_alive_timeout(options.keepalive_timeout)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let channel = within(settings.answer_within, address, endpoint.connect())
+        let channel = with_timeout(options.response_timeout, address, endpoint.connect())
             .await?
-            .map_err(|error| Error::Unreachable {
+            .map_err(|error| ClientError::Unreachable {
                 address: address.clone(),
                 source: Box::new(error),
             })?;
         Ok(Self {
             channel,
             address: address.clone(),
-            answer_within: settings.answer_within,
+            response_timeout: options.response_timeout,
         })
     }
 
-    /// Joins a room.
+    /// Asks the health service for the state of `service`, or for that of the whole server if `service` is empty.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the server does not let this participant in, [`Error::NoAnswer`] when it says nothing
-    /// for [`Settings::answer_within`], and what else can happen to a call.
+    /// Any failure of a unary call: see [`ClientError`]. An unknown service is not an error but
+    /// [`Health::ServiceUnknown`].
     ///
-    /// # Cancellation
-    /// Dropping the future closes the stream; if the server had let the participant in, it sees them leave.
-    pub async fn join(&self, join: Join) -> Result<Conversation, Error> {
-        let joining = Conversation::begin(self.channel.clone(), join);
-        self.within(joining)
-            .await?
-            .map_err(|status| Error::before_any_answer(status, &self.address))
-    }
-
-    pub(super) fn channel(&self) -> Channel {
-        self.channel.clone()
-    }
-
-    pub(super) const fn address(&self) -> &ServerAddress {
-        &self.address
-    }
-
-    pub(super) const fn answer_within(&self) -> Duration {
-        self.answer_within
-    }
-
-    /// Waits for an answer as long as the settings say.
-    pub(super) async fn within<F: Future>(&self, answer: F) -> Result<F::Output, Error> {
-        within(self.answer_within, &self.address, answer).await
-    }
-
-    /// Opens a stream with `join` and waits for its answer, as [`join`](Self::join) does.
-    pub(super) async fn call(&self, join: JoinMsgLeave) -> Result<Call, Error> {
-        let calling = Call::begin(self.channel.clone(), join);
-        self.within(calling)
-            .await?
-            .map_err(|status| Error::before_any_answer(status, &self.address))
-    }
-
-    /// Asks the server's health service for the state of `service`, or of the server as a whole when that is empty.
-    ///
-    /// # Errors
-    /// Whatever can happen to a call. That the server has no such service is an answer, not an error.
-    ///
-    /// # Cancellation
-    /// Loses the answer and nothing else.
-    pub async fn health(&self, service: &str) -> Result<Health, Error> {
+    /// # Cancel safety
+    /// Safe: the call has no effect on the server.
+    pub async fn health(&self, service: &str) -> Result<Health, ClientError> {
         let mut client = HealthClient::new(self.channel.clone());
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };
-        match self.within(client.check(request)).await? {
-            Ok(answer) => Ok(match answer.into_inner().status() {
+        match self.with_timeout(client.check(request)).await? {
+            Ok(response) => Ok(match response.into_inner().status() {
                 ServingStatus::Serving => Health::Serving,
                 ServingStatus::NotServing => Health::NotServing,
                 ServingStatus::Unknown => Health::Unknown,
                 ServingStatus::ServiceUnknown => Health::ServiceUnknown,
             }),
             Err(status) if status.code() == Code::NotFound => Ok(Health::ServiceUnknown),
-            Err(status) => Err(Error::before_any_answer(status, &self.address)),
+            Err(status) => Err(ClientError::before_first_response(status, &self.address)),
         }
+    }
+
+    /// Posts one message without joining the room. Makes one attempt; see [`Publisher`](super::Publisher) for retries.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`] if the server rejects the message, or any failure of a unary call. After other errors
+    /// than a rejection the message may have been broadcast all the same.
+    ///
+    /// # Cancel safety
+    /// Not safe: the message may or may not be broadcast. Sending it again under the same message id is safe, because
+    /// the server broadcasts one message per id.
+    pub async fn send_message(
+        &self,
+        request: SendMessageRequest,
+    ) -> Result<SendMessageResponse, ClientError> {
+        let mut client = self.client(MAX_MESSAGE_BYTES);
+        self.respond(client.send_message(self.with_deadline(request)))
+            .await
+    }
+
+    /// Reads one page of a room's log. [`History`](super::History) reads any number of pages.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`] with [`Code::NotFound`] if the room does not exist, or any failure of a unary call.
+    ///
+    /// # Cancel safety
+    /// Safe: the call has no effect on the server.
+    pub async fn get_history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse, ClientError> {
+        let mut client = self.client(MAX_RESPONSE_BYTES);
+        self.respond(client.get_history(self.with_deadline(request)))
+            .await
+    }
+
+    /// Reads one page of the list of rooms.
+    ///
+    /// # Errors
+    /// Any failure of a unary call: see [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// Safe: the call has no effect on the server.
+    pub async fn list_rooms(&self, request: ListRoomsRequest) -> Result<ListRoomsResponse, ClientError> {
+        let mut client = self.client(MAX_RESPONSE_BYTES);
+        self.respond(client.list_rooms(self.with_deadline(request))).await
+    }
+
+    /// Lists the participants of a room.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`] with [`Code::NotFound`] if the room does not exist, or any failure of a unary call.
+    ///
+    /// # Cancel safety
+    /// Safe: the call has no effect on the server.
+    pub async fn list_participants(
+        &self,
+        request: ListParticipantsRequest,
+    ) -> Result<ListParticipantsResponse, ClientError> {
+        let mut client = self.client(MAX_RESPONSE_BYTES);
+        self.respond(client.list_participants(self.with_deadline(request)))
+            .await
+    }
+
+    /// Starts to read a room without joining it.
+    pub(super) async fn subscribe(
+        &self,
+        request: SubscribeRequest,
+    ) -> Result<Streaming<ServerMessage>, ClientError> {
+        let mut client = self.client(MAX_MESSAGE_BYTES);
+        self.respond(client.subscribe(request)).await
+    }
+
+    /// Opens a `Chat` stream, sends `join` and waits for the first message.
+    pub(super) async fn chat(&self, join: JoinMsgLeave) -> Result<ChatCall, ClientError> {
+        let mut client = self.client(MAX_MESSAGE_BYTES);
+        let calling = async {
+            let (sender, outgoing) = mpsc::channel(SEND_QUEUE_LEN);
+            sender.try_send(join).expect("the queue is new, empty and open");
+            let mut incoming = client.chat(ReceiverStream::new(outgoing)).await?.into_inner();
+            // A rejection of the JOIN arrives in place of this message.
+            let first = incoming
+                .message()
+                .await?
+                .ok_or_else(|| Status::unavailable("the stream ended before its JOIN was answered"))?;
+            Ok(ChatCall {
+                outgoing: PollSender::new(sender),
+                incoming,
+                first: Some(first),
+            })
+        };
+        self.with_timeout(calling)
+            .await?
+            .map_err(|status| ClientError::before_first_response(status, &self.address))
+    }
+
+    fn client(&self, decode_limit: usize) -> ChatServiceClient<Channel> {
+        ChatServiceClient::new(self.channel.clone()).max_decoding_message_size(decode_limit)
+    }
+
+    /// A request with a gRPC deadline, so that the server does not work for a client that has given up.
+    fn with_deadline<T>(&self, request: T) -> Request<T> {
+        let mut request = Request::new(request);
+        request.set_timeout(self.response_timeout);
+        request
+    }
+
+    async fn respond<T>(
+        &self,
+        response: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ClientError> {
+        match self.with_timeout(response).await? {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(ClientError::before_first_response(status, &self.address)),
+        }
+    }
+
+    async fn with_timeout<F: Future>(&self, response: F) -> Result<F::Output, ClientError> {
+        with_timeout(self.response_timeout, &self.address, response).await
     }
 }
 
-async fn within<F: Future>(limit: Duration, address: &ServerAddress, answer: F) -> Result<F::Output, Error> {
-    timeout(limit, answer).await.map_err(|_| Error::NoAnswer {
+async fn with_timeout<F: Future>(
+    limit: Duration,
+    address: &ServerAddress,
+    response: F,
+) -> Result<F::Output, ClientError> {
+    timeout(limit, response).await.map_err(|_| ClientError::Timeout {
         address: address.clone(),
         waited: limit,
     })
+}
+
+/// A `Chat` stream on which the server has answered the JOIN. Dropping it resets the stream.
+#[derive(Debug)]
+pub(super) struct ChatCall {
+    outgoing: PollSender<JoinMsgLeave>,
+    pub(super) incoming: Streaming<ServerMessage>,
+    /// The answer to the JOIN: a welcome, or the first event from a server of the first version. Taken once.
+    pub(super) first: Option<ServerMessage>,
+}
+
+impl ChatCall {
+    /// Hands what `state` has to send to the transport, as far as its queue has capacity. If messages remain, `cx` is
+    /// woken when the queue has capacity again.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, state: &mut SessionState) {
+        while state.has_unsent() {
+            // The receiving side reports why the stream has ended.
+            let Poll::Ready(Ok(())) = self.outgoing.poll_reserve(cx) else {
+                return;
+            };
+            let frame = state.next_frame().expect("there are unsent messages");
+            if self.outgoing.send_item(frame).is_err() {
+                return;
+            }
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between a client and its server.
+//! The errors of the client library.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,121 +7,117 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::address::ServerAddress;
+use super::server_address::ServerAddress;
 
-/// What a server calls it when somebody holds the name.
+// Values of `google.rpc.ErrorInfo.reason`.
 const NAME_TAKEN: &str = "NAME_TAKEN";
-/// What a server calls it when a newer connection has the session.
 const TAKEN_OVER: &str = "TAKEN_OVER";
-/// What a server calls a time that its room cannot have.
 const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
 
-/// Why there is no conversation, or no more.
+/// Why a call, a stream or a session failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Nothing that speaks gRPC is there.
-    #[error("no chat server can be reached at {address}: {}{}", Root(.source.as_ref()), hint(.source.as_ref()))]
+pub enum ClientError {
+    /// No connection could be established, or it broke before the first response.
+    #[error("no chat server can be reached at {address}: {}{}", RootCause(.source.as_ref()), hint(.source.as_ref()))]
     Unreachable {
-        /// Where it was looked for.
+        /// The server's address.
         address: ServerAddress,
-        /// What happened instead.
+        /// The error of the transport.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// The server took longer than the client waits.
+    /// The server did not respond in time.
     #[error("{address} did not answer within {}", humantime::format_duration(*.waited))]
-    NoAnswer {
-        /// Who should have answered.
+    Timeout {
+        /// The server's address.
         address: ServerAddress,
-        /// How long was waited.
+        /// The timeout, from [`ConnectOptions::response_timeout`](super::ConnectOptions::response_timeout).
         waited: Duration,
     },
-    /// What answers is not a chat server, or does not know this call.
-    #[error("the server does not offer this service: {reason}")]
-    NotOffered {
-        /// In its words.
-        reason: String,
+    /// The server is not a chat server, or too old for this call.
+    #[error("the server does not offer this service: {message}")]
+    Unimplemented {
+        /// The server's explanation.
+        message: String,
     },
-    /// The server will not have it: asking again for the same gives the same answer, or (with a delay) may not.
+    /// The server rejected the request. Permanent unless [`Rejection::retry_after`] is set.
     #[error("{0}")]
-    Refused(Refusal),
-    /// The server is there but takes no part: it is starting, draining, or its store is down.
-    #[error("the server is not available: {reason}")]
+    Rejected(Rejection),
+    /// The server is reachable but does not accept calls: it is starting, draining, or its store has failed.
+    #[error("the server is not available: {message}")]
     Unavailable {
-        /// In its words.
-        reason: String,
-        /// When to try again, if it says so.
+        /// The server's explanation.
+        message: String,
+        /// The delay after which the server asks to retry.
         retry_after: Option<Duration>,
     },
-    /// This reader fell behind what the server keeps.
-    #[error("the server dropped this reader: {reason}")]
-    FellBehind {
-        /// In the server's words.
-        reason: String,
-        /// When to come back, if it says so.
+    /// The server ended the stream because this client read too slowly.
+    #[error("the server dropped this reader: {message}")]
+    Lagged {
+        /// The server's explanation.
+        message: String,
+        /// The delay after which the server asks to retry.
         retry_after: Option<Duration>,
     },
-    /// A newer connection took this participant's session over.
-    #[error("another connection took over this session: {reason}")]
+    /// Another connection has resumed this participant's session.
+    #[error("another connection took over this session: {message}")]
     TakenOver {
-        /// In the server's words.
-        reason: String,
+        /// The server's explanation.
+        message: String,
     },
-    /// The server does not keep the part of the log that was asked for.
-    #[error("{reason}")]
-    NotKept {
-        /// In the server's words.
-        reason: String,
+    /// The server does not retain the requested part of the log.
+    #[error("{message}")]
+    OutOfRange {
+        /// The server's explanation.
+        message: String,
     },
-    /// As many messages as may be are not acknowledged: another one has to wait.
+    /// [`Session::WINDOW`](super::Session::WINDOW) messages are unacknowledged.
     #[error("too many messages are not acknowledged yet")]
-    Full,
-    /// The connection broke, or the server is gone.
-    #[error("the connection was lost: {}", Root(.0))]
-    Lost(#[source] Status),
-    /// The server ended the conversation, although nobody had left it.
+    WindowFull,
+    /// The connection broke.
+    #[error("the connection was lost: {}", RootCause(.0))]
+    ConnectionLost(#[source] Status),
+    /// The server ended the stream without giving a reason.
     #[error("the server ended the conversation")]
-    Ended,
-    /// The server is at fault, or what it sent was not understood.
-    #[error("the server failed ({code:?}): {reason}")]
-    Failed {
-        /// The kind of failure.
+    StreamEnded,
+    /// The server failed, or its response could not be decoded.
+    #[error("the server failed ({code:?}): {message}")]
+    Internal {
+        /// The gRPC status code.
         code: Code,
-        /// In its words.
-        reason: String,
+        /// The server's explanation.
+        message: String,
     },
-    /// Nothing can be said any more: the conversation is over. What ended it is what [`Listener::next`] answers.
-    ///
-    /// [`Listener::next`]: super::Listener::next
+    /// The session is closed. If it has failed, its stream has yielded the error.
     #[error("the conversation is over")]
-    Over,
+    Closed,
 }
 
-/// What the server refused, and why. Displayed as the server's reason.
+/// Why the server rejected a request. Displayed as its [`message`](Self::message).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The kind of refusal.
+pub struct Rejection {
+    /// The gRPC status code.
     pub code: Code,
-    /// In the server's words.
-    pub reason: String,
-    /// When to try again, if that could help.
+    /// The server's explanation for users.
+    pub message: String,
+    /// The delay after which the server asks to retry. `None` if a retry would be rejected again.
     pub retry_after: Option<Duration>,
-    /// The server's word for the reason, for programs: `NAME_TAKEN`, for instance. Empty when it has none.
-    pub kind: String,
+    /// The machine-readable reason (`google.rpc.ErrorInfo.reason`), such as `NAME_TAKEN`. Empty if the server gave none.
+    pub reason: String,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.reason.is_empty() {
+        if self.message.is_empty() {
             return write!(f, "{:?}", self.code);
         }
-        f.write_str(&self.reason)
+        f.write_str(&self.message)
     }
 }
 
-/// Shows what is at the end of an error's chain of causes: the transport wraps "connection refused" several times.
-struct Root<'a>(&'a (dyn StdError + 'a));
+/// Displays the last error of a chain of sources: the transport wraps "connection refused" several times.
+struct RootCause<'a>(&'a (dyn StdError + 'a));
 
-impl fmt::Display for Root<'_> {
+impl fmt::Display for RootCause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut root = self.0;
         while let Some(cause) = root.source() {
@@ -131,7 +127,7 @@ impl fmt::Display for Root<'_> {
     }
 }
 
-/// What may help where a connection was made and something else answers, or nothing.
+/// Advice for a port on which something else than a gRPC server answers.
 fn hint(error: &(dyn StdError + 'static)) -> &'static str {
     let mut causes = std::iter::successors(Some(error), |error| (*error).source());
     if causes.any(<dyn StdError>::is::<hyper::Error>) {
@@ -141,56 +137,56 @@ fn hint(error: &(dyn StdError + 'static)) -> &'static str {
     }
 }
 
-impl Error {
-    /// Whether it is the server or the way to it that is at fault, for the time being: the same may go well later,
-    /// without anybody changing anything.
+impl ClientError {
+    /// Whether the same request may succeed later, because the server or the network is at fault.
     #[must_use]
-    pub fn is_outage(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. }
-            | Self::NoAnswer { .. }
+            | Self::Timeout { .. }
             | Self::Unavailable { .. }
-            | Self::FellBehind { .. }
-            | Self::Lost(_)
-            | Self::Ended => true,
-            Self::Refused(refusal) => refusal.retry_after.is_some(),
-            Self::Failed { code, .. } => matches!(code, Code::Cancelled | Code::DeadlineExceeded),
-            Self::NotOffered { .. }
+            | Self::Lagged { .. }
+            | Self::ConnectionLost(_)
+            | Self::StreamEnded => true,
+            Self::Rejected(rejection) => rejection.retry_after.is_some(),
+            Self::Internal { code, .. } => matches!(code, Code::Cancelled | Code::DeadlineExceeded),
+            Self::Unimplemented { .. }
             | Self::TakenOver { .. }
-            | Self::NotKept { .. }
-            | Self::Full
-            | Self::Over => false,
+            | Self::OutOfRange { .. }
+            | Self::WindowFull
+            | Self::Closed => false,
         }
     }
 
-    /// What a client that was in a room, or read it, keeps trying after an interruption: outages; a name that is taken,
-    /// as its own earlier stay may hold it until the server's grace for it is over; and a room that is not there yet.
+    /// Whether a client that has been in a room, or read it, should try to return after this error. In addition to
+    /// [transient](Self::is_transient) errors, this includes a name that is taken, because the client's own earlier
+    /// session may hold it until the grace period has expired, and a room that does not exist yet.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
-        self.is_outage()
-            || matches!(self, Self::Refused(refusal) if refusal.kind == NAME_TAKEN || refusal.code == Code::NotFound)
+    pub fn is_retryable(&self) -> bool {
+        self.is_transient()
+            || matches!(self, Self::Rejected(rejection) if rejection.reason == NAME_TAKEN || rejection.code == Code::NotFound)
     }
 
-    /// How long the server asked to wait before trying again.
+    /// The delay after which the server asks to retry.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. }
-            | Self::FellBehind { retry_after, .. }
-            | Self::Refused(Refusal { retry_after, .. }) => *retry_after,
+            | Self::Lagged { retry_after, .. }
+            | Self::Rejected(Rejection { retry_after, .. }) => *retry_after,
             _ => None,
         }
     }
 
-    /// Whether a room's clock is too far behind the client's.
-    pub(super) fn is_out_of_time(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.kind == TIMESTAMP_OUT_OF_RANGE)
+    /// Whether the client's Lamport time is too far ahead of the room's.
+    pub(super) fn is_timestamp_out_of_range(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.reason == TIMESTAMP_OUT_OF_RANGE)
     }
 
-    /// For a call to `address` that got no answer from it: a connection lost then was never there.
-    pub(super) fn before_any_answer(status: Status, address: &ServerAddress) -> Self {
+    /// The error of a call to which no response arrived. A connection that is lost then counts as never established.
+    pub(super) fn before_first_response(status: Status, address: &ServerAddress) -> Self {
         match Self::from(status) {
-            Self::Lost(status) => Self::Unreachable {
+            Self::ConnectionLost(status) => Self::Unreachable {
                 address: address.clone(),
                 source: Box::new(status),
             },
@@ -199,16 +195,16 @@ impl Error {
     }
 }
 
-impl From<Status> for Error {
+impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        // A status with a cause was made on this side, of a transport error; what the server sends is bare.
+        // Only a status that the transport made from an error of its own has a source.
         if status.source().is_some() {
-            return Self::Lost(status);
+            return Self::ConnectionLost(status);
         }
         let code = status.code();
-        let reason = status.message().to_owned();
+        let message = status.message().to_owned();
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        let kind = status
+        let reason = status
             .get_details_error_info()
             .map(|info| info.reason)
             .unwrap_or_default();
@@ -219,20 +215,20 @@ impl From<Status> for Error {
             | Code::FailedPrecondition
             | Code::PermissionDenied
             | Code::Unauthenticated
-            | Code::NotFound => Self::Refused(Refusal {
+            | Code::NotFound => Self::Rejected(Rejection {
                 code,
-                reason,
+                message,
                 retry_after,
-                kind,
+                reason,
             }),
-            Code::Unavailable => Self::Unavailable { reason, retry_after },
-            Code::Aborted if kind == TAKEN_OVER => Self::TakenOver { reason },
-            Code::DataLoss | Code::Aborted => Self::FellBehind { reason, retry_after },
-            Code::OutOfRange => Self::NotKept { reason },
-            Code::Unimplemented => Self::NotOffered { reason },
-            Code::Ok => Self::Ended,
+            Code::Unavailable => Self::Unavailable { message, retry_after },
+            Code::Aborted if reason == TAKEN_OVER => Self::TakenOver { message },
+            Code::DataLoss | Code::Aborted => Self::Lagged { message, retry_after },
+            Code::OutOfRange => Self::OutOfRange { message },
+            Code::Unimplemented => Self::Unimplemented { message },
+            Code::Ok => Self::StreamEnded,
             Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Internal => {
-                Self::Failed { code, reason }
+                Self::Internal { code, message }
             }
         }
     }
@@ -248,35 +244,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_keep_the_servers_words_and_its_delay() {
+    fn a_rejection_keeps_the_servers_message_and_delay() {
         let delay = Duration::from_secs(3);
         let status = Status::with_error_details(
             Code::ResourceExhausted,
             "the room is full",
             ErrorDetails::with_retry_info(Some(delay)),
         );
-        let Error::Refused(refusal) = Error::from(status) else {
-            unreachable!("a refusal");
+        let ClientError::Rejected(rejection) = ClientError::from(status) else {
+            unreachable!("a rejection");
         };
-        assert_eq!(refusal.retry_after, Some(delay));
-        assert_eq!(refusal.to_string(), "the room is full");
+        assert_eq!(rejection.retry_after, Some(delay));
+        assert_eq!(rejection.to_string(), "the room is full");
     }
 
     #[test]
-    fn what_passes_is_told_apart_from_what_stays() {
-        let of = |code, kind: &str| {
-            let details = ErrorDetails::with_error_info(kind, "chitchat.itu", []);
-            Error::from(Status::with_error_details(code, "no", details))
+    fn retryable_errors_are_told_apart_from_permanent_ones() {
+        let of = |code, reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, "chitchat.itu", []);
+            ClientError::from(Status::with_error_details(code, "no", details))
         };
-        for (code, kind) in [
+        for (code, reason) in [
             (Code::Unavailable, "DRAINING"),
             (Code::Aborted, "FELL_BEHIND"),
             (Code::AlreadyExists, "NAME_TAKEN"),
             (Code::DeadlineExceeded, "JOIN_TIMEOUT"),
         ] {
-            assert!(of(code, kind).may_pass(), "{kind}");
+            assert!(of(code, reason).is_retryable(), "{reason}");
         }
-        for (code, kind) in [
+        for (code, reason) in [
             (Code::Aborted, "TAKEN_OVER"),
             (Code::AlreadyExists, "ID_TAKEN"),
             (Code::InvalidArgument, "NAME_INVALID"),
@@ -284,28 +280,31 @@ mod tests {
             (Code::Unimplemented, ""),
             (Code::Internal, ""),
         ] {
-            assert!(!of(code, kind).may_pass(), "{kind}");
+            assert!(!of(code, reason).is_retryable(), "{reason}");
         }
-        assert!(of(Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE").is_out_of_time());
+        assert!(of(Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE").is_timestamp_out_of_range());
     }
 
     #[test]
-    fn a_draining_server_is_not_a_lost_one() {
+    fn a_draining_server_is_not_a_lost_connection() {
         let draining = Status::unavailable("draining");
-        assert!(matches!(Error::from(draining), Error::Unavailable { .. }));
+        assert!(matches!(
+            ClientError::from(draining),
+            ClientError::Unavailable { .. }
+        ));
 
         let mut broken = Status::unavailable("transport error");
         broken.set_source(Arc::new(io::Error::from(io::ErrorKind::BrokenPipe)));
-        let lost = Error::from(broken);
-        assert!(matches!(lost, Error::Lost(_)));
+        let lost = ClientError::from(broken);
+        assert!(matches!(lost, ClientError::ConnectionLost(_)));
         assert_eq!(lost.to_string(), "the connection was lost: broken pipe");
     }
 
     #[test]
-    fn what_breaks_before_any_answer_was_never_reached() {
+    fn a_connection_lost_before_the_first_response_counts_as_unreachable() {
         let mut broken = Status::unknown("transport error");
         broken.set_source(Arc::new(io::Error::from(io::ErrorKind::ConnectionReset)));
-        let error = Error::before_any_answer(broken, &"localhost:1".parse().unwrap());
+        let error = ClientError::before_first_response(broken, &"localhost:1".parse().unwrap());
         assert_eq!(
             error.to_string(),
             "no chat server can be reached at localhost:1: connection reset"

@@ -1,45 +1,44 @@
-//! Shows what others wrote without letting it act on the terminal.
+//! Escapes untrusted text for display on a terminal.
 //!
-//! Control characters could move the cursor or send the terminal commands, bidirectional controls could turn the rest
-//! of the line around, invisible characters could make two different texts look the same. Each becomes a visible escape:
-//! `\n`, `\t`, or `\u{1b}` with the character's number. What comes out is always one line.
+//! Control characters can move the cursor or send commands to the terminal, bidirectional controls can reverse the rest
+//! of a line, and invisible characters can make different texts look the same. They are replaced by `\n`, `\t`, or an
+//! escape such as `\u{1b}` with the code point in hexadecimal. The result is always a single line.
 //!
-//! The escapes are for the eye: a text that contains the five characters `\u{1b}` looks the same as an escaped one, and
-//! nothing turns them back. Programs should read the messages, not the lines.
+//! The escapes are meant for the eye and are ambiguous: a text that literally contains `\u{1b}` looks the same as an
+//! escaped one. Programs should process the messages themselves.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use super::emoji::belongs_to_emoji;
 use crate::domain::characters::{is_bidi_control, is_control, is_invisible};
 
-/// A text on one line. Emoji that are written with joiners and variation selectors stay whole.
+/// Escapes a message text. Emoji with joiners and variation selectors are preserved.
 #[must_use]
 pub fn text(raw: &str) -> Cow<'_, str> {
-    escape(raw, belongs_to_emoji)
+    escape(raw, is_part_of_emoji)
 }
 
-/// A name (of a participant or a room) on one line: stricter than [`text`], as no name needs invisible characters.
+/// Escapes the name of a participant or room. Stricter than [`text`]: no invisible character is preserved.
 #[must_use]
 pub fn name(raw: &str) -> Cow<'_, str> {
     escape(raw, |_, _, _| false)
 }
 
-/// Whether a character could act on a terminal, or hide on it.
+/// Whether a character can control a terminal or is invisible on it.
 #[must_use]
-pub const fn must_not_be_shown_raw(c: char) -> bool {
+pub const fn is_unsafe_to_display(c: char) -> bool {
     is_control(c) || is_bidi_control(c) || is_invisible(c)
 }
 
-fn escape(raw: &str, may_stay: impl Fn(char, [Option<char>; 2], Option<char>) -> bool) -> Cow<'_, str> {
-    if !raw.chars().any(must_not_be_shown_raw) {
+fn escape(raw: &str, is_allowed: impl Fn(char, [Option<char>; 2], Option<char>) -> bool) -> Cow<'_, str> {
+    if !raw.chars().any(is_unsafe_to_display) {
         return Cow::Borrowed(raw);
     }
     let mut shown = String::with_capacity(raw.len() + 16);
     let mut before = [None, None];
     let mut characters = raw.chars().peekable();
     while let Some(c) = characters.next() {
-        if !must_not_be_shown_raw(c) || may_stay(c, before, characters.peek().copied()) {
+        if !is_unsafe_to_display(c) || is_allowed(c, before, characters.peek().copied()) {
             shown.push(c);
         } else {
             match c {
@@ -53,6 +52,40 @@ fn escape(raw: &str, may_stay: impl Fn(char, [Option<char>; 2], Option<char>) ->
     Cow::Owned(shown)
 }
 
+/// Variation selector 16: asks for the emoji presentation of the pictograph before it.
+const EMOJI_PRESENTATION: char = '\u{fe0f}';
+/// Zero-width joiner: joins the pictographs around it.
+const JOINER: char = '\u{200d}';
+/// Draws a key cap around the digit before it.
+const KEYCAP: char = '\u{20e3}';
+
+/// Whether the invisible character `c` between `before` (the two preceding characters, nearest first) and `after` is part
+/// of an emoji such as ❤️ or 👩‍💻. Directly between pictographs it can neither hide text nor be mistaken for something
+/// else.
+fn is_part_of_emoji(c: char, before: [Option<char>; 2], after: Option<char>) -> bool {
+    let [nearest, second] = before;
+    match (c, nearest) {
+        (EMOJI_PRESENTATION, Some('0'..='9' | '#' | '*')) => after == Some(KEYCAP),
+        (EMOJI_PRESENTATION, Some(nearest)) => is_pictograph(nearest),
+        (JOINER, Some(EMOJI_PRESENTATION)) => {
+            second.is_some_and(is_pictograph) && after.is_some_and(is_pictograph)
+        }
+        (JOINER, Some(nearest)) => is_pictograph(nearest) && after.is_some_and(is_pictograph),
+        _ => false,
+    }
+}
+
+/// Whether `c` lies in one of the Unicode blocks from which emoji sequences are made. All of their characters are
+/// visible.
+const fn is_pictograph(c: char) -> bool {
+    matches!(
+        c,
+        '©' | '®' | '‼' | '⁉' | '™' | 'ℹ' | '〰' | '〽' | '㊗' | '㊙'
+            | '\u{2190}'..='\u{21ff}' | '\u{2300}'..='\u{23ff}' | '\u{24c2}' | '\u{25a0}'..='\u{27bf}'
+            | '\u{2900}'..='\u{297f}' | '\u{2b00}'..='\u{2b73}' | '\u{1f000}'..='\u{1faff}'
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -60,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_text_of_any_script_stays_as_it_is() {
+    fn plain_text_of_any_script_is_unchanged() {
         for plain in ["", "Hello World!", "Ångström 山田 Ольга عمر 🦀", r"C:\new\u{1b}"] {
             assert!(matches!(text(plain), Cow::Borrowed(shown) if shown == plain));
             assert!(matches!(name(plain), Cow::Borrowed(shown) if shown == plain));
@@ -68,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_act_on_the_terminal_is_shown_instead() {
+    fn characters_that_control_the_terminal_are_escaped() {
         for (hostile, shown) in [
             ("\u{1b}[2J\u{1b}]0;owned\u{7}", r"\u{1b}[2J\u{1b}]0;owned\u{7}"),
             ("\u{9b}31m", r"\u{9b}31m"),
@@ -91,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn emoji_stay_whole_in_texts_and_nowhere_else() {
+    fn emoji_are_preserved_in_texts_only() {
         for emoji in ["❤️", "👩‍💻", "👩🏽‍🚀", "🏳️‍🌈", "❤️‍🔥", "3️⃣", "™️"]
         {
             assert_eq!(text(emoji), emoji);
@@ -111,7 +144,14 @@ mod tests {
         }
     }
 
-    /// Any characters, with those that matter here far more often than chance would bring them.
+    #[test]
+    fn pictographs_are_visible() {
+        for c in ('\0'..=char::MAX).filter(|&c| is_pictograph(c)) {
+            assert!(!is_unsafe_to_display(c), "{c:?}");
+        }
+    }
+
+    /// Arbitrary strings in which the characters that matter here are frequent.
     fn hostile() -> impl Strategy<Value = String> {
         let character = prop_oneof![
             any::<char>(),
@@ -127,30 +167,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_name_can_act_or_hide(raw in hostile()) {
+        fn an_escaped_name_has_no_unsafe_characters(raw in hostile()) {
             let shown = name(&raw);
-            prop_assert!(!shown.chars().any(must_not_be_shown_raw), "{shown:?}");
+            prop_assert!(!shown.chars().any(is_unsafe_to_display), "{shown:?}");
         }
 
         #[test]
-        fn no_text_can_act_or_hide(raw in hostile()) {
+        fn an_escaped_text_has_no_unsafe_characters_outside_of_emoji(raw in hostile()) {
             let shown: Vec<char> = text(&raw).chars().collect();
             for (place, &c) in shown.iter().enumerate() {
-                if must_not_be_shown_raw(c) {
+                if is_unsafe_to_display(c) {
                     let joiner = c == '\u{200d}';
                     prop_assert!(joiner || c == '\u{fe0f}', "{c:?} in {shown:?}");
-                    // Between characters that are seen: never first, never two of a kind, a joiner never last.
+                    // Only between visible characters: never first, never two of a kind, a joiner never last.
                     let before = place.checked_sub(1).map(|place| shown[place]);
                     let after = shown.get(place + 1).copied();
                     prop_assert!(before.is_some_and(|before| before != c && !is_control(before)));
-                    prop_assert!(!joiner || after.is_some_and(|after| !must_not_be_shown_raw(after)));
+                    prop_assert!(!joiner || after.is_some_and(|after| !is_unsafe_to_display(after)));
                 }
             }
         }
 
         #[test]
-        fn what_is_harmless_is_kept(raw in hostile()) {
-            let kept: String = raw.chars().filter(|&c| !must_not_be_shown_raw(c)).collect();
+        fn safe_characters_are_preserved(raw in hostile()) {
+            let kept: String = raw.chars().filter(|&c| !is_unsafe_to_display(c)).collect();
             let shown = text(&raw);
             let mut rest = shown.chars();
             prop_assert!(kept.chars().all(|c| rest.any(|shown| shown == c)));

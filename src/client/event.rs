@@ -1,30 +1,117 @@
-//! What happens to somebody who stays in a room, or goes on reading it, whatever the connection does.
+//! The items of the streams [`Session`](super::Session), [`Subscription`](super::Subscription) and
+//! [`History`](super::History).
 
+use std::fmt;
 use std::time::Duration;
 
-use super::error::Error;
-use super::hole::Hole;
+use super::error::ClientError;
 use crate::proto::ServerMessage;
 
-/// What happens to somebody who stays in a room, or goes on reading it, whatever the connection does.
+/// An event of a room, or a change of the connection to it.
 #[derive(Debug)]
 pub enum Event {
-    /// An event of the room, each once and in order, or a private notice.
+    /// An event of the room (`sequence` > 0), each once and in order; or a private notice (`sequence` = 0).
     Message(Box<ServerMessage>),
-    /// There is no connection; one is tried after `delay`. Comes before each attempt.
+    /// There is no connection, and an attempt to connect follows after `delay`. Yielded before each attempt.
     Reconnecting {
-        /// Which attempt of this interruption it is, from 1.
+        /// The number of the attempt since the connection last worked, from 1.
         attempt: u32,
-        /// How long is waited before it.
+        /// The delay before the attempt.
         delay: Duration,
-        /// What happened.
-        because: Error,
+        /// Why the connection was lost, or why the attempt before failed.
+        cause: ClientError,
     },
-    /// There is a connection again.
+    /// The connection is established again.
     Resumed {
-        /// Whether nothing is missing. If something is, a [`Hole`](Self::Hole) follows that says what.
+        /// Whether the stream continues without a gap. If it does not, a [`Gap`](Self::Gap) follows.
         recovered: bool,
     },
-    /// A part of the room's log is missing here, between what came before and what comes next.
-    Hole(Hole),
+    /// Events are missing between the previous message and the next one.
+    Gap(Gap),
+}
+
+/// Events of a room that a client does not receive. The [`Display`](fmt::Display) form is a sentence for users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gap {
+    /// The server no longer retains these events.
+    Expired {
+        /// The sequence number of the first missing event.
+        first: u64,
+        /// The sequence number of the last missing event.
+        last: u64,
+    },
+    /// The server lost the end of its log: these events, which the client has seen, are no longer part of it, and other
+    /// events will have their sequence numbers.
+    Truncated {
+        /// The sequence number of the first lost event.
+        first: u64,
+        /// The sequence number of the last event that the client has seen.
+        last: u64,
+    },
+    /// The log was replaced by one of another epoch; what followed the last seen event is lost.
+    NewEpoch {
+        /// The sequence number, in the old epoch, of the last event that the client has seen.
+        seen: u64,
+        /// The stream continues after this sequence number of the new epoch.
+        after: u64,
+    },
+    /// Events may be missing. A server of the first version has no sequence numbers to tell by.
+    Unknown,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Expired { first, last } if first == last => {
+                write!(
+                    f,
+                    "event {first} is missing: the server does not keep it any more"
+                )
+            }
+            Self::Expired { first, last } => write!(
+                f,
+                "events {first} to {last} are missing: the server does not keep them any more"
+            ),
+            Self::Truncated { first, last } => {
+                write!(
+                    f,
+                    "the server lost the end of the room's log: events {first} to {last} are void"
+                )
+            }
+            Self::NewEpoch { seen, after } => write!(
+                f,
+                "the events after {seen} are missing: the room's log was lost; events of a new log follow from {}",
+                after.saturating_add(1)
+            ),
+            Self::Unknown => write!(
+                f,
+                "what happened meanwhile is missing: the server cannot tell what it was"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_displayed_as_sentences() {
+        for (gap, text) in [
+            (
+                Gap::Expired { first: 6, last: 6 },
+                "event 6 is missing: the server does not keep it any more",
+            ),
+            (
+                Gap::Expired { first: 6, last: 9 },
+                "events 6 to 9 are missing: the server does not keep them any more",
+            ),
+            (
+                Gap::NewEpoch { seen: 9, after: 0 },
+                "the events after 9 are missing: the room's log was lost; events of a new log follow from 1",
+            ),
+        ] {
+            assert_eq!(gap.to_string(), text);
+        }
+    }
 }

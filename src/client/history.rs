@@ -1,77 +1,92 @@
-//! What happened in a room.
+//! Reading a part of a room's log.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio_stream::Stream;
 
 use super::connection::Connection;
-use super::error::Error;
-use super::event::Event;
-use super::hole::Hole;
+use super::error::ClientError;
+use super::event::{Event, Gap};
 use crate::proto::get_history_request::Page;
 use crate::proto::{GetHistoryRequest, GetHistoryResponse};
 
-/// How many events are asked for at once: what a server gives when nobody says how many.
-const PAGE: u64 = 100;
+/// Events per page: the server's default.
+const PAGE_LEN: u64 = 100;
 
-/// Which part of a room's log to read.
+/// The part of a room's log to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Excerpt {
-    /// At most this many events: the oldest of them when [`after`](Self::after) is set, else the newest.
+pub struct HistoryQuery {
+    /// The maximum number of events. If more match, the oldest are read if [`after`](Self::after) is set, else the newest.
     pub limit: u64,
-    /// Only what follows this sequence.
+    /// Read only events with a greater sequence number than this.
     pub after: Option<u64>,
-    /// Only what precedes this sequence.
+    /// Read only events with a smaller sequence number than this.
     pub before: Option<u64>,
 }
 
-/// A part of a room's log, read page by page, oldest first. Memory is bounded by a page.
-#[derive(Debug)]
+type PageRequest = Pin<Box<dyn Future<Output = Result<GetHistoryResponse, ClientError>> + Send>>;
+
+/// A stream of past events of a room, oldest first. It yields [`Event::Message`], and [`Event::Gap`] for requested
+/// events that the server no longer retains.
+///
+/// The events are read page by page, so that memory use is bounded by the size of a page. The stream ends after the last
+/// event that was in the log when it was opened, or after its only error: [`ClientError::OutOfRange`] if the log was
+/// replaced by one of another epoch meanwhile, or any failure of a unary call.
+///
+/// # Cancel safety
+/// Dropping a future that waits for the next item (`StreamExt::next`) loses no event.
 pub struct History {
     connection: Connection,
     room: String,
     epoch: u64,
-    /// Up to here all is read.
-    read: u64,
-    /// The last to read.
+    /// Events up to this sequence number have been read.
+    position: u64,
+    /// The sequence number of the last event to read.
     last: u64,
-    untold: VecDeque<Event>,
+    request: Option<PageRequest>,
+    events: VecDeque<Event>,
 }
 
-/// The sequence after which everything is kept.
-pub(super) const fn kept_after(page: &GetHistoryResponse) -> u64 {
+/// The sequence number after which the server retains all events.
+pub(super) const fn retained_after(page: &GetHistoryResponse) -> u64 {
     match page.first_sequence {
-        // Nothing is kept.
+        // No events are retained.
         0 => page.last_sequence,
         first => first - 1,
     }
 }
 
-/// Which events to read: those after the first number up to the second.
-fn range(excerpt: Excerpt, kept_after: u64, newest: u64) -> (u64, u64) {
-    let after = excerpt.after.unwrap_or(0).max(kept_after);
-    let last = excerpt
+/// The range of sequence numbers to read: after the first number, up to and including the second.
+fn range(query: HistoryQuery, retained_after: u64, newest: u64) -> (u64, u64) {
+    let after = query.after.unwrap_or(0).max(retained_after);
+    let last = query
         .before
         .map_or(newest, |before| newest.min(before.saturating_sub(1)))
         .max(after);
-    if excerpt.after.is_some() {
-        (after, last.min(after.saturating_add(excerpt.limit)))
+    if query.after.is_some() {
+        (after, last.min(after.saturating_add(query.limit)))
     } else {
-        (after.max(last.saturating_sub(excerpt.limit)), last)
+        (after.max(last.saturating_sub(query.limit)), last)
     }
 }
 
 impl History {
-    /// Looks up what the server keeps of `room` (empty = the default room).
+    /// Looks up which events of `room` the server retains; an empty string stands for the default room.
     ///
     /// # Errors
-    /// [`Error::Refused`] when there is no such room, and what else can happen to a call.
+    /// [`ClientError::Rejected`] with [`tonic::Code::NotFound`] if the room does not exist, or any failure of a unary
+    /// call.
     ///
-    /// # Cancellation
-    /// Loses nothing.
+    /// # Cancel safety
+    /// Safe: the call has no effect on the server.
     pub async fn open(
         connection: &Connection,
         room: impl Into<String>,
-        excerpt: Excerpt,
-    ) -> Result<Self, Error> {
+        query: HistoryQuery,
+    ) -> Result<Self, ClientError> {
         let room = room.into();
         let request = GetHistoryRequest {
             room: room.clone(),
@@ -79,76 +94,96 @@ impl History {
             limit: 1,
         };
         let newest = connection.get_history(request).await?;
-        let kept_after = kept_after(&newest);
-        let (read, last) = range(excerpt, kept_after, newest.last_sequence);
+        let retained_after = retained_after(&newest);
+        let (position, last) = range(query, retained_after, newest.last_sequence);
         let mut history = Self {
             connection: connection.clone(),
             room,
             epoch: newest.epoch,
-            read,
+            position,
             last,
-            untold: VecDeque::new(),
+            request: None,
+            events: VecDeque::new(),
         };
-        if let Some(after) = excerpt.after
-            && excerpt.limit > 0
+        if let Some(after) = query.after
+            && query.limit > 0
         {
-            let first_missing = after.saturating_add(1);
-            history.missing(first_missing, kept_after);
+            history.push_gap(after.saturating_add(1), retained_after);
         }
         Ok(history)
     }
 
-    /// The next event, or a hole where the server let go of events that were asked for. `None` after the last.
-    ///
-    /// # Errors
-    /// [`Error::NotKept`] when the log is another one than at the beginning, and what else can happen to a call.
-    ///
-    /// # Cancellation
-    /// Safe: nothing is lost.
-    pub async fn next(&mut self) -> Result<Option<Event>, Error> {
-        while self.untold.is_empty() && self.read < self.last {
-            let limit = (self.last - self.read).min(PAGE);
-            let request = GetHistoryRequest {
-                room: self.room.clone(),
-                page: Some(Page::AfterSequence(self.read)),
-                limit: u32::try_from(limit).unwrap_or(u32::MAX),
-            };
-            let page = self.connection.get_history(request).await?;
-            self.take(page)?;
-        }
-        Ok(self.untold.pop_front())
+    fn request_page(&self) -> PageRequest {
+        let limit = (self.last - self.position).min(PAGE_LEN);
+        let request = GetHistoryRequest {
+            room: self.room.clone(),
+            page: Some(Page::AfterSequence(self.position)),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        };
+        let connection = self.connection.clone();
+        Box::pin(async move { connection.get_history(request).await })
     }
 
-    fn take(&mut self, page: GetHistoryResponse) -> Result<(), Error> {
+    fn on_page(&mut self, page: GetHistoryResponse) -> Result<(), ClientError> {
         if page.epoch != self.epoch {
-            return Err(Error::NotKept {
-                reason: "the room's log was lost while it was read, and a new one begun".to_owned(),
+            return Err(ClientError::OutOfRange {
+                message: "the room's log was lost while it was read, and a new one begun".to_owned(),
             });
         }
-        let before = self.read;
+        let before = self.position;
         for message in page.messages {
             let sequence = message.sequence;
             if sequence > self.last {
                 break;
             }
-            if sequence > self.read {
-                self.missing(self.read.saturating_add(1), sequence - 1);
-                self.read = sequence;
-                self.untold.push_back(Event::Message(Box::new(message)));
+            if sequence > self.position {
+                self.push_gap(self.position.saturating_add(1), sequence - 1);
+                self.position = sequence;
+                self.events.push_back(Event::Message(Box::new(message)));
             }
         }
-        if self.read == before {
-            // Nothing of what was asked for is kept.
-            self.missing(before.saturating_add(1), self.last);
-            self.read = self.last;
+        if self.position == before {
+            // The rest has expired.
+            self.push_gap(before.saturating_add(1), self.last);
+            self.position = self.last;
         }
         Ok(())
     }
 
-    fn missing(&mut self, first: u64, last: u64) {
+    /// Reports the events from `first` to `last` as missing, if there are any.
+    fn push_gap(&mut self, first: u64, last: u64) {
         if first <= last {
-            self.untold.push_back(Event::Hole(Hole::Events { first, last }));
+            self.events.push_back(Event::Gap(Gap::Expired { first, last }));
         }
+    }
+}
+
+impl Stream for History {
+    type Item = Result<Event, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        while self.events.is_empty() && self.position < self.last {
+            let mut request = self.request.take().unwrap_or_else(|| self.request_page());
+            let Poll::Ready(page) = request.as_mut().poll(cx) else {
+                self.request = Some(request);
+                return Poll::Pending;
+            };
+            if let Err(error) = page.and_then(|page| self.on_page(page)) {
+                self.position = self.last;
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+        Poll::Ready(self.events.pop_front().map(Ok))
+    }
+}
+
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("History")
+            .field("room", &self.room)
+            .field("position", &self.position)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,13 +192,13 @@ mod tests {
     use super::*;
 
     fn events(limit: u64, after: Option<u64>, before: Option<u64>) -> Vec<u64> {
-        let excerpt = Excerpt { limit, after, before };
-        let (after, last) = range(excerpt, 10, 20);
+        let query = HistoryQuery { limit, after, before };
+        let (after, last) = range(query, 10, 20);
         (after..last).map(|sequence| sequence + 1).collect()
     }
 
     #[test]
-    fn the_newest_are_read_unless_a_beginning_is_named() {
+    fn the_newest_events_are_read_unless_a_start_is_given() {
         assert_eq!(events(3, None, None), [18, 19, 20]);
         assert_eq!(events(100, None, None), (11..=20).collect::<Vec<u64>>());
         assert_eq!(events(3, None, Some(15)), [12, 13, 14]);
@@ -173,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_where_nothing_is() {
+    fn a_range_without_events_is_empty() {
         for (after, before) in [
             (Some(20), None),
             (Some(99), None),
@@ -185,17 +220,17 @@ mod tests {
             assert!(events(3, after, before).is_empty(), "{after:?} {before:?}");
         }
         assert!(events(0, None, None).is_empty());
-        let all = Excerpt {
+        let all = HistoryQuery {
             limit: 5,
             after: None,
             before: None,
         };
         assert_eq!(range(all, 0, 0), (0, 0));
-        // Nothing of what happened is kept.
+        // All events have expired.
         let page = GetHistoryResponse {
             last_sequence: 9,
             ..GetHistoryResponse::default()
         };
-        assert_eq!(range(all, kept_after(&page), 9), (9, 9));
+        assert_eq!(range(all, retained_after(&page), 9), (9, 9));
     }
 }

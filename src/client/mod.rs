@@ -1,77 +1,77 @@
-//! The client's half of the wire contract: connect, join a room, say things, hear what the room says, leave.
+//! A client for Chit Chat servers.
 //!
-//! A [`Connection`] is one transport to one server; a [`Conversation`] is one participant's stream in one room over it.
-//! A conversation keeps the participant's [`LamportClock`] (a tick before each send, a merge with each receive) and
-//! gives each text a [`MessageId`], by which its broadcast is recognised as the acknowledgement; an [`Outbox`] keeps the
-//! texts that are not acknowledged yet.
+//! - [`Session`] takes part in a room: it sends messages, and is a stream of the room's events.
+//! - [`Subscription`] is a stream of a room's events without joining it.
+//! - [`Publisher`] posts messages to a room without joining it.
+//! - [`History`] is a stream of a room's past events.
+//! - [`Connection`] makes single calls: health, lists of rooms and participants.
 //!
-//! Promises: every queue is bounded; every wait for the server has a deadline or can be cancelled (each method says what
-//! cancelling it loses); a server that is gone is noticed by keepalive within [`Settings::keepalive_interval`] +
-//! [`Settings::keepalive_timeout`]; whatever goes wrong is one typed [`Error`].
+//! A session, subscription or publisher reconnects by itself as its [`RetryPolicy`] permits. It retransmits messages
+//! under the same [`MessageId`], so that each is broadcast at most once, and resumes at the last event received, so that
+//! each is yielded once.
 //!
-//! What others wrote is data, and stays as it was sent. Before it goes to a terminal it must pass [`escape`] or
-//! [`line_of`].
+//! All queues are bounded. All waits for the server have a timeout ([`ConnectOptions::response_timeout`]) or can be
+//! cancelled; the documentation of each method says what happens then. A server that no longer responds is detected
+//! within [`ConnectOptions::keepalive_interval`] + [`ConnectOptions::keepalive_timeout`]. Every failure is a
+//! [`ClientError`].
 //!
-//! A conversation ends with its stream. A [`Presence`] does not: it is a participant who connects again, resumes where the
-//! last connection broke, and sends again what was not acknowledged.
+//! Names and texts are passed on as they were sent. Use [`escape`] or [`format_message`] before printing them to a
+//! terminal.
+//!
+//! # Example
+//!
+//! Joins a room, sends a message, and leaves when it is acknowledged. The streams need an extension trait such as
+//! `tokio_stream::StreamExt` or `futures_util::TryStreamExt`.
 //!
 //! ```no_run
-//! use chitchat::client::{Connection, Error, Join, Settings, line_of};
+//! use chitchat::client::{
+//!     ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, Session, format_message,
+//! };
+//! use tokio_stream::StreamExt;
 //!
-//! # async fn example() -> Result<(), Error> {
+//! # async fn example() -> Result<(), ClientError> {
 //! let server = "127.0.0.1:50052".parse().expect("a host and a port");
-//! let connection = Connection::open(&server, &Settings::default()).await?;
-//! let mut conversation = connection.join(Join::new("Ada").room("tea")).await?;
-//! let message_id = conversation.say("Hello World!").await?;
-//! while let Some(message) = conversation.next().await? {
-//!     println!("{}", line_of(&message));
-//!     if message.message_id == message_id.as_str() {
-//!         conversation.leave().await?;
+//! let join = JoinOptions::new("Ada").room("tea");
+//! let mut session =
+//!     Session::join(&server, &ConnectOptions::default(), RetryPolicy::default(), join).await?;
+//! let message_id = session.send("Hello World!")?;
+//! while let Some(event) = session.try_next().await? {
+//!     if let Event::Message(message) = event {
+//!         println!("{}", format_message(&message));
+//!         if message.message_id == message_id.as_str() {
+//!             session.leave();
+//!         }
 //!     }
 //! }
 //! # Ok(())
 //! # }
 //! ```
 
-mod address;
-mod backoff;
-mod call;
-mod calls;
 mod clock;
 mod connection;
-mod continuity;
-mod conversation;
+mod connection_state;
 mod cursor;
-mod emoji;
 mod error;
 pub mod escape;
 mod event;
-mod follower;
+mod format;
 mod history;
-mod hole;
-mod join;
-mod line;
-mod message_id;
 mod outbox;
-mod poster;
-mod presence;
-mod sending;
+mod publisher;
+mod retry;
+mod server_address;
+mod session;
+mod session_state;
+mod subscription;
 
-pub use address::{AddressError, DEFAULT_PORT, ServerAddress};
-pub use backoff::Retry;
-pub use call::QUEUE;
-pub use clock::LamportClock;
-pub use connection::{Connection, Health, Settings};
-pub use conversation::{Conversation, Listener, Speaker};
-pub use error::{Error, Refusal};
-pub use event::Event;
-pub use follower::{Follower, Start};
-pub use history::{Excerpt, History};
-pub use hole::Hole;
-pub use join::Join;
-pub use line::line_of;
-pub use message_id::MessageId;
-pub use outbox::{Outbox, Pending, Settled};
-pub use poster::{Posted, Poster};
-pub use presence::Presence;
-pub use sending::Sending;
+pub use crate::domain::{MessageId, TraceContext};
+pub use connection::{ConnectOptions, Connection, Health};
+pub use error::{ClientError, Rejection};
+pub use event::{Event, Gap};
+pub use format::format_message;
+pub use history::{History, HistoryQuery};
+pub use publisher::{PublishAck, Publisher};
+pub use retry::RetryPolicy;
+pub use server_address::{AddressError, DEFAULT_PORT, ServerAddress};
+pub use session::{JoinOptions, SendObserver, Session};
+pub use subscription::{StartPosition, Subscription};

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::duration::duration;
-use super::number::whole;
+use super::parse::{duration, whole};
 use super::{Failure, client_runtime};
 use crate::bench::{self, BenchError, Http2Settings, Load, Plan, Protocol, Until};
 use crate::client::ServerAddress;

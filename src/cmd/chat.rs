@@ -1,12 +1,12 @@
 //! `chitchat chat`: takes part in a room, on a terminal or in a pipe.
 //!
-//! The runtime's thread holds the conversation; reading the input and writing the output can block, so each has a thread
-//! of its own and a bounded queue between. Nothing waits for those two threads at the end: a terminal that nobody types
-//! on, a pipe that nobody reads, do not hold the program.
+//! The chat loop runs on the runtime's thread. Reading the input and writing the output can block, so each has a thread of
+//! its own and a bounded queue. Neither thread is waited for without a timeout or a signal, so that an idle terminal or a
+//! blocked pipe does not keep the process alive.
 
+mod chat_loop;
 mod input;
 mod output;
-mod session;
 mod terminal;
 
 use std::io::{IsTerminal as _, stdin, stdout};
@@ -16,37 +16,34 @@ use clap::Args;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::client_arguments::ClientArguments;
-use super::name_argument::NameArgument;
-use super::retry_argument::RetryArgument;
-use super::room_argument::RoomArgument;
+use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArg};
 use super::{Failure, client_runtime};
-use crate::client::{Join, Presence};
+use crate::client::{JoinOptions, Session};
 use crate::shutdown::Signals;
 use crate::telemetry::ClientSpans;
+use chat_loop::{ChatLoop, ChatOptions};
 use input::Input;
 use output::Output;
-use session::Session;
 use terminal::Terminal;
 
-/// How long a terminal has to show the last lines.
-const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
+/// How long a terminal may take to show the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Take part in a room.
+/// Take part in a room
 ///
-/// On a terminal, type a line to say it; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, every line of the input is said,
-/// up to its end or a line /leave; the command succeeds when all of them were broadcast. When the connection is lost it
-/// is sought again, and what was said meanwhile is caught up with on both sides.
+/// On a terminal, press Enter to send a line; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, each line of stdin is sent, up to
+/// the end of the input or a line /leave; the command exits with 0 if all of them were broadcast. After the connection was
+/// lost the client reconnects, shows the events it has missed, and sends the lines that are not acknowledged again.
 #[derive(Debug, Args)]
 pub(super) struct ChatCommand {
     #[command(flatten)]
-    by: NameArgument,
+    name: NameArg,
     #[command(flatten)]
-    at: RoomArgument,
+    room: RoomArg,
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    retry: RetryArgument,
+    retry: RetryArg,
 }
 
 impl ChatCommand {
@@ -57,36 +54,36 @@ impl ChatCommand {
     async fn chat(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
-        let presence = tokio::select! {
-            presence = self.join() => presence?,
+        let session = tokio::select! {
+            session = self.join() => session?,
             signal = signals.next() => return Err(Failure::Interrupted(signal)),
         };
 
-        let (terminal, inputs, output) = faces()?;
-        // On a terminal they are lines among the others.
-        let asides = match terminal {
+        let (terminal, inputs, output) = open_io()?;
+        // On a terminal, notes are lines among the others.
+        let notes = match terminal {
             Some(_) => None,
-            None => Some(Output::to_stderr()?),
+            None => Some(Output::stderr()?),
         };
-        let session = Session {
-            // Whoever types sees what is refused; a program is told by the exit code.
-            every_line_counts: !stdin().is_terminal(),
-            answer_within: self.client.timeout,
-            room: self.at.room.clone(),
+        let options = ChatOptions {
+            // A user sees rejections; a script needs the exit code.
+            is_scripted: !stdin().is_terminal(),
+            response_timeout: self.connect.timeout,
+            room: self.room.room.clone(),
             spans,
         };
-        let ended = session
-            .hold(presence, inputs, &output, asides.as_ref(), &mut signals)
+        let ended = ChatLoop::new(session, options)
+            .run(inputs, &output, notes.as_ref(), &mut signals)
             .await;
-        // A terminal is not waited for: whoever searches in earlier lines holds up what arrives.
-        let patience = terminal.as_ref().map_or(Duration::MAX, |_| LAST_LINES_WITHIN);
+        // A terminal can block for as long as the user searches its history.
+        let flush_timeout = terminal.as_ref().map_or(Duration::MAX, |_| FLUSH_TIMEOUT);
         let written = tokio::select! {
-            written = timeout(patience, output.finish()) => written.unwrap_or(Ok(())),
+            written = timeout(flush_timeout, output.close()) => written.unwrap_or(Ok(())),
             signal = signals.next() => Err(Failure::Interrupted(signal)),
         };
-        if let Some(asides) = asides {
-            // What nobody reads is not waited for.
-            timeout(LAST_LINES_WITHIN, asides.finish()).await.ok();
+        if let Some(notes) = notes {
+            // Notes that cannot be written are lost.
+            timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
         }
         if let Some(terminal) = terminal {
             terminal.close().await;
@@ -94,20 +91,20 @@ impl ChatCommand {
         ended.and(written)
     }
 
-    async fn join(&self) -> Result<Presence, Failure> {
-        let join = Join::new(self.by.name.as_str()).room(self.at.room.as_str());
-        let retry = self.retry.retry();
-        Ok(Presence::join(self.client.server(), &self.client.settings(), retry, join).await?)
+    async fn join(&self) -> Result<Session, Failure> {
+        let join = JoinOptions::new(self.name.name.as_str()).room(self.room.room.as_str());
+        let retry = self.retry.policy();
+        Ok(Session::join(self.connect.server(), &self.connect.options(), retry, join).await?)
     }
 }
 
-/// Where lines come from and where they go: line editing where both ends are a terminal that can do it, else plain lines.
-fn faces() -> Result<(Option<Terminal>, mpsc::Receiver<Input>, Output), Failure> {
+/// Opens the input and the output: with line editing if both are a terminal that supports it, else as plain lines.
+fn open_io() -> Result<(Option<Terminal>, mpsc::Receiver<Input>, Output), Failure> {
     if stdin().is_terminal()
         && stdout().is_terminal()
         && let Some((terminal, inputs, output)) = Terminal::open()?
     {
         return Ok((Some(terminal), inputs, output));
     }
-    Ok((None, input::from_stdin()?, Output::to_stdout()?))
+    Ok((None, input::read_stdin()?, Output::stdout()?))
 }

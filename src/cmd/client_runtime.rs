@@ -1,21 +1,20 @@
-//! The runtime of the client commands, and the spans that they make on it.
+//! The runtime of the client commands, and the export of their spans.
 
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
 use super::Failure;
-use super::aside::aside;
+use super::stderr::note;
 use crate::telemetry::{ClientSpans, OtlpOptions, Tracer};
 
-/// The name under which spans of clients come in where the environment gives no other.
-const SERVICE: &str = "chitchat-client";
+/// Default for `OTEL_SERVICE_NAME`.
+const SERVICE_NAME: &str = "chitchat-client";
 
-/// How long the last spans may take to be exported: whoever waits for the command waits for them.
-const LAST_SPANS_WITHIN: Duration = Duration::from_secs(2);
+/// How long the export of the last spans may delay the end of the command.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs `work` to its end. What it leaves behind (a name that is still being looked up, for instance) does not hold the
-/// program back.
+/// Runs `work` to completion. Does not wait for blocking tasks that it leaves behind, such as a name look-up.
 pub(super) fn run<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = start()?;
     let result = runtime.block_on(work);
@@ -23,17 +22,17 @@ pub(super) fn run<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T
     result
 }
 
-/// As [`run`], with the spans of the client, which are exported before it ends.
+/// Like [`run`], for work that records spans. Exports them before it returns.
 pub(super) fn run_traced<T, F>(work: impl FnOnce(ClientSpans) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    // What matters to the server alone is the server's affair.
+    // The options that concern only the server are not used here.
     let OtlpOptions { traces, sampler, .. } = OtlpOptions::from_env().map_err(Failure::Config)?;
     run(async move {
         let tracer = traces
             .as_deref()
-            .map(|endpoint| Tracer::start(endpoint, &sampler, SERVICE, false))
+            .map(|endpoint| Tracer::start(endpoint, &sampler, SERVICE_NAME, false))
             .transpose()
             .map_err(|error| Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")]))?;
         let result = work(ClientSpans::new(tracer.clone())).await;
@@ -46,19 +45,19 @@ where
 
 async fn flush(tracer: Tracer) {
     let flushing = tokio::task::spawn_blocking(move || {
-        tracer.shut_down(LAST_SPANS_WITHIN);
+        tracer.shut_down(FLUSH_TIMEOUT);
         tracer.lost()
     });
-    // It ends in time by itself, and does not panic.
+    // The task has a timeout and does not panic.
     if let Ok(lost @ 1..) = flushing.await {
-        aside(format_args!(
-            "{lost} spans could not be exported: look for the collector"
+        note(format_args!(
+            "{lost} spans could not be exported; check that the collector is reachable"
         ));
     }
 }
 
 fn start() -> Result<Runtime, Failure> {
-    // One worker beside the main thread: the transport goes on while the command is busy.
+    // One worker beside the main thread, so that the transport continues while the command is busy.
     Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

@@ -1,4 +1,4 @@
-//! `chitchat doctor`: sends one message and looks, link by link, whether what it should leave behind has arrived.
+//! `chitchat doctor`: sends one message and checks, link by link, that its telemetry arrives.
 
 mod backends;
 mod base_url;
@@ -9,40 +9,43 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::time::{Instant, timeout};
+use tokio_stream::StreamExt as _;
 
-use super::client_arguments::ClientArguments;
-use super::printer::{JsonArgument, Printer};
-use super::server_address::patience;
+use super::client_args::{self, ConnectArgs};
+use super::parse;
+use super::printer::{JsonArg, Printer};
 use super::{Failure, client_runtime};
-use crate::client::{Connection, Error, Event, Health, Join, Presence, Retry, Sending};
+use crate::client::{
+    ClientError, Connection, Event, Health, JoinOptions, RetryPolicy, SendObserver, Session,
+};
 use crate::domain::{RoomName, TraceContext};
 use crate::proto::ServerMessage;
 use crate::telemetry::{ClientSpans, SendSpan};
 use base_url::BaseUrl;
 use link::Link;
 
-/// Send one message and see where its metric, its trace and its log line arrive.
+/// Send one message and check that its metric, trace and log line arrive
 ///
-/// Joins a room of its own, says one thing under a trace, leaves, and asks each backend that is named for what that left
-/// behind. Prints a line for each link, with what to do where one is broken, and succeeds when none is.
+/// Joins a room, sends one traced message, leaves, and queries each backend whose URL is given. Prints one line per link,
+/// with a remedy if the link is broken. Exits with 0 if no link is broken, else with 69.
 #[derive(Debug, Args)]
 pub(super) struct DoctorCommand {
-    /// The room that the message is sent to.
-    #[arg(long, value_name = "ROOM", default_value = "doctor", value_parser = room)]
+    /// Room to send the message to
+    #[arg(long, value_name = "ROOM", default_value = "doctor", value_parser = client_args::room)]
     room: RoomName,
-    /// The server's admin port, like http://127.0.0.1:9464.
+    /// Admin port of the server, such as http://127.0.0.1:9464
     #[arg(long, env = "CHITCHAT_DOCTOR_ADMIN", value_name = "URL")]
     admin: Option<BaseUrl>,
-    /// Prometheus, like http://127.0.0.1:9090.
+    /// Prometheus, such as http://127.0.0.1:9090
     #[arg(long, env = "CHITCHAT_DOCTOR_PROMETHEUS", value_name = "URL")]
     prometheus: Option<BaseUrl>,
-    /// Tempo, like http://127.0.0.1:3200.
+    /// Tempo, such as http://127.0.0.1:3200
     #[arg(long, env = "CHITCHAT_DOCTOR_TEMPO", value_name = "URL")]
     tempo: Option<BaseUrl>,
-    /// Loki, like http://127.0.0.1:3100.
+    /// Loki, such as http://127.0.0.1:3100
     #[arg(long, env = "CHITCHAT_DOCTOR_LOKI", value_name = "URL")]
     loki: Option<BaseUrl>,
-    /// Which of Loki's lines are the server's.
+    /// LogQL stream selector of the server's log lines
     #[arg(
         long,
         env = "CHITCHAT_DOCTOR_LOKI_SELECTOR",
@@ -50,16 +53,16 @@ pub(super) struct DoctorCommand {
         default_value = "{service_name=\"chitchat\"}"
     )]
     loki_selector: String,
-    /// How long to wait for each link.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = patience)]
+    /// How long to wait for each link
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse::timeout)]
     wait: Duration,
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    json: JsonArgument,
+    json: JsonArg,
 }
 
-/// The links, in the order in which they are shown.
+// The links, in the order in which they are printed.
 const SERVER: &str = "server";
 const MESSAGE: &str = "message";
 const METRICS: &str = "metrics";
@@ -67,23 +70,18 @@ const PROMETHEUS: &str = "prometheus";
 const TEMPO: &str = "tempo";
 const LOKI: &str = "loki";
 
-fn room(raw: &str) -> Result<RoomName, String> {
-    RoomName::try_from(raw).map_err(|error| format!("it {error}"))
-}
-
-/// What a client that does not trace sends along, so that the server does.
+/// A sampled trace context without a span of the client, for when the client has no exporter.
 #[derive(Debug)]
-struct Bare(TraceContext);
+struct ContextOnly(TraceContext);
 
-impl Sending for Bare {
-    fn context(&self) -> TraceContext {
+impl SendObserver for ContextOnly {
+    fn trace_context(&self) -> TraceContext {
         self.0.clone()
     }
 
-    fn sent(&self, _: i64) {}
+    fn on_sent(&self, _: i64) {}
 }
 
-/// A message that was acknowledged.
 struct Acknowledged {
     broadcast: ServerMessage,
     took: Duration,
@@ -92,44 +90,44 @@ struct Acknowledged {
 
 impl DoctorCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        client_runtime::run_traced(|spans| self.examine(spans))
+        client_runtime::run_traced(|spans| self.check(spans))
     }
 
-    async fn examine(self, spans: ClientSpans) -> Result<(), Failure> {
+    async fn check(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut printer = Printer::new(&self.json);
         let mut broken = Vec::new();
-        let mut tell = |link: Link| {
+        let mut report = |link: Link| {
             if link.is_broken() {
                 broken.push(link.name);
             }
-            printer.either(|| link.line(), || link.object())
+            printer.print(|| link.line(), || link.object())
         };
         let server = self.server().await;
-        let is_there = !server.is_broken();
-        tell(server)?;
-        if is_there {
+        let is_reachable = !server.is_broken();
+        report(server)?;
+        if is_reachable {
             let before = match &self.admin {
-                Some(admin) => Some(backends::counted(admin).await),
+                Some(admin) => Some(backends::message_count(admin).await),
                 None => None,
             };
             match self.send(spans).await {
-                Err(link) => tell(link)?,
+                Err(link) => report(link)?,
                 Ok(acknowledged) => {
                     let Acknowledged {
                         broadcast,
                         took,
                         trace_id,
                     } = &acknowledged;
-                    let (place, time) = (broadcast.sequence, broadcast.timestamp);
+                    let (sequence, time) = (broadcast.sequence, broadcast.timestamp);
                     let room = &self.room;
-                    tell(Link::ok(
+                    report(Link::ok(
                         MESSAGE,
                         format!(
-                            "acknowledged as event {place} of {room} at L={time} in {took:.1?}, trace {trace_id}"
+                            "acknowledged as event {sequence} of {room} at L={time} in {took:.1?}, trace {trace_id}"
                         ),
                     ))?;
                     for link in self.backends(before, trace_id).await {
-                        tell(link)?;
+                        report(link)?;
                     }
                 }
             }
@@ -142,10 +140,10 @@ impl DoctorCommand {
     }
 
     async fn server(&self) -> Link {
-        let server = self.client.server();
-        let remedy = "start the server with `chitchat serve`, or say where it is with --server";
+        let server = self.connect.server();
+        let remedy = "start the server with `chitchat serve`, or give its address with --server";
         let asked = async {
-            let connection = Connection::open(server, &self.client.settings()).await?;
+            let connection = Connection::open(server, &self.connect.options()).await?;
             connection.health("").await
         };
         match asked.await {
@@ -153,7 +151,7 @@ impl DoctorCommand {
             Ok(state) => Link::broken(
                 SERVER,
                 format!("{server} is {}", state.as_str()),
-                "look at the server's log",
+                "check the server's log",
             ),
             Err(error) => Link::broken(SERVER, error.to_string(), remedy),
         }
@@ -161,9 +159,9 @@ impl DoctorCommand {
 
     /// Sends the message and waits for its acknowledgement.
     async fn send(&self, spans: ClientSpans) -> Result<Acknowledged, Link> {
-        let remedy = "look at the server's log; the reason is what the server said";
+        let remedy = "check the server's log; the reason is the server's answer";
         let broken = |seen: String| Link::broken(MESSAGE, seen, remedy);
-        match timeout(self.wait, self.say(&spans)).await {
+        match timeout(self.wait, self.send_message(&spans)).await {
             Ok(Ok(acknowledged)) => Ok(acknowledged),
             Ok(Err(error)) => Err(broken(error.to_string())),
             Err(_) => {
@@ -173,36 +171,36 @@ impl DoctorCommand {
         }
     }
 
-    async fn say(&self, spans: &ClientSpans) -> Result<Acknowledged, Error> {
+    async fn send_message(&self, spans: &ClientSpans) -> Result<Acknowledged, ClientError> {
         const TEXT: &str = "How do you do?";
         let span = spans.send(self.room.as_str(), TEXT.len());
-        let sending: Arc<dyn Sending> = match &span {
+        let observer: Arc<dyn SendObserver> = match &span {
             Some(span) => Arc::<SendSpan>::clone(span),
             None => {
                 let trace_id = rand::random::<u128>().max(1);
-                Arc::new(Bare(TraceContext::new(
+                Arc::new(ContextOnly(TraceContext::new(
                     trace_id,
                     rand::random::<u64>().max(1),
                     true,
                 )))
             }
         };
-        let context = sending.context();
+        let context = observer.trace_context();
         let trace_id = format!("{:032x}", context.trace_id());
-        let join = Join::new(format!("doctor-{}", &trace_id[..8]))
+        let join = JoinOptions::new(format!("doctor-{}", &trace_id[..8]))
             .room(self.room.as_str())
             .trace(context);
-        let mut presence = Presence::join(
-            self.client.server(),
-            &self.client.settings(),
-            Retry::default(),
+        let mut session = Session::join(
+            self.connect.server(),
+            &self.connect.options(),
+            RetryPolicy::default(),
             join,
         )
         .await?;
-        let asked = Instant::now();
-        let message_id = presence.say_followed(TEXT, Some(sending))?;
+        let sent_at = Instant::now();
+        let message_id = session.send_with_observer(TEXT, Some(observer))?;
         let mut acknowledged = None;
-        while let Some(event) = presence.next().await? {
+        while let Some(event) = session.try_next().await? {
             if let Event::Message(message) = event
                 && message.message_id == message_id.as_str()
             {
@@ -211,13 +209,13 @@ impl DoctorCommand {
                 }
                 acknowledged = Some(Acknowledged {
                     broadcast: *message,
-                    took: asked.elapsed(),
+                    took: sent_at.elapsed(),
                     trace_id: trace_id.clone(),
                 });
-                presence.leave();
+                session.leave();
             }
         }
-        acknowledged.ok_or(Error::Over)
+        acknowledged.ok_or(ClientError::Closed)
     }
 
     async fn backends(&self, before: Option<Result<f64, String>>, trace_id: &str) -> [Link; 4] {
@@ -229,7 +227,7 @@ impl DoctorCommand {
                 (Some(admin), Some(Ok(before))) => backends::admin(admin, before, wait).await,
                 (Some(_), Some(Err(seen))) => {
                     let remedy =
-                        "look whether --admin is the address that the server calls (admin) when it starts";
+                        "check that --admin is the address that the server prints as (admin) when it starts";
                     Link::broken(METRICS, seen, remedy)
                 }
                 _ => absent(METRICS, "--admin"),
@@ -239,9 +237,9 @@ impl DoctorCommand {
             let Some(prometheus) = &self.prometheus else {
                 return absent(PROMETHEUS, "--prometheus");
             };
-            match backends::time_of(prometheus).await {
+            match backends::server_time(prometheus).await {
                 Ok(acknowledged) => backends::prometheus(prometheus, acknowledged, wait).await,
-                Err(seen) => Link::broken(PROMETHEUS, seen, "look whether Prometheus runs there"),
+                Err(seen) => Link::broken(PROMETHEUS, seen, "check that Prometheus runs there"),
             }
         };
         let tempo = async {

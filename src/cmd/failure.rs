@@ -1,74 +1,60 @@
-//! How a command ends when it does not succeed: one line on stderr and an exit code of sysexits(3).
+//! The failure of a command: one line on stderr and an exit code of sysexits(3).
 
 use std::fmt;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use tonic::Code;
+
+use crate::client::{ClientError, escape};
 use crate::shutdown::Signal;
 
-/// The command line was wrong (`EX_USAGE`).
-const USAGE: u8 = 64;
-/// The input was wrong (`EX_DATAERR`).
-const DATA: u8 = 65;
-/// What is to be read is not there (`EX_NOINPUT`).
-const NOT_FOUND: u8 = 66;
-/// A service is not there (`EX_UNAVAILABLE`).
-const UNAVAILABLE: u8 = 69;
-/// The program itself is at fault (`EX_SOFTWARE`).
-const SOFTWARE: u8 = 70;
-/// Something could not be read or written (`EX_IOERR`).
-const IO: u8 = 74;
-/// The other side broke a promise (`EX_PROTOCOL`).
-const PROTOCOL: u8 = 76;
-/// The other side refused (`EX_NOPERM`).
-const REFUSED: u8 = 77;
-/// The configuration is wrong (`EX_CONFIG`).
-const CONFIG: u8 = 78;
+const EX_USAGE: u8 = 64;
 
-/// Why a command failed. The text is one line for people: what was wrong, with what value, and what would be right.
+/// Why a command failed. The text is one line for users: what is wrong, the value, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The command line was wrong: 64.
+    /// The command line is wrong (`EX_USAGE`, 64).
     Usage(String),
-    /// The input was wrong: 65.
+    /// The input is wrong (`EX_DATAERR`, 65).
     Data(String),
-    /// What is to be read is not there: 66.
+    /// The room or the part of its log does not exist (`EX_NOINPUT`, 66).
     NotFound(String),
-    /// The server is not there, or went away: 69.
+    /// The server is not available (`EX_UNAVAILABLE`, 69).
     Unavailable(String),
-    /// The program itself is at fault: 70.
+    /// An internal error (`EX_SOFTWARE`, 70).
     Software(String),
-    /// Something could not be read or written: 74.
+    /// Reading or writing failed (`EX_IOERR`, 74).
     Io(String),
-    /// The server broke a promise: 76.
+    /// The server violated the protocol (`EX_PROTOCOL`, 76).
     Protocol(String),
-    /// The server refused what was asked: 77.
+    /// The server rejected the request (`EX_NOPERM`, 77).
     Refused(String),
-    /// The configuration is wrong: 78. One line a mistake.
+    /// The configuration is wrong (`EX_CONFIG`, 78). One line for each mistake.
     Config(Vec<String>),
-    /// A signal ended it before it was done: 130 or 143.
+    /// A signal interrupted the command (130 or 143).
     Interrupted(Signal),
 }
 
 impl Failure {
-    fn code(&self) -> u8 {
+    fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => USAGE,
-            Self::Data(_) => DATA,
-            Self::NotFound(_) => NOT_FOUND,
-            Self::Unavailable(_) => UNAVAILABLE,
-            Self::Software(_) => SOFTWARE,
-            Self::Io(_) => IO,
-            Self::Protocol(_) => PROTOCOL,
-            Self::Refused(_) => REFUSED,
-            Self::Config(_) => CONFIG,
+            Self::Usage(_) => EX_USAGE,
+            Self::Data(_) => 65,
+            Self::NotFound(_) => 66,
+            Self::Unavailable(_) => 69,
+            Self::Software(_) => 70,
+            Self::Io(_) => 74,
+            Self::Protocol(_) => 76,
+            Self::Refused(_) => 77,
+            Self::Config(_) => 78,
             Self::Interrupted(signal) => signal.exit_code(),
         }
     }
 
-    /// The same, of line `number` of the input.
+    /// Prefixes the text with the number of the input line that it concerns.
     #[must_use]
-    pub(super) fn of_line(mut self, number: u64) -> Self {
+    pub(super) fn at_line(mut self, number: u64) -> Self {
         match &mut self {
             Self::Usage(text)
             | Self::Data(text)
@@ -83,11 +69,11 @@ impl Failure {
         self
     }
 
-    /// Writes the line (or lines) to stderr and gives the exit code.
-    pub fn report(&self) -> ExitCode {
-        // A closed stderr leaves nobody to tell.
+    /// Writes the text to stderr and returns the exit code.
+    pub(super) fn report(&self) -> ExitCode {
+        // A closed stderr is not an error.
         drop(writeln!(io::stderr(), "{self}"));
-        ExitCode::from(self.code())
+        ExitCode::from(self.exit_code())
     }
 }
 
@@ -114,12 +100,60 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Prints what clap has to say: help and version to stdout with success, mistakes to stderr with the usage code.
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        // It may contain text from the server.
+        let line = escape::text(&error.to_string()).into_owned();
+        match error {
+            ClientError::Rejected(rejection) if rejection.code == Code::NotFound => Self::NotFound(line),
+            ClientError::OutOfRange { .. } => Self::NotFound(line),
+            ClientError::Rejected(_) | ClientError::TakenOver { .. } => Self::Refused(line),
+            ClientError::WindowFull => Self::Software(line),
+            ClientError::Unreachable { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::Unimplemented { .. }
+            | ClientError::Unavailable { .. }
+            | ClientError::Lagged { .. }
+            | ClientError::ConnectionLost(_)
+            | ClientError::StreamEnded
+            | ClientError::Internal { .. }
+            | ClientError::Closed => Self::Unavailable(line),
+        }
+    }
+}
+
+/// The lines of the input that the server has rejected.
+#[derive(Default)]
+pub(super) struct Rejections {
+    count: u64,
+    first: Option<(u64, String)>,
+}
+
+impl Rejections {
+    /// Adds line `number`, which the server has rejected with this message.
+    pub(super) fn add(&mut self, number: u64, message: &str) {
+        self.count += 1;
+        self.first
+            .get_or_insert_with(|| (number, escape::text(message).into_owned()));
+    }
+
+    pub(super) fn into_result(self) -> Result<(), Failure> {
+        let Some((number, message)) = self.first else {
+            return Ok(());
+        };
+        Err(Failure::Data(match self.count {
+            1 => format!("the server refused line {number}: {message}"),
+            count => format!("the server refused {count} lines, the first of them line {number}: {message}"),
+        }))
+    }
+}
+
+/// Prints clap's output: help and version to stdout with success, mistakes to stderr with the usage code.
 pub(super) fn report_usage(error: &clap::Error) -> ExitCode {
-    // A closed stdout or stderr leaves nobody to tell.
+    // A closed stdout or stderr is not an error.
     drop(error.print());
     if error.use_stderr() {
-        ExitCode::from(USAGE)
+        ExitCode::from(EX_USAGE)
     } else {
         ExitCode::SUCCESS
     }
@@ -127,15 +161,41 @@ pub(super) fn report_usage(error: &clap::Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
 
     #[test]
-    fn all_configuration_mistakes_are_reported_a_line_each() {
+    fn each_configuration_mistake_is_reported_on_its_own_line() {
         let failure = Failure::Config(vec!["--listen: no port".into(), "--admin: no port".into()]);
         assert_eq!(
             failure.to_string(),
             "chitchat: --listen: no port\nchitchat: --admin: no port"
         );
-        assert_eq!(failure.code(), 78);
+        assert_eq!(failure.exit_code(), 78);
+    }
+
+    #[test]
+    fn client_errors_map_to_exit_codes() {
+        let refused = ClientError::from(Status::already_exists("somebody is called Ada"));
+        assert_eq!(
+            Failure::from(refused),
+            Failure::Refused("somebody is called Ada".into())
+        );
+        assert!(matches!(
+            Failure::from(ClientError::StreamEnded),
+            Failure::Unavailable(_)
+        ));
+        let missing = ClientError::from(Status::not_found("there is no room \"tea\""));
+        assert!(matches!(Failure::from(missing), Failure::NotFound(_)));
+    }
+
+    #[test]
+    fn text_from_the_server_is_escaped() {
+        let hostile = ClientError::from(Status::invalid_argument("\u{1b}[2J\nchitchat: all is well"));
+        assert_eq!(
+            Failure::from(hostile),
+            Failure::Refused(r"\u{1b}[2J\nchitchat: all is well".into())
+        );
     }
 }

@@ -1,48 +1,48 @@
-//! `chitchat health`: asks a server whether it serves.
+//! `chitchat health`: queries the health service.
 
 use std::io::Write as _;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::server_address::{ServerArgument, patience};
+use super::client_args::ServerArg;
+use super::parse::timeout;
 use super::{Failure, client_runtime};
-use crate::client::{Connection, Health, Settings};
+use crate::client::{ConnectOptions, Connection, Health};
 
-/// Ask a server whether it serves; for container health checks.
+/// Query the server's health service, for container health checks
 ///
-/// Prints the state and succeeds when it is SERVING.
+/// Prints the state (SERVING, NOT_SERVING, UNKNOWN or SERVICE_UNKNOWN). Exits with 0 if it is SERVING, else with 69.
 #[derive(Debug, Args)]
 pub(super) struct HealthCommand {
     #[command(flatten)]
-    at: ServerArgument,
-    /// The service to ask about, itu.chitchat.ChatService for instance [default: the server as a whole].
+    server: ServerArg,
+    /// Service to query, such as itu.chitchat.ChatService [default: the whole server]
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     service: String,
-    /// How long to wait for the answer.
-    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = patience)]
+    /// How long to wait for the connection and the response together
+    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = timeout)]
     timeout: Duration,
 }
 
 impl HealthCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        client_runtime::run(self.ask())
+        client_runtime::run(self.check())
     }
 
-    async fn ask(self) -> Result<(), Failure> {
-        let server = &self.at.server;
-        let settings = Settings {
-            answer_within: self.timeout,
-            ..Settings::default()
+    async fn check(self) -> Result<(), Failure> {
+        let server = &self.server.server;
+        let options = ConnectOptions {
+            response_timeout: self.timeout,
+            ..ConnectOptions::default()
         };
-        let asking = async {
-            Connection::open(server, &settings)
+        let check = async {
+            Connection::open(server, &options)
                 .await?
                 .health(&self.service)
                 .await
         };
-        // One deadline for both steps.
-        let state = tokio::time::timeout(self.timeout, asking).await.map_err(|_| {
+        let state = tokio::time::timeout(self.timeout, check).await.map_err(|_| {
             let waited = humantime::format_duration(self.timeout);
             Failure::Unavailable(format!("{server} did not answer within {waited}"))
         })??;

@@ -1,75 +1,75 @@
-//! `chitchat history`: what happened in a room.
+//! `chitchat history`: prints past events of a room.
 
 use clap::Args;
+use tokio_stream::StreamExt as _;
 
-use super::aside::aside;
-use super::client_arguments::ClientArguments;
-use super::number::whole;
-use super::printer::{JsonArgument, Printer};
-use super::room_argument::RoomArgument;
+use super::client_args::{ConnectArgs, RoomArg};
+use super::parse::whole;
+use super::printer::{JsonArg, Printer};
+use super::stderr::note;
 use super::{Failure, client_runtime};
-use crate::client::{Connection, Event, Excerpt, History};
+use crate::client::{Connection, Event, History, HistoryQuery};
 use crate::domain::RoomName;
 
-/// Print what happened in a room.
+/// Print past events of a room, oldest first
 ///
-/// Prints the newest events, or those that follow or precede a sequence; always the oldest of them first.
+/// Prints the newest events; or, with --after, the first events after a sequence number.
 #[derive(Debug, Args)]
 pub(super) struct HistoryCommand {
-    /// At most this many events: the first ones with --after, else the newest.
+    /// Print at most this many events
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
     limit: u64,
-    /// Only the events after the one of this sequence.
+    /// Print only events after this sequence number, the oldest of them if there are more than --limit
     #[arg(long, value_name = "SEQUENCE", value_parser = whole::<u64>)]
     after: Option<u64>,
-    /// Only the events before the one of this sequence.
+    /// Print only events before this sequence number
     #[arg(long, value_name = "SEQUENCE", value_parser = whole::<u64>)]
     before: Option<u64>,
     #[command(flatten)]
-    of: RoomArgument,
+    room: RoomArg,
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    json: JsonArgument,
+    json: JsonArg,
 }
 
 impl HistoryCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        client_runtime::run(self.read())
+        client_runtime::run(self.print())
     }
 
-    async fn read(self) -> Result<(), Failure> {
-        let connection = self.client.connect().await?;
-        let excerpt = Excerpt {
+    async fn print(self) -> Result<(), Failure> {
+        let connection = self.connect.connect().await?;
+        let query = HistoryQuery {
             limit: self.limit,
             after: self.after,
             before: self.before,
         };
         let mut printer = Printer::new(&self.json);
-        print(&connection, &self.of.room, excerpt, u64::MAX, &mut printer).await
+        print(&connection, &self.room.room, query, u64::MAX, &mut printer).await
     }
 }
 
-/// Prints an excerpt of a room's log, but no more than `most` events of it. What is missing in between is said beside it.
+/// Prints the events of `query`, but at most `max_events`. Gaps are reported on stderr.
 pub(super) async fn print(
     connection: &Connection,
     room: &RoomName,
-    excerpt: Excerpt,
-    most: u64,
+    query: HistoryQuery,
+    max_events: u64,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
-    let mut history = History::open(connection, room.as_str(), excerpt).await?;
-    let mut rest = most;
-    while rest > 0
+    let mut history = History::open(connection, room.as_str(), query).await?;
+    let mut remaining = max_events;
+    while remaining > 0
         && !printer.is_closed()
-        && let Some(event) = history.next().await?
+        && let Some(event) = history.try_next().await?
     {
         match event {
             Event::Message(message) => {
                 printer.message(&message)?;
-                rest -= 1;
+                remaining -= 1;
             }
-            Event::Hole(hole) => aside(hole),
+            Event::Gap(gap) => note(gap),
             Event::Reconnecting { .. } | Event::Resumed { .. } => {}
         }
     }

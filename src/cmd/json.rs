@@ -1,7 +1,7 @@
-//! Messages as programs read them: one JSON object a line, with the names of the contract.
+//! The JSON output: one object per line, with the field names of the wire contract.
 //!
-//! Fields that are always there have their defaults written out; those that only some messages have (a message id, a
-//! trace context, a notice) are left out where they are not set. 64-bit numbers are written as numbers.
+//! Optional fields (message id, trace context, notice) are omitted if they are not set; all others are always present.
+//! 64-bit integers are JSON numbers.
 
 use std::fmt::Write as _;
 
@@ -10,13 +10,12 @@ use serde_json::{Map, Value, json};
 use crate::client::escape;
 use crate::proto::{Notice, Participant, RoomSummary, ServerMessage};
 
-/// `value` on one line. Characters that could act on a terminal, or hide on it, are written as escapes, which mean the
-/// same to whoever parses the line.
+/// Serializes `value` as one line. Characters that are unsafe to display are written as JSON escapes.
 pub(super) fn line(value: &Value) -> String {
     let raw = value.to_string();
     let mut line = String::with_capacity(raw.len());
     for c in raw.chars() {
-        if escape::must_not_be_shown_raw(c) {
+        if escape::is_unsafe_to_display(c) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 write!(line, "\\u{unit:04x}").expect("writing to a String cannot fail");
             }
@@ -42,11 +41,11 @@ pub(super) fn message(message: &ServerMessage) -> Value {
         if let Some(time) = &message.broadcast_time {
             object.insert("broadcast_time".to_owned(), time.to_string().into());
         }
-        add(object, "message_id", &message.message_id);
-        add(object, "traceparent", &message.traceparent);
-        add(object, "tracestate", &message.tracestate);
-        if let Some(told) = &message.notice {
-            object.insert("notice".to_owned(), notice(told));
+        insert_if_set(object, "message_id", &message.message_id);
+        insert_if_set(object, "traceparent", &message.traceparent);
+        insert_if_set(object, "tracestate", &message.tracestate);
+        if let Some(value) = &message.notice {
+            object.insert("notice".to_owned(), notice(value));
         }
     }
     object
@@ -83,7 +82,7 @@ fn notice(notice: &Notice) -> Value {
     object
 }
 
-fn add(object: &mut Map<String, Value>, key: &str, text: &str) {
+fn insert_if_set(object: &mut Map<String, Value>, key: &str, text: &str) {
     if !text.is_empty() {
         object.insert(key.to_owned(), text.into());
     }
@@ -95,7 +94,7 @@ mod tests {
     use crate::proto::EventType;
 
     #[test]
-    fn an_event_is_an_object_of_the_contracts_names() {
+    fn an_event_has_the_field_names_of_the_contract() {
         let event = ServerMessage {
             sender_id: 3,
             sender_name: "Ada".into(),
@@ -130,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_line_acts_on_a_terminal_and_nothing_is_lost() {
+    fn unsafe_characters_are_escaped_and_survive_parsing() {
         let hostile = "\u{1b}[2J\n\u{9b}\u{202e}\u{200b}\u{7f}\u{e0067}\u{2028}👩\u{200d}💻\"\\";
         let line = line(&json!({ "text": hostile }));
-        assert!(!line.chars().any(escape::must_not_be_shown_raw), "{line:?}");
-        let read: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(read["text"], hostile);
+        assert!(!line.chars().any(escape::is_unsafe_to_display), "{line:?}");
+        let parsed: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(parsed["text"], hostile);
     }
 }

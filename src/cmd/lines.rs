@@ -1,25 +1,23 @@
-//! The lines of an input.
+//! Reads lines of limited length.
 
 use std::io::{BufRead, Read as _};
 
 use super::Failure;
 
-/// The longest line of the input, in bytes. Far longer than any text that a server takes; it bounds the memory for an
-/// input without line ends.
+/// Limit for the length of a line in bytes: far more than any server accepts, and a bound on memory for an input without
+/// line ends.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 
-/// Reads lines and counts them.
 pub(super) struct Lines<R> {
     reader: R,
     number: u64,
 }
 
-/// A line of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// Its number, from 1.
+    /// From 1.
     pub(super) number: u64,
-    /// The line, without its end.
+    /// Without its line end.
     pub(super) text: String,
 }
 
@@ -33,7 +31,7 @@ impl<R: BufRead> Lines<R> {
         self.number += 1;
         let number = self.number;
         let mut line = Vec::new();
-        // One byte more than allowed tells a line that is too long from one that just fits.
+        // One byte more than the limit, to tell a line that is too long from one that just fits.
         let limit = MAX_LINE_BYTES as u64 + 1;
         (&mut self.reader)
             .take(limit)
@@ -71,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted() {
+    fn lines_are_numbered() {
         assert_eq!(
             read(b"one\n\nthree"),
             Ok(vec![
@@ -83,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_named_by_its_line() {
+    fn a_line_that_is_not_utf8_is_reported_by_number() {
         assert_eq!(
             read(b"one\n\xff\n"),
             Err(Failure::Data("line 2 of the input is not UTF-8".into()))
@@ -91,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_may_be_long_but_not_endless() {
+    fn the_length_of_a_line_is_limited() {
         let mut longest = vec![b'a'; MAX_LINE_BYTES];
         longest.push(b'\n');
         assert_eq!(read(&longest).unwrap().len(), 1);

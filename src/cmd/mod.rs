@@ -1,36 +1,30 @@
-//! The command line: one file a command, and what they share.
+//! The command line: one module per command, and what they share.
 
-mod aside;
 mod bench;
 mod chat;
-mod client_arguments;
-mod client_failure;
+mod client_args;
 mod client_runtime;
 mod doctor;
-mod duration;
-mod environment;
 mod failure;
-mod hangup;
 mod health;
 mod history;
 mod json;
 mod lines;
-mod name_argument;
-mod number;
+mod parse;
 mod printer;
-mod retry_argument;
-mod room_argument;
 mod rooms;
 mod send;
 pub mod serve;
-mod server_address;
+mod stderr;
 mod tail;
 mod who;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::builder::{BoolishValueParser, Resettable};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use failure::Failure;
 
@@ -76,14 +70,14 @@ impl Command {
     }
 }
 
-/// Parses `arguments` (the program's name first), runs the command they name and gives the exit code. What went wrong
-/// goes to stderr as one line.
+/// Parses `arguments` (with the program's name first), runs the command, and returns its exit code. Failures are reported
+/// on stderr.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let mut command = environment::lenient(Cli::command());
+    let mut command = normalize_env(Cli::command());
     let parsed = command
         .try_get_matches_from_mut(&arguments)
-        .map_err(|error| environment::blamed(error, &command, &arguments))
+        .map_err(|error| attribute_to_env(error, &command, &arguments))
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -93,4 +87,59 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Makes `command` and its subcommands read environment variables as deployments write them: an empty variable counts as
+/// unset (compose files pass on unset variables as empty strings), and switches accept `1`, `yes` and `on` beside `true`.
+pub(super) fn normalize_env(command: clap::Command) -> clap::Command {
+    command.mut_args(normalize_env_arg).mut_subcommands(normalize_env)
+}
+
+fn normalize_env_arg(arg: Arg) -> Arg {
+    let Some(name) = arg.get_env() else {
+        return arg;
+    };
+    if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+        return arg.env(Resettable::Reset);
+    }
+    match arg.get_action() {
+        ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
+        _ => arg,
+    }
+}
+
+/// Makes an error about a value name the environment variable that the value comes from. `error` is the result of parsing
+/// `arguments`.
+pub(super) fn attribute_to_env(
+    mut error: clap::Error,
+    command: &clap::Command,
+    arguments: &[OsString],
+) -> clap::Error {
+    let (Some(ContextValue::String(flag_usage)), Some(ContextValue::String(value))) = (
+        error.get(ContextKind::InvalidArg),
+        error.get(ContextKind::InvalidValue),
+    ) else {
+        return error;
+    };
+    let flag = flag_usage.split_whitespace().next().unwrap_or_default();
+    let is_given = |argument: &OsString| argument.to_string_lossy().split('=').next() == Some(flag);
+    if arguments.iter().any(is_given) {
+        return error;
+    }
+    let variable = variables(command)
+        .filter(|(long, _)| flag.strip_prefix("--") == Some(long))
+        .find(|(_, variable)| std::env::var(variable).as_ref() == Ok(value));
+    if let Some((_, variable)) = variable {
+        let named = ContextValue::String(format!("{variable}, the variable of {flag_usage}"));
+        error.insert(ContextKind::InvalidArg, named);
+    }
+    error
+}
+
+/// The flags of `command` and its subcommands that have an environment variable, each with its variable.
+fn variables(command: &clap::Command) -> Box<dyn Iterator<Item = (&str, &str)> + '_> {
+    let own = command
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?)));
+    Box::new(own.chain(command.get_subcommands().flat_map(variables)))
 }

@@ -1,4 +1,4 @@
-//! What the one-shot commands write to stdout.
+//! The output of the one-shot commands.
 
 use std::io::{self, ErrorKind, Write as _};
 
@@ -6,18 +6,18 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{Failure, json};
-use crate::client::line_of;
+use crate::client::format_message;
 use crate::proto::ServerMessage;
 
 #[derive(Debug, Args)]
-pub(super) struct JsonArgument {
-    /// Print one JSON object a line, for programs.
+pub(super) struct JsonArg {
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
-/// Writes lines, for people or for programs. A reader that went away (`| head -1`) has seen what it wanted: what is
-/// written then is dropped, and [`is_closed`](Self::is_closed) tells.
+/// Prints lines to stdout, as text or JSON. When the reader has gone away (`| head -1`), output is dropped and
+/// [`is_closed`](Self::is_closed) returns true.
 pub(super) struct Printer {
     json: bool,
     out: io::Stdout,
@@ -25,7 +25,7 @@ pub(super) struct Printer {
 }
 
 impl Printer {
-    pub(super) fn new(argument: &JsonArgument) -> Self {
+    pub(super) fn new(argument: &JsonArg) -> Self {
         Self {
             json: argument.json,
             out: io::stdout(),
@@ -37,13 +37,12 @@ impl Printer {
         self.closed
     }
 
-    /// A message: as `chat` shows it, or as an object.
     pub(super) fn message(&mut self, message: &ServerMessage) -> Result<(), Failure> {
-        self.either(|| line_of(message), || json::message(message))
+        self.print(|| format_message(message), || json::message(message))
     }
 
-    /// Something else: `line` for people, `object` for programs.
-    pub(super) fn either(
+    /// Prints `line`, or `object` if the output is JSON.
+    pub(super) fn print(
         &mut self,
         line: impl FnOnce() -> String,
         object: impl FnOnce() -> Value,
@@ -52,7 +51,7 @@ impl Printer {
         if self.closed {
             return Ok(());
         }
-        // Stdout is flushed at every line's end.
+        // Stdout is line buffered.
         match writeln!(self.out, "{line}") {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {

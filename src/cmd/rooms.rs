@@ -1,20 +1,20 @@
-//! `chitchat rooms`: the rooms of a server.
+//! `chitchat rooms`: lists the rooms of a server.
 
 use clap::Args;
 
-use super::client_arguments::ClientArguments;
-use super::printer::{JsonArgument, Printer};
+use super::client_args::ConnectArgs;
+use super::printer::{JsonArg, Printer};
 use super::{Failure, client_runtime, json};
 use crate::client::escape;
 use crate::proto::{ListRoomsRequest, RoomSummary};
 
-/// List the rooms that exist, by name.
+/// List the rooms, in the order of their names
 #[derive(Debug, Args)]
 pub(super) struct RoomsCommand {
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    json: JsonArgument,
+    json: JsonArg,
 }
 
 impl RoomsCommand {
@@ -23,7 +23,7 @@ impl RoomsCommand {
     }
 
     async fn list(self) -> Result<(), Failure> {
-        let connection = self.client.connect().await?;
+        let connection = self.connect.connect().await?;
         let mut printer = Printer::new(&self.json);
         let mut page_token = String::new();
         while !printer.is_closed() {
@@ -33,14 +33,14 @@ impl RoomsCommand {
             };
             let page = connection.list_rooms(request).await?;
             for room in &page.rooms {
-                printer.either(|| line_of(room), || json::room(room))?;
+                printer.print(|| format_room(room), || json::room(room))?;
             }
             if page.next_page_token.is_empty() {
                 break;
             }
             if page.next_page_token == page_token {
                 return Err(Failure::Protocol(
-                    "the server's list of rooms does not go on: a page names itself as the next one"
+                    "the server's list of rooms does not end: a page refers to itself as the next one"
                         .to_owned(),
                 ));
             }
@@ -51,7 +51,7 @@ impl RoomsCommand {
 }
 
 /// `tea: 3 participants, events 1 to 42, L=57`.
-fn line_of(room: &RoomSummary) -> String {
+fn format_room(room: &RoomSummary) -> String {
     let name = escape::name(&room.room);
     let people = match room.participants {
         1 => "1 participant".to_owned(),
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_room_is_a_line() {
+    fn a_room_is_formatted_as_one_line() {
         let mut tea = RoomSummary {
             room: "tea".into(),
             participants: 3,
@@ -78,8 +78,8 @@ mod tests {
             last_sequence: 42,
             timestamp: 57,
         };
-        assert_eq!(line_of(&tea), "tea: 3 participants, events 1 to 42, L=57");
+        assert_eq!(format_room(&tea), "tea: 3 participants, events 1 to 42, L=57");
         (tea.participants, tea.first_sequence, tea.last_sequence) = (1, 0, 0);
-        assert_eq!(line_of(&tea), "tea: 1 participant, no events, L=57");
+        assert_eq!(format_room(&tea), "tea: 1 participant, no events, L=57");
     }
 }

@@ -9,38 +9,36 @@ use serde_json::json;
 use tokio::time::timeout;
 use tonic::Code;
 
-use super::client_arguments::ClientArguments;
+use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArg};
+use super::failure::Rejections;
 use super::lines::Lines;
-use super::name_argument::NameArgument;
-use super::printer::{JsonArgument, Printer};
-use super::retry_argument::RetryArgument;
-use super::room_argument::RoomArgument;
+use super::printer::{JsonArg, Printer};
+use super::stderr::note;
 use super::{Failure, client_runtime, json};
-use crate::client::{Error, Join, Posted, Poster, Sending, escape, line_of};
-use crate::domain::RoomName;
+use crate::client::{ClientError, PublishAck, Publisher, Rejection, SendObserver, escape, format_message};
 use crate::telemetry::ClientSpans;
 
-/// When whoever waits for an answer is told so.
-const TELL_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait silently for the server.
+const SILENT_WAIT: Duration = Duration::from_secs(1);
 
-/// Post messages to a room without joining it.
+/// Post messages to a room without joining it
 ///
-/// Posts the text, or every line of the input that is not empty, and prints each as it was broadcast. Succeeds when all
-/// of them were; each is broadcast once, even when its answer is lost and it has to be sent again.
+/// Posts TEXT, or each line of stdin that is not empty, and prints each message as it was broadcast. A message is
+/// broadcast once, even if its response is lost and it is sent again. Exits with 0 if all messages were broadcast.
 #[derive(Debug, Args)]
 pub(super) struct SendCommand {
-    /// What to say [default: every line of the input].
+    /// Text of the message [default: each line of stdin is a message]
     text: Option<String>,
     #[command(flatten)]
-    by: NameArgument,
+    name: NameArg,
     #[command(flatten)]
-    at: RoomArgument,
+    room: RoomArg,
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    retry: RetryArgument,
+    retry: RetryArg,
     #[command(flatten)]
-    json: JsonArgument,
+    json: JsonArg,
 }
 
 impl SendCommand {
@@ -49,99 +47,91 @@ impl SendCommand {
     }
 
     async fn send(self, spans: ClientSpans) -> Result<(), Failure> {
-        let who = Join::new(self.by.name.as_str()).room(self.at.room.as_str());
-        let retry = self.retry.retry();
-        let (settings, patience) = (self.client.settings(), retry.patience);
-        let opening = Poster::open(self.client.server(), &settings, retry, who);
-        let mut poster = told_of_waiting(opening, patience).await?;
+        let policy = self.retry.policy();
+        let max_wait = policy.max_elapsed;
+        let (name, room) = (self.name.name.as_str(), self.room.room.as_str());
+        let options = self.connect.options();
+        let opening = Publisher::open(self.connect.server(), &options, policy, name, room);
+        let mut publisher = note_if_slow(opening, max_wait).await?;
         let mut printer = Printer::new(&self.json);
         if let Some(text) = &self.text {
-            let posting = post(&mut poster, &spans, &self.at.room, text.trim());
-            return match told_of_waiting(posting, patience).await {
-                Ok(posted) => print(&mut printer, &posted),
-                Err(error) => Err(refused_text(&error).map_or_else(|| error.into(), Failure::Data)),
+            let publishing = publish(&mut publisher, &spans, room, text.trim());
+            return match note_if_slow(publishing, max_wait).await {
+                Ok(ack) => print(&mut printer, &ack),
+                Err(error) => Err(match rejected_text(&error) {
+                    Some(rejection) => Failure::Data(escape::text(&rejection.to_string()).into_owned()),
+                    None => error.into(),
+                }),
             };
         }
 
         let mut lines = Lines::new(stdin().lock());
-        let mut refused: Option<(u64, String)> = None;
-        let mut refusals = 0_u64;
+        let mut rejections = Rejections::default();
         while let Some(line) = lines.next()? {
             let text = line.text.trim();
             if text.is_empty() {
                 continue;
             }
-            let posting = post(&mut poster, &spans, &self.at.room, text);
-            match told_of_waiting(posting, patience).await {
-                Ok(posted) => print(&mut printer, &posted)?,
-                Err(error) => {
-                    let Some(reason) = refused_text(&error) else {
-                        return Err(Failure::from(error).of_line(line.number));
-                    };
-                    refusals += 1;
-                    refused.get_or_insert((line.number, reason));
-                }
+            let publishing = publish(&mut publisher, &spans, room, text);
+            match note_if_slow(publishing, max_wait).await {
+                Ok(ack) => print(&mut printer, &ack)?,
+                Err(error) => match rejected_text(&error) {
+                    Some(rejection) => rejections.add(line.number, &rejection.to_string()),
+                    None => return Err(Failure::from(error).at_line(line.number)),
+                },
             }
         }
-        match (refused, refusals) {
-            (None, _) => Ok(()),
-            (Some((number, reason)), 1) => Err(Failure::Data(format!(
-                "the server refused line {number}: {reason}"
-            ))),
-            (Some((number, reason)), count) => Err(Failure::Data(format!(
-                "the server refused {count} lines, the first of them line {number}: {reason}"
-            ))),
-        }
+        rejections.into_result()
     }
 }
 
-/// Awaits what is tried again for as long as `patience`. Whoever watches is told when it takes long.
-async fn told_of_waiting<T>(answer: impl Future<Output = T>, patience: Duration) -> T {
-    let mut answer = pin!(answer);
-    match timeout(TELL_AFTER, &mut answer).await {
-        Ok(answer) => answer,
+/// Awaits `response`, which is retried for `max_wait`. Prints a note if it takes long.
+async fn note_if_slow<T>(response: impl Future<Output = T>, max_wait: Duration) -> T {
+    let mut response = pin!(response);
+    match timeout(SILENT_WAIT, &mut response).await {
+        Ok(response) => response,
         Err(_) => {
-            if patience > TELL_AFTER {
-                let patience = humantime::format_duration(patience);
-                eprintln!("chitchat: no answer from the server yet; trying for {patience}");
+            if max_wait > SILENT_WAIT {
+                let max_wait = humantime::format_duration(max_wait);
+                note(format_args!(
+                    "no answer from the server yet; trying for {max_wait}"
+                ));
             }
-            answer.await
+            response.await
         }
     }
 }
 
-async fn post(
-    poster: &mut Poster,
+async fn publish(
+    publisher: &mut Publisher,
     spans: &ClientSpans,
-    room: &RoomName,
+    room: &str,
     text: &str,
-) -> Result<Posted, Error> {
-    let span = spans.send(room.as_str(), text.len());
-    let sending = span.as_deref().map(|span| span as &dyn Sending);
-    let posted = poster.post_followed(text, sending).await;
-    if let (Some(span), Ok(posted)) = (&span, &posted) {
-        span.acknowledged(&posted.broadcast);
+) -> Result<PublishAck, ClientError> {
+    let span = spans.send(room, text.len());
+    let observer = span.as_deref().map(|span| span as &dyn SendObserver);
+    let ack = publisher.publish_with_observer(text, observer).await;
+    if let (Some(span), Ok(ack)) = (&span, &ack) {
+        span.acknowledged(&ack.broadcast);
     }
-    posted
+    ack
 }
 
-/// The server's reason, if it was the text that it refused.
-fn refused_text(error: &Error) -> Option<String> {
+/// The rejection, if it was the text that the server rejected.
+fn rejected_text(error: &ClientError) -> Option<&Rejection> {
     match error {
-        Error::Refused(refusal) if refusal.code == Code::InvalidArgument => {
-            Some(escape::text(&refusal.to_string()).into_owned())
-        }
+        ClientError::Rejected(rejection) if rejection.code == Code::InvalidArgument => Some(rejection),
         _ => None,
     }
 }
 
-fn print(printer: &mut Printer, posted: &Posted) -> Result<(), Failure> {
-    printer.either(
-        || match posted.broadcast.sender_id {
-            // Of a repeated one that is not kept any more, only the place is known.
-            0 => format!("broadcast before, as event {}", posted.broadcast.sequence),
-            _ => line_of(&posted.broadcast),
+fn print(printer: &mut Printer, ack: &PublishAck) -> Result<(), Failure> {
+    printer.print(
+        || match ack.broadcast.sender_id {
+            // Of a duplicate whose event has expired only the position is known.
+            0 => format!("broadcast before, as event {}", ack.broadcast.sequence),
+            _ => format_message(&ack.broadcast),
         },
-        || json!({ "broadcast": json::message(&posted.broadcast), "repeated": posted.repeated }),
+        || json!({ "broadcast": json::message(&ack.broadcast), "repeated": ack.duplicate }),
     )
 }

@@ -1,48 +1,51 @@
-//! `chitchat tail`: reads a room as it goes on, without joining it.
+//! `chitchat tail`: prints the events of a room as they happen.
 
+use std::io;
 use std::pin::pin;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio_stream::StreamExt as _;
 
-use super::aside::{RECONNECTED, RECONNECTING, aside};
-use super::client_arguments::ClientArguments;
-use super::hangup::hangup;
-use super::number::whole;
-use super::printer::{JsonArgument, Printer};
-use super::retry_argument::RetryArgument;
-use super::room_argument::RoomArgument;
+use super::client_args::{ConnectArgs, RetryArg, RoomArg};
+use super::parse::whole;
+use super::printer::{JsonArg, Printer};
+use super::stderr::{RECONNECTED, RECONNECTING, note};
 use super::{Failure, client_runtime, history};
-use crate::client::{Event, Excerpt, Follower, Start};
+use crate::client::{Event, HistoryQuery, StartPosition, Subscription};
 use crate::shutdown::Signals;
 use crate::telemetry::ClientSpans;
 
-/// Read a room as it goes on, without joining it.
+/// Interval at which stdout is checked for a closed reader.
+const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Print the events of a room as they happen, without joining it
 ///
-/// Prints the newest events and then each one as it happens, until it is interrupted. After a lost connection it goes on
-/// with the event after the last one printed.
+/// Prints the newest events, then each event as it happens, until it is interrupted. After the connection was lost it
+/// continues with the event after the last one printed.
 #[derive(Debug, Args)]
 pub(super) struct TailCommand {
-    /// How many of the newest events to begin with.
+    /// Number of past events to start with
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<u32>)]
     last: u32,
-    /// Go on with what happens next (the default).
+    /// Continue with events as they happen (the default)
     #[arg(long, overrides_with = "no_follow")]
     follow: bool,
-    /// Stop after the newest events.
+    /// Exit after the past events
     #[arg(long, overrides_with = "follow")]
     no_follow: bool,
-    /// Stop after this many events.
+    /// Exit after this many events [default: unlimited]
     #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     count: Option<u64>,
     #[command(flatten)]
-    of: RoomArgument,
+    room: RoomArg,
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    retry: RetryArgument,
+    retry: RetryArg,
     #[command(flatten)]
-    json: JsonArgument,
+    json: JsonArg,
 }
 
 impl TailCommand {
@@ -52,48 +55,65 @@ impl TailCommand {
 
     async fn tail(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut printer = Printer::new(&self.json);
-        let mut rest = self.count.unwrap_or(u64::MAX);
+        let mut remaining = self.count.unwrap_or(u64::MAX);
         if self.no_follow {
-            let connection = self.client.connect().await?;
-            let excerpt = Excerpt {
+            let connection = self.connect.connect().await?;
+            let query = HistoryQuery {
                 limit: self.last.into(),
                 after: None,
                 before: None,
             };
-            return history::print(&connection, &self.of.room, excerpt, rest, &mut printer).await;
+            return history::print(&connection, &self.room.room, query, remaining, &mut printer).await;
         }
-        let mut follower = Follower::open(
-            self.client.server(),
-            &self.client.settings(),
-            self.retry.retry(),
-            self.of.room.as_str(),
-            Start::Last(self.last),
+        let mut subscription = Subscription::open(
+            self.connect.server(),
+            &self.connect.options(),
+            self.retry.policy(),
+            self.room.room.as_str(),
+            StartPosition::Last(self.last),
         )
         .await?;
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
-        let mut hangup = pin!(hangup());
-        while rest > 0 && !printer.is_closed() {
+        let mut stdout_closed = pin!(stdout_closed());
+        while remaining > 0 && !printer.is_closed() {
             let event = tokio::select! {
-                () = &mut hangup => return Ok(()),
-                event = follower.next() => event?,
+                () = &mut stdout_closed => return Ok(()),
+                event = subscription.try_next() => event?,
                 signal = signals.next() => return Err(Failure::Interrupted(signal)),
             };
+            // The stream ends with an error only.
+            let Some(event) = event else { break };
             match event {
                 Event::Message(message) => {
-                    let began = SystemTime::now();
+                    let received_at = SystemTime::now();
                     printer.message(&message)?;
-                    // Who only reads has no clock of its own.
-                    spans.received(&message, message.timestamp, began);
-                    // A notice is no event.
-                    rest -= u64::from(message.sequence > 0);
+                    // A reader has no Lamport clock of its own.
+                    spans.received(&message, message.timestamp, received_at);
+                    // Private notices do not count.
+                    remaining -= u64::from(message.sequence > 0);
                 }
-                Event::Reconnecting { attempt: 1, .. } => aside(RECONNECTING),
+                Event::Reconnecting { attempt: 1, .. } => note(RECONNECTING),
                 Event::Reconnecting { .. } => {}
-                Event::Resumed { .. } => aside(RECONNECTED),
-                Event::Hole(hole) => aside(hole),
+                Event::Resumed { .. } => note(RECONNECTED),
+                Event::Gap(gap) => note(gap),
             }
         }
         Ok(())
+    }
+}
+
+/// Completes when stdout is a pipe or socket whose reader has gone away (`| head -1`). Cancel safe.
+async fn stdout_closed() {
+    let stdout = io::stdout();
+    loop {
+        tokio::time::sleep(HANGUP_CHECK_INTERVAL).await;
+        // ERR and HUP are reported without being requested.
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        let ready = poll(&mut fds, Some(&Timespec::default()));
+        if ready.is_ok_and(|count| count > 0) && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+        {
+            return;
+        }
     }
 }

@@ -1,23 +1,22 @@
-//! `chitchat who`: who is in a room.
+//! `chitchat who`: lists the participants of a room.
 
 use clap::Args;
 
-use super::client_arguments::ClientArguments;
-use super::printer::{JsonArgument, Printer};
-use super::room_argument::RoomArgument;
+use super::client_args::{ConnectArgs, RoomArg};
+use super::printer::{JsonArg, Printer};
 use super::{Failure, client_runtime, json};
 use crate::client::escape;
 use crate::proto::{ListParticipantsRequest, Participant};
 
-/// List who is in a room, by name.
+/// List the participants of a room, in the order of their names
 #[derive(Debug, Args)]
 pub(super) struct WhoCommand {
     #[command(flatten)]
-    of: RoomArgument,
+    room: RoomArg,
     #[command(flatten)]
-    client: ClientArguments,
+    connect: ConnectArgs,
     #[command(flatten)]
-    json: JsonArgument,
+    json: JsonArg,
 }
 
 impl WhoCommand {
@@ -27,19 +26,23 @@ impl WhoCommand {
 
     async fn list(self) -> Result<(), Failure> {
         let request = ListParticipantsRequest {
-            room: self.of.room.as_str().to_owned(),
+            room: self.room.room.as_str().to_owned(),
         };
-        let answer = self.client.connect().await?.list_participants(request).await?;
+        let connection = self.connect.connect().await?;
+        let response = connection.list_participants(request).await?;
         let mut printer = Printer::new(&self.json);
-        for participant in &answer.participants {
-            printer.either(|| line_of(participant), || json::participant(participant))?;
+        for participant in &response.participants {
+            printer.print(
+                || format_participant(participant),
+                || json::participant(participant),
+            )?;
         }
         Ok(())
     }
 }
 
 /// `Ada (participant 1000001, here since L=4)`.
-fn line_of(participant: &Participant) -> String {
+fn format_participant(participant: &Participant) -> String {
     let name = escape::name(&participant.name);
     let Participant {
         id, joined_timestamp, ..
@@ -57,17 +60,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_participant_is_a_line() {
+    fn a_participant_is_formatted_as_one_line() {
         let mut ada = Participant {
             id: 7,
             name: "A\nda".into(),
             joined_timestamp: 4,
             connected: true,
         };
-        assert_eq!(line_of(&ada), r"A\nda (participant 7, here since L=4)");
+        assert_eq!(format_participant(&ada), r"A\nda (participant 7, here since L=4)");
         ada.connected = false;
         assert_eq!(
-            line_of(&ada),
+            format_participant(&ada),
             r"A\nda (participant 7, here since L=4, connection lost)"
         );
     }

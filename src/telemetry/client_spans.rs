@@ -9,7 +9,7 @@ use opentelemetry::trace::{SpanKind, Status};
 
 use super::attributes::{Operation, Subject};
 use super::otlp::{Finished, Ids, Tracer, remote};
-use crate::client::Sending;
+use crate::client::SendObserver;
 use crate::domain::TraceContext;
 use crate::proto::{EventType, ServerMessage};
 
@@ -131,12 +131,12 @@ impl SendSpan {
     }
 }
 
-impl Sending for SendSpan {
-    fn context(&self) -> TraceContext {
+impl SendObserver for SendSpan {
+    fn trace_context(&self) -> TraceContext {
         self.ids.trace_context()
     }
 
-    fn sent(&self, timestamp: i64) {
+    fn on_sent(&self, timestamp: i64) {
         self.timestamp.store(timestamp, Ordering::Relaxed);
     }
 }

@@ -9,7 +9,7 @@ use super::{Cut, Event, Kind, Seat, Sink, Wire};
 use crate::bench::order::fingerprint;
 use crate::bench::plan::Http2Settings;
 use crate::bench::protobuf::{Said, read_broadcast, write_said};
-use crate::client::Sending;
+use crate::client::SendObserver;
 use crate::domain::TraceContext;
 use crate::telemetry::ClientSpans;
 
@@ -142,7 +142,7 @@ impl Wire for Chitchat {
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
         let room = self.seats.first().map_or("", |taken| &taken.seat.room);
         let span = self.spans.send(room, text.len());
-        let context = span.as_ref().map(|span| span.context());
+        let context = span.as_ref().map(|span| span.trace_context());
         frame_message(
             &Said {
                 kind: Kind::Message,
@@ -160,7 +160,7 @@ impl Wire for Chitchat {
         }
         match span {
             Some(span) if is_permitted => {
-                span.sent(timestamp);
+                span.on_sent(timestamp);
                 span.handed_over();
             }
             Some(span) => span.abandon(),

@@ -1,4 +1,4 @@
-//! What is to be said.
+//! Reads the lines to send.
 
 use std::io::{self, BufRead};
 use std::thread;
@@ -8,30 +8,30 @@ use tokio::sync::mpsc;
 use crate::cmd::Failure;
 use crate::cmd::lines::Lines;
 
-/// How many lines are read ahead.
-pub(super) const READ_AHEAD: usize = 64;
+/// Capacity of the queue between the reader's thread and the chat loop, in lines.
+pub(super) const INPUT_QUEUE_LEN: usize = 64;
 
-/// The command that leaves, as Ctrl-C and the end of the input do.
-const LEAVE: &str = "/leave";
+/// The command to leave. Ctrl-C and the end of the input do the same.
+const LEAVE_COMMAND: &str = "/leave";
 
-/// What the input asks for.
+/// What the chat loop reads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// To say `text`, which was on line `number` (from 1) and is not empty.
-    Say { number: u64, text: String },
-    /// To leave.
+    /// Line `number` (from 1), which is not empty.
+    Line { number: u64, text: String },
+    /// Leave the room.
     Leave,
-    /// The input cannot be read on.
-    Broken(Failure),
+    /// The input can no longer be read.
+    Failed(Failure),
 }
 
 impl Input {
-    /// What line `number` asks for, if anything.
-    pub(super) fn of_line(number: u64, line: &str) -> Option<Self> {
+    /// Parses line `number`; `None` if it is empty.
+    pub(super) fn parse(number: u64, line: &str) -> Option<Self> {
         match line.trim() {
             "" => None,
-            LEAVE => Some(Self::Leave),
-            text => Some(Self::Say {
+            LEAVE_COMMAND => Some(Self::Leave),
+            text => Some(Self::Line {
                 number,
                 text: text.to_owned(),
             }),
@@ -39,27 +39,27 @@ impl Input {
     }
 }
 
-/// Reads stdin on a thread of its own, which ends with the input or with the process. The last thing it sends is
-/// [`Input::Leave`] or [`Input::Broken`].
-pub(super) fn from_stdin() -> Result<mpsc::Receiver<Input>, Failure> {
-    let (sender, inputs) = mpsc::channel(READ_AHEAD);
+/// Reads stdin on a thread of its own, which ends with the input or the process. Its last item is [`Input::Leave`] or
+/// [`Input::Failed`].
+pub(super) fn read_stdin() -> Result<mpsc::Receiver<Input>, Failure> {
+    let (sender, inputs) = mpsc::channel(INPUT_QUEUE_LEN);
     let read = move || {
         let mut lines = Lines::new(io::stdin().lock());
         loop {
-            let input = next(&mut lines);
-            let last = !matches!(input, Input::Say { .. });
-            // A failed send means that nobody wants lines any more.
+            let input = next_input(&mut lines);
+            let last = !matches!(input, Input::Line { .. });
+            // A failed send means that the chat loop has ended.
             if sender.blocking_send(input).is_err() || last {
                 return;
             }
         }
     };
-    spawn("stdin", read)?;
+    spawn_thread("stdin", read)?;
     Ok(inputs)
 }
 
-/// Starts a thread. Its handle need not be kept.
-pub(super) fn spawn(
+/// Starts a thread, which is detached if the handle is dropped.
+pub(super) fn spawn_thread(
     name: &str,
     work: impl FnOnce() + Send + 'static,
 ) -> Result<thread::JoinHandle<()>, Failure> {
@@ -69,17 +69,17 @@ pub(super) fn spawn(
         .map_err(|error| Failure::Software(format!("cannot start a thread: {error}")))
 }
 
-/// What the next line that asks for something asks for.
-fn next<R: BufRead>(lines: &mut Lines<R>) -> Input {
+/// Reads up to the next line that is not empty.
+fn next_input<R: BufRead>(lines: &mut Lines<R>) -> Input {
     loop {
         match lines.next() {
             Ok(None) => return Input::Leave,
             Ok(Some(line)) => {
-                if let Some(input) = Input::of_line(line.number, &line.text) {
+                if let Some(input) = Input::parse(line.number, &line.text) {
                     return input;
                 }
             }
-            Err(failure) => return Input::Broken(failure),
+            Err(failure) => return Input::Failed(failure),
         }
     }
 }
@@ -92,40 +92,40 @@ mod tests {
         let mut lines = Lines::new(input);
         let mut read = Vec::new();
         loop {
-            read.push(next(&mut lines));
-            if !matches!(read.last(), Some(Input::Say { .. })) {
+            read.push(next_input(&mut lines));
+            if !matches!(read.last(), Some(Input::Line { .. })) {
                 return read;
             }
         }
     }
 
-    fn say(number: u64, text: &str) -> Input {
-        Input::Say {
+    fn line(number: u64, text: &str) -> Input {
+        Input::Line {
             number,
             text: text.into(),
         }
     }
 
     #[test]
-    fn lines_are_said_without_what_surrounds_them_and_empty_ones_not_at_all() {
+    fn lines_are_trimmed_and_empty_ones_skipped() {
         assert_eq!(
             read(b"one\r\n\n  \t \n two \nthree"),
-            [say(1, "one"), say(4, "two"), say(5, "three"), Input::Leave]
+            [line(1, "one"), line(4, "two"), line(5, "three"), Input::Leave]
         );
     }
 
     #[test]
-    fn leaving_ends_the_input() {
-        assert_eq!(read(b"one\n /leave \ntwo\n"), [say(1, "one"), Input::Leave]);
+    fn the_leave_command_ends_the_input() {
+        assert_eq!(read(b"one\n /leave \ntwo\n"), [line(1, "one"), Input::Leave]);
         assert_eq!(read(b""), [Input::Leave]);
-        assert_eq!(read(b"/leaves"), [say(1, "/leaves"), Input::Leave]);
+        assert_eq!(read(b"/leaves"), [line(1, "/leaves"), Input::Leave]);
     }
 
     #[test]
-    fn what_is_not_text_ends_the_input() {
+    fn a_line_that_is_not_utf8_ends_the_input() {
         assert!(matches!(
             read(b"one\n\xff\n").as_slice(),
-            [Input::Say { .. }, Input::Broken(Failure::Data(_))]
+            [Input::Line { .. }, Input::Failed(Failure::Data(_))]
         ));
     }
 }

@@ -1,77 +1,73 @@
-//! Where lines are shown.
+//! Shows lines.
 
 use std::io::{self, BufWriter, ErrorKind, Write as _};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::input::spawn;
+use super::input::spawn_thread;
 use crate::cmd::Failure;
-use crate::cmd::aside::aside;
+use crate::cmd::stderr::note;
 
-/// How many lines wait to be written; then nothing more is taken from the server, and its flow control does the rest.
-const BEHIND: usize = 64;
+/// Capacity of an output's queue, in lines. When it is full, nothing is received, and flow control slows the server down.
+const OUTPUT_QUEUE_LEN: usize = 64;
 
-/// Something that shows lines, and may block.
-pub(super) trait Show: Send + 'static {
-    /// Takes a line (without its end) to be shown.
-    fn show(&mut self, line: String) -> io::Result<()>;
-    /// Shows all that was taken.
+/// Writes lines, and may block.
+pub(super) trait LineSink: Send + 'static {
+    /// Accepts a line, without its line end.
+    fn write_line(&mut self, line: String) -> io::Result<()>;
+    /// Writes all accepted lines.
     fn flush(&mut self) -> io::Result<()>;
 }
 
-/// A queue of lines that a thread of its own writes.
+/// A queue of lines, written by a thread of its own.
 pub(super) struct Output {
     lines: mpsc::Sender<String>,
-    written: oneshot::Receiver<io::Result<()>>,
+    result: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Output {
-    /// To stdout, as plain lines.
-    pub(super) fn to_stdout() -> Result<Self, Failure> {
-        Self::through(Plain(BufWriter::new(io::stdout())))
+    pub(super) fn stdout() -> Result<Self, Failure> {
+        Self::new(Plain(BufWriter::new(io::stdout())))
     }
 
-    /// To stderr, as lines of the command.
-    pub(super) fn to_stderr() -> Result<Self, Failure> {
-        Self::through(Aside)
+    /// Writes to stderr, as [`note`] does.
+    pub(super) fn stderr() -> Result<Self, Failure> {
+        Self::new(Notes)
     }
 
-    /// To `face`.
-    pub(super) fn through(face: impl Show) -> Result<Self, Failure> {
-        let (lines, queue) = mpsc::channel(BEHIND);
-        let (done, written) = oneshot::channel();
-        spawn("output", move || {
-            // Nobody may wait for the result any more.
-            drop(done.send(write_all(queue, face)));
+    pub(super) fn new(sink: impl LineSink) -> Result<Self, Failure> {
+        let (lines, queue) = mpsc::channel(OUTPUT_QUEUE_LEN);
+        let (done, result) = oneshot::channel();
+        spawn_thread("output", move || {
+            // The receiver may be gone.
+            drop(done.send(write_all(queue, sink)));
         })?;
-        Ok(Self { lines, written })
+        Ok(Self { lines, result })
     }
 
-    /// A place for a line; `None` when lines can no longer be shown. Cancelling loses nothing.
-    pub(super) async fn place(&self) -> Option<mpsc::Permit<'_, String>> {
+    /// Waits for capacity for a line; `None` if lines can no longer be written. Cancel safe.
+    pub(super) async fn reserve(&self) -> Option<mpsc::Permit<'_, String>> {
         self.lines.reserve().await.ok()
     }
 
-    /// Takes a line if there is a place for it at once.
-    pub(super) fn offer(&self, line: String) {
-        // Where nobody reads, nobody misses it.
+    /// Queues a line, or drops it if the queue is full.
+    pub(super) fn try_send(&self, line: String) {
         self.lines.try_send(line).ok();
     }
 
-    /// Whether as many lines wait as can: nothing is taken from the server meanwhile.
-    pub(super) fn is_behind(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.lines.capacity() == 0
     }
 
-    /// Waits until lines can no longer be shown. Cancelling loses nothing.
+    /// Waits until lines can no longer be written. Cancel safe.
     pub(super) async fn closed(&self) {
         self.lines.closed().await;
     }
 
-    /// Waits until all is written. A reader that went away (`| head -1`) has seen what it wanted.
-    pub(super) async fn finish(self) -> Result<(), Failure> {
+    /// Waits until all lines are written. It is not an error if the reader has gone away (`| head -1`).
+    pub(super) async fn close(self) -> Result<(), Failure> {
         drop(self.lines);
-        match self.written.await {
+        match self.result.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             Ok(Err(error)) => Err(Failure::Io(format!("cannot write the output: {error}"))),
@@ -80,22 +76,22 @@ impl Output {
     }
 }
 
-fn write_all(mut queue: mpsc::Receiver<String>, mut face: impl Show) -> io::Result<()> {
+fn write_all(mut queue: mpsc::Receiver<String>, mut sink: impl LineSink) -> io::Result<()> {
     while let Some(line) = queue.blocking_recv() {
-        face.show(line)?;
-        // Whatever waits goes out in one piece.
+        sink.write_line(line)?;
+        // One flush for all lines that are waiting.
         while let Ok(line) = queue.try_recv() {
-            face.show(line)?;
+            sink.write_line(line)?;
         }
-        face.flush()?;
+        sink.flush()?;
     }
     Ok(())
 }
 
 struct Plain<W: io::Write>(BufWriter<W>);
 
-impl<W: io::Write + Send + 'static> Show for Plain<W> {
-    fn show(&mut self, line: String) -> io::Result<()> {
+impl<W: io::Write + Send + 'static> LineSink for Plain<W> {
+    fn write_line(&mut self, line: String) -> io::Result<()> {
         writeln!(self.0, "{line}")
     }
 
@@ -104,11 +100,11 @@ impl<W: io::Write + Send + 'static> Show for Plain<W> {
     }
 }
 
-struct Aside;
+struct Notes;
 
-impl Show for Aside {
-    fn show(&mut self, line: String) -> io::Result<()> {
-        aside(line);
+impl LineSink for Notes {
+    fn write_line(&mut self, line: String) -> io::Result<()> {
+        note(line);
         Ok(())
     }
 

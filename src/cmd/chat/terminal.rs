@@ -1,8 +1,7 @@
-//! A terminal with somebody in front of it: lines are edited, and what arrives meanwhile is shown above the line that is
-//! being typed.
+//! Line editing on a terminal. Messages that arrive meanwhile are shown above the line that is being edited.
 //!
-//! The line editor changes the terminal's mode while it waits for a line, and only ends on a key or a signal. So that the
-//! terminal is never left changed, it is ended with the signal that Ctrl-C would send.
+//! The editor puts the terminal into raw mode while it waits for a line, and stops waiting only on a key or a signal. To
+//! restore the terminal's mode at the end, the process sends itself the signal that Ctrl-C would send.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -15,28 +14,27 @@ use rustyline::{DefaultEditor, ExternalPrinter};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::input::{Input, READ_AHEAD, spawn};
-use super::output::{Output, Show};
+use super::input::{INPUT_QUEUE_LEN, Input, spawn_thread};
+use super::output::{LineSink, Output};
 use crate::cmd::Failure;
-use crate::cmd::aside::aside;
+use crate::cmd::stderr::note;
 
 const PROMPT: &str = "> ";
 
-/// For whoever is there for the first time.
-const HINT: &str = "a line is said when you press Enter; /leave, Ctrl-D or Ctrl-C leaves";
+const HINT: &str = "press Enter to send a line; /leave, Ctrl-D or Ctrl-C leaves";
 
-/// How long the editor has to put the terminal back.
-const CLOSE_WITHIN: Duration = Duration::from_secs(1);
-/// How often it is asked meanwhile: a request between two lines goes unheard.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How long to wait for the editor to restore the terminal.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval between signals to the editor, which ignores one that arrives between two lines.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A terminal in use. The thread of the editor ends by itself after [`Input::Leave`].
+/// A terminal with a line editor. The editor's thread also ends after it has sent [`Input::Leave`].
 pub(super) struct Terminal {
     editor: JoinHandle<()>,
 }
 
 impl Terminal {
-    /// Begins to edit lines; `None` when the terminal is too plain for it.
+    /// Starts the editor; `None` if the terminal does not support line editing.
     pub(super) fn open() -> Result<Option<(Self, mpsc::Receiver<Input>, Output)>, Failure> {
         let mut editor =
             DefaultEditor::new().map_err(|error| Failure::Io(format!("cannot use the terminal: {error}")))?;
@@ -44,20 +42,21 @@ impl Terminal {
         let Ok(printer) = editor.create_external_printer() else {
             return Ok(None);
         };
-        aside(HINT);
-        let (sender, inputs) = mpsc::channel(READ_AHEAD);
-        let editor = spawn("editor", move || edit(editor, &sender))?;
-        let output = Output::through(Above(printer))?;
+        note(HINT);
+        let (sender, inputs) = mpsc::channel(INPUT_QUEUE_LEN);
+        let editor = spawn_thread("editor", move || edit(editor, &sender))?;
+        let output = Output::new(AbovePrompt(printer))?;
         Ok(Some((Self { editor }, inputs, output)))
     }
 
-    /// Ends the editor and waits until the terminal is as it was. To be called when the inputs are dropped.
+    /// Stops the editor and waits until it has restored the terminal. Call it after the receiver of the inputs is
+    /// dropped.
     pub(super) async fn close(self) {
-        let deadline = Instant::now() + CLOSE_WITHIN;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         while !self.editor.is_finished() && Instant::now() < deadline {
             // A process may always signal itself.
             kill_process(getpid(), Signal::INT).ok();
-            sleep(ASK_EVERY).await;
+            sleep(SIGNAL_INTERVAL).await;
         }
     }
 }
@@ -68,26 +67,26 @@ fn edit(mut editor: DefaultEditor, inputs: &mpsc::Sender<Input>) {
         let input = match editor.readline(PROMPT) {
             Ok(line) => {
                 number += 1;
-                match Input::of_line(number, &line) {
+                match Input::parse(number, &line) {
                     Some(input) => input,
                     None => continue,
                 }
             }
             Err(ReadlineError::Eof | ReadlineError::Interrupted | ReadlineError::Signal(_)) => Input::Leave,
-            Err(error) => Input::Broken(Failure::Io(format!("cannot read from the terminal: {error}"))),
+            Err(error) => Input::Failed(Failure::Io(format!("cannot read from the terminal: {error}"))),
         };
-        let last = !matches!(input, Input::Say { .. });
+        let last = !matches!(input, Input::Line { .. });
         if inputs.blocking_send(input).is_err() || last {
             return;
         }
     }
 }
 
-/// Shows lines above the one that is being typed.
-struct Above<P>(P);
+/// Writes lines above the line that is being edited.
+struct AbovePrompt<P>(P);
 
-impl<P: ExternalPrinter + Send + 'static> Show for Above<P> {
-    fn show(&mut self, mut line: String) -> io::Result<()> {
+impl<P: ExternalPrinter + Send + 'static> LineSink for AbovePrompt<P> {
+    fn write_line(&mut self, mut line: String) -> io::Result<()> {
         line.push('\n');
         self.0.print(line).map_err(io::Error::other)
     }

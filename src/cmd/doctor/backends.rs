@@ -1,4 +1,4 @@
-//! What each backend says of the message.
+//! The checks of the backends.
 
 use std::time::Duration;
 
@@ -8,44 +8,46 @@ use tokio::time::{Instant, sleep};
 use super::base_url::BaseUrl;
 use super::link::Link;
 
-/// How often a backend is asked.
-const ASK_EVERY: Duration = Duration::from_millis(500);
+/// Interval between two queries of a backend.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The series that counts messages.
 const SERIES: &str = "chitchat_events_broadcast_total{kind=\"message\"}";
 
-/// Asks until there is something to see, or the time is over.
-async fn until<F: Future<Output = Result<String, String>>>(
+/// Polls a backend until it has the expected data or the time is over.
+async fn poll<F: Future<Output = Result<String, String>>>(
     name: &'static str,
     wait: Duration,
     remedy: &str,
-    mut ask: impl FnMut() -> F,
+    mut query: impl FnMut() -> F,
 ) -> Link {
     let deadline = Instant::now() + wait;
     loop {
-        let missing = match ask().await {
+        let missing = match query().await {
             Ok(seen) => return Link::ok(name, seen),
             Err(missing) => missing,
         };
-        if Instant::now() + ASK_EVERY > deadline {
+        if Instant::now() + POLL_INTERVAL > deadline {
             let waited = humantime::format_duration(wait);
             return Link::broken(name, format!("{missing} (waited {waited})"), remedy);
         }
-        sleep(ASK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// The answer of a backend that must be JSON.
-async fn json(base: &BaseUrl, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
+/// Gets a JSON document from a backend.
+async fn get_json(base: &BaseUrl, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
     let answer = base.get(path, parameters).await?;
     match answer.status {
-        200 => serde_json::from_str(&answer.body).map_err(|_| format!("{base}{path} answers no JSON")),
+        200 => {
+            serde_json::from_str(&answer.body).map_err(|_| format!("{base}{path} does not answer with JSON"))
+        }
         status => Err(format!("{base}{path} answers with status {status}")),
     }
 }
 
-/// How many messages a server has broadcast, by its own page of metrics.
-pub(super) async fn counted(admin: &BaseUrl) -> Result<f64, String> {
+/// The number of messages that a server has broadcast, from its metrics.
+pub(super) async fn message_count(admin: &BaseUrl) -> Result<f64, String> {
     let answer = admin.get("/metrics", &[]).await?;
     if answer.status != 200 {
         return Err(format!("{admin}/metrics answers with status {}", answer.status));
@@ -56,11 +58,11 @@ pub(super) async fn counted(admin: &BaseUrl) -> Result<f64, String> {
         .ok_or_else(|| format!("{admin}/metrics has no {SERIES}"))
 }
 
-/// Whether the server's own page counts the message: it stood at `before` before it was sent.
+/// Checks that the server's message count has grown; it was `before` before the message was sent.
 pub(super) async fn admin(admin: &BaseUrl, before: f64, wait: Duration) -> Link {
-    let remedy = "look whether --admin is the admin port of the same server as --server";
-    until("metrics", wait, remedy, || async {
-        let now = counted(admin).await?;
+    let remedy = "check that --admin is the admin port of the same server as --server";
+    poll("metrics", wait, remedy, || async {
+        let now = message_count(admin).await?;
         if now > before {
             Ok(format!("{admin}/metrics counts {now} messages, {before} before"))
         } else {
@@ -70,27 +72,27 @@ pub(super) async fn admin(admin: &BaseUrl, before: f64, wait: Duration) -> Link 
     .await
 }
 
-/// The first number of what Prometheus answers to a query; none if it has nothing.
+/// The first number of the result of a PromQL query; `None` if the result is empty.
 async fn query(prometheus: &BaseUrl, query: &str) -> Result<Option<f64>, String> {
-    let answer = json(prometheus, "/api/v1/query", &[("query", query)]).await?;
+    let answer = get_json(prometheus, "/api/v1/query", &[("query", query)]).await?;
     let result = &answer["data"]["result"];
-    // A scalar is a pair itself, a vector has pairs.
+    // A scalar is a pair, a vector is a list of objects with pairs.
     let number = result[0]["value"][1].as_str().or_else(|| result[1].as_str());
     Ok(number.and_then(|number| number.parse().ok()))
 }
 
-/// What time it is for Prometheus.
-pub(super) async fn time_of(prometheus: &BaseUrl) -> Result<f64, String> {
+/// The current time of the Prometheus server, in seconds since the epoch.
+pub(super) async fn server_time(prometheus: &BaseUrl) -> Result<f64, String> {
     let time = query(prometheus, "time()").await?;
-    time.ok_or_else(|| format!("{prometheus} does not tell the time: it is no Prometheus"))
+    time.ok_or_else(|| format!("{prometheus} does not answer the query time(): it is not Prometheus"))
 }
 
-/// Whether Prometheus has scraped a server since the message was acknowledged, at `acknowledged` by its own clock.
+/// Checks that Prometheus has scraped a server since the message was acknowledged, at `acknowledged` by Prometheus' clock.
 pub(super) async fn prometheus(prometheus: &BaseUrl, acknowledged: f64, wait: Duration) -> Link {
-    let remedy = "look at the targets page of Prometheus for the server's admin port, and wait longer than a scrape \
-                  interval (--wait)";
+    let remedy = "check the server's admin port on the targets page of Prometheus, and wait longer than a scrape interval \
+                  (--wait)";
     let newest = format!("max(timestamp({SERIES}))");
-    until("prometheus", wait, remedy, || async {
+    poll("prometheus", wait, remedy, || async {
         match query(prometheus, &newest).await? {
             Some(scraped) if scraped > acknowledged => {
                 let total = query(prometheus, &format!("sum({SERIES})")).await?;
@@ -100,29 +102,27 @@ pub(super) async fn prometheus(prometheus: &BaseUrl, acknowledged: f64, wait: Du
                     scraped - acknowledged
                 ))
             }
-            Some(_) => Err(format!(
-                "{prometheus} has no sample that is newer than the message"
-            )),
-            None => Err(format!("{prometheus} knows no {SERIES}")),
+            Some(_) => Err(format!("{prometheus} has no sample newer than the message")),
+            None => Err(format!("{prometheus} has no series {SERIES}")),
         }
     })
     .await
 }
 
-/// Whether Tempo has the trace, with the server's part of it.
+/// Checks that Tempo has the trace, with the server's spans.
 pub(super) async fn tempo(tempo: &BaseUrl, trace_id: &str, wait: Duration) -> Link {
-    let remedy = "look at OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER of the server, at \
-                  chitchat_telemetry_dropped_total on its /metrics, and at the collector's log";
+    let remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER of the server, \
+                  chitchat_telemetry_dropped_total on its /metrics, and the collector's log";
     let path = format!("/api/traces/{trace_id}");
-    until("tempo", wait, remedy, || async {
-        let trace = json(tempo, &path, &[]).await?;
+    poll("tempo", wait, remedy, || async {
+        let trace = get_json(tempo, &path, &[]).await?;
         let mut names = Vec::new();
         span_names(&trace, &mut names);
         if names.iter().any(|name| name.starts_with("process ")) {
             Ok(format!("{tempo} has trace {trace_id} with {} spans", names.len()))
         } else {
             Err(format!(
-                "{tempo} has trace {trace_id} without the server's part: {}",
+                "{tempo} has trace {trace_id} without the server's spans: {}",
                 names.join(", ")
             ))
         }
@@ -130,7 +130,7 @@ pub(super) async fn tempo(tempo: &BaseUrl, trace_id: &str, wait: Duration) -> Li
     .await
 }
 
-/// The names of the spans, wherever the version of Tempo has them: each is an object with a `spanId`.
+/// Collects the names of the spans: the objects with a `spanId`, whose place in the response depends on Tempo's version.
 fn span_names(value: &Value, names: &mut Vec<String>) {
     match value {
         Value::Object(object) => {
@@ -144,14 +144,14 @@ fn span_names(value: &Value, names: &mut Vec<String>) {
     }
 }
 
-/// Whether Loki has the server's log line of the client that sent the message, in the same trace.
+/// Checks that Loki has a log line of the server in the message's trace.
 pub(super) async fn loki(loki: &BaseUrl, selector: &str, trace_id: &str, wait: Duration) -> Link {
-    let remedy = "look at OTEL_EXPORTER_OTLP_ENDPOINT of the server, at chitchat_telemetry_dropped_total on its \
-                  /metrics, at the collector's log, and whether --loki-selector selects the server's lines";
+    let remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT of the server, chitchat_telemetry_dropped_total on its /metrics, the \
+                  collector's log, and that --loki-selector selects the server's lines";
     let query = format!("{selector} | trace_id=\"{trace_id}\"");
     let parameters = [("query", query.as_str()), ("since", "10m"), ("limit", "10")];
-    until("loki", wait, remedy, || async {
-        let answer = json(loki, "/loki/api/v1/query_range", &parameters).await?;
+    poll("loki", wait, remedy, || async {
+        let answer = get_json(loki, "/loki/api/v1/query_range", &parameters).await?;
         let streams = answer["data"]["result"].as_array().map(Vec::as_slice);
         let lines = streams.unwrap_or_default().iter();
         let lines: usize = lines

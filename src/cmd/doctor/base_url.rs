@@ -1,4 +1,4 @@
-//! Where a backend is, and asking it.
+//! HTTP requests to a backend.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long one answer may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Timeout for one request.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest answer that is read.
-const MAX_ANSWER: usize = 8 << 20;
+/// Limit for the body of a response in bytes.
+const MAX_BODY: usize = 8 << 20;
 
-/// Where a backend's HTTP interface is: `http://host:port`, perhaps with a path before all others.
+/// The base URL of a backend: `http://host:port`, optionally with a path prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BaseUrl {
     authority: String,
@@ -26,9 +26,8 @@ pub(super) struct BaseUrl {
     prefix: String,
 }
 
-/// What a backend answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) status: u16,
     pub(super) body: String,
 }
@@ -37,7 +36,7 @@ impl FromStr for BaseUrl {
     type Err = String;
 
     fn from_str(raw: &str) -> Result<Self, String> {
-        let expected = || format!("{raw:?} is no URL like http://127.0.0.1:9090");
+        let expected = || format!("{raw:?} is not a URL like http://127.0.0.1:9090");
         let uri: Uri = raw.parse().map_err(|_| expected())?;
         let (Some("http"), Some(host), None) = (uri.scheme_str(), uri.host(), uri.query()) else {
             return Err(expected());
@@ -45,7 +44,7 @@ impl FromStr for BaseUrl {
         let port = uri.port_u16().unwrap_or(80);
         Ok(Self {
             authority: format!("{host}:{port}"),
-            // As the system's resolver wants it.
+            // The resolver expects an IPv6 address without brackets.
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
             prefix: uri.path().trim_end_matches('/').to_owned(),
@@ -60,24 +59,19 @@ impl std::fmt::Display for BaseUrl {
 }
 
 impl BaseUrl {
-    /// Asks for a path (which begins with a slash) with these parameters. Gives up after five seconds.
+    /// Gets `path` (which begins with a slash) with these query parameters.
     ///
     /// # Errors
-    ///
-    /// A line of what went wrong, when there was no answer.
-    ///
-    /// # Cancellation
-    ///
-    /// Closes the connection.
-    pub(super) async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Answer, String> {
-        match timeout(ANSWER_WITHIN, self.ask(path, parameters)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("{self} did not answer within {ANSWER_WITHIN:?}")),
+    /// A line for users, if there is no response within five seconds.
+    pub(super) async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Response, String> {
+        match timeout(TIMEOUT, self.request(path, parameters)).await {
+            Ok(response) => response,
+            Err(_) => Err(format!("{self} did not answer within {TIMEOUT:?}")),
         }
     }
 
-    async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Answer, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("{self} cannot be asked: {error}");
+    async fn request(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Response, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("cannot query {self}: {error}");
         let stream = TcpStream::connect((self.host.as_str(), self.port))
             .await
             .map_err(|error| failed(&error))?;
@@ -86,7 +80,7 @@ impl BaseUrl {
             .map_err(|error| failed(&error))?;
         let query: Vec<_> = parameters
             .iter()
-            .map(|(name, value)| format!("{name}={}", escaped(value)))
+            .map(|(name, value)| format!("{name}={}", percent_encode(value)))
             .collect();
         let mark = if query.is_empty() { "" } else { "?" };
         let request = Request::get(format!("{}{path}{mark}{}", self.prefix, query.join("&")))
@@ -94,7 +88,7 @@ impl BaseUrl {
             .header(header::ACCEPT, "application/json, text/plain;q=0.5")
             .body(String::new())
             .map_err(|error| failed(&error))?;
-        let answering = async {
+        let response = async {
             let (parts, body) = sender
                 .send_request(request)
                 .await
@@ -107,39 +101,39 @@ impl BaseUrl {
                     .map_err(|error| failed(&error))?
                     .into_data()
                     .unwrap_or_default();
-                if read.len() + data.len() > MAX_ANSWER {
-                    return Err(format!("{self} answers more than {MAX_ANSWER} bytes"));
+                if read.len() + data.len() > MAX_BODY {
+                    return Err(format!("the response of {self} has more than {MAX_BODY} bytes"));
                 }
                 read.extend_from_slice(&data);
             }
-            Ok(Answer {
+            Ok(Response {
                 status: parts.status.as_u16(),
                 body: String::from_utf8_lossy(&read).into_owned(),
             })
         };
-        let mut answering = std::pin::pin!(answering);
-        // The connection moves the bytes; it ends when the answer is read, or before when it breaks.
+        let mut response = std::pin::pin!(response);
+        // The connection transfers the bytes. It may end before the response is read from its buffer.
         tokio::select! {
-            answer = &mut answering => answer,
+            response = &mut response => response,
             ended = connection => match ended {
-                Ok(()) => answering.await,
+                Ok(()) => response.await,
                 Err(error) => Err(failed(&error)),
             },
         }
     }
 }
 
-/// A value as it stands in a query, with everything escaped that is not plain.
-fn escaped(value: &str) -> String {
-    let mut escaped = String::with_capacity(value.len());
+/// Percent-encodes a query parameter.
+fn percent_encode(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(byte.into());
+            encoded.push(byte.into());
         } else {
-            escaped.push_str(&format!("%{byte:02X}"));
+            encoded.push_str(&format!("%{byte:02X}"));
         }
     }
-    escaped
+    encoded
 }
 
 #[cfg(test)]
@@ -147,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_is_a_host_a_port_and_perhaps_a_prefix() {
+    fn a_base_url_may_have_a_path_prefix() {
         let base: BaseUrl = "http://[::1]:3200/tempo/".parse().unwrap();
         assert_eq!((base.host.as_str(), base.port), ("::1", 3_200));
         assert_eq!(base.to_string(), "http://[::1]:3200/tempo");
@@ -165,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_escaped() {
-        assert_eq!(escaped("{a=\"b c\"}"), "%7Ba%3D%22b%20c%22%7D");
+    fn query_parameters_are_percent_encoded() {
+        assert_eq!(percent_encode("{a=\"b c\"}"), "%7Ba%3D%22b%20c%22%7D");
     }
 }

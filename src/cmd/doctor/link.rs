@@ -1,24 +1,22 @@
-//! One link of the chain from a message to what is shown of it.
+//! The links of the chain from a message to its telemetry.
 
 use serde_json::{Value, json};
 
-/// What a link turned out to be.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
-    /// It holds: how that was seen.
+    /// The link works; the evidence.
     Ok(String),
-    /// It does not hold.
+    /// The link does not work.
     Broken {
-        /// What was seen instead.
+        /// The evidence.
         seen: String,
-        /// What to do about it.
         remedy: String,
     },
-    /// It was not looked at, and why.
+    /// The link was not checked, for this reason.
     Skipped(String),
 }
 
-/// One link of the chain from a message to what is shown of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) name: &'static str,
@@ -48,7 +46,7 @@ impl Link {
         matches!(self.state, State::Broken { .. })
     }
 
-    /// A line for people.
+    /// The line for users.
     pub(super) fn line(&self) -> String {
         let name = self.name;
         match &self.state {
@@ -58,7 +56,7 @@ impl Link {
         }
     }
 
-    /// An object for programs.
+    /// The JSON object.
     pub(super) fn object(&self) -> Value {
         let name = self.name;
         match &self.state {

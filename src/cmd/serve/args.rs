@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
-use crate::cmd::duration::duration;
-use crate::cmd::number::{size, whole};
+use crate::cmd::parse::{duration, size, whole};
 use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -279,7 +278,7 @@ mod tests {
             (&[][..], ["256MiB", "8GiB"]),
             (&["--in-memory"], ["32MiB", "256MiB"]),
         ] {
-            let [bytes, total] = kept.map(|size| crate::cmd::number::size::<u64>(size).unwrap());
+            let [bytes, total] = kept.map(|raw| size::<u64>(raw).unwrap());
             let retention = config(flags).retention;
             assert_eq!((retention.bytes, retention.total_bytes), (bytes, total));
         }

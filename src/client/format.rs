@@ -1,18 +1,20 @@
-//! How a message looks on a line.
+//! Formatting messages for people.
 
 use unicode_security::skeleton;
 
 use super::escape;
 use crate::proto::{EventType, ServerMessage};
 
-/// The server, where it speaks for itself.
+/// The name that stands before private notices.
 const SERVER: &str = "Server";
 
-/// One line for people, without its end: `[L=5] Ada: hello` for what somebody said, `[L=6] Server: Message too long …`
-/// for a private notice, the server's own words for joins and leaves. Names and texts are escaped: whatever they contain,
-/// the line is one line and does nothing to a terminal. A participant whose name looks like the server's is marked.
+/// Formats a message as one line without its line end: `[L=5] Ada: hello` for a text, `[L=6] Server: Message too long …`
+/// for a private notice, and the server's own text for a join or leave.
+///
+/// Names and texts are [escaped](super::escape), so that the line is safe to print on a terminal. A participant whose name
+/// is confusable with `Server` is marked with its id.
 #[must_use]
-pub fn line_of(message: &ServerMessage) -> String {
+pub fn format_message(message: &ServerMessage) -> String {
     let time = message.timestamp;
     let text = escape::text(&message.msg_stream);
     if matches!(message.r#type(), EventType::Join | EventType::Leave) {
@@ -22,14 +24,14 @@ pub fn line_of(message: &ServerMessage) -> String {
         return format!("[L={time}] {SERVER}: {text}");
     }
     let name = escape::name(&message.sender_name);
-    if look(&name) == look(SERVER) {
+    if confusable_skeleton(&name) == confusable_skeleton(SERVER) {
         return format!("[L={time}] {name} (participant {}): {text}", message.sender_id);
     }
     format!("[L={time}] {name}: {text}")
 }
 
-/// What a name looks like, whatever letters it is written in.
-fn look(name: &str) -> String {
+/// The skeleton of a name (UTS 39), ignoring case: confusable names have the same.
+fn confusable_skeleton(name: &str) -> String {
     skeleton(&name.to_lowercase()).collect()
 }
 
@@ -49,30 +51,33 @@ mod tests {
     }
 
     #[test]
-    fn texts_carry_their_speaker() {
+    fn a_text_is_prefixed_with_its_sender() {
         assert_eq!(
-            line_of(&message(3, "Ada", EventType::Message, "hello")),
+            format_message(&message(3, "Ada", EventType::Message, "hello")),
             "[L=5] Ada: hello"
         );
-        assert_eq!(line_of(&message(3, "Ada", EventType::Message, "")), "[L=5] Ada: ");
+        assert_eq!(
+            format_message(&message(3, "Ada", EventType::Message, "")),
+            "[L=5] Ada: "
+        );
     }
 
     #[test]
-    fn joins_and_leaves_are_the_servers_words() {
+    fn joins_and_leaves_are_shown_as_the_server_words_them() {
         let text = "Participant Ada joined Chit Chat at logical time L=5";
         assert_eq!(
-            line_of(&message(3, "Ada", EventType::Join, text)),
+            format_message(&message(3, "Ada", EventType::Join, text)),
             format!("[L=5] {text}")
         );
         let text = "Participant Ada left Chit Chat at logical time L=5";
         assert_eq!(
-            line_of(&message(3, "Ada", EventType::Leave, text)),
+            format_message(&message(3, "Ada", EventType::Leave, text)),
             format!("[L=5] {text}")
         );
     }
 
     #[test]
-    fn notices_are_the_servers() {
+    fn notices_are_prefixed_with_the_server() {
         let notice = message(
             0,
             "Server",
@@ -80,28 +85,28 @@ mod tests {
             "Message too long (354 chars). Limit is 128.",
         );
         assert_eq!(
-            line_of(&notice),
+            format_message(&notice),
             "[L=5] Server: Message too long (354 chars). Limit is 128."
         );
     }
 
     #[test]
-    fn nobody_passes_for_the_server() {
+    fn a_participant_cannot_impersonate_the_server() {
         for name in ["Server", "SERVER", "Ѕеrver"] {
             let forged = message(3, name, EventType::Message, "your password, please");
             assert_eq!(
-                line_of(&forged),
+                format_message(&forged),
                 format!("[L=5] {name} (participant 3): your password, please")
             );
         }
         assert_eq!(
-            line_of(&message(3, "Observer", EventType::Message, "")),
+            format_message(&message(3, "Observer", EventType::Message, "")),
             "[L=5] Observer: "
         );
     }
 
     #[test]
-    fn nothing_in_a_message_makes_a_second_line() {
+    fn a_message_never_makes_a_second_line() {
         let forged = message(
             3,
             "E\nve",
@@ -109,7 +114,7 @@ mod tests {
             "hi\n[L=9] Bob: I owe Eve 10 €\u{1b}[A",
         );
         assert_eq!(
-            line_of(&forged),
+            format_message(&forged),
             r"[L=5] E\nve: hi\n[L=9] Bob: I owe Eve 10 €\u{1b}[A"
         );
     }

@@ -1,4 +1,4 @@
-//! Where a server is.
+//! The address of a server.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,30 +6,29 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
-/// The port where a server listens when nothing else is said.
+/// The port of a [`ServerAddress`] that is given without one.
 pub const DEFAULT_PORT: u16 = 50052;
 
-/// A server's host and port. Read from `host:port`, `host` (then the port is [`DEFAULT_PORT`]) or either after `http://`.
-/// IPv6 addresses stand in brackets.
+/// The host and port of a server, parsed from `host:port` or `host` (with [`DEFAULT_PORT`]), optionally prefixed with
+/// `http://`. IPv6 addresses are in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerAddress(Authority);
 
-/// Why something is not a server's address.
+/// Why a string is not a [`ServerAddress`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// Not a host and a port.
+    /// It is not a host and a port.
     #[error("expected host:port, for example 127.0.0.1:{DEFAULT_PORT}")]
     Malformed,
-    /// A port out of range.
+    /// The port is out of range.
     #[error("the port must be a number from 1 to 65535")]
     Port,
-    /// Another scheme than `http`.
-    #[error("expected host:port or http://host:port; no other scheme is spoken")]
+    /// It has another scheme than `http`.
+    #[error("expected host:port or http://host:port; other schemes are not supported")]
     Scheme,
 }
 
 impl ServerAddress {
-    /// The address as a URI, for the transport.
     pub(super) fn uri(&self) -> Uri {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
@@ -84,12 +83,12 @@ impl fmt::Display for ServerAddress {
 mod tests {
     use super::*;
 
-    fn read(raw: &str) -> Result<String, AddressError> {
+    fn parse(raw: &str) -> Result<String, AddressError> {
         raw.parse::<ServerAddress>().map(|address| address.to_string())
     }
 
     #[test]
-    fn host_and_port_with_or_without_a_scheme() {
+    fn the_scheme_and_the_port_are_optional() {
         for (raw, address) in [
             ("127.0.0.1:50052", "127.0.0.1:50052"),
             ("http://chat.example:80/", "chat.example:80"),
@@ -98,12 +97,12 @@ mod tests {
             ("[::1]:7", "[::1]:7"),
             ("http://[::1]", "[::1]:50052"),
         ] {
-            assert_eq!(read(raw).as_deref(), Ok(address), "{raw}");
+            assert_eq!(parse(raw).as_deref(), Ok(address), "{raw}");
         }
     }
 
     #[test]
-    fn what_is_not_an_address_says_what_would_be() {
+    fn a_malformed_address_is_rejected_with_its_reason() {
         for (raw, error) in [
             ("", AddressError::Malformed),
             (":50052", AddressError::Malformed),
@@ -118,16 +117,16 @@ mod tests {
             ("https://localhost:1", AddressError::Scheme),
             ("unix:///run/chat", AddressError::Scheme),
         ] {
-            let read = read(raw);
+            let parsed = parse(raw);
             assert!(
-                read == Err(error) || read == Err(AddressError::Malformed),
-                "{raw}: {read:?}"
+                parsed == Err(error) || parsed == Err(AddressError::Malformed),
+                "{raw}: {parsed:?}"
             );
         }
     }
 
     #[test]
-    fn the_transport_gets_a_uri() {
+    fn an_address_converts_to_a_uri() {
         let address: ServerAddress = "[::1]:7".parse().unwrap();
         assert_eq!(address.uri().to_string(), "http://[::1]:7/");
     }

@@ -104,26 +104,26 @@ impl Server {
 /// A participant, a server, and what is on its way between them.
 struct World {
     server: Server,
-    continuity: Continuity,
+    state: SessionState,
     up: VecDeque<JoinMsgLeave>,
     down: VecDeque<ServerMessage>,
     connected: bool,
     said: Vec<String>,
     shown: Vec<ServerMessage>,
-    holes: Vec<Hole>,
+    gaps: Vec<Gap>,
 }
 
 impl World {
     fn new() -> Self {
         let mut world = Self {
             server: Server::default(),
-            continuity: Continuity::new(Join::new("Ada")),
+            state: SessionState::new(JoinOptions::new("Ada")),
             up: VecDeque::new(),
             down: VecDeque::new(),
             connected: false,
             said: Vec::new(),
             shown: Vec::new(),
-            holes: Vec::new(),
+            gaps: Vec::new(),
         };
         world.connect();
         world
@@ -131,13 +131,12 @@ impl World {
 
     fn connect(&mut self) {
         if !self.connected {
-            let join = self.continuity.join();
+            let join = self.state.join_frame();
             let (welcome, follows) = self.server.join(&join);
             self.up.clear();
             self.down = follows.into();
             self.connected = true;
-            let back = self.continuity.welcomed(Some(welcome));
-            assert!(back.recovered);
+            assert_eq!(self.state.on_joined(Some(welcome)), None);
         }
     }
 
@@ -149,23 +148,23 @@ impl World {
         self.connected = false;
         self.up.clear();
         self.down.clear();
-        let broken = Error::from(Status::unavailable("cut"));
+        let broken = ClientError::from(Status::unavailable("cut"));
         assert!(matches!(
-            self.continuity.interrupted(Some(broken)),
-            Interruption::Passing(..)
+            self.state.on_disconnect(Some(broken)),
+            Disconnect::Retry(..)
         ));
     }
 
     fn say(&mut self) {
         let text = format!("text {}", self.said.len());
-        if self.continuity.say(text.clone(), None).is_ok() {
+        if self.state.enqueue(text.clone(), None).is_ok() {
             self.said.push(text);
         }
     }
 
     fn send(&mut self) {
         if self.connected
-            && let Some(frame) = self.continuity.send()
+            && let Some(frame) = self.state.next_frame()
         {
             self.up.push_back(frame);
         }
@@ -187,8 +186,8 @@ impl World {
 
     fn hear(&mut self) {
         if let Some(message) = self.down.pop_front() {
-            let heard = self.continuity.heard(message);
-            self.holes.extend(heard.hole);
+            let heard = self.state.on_message(message);
+            self.gaps.extend(heard.gap);
             self.shown
                 .extend(heard.message.filter(|message| message.sequence != 0));
         }
@@ -197,7 +196,7 @@ impl World {
     /// Lets everything arrive.
     fn settle(&mut self) {
         self.connect();
-        while self.continuity.has_unsent() || !self.up.is_empty() || !self.down.is_empty() {
+        while self.state.has_unsent() || !self.up.is_empty() || !self.down.is_empty() {
             self.send();
             self.serve();
             self.hear();
@@ -261,8 +260,8 @@ proptest! {
         }
         world.settle();
         prop_assert_eq!(&world.shown, &world.server.log);
-        prop_assert_eq!(world.continuity.unacknowledged(), 0);
-        prop_assert!(world.holes.is_empty());
+        prop_assert_eq!(world.state.unacknowledged(), 0);
+        prop_assert!(world.gaps.is_empty());
         let said: Vec<&str> = world
             .server
             .log
@@ -297,20 +296,20 @@ fn notice(code: NoticeCode) -> ServerMessage {
     }
 }
 
-fn entered() -> Continuity {
-    let mut continuity = Continuity::new(Join::new("Ada").room("tea"));
-    continuity.join();
-    continuity.welcomed(welcome(EPOCH, 4, false));
-    continuity
+fn entered() -> SessionState {
+    let mut state = SessionState::new(JoinOptions::new("Ada").room("tea"));
+    state.join_frame();
+    state.on_joined(welcome(EPOCH, 4, false));
+    state
 }
 
 #[test]
 fn a_join_carries_what_the_last_welcome_gave() {
-    let mut continuity = Continuity::new(Join::new("Ada").room("tea"));
-    let first = continuity.join();
+    let mut state = SessionState::new(JoinOptions::new("Ada").room("tea"));
+    let first = state.join_frame();
     assert_eq!((first.session_token.as_str(), first.resume), ("", None));
-    assert!(continuity.welcomed(welcome(EPOCH, 4, false)).recovered);
-    let again = continuity.join();
+    assert_eq!(state.on_joined(welcome(EPOCH, 4, false)), None);
+    let again = state.join_frame();
     assert_eq!((again.client_name.as_str(), again.room.as_str()), ("Ada", "tea"));
     assert_eq!(again.session_token, "token");
     let place = ResumePoint {
@@ -323,35 +322,34 @@ fn a_join_carries_what_the_last_welcome_gave() {
 
 #[test]
 fn what_is_not_recovered_is_named() {
-    let mut continuity = entered();
-    let back = continuity.welcomed(welcome(EPOCH, 9, false));
-    let hole = Some(Hole::Events { first: 5, last: 9 });
-    assert_eq!((back.recovered, back.hole), (false, hole));
-    let back = continuity.welcomed(welcome(EPOCH + 1, 2, false));
-    assert_eq!(back.hole, Some(Hole::NewLog { seen: 9, after: 2 }));
-    assert_eq!(continuity.welcomed(None).hole, Some(Hole::Unknown));
+    let mut state = entered();
+    let gap = Gap::Expired { first: 5, last: 9 };
+    assert_eq!(state.on_joined(welcome(EPOCH, 9, false)), Some(gap));
+    let gap = Gap::NewEpoch { seen: 9, after: 2 };
+    assert_eq!(state.on_joined(welcome(EPOCH + 1, 2, false)), Some(gap));
+    assert_eq!(state.on_joined(None), Some(Gap::Unknown));
 }
 
 #[test]
 fn leaving_comes_last_and_again_after_what_was_cut() {
-    let mut continuity = entered();
-    continuity.say("one".into(), None).unwrap();
-    continuity.leave();
-    assert!(matches!(continuity.say("two".into(), None), Err(Error::Over)));
+    let mut state = entered();
+    state.enqueue("one".into(), None).unwrap();
+    state.leave();
+    assert!(matches!(
+        state.enqueue("two".into(), None),
+        Err(ClientError::Closed)
+    ));
     for _ in 0..2 {
-        let sent: Vec<EventType> = std::iter::from_fn(|| continuity.send())
+        let sent: Vec<EventType> = std::iter::from_fn(|| state.next_frame())
             .map(|frame| frame.r#type())
             .collect();
         assert_eq!(sent, [EventType::Message, EventType::Leave]);
-        assert!(!continuity.has_unsent());
-        let cut = Error::from(Status::unavailable(""));
-        assert!(matches!(
-            continuity.interrupted(Some(cut)),
-            Interruption::Passing(..)
-        ));
-        continuity.welcomed(welcome(EPOCH, 4, true));
+        assert!(!state.has_unsent());
+        let cut = ClientError::from(Status::unavailable(""));
+        assert!(matches!(state.on_disconnect(Some(cut)), Disconnect::Retry(..)));
+        state.on_joined(welcome(EPOCH, 4, true));
     }
-    assert!(matches!(continuity.interrupted(None), Interruption::Left));
+    assert!(matches!(state.on_disconnect(None), Disconnect::Left));
 }
 
 fn own(sequence: u64, message_id: &MessageId) -> ServerMessage {
@@ -365,34 +363,34 @@ fn own(sequence: u64, message_id: &MessageId) -> ServerMessage {
 }
 
 /// A participant who said "one" and "two", lost the connection, and is welcomed after event 4 of 6.
-fn back_with_two_events_to_read() -> (Continuity, MessageId, MessageId) {
-    let mut continuity = entered();
-    let one = continuity.say("one".into(), None).unwrap();
-    let two = continuity.say("two".into(), None).unwrap();
-    while continuity.send().is_some() {}
-    continuity.interrupted(Some(Error::from(Status::unavailable("cut"))));
-    continuity.welcomed(Some(Welcome {
+fn back_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
+    let mut state = entered();
+    let one = state.enqueue("one".into(), None).unwrap();
+    let two = state.enqueue("two".into(), None).unwrap();
+    while state.next_frame().is_some() {}
+    state.on_disconnect(Some(ClientError::from(Status::unavailable("cut"))));
+    state.on_joined(Some(Welcome {
         last_sequence: 6,
         ..welcome(EPOCH, 4, true).unwrap()
     }));
-    (continuity, one, two)
+    (state, one, two)
 }
 
 #[test]
 fn what_the_log_may_still_bring_is_not_sent_again() {
-    let (mut continuity, one, _) = back_with_two_events_to_read();
-    continuity.say("three".into(), None).unwrap();
-    continuity.leave();
+    let (mut state, one, _) = back_with_two_events_to_read();
+    state.enqueue("three".into(), None).unwrap();
+    state.leave();
     let else_said = ServerMessage {
         sender_id: 1,
         ..own(6, &MessageId::random())
     };
     for event in [own(5, &one), else_said] {
-        assert!(!continuity.has_unsent());
-        assert_eq!(continuity.send(), None);
-        continuity.heard(event);
+        assert!(!state.has_unsent());
+        assert_eq!(state.next_frame(), None);
+        state.on_message(event);
     }
-    let sent: Vec<String> = std::iter::from_fn(|| continuity.send())
+    let sent: Vec<String> = std::iter::from_fn(|| state.next_frame())
         .map(|frame| frame.msg)
         .collect();
     assert_eq!(sent, ["two", "three", ""]);
@@ -400,49 +398,49 @@ fn what_the_log_may_still_bring_is_not_sent_again() {
 
 #[test]
 fn every_welcome_says_anew_what_is_read_before_something_is_sent() {
-    let cut = || Some(Error::from(Status::unavailable("cut")));
-    let sends = |continuity: &mut Continuity| continuity.has_unsent() && continuity.send().is_some();
+    let cut = || Some(ClientError::from(Status::unavailable("cut")));
+    let sends = |state: &mut SessionState| state.has_unsent() && state.next_frame().is_some();
     for next in [
         welcome(EPOCH, 4, true),
         welcome(EPOCH + 1, 0, false),
         // A server of the first version.
         None,
     ] {
-        let (mut continuity, ..) = back_with_two_events_to_read();
-        assert!(!sends(&mut continuity));
-        continuity.interrupted(cut());
-        continuity.welcomed(next);
-        assert!(sends(&mut continuity));
+        let (mut state, ..) = back_with_two_events_to_read();
+        assert!(!sends(&mut state));
+        state.on_disconnect(cut());
+        state.on_joined(next);
+        assert!(sends(&mut state));
     }
     // Whoever has nothing to repeat waits for nothing.
-    let (mut continuity, one, two) = back_with_two_events_to_read();
-    continuity.heard(own(5, &one));
-    continuity.heard(own(6, &two));
-    continuity.interrupted(cut());
-    continuity.welcomed(Some(Welcome {
+    let (mut state, one, two) = back_with_two_events_to_read();
+    state.on_message(own(5, &one));
+    state.on_message(own(6, &two));
+    state.on_disconnect(cut());
+    state.on_joined(Some(Welcome {
         last_sequence: 9,
         ..welcome(EPOCH, 6, true).unwrap()
     }));
-    continuity.say("three".into(), None).unwrap();
-    assert!(sends(&mut continuity));
+    state.enqueue("three".into(), None).unwrap();
+    assert!(sends(&mut state));
 }
 
 #[test]
 fn nobody_comes_back_to_say_goodbye() {
-    let mut continuity = entered();
-    continuity.leave();
-    assert!(continuity.is_done());
-    let cut = Error::from(Status::unavailable(""));
-    assert!(matches!(continuity.interrupted(Some(cut)), Interruption::Left));
+    let mut state = entered();
+    state.leave();
+    assert!(state.is_done());
+    let cut = ClientError::from(Status::unavailable(""));
+    assert!(matches!(state.on_disconnect(Some(cut)), Disconnect::Left));
 }
 
 #[test]
 fn a_session_that_was_taken_over_is_over() {
-    let mut continuity = entered();
-    assert_eq!(continuity.heard(notice(NoticeCode::TakenOver)).message, None);
+    let mut state = entered();
+    assert_eq!(state.on_message(notice(NoticeCode::TakenOver)).message, None);
     // Even when the status that follows is lost with the connection.
-    let cut = Error::from(Status::unavailable(""));
-    let Interruption::Final(error) = continuity.interrupted(Some(cut)) else {
+    let cut = ClientError::from(Status::unavailable(""));
+    let Disconnect::Fatal(error) = state.on_disconnect(Some(cut)) else {
         panic!("goes on");
     };
     assert_eq!(
@@ -453,16 +451,16 @@ fn a_session_that_was_taken_over_is_over() {
 
 #[test]
 fn the_servers_delay_is_kept_from_whichever_place_it_comes() {
-    let mut continuity = entered();
-    continuity.heard(notice(NoticeCode::Reconnect));
-    let Interruption::Passing(_, delay) = continuity.interrupted(None) else {
+    let mut state = entered();
+    state.on_message(notice(NoticeCode::Reconnect));
+    let Disconnect::Retry(_, delay) = state.on_disconnect(None) else {
         panic!("ends");
     };
     assert_eq!(delay, Some(Duration::from_secs(3)));
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(4)));
     let status = Status::with_error_details(Code::Unavailable, "draining", details);
-    continuity.heard(notice(NoticeCode::Reconnect));
-    let Interruption::Passing(_, delay) = continuity.interrupted(Some(status.into())) else {
+    state.on_message(notice(NoticeCode::Reconnect));
+    let Disconnect::Retry(_, delay) = state.on_disconnect(Some(status.into())) else {
         panic!("ends");
     };
     assert_eq!(delay, Some(Duration::from_secs(4)));
@@ -470,27 +468,21 @@ fn the_servers_delay_is_kept_from_whichever_place_it_comes() {
 
 #[test]
 fn a_log_that_begins_anew_may_begin_with_an_earlier_clock() {
-    let mut continuity = entered();
-    continuity.heard_time(5_000_000);
+    let mut state = entered();
+    state.merge_time(5_000_000);
     let refusal = || {
         let details = ErrorDetails::with_error_info("TIMESTAMP_OUT_OF_RANGE", "chitchat.itu", []);
         let status = Status::with_error_details(Code::InvalidArgument, "too far ahead", details);
-        Some(Error::from(status))
+        Some(ClientError::from(status))
     };
-    assert!(matches!(
-        continuity.interrupted(refusal()),
-        Interruption::Passing(..)
-    ));
-    assert_eq!(continuity.join().timestamp, 1);
-    assert!(matches!(
-        continuity.interrupted(refusal()),
-        Interruption::Final(_)
-    ));
+    assert!(matches!(state.on_disconnect(refusal()), Disconnect::Retry(..)));
+    assert_eq!(state.join_frame().timestamp, 1);
+    assert!(matches!(state.on_disconnect(refusal()), Disconnect::Fatal(_)));
 }
 
 #[test]
 fn progress_is_what_more_than_the_own_coming_and_going_brings() {
-    let mut continuity = entered();
+    let mut state = entered();
     let event = |sender_id, r#type: EventType, sequence| ServerMessage {
         sender_id,
         r#type: r#type.into(),
@@ -498,18 +490,21 @@ fn progress_is_what_more_than_the_own_coming_and_going_brings() {
         sequence,
         ..ServerMessage::default()
     };
-    assert!(!continuity.heard(event(OWN_ID, EventType::Join, 5)).is_progress);
-    assert!(continuity.heard(event(1, EventType::Join, 6)).is_progress);
-    assert!(!continuity.heard(event(1, EventType::Join, 6)).is_progress);
-    assert!(!continuity.heard(notice(NoticeCode::TooFast)).is_progress);
-    assert!(continuity.heard(event(OWN_ID, EventType::Message, 7)).is_progress);
+    assert!(!state.on_message(event(OWN_ID, EventType::Join, 5)).is_progress);
+    assert!(state.on_message(event(1, EventType::Join, 6)).is_progress);
+    assert!(!state.on_message(event(1, EventType::Join, 6)).is_progress);
+    assert!(!state.on_message(notice(NoticeCode::TooFast)).is_progress);
+    assert!(state.on_message(event(OWN_ID, EventType::Message, 7)).is_progress);
 }
 
 #[test]
 fn the_window_is_bounded() {
-    let mut continuity = entered();
-    for _ in 0..Continuity::WINDOW {
-        continuity.say("text".into(), None).unwrap();
+    let mut state = entered();
+    for _ in 0..SessionState::WINDOW {
+        state.enqueue("text".into(), None).unwrap();
     }
-    assert!(matches!(continuity.say("text".into(), None), Err(Error::Full)));
+    assert!(matches!(
+        state.enqueue("text".into(), None),
+        Err(ClientError::WindowFull)
+    ));
 }

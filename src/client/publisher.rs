@@ -1,0 +1,143 @@
+//! Posting messages without joining a room.
+
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+
+use super::clock::LamportClock;
+use super::connection::{ConnectOptions, Connection};
+use super::error::ClientError;
+use super::retry::{Backoff, RetryPolicy};
+use super::server_address::ServerAddress;
+use super::session::SendObserver;
+use crate::domain::MessageId;
+use crate::proto::{SendMessageRequest, ServerMessage};
+
+/// Posts messages to a room without joining it.
+///
+/// Each message has an id. When a response is lost or the server is unavailable, the message is sent again under the same
+/// id, so that it is broadcast at most once.
+#[derive(Debug)]
+pub struct Publisher {
+    server: ServerAddress,
+    options: ConnectOptions,
+    retry: RetryPolicy,
+    connection: Connection,
+    name: String,
+    room: String,
+    clock: LamportClock,
+}
+
+/// The acknowledgement of a published message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PublishAck {
+    /// The broadcast, as the room received it. Of a duplicate whose event has expired only the position is known, and
+    /// `sender_id` is 0.
+    pub broadcast: ServerMessage,
+    /// Whether an earlier attempt, whose response was lost, had already broadcast the message.
+    pub duplicate: bool,
+}
+
+impl Publisher {
+    /// Connects to `server` in order to post to `room` as `name`; an empty room stands for the default room. Makes one
+    /// attempt: `retry` applies to the messages.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::open`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future aborts the attempt.
+    pub async fn open(
+        server: &ServerAddress,
+        options: &ConnectOptions,
+        retry: RetryPolicy,
+        name: impl Into<String>,
+        room: impl Into<String>,
+    ) -> Result<Self, ClientError> {
+        Ok(Self {
+            connection: Connection::open(server, options).await?,
+            server: server.clone(),
+            options: options.clone(),
+            retry,
+            name: name.into(),
+            room: room.into(),
+            clock: LamportClock::START,
+        })
+    }
+
+    /// Posts `text` and waits for its acknowledgement, with as many attempts as the retry policy permits.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`] if the server rejects the message. Otherwise the error of the last attempt; the message
+    /// may have been broadcast all the same.
+    ///
+    /// # Cancel safety
+    /// Not safe: if the future is dropped, the message may or may not be broadcast.
+    pub async fn publish(&mut self, text: &str) -> Result<PublishAck, ClientError> {
+        self.publish_with_observer(text, None).await
+    }
+
+    /// Like [`publish`](Self::publish); `observer` supplies the message's trace context and is notified of each attempt.
+    ///
+    /// # Errors
+    /// The errors of [`publish`](Self::publish).
+    ///
+    /// # Cancel safety
+    /// Not safe, as [`publish`](Self::publish).
+    pub async fn publish_with_observer(
+        &mut self,
+        text: &str,
+        observer: Option<&dyn SendObserver>,
+    ) -> Result<PublishAck, ClientError> {
+        let message_id = MessageId::random();
+        let mut backoff = Backoff::new(self.retry.clone());
+        loop {
+            let error = match self.attempt(text, &message_id, observer).await {
+                Err(error) if error.is_transient() => error,
+                result => return result,
+            };
+            let Some(attempt) = backoff.next(Instant::now(), error.retry_after(), &mut rand::rng()) else {
+                return Err(error);
+            };
+            sleep(attempt.delay).await;
+            // If this fails, the attempt on the old connection fails too, and counts.
+            if let Ok(connection) = Connection::open(&self.server, &self.options).await {
+                self.connection = connection;
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        text: &str,
+        message_id: &MessageId,
+        observer: Option<&dyn SendObserver>,
+    ) -> Result<PublishAck, ClientError> {
+        let timestamp = self.clock.tick();
+        let mut request = SendMessageRequest {
+            room: self.room.clone(),
+            client_name: self.name.clone(),
+            msg: text.to_owned(),
+            timestamp,
+            message_id: message_id.as_str().to_owned(),
+            ..SendMessageRequest::default()
+        };
+        if let Some(observer) = observer {
+            let context = observer.trace_context();
+            request.traceparent = context.traceparent().to_owned();
+            request.tracestate = context.tracestate().to_owned();
+            observer.on_sent(timestamp);
+        }
+        let response = self.connection.send_message(request).await?;
+        let Some(broadcast) = response.broadcast else {
+            return Err(ClientError::Internal {
+                code: Code::Internal,
+                message: "the response to SendMessage has no broadcast".to_owned(),
+            });
+        };
+        self.clock.merge(broadcast.timestamp);
+        Ok(PublishAck {
+            broadcast,
+            duplicate: response.repeated,
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! When to reconnect.
+
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::Instant;
+
+/// When a lost connection is established again: exponential backoff with full jitter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// The maximum delay before the first attempt. It doubles with each attempt; the actual delay is drawn evenly from
+    /// zero to the maximum. Default: 100 ms.
+    pub base_delay: Duration,
+    /// The limit for the maximum delay. The backoff also starts anew after a connection has lasted this long. Default:
+    /// 5 s.
+    pub max_delay: Duration,
+    /// How long to keep trying after the connection was lost. Attempts that have started by then are completed. Zero makes
+    /// no attempt. Default: 2 min.
+    pub max_elapsed: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            base_delay: Duration::from_millis(100),
+            max_delay: Duration::from_secs(5),
+            max_elapsed: Duration::from_secs(120),
+        }
+    }
+}
+
+/// The attempts to reconnect after an interruption. The jitter keeps the clients of a restarted server from returning all
+/// at once.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    policy: RetryPolicy,
+    attempt: u32,
+    /// When the connection was lost.
+    lost_at: Option<Instant>,
+    /// When the current connection was established.
+    connected_at: Option<Instant>,
+}
+
+/// The next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Attempt {
+    /// Counts from 1.
+    pub(super) number: u32,
+    pub(super) delay: Duration,
+}
+
+impl Backoff {
+    pub(super) const fn new(policy: RetryPolicy) -> Self {
+        Self {
+            policy,
+            attempt: 0,
+            lost_at: None,
+            connected_at: None,
+        }
+    }
+
+    /// The next attempt, after at least `min_delay`; `None` if the policy permits none.
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        min_delay: Option<Duration>,
+        rng: &mut impl Rng,
+    ) -> Option<Attempt> {
+        let lasted = self.connected_at.take().map(|connected_at| now - connected_at);
+        if lasted.is_some_and(|lasted| lasted >= self.policy.max_delay) {
+            self.reset();
+        }
+        let lost_at = *self.lost_at.get_or_insert(now);
+        let remaining = self.policy.max_elapsed.saturating_sub(now - lost_at);
+        let min_delay = min_delay.unwrap_or_default();
+        if remaining.is_zero() || min_delay > remaining {
+            return None;
+        }
+        let max_delay = self
+            .policy
+            .base_delay
+            .saturating_mul(2_u32.saturating_pow(self.attempt))
+            .min(self.policy.max_delay);
+        self.attempt = self.attempt.saturating_add(1);
+        let jitter = max_delay.mul_f64(rng.random::<f64>()).min(remaining);
+        Some(Attempt {
+            number: self.attempt,
+            delay: jitter.max(min_delay),
+        })
+    }
+
+    /// An attempt succeeded at `now`. The backoff goes on if the connection is lost again before it was of use.
+    pub(super) const fn connected(&mut self, now: Instant) {
+        self.connected_at = Some(now);
+    }
+
+    /// The connection has been of use: the next interruption starts a new backoff.
+    pub(super) const fn reset(&mut self) {
+        self.attempt = 0;
+        self.lost_at = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn delays_are_spread_over_their_whole_range() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let delays: Vec<Duration> = (0..1000)
+            .map(|_| {
+                let mut backoff = Backoff::new(RetryPolicy::default());
+                let now = Instant::now();
+                backoff.next(now, None, &mut rng).unwrap();
+                backoff.next(now, None, &mut rng).unwrap().delay
+            })
+            .collect();
+        assert!(delays.iter().any(|delay| *delay < millis(10)));
+        assert!(delays.iter().any(|delay| *delay > millis(190)));
+        assert!(delays.iter().all(|delay| *delay <= millis(200)));
+    }
+
+    #[test]
+    fn no_attempt_is_made_after_the_maximum_elapsed_time() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut backoff = Backoff::new(RetryPolicy {
+            max_elapsed: Duration::ZERO,
+            ..RetryPolicy::default()
+        });
+        assert_eq!(backoff.next(Instant::now(), None, &mut rng), None);
+        let mut backoff = Backoff::new(RetryPolicy::default());
+        let too_long = Some(Duration::from_secs(121));
+        assert_eq!(backoff.next(Instant::now(), too_long, &mut rng), None);
+    }
+
+    #[test]
+    fn a_connection_that_lasted_resets_the_backoff() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut backoff = Backoff::new(RetryPolicy::default());
+        let start = Instant::now();
+        for number in 1..=3 {
+            let attempt = backoff.next(start, None, &mut rng).unwrap();
+            assert_eq!(attempt.number, number);
+            backoff.connected(start);
+        }
+        assert_eq!(
+            backoff
+                .next(start + millis(4_999), None, &mut rng)
+                .unwrap()
+                .number,
+            4
+        );
+        backoff.connected(start);
+        assert_eq!(
+            backoff
+                .next(start + millis(5_000), None, &mut rng)
+                .unwrap()
+                .number,
+            1
+        );
+        backoff.reset();
+        assert_eq!(backoff.next(start, None, &mut rng).unwrap().number, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn every_delay_is_within_its_bounds_and_all_of_them_within_the_maximum_elapsed_time(
+            seed in any::<u64>(),
+            base_delay in 1_u64..1_000,
+            max_delay in 1_u64..10_000,
+            max_elapsed in 1_u64..100_000,
+            asked in prop::collection::vec(prop::option::of(0_u64..20_000), 1..200),
+        ) {
+            let policy = RetryPolicy { base_delay: millis(base_delay), max_delay: millis(max_delay), max_elapsed: millis(max_elapsed) };
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut backoff = Backoff::new(policy);
+            let start = Instant::now();
+            let mut now = start;
+            for (attempts, asked) in asked.into_iter().enumerate() {
+                let min_delay = asked.map(millis);
+                let remaining = millis(max_elapsed).saturating_sub(now - start);
+                let Some(attempt) = backoff.next(now, min_delay, &mut rng) else {
+                    prop_assert!(remaining.is_zero() || min_delay.is_some_and(|min_delay| min_delay > remaining));
+                    return Ok(());
+                };
+                let factor = 2_u32.saturating_pow(u32::try_from(attempts).unwrap());
+                let limit = millis(base_delay).saturating_mul(factor).min(millis(max_delay));
+                let min_delay = min_delay.unwrap_or_default();
+                prop_assert_eq!(usize::try_from(attempt.number).unwrap(), attempts + 1);
+                prop_assert!(attempt.delay >= min_delay);
+                prop_assert!(attempt.delay <= limit.max(min_delay));
+                now += attempt.delay;
+                prop_assert!(now - start <= millis(max_elapsed));
+            }
+        }
+    }
+}

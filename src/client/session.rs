@@ -1,0 +1,327 @@
+//! A participant whose membership in a room outlives single connections.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::time::Instant;
+use tokio_stream::Stream;
+
+use super::connection::{ChatCall, ConnectOptions, Connection};
+use super::connection_state::ConnectionState;
+use super::error::ClientError;
+use super::event::Event;
+use super::retry::{Backoff, RetryPolicy};
+use super::server_address::ServerAddress;
+use super::session_state::{Disconnect, Incoming, SessionState};
+use crate::domain::{MessageId, TraceContext};
+use crate::proto::{EventType, JoinMsgLeave, ServerMessage, Welcome};
+
+/// The name under which to join, and the room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JoinOptions {
+    name: String,
+    room: String,
+    trace: Option<TraceContext>,
+}
+
+impl JoinOptions {
+    /// Joins the server's default room as `name`.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Joins `room` instead of the default room. An empty string stands for the default room.
+    #[must_use]
+    pub fn room(self, room: impl Into<String>) -> Self {
+        Self {
+            room: room.into(),
+            ..self
+        }
+    }
+
+    /// Sends the JOIN with this trace context. Default: none.
+    #[must_use]
+    pub fn trace(self, trace: TraceContext) -> Self {
+        Self {
+            trace: Some(trace),
+            ..self
+        }
+    }
+
+    /// The JOIN message, stamped with the Lamport time `timestamp`.
+    pub(super) fn frame(&self, timestamp: i64) -> JoinMsgLeave {
+        let trace = |field: fn(&TraceContext) -> &str| {
+            self.trace
+                .as_ref()
+                .map_or_else(String::new, |trace| field(trace).to_owned())
+        };
+        JoinMsgLeave {
+            client_name: self.name.clone(),
+            room: self.room.clone(),
+            timestamp,
+            r#type: EventType::Join.into(),
+            wants_welcome: true,
+            traceparent: trace(TraceContext::traceparent),
+            tracestate: trace(TraceContext::tracestate),
+            ..JoinMsgLeave::default()
+        }
+    }
+}
+
+/// Traces one message that is sent with [`Session::send_with_observer`] or
+/// [`Publisher::publish_with_observer`](super::Publisher::publish_with_observer).
+pub trait SendObserver: Debug + Send + Sync {
+    /// The W3C trace context to send with the message. Called for each attempt.
+    fn trace_context(&self) -> TraceContext;
+    /// Called when the message is sent, and again when it is retransmitted. `timestamp` is its Lamport time.
+    fn on_sent(&self, timestamp: i64);
+}
+
+/// A participant of a room, and the stream of what happens there.
+///
+/// A session survives the loss of its connection. It reconnects as its [`RetryPolicy`] permits, resumes after the last
+/// event it has received, reads what it has missed, and then retransmits its unacknowledged messages under the same
+/// message ids and in the same order, before anything new. Each event of the room is yielded once and in order; events
+/// that the server can no longer provide are reported as an [`Event::Gap`].
+///
+/// The session is a [`Stream`] of [`Event`]s and makes progress only while it is polled: there is no task behind it.
+/// The stream ends after [`leave`](Self::leave), or after its only error, which says why the session cannot continue.
+/// Its memory use is bounded by [`WINDOW`](Self::WINDOW) unacknowledged texts and the transport's buffers.
+///
+/// Dropping a session resets its stream without leaving the room. The server then announces the leave when the grace
+/// period for resuming has expired.
+///
+/// # Cancel safety
+/// Dropping a future that waits for the next item (`StreamExt::next`) loses no event.
+#[derive(Debug)]
+pub struct Session {
+    server: ServerAddress,
+    options: ConnectOptions,
+    state: SessionState,
+    backoff: Backoff,
+    connection: ConnectionState<ChatCall>,
+    /// Events that have not been yielded yet, at most three.
+    events: VecDeque<Event>,
+}
+
+impl Session {
+    /// How many messages may be unacknowledged at a time.
+    pub const WINDOW: usize = SessionState::WINDOW;
+
+    /// Connects to `server` and joins a room. Makes one attempt: `retry` applies to later interruptions.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] or [`ClientError::Timeout`] if there is no answer, [`ClientError::Rejected`] if the
+    /// server does not admit the participant, or any other failure of a call.
+    ///
+    /// # Cancel safety
+    /// Dropping the future resets the stream. If the server had already admitted the participant, the room sees it join
+    /// and leave.
+    pub async fn join(
+        server: &ServerAddress,
+        options: &ConnectOptions,
+        retry: RetryPolicy,
+        join: JoinOptions,
+    ) -> Result<Self, ClientError> {
+        let mut state = SessionState::new(join);
+        let call = connect(server.clone(), options.clone(), state.join_frame()).await?;
+        let mut session = Self {
+            server: server.clone(),
+            options: options.clone(),
+            state,
+            backoff: Backoff::new(retry),
+            connection: ConnectionState::Closed,
+            events: VecDeque::new(),
+        };
+        session.on_connected(call, false);
+        Ok(session)
+    }
+
+    /// The server's most recent welcome: the participant id, the limits in force, and where the stream started. `None`
+    /// if the server is of the first version.
+    #[must_use]
+    pub const fn welcome(&self) -> Option<&Welcome> {
+        self.state.welcome()
+    }
+
+    /// Whether [`send`](Self::send) accepts another message, because fewer than [`WINDOW`](Self::WINDOW) are
+    /// unacknowledged.
+    #[must_use]
+    pub fn has_capacity(&self) -> bool {
+        self.state.has_capacity()
+    }
+
+    /// The number of unacknowledged messages.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        self.state.unacknowledged()
+    }
+
+    /// The participant's Lamport time.
+    #[must_use]
+    pub const fn lamport_time(&self) -> i64 {
+        self.state.lamport_time()
+    }
+
+    /// Sends `text` to the room and returns its message id. Does not wait.
+    ///
+    /// A later [`Event::Message`] with this message id settles the message: the broadcast, or a notice with the code
+    /// `MESSAGE_REPEATED`, acknowledges it; any other notice rejects it. While there is no connection the message is
+    /// queued.
+    ///
+    /// # Errors
+    /// [`ClientError::WindowFull`] if [`WINDOW`](Self::WINDOW) messages are unacknowledged. [`ClientError::Closed`] after
+    /// [`leave`](Self::leave), and after the session has failed.
+    pub fn send(&mut self, text: impl Into<String>) -> Result<MessageId, ClientError> {
+        self.send_with_observer(text, None)
+    }
+
+    /// Like [`send`](Self::send); `observer` supplies the message's trace context and is notified when it is sent.
+    ///
+    /// # Errors
+    /// The errors of [`send`](Self::send).
+    pub fn send_with_observer(
+        &mut self,
+        text: impl Into<String>,
+        observer: Option<Arc<dyn SendObserver>>,
+    ) -> Result<MessageId, ClientError> {
+        if matches!(self.connection, ConnectionState::Closed) {
+            return Err(ClientError::Closed);
+        }
+        let message_id = self.state.enqueue(text.into(), observer)?;
+        self.flush();
+        Ok(message_id)
+    }
+
+    /// Leaves the room after the messages sent so far. Does not wait.
+    ///
+    /// Their acknowledgements still arrive, over a new connection if necessary; then the stream ends. Calling it again
+    /// has no effect.
+    pub fn leave(&mut self) {
+        self.state.leave();
+        self.flush();
+    }
+
+    /// Sends what fits into the transport's queue. The next poll of the stream sends the rest.
+    fn flush(&mut self) {
+        if let ConnectionState::Open(call) = &mut self.connection {
+            call.poll_flush(&mut Context::from_waker(Waker::noop()), &mut self.state);
+        }
+    }
+
+    /// The server has admitted the participant.
+    fn on_connected(&mut self, mut call: ChatCall, is_reconnect: bool) {
+        let mut first = call.first.take().unwrap_or_default();
+        let welcome = first.welcome.take();
+        // A server of the first version sends no welcome; its first message is an event.
+        let is_event = welcome.is_none() || first.sequence != 0;
+        let gap = self.state.on_joined(welcome);
+        self.backoff.connected(Instant::now());
+        if is_reconnect {
+            self.events.push_back(Event::Resumed {
+                recovered: gap.is_none(),
+            });
+        }
+        self.events.extend(gap.map(Event::Gap));
+        self.connection = ConnectionState::Open(Box::new(call));
+        if is_event {
+            self.on_message(first);
+        } else {
+            self.state.merge_time(first.timestamp);
+        }
+        self.flush();
+    }
+
+    fn on_message(&mut self, message: ServerMessage) {
+        let Incoming {
+            gap,
+            message,
+            is_progress,
+        } = self.state.on_message(message);
+        if is_progress {
+            self.backoff.reset();
+        }
+        self.events.extend(gap.map(Event::Gap));
+        self.events
+            .extend(message.map(|message| Event::Message(Box::new(message))));
+    }
+
+    /// The stream ended, or an attempt failed.
+    fn on_disconnect(&mut self, error: Option<ClientError>) -> Result<(), ClientError> {
+        self.connection = ConnectionState::Closed;
+        match self.state.on_disconnect(error) {
+            Disconnect::Left => Ok(()),
+            Disconnect::Fatal(error) => Err(error),
+            Disconnect::Retry(cause, min_delay) => {
+                let event = self
+                    .connection
+                    .schedule_retry(&mut self.backoff, cause, min_delay)?;
+                self.events.push_back(event);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes one step; afterwards there may be an event.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
+        match &mut self.connection {
+            ConnectionState::Open(call) => {
+                call.poll_flush(cx, &mut self.state);
+                match ready!(Pin::new(&mut call.incoming).poll_next(cx)) {
+                    Some(Ok(message)) => self.on_message(message),
+                    Some(Err(status)) => self.on_disconnect(Some(status.into()))?,
+                    None => self.on_disconnect(None)?,
+                }
+            }
+            ConnectionState::Waiting(_) | ConnectionState::Connecting(_) if self.state.is_done() => {
+                // No need to reconnect only in order to leave.
+                self.connection = ConnectionState::Closed;
+            }
+            ConnectionState::Waiting(delay) => {
+                ready!(delay.as_mut().poll(cx));
+                let join = self.state.join_frame();
+                let attempt = connect(self.server.clone(), self.options.clone(), join);
+                self.connection = ConnectionState::Connecting(Box::pin(attempt));
+            }
+            ConnectionState::Connecting(attempt) => match ready!(attempt.as_mut().poll(cx)) {
+                Ok(call) => self.on_connected(call, true),
+                Err(error) => self.on_disconnect(Some(error))?,
+            },
+            ConnectionState::Closed => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Stream for Session {
+    type Item = Result<Event, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if matches!(self.connection, ConnectionState::Closed) {
+                return Poll::Ready(None);
+            }
+            if let Err(error) = ready!(self.poll_step(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+}
+
+async fn connect(
+    server: ServerAddress,
+    options: ConnectOptions,
+    join: JoinMsgLeave,
+) -> Result<ChatCall, ClientError> {
+    Connection::open(&server, &options).await?.chat(join).await
+}

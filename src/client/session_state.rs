@@ -1,0 +1,298 @@
+//! What a session remembers across connections.
+//!
+//! Pure: no I/O, no wall clock, no randomness but for message ids. The session reports what it received and why a
+//! connection ended; this decides what to send, what to yield, and whether to reconnect.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock::LamportClock;
+use super::connection::SEND_QUEUE_LEN;
+use super::cursor::{Cursor, Observation};
+use super::error::ClientError;
+use super::event::Gap;
+use super::outbox::Outbox;
+use super::session::{JoinOptions, SendObserver};
+use crate::domain::MessageId;
+use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage, Welcome};
+
+/// The state of a participant. Its rules:
+///
+/// - Messages are sent in order, LEAVE last.
+/// - Messages that are unacknowledged when a connection is lost are retransmitted on the next one under the same ids,
+///   after the missed events have been read and before new messages.
+/// - Each event of the log is yielded once.
+#[derive(Debug)]
+pub(super) struct SessionState {
+    join: JoinOptions,
+    clock: LamportClock,
+    /// Whether a server has admitted the participant before.
+    has_joined: bool,
+    /// The most recent welcome, with the session token.
+    welcome: Option<Welcome>,
+    cursor: Cursor,
+    outbox: Outbox,
+    /// Nothing is sent before the cursor has passed this position. Until then the log may still contain messages that an
+    /// earlier connection sent, and the server's deduplication window for message ids is finite.
+    send_after: Option<ResumePoint>,
+    leave: Leave,
+    /// The reconnect delay that the server asked for in a notice.
+    requested_delay: Option<Duration>,
+    /// The text of the notice that another connection has taken over the session.
+    taken_over: Option<String>,
+    clock_was_reset: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    No,
+    Requested,
+    Sent,
+}
+
+/// What to do with a received message.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Incoming {
+    /// A gap in the log before the message.
+    pub(super) gap: Option<Gap>,
+    /// The message, unless it is a duplicate or only concerns the connection.
+    pub(super) message: Option<ServerMessage>,
+    /// Whether the message proves that the connection works, so that the backoff starts anew.
+    pub(super) is_progress: bool,
+}
+
+/// What to do after a connection has ended.
+#[derive(Debug)]
+pub(super) enum Disconnect {
+    /// The participant has left: the session ends.
+    Left,
+    /// The session ends with this error.
+    Fatal(ClientError),
+    /// Reconnect, no earlier than after this delay.
+    Retry(ClientError, Option<Duration>),
+}
+
+impl SessionState {
+    /// How many messages may be unacknowledged: with the LEAVE, as many as the transport's queue holds.
+    pub(super) const WINDOW: usize = SEND_QUEUE_LEN - 1;
+
+    pub(super) const fn new(join: JoinOptions) -> Self {
+        Self {
+            join,
+            clock: LamportClock::START,
+            has_joined: false,
+            welcome: None,
+            cursor: Cursor::START,
+            outbox: Outbox::new(),
+            send_after: None,
+            leave: Leave::No,
+            requested_delay: None,
+            taken_over: None,
+            clock_was_reset: false,
+        }
+    }
+
+    pub(super) const fn welcome(&self) -> Option<&Welcome> {
+        self.welcome.as_ref()
+    }
+
+    pub(super) const fn lamport_time(&self) -> i64 {
+        self.clock.now()
+    }
+
+    pub(super) fn has_capacity(&self) -> bool {
+        self.outbox.len() < Self::WINDOW
+    }
+
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Queues a message.
+    pub(super) fn enqueue(
+        &mut self,
+        text: String,
+        observer: Option<Arc<dyn SendObserver>>,
+    ) -> Result<MessageId, ClientError> {
+        if self.is_leaving() {
+            return Err(ClientError::Closed);
+        }
+        if !self.has_capacity() {
+            return Err(ClientError::WindowFull);
+        }
+        Ok(self.outbox.push(text, observer))
+    }
+
+    /// Rejects further messages, and sends LEAVE after the last one.
+    pub(super) fn leave(&mut self) {
+        if self.leave == Leave::No {
+            self.leave = Leave::Requested;
+        }
+    }
+
+    const fn is_leaving(&self) -> bool {
+        !matches!(self.leave, Leave::No)
+    }
+
+    /// Whether nothing remains for which a connection is needed.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_leaving() && self.outbox.len() == 0
+    }
+
+    /// The first message of a new connection.
+    pub(super) fn join_frame(&mut self) -> JoinMsgLeave {
+        let token = self.welcome.as_ref().map(|welcome| &welcome.session_token);
+        JoinMsgLeave {
+            resume: self.cursor.position(),
+            session_token: token.cloned().unwrap_or_default(),
+            ..self.join.frame(self.clock.tick())
+        }
+    }
+
+    /// The server has admitted the participant. Returns what is missing from the log after a reconnect.
+    pub(super) fn on_joined(&mut self, welcome: Option<Welcome>) -> Option<Gap> {
+        let is_reconnect = std::mem::replace(&mut self.has_joined, true);
+        self.outbox.rewind();
+        self.send_after = None;
+        if self.is_leaving() {
+            self.leave = Leave::Requested;
+        }
+        let Some(welcome) = welcome else {
+            return is_reconnect.then_some(Gap::Unknown);
+        };
+        let start = ResumePoint {
+            epoch: welcome.epoch,
+            sequence: welcome.sequence,
+        };
+        let gap = self.cursor.resume_at(start, welcome.recovered);
+        if self.outbox.len() > 0 {
+            self.send_after = Some(ResumePoint {
+                sequence: welcome.last_sequence,
+                ..start
+            });
+        }
+        self.welcome = Some(welcome);
+        gap
+    }
+
+    /// Whether the log may still contain messages that are to be retransmitted.
+    fn is_catching_up(&self) -> bool {
+        self.send_after
+            .is_some_and(|position| !self.cursor.has_passed(position))
+    }
+
+    /// Whether [`next_frame`](Self::next_frame) has something to send.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.is_catching_up() && (self.outbox.has_unsent() || self.leave == Leave::Requested)
+    }
+
+    /// The next message to send on the current connection.
+    pub(super) fn next_frame(&mut self) -> Option<JoinMsgLeave> {
+        if self.is_catching_up() {
+            return None;
+        }
+        if let Some(unsent) = self.outbox.next_unsent() {
+            let timestamp = self.clock.tick();
+            let mut message = JoinMsgLeave {
+                timestamp,
+                msg: unsent.text.clone(),
+                r#type: EventType::Message.into(),
+                message_id: unsent.message_id.as_str().to_owned(),
+                ..JoinMsgLeave::default()
+            };
+            if let Some(observer) = &unsent.observer {
+                let context = observer.trace_context();
+                message.traceparent = context.traceparent().to_owned();
+                message.tracestate = context.tracestate().to_owned();
+                observer.on_sent(timestamp);
+            }
+            return Some(message);
+        }
+        if self.leave == Leave::Requested {
+            self.leave = Leave::Sent;
+            return Some(JoinMsgLeave {
+                timestamp: self.clock.tick(),
+                r#type: EventType::Leave.into(),
+                ..JoinMsgLeave::default()
+            });
+        }
+        None
+    }
+
+    /// The server sent `message`.
+    pub(super) fn on_message(&mut self, message: ServerMessage) -> Incoming {
+        self.clock.merge(message.timestamp);
+        let is_settled = self.outbox.settle(&message.message_id);
+        let is_control = self.on_control_notice(&message);
+        let (gap, is_new) = match self.cursor.observe(&message) {
+            Observation::Next => (None, true),
+            Observation::After(gap) => (Some(gap), true),
+            Observation::Duplicate => (None, false),
+        };
+        let own_id = self.welcome.as_ref().map_or(0, |welcome| welcome.participant_id);
+        let is_own_presence = message.sender_id == own_id && message.r#type() != EventType::Message;
+        let is_event = message.sequence != 0 && is_new && !is_own_presence;
+        Incoming {
+            gap,
+            is_progress: is_settled || is_event,
+            message: (is_new && !is_control).then_some(message),
+        }
+    }
+
+    /// Merges the timestamp of a message that is not an event.
+    pub(super) fn merge_time(&mut self, timestamp: i64) {
+        self.clock.merge(timestamp);
+    }
+
+    /// Applies a notice that concerns the connection. Returns whether `message` is one.
+    fn on_control_notice(&mut self, message: &ServerMessage) -> bool {
+        let Some(notice) = &message.notice else {
+            return false;
+        };
+        match notice.code() {
+            NoticeCode::Reconnect | NoticeCode::FellBehind => {
+                self.requested_delay = notice.retry_delay.and_then(|delay| delay.try_into().ok());
+                true
+            }
+            NoticeCode::TakenOver => {
+                self.taken_over = Some(message.msg_stream.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The connection ended, or an attempt failed: with an error, or because the server ended the stream.
+    pub(super) fn on_disconnect(&mut self, error: Option<ClientError>) -> Disconnect {
+        let requested_delay = self.requested_delay.take();
+        if let Some(message) = self.taken_over.take() {
+            return Disconnect::Fatal(ClientError::TakenOver { message });
+        }
+        let Some(error) = error else {
+            return if self.is_leaving() {
+                Disconnect::Left
+            } else {
+                Disconnect::Retry(ClientError::StreamEnded, requested_delay)
+            };
+        };
+        if !error.is_retryable() {
+            // The clock of a new log may be far behind the times that were seen in the old one. They need not be carried
+            // over, since no event of the new log can depend on an event of the old one.
+            if error.is_timestamp_out_of_range() && !self.clock_was_reset {
+                self.clock_was_reset = true;
+                self.clock = LamportClock::START;
+                return Disconnect::Retry(error, requested_delay);
+            }
+            return Disconnect::Fatal(error);
+        }
+        if self.is_done() {
+            return Disconnect::Left;
+        }
+        let min_delay = error.retry_after().max(requested_delay);
+        Disconnect::Retry(error, min_delay)
+    }
+}
+
+#[cfg(test)]
+#[path = "session_state_tests.rs"]
+mod tests;

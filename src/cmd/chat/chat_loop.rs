@@ -1,0 +1,360 @@
+//! The event loop of `chitchat chat`, between the input, the session and the output.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::StreamExt as _;
+
+use super::input::Input;
+use super::output::Output;
+use crate::client::{ClientError, Event, SendObserver, Session, format_message};
+use crate::cmd::Failure;
+use crate::cmd::failure::Rejections;
+use crate::cmd::stderr::{RECONNECTED, RECONNECTING};
+use crate::domain::RoomName;
+use crate::proto::{NoticeCode, ServerMessage};
+use crate::shutdown::Signals;
+use crate::telemetry::{ClientSpans, SendSpan};
+
+/// How long to wait for the server to end the stream after a LEAVE.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct ChatOptions {
+    /// Whether the command fails if a line is rejected or not acknowledged, and waits for the acknowledgements before it
+    /// leaves.
+    pub(super) is_scripted: bool,
+    /// How long the server may take to acknowledge the oldest line.
+    pub(super) response_timeout: Duration,
+    pub(super) room: RoomName,
+    pub(super) spans: ClientSpans,
+}
+
+pub(super) struct ChatLoop {
+    options: ChatOptions,
+    session: Session,
+    phase: Phase,
+    is_connected: bool,
+    /// Whether the participant's own JOIN has arrived.
+    has_joined: bool,
+    /// The unacknowledged lines, by message id.
+    lines: HashMap<String, Line>,
+    /// When the server's next answer is due.
+    deadline: Option<Instant>,
+    rejections: Rejections,
+    /// Why the input could not be read to its end.
+    input_failure: Option<Failure>,
+}
+
+/// A line of the input that has been sent.
+struct Line {
+    number: u64,
+    span: Option<Arc<SendSpan>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Lines are taken from the input.
+    Open,
+    /// The input has ended; the last lines await their acknowledgement.
+    Finishing,
+    /// LEAVE is sent; messages are shown until the stream ends.
+    Leaving,
+}
+
+enum Received<'a> {
+    /// An event, with the permit to show it.
+    Event(Event, Option<mpsc::Permit<'a, String>>),
+    /// The session's stream ended.
+    End(Result<(), ClientError>),
+    /// The output accepts no more lines.
+    OutputClosed,
+}
+
+impl ChatLoop {
+    pub(super) fn new(session: Session, options: ChatOptions) -> Self {
+        Self {
+            session,
+            phase: Phase::Open,
+            is_connected: true,
+            has_joined: false,
+            lines: HashMap::new(),
+            deadline: Some(Instant::now() + options.response_timeout),
+            rejections: Rejections::default(),
+            input_failure: None,
+            options,
+        }
+    }
+
+    /// Runs until the participant has left or the session fails. Lines that do not belong to the room go to `notes`, or to
+    /// `output` if there is none.
+    pub(super) async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        output: &Output,
+        notes: Option<&Output>,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
+        let mut open_output = Some(output);
+        loop {
+            let takes_input = self.phase == Phase::Open && self.has_joined && self.session.has_capacity();
+            tokio::select! {
+                input = inputs.recv(), if takes_input => self.on_input(input.unwrap_or(Input::Leave)),
+                received = receive(&mut self.session, open_output) => match received {
+                    Received::Event(event, permit) => {
+                        let is_note = !matches!(event, Event::Message(_));
+                        match (self.on_event(event), notes, permit) {
+                            (Some(line), Some(notes), _) if is_note => notes.try_send(line),
+                            (Some(line), _, Some(permit)) => permit.send(line),
+                            _ => {}
+                        }
+                    }
+                    Received::End(end) => return self.on_end(end),
+                    Received::OutputClosed => {
+                        open_output = None;
+                        self.leave();
+                    }
+                },
+                signal = signals.next() => {
+                    if self.phase == Phase::Leaving {
+                        return Err(Failure::Interrupted(signal));
+                    }
+                    self.leave();
+                }
+                () = sleep_until_deadline(self.deadline) => {
+                    // While the output is full nothing is received, so the server is not to blame.
+                    if open_output.is_none_or(|output| !output.is_full()) {
+                        return self.on_timeout();
+                    }
+                    self.deadline = Some(Instant::now() + self.options.response_timeout);
+                }
+            }
+        }
+    }
+
+    fn on_input(&mut self, input: Input) {
+        match input {
+            Input::Line { number, text } => {
+                let span = self.options.spans.send(self.options.room.as_str(), text.len());
+                let observer = span.clone().map(|span| span as Arc<dyn SendObserver>);
+                // If the session has failed, its stream yields the error.
+                if let Ok(message_id) = self.session.send_with_observer(text, observer) {
+                    if self.lines.is_empty() {
+                        self.restart_deadline();
+                    }
+                    self.lines
+                        .insert(message_id.as_str().to_owned(), Line { number, span });
+                }
+            }
+            Input::Leave => self.finish(),
+            Input::Failed(failure) => {
+                self.input_failure = Some(failure);
+                self.finish();
+            }
+        }
+    }
+
+    /// Leaves as soon as all lines are settled.
+    fn finish(&mut self) {
+        self.phase = Phase::Finishing;
+        if !self.options.is_scripted || self.lines.is_empty() {
+            self.leave();
+        }
+    }
+
+    fn leave(&mut self) {
+        if self.phase != Phase::Leaving {
+            self.phase = Phase::Leaving;
+            self.deadline = Some(Instant::now() + self.leave_timeout());
+            self.session.leave();
+        }
+    }
+
+    fn leave_timeout(&self) -> Duration {
+        self.options.response_timeout.min(LEAVE_TIMEOUT)
+    }
+
+    /// Gives the server the full timeout for its next acknowledgement. There is no deadline while there is no connection.
+    fn restart_deadline(&mut self) {
+        if self.options.is_scripted && self.is_connected {
+            self.deadline = Some(Instant::now() + self.options.response_timeout);
+        }
+    }
+
+    /// Handles an event, and returns the line to show for it.
+    fn on_event(&mut self, event: Event) -> Option<String> {
+        match event {
+            Event::Message(message) => {
+                let received_at = SystemTime::now();
+                if !self.has_joined && message.notice.is_none() {
+                    self.has_joined = true;
+                    self.deadline = None;
+                }
+                self.settle(&message);
+                // A retransmission is of no interest to whoever typed the line once.
+                let line = (!is_repeated(&message)).then(|| format_message(&message));
+                self.options
+                    .spans
+                    .received(&message, self.session.lamport_time(), received_at);
+                line
+            }
+            Event::Reconnecting { attempt, .. } => {
+                self.is_connected = false;
+                if self.phase != Phase::Leaving {
+                    self.deadline = None;
+                }
+                (attempt == 1).then(|| RECONNECTING.to_owned())
+            }
+            Event::Resumed { .. } => {
+                self.is_connected = true;
+                if self.phase != Phase::Leaving && !self.lines.is_empty() {
+                    self.restart_deadline();
+                }
+                Some(RECONNECTED.to_owned())
+            }
+            Event::Gap(gap) => Some(gap.to_string()),
+        }
+    }
+
+    /// Removes the line that `message` acknowledges or rejects.
+    fn settle(&mut self, message: &ServerMessage) {
+        let Some(line) = self.lines.remove(&message.message_id) else {
+            return;
+        };
+        if message.notice.is_some() && !is_repeated(message) {
+            self.rejections.add(line.number, &message.msg_stream);
+            if let Some(span) = line.span {
+                span.refused(&message.message_id);
+            }
+        } else if let Some(span) = line.span {
+            span.acknowledged(message);
+        }
+        if self.phase == Phase::Leaving {
+            return;
+        }
+        if !self.lines.is_empty() {
+            self.restart_deadline();
+        } else if self.phase == Phase::Finishing {
+            self.leave();
+        } else {
+            self.deadline = None;
+        }
+    }
+
+    /// The result of the command after the session's stream has ended.
+    fn on_end(self, end: Result<(), ClientError>) -> Result<(), Failure> {
+        let unacknowledged = self.unacknowledged();
+        if let Err(error) = end {
+            return Err(match (Failure::from(error), unacknowledged) {
+                (Failure::Unavailable(text), Some(lines)) => Failure::Unavailable(format!("{text}; {lines}")),
+                (failure, _) => failure,
+            });
+        }
+        match unacknowledged {
+            Some(lines) => Err(Failure::Unavailable(format!(
+                "the server ended the conversation; {lines}"
+            ))),
+            None => self.settled_result(),
+        }
+    }
+
+    /// The result of the command after the server did not answer in time.
+    fn on_timeout(self) -> Result<(), Failure> {
+        let waited = match self.phase {
+            Phase::Leaving => self.leave_timeout(),
+            Phase::Open | Phase::Finishing => self.options.response_timeout,
+        };
+        let waited = humantime::format_duration(waited);
+        match self.unacknowledged() {
+            Some(lines) => Err(Failure::Unavailable(format!(
+                "the server did not answer within {waited}; {lines}"
+            ))),
+            // All lines are settled; only the end of the stream is missing.
+            None => self.settled_result(),
+        }
+    }
+
+    fn unacknowledged(&self) -> Option<String> {
+        let first = self.lines.values().map(|line| line.number).min()?;
+        Some(match (self.lines.len(), self.options.is_scripted) {
+            (1, true) => format!("line {first} was not acknowledged"),
+            (count, true) => format!("{count} lines were not acknowledged, the first of them line {first}"),
+            // Line numbers mean nothing on a terminal.
+            (1, false) => "your last message was not acknowledged".into(),
+            (count, false) => format!("your last {count} messages were not acknowledged"),
+        })
+    }
+
+    /// The result of the command when all lines are settled.
+    fn settled_result(self) -> Result<(), Failure> {
+        if let Some(failure) = self.input_failure {
+            return Err(failure);
+        }
+        if self.options.is_scripted {
+            self.rejections.into_result()
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Waits for the next event, once there is capacity to show it. Cancel safe.
+async fn receive<'a>(session: &mut Session, output: Option<&'a Output>) -> Received<'a> {
+    let Some(output) = output else {
+        return Received::new(session.try_next().await, None);
+    };
+    let Some(permit) = output.reserve().await else {
+        return Received::OutputClosed;
+    };
+    tokio::select! {
+        next = session.try_next() => Received::new(next, Some(permit)),
+        () = output.closed() => Received::OutputClosed,
+    }
+}
+
+impl<'a> Received<'a> {
+    fn new(next: Result<Option<Event>, ClientError>, permit: Option<mpsc::Permit<'a, String>>) -> Self {
+        match next {
+            Ok(Some(event)) => Self::Event(event, permit),
+            Ok(None) => Self::End(Ok(())),
+            Err(error) => Self::End(Err(error)),
+        }
+    }
+}
+
+async fn sleep_until_deadline(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether `message` is the notice that a message had been broadcast before, which acknowledges it.
+fn is_repeated(message: &ServerMessage) -> bool {
+    message
+        .notice
+        .as_ref()
+        .is_some_and(|notice| notice.code() == NoticeCode::MessageRepeated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Notice;
+
+    #[test]
+    fn only_the_notice_of_a_repeated_message_acknowledges_it() {
+        let notice = |code: NoticeCode| ServerMessage {
+            notice: Some(Notice {
+                code: code.into(),
+                ..Notice::default()
+            }),
+            ..ServerMessage::default()
+        };
+        assert!(is_repeated(&notice(NoticeCode::MessageRepeated)));
+        assert!(!is_repeated(&notice(NoticeCode::MessageTooLong)));
+        assert!(!is_repeated(&ServerMessage::default()));
+    }
+}

@@ -1,0 +1,87 @@
+//! The flags that client commands share.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failure;
+use super::parse::{duration, timeout};
+use crate::client::{ConnectOptions, Connection, RetryPolicy, ServerAddress};
+use crate::domain::{Name, RoomName};
+
+#[derive(Debug, Args)]
+pub(super) struct ServerArg {
+    /// Address of the server: host:port or http://host:port
+    #[arg(
+        long,
+        env = "CHITCHAT_SERVER",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:50052"
+    )]
+    pub(super) server: ServerAddress,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConnectArgs {
+    #[command(flatten)]
+    server: ServerArg,
+    /// How long to wait for the connection and for each response of the server
+    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = timeout)]
+    pub(super) timeout: Duration,
+}
+
+impl ConnectArgs {
+    pub(super) const fn server(&self) -> &ServerAddress {
+        &self.server.server
+    }
+
+    pub(super) fn options(&self) -> ConnectOptions {
+        ConnectOptions {
+            response_timeout: self.timeout,
+            ..ConnectOptions::default()
+        }
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, Failure> {
+        Ok(Connection::open(self.server(), &self.options()).await?)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RetryArg {
+    /// How long to try to reconnect after the connection is lost or the server stops responding; 0s = do not
+    /// reconnect. The first connection is attempted once
+    #[arg(long, env = "CHITCHAT_PATIENCE", value_name = "TIME", default_value = "2m", value_parser = duration)]
+    patience: Duration,
+}
+
+impl RetryArg {
+    pub(super) fn policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            max_elapsed: self.patience,
+            ..RetryPolicy::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NameArg {
+    /// Your name in the room
+    #[arg(long, env = "CHITCHAT_NAME", value_parser = name)]
+    pub(super) name: Name,
+}
+
+fn name(raw: &str) -> Result<Name, String> {
+    Name::try_from(raw).map_err(|error| format!("it {error}"))
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RoomArg {
+    /// Name of the room
+    #[arg(long, env = "CHITCHAT_ROOM", value_parser = room, default_value = RoomName::LOBBY)]
+    pub(super) room: RoomName,
+}
+
+pub(super) fn room(raw: &str) -> Result<RoomName, String> {
+    RoomName::try_from(raw).map_err(|error| format!("it {error}"))
+}
