@@ -1,9 +1,5 @@
-# syntax=docker/dockerfile:1
-
 FROM rust:1.95-bookworm AS build
-# The image's own toolchain, so that rust-toolchain.toml makes rustup download nothing.
-ENV RUSTUP_TOOLCHAIN=1.95.0
-# What `chitchat_build_info` says: there is no git in here.
+# The revision that `chitchat_build_info` reports; the build context has no git repository.
 ARG CHITCHAT_REVISION=unknown
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
@@ -12,22 +8,22 @@ COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     target="$(rustc --print host-tuple)" \
-    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin chitchat --target "$target" \
+    && RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" cargo build --release --locked --bin chitchat --target "$target" \
     && install -D "target/$target/release/chitchat" /out/chitchat \
-    && mkdir /out/data
+    && mkdir -m 0700 /out/data
 
-# The program, which is linked statically, its data directory, and nothing else.
+# The statically linked program and its empty data directory, nothing else.
 FROM scratch
 LABEL org.opencontainers.image.title="Chit Chat" \
       org.opencontainers.image.description="A gRPC chat server in which a room is an ordered log" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /out/chitchat /usr/local/bin/chitchat
 COPY --from=build --chown=65532:65532 /out/data /data
-# Within a container every address is its own: what is reachable from outside is decided where ports are published.
+# All addresses of the container; who can reach them is decided where the ports are published. For a log that outlives the
+# container, mount a volume at /data.
 ENV CHITCHAT_LISTEN=0.0.0.0:50052 \
     CHITCHAT_ADMIN=0.0.0.0:9464 \
     CHITCHAT_DATA_DIR=/data
-VOLUME /data
 USER 65532:65532
 EXPOSE 50052 9464
 STOPSIGNAL SIGTERM

@@ -14,11 +14,11 @@ fn file(path: &str) -> String {
     fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()
 }
 
-/// All variables of the server that a text names, with their values.
+/// All variables of the server that a text sets, with their values; not those that it reads (`${…}`).
 fn variables(file: &str) -> Vec<(String, String)> {
     file.lines()
         .map(|line| line.split(" #").next().unwrap_or(line))
-        .filter(|line| !line.trim_start().starts_with('#'))
+        .filter(|line| !line.trim_start().starts_with('#') && !line.contains("${CHITCHAT_"))
         .flat_map(|line| line.split("CHITCHAT_").skip(1))
         .map(|named| {
             let end = named
@@ -26,7 +26,10 @@ fn variables(file: &str) -> Vec<(String, String)> {
                 .unwrap();
             let value = named[end..].trim_start_matches(['=', ':', ' ']);
             let value = value.split_whitespace().next().unwrap_or_default();
-            (format!("CHITCHAT_{}", &named[..end]), value.to_owned())
+            (
+                format!("CHITCHAT_{}", &named[..end]),
+                value.trim_matches('"').to_owned(),
+            )
         })
         .collect()
 }
@@ -112,18 +115,20 @@ fn ports_are_the_same_everywhere_and_published_on_this_host_only() {
         let port = value_of(&image, name)
             .strip_prefix("0.0.0.0:")
             .expect("reachable from outside the container");
+        // On this host only, under a number that can be changed where it is taken.
+        let published: Vec<&str> = compose
+            .lines()
+            .filter(|line| line.ends_with(&format!(":{port}\"")))
+            .collect();
+        assert_eq!(published.len(), 1, "{published:?}");
         assert!(
-            compose.contains(&format!("- \"127.0.0.1:{port}:{port}\"")),
-            "{port} is not published"
+            published[0].contains("- \"127.0.0.1:${CHITCHAT_")
+                && published[0].contains(&format!(":-{port}}}:")),
+            "{published:?}"
         );
         exposed.push(port);
     }
     assert!(dockerfile.contains(&format!("\nEXPOSE {}\n", exposed.join(" "))));
-    let published = compose
-        .lines()
-        .filter(|line| line.contains(":50052:") || line.contains(":9464:"));
-    assert!(published.clone().all(|line| line.contains("\"127.0.0.1:")));
-    assert_eq!(published.count(), 2);
 }
 
 #[test]
@@ -172,6 +177,11 @@ fn the_image_is_built_from_files_that_are_there() {
         }
     }
     assert!(count > 0, "something is copied");
+    // The frontend that `# syntax=` names is fetched, also where nothing else is.
+    assert!(
+        !dockerfile.contains("syntax="),
+        "a frontend that is not the engine's own"
+    );
     // The toolchain of the image is the one that the manifest asks for.
     let manifest = file("Cargo.toml");
     let version = manifest
@@ -179,4 +189,43 @@ fn the_image_is_built_from_files_that_are_there() {
         .find_map(|line| line.strip_prefix("rust-version = "));
     let version = version.unwrap().trim_matches('"');
     assert!(dockerfile.contains(&format!("FROM rust:{version}-")), "{version}");
+}
+
+/// The files that an engine sends to the build: what .dockerignore does not exclude.
+fn copy_build_context(to: &Path) {
+    let ignored = file(".dockerignore");
+    assert!(
+        ignored.lines().any(|line| line == "*"),
+        "everything is excluded first"
+    );
+    for path in ignored.lines().filter_map(|line| line.strip_prefix('!')) {
+        let target = to.join(path);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        let copied = Command::new("cp")
+            .arg("-R")
+            .arg(Path::new(CHECKOUT).join(path))
+            .arg(target)
+            .status();
+        assert!(copied.unwrap().success(), "{path}");
+    }
+}
+
+#[test]
+fn cargo_accepts_the_build_context_without_the_rest_of_the_checkout() {
+    let context = tempfile::tempdir().unwrap();
+    copy_build_context(context.path());
+    // For this machine only: cargo has not downloaded what other systems need.
+    let target = run(Command::new("rustc").args(["--print", "host-tuple"]), "");
+    let mut fetch = Command::new(env!("CARGO"));
+    fetch
+        .args([
+            "fetch",
+            "--offline",
+            "--locked",
+            "--target",
+            text(&target.stdout).trim(),
+        ])
+        .current_dir(context.path());
+    let output = run(&mut fetch, "");
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }

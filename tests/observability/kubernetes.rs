@@ -89,7 +89,7 @@ fn the_pod_fits_the_image() {
     assert_eq!(security["allowPrivilegeEscalation"], false);
     assert_eq!(security["capabilities"]["drop"][0], "ALL");
     let data = files::string(&container["volumeMounts"][0], "mountPath");
-    assert!(dockerfile.contains(&format!("\nVOLUME {data}\n")));
+    assert!(dockerfile.contains(&format!("CHITCHAT_DATA_DIR={data}\n")));
     let flags = serve_flags();
     for variable in files::list(container, "env") {
         let name = files::string(variable, "name");
