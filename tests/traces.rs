@@ -352,7 +352,7 @@ fn a_collector_that_is_away_costs_a_counter_and_a_line() {
         &[("OTEL_BSP_MAX_QUEUE_SIZE", "16")],
     ]
     .concat();
-    let mut server = serve_with(&["--log-format", "json"], &small);
+    let mut server = serve_with(&[], &small);
     let lines: String = (0..300).map(|line| format!("line {line}\n")).collect();
     let mut sending = client(server.address, &endpoint, &["chat", "--name", "Ada"]);
     let output = run(sending.env("OTEL_SDK_DISABLED", "true"), &lines);

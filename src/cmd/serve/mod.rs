@@ -13,7 +13,7 @@ pub use server::Server;
 use super::Failure;
 use crate::config::{Config, connections_possible};
 use crate::shutdown::Signals;
-use crate::telemetry::{Exports, OtlpOptions, init_logs};
+use crate::telemetry::{Exports, LogFormat, OtlpOptions, init_logs};
 
 /// Runs a server until it is asked to end.
 ///
@@ -67,14 +67,18 @@ fn otlp_mistake(error: ExporterBuildError) -> Failure {
 
 async fn serve(config: Config, exports: Exports) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| system("listen for signals", &error))?;
+    let only_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_exporting(config, exports).await?;
-    // In one piece: the log is on the same terminal.
-    let listening = format!(
-        "chitchat: listening on {} (gRPC) and {} (admin)\n",
-        server.listen(),
-        server.admin()
-    );
-    eprint!("{listening}");
+    // The event `serving` has the same addresses, for those who asked for JSON alone.
+    if !only_json {
+        // In one piece: the log is on the same terminal.
+        let listening = format!(
+            "chitchat: listening on {} (gRPC) and {} (admin)\n",
+            server.listen(),
+            server.admin()
+        );
+        eprint!("{listening}");
+    }
     let served = server.run(async move {
         let first = signals.next().await;
         // Whoever asks twice does not want to wait.
