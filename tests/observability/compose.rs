@@ -87,6 +87,50 @@ fn every_container_may_do_little() {
     }
 }
 
+/// Services whose limits and ports are not checked yet.
+const UNLIMITED: [&str; 3] = ["chitchat", "demo-rooms", "demo-lobby"];
+
+#[test]
+fn swap_does_not_extend_a_memory_limit() {
+    for (name, service) in services() {
+        if !UNLIMITED.contains(&name.as_str()) {
+            assert_eq!(service["memswap_limit"], service["mem_limit"], "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_changes_each_published_port() {
+    for (name, service) in services() {
+        for port in files::strings(&service["ports"]) {
+            if UNLIMITED.contains(&name.as_str()) {
+                continue;
+            }
+            let inside = port.rsplit(':').next().expect("a port");
+            let published = port
+                .strip_prefix("127.0.0.1:${CHITCHAT_")
+                .and_then(|rest| rest.strip_suffix(&format!("_PORT:-{inside}}}:{inside}")));
+            assert!(published.is_some(), "{name}: {port}");
+        }
+    }
+}
+
+#[test]
+fn the_collector_waits_for_nothing() {
+    // It retries, and what the server exports while it waits is lost.
+    let collector = &files::yaml(FILE)["services"]["otel-collector"];
+    assert!(collector["depends_on"].is_null());
+}
+
+#[test]
+fn grafana_runs_its_bundled_plugins_on_a_read_only_root() {
+    let grafana = &files::yaml(FILE)["services"]["grafana"];
+    assert_eq!(grafana["environment"]["GF_PLUGINS_PREINSTALL_DISABLED"], "true");
+    // About 13 plugin processes.
+    assert_eq!(grafana["mem_limit"], "1g");
+    assert_eq!(grafana["pids_limit"], 1024);
+}
+
 #[test]
 fn every_image_is_pinned() {
     for (name, service) in services() {
@@ -286,25 +330,86 @@ fn one_leads_to_the_others() {
     assert!(files::path("dashboards").join(home).exists());
 }
 
+/// The fields of the frame that Grafana's Tempo data source makes of a trace.
+const TRACE_FIELDS: [&str; 17] = [
+    "traceID",
+    "spanID",
+    "parentSpanID",
+    "operationName",
+    "serviceName",
+    "kind",
+    "statusCode",
+    "statusMessage",
+    "instrumentationLibraryName",
+    "instrumentationLibraryVersion",
+    "traceState",
+    "serviceTags",
+    "startTime",
+    "duration",
+    "logs",
+    "references",
+    "tags",
+];
+
+#[test]
+fn every_correlation_is_on_a_field_of_a_trace() {
+    let sources = data_sources();
+    let tempo = sources
+        .iter()
+        .find(|source| source["type"] == "tempo")
+        .expect("Tempo");
+    for correlation in files::list(tempo, "correlations") {
+        let config = &correlation["config"];
+        assert!(TRACE_FIELDS.contains(&files::string(config, "field")), "{config}");
+        for transformation in files::list(config, "transformations") {
+            assert!(
+                TRACE_FIELDS.contains(&files::string(transformation, "field")),
+                "{config}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_correlation_finds_the_room_in_the_attributes_of_a_span() {
+    let Some(python) = stranger("CHITCHAT_TEST_PYTHON", "python3", &["--version"]) else {
+        return;
+    };
+    let sources = files::text("deploy/grafana/provisioning/datasources/datasources.yaml");
+    let expression = files::yaml("deploy/grafana/provisioning/datasources/datasources.yaml")["datasources"]
+        .as_array()
+        .and_then(|sources| sources.iter().find(|source| source["type"] == "tempo"))
+        .map(|tempo| tempo["correlations"][0]["config"]["transformations"][0].clone())
+        .expect("a transformation");
+    assert!(sources.contains("room=\"$${room}\"") && expression["mapValue"] == "room");
+    // As Grafana writes them, with the keys in either order.
+    for tags in [
+        r#"[{"value":"rooms/{room}","key":"messaging.destination.template"},{"value":"rooms/lobby","key":"messaging.destination.name"}]"#,
+        r#"[{"key":"messaging.destination.name","value":"rooms/lobby"},{"key":"messaging.destination.template","value":"rooms/{room}"}]"#,
+    ] {
+        let script =
+            "import re, sys; print([match.group(1) for match in re.finditer(sys.argv[1], sys.argv[2])])";
+        let mut command = Command::new(&python);
+        command.args(["-c", script, files::string(&expression, "expression"), tags]);
+        assert_eq!(succeed(&mut command, ""), "['lobby']\n");
+    }
+}
+
+#[test]
+fn traceql_metrics_reach_back_as_far_as_traces_are_kept() {
+    let tempo = files::yaml("deploy/tempo/tempo.yaml");
+    assert_eq!(
+        tempo["overrides"]["defaults"]["read"]["max_metrics_duration"],
+        tempo["backend_worker"]["compaction"]["block_retention"]
+    );
+}
+
 #[test]
 fn no_metric_that_tempo_makes_is_labelled_by_room() {
     let tempo = files::yaml("deploy/tempo/tempo.yaml");
     let spans = &tempo["metrics_generator"]["processor"]["span_metrics"];
     // Spans are named by a template; their attributes name rooms and people.
     assert!(files::list(spans, "dimensions").is_empty());
-}
-
-#[test]
-fn the_collector_accepts_its_configuration() {
-    let Some(collector) = stranger("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"]) else {
-        return;
-    };
-    let mut validate = Command::new(collector);
-    validate
-        .arg("validate")
-        .arg("--config")
-        .arg(files::path("deploy/otel-collector/config.yaml"));
-    succeed(&mut validate, "");
 }
 
 /// A command of a bot, with the server that is here.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::{files, metric_names};
+use crate::{files, metric_names, runbook};
 
 /// Units of Grafana that are used; a misspelled one is shown as it is and means nothing.
 const UNITS: [&str; 9] = [
@@ -211,6 +211,39 @@ fn every_event_that_is_asked_for_is_logged() {
 }
 
 #[test]
+fn a_search_for_traces_shows_the_newest_and_sorts_numbers_as_numbers() {
+    let mut count = 0;
+    for (name, dashboard) in all() {
+        for panel in panels(&dashboard) {
+            for target in files::list(panel, "targets") {
+                let is_search = target["queryType"] == "traceql" && target["metricsQueryType"].is_null();
+                if is_search {
+                    let query = files::string(target, "query");
+                    // Without the hint Tempo answers with the first that match.
+                    assert!(query.ends_with(" with (most_recent=true)"), "{name}: {query}");
+                    count += 1;
+                }
+            }
+        }
+        for link in dashboard.to_string().split("traceql%22").skip(1) {
+            let link = link.split('"').next().unwrap_or_default();
+            assert!(
+                decoded(link).contains(" with (most_recent=true)"),
+                "{name}: {link}"
+            );
+        }
+    }
+    assert!(count >= 2, "{count}");
+    // A streamed search makes every attribute a string.
+    let sources = files::yaml("deploy/grafana/provisioning/datasources/datasources.yaml");
+    let tempo = files::list(&sources, "datasources")
+        .iter()
+        .find(|source| source["type"] == "tempo")
+        .expect("Tempo");
+    assert_eq!(tempo["jsonData"]["streamingEnabled"]["search"], false);
+}
+
+#[test]
 fn what_must_be_shown_is_shown() {
     let shown = |uid: &str, kind: &str, part: &str| {
         all().iter().any(|(_, dashboard)| {
@@ -224,7 +257,11 @@ fn what_must_be_shown_is_shown() {
         })
     };
     for (uid, kind, part) in [
-        ("chitchat-overview", "stat", "slo_budget_remaining"),
+        ("chitchat-overview", "stat", "slo=\\\"delivery"),
+        ("chitchat-overview", "stat", "slo=\\\"acceptance"),
+        ("chitchat-overview", "stat", "slo=\\\"joining"),
+        ("chitchat-overview", "stat", "slo=\\\"reading"),
+        ("chitchat-overview", "stat", "time() - process_start_time_seconds"),
         ("chitchat-overview", "timeseries", "slo_errors:ratio_rate1h"),
         ("chitchat-overview", "heatmap", "broadcast_latency"),
         ("chitchat-overview", "timeseries", "histogram_quantile(0.999"),
@@ -232,10 +269,89 @@ fn what_must_be_shown_is_shown() {
         ("chitchat-overview", "logs", "error"),
         ("chitchat-saturation", "timeseries", "store_sync"),
         ("chitchat-saturation", "timeseries", "telemetry_dropped"),
+        ("chitchat-saturation", "timeseries", "vector($memory_limit)"),
+        (
+            "chitchat-saturation",
+            "stat",
+            "-deriv(chitchat_store_available_bytes",
+        ),
+        (
+            "chitchat-saturation",
+            "timeseries",
+            "otelcol_exporter_send_failed",
+        ),
+        (
+            "chitchat-saturation",
+            "timeseries",
+            "alertmanager_notifications_failed",
+        ),
         ("chitchat-causality", "table", "chitchat.lamport.time"),
         ("chitchat-causality", "nodeGraph", "serviceMap"),
     ] {
         assert!(shown(uid, kind, part), "{uid} has no {kind} of {part}");
+    }
+}
+
+/// The default of a variable that is not a query.
+fn variable(uid: &str, name: &str) -> String {
+    let dashboards = all();
+    let (_, dashboard) = dashboards
+        .iter()
+        .find(|(_, dashboard)| dashboard["uid"] == uid)
+        .expect("a dashboard");
+    let variable = files::list(&dashboard["templating"], "list")
+        .iter()
+        .find(|variable| variable["name"] == name)
+        .unwrap_or_else(|| panic!("{uid} has no variable {name}"));
+    assert_eq!(variable["query"], variable["current"]["value"]);
+    files::string(variable, "query").to_owned()
+}
+
+#[test]
+fn the_memory_limit_is_the_one_of_the_deployments() {
+    assert_eq!(
+        variable("chitchat-saturation", "memory_limit"),
+        (512 << 20).to_string()
+    );
+    let compose = files::yaml("deploy/compose.yaml");
+    assert_eq!(compose["services"]["chitchat"]["mem_limit"], "512m");
+    assert!(files::text("deploy/systemd/chitchat.service").contains("\nMemoryMax=512M\n"));
+    let set = files::yaml("deploy/kubernetes/statefulset.yaml");
+    assert_eq!(
+        set["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"],
+        "512Mi"
+    );
+}
+
+#[test]
+fn each_firing_alert_links_to_its_section_of_the_runbook() {
+    assert_eq!(variable("chitchat-overview", "runbook"), runbook::URL);
+    let dashboard = files::json("dashboards/overview.json");
+    let table = panels(&dashboard)
+        .into_iter()
+        .find(|panel| panel["title"] == "Firing alerts")
+        .expect("a table of alerts");
+    let column = &table["fieldConfig"]["overrides"][0];
+    assert_eq!(column["matcher"]["options"], "alertname");
+    assert_eq!(
+        column["properties"][0]["value"][0]["url"],
+        "${runbook}#${__value.raw}"
+    );
+}
+
+#[test]
+fn every_dashboard_marks_starts_and_new_versions() {
+    for (name, dashboard) in all() {
+        let marks = files::list(&dashboard["annotations"], "list");
+        assert_eq!(marks.len(), 2, "{name}");
+        assert!(files::string(&marks[0], "expr").contains("process_start_time_seconds"));
+        assert!(files::string(&marks[1], "expr").contains("unless group by"));
+        for mark in marks {
+            assert!(
+                files::string(mark, "titleFormat").contains("{{version}}"),
+                "{name}"
+            );
+        }
     }
 }
 

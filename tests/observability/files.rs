@@ -23,6 +23,18 @@ pub fn json(relative: &str) -> Value {
     serde_json::from_str(&text(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
 }
 
+/// The text with the default of each `${VARIABLE:-default}`, as compose reads it where no variable is set.
+pub fn with_defaults(text: &str) -> String {
+    let mut parts = text.split("${");
+    let mut filled = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (variable, after) = part.split_once('}').expect("a variable ends");
+        filled.push_str(variable.split_once(":-").expect("a default").1);
+        filled.push_str(after);
+    }
+    filled
+}
+
 /// The server's source, all of it.
 pub fn sources() -> String {
     fn read(folder: &Path, into: &mut String) {

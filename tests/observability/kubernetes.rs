@@ -31,6 +31,17 @@ fn every_manifest_fits_its_schema() {
         .arg(files::path("tests/observability/manifests.py"))
         .arg(definitions);
     let checked = succeed(&mut check, &built);
+    // kube-prometheus-stack selects by this label.
+    for document in built.split("\n---\n") {
+        let is_selected = ["kind: PodMonitor\n", "kind: PrometheusRule\n"]
+            .iter()
+            .any(|kind| document.contains(kind));
+        assert_eq!(
+            document.contains("\n    release: kube-prometheus-stack\n"),
+            is_selected,
+            "{document}"
+        );
+    }
     assert_eq!(
         checked.lines().count(),
         files::list(&files::yaml("deploy/kubernetes/kustomization.yaml"), "resources").len() + 1
@@ -46,6 +57,27 @@ fn every_manifest_fits_its_schema() {
             "{resource}: {checked}"
         );
     }
+}
+
+#[test]
+fn the_readme_says_which_label_kube_prometheus_stack_selects_by() {
+    let label = "release: kube-prometheus-stack";
+    assert!(files::text("deploy/kubernetes/kustomization.yaml").contains(label));
+    assert!(files::text("deploy/kubernetes/README.md").contains(label));
+}
+
+#[test]
+fn the_server_may_ask_the_dns_cache_of_its_node() {
+    let policy = files::yaml("deploy/kubernetes/networkpolicy.yaml");
+    let dns = files::list(&policy["spec"], "egress")
+        .iter()
+        .find(|rule| rule["ports"][0]["port"] == 53)
+        .expect("a rule for DNS");
+    assert!(
+        files::list(dns, "to")
+            .iter()
+            .any(|peer| peer["ipBlock"]["cidr"] == "169.254.20.10/32")
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! programs that read it, as far as these run without a container engine.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
+mod collector;
 mod compose;
 mod dashboards;
 mod files;
@@ -12,4 +13,5 @@ mod metric_names;
 mod outside;
 mod prometheus;
 mod rules;
+mod runbook;
 mod systemd;

@@ -14,13 +14,24 @@ pub struct Selector {
 }
 
 /// What others export, with the labels that we use of it.
-const OTHERS: [(&str, &[&str]); 5] = [
+const OTHERS: [(&str, &[&str]); 12] = [
     // Prometheus itself.
     ("up", &["job", "instance"]),
     ("scrape_duration_seconds", &["job", "instance"]),
     (
         "ALERTS",
         &["alertname", "alertstate", "severity", "instance", "slo"],
+    ),
+    // The Collector 0.160, without a type suffix.
+    ("otelcol_exporter_send_failed_spans", COLLECTOR),
+    ("otelcol_exporter_send_failed_log_records", COLLECTOR),
+    ("otelcol_exporter_enqueue_failed_spans", COLLECTOR),
+    ("otelcol_exporter_enqueue_failed_log_records", COLLECTOR),
+    ("otelcol_receiver_refused_spans", COLLECTOR),
+    ("otelcol_receiver_refused_log_records", COLLECTOR),
+    (
+        "alertmanager_notifications_failed_total",
+        &["job", "instance", "integration", "reason"],
     ),
     // Tempo's metrics generator.
     (
@@ -29,6 +40,8 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ),
     ("traces_service_graph_request_total", &["client", "server"]),
 ];
+
+const COLLECTOR: &[&str] = &["job", "instance", "exporter", "receiver"];
 
 /// Words of PromQL that are no metrics.
 const WORDS: [&str; 12] = [
@@ -84,6 +97,8 @@ pub fn selectors(expression: &str) -> Vec<Selector> {
             '(' if ["by", "on", "without", "ignoring", "group_left", "group_right"].contains(&last_word) => {
                 rest.split_once(')').expect("a list of labels ends").1
             }
+            // A variable of a dashboard.
+            '$' => rest[1..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_'),
             '"' => &rest[1 + rest[1..].find('"').expect("a text ends") + 1..],
             _ => &rest[first.len_utf8()..],
         };

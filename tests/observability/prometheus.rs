@@ -50,6 +50,10 @@ impl Prometheus {
                     command.arg(format!("{name}={}", folder.0.join("prometheus.yml").display()))
                 }
                 "--storage.tsdb.path" => command.arg(format!("{name}={}", folder.0.join("data").display())),
+                "--web.console.templates" => command.arg(format!(
+                    "{name}={}",
+                    files::path("deploy/prometheus/consoles").display()
+                )),
                 _ if value.is_empty() => command.arg(name),
                 _ => command.arg(&flag),
             };
@@ -63,10 +67,15 @@ impl Prometheus {
         };
         until("Prometheus is ready", || {
             prometheus
-                .ask("GET /-/ready HTTP/1.0\r\n\r\n")
+                .get("/-/ready")
                 .filter(|answer| answer.starts_with("HTTP/1.0 200"))
         });
         Some(prometheus)
+    }
+
+    /// The answer to a request for this path, with its head.
+    pub fn get(&self, path: &str) -> Option<String> {
+        self.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"))
     }
 
     fn ask(&self, request: &str) -> Option<String> {
@@ -114,7 +123,7 @@ fn deployed_flags() -> Vec<String> {
     let flags = files::strings(&compose["services"]["prometheus"]["command"]);
     assert!(flags.contains(&"--enable-feature=exemplar-storage"));
     assert!(flags.contains(&"--web.enable-remote-write-receiver"));
-    flags.into_iter().map(str::to_owned).collect()
+    flags.into_iter().map(files::with_defaults).collect()
 }
 
 /// The deployed configuration and rules, with this server's address in it, and a second for what is a quarter of a minute.

@@ -38,6 +38,13 @@ fn the_service_may_do_little() {
 }
 
 #[test]
+fn systemd_never_gives_up_restarting() {
+    let unit = files::text(UNIT);
+    assert!(unit.contains("\nStartLimitIntervalSec=0\n"));
+    assert!(unit.contains("\nRestart=on-failure\n") && unit.contains("\nRestartSec=5s\n"));
+}
+
+#[test]
 fn the_unit_sets_what_the_server_has() {
     let flags = serve_flags();
     let unit = files::text(UNIT);
