@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::admin;
 use crate::domain::Rules;
-use crate::domain::limits::{MAX_MAX_MESSAGE_CHARS, MAX_TIMESTAMP};
+use crate::domain::limits::{MAX_MESSAGE_CHARS_CEILING, MAX_TIMESTAMP};
 use crate::hub::HubOptions;
 use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
@@ -141,8 +141,10 @@ impl Config {
             allow_duplicate_names: _,
         } = self.rules;
         expect(
-            (1..=MAX_MAX_MESSAGE_CHARS).contains(&max_message_chars),
-            format!("--max-message-chars is {max_message_chars}; it must be 1 to {MAX_MAX_MESSAGE_CHARS}"),
+            (1..=MAX_MESSAGE_CHARS_CEILING).contains(&max_message_chars),
+            format!(
+                "--max-message-chars is {max_message_chars}; it must be 1 to {MAX_MESSAGE_CHARS_CEILING}"
+            ),
         );
         expect(
             (1..=MAX_TIMESTAMP).contains(&max_clock_ahead),

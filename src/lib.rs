@@ -11,7 +11,6 @@ pub mod domain;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
 pub mod hub;
-pub mod order;
 mod procfs;
 pub mod proto;
 pub mod rpc;

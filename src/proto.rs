@@ -8,9 +8,9 @@ tonic::include_proto!("itu.chitchat");
 impl From<&EventKind> for EventType {
     fn from(kind: &EventKind) -> Self {
         match kind {
-            EventKind::Joined => Self::Join,
-            EventKind::Said { .. } => Self::Message,
-            EventKind::Left => Self::Leave,
+            EventKind::Join => Self::Join,
+            EventKind::Message { .. } => Self::Message,
+            EventKind::Leave => Self::Leave,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use chitchat::domain::limits::{
-    MAX_MAX_MESSAGE_CHARS, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, MAX_TIMESTAMP, MESSAGE_IDS_REMEMBERED,
+    DEDUP_WINDOW_LEN, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, MAX_TIMESTAMP,
 };
 use outside::{CHECKOUT, CHITCHAT, Running, Server, grpcurl, run, serve, serve_flags, succeed, text};
 
@@ -241,11 +241,11 @@ fn limits_are_as_shown() {
         ),
         (
             "message ids remembered, per room",
-            format!("those of the newest {MESSAGE_IDS_REMEMBERED} events, as far as they are kept"),
+            format!("those of the newest {DEDUP_WINDOW_LEN} events, as far as they are kept"),
         ),
         (
             "`--max-message-chars`",
-            format!("at most {MAX_MAX_MESSAGE_CHARS}"),
+            format!("at most {MAX_MESSAGE_CHARS_CEILING}"),
         ),
         ("a client's Lamport time", "at most 2^62".to_owned()),
     ] {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use chitchat::domain::Sequence;
-use chitchat::hub::{Cursor, Feed, HubOptions, Piece};
+use chitchat::hub::{Cursor, Feed, FeedItem, HubOptions};
 use chitchat::telemetry::{Exports, Metrics, Report};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
@@ -25,7 +25,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         let mut woken = Vec::new();
         let mut cursors: Vec<Cursor> = {
             let mut publication = feed.publish(bytes::Bytes::new(), &mut woken);
-            (0..readers).map(|_| publication.enter()).collect()
+            (0..readers).map(|_| publication.subscribe()).collect()
         };
         let context = Context::from_waker(Waker::noop());
         let name = format!("publish {batch} and read, readers");
@@ -36,8 +36,8 @@ pub(crate) fn bench(criterion: &mut Criterion) {
                 publication.run(lengths.iter().sum(), events, Instant::now());
                 drop(publication);
                 for cursor in &mut cursors {
-                    let piece = cursor.poll_next(&context);
-                    assert!(matches!(piece, Poll::Ready(Piece::Events(_))), "{piece:?}");
+                    let item = cursor.poll_next(&context);
+                    assert!(matches!(item, Poll::Ready(FeedItem::Events(_))), "{item:?}");
                     // A reader whose transport is idle waits for more.
                     assert_eq!(cursor.poll_next(&context), Poll::Pending);
                 }

@@ -30,7 +30,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             || {
                 number += 1;
                 let mut say = say(1);
-                say.message_id = Some(MessageId::try_from(format!("m{number}").as_str()));
+                say.message.message_id = Some(MessageId::try_from(format!("m{number}").as_str()));
                 Command::Say(say)
             },
             |command| black_box(room.apply(command, NOW)),
@@ -42,7 +42,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         bencher.iter_batched(
             || {
                 let leave = Leave {
-                    participant: ParticipantId::chosen(1_001).expect("it is not 0"),
+                    participant: ParticipantId::from_wire(1_001).expect("it is not 0"),
                     timestamp: None,
                     trace: None,
                 };

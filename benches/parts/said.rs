@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use chitchat::domain::{
-    Command, Epoch, Event, Join, Name, Outcome, ParticipantId, Room, RoomName, Rules, Say, Text, Timestamp,
-    WallTime,
+    Command, Epoch, Event, Join, Message, Name, Outcome, ParticipantId, Room, RoomName, Rules, Say, Text,
+    Timestamp, WallTime,
 };
 use chitchat::hub::frame;
 
@@ -30,7 +30,7 @@ pub(crate) fn room_of(people: i32) -> Room {
 /// A JOIN of a participant who chooses the id.
 pub(crate) fn join(id: i32) -> Join {
     Join {
-        id: ParticipantId::chosen(id),
+        id: ParticipantId::from_wire(id),
         name: Name::try_from(format!("person {id}").as_str()).expect("the name is one"),
         timestamp: Timestamp(0),
         is_resumable: true,
@@ -39,13 +39,15 @@ pub(crate) fn join(id: i32) -> Join {
 }
 
 /// A text, as a participant says it.
-pub(crate) fn say(speaker: i32) -> Say {
+pub(crate) fn say(participant: i32) -> Say {
     Say {
-        speaker: ParticipantId::chosen(speaker).expect("no participant has the id 0"),
-        timestamp: Timestamp(0),
-        text: Text::parse(&"x".repeat(TEXT_LEN), TEXT_LEN),
-        message_id: None,
-        trace: None,
+        participant: ParticipantId::from_wire(participant).expect("no participant has the id 0"),
+        message: Message {
+            timestamp: Timestamp(0),
+            text: Text::parse(&"x".repeat(TEXT_LEN), TEXT_LEN),
+            message_id: None,
+            trace: None,
+        },
     }
 }
 

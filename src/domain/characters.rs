@@ -1,20 +1,20 @@
-//! Which characters may stand where: what could move a cursor, hide, or turn the direction of a line is kept out of
-//! names and, at the client, off the terminal.
+//! Character classes. Characters that could move a cursor, hide, or reverse the direction of a line are not allowed in
+//! names; the client keeps them off the terminal.
 
-/// A control character (C0, DEL, C1), or a line or paragraph separator.
+/// Whether `c` is a control character (C0, DEL, C1), or a line or paragraph separator.
 #[must_use]
 pub const fn is_control(c: char) -> bool {
     matches!(c, '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}' | '\u{2029}')
 }
 
-/// A character that changes the direction of the text around it (Unicode's `Bidi_Control`, and the deprecated format
-/// characters U+206A to U+206F).
+/// Whether `c` changes the direction of the text around it: Unicode's `Bidi_Control`, and the deprecated format characters
+/// U+206A to U+206F.
 #[must_use]
 pub const fn is_bidi_control(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}')
 }
 
-/// A character that shows nothing: Unicode's `Default_Ignorable_Code_Point` (zero-width spaces and joiners, fillers,
+/// Whether `c` has no visible glyph: Unicode's `Default_Ignorable_Code_Point` (zero-width spaces and joiners, fillers,
 /// variation selectors, tags) without the bidirectional controls, interlinear annotations, the Braille blank, and
 /// noncharacters.
 #[must_use]
@@ -28,16 +28,16 @@ pub const fn is_invisible(c: char) -> bool {
     ) || (c as u32) & 0xfffe == 0xfffe
 }
 
-/// Whether `c` may stand in a name (of a participant or a room).
+/// Whether `c` is allowed in the name of a participant or a room.
 #[must_use]
-pub const fn may_stand_in_name(c: char) -> bool {
+pub const fn is_allowed_in_name(c: char) -> bool {
     !is_control(c) && !is_bidi_control(c) && !is_invisible(c)
 }
 
-/// Whether `c` may stand in a text: anything but control characters, of which tab and newline are allowed. Line and
+/// Whether `c` is allowed in a text: everything but control characters, of which tab and newline are allowed. Line and
 /// paragraph separators are text.
 #[must_use]
-pub fn may_stand_in_text(c: char) -> bool {
+pub fn is_allowed_in_text(c: char) -> bool {
     !c.is_control() || matches!(c, '\t' | '\n')
 }
 
@@ -46,29 +46,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_of_any_script_and_emoji_stand_in_names() {
+    fn letters_of_any_script_and_emoji_are_allowed_in_names() {
         for c in "Ada Ångström 山田 Ольга عمر 🦀-_.'".chars() {
-            assert!(may_stand_in_name(c), "{c:?}");
+            assert!(is_allowed_in_name(c), "{c:?}");
         }
     }
 
     #[test]
-    fn what_hides_or_moves_text_does_not_stand_in_names() {
+    fn characters_that_hide_or_move_text_are_not_allowed_in_names() {
         for c in
             "\u{1b}\u{7f}\u{9b}\t\n\u{202e}\u{2066}\u{200b}\u{200d}\u{feff}\u{fe0f}\u{e0041}\u{ffff}\u{1ffff}"
                 .chars()
         {
-            assert!(!may_stand_in_name(c), "{c:?}");
+            assert!(!is_allowed_in_name(c), "{c:?}");
         }
     }
 
     #[test]
-    fn texts_hold_tab_and_newline_and_no_other_control() {
-        assert!("a\tb\nc\u{202e}\u{200d}".chars().all(may_stand_in_text));
+    fn tab_and_newline_are_the_only_control_characters_allowed_in_texts() {
+        assert!("a\tb\nc\u{202e}\u{200d}".chars().all(is_allowed_in_text));
         assert!(
             "\0\u{1b}\r\u{7f}\u{85}\u{9b}"
                 .chars()
-                .all(|c| !may_stand_in_text(c))
+                .all(|c| !is_allowed_in_text(c))
         );
     }
 }

@@ -1,22 +1,22 @@
-//! Lamport time (L. Lamport, "Time, Clocks, and the Ordering of Events in a Distributed System", 1978), with one rule
-//! more: nobody's time stamp can carry the clock out of its range.
+//! Lamport time (L. Lamport, "Time, Clocks, and the Ordering of Events in a Distributed System", 1978), with one addition:
+//! no timestamp of a client can drive the clock out of its range. And wall time, which is only recorded.
 
 use std::fmt;
 
 use super::limits::MAX_TIMESTAMP;
 
-/// A room's Lamport time: not negative, and never decreasing along the room's log.
+/// A room's Lamport time: 0 or more, never decreasing along the room's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LamportTime(i64);
 
 impl LamportTime {
-    /// A time that stands in a log; none for a negative number.
+    /// A time as stored; `None` for a negative number.
     #[must_use]
-    pub const fn recorded(time: i64) -> Option<Self> {
+    pub const fn from_wire(time: i64) -> Option<Self> {
         if time < 0 { None } else { Some(Self(time)) }
     }
 
-    /// The time as it goes over the wire.
+    /// The number, which is not negative.
     #[must_use]
     pub const fn get(self) -> i64 {
         self.0
@@ -29,22 +29,22 @@ impl fmt::Display for LamportTime {
     }
 }
 
-/// A Lamport time that a client claims: any number until a [`LamportClock`] has accepted it.
+/// The Lamport time that a client claims: any number, until a [`LamportClock`] has accepted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timestamp(pub i64);
 
-/// A time stamp that the clock does not follow.
+/// Why a clock rejects a timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClockError {
-    /// Before the beginning of time.
+    /// The timestamp is negative.
     #[error("Timestamp {0} is negative. A Lamport time is 0 or more.")]
     Negative(i64),
-    /// Further ahead of the room's clock than allowed.
+    /// The timestamp is further ahead of the room's clock than allowed.
     #[error(
         "Timestamp {timestamp} is too far ahead of the room's clock ({now}). Limit is {max_ahead} ahead."
     )]
     TooFarAhead {
-        /// What the client sent.
+        /// The timestamp.
         timestamp: i64,
         /// The room's time.
         now: LamportTime,
@@ -53,36 +53,39 @@ pub enum ClockError {
     },
 }
 
-/// The clock of one room.
+/// The Lamport clock of one room.
+///
+/// Invariant: no timestamp moves it beyond [`MAX_TIMESTAMP`] + 1; only ticks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LamportClock(LamportTime);
 
 impl LamportClock {
+    /// A clock that continues at the time of a stored event.
+    #[must_use]
+    pub const fn at(time: LamportTime) -> Self {
+        Self(time)
+    }
+
     /// The time of the latest event.
     #[must_use]
     pub const fn now(self) -> LamportTime {
         self.0
     }
 
-    /// A clock that goes on from the time of a recorded event.
-    #[must_use]
-    pub const fn at(time: LamportTime) -> Self {
-        Self(time)
-    }
-
-    /// An event of the server's own: `L = L + 1`.
+    /// Advances the clock for an event of the server's own: `L = L + 1`.
     pub fn tick(&mut self) -> LamportTime {
-        // Saturation is out of reach: `receive` keeps the clock below half the range, and the other half holds
+        // Saturation is out of reach: `receive` keeps the clock below half of the range, and the other half has room for
         // 2^62 ticks.
         self.0 = LamportTime(self.0.0.saturating_add(1));
         self.0
     }
 
-    /// The receipt of a message: `L = max(L, timestamp) + 1`.
+    /// Advances the clock for the receipt of a command: `L = max(L, timestamp) + 1`.
     ///
     /// # Errors
     ///
-    /// For a time stamp that is negative or more than `max_ahead` ahead; the clock has not moved then.
+    /// The timestamp is negative, or is more than `max_ahead` ahead of the clock or later than [`MAX_TIMESTAMP`]. The
+    /// clock has not moved then.
     pub fn receive(&mut self, timestamp: Timestamp, max_ahead: i64) -> Result<LamportTime, ClockError> {
         let Timestamp(claimed) = timestamp;
         if claimed < 0 {
@@ -106,6 +109,24 @@ impl LamportClock {
     }
 }
 
+/// Milliseconds since 1970-01-01T00:00:00Z. Recorded for people; it orders nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WallTime(u64);
+
+impl WallTime {
+    /// The time this many milliseconds after the epoch.
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the epoch.
+    #[must_use]
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -113,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn receipt_takes_the_later_of_both_times_and_one_more() {
+    fn a_receipt_sets_the_clock_to_one_more_than_the_later_time() {
         let mut clock = LamportClock::default();
         assert_eq!(clock.receive(Timestamp(0), 100).unwrap().get(), 1);
         assert_eq!(clock.receive(Timestamp(10), 100).unwrap().get(), 11);
@@ -122,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_out_of_range_does_not_move_the_clock() {
+    fn a_timestamp_out_of_range_does_not_move_the_clock() {
         let mut clock = LamportClock::default();
         clock.receive(Timestamp(5), 100).unwrap();
         for wrong in [-1, i64::MIN, 107, 1 << 40, MAX_TIMESTAMP + 1, i64::MAX] {
@@ -134,7 +155,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn time_grows_whatever_clients_claim(claims in prop::collection::vec(any::<i64>(), 0..200), ahead in any::<i64>()) {
+        fn time_increases_whatever_clients_claim(claims in prop::collection::vec(any::<i64>(), 0..200), ahead in any::<i64>()) {
             let mut clock = LamportClock::default();
             for claim in claims {
                 let before = clock.now();

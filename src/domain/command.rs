@@ -1,72 +1,96 @@
-//! What participants ask of a room.
+//! The commands of a room.
 
 use super::{MessageId, MessageIdError, Name, ParticipantId, Text, TextError, Timestamp, TraceContext};
 
-/// What a participant asks of a room. The order in which a room takes its commands is the order of its log.
+/// A command to a room. The order in which a room applies its commands is the order of its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Come in.
+    /// Enter the room.
     Join(Join),
-    /// Say something.
+    /// Send a message as a participant.
     Say(Say),
-    /// Say something from outside.
+    /// Send a message without being a participant.
     Post(Post),
-    /// Go.
+    /// Leave the room.
     Leave(Leave),
 }
 
-/// Somebody wants to come in.
+/// Enters a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Join {
-    /// The id the client chose; none = the room assigns one.
+    /// The id that the client chose; `None` if the room is to assign one.
     pub id: Option<ParticipantId>,
-    /// Who it is.
+    /// The participant's name.
     pub name: Name,
     /// The client's Lamport time.
     pub timestamp: Timestamp,
-    /// Whether the client can come back to its stay after losing its connection.
+    /// Whether the client can resume its session after its connection is lost.
     pub is_resumable: bool,
-    /// The trace it belongs to.
+    /// The trace context that the client sent.
     pub trace: Option<TraceContext>,
 }
 
-/// Somebody who is not in the room says one thing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Post {
-    /// Who it is.
-    pub name: Name,
-    /// The client's Lamport time.
-    pub timestamp: Timestamp,
-    /// What is said, as in [`Say`].
-    pub text: Result<Text, TextError>,
-    /// The message's id, as in [`Say`].
-    pub message_id: Option<Result<MessageId, MessageIdError>>,
-    /// The trace it belongs to.
-    pub trace: Option<TraceContext>,
-}
-
-/// A participant says something.
+/// Sends a message as a participant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Say {
-    /// Who speaks.
-    pub speaker: ParticipantId,
+    /// The sender.
+    pub participant: ParticipantId,
+    /// The message.
+    pub message: Message,
+}
+
+/// Sends a message without being a participant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Post {
+    /// The name to send it under, which no participant may have.
+    pub name: Name,
+    /// The message.
+    pub message: Message,
+}
+
+/// A message as a client sent it. Cheap to clone.
+///
+/// Text and message id arrive parsed but may be invalid: the receipt of an invalid message is an event that ticks the
+/// room's clock, so the room itself has to reject it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
     /// The client's Lamport time.
     pub timestamp: Timestamp,
-    /// What is said, or why it cannot be: the receipt of either is an event that the room's clock counts.
+    /// The text.
     pub text: Result<Text, TextError>,
-    /// The message's id, for idempotent sends, if it has one.
+    /// The id for idempotent sends, if the client set one.
     pub message_id: Option<Result<MessageId, MessageIdError>>,
-    /// The trace it belongs to.
+    /// The trace context that the client sent.
     pub trace: Option<TraceContext>,
 }
 
-/// A participant goes.
+impl Message {
+    /// The message id, if the client set one and it is valid.
+    #[must_use]
+    pub fn valid_id(&self) -> Option<&MessageId> {
+        self.message_id.as_ref()?.as_ref().ok()
+    }
+}
+
+/// Leaves a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leave {
-    /// Who goes.
+    /// The participant that leaves.
     pub participant: ParticipantId,
-    /// The client's Lamport time; none when the connection was lost and the server speaks for the client.
+    /// The client's Lamport time; `None` if the server acts for a client whose connection is lost.
     pub timestamp: Option<Timestamp>,
-    /// The trace it belongs to.
+    /// The trace context that the client sent.
     pub trace: Option<TraceContext>,
+}
+
+impl Leave {
+    /// The LEAVE that the server issues for a participant whose connection is lost.
+    #[must_use]
+    pub const fn by_server(participant: ParticipantId) -> Self {
+        Self {
+            participant,
+            timestamp: None,
+            trace: None,
+        }
+    }
 }

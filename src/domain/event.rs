@@ -1,69 +1,67 @@
-//! What happened in a room.
+//! The events of a room's log.
 
 use std::borrow::Cow;
 
 use super::{LamportTime, MessageId, Name, ParticipantId, Sequence, Text, TraceContext, WallTime};
 
-/// One entry of a room's log.
+/// An event of a room's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its place in the log.
+    /// The position in the log.
     pub sequence: Sequence,
-    /// The room's Lamport time of it.
+    /// The room's Lamport time.
     pub time: LamportTime,
-    /// The wall clock when it was taken up.
+    /// The wall clock's time when the command was applied.
     pub at: WallTime,
-    /// Who caused it.
+    /// The participant, or the sender of a post.
     pub participant: ParticipantId,
-    /// The name of who caused it.
+    /// The name of the participant or sender.
     pub name: Name,
-    /// What it is.
+    /// What happened.
     pub kind: EventKind,
-    /// The trace it belongs to.
+    /// The trace context of the command, or the one that the server made for it.
     pub trace: Option<TraceContext>,
 }
 
-/// The kinds of event.
+/// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventKind {
-    /// The participant came in.
-    Joined,
-    /// The participant said something.
-    Said {
-        /// What.
+    /// The participant entered the room.
+    Join,
+    /// The participant, or somebody outside the room, sent a message.
+    Message {
+        /// The text.
         text: Text,
-        /// The id the sender gave it.
+        /// The id that the sender gave the message.
         message_id: Option<MessageId>,
     },
-    /// The participant went, or was lost.
-    Left,
+    /// The participant left, or its connection was lost for good.
+    Leave,
 }
 
 impl Event {
-    /// The words of the broadcast.
+    /// The text of the broadcast. For JOIN and LEAVE it is that of the first version, to the letter.
     #[must_use]
-    pub fn words(&self) -> Cow<'_, str> {
+    pub fn display_text(&self) -> Cow<'_, str> {
+        let announce = |did| {
+            format!(
+                "Participant {} {did} Chit Chat at logical time L={}",
+                self.name, self.time
+            )
+        };
         match &self.kind {
-            EventKind::Joined => format!(
-                "Participant {} joined Chit Chat at logical time L={}",
-                self.name, self.time
-            )
-            .into(),
-            EventKind::Said { text, .. } => text.as_str().into(),
-            EventKind::Left => format!(
-                "Participant {} left Chit Chat at logical time L={}",
-                self.name, self.time
-            )
-            .into(),
+            EventKind::Join => announce("joined").into(),
+            EventKind::Message { text, .. } => text.as_str().into(),
+            EventKind::Leave => announce("left").into(),
         }
     }
 
-    /// The id the sender gave the message, if this is one and it has one.
+    /// The id that the sender gave the message, if this is a message and has one.
     #[must_use]
     pub const fn message_id(&self) -> Option<&MessageId> {
         match &self.kind {
-            EventKind::Said { message_id, .. } => message_id.as_ref(),
-            EventKind::Joined | EventKind::Left => None,
+            EventKind::Message { message_id, .. } => message_id.as_ref(),
+            EventKind::Join | EventKind::Leave => None,
         }
     }
 }

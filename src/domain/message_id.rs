@@ -1,14 +1,16 @@
-//! The name a client gives a message, so that it can be sent again without being said twice.
+//! Message ids, for idempotent sends.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::limits::MAX_MESSAGE_ID_LEN;
 
-/// A message's id: 1 to 64 visible ASCII characters, unique in its room.
+/// The id that a client gives a message so that sending it again does not repeat it: 1 to [`MAX_MESSAGE_ID_LEN`] visible
+/// ASCII characters, unique in its room. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MessageId(Box<str>);
+pub struct MessageId(Arc<str>);
 
-/// Why something is not a message id.
+/// A string is not a message id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("Message id is not valid. It has 1 to {MAX_MESSAGE_ID_LEN} visible ASCII characters.")]
 pub struct MessageIdError;
@@ -25,8 +27,9 @@ impl TryFrom<&str> for MessageId {
     type Error = MessageIdError;
 
     fn try_from(raw: &str) -> Result<Self, MessageIdError> {
-        let fits = (1..=MAX_MESSAGE_ID_LEN).contains(&raw.len()) && raw.bytes().all(|b| b.is_ascii_graphic());
-        if fits {
+        let is_valid =
+            (1..=MAX_MESSAGE_ID_LEN).contains(&raw.len()) && raw.bytes().all(|b| b.is_ascii_graphic());
+        if is_valid {
             Ok(Self(raw.into()))
         } else {
             Err(MessageIdError)
@@ -45,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_short_and_visible() {
+    fn an_id_has_up_to_64_visible_ascii_characters() {
         assert!(MessageId::try_from("0b0e7f1c-6a43-4f4e-9e5f-1f1b8d1f0a11").is_ok());
         for wrong in ["", " ", "a b", "é", "a\n", &"x".repeat(65)] {
             assert_eq!(MessageId::try_from(wrong), Err(MessageIdError), "{wrong:?}");

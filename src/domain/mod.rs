@@ -1,42 +1,37 @@
-//! The chat itself, without I/O, clocks of the wall or randomness: values that cannot be wrong, and the fold that turns
-//! the commands of a room into its events.
+//! The rules of a chat room, as pure code: validated values, and the fold that turns a room's commands into the events of
+//! its log.
 //!
-//! Everything a decision depends on arrives in a [`Command`]; every decision leaves as an [`Outcome`]. The same commands
-//! in the same order give the same events, on any machine, at any time.
+//! Everything that a decision depends on arrives in a [`Command`]; every decision is returned as an [`Outcome`]. The same
+//! commands in the same order yield the same events, on any machine and at any time.
+//!
+//! A value of these types is valid: its constructor is the only check, and other code does not repeat it. Every limit and
+//! its reason is in [`limits`].
 
 pub mod characters;
 mod clock;
 mod command;
-mod epoch;
+mod dedup_window;
 mod event;
 pub mod limits;
 mod message_id;
-mod message_ids;
 mod name;
-mod name_key;
 mod outcome;
-mod participant_id;
 mod room;
-mod room_name;
 mod roster;
 mod sequence;
+mod skeleton;
 mod text;
 mod trace_context;
-mod wall_time;
 
-pub use clock::{ClockError, LamportClock, LamportTime, Timestamp};
-pub use command::{Command, Join, Leave, Post, Say};
-pub use epoch::Epoch;
+pub use clock::{ClockError, LamportClock, LamportTime, Timestamp, WallTime};
+pub use command::{Command, Join, Leave, Message, Post, Say};
 pub use event::{Event, EventKind};
 pub use limits::Rules;
 pub use message_id::{MessageId, MessageIdError};
-pub use name::{Name, NameError};
-pub use outcome::{Outcome, Refusal};
-pub use participant_id::ParticipantId;
+pub use name::{Name, NameError, RoomName};
+pub use outcome::{Outcome, Rejection};
 pub use room::{ReplayError, Room, Snapshot};
-pub use room_name::RoomName;
-pub use roster::Participant;
-pub use sequence::Sequence;
+pub use roster::{Participant, ParticipantId};
+pub use sequence::{Epoch, Sequence};
 pub use text::{Text, TextError};
 pub use trace_context::TraceContext;
-pub use wall_time::WallTime;

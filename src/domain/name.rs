@@ -1,42 +1,48 @@
-//! What a participant is called.
+//! Names of participants and rooms.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::characters::may_stand_in_name;
+use super::characters::is_allowed_in_name;
 use super::limits::MAX_NAME_CHARS;
 
-/// A participant's name: 1 to 64 characters, none of them a control, bidirectional or invisible one, no white space
-/// around it. Cheap to clone.
+/// A participant's name: 1 to [`MAX_NAME_CHARS`] characters, without control, bidirectional or invisible characters and
+/// without surrounding white space. Cheap to clone.
+///
+/// Equality is exact; whether two names can coexist in a room is decided by [`Name::is_confusable_with`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
 
-/// Why something is not a name (of a participant or a room).
+/// A room's name. The syntax is that of [`Name`], and so is equality: `Tea` and `tea` are two rooms. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoomName(Arc<str>);
+
+/// Why a string is not a name of a participant or a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing but white space.
+    /// It is empty or white space.
     #[error("is empty; it needs 1 to {MAX_NAME_CHARS} characters")]
     Empty,
-    /// Too many characters.
+    /// It has too many characters.
     #[error("has {0} characters; the limit is {MAX_NAME_CHARS}")]
     TooLong(usize),
-    /// A character that cannot be seen or would change how others are seen.
+    /// It has a character that is invisible or changes how others are displayed.
     #[error("has the character U+{:04X} at place {place}; control, bidirectional and invisible characters are not allowed", u32::from(*.character))]
     Character {
         /// The first such character.
         character: char,
-        /// Its place, counted from 1.
+        /// Its position, counted from 1.
         place: usize,
     },
 }
 
-/// The part of `raw` that is a name.
-pub(super) fn parse(raw: &str) -> Result<&str, NameError> {
+/// Validates a name and returns it without surrounding white space.
+fn parse(raw: &str) -> Result<&str, NameError> {
     let name = raw.trim();
     if name.is_empty() {
         return Err(NameError::Empty);
     }
-    let wrong = name.chars().enumerate().find(|&(_, c)| !may_stand_in_name(c));
+    let wrong = name.chars().enumerate().find(|&(_, c)| !is_allowed_in_name(c));
     if let Some((index, character)) = wrong {
         return Err(NameError::Character {
             character,
@@ -71,18 +77,54 @@ impl fmt::Display for Name {
     }
 }
 
+impl RoomName {
+    /// The room of clients that name none.
+    pub const LOBBY: &'static str = "lobby";
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for RoomName {
+    fn default() -> Self {
+        Self(Self::LOBBY.into())
+    }
+}
+
+impl TryFrom<&str> for RoomName {
+    type Error = NameError;
+
+    /// The empty string is the lobby; white space alone is an error.
+    fn try_from(raw: &str) -> Result<Self, NameError> {
+        if raw.is_empty() {
+            Ok(Self::default())
+        } else {
+            parse(raw).map(|name| Self(name.into()))
+        }
+    }
+}
+
+impl fmt::Display for RoomName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn white_space_around_a_name_is_not_part_of_it() {
+    fn surrounding_white_space_is_not_part_of_a_name() {
         assert_eq!(Name::try_from(" \tAlex\r\n").unwrap().as_str(), "Alex");
         assert_eq!(Name::try_from("Ada Lovelace").unwrap().as_str(), "Ada Lovelace");
     }
 
     #[test]
-    fn what_is_not_a_name_says_why() {
+    fn an_invalid_name_is_an_error_that_says_why() {
         assert_eq!(Name::try_from(" \n"), Err(NameError::Empty));
         assert_eq!(
             Name::try_from("é".repeat(65).as_str()),
@@ -93,5 +135,12 @@ mod tests {
             "has the character U+202E at place 2; control, bidirectional and invisible characters are not allowed"
         );
         assert!(Name::try_from("é".repeat(64).as_str()).is_ok());
+    }
+
+    #[test]
+    fn the_empty_room_name_is_the_lobby() {
+        assert_eq!(RoomName::try_from("").unwrap().as_str(), "lobby");
+        assert_eq!(RoomName::try_from("  "), Err(NameError::Empty));
+        assert_eq!(RoomName::try_from(" tea ").unwrap().as_str(), "tea");
     }
 }

@@ -1,4 +1,4 @@
-//! What a room answers.
+//! What becomes of a command.
 
 use super::{
     ClockError, Event, LamportTime, MessageId, MessageIdError, Name, ParticipantId, Sequence, TextError,
@@ -7,54 +7,54 @@ use super::{
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in the log; everybody hears of it.
+    /// The command is an event of the log. Everybody receives it.
     Accepted(Event),
-    /// It was said before under the same message id; only its sender hears of it.
+    /// The message is in the log already, under the same message id. Only its sender is told.
     Repeated {
-        /// Where the original stands.
+        /// The original event.
         original: Sequence,
-        /// The room's time of the receipt.
+        /// The room's time after the receipt.
         time: LamportTime,
     },
-    /// It is not in the log; only its sender hears of it.
-    Refused {
+    /// The command is not in the log. Only its sender is told.
+    Rejected {
         /// Why.
-        refusal: Refusal,
-        /// The room's time: of the receipt, where the receipt counted, or else of the latest event.
+        rejection: Rejection,
+        /// The room's time after the receipt.
         time: LamportTime,
     },
 }
 
-/// Why a room refuses a command. The words go to the sender.
+/// Why a room rejects a command. `Display` is the text that the sender receives.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The time stamp is out of range.
+pub enum Rejection {
+    /// The timestamp is out of range.
     #[error(transparent)]
     Clock(#[from] ClockError),
-    /// The text cannot be said.
+    /// The text is invalid.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// The message id is none.
+    /// The message id is invalid.
     #[error(transparent)]
     MessageId(#[from] MessageIdError),
-    /// The message id names another text.
+    /// The message id belongs to a message with another text.
     #[error("Message id {id} is taken by another text, at sequence {original}. Use a new id.")]
     MessageIdTaken {
-        /// The id.
+        /// The message id.
         id: MessageId,
-        /// Where the other text stands.
+        /// The event that has the id.
         original: Sequence,
     },
-    /// Somebody in the room has this id.
+    /// A participant has this id.
     #[error("participant id {0} is already connected; choose another, or 0 to have one assigned")]
     IdTaken(ParticipantId),
-    /// Somebody in the room has this name, or one that looks like it.
+    /// A participant has this name, or one that is confusable with it.
     #[error("the name {:?} is taken in this room; choose another", .0.as_str())]
     NameTaken(Name),
-    /// As many as may be are in the room.
+    /// The room has reached its limit of participants.
     #[error("the room is full: it has {0} participants, which is the limit")]
     RoomFull(usize),
-    /// Whoever speaks or leaves is not there.
+    /// The sender is not in the room.
     #[error("participant {0} is not in this room")]
     NotInRoom(ParticipantId),
 }

@@ -1,75 +1,79 @@
-//! The fold: what a room becomes, command by command.
+//! The fold: a deterministic state machine that turns a room's commands into the events of its log.
 //!
 //! Invariants, for every sequence of commands:
 //!
-//! - Sequences of accepted commands are 1, 2, 3, … without a hole.
-//! - Lamport times of accepted commands strictly increase, and each is later than the time stamp its command carried.
-//! - A participant enters the roster with the JOIN in the log and leaves it with the LEAVE in the log, and with nothing
-//!   else.
-//! - A refused command changes nothing, except that the receipt of a refused text ticks the clock.
+//! - The sequences of accepted commands are 1, 2, 3, … without a gap.
+//! - The Lamport times of accepted commands strictly increase, and each is later than the timestamp of its command.
+//! - A participant is in the roster from its JOIN in the log to its LEAVE in the log.
+//! - A rejected command changes nothing, except that a message with a valid timestamp and an invalid text or message id
+//!   ticks the clock.
 //!
-//! What it does not do: no I/O, no clock of the wall, no randomness. Times and identities come in with the commands.
+//! There is no I/O, no wall clock and no randomness: times and identities arrive with the commands. What the fold does not
+//! know, it cannot enforce: that a command comes from the participant that it names, and that a participant who is gone
+//! leaves, are up to the caller.
 
 use std::collections::BTreeMap;
 
-use super::message_ids::{Known, MessageIds};
+use super::dedup_window::{DedupWindow, Seen};
 use super::roster::Roster;
 use super::{
-    Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, MessageId, MessageIdError, Name,
-    Outcome, Participant, ParticipantId, Post, Refusal, Rules, Say, Sequence, Text, TextError, Timestamp,
-    TraceContext, WallTime,
+    Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, Message, Name, Outcome, Participant,
+    ParticipantId, Post, Rejection, Rules, Say, Sequence, Timestamp, TraceContext, WallTime,
 };
 
-/// A room's state at one place of its log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The Lamport time.
-    pub time: LamportTime,
-    /// The place of the newest event.
-    pub last: Sequence,
-    /// The next id that may be assigned.
-    pub next_id: i32,
-    /// Who is in the room.
-    pub participants: Vec<(ParticipantId, Participant)>,
-}
-
-/// A log that no room can have written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ReplayError {
-    /// Events are missing.
-    #[error("events {} to {} are missing", .after.next(), .next.previous())]
-    Hole {
-        /// The last event before the hole.
-        after: Sequence,
-        /// The first event after it.
-        next: Sequence,
-    },
-    /// The Lamport time does not increase.
-    #[error("event {sequence} is not later than the one before it")]
-    Time {
-        /// Where.
-        sequence: Sequence,
-    },
-    /// Somebody joined who was there, or left who was not.
-    #[error("event {sequence} does not fit who was in the room")]
-    Roster {
-        /// Where.
-        sequence: Sequence,
-    },
-}
-
-/// The state of one room.
+/// The state of one room after some prefix of its log.
+///
+/// [`Room::apply`] extends the log, [`Room::replay`] follows it again. Both lead to the same state, except that the ticks
+/// of rejected messages are not in the log: a replayed room's clock may be behind, but never before its last event.
 #[derive(Debug, Clone)]
 pub struct Room {
     rules: Rules,
     clock: LamportClock,
     last: Sequence,
     roster: Roster,
-    message_ids: MessageIds,
+    dedup: DedupWindow,
+}
+
+/// The state of a room without its deduplication window, which can be restored from the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The Lamport time.
+    pub time: LamportTime,
+    /// The newest event.
+    pub last: Sequence,
+    /// The id that the room assigns next, if it is vacant.
+    pub next_id: i32,
+    /// The roster, by ascending id.
+    pub participants: Vec<(ParticipantId, Participant)>,
+}
+
+/// Why a log cannot be the log of a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// Events are missing.
+    #[error("events {} to {} are missing", .after.next(), .next.previous())]
+    Gap {
+        /// The last event before the gap.
+        after: Sequence,
+        /// The first event after the gap.
+        next: Sequence,
+    },
+    /// The Lamport time does not increase.
+    #[error("event {sequence} is not later than the one before it")]
+    TimeNotIncreasing {
+        /// The event.
+        sequence: Sequence,
+    },
+    /// A participant joined who was in the room, or left who was not.
+    #[error("event {sequence} does not fit who was in the room")]
+    RosterMismatch {
+        /// The event.
+        sequence: Sequence,
+    },
 }
 
 impl Room {
-    /// A room in which nothing has happened.
+    /// A room with an empty log.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
         Self {
@@ -77,11 +81,30 @@ impl Room {
             clock: LamportClock::default(),
             last: Sequence::ZERO,
             roster: Roster::new(),
-            message_ids: MessageIds::default(),
+            dedup: DedupWindow::default(),
         }
     }
 
-    /// Takes one command, at the wall clock's `at`.
+    /// Restores a room from a snapshot. The deduplication window is empty; fill it with [`Room::remember_message_id`].
+    #[must_use]
+    pub fn restore(rules: Rules, snapshot: Snapshot) -> Self {
+        let Snapshot {
+            time,
+            last,
+            next_id,
+            participants,
+        } = snapshot;
+        let mut room = Self::new(rules);
+        room.clock = LamportClock::at(time);
+        room.last = last;
+        room.roster.reserve_through(next_id.saturating_sub(1));
+        for (id, participant) in participants {
+            room.roster.insert(id, participant);
+        }
+        room
+    }
+
+    /// Applies a command. `at` is the wall clock's time, which is recorded and has no influence.
     pub fn apply(&mut self, command: Command, at: WallTime) -> Outcome {
         let outcome = match command {
             Command::Join(join) => self.join(join, at),
@@ -89,48 +112,66 @@ impl Room {
             Command::Post(post) => self.post(post, at),
             Command::Leave(leave) => self.leave(leave, at),
         };
-        outcome.unwrap_or_else(|refusal| Outcome::Refused {
-            refusal,
+        outcome.unwrap_or_else(|rejection| Outcome::Rejected {
+            rejection,
             time: self.clock.now(),
         })
     }
 
-    /// The room's Lamport time.
-    #[must_use]
-    pub const fn time(&self) -> LamportTime {
-        self.clock.now()
-    }
-
-    /// Judges the time that somebody claims.
+    /// Applies an event of the log, which was accepted before and is not judged again.
     ///
     /// # Errors
     ///
-    /// When it is out of range.
-    pub fn check_time(&self, timestamp: Timestamp) -> Result<(), Refusal> {
-        let mut clock = self.clock;
-        clock.receive(timestamp, self.rules.max_clock_ahead)?;
+    /// The event cannot follow the events before it: the log is damaged.
+    pub fn replay(&mut self, event: &Event, is_resumable: bool) -> Result<(), ReplayError> {
+        let sequence = event.sequence;
+        if sequence != self.last.next() {
+            return Err(ReplayError::Gap {
+                after: self.last,
+                next: sequence,
+            });
+        }
+        if event.time <= self.clock.now() {
+            return Err(ReplayError::TimeNotIncreasing { sequence });
+        }
+        match &event.kind {
+            EventKind::Join => {
+                if self.roster.get(event.participant).is_some() {
+                    return Err(ReplayError::RosterMismatch { sequence });
+                }
+                let participant = Participant {
+                    name: event.name.clone(),
+                    join_time: event.time,
+                    join_sequence: sequence,
+                    is_resumable,
+                };
+                self.roster.insert(event.participant, participant);
+            }
+            EventKind::Message { .. } => self.remember_message_id(event),
+            EventKind::Leave => {
+                self.roster
+                    .remove(event.participant)
+                    .ok_or(ReplayError::RosterMismatch { sequence })?;
+            }
+        }
+        self.roster.reserve_through(event.participant.get());
+        self.clock = LamportClock::at(event.time);
+        self.last = sequence;
         Ok(())
     }
 
-    /// The rules of the room.
-    #[must_use]
-    pub const fn rules(&self) -> &Rules {
-        &self.rules
+    /// Adds an event that precedes the snapshot to the deduplication window, if it is a message with an id.
+    pub fn remember_message_id(&mut self, event: &Event) {
+        if let EventKind::Message {
+            text,
+            message_id: Some(id),
+        } = &event.kind
+        {
+            self.dedup.insert(id.clone(), text, event.sequence);
+        }
     }
 
-    /// The place of the newest event.
-    #[must_use]
-    pub const fn last(&self) -> Sequence {
-        self.last
-    }
-
-    /// Who is in the room.
-    #[must_use]
-    pub const fn participants(&self) -> &BTreeMap<ParticipantId, Participant> {
-        self.roster.participants()
-    }
-
-    /// The state as it is now, for a store; the memory of message ids is left out, since the log has them.
+    /// The current state without the deduplication window.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -145,85 +186,48 @@ impl Room {
         }
     }
 
-    /// The room as a snapshot shows it. What it remembered of message ids is told by [`Room::recall`].
-    #[must_use]
-    pub fn restore(rules: Rules, snapshot: Snapshot) -> Self {
-        let Snapshot {
-            time,
-            last,
-            next_id,
-            participants,
-        } = snapshot;
-        let mut room = Self::new(rules);
-        room.clock = LamportClock::at(time);
-        room.last = last;
-        room.roster.note_assigned(next_id.saturating_sub(1));
-        for (id, participant) in participants {
-            room.roster.enter(id, participant);
-        }
-        room
-    }
-
-    /// Takes note of an event before the snapshot that the room was restored from.
-    pub fn recall(&mut self, event: &Event) {
-        if let EventKind::Said {
-            text,
-            message_id: Some(id),
-        } = &event.kind
-        {
-            self.message_ids.remember(id.clone(), text, event.sequence);
-        }
-    }
-
-    /// Follows an event of the log, which was accepted once and is not judged again.
+    /// Whether the room's clock would accept this timestamp now.
     ///
     /// # Errors
     ///
-    /// When the event cannot follow on what came before: then the log is damaged.
-    pub fn replay(&mut self, event: &Event, is_resumable: bool) -> Result<(), ReplayError> {
-        let sequence = event.sequence;
-        if sequence != self.last.next() {
-            return Err(ReplayError::Hole {
-                after: self.last,
-                next: sequence,
-            });
-        }
-        if event.time <= self.clock.now() {
-            return Err(ReplayError::Time { sequence });
-        }
-        match &event.kind {
-            EventKind::Joined => {
-                if self.roster.get(event.participant).is_some() {
-                    return Err(ReplayError::Roster { sequence });
-                }
-                let stay = Participant {
-                    name: event.name.clone(),
-                    joined: event.time,
-                    since: sequence,
-                    is_resumable,
-                };
-                self.roster.enter(event.participant, stay);
-            }
-            EventKind::Said { .. } => self.recall(event),
-            EventKind::Left => {
-                self.roster
-                    .leave(event.participant)
-                    .ok_or(ReplayError::Roster { sequence })?;
-            }
-        }
-        self.roster.note_assigned(event.participant.get());
-        self.clock = LamportClock::at(event.time);
-        self.last = sequence;
+    /// The timestamp is out of range.
+    pub fn check_time(&self, timestamp: Timestamp) -> Result<(), Rejection> {
+        let mut clock = self.clock;
+        clock.receive(timestamp, self.rules.max_clock_ahead)?;
         Ok(())
     }
 
-    /// Breaks the promise that a message id is said once.
-    #[cfg(feature = "failpoints")]
-    pub fn forget_message_ids(&mut self) {
-        self.message_ids = MessageIds::default();
+    /// The room's Lamport time.
+    #[must_use]
+    pub const fn time(&self) -> LamportTime {
+        self.clock.now()
     }
 
-    fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Refusal> {
+    /// The newest event; [`Sequence::ZERO`] if the log is empty.
+    #[must_use]
+    pub const fn last(&self) -> Sequence {
+        self.last
+    }
+
+    /// The roster.
+    #[must_use]
+    pub const fn participants(&self) -> &BTreeMap<ParticipantId, Participant> {
+        self.roster.participants()
+    }
+
+    /// The rules that the room was created with.
+    #[must_use]
+    pub const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Breaks idempotence on request.
+    #[cfg(feature = "failpoints")]
+    pub fn forget_message_ids(&mut self) {
+        self.dedup = DedupWindow::default();
+    }
+
+    fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {
         let Join {
             id,
             name,
@@ -232,166 +236,124 @@ impl Room {
             trace,
         } = join;
         if self.participants().len() >= self.rules.max_participants {
-            return Err(Refusal::RoomFull(self.participants().len()));
+            return Err(Rejection::RoomFull(self.participants().len()));
         }
         if let Some(id) = id.filter(|id| self.roster.get(*id).is_some()) {
-            return Err(Refusal::IdTaken(id));
+            return Err(Rejection::IdTaken(id));
         }
-        if !self.is_free(&name) {
-            return Err(Refusal::NameTaken(name));
+        if !self.is_name_available(&name) {
+            return Err(Rejection::NameTaken(name));
         }
         let time = self.clock.receive(timestamp, self.rules.max_clock_ahead)?;
-        let participant = id.unwrap_or_else(|| self.roster.vacant_id());
-        let sequence = self.advance();
-        let stay = Participant {
+        let id = id.unwrap_or_else(|| self.roster.allocate_id());
+        let participant = Participant {
             name: name.clone(),
-            joined: time,
-            since: sequence,
+            join_time: time,
+            join_sequence: self.last.next(),
             is_resumable,
         };
-        self.roster.enter(participant, stay);
-        Ok(Outcome::Accepted(Event {
-            sequence,
-            time,
-            at,
-            participant,
-            name,
-            kind: EventKind::Joined,
-            trace,
-        }))
+        self.roster.insert(id, participant);
+        Ok(self.accept(time, at, id, name, EventKind::Join, trace))
     }
 
-    fn say(&mut self, say: Say, at: WallTime) -> Result<Outcome, Refusal> {
-        let Say {
-            speaker,
-            timestamp,
-            text,
-            message_id,
-            trace,
-        } = say;
-        let name = self
-            .roster
-            .get(speaker)
-            .ok_or(Refusal::NotInRoom(speaker))?
-            .name
-            .clone();
-        self.message(|_| speaker, name, timestamp, text, message_id, trace, at)
+    fn say(&mut self, say: Say, at: WallTime) -> Result<Outcome, Rejection> {
+        let Say { participant, message } = say;
+        let name = self.name_of(participant)?;
+        self.message(|_| participant, name, message, at)
     }
 
-    fn post(&mut self, post: Post, at: WallTime) -> Result<Outcome, Refusal> {
-        let Post {
-            name,
-            timestamp,
-            text,
-            message_id,
-            trace,
-        } = post;
-        // What was said already is answered with its place, whoever has the name meanwhile: most likely its own sender.
-        if !self.is_free(&name) && !self.is_known(message_id.as_ref(), &text) {
-            return Err(Refusal::NameTaken(name));
+    fn post(&mut self, post: Post, at: WallTime) -> Result<Outcome, Rejection> {
+        let Post { name, message } = post;
+        // A repeat is answered even if somebody has the name by now: most likely the sender itself, who has joined.
+        if !self.is_name_available(&name) && !self.is_repeat(&message) {
+            return Err(Rejection::NameTaken(name));
         }
-        self.message(Roster::vacant_id, name, timestamp, text, message_id, trace, at)
+        self.message(Roster::allocate_id, name, message, at)
     }
 
-    /// Whether somebody may come or speak under `name`.
-    fn is_free(&self, name: &Name) -> bool {
+    fn message(
+        &mut self,
+        sender: impl FnOnce(&mut Roster) -> ParticipantId,
+        name: Name,
+        message: Message,
+        at: WallTime,
+    ) -> Result<Outcome, Rejection> {
+        let time = self
+            .clock
+            .receive(message.timestamp, self.rules.max_clock_ahead)?;
+        // The clock has ticked: from here on the receipt counts, even if the message is rejected.
+        let text = message.text?;
+        let message_id = message.message_id.transpose()?;
+        if let Some(id) = &message_id {
+            match self.dedup.get(id, &text) {
+                Some(Seen::SameText(original)) => return Ok(Outcome::Repeated { original, time }),
+                Some(Seen::OtherText(original)) => {
+                    let id = id.clone();
+                    return Err(Rejection::MessageIdTaken { id, original });
+                }
+                None => self.dedup.insert(id.clone(), &text, self.last.next()),
+            }
+        }
+        let sender = sender(&mut self.roster);
+        let kind = EventKind::Message { text, message_id };
+        Ok(self.accept(time, at, sender, name, kind, message.trace))
+    }
+
+    fn leave(&mut self, leave: Leave, at: WallTime) -> Result<Outcome, Rejection> {
+        let Leave {
+            participant,
+            timestamp,
+            trace,
+        } = leave;
+        let name = self.name_of(participant)?;
+        let time = match timestamp {
+            Some(timestamp) => self.clock.receive(timestamp, self.rules.max_clock_ahead)?,
+            None => self.clock.tick(),
+        };
+        self.roster.remove(participant);
+        Ok(self.accept(time, at, participant, name, EventKind::Leave, trace))
+    }
+
+    fn name_of(&self, participant: ParticipantId) -> Result<Name, Rejection> {
+        let holder = self.roster.get(participant);
+        Ok(holder.ok_or(Rejection::NotInRoom(participant))?.name.clone())
+    }
+
+    /// Whether somebody may join or post under `name`.
+    fn is_name_available(&self, name: &Name) -> bool {
         if self.rules.allow_duplicate_names {
             !Roster::is_reserved(name)
         } else {
-            !self.roster.has_look_of(name)
+            !self.roster.has_confusable(name)
         }
     }
 
-    fn is_known(
-        &self,
-        id: Option<&Result<MessageId, MessageIdError>>,
-        text: &Result<Text, TextError>,
-    ) -> bool {
-        let (Some(Ok(id)), Ok(text)) = (id, text) else {
-            return false;
-        };
-        self.message_ids.find(id, text).is_some()
+    fn is_repeat(&self, message: &Message) -> bool {
+        match (message.valid_id(), &message.text) {
+            (Some(id), Ok(text)) => self.dedup.get(id, text).is_some(),
+            _ => false,
+        }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of a Say and of a Post, taken apart once"
-    )]
-    fn message(
+    fn accept(
         &mut self,
-        speaker: impl FnOnce(&mut Roster) -> ParticipantId,
-        name: Name,
-        timestamp: Timestamp,
-        text: Result<Text, TextError>,
-        message_id: Option<Result<MessageId, MessageIdError>>,
-        trace: Option<TraceContext>,
+        time: LamportTime,
         at: WallTime,
-    ) -> Result<Outcome, Refusal> {
-        let time = self.clock.receive(timestamp, self.rules.max_clock_ahead)?;
-        // From here on the receipt is an event: it has ticked the clock, whatever becomes of the text.
-        let text = text?;
-        let message_id = message_id.transpose()?;
-        if let Some(id) = &message_id {
-            match self.message_ids.find(id, &text) {
-                Some(Known::Same(original)) => return Ok(Outcome::Repeated { original, time }),
-                Some(Known::Other(original)) => {
-                    return Err(Refusal::MessageIdTaken {
-                        id: id.clone(),
-                        original,
-                    });
-                }
-                None => {}
-            }
-        }
-        let sequence = self.advance();
-        if let Some(id) = &message_id {
-            self.message_ids.remember(id.clone(), &text, sequence);
-        }
-        let participant = speaker(&mut self.roster);
-        let kind = EventKind::Said { text, message_id };
-        Ok(Outcome::Accepted(Event {
-            sequence,
+        participant: ParticipantId,
+        name: Name,
+        kind: EventKind,
+        trace: Option<TraceContext>,
+    ) -> Outcome {
+        self.last = self.last.next();
+        Outcome::Accepted(Event {
+            sequence: self.last,
             time,
             at,
             participant,
             name,
             kind,
             trace,
-        }))
-    }
-
-    fn leave(&mut self, leave: Leave, at: WallTime) -> Result<Outcome, Refusal> {
-        let Leave {
-            participant,
-            timestamp,
-            trace,
-        } = leave;
-        let name = self
-            .roster
-            .get(participant)
-            .ok_or(Refusal::NotInRoom(participant))?
-            .name
-            .clone();
-        let time = match timestamp {
-            Some(timestamp) => self.clock.receive(timestamp, self.rules.max_clock_ahead)?,
-            None => self.clock.tick(),
-        };
-        self.roster.leave(participant);
-        let sequence = self.advance();
-        Ok(Outcome::Accepted(Event {
-            sequence,
-            time,
-            at,
-            participant,
-            name,
-            kind: EventKind::Left,
-            trace,
-        }))
-    }
-
-    fn advance(&mut self) -> Sequence {
-        self.last = self.last.next();
-        self.last
+        })
     }
 }
 

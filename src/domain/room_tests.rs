@@ -1,4 +1,4 @@
-//! What holds for every sequence of commands.
+//! Properties of the fold, for arbitrary commands, and single rules.
 
 use std::collections::BTreeMap;
 
@@ -24,8 +24,8 @@ fn timestamps() -> impl Strategy<Value = Timestamp> {
 }
 
 fn ids() -> impl Strategy<Value = ParticipantId> {
-    // Small ids that the clients of this test choose, and the first that the room assigns.
-    prop_oneof![1..5_i32, 1_000_001..1_000_004_i32].prop_map(|id| ParticipantId::chosen(id).unwrap())
+    // Small ids, which clients choose here, and the first that the room assigns.
+    prop_oneof![1..5_i32, 1_000_001..1_000_004_i32].prop_map(|id| ParticipantId::from_wire(id).unwrap())
 }
 
 fn joins() -> impl Strategy<Value = Command> {
@@ -47,14 +47,16 @@ fn says() -> impl Strategy<Value = Command> {
         "[xy\u{1b}]{0,10}",
         prop::option::of("[m ]{0,3}"),
     )
-        .prop_map(|(speaker, timestamp, text, id)| {
+        .prop_map(|(participant, timestamp, text, id)| {
             let message_id = id.map(|id| MessageId::try_from(id.as_str()));
             Command::Say(Say {
-                speaker,
-                timestamp,
-                text: Text::parse(&text, 8),
-                message_id,
-                trace: None,
+                participant,
+                message: Message {
+                    timestamp,
+                    text: Text::parse(&text, 8),
+                    message_id,
+                    trace: None,
+                },
             })
         })
 }
@@ -76,15 +78,15 @@ fn conversations() -> impl Strategy<Value = Vec<Command>> {
 fn timestamp_of(command: &Command) -> Option<i64> {
     match command {
         Command::Join(join) => Some(join.timestamp.0),
-        Command::Say(say) => Some(say.timestamp.0),
-        Command::Post(post) => Some(post.timestamp.0),
+        Command::Say(say) => Some(say.message.timestamp.0),
+        Command::Post(post) => Some(post.message.timestamp.0),
         Command::Leave(leave) => leave.timestamp.map(|timestamp| timestamp.0),
     }
 }
 
 proptest! {
     #[test]
-    fn times_increase_sequences_are_dense_and_the_roster_is_the_fold(commands in conversations()) {
+    fn times_increase_sequences_are_dense_and_the_roster_follows_the_log(commands in conversations()) {
         let mut room = Room::new(rules());
         let mut roster: BTreeMap<ParticipantId, Name> = BTreeMap::new();
         let mut said: BTreeMap<MessageId, Sequence> = BTreeMap::new();
@@ -99,32 +101,32 @@ proptest! {
                         prop_assert!(event.time.get() > claimed, "a reply is later than what its sender had seen");
                     }
                     match &event.kind {
-                        EventKind::Joined => {
+                        EventKind::Join => {
                             prop_assert_eq!(roster.insert(event.participant, event.name.clone()), None);
                         }
-                        EventKind::Said { message_id, .. } => {
+                        EventKind::Message { message_id, .. } => {
                             prop_assert_eq!(roster.get(&event.participant), Some(&event.name));
                             if let Some(id) = message_id {
                                 prop_assert_eq!(said.insert(id.clone(), event.sequence), None);
                             }
                         }
-                        EventKind::Left => {
+                        EventKind::Leave => {
                             prop_assert_eq!(roster.remove(&event.participant), Some(event.name.clone()));
                         }
                     }
                 }
                 Outcome::Repeated { original, time: receipt } => {
-                    let Command::Say(Say { message_id: Some(Ok(id)), .. }) = &command else {
+                    let Command::Say(Say { message: Message { message_id: Some(Ok(id)), .. }, .. }) = &command else {
                         return Err(TestCaseError::fail("only a message with an id can be repeated"));
                     };
                     prop_assert_eq!(said.get(id), Some(&original));
                     prop_assert!(receipt > time);
                     prop_assert_eq!(room.last(), last);
                 }
-                Outcome::Refused { refusal, time: receipt } => {
-                    let counted =
-                        matches!(refusal, Refusal::Text(_) | Refusal::MessageId(_) | Refusal::MessageIdTaken { .. });
-                    prop_assert_eq!(receipt > time, counted, "{:?}", refusal);
+                Outcome::Rejected { rejection, time: receipt } => {
+                    let has_ticked =
+                        matches!(rejection, Rejection::Text(_) | Rejection::MessageId(_) | Rejection::MessageIdTaken { .. });
+                    prop_assert_eq!(receipt > time, has_ticked, "{:?}", rejection);
                     prop_assert_eq!(receipt, room.time());
                     prop_assert_eq!(room.last(), last);
                 }
@@ -136,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn the_same_commands_make_the_same_room(commands in conversations()) {
+    fn the_same_commands_yield_the_same_outcomes(commands in conversations()) {
         let (mut one, mut other) = (Room::new(rules()), Room::new(rules()));
         for command in commands {
             prop_assert_eq!(one.apply(command.clone(), WallTime::default()), other.apply(command, WallTime::default()));
@@ -147,7 +149,7 @@ proptest! {
 fn join(name: &str, id: i32) -> Command {
     let name = Name::try_from(name).unwrap();
     Command::Join(Join {
-        id: ParticipantId::chosen(id),
+        id: ParticipantId::from_wire(id),
         name,
         timestamp: Timestamp(0),
         is_resumable: false,
@@ -155,30 +157,30 @@ fn join(name: &str, id: i32) -> Command {
     })
 }
 
-fn refusal(outcome: Outcome) -> Refusal {
+fn rejection(outcome: Outcome) -> Rejection {
     match outcome {
-        Outcome::Refused { refusal, .. } => refusal,
-        other => panic!("not refused: {other:?}"),
+        Outcome::Rejected { rejection, .. } => rejection,
+        other => panic!("not rejected: {other:?}"),
     }
 }
 
 #[test]
-fn a_name_is_held_by_one_at_a_time() {
+fn a_name_belongs_to_one_participant_at_a_time() {
     let mut room = Room::new(rules());
     assert!(matches!(
         room.apply(join("Ada", 1), WallTime::default()),
         Outcome::Accepted(_)
     ));
     assert!(matches!(
-        refusal(room.apply(join("ADA", 2), WallTime::default())),
-        Refusal::NameTaken(_)
+        rejection(room.apply(join("ADA", 2), WallTime::default())),
+        Rejection::NameTaken(_)
     ));
     assert!(matches!(
-        refusal(room.apply(join("Bob", 1), WallTime::default())),
-        Refusal::IdTaken(_)
+        rejection(room.apply(join("Bob", 1), WallTime::default())),
+        Rejection::IdTaken(_)
     ));
     let leave = Leave {
-        participant: ParticipantId::chosen(1).unwrap(),
+        participant: ParticipantId::from_wire(1).unwrap(),
         timestamp: None,
         trace: None,
     };
@@ -193,21 +195,21 @@ fn a_name_is_held_by_one_at_a_time() {
 }
 
 #[test]
-fn nobody_speaks_as_the_server() {
+fn nobody_can_have_the_servers_name() {
     for allow_duplicate_names in [false, true] {
-        nobody_speaks_as_the_server_in(Room::new(Rules {
+        nobody_can_have_the_servers_name_in(Room::new(Rules {
             allow_duplicate_names,
             ..rules()
         }));
     }
 }
 
-fn nobody_speaks_as_the_server_in(mut room: Room) {
+fn nobody_can_have_the_servers_name_in(mut room: Room) {
     for name in ["Server", "SERVER", "Sеrver"] {
         assert!(
             matches!(
-                refusal(room.apply(join(name, 1), WallTime::default())),
-                Refusal::NameTaken(_)
+                rejection(room.apply(join(name, 1), WallTime::default())),
+                Rejection::NameTaken(_)
             ),
             "{name}"
         );
@@ -219,15 +221,17 @@ fn nobody_speaks_as_the_server_in(mut room: Room) {
 }
 
 #[test]
-fn a_repeat_is_answered_though_its_sender_is_in_the_room_meanwhile() {
+fn a_repeated_post_is_answered_even_if_its_sender_has_joined_since() {
     let mut room = Room::new(rules());
     let post = |text: &str| {
         Command::Post(Post {
             name: Name::try_from("Ada").unwrap(),
-            timestamp: Timestamp(0),
-            text: Text::parse(text, 8),
-            message_id: Some(MessageId::try_from("m1")),
-            trace: None,
+            message: Message {
+                timestamp: Timestamp(0),
+                text: Text::parse(text, 8),
+                message_id: Some(MessageId::try_from("m1")),
+                trace: None,
+            },
         })
     };
     let mut apply = |command| room.apply(command, WallTime::default());
@@ -238,13 +242,13 @@ fn a_repeat_is_answered_though_its_sender_is_in_the_room_meanwhile() {
         other => panic!("{other:?}"),
     }
     assert!(matches!(
-        refusal(apply(post("y"))),
-        Refusal::MessageIdTaken { .. }
+        rejection(apply(post("y"))),
+        Rejection::MessageIdTaken { .. }
     ));
 }
 
 #[test]
-fn names_may_repeat_where_that_is_allowed() {
+fn duplicate_names_are_accepted_if_allowed() {
     let mut room = Room::new(Rules {
         allow_duplicate_names: true,
         ..rules()
@@ -258,7 +262,7 @@ fn names_may_repeat_where_that_is_allowed() {
 }
 
 #[test]
-fn a_room_takes_as_many_as_the_rules_say() {
+fn a_full_room_rejects_a_join() {
     let mut room = Room::new(rules());
     for (id, name) in [(1, "a"), (2, "b"), (3, "c"), (4, "d")] {
         assert!(matches!(
@@ -267,25 +271,27 @@ fn a_room_takes_as_many_as_the_rules_say() {
         ));
     }
     assert_eq!(
-        refusal(room.apply(join("e", 5), WallTime::default())),
-        Refusal::RoomFull(4)
+        rejection(room.apply(join("e", 5), WallTime::default())),
+        Rejection::RoomFull(4)
     );
 }
 
 #[test]
-fn a_refused_text_ticks_the_clock_and_takes_no_place() {
+fn a_rejected_text_ticks_the_clock_and_has_no_sequence() {
     let mut room = Room::new(rules());
     room.apply(join("Ada", 1), WallTime::default());
     let say = Say {
-        speaker: ParticipantId::chosen(1).unwrap(),
-        timestamp: Timestamp(7),
-        text: Text::parse("far too long", 8),
-        message_id: None,
-        trace: None,
+        participant: ParticipantId::from_wire(1).unwrap(),
+        message: Message {
+            timestamp: Timestamp(7),
+            text: Text::parse("far too long", 8),
+            message_id: None,
+            trace: None,
+        },
     };
     let outcome = room.apply(Command::Say(say), WallTime::default());
-    let Outcome::Refused {
-        refusal: Refusal::Text(TextError::TooLong { chars: 12, limit: 8 }),
+    let Outcome::Rejected {
+        rejection: Rejection::Text(TextError::TooLong { chars: 12, limit: 8 }),
         time,
     } = outcome
     else {
@@ -296,7 +302,7 @@ fn a_refused_text_ticks_the_clock_and_takes_no_place() {
 
 proptest! {
     #[test]
-    fn a_replayed_log_is_the_room_it_came_from(commands in conversations(), cut in 0..120_usize) {
+    fn a_replayed_log_yields_the_room_that_wrote_it(commands in conversations(), cut in 0..120_usize) {
         let mut room = Room::new(rules());
         let mut log = Vec::new();
         let mut snapshot = room.snapshot();
@@ -308,12 +314,12 @@ proptest! {
                 snapshot = room.snapshot();
             }
         }
-        // From the snapshot and the log, or from the log alone: the same participants, place and memory.
+        // From the snapshot and the log, or from the log alone: the same roster, position and deduplication window.
         let mut restored = Room::restore(rules(), snapshot.clone());
         let mut replayed = Room::new(rules());
         for event in &log {
             if event.sequence <= snapshot.last {
-                restored.recall(event);
+                restored.remember_message_id(event);
             } else {
                 prop_assert_eq!(restored.replay(event, false), Ok(()));
             }
@@ -322,18 +328,18 @@ proptest! {
         for other in [&restored, &replayed] {
             prop_assert_eq!(other.participants(), room.participants());
             prop_assert_eq!(other.last(), room.last());
-            // Refused messages tick the clock and are not in the log.
+            // Rejected messages tick the clock and are not in the log.
             prop_assert!(other.time() <= room.time());
             for event in &log {
-                if let EventKind::Said { text, message_id: Some(id) } = &event.kind {
-                    prop_assert_eq!(other.message_ids.find(id, text), Some(Known::Same(event.sequence)));
+                if let EventKind::Message { text, message_id: Some(id) } = &event.kind {
+                    prop_assert_eq!(other.dedup.get(id, text), Some(Seen::SameText(event.sequence)));
                 }
             }
         }
     }
 
     #[test]
-    fn a_log_with_a_hole_is_not_followed(commands in conversations(), hole in 0..20_usize) {
+    fn a_log_with_a_gap_cannot_be_replayed(commands in conversations(), gap in 0..20_usize) {
         let mut room = Room::new(rules());
         let mut log = Vec::new();
         for command in commands {
@@ -341,32 +347,34 @@ proptest! {
                 log.push(event);
             }
         }
-        prop_assume!(hole + 1 < log.len());
-        log.remove(hole);
+        prop_assume!(gap + 1 < log.len());
+        log.remove(gap);
         let mut replayed = Room::new(rules());
         let error = log.iter().find_map(|event| replayed.replay(event, false).err());
-        let (after, next) = (Sequence::new(hole as u64), Sequence::new(hole as u64 + 2));
-        prop_assert_eq!(error, Some(ReplayError::Hole { after, next }));
+        let (after, next) = (Sequence::new(gap as u64), Sequence::new(gap as u64 + 2));
+        prop_assert_eq!(error, Some(ReplayError::Gap { after, next }));
     }
 }
 
 #[test]
-fn a_post_from_outside_has_a_sender_of_its_own() {
+fn a_post_has_a_sender_id_of_its_own() {
     let mut room = Room::new(rules());
     room.apply(join("Ada", 1), WallTime::default());
     let post = |name: &str| {
         let name = Name::try_from(name).unwrap();
         Command::Post(Post {
             name,
-            timestamp: Timestamp(0),
-            text: Text::parse("hi", 8),
-            message_id: None,
-            trace: None,
+            message: Message {
+                timestamp: Timestamp(0),
+                text: Text::parse("hi", 8),
+                message_id: None,
+                trace: None,
+            },
         })
     };
     assert!(matches!(
-        refusal(room.apply(post("ada"), WallTime::default())),
-        Refusal::NameTaken(_)
+        rejection(room.apply(post("ada"), WallTime::default())),
+        Rejection::NameTaken(_)
     ));
     let Outcome::Accepted(event) = room.apply(post("bot"), WallTime::default()) else {
         panic!("not accepted")

@@ -1,31 +1,61 @@
-//! Who is in a room.
+//! The participants of a room.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::num::NonZeroI32;
 
 use super::limits::{FIRST_ASSIGNED_ID, SERVER_NAME};
-use super::name_key::NameKeys;
-use super::{LamportTime, Name, ParticipantId, Sequence};
+use super::skeleton::Skeletons;
+use super::{LamportTime, Name, Sequence};
 
-/// Somebody who is in a room.
+/// A participant of a room.
+///
+/// Its *session* lasts from its JOIN to its LEAVE. Ids are reused by later participants; the id together with
+/// `join_sequence` identifies the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Participant {
     /// The name.
     pub name: Name,
     /// The Lamport time of the JOIN.
-    pub joined: LamportTime,
-    /// The place of the JOIN in the log: with the id it names this stay and no other.
-    pub since: Sequence,
-    /// Whether the client can come back to its stay after losing its connection.
+    pub join_time: LamportTime,
+    /// The sequence of the JOIN.
+    pub join_sequence: Sequence,
+    /// Whether the client can resume its session after its connection is lost.
     pub is_resumable: bool,
 }
 
-/// Who is in a room: by id, and by what their names look like.
+/// A participant's id: any number but zero, which is the server's. Unique among the participants of a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParticipantId(NonZeroI32);
+
+impl ParticipantId {
+    /// The id that a client chose; `None` for zero, which asks the room to assign one.
+    #[must_use]
+    pub fn from_wire(id: i32) -> Option<Self> {
+        NonZeroI32::new(id).map(Self)
+    }
+
+    /// The number, which is never zero.
+    #[must_use]
+    pub const fn get(self) -> i32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for ParticipantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The participants of a room, by id and by skeleton of their names.
+///
+/// Invariants: `skeleton_counts` counts both skeletons of each participant's name and of the server's own, so a count is
+/// never 0; `next_id` is at least [`FIRST_ASSIGNED_ID`].
 #[derive(Debug, Clone)]
 pub(super) struct Roster {
     by_id: BTreeMap<ParticipantId, Participant>,
-    /// How many participants have a name of this look: more than one only where duplicate names are allowed, or where
-    /// one name has the look twice.
-    looks: HashMap<Box<str>, usize>,
+    skeleton_counts: HashMap<Box<str>, usize>,
     next_id: i32,
 }
 
@@ -33,33 +63,14 @@ impl Roster {
     pub(super) fn new() -> Self {
         let mut roster = Self {
             by_id: BTreeMap::new(),
-            looks: HashMap::new(),
+            skeleton_counts: HashMap::new(),
             next_id: FIRST_ASSIGNED_ID,
         };
-        // Nobody leaves under it, so it stays taken.
+        // Never removed, so nobody can have the server's name.
         if let Ok(server) = Name::try_from(SERVER_NAME) {
-            roster.take_look_of(&server);
+            roster.add_skeletons(&server);
         }
         roster
-    }
-
-    fn take_look_of(&mut self, name: &Name) {
-        let keys = NameKeys::of(name);
-        for key in [keys.as_written, keys.in_lower_case] {
-            *self.looks.entry(key).or_default() += 1;
-        }
-    }
-
-    /// The next id that may be assigned.
-    pub(super) const fn next_id(&self) -> i32 {
-        self.next_id
-    }
-
-    /// Takes note that an id was assigned, now or in the past.
-    pub(super) fn note_assigned(&mut self, id: i32) {
-        if id >= self.next_id {
-            self.next_id = id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
-        }
     }
 
     pub(super) const fn participants(&self) -> &BTreeMap<ParticipantId, Participant> {
@@ -70,23 +81,51 @@ impl Roster {
         self.by_id.get(&id)
     }
 
-    /// Whether somebody has this name or one that looks like it.
-    pub(super) fn has_look_of(&self, name: &Name) -> bool {
-        let keys = NameKeys::of(name);
-        self.looks.contains_key(&keys.as_written) || self.looks.contains_key(&keys.in_lower_case)
+    /// Whether a participant or the server has this name or one that is confusable with it.
+    pub(super) fn has_confusable(&self, name: &Name) -> bool {
+        let skeletons = Skeletons::of(name);
+        self.skeleton_counts.contains_key(&skeletons.as_written)
+            || self.skeleton_counts.contains_key(&skeletons.in_lower_case)
     }
 
-    /// Whether the name is the server's own, or looks like it.
+    /// Whether the name is confusable with the server's own.
     pub(super) fn is_reserved(name: &Name) -> bool {
-        Name::try_from(SERVER_NAME).is_ok_and(|server| server.looks_like(name))
+        Name::try_from(SERVER_NAME).is_ok_and(|server| server.is_confusable_with(name))
     }
 
-    /// An id that nobody in the room has. Ids are given once, as long as there are new ones, so that an old event's
-    /// sender is not mistaken for somebody who came later.
-    pub(super) fn vacant_id(&mut self) -> ParticipantId {
-        // Ends: a room has fewer participants than there are ids.
+    /// Adds a participant. `id` must be vacant.
+    pub(super) fn insert(&mut self, id: ParticipantId, participant: Participant) {
+        self.add_skeletons(&participant.name);
+        self.by_id.insert(id, participant);
+    }
+
+    pub(super) fn remove(&mut self, id: ParticipantId) -> Option<Participant> {
+        let participant = self.by_id.remove(&id)?;
+        let skeletons = Skeletons::of(&participant.name);
+        for skeleton in [skeletons.as_written, skeletons.in_lower_case] {
+            if let Some(count) = self.skeleton_counts.get_mut(&skeleton) {
+                *count -= 1;
+                if *count == 0 {
+                    self.skeleton_counts.remove(&skeleton);
+                }
+            }
+        }
+        Some(participant)
+    }
+
+    fn add_skeletons(&mut self, name: &Name) {
+        let skeletons = Skeletons::of(name);
+        for skeleton in [skeletons.as_written, skeletons.in_lower_case] {
+            *self.skeleton_counts.entry(skeleton).or_default() += 1;
+        }
+    }
+
+    /// Assigns a vacant id. An id is assigned again only when all have been, so that the sender of an old event is not
+    /// mistaken for somebody who joined later.
+    pub(super) fn allocate_id(&mut self) -> ParticipantId {
+        // Terminates: a room has fewer participants than there are ids.
         loop {
-            let candidate = ParticipantId::chosen(self.next_id);
+            let candidate = ParticipantId::from_wire(self.next_id);
             self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
             if let Some(id) = candidate
                 && !self.by_id.contains_key(&id)
@@ -96,22 +135,15 @@ impl Roster {
         }
     }
 
-    pub(super) fn enter(&mut self, id: ParticipantId, participant: Participant) {
-        self.take_look_of(&participant.name);
-        self.by_id.insert(id, participant);
+    /// Marks all ids up to and including `id` as assigned.
+    pub(super) fn reserve_through(&mut self, id: i32) {
+        if id >= self.next_id {
+            self.next_id = id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
+        }
     }
 
-    pub(super) fn leave(&mut self, id: ParticipantId) -> Option<Participant> {
-        let participant = self.by_id.remove(&id)?;
-        let keys = NameKeys::of(&participant.name);
-        for key in [keys.as_written, keys.in_lower_case] {
-            if let Some(count) = self.looks.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    self.looks.remove(&key);
-                }
-            }
-        }
-        Some(participant)
+    /// The id that [`Roster::allocate_id`] tries next.
+    pub(super) const fn next_id(&self) -> i32 {
+        self.next_id
     }
 }

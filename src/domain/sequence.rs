@@ -1,35 +1,40 @@
-//! The place of an event in its room's log.
+//! Positions in a room's log.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
-/// The place of an event in its room's log: 1, 2, 3, … without a hole. Zero is the place before the first event.
+use super::clock::WallTime;
+
+/// The position of an event in its room's log: 1, 2, 3, … without a gap. [`Sequence::ZERO`] is before the first event.
+///
+/// A sequence is meaningful only together with the [`Epoch`] of its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Sequence(u64);
 
 impl Sequence {
-    /// The place before the first event.
+    /// The position before the first event.
     pub const ZERO: Self = Self(0);
 
-    /// The place with this number.
+    /// The position with this number.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number as it goes over the wire.
+    /// The number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The place after this one.
+    /// The position after this one.
     #[must_use]
     pub const fn next(self) -> Self {
-        // 2^64 events do not happen: at a million a second they take half a million years.
+        // Saturation is out of reach: a million events a second would take half a million years.
         Self(self.0.saturating_add(1))
     }
 
-    /// The place before this one; zero's is zero.
+    /// The position before this one; for [`Sequence::ZERO`] itself.
     #[must_use]
     pub const fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))
@@ -37,6 +42,47 @@ impl Sequence {
 }
 
 impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Identifies one log of a room, from its creation until it is lost. Never zero.
+///
+/// When a log loses acknowledged events it continues under a new epoch, so that a client that has seen them learns that
+/// its sequence no longer means what it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(NonZeroU64);
+
+impl Epoch {
+    /// The epoch of a log created at this time: its milliseconds. An earlier log of the same room can have the same epoch
+    /// only if the wall clock was set back to the very millisecond.
+    #[must_use]
+    pub fn created_at(at: WallTime) -> Self {
+        Self(NonZeroU64::new(at.as_millis()).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// An epoch as stored or received; `None` for zero.
+    #[must_use]
+    pub fn from_wire(epoch: u64) -> Option<Self> {
+        NonZeroU64::new(epoch).map(Self)
+    }
+
+    /// The epoch under which a log that lost its end continues at `at`. It is later than this one; and it depends on the
+    /// time, because what was lost may include an epoch in between.
+    #[must_use]
+    pub fn renewed(self, at: WallTime) -> Self {
+        Self(self.0.saturating_add(1)).max(Self::created_at(at))
+    }
+
+    /// The number, which is never zero.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -1,49 +1,51 @@
-//! What a participant says.
+//! Texts of messages.
 
-use super::characters::may_stand_in_text;
+use std::sync::Arc;
 
-/// A text: no more characters than the limit, no control character other than tab and newline, no white space around
-/// it. It may be empty.
+use super::characters::is_allowed_in_text;
+
+/// The text of a message: at most the room's limit of characters, no control characters other than tab and newline, no
+/// surrounding white space. May be empty. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Text(Box<str>);
+pub struct Text(Arc<str>);
 
-/// Why something cannot be said. The words go to the sender.
+/// Why a text is invalid. `Display` is the text that the sender receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
-    /// Too many characters. (The first version's words, to the letter.)
+    /// It has too many characters. The wording is that of the first version, to the letter.
     #[error("Message too long ({chars} chars). Limit is {limit}.")]
     TooLong {
-        /// How many it has.
+        /// The number of characters.
         chars: usize,
-        /// How many it may have.
+        /// The limit.
         limit: usize,
     },
-    /// A control character.
+    /// It has a control character.
     #[error("Message has the control character U+{:04X} at place {place}. Only tab and newline are allowed.", u32::from(*.character))]
     Control {
         /// The first such character.
         character: char,
-        /// Its place, counted from 1.
+        /// Its position, counted from 1.
         place: usize,
     },
 }
 
 impl Text {
-    /// Takes `raw` as a text of at most `limit` characters.
+    /// Validates `raw` as a text of at most `limit` characters, not counting surrounding white space.
     ///
     /// # Errors
     ///
-    /// When it is too long or has a control character.
+    /// The text is too long or has a control character.
     pub fn parse(raw: &str, limit: usize) -> Result<Self, TextError> {
         let text = raw.trim();
-        // Bytes bound characters, so most texts need no count.
+        // There are no more characters than bytes, so most texts need not be counted.
         if text.len() > limit {
             let chars = text.chars().count();
             if chars > limit {
                 return Err(TextError::TooLong { chars, limit });
             }
         }
-        match text.chars().enumerate().find(|&(_, c)| !may_stand_in_text(c)) {
+        match text.chars().enumerate().find(|&(_, c)| !is_allowed_in_text(c)) {
             Some((index, character)) => Err(TextError::Control {
                 character,
                 place: index + 1,
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_refused_but_for_tab_and_newline() {
+    fn control_characters_other_than_tab_and_newline_are_rejected() {
         assert_eq!(Text::parse("a\tb\nc", 9).unwrap().as_str(), "a\tb\nc");
         assert_eq!(
             Text::parse("a\u{1b}[2J", 9).unwrap_err().to_string(),
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_text_is_a_text() {
+    fn a_text_may_be_empty() {
         assert_eq!(Text::parse(" \n", 9).unwrap().as_str(), "");
     }
 }

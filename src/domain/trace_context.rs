@@ -1,41 +1,43 @@
-//! Where a message belongs in a distributed trace: carried from the sender to the receivers, never interpreted here.
+//! The W3C trace context of a message. The domain carries it from the sender to the receivers and never interprets it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::limits::{MAX_TRACEPARENT_LEN, MAX_TRACESTATE_LEN};
 
-/// Where the parts of a `traceparent` stand.
+/// The byte ranges of the parts of a `traceparent`.
 const TRACE_ID: Range<usize> = 3..35;
 const SPAN_ID: Range<usize> = 36..52;
 const FLAGS: Range<usize> = 53..55;
 
-/// A W3C trace context (<https://www.w3.org/TR/trace-context/>) of version 00, well-formed.
+/// A well-formed W3C trace context (<https://www.w3.org/TR/trace-context/>) of version 00. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
-    traceparent: Box<str>,
-    tracestate: Box<str>,
+    traceparent: Arc<str>,
+    /// May be empty.
+    tracestate: Arc<str>,
 }
 
 impl TraceContext {
-    /// Takes a client's two fields; none when there is no `traceparent` or it is malformed: the recommendation says to
-    /// go on without a trace then, since a broken tracer must not break a conversation. A `tracestate` that is too long
-    /// or not ASCII is dropped by itself.
+    /// Parses the two fields that a client sent. Returns `None` if `traceparent` is empty or malformed: the recommendation
+    /// asks to continue without a trace then, because a broken tracer must not break a conversation. A `tracestate` that
+    /// is too long or has characters other than printable ASCII and tab is dropped by itself.
     #[must_use]
     pub fn parse(traceparent: &str, tracestate: &str) -> Option<Self> {
         if !is_traceparent(traceparent) {
             return None;
         }
-        let kept = tracestate.len() <= MAX_TRACESTATE_LEN
+        let is_valid = tracestate.len() <= MAX_TRACESTATE_LEN
             && tracestate
                 .bytes()
                 .all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
         Some(Self {
             traceparent: traceparent.into(),
-            tracestate: if kept { tracestate.into() } else { "".into() },
+            tracestate: if is_valid { tracestate.into() } else { "".into() },
         })
     }
 
-    /// A context of these ids, which must not be zero, without a `tracestate`.
+    /// A context with these ids, which must not be zero, and without a `tracestate`.
     #[must_use]
     pub fn new(trace_id: u128, span_id: u64, is_sampled: bool) -> Self {
         let flags = u8::from(is_sampled);
@@ -45,7 +47,7 @@ impl TraceContext {
         }
     }
 
-    /// The same trace with this `tracestate`.
+    /// This context with another `tracestate`.
     #[must_use]
     pub fn with_tracestate(self, tracestate: &str) -> Self {
         Self {
@@ -54,24 +56,22 @@ impl TraceContext {
         }
     }
 
-    /// The id of the trace; never zero.
+    /// The id of the trace, which is never zero.
     #[must_use]
     pub fn trace_id(&self) -> u128 {
-        // The field is well-formed.
+        // Cannot fail: the field is well-formed. The same holds below.
         u128::from_str_radix(&self.traceparent[TRACE_ID], 16).unwrap_or_default()
     }
 
-    /// The id of the span in which the message was made; never zero.
+    /// The id of the sender's span, which is never zero.
     #[must_use]
     pub fn span_id(&self) -> u64 {
-        // As above.
         u64::from_str_radix(&self.traceparent[SPAN_ID], 16).unwrap_or_default()
     }
 
-    /// Whether who made the message recorded that span.
+    /// Whether the sender recorded its span.
     #[must_use]
     pub fn is_sampled(&self) -> bool {
-        // As above.
         u8::from_str_radix(&self.traceparent[FLAGS], 16).unwrap_or_default() & 1 == 1
     }
 
@@ -81,14 +81,14 @@ impl TraceContext {
         &self.traceparent
     }
 
-    /// The `tracestate` field; may be empty.
+    /// The `tracestate` field, which may be empty.
     #[must_use]
     pub fn tracestate(&self) -> &str {
         &self.tracestate
     }
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`, lower case, neither id all zeros.
+/// `00-<32 hex>-<16 hex>-<2 hex>`, in lower case, neither id all zeros.
 fn is_traceparent(raw: &str) -> bool {
     let lower_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if raw.len() != MAX_TRACEPARENT_LEN {
@@ -115,7 +115,7 @@ mod tests {
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn a_well_formed_context_is_carried() {
+    fn a_well_formed_context_keeps_both_fields() {
         let context = TraceContext::parse(PARENT, "vendor=1").unwrap();
         assert_eq!(
             (context.traceparent(), context.tracestate()),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_one_is_dropped() {
+    fn a_malformed_field_is_dropped() {
         for wrong in [
             "",
             "00",

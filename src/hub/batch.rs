@@ -1,28 +1,29 @@
-//! What a room has decided and not yet told: the events, encoded, and what is to happen between them.
+//! What a room has decided but not yet published: encoded events, and the effects between them.
 
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::description::Description;
-use super::end::End;
+use super::feed::CloseReason;
 use super::frame;
-use super::member::{Entry, Member};
-use super::observer::Trail;
+use super::handle::{Member, Reply};
+use super::observer::MessageTrace;
 use super::reader::Reader;
-use super::request::{Posted, Reply};
+use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use crate::domain::{Epoch, Event, RoomName, Sequence};
 use crate::store::Record;
 
-/// A chunk of a batch has at most about this many bytes: what is published at once is let go at once.
+/// A chunk is sealed at this size, in bytes. The feed frees a chunk as a whole, so this bounds what one unread event
+/// retains.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// What a room has decided and not yet told.
+/// The decisions of one turn of the room's actor, in order.
 #[derive(Default)]
 pub(super) struct Batch {
-    chunks: Vec<Chunk>,
-    bytes: BytesMut,
+    sealed: Vec<Chunk>,
+    /// The chunk that grows; its events are in `bytes` until it is sealed.
     open: Chunk,
+    bytes: BytesMut,
 }
 
 /// A part of a batch that is stored as one record and published under one lock.
@@ -30,44 +31,47 @@ pub(super) struct Batch {
 pub(super) struct Chunk {
     /// The events, framed.
     pub(super) bytes: Bytes,
-    /// What is to happen, in order.
-    pub(super) steps: Vec<Step>,
-    /// Those of the events that are followed.
-    pub(super) trails: Vec<Box<dyn Trail>>,
+    /// What happens when the chunk is published, in order.
+    pub(super) effects: Vec<Effect>,
+    /// The traces of those events that are traced.
+    pub(super) traces: Vec<Box<dyn MessageTrace>>,
     first: Sequence,
     events: u32,
+    /// The indexes of the JOINs of resumable participants.
     resumable: Vec<u32>,
 }
 
-pub(super) enum Step {
-    /// So many bytes, so many events, the oldest decoded then.
-    Run {
+/// Something that happens between two events.
+pub(super) enum Effect {
+    /// The next `len` bytes of the chunk, which are `events` consecutive events, are published.
+    Publish {
         len: usize,
         events: u32,
-        received: Instant,
+        /// When the oldest of them was decoded.
+        received_at: Instant,
     },
-    /// A participant's stream begins here.
-    Enter { entry: Entry, reply: Reply<Member> },
-    /// A reader's stream begins here.
+    /// A participant's stream starts.
+    Attach { info: JoinInfo, reply: Reply<Member> },
+    /// A subscriber's stream starts, with the event after `after`.
     Subscribe { after: Sequence, reply: Reply<Reader> },
-    /// The client of a connection is told something.
-    Notify { connection: u64, notice: Bytes },
-    /// The stream of a connection ends here.
-    End { connection: u64, end: End },
-    /// All streams end here.
-    EndAll(End),
+    /// One participant receives a private message.
+    Notify { attachment: u64, notice: Bytes },
+    /// A participant's stream closes.
+    Detach { attachment: u64, reason: CloseReason },
+    /// All streams close.
+    CloseAll(CloseReason),
     /// A post is answered.
-    Posted { posted: Posted, reply: Reply<Posted> },
-    /// A question is answered.
-    Describe {
-        description: Description,
-        reply: Reply<Description>,
+    Posted {
+        outcome: PostOutcome,
+        reply: Reply<PostOutcome>,
     },
+    /// A request for the roster is answered.
+    Info { info: RoomInfo, reply: Reply<RoomInfo> },
 }
 
 impl Batch {
-    pub(super) fn step(&mut self, step: Step) {
-        self.open.steps.push(step);
+    pub(super) fn push(&mut self, effect: Effect) {
+        self.open.effects.push(effect);
     }
 
     pub(super) fn append(
@@ -76,8 +80,8 @@ impl Batch {
         epoch: Epoch,
         event: &Event,
         is_resumable: bool,
-        received: Instant,
-        trail: Option<Box<dyn Trail>>,
+        received_at: Instant,
+        trace: Option<Box<dyn MessageTrace>>,
     ) {
         let before = self.bytes.len();
         frame::write_event(&mut self.bytes, room, epoch, event);
@@ -90,16 +94,16 @@ impl Batch {
             chunk.resumable.push(chunk.events);
         }
         chunk.events += 1;
-        chunk.trails.extend(trail);
-        // One run for all events in a row; the first of them is the oldest.
-        if let Some(Step::Run { len, events, .. }) = chunk.steps.last_mut() {
+        chunk.traces.extend(trace);
+        // Consecutive events are published together. The first of them is the oldest.
+        if let Some(Effect::Publish { len, events, .. }) = chunk.effects.last_mut() {
             *len += written;
             *events += 1;
         } else {
-            chunk.steps.push(Step::Run {
+            chunk.effects.push(Effect::Publish {
                 len: written,
                 events: 1,
-                received,
+                received_at,
             });
         }
         if self.bytes.len() >= CHUNK_BYTES {
@@ -110,32 +114,20 @@ impl Batch {
     fn seal(&mut self) {
         let mut chunk = std::mem::take(&mut self.open);
         chunk.bytes = self.bytes.split().freeze();
-        self.chunks.push(chunk);
+        self.sealed.push(chunk);
     }
 
-    /// All there is, in order.
+    /// Takes all chunks, in order.
     pub(super) fn take(&mut self) -> Vec<Chunk> {
-        if !self.open.steps.is_empty() {
+        if !self.open.effects.is_empty() {
             self.seal();
         }
-        std::mem::take(&mut self.chunks)
+        std::mem::take(&mut self.sealed)
     }
 }
 
 impl Chunk {
-    /// Swaps the first two events, on request.
-    #[cfg(feature = "failpoints")]
-    pub(super) fn spoiled(mut self) -> Self {
-        let is_run = matches!(self.steps.first(), Some(Step::Run { events: 2.., .. }));
-        if is_run && crate::failpoint::is_on("swap-events") {
-            let mut events: Vec<Bytes> = crate::store::frames(self.bytes.clone()).collect();
-            events.swap(0, 1);
-            self.bytes = events.concat().into();
-        }
-        self
-    }
-
-    /// What is to be stored of it, if anything.
+    /// The record to store for this chunk; `None` if it has no events.
     pub(super) fn record(&self) -> Option<Record> {
         (self.events > 0).then(|| Record {
             first: self.first,
@@ -143,5 +135,17 @@ impl Chunk {
             resumable: self.resumable.clone(),
             frames: self.bytes.clone(),
         })
+    }
+
+    /// Swaps the first two events if that fault is injected.
+    #[cfg(feature = "failpoints")]
+    pub(super) fn inject_faults(mut self) -> Self {
+        let is_pair = matches!(self.effects.first(), Some(Effect::Publish { events: 2.., .. }));
+        if is_pair && crate::failpoint::is_on("swap-events") {
+            let mut events: Vec<Bytes> = crate::store::frames(self.bytes.clone()).collect();
+            events.swap(0, 1);
+            self.bytes = events.concat().into();
+        }
+        self
     }
 }

@@ -1,69 +1,79 @@
-//! The newest part of a room's log, as bytes that are ready for the wire, and the cursors of those who read it.
+//! The newest part of a room's log, as bytes that are ready for the wire, and the cursors of its subscribers.
 //!
-//! Each broadcast is encoded once, into one piece of memory that all subscribers share. A subscriber is a cursor: when
-//! its transport has room, it takes everything from its cursor to the end of the piece as one slice. There is no queue,
-//! no copy and no encoding per subscriber.
+//! Each broadcast is encoded once, into memory that all subscribers share. A subscriber is a cursor: when its transport has
+//! room, it takes everything from its cursor to the end of a block as one slice. There is no queue, no copy and no encoding
+//! per subscriber.
 //!
-//! The feed is cut in two ways. *Pieces* are contiguous bytes. *Runs* are stretches of events that every cursor reads
-//! as a whole: a cursor always stands between two runs, and the driver begins a new run wherever something is to happen
-//! to one cursor alone (it starts there, ends there, or has a private notice there). Each run counts the cursors that
-//! have yet to read it, so the feed knows, without looking at the cursors, what everybody has read and can let go.
+//! The log is divided in two ways. A *block* is contiguous memory. A *run* is a range of events that every cursor reads as a
+//! whole: a cursor always stands between two runs, and the room's actor starts a new run wherever something happens to one
+//! cursor alone (it starts or closes there, or has a private notice there). Each run counts the cursors that have read
+//! everything before it but not the run itself, so the feed knows which runs everybody has read without looking at the
+//! cursors.
 //!
-//! Promises:
+//! ```text
+//! blocks   |      a       |         b          |    c    |
+//! runs     | 7  |    8    |    9    |    10    |   11    |
+//! cursors  ^ x            ^ y, z                         ^ w (at the end)
+//! ```
 //!
-//! - A cursor yields each event from where it began, once, in order, and its private notices between the same two
-//!   events at which they were given.
-//! - The feed holds at most its capacity (and one batch), however slow a subscriber is; what everybody has read is let
-//!   go at once. A cursor whose next run is gone is told so ([`Piece::FellBehind`]); it never skips by itself. A
-//!   [`super::Reader`] reads on from the store then.
-//! - Whatever a reader does, a writer never waits for it.
+//! Run 7 counts one cursor, run 9 two, the others none; `at_end` is one. When `x` has read run 7 and 8, both runs and block
+//! `a` are freed.
+//!
+//! Guarantees:
+//!
+//! - A cursor yields each event after its start once and in order, and its notices between the two events where they were
+//!   given.
+//! - The feed retains at most its capacity and one batch, however slow a subscriber is. What everybody has read is freed at
+//!   once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips by itself. Its reader then
+//!   continues from the store.
+//! - Publishing never waits for a subscriber.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
-use super::end::End;
-use super::observer::{Audience, Observer};
-use crate::domain::Sequence;
+use super::observer::{FanOut, Observer};
+use crate::domain::{Rejection, Sequence};
 
-/// Batches smaller than this are copied together while somebody is behind, so that who catches up takes few large
-/// pieces and not many small ones: a transport frame has 16 KiB. While everybody keeps up nothing is copied.
-const MERGED_PIECE: usize = 16 * 1024;
+/// Small batches are merged into blocks of up to this size while somebody has yet to read them, so that a subscriber
+/// that is behind reads few large slices: a transport frame has 16 KiB. While everybody keeps up nothing is copied.
+const MERGED_BLOCK: usize = 16 * 1024;
 
 /// The newest part of one room's log.
 pub struct Feed {
     capacity: usize,
     observer: Arc<dyn Observer>,
-    /// How many readers are served from the store.
-    behind: AtomicUsize,
+    /// The number of readers that are served from the store.
+    catching_up: AtomicUsize,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Contiguous: each begins where the one before ends.
-    pieces: VecDeque<PlacedPiece>,
-    /// The runs that are kept; the first one's number is `first_run`. Unless empty, somebody has yet to read the first.
+    /// Contiguous: each starts where the one before ends.
+    blocks: VecDeque<Block>,
+    /// The retained runs, numbered from `first_run`. Unless empty, at least one cursor has yet to read the first.
     runs: VecDeque<Run>,
     first_run: u64,
     /// The offset at which the last run ends.
     end: u64,
-    /// The place in the log of the last event.
+    /// The last event.
     last: Sequence,
-    /// How many cursors have read everything.
+    /// The number of cursors that have read everything.
     at_end: usize,
     cursors: Slab<Slot>,
-    /// How many cursors there ever were.
-    numbered: u64,
-    /// The cursors that wait for more.
+    /// The id of the newest cursor.
+    last_id: u64,
+    /// The cursors that wait for more, as indexes of `cursors`.
     parked: Vec<usize>,
 }
 
-struct PlacedPiece {
+struct Block {
     start: u64,
     bytes: Bytes,
 }
@@ -72,30 +82,39 @@ struct Run {
     start: u64,
     end: u64,
     events: u32,
-    /// The place in the log of its last event.
+    /// The last event of the run.
     last: Sequence,
     /// When the oldest command of the run was decoded.
-    received: Instant,
-    /// How many cursors have yet to read it and have read everything before it.
+    received_at: Instant,
+    /// The number of cursors that have read everything before the run, but not the run.
     waiting: usize,
 }
 
 struct Slot {
-    /// Tells it from another that had the same place in the slab.
+    /// Unique, unlike the index in the slab.
     id: u64,
-    /// The run to read next.
+    /// The number of the run to read next.
     run: u64,
+    /// Private messages, each with the number of the run that it precedes.
     notices: VecDeque<(u64, Bytes)>,
-    /// Before which run it ends, after which event, and why.
-    end: Option<(u64, Sequence, End)>,
-    /// The place in the log of the last event it has read.
-    seen: Sequence,
+    close: Option<Close>,
+    /// The last event that was read.
+    position: Sequence,
     waker: Option<Waker>,
-    /// Its place among the parked.
+    /// The index in `parked`.
     parked: Option<usize>,
 }
 
-/// Names a cursor towards its feed, for as long as it lives and never again.
+/// Where and why a cursor closes.
+struct Close {
+    /// The number of the run that it precedes.
+    run: u64,
+    /// The last event that the cursor yields.
+    after: Sequence,
+    reason: CloseReason,
+}
+
+/// Identifies a cursor of a feed. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CursorKey {
     index: usize,
@@ -104,74 +123,84 @@ pub struct CursorKey {
 
 /// What a cursor yields.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum FeedItem {
     /// Events, framed.
     Events(Bytes),
     /// A private message, framed.
     Notice(Bytes),
-    /// Nothing more comes.
-    End(End),
-    /// What comes next is no longer in the feed.
-    FellBehind,
+    /// The stream is closed: no further item follows.
+    Closed(CloseReason),
+    /// The next event is no longer retained.
+    Lagged,
+}
+
+/// Why a room closes a subscriber's stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The participant left.
+    Left,
+    /// The participant's last command was rejected in a way that ends the stream.
+    Rejected(Rejection),
+    /// The session was resumed on another stream.
+    TakenOver,
+    /// The server is draining. The client should connect again after about this delay.
+    Draining(Duration),
+    /// The room has failed. The client should connect again.
+    Failed,
 }
 
 impl Feed {
-    /// A feed of what follows the event at `last`, which keeps at most `capacity` bytes for those who are behind.
+    /// A feed of the events after `last` that retains at most `capacity` bytes.
     #[must_use]
     pub fn new(capacity: usize, last: Sequence, observer: Arc<dyn Observer>) -> Arc<Self> {
         let state = State {
-            pieces: VecDeque::new(),
+            blocks: VecDeque::new(),
             runs: VecDeque::new(),
             first_run: 0,
             end: 0,
             last,
             at_end: 0,
             cursors: Slab::new(),
-            numbered: 0,
+            last_id: 0,
             parked: Vec::new(),
         };
         Arc::new(Self {
             capacity,
             observer,
-            behind: AtomicUsize::new(0),
+            catching_up: AtomicUsize::new(0),
             state: Mutex::new(state),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins to publish `bytes`, the events of one batch. They appear to subscribers run by run, as
-    /// [`Publication::run`] is called for them, and nobody sees any of it before the publication is dropped.
+    /// Starts to publish `bytes`, the events of one batch. [`Publication::run`] adds them run by run. No subscriber sees
+    /// any of them before the publication is dropped.
     pub fn publish<'a>(self: &'a Arc<Self>, bytes: Bytes, woken: &'a mut Vec<Waker>) -> Publication<'a> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !bytes.is_empty() {
-            state.place(bytes);
+            state.append(bytes);
         }
         Publication {
             feed: self,
             state: Some(state),
             woken,
-            grown: false,
+            has_grown: false,
         }
     }
 
-    /// A reader is served from the store from now on (`true`), or no longer is (`false`).
-    pub(super) fn behind(&self, behind: bool) {
-        if behind {
-            self.behind.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.behind.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.observer.behind(behind);
+    /// A reader is served from the store from now on.
+    pub(super) fn catch_up_started(&self) {
+        self.catching_up.fetch_add(1, Ordering::Relaxed);
+        self.observer.catch_up_started();
     }
 
-    /// How many cursors there are.
-    #[must_use]
-    pub fn cursors(&self) -> usize {
-        self.lock().cursors.len()
+    /// A reader is no longer served from the store.
+    pub(super) fn catch_up_ended(&self) {
+        self.catching_up.fetch_sub(1, Ordering::Relaxed);
+        self.observer.catch_up_ended();
+    }
+
+    pub(super) fn cursor_count(&self) -> usize {
+        self.state.lock().cursors.len()
     }
 }
 
@@ -185,53 +214,53 @@ impl State {
         self.runs.get_mut(usize::try_from(index).ok()?)
     }
 
-    fn place(&mut self, bytes: Bytes) {
+    fn append(&mut self, bytes: Bytes) {
         let start = self
-            .pieces
+            .blocks
             .back()
             .map_or(self.end, |last| last.start + last.bytes.len() as u64);
-        // Someone has yet to read the last piece: what is small is read together.
-        if let Some(last) = self.pieces.back_mut()
-            && last.bytes.len() + bytes.len() <= MERGED_PIECE
+        // Somebody has yet to read the last block, or it would not be here.
+        if let Some(last) = self.blocks.back_mut()
+            && last.bytes.len() + bytes.len() <= MERGED_BLOCK
         {
             let mut merged = BytesMut::with_capacity(last.bytes.len() + bytes.len());
             merged.extend_from_slice(&last.bytes);
             merged.extend_from_slice(&bytes);
             last.bytes = merged.freeze();
         } else {
-            self.pieces.push_back(PlacedPiece { start, bytes });
+            self.blocks.push_back(Block { start, bytes });
         }
     }
 
-    /// Lets go of the runs that nobody waits for, and of the pieces without runs.
+    /// Frees the runs that everybody has read, and the blocks without runs.
     fn trim(&mut self, now: Instant, observer: &dyn Observer) {
         while let Some(run) = self.runs.pop_front_if(|run| run.waiting == 0) {
-            observer.completed(run.events, now.saturating_duration_since(run.received));
+            observer.fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
             self.first_run += 1;
         }
-        self.trim_pieces();
+        self.trim_blocks();
     }
 
-    fn trim_pieces(&mut self) {
+    fn trim_blocks(&mut self) {
         let start = self.runs.front().map_or(self.end, |run| run.start);
         while self
-            .pieces
-            .pop_front_if(|piece| piece.start + piece.bytes.len() as u64 <= start)
+            .blocks
+            .pop_front_if(|block| block.start + block.bytes.len() as u64 <= start)
             .is_some()
         {}
     }
 
-    /// Keeps no more than `capacity` bytes, whoever has yet to read them.
-    fn bound(&mut self, capacity: usize, now: Instant, observer: &dyn Observer) {
+    /// Drops the oldest runs, read or not, until at most `capacity` bytes are retained.
+    fn enforce_capacity(&mut self, capacity: usize, now: Instant, observer: &dyn Observer) {
         while let Some(run) = self.runs.front()
             && self.end - run.start > capacity as u64
         {
-            // Nobody who is still waiting for it counts as live.
-            observer.completed(run.events, now.saturating_duration_since(run.received));
+            // The cursors that have yet to read it lag from now on, and do not count.
+            observer.fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
             self.runs.pop_front();
             self.first_run += 1;
         }
-        self.trim_pieces();
+        self.trim_blocks();
     }
 
     fn park(&mut self, key: usize, cx: &Context<'_>) {
@@ -260,25 +289,25 @@ impl State {
     }
 }
 
-/// A batch that is being published: the feed is locked until it is dropped, and nobody is woken before.
+/// A batch that is being published. The feed is locked, and no subscriber is woken, until it is dropped.
 pub struct Publication<'a> {
     feed: &'a Arc<Feed>,
-    /// None once it is dropped.
+    /// `None` only while it is being dropped.
     state: Option<MutexGuard<'a, State>>,
     woken: &'a mut Vec<Waker>,
-    grown: bool,
+    has_grown: bool,
 }
 
 impl Publication<'_> {
     fn state(&mut self) -> &mut State {
-        // Only `drop` takes it.
         self.state
             .as_mut()
             .expect("the publication holds its lock until it is dropped")
     }
 
-    /// The next `len` bytes of the batch are `events`, of which the oldest was decoded at `received`.
-    pub fn run(&mut self, len: usize, events: u32, received: Instant) {
+    /// Adds a run: the next `len` bytes of the batch, which are `events`, the oldest of which was decoded at
+    /// `received_at`.
+    pub fn run(&mut self, len: usize, events: u32, received_at: Instant) {
         let state = self.state();
         let (start, end) = (state.end, state.end + len as u64);
         let last = Sequence::new(state.last.get() + u64::from(events));
@@ -288,29 +317,29 @@ impl Publication<'_> {
             end,
             events,
             last,
-            received,
+            received_at,
             waiting,
         });
         state.end = end;
         state.last = last;
-        self.grown = true;
+        self.has_grown = true;
     }
 
-    /// A new cursor, which yields what comes after here.
+    /// Creates a cursor that yields the events after this point.
     #[must_use]
-    pub fn enter(&mut self) -> Cursor {
+    pub fn subscribe(&mut self) -> Cursor {
         let feed = Arc::clone(self.feed);
         let state = self.state();
         let run = state.next_run();
         state.at_end += 1;
-        state.numbered += 1;
-        let (seen, id) = (state.last, state.numbered);
+        state.last_id += 1;
+        let (position, id) = (state.last, state.last_id);
         let slot = Slot {
             id,
             run,
             notices: VecDeque::new(),
-            end: None,
-            seen,
+            close: None,
+            position,
             waker: None,
             parked: None,
         };
@@ -321,10 +350,10 @@ impl Publication<'_> {
         Cursor { key, feed }
     }
 
-    /// A private message for one cursor, between what came before and what comes after.
+    /// Gives one cursor a private message at this point.
     ///
-    /// A notice answers a command, and a client's commands are not read while its notices wait, so the room's inbox
-    /// bounds how many there are.
+    /// A notice answers a command, and no commands are read from a client that has unread notices, so the mailbox bounds
+    /// how many there are.
     pub fn notify(&mut self, key: CursorKey, notice: Bytes) {
         let state = self.state();
         let run = state.next_run();
@@ -334,34 +363,33 @@ impl Publication<'_> {
         }
     }
 
-    /// Ends one cursor after what came before. Where an end is set already, that one holds.
-    pub fn end(&mut self, key: CursorKey, end: End) {
+    /// Closes one cursor at this point, unless it is being closed already.
+    pub fn close(&mut self, key: CursorKey, reason: CloseReason) {
         let state = self.state();
         let run = state.next_run();
-        let last = state.last;
+        let after = state.last;
         if let Some(slot) = state.cursors.get_mut(key.index).filter(|slot| slot.id == key.id) {
-            slot.end.get_or_insert((run, last, end));
+            slot.close.get_or_insert(Close { run, after, reason });
             self.wake(key.index);
         }
     }
 
-    /// Ends every cursor after what came before.
-    pub fn end_all(&mut self, end: &End) {
+    /// Closes every cursor at this point.
+    pub fn close_all(&mut self, reason: &CloseReason) {
         let cursors = self.state().cursors.iter();
         let keys: Vec<_> = cursors
             .map(|(index, slot)| CursorKey { index, id: slot.id })
             .collect();
         for key in keys {
-            self.end(key, end.clone());
+            self.close(key, reason.clone());
         }
     }
 
-    /// Who is there.
-    #[must_use]
-    pub fn audience(&mut self) -> Audience {
-        Audience {
+    /// The current number of subscribers.
+    pub(super) fn fan_out(&mut self) -> FanOut {
+        FanOut {
             subscribers: self.state().cursors.len(),
-            behind: self.feed.behind.load(Ordering::Relaxed),
+            lagging: self.feed.catching_up.load(Ordering::Relaxed),
         }
     }
 
@@ -376,10 +404,10 @@ impl Drop for Publication<'_> {
         let Some(mut state) = self.state.take() else {
             return;
         };
-        if self.grown {
+        if self.has_grown {
             let now = Instant::now();
             state.trim(now, &*self.feed.observer);
-            state.bound(self.feed.capacity, now, &*self.feed.observer);
+            state.enforce_capacity(self.feed.capacity, now, &*self.feed.observer);
             let state = &mut *state;
             for key in state.parked.drain(..) {
                 let slot = &mut state.cursors[key];
@@ -392,41 +420,39 @@ impl Drop for Publication<'_> {
     }
 }
 
-/// One subscriber's place in a feed. Dropping it gives the place up.
+/// One subscriber's position in a feed. Dropping it unsubscribes.
 pub struct Cursor {
     feed: Arc<Feed>,
     key: CursorKey,
 }
 
 impl Cursor {
-    /// Names this cursor towards its feed's publications.
+    /// Identifies this cursor to the publications of its feed.
     #[must_use]
     pub const fn key(&self) -> CursorKey {
         self.key
     }
 
-    /// The feed it reads.
     pub(super) const fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }
 
-    /// The place in the log of the last event it has read (or stands after).
-    #[must_use]
-    pub fn seen(&self) -> Sequence {
-        self.feed.lock().cursors[self.key.index].seen
+    /// The last event that was read, or the one after which the cursor started.
+    pub(super) fn position(&self) -> Sequence {
+        self.feed.state.lock().cursors[self.key.index].position
     }
 
-    /// Goes to the end of the feed, and gives the place in the log up to which the reader must look elsewhere (or after
-    /// which it has nothing to read, where its end was set meanwhile). For a cursor that fell behind.
-    pub fn skip_to_end(&mut self) -> Sequence {
-        let mut guard = self.feed.lock();
+    /// Skips to the end of the feed, for a cursor that lags. Returns the last event that the cursor thereby will not
+    /// yield; if it is being closed, the last one before it closes.
+    pub(super) fn skip_to_end(&mut self) -> Sequence {
+        let mut guard = self.feed.state.lock();
         let state = &mut *guard;
         let (next_run, last) = (state.next_run(), state.last);
         let slot = &mut state.cursors[self.key.index];
         let from = std::mem::replace(&mut slot.run, next_run);
-        let upto = slot.end.as_ref().map_or(last, |(_, end, _)| *end);
-        slot.seen = upto;
-        // It is counted among those at the end now, and nowhere else.
+        let upto = slot.close.as_ref().map_or(last, |close| close.after);
+        slot.position = upto;
+        // It now counts in `at_end`, and in no run.
         if from != next_run {
             if let Some(run) = state.run_mut(from) {
                 run.waiting -= 1;
@@ -437,10 +463,9 @@ impl Cursor {
         upto
     }
 
-    /// How many bytes are yet to be read.
-    #[must_use]
-    pub fn lag(&self) -> u64 {
-        let mut state = self.feed.lock();
+    /// The unread bytes; `u64::MAX` if the next event is no longer retained.
+    pub(super) fn lag(&self) -> u64 {
+        let mut state = self.feed.state.lock();
         let run = state.cursors[self.key.index].run;
         let end = state.end;
         if run == state.next_run() {
@@ -449,25 +474,23 @@ impl Cursor {
         state.run_mut(run).map_or(u64::MAX, |run| end - run.start)
     }
 
-    /// What comes next: as many events as are there in one piece, or a notice, or the end. Pending while there is
-    /// nothing new.
+    /// The next item: all unread events of one block up to the next notice, or a notice, or the close. Pending while
+    /// there is nothing new.
     ///
-    /// Cancellation safe: what it yields is read, what it does not yield is not.
-    pub fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Piece> {
-        let mut guard = self.feed.lock();
+    /// Cancel safe: only what it returns counts as read.
+    pub fn poll_next(&mut self, cx: &Context<'_>) -> Poll<FeedItem> {
+        let mut guard = self.feed.state.lock();
         let state = &mut *guard;
         let next_run = state.next_run();
         let slot = &mut state.cursors[self.key.index];
         if let Some((_, notice)) = slot.notices.pop_front_if(|(run, _)| *run <= slot.run) {
-            return Poll::Ready(Piece::Notice(notice));
+            return Poll::Ready(FeedItem::Notice(notice));
         }
-        if let Some((run, _, end)) = &slot.end
-            && *run <= slot.run
-        {
-            return Poll::Ready(Piece::End(end.clone()));
+        if let Some(close) = slot.close.as_ref().filter(|close| close.run <= slot.run) {
+            return Poll::Ready(FeedItem::Closed(close.reason.clone()));
         }
         if slot.run < state.first_run {
-            return Poll::Ready(Piece::FellBehind);
+            return Poll::Ready(FeedItem::Lagged);
         }
         if slot.run == next_run {
             state.park(self.key.index, cx);
@@ -475,15 +498,15 @@ impl Cursor {
         }
         let stop = [
             slot.notices.front().map(|(run, _)| *run),
-            slot.end.as_ref().map(|(run, _, _)| *run),
+            slot.close.as_ref().map(|close| close.run),
         ]
         .into_iter()
         .flatten()
         .fold(next_run, u64::min);
-        Poll::Ready(Piece::Events(self.read(state, stop)))
+        Poll::Ready(FeedItem::Events(self.read(state, stop)))
     }
 
-    /// Reads up to the run `stop`, at most to the end of the piece; there is at least one run to read.
+    /// Reads the runs before `stop`, of which there is at least one, but not beyond the end of a block.
     fn read(&self, state: &mut State, stop: u64) -> Bytes {
         let now = Instant::now();
         let observer = &*self.feed.observer;
@@ -491,23 +514,23 @@ impl Cursor {
         let index = |run: u64| usize::try_from(run - state.first_run).unwrap_or(usize::MAX);
         let (from, to) = (index(first), index(stop));
         let start = state.runs[from].start;
-        // The piece in which the first run lies: the last one that begins at or before it.
-        let piece = &state.pieces[state.pieces.partition_point(|piece| piece.start <= start) - 1];
-        let piece_end = piece.start + piece.bytes.len() as u64;
+        // The block that contains the first run: the last one that starts at or before it.
+        let block = &state.blocks[state.blocks.partition_point(|block| block.start <= start) - 1];
+        let block_end = block.start + block.bytes.len() as u64;
         let mut end = start;
         let mut read = 0;
-        let mut seen = Sequence::ZERO;
-        for run in state.runs.range(from..to).take_while(|run| run.end <= piece_end) {
-            observer.delivered(run.events, now.saturating_duration_since(run.received));
+        let mut position = Sequence::ZERO;
+        for run in state.runs.range(from..to).take_while(|run| run.end <= block_end) {
+            observer.delivered(run.events, now.saturating_duration_since(run.received_at));
             end = run.end;
-            seen = run.last;
+            position = run.last;
             read += 1;
         }
-        let place = |offset: u64| usize::try_from(offset - piece.start).unwrap_or(usize::MAX);
-        let bytes = piece.bytes.slice(place(start)..place(end));
+        let index = |offset: u64| usize::try_from(offset - block.start).unwrap_or(usize::MAX);
+        let bytes = block.bytes.slice(index(start)..index(end));
         let slot = &mut state.cursors[self.key.index];
         slot.run = first + read;
-        slot.seen = seen;
+        slot.position = position;
         state.runs[from].waiting -= 1;
         match state.run_mut(first + read) {
             Some(run) => run.waiting += 1,
@@ -520,7 +543,7 @@ impl Cursor {
 
 impl Drop for Cursor {
     fn drop(&mut self) {
-        let mut guard = self.feed.lock();
+        let mut guard = self.feed.state.lock();
         let state = &mut *guard;
         state.unpark(self.key.index);
         let slot = state.cursors.remove(self.key.index);

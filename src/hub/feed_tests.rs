@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{EventKind, LamportTime, Refusal, RoomName};
+use crate::domain::{EventKind, LamportTime, Rejection, RoomName};
 
 const CAPACITY: usize = 200;
 
@@ -17,20 +17,23 @@ struct Counts {
 }
 
 impl Observer for Counts {
-    fn broadcast(&self, _: &EventKind, _: LamportTime) {}
-    fn refused(&self, _: &Refusal) {}
+    fn event_accepted(&self, _: &EventKind, _: LamportTime) {}
+    fn command_rejected(&self, _: &Rejection) {}
     fn delivered(&self, events: u32, _: Duration) {
         self.delivered.fetch_add(events.into(), Ordering::Relaxed);
     }
-    fn completed(&self, events: u32, _: Duration) {
+    fn fan_out_completed(&self, events: u32, _: Duration) {
         self.completed.fetch_add(events.into(), Ordering::Relaxed);
     }
-    fn connected(&self, _: bool) {}
-    fn room(&self, _: bool) {}
-    fn behind(&self, _: bool) {}
-    fn replayed(&self, _: u32) {}
-    fn stored(&self, _: Duration) {}
-    fn violated(&self, _: &RoomName, _: Sequence) {}
+    fn delivered_from_store(&self, _: u32) {}
+    fn participant_connected(&self) {}
+    fn participant_disconnected(&self) {}
+    fn room_opened(&self) {}
+    fn room_closed(&self) {}
+    fn catch_up_started(&self) {}
+    fn catch_up_ended(&self) {}
+    fn batch_stored(&self, _: Duration) {}
+    fn order_violated(&self, _: &RoomName, _: Sequence) {}
     fn resumed(&self, _: bool) {}
 }
 
@@ -44,21 +47,21 @@ fn publish(feed: &Arc<Feed>, bytes: &'static [u8]) {
         .run(bytes.len(), 1, Instant::now());
 }
 
-fn enter(feed: &Arc<Feed>) -> Cursor {
-    feed.publish(Bytes::new(), &mut Vec::new()).enter()
+fn subscribe(feed: &Arc<Feed>) -> Cursor {
+    feed.publish(Bytes::new(), &mut Vec::new()).subscribe()
 }
 
-fn events(piece: Poll<Piece>) -> Bytes {
-    match piece {
-        Poll::Ready(Piece::Events(bytes)) => bytes,
+fn events(item: Poll<FeedItem>) -> Bytes {
+    match item {
+        Poll::Ready(FeedItem::Events(bytes)) => bytes,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn all_that_is_there_comes_in_one_piece() {
+fn unread_events_of_one_block_are_one_slice() {
     let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()));
-    let mut cursor = enter(&feed);
+    let mut cursor = subscribe(&feed);
     for bytes in [b"one ", b"two ", b"more"] {
         publish(&feed, bytes);
     }
@@ -69,56 +72,59 @@ fn all_that_is_there_comes_in_one_piece() {
 }
 
 #[test]
-fn who_keeps_up_shares_the_memory_of_the_batch() {
+fn cursors_that_keep_up_share_the_memory_of_the_batch() {
     let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()));
-    let (mut one, mut other) = (enter(&feed), enter(&feed));
+    let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));
     publish(&feed, b"shared");
     assert_eq!(
         events(one.poll_next(&cx())).as_ptr(),
         events(other.poll_next(&cx())).as_ptr()
     );
-    assert!(feed.lock().pieces.is_empty(), "what everybody has read is let go");
+    assert!(
+        feed.state.lock().blocks.is_empty(),
+        "what everybody has read is freed"
+    );
 }
 
 #[test]
-fn a_cursor_is_parked_once_however_often_it_is_polled() {
+fn a_pending_cursor_is_parked_once() {
     let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()));
-    let (mut one, mut other) = (enter(&feed), enter(&feed));
+    let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));
     for _ in 0..5 {
         assert_eq!(one.poll_next(&cx()), Poll::Pending);
         assert_eq!(other.poll_next(&cx()), Poll::Pending);
     }
-    assert_eq!(feed.lock().parked.len(), 2);
+    assert_eq!(feed.state.lock().parked.len(), 2);
     drop(one);
-    assert_eq!(feed.lock().parked.len(), 1);
+    assert_eq!(feed.state.lock().parked.len(), 1);
     publish(&feed, b"x");
-    assert_eq!(feed.lock().parked.len(), 0);
+    assert_eq!(feed.state.lock().parked.len(), 0);
     assert_eq!(events(other.poll_next(&cx())), "x");
 }
 
 #[test]
-fn who_falls_behind_is_told_and_holds_no_memory() {
+fn a_lagging_cursor_is_told_and_retains_no_memory() {
     let counts = Arc::new(Counts::default());
     let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::clone(&counts) as Arc<dyn Observer>);
-    let (mut slow, mut fast) = (enter(&feed), enter(&feed));
+    let (mut slow, mut fast) = (subscribe(&feed), subscribe(&feed));
     for _ in 0..1_000 {
         publish(&feed, b"0123456789");
         assert_eq!(events(fast.poll_next(&cx())), "0123456789");
-        let state = feed.lock();
-        assert!(state.pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>() <= 2 * CAPACITY);
+        let state = feed.state.lock();
+        assert!(state.blocks.iter().map(|block| block.bytes.len()).sum::<usize>() <= 2 * CAPACITY);
     }
-    assert_eq!(slow.poll_next(&cx()), Poll::Ready(Piece::FellBehind));
-    assert_eq!(slow.poll_next(&cx()), Poll::Ready(Piece::FellBehind));
-    // It can go on from the end, when it has read elsewhere what it missed.
+    assert_eq!(slow.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
+    assert_eq!(slow.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
+    // It can continue from the end, once it has read what it missed elsewhere.
     assert_eq!(
-        (slow.seen(), slow.skip_to_end()),
+        (slow.position(), slow.skip_to_end()),
         (Sequence::ZERO, Sequence::new(1_000))
     );
     assert_eq!(slow.poll_next(&cx()), Poll::Pending);
     publish(&feed, b"x");
     assert_eq!(events(slow.poll_next(&cx())), "x");
     assert_eq!(
-        (slow.seen(), fast.seen()),
+        (slow.position(), fast.position()),
         (Sequence::new(1_001), Sequence::new(1_000))
     );
     drop(fast);
@@ -135,17 +141,17 @@ enum Action {
 #[derive(Debug, Clone)]
 enum Step {
     Run(u8),
-    Enter,
+    Subscribe,
     Notify(usize),
-    End(usize),
+    Close(usize),
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     let step = prop_oneof![
         4 => (1..20_u8).prop_map(Step::Run),
-        2 => Just(Step::Enter),
+        2 => Just(Step::Subscribe),
         1 => (0..6_usize).prop_map(Step::Notify),
-        1 => (0..6_usize).prop_map(Step::End),
+        1 => (0..6_usize).prop_map(Step::Close),
     ];
     let action = prop_oneof![
         4 => prop::collection::vec(step, 0..6).prop_map(Action::Publish),
@@ -155,11 +161,11 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
     prop::collection::vec(action, 0..80)
 }
 
-/// What one cursor must yield yet.
+/// What one cursor has yet to yield.
 #[derive(Default)]
 struct Expected {
     items: VecDeque<Item>,
-    ended: bool,
+    is_closed: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -170,8 +176,8 @@ enum Item {
 
 proptest! {
     #[test]
-    fn each_cursor_yields_what_a_list_of_its_own_would(actions in actions()) {
-        // Large enough that nobody falls behind here.
+    fn each_cursor_yields_the_same_as_a_list_of_its_own(actions in actions()) {
+        // Large enough that no cursor lags.
         let counts = Arc::new(Counts::default());
         let feed = Feed::new(1 << 20, Sequence::ZERO, Arc::clone(&counts) as Arc<dyn Observer>);
         let mut readers: Vec<(Cursor, Expected)> = Vec::new();
@@ -185,55 +191,55 @@ proptest! {
                     let first = next;
                     let bytes: Vec<u8> = (0..count).map(|i| first.wrapping_add(i.to_le_bytes()[0])).collect();
                     let mut woken = Vec::new();
-                    let mut entered = Vec::new();
+                    let mut subscribed = Vec::new();
                     let mut publication = feed.publish(Bytes::from(bytes), &mut woken);
                     for step in steps {
                         match step {
                             Step::Run(n) => {
                                 publication.run(n.into(), n.into(), Instant::now());
                                 for _ in 0..n {
-                                    let all = readers.iter_mut().chain(&mut entered);
-                                    for (_, expected) in all.filter(|(_, expected)| !expected.ended) {
+                                    let all = readers.iter_mut().chain(&mut subscribed);
+                                    for (_, expected) in all.filter(|(_, expected)| !expected.is_closed) {
                                         expected.items.push_back(Item::Event(next));
                                     }
                                     next = next.wrapping_add(1);
                                 }
                             }
-                            Step::Enter => entered.push((publication.enter(), Expected::default())),
+                            Step::Subscribe => subscribed.push((publication.subscribe(), Expected::default())),
                             Step::Notify(index) => {
                                 if let Some((cursor, expected)) = readers.get_mut(index)
-                                    && !expected.ended
+                                    && !expected.is_closed
                                 {
                                     publication.notify(cursor.key(), Bytes::copy_from_slice(&[next]));
                                     expected.items.push_back(Item::Notice(next));
                                 }
                             }
-                            Step::End(index) => {
+                            Step::Close(index) => {
                                 if let Some((cursor, expected)) = readers.get_mut(index) {
-                                    publication.end(cursor.key(), End::Left);
-                                    expected.ended = true;
+                                    publication.close(cursor.key(), CloseReason::Left);
+                                    expected.is_closed = true;
                                 }
                             }
                         }
                     }
                     drop(publication);
-                    readers.extend(entered);
+                    readers.extend(subscribed);
                 }
                 Action::Read(index) => {
                     if let Some((cursor, expected)) = readers.get_mut(index) {
                         match cursor.poll_next(&cx()) {
-                            Poll::Ready(Piece::Events(bytes)) => {
+                            Poll::Ready(FeedItem::Events(bytes)) => {
                                 for byte in bytes {
                                     prop_assert_eq!(expected.items.pop_front(), Some(Item::Event(byte)));
                                     delivered += 1;
                                 }
                             }
-                            Poll::Ready(Piece::Notice(bytes)) => {
+                            Poll::Ready(FeedItem::Notice(bytes)) => {
                                 prop_assert_eq!(expected.items.pop_front(), Some(Item::Notice(bytes[0])));
                             }
-                            Poll::Ready(Piece::End(_)) => prop_assert!(expected.ended && expected.items.is_empty()),
-                            Poll::Ready(Piece::FellBehind) => prop_assert!(false, "nothing was let go"),
-                            Poll::Pending => prop_assert!(!expected.ended && expected.items.is_empty()),
+                            Poll::Ready(FeedItem::Closed(_)) => prop_assert!(expected.is_closed && expected.items.is_empty()),
+                            Poll::Ready(FeedItem::Lagged) => prop_assert!(false, "nothing was let go"),
+                            Poll::Pending => prop_assert!(!expected.is_closed && expected.items.is_empty()),
                         }
                     }
                 }
@@ -243,11 +249,11 @@ proptest! {
                     }
                 }
             }
-            let state = feed.lock();
+            let state = feed.state.lock();
             prop_assert_eq!(counts.delivered.load(Ordering::Relaxed), delivered);
             prop_assert_eq!(state.at_end + state.runs.iter().map(|run| run.waiting).sum::<usize>(), readers.len());
             prop_assert!(state.runs.front().is_none_or(|run| run.waiting > 0));
-            prop_assert_eq!(state.pieces.is_empty(), state.runs.is_empty());
+            prop_assert_eq!(state.blocks.is_empty(), state.runs.is_empty());
         }
     }
 }

@@ -1,8 +1,7 @@
-//! Broadcasts as bytes that are ready for the wire: a gRPC length prefix and a `ServerMessage`, written once for all
-//! who receive it.
+//! Framing: broadcasts as bytes that are ready for the wire, each a gRPC length prefix and a `ServerMessage`.
 //!
-//! Events are written field by field from what the domain holds, without building the generated message first; a test
-//! holds the bytes against the generated type. Everything that goes to one client alone takes the ordinary way.
+//! A broadcast is encoded once for all of its receivers, field by field from the domain's event, without building the
+//! generated message first. A test compares the bytes with the generated type. Private messages use the generated type.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -14,19 +13,19 @@ use crate::domain::{
 };
 use crate::proto;
 
-/// gRPC's prefix of each message: a compression flag and a length of four bytes.
+/// The length of gRPC's message prefix, in bytes: a compression flag and a length of four bytes.
 const PREFIX_LEN: usize = 5;
 
 const VARINT: u32 = 0;
 const LENGTH_DELIMITED: u32 = 2;
 
-/// Appends the broadcast of `event` to `buffer`.
+/// Appends the framed broadcast of `event` to `buffer`.
 pub fn write_event(buffer: &mut BytesMut, room: &RoomName, epoch: Epoch, event: &Event) {
     let start = buffer.len();
     buffer.put_bytes(0, PREFIX_LEN);
     put_int(buffer, 1, event.participant.get().into());
     put_text(buffer, 2, event.name.as_str());
-    put_text(buffer, 4, &event.words());
+    put_text(buffer, 4, &event.display_text());
     put_int(buffer, 5, i32::from(proto::EventType::from(&event.kind)).into());
     put_int(buffer, 6, event.time.get());
     put_text(buffer, 9, room.as_str());
@@ -45,14 +44,13 @@ pub fn write_event(buffer: &mut BytesMut, room: &RoomName, epoch: Epoch, event: 
     buffer[start + 1..start + PREFIX_LEN].copy_from_slice(&len.to_be_bytes());
 }
 
-/// The broadcast of `event` as a message.
-#[must_use]
-pub fn message(room: &RoomName, epoch: Epoch, event: &Event) -> proto::ServerMessage {
+/// The broadcast of `event` as a message of the contract, unframed.
+pub(crate) fn message(room: &RoomName, epoch: Epoch, event: &Event) -> proto::ServerMessage {
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     proto::ServerMessage {
         sender_id: event.participant.get(),
         sender_name: event.name.to_string(),
-        msg_stream: event.words().into(),
+        msg_stream: event.display_text().into(),
         r#type: proto::EventType::from(&event.kind).into(),
         timestamp: event.time.get(),
         room: room.to_string(),
@@ -67,45 +65,43 @@ pub fn message(room: &RoomName, epoch: Epoch, event: &Event) -> proto::ServerMes
     }
 }
 
-/// The event that [`write_event`] wrote as `frame`; none if it is no such frame.
+/// The event that [`write_event`] wrote; `None` if `frame` is not the frame of an event.
 #[must_use]
 pub fn read_event(frame: &Bytes) -> Option<Event> {
     let message = proto::ServerMessage::decode(frame.get(PREFIX_LEN..)?).ok()?;
     let kind = match message.r#type() {
-        proto::EventType::Join => EventKind::Joined,
-        proto::EventType::Message => EventKind::Said {
-            // The limit of the day it was said does not matter any more.
+        proto::EventType::Join => EventKind::Join,
+        proto::EventType::Message => EventKind::Message {
+            // Was accepted under the limit of its time.
             text: Text::parse(&message.msg_stream, usize::MAX).ok()?,
             message_id: match message.message_id.as_str() {
                 "" => None,
                 id => Some(MessageId::try_from(id).ok()?),
             },
         },
-        proto::EventType::Leave => EventKind::Left,
+        proto::EventType::Leave => EventKind::Leave,
     };
     let at = message.broadcast_time?;
     let millis =
         u64::try_from(at.seconds).ok()?.checked_mul(1_000)? + u64::try_from(at.nanos).ok()? / 1_000_000;
     Some(Event {
         sequence: Sequence::new(message.sequence),
-        time: LamportTime::recorded(message.timestamp)?,
+        time: LamportTime::from_wire(message.timestamp)?,
         at: WallTime::from_millis(millis),
-        participant: ParticipantId::chosen(message.sender_id)?,
+        participant: ParticipantId::from_wire(message.sender_id)?,
         name: Name::try_from(message.sender_name.as_str()).ok()?,
         kind,
         trace: TraceContext::parse(&message.traceparent, &message.tracestate),
     })
 }
 
-/// The message in a frame; none if it is no frame.
-#[must_use]
-pub fn read_message(frame: &Bytes) -> Option<proto::ServerMessage> {
+/// The message in a frame; `None` if it cannot be decoded.
+pub(crate) fn read_message(frame: &Bytes) -> Option<proto::ServerMessage> {
     proto::ServerMessage::decode(frame.get(PREFIX_LEN..)?).ok()
 }
 
-/// A message for one client alone, framed.
-#[must_use]
-pub fn private(message: &proto::ServerMessage) -> Bytes {
+/// A private message, framed.
+pub(crate) fn private(message: &proto::ServerMessage) -> Bytes {
     let len = message.encoded_len();
     let mut buffer = BytesMut::with_capacity(PREFIX_LEN + len);
     buffer.put_u8(0);
@@ -118,7 +114,7 @@ fn put_key(buffer: &mut BytesMut, field: u32, wire_type: u32) {
     encode_varint(u64::from(field << 3 | wire_type), buffer);
 }
 
-/// Proto3 leaves out what has its default, here as below.
+/// Proto3 omits a field that has its default value; so do the functions below.
 fn put_number(buffer: &mut BytesMut, field: u32, value: u64) {
     if value != 0 {
         put_key(buffer, field, VARINT);
@@ -127,7 +123,7 @@ fn put_number(buffer: &mut BytesMut, field: u32, value: u64) {
 }
 
 fn put_int(buffer: &mut BytesMut, field: u32, value: i64) {
-    // Negative numbers are ten bytes of their two's complement.
+    // Protobuf encodes a negative number as its 64-bit two's complement.
     put_number(buffer, field, value.cast_unsigned());
 }
 
@@ -146,12 +142,11 @@ fn put_time(buffer: &mut BytesMut, field: u32, at: WallTime) {
     time.encode_raw(buffer);
 }
 
-/// The wire's form of a wall time.
-#[must_use]
-pub fn timestamp(at: WallTime) -> prost_types::Timestamp {
+/// A wall time as the contract has it.
+fn timestamp(at: WallTime) -> prost_types::Timestamp {
     let millis = at.as_millis();
     prost_types::Timestamp {
-        // Both fit: a 1000th of a u64 is within i64, and fewer than 1000 million nanoseconds within i32.
+        // Neither saturates: a 1000th of a u64 fits an i64, and less than a second in nanoseconds an i32.
         seconds: i64::try_from(millis / 1_000).unwrap_or(i64::MAX),
         nanos: i32::try_from(millis % 1_000 * 1_000_000).unwrap_or_default(),
     }
@@ -173,8 +168,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_generated_type_reads_what_is_written(
-            id in any::<i32>().prop_filter("zero is the server's", |id| *id != 0),
+        fn the_generated_type_decodes_what_is_written(
+            id in any::<i32>().prop_filter("zero is the server's id", |id| *id != 0),
             time in 0..i64::from(u32::MAX),
             millis in 0..u64::MAX / 4,
             text in "[ -~é山]{0,200}",
@@ -183,14 +178,16 @@ mod tests {
             let (epoch, name) = (Epoch::created_at(at), RoomName::try_from("tea").unwrap());
             let mut room = Room::new(Rules { max_clock_ahead: i64::MAX, ..Rules::default() });
             let trace = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1");
-            let speaker = ParticipantId::chosen(id).unwrap();
-            let join = Join { id: Some(speaker), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), is_resumable: false, trace: None };
+            let participant = ParticipantId::from_wire(id).unwrap();
+            let join = Join { id: Some(participant), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), is_resumable: false, trace: None };
             let say = Say {
-                speaker,
-                timestamp: Timestamp(time),
-                text: Text::parse(&text, 200),
-                message_id: Some(MessageId::try_from("m1")),
-                trace,
+                participant,
+                message: crate::domain::Message {
+                    timestamp: Timestamp(time),
+                    text: Text::parse(&text, 200),
+                    message_id: Some(MessageId::try_from("m1")),
+                    trace,
+                },
             };
             let joined = accepted(&mut room, Command::Join(join), at);
             let said = accepted(&mut room, Command::Say(say), at);

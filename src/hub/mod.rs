@@ -1,41 +1,408 @@
-//! The rooms that are running: for each one a driver that takes its commands in order, and a feed of what came of them.
+//! The running rooms: one actor per room, which turns the room's requests into an ordered, durable log that everybody
+//! reads.
+//!
+//! # The way of one message
+//!
+//! 1. **Decode.** The transport (`rpc`) decodes a message from a client's stream, validates it into a
+//!    [`Message`](crate::domain::Message), and hands it to the participant's [`Member`]. It reads the next message only when
+//!    the mailbox has taken this one, so HTTP/2 flow control slows down a client that is faster than its room.
+//! 2. **Mailbox.** The [`Member`] pushes the message into the mailbox of the room (`mailbox.rs`). *This is the order*: the
+//!    position in the mailbox decides the position in the log.
+//! 3. **Actor.** The room's actor (`room_actor.rs`) drains the mailbox, everything at once, and passes the requests one by
+//!    one to its sessions (`room_sessions.rs`), which know who may issue what and who is told.
+//! 4. **Fold.** [`Room::apply`](crate::domain::Room::apply) decides. An accepted message is an event, with its sequence and
+//!    Lamport time; a repeat or a rejection becomes a private notice for its sender.
+//! 5. **Batch.** The event is encoded, once, as the bytes of its broadcast ([`frame`]), behind the other events of this
+//!    batch (`batch.rs`). Notices, new streams and stream ends have their place between the events.
+//! 6. **Store.** The batch is appended to the room's log, and the actor waits until it is durable. Until then nobody
+//!    sees any of it, not even its senders. Meanwhile the next batch grows in the mailbox.
+//! 7. **Feed.** The same bytes are published to the room's [`Feed`], which wakes every waiting subscriber. For the sender,
+//!    its own message is the acknowledgement.
+//! 8. **Bytes.** When a subscriber's transport has room, it polls the subscriber's reader (`reader.rs`), which yields
+//!    everything from its [`Cursor`] to the end of a block as one slice of the shared bytes. A subscriber that lags behind
+//!    what the feed retains reads the missed events from the store, where they are the same bytes, until it has caught up.
+//!
+//! The fold, the store and the feed do not know of each other; only the actor calls all three, in this order.
+//!
+//! # Guarantees
+//!
+//! - All subscribers of a room see the same events in the same order, and none that is not durable.
+//! - Each JOIN is followed by exactly one LEAVE: however a stream ends, its [`Member`] is dropped, and the mailbox always
+//!   has room for the request that this sends.
+//! - Memory is bounded: per room by the mailbox, the feed and one batch; per subscriber by one page of the store.
+//! - No subscriber delays the actor or another subscriber.
+//!
+//! # Caveats
+//!
+//! - If an append fails, the room and then the process end. Events of the failed batch may be in the log although nobody
+//!   was told; clients send them again with the same message id.
+//! - The mailbox is not fair: senders that wait for capacity race.
+//! - A busy room with many subscribers delays its batches by up to [`HubOptions::coalesce`] to save wake-ups.
+//! - Grace periods are timers of the actor, not part of the fold: after a restart they start anew.
+//! - Whoever joins under a lost participant's name, without the token of its session, makes it leave.
 
-mod asking;
 mod batch;
-mod description;
-mod driver;
-mod due;
-mod end;
-mod entrance;
-mod error;
+mod context;
 mod feed;
 pub mod frame;
-mod member;
+mod handle;
+mod history;
+mod mailbox;
 mod notice;
-mod now;
 mod observer;
 mod reader;
-mod receipt;
 mod recovery;
 mod registry;
 mod request;
-mod room;
-mod said;
-mod sequencer;
-mod shared;
-mod start;
-mod token;
+mod room_actor;
+mod room_sessions;
+mod session_token;
+mod snapshot_schedule;
 
-pub use asking::Asking;
-pub use description::Description;
-pub use end::End;
-pub use entrance::Entrance;
-pub use error::HubError;
-pub use feed::{Cursor, CursorKey, Feed, Piece, Publication};
-pub use member::{Entry, Member};
-pub use observer::{Accepted, Audience, Observer, Refused, Stored, Trail};
-pub use reader::Reader;
-pub use receipt::Receipt;
-pub use registry::{HistoryPage, HistoryRange, Hub, HubOptions, Summary};
-pub use request::Posted;
-pub use start::{Place, Start};
+use std::cmp::Reverse;
+use std::future::poll_fn;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+use self::context::{HubContext, wall_time};
+use self::handle::{Reply, Request, RoomHandle};
+use self::mailbox::Sender;
+use self::recovery::Recovered;
+use self::registry::{Lookup, Registry};
+use self::room_actor::RoomActor;
+use self::session_token::SessionTokens;
+use crate::domain::{Command, LamportTime, Outcome, Post, Rejection, Room, RoomName, Rules, Sequence};
+use crate::store::{Store, StoreError};
+
+pub use context::HubOptions;
+pub use feed::{CloseReason, Cursor, CursorKey, Feed, FeedItem, Publication};
+pub use handle::Member;
+pub(crate) use history::{HistoryPage, HistoryRange, RoomSummary};
+pub use observer::{AcceptedEvent, FanOut, MessageTrace, Observer, RejectedMessage, StoredBatch};
+pub(crate) use reader::Reader;
+pub use request::{HubError, JoinRequest, ResumePoint};
+pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
+
+/// How many vacant rooms stay loaded after a start until they have been idle for a while, so that the first message in a
+/// busy room is as fast as any other.
+const PRELOADED_ROOMS: usize = 16;
+
+/// The rooms of a store.
+///
+/// A room runs from the first request for it until it is vacant and idle; its log remains in the store.
+pub struct Hub {
+    rules: Rules,
+    context: HubContext,
+    registry: Arc<Registry>,
+    actors: TaskTracker,
+    failed: CancellationToken,
+    /// The first error, once the hub has failed.
+    cause: OnceLock<StoreError>,
+}
+
+impl Hub {
+    /// Creates a hub for the rooms in `store`. `secret` signs the session tokens.
+    #[must_use]
+    pub fn new(
+        rules: Rules,
+        options: HubOptions,
+        store: Arc<dyn Store>,
+        secret: &[u8; 32],
+        observer: Arc<dyn Observer>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            rules,
+            context: HubContext {
+                options,
+                store,
+                tokens: SessionTokens::new(secret),
+                observer,
+            },
+            registry: Arc::default(),
+            actors: TaskTracker::new(),
+            failed: CancellationToken::new(),
+            cause: OnceLock::new(),
+        })
+    }
+
+    pub(crate) const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(crate) const fn options(&self) -> &HubOptions {
+        &self.context.options
+    }
+
+    /// Cancelled when the store has failed. The hub accepts nothing more then, and the process should end.
+    #[must_use]
+    pub const fn failed(&self) -> &CancellationToken {
+        &self.failed
+    }
+
+    /// Why the store has failed, if it has.
+    #[must_use]
+    pub fn cause(&self) -> Option<&StoreError> {
+        self.cause.get()
+    }
+
+    /// Replays every log in the store, and starts the rooms that had participants when the server stopped and the busiest
+    /// of the others. Returns the number of rooms and of their events.
+    ///
+    /// Blocks on the disk. Must be called within a Tokio runtime, on a thread that may block.
+    ///
+    /// # Errors
+    ///
+    /// A log is damaged, or the store cannot be read.
+    pub(crate) fn recover(self: &Arc<Self>) -> Result<(usize, u64), StoreError> {
+        let store = &*self.context.store;
+        let names = store.rooms()?;
+        let mut events = 0;
+        let mut occupied: Vec<(&RoomName, Recovered)> = Vec::new();
+        let mut busiest: Vec<(&RoomName, Recovered)> = Vec::new();
+        for name in &names {
+            let recovered = recovery::recover(store, self.rules, name, wall_time())?;
+            events += recovered.room.last().get();
+            if recovered.room.participants().is_empty() {
+                busiest.push((name, recovered));
+                busiest.sort_by_key(|(_, recovered)| Reverse(recovered.room.last()));
+                busiest.truncate(PRELOADED_ROOMS);
+            } else {
+                occupied.push((name, recovered));
+            }
+        }
+        // Not before all logs are replayed: grace periods start now, when there is soon a server to return to.
+        for (name, recovered) in occupied.into_iter().chain(busiest) {
+            if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(name) {
+                self.start(room, Some(recovered));
+            }
+        }
+        Ok((names.len(), events))
+    }
+
+    /// Joins a room, which is created if it does not exist, or resumes a session. The JOIN was decoded at `received_at`.
+    ///
+    /// This and the methods below must be polled within a Tokio runtime. Dropping the future is safe, but the room may have
+    /// applied the request all the same; a [`Member`] that nobody receives detaches.
+    ///
+    /// # Errors
+    ///
+    /// The room rejected the JOIN, there are too many rooms, or the hub is draining or has failed.
+    pub async fn join(
+        self: &Arc<Self>,
+        request: JoinRequest,
+        received_at: Instant,
+    ) -> Result<Member, HubError> {
+        let first = || Command::Join(request.join.clone());
+        if let Some((rejection, _)) = self.rejection_of_first(&request.room, first) {
+            self.context.observer.command_rejected(&rejection);
+            return Err(rejection.into());
+        }
+        let room = request.room.clone();
+        let (request, meta) = (Box::new(request), received_at.into());
+        self.call(&room, |reply| Request::Join { request, meta, reply })
+            .await
+    }
+
+    /// Sends a message to a room, which is created if it does not exist, without joining it. Ready when it is durable.
+    pub(crate) async fn post(
+        self: &Arc<Self>,
+        room: &RoomName,
+        post: Post,
+        meta: RequestMeta,
+    ) -> Result<PostOutcome, HubError> {
+        if let Some((rejection, time)) = self.rejection_of_first(room, || Command::Post(post.clone())) {
+            let observer = &*self.context.observer;
+            observer::report_rejected(observer, room, &post.message, &rejection, time, &meta);
+            return Err(rejection.into());
+        }
+        let post = Box::new(post);
+        self.call(room, |reply| Request::Post { post, meta, reply }).await
+    }
+
+    /// Subscribes to a room without joining it.
+    pub(crate) async fn subscribe(
+        self: &Arc<Self>,
+        room: &RoomName,
+        start: StartPosition,
+    ) -> Result<Reader, HubError> {
+        self.check_exists(room)?;
+        self.call(room, |reply| Request::Subscribe { start, reply }).await
+    }
+
+    /// Who is in a room.
+    pub(crate) async fn room_info(self: &Arc<Self>, room: &RoomName) -> Result<RoomInfo, HubError> {
+        self.check_exists(room)?;
+        self.call(room, |reply| Request::Info { reply }).await
+    }
+
+    /// At most `limit` events of a room's log, and about `max_bytes` of them: those nearest to the end of the range that
+    /// is named.
+    pub(crate) async fn history(
+        &self,
+        room: RoomName,
+        range: HistoryRange,
+        limit: u32,
+        max_bytes: usize,
+    ) -> Result<HistoryPage, HubError> {
+        self.check_exists(&room)?;
+        let store = Arc::clone(&self.context.store);
+        blocking(move || history::read_history(&*store, room, range, limit, max_bytes)).await
+    }
+
+    /// At most `limit` rooms, by name, starting after the room `after`.
+    pub(crate) async fn list_rooms(
+        &self,
+        after: Option<RoomName>,
+        limit: usize,
+    ) -> Result<Vec<RoomSummary>, HubError> {
+        let store = Arc::clone(&self.context.store);
+        let registry = Arc::clone(&self.registry);
+        blocking(move || history::list_rooms(&*store, &registry, after.as_ref(), limit)).await
+    }
+
+    /// Closes every stream after the events that its room has accepted, tells the clients to return after about `retry`,
+    /// and refuses new requests. Returns when all rooms have stopped.
+    ///
+    /// Cancel safe: a second call continues where the first one was.
+    pub(crate) async fn drain(&self, retry: Duration) {
+        let rooms = self.registry.drain();
+        self.actors.close();
+        for room in rooms {
+            // A room whose mailbox is closed stops by itself.
+            Sender::new(Arc::clone(&room.mailbox))
+                .push_reserved(Request::Close(CloseReason::Draining(retry)))
+                .ok();
+            room.mailbox.close();
+        }
+        self.actors.wait().await;
+    }
+
+    /// Sends a request to a room and waits for the answer.
+    async fn call<T>(
+        self: &Arc<Self>,
+        name: &RoomName,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, HubError> {
+        let (reply, answer) = oneshot::channel();
+        let mut request = Some(request(reply));
+        while request.is_some() {
+            let room = self.running(name)?;
+            let mut sender = Sender::new(Arc::clone(&room.mailbox));
+            // On error the room was unloaded since the lookup, and the next lookup loads it again.
+            poll_fn(|cx| sender.poll_push(cx, &mut request)).await.ok();
+        }
+        // A room that ends without an answer has failed.
+        answer.await.unwrap_or(Err(HubError::Failed))
+    }
+
+    /// Why a room that does not exist would reject its first event. A rejected command must not create a room.
+    fn rejection_of_first(
+        &self,
+        room: &RoomName,
+        first: impl FnOnce() -> Command,
+    ) -> Option<(Rejection, LamportTime)> {
+        if self.context.store.exists(room) {
+            return None;
+        }
+        match Room::new(self.rules).apply(first(), wall_time()) {
+            Outcome::Rejected { rejection, time } => Some((rejection, time)),
+            Outcome::Accepted(_) | Outcome::Repeated { .. } => None,
+        }
+    }
+
+    fn check_exists(&self, room: &RoomName) -> Result<(), HubError> {
+        if self.context.store.exists(room) {
+            Ok(())
+        } else {
+            Err(HubError::NoRoom(room.clone()))
+        }
+    }
+
+    /// The room with this name. Starts it if it is not running.
+    fn running(self: &Arc<Self>, name: &RoomName) -> Result<Arc<RoomHandle>, HubError> {
+        match self.registry.get_or_insert(name)? {
+            Lookup::Running(room) => Ok(room),
+            Lookup::Inserted(room) => {
+                self.start(Arc::clone(&room), None);
+                Ok(room)
+            }
+        }
+    }
+
+    /// Spawns the actor of a room that is registered.
+    fn start(self: &Arc<Self>, room: Arc<RoomHandle>, recovered: Option<Recovered>) {
+        let hub = Arc::clone(self);
+        self.actors.spawn(async move {
+            let recovered = match recovered {
+                Some(recovered) => Ok(recovered),
+                None => hub.recover_room(&room).await,
+            };
+            match recovered {
+                Ok(recovered) => {
+                    let actor = RoomActor::new(recovered, hub.context.clone(), Arc::clone(&room));
+                    if let Err(error) = actor.run().await {
+                        hub.fail(error);
+                    }
+                }
+                Err(error) => hub.on_recovery_failed(&room, error),
+            }
+            hub.registry.remove(&room);
+        });
+    }
+
+    async fn recover_room(&self, room: &RoomHandle) -> Result<Recovered, StoreError> {
+        let (store, rules, name) = (Arc::clone(&self.context.store), self.rules, room.name.clone());
+        let is_blocking = store.is_blocking();
+        let recover = move || recovery::recover(&*store, rules, &name, wall_time());
+        if !is_blocking {
+            return recover();
+        }
+        // A panic during the replay of this log says nothing about other logs.
+        let panicked = StoreError::Record {
+            sequence: Sequence::ZERO,
+            why: "it cannot be replayed",
+        };
+        tokio::task::spawn_blocking(recover)
+            .await
+            .unwrap_or(Err(panicked))
+    }
+
+    /// Fails the requests for a room that cannot start; and the hub, unless only this room's log is at fault.
+    fn on_recovery_failed(&self, room: &RoomHandle, error: StoreError) {
+        room.mailbox.close();
+        let mut requests = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        while room.mailbox.poll_take(&mut cx, &mut requests) == Poll::Ready(true) {
+            for request in requests.drain(..) {
+                request.fail(error.clone().into());
+            }
+        }
+        if error.is_of_the_store() {
+            self.fail(error);
+        } else if !matches!(error, StoreError::TooManyRooms(_)) {
+            error!(event = "room_failed", room = %room.name, %error, "a room cannot be opened");
+        }
+    }
+
+    /// Stops accepting requests, because the store has failed.
+    fn fail(&self, error: StoreError) {
+        // Only the first error is the cause.
+        self.cause.set(error).ok();
+        self.registry.fail();
+        self.failed.cancel();
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HubError> + Send + 'static,
+) -> Result<T, HubError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(HubError::Failed))
+}

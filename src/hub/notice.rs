@@ -1,90 +1,80 @@
-//! What a room says to one participant alone.
+//! Private messages of a room to one participant.
 
 use crate::domain::limits::SERVER_NAME;
-use crate::domain::{Epoch, LamportTime, MessageId, Refusal, RoomName, Sequence};
+use crate::domain::{Epoch, LamportTime, MessageId, Rejection, RoomName, Sequence, TextError};
 use crate::proto::{EventType, Notice, NoticeCode, ServerMessage};
 
-/// The room that speaks.
-pub(super) struct Speaking<'a> {
+/// The room that sends a notice.
+pub(super) struct RoomContext<'a> {
     pub(super) name: &'a RoomName,
     pub(super) epoch: Epoch,
 }
 
-/// The answer to a message that was refused.
-pub(super) fn refused(
-    room: &Speaking<'_>,
-    refusal: &Refusal,
+/// The notice that a message was rejected.
+pub(super) fn rejected(
+    room: &RoomContext<'_>,
+    rejection: &Rejection,
     time: LamportTime,
     message_id: Option<&MessageId>,
 ) -> ServerMessage {
-    let original = match refusal {
-        Refusal::MessageIdTaken { original, .. } => *original,
-        _ => Sequence::ZERO,
+    let notice = Notice {
+        code: code(rejection).into(),
+        retry_delay: None,
+        original_sequence: match rejection {
+            Rejection::MessageIdTaken { original, .. } => original.get(),
+            _ => 0,
+        },
     };
-    private(
-        room,
-        code(refusal),
-        original,
-        refusal.to_string(),
-        time,
-        message_id,
-    )
+    private(room, notice, rejection.to_string(), time, message_id)
 }
 
-/// The answer to a message that was said before.
+/// The notice that a message was broadcast before, as `original`.
 pub(super) fn repeated(
-    room: &Speaking<'_>,
+    room: &RoomContext<'_>,
     original: Sequence,
     time: LamportTime,
     message_id: Option<&MessageId>,
 ) -> ServerMessage {
-    let words = format!("Message was broadcast before, at sequence {original}.");
-    private(
-        room,
-        NoticeCode::MessageRepeated,
-        original,
-        words,
-        time,
-        message_id,
-    )
+    let notice = Notice {
+        code: NoticeCode::MessageRepeated.into(),
+        retry_delay: None,
+        original_sequence: original.get(),
+    };
+    let text = format!("Message was broadcast before, at sequence {original}.");
+    private(room, notice, text, time, message_id)
 }
 
 fn private(
-    room: &Speaking<'_>,
-    code: NoticeCode,
-    original: Sequence,
-    words: String,
+    room: &RoomContext<'_>,
+    notice: Notice,
+    text: String,
     time: LamportTime,
     message_id: Option<&MessageId>,
 ) -> ServerMessage {
     ServerMessage {
         sender_name: SERVER_NAME.into(),
-        msg_stream: words,
+        msg_stream: text,
         r#type: EventType::Message.into(),
         timestamp: time.get(),
         room: room.name.to_string(),
         epoch: room.epoch.get(),
         message_id: message_id.map(ToString::to_string).unwrap_or_default(),
-        notice: Some(Notice {
-            code: code.into(),
-            retry_delay: None,
-            original_sequence: original.get(),
-        }),
+        notice: Some(notice),
         ..ServerMessage::default()
     }
 }
 
-/// The typed form of a refusal.
-fn code(refusal: &Refusal) -> NoticeCode {
-    match refusal {
-        Refusal::Clock(_) => NoticeCode::TimestampOutOfRange,
-        Refusal::Text(crate::domain::TextError::TooLong { .. }) => NoticeCode::MessageTooLong,
-        Refusal::Text(crate::domain::TextError::Control { .. }) => NoticeCode::MessageInvalid,
-        Refusal::MessageId(_) => NoticeCode::MessageIdInvalid,
-        Refusal::MessageIdTaken { .. } => NoticeCode::MessageIdTaken,
-        // These answer a JOIN, or cannot happen to a member; a JOIN is answered with a status.
-        Refusal::IdTaken(_) | Refusal::NameTaken(_) | Refusal::RoomFull(_) | Refusal::NotInRoom(_) => {
-            NoticeCode::Unspecified
-        }
+fn code(rejection: &Rejection) -> NoticeCode {
+    match rejection {
+        Rejection::Clock(_) => NoticeCode::TimestampOutOfRange,
+        Rejection::Text(TextError::TooLong { .. }) => NoticeCode::MessageTooLong,
+        Rejection::Text(TextError::Control { .. }) => NoticeCode::MessageInvalid,
+        Rejection::MessageId(_) => NoticeCode::MessageIdInvalid,
+        Rejection::MessageIdTaken { .. } => NoticeCode::MessageIdTaken,
+        // Not for a participant's message: the answer to a JOIN is a status.
+        Rejection::IdTaken(_)
+        | Rejection::NameTaken(_)
+        | Rejection::RoomFull(_)
+        | Rejection::NotInRoom(_) => NoticeCode::Unspecified,
     }
 }

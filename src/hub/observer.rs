@@ -1,110 +1,138 @@
-//! What the hub tells of itself: one small interface, so that logic is not cluttered by telemetry and telemetry can be
-//! anything.
+//! What the hub reports to telemetry: one small interface, so that the hub names no metric, span or log event.
 
 use std::time::{Duration, Instant};
 
+use super::request::RequestMeta;
 use crate::domain::{
-    Event, EventKind, LamportTime, MessageId, Refusal, RoomName, Sequence, Timestamp, TraceContext,
+    Event, EventKind, LamportTime, Message, MessageId, Rejection, RoomName, Sequence, Timestamp, TraceContext,
 };
 
-/// What a client said, as it was accepted.
+/// An event that a client's command produced.
 #[derive(Debug, Clone, Copy)]
-pub struct Accepted<'a> {
-    /// Where.
+pub struct AcceptedEvent<'a> {
+    /// The room.
     pub room: &'a RoomName,
-    /// What became of it.
+    /// The event.
     pub event: &'a Event,
-    /// The client's Lamport time, as it was sent.
+    /// The Lamport time that the client sent.
     pub claimed: Timestamp,
-    /// When it was decoded.
-    pub received: Instant,
-    /// The trace of the stream or call by which it came, where that has one.
-    pub stream: Option<&'a TraceContext>,
+    /// When the command was decoded.
+    pub received_at: Instant,
+    /// The trace of the stream or call that carried the command, if that is traced.
+    pub stream_trace: Option<&'a TraceContext>,
 }
 
-/// What a client said, as it was refused.
+/// A message that the room rejected.
 #[derive(Debug, Clone, Copy)]
-pub struct Refused<'a> {
-    /// Where.
+pub struct RejectedMessage<'a> {
+    /// The room.
     pub room: &'a RoomName,
-    /// Why.
-    pub refusal: &'a Refusal,
-    /// Its id, where it has one.
+    /// Why the room rejected it.
+    pub rejection: &'a Rejection,
+    /// Its message id, if it has a valid one.
     pub message_id: Option<&'a MessageId>,
-    /// The room's Lamport time of the answer.
+    /// The room's Lamport time after the rejection.
     pub time: LamportTime,
-    /// The client's Lamport time, as it was sent.
+    /// The Lamport time that the client sent.
     pub claimed: Timestamp,
-    /// When it was decoded.
-    pub received: Instant,
-    /// The trace that its sender gave it.
+    /// When the message was decoded.
+    pub received_at: Instant,
+    /// The trace context that the client sent with the message.
     pub trace: Option<&'a TraceContext>,
-    /// The trace of the stream or call by which it came, where that has one.
-    pub stream: Option<&'a TraceContext>,
+    /// The trace of the stream or call that carried the message, if that is traced.
+    pub stream_trace: Option<&'a TraceContext>,
 }
 
-/// What became durable together.
+/// A batch that the store has made durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stored {
-    /// When it was given to the store.
-    pub given: Instant,
-    /// When it was durable.
-    pub durable: Instant,
-    /// How many bytes it has.
+pub struct StoredBatch {
+    /// When the batch was handed to the store.
+    pub submitted_at: Instant,
+    /// When the store reported it durable.
+    pub durable_at: Instant,
+    /// The size of its events as stored, in bytes.
     pub bytes: usize,
-    /// How many events it has.
+    /// The number of its events.
     pub events: u32,
 }
 
-/// Who was there when something was published.
+/// The subscribers of a room at the time of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Audience {
-    /// How many subscribers the room has.
+pub struct FanOut {
+    /// All subscribers.
     pub subscribers: usize,
-    /// How many of them are served from the store.
-    pub behind: usize,
+    /// Those that lag and are served from the store.
+    pub lagging: usize,
 }
 
-/// A message that is followed on its way. It is dropped where its way ends, published or not.
-pub trait Trail: Send + Sync {
-    /// The trace context that the broadcast carries, if its sender gave none.
+/// Follows one traced message through the hub. Dropped when the message's way ends, whether it was published or not.
+pub trait MessageTrace: Send + Sync {
+    /// The trace context that the broadcast carries if its sender sent none.
     fn context(&self) -> TraceContext;
-    /// It is durable.
-    fn stored(&mut self, stored: Stored);
-    /// It was handed to the room's feed, beginning then.
-    fn published(&mut self, begun: Instant, audience: Audience);
+    /// The message is durable.
+    fn stored(&mut self, batch: StoredBatch);
+    /// The message was published to the room's feed. The publication started at `started_at` and has just ended.
+    fn published(&mut self, started_at: Instant, fan_out: FanOut);
 }
 
-/// Listens to what happens in the rooms. The calls come from hot paths, some of them under a room's lock: they must be
-/// cheap and must not block.
+/// Receives what happens in the rooms.
+///
+/// The methods are called on hot paths, some of them under a feed's lock: they must be cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// An event was accepted and handed to the feed.
-    fn broadcast(&self, kind: &EventKind, time: LamportTime);
-    /// Asks whether what a client said is to be followed. For most messages it is not, and that must cost next to
-    /// nothing.
-    fn follow(&self, _accepted: &Accepted<'_>) -> Option<Box<dyn Trail>> {
+    /// An event was accepted; it is published once it is durable.
+    fn event_accepted(&self, kind: &EventKind, time: LamportTime);
+    /// Decides whether a message is traced. Most are not, and for those this must cost next to nothing.
+    fn trace_message(&self, _accepted: &AcceptedEvent<'_>) -> Option<Box<dyn MessageTrace>> {
         None
     }
-    /// A command was refused.
-    fn refused(&self, refusal: &Refusal);
-    /// The command that was refused is a message: this is its whole way.
-    fn refused_message(&self, _refused: &Refused<'_>) {}
-    /// `events` that were decoded `latency` ago were handed to one subscriber's transport.
+    /// A command was rejected.
+    fn command_rejected(&self, rejection: &Rejection);
+    /// The rejected command was a message. Follows [`Observer::command_rejected`].
+    fn message_rejected(&self, _rejected: &RejectedMessage<'_>) {}
+    /// `events` were handed to one subscriber's transport, `latency` after the oldest of them was decoded.
     fn delivered(&self, events: u32, latency: Duration);
-    /// `events` that were decoded `latency` ago were handed to the last live subscriber's transport.
-    fn completed(&self, events: u32, latency: Duration);
-    /// A participant is in a room and its stream is open (`true`), or its stream has ended (`false`).
-    fn connected(&self, connected: bool);
-    /// A room was created (`true`) or let go (`false`).
-    fn room(&self, exists: bool);
-    /// A subscriber is served from the store from now on (`true`), or no longer is (`false`).
-    fn behind(&self, behind: bool);
-    /// `events` were read from the store and handed to one subscriber's transport.
-    fn replayed(&self, events: u32);
-    /// A batch was stored, `latency` after it was given to the store.
-    fn stored(&self, latency: Duration);
-    /// An event does not follow on the one before it, in sequence or Lamport time: the fold is wrong.
-    fn violated(&self, room: &RoomName, sequence: Sequence);
-    /// A client named the last event it had seen, and gets all that followed (`true`) or cannot (`false`).
+    /// `events` that a lagging subscriber missed were read from the store and handed to its transport.
+    fn delivered_from_store(&self, events: u32);
+    /// `events` were handed to the last subscriber that does not lag, `latency` after the oldest of them was decoded.
+    fn fan_out_completed(&self, events: u32, latency: Duration);
+    /// A participant's stream was attached to a room.
+    fn participant_connected(&self);
+    /// A participant's stream has ended.
+    fn participant_disconnected(&self);
+    /// A room started to run.
+    fn room_opened(&self);
+    /// A room stopped running; its log remains.
+    fn room_closed(&self);
+    /// A subscriber lags: it is served from the store from now on.
+    fn catch_up_started(&self);
+    /// A subscriber that was served from the store is live again, or gone.
+    fn catch_up_ended(&self);
+    /// A batch became durable, `latency` after it was handed to the store.
+    fn batch_stored(&self, latency: Duration);
+    /// An event does not follow the one before it in sequence or Lamport time: the fold has a bug.
+    fn order_violated(&self, room: &RoomName, sequence: Sequence);
+    /// A client named a resume point. `is_complete` tells whether it receives everything after it.
     fn resumed(&self, is_complete: bool);
+}
+
+/// Reports the rejection of a message.
+pub(super) fn report_rejected(
+    observer: &dyn Observer,
+    room: &RoomName,
+    message: &Message,
+    rejection: &Rejection,
+    time: LamportTime,
+    meta: &RequestMeta,
+) {
+    observer.command_rejected(rejection);
+    observer.message_rejected(&RejectedMessage {
+        room,
+        rejection,
+        message_id: message.valid_id(),
+        time,
+        claimed: message.timestamp,
+        received_at: meta.received_at,
+        trace: message.trace.as_ref(),
+        stream_trace: meta.stream_trace.as_deref(),
+    });
 }

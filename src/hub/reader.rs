@@ -1,5 +1,5 @@
-//! A reader of a room's log: from the store until it has caught up, then from the feed, and back to the store when it
-//! falls behind. There is no seam: what the store is asked for ends just where the cursor stands in the feed.
+//! A reader of a room's log: from the store until it has caught up, then from the feed, and from the store again when it
+//! lags. There is no seam: the range that is read from the store ends where the cursor stands in the feed.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,54 +7,35 @@ use std::task::{Context, Poll, ready};
 
 use tokio::task::JoinHandle;
 
-use super::end::End;
-use super::feed::{Cursor, Feed, Piece};
+use super::feed::{CloseReason, Cursor, Feed, FeedItem};
 use super::observer::Observer;
 use crate::domain::Sequence;
 use crate::store::{LogId, Page, Store, StoreError, read_page};
 
-/// How much is read from the store at a time, in bytes. It bounds what a reader that is behind holds in memory.
+/// The size of a page, in bytes. It bounds what a lagging reader holds in memory.
 const PAGE_BYTES: usize = 128 * 1024;
 
 /// A reader of a room's log.
-pub struct Reader {
+pub(crate) struct Reader {
     store: Arc<dyn Store>,
     log: LogId,
     cursor: Cursor,
     observer: Arc<dyn Observer>,
-    backfill: Option<Backfill>,
+    catch_up: Option<CatchUp>,
 }
 
-/// What is to be read from the store before the cursor goes on.
-struct Backfill {
+/// The range to read from the store before the cursor is read again.
+struct CatchUp {
     after: Sequence,
     upto: Sequence,
-    /// A page that is being read.
+    /// The page that is being read.
     page: Option<JoinHandle<Result<Page, StoreError>>>,
-    /// Is told when it is over.
+    /// Counts the readers that catch up.
     feed: Arc<Feed>,
 }
 
-impl Backfill {
-    fn new(after: Sequence, upto: Sequence, feed: &Arc<Feed>) -> Self {
-        feed.behind(true);
-        Self {
-            after,
-            upto,
-            page: None,
-            feed: Arc::clone(feed),
-        }
-    }
-}
-
-impl Drop for Backfill {
-    fn drop(&mut self) {
-        self.feed.behind(false);
-    }
-}
-
 impl Reader {
-    /// A reader of the events after `after`; `cursor` stands at or past it, and what lies between is in the store.
+    /// A reader of the events after `after`. `cursor` stands at or past it, and the events in between are in the store.
     pub(super) fn new(
         store: Arc<dyn Store>,
         log: LogId,
@@ -62,61 +43,72 @@ impl Reader {
         after: Sequence,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        let upto = cursor.seen();
-        let backfill = (after < upto).then(|| Backfill::new(after, upto, cursor.feed()));
+        let upto = cursor.position();
+        let catch_up = (after < upto).then(|| CatchUp::new(after, upto, cursor.feed()));
         Self {
             store,
             log,
             cursor,
             observer,
-            backfill,
+            catch_up,
         }
     }
 
-    /// How many bytes of the feed are yet to be read; all, while it reads from the store.
-    #[must_use]
-    pub fn lag(&self) -> u64 {
-        if self.backfill.is_some() {
+    /// The unread bytes of the feed; `u64::MAX` while the reader catches up.
+    pub(crate) fn lag(&self) -> u64 {
+        if self.catch_up.is_some() {
             u64::MAX
         } else {
             self.cursor.lag()
         }
     }
 
-    /// What comes next, as [`Cursor::poll_next`] says, except that falling behind is told only when what comes next is
-    /// not in the store either. Cancellation safe: a page that was being read is read again.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+    /// The next item, as [`Cursor::poll_next`], except that [`FeedItem::Lagged`] means that the next event is not in the
+    /// store either.
+    ///
+    /// Cancel safe: a page that was being read is read again.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         loop {
-            if let Some(backfill) = &mut self.backfill {
-                let page = match ready!(backfill.poll_page(cx, &self.store, self.log)) {
+            if let Some(catch_up) = &mut self.catch_up {
+                let page = match ready!(catch_up.poll_page(cx, &self.store, self.log)) {
                     Ok(page) => page,
-                    Err(_) => return Poll::Ready(Piece::End(End::Failed)),
+                    Err(_) => return Poll::Ready(FeedItem::Closed(CloseReason::Failed)),
                 };
                 if page.events == 0 {
-                    return Poll::Ready(Piece::FellBehind);
+                    return Poll::Ready(FeedItem::Lagged);
                 }
-                backfill.after = page.last();
-                if backfill.after >= backfill.upto {
-                    self.backfill = None;
+                catch_up.after = page.last();
+                if catch_up.after >= catch_up.upto {
+                    self.catch_up = None;
                 }
-                self.observer.replayed(page.events);
-                return Poll::Ready(Piece::Events(page.bytes));
+                self.observer.delivered_from_store(page.events);
+                return Poll::Ready(FeedItem::Events(page.bytes));
             }
             match ready!(self.cursor.poll_next(cx)) {
-                Piece::FellBehind => {
-                    let after = self.cursor.seen();
+                FeedItem::Lagged => {
+                    let after = self.cursor.position();
                     let upto = self.cursor.skip_to_end();
                     if after < upto {
-                        self.backfill = Some(Backfill::new(after, upto, self.cursor.feed()));
+                        self.catch_up = Some(CatchUp::new(after, upto, self.cursor.feed()));
                     }
                 }
-                piece => return Poll::Ready(piece),
+                item => return Poll::Ready(item),
             }
         }
     }
 }
 
-impl Backfill {
+impl CatchUp {
+    fn new(after: Sequence, upto: Sequence, feed: &Arc<Feed>) -> Self {
+        feed.catch_up_started();
+        Self {
+            after,
+            upto,
+            page: None,
+            feed: Arc::clone(feed),
+        }
+    }
+
     fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
@@ -134,5 +126,11 @@ impl Backfill {
         let read = ready!(Pin::new(page).poll(cx));
         self.page = None;
         Poll::Ready(read.unwrap_or(Err(StoreError::Failed)))
+    }
+}
+
+impl Drop for CatchUp {
+    fn drop(&mut self) {
+        self.feed.catch_up_ended();
     }
 }

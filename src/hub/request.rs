@@ -1,101 +1,169 @@
-//! What sessions and calls put in a room's inbox.
+//! What callers ask of a room, and what they get back.
 
-use tokio::sync::oneshot;
+use std::sync::Arc;
+use std::time::Instant;
 
-use super::description::Description;
-use super::end::End;
-use super::entrance::Entrance;
-use super::error::HubError;
-use super::member::Member;
-use super::reader::Reader;
-use super::receipt::Receipt;
-use super::start::Start;
-use crate::domain::{Leave, ParticipantId, Post, Say};
-use crate::order::Weight;
+use crate::domain::{
+    Epoch, Join, LamportTime, Name, Participant, ParticipantId, Rejection, RoomName, Sequence, TraceContext,
+};
 use crate::proto::ServerMessage;
+use crate::store::{Bounds, StoreError};
 
-/// About the bytes that a request occupies besides its text.
-const REQUEST_WEIGHT: usize = 256;
+/// A request to join a room, or to resume a session in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The room; created if it does not exist.
+    pub room: RoomName,
+    /// The JOIN to apply unless a session is resumed.
+    pub join: Join,
+    /// The token of the session to resume. An invalid or expired token is not an error: the request then joins anew.
+    pub session_token: Option<String>,
+    /// The last event that the client has seen. The stream continues after it if the log still has what follows.
+    pub resume_point: Option<ResumePoint>,
+    /// How many of the newest events to start with when the stream does not continue after `resume_point`.
+    pub history: u32,
+}
 
-/// The answer to a request, when there is one.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, HubError>>;
+/// A position in a room's log, as a client names it. Not validated: neither part need exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumePoint {
+    /// The epoch of the log.
+    pub epoch: u64,
+    /// The last event that the client has seen; [`Sequence::ZERO`] if it has seen none.
+    pub sequence: Sequence,
+}
 
-/// What became of a post.
+/// Where a subscription starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StartPosition {
+    /// At the end of the log: only new events.
+    Tail,
+    /// After this event.
+    After(ResumePoint),
+    /// At this many events before the end of the log, or at the oldest retained event if there are fewer.
+    Last(u32),
+}
+
+/// When and through which stream or call a command arrived.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestMeta {
+    /// When the command was decoded.
+    pub(crate) received_at: Instant,
+    /// The trace of the stream or call that carried the command, if that is traced.
+    pub(crate) stream_trace: Option<Arc<TraceContext>>,
+}
+
+impl RequestMeta {
+    /// The metadata of a command that the server itself issues.
+    pub(crate) fn now() -> Self {
+        Instant::now().into()
+    }
+}
+
+impl From<Instant> for RequestMeta {
+    fn from(received_at: Instant) -> Self {
+        Self {
+            received_at,
+            stream_trace: None,
+        }
+    }
+}
+
+/// The room as a participant finds it when its stream starts.
+#[derive(Debug, Clone)]
+pub(crate) struct JoinInfo {
+    /// The participant's id.
+    pub(crate) participant: ParticipantId,
+    /// The participant's name.
+    pub(crate) name: Name,
+    /// The epoch of the room's log.
+    pub(crate) epoch: Epoch,
+    pub(crate) start: StreamStart,
+    /// Sequence and time of the participant's own JOIN; `None` if a session was resumed, which is no event.
+    pub(crate) joined: Option<(Sequence, LamportTime)>,
+    /// The token to resume the session with; `None` if the client did not ask for a resumable one.
+    pub(crate) session_token: Option<String>,
+    /// Which of the session's streams this is; see [`super::Member`].
+    pub(super) attachment: u64,
+}
+
+/// Where a participant's stream starts. Bounds and time do not include the participant's own JOIN.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StreamStart {
+    /// The retained part of the log.
+    pub(crate) bounds: Bounds,
+    /// The stream's first event is the one after this.
+    pub(crate) after: Sequence,
+    /// Whether `after` is the resume point that the client named.
+    pub(crate) is_recovered: bool,
+    /// The room's Lamport time.
+    pub(crate) time: LamportTime,
+}
+
+/// What became of a posted message.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Posted {
+pub(crate) enum PostOutcome {
     /// It was broadcast.
     Broadcast(Box<ServerMessage>),
-    /// It was broadcast before, at this place.
-    Repeated(crate::domain::Sequence),
+    /// It had been broadcast before, with this sequence.
+    Repeated(Sequence),
 }
 
-/// One entry of a room's inbox.
-pub(super) enum Request {
-    /// Somebody wants to come in, or back.
-    Join {
-        entrance: Box<Entrance>,
-        reply: Reply<Member>,
-        received: Receipt,
-    },
-    /// A participant says something.
-    Say { say: Say, received: Receipt },
-    /// Somebody outside says something.
-    Post {
-        post: Box<Post>,
-        reply: Reply<Posted>,
-        received: Receipt,
-    },
-    /// A participant goes, if it is still there on this connection.
-    Leave {
-        leave: Leave,
-        connection: u64,
-        received: Receipt,
-    },
-    /// A participant's connection is gone.
-    Lost {
-        participant: ParticipantId,
-        connection: u64,
-    },
-    /// Somebody wants to read.
-    Subscribe { start: Start, reply: Reply<Reader> },
-    /// Somebody wants to know who is there.
-    Describe { reply: Reply<Description> },
-    /// Nothing more comes: every subscriber's stream ends after what came before.
-    Close(End),
+/// Who is in a room, as of one event of its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RoomInfo {
+    /// The newest event.
+    pub(crate) sequence: Sequence,
+    /// The room's Lamport time.
+    pub(crate) time: LamportTime,
+    /// The participants, by ascending id.
+    pub(crate) participants: Vec<RosterEntry>,
 }
 
-impl Request {
-    /// When it was decoded, where it came off the wire.
-    pub(super) fn received(&self) -> Option<std::time::Instant> {
-        match self {
-            Self::Join { received, .. }
-            | Self::Say { received, .. }
-            | Self::Post { received, .. }
-            | Self::Leave { received, .. } => Some(received.at),
-            Self::Lost { .. } | Self::Subscribe { .. } | Self::Describe { .. } | Self::Close(_) => None,
+/// One participant of a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RosterEntry {
+    /// The participant's id.
+    pub(crate) id: ParticipantId,
+    /// The participant.
+    pub(crate) participant: Participant,
+    /// Whether it has a stream; if not, it may still resume its session.
+    pub(crate) is_connected: bool,
+}
+
+/// Why the hub could not serve a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HubError {
+    /// The room rejected the command.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// The limit on rooms is reached, so none can be created.
+    #[error("there are {0} rooms, which is the limit; join one of them")]
+    TooManyRooms(usize),
+    /// The room does not exist.
+    #[error("there is no room {:?}; a room is created when somebody joins it or posts to it", .0.as_str())]
+    NoRoom(RoomName),
+    /// The log does not have the events after the requested position.
+    #[error("the room's log does not have the events after that position; epoch {epoch} has events {} to {}", bounds.first, bounds.last)]
+    NotKept {
+        /// The log's epoch.
+        epoch: Epoch,
+        /// The part of the log that is retained.
+        bounds: Bounds,
+    },
+    /// The server is shutting down and accepts no new requests.
+    #[error("the server is draining")]
+    Draining,
+    /// The room's actor or the store has failed.
+    #[error("the room has failed")]
+    Failed,
+}
+
+impl From<StoreError> for HubError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::TooManyRooms(rooms) => Self::TooManyRooms(rooms),
+            _ => Self::Failed,
         }
-    }
-
-    /// Answers a request that cannot be served.
-    pub(super) fn refuse(self, error: HubError) {
-        // Whoever does not wait for the answer any more needs none.
-        match self {
-            Self::Join { reply, .. } => drop(reply.send(Err(error))),
-            Self::Post { reply, .. } => drop(reply.send(Err(error))),
-            Self::Subscribe { reply, .. } => drop(reply.send(Err(error))),
-            Self::Describe { reply } => drop(reply.send(Err(error))),
-            Self::Say { .. } | Self::Leave { .. } | Self::Lost { .. } | Self::Close(_) => {}
-        }
-    }
-}
-
-impl Weight for Request {
-    fn weight(&self) -> usize {
-        let text = match self {
-            Self::Say { say, .. } => say.text.as_ref().map_or(0, |text| text.as_str().len()),
-            Self::Post { post, .. } => post.text.as_ref().map_or(0, |text| text.as_str().len()),
-            _ => 0,
-        };
-        REQUEST_WEIGHT + text
     }
 }

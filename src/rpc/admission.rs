@@ -1,53 +1,39 @@
-//! From a client's JOIN to what a room understands.
+//! From a client's JOIN to a join request.
 
 use super::status::StreamError;
 use crate::domain::{Join, Name, ParticipantId, RoomName, Sequence, Timestamp, TraceContext};
-use crate::hub::{Entrance, Place};
-use crate::proto::{JoinMsgLeave, ResumePoint};
+use crate::hub::{JoinRequest, ResumePoint};
+use crate::proto::{self, JoinMsgLeave};
 
-/// A JOIN that is well-formed.
-pub(super) struct Admission {
-    pub(super) room: RoomName,
-    pub(super) entrance: Entrance,
-    /// Whether the client knows of anything that the first version did not have.
-    pub(super) is_newer: bool,
+/// Validates a client's JOIN. A client that sets none of the fields from 9 up cannot resume.
+pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, StreamError> {
+    let is_resumable = uses_newer_fields(&message);
+    let room = RoomName::try_from(message.room.as_str()).map_err(|error| StreamError::Name("room", error))?;
+    let name = Name::try_from(message.client_name.as_str())
+        .map_err(|error| StreamError::Name("client_name", error))?;
+    let join = Join {
+        id: ParticipantId::from_wire(message.id),
+        name,
+        timestamp: Timestamp(message.timestamp),
+        is_resumable,
+        trace: TraceContext::parse(&message.traceparent, &message.tracestate),
+    };
+    let token = message.session_token;
+    Ok(JoinRequest {
+        room,
+        join,
+        session_token: (!token.is_empty()).then_some(token),
+        resume_point: message.resume.map(ResumePoint::from),
+        history: message.history,
+    })
 }
 
-impl TryFrom<JoinMsgLeave> for Admission {
-    type Error = StreamError;
-
-    fn try_from(message: JoinMsgLeave) -> Result<Self, StreamError> {
-        let is_newer = uses_newer_fields(&message);
-        let room =
-            RoomName::try_from(message.room.as_str()).map_err(|error| StreamError::Name("room", error))?;
-        let name = Name::try_from(message.client_name.as_str())
-            .map_err(|error| StreamError::Name("client_name", error))?;
-        let join = Join {
-            id: ParticipantId::chosen(message.id),
-            name,
-            timestamp: Timestamp(message.timestamp),
-            is_resumable: is_newer,
-            trace: TraceContext::parse(&message.traceparent, &message.tracestate),
-        };
-        let entrance = Entrance {
-            join,
-            token: message.session_token,
-            seen: message.resume.map(place),
-            history: message.history,
-        };
-        Ok(Self {
-            room,
-            entrance,
-            is_newer,
-        })
-    }
-}
-
-/// The place in a log that a client names.
-pub(super) fn place(point: ResumePoint) -> Place {
-    Place {
-        epoch: point.epoch,
-        sequence: Sequence::new(point.sequence),
+impl From<proto::ResumePoint> for ResumePoint {
+    fn from(point: proto::ResumePoint) -> Self {
+        Self {
+            epoch: point.epoch,
+            sequence: Sequence::new(point.sequence),
+        }
     }
 }
 
@@ -88,10 +74,10 @@ mod tests {
             timestamp: 1,
             ..JoinMsgLeave::default()
         };
-        let admission = Admission::try_from(join.clone()).ok().unwrap();
-        assert!(!admission.is_newer);
+        let request = join_request(join.clone()).ok().unwrap();
+        assert!(!request.join.is_resumable);
         assert_eq!(
-            (admission.room.as_str(), admission.entrance.join.name.as_str()),
+            (request.room.as_str(), request.join.name.as_str()),
             ("lobby", "Alex")
         );
         for newer in [
@@ -104,11 +90,11 @@ mod tests {
                 ..join.clone()
             },
             JoinMsgLeave {
-                resume: Some(ResumePoint::default()),
+                resume: Some(proto::ResumePoint::default()),
                 ..join
             },
         ] {
-            assert!(Admission::try_from(newer).ok().unwrap().is_newer);
+            assert!(join_request(newer).ok().unwrap().join.is_resumable);
         }
     }
 }

@@ -10,12 +10,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::admission::Admission;
+use super::admission::join_request;
 use super::observer::{Arrival, Method, Observer, StreamEnd, Visitor};
 use super::reason::Reason;
 use super::session::{Ended, Output, Session};
@@ -23,7 +24,7 @@ use super::stall;
 use super::status::{StreamError, trailers};
 use super::threshold::{RETRY, Threshold};
 use crate::domain::{Timestamp, TraceContext};
-use crate::hub::{Asking, Hub, HubError, Member};
+use crate::hub::{Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
 
 /// The response body of a Chat call.
@@ -51,7 +52,7 @@ enum Phase {
 }
 
 struct Joining {
-    asking: Asking<Member>,
+    member: BoxFuture<'static, Result<Member, HubError>>,
     is_newer: bool,
     received: Instant,
     sender: Option<TraceContext>,
@@ -134,10 +135,10 @@ impl ChatBody {
             return Poll::Ready(());
         }
         let received = ready!(Pin::new(&mut self.inbound).poll_next(cx));
-        let admission = match received {
+        let request = match received {
             Some(Ok(message)) if message.r#type == EventType::Join as i32 => {
                 self.tally.observer.received(EventType::Join);
-                Admission::try_from(message)
+                join_request(message)
             }
             Some(Ok(message)) => Err(match EventType::try_from(message.r#type) {
                 Ok(_) => StreamError::NotJoin,
@@ -154,16 +155,14 @@ impl ChatBody {
             }
             None => Err(StreamError::NoJoin),
         };
-        match admission {
-            Ok(Admission {
-                room,
-                entrance,
-                is_newer,
-            }) => {
+        match request {
+            Ok(request) => {
                 let received = Instant::now();
-                let (sender, claimed) = (entrance.join.trace.clone(), entrance.join.timestamp);
+                let (sender, claimed) = (request.join.trace.clone(), request.join.timestamp);
+                let is_newer = request.join.is_resumable;
+                let hub = Arc::clone(&self.hub);
                 self.phase = Phase::Joining(Box::new(Joining {
-                    asking: self.hub.join(room, entrance, received),
+                    member: Box::pin(async move { hub.join(request, received).await }),
                     is_newer,
                     received,
                     sender,
@@ -182,9 +181,9 @@ impl ChatBody {
         let Phase::Joining(joining) = &mut self.phase else {
             return Poll::Ready(());
         };
-        match ready!(Pin::new(&mut joining.asking).poll(cx)) {
+        match ready!(joining.member.as_mut().poll(cx)) {
             Ok(mut member) => {
-                let entry = member.entry();
+                let entry = member.info();
                 let mut visitor = Visitor {
                     room: member.room().to_string(),
                     participant: entry.participant.get(),
@@ -195,11 +194,11 @@ impl ChatBody {
                     received: joining.received,
                     sender: joining.sender.as_ref(),
                     claimed: joining.claimed,
-                    time: entry.joined.map_or(entry.time, |(_, time)| time),
+                    time: entry.joined.map_or(entry.start.time, |(_, time)| time),
                     sequence: entry.joined.map(|(sequence, _)| sequence),
                 };
                 visitor.trace = self.tally.observer.joined(&visitor, &arrival);
-                member.set_stream(visitor.trace.clone());
+                member.set_stream_trace(visitor.trace.clone());
                 self.tally.visitor = Some(visitor);
                 let session = Session::new(
                     member,
@@ -215,7 +214,7 @@ impl ChatBody {
                     error => StreamError::Hub(error),
                 };
                 // What the room refused, the room has told.
-                if !matches!(error, StreamError::Hub(HubError::Refused(_))) {
+                if !matches!(error, StreamError::Hub(HubError::Rejected(_))) {
                     self.tally.observer.rejected(error.reason());
                 }
                 self.refuse(&error);

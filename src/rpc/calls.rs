@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::observer::Observer;
 use super::status::StreamError;
-use crate::domain::{MessageId, Name, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
+use crate::domain::{Message, MessageId, Name, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
-use crate::hub::{HistoryRange, Hub, HubError, Posted, Receipt};
+use crate::hub::{HistoryRange, Hub, HubError, PostOutcome, RequestMeta};
 use crate::proto::chat_service_server::ChatService;
 use crate::proto::get_history_request::Page;
 use crate::proto::{
@@ -72,7 +72,7 @@ impl Calls {
     fn answer<T>(&self, result: Result<T, StreamError>) -> Result<Response<T>, Status> {
         result.map(Response::new).map_err(|error| {
             // What the room refused, the room has told.
-            if !matches!(error, StreamError::Hub(HubError::Refused(_))) {
+            if !matches!(error, StreamError::Hub(HubError::Rejected(_))) {
                 self.observer.rejected(error.reason());
             }
             error.status().0
@@ -82,7 +82,7 @@ impl Calls {
     async fn send_message(
         &self,
         request: SendMessageRequest,
-        received: Receipt,
+        received: RequestMeta,
     ) -> Result<SendMessageResponse, StreamError> {
         let room = room(&request.room)?;
         let name = Name::try_from(request.client_name.as_str())
@@ -90,19 +90,21 @@ impl Calls {
         let id = request.message_id.as_str();
         let post = Post {
             name,
-            timestamp: Timestamp(request.timestamp),
-            text: Text::parse(&request.msg, self.hub.rules().max_message_chars),
-            message_id: (!id.is_empty()).then(|| MessageId::try_from(id)),
-            trace: TraceContext::parse(&request.traceparent, &request.tracestate),
+            message: Message {
+                timestamp: Timestamp(request.timestamp),
+                text: Text::parse(&request.msg, self.hub.rules().max_message_chars),
+                message_id: (!id.is_empty()).then(|| MessageId::try_from(id)),
+                trace: TraceContext::parse(&request.traceparent, &request.tracestate),
+            },
         };
         let posted = self
             .hub
-            .post(room.clone(), post, received)
+            .post(&room, post, received)
             .await
             .map_err(StreamError::Hub)?;
         let (broadcast, repeated) = match posted {
-            Posted::Broadcast(message) => (Some(*message), false),
-            Posted::Repeated(original) => {
+            PostOutcome::Broadcast(message) => (Some(*message), false),
+            PostOutcome::Repeated(original) => {
                 let range = HistoryRange::Before(original.next());
                 let history = self
                     .hub
@@ -167,7 +169,7 @@ impl Calls {
         let size = page_size(asked) as usize;
         let mut summaries = self
             .hub
-            .summaries(after, size + 1)
+            .list_rooms(after, size + 1)
             .await
             .map_err(StreamError::Hub)?;
         let has_more = summaries.len() > size;
@@ -193,16 +195,13 @@ impl Calls {
         request: ListParticipantsRequest,
     ) -> Result<ListParticipantsResponse, StreamError> {
         let room = room(&request.room)?;
-        let description = self.hub.describe(room).await.map_err(StreamError::Hub)?;
-        let participants = description
-            .participants
-            .into_iter()
-            .map(|(id, stay, connected)| Participant {
-                id: id.get(),
-                name: stay.name.to_string(),
-                joined_timestamp: stay.joined.get(),
-                connected,
-            });
+        let description = self.hub.room_info(&room).await.map_err(StreamError::Hub)?;
+        let participants = description.participants.into_iter().map(|entry| Participant {
+            id: entry.id.get(),
+            name: entry.participant.name.to_string(),
+            joined_timestamp: entry.participant.join_time.get(),
+            connected: entry.is_connected,
+        });
         let mut participants: Vec<_> = participants.collect();
         participants.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         Ok(ListParticipantsResponse {
@@ -232,9 +231,9 @@ impl ChatService for Calls {
         &self,
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
-        let received = Receipt {
-            at: Instant::now(),
-            stream: request.extensions().get::<Arc<TraceContext>>().cloned(),
+        let received = RequestMeta {
+            received_at: Instant::now(),
+            stream_trace: request.extensions().get::<Arc<TraceContext>>().cloned(),
         };
         let answer = Self::send_message(self, request.into_inner(), received).await;
         self.answer(answer)

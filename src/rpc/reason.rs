@@ -1,6 +1,6 @@
 //! Why the server refuses: one closed vocabulary for `ErrorInfo` details, metrics and logs.
 
-use crate::domain::{Refusal, TextError};
+use crate::domain::{Rejection, TextError};
 
 /// Whose fault a refusal is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -145,18 +145,18 @@ impl Reason {
     }
 }
 
-impl From<&Refusal> for Reason {
-    fn from(refusal: &Refusal) -> Self {
+impl From<&Rejection> for Reason {
+    fn from(refusal: &Rejection) -> Self {
         match refusal {
-            Refusal::Clock(_) => Self::TimestampOutOfRange,
-            Refusal::Text(TextError::TooLong { .. }) => Self::MessageTooLong,
-            Refusal::Text(TextError::Control { .. }) => Self::MessageInvalid,
-            Refusal::MessageId(_) => Self::MessageIdInvalid,
-            Refusal::MessageIdTaken { .. } => Self::MessageIdTaken,
-            Refusal::IdTaken(_) => Self::IdTaken,
-            Refusal::NameTaken(_) => Self::NameTaken,
-            Refusal::RoomFull(_) => Self::RoomFull,
-            Refusal::NotInRoom(_) => Self::NotJoined,
+            Rejection::Clock(_) => Self::TimestampOutOfRange,
+            Rejection::Text(TextError::TooLong { .. }) => Self::MessageTooLong,
+            Rejection::Text(TextError::Control { .. }) => Self::MessageInvalid,
+            Rejection::MessageId(_) => Self::MessageIdInvalid,
+            Rejection::MessageIdTaken { .. } => Self::MessageIdTaken,
+            Rejection::IdTaken(_) => Self::IdTaken,
+            Rejection::NameTaken(_) => Self::NameTaken,
+            Rejection::RoomFull(_) => Self::RoomFull,
+            Rejection::NotInRoom(_) => Self::NotJoined,
         }
     }
 }

@@ -14,9 +14,9 @@ use super::observer::{Observer, StreamEnd};
 use super::reason::Reason;
 use super::status::StreamError;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
-use crate::domain::{MessageId, Rules, Say, Text, Timestamp, TraceContext};
+use crate::domain::{Message, MessageId, Rules, Text, Timestamp, TraceContext};
 use crate::hub::frame;
-use crate::hub::{End, Member, Piece};
+use crate::hub::{CloseReason, FeedItem, Member};
 use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, NoticeCode, ServerMessage, Welcome};
 
 /// A client is read from only while it has less than this to read itself, in bytes: who talks must listen. It leaves a
@@ -87,21 +87,23 @@ impl Session {
             return Poll::Ready(Output::Data(welcome));
         }
         let piece = self.member.poll_next(cx);
-        if let Poll::Ready(Piece::End(end)) = piece {
+        if let Poll::Ready(FeedItem::Closed(end)) = piece {
             return Poll::Ready(Output::Ended(self.ended(end)));
         }
-        if let Poll::Ready(Piece::FellBehind) = piece {
+        if let Poll::Ready(FeedItem::Lagged) = piece {
             return Poll::Ready(Output::Ended(
                 self.failed(StreamEnd::Slow, &StreamError::FellBehind),
             ));
         }
         // While notices wait the client is answered first.
-        let may_read = !matches!(piece, Poll::Ready(Piece::Notice(_)));
+        let may_read = !matches!(piece, Poll::Ready(FeedItem::Notice(_)));
         if may_read && matches!(self.inbound, Inbound::Open) && self.member.lag() <= READ_LAG {
             self.read(cx, inbound, observer);
         }
         match piece {
-            Poll::Ready(Piece::Events(bytes) | Piece::Notice(bytes)) => Poll::Ready(Output::Data(bytes)),
+            Poll::Ready(FeedItem::Events(bytes) | FeedItem::Notice(bytes)) => {
+                Poll::Ready(Output::Data(bytes))
+            }
             _ => Poll::Pending,
         }
     }
@@ -161,15 +163,13 @@ impl Session {
             Ok(kind @ EventType::Message) => {
                 observer.received(kind);
                 let id = message.message_id.as_str();
-                let say = Say {
-                    // The member knows who speaks.
-                    speaker: self.member.entry().participant,
+                let said = Message {
                     timestamp,
                     text: Text::parse(&message.msg, self.rules.max_message_chars),
                     message_id: (!id.is_empty()).then(|| MessageId::try_from(id)),
                     trace: TraceContext::parse(&message.traceparent, &message.tracestate),
                 };
-                self.member.say(say, Instant::now());
+                self.member.say(said, Instant::now());
                 return ControlFlow::Continue(());
             }
             Ok(kind @ EventType::Leave) => {
@@ -204,9 +204,9 @@ impl Session {
         self.member.leave(timestamp, trace);
     }
 
-    fn ended(&mut self, end: End) -> Ended {
+    fn ended(&mut self, end: CloseReason) -> Ended {
         match end {
-            End::Left => {
+            CloseReason::Left => {
                 let (end, status) = self.ending.take().unwrap_or((StreamEnd::Left, None));
                 Ended {
                     end,
@@ -214,10 +214,10 @@ impl Session {
                     farewell: None,
                 }
             }
-            End::Refused(refusal) => self.failed(StreamEnd::Refused, &StreamError::Refused(refusal)),
-            End::TakenOver => self.failed(StreamEnd::TakenOver, &StreamError::TakenOver),
-            End::Draining(delay) => self.failed(StreamEnd::Drain, &StreamError::Draining(delay)),
-            End::Failed => self.failed(StreamEnd::Error, &StreamError::Failed),
+            CloseReason::Rejected(refusal) => self.failed(StreamEnd::Refused, &StreamError::Refused(refusal)),
+            CloseReason::TakenOver => self.failed(StreamEnd::TakenOver, &StreamError::TakenOver),
+            CloseReason::Draining(delay) => self.failed(StreamEnd::Drain, &StreamError::Draining(delay)),
+            CloseReason::Failed => self.failed(StreamEnd::Error, &StreamError::Failed),
         }
     }
 
@@ -245,7 +245,7 @@ impl Session {
             r#type: EventType::Message.into(),
             timestamp: self.member.time(),
             room: self.member.room().to_string(),
-            epoch: self.member.entry().epoch.get(),
+            epoch: self.member.info().epoch.get(),
             ..ServerMessage::default()
         }
     }
@@ -264,7 +264,7 @@ impl Session {
     }
 
     fn welcome_message(&self) -> ServerMessage {
-        let entry = self.member.entry();
+        let entry = self.member.info();
         // The domain's limits are far below what these fields hold.
         let small = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
         let limits = Limits {
@@ -276,19 +276,23 @@ impl Session {
             resume_grace: self.resume_grace.try_into().ok(),
         };
         // Of an empty log nothing is kept, which the wire shows as zero.
-        let is_empty = entry.bounds.last < entry.bounds.first;
+        let is_empty = entry.start.bounds.last < entry.start.bounds.first;
         let welcome = Welcome {
             participant_id: entry.participant.get(),
-            session_token: entry.token.clone().unwrap_or_default(),
+            session_token: entry.session_token.clone().unwrap_or_default(),
             epoch: entry.epoch.get(),
-            sequence: entry.after.get(),
-            recovered: entry.is_recovered,
-            first_sequence: if is_empty { 0 } else { entry.bounds.first.get() },
-            last_sequence: entry.bounds.last.get(),
+            sequence: entry.start.after.get(),
+            recovered: entry.start.is_recovered,
+            first_sequence: if is_empty {
+                0
+            } else {
+                entry.start.bounds.first.get()
+            },
+            last_sequence: entry.start.bounds.last.get(),
             limits: Some(limits),
         };
         let words = format!("Welcome to {}, {}.", self.member.room(), entry.name);
-        let timestamp = entry.time.get();
+        let timestamp = entry.start.time.get();
         ServerMessage {
             msg_stream: words,
             timestamp,

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::reason::Reason;
-use crate::domain::{NameError, Refusal};
+use crate::domain::{NameError, Rejection};
 use crate::hub::HubError;
 
 /// The domain of the reasons, as `ErrorInfo` asks for one.
@@ -46,7 +46,7 @@ pub(super) enum StreamError {
     /// The hub could not do it.
     Hub(HubError),
     /// What a participant asked was refused in a way that ends the stream.
-    Refused(Refusal),
+    Refused(Rejection),
     /// A page token that is none.
     PageToken,
     /// The client came back on another connection.
@@ -68,7 +68,7 @@ impl StreamError {
             Self::SecondJoin => Reason::SecondJoin,
             Self::UnknownType(_) => Reason::UnknownType,
             Self::Name(..) => Reason::NameInvalid,
-            Self::Hub(HubError::Refused(refusal)) | Self::Refused(refusal) => refusal.into(),
+            Self::Hub(HubError::Rejected(refusal)) | Self::Refused(refusal) => refusal.into(),
             Self::Hub(HubError::TooManyRooms(_)) => Reason::TooManyRooms,
             Self::Hub(HubError::NoRoom(_)) => Reason::NoRoom,
             Self::Hub(HubError::NotKept { .. }) => Reason::NotKept,
@@ -85,7 +85,7 @@ impl StreamError {
             Self::NoJoin | Self::NotJoin | Self::SecondJoin => Code::FailedPrecondition,
             Self::JoinTimeout(_) | Self::RequestTimeout(_) => Code::DeadlineExceeded,
             Self::UnknownType(_) | Self::Name(..) | Self::PageToken => Code::InvalidArgument,
-            Self::Hub(HubError::Refused(refusal)) | Self::Refused(refusal) => refusal_code(refusal),
+            Self::Hub(HubError::Rejected(refusal)) | Self::Refused(refusal) => refusal_code(refusal),
             Self::Hub(HubError::TooManyRooms(_)) => Code::ResourceExhausted,
             Self::Hub(HubError::NoRoom(_)) => Code::NotFound,
             Self::Hub(HubError::NotKept { .. }) => Code::OutOfRange,
@@ -103,7 +103,7 @@ impl StreamError {
             Self::Hub(HubError::Draining | HubError::Failed) | Self::Failed => {
                 Some(jittered(Duration::from_secs(1)))
             }
-            Self::Hub(HubError::TooManyRooms(_) | HubError::Refused(Refusal::RoomFull(_))) => {
+            Self::Hub(HubError::TooManyRooms(_) | HubError::Rejected(Rejection::RoomFull(_))) => {
                 Some(jittered(FULL_RETRY))
             }
             Self::FellBehind => Some(jittered(BEHIND_RETRY)),
@@ -166,12 +166,14 @@ pub(super) fn too_many_connections(limit: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-fn refusal_code(refusal: &Refusal) -> Code {
+fn refusal_code(refusal: &Rejection) -> Code {
     match refusal {
-        Refusal::Clock(_) | Refusal::Text(_) | Refusal::MessageId(_) => Code::InvalidArgument,
-        Refusal::IdTaken(_) | Refusal::NameTaken(_) | Refusal::MessageIdTaken { .. } => Code::AlreadyExists,
-        Refusal::RoomFull(_) => Code::ResourceExhausted,
-        Refusal::NotInRoom(_) => Code::FailedPrecondition,
+        Rejection::Clock(_) | Rejection::Text(_) | Rejection::MessageId(_) => Code::InvalidArgument,
+        Rejection::IdTaken(_) | Rejection::NameTaken(_) | Rejection::MessageIdTaken { .. } => {
+            Code::AlreadyExists
+        }
+        Rejection::RoomFull(_) => Code::ResourceExhausted,
+        Rejection::NotInRoom(_) => Code::FailedPrecondition,
     }
 }
 
@@ -197,16 +199,16 @@ mod tests {
 
     #[test]
     fn what_would_fail_again_says_what_is_wrong() {
-        let taken = Refusal::NameTaken(Name::try_from("Ada").unwrap());
-        let (status, retry) = StreamError::Hub(HubError::Refused(taken)).status();
+        let taken = Rejection::NameTaken(Name::try_from("Ada").unwrap());
+        let (status, retry) = StreamError::Hub(HubError::Rejected(taken)).status();
         assert_eq!((status.code(), retry), (Code::AlreadyExists, None));
         assert_eq!(
             status.message(),
             "the name \"Ada\" is taken in this room; choose another"
         );
-        let id = Refusal::IdTaken(ParticipantId::chosen(7).unwrap());
+        let id = Rejection::IdTaken(ParticipantId::from_wire(7).unwrap());
         assert_eq!(
-            StreamError::Hub(HubError::Refused(id)).status().0.code(),
+            StreamError::Hub(HubError::Rejected(id)).status().0.code(),
             Code::AlreadyExists
         );
     }

@@ -11,13 +11,12 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::admission::place;
 use super::calls::room;
 use super::observer::{Method, Observer};
 use super::reason::Reason;
 use super::status::{StreamError, trailers};
 use super::threshold::Threshold;
-use crate::hub::{End, Hub, HubError, Piece, Reader, Start};
+use crate::hub::{CloseReason, FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start as Asked;
 
@@ -64,7 +63,7 @@ impl SubscribeBody {
 
     fn refuse(&mut self, error: &StreamError) {
         // What the room refused, the room has told.
-        if !matches!(error, StreamError::Hub(HubError::Refused(_))) {
+        if !matches!(error, StreamError::Hub(HubError::Rejected(_))) {
             self.observer.rejected(error.reason());
         }
         self.end(error);
@@ -98,14 +97,14 @@ impl SubscribeBody {
 
     fn begin(&mut self, request: SubscribeRequest) {
         let start = match request.start {
-            None => Start::Now,
-            Some(Asked::After(point)) => Start::After(place(point)),
-            Some(Asked::Last(count)) => Start::Last(count),
+            None => StartPosition::Tail,
+            Some(Asked::After(point)) => StartPosition::After(point.into()),
+            Some(Asked::Last(count)) => StartPosition::Last(count),
         };
         match room(&request.room) {
             Ok(room) => {
                 let hub = Arc::clone(&self.hub);
-                self.phase = Phase::Beginning(Box::pin(async move { hub.subscribe(room, start).await }));
+                self.phase = Phase::Beginning(Box::pin(async move { hub.subscribe(&room, start).await }));
             }
             Err(error) => self.refuse(&error),
         }
@@ -130,12 +129,12 @@ impl Body for SubscribeBody {
                 },
                 Phase::Reading(reader) => {
                     let error = match ready!(reader.poll_next(cx)) {
-                        Piece::Events(bytes) | Piece::Notice(bytes) => {
+                        FeedItem::Events(bytes) | FeedItem::Notice(bytes) => {
                             return Poll::Ready(Some(Ok(Frame::data(bytes))));
                         }
-                        Piece::FellBehind => StreamError::FellBehind,
-                        Piece::End(End::Draining(delay)) => StreamError::Draining(delay),
-                        Piece::End(_) => StreamError::Failed,
+                        FeedItem::Lagged => StreamError::FellBehind,
+                        FeedItem::Closed(CloseReason::Draining(delay)) => StreamError::Draining(delay),
+                        FeedItem::Closed(_) => StreamError::Failed,
                     };
                     this.end(&error);
                 }

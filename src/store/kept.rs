@@ -46,7 +46,7 @@ impl Kept {
             } else if record.first != kept.last.next() {
                 return Err(StoreError::Log {
                     room: room.clone(),
-                    why: ReplayError::Hole {
+                    why: ReplayError::Gap {
                         after: kept.last,
                         next: record.first,
                     },
@@ -62,7 +62,7 @@ impl Kept {
             if kept.last >= kept.first && kept.first > first {
                 return Err(StoreError::Log {
                     room: room.clone(),
-                    why: ReplayError::Hole {
+                    why: ReplayError::Gap {
                         after: first.previous(),
                         next: kept.first,
                     },

@@ -68,7 +68,7 @@ pub(super) fn decode_entry(mut bytes: &[u8]) -> Result<(LogId, Epoch), StoreErro
         return Err(damaged);
     }
     let log = LogId(bytes.get_u32());
-    Epoch::recorded(bytes.get_u64())
+    Epoch::from_wire(bytes.get_u64())
         .map(|epoch| (log, epoch))
         .ok_or(damaged)
 }

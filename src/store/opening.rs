@@ -235,7 +235,7 @@ impl Contents {
                 Some((room, _)) if kept.snapshot > kept.last && kept.first > Bounds::EMPTY.first => {
                     Some(StoreError::Log {
                         room: room.clone(),
-                        why: ReplayError::Hole {
+                        why: ReplayError::Gap {
                             after: kept.last,
                             next: kept.snapshot.next(),
                         },

@@ -40,8 +40,8 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
         .map(|(id, participant)| StoredParticipant {
             id: id.get(),
             name: participant.name.to_string(),
-            joined: participant.joined.get(),
-            since: participant.since.get(),
+            joined: participant.join_time.get(),
+            since: participant.join_sequence.get(),
             is_resumable: participant.is_resumable,
         });
     let stored = Stored {
@@ -71,14 +71,14 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
             } = participant;
             let participant = Participant {
                 name: Name::try_from(name.as_str()).ok()?,
-                joined: LamportTime::recorded(joined)?,
-                since: Sequence::new(since),
+                join_time: LamportTime::from_wire(joined)?,
+                join_sequence: Sequence::new(since),
                 is_resumable,
             };
-            Some((ParticipantId::chosen(id)?, participant))
+            Some((ParticipantId::from_wire(id)?, participant))
         });
         Some(Snapshot {
-            time: LamportTime::recorded(stored.time)?,
+            time: LamportTime::from_wire(stored.time)?,
             last: Sequence::new(stored.last),
             next_id: stored.next_id,
             participants: participants.collect::<Option<_>>()?,
@@ -98,15 +98,15 @@ mod tests {
     fn a_snapshot_comes_back_as_it_was() {
         let participant = Participant {
             name: Name::try_from("Ada").unwrap(),
-            joined: LamportTime::recorded(7).unwrap(),
-            since: Sequence::new(3),
+            join_time: LamportTime::from_wire(7).unwrap(),
+            join_sequence: Sequence::new(3),
             is_resumable: true,
         };
         let snapshot = Snapshot {
-            time: LamportTime::recorded(9).unwrap(),
+            time: LamportTime::from_wire(9).unwrap(),
             last: Sequence::new(5),
             next_id: 1_000_002,
-            participants: vec![(ParticipantId::chosen(-4).unwrap(), participant)],
+            participants: vec![(ParticipantId::from_wire(-4).unwrap(), participant)],
         };
         assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));
         assert!(decode_snapshot(b"nonsense").is_err());

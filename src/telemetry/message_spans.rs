@@ -9,7 +9,7 @@ use opentelemetry::trace::{SpanContext, SpanKind, Status};
 use super::attributes::{Operation, Subject, number};
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
 use crate::domain::{EventKind, MessageId, TraceContext};
-use crate::hub::{Accepted, Audience, Refused, Stored, Trail};
+use crate::hub::{AcceptedEvent, FanOut, MessageTrace, RejectedMessage, StoredBatch};
 use crate::proto::EventType;
 use crate::rpc::Reason;
 
@@ -25,24 +25,24 @@ pub(super) struct MessageSpans {
     received: Instant,
     /// The same on the clock of the wall.
     received_at: SystemTime,
-    stored: Option<Stored>,
+    stored: Option<StoredBatch>,
     published: Option<Published>,
 }
 
 struct Published {
     begun: Instant,
     ended: Instant,
-    audience: Audience,
+    fan_out: FanOut,
 }
 
 impl MessageSpans {
     /// Follows a message if it is to be recorded.
-    pub(super) fn begin(tracer: &Tracer, accepted: &Accepted<'_>) -> Option<Self> {
+    pub(super) fn begin(tracer: &Tracer, accepted: &AcceptedEvent<'_>) -> Option<Self> {
         let event = accepted.event;
         let ids = tracer.begin(event.trace.as_ref(), SPANS)?;
         let body_size = match &event.kind {
-            EventKind::Said { text, .. } => Some(text.as_str().len()),
-            EventKind::Joined | EventKind::Left => None,
+            EventKind::Message { text, .. } => Some(text.as_str().len()),
+            EventKind::Join | EventKind::Leave => None,
         };
         Some(Self {
             tracer: tracer.clone(),
@@ -56,9 +56,9 @@ impl MessageSpans {
                 time: event.time.get(),
                 received_time: Some(accepted.claimed.0),
             },
-            link: accepted.stream.map(remote),
-            received: accepted.received,
-            received_at: wall_time(accepted.received),
+            link: accepted.stream_trace.map(remote),
+            received: accepted.received_at,
+            received_at: wall_time(accepted.received_at),
             stored: None,
             published: None,
         })
@@ -85,7 +85,7 @@ impl MessageSpans {
 }
 
 /// Records the `process` of a message that was refused, which is all there is of it.
-pub(super) fn record_refused(tracer: &Tracer, refused: &Refused<'_>) {
+pub(super) fn record_refused(tracer: &Tracer, refused: &RejectedMessage<'_>) {
     let Some(ids) = tracer.begin(refused.trace, 1) else {
         return;
     };
@@ -99,43 +99,43 @@ pub(super) fn record_refused(tracer: &Tracer, refused: &Refused<'_>) {
         received_time: Some(refused.claimed.0),
     };
     let mut attributes = subject.attributes_of(Operation::Process);
-    let reason = Reason::from(refused.refusal).as_str().to_lowercase();
+    let reason = Reason::from(refused.rejection).as_str().to_lowercase();
     attributes.push(KeyValue::new("error.type", reason));
     tracer.export(Finished {
         ids,
         name: Operation::Process.span_name(),
         kind: SpanKind::Consumer,
-        begun: wall_time(refused.received),
+        begun: wall_time(refused.received_at),
         ended: SystemTime::now(),
         attributes,
-        link: refused.stream.map(remote),
-        status: Status::error(refused.refusal.to_string()),
+        link: refused.stream_trace.map(remote),
+        status: Status::error(refused.rejection.to_string()),
     });
 }
 
-impl Trail for MessageSpans {
+impl MessageTrace for MessageSpans {
     fn context(&self) -> TraceContext {
         self.ids.trace_context()
     }
 
-    fn stored(&mut self, stored: Stored) {
+    fn stored(&mut self, stored: StoredBatch) {
         self.stored = Some(stored);
     }
 
-    fn published(&mut self, begun: Instant, audience: Audience) {
+    fn published(&mut self, begun: Instant, fan_out: FanOut) {
         self.published = Some(Published {
             begun,
             ended: Instant::now(),
-            audience,
+            fan_out,
         });
     }
 }
 
 impl Drop for MessageSpans {
     fn drop(&mut self) {
-        if let Some(Stored {
-            given,
-            durable,
+        if let Some(StoredBatch {
+            submitted_at,
+            durable_at,
             bytes,
             events,
         }) = self.stored
@@ -144,19 +144,19 @@ impl Drop for MessageSpans {
                 KeyValue::new("chitchat.store.bytes", number(bytes)),
                 KeyValue::new("messaging.batch.message_count", i64::from(events)),
             ];
-            self.child("append", given, durable, more);
+            self.child("append", submitted_at, durable_at, more);
         }
         let mut ended = Instant::now();
         let mut status = Status::error("not stored");
         if let Some(Published {
             begun,
             ended: published,
-            audience,
+            fan_out,
         }) = self.published
         {
             let more = [
-                KeyValue::new("chitchat.subscribers", number(audience.subscribers)),
-                KeyValue::new("chitchat.subscribers.behind", number(audience.behind)),
+                KeyValue::new("chitchat.subscribers", number(fan_out.subscribers)),
+                KeyValue::new("chitchat.subscribers.behind", number(fan_out.lagging)),
             ];
             self.child("broadcast", begun, published, more);
             ended = published;

@@ -12,8 +12,8 @@ use super::attributes::{self, Subject};
 use super::message_spans::{MessageSpans, record_refused};
 use super::metrics::Metrics;
 use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
-use crate::domain::{EventKind, LamportTime, Refusal, RoomName, Sequence, TraceContext};
-use crate::hub::{Accepted, Refused, Trail};
+use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, TraceContext};
+use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::rpc::{Arrival, Method, Reason, StreamEnd, Visitor};
 use crate::{hub, rpc, store};
@@ -73,24 +73,24 @@ fn within(trace: Option<&TraceContext>) -> Option<ContextGuard> {
 }
 
 impl hub::Observer for Report {
-    fn broadcast(&self, kind: &EventKind, time: LamportTime) {
+    fn event_accepted(&self, kind: &EventKind, time: LamportTime) {
         self.metrics.event_broadcast(kind.into(), time);
     }
 
-    fn follow(&self, accepted: &Accepted<'_>) -> Option<Box<dyn Trail>> {
+    fn trace_message(&self, accepted: &AcceptedEvent<'_>) -> Option<Box<dyn MessageTrace>> {
         let spans = MessageSpans::begin(self.tracer.as_ref()?, accepted)?;
         Some(Box::new(spans))
     }
 
-    fn refused(&self, refusal: &Refusal) {
+    fn command_rejected(&self, refusal: &Rejection) {
         self.metrics.event_rejected(Reason::from(refusal));
-        if let Refusal::Clock(error) = refusal {
+        if let Rejection::Clock(error) = refusal {
             // A client can send these as fast as the wire carries them.
             debug!(event = "clock_refused", %error, "time stamp refused");
         }
     }
 
-    fn refused_message(&self, refused: &Refused<'_>) {
+    fn message_rejected(&self, refused: &RejectedMessage<'_>) {
         if let Some(tracer) = &self.tracer {
             record_refused(tracer, refused);
         }
@@ -101,31 +101,43 @@ impl hub::Observer for Report {
         self.metrics.delivery_latency.record(latency, events);
     }
 
-    fn completed(&self, events: u32, latency: Duration) {
+    fn fan_out_completed(&self, events: u32, latency: Duration) {
         self.metrics.broadcast_latency.record(latency, events);
     }
 
-    fn connected(&self, connected: bool) {
-        step(&self.metrics.connected_clients, connected);
+    fn participant_connected(&self) {
+        self.metrics.connected_clients.increment(1.0);
     }
 
-    fn room(&self, exists: bool) {
-        step(&self.metrics.rooms_active, exists);
+    fn participant_disconnected(&self) {
+        self.metrics.connected_clients.decrement(1.0);
     }
 
-    fn behind(&self, behind: bool) {
-        step(&self.metrics.subscribers_behind, behind);
+    fn room_opened(&self) {
+        self.metrics.rooms_active.increment(1.0);
     }
 
-    fn replayed(&self, events: u32) {
+    fn room_closed(&self) {
+        self.metrics.rooms_active.decrement(1.0);
+    }
+
+    fn catch_up_started(&self) {
+        self.metrics.subscribers_behind.increment(1.0);
+    }
+
+    fn catch_up_ended(&self) {
+        self.metrics.subscribers_behind.decrement(1.0);
+    }
+
+    fn delivered_from_store(&self, events: u32) {
         self.metrics.deliveries.increment(events.into());
     }
 
-    fn stored(&self, latency: Duration) {
+    fn batch_stored(&self, latency: Duration) {
         self.metrics.store_append.record(latency, 1);
     }
 
-    fn violated(&self, room: &RoomName, sequence: Sequence) {
+    fn order_violated(&self, room: &RoomName, sequence: Sequence) {
         self.metrics.causality_violations.increment(1);
         error!(event = "causality_violated", %room, %sequence, "an event does not follow on the one before");
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use chitchat::domain::{
-    Command, EventKind, Join, Leave, MessageId, Name, Outcome, ParticipantId, Room, Rules, Say, Text,
-    Timestamp, WallTime,
+    Command, EventKind, Join, Leave, Message, MessageId, Name, Outcome, ParticipantId, Room, Rules, Say,
+    Text, Timestamp, WallTime,
 };
 use chitchat::proto::{JoinMsgLeave, ServerMessage};
 
@@ -111,7 +111,7 @@ impl Fold {
         let (name, command) = match line {
             Line::Joins { name, id, at } => {
                 let join = Join {
-                    id: ParticipantId::chosen(id),
+                    id: ParticipantId::from_wire(id),
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(at),
                     is_resumable: false,
@@ -121,11 +121,13 @@ impl Fold {
             }
             Line::Says { name, id, at, text } => {
                 let say = Say {
-                    speaker: self.ids[&name],
-                    timestamp: Timestamp(at),
-                    text: Text::parse(&text, RULES.max_message_chars),
-                    message_id: (!id.is_empty()).then(|| MessageId::try_from(id.as_str())),
-                    trace: None,
+                    participant: self.ids[&name],
+                    message: Message {
+                        timestamp: Timestamp(at),
+                        text: Text::parse(&text, RULES.max_message_chars),
+                        message_id: (!id.is_empty()).then(|| MessageId::try_from(id.as_str())),
+                        trace: None,
+                    },
                 };
                 (name, Command::Say(say))
             }
@@ -155,9 +157,9 @@ impl Fold {
         match self.room.apply(command, WallTime::default()) {
             Outcome::Accepted(event) => {
                 let kind = match event.kind {
-                    EventKind::Joined => "JOIN",
-                    EventKind::Said { .. } => "MESSAGE",
-                    EventKind::Left => "LEAVE",
+                    EventKind::Join => "JOIN",
+                    EventKind::Message { .. } => "MESSAGE",
+                    EventKind::Leave => "LEAVE",
                 };
                 self.ids.insert(name.clone(), event.participant);
                 vec![broadcast(
@@ -165,7 +167,7 @@ impl Fold {
                     event.time.get(),
                     kind,
                     &name,
-                    &event.words(),
+                    &event.display_text(),
                 )]
             }
             Outcome::Repeated { original, time } => {
@@ -175,11 +177,11 @@ impl Fold {
                     &format!("Message was broadcast before, at sequence {original}."),
                 )]
             }
-            Outcome::Refused { refusal, time } if is_private => {
-                vec![private(time.get(), &name, &refusal.to_string())]
+            Outcome::Rejected { rejection, time } if is_private => {
+                vec![private(time.get(), &name, &rejection.to_string())]
             }
-            Outcome::Refused { refusal, .. } => {
-                let mut answers = vec![refused(&name, &refusal.to_string())];
+            Outcome::Rejected { rejection, .. } => {
+                let mut answers = vec![refused(&name, &rejection.to_string())];
                 // Who is to leave leaves, whatever time was claimed.
                 if leaving.is_some() {
                     answers.extend(self.play(Line::Vanishes { name }));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chitchat::domain::{Join, Name, RoomName, Rules, Sequence, Timestamp, WallTime};
-use chitchat::hub::{Entrance, Hub, HubError, HubOptions};
+use chitchat::hub::{Hub, HubError, HubOptions, JoinRequest};
 use chitchat::store::{
     Append, Appended, Bounds, Fill, Log, LogId, MemoryStore, Record, Retention, Store, StoreError,
 };
@@ -71,7 +71,8 @@ async fn a_damaged_log_ends_its_room_and_a_failed_store_the_server() {
     let report = Arc::new(Report::new(metrics, None));
     let hub = Hub::new(Rules::default(), HubOptions::default(), store, &[0; 32], report);
     let join = async |room: &str| {
-        let entrance = Entrance {
+        let request = JoinRequest {
+            room: RoomName::try_from(room).unwrap(),
             join: Join {
                 id: None,
                 name: Name::try_from("Ada").unwrap(),
@@ -79,12 +80,11 @@ async fn a_damaged_log_ends_its_room_and_a_failed_store_the_server() {
                 is_resumable: false,
                 trace: None,
             },
-            token: String::new(),
-            seen: None,
+            session_token: None,
+            resume_point: None,
             history: 0,
         };
-        let room = RoomName::try_from(room).unwrap();
-        hub.join(room, entrance, Instant::now()).await.map(drop)
+        hub.join(request, Instant::now()).await.map(drop)
     };
     assert_eq!(join("damaged").await, Err(HubError::Failed));
     assert_eq!(join("lobby").await, Ok(()));

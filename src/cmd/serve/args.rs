@@ -214,7 +214,7 @@ impl Args {
                 feed_bytes: self.feed_bytes,
                 resume_grace: self.resume_grace,
                 coalesce: self.coalesce,
-                retain_age: self.retain_age,
+                retain_age: (!self.retain_age.is_zero()).then_some(self.retain_age),
             },
             retention: Retention {
                 events: self.retain_events.unwrap_or(kept.events),

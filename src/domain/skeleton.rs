@@ -1,0 +1,95 @@
+//! Confusable names: Unicode Technical Standard 39 (<https://www.unicode.org/reports/tr39/>).
+
+use unicode_security::skeleton;
+
+use super::name::Name;
+
+/// The skeletons of a name. Two names are confusable if they share one.
+///
+/// The skeleton of UTS 39 maps characters that look alike to the same character (Cyrillic `а` to Latin `a`, the digit `0`
+/// to `O`). It is case-sensitive, but here `ADA` and `ada` are the same name, so it is computed twice: of the name as
+/// written (in which a capital `I` looks like a small `l`) and of the name in lower case. Runs of white space count as one
+/// space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Skeletons {
+    pub(super) as_written: Box<str>,
+    pub(super) in_lower_case: Box<str>,
+}
+
+impl Skeletons {
+    pub(super) fn of(name: &Name) -> Self {
+        Self {
+            as_written: folded_skeleton(name.as_str()),
+            in_lower_case: folded_skeleton(&fold_case(name.as_str())),
+        }
+    }
+
+    /// Whether the two names share a skeleton.
+    pub(super) fn intersects(&self, other: &Self) -> bool {
+        let theirs = [&other.as_written, &other.in_lower_case];
+        theirs
+            .iter()
+            .any(|skeleton| **skeleton == self.as_written || **skeleton == self.in_lower_case)
+    }
+}
+
+impl Name {
+    /// Whether the names are hard to tell apart by sight, so that a room accepts only one of them.
+    #[must_use]
+    pub fn is_confusable_with(&self, other: &Self) -> bool {
+        Skeletons::of(self).intersects(&Skeletons::of(other))
+    }
+}
+
+/// Folds case by way of the capitals, which several small letters share: `ß` and `ss`, `σ` and `ς`, `ſ` and `s`.
+fn fold_case(name: &str) -> String {
+    let capitals = name.chars().flat_map(char::to_uppercase);
+    capitals.flat_map(char::to_lowercase).collect()
+}
+
+fn folded_skeleton(name: &str) -> Box<str> {
+    let folded = fold_case(&skeleton(name).collect::<String>());
+    folded.split_whitespace().collect::<Vec<_>>().join(" ").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn are_confusable(a: &str, b: &str) -> bool {
+        Name::try_from(a)
+            .unwrap()
+            .is_confusable_with(&Name::try_from(b).unwrap())
+    }
+
+    #[test]
+    fn names_that_differ_in_case_or_look_alikes_are_confusable() {
+        for (a, b) in [
+            ("Ada", "ADA"),
+            ("Ada", "Аdа"),    // Cyrillic
+            ("Ada", "Ａｄａ"), // full width
+            ("Ian", "lan"),
+            ("STRASSE", "Straße"),
+            ("ΣΑΣ", "σας"),
+            ("ſam", "Sam"),
+            ("b0b", "bob"),
+            ("É", "E\u{301}"),
+            ("Ada L", "Ada\u{a0}  L"),
+        ] {
+            assert!(are_confusable(a, b), "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn different_names_are_not_confusable() {
+        for (a, b) in [
+            ("Ada", "Aida"),
+            ("bot-1", "bot-2"),
+            ("client10", "client11"),
+            ("山田", "山口"),
+            ("é", "e"),
+        ] {
+            assert!(!are_confusable(a, b), "{a} and {b}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! How everybody else talks to a room's actor: the requests in its mailbox, the room's handle, and the [`Member`] that a
+//! participant's stream holds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::feed::{CloseReason, FeedItem};
+use super::mailbox::{Closed, Mailbox, Sender, Weight};
+use super::observer::Observer;
+use super::reader::Reader;
+use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
+use crate::domain::{
+    LamportTime, Leave, Message, ParticipantId, Post, RoomName, Say, Timestamp, TraceContext,
+};
+
+/// The capacity of a room's mailbox, in bytes: several thousand short messages, so that a batch is worth its wake-up, but
+/// few enough that a message does not wait long behind them.
+const MAILBOX_CAPACITY: usize = 1 << 20;
+
+/// What a request occupies besides its text, in bytes, roughly.
+const REQUEST_WEIGHT: usize = 256;
+
+/// Where the answer to a request goes. The receiver may be gone; then nobody needs the answer.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, HubError>>;
+
+/// A message to a room's actor.
+pub(super) enum Request {
+    Join {
+        request: Box<JoinRequest>,
+        meta: RequestMeta,
+        reply: Reply<Member>,
+    },
+    Say {
+        say: Say,
+        meta: RequestMeta,
+    },
+    Post {
+        post: Box<Post>,
+        meta: RequestMeta,
+        reply: Reply<PostOutcome>,
+    },
+    /// Ignored unless `attachment` is still the participant's current one.
+    Leave {
+        leave: Leave,
+        attachment: u64,
+        meta: RequestMeta,
+    },
+    /// The participant's stream is gone without a LEAVE.
+    Disconnected {
+        participant: ParticipantId,
+        attachment: u64,
+    },
+    Subscribe {
+        start: StartPosition,
+        reply: Reply<Reader>,
+    },
+    Info {
+        reply: Reply<RoomInfo>,
+    },
+    /// Ends every subscriber's stream after the events accepted so far.
+    Close(CloseReason),
+}
+
+impl Request {
+    /// When the request was decoded, if it carries a command from the wire.
+    pub(super) fn received_at(&self) -> Option<Instant> {
+        match self {
+            Self::Join { meta, .. }
+            | Self::Say { meta, .. }
+            | Self::Post { meta, .. }
+            | Self::Leave { meta, .. } => Some(meta.received_at),
+            Self::Disconnected { .. } | Self::Subscribe { .. } | Self::Info { .. } | Self::Close(_) => None,
+        }
+    }
+
+    /// Answers a request that cannot be served.
+    pub(super) fn fail(self, error: HubError) {
+        match self {
+            Self::Join { reply, .. } => drop(reply.send(Err(error))),
+            Self::Post { reply, .. } => drop(reply.send(Err(error))),
+            Self::Subscribe { reply, .. } => drop(reply.send(Err(error))),
+            Self::Info { reply } => drop(reply.send(Err(error))),
+            Self::Say { .. } | Self::Leave { .. } | Self::Disconnected { .. } | Self::Close(_) => {}
+        }
+    }
+}
+
+impl Weight for Request {
+    fn weight(&self) -> usize {
+        let text_len = |message: &Message| message.text.as_ref().map_or(0, |text| text.as_str().len());
+        let text = match self {
+            Self::Say { say, .. } => text_len(&say.message),
+            Self::Post { post, .. } => text_len(&post.message),
+            _ => 0,
+        };
+        REQUEST_WEIGHT + text
+    }
+}
+
+/// A running room: its mailbox, and the figures that others may read without asking its actor.
+pub(super) struct RoomHandle {
+    pub(super) name: RoomName,
+    pub(super) mailbox: Arc<Mailbox<Request>>,
+    time: AtomicI64,
+    participants: AtomicU32,
+}
+
+impl RoomHandle {
+    pub(super) fn new(name: RoomName) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY)),
+            time: AtomicI64::new(0),
+            participants: AtomicU32::new(0),
+        })
+    }
+
+    /// Updates what [`RoomHandle::stats`] returns.
+    pub(super) fn publish_stats(&self, time: LamportTime, participants: usize) {
+        self.time.store(time.get(), Ordering::Relaxed);
+        self.participants
+            .store(u32::try_from(participants).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// The Lamport time and the number of participants as of the latest batch.
+    pub(super) fn stats(&self) -> (i64, u32) {
+        (
+            self.time.load(Ordering::Relaxed),
+            self.participants.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// A participant's stream in a room: reads the room's events and sends the participant's commands.
+///
+/// It exists only once the JOIN was accepted or the session was resumed. Dropping it detaches the stream: a resumable
+/// participant then has the grace period to return, any other leaves. However it ends, the room's log has exactly one
+/// LEAVE for each JOIN.
+///
+/// A resumed session has a new `Member`. Each one is an *attachment* with a number of its own, so that the room can tell
+/// the requests of an earlier stream from those of the current one.
+pub struct Member {
+    room: Arc<RoomHandle>,
+    sender: Sender<Request>,
+    reader: Reader,
+    observer: Arc<dyn Observer>,
+    /// A message that did not fit into the mailbox yet.
+    unsent: Option<Request>,
+    is_detached: bool,
+    stream_trace: Option<Arc<TraceContext>>,
+    info: JoinInfo,
+}
+
+impl Member {
+    pub(super) fn new(
+        room: Arc<RoomHandle>,
+        reader: Reader,
+        observer: Arc<dyn Observer>,
+        info: JoinInfo,
+    ) -> Self {
+        observer.participant_connected();
+        let sender = Sender::new(Arc::clone(&room.mailbox));
+        Self {
+            room,
+            sender,
+            reader,
+            observer,
+            unsent: None,
+            is_detached: false,
+            stream_trace: None,
+            info,
+        }
+    }
+
+    /// Sets the trace to which the stream's spans belong. Applies to the commands that follow.
+    pub(crate) fn set_stream_trace(&mut self, stream_trace: Option<Arc<TraceContext>>) {
+        self.stream_trace = stream_trace;
+    }
+
+    fn meta(&self, received_at: Instant) -> RequestMeta {
+        RequestMeta {
+            received_at,
+            stream_trace: self.stream_trace.clone(),
+        }
+    }
+
+    pub(crate) const fn info(&self) -> &JoinInfo {
+        &self.info
+    }
+
+    pub(crate) fn room(&self) -> &RoomName {
+        &self.room.name
+    }
+
+    /// The room's Lamport time as of its latest batch.
+    pub(crate) fn time(&self) -> i64 {
+        self.room.stats().0
+    }
+
+    /// The next item for this participant; see [`Reader::poll_next`].
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
+        self.reader.poll_next(cx)
+    }
+
+    /// The unread bytes; see [`Reader::lag`].
+    pub(crate) fn lag(&self) -> u64 {
+        self.reader.lag()
+    }
+
+    /// Ready when [`Member::say`] may be called: the previous message is in the mailbox.
+    ///
+    /// # Errors
+    ///
+    /// The room is closed and accepts nothing more.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        self.sender.poll_push(cx, &mut self.unsent)
+    }
+
+    /// Sends a message to the room. It has its place in the room's order once [`Member::poll_ready`] is ready again.
+    pub(crate) fn say(&mut self, message: Message, received_at: Instant) {
+        let say = Say {
+            participant: self.info.participant,
+            message,
+        };
+        let meta = self.meta(received_at);
+        self.unsent = Some(Request::Say { say, meta });
+    }
+
+    /// Leaves the room. Events that precede the LEAVE can still be read; then the stream closes.
+    pub(crate) fn leave(&mut self, timestamp: Option<Timestamp>, trace: Option<TraceContext>) {
+        let leave = Leave {
+            participant: self.info.participant,
+            timestamp,
+            trace,
+        };
+        self.send_last(Request::Leave {
+            leave,
+            attachment: self.info.attachment,
+            meta: self.meta(Instant::now()),
+        });
+    }
+
+    /// Gives the stream up without leaving: a resumable participant has the grace period to return, any other leaves.
+    /// Events that precede the room's notice of it can still be read; then the stream closes.
+    pub(crate) fn detach(&mut self) {
+        self.send_last(Request::Disconnected {
+            participant: self.info.participant,
+            attachment: self.info.attachment,
+        });
+    }
+
+    /// Sends the stream's last request, unless it has been sent.
+    fn send_last(&mut self, request: Request) {
+        if !std::mem::replace(&mut self.is_detached, true) {
+            // A closed room has closed this stream already.
+            self.sender.push_reserved(request).ok();
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.detach();
+        self.observer.participant_disconnected();
+    }
+}

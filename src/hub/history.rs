@@ -1,0 +1,102 @@
+//! Queries that are answered from the store, without a room's actor. They may wait for the disk.
+
+use super::frame;
+use super::registry::Registry;
+use super::request::HubError;
+use crate::domain::{Epoch, RoomName, Sequence};
+use crate::store::{Bounds, Page, Store, frames, read_page, read_page_back};
+
+/// A page of a room's log.
+#[derive(Debug, Clone)]
+pub(crate) struct HistoryPage {
+    pub(crate) page: Page,
+    pub(crate) epoch: Epoch,
+    /// The retained part of the log.
+    pub(crate) bounds: Bounds,
+}
+
+/// The part of a room's log that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HistoryRange {
+    Newest,
+    After(Sequence),
+    Before(Sequence),
+}
+
+/// A line of the list of rooms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RoomSummary {
+    pub(crate) room: RoomName,
+    pub(crate) participants: u32,
+    /// The room's Lamport time; at least that of its newest event.
+    pub(crate) time: i64,
+    pub(crate) epoch: Epoch,
+    /// The retained part of the log.
+    pub(crate) bounds: Bounds,
+}
+
+/// At most `limit` events, and about `max_bytes` of them: those nearest to the end of the range that is named.
+pub(super) fn read_history(
+    store: &dyn Store,
+    room: RoomName,
+    range: HistoryRange,
+    limit: u32,
+    max_bytes: usize,
+) -> Result<HistoryPage, HubError> {
+    let log = store.find(&room)?.ok_or(HubError::NoRoom(room))?;
+    let bounds = store.bounds(log.id)?;
+    let limit = u64::from(limit);
+    // Events before this are no longer retained. They are left out; the bounds say so.
+    let start = bounds.first.previous();
+    let read_back_from = |upto: Sequence| {
+        let after = Sequence::new(upto.get().saturating_sub(limit)).max(start);
+        read_page_back(store, log.id, after, upto, max_bytes)
+    };
+    let page = match range {
+        HistoryRange::Newest => read_back_from(bounds.last)?,
+        HistoryRange::Before(before) => read_back_from(before.previous().min(bounds.last))?,
+        HistoryRange::After(after) => {
+            let after = after.max(start);
+            let upto = Sequence::new(after.get().saturating_add(limit));
+            read_page(store, log.id, after, upto, max_bytes)?
+        }
+    };
+    Ok(HistoryPage {
+        page,
+        epoch: log.epoch,
+        bounds,
+    })
+}
+
+/// At most `limit` rooms, by name, starting after the room `after`.
+pub(super) fn list_rooms(
+    store: &dyn Store,
+    registry: &Registry,
+    after: Option<&RoomName>,
+    limit: usize,
+) -> Result<Vec<RoomSummary>, HubError> {
+    let names = store.rooms()?;
+    let names = names
+        .into_iter()
+        .filter(|name| after.is_none_or(|after| name > after))
+        .take(limit);
+    let mut summaries = Vec::new();
+    for room in names {
+        let Some(log) = store.find(&room)? else { continue };
+        let bounds = store.bounds(log.id)?;
+        let (time, participants) = registry.get(&room).map_or((0, 0), |room| room.stats());
+        let newest = read_page(store, log.id, bounds.last.previous(), bounds.last, 1)?;
+        let newest_time = frames(newest.bytes)
+            .last()
+            .and_then(|frame| frame::read_message(&frame))
+            .map_or(0, |message| message.timestamp);
+        summaries.push(RoomSummary {
+            room,
+            participants,
+            time: time.max(newest_time),
+            epoch: log.epoch,
+            bounds,
+        });
+    }
+    Ok(summaries)
+}

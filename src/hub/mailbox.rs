@@ -1,0 +1,309 @@
+//! A room's mailbox: the queue that puts a room's requests in order.
+//!
+//! Many senders push; one consumer drains everything that is queued at once. Under load batches therefore grow by
+//! themselves, and the cost of a batch (a wake-up, a write, a sync) is shared by all of its items.
+//!
+//! Guarantees:
+//!
+//! - First in, first out, so each sender's items keep their order.
+//! - Bounded by weight. A sender that finds the queue full waits, and is woken when the consumer has taken a batch.
+//! - [`Sender::push_reserved`] never waits. It is for what happens at most once in a sender's life (its departure), so
+//!   the number of senders bounds how far the queue can exceed its capacity.
+//!
+//! There is no fairness between waiting senders: all are woken and race.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// The share of the mailbox's capacity that an item takes.
+pub(super) trait Weight {
+    /// Roughly the bytes that the item occupies.
+    fn weight(&self) -> usize;
+}
+
+/// The mailbox is closed: its consumer takes no more items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the room is closed")]
+pub(crate) struct Closed;
+
+/// A bounded queue with many senders and one consumer.
+#[derive(Debug)]
+pub(super) struct Mailbox<T> {
+    capacity: usize,
+    state: Mutex<State<T>>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: Vec<T>,
+    weight: usize,
+    is_closed: bool,
+    /// The consumer, while it waits for items.
+    consumer: Option<Waker>,
+    /// The consumer, while it lets items accumulate and waits only for the queue to be full.
+    coalescing: Option<Waker>,
+    /// Senders that found the queue full since the last batch was taken.
+    waiting: Vec<Waker>,
+    /// The number of batches taken. A [`Ticket`] of an earlier batch has been woken.
+    batch: u64,
+}
+
+/// A sender's place among the waiting, so that it is registered once however often it is polled.
+#[derive(Debug, Clone, Copy)]
+struct Ticket {
+    batch: u64,
+    index: usize,
+}
+
+impl<T: Weight> Mailbox<T> {
+    /// A mailbox for items of at most `capacity` in total weight. A heavier item is accepted if the mailbox is empty.
+    pub(super) const fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            state: Mutex::new(State {
+                items: Vec::new(),
+                weight: 0,
+                is_closed: false,
+                consumer: None,
+                coalescing: None,
+                waiting: Vec::new(),
+                batch: 0,
+            }),
+        }
+    }
+
+    /// Takes all items, in order, by swapping them with `batch`, which must be empty (its allocation is reused).
+    ///
+    /// Pending while there are none. Returns false when the mailbox is closed and everything has been taken. Only one
+    /// task may wait here.
+    pub(super) fn poll_take(&self, cx: &mut Context<'_>, batch: &mut Vec<T>) -> Poll<bool> {
+        let mut state = self.state.lock();
+        if state.items.is_empty() {
+            if state.is_closed {
+                return Poll::Ready(false);
+            }
+            if state
+                .consumer
+                .as_ref()
+                .is_none_or(|waker| !waker.will_wake(cx.waker()))
+            {
+                state.consumer = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        std::mem::swap(&mut state.items, batch);
+        state.weight = 0;
+        state.batch += 1;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+        Poll::Ready(true)
+    }
+
+    /// Ready when a sender waits for capacity or the mailbox is closed. For a consumer that lets items accumulate.
+    pub(super) fn poll_full(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.is_closed || !state.waiting.is_empty() {
+            return Poll::Ready(());
+        }
+        state.coalescing = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Rejects items from now on. Those that are queued can still be taken.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        let consumer = state.consumer.take().into_iter().chain(state.coalescing.take());
+        drop(state);
+        waiting.into_iter().chain(consumer).for_each(Waker::wake);
+    }
+
+    /// Closes the mailbox if it is empty. Returns whether it is closed.
+    pub(super) fn close_if_empty(&self) -> bool {
+        let mut state = self.state.lock();
+        // No sender waits on an empty mailbox, so there is none to wake.
+        state.is_closed |= state.items.is_empty();
+        state.is_closed
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
+    }
+}
+
+/// Pushes items into a mailbox.
+#[derive(Debug)]
+pub(super) struct Sender<T> {
+    mailbox: Arc<Mailbox<T>>,
+    ticket: Option<Ticket>,
+}
+
+impl<T: Weight> Sender<T> {
+    pub(super) const fn new(mailbox: Arc<Mailbox<T>>) -> Self {
+        Self {
+            mailbox,
+            ticket: None,
+        }
+    }
+
+    /// Pushes `item` and leaves `None` in its place. While the mailbox is full this is pending, and the item remains.
+    ///
+    /// # Errors
+    ///
+    /// The mailbox is closed; the item remains then, too.
+    pub(super) fn poll_push(
+        &mut self,
+        cx: &mut Context<'_>,
+        item: &mut Option<T>,
+    ) -> Poll<Result<(), Closed>> {
+        let Some(weight) = item.as_ref().map(Weight::weight) else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut state = self.mailbox.state.lock();
+        if state.is_closed {
+            return Poll::Ready(Err(Closed));
+        }
+        if state.weight > 0 && state.weight + weight > self.mailbox.capacity {
+            match self.ticket.filter(|ticket| ticket.batch == state.batch) {
+                Some(ticket) => state.waiting[ticket.index].clone_from(cx.waker()),
+                None => {
+                    self.ticket = Some(Ticket {
+                        batch: state.batch,
+                        index: state.waiting.len(),
+                    });
+                    state.waiting.push(cx.waker().clone());
+                }
+            }
+            let coalescing = state.coalescing.take();
+            drop(state);
+            if let Some(waker) = coalescing {
+                waker.wake();
+            }
+            return Poll::Pending;
+        }
+        let consumer = item.take().and_then(|item| state.push(item, weight));
+        drop(state);
+        if let Some(waker) = consumer {
+            waker.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Pushes `item` without waiting, even if the mailbox is full. A sender may do this once.
+    ///
+    /// # Errors
+    ///
+    /// The mailbox is closed.
+    pub(super) fn push_reserved(&self, item: T) -> Result<(), Closed> {
+        let weight = item.weight();
+        let mut state = self.mailbox.state.lock();
+        if state.is_closed {
+            return Err(Closed);
+        }
+        let consumer = state.push(item, weight);
+        drop(state);
+        if let Some(waker) = consumer {
+            waker.wake();
+        }
+        Ok(())
+    }
+}
+
+impl<T> State<T> {
+    /// Appends the item. Returns the consumer's waker if it waits for items.
+    fn push(&mut self, item: T, weight: usize) -> Option<Waker> {
+        self.items.push(item);
+        self.weight += weight;
+        self.consumer.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Weight for u32 {
+        fn weight(&self) -> usize {
+            1
+        }
+    }
+
+    fn cx() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    fn push(sender: &mut Sender<u32>, item: u32) -> Poll<Result<(), Closed>> {
+        sender.poll_push(&mut cx(), &mut Some(item))
+    }
+
+    #[test]
+    fn all_items_are_taken_at_once_in_order() {
+        let mailbox = Arc::new(Mailbox::new(9));
+        let (mut one, mut other) = (
+            Sender::new(Arc::clone(&mailbox)),
+            Sender::new(Arc::clone(&mailbox)),
+        );
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
+        for (sender, item) in [(&mut one, 1), (&mut other, 2)] {
+            assert_eq!(push(sender, item), Poll::Ready(Ok(())));
+        }
+        assert_eq!(push(&mut one, 3), Poll::Ready(Ok(())));
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        assert_eq!(batch, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_waiting_sender_is_registered_once() {
+        let mailbox = Arc::new(Mailbox::new(2));
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        for item in 0..2 {
+            assert_eq!(push(&mut sender, item), Poll::Ready(Ok(())));
+        }
+        for _ in 0..5 {
+            assert_eq!(push(&mut sender, 2), Poll::Pending);
+        }
+        assert_eq!(mailbox.state.lock().waiting.len(), 1);
+        assert_eq!(sender.push_reserved(9), Ok(()));
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        assert_eq!(batch, [0, 1, 9]);
+        assert!(mailbox.state.lock().waiting.is_empty());
+        assert_eq!(push(&mut sender, 2), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn a_coalescing_consumer_is_woken_when_the_mailbox_is_full_or_closed() {
+        let mailbox = Arc::new(Mailbox::new(1));
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
+        assert_eq!(mailbox.poll_full(&cx()), Poll::Pending);
+        assert_eq!(push(&mut sender, 2), Poll::Pending);
+        assert!(mailbox.state.lock().coalescing.is_none(), "it was woken");
+        assert_eq!(mailbox.poll_full(&cx()), Poll::Ready(()));
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        assert_eq!(mailbox.poll_full(&cx()), Poll::Pending);
+        mailbox.close();
+        assert!(mailbox.state.lock().coalescing.is_none(), "it was woken");
+        assert_eq!(mailbox.poll_full(&cx()), Poll::Ready(()));
+    }
+
+    #[test]
+    fn a_closed_mailbox_yields_its_items_and_accepts_no_more() {
+        let mailbox = Arc::new(Mailbox::new(2));
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
+        mailbox.close();
+        assert_eq!(push(&mut sender, 2), Poll::Ready(Err(Closed)));
+        assert_eq!(sender.push_reserved(2), Err(Closed));
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        batch.clear();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(false));
+    }
+}

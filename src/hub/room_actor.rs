@@ -1,0 +1,358 @@
+//! The actor of a room: the task that drains the room's mailbox, has the requests applied, stores what was accepted, and
+//! publishes it once it is durable.
+//!
+//! It alone appends to the room's log and feed, so everybody sees the order in which it works. Everything that is queued
+//! is one batch: encoded into a few buffers, stored with one sync, published under one lock per chunk, with one round of
+//! wake-ups. While a batch is being stored, the next one grows in the mailbox.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::batch::{Chunk, Effect};
+use super::context::{HubContext, wall_time};
+use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
+use super::handle::{Member, Reply, Request, RoomHandle};
+use super::observer::StoredBatch;
+use super::reader::Reader;
+use super::recovery::Recovered;
+use super::request::{JoinInfo, PostOutcome, RoomInfo};
+use super::room_sessions::RoomSessions;
+use super::snapshot_schedule::SnapshotSchedule;
+use crate::domain::{Room, Sequence};
+use crate::store::{Append, LogId, StoreError, encode_snapshot};
+
+/// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What it costs to notify one subscriber of a batch, roughly: a wake-up and a write to its connection.
+const NOTIFY_COST: Duration = Duration::from_micros(24);
+
+/// The resolution of the runtime's timer. A shorter sleep would take this long, too.
+const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
+
+/// Runs one room.
+pub(super) struct RoomActor {
+    sessions: RoomSessions,
+    log: LogId,
+    context: HubContext,
+    handle: Arc<RoomHandle>,
+    feed: Arc<Feed>,
+    /// The cursors of the attachments whose stream has started and not closed.
+    cursors: HashMap<u64, CursorKey>,
+    snapshots: SnapshotSchedule,
+    /// Reused by each publication.
+    woken: Vec<Waker>,
+}
+
+/// An answer that is sent when a publication is over, because the feed must not be locked then.
+enum Answer {
+    Attached(Cursor, JoinInfo, Reply<Member>),
+    Subscribed(Cursor, Sequence, Reply<Reader>),
+    Posted(PostOutcome, Reply<PostOutcome>),
+    Info(RoomInfo, Reply<RoomInfo>),
+}
+
+impl RoomActor {
+    pub(super) fn new(recovered: Recovered, context: HubContext, handle: Arc<RoomHandle>) -> Self {
+        let Recovered {
+            room,
+            log,
+            snapshot_sequence,
+            bytes_since_snapshot,
+        } = recovered;
+        context.observer.room_opened();
+        let options = &context.options;
+        let last = room.last();
+        Self {
+            feed: Feed::new(options.feed_bytes, last, Arc::clone(&context.observer)),
+            log: log.id,
+            snapshots: SnapshotSchedule::new(snapshot_sequence, bytes_since_snapshot, options.retain_age),
+            sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
+            context,
+            handle,
+            cursors: HashMap::new(),
+            woken: Vec::new(),
+        }
+    }
+
+    /// Runs until the room has been idle for [`IDLE_TIMEOUT`], or its mailbox is closed and empty.
+    ///
+    /// # Errors
+    ///
+    /// The store has failed. Nothing that is not durable has been published.
+    pub(super) async fn run(mut self) -> Result<(), StoreError> {
+        self.sessions.restore_lost();
+        self.commit().await?;
+        let mailbox = Arc::clone(&self.handle.mailbox);
+        let mut requests = Vec::new();
+        let mut next_batch_due = Instant::now();
+        loop {
+            let interval = self.batch_interval();
+            self.coalesce_until(next_batch_due).await;
+            let wake_at = self
+                .sessions
+                .next_grace_deadline()
+                .unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
+            tokio::select! {
+                biased;
+                is_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)) => {
+                    if !is_open {
+                        return Ok(());
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at) => {
+                    if self.on_timer().await? {
+                        return Ok(());
+                    }
+                }
+            }
+            // Token bucket of depth 1: one batch per interval, measured from when the batch was due, so a late wake-up does
+            // not accumulate.
+            let now = Instant::now();
+            let received_at = requests.first().and_then(Request::received_at);
+            let received_at = received_at.map_or(now, Instant::from_std);
+            next_batch_due = received_at.min(now).max(next_batch_due + interval);
+            self.apply(&mut requests);
+            self.commit().await?;
+            // Subscribers that were woken run before the mailbox is drained again. It fills meanwhile.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The minimum interval between two batches of a busy room: about as long as it takes to notify every subscriber, so
+    /// that with many of them one wake-up and one write each serve several events. Zero if a sleep would take longer.
+    fn batch_interval(&self) -> Duration {
+        let subscribers = u32::try_from(self.feed.cursor_count()).unwrap_or(u32::MAX);
+        let interval = NOTIFY_COST
+            .saturating_mul(subscribers)
+            .min(self.context.options.coalesce);
+        if interval < TIMER_RESOLUTION {
+            Duration::ZERO
+        } else {
+            interval
+        }
+    }
+
+    /// Lets requests accumulate until `due` or until the mailbox is full.
+    ///
+    /// Leading-edge coalescing: `due` is in the future only if the latest batch was less than an interval ago, so a request
+    /// after a quiet moment does not wait.
+    async fn coalesce_until(&self, due: Instant) {
+        if due > Instant::now() {
+            let mailbox = &self.handle.mailbox;
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = poll_fn(|cx| mailbox.poll_full(cx)) => {}
+            }
+        }
+    }
+
+    /// A grace deadline or [`IDLE_TIMEOUT`] has passed without a request. Returns true if the room is idle and closed.
+    async fn on_timer(&mut self) -> Result<bool, StoreError> {
+        let is_vacant = self.room().participants().is_empty() && self.feed.cursor_count() == 0;
+        if is_vacant || self.snapshots.is_old() {
+            self.write_snapshot().await?;
+        }
+        Ok(is_vacant && self.handle.mailbox.close_if_empty())
+    }
+
+    fn apply(&mut self, requests: &mut Vec<Request>) {
+        let at = wall_time();
+        #[cfg(feature = "failpoints")]
+        self.sessions.inject_faults(requests);
+        for request in requests.drain(..) {
+            self.sessions.handle(request, at);
+        }
+        self.sessions.expire_grace(at);
+    }
+
+    const fn room(&self) -> &Room {
+        self.sessions.room()
+    }
+
+    /// Stores the decisions of this turn, then publishes them.
+    async fn commit(&mut self) -> Result<(), StoreError> {
+        let mut chunks = self.sessions.take_batch();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.store(&mut chunks).await?;
+        self.handle
+            .publish_stats(self.room().time(), self.room().participants().len());
+        #[cfg(feature = "failpoints")]
+        let chunks: Vec<Chunk> = chunks.into_iter().map(Chunk::inject_faults).collect();
+        for chunk in chunks {
+            self.publish(chunk);
+            #[cfg(feature = "failpoints")]
+            crate::failpoint::pass("after-publish");
+        }
+        Ok(())
+    }
+
+    /// Appends the chunks' events to the log, with a snapshot if one is due, and waits until they are durable.
+    async fn store(&mut self, chunks: &mut [Chunk]) -> Result<(), StoreError> {
+        let records: Vec<_> = chunks.iter().filter_map(Chunk::record).collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        let (bytes, events) = records.iter().fold((0, 0), |(bytes, events), record| {
+            (bytes + record.frames.len(), events + record.events)
+        });
+        self.snapshots.on_stored(bytes);
+        let is_due = self.snapshots.is_due(self.room());
+        let snapshot = is_due.then(|| self.take_snapshot());
+        let submitted_at = std::time::Instant::now();
+        self.append(Append { records, snapshot }).await?;
+        let batch = StoredBatch {
+            submitted_at,
+            durable_at: std::time::Instant::now(),
+            bytes,
+            events,
+        };
+        self.context
+            .observer
+            .batch_stored(batch.durable_at - batch.submitted_at);
+        for trace in chunks.iter_mut().flat_map(|chunk| &mut chunk.traces) {
+            trace.stored(batch);
+        }
+        Ok(())
+    }
+
+    #[cfg(not(feature = "failpoints"))]
+    async fn append(&self, append: Append) -> Result<(), StoreError> {
+        self.context.store.append(self.log, append).await
+    }
+
+    #[cfg(feature = "failpoints")]
+    async fn append(&self, append: Append) -> Result<(), StoreError> {
+        use crate::failpoint::{is_on, pass};
+
+        pass("before-append");
+        if !is_on("skip-append") {
+            self.context.store.append(self.log, append).await?;
+        }
+        pass("after-append");
+        Ok(())
+    }
+
+    fn take_snapshot(&mut self) -> Bytes {
+        self.snapshots.on_snapshot(self.sessions.room());
+        encode_snapshot(&self.room().snapshot())
+    }
+
+    /// Stores a snapshot of a quiet room unless the newest one is current. Retention can then delete the events that it
+    /// covers, and the room recovers faster.
+    async fn write_snapshot(&mut self) -> Result<(), StoreError> {
+        if self.snapshots.is_current(self.room()) {
+            return Ok(());
+        }
+        let snapshot = Some(self.take_snapshot());
+        let records = Vec::new();
+        self.context
+            .store
+            .append(self.log, Append { records, snapshot })
+            .await
+    }
+
+    /// Publishes a durable chunk to the feed, then answers the requests that it contains.
+    fn publish(&mut self, chunk: Chunk) {
+        let Chunk {
+            bytes,
+            effects,
+            mut traces,
+            ..
+        } = chunk;
+        let started_at = (!traces.is_empty()).then(std::time::Instant::now);
+        let mut publication = self.feed.publish(bytes, &mut self.woken);
+        let answers: Vec<Answer> = effects
+            .into_iter()
+            .filter_map(|effect| perform(effect, &mut publication, &mut self.cursors))
+            .collect();
+        let traced = started_at.map(|started_at| (started_at, publication.fan_out()));
+        drop(publication);
+        if let Some((started_at, fan_out)) = traced {
+            for trace in &mut traces {
+                trace.published(started_at, fan_out);
+            }
+        }
+        for answer in answers {
+            self.answer(answer);
+        }
+    }
+
+    /// Sends an answer. If its receiver is gone it is dropped; a [`Member`] detaches by that.
+    fn answer(&self, answer: Answer) {
+        match answer {
+            Answer::Attached(cursor, info, reply) => {
+                let reader = self.reader(cursor, info.start.after);
+                let observer = Arc::clone(&self.context.observer);
+                let member = Member::new(Arc::clone(&self.handle), reader, observer, info);
+                drop(reply.send(Ok(member)));
+            }
+            Answer::Subscribed(cursor, after, reply) => {
+                drop(reply.send(Ok(self.reader(cursor, after))));
+            }
+            Answer::Posted(outcome, reply) => drop(reply.send(Ok(outcome))),
+            Answer::Info(info, reply) => drop(reply.send(Ok(info))),
+        }
+    }
+
+    fn reader(&self, cursor: Cursor, after: Sequence) -> Reader {
+        let HubContext { store, observer, .. } = &self.context;
+        Reader::new(Arc::clone(store), self.log, cursor, after, Arc::clone(observer))
+    }
+}
+
+/// Performs an effect on the feed. Returns the answer to send, if the effect has one.
+fn perform(
+    effect: Effect,
+    publication: &mut Publication<'_>,
+    cursors: &mut HashMap<u64, CursorKey>,
+) -> Option<Answer> {
+    match effect {
+        Effect::Publish {
+            len,
+            events,
+            received_at,
+        } => publication.run(len, events, received_at),
+        Effect::Attach { info, reply } => {
+            let cursor = publication.subscribe();
+            cursors.insert(info.attachment, cursor.key());
+            return Some(Answer::Attached(cursor, info, reply));
+        }
+        Effect::Subscribe { after, reply } => {
+            return Some(Answer::Subscribed(publication.subscribe(), after, reply));
+        }
+        Effect::Notify { attachment, notice } => {
+            if let Some(&cursor) = cursors.get(&attachment) {
+                publication.notify(cursor, notice);
+            }
+        }
+        Effect::Detach { attachment, reason } => {
+            if let Some(cursor) = cursors.remove(&attachment) {
+                publication.close(cursor, reason);
+            }
+        }
+        Effect::CloseAll(reason) => publication.close_all(&reason),
+        Effect::Posted { outcome, reply } => return Some(Answer::Posted(outcome, reply)),
+        Effect::Info { info, reply } => return Some(Answer::Info(info, reply)),
+    }
+    None
+}
+
+impl Drop for RoomActor {
+    /// However the actor ends, no sender and no subscriber waits for it forever.
+    fn drop(&mut self) {
+        self.handle.mailbox.close();
+        self.feed
+            .publish(Bytes::new(), &mut self.woken)
+            .close_all(&CloseReason::Failed);
+        self.context.observer.room_closed();
+    }
+}

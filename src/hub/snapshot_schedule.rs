@@ -1,0 +1,110 @@
+//! When a room's next snapshot is due.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::{Room, Sequence};
+
+/// A snapshot is due when the log has grown by this many events, or by as many as the room has participants if those are
+/// more, because a snapshot lists them all.
+const SNAPSHOT_EVERY_EVENTS: u64 = 10_000;
+
+/// A snapshot is also due when the log has grown by this many bytes: what no snapshot covers is kept whatever the
+/// retention limits.
+const SNAPSHOT_EVERY_BYTES: usize = 8 << 20;
+
+/// Decides when a room's next snapshot is due.
+pub(super) struct SnapshotSchedule {
+    /// The last event that the newest snapshot covers.
+    covered: Sequence,
+    /// The bytes stored since.
+    bytes: usize,
+    /// When the newest snapshot was taken, or the room was loaded.
+    taken_at: Instant,
+    /// How old the newest snapshot may become once it is not current; `None` for no limit.
+    max_age: Option<Duration>,
+}
+
+impl SnapshotSchedule {
+    /// Continues after a snapshot of the events up to `covered`, since which `bytes` were stored. With a limit on the age
+    /// of events, a snapshot may become a quarter of that old.
+    pub(super) fn new(covered: Sequence, bytes: usize, retain_age: Option<Duration>) -> Self {
+        Self {
+            covered,
+            bytes,
+            taken_at: Instant::now(),
+            max_age: retain_age.map(|age| (age / 4).max(Duration::from_secs(1))),
+        }
+    }
+
+    pub(super) const fn on_stored(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    pub(super) fn on_snapshot(&mut self, room: &Room) {
+        self.covered = room.last();
+        self.bytes = 0;
+        self.taken_at = Instant::now();
+    }
+
+    /// Whether a snapshot is due, given that the newest one is not current.
+    pub(super) fn is_due(&self, room: &Room) -> bool {
+        let events = room.last().get().saturating_sub(self.covered.get());
+        let due_events = SNAPSHOT_EVERY_EVENTS.max(room.participants().len() as u64);
+        events >= due_events || self.bytes >= SNAPSHOT_EVERY_BYTES || self.is_old()
+    }
+
+    /// Whether the newest snapshot is too old, unless it is current.
+    pub(super) fn is_old(&self) -> bool {
+        self.max_age.is_some_and(|age| self.taken_at.elapsed() >= age)
+    }
+
+    /// Whether the newest snapshot covers the whole log.
+    pub(super) fn is_current(&self, room: &Room) -> bool {
+        self.covered == room.last()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Command, Join, Name, Rules, Timestamp, WallTime};
+
+    fn room_with_one_event() -> Room {
+        let mut room = Room::new(Rules::default());
+        let join = Join {
+            id: None,
+            name: Name::try_from("Ada").unwrap(),
+            timestamp: Timestamp(0),
+            is_resumable: false,
+            trace: None,
+        };
+        room.apply(Command::Join(join), WallTime::default());
+        room
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_is_due_when_much_was_stored_or_it_is_old() {
+        let room = room_with_one_event();
+        let age = Some(Duration::from_secs(400));
+        let mut schedule = SnapshotSchedule::new(Sequence::ZERO, SNAPSHOT_EVERY_BYTES - 2, age);
+        schedule.on_stored(1);
+        assert!(!schedule.is_due(&room) && !schedule.is_current(&room));
+        schedule.on_stored(1);
+        assert!(schedule.is_due(&room));
+        schedule.on_snapshot(&room);
+        assert!(!schedule.is_due(&room) && schedule.is_current(&room));
+        tokio::time::advance(Duration::from_secs(99)).await;
+        assert!(!schedule.is_due(&room));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(schedule.is_due(&room));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_is_never_too_old_without_a_limit_on_age() {
+        let schedule = SnapshotSchedule::new(Sequence::ZERO, 0, None);
+        tokio::time::advance(Duration::from_secs(1 << 30)).await;
+        assert!(!schedule.is_due(&room_with_one_event()));
+    }
+}
