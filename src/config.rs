@@ -202,22 +202,22 @@ impl Config {
             format!("--listen and --admin are both {}; they must differ", self.listen),
         );
         let Retention {
-            events,
-            bytes,
-            age: _,
-            total_bytes,
+            max_events,
+            max_bytes,
+            max_age: _,
+            max_total_bytes,
         } = self.retention;
         expect(
-            events >= MIN_RETAINED_EVENTS,
-            format!("--retain-events is {events}; it must be {MIN_RETAINED_EVENTS} or more"),
+            max_events >= MIN_RETAINED_EVENTS,
+            format!("--retain-events is {max_events}; it must be {MIN_RETAINED_EVENTS} or more"),
         );
         expect(
-            bytes >= MIN_RETAINED_BYTES,
-            format!("--retain-bytes is {bytes}; it must be {MIN_RETAINED_BYTES} or more"),
+            max_bytes >= MIN_RETAINED_BYTES,
+            format!("--retain-bytes is {max_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
         );
         expect(
-            total_bytes >= MIN_RETAINED_BYTES,
-            format!("--retain-total-bytes is {total_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
+            max_total_bytes >= MIN_RETAINED_BYTES,
+            format!("--retain-total-bytes is {max_total_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
         );
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;

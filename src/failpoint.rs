@@ -1,20 +1,23 @@
-//! Faults on request, to show that the crash tests catch them. Compiled only with the feature `failpoints`, which no
-//! release has.
+//! Fault injection, used to show that the crash tests detect real faults. Active only with the feature `failpoints`, which no
+//! release enables; without it every function here compiles to nothing.
 //!
-//! The environment variable `CHITCHAT_FAILPOINTS` names them, separated by commas:
+//! The environment variable `CHITCHAT_FAILPOINTS` lists the faults, separated by commas:
 //!
-//! - `POINT=kill:N` ends the process as a crash does when it passes the point for the N-th time. Points, in the order in
-//!   which a batch passes them: `before-append` (the fold has decided, nothing is stored), `before-write`, `before-sync`
-//!   (written, not synced), `after-sync`, `after-append` (stored, nobody knows), `after-publish` (the first can see it).
-//! - `before-sync=fail:N` lets the N-th sync fail, as a disk does.
-//! - `slow-sync=on` makes every sync take a while.
-//! - `FAULT=on` breaks a promise: `skip-append` publishes without storing, `skip-sync` leaves what is stored in the
-//!   process, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
-//!   `swap-requests` takes two messages of a sender in the wrong order.
+//! - `POINT=kill:N` aborts the process when it reaches the point for the N-th time. The points, in the order in which a
+//!   batch reaches them: `before-append` (decided, not stored), `before-write`, `before-sync` (written, not synced),
+//!   `after-sync`, `after-append` (stored, not published), `after-publish` (visible to the first subscriber).
+//! - `before-sync=fail:N` makes the N-th sync return an I/O error.
+//! - `slow-sync=on` delays every sync.
+//! - `FAULT=on` breaks a guarantee: `skip-append` publishes without storing, `skip-sync` neither syncs nor records the high
+//!   watermark, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
+//!   `swap-requests` handles two messages of one sender in the wrong order.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Whether failpoints are compiled in.
+pub(crate) const ENABLED: bool = cfg!(feature = "failpoints");
 
 const VARIABLE: &str = "CHITCHAT_FAILPOINTS";
 
@@ -36,40 +39,39 @@ const FAULTS: [&str; 6] = [
     "swap-requests",
 ];
 
-/// What is to happen where.
 #[derive(Debug, Default)]
 struct Plan {
-    /// Point to what is left of its passages.
+    /// How many more times a point is reached until the process is killed there.
     kills: HashMap<&'static str, AtomicU64>,
-    /// The same of the points that fail.
+    /// How many more times a point is reached until it fails.
     failures: HashMap<&'static str, AtomicU64>,
     faults: Vec<&'static str>,
 }
 
 static PLAN: LazyLock<Plan> = LazyLock::new(|| {
     let text = std::env::var(VARIABLE).unwrap_or_default();
-    Plan::parse(&text).unwrap_or_else(|wrong| {
-        eprintln!("chitchat: {VARIABLE}: {wrong:?} is no failpoint");
+    Plan::parse(&text).unwrap_or_else(|entry| {
+        eprintln!("chitchat: {VARIABLE}: unknown failpoint {entry:?}");
         std::process::exit(64);
     })
 });
 
 impl Plan {
-    /// Gives what is wrong when something is.
+    /// Returns the first entry that cannot be parsed as the error.
     fn parse(text: &str) -> Result<Self, &str> {
         let mut plan = Self::default();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let (name, what) = entry.split_once('=').ok_or(entry)?;
-            if what == "on" {
+            let (name, action) = entry.split_once('=').ok_or(entry)?;
+            if action == "on" {
                 let fault = FAULTS.iter().find(|fault| **fault == name).ok_or(entry)?;
                 plan.faults.push(fault);
             } else {
                 let point = POINTS.iter().find(|point| **point == name).ok_or(entry)?;
-                let (how, passages) = what.split_once(':').ok_or(entry)?;
-                let passages = AtomicU64::new(passages.parse().map_err(|_| entry)?);
-                match (how, *point) {
-                    ("kill", point) => plan.kills.insert(point, passages),
-                    ("fail", "before-sync") => plan.failures.insert(point, passages),
+                let (action, count) = action.split_once(':').ok_or(entry)?;
+                let count = AtomicU64::new(count.parse().map_err(|_| entry)?);
+                match (action, *point) {
+                    ("kill", point) => plan.kills.insert(point, count),
+                    ("fail", "before-sync") => plan.failures.insert(point, count),
                     _ => return Err(entry),
                 };
             }
@@ -78,29 +80,31 @@ impl Plan {
     }
 }
 
-fn is_time(passages: &HashMap<&'static str, AtomicU64>, point: &str) -> bool {
-    passages
+fn count_down(remaining: &HashMap<&'static str, AtomicU64>, point: &str) -> bool {
+    remaining
         .get(point)
-        .is_some_and(|left| left.fetch_sub(1, Ordering::Relaxed) == 1)
+        .is_some_and(|remaining| remaining.fetch_sub(1, Ordering::Relaxed) == 1)
 }
 
-/// Whether what comes at this point is to fail.
-pub fn fails(point: &str) -> bool {
-    is_time(&PLAN.failures, point)
-}
-
-/// Passes a point, and ends the process if it is time.
-pub fn pass(point: &str) {
-    if is_time(&PLAN.kills, point) {
+/// Reaches a point: aborts the process if the plan says so.
+#[inline]
+pub(crate) fn hit(point: &str) {
+    if ENABLED && count_down(&PLAN.kills, point) {
         eprintln!("chitchat: killed at {point}");
         std::process::abort();
     }
 }
 
-/// Whether a promise is to be broken.
-#[must_use]
-pub fn is_on(fault: &str) -> bool {
-    PLAN.faults.contains(&fault)
+/// Returns whether the operation at this point must fail.
+#[inline]
+pub(crate) fn fails(point: &str) -> bool {
+    ENABLED && count_down(&PLAN.failures, point)
+}
+
+/// Returns whether a fault is switched on.
+#[inline]
+pub(crate) fn is_enabled(fault: &str) -> bool {
+    ENABLED && PLAN.faults.contains(&fault)
 }
 
 #[cfg(test)]
@@ -108,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_is_read() {
+    fn the_variable_is_parsed() {
         let plan = Plan::parse("before-append=kill:3, skip-append=on,").unwrap();
         assert_eq!(plan.kills["before-append"].load(Ordering::Relaxed), 3);
         assert_eq!(plan.faults, ["skip-append"]);

@@ -8,8 +8,7 @@ pub mod client;
 pub mod cmd;
 pub mod config;
 pub mod domain;
-#[cfg(feature = "failpoints")]
-pub mod failpoint;
+mod failpoint;
 pub mod hub;
 mod procfs;
 pub mod proto;

@@ -123,7 +123,7 @@ async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
     assert_eq!(
         exit.lines,
         [format!(
-            "chitchat: ended because the store failed: cannot write in {}: the disk fails on request; what was acknowledged \
+            "chitchat: ended because the store failed: cannot write in {}: simulated disk failure; what was acknowledged \
              is stored",
             site.path("data").display()
         )]

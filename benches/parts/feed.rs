@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use chitchat::domain::Sequence;
 use chitchat::hub::{Cursor, Feed, FeedItem, HubOptions};
-use chitchat::telemetry::{Exports, Metrics, Report};
+use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
 use crate::said::frames;
@@ -20,7 +20,10 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         let feed = Feed::new(
             HubOptions::default().feed_bytes,
             Sequence::ZERO,
-            Arc::new(Report::new(Arc::new(Metrics::new(1, Exports::default())), None)),
+            Arc::new(TelemetryObserver::new(
+                Arc::new(Metrics::new(1, OtlpPipeline::default())),
+                None,
+            )),
         );
         let mut woken = Vec::new();
         let mut cursors: Vec<Cursor> = {

@@ -1,6 +1,6 @@
-//! The store: what an append costs until it is durable, and a page from the middle of a log.
+//! The store: the time until an append is durable, and the time to read a page from the middle of a log.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +9,14 @@ use chitchat::store::{
     Append, DiskOptions, DiskStore, Durability, LogId, MemoryStore, Record, Retention, Store, read_page,
 };
 use criterion::{Criterion, Throughput};
+use tempfile::TempDir;
 
 use crate::said::{NOW, frames, room_name};
 
-/// How much a reader that is behind is handed at once, in bytes.
-const PAGE: usize = 64 * 1024;
+/// The page size of a lagging reader, in bytes.
+const PAGE_BYTES: usize = 64 * 1024;
 
-/// One log and its next record.
+/// Appends equal records to one log.
 struct Writer {
     store: Box<dyn Store>,
     log: LogId,
@@ -25,7 +26,7 @@ struct Writer {
 
 impl Writer {
     fn new(store: Box<dyn Store>, events: u32) -> Self {
-        let log = store.open(&room_name(), NOW).expect("the log can be made").id;
+        let log = store.open(&room_name(), NOW).expect("the log can be created").id;
         let next = Record {
             first: Sequence::new(1),
             events,
@@ -37,11 +38,11 @@ impl Writer {
             store,
             log,
             next,
-            runtime: runtime.expect("a runtime can be made"),
+            runtime: runtime.expect("the runtime can be built"),
         }
     }
 
-    /// Appends one record and waits until it is as durable as the store makes it.
+    /// Appends one record and waits until it is durable.
     fn append(&mut self) {
         let record = self.next.clone();
         self.next.first = record.last().next();
@@ -51,15 +52,13 @@ impl Writer {
         };
         self.runtime
             .block_on(self.store.append(self.log, append))
-            .expect("the store takes it");
+            .expect("the append succeeds");
     }
 }
 
-/// A directory of the build's own disk, empty.
-fn directory(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    remove(&path);
-    path
+/// An empty directory on the disk of the build, because `/tmp` may be in memory.
+fn directory() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("the directory can be created")
 }
 
 fn open(path: &Path, durability: Durability) -> DiskStore {
@@ -69,17 +68,12 @@ fn open(path: &Path, durability: Durability) -> DiskStore {
         max_rooms: 1,
         accept_loss: false,
     };
-    DiskStore::open(path, options, Arc::new(|_| {})).expect("it can be made")
-}
-
-/// What is not there need not go.
-fn remove(path: &Path) {
-    std::fs::remove_dir_all(path).ok();
+    DiskStore::open(path, options, Arc::new(|_| {})).expect("the store can be opened")
 }
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("store");
-    // Appends fill the disk as long as they are measured.
+    // Appends fill the disk for as long as they are measured.
     group.measurement_time(Duration::from_secs(1)).sample_size(20);
     for events in [1, 100] {
         group.throughput(Throughput::Elements(events.into()));
@@ -88,31 +82,27 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             bencher.iter(|| writer.append());
         });
         for (name, durability) in [("os", Durability::Os), ("sync", Durability::Sync)] {
-            let path = directory(&format!("bench-{name}-{events}"));
-            let store = open(&path, durability);
+            let directory = directory();
+            let store = open(directory.path(), durability);
             let mut writer = Writer::new(Box::new(store), events);
             group.bench_function(format!("append {events} events, {name}"), |bencher| {
                 bencher.iter(|| writer.append());
             });
-            drop(writer);
-            remove(&path);
         }
     }
-    let path = directory("bench-read");
-    let store = open(&path, Durability::Os);
+    let directory = directory();
+    let store = open(directory.path(), Durability::Os);
     let mut writer = Writer::new(Box::new(store), 10);
     (0..10_000).for_each(|_| writer.append());
-    group.throughput(Throughput::Bytes(PAGE as u64));
+    group.throughput(Throughput::Bytes(PAGE_BYTES as u64));
     group.bench_function(
         "read a page of 64 KiB from the middle of 100,000 events",
         |bencher| {
             bencher.iter(|| {
                 let (after, upto) = (Sequence::new(50_000), Sequence::new(100_000));
-                read_page(&*writer.store, writer.log, after, upto, PAGE).expect("the log is sound")
+                read_page(&*writer.store, writer.log, after, upto, PAGE_BYTES).expect("the log can be read")
             });
         },
     );
-    drop(writer);
-    remove(&path);
     group.finish();
 }

@@ -46,7 +46,7 @@ where
 async fn flush(tracer: Tracer) {
     let flushing = tokio::task::spawn_blocking(move || {
         tracer.shut_down(FLUSH_TIMEOUT);
-        tracer.lost()
+        tracer.dropped()
     });
     // The task has a timeout and does not panic.
     if let Ok(lost @ 1..) = flushing.await {

@@ -141,7 +141,7 @@ impl Chunk {
     #[cfg(feature = "failpoints")]
     pub(super) fn inject_faults(mut self) -> Self {
         let is_pair = matches!(self.effects.first(), Some(Effect::Publish { events: 2.., .. }));
-        if is_pair && crate::failpoint::is_on("swap-events") {
+        if is_pair && crate::failpoint::is_enabled("swap-events") {
             let mut events: Vec<Bytes> = crate::store::frames(self.bytes.clone()).collect();
             events.swap(0, 1);
             self.bytes = events.concat().into();

@@ -383,7 +383,7 @@ impl Hub {
                 request.fail(error.clone().into());
             }
         }
-        if error.is_of_the_store() {
+        if error.is_store_failure() {
             self.fail(error);
         } else if !matches!(error, StoreError::TooManyRooms(_)) {
             error!(event = "room_failed", room = %room.name, %error, "a room cannot be opened");

@@ -190,7 +190,7 @@ impl RoomActor {
         for chunk in chunks {
             self.publish(chunk);
             #[cfg(feature = "failpoints")]
-            crate::failpoint::pass("after-publish");
+            crate::failpoint::hit("after-publish");
         }
         Ok(())
     }
@@ -231,13 +231,13 @@ impl RoomActor {
 
     #[cfg(feature = "failpoints")]
     async fn append(&self, append: Append) -> Result<(), StoreError> {
-        use crate::failpoint::{is_on, pass};
+        use crate::failpoint::{hit, is_enabled};
 
-        pass("before-append");
-        if !is_on("skip-append") {
+        hit("before-append");
+        if !is_enabled("skip-append") {
             self.context.store.append(self.log, append).await?;
         }
-        pass("after-append");
+        hit("after-append");
         Ok(())
     }
 

@@ -307,7 +307,7 @@ impl RoomSessions {
         history: u32,
     ) -> (Sequence, bool) {
         match resume_point {
-            Some(point) if point.epoch == self.epoch.get() && bounds.cover(point.sequence) => {
+            Some(point) if point.epoch == self.epoch.get() && bounds.has_all_after(point.sequence) => {
                 (point.sequence, true)
             }
             _ => (before_newest(bounds, history), false),
@@ -518,9 +518,9 @@ impl RoomSessions {
     /// Breaks guarantees on request, before the requests of a batch are applied.
     #[cfg(feature = "failpoints")]
     pub(super) fn inject_faults(&mut self, requests: &mut [Request]) {
-        use crate::failpoint::is_on;
+        use crate::failpoint::is_enabled;
 
-        if is_on("skip-dedupe") {
+        if is_enabled("skip-dedupe") {
             self.room.forget_message_ids();
         }
         let sender = |request: &Request| match request {
@@ -530,7 +530,7 @@ impl RoomSessions {
         let pair = requests
             .windows(2)
             .position(|pair| sender(&pair[0]).is_some() && sender(&pair[0]) == sender(&pair[1]));
-        if let Some(first) = pair.filter(|_| is_on("swap-requests")) {
+        if let Some(first) = pair.filter(|_| is_enabled("swap-requests")) {
             requests.swap(first, first + 1);
         }
     }

@@ -1,4 +1,4 @@
-//! The directory that a store on disk lies in. One server has it at a time.
+//! The data directory of a store on disk, locked by one server at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::StoreError;
-use super::files::{self, write_durably};
+use super::files::{self, write_atomically};
 
-/// The version of the directory's format that this version writes and knows.
+/// The version of the directory's layout.
 const FORMAT: &str = "chitchat 1";
 
-/// Where the database is in it.
+/// The subdirectory of the database.
 const DATABASE: &str = "db";
 
-/// A directory that nobody else has: it is free for another server when this is dropped.
+/// A locked data directory. Dropping it releases the lock.
 pub(super) struct Directory {
     path: PathBuf,
-    /// Held for its lock.
+    /// Holds the lock.
     _lock: File,
 }
 
 impl Directory {
-    /// Takes the directory at `path`, making it if there is none. Waits for the disk.
-    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+    /// Locks the directory at `path`, creating it if it does not exist.
+    pub(super) fn lock(path: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(path).map_err(cannot_use(path))?;
         let directory = Self {
             path: path.into(),
-            _lock: lock(path)?,
+            _lock: lock_file(path)?,
         };
         directory.check_format()?;
         Ok(directory)
@@ -38,18 +38,18 @@ impl Directory {
         &self.path
     }
 
-    /// Where the database is.
+    /// Returns the path of the database.
     pub(super) fn database(&self) -> PathBuf {
         self.path.join(DATABASE)
     }
 
-    /// How many bytes are free there, where that can be said.
+    /// Returns the free bytes of the file system, if it reports them.
     pub(super) fn available(&self) -> Option<u64> {
         let free = rustix::fs::statvfs(&self.path).ok()?;
         Some(free.f_bavail.saturating_mul(free.f_frsize))
     }
 
-    /// That it cannot be used, and why.
+    /// Returns an error saying that the directory cannot be used.
     pub(super) fn cannot_use(&self, why: &str) -> StoreError {
         StoreError::Directory {
             path: self.path.clone(),
@@ -57,7 +57,7 @@ impl Directory {
         }
     }
 
-    /// That the database in it is damaged, and how.
+    /// Returns an error saying that the database is damaged.
     pub(super) fn unreadable(&self, why: String) -> StoreError {
         StoreError::Unreadable {
             path: self.path.clone(),
@@ -65,7 +65,7 @@ impl Directory {
         }
     }
 
-    /// Random bytes, the same for as long as the directory exists. Waits for the disk.
+    /// Returns the directory's random secret, creating it on the first call.
     pub(super) fn secret(&self) -> io::Result<[u8; 32]> {
         let file = self.path.join("secret");
         if let Some(bytes) = files::read(&file)? {
@@ -76,37 +76,36 @@ impl Directory {
         if self.database().exists() {
             warn!(
                 event = "secret_missing",
-                "the file `secret` is missing; session tokens from before are of no use"
+                "the file `secret` is missing; session tokens issued earlier are invalid"
             );
         }
         let secret: [u8; 32] = rand::random();
-        write_durably(&file, &secret)?;
+        write_atomically(&file, &secret)?;
         Ok(secret)
     }
 
     fn check_format(&self) -> Result<(), StoreError> {
         let file = self.path.join("FORMAT");
-        let not_known = |found: String| StoreError::Format {
-            path: self.path.clone(),
-            found,
-            known: FORMAT,
-        };
         match fs::read_to_string(&file) {
             Ok(found) if found.trim_end() == FORMAT => Ok(()),
-            Ok(found) => Err(not_known(found.trim_end().chars().take(40).collect())),
-            // Whoever has a database has had a format, and nobody knows which.
+            Ok(found) => Err(StoreError::Format {
+                path: self.path.clone(),
+                found: found.trim_end().chars().take(40).collect(),
+                known: FORMAT,
+            }),
+            // A directory with a database has had a format, and it cannot be known which.
             Err(error) if error.kind() == ErrorKind::NotFound && self.database().exists() => {
                 Err(self.unreadable("the file `FORMAT` beside it is missing".into()))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_durably(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot_use(&self.path))
+                write_atomically(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot_use(&self.path))
             }
             Err(error) => Err(cannot_use(&self.path)(error)),
         }
     }
 }
 
-/// How an error in the directory at `path` is told.
+/// Converts I/O errors in the directory at `path`.
 pub(super) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     |error| StoreError::Directory {
         path: path.into(),
@@ -114,7 +113,7 @@ pub(super) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     }
 }
 
-fn lock(path: &Path) -> Result<File, StoreError> {
+fn lock_file(path: &Path) -> Result<File, StoreError> {
     let cannot = cannot_use(path);
     let file = OpenOptions::new()
         .create(true)

@@ -1,65 +1,101 @@
-//! A store on disk: the logs in an embedded database (fjall, a log-structured merge tree), one directory a server.
+//! A store on disk: the logs in an embedded database (fjall, a log-structured merge tree), one directory per server.
 //!
-//! The directory holds `LOCK` (held by the server that has it open), `FORMAT` (which version wrote it), `secret` (from
-//! which session tokens are made), `db` (the database), `heads` (how far each log had come), `cut` (what a start has cut
-//! from journals, while it is not sure) and `unsynced` (the mark of a store that does not wait for the disk).
+//! | file | content |
+//! |---|---|
+//! | `LOCK` | locked by the server that has the directory open |
+//! | `FORMAT` | the version of the directory's layout |
+//! | `secret` | the key of session tokens |
+//! | `db` | the database |
+//! | `heads` | the high watermarks of the logs |
+//! | `cut` | what recovery has cut from journals, until it is known to be dispensable |
+//! | `unsynced` | the marker of a store with unsynced writes |
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fjall::PersistMode;
+use parking_lot::Mutex;
 
 use super::anchors::Anchors;
-use super::boot::Mark;
+use super::committer::Committer;
 use super::directory::{Directory, cannot_use};
-use super::heads::Heads;
-use super::kept::Kept;
-use super::layout::{record_key, record_place};
+use super::log_stats::LogStats;
 use super::opening::Opened;
-use super::tables::Tables;
-use super::writer::{self, Writer};
-use super::writing::Writing;
-use super::{
-    Append, Appended, Bounds, Durability, Fill, Log, LogId, Observer, Record, Retention, Store, StoreError,
-};
+use super::tables::{Tables, decode_record_key, record_key};
+use super::unsynced_marker::UnsyncedMarker;
+use super::watermarks::HighWatermarks;
+use super::writer::Writer;
+use super::{Append, AppendFuture, Bounds, Log, LogId, Record, Retention, Store, StoreError, StoreUsage};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-/// How a directory is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskOptions {
-    /// What an append survives.
-    pub durability: Durability,
-    /// How much is kept.
-    pub retention: Retention,
-    /// How many rooms there may be.
-    pub max_rooms: usize,
-    /// Whether a log that has lost events at its end goes on, under a new epoch, instead of being refused.
-    pub accept_loss: bool,
-}
-
-/// A store on disk. Its directory is free for another server when it is dropped.
+/// A store on disk. Dropping it waits for the writer thread and releases the directory.
 pub struct DiskStore {
     directory: Arc<Directory>,
     tables: Tables,
     max_rooms: usize,
-    known: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
-    /// The next log's id.
-    next: Mutex<u32>,
-    /// What is kept of each log.
-    kept: Arc<Mutex<HashMap<LogId, Kept>>>,
+    rooms: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
+    next_log: Mutex<u32>,
+    stats: Arc<Mutex<HashMap<LogId, LogStats>>>,
     secret: [u8; 32],
-    torn: u64,
+    torn_bytes: u64,
     writer: Writer,
     thread: Option<JoinHandle<()>>,
 }
 
+/// How a [`DiskStore`] is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// What acknowledged events survive.
+    pub durability: Durability,
+    /// How much of each log is kept.
+    pub retention: Retention,
+    /// The maximum number of rooms.
+    pub max_rooms: usize,
+    /// Whether to continue a log that has lost acknowledged events, under a new epoch, instead of refusing to open it.
+    pub accept_loss: bool,
+}
+
+/// What acknowledged events survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Durability {
+    /// A crash of the machine: every commit is synced to the disk.
+    #[default]
+    Sync,
+    /// A crash of the process: commits are written to the operating system, and a power cut may lose the newest.
+    Os,
+}
+
+impl Durability {
+    pub(super) const fn mode(self) -> PersistMode {
+        match self {
+            Self::Sync => PersistMode::SyncData,
+            Self::Os => PersistMode::Buffer,
+        }
+    }
+}
+
+/// Observes a store. Called on the writer thread, which it must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// A commit was written and made as durable as configured, which took this long.
+    fn committed(&self, took: Duration);
+}
+
+impl<F: Fn(Duration) + Send + Sync + 'static> Observer for F {
+    fn committed(&self, took: Duration) {
+        self(took);
+    }
+}
+
 impl DiskStore {
-    /// Opens the directory at `path`, making it if there is none. Waits for the disk.
+    /// Opens the directory at `path`, creating it if it does not exist. Blocks while all logs are read and verified.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be used, another server has it, its format is not known, or the database is damaged; a log
-    /// that is shorter than it was counts as that unless `accept_loss` is set.
+    /// Fails if the directory cannot be used, is locked by another server, has an unknown format or is damaged. A log that
+    /// has lost acknowledged events counts as damaged unless `accept_loss` is set.
     pub fn open(path: &Path, options: DiskOptions, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
         let DiskOptions {
             durability,
@@ -67,62 +103,52 @@ impl DiskStore {
             max_rooms,
             accept_loss,
         } = options;
-        let directory = Arc::new(Directory::take(path)?);
+        let directory = Arc::new(Directory::lock(path)?);
         let secret = directory.secret().map_err(cannot_use(path))?;
-        let heads = Heads::open(path).map_err(cannot_use(path))?;
+        let watermarks = HighWatermarks::open(path).map_err(cannot_use(path))?;
         let Opened {
             tables,
             known,
             kept,
             next,
             torn,
-        } = Opened::open(&directory, durability, &heads, accept_loss)?;
-        let kept = Arc::new(Mutex::new(kept));
-        let writing = Writing::new(
+        } = Opened::open(&directory, durability, &watermarks, accept_loss)?;
+        let stats = Arc::new(Mutex::new(kept));
+        let committer = Committer::new(
             Arc::clone(&directory),
             Anchors::of(&directory).map_err(cannot_use(path))?,
             tables.clone(),
-            heads,
+            watermarks,
             retention,
-            Arc::clone(&kept),
+            Arc::clone(&stats),
             observer,
         );
-        let (writer, thread) = writer::start(writing).map_err(cannot_use(path))?;
+        let (writer, thread) = Writer::start(committer).map_err(cannot_use(path))?;
         Ok(Self {
             directory,
             tables,
             max_rooms,
-            known: Mutex::new(known),
-            next: Mutex::new(next),
-            kept,
+            rooms: Mutex::new(known),
+            next_log: Mutex::new(next),
+            stats,
             secret,
-            torn,
+            torn_bytes: torn,
             writer,
             thread: Some(thread),
         })
     }
 
-    /// What session tokens are made from: the same for as long as the directory exists.
+    /// Returns the key of session tokens, which stays the same as long as the directory exists.
     #[must_use]
     pub const fn secret(&self) -> [u8; 32] {
         self.secret
     }
 
-    /// How many bytes of a write that a crash had interrupted were cut when the directory was opened. What they said was
-    /// not acknowledged, unless events are missing, which is refused or accepted apart from this.
+    /// Returns how many bytes of a torn write were cut off when the directory was opened. A torn write was never
+    /// acknowledged; lost acknowledged events are reported separately.
     #[must_use]
-    pub const fn torn(&self) -> u64 {
-        self.torn
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<RoomName, (LogId, Epoch)>> {
-        // Nothing in here panics while the lock is held.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn kept(&self) -> MutexGuard<'_, HashMap<LogId, Kept>> {
-        // As above.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    pub const fn torn_bytes(&self) -> u64 {
+        self.torn_bytes
     }
 
     fn log(&self, (id, epoch): (LogId, Epoch)) -> Result<Log, StoreError> {
@@ -141,22 +167,22 @@ impl Store for DiskStore {
     }
 
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
-        // Held while the disk is waited for, so that a room is made once; those who only look wait for nothing.
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held during the write, so that a room is created once. Readers take only the other locks and do not wait.
+        let mut next = self.next_log.lock();
         let (found, count) = {
-            let known = self.lock();
-            (known.get(room).copied(), known.len())
+            let rooms = self.rooms.lock();
+            (rooms.get(room).copied(), rooms.len())
         };
         let entry = match found {
             Some(entry) => entry,
             None if count >= self.max_rooms => return Err(StoreError::TooManyRooms(count)),
             None => {
                 let entry = (LogId(*next), Epoch::created_at(at));
-                // Whether it can be entered or not: what failed may be there all the same.
+                // Not reused even if the write fails, because it may have reached the disk.
                 *next = next.saturating_add(1);
-                self.tables.enter(room, entry.0, entry.1)?;
-                self.kept().insert(entry.0, Kept::EMPTY);
-                self.lock().insert(room.clone(), entry);
+                self.tables.create_log(room, entry.0, entry.1)?;
+                self.stats.lock().insert(entry.0, LogStats::EMPTY);
+                self.rooms.lock().insert(room.clone(), entry);
                 entry
             }
         };
@@ -165,44 +191,44 @@ impl Store for DiskStore {
     }
 
     fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
-        let entry = self.lock().get(room).copied();
+        let entry = self.rooms.lock().get(room).copied();
         entry.map(|entry| self.log(entry)).transpose()
     }
 
     fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
-        let mut rooms: Vec<_> = self.lock().keys().cloned().collect();
+        let mut rooms: Vec<_> = self.rooms.lock().keys().cloned().collect();
         rooms.sort_unstable();
         Ok(rooms)
     }
 
     fn exists(&self, room: &RoomName) -> bool {
-        self.lock().contains_key(room)
+        self.rooms.lock().contains_key(room)
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
-        let kept = self.kept().get(&log).copied().ok_or(StoreError::Failed)?;
+        let stats = self.stats.lock().get(&log).copied().ok_or(StoreError::Failed)?;
         Ok(Bounds {
-            first: kept.first,
-            last: kept.last,
+            first: stats.first,
+            last: stats.last,
         })
     }
 
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {
         let records = &self.tables.records;
-        // The next event may lie in the record that begins before it.
+        // The next event may be in the middle of a record.
         let next = after.next();
         let before = records
             .range(record_key(log, Sequence::ZERO)..=record_key(log, next))
             .next_back();
         let from = match before {
-            Some(entry) => record_place(&entry.key()?)?,
+            Some(entry) => decode_record_key(&entry.key()?)?,
             None => next,
         };
         let mut found = Vec::new();
         let mut bytes = 0;
         for entry in records.range(record_key(log, from)..=record_key(log, Sequence::new(u64::MAX))) {
             let (key, value) = entry.into_inner()?;
-            let record = Record::decode(record_place(&key)?, value.to_vec().into())?;
+            let record = Record::decode(decode_record_key(&key)?, value.to_vec().into())?;
             if record.last() <= after {
                 continue;
             }
@@ -215,15 +241,14 @@ impl Store for DiskStore {
         Ok(found)
     }
 
-    fn append(&self, log: LogId, append: Append) -> Appended<'_> {
+    fn append(&self, log: LogId, append: Append) -> AppendFuture<'_> {
         self.writer.append(log, append)
     }
 
-    fn fill(&self) -> Fill {
-        let events = self.kept().values().map(Kept::events).sum();
-        Fill {
+    fn usage(&self) -> StoreUsage {
+        let events = self.stats.lock().values().map(LogStats::events).sum();
+        StoreUsage {
             events,
-            // Of a database that is there; what it cannot say it does not have.
             bytes: self.tables.db.disk_space().unwrap_or_default(),
             available: self.directory.available(),
         }
@@ -234,12 +259,12 @@ impl Drop for DiskStore {
     fn drop(&mut self) {
         self.writer.close();
         if let Some(thread) = self.thread.take() {
-            // A writer that panicked has told everybody who waited.
+            // If the thread has panicked, the waiting appends have failed already.
             thread.join().ok();
         }
-        // What is not synced now is told of at the next start, if it is lost.
+        // If this sync fails, the marker stays, and the next start treats events as lost if the system was rebooted.
         if self.tables.durability == Durability::Os && self.tables.sync().is_ok() {
-            Mark::of(self.directory.path()).remove().ok();
+            UnsyncedMarker::new(self.directory.path()).remove().ok();
         }
     }
 }

@@ -1,10 +1,11 @@
-//! Both stores keep what they are given; the one on disk keeps it across restarts and notices damage.
+//! Both stores return what was appended; the one on disk also after a restart.
 
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tempfile::TempDir;
 
 use super::super::{MemoryStore, encode_snapshot, read_page};
 use super::*;
@@ -28,24 +29,23 @@ pub(super) fn open_with(
     DiskStore::open(path, options, Arc::new(|_| {}))
 }
 
-/// A directory of its own, removed with the test.
-pub(super) struct Scratch(pub(super) PathBuf);
+/// The path of a data directory, which is removed after the test.
+pub(super) struct DataDir {
+    pub(super) path: PathBuf,
+    _parent: TempDir,
+}
 
-impl Scratch {
-    pub(super) fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("chitchat-store-{name}-{}", std::process::id()));
-        fs::remove_dir_all(&path).ok();
-        Self(path)
+impl DataDir {
+    pub(super) fn new() -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        Self {
+            path: parent.path().join("data"),
+            _parent: parent,
+        }
     }
 
     pub(super) fn open(&self, retention: Retention) -> DiskStore {
-        open(&self.0, retention).unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
+        open(&self.path, retention).unwrap()
     }
 }
 
@@ -53,7 +53,7 @@ pub(super) fn room(name: &str) -> RoomName {
     RoomName::try_from(name).unwrap()
 }
 
-/// A record of events whose frames hold their sequence.
+/// A record of events with their sequence as payload.
 pub(super) fn record(first: u64, events: u32) -> Record {
     let frames: Vec<u8> = (0..events)
         .flat_map(|i| {
@@ -97,9 +97,9 @@ pub(super) fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn both_stores_keep_the_same() {
-    let scratch = Scratch::new("same");
-    let disk = scratch.open(Retention::ON_DISK);
+async fn both_stores_return_the_same_events() {
+    let data = DataDir::new();
+    let disk = data.open(Retention::ON_DISK);
     let memory = MemoryStore::new(Retention::ON_DISK, 4);
     for store in [&disk as &dyn Store, &memory] {
         let tea = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
@@ -136,14 +136,14 @@ async fn both_stores_keep_the_same() {
 }
 
 #[tokio::test]
-async fn what_was_appended_is_there_after_a_restart() {
-    let scratch = Scratch::new("restart");
-    let store = scratch.open(Retention::ON_DISK);
+async fn appended_events_survive_a_restart() {
+    let data = DataDir::new();
+    let store = data.open(Retention::ON_DISK);
     let secret = store.secret();
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
     append(&store, log.id, vec![record(1, 5)], Some(snapshot(5))).await;
     drop(store);
-    let store = scratch.open(Retention::ON_DISK);
+    let store = data.open(Retention::ON_DISK);
     assert_eq!(store.secret(), secret);
     let found = store.find(&room("tea")).unwrap().unwrap();
     assert_eq!(
@@ -151,7 +151,7 @@ async fn what_was_appended_is_there_after_a_restart() {
         (log.id, log.epoch, Some(snapshot(5)))
     );
     assert_eq!(sequences(&store, log.id, 0), [1, 2, 3, 4, 5]);
-    // Another log does not take its number.
+    // Its id is not reused.
     assert_ne!(
         store.open(&room("milk"), WallTime::from_millis(9)).unwrap().id,
         log.id
@@ -159,13 +159,13 @@ async fn what_was_appended_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn the_oldest_records_are_let_go_as_far_as_a_snapshot_stands_for_them() {
-    let scratch = Scratch::new("retention");
+async fn retention_removes_the_oldest_records_that_a_snapshot_covers() {
+    let data = DataDir::new();
     let retention = Retention {
-        events: 32,
+        max_events: 32,
         ..Retention::ON_DISK
     };
-    let store = scratch.open(retention);
+    let store = data.open(retention);
     let log = store.open(&room("tea"), WallTime::default()).unwrap();
     for n in 0..100 {
         append(
@@ -185,18 +185,18 @@ async fn the_oldest_records_are_let_go_as_far_as_a_snapshot_stands_for_them() {
     );
     assert!(
         sequences(&store, log.id, 3).is_empty(),
-        "what is gone is not skipped over"
+        "removed events are not skipped"
     );
 }
 
 #[tokio::test]
-async fn the_largest_log_gives_way_when_all_together_are_too_much() {
-    let scratch = Scratch::new("total");
+async fn the_largest_log_is_trimmed_when_the_total_size_is_exceeded() {
+    let data = DataDir::new();
     let retention = Retention {
-        total_bytes: 100_000,
+        max_total_bytes: 100_000,
         ..Retention::ON_DISK
     };
-    let disk = scratch.open(retention);
+    let disk = data.open(retention);
     let memory = MemoryStore::new(retention, 4);
     for store in [&disk as &dyn Store, &memory] {
         let [tea, milk] = ["tea", "milk"].map(|name| store.open(&room(name), WallTime::default()).unwrap());
@@ -215,44 +215,44 @@ async fn the_largest_log_gives_way_when_all_together_are_too_much() {
         assert_eq!(
             (milk.first.get(), milk.last.get()),
             (1, 1_000),
-            "the small one keeps all"
+            "the small log keeps everything"
         );
         assert_eq!(tea.last.get(), 20_000);
-        // An event takes 13 bytes here.
+        // An event takes 13 bytes.
         assert!((12_000..14_000).contains(&tea.first.get()), "{tea:?}");
         let events = 1_000 + 20_001 - tea.first.get();
-        assert_eq!(store.fill().events, events);
+        assert_eq!(store.usage().events, events);
     }
-    assert!(memory.fill().bytes <= 100_000);
+    assert!(memory.usage().bytes <= 100_000);
 }
 
 #[tokio::test]
-async fn what_is_too_old_goes() {
+async fn expired_events_are_removed_on_append() {
     let old = |sequence| dated(sequence, Duration::from_secs(sequence));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let scratch = Scratch::new("age");
+    let data = DataDir::new();
     let retention = Retention {
-        age: Duration::from_secs(3_600),
+        max_age: Some(Duration::from_secs(3_600)),
         ..Retention::ON_DISK
     };
-    let disk = scratch.open(retention);
+    let disk = data.open(retention);
     let memory = MemoryStore::new(retention, 4);
     for store in [&disk as &dyn Store, &memory] {
         let log = store.open(&room("tea"), WallTime::default()).unwrap();
         let first = || store.bounds(log.id).unwrap().first.get();
         append(store, log.id, vec![old(1), dated(2, now), old(3), old(4)], None).await;
-        assert_eq!(first(), 1, "no snapshot stands for it");
+        assert_eq!(first(), 1, "no snapshot covers it");
         append(store, log.id, Vec::new(), Some(snapshot(3))).await;
-        assert_eq!(first(), 2, "the next is young");
+        assert_eq!(first(), 2, "the next one has not expired");
     }
 }
 
 #[tokio::test]
-async fn what_grows_too_old_goes_where_nothing_happens() {
+async fn expired_events_are_removed_from_idle_logs() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let scratch = Scratch::new("aging");
-    let store = scratch.open(Retention {
-        age: Duration::from_secs(1),
+    let data = DataDir::new();
+    let store = data.open(Retention {
+        max_age: Some(Duration::from_secs(1)),
         ..Retention::ON_DISK
     });
     let log = store.open(&room("tea"), WallTime::default()).unwrap();
@@ -265,12 +265,12 @@ async fn what_grows_too_old_goes_where_nothing_happens() {
     .await;
     let deadline = Instant::now() + Duration::from_secs(20);
     while store.bounds(log.id).unwrap().first.get() != 2 {
-        assert!(Instant::now() < deadline, "the first stays");
+        assert!(Instant::now() < deadline, "the first event is still there");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A record of one event that was broadcast then.
+/// A record of one event that was broadcast at `time`.
 fn dated(sequence: u64, time: Duration) -> Record {
     use prost::Message;
 
@@ -290,13 +290,13 @@ fn dated(sequence: u64, time: Duration) -> Record {
 }
 
 #[tokio::test]
-async fn the_torn_end_of_a_write_is_cut_and_counted() {
-    let scratch = Scratch::new("torn");
-    let store = scratch.open(Retention::ON_DISK);
-    assert_eq!(store.torn(), 0);
+async fn a_torn_write_is_cut_off_and_counted() {
+    let data = DataDir::new();
+    let store = data.open(Retention::ON_DISK);
+    assert_eq!(store.torn_bytes(), 0);
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
     append(&store, log, vec![record(1, 2)], None).await;
-    let journal = scratch.0.join("db/0.jnl");
+    let journal = data.path.join("db/0.jnl");
     let written = || -> usize {
         let bytes = fs::read(&journal).unwrap();
         bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1
@@ -305,82 +305,79 @@ async fn the_torn_end_of_a_write_is_cut_and_counted() {
     append(&store, log, vec![record(3, 5)], None).await;
     let second = written();
     drop(store);
-    // As if there had been a crash before the last byte, and a note of the first write only.
+    // Simulates a crash before the last byte was written and the watermark was stored.
     let file = OpenOptions::new().write(true).open(&journal).unwrap();
     file.set_len(second as u64 - 1).unwrap();
-    fs::remove_file(scratch.0.join("heads")).unwrap();
+    fs::remove_file(data.path.join("heads")).unwrap();
 
-    let store = scratch.open(Retention::ON_DISK);
-    assert_eq!(store.torn(), (second - 1 - first) as u64);
+    let store = data.open(Retention::ON_DISK);
+    assert_eq!(store.torn_bytes(), (second - 1 - first) as u64);
     assert_eq!(sequences(&store, log, 0), [1, 2]);
     append(&store, log, vec![record(3, 1)], None).await;
     drop(store);
-    let store = scratch.open(Retention::ON_DISK);
-    assert_eq!(store.torn(), 0);
+    let store = data.open(Retention::ON_DISK);
+    assert_eq!(store.torn_bytes(), 0);
     assert_eq!(sequences(&store, log, 0), [1, 2, 3]);
 }
 
 #[tokio::test]
-async fn a_hole_is_reported_with_its_bounds() {
-    let scratch = Scratch::new("hole");
-    let store = scratch.open(Retention::ON_DISK);
+async fn a_gap_is_reported_with_its_bounds() {
+    let data = DataDir::new();
+    let store = data.open(Retention::ON_DISK);
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
     append(&store, log.id, vec![record(1, 2), record(5, 1)], None).await;
     drop(store);
-    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
     assert_eq!(
-        refused.to_string(),
+        error.to_string(),
         "the log of room \"tea\" is damaged: events 3 to 4 are missing"
     );
 }
 
 #[tokio::test]
-async fn a_log_that_lost_its_end_goes_on_only_when_that_is_accepted_and_under_a_new_epoch() {
-    let scratch = Scratch::new("loss");
-    let store = scratch.open(Retention::ON_DISK);
+async fn a_truncated_log_opens_only_with_accept_loss_and_gets_a_new_epoch() {
+    let data = DataDir::new();
+    let store = data.open(Retention::ON_DISK);
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
     append(&store, log.id, vec![record(1, 5)], None).await;
     drop(store);
-    // As if two more had been acknowledged.
-    Heads::open(&scratch.0)
+    // Simulates that two more events were acknowledged.
+    HighWatermarks::open(&data.path)
         .unwrap()
-        .note(log.id, Sequence::new(7))
+        .set(log.id, Sequence::new(7))
         .unwrap();
-    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(refused.is_damage());
+    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(error.is_damage());
     assert!(
-        refused
+        error
             .to_string()
             .starts_with("the log of room \"tea\" ends at event 5, but events up to 7 were acknowledged"),
-        "{refused}"
+        "{error}"
     );
-    let accepted = open_with(&scratch.0, Retention::ON_DISK, true).unwrap();
+    let accepted = open_with(&data.path, Retention::ON_DISK, true).unwrap();
     let found = accepted.find(&room("tea")).unwrap().unwrap();
     assert_eq!(found.id, log.id);
-    // Not only the next one: that may have been lost too.
+    // Not just the next number: that epoch may have been lost too.
     assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
     assert_eq!(sequences(&accepted, log.id, 0), [1, 2, 3, 4, 5]);
     drop(accepted);
-    // Once is enough.
-    let store = scratch.open(Retention::ON_DISK);
+    // The loss has to be accepted only once.
+    let store = data.open(Retention::ON_DISK);
     assert_eq!(store.find(&room("tea")).unwrap().unwrap().epoch, found.epoch);
 }
 
 #[tokio::test]
-async fn nobody_gets_the_log_of_a_room_whose_name_is_lost() {
-    let scratch = Scratch::new("nameless");
-    let store = scratch.open(Retention::ON_DISK);
+async fn the_log_id_of_a_lost_room_is_not_reused() {
+    let data = DataDir::new();
+    let store = data.open(Retention::ON_DISK);
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
     append(&store, log.id, vec![record(1, 5)], None).await;
     store.tables.rooms.remove("tea").unwrap();
     drop(store);
-    let refused = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(
-        refused.to_string().contains("a room whose name is gone"),
-        "{refused}"
-    );
+    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    assert!(error.to_string().contains("a room whose name is gone"), "{error}");
     for accept_loss in [true, false] {
-        let store = open_with(&scratch.0, Retention::ON_DISK, accept_loss).unwrap();
+        let store = open_with(&data.path, Retention::ON_DISK, accept_loss).unwrap();
         for name in ["coffee", "tea"] {
             let other = store.open(&room(name), WallTime::from_millis(8)).unwrap();
             assert!(other.id > log.id);
@@ -390,27 +387,27 @@ async fn nobody_gets_the_log_of_a_room_whose_name_is_lost() {
 }
 
 #[test]
-fn a_directory_has_one_server() {
-    let scratch = Scratch::new("lock");
-    let store = scratch.open(Retention::ON_DISK);
-    let second = open(&scratch.0, Retention::ON_DISK).map(drop);
-    assert_eq!(second, Err(StoreError::Locked(scratch.0.clone())));
+fn a_directory_is_locked_by_one_server() {
+    let data = DataDir::new();
+    let store = data.open(Retention::ON_DISK);
+    let second = open(&data.path, Retention::ON_DISK).map(drop);
+    assert_eq!(second, Err(StoreError::Locked(data.path.clone())));
     drop(store);
-    scratch.open(Retention::ON_DISK);
+    data.open(Retention::ON_DISK);
 }
 
 #[test]
-fn a_format_that_is_not_known_is_refused() {
-    let scratch = Scratch::new("format");
-    drop(scratch.open(Retention::ON_DISK));
-    fs::write(scratch.0.join("FORMAT"), "chitchat 2\n").unwrap();
-    let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+fn an_unknown_format_is_rejected() {
+    let data = DataDir::new();
+    drop(data.open(Retention::ON_DISK));
+    fs::write(data.path.join("FORMAT"), "chitchat 2\n").unwrap();
+    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(
         matches!(&error, StoreError::Format { found, .. } if found == "chitchat 2"),
         "{error}"
     );
-    fs::remove_file(scratch.0.join("FORMAT")).unwrap();
-    let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+    fs::remove_file(data.path.join("FORMAT")).unwrap();
+    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(error.is_damage(), "{error}");
     assert!(
         error.to_string().contains("`FORMAT` beside it is missing"),
@@ -419,10 +416,9 @@ fn a_format_that_is_not_known_is_refused() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_says_why() {
-    let scratch = Scratch::new("file");
-    fs::write(&scratch.0, "a file").unwrap();
-    let error = open(&scratch.0, Retention::ON_DISK).map(drop).unwrap_err();
+fn an_unusable_directory_is_reported() {
+    let data = DataDir::new();
+    fs::write(&data.path, "a file").unwrap();
+    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
     assert!(matches!(error, StoreError::Directory { .. }), "{error}");
-    fs::remove_file(&scratch.0).unwrap();
 }

@@ -1,97 +1,71 @@
-//! What can go wrong with a store.
+//! The errors of a store.
 
 use std::path::PathBuf;
 
 use crate::domain::{ReplayError, RoomName, Sequence};
 
-/// What can go wrong with a store. Cheap to clone, since a failed append is told to everybody who waits.
+/// An error of a store. It is cheap to clone because a failed commit is reported to every append in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the fields")]
 pub enum StoreError {
-    /// The directory cannot be made or used.
+    /// The data directory cannot be created, read or written, or was moved away.
     #[error("cannot use the data directory {}: {why}", path.display())]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// Another server has the directory.
+    Directory { path: PathBuf, why: String },
+    /// Another server has locked the data directory.
     #[error("the data directory {} is in use by another server; give each server its own", .0.display())]
     Locked(PathBuf),
-    /// The directory was written by a version that this one does not know.
+    /// The data directory was written by an unknown version of this program.
     #[error("the data directory {} has format {found:?}; this version knows {known:?}", path.display())]
     Format {
-        /// Which.
         path: PathBuf,
-        /// What it has.
         found: String,
-        /// What would be right.
         known: &'static str,
     },
-    /// The database failed.
+    /// The database reported an error while reading or writing.
     #[error("the store failed: {0}")]
     Database(String),
-    /// The database cannot be opened.
+    /// The database is damaged and cannot be opened.
     #[error("the database in {} is damaged ({why}); restore the data directory from a copy", path.display())]
-    Unreadable {
-        /// The directory.
-        path: PathBuf,
-        /// What the database says.
-        why: String,
-    },
-    /// Events are gone that were acknowledged.
+    Unreadable { path: PathBuf, why: String },
+    /// A log ends before its high watermark: acknowledged events are missing.
     #[error(
         "{what} ends at event {last}, but events up to {noted} were acknowledged: the database in {} is damaged; restore the \
-         data directory from a copy, or start once with --accept-loss to go on without them",
+         data directory from a copy, or start once with --accept-loss to continue without them",
         path.display()
     )]
-    Shorter {
-        /// The directory.
+    Truncated {
         path: PathBuf,
-        /// Which log.
         what: String,
-        /// Where it ends.
         last: Sequence,
-        /// How far it was.
         noted: Sequence,
     },
-    /// The store failed before, and takes nothing more.
-    #[error("the store has failed before; restart the server when its cause is mended")]
+    /// An earlier failure has stopped the store.
+    #[error("the store has failed; fix the cause and restart the server")]
     Failed,
-    /// A record cannot be read.
+    /// A record or another entry of the database is damaged.
     #[error("the record at event {sequence} is damaged: {why}")]
-    Record {
-        /// Where it begins.
-        sequence: Sequence,
-        /// What is wrong.
-        why: &'static str,
-    },
-    /// A log is damaged.
+    Record { sequence: Sequence, why: &'static str },
+    /// The records of a log do not form a valid history.
     #[error("the log of room {:?} is damaged: {why}", room.as_str())]
-    Log {
-        /// Whose.
-        room: RoomName,
-        /// How.
-        why: ReplayError,
-    },
-    /// There are as many logs as may be.
+    Log { room: RoomName, why: ReplayError },
+    /// The limit of rooms is reached.
     #[error("there are {0} rooms, which is the limit")]
     TooManyRooms(usize),
 }
 
 impl StoreError {
-    /// Whether it is about what was written once, not about writing or reading.
+    /// Returns whether stored data is damaged, as opposed to a failure to read or write it.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
         matches!(
             self,
-            Self::Unreadable { .. } | Self::Shorter { .. } | Self::Record { .. } | Self::Log { .. }
+            Self::Unreadable { .. } | Self::Truncated { .. } | Self::Record { .. } | Self::Log { .. }
         )
     }
 
-    /// Whether it is about the store as a whole, as it is now: nothing that is given to it is safe any more.
+    /// Returns whether the store as a whole is unusable, as opposed to a single log.
     #[must_use]
-    pub const fn is_of_the_store(&self) -> bool {
+    pub const fn is_store_failure(&self) -> bool {
         matches!(self, Self::Directory { .. } | Self::Database(_) | Self::Failed)
     }
 }

@@ -1,32 +1,32 @@
-//! Small files, and directories, that may be there or not.
+//! Helpers for small files and for directories that may not exist.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// What `result` gave, if what it is about is there.
-pub(super) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+/// Turns a [`NotFound`](ErrorKind::NotFound) error into `None`.
+pub(super) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
-        Ok(found) => Ok(Some(found)),
+        Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// What is in a file, if there is one.
+/// Reads a file; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    if_there(fs::read(path))
+    none_if_missing(fs::read(path))
 }
 
-/// The entries of a directory; none where there is no directory.
+/// Lists a directory; nothing if it does not exist.
 pub(super) fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
-    Ok(if_there(fs::read_dir(path))?.into_iter().flatten())
+    Ok(none_if_missing(fs::read_dir(path))?.into_iter().flatten())
 }
 
-/// Writes a file so that after a crash it is there as a whole or not at all.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary: PathBuf = path.with_extension("new");
+/// Writes a file atomically and durably: after a crash it has either its old or its new content.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(true)
@@ -39,7 +39,7 @@ pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Makes it survive a power cut that `path` was made, renamed or removed.
+/// Makes the creation, renaming or removal of `path` durable.
 pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent()
         .map_or(Ok(()), |directory| File::open(directory)?.sync_all())

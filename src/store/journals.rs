@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::StoreError;
 use super::directory::{Directory, cannot_use};
-use super::files::{entries, if_there, sync_parent, write_durably};
+use super::files::{entries, none_if_missing, sync_parent, write_atomically};
 use super::journal::{extent, goes_on};
 
 /// Where what is cut lies, in the data directory, until it is known that nobody needs it. A file's name is the journal's,
@@ -131,7 +131,7 @@ impl Cuts {
     fn set_aside(&self, cut: &Cut) {
         let name = cut.journal.file_name().unwrap_or_default().display();
         let file = self.aside.join(format!("{name}-{}", cut.at));
-        let kept = fs::create_dir_all(&self.aside).and_then(|()| write_durably(&file, &cut.bytes));
+        let kept = fs::create_dir_all(&self.aside).and_then(|()| write_atomically(&file, &cut.bytes));
         if let Err(error) = kept {
             // A full disk, most likely, which is why the write was torn. It is in memory all the same.
             let bytes = cut.bytes.len();
@@ -189,7 +189,7 @@ impl Cuts {
     ///
     /// When it cannot be removed.
     pub(super) fn forget(&self) -> io::Result<()> {
-        match if_there(fs::remove_dir_all(&self.aside))? {
+        match none_if_missing(fs::remove_dir_all(&self.aside))? {
             Some(()) => sync_parent(&self.aside),
             None => Ok(()),
         }

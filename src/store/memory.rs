@@ -1,14 +1,16 @@
-//! A store that is gone with the process: for tests, for benchmarks, and for rooms that nobody wants to keep.
+//! A store in memory, for tests, benchmarks and servers whose rooms need not outlive the process.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::{
-    Append, Appended, Bounds, Fill, Log, LogId, Record, Retention, Store, StoreError, decode_snapshot,
+    Append, AppendFuture, Bounds, Log, LogId, Record, Retention, Store, StoreError, StoreUsage,
+    decode_snapshot,
 };
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-/// Logs in memory, bounded like those on disk.
+/// A store in memory, with the same retention as on disk. Its records are lost when it is dropped.
 pub struct MemoryStore {
     retention: Retention,
     max_rooms: usize,
@@ -17,7 +19,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
-    /// The bytes of all logs.
+    /// The size of all logs in bytes.
     total: u64,
     by_name: BTreeMap<RoomName, usize>,
     logs: Vec<MemoryLog>,
@@ -30,12 +32,12 @@ struct MemoryLog {
     events: u64,
     bytes: u64,
     snapshot: Option<bytes::Bytes>,
-    /// The place of the snapshot.
+    /// The sequence up to which the snapshot covers the log.
     covered: Sequence,
 }
 
 impl MemoryStore {
-    /// An empty store that keeps so much of each log, of at most so many rooms.
+    /// Creates an empty store for at most `max_rooms` rooms.
     #[must_use]
     pub fn new(retention: Retention, max_rooms: usize) -> Self {
         Self {
@@ -44,20 +46,15 @@ impl MemoryStore {
             state: Mutex::default(),
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl MemoryLog {
-    /// Lets the oldest records go as long as `is_wanted` says so, and the snapshot stands for them. The newest stays.
-    fn let_go_while(&mut self, is_wanted: impl Fn(&Self, &Record) -> bool) {
+    /// Removes the oldest records for as long as `should_remove` says so and the snapshot covers them. The newest stays.
+    fn remove_while(&mut self, should_remove: impl Fn(&Self, &Record) -> bool) {
         while let Some(oldest) = self.records.front()
             && self.records.len() > 1
             && oldest.last() <= self.covered
-            && is_wanted(self, oldest)
+            && should_remove(self, oldest)
         {
             self.events -= u64::from(oldest.events);
             self.bytes -= oldest.frames.len() as u64;
@@ -84,29 +81,30 @@ impl State {
             log.covered = decode_snapshot(&snapshot)?.last;
             log.snapshot = Some(snapshot);
         }
-        let expired = retention.expired();
-        log.let_go_while(|log, oldest| {
-            log.events > retention.events
-                || log.bytes > retention.bytes
-                || expired.is_some_and(|expired| oldest.is_older_than(expired))
+        let cutoff = retention.cutoff();
+        log.remove_while(|log, oldest| {
+            log.events > retention.max_events
+                || log.bytes > retention.max_bytes
+                || cutoff.is_some_and(|cutoff| oldest.is_older_than(cutoff))
         });
         self.total = self.total - before + log.bytes;
-        if self.total > retention.total_bytes {
-            self.give_way(retention.total_bytes);
+        if self.total > retention.max_total_bytes {
+            self.evict_largest(retention.max_total_bytes);
         }
         Ok(())
     }
 
-    /// Lets the largest log give way until all together have no more than `limit`, as far as there are snapshots.
-    fn give_way(&mut self, limit: u64) {
+    /// Removes the oldest records of the largest log until the total size is within `limit`, as far as its snapshot covers
+    /// them.
+    fn evict_largest(&mut self, limit: u64) {
         if let Some(largest) = self.logs.iter_mut().max_by_key(|log| log.bytes) {
             let others = self.total - largest.bytes;
-            largest.let_go_while(|log, _| others + log.bytes > limit);
+            largest.remove_while(|log, _| others + log.bytes > limit);
             self.total = others + largest.bytes;
         }
     }
 
-    fn shown(&self, index: usize) -> Option<Log> {
+    fn describe(&self, index: usize) -> Option<Log> {
         let (id, log) = (u32::try_from(index).ok()?, self.logs.get(index)?);
         Some(Log {
             id: LogId(id),
@@ -122,18 +120,16 @@ impl Store for MemoryStore {
     }
 
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let index = match state.by_name.get(room) {
             Some(index) => *index,
             None if state.logs.len() >= self.max_rooms => {
                 return Err(StoreError::TooManyRooms(state.logs.len()));
             }
             None => {
-                let epoch = Epoch::created_at(at);
-                let records = VecDeque::new();
                 state.logs.push(MemoryLog {
-                    epoch,
-                    records,
+                    epoch: Epoch::created_at(at),
+                    records: VecDeque::new(),
                     last: Sequence::ZERO,
                     events: 0,
                     bytes: 0,
@@ -145,24 +141,24 @@ impl Store for MemoryStore {
                 index
             }
         };
-        state.shown(index).ok_or(StoreError::Failed)
+        state.describe(index).ok_or(StoreError::Failed)
     }
 
     fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
-        let state = self.lock();
-        Ok(state.by_name.get(room).and_then(|index| state.shown(*index)))
+        let state = self.state.lock();
+        Ok(state.by_name.get(room).and_then(|index| state.describe(*index)))
     }
 
     fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
-        Ok(self.lock().by_name.keys().cloned().collect())
+        Ok(self.state.lock().by_name.keys().cloned().collect())
     }
 
     fn exists(&self, room: &RoomName) -> bool {
-        self.lock().by_name.contains_key(room)
+        self.state.lock().by_name.contains_key(room)
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
-        let state = self.lock();
+        let state = self.state.lock();
         let log = state.log(log)?;
         let first = log
             .records
@@ -175,26 +171,26 @@ impl Store for MemoryStore {
     }
 
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {
-        let state = self.lock();
+        let state = self.state.lock();
         let records = &state.log(log)?.records;
         let mut bytes = 0;
         let from = records.partition_point(|record| record.last() <= after);
-        let some = records.range(from..).take_while(|record| {
+        let found = records.range(from..).take_while(|record| {
             let fits = bytes == 0 || bytes + record.frames.len() <= max_bytes;
             bytes += record.frames.len();
             fits
         });
-        Ok(some.cloned().collect())
+        Ok(found.cloned().collect())
     }
 
-    fn append(&self, log: LogId, append: Append) -> Appended<'_> {
-        let appended = self.lock().append(log, append, &self.retention);
-        Box::pin(std::future::ready(appended))
+    fn append(&self, log: LogId, append: Append) -> AppendFuture<'_> {
+        let result = self.state.lock().append(log, append, &self.retention);
+        Box::pin(std::future::ready(result))
     }
 
-    fn fill(&self) -> Fill {
-        let state = self.lock();
-        Fill {
+    fn usage(&self) -> StoreUsage {
+        let state = self.state.lock();
+        StoreUsage {
             events: state.logs.iter().map(|log| log.events).sum(),
             bytes: state.total,
             available: None,

@@ -7,14 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::warn;
 
-use super::boot::Mark;
 use super::directory::{Directory, cannot_use};
-use super::heads::Heads;
 use super::journals::Cuts;
-use super::kept::Kept;
-use super::layout::{decode_entry, log_of};
+use super::log_stats::LogStats;
 use super::parts;
-use super::tables::Tables;
+use super::tables::{Tables, decode_log_id, decode_room};
+use super::unsynced_marker::UnsyncedMarker;
+use super::watermarks::HighWatermarks;
 use super::{Bounds, Durability, LogId, StoreError};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 
@@ -25,7 +24,7 @@ const WORKERS: usize = 1;
 pub(super) struct Opened {
     pub(super) tables: Tables,
     pub(super) known: HashMap<RoomName, (LogId, Epoch)>,
-    pub(super) kept: HashMap<LogId, Kept>,
+    pub(super) kept: HashMap<LogId, LogStats>,
     /// The first id that no log has had.
     pub(super) next: u32,
     /// How many bytes of what was not written to its end were cut.
@@ -43,15 +42,15 @@ impl Opened {
     pub(super) fn open(
         directory: &Directory,
         durability: Durability,
-        heads: &Heads,
+        heads: &HighWatermarks,
         accept_loss: bool,
     ) -> Result<Self, StoreError> {
         let cannot = cannot_use(directory.path());
-        let noted = heads.read().map_err(&cannot)?;
+        let noted = heads.read_all().map_err(&cannot)?;
         let has_events = noted.iter().any(|(_, last)| *last > Sequence::ZERO);
         parts::check(directory, has_events)?;
-        let mark = Mark::of(directory.path());
-        let was_cut = mark.was_cut().map_err(&cannot)?;
+        let mark = UnsyncedMarker::new(directory.path());
+        let was_cut = mark.rebooted_since().map_err(&cannot)?;
         // Who did not wait for the disk has accepted what a power cut takes.
         let accept_loss = accept_loss || was_cut;
         let cuts = Cuts::make(directory, accept_loss)?;
@@ -79,7 +78,7 @@ impl Opened {
         cuts.forget().map_err(&cannot)?;
         opened.note(heads, &noted).map_err(&cannot)?;
         match durability {
-            Durability::Os => mark.make().map_err(&cannot)?,
+            Durability::Os => mark.create().map_err(&cannot)?,
             Durability::Sync => mark.remove().map_err(&cannot)?,
         }
         Ok(opened)
@@ -119,7 +118,7 @@ impl Opened {
             }
             if let Some((room, entry)) = self.known.iter_mut().find(|(_, (id, _))| *id == log) {
                 entry.1 = entry.1.renewed(now());
-                self.tables.renew([(room, &*entry)])?;
+                self.tables.set_epochs([(room, &*entry)])?;
                 let (_, epoch) = entry;
                 warn!(event = "log_truncated", %room, %last, %noted, %epoch, "events are gone, which is accepted; the room has a new epoch");
             } else {
@@ -135,7 +134,7 @@ impl Opened {
         for (_, epoch) in self.known.values_mut() {
             *epoch = epoch.renewed(now);
         }
-        self.tables.renew(&self.known)?;
+        self.tables.set_epochs(&self.known)?;
         self.tables.sync()?;
         let rooms = self.known.len();
         warn!(
@@ -146,19 +145,19 @@ impl Opened {
     }
 
     /// Makes the notes say how far the logs are: what was accepted as lost is not missed again, and what was not noted is.
-    fn note(&self, heads: &Heads, noted: &[(LogId, Sequence)]) -> io::Result<()> {
+    fn note(&self, heads: &HighWatermarks, noted: &[(LogId, Sequence)]) -> io::Result<()> {
         let noted: HashMap<LogId, Sequence> = noted.iter().copied().collect();
         let (mut missing, mut is_lowered) = (0, false);
         for (log, noted) in noted.iter().filter(|(log, _)| !self.kept.contains_key(log)) {
-            heads.note(*log, Sequence::ZERO)?;
+            heads.set(*log, Sequence::ZERO)?;
             is_lowered |= *noted > Sequence::ZERO;
         }
-        for (log, Kept { last, .. }) in &self.kept {
+        for (log, LogStats { last, .. }) in &self.kept {
             let noted = noted.get(log).copied();
             if noted.unwrap_or_default() != *last {
                 missing += u64::from(noted.is_none());
                 is_lowered |= noted.is_some_and(|noted| noted > *last);
-                heads.note(*log, *last)?;
+                heads.set(*log, *last)?;
             }
         }
         if is_lowered {
@@ -178,7 +177,7 @@ impl Opened {
 /// What is in a database.
 struct Contents {
     known: HashMap<RoomName, (LogId, Epoch)>,
-    kept: HashMap<LogId, Kept>,
+    kept: HashMap<LogId, LogStats>,
     /// How far each log had come: what was noted, and what is said beside the logs themselves.
     claims: HashMap<LogId, Sequence>,
     next: u32,
@@ -198,8 +197,8 @@ impl Contents {
                 .ok()
                 .and_then(|name| RoomName::try_from(name).ok());
             let room = name.ok_or(damaged("a room's name is none"))?;
-            let (log, epoch) = decode_entry(&value)?;
-            let (counted, claimed) = Kept::count(tables, &room, log)?;
+            let (log, epoch) = decode_room(&value)?;
+            let (counted, claimed) = LogStats::scan_and_verify(tables, &room, log)?;
             if kept.insert(log, counted).is_some() {
                 return Err(damaged("two rooms have the same log"));
             }
@@ -211,7 +210,7 @@ impl Contents {
         let mut used: Vec<LogId> = claims.keys().copied().collect();
         for table in [&tables.records, &tables.snapshots] {
             if let Some(entry) = table.iter().next_back() {
-                used.push(log_of(&entry.key()?)?);
+                used.push(decode_log_id(&entry.key()?)?);
             }
         }
         Ok(Self {
@@ -225,7 +224,7 @@ impl Contents {
     /// That a log ends earlier than it did, unless that is accepted and it can go on from there.
     fn shorter(&self, directory: &Directory, accept_loss: bool) -> Option<StoreError> {
         self.claims.iter().find_map(|(&log, &noted)| {
-            let kept = self.kept.get(&log).copied().unwrap_or(Kept::EMPTY);
+            let kept = self.kept.get(&log).copied().unwrap_or(LogStats::EMPTY);
             if kept.last >= noted {
                 return None;
             }
@@ -242,7 +241,7 @@ impl Contents {
                     })
                 }
                 _ if accept_loss => None,
-                _ => Some(StoreError::Shorter {
+                _ => Some(StoreError::Truncated {
                     path: directory.path().into(),
                     what: room.map_or_else(
                         || "the log of a room whose name is gone".into(),

@@ -1,41 +1,48 @@
-//! A record: the events of one batch, with what the wire does not show.
+//! Records: the events of one batch, and what recovery needs beyond the wire format.
 //!
-//! As bytes: a checksum (CRC-32 of what follows), the number of events, the length of the extra part, the extra part
-//! (the indexes of JOINs that are resumable, four bytes each), the framed events. All numbers are big-endian.
+//! Encoding, all numbers big-endian:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 4 | CRC-32 of everything that follows |
+//! | 4 | number of events |
+//! | 4 | length of the next field |
+//! | 4 each | indexes of the JOINs whose clients can resume |
+//! | rest | the events, framed for the wire |
 
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Page, StoreError};
+use super::StoreError;
 use crate::domain::Sequence;
 
 const HEADER: usize = 12;
 
-/// gRPC's prefix of each message.
+/// The length of the prefix that gRPC puts before each message: a compression flag and a length.
 const PREFIX: usize = 5;
 
 /// The events of one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The place of the first event.
+    /// The sequence of the first event.
     pub first: Sequence,
-    /// How many there are.
+    /// The number of events.
     pub events: u32,
-    /// Which of them (counted from 0) are JOINs of clients that can resume.
+    /// The indexes (from 0) of the JOINs whose clients can resume.
     pub resumable: Vec<u32>,
     /// The events, framed for the wire.
     pub frames: Bytes,
 }
 
 impl Record {
-    /// The place of the last event.
+    /// Returns the sequence of the last event.
     #[must_use]
     pub fn last(&self) -> Sequence {
         Sequence::new((self.first.get() + u64::from(self.events)).saturating_sub(1))
     }
 
-    /// Whether its first event was broadcast before `time` (since 1970), as the wire shows it.
+    /// Returns whether the first event was broadcast before `time`, a Unix time.
     pub(super) fn is_older_than(&self, time: Duration) -> bool {
         use prost::Message;
 
@@ -53,11 +60,11 @@ impl Record {
     }
 
     pub(super) fn encode(&self) -> Bytes {
-        let extra = 4 * self.resumable.len();
-        let mut bytes = BytesMut::with_capacity(HEADER + extra + self.frames.len());
+        let indexes = 4 * self.resumable.len();
+        let mut bytes = BytesMut::with_capacity(HEADER + indexes + self.frames.len());
         bytes.put_u32(0);
         bytes.put_u32(self.events);
-        bytes.put_u32(u32::try_from(extra).unwrap_or(u32::MAX));
+        bytes.put_u32(u32::try_from(indexes).unwrap_or(u32::MAX));
         for index in &self.resumable {
             bytes.put_u32(*index);
         }
@@ -70,18 +77,18 @@ impl Record {
     pub(super) fn decode(first: Sequence, mut bytes: Bytes) -> Result<Self, StoreError> {
         let damaged = |why| StoreError::Record { sequence: first, why };
         if bytes.len() < HEADER {
-            return Err(damaged("it is shorter than its header"));
+            return Err(damaged("it is shorter than a header"));
         }
         if bytes.get_u32() != crc32fast::hash(&bytes) {
             return Err(damaged("its checksum is wrong"));
         }
         let events = bytes.get_u32();
-        let extra = bytes.get_u32() as usize;
-        if extra > bytes.len() || !extra.is_multiple_of(4) {
-            return Err(damaged("its extra part does not fit"));
+        let indexes = bytes.get_u32() as usize;
+        if indexes > bytes.len() || !indexes.is_multiple_of(4) {
+            return Err(damaged("a length in its header is wrong"));
         }
         let resumable = bytes
-            .split_to(extra)
+            .split_to(indexes)
             .chunks_exact(4)
             .map(|mut index| index.get_u32())
             .collect();
@@ -94,7 +101,7 @@ impl Record {
     }
 }
 
-/// The frames in `bytes`, each with its prefix, until something is no frame.
+/// Splits `bytes` into frames, each with its prefix. Stops at the first incomplete one.
 pub fn frames(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
         let length = bytes.get(1..PREFIX)?;
@@ -103,80 +110,18 @@ pub fn frames(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// The part of `records` that is after `after` and not after `upto`, in one piece.
-pub(super) fn page(records: &[Record], after: Sequence, upto: Sequence) -> Result<Page, StoreError> {
-    let mut page = Page {
-        bytes: Bytes::new(),
-        first: after.next(),
-        events: 0,
-    };
-    let mut joined = BytesMut::new();
-    for record in records {
-        let next = page.last().next();
-        if record.first > next || upto < next {
-            break;
-        }
-        if record.last() < next {
-            continue;
-        }
-        let (mut skip, mut take) = (
-            next.get() - record.first.get(),
-            record.last().min(upto).get() - next.get() + 1,
-        );
-        let piece = if skip == 0 && record.last() <= upto {
-            page.events += record.events;
-            record.frames.clone()
-        } else {
-            // The frames before and behind are cut off.
-            let (mut start, mut end) = (0, 0);
-            for frame in frames(record.frames.clone()) {
-                if skip > 0 {
-                    skip -= 1;
-                    start += frame.len();
-                    end = start;
-                } else if take > 0 {
-                    take -= 1;
-                    page.events += 1;
-                    end += frame.len();
-                } else {
-                    break;
-                }
-            }
-            if take > 0 {
-                return Err(StoreError::Record {
-                    sequence: record.first,
-                    why: "it has fewer events than it says",
-                });
-            }
-            record.frames.slice(start..end)
-        };
-        if page.bytes.is_empty() && joined.is_empty() {
-            page.bytes = piece;
-        } else {
-            if joined.is_empty() {
-                joined.extend_from_slice(&page.bytes);
-            }
-            joined.extend_from_slice(&piece);
-        }
-    }
-    if !joined.is_empty() {
-        page.bytes = joined.freeze();
-    }
-    Ok(page)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    /// A frame whose message is one byte.
+    /// A frame with a one-byte message.
     fn frame(byte: u8) -> [u8; 6] {
         [0, 0, 0, 0, 1, byte]
     }
 
-    fn record(first: u64, events: u8) -> Record {
+    pub(in crate::store) fn record(first: u64, events: u8) -> Record {
         let frames: Vec<u8> = (0..events)
             .flat_map(|i| frame(first.to_le_bytes()[0].wrapping_add(i)))
             .collect();
@@ -189,34 +134,19 @@ mod tests {
     }
 
     #[test]
-    fn a_record_comes_back_as_it_was() {
+    fn decoding_reverses_encoding() {
         let record = record(5, 3);
         assert_eq!(Record::decode(record.first, record.encode()), Ok(record));
     }
 
     proptest! {
         #[test]
-        fn a_flipped_bit_is_found(at in 0..42_usize, bit in 0..8_u8) {
+        fn a_flipped_bit_is_detected(at in 0..42_usize, bit in 0..8_u8) {
             let record = record(5, 3);
             let mut bytes = record.encode().to_vec();
             prop_assume!(at < bytes.len());
             bytes[at] ^= 1 << bit;
             prop_assert!(Record::decode(record.first, bytes.into()).is_err());
-        }
-
-        #[test]
-        fn a_page_holds_what_was_asked_for(sizes in prop::collection::vec(1..5_u8, 1..6), after in 0..20_u64, upto in 0..24_u64) {
-            let mut records = Vec::new();
-            let mut first = 1;
-            for size in sizes {
-                records.push(record(first, size));
-                first += u64::from(size);
-            }
-            let page = page(&records, Sequence::new(after), Sequence::new(upto)).unwrap();
-            let expected: Vec<u8> = (after + 1..=upto.min(first - 1)).map(|n| n.to_le_bytes()[0]).collect();
-            let got: Vec<u8> = frames(page.bytes.clone()).map(|frame| frame[5]).collect();
-            prop_assert_eq!(page.events as usize, expected.len());
-            prop_assert_eq!(got, expected);
         }
     }
 }

@@ -1,40 +1,41 @@
-//! How much of a log is kept.
+//! How much of each room's log is kept.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How much of the rooms' logs is kept. The oldest records are let go when any of these is exceeded.
+/// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
+/// snapshot covers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// At most this many events of each log.
-    pub events: u64,
-    /// At most this many bytes of each log.
-    pub bytes: u64,
-    /// Nothing older than this; zero = however old.
-    pub age: Duration,
-    /// At most this many bytes of all logs together: the largest log gives way.
-    pub total_bytes: u64,
+    /// The maximum number of events per log.
+    pub max_events: u64,
+    /// The maximum size of a log, in bytes.
+    pub max_bytes: u64,
+    /// The maximum age of an event, measured from its broadcast; `None` means unlimited.
+    pub max_age: Option<Duration>,
+    /// The maximum size of all logs together, in bytes. The largest logs are trimmed first.
+    pub max_total_bytes: u64,
 }
 
 impl Retention {
-    /// What was broadcast before this, since 1970, is too old; none where nothing is.
-    pub(super) fn expired(&self) -> Option<Duration> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (!self.age.is_zero()).then(|| now.saturating_sub(self.age))
-    }
-
-    /// What a store in memory keeps of each log where nothing else is said.
+    /// The defaults of an in-memory store.
     pub const IN_MEMORY: Self = Self {
-        events: 100_000,
-        bytes: 32 << 20,
-        age: Duration::ZERO,
-        total_bytes: 256 << 20,
+        max_events: 100_000,
+        max_bytes: 32 << 20,
+        max_age: None,
+        max_total_bytes: 256 << 20,
     };
 
-    /// What a store on disk keeps of each log where nothing else is said.
+    /// The defaults of a store on disk.
     pub const ON_DISK: Self = Self {
-        events: 1_000_000,
-        bytes: 256 << 20,
-        age: Duration::ZERO,
-        total_bytes: 8 << 30,
+        max_events: 1_000_000,
+        max_bytes: 256 << 20,
+        max_age: None,
+        max_total_bytes: 8 << 30,
     };
+
+    /// Returns the Unix time before which a broadcast is too old to keep, or `None` if age is unlimited.
+    pub(super) fn cutoff(&self) -> Option<Duration> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.max_age.map(|max_age| now.saturating_sub(max_age))
+    }
 }

@@ -1,4 +1,4 @@
-//! A room's state as bytes.
+//! The encoding of room snapshots: a protobuf message that is never sent over the wire.
 
 use prost::Message;
 
@@ -6,7 +6,7 @@ use super::StoreError;
 use crate::domain::{LamportTime, Name, Participant, ParticipantId, Sequence, Snapshot};
 
 #[derive(Clone, PartialEq, Message)]
-struct Stored {
+struct SnapshotProto {
     #[prost(int64, tag = "1")]
     time: i64,
     #[prost(uint64, tag = "2")]
@@ -14,11 +14,11 @@ struct Stored {
     #[prost(int32, tag = "3")]
     next_id: i32,
     #[prost(message, repeated, tag = "4")]
-    participants: Vec<StoredParticipant>,
+    participants: Vec<ParticipantProto>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct StoredParticipant {
+struct ParticipantProto {
     #[prost(int32, tag = "1")]
     id: i32,
     #[prost(string, tag = "2")]
@@ -31,38 +31,38 @@ struct StoredParticipant {
     is_resumable: bool,
 }
 
-/// A snapshot as bytes.
+/// Encodes a snapshot.
 #[must_use]
 pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
     let participants = snapshot
         .participants
         .iter()
-        .map(|(id, participant)| StoredParticipant {
+        .map(|(id, participant)| ParticipantProto {
             id: id.get(),
             name: participant.name.to_string(),
             joined: participant.join_time.get(),
             since: participant.join_sequence.get(),
             is_resumable: participant.is_resumable,
         });
-    let stored = Stored {
+    let proto = SnapshotProto {
         time: snapshot.time.get(),
         last: snapshot.last.get(),
         next_id: snapshot.next_id,
         participants: participants.collect(),
     };
-    stored.encode_to_vec().into()
+    proto.encode_to_vec().into()
 }
 
-/// The snapshot that was made into these bytes.
+/// Decodes a snapshot that [`encode_snapshot`] encoded.
 ///
 /// # Errors
 ///
-/// When they are damaged.
+/// Fails if the bytes are damaged.
 pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
-    let stored = Stored::decode(bytes).ok();
-    let snapshot = stored.and_then(|stored| {
-        let participants = stored.participants.into_iter().map(|participant| {
-            let StoredParticipant {
+    let proto = SnapshotProto::decode(bytes).ok();
+    let snapshot = proto.and_then(|proto| {
+        let participants = proto.participants.into_iter().map(|participant| {
+            let ParticipantProto {
                 id,
                 name,
                 joined,
@@ -78,15 +78,15 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
             Some((ParticipantId::from_wire(id)?, participant))
         });
         Some(Snapshot {
-            time: LamportTime::from_wire(stored.time)?,
-            last: Sequence::new(stored.last),
-            next_id: stored.next_id,
+            time: LamportTime::from_wire(proto.time)?,
+            last: Sequence::new(proto.last),
+            next_id: proto.next_id,
             participants: participants.collect::<Option<_>>()?,
         })
     });
     snapshot.ok_or(StoreError::Record {
         sequence: Sequence::ZERO,
-        why: "it is no snapshot",
+        why: "its snapshot is malformed",
     })
 }
 
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_comes_back_as_it_was() {
+    fn decoding_reverses_encoding() {
         let participant = Participant {
             name: Name::try_from("Ada").unwrap(),
             join_time: LamportTime::from_wire(7).unwrap(),

@@ -1,4 +1,4 @@
-//! The attributes of spans: OpenTelemetry's where it has one, `chitchat.` where not.
+//! Span attributes: OpenTelemetry's semantic conventions, and `chitchat.*` where they define none.
 
 use std::sync::Arc;
 
@@ -6,25 +6,22 @@ use opentelemetry::{KeyValue, StringValue};
 
 use crate::proto::EventType;
 
-/// Attributes that name the message that a span is about.
+/// The attributes that describe the message of a span.
 #[derive(Debug, Clone)]
-pub(super) struct Subject {
+pub(super) struct MessageAttributes {
     pub(super) room: Arc<str>,
     pub(super) event_type: EventType,
     pub(super) message_id: Option<Arc<str>>,
     pub(super) body_size: Option<usize>,
-    /// Its place in the room's log, where that is known.
+    /// The sequence in the room's log, if it has one.
     pub(super) sequence: Option<u64>,
-    /// The Lamport time of whoever the span is of.
-    pub(super) time: i64,
-    /// The Lamport time that came with the message.
+    /// The Lamport time of the process that records the span.
+    pub(super) lamport_time: i64,
+    /// The Lamport time in the received message.
     pub(super) received_time: Option<i64>,
 }
 
-/// The name of all rooms as places where messages go.
-const TEMPLATE: &str = "rooms/{room}";
-
-/// What a kind of event is called, in metrics too.
+/// Returns the name of a kind of event in spans and metrics.
 pub(super) const fn event_type(kind: EventType) -> &'static str {
     match kind {
         EventType::Join => "join",
@@ -33,7 +30,7 @@ pub(super) const fn event_type(kind: EventType) -> &'static str {
     }
 }
 
-/// What somebody does with a message.
+/// The messaging operation of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     Send,
@@ -59,18 +56,19 @@ impl Operation {
     }
 }
 
-impl Subject {
-    /// The attributes, with room for a few more.
-    pub(super) fn attributes(&self) -> Vec<KeyValue> {
+impl MessageAttributes {
+    pub(super) fn to_vec(&self) -> Vec<KeyValue> {
         let mut attributes = Vec::with_capacity(14);
         attributes.extend([
             KeyValue::new("messaging.system", "chitchat"),
             KeyValue::new("messaging.destination.name", format!("rooms/{}", self.room)),
-            KeyValue::new("messaging.destination.template", TEMPLATE),
+            KeyValue::new("messaging.destination.template", "rooms/{room}"),
             KeyValue::new("chitchat.event.type", event_type(self.event_type)),
-            KeyValue::new("chitchat.lamport.time", self.time),
+            KeyValue::new("chitchat.lamport.time", self.lamport_time),
         ]);
-        let received = self.received_time.filter(|received| *received != self.time);
+        let received = self
+            .received_time
+            .filter(|received| *received != self.lamport_time);
         attributes.extend(received.map(|time| KeyValue::new("chitchat.lamport.received", time)));
         attributes.extend(
             self.sequence
@@ -81,13 +79,16 @@ impl Subject {
                 .as_ref()
                 .map(|id| KeyValue::new("messaging.message.id", StringValue::from(Arc::clone(id)))),
         );
-        attributes.extend(self.body_size.map(size_attribute));
+        attributes.extend(
+            self.body_size
+                .map(|bytes| KeyValue::new("messaging.message.body.size", number(bytes))),
+        );
         attributes
     }
 
-    /// The attributes of a span of this operation.
-    pub(super) fn attributes_of(&self, operation: Operation) -> Vec<KeyValue> {
-        let mut attributes = self.attributes();
+    /// Returns these attributes and those of the operation.
+    pub(super) fn with_operation(&self, operation: Operation) -> Vec<KeyValue> {
+        let mut attributes = self.to_vec();
         attributes.extend([
             KeyValue::new("messaging.operation.name", operation.as_str()),
             KeyValue::new("messaging.operation.type", operation.as_str()),
@@ -96,17 +97,13 @@ impl Subject {
     }
 }
 
-fn size_attribute(bytes: usize) -> KeyValue {
-    KeyValue::new("messaging.message.body.size", number(bytes))
-}
-
-/// Attributes have signed numbers.
+/// Converts to the number type of attributes, saturating.
 pub(super) fn number(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
 
-/// The attributes of a call, as the conventions for gRPC have them.
-pub(super) fn of_call(method: &'static str) -> [KeyValue; 2] {
+/// Returns the attributes of a gRPC call.
+pub(super) fn rpc_attributes(method: &'static str) -> [KeyValue; 2] {
     [
         KeyValue::new("rpc.system.name", "grpc"),
         KeyValue::new("rpc.method", method),

@@ -1,42 +1,42 @@
-//! Every metric, declared once: what registers, renders or documents metrics takes them from here.
+//! The catalog of all metrics. Registration, rendering and documentation all read it.
 
-/// What a metric counts.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
+    /// A number that only increases.
     Counter,
-    /// Goes up and down.
+    /// A number that goes up and down.
     Gauge,
-    /// Latencies in buckets, in seconds.
+    /// A distribution of latencies, in seconds.
     Histogram,
 }
 
-/// One metric.
+/// The definition of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Definition {
-    /// Its full name.
+    /// The full name, with unit and `_total` suffix.
     pub name: &'static str,
-    /// What it counts.
+    /// The type.
     pub kind: Kind,
-    /// Its labels.
+    /// The names of the labels.
     pub labels: &'static [&'static str],
-    /// What it means.
+    /// The help text: one or two sentences.
     pub help: &'static str,
 }
 
-/// What a metric is measured in.
+/// The unit of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Seconds, with fractions; of a point in time, since 1970.
+    /// Seconds, with fractions. Points in time are Unix times.
     Seconds,
     /// Bytes.
     Bytes,
-    /// How many there are, or how many there were.
+    /// A dimensionless number.
     Count,
 }
 
 impl Unit {
-    /// Its name.
+    /// Returns the name of the unit.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -48,7 +48,7 @@ impl Unit {
 }
 
 impl Kind {
-    /// Its name, as Prometheus writes it.
+    /// Returns the name of the type in the Prometheus text format.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ impl Kind {
 }
 
 impl Definition {
-    /// What it is measured in: the name says so, as Prometheus wants it.
+    /// Returns the unit, which the naming conventions of Prometheus put into the name.
     #[must_use]
     pub fn unit(&self) -> Unit {
         let name = self.name.strip_suffix("_total").unwrap_or(self.name);
@@ -74,15 +74,15 @@ impl Definition {
     }
 }
 
-/// The catalogue as a page for people, in Markdown.
+/// Renders the catalog as the Markdown page `docs/metrics.md`.
 #[must_use]
 pub fn document() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
-         What `/metrics` on the admin port shows, in its order. This page is written from \
+         The metrics on `/metrics` of the admin port, in the same order. This page is generated from \
          [`src/telemetry/catalog.rs`](../src/telemetry/catalog.rs);\n\
-         after a change there: `UPDATE=1 cargo test --lib the_metrics_are_documented`.\n\n\
-         No metric is labelled by room, user, message or address: those are on spans and log lines. The buckets of the \
+         after a change there, run `UPDATE=1 cargo test --lib the_metrics_are_documented`.\n\n\
+         No metric has a room, user, message or address as a label: spans and log lines have them. The buckets of the \
          histograms are\n.0001 .00025 .0005 .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 seconds. The `process_` \
          metrics exist on Linux only.\n\n\
          | name | type | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n",
@@ -135,54 +135,51 @@ const fn histogram(name: &'static str, help: &'static str) -> Definition {
 pub(super) const BUILD_INFO: Definition = gauge(
     "chitchat_build_info",
     &["version", "revision"],
-    "Always 1; the labels say what runs.",
+    "Always 1. The labels identify the running build.",
 );
 pub(super) const CONNECTED_CLIENTS: Definition = gauge(
     "chitchat_connected_clients",
     &[],
-    "Chat streams that have joined and not ended.",
+    "Open Chat streams that have joined a room.",
 );
-pub(super) const ROOMS_ACTIVE: Definition = gauge(
-    "chitchat_rooms_active",
-    &[],
-    "Rooms that the server holds in memory.",
-);
+pub(super) const ROOMS_ACTIVE: Definition =
+    gauge("chitchat_rooms_active", &[], "Rooms that are loaded in memory.");
 pub(super) const CONNECTIONS_OPEN: Definition =
-    gauge("chitchat_connections_open", &[], "Transport connections.");
+    gauge("chitchat_connections_open", &[], "Open transport connections.");
 pub(super) const CONNECTIONS_LIMIT: Definition = gauge(
     "chitchat_connections_limit",
     &[],
-    "How many transport connections there may be.",
+    "The limit of transport connections.",
 );
 pub(super) const CONNECTIONS_REFUSED: Definition = counter(
     "chitchat_connections_refused_total",
     &["reason"],
-    "Connections that were turned away: limit = there were as many as may be, protocol = no HTTP/2 came in time.",
+    "Refused connections. Reason limit: the limit of connections was reached; protocol: no valid HTTP/2 preface in time.",
 );
 pub(super) const STREAMS_STARTED: Definition = counter(
     "chitchat_streams_started_total",
     &["method"],
-    "Streams that clients opened.",
+    "Streams opened by clients.",
 );
 pub(super) const STREAMS_ENDED: Definition = counter(
     "chitchat_streams_ended_total",
     &["reason"],
-    "Chat streams that ended, by why they did.",
+    "Chat streams that ended, by reason.",
 );
 pub(super) const EVENTS_RECEIVED: Definition = counter(
     "chitchat_events_received_total",
     &["kind"],
-    "Events decoded from clients.",
+    "Events received from clients and decoded.",
 );
 pub(super) const EVENTS_REJECTED: Definition = counter(
     "chitchat_events_rejected_total",
     &["reason", "fault"],
-    "What was refused, by why and by whose fault.",
+    "Rejected events and requests, by reason and by who is at fault.",
 );
 pub(super) const EVENTS_BROADCAST: Definition = counter(
     "chitchat_events_broadcast_total",
     &["kind"],
-    "Events that were accepted and fanned out.",
+    "Events that were accepted and published to their room.",
 );
 pub(super) const DELIVERIES: Definition = counter(
     "chitchat_deliveries_total",
@@ -191,107 +188,107 @@ pub(super) const DELIVERIES: Definition = counter(
 );
 pub(super) const BROADCAST_LATENCY: Definition = histogram(
     "chitchat_broadcast_latency_seconds",
-    "From decoded off the wire to handed to the transport of the last live subscriber, an event each.",
+    "Time from decoding an event until it is handed to the transport of the last live subscriber. One sample per event.",
 );
 pub(super) const DELIVERY_LATENCY: Definition = histogram(
     "chitchat_delivery_latency_seconds",
-    "From decoded off the wire to handed to a subscriber's transport, a delivery each.",
+    "Time from decoding an event until it is handed to a subscriber's transport. One sample per delivery.",
 );
 pub(super) const STORE_APPEND: Definition = histogram(
     "chitchat_store_append_seconds",
-    "From given to the store to durable, a batch each.",
+    "Time from handing a batch to the store until it is durable. One sample per batch.",
 );
 pub(super) const STORE_SYNC: Definition = histogram(
     "chitchat_store_sync_seconds",
-    "Writing one commit and making it as durable as --durability says.",
+    "Time to write a commit and to make it as durable as --durability requires.",
 );
 pub(super) const STORE_BYTES: Definition = gauge(
     "chitchat_store_bytes",
     &[],
-    "Bytes that the store takes, on disk with all that the database needs beside the events.",
+    "Size of the store in bytes, on disk with the overhead of the database.",
 );
-pub(super) const STORE_EVENTS: Definition = gauge("chitchat_store_events", &[], "Events that are kept.");
+pub(super) const STORE_EVENTS: Definition = gauge("chitchat_store_events", &[], "Events in the store.");
 pub(super) const STORE_AVAILABLE: Definition = gauge(
     "chitchat_store_available_bytes",
     &[],
-    "Bytes that are free where the data directory is; +Inf where the logs are in memory.",
+    "Free bytes on the file system of the data directory; +Inf if the logs are in memory.",
 );
 pub(super) const CAUSALITY_VIOLATIONS: Definition = counter(
     "chitchat_causality_violations_total",
     &[],
-    "Events that did not follow on the one before in sequence and Lamport time, by the check before each broadcast. Must stay 0.",
+    "Events whose sequence or Lamport time did not follow the previous event, checked before each broadcast. Must stay 0.",
 );
 pub(super) const SUBSCRIBERS_BEHIND: Definition = gauge(
     "chitchat_subscribers_behind",
     &[],
-    "Subscribers that are served from the store instead of the feed.",
+    "Lagging subscribers, which are served from the store instead of the feed.",
 );
 pub(super) const RESUMES: Definition = counter(
     "chitchat_resumes_total",
     &["outcome"],
-    "Clients that named the last event they had seen: complete = they got all that followed.",
+    "Clients that resumed after the last event they had seen. Outcome complete: they received every event after it.",
 );
 pub(super) const LAMPORT_TIME: Definition = gauge(
     "chitchat_lamport_time",
     &[],
-    "The latest Lamport time of any room.",
+    "The highest Lamport time of all rooms.",
 );
 pub(super) const LAMPORT_REJECTED: Definition = counter(
     "chitchat_lamport_rejected_total",
     &[],
-    "Time stamps that were refused because they were negative or too far ahead.",
+    "Timestamps that were rejected because they were negative or too far ahead.",
 );
 
 pub(super) const TELEMETRY_DROPPED: Definition = counter(
     "chitchat_telemetry_dropped_total",
     &["signal"],
-    "Spans and log records that could not be exported: the queue was full, or the collector did not take them.",
+    "Spans and log records that were dropped because the queue was full or the export failed.",
 );
 pub(super) const CALL_DURATION: Definition = Definition {
     labels: &["rpc_method", "rpc_response_status_code"],
     ..histogram(
         "rpc_server_call_duration_seconds",
-        "How long calls with one answer took, by how they ended.",
+        "Duration of unary calls, by status code.",
     )
 };
 
 pub(super) const PROCESS_CPU: Definition = counter(
     "process_cpu_seconds_total",
     &[],
-    "Processor time of all threads, user and system.",
+    "CPU time of all threads, user and system.",
 );
 pub(super) const PROCESS_RESIDENT: Definition =
     gauge("process_resident_memory_bytes", &[], "Resident memory.");
 pub(super) const PROCESS_VIRTUAL: Definition = gauge("process_virtual_memory_bytes", &[], "Virtual memory.");
 pub(super) const PROCESS_OPEN_FDS: Definition = gauge("process_open_fds", &[], "Open file descriptors.");
 pub(super) const PROCESS_MAX_FDS: Definition =
-    gauge("process_max_fds", &[], "How many file descriptors may be open.");
+    gauge("process_max_fds", &[], "The limit of open file descriptors.");
 pub(super) const PROCESS_THREADS: Definition = gauge("process_threads", &[], "Threads.");
 pub(super) const PROCESS_START: Definition = gauge(
     "process_start_time_seconds",
     &[],
-    "When the process began, since 1970.",
+    "Start time of the process, as Unix time.",
 );
-pub(super) const TOKIO_WORKERS: Definition = gauge("tokio_workers", &[], "Threads that serve.");
-pub(super) const TOKIO_TASKS: Definition = gauge("tokio_alive_tasks", &[], "Tasks that have not ended.");
+pub(super) const TOKIO_WORKERS: Definition =
+    gauge("tokio_workers", &[], "Worker threads of the Tokio runtime.");
+pub(super) const TOKIO_TASKS: Definition = gauge("tokio_alive_tasks", &[], "Tasks that are alive.");
 pub(super) const TOKIO_QUEUE: Definition = gauge(
     "tokio_global_queue_depth",
     &[],
-    "Tasks that are ready and wait for a thread: it stays near zero unless the threads are saturated.",
+    "Tasks in the global queue of the runtime. It stays near zero unless the workers are saturated.",
 );
 pub(super) const TOKIO_BUSY: Definition = counter(
     "tokio_workers_busy_seconds_total",
     &[],
-    "Time that the threads that serve were busy, all together: its rate, by the number of threads, is how saturated \
-     they are.",
+    "Time that all workers were busy, in total. Its rate divided by the number of workers is their saturation.",
 );
 pub(super) const TOKIO_PARKS: Definition = counter(
     "tokio_workers_parks_total",
     &[],
-    "How often a thread that serves had nothing to do.",
+    "Times that a worker parked because it had nothing to do.",
 );
 
-/// Every metric of the server, in the order in which they are shown.
+/// All metrics of the server, in the order of the `/metrics` page.
 pub const CATALOG: &[Definition] = &[
     BUILD_INFO,
     CONNECTED_CLIENTS,
@@ -355,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_the_rules_of_prometheus() {
+    fn names_follow_the_conventions_of_prometheus() {
         for definition in CATALOG {
             let name = definition.name;
             let prefixes = ["chitchat_", "process_", "tokio_", "rpc_"];

@@ -1,7 +1,7 @@
-//! A histogram of latencies that costs two additions to record, however many events it records at once.
+//! A latency histogram with atomic counters: recording any number of events costs two additions.
 //!
-//! The exporter's own histogram keeps every record until it is drained; at millions of deliveries a second that is
-//! memory and time which the deliveries need.
+//! The histogram of `metrics-exporter-prometheus` keeps every sample until the next scrape, which at millions of deliveries
+//! per second costs more than delivering.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::catalog::Definition;
 
-/// The upper edges of the buckets. The thresholds of the service level objectives are among them.
-const EDGES: [(Duration, &str); 15] = [
+/// The upper bounds of the buckets, inclusive. They include the thresholds of the service level objectives.
+const BOUNDS: [(Duration, &str); 15] = [
     (Duration::from_micros(100), "0.0001"),
     (Duration::from_micros(250), "0.00025"),
     (Duration::from_micros(500), "0.0005"),
@@ -28,55 +28,55 @@ const EDGES: [(Duration, &str); 15] = [
     (Duration::from_secs(5), "5"),
 ];
 
-/// A histogram of latencies.
+/// A latency histogram.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
-    /// The last one is for what is later than every edge.
-    counts: [AtomicU64; EDGES.len() + 1],
+    /// The last bucket has no upper bound.
+    counts: [AtomicU64; BOUNDS.len() + 1],
     sum_nanos: AtomicU64,
 }
 
 impl Histogram {
     /// Records `count` events of this latency.
     pub(super) fn record(&self, latency: Duration, count: u32) {
-        let bucket = EDGES.partition_point(|(edge, _)| *edge < latency);
+        let bucket = BOUNDS.partition_point(|(bound, _)| *bound < latency);
         self.counts[bucket].fetch_add(count.into(), Ordering::Relaxed);
-        // 580 years of latency fit.
+        // 64 bits hold 580 years.
         let nanos = u64::try_from(latency.as_nanos())
             .unwrap_or(u64::MAX)
             .saturating_mul(count.into());
         self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// Whether anything was recorded.
+    /// Returns whether nothing was recorded.
     pub(super) fn is_empty(&self) -> bool {
         self.counts.iter().all(|count| count.load(Ordering::Relaxed) == 0)
     }
 
-    /// Appends it in the Prometheus text format, without labels.
+    /// Appends the histogram in the Prometheus text format, without labels.
     pub(super) fn render(&self, definition: &Definition, out: &mut String) {
         Self::render_head(definition, out);
         self.render_series(definition.name, "", out);
         out.push('\n');
     }
 
-    /// Appends what stands before the series of a histogram.
+    /// Appends the `HELP` and `TYPE` lines.
     pub(super) fn render_head(definition: &Definition, out: &mut String) {
         let Definition { name, help, .. } = definition;
         // Writing to a string cannot fail.
         write!(out, "# HELP {name} {help}\n# TYPE {name} histogram\n").unwrap_or_default();
     }
 
-    /// Appends one series; `labels` are as in `name="value"`, with commas between.
+    /// Appends one series. `labels` are `name="value"` pairs, separated by commas.
     pub(super) fn render_series(&self, name: &str, labels: &str, out: &mut String) {
         let mut total = 0;
         let mut line = |text: std::fmt::Arguments<'_>| out.write_fmt(text).unwrap_or_default();
         let comma = if labels.is_empty() { "" } else { "," };
-        let edges = EDGES.iter().map(|(_, edge)| *edge).chain(["+Inf"]);
-        for (edge, count) in edges.zip(&self.counts) {
+        let bounds = BOUNDS.iter().map(|(_, bound)| *bound).chain(["+Inf"]);
+        for (bound, count) in bounds.zip(&self.counts) {
             total += count.load(Ordering::Relaxed);
             line(format_args!(
-                "{name}_bucket{{{labels}{comma}le=\"{edge}\"}} {total}\n"
+                "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}\n"
             ));
         }
         let sum = Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed)).as_secs_f64();
@@ -97,7 +97,7 @@ mod tests {
     use crate::telemetry::catalog::DELIVERY_LATENCY;
 
     #[test]
-    fn edges_belong_to_their_bucket_and_counts_add_up() {
+    fn bounds_are_inclusive_and_counts_cumulative() {
         let histogram = Histogram::default();
         histogram.record(Duration::from_millis(1), 3);
         histogram.record(Duration::from_micros(1_001), 1);

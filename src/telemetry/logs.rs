@@ -1,4 +1,4 @@
-//! The log: one event a line, JSON for machines, plain for people.
+//! Logging to stdout, and to an OpenTelemetry collector if one is configured.
 
 use std::io::{IsTerminal, stdout};
 
@@ -9,42 +9,42 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use super::line::{JsonLine, PrettyLine};
-use super::otlp::Exports;
+use super::log_format::{JsonFormat, PrettyFormat};
+use super::otlp::OtlpPipeline;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogFormat {
     /// `pretty` on a terminal, otherwise `json`.
     #[default]
     Auto,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Plain text for people.
     Pretty,
 }
 
-/// What is logged, and how.
+/// What is logged, and in which format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
-    /// How lines look.
+    /// The format of log lines.
     pub format: LogFormat,
-    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`: a level, or `target=level` pairs.
+    /// A filter in the syntax of [`EnvFilter`]: a level, or `target=level` pairs.
     pub filter: String,
 }
 
 impl LogOptions {
-    /// Whether the filter can be understood.
+    /// Validates the filter.
     ///
     /// # Errors
     ///
-    /// When it cannot. A word alone that is no level counts as that, though it could be a target: most likely it is a level
-    /// that is spelt wrong, and everything else would not be logged.
+    /// Fails if the filter cannot be parsed, or contains a bare word that is not a level. [`EnvFilter`] would take such a word
+    /// for a target and log nothing else, but it is most likely a misspelled level.
     pub fn check(&self) -> Result<(), String> {
         let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
         let mut words = self.filter.split(',').map(str::trim);
         if let Some(word) = words.find(|word| !word.contains(['=', '[']) && !is_level(word)) {
-            return Err(format!("{word:?} is no level"));
+            return Err(format!("{word:?} is not a level"));
         }
         EnvFilter::try_new(&self.filter)
             .map(drop)
@@ -52,13 +52,13 @@ impl LogOptions {
     }
 }
 
-/// Writes out what has been logged when it is dropped.
-#[must_use = "lines that have not been written are lost with the guard"]
+/// Flushes the log to stdout when dropped.
+#[must_use = "buffered log lines are lost unless the guard is held until the end"]
 pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
 
-/// What the libraries below say of telemetry's own way out: to export that would make more of it, and what is lost is
-/// told once and counted.
-const OWN_WAY_OUT: [&str; 8] = [
+/// The targets of the libraries that export telemetry. They are never logged: exporting what an export logs would not end, and
+/// [`DropCounter`](super::otlp) reports failures already.
+const EXPORTER_TARGETS: [&str; 8] = [
     "opentelemetry=off",
     "opentelemetry_sdk=off",
     "opentelemetry-otlp=off",
@@ -69,14 +69,15 @@ const OWN_WAY_OUT: [&str; 8] = [
     "tower=off",
 ];
 
-/// Begins to log to stdout, and to where `exports` say; what is traced with `tracing` goes there too.
-/// Lines are written by a thread of their own, so that a stdout which nobody reads stops no conversation: lines are
-/// lost then. A second call in a process changes nothing.
+/// Installs the global `tracing` subscriber, which logs to stdout and exports log records and `tracing` spans to `otlp`.
+///
+/// A separate thread writes to stdout. If stdout blocks, lines are dropped, so that logging never blocks the server. If a
+/// subscriber is already installed, it stays.
 ///
 /// # Errors
 ///
-/// When the filter cannot be understood.
-pub fn init(options: &LogOptions, exports: &Exports) -> Result<LogGuard, ParseError> {
+/// Fails if the filter cannot be parsed.
+pub fn init(options: &LogOptions, otlp: &OtlpPipeline) -> Result<LogGuard, ParseError> {
     let is_terminal = stdout().is_terminal();
     let (writer, guard): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().finish(stdout());
     let is_pretty = match options.format {
@@ -86,39 +87,38 @@ pub fn init(options: &LogOptions, exports: &Exports) -> Result<LogGuard, ParseEr
     };
     let lines = fmt::layer().with_writer(writer).with_ansi(is_terminal);
     let lines = if is_pretty {
-        lines.event_format(PrettyLine).boxed()
+        lines.event_format(PrettyFormat).boxed()
     } else {
-        lines.event_format(JsonLine).boxed()
+        lines.event_format(JsonFormat).boxed()
     };
-    let spans = exports.tracer().map(|tracer| {
+    let spans = otlp.tracer().map(|tracer| {
         tracing_opentelemetry::layer()
             .with_tracer(tracer.sdk())
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false)
-            .with_filter(quiet(&options.filter))
+            .with_filter(without_exporters(&options.filter))
     });
-    let records = exports
+    let records = otlp
         .logs()
-        .map(|logs| logs.layer().with_filter(quiet(&options.filter)));
-    // Spans come first: what is logged within one belongs to it.
+        .map(|logs| logs.layer().with_filter(without_exporters(&options.filter)));
+    // The span layer comes first, so that log lines can read the ids of the current span.
     let subscriber = Registry::default()
         .with(spans)
-        .with(lines.with_filter(quiet(&options.filter)))
+        .with(lines.with_filter(without_exporters(&options.filter)))
         .with(records);
     EnvFilter::try_new(&options.filter)?;
-    // Whoever has set a subscriber already (a test of many servers) keeps it.
+    // In tests, several servers share a process.
     subscriber.try_init().ok();
     Ok(LogGuard(guard))
 }
 
-/// What is to be logged, without the libraries' own words.
-fn quiet(filter: &str) -> EnvFilter {
-    let mut quiet = EnvFilter::try_new(filter).unwrap_or_default();
-    for directive in OWN_WAY_OUT {
+fn without_exporters(filter: &str) -> EnvFilter {
+    let mut filter = EnvFilter::try_new(filter).unwrap_or_default();
+    for directive in EXPORTER_TARGETS {
         if let Ok(directive) = directive.parse() {
-            quiet = quiet.add_directive(directive);
+            filter = filter.add_directive(directive);
         }
     }
-    quiet
+    filter
 }

@@ -1,4 +1,4 @@
-//! The spans of one message on its way through the server: `process`, and below it `append` and `broadcast`.
+//! The server's spans of one message: `process`, and its children `append` and `broadcast`.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -6,40 +6,40 @@ use std::time::{Instant, SystemTime};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanContext, SpanKind, Status};
 
-use super::attributes::{Operation, Subject, number};
-use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
+use super::attributes::{MessageAttributes, Operation, number};
+use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_time};
 use crate::domain::{EventKind, MessageId, TraceContext};
 use crate::hub::{AcceptedEvent, FanOut, MessageTrace, RejectedMessage, StoredBatch};
 use crate::proto::EventType;
 use crate::rpc::Reason;
 
-/// How many spans a message has in the server.
+/// The number of spans per message.
 const SPANS: usize = 3;
 
-/// One message on its way. Its spans are exported when it is dropped.
+/// A traced message on its way through the hub. Its spans are exported when it is dropped.
 pub(super) struct MessageSpans {
     tracer: Tracer,
-    ids: Ids,
-    subject: Subject,
+    ids: SpanIds,
+    attributes: MessageAttributes,
     link: Option<SpanContext>,
-    received: Instant,
-    /// The same on the clock of the wall.
-    received_at: SystemTime,
+    received_at: Instant,
+    /// The wall-clock time of `received_at`.
+    start: SystemTime,
     stored: Option<StoredBatch>,
-    published: Option<Published>,
+    published: Option<Publication>,
 }
 
-struct Published {
-    begun: Instant,
-    ended: Instant,
+struct Publication {
+    started_at: Instant,
+    ended_at: Instant,
     fan_out: FanOut,
 }
 
 impl MessageSpans {
-    /// Follows a message if it is to be recorded.
-    pub(super) fn begin(tracer: &Tracer, accepted: &AcceptedEvent<'_>) -> Option<Self> {
+    /// Starts to trace an accepted event, if it is sampled.
+    pub(super) fn start(tracer: &Tracer, accepted: &AcceptedEvent<'_>) -> Option<Self> {
         let event = accepted.event;
-        let ids = tracer.begin(event.trace.as_ref(), SPANS)?;
+        let ids = tracer.sample(event.trace.as_ref(), SPANS)?;
         let body_size = match &event.kind {
             EventKind::Message { text, .. } => Some(text.as_str().len()),
             EventKind::Join | EventKind::Leave => None,
@@ -47,36 +47,37 @@ impl MessageSpans {
         Some(Self {
             tracer: tracer.clone(),
             ids,
-            subject: Subject {
+            attributes: MessageAttributes {
                 room: accepted.room.as_str().into(),
                 event_type: EventType::from(&event.kind),
                 message_id: event.message_id().map(MessageId::as_str).map(Arc::from),
                 body_size,
                 sequence: Some(event.sequence.get()),
-                time: event.time.get(),
+                lamport_time: event.time.get(),
                 received_time: Some(accepted.claimed.0),
             },
-            link: accepted.stream_trace.map(remote),
-            received: accepted.received_at,
-            received_at: wall_time(accepted.received_at),
+            link: accepted.stream_trace.map(remote_span_context),
+            received_at: accepted.received_at,
+            start: system_time(accepted.received_at),
             stored: None,
             published: None,
         })
     }
 
+    /// Converts to wall-clock time, relative to `start`, so that spans of one message are consistent.
     fn wall_time(&self, at: Instant) -> SystemTime {
-        self.received_at + at.saturating_duration_since(self.received)
+        self.start + at.saturating_duration_since(self.received_at)
     }
 
-    fn child(&self, name: &'static str, begun: Instant, ended: Instant, more: [KeyValue; 2]) {
-        let mut attributes = self.subject.attributes();
-        attributes.extend(more);
-        self.tracer.export(Finished {
+    fn export_child(&self, name: &'static str, start: Instant, end: Instant, extra: [KeyValue; 2]) {
+        let mut attributes = self.attributes.to_vec();
+        attributes.extend(extra);
+        self.tracer.export(FinishedSpan {
             ids: self.ids.child(),
             name,
             kind: SpanKind::Internal,
-            begun: self.wall_time(begun),
-            ended: self.wall_time(ended),
+            start: self.wall_time(start),
+            end: self.wall_time(end),
             attributes,
             link: None,
             status: Status::Unset,
@@ -84,32 +85,32 @@ impl MessageSpans {
     }
 }
 
-/// Records the `process` of a message that was refused, which is all there is of it.
-pub(super) fn record_refused(tracer: &Tracer, refused: &RejectedMessage<'_>) {
-    let Some(ids) = tracer.begin(refused.trace, 1) else {
+/// Records the `process` span of a rejected message, which has no other.
+pub(super) fn record_rejected(tracer: &Tracer, rejected: &RejectedMessage<'_>) {
+    let Some(ids) = tracer.sample(rejected.trace, 1) else {
         return;
     };
-    let subject = Subject {
-        room: refused.room.as_str().into(),
+    let attributes = MessageAttributes {
+        room: rejected.room.as_str().into(),
         event_type: EventType::Message,
-        message_id: refused.message_id.map(MessageId::as_str).map(Arc::from),
+        message_id: rejected.message_id.map(MessageId::as_str).map(Arc::from),
         body_size: None,
         sequence: None,
-        time: refused.time.get(),
-        received_time: Some(refused.claimed.0),
+        lamport_time: rejected.time.get(),
+        received_time: Some(rejected.claimed.0),
     };
-    let mut attributes = subject.attributes_of(Operation::Process);
-    let reason = Reason::from(refused.rejection).as_str().to_lowercase();
+    let mut attributes = attributes.with_operation(Operation::Process);
+    let reason = Reason::from(rejected.rejection).as_str().to_lowercase();
     attributes.push(KeyValue::new("error.type", reason));
-    tracer.export(Finished {
+    tracer.export(FinishedSpan {
         ids,
         name: Operation::Process.span_name(),
         kind: SpanKind::Consumer,
-        begun: wall_time(refused.received_at),
-        ended: SystemTime::now(),
+        start: system_time(rejected.received_at),
+        end: SystemTime::now(),
         attributes,
-        link: refused.stream_trace.map(remote),
-        status: Status::error(refused.rejection.to_string()),
+        link: rejected.stream_trace.map(remote_span_context),
+        status: Status::error(rejected.rejection.to_string()),
     });
 }
 
@@ -118,14 +119,14 @@ impl MessageTrace for MessageSpans {
         self.ids.trace_context()
     }
 
-    fn stored(&mut self, stored: StoredBatch) {
-        self.stored = Some(stored);
+    fn stored(&mut self, batch: StoredBatch) {
+        self.stored = Some(batch);
     }
 
-    fn published(&mut self, begun: Instant, fan_out: FanOut) {
-        self.published = Some(Published {
-            begun,
-            ended: Instant::now(),
+    fn published(&mut self, started_at: Instant, fan_out: FanOut) {
+        self.published = Some(Publication {
+            started_at,
+            ended_at: Instant::now(),
             fan_out,
         });
     }
@@ -133,45 +134,32 @@ impl MessageTrace for MessageSpans {
 
 impl Drop for MessageSpans {
     fn drop(&mut self) {
-        if let Some(StoredBatch {
-            submitted_at,
-            durable_at,
-            bytes,
-            events,
-        }) = self.stored
-        {
-            let more = [
-                KeyValue::new("chitchat.store.bytes", number(bytes)),
-                KeyValue::new("messaging.batch.message_count", i64::from(events)),
+        if let Some(batch) = &self.stored {
+            let extra = [
+                KeyValue::new("chitchat.store.bytes", number(batch.bytes)),
+                KeyValue::new("messaging.batch.message_count", i64::from(batch.events)),
             ];
-            self.child("append", submitted_at, durable_at, more);
+            self.export_child("append", batch.submitted_at, batch.durable_at, extra);
         }
-        let mut ended = Instant::now();
-        let mut status = Status::error("not stored");
-        if let Some(Published {
-            begun,
-            ended: published,
-            fan_out,
-        }) = self.published
-        {
-            let more = [
+        let mut attributes = self.attributes.with_operation(Operation::Process);
+        let (end, status) = if let Some(publication) = &self.published {
+            let fan_out = publication.fan_out;
+            let extra = [
                 KeyValue::new("chitchat.subscribers", number(fan_out.subscribers)),
                 KeyValue::new("chitchat.subscribers.behind", number(fan_out.lagging)),
             ];
-            self.child("broadcast", begun, published, more);
-            ended = published;
-            status = Status::Unset;
-        }
-        let mut attributes = self.subject.attributes_of(Operation::Process);
-        if matches!(status, Status::Error { .. }) {
+            self.export_child("broadcast", publication.started_at, publication.ended_at, extra);
+            (publication.ended_at, Status::Unset)
+        } else {
             attributes.push(KeyValue::new("error.type", "not_stored"));
-        }
-        self.tracer.export(Finished {
+            (Instant::now(), Status::error("not stored"))
+        };
+        self.tracer.export(FinishedSpan {
             ids: self.ids.clone(),
             name: Operation::Process.span_name(),
             kind: SpanKind::Consumer,
-            begun: self.received_at,
-            ended: self.wall_time(ended),
+            start: self.start,
+            end: self.wall_time(end),
             attributes,
             link: self.link.take(),
             status,

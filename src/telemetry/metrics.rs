@@ -1,4 +1,4 @@
-//! The metrics of one server: handles that were made once, and the page that shows them.
+//! The metrics of one server, and the `/metrics` page.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -12,17 +12,17 @@ use tokio::runtime::Handle;
 use tonic::Code;
 
 use super::attributes::event_type;
-use super::call_names::{CODES, METHODS, code_name};
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
-use super::otlp::Exports;
-use super::{process, runtime};
+use super::otlp::OtlpPipeline;
+use super::process::{process_metrics, runtime_metrics};
+use super::unary_calls::{CODE_NAMES, METHODS};
 use crate::domain::LamportTime;
 use crate::proto::EventType;
 use crate::rpc::{Method, Reason, StreamEnd};
-use crate::store::{Fill, Store};
+use crate::store::{Store, StoreUsage};
 
-/// The metrics of one server. Each has a recorder of its own, so that two servers in one process do not mix.
+/// The metrics of one server. Each instance has its own recorder, so that several servers can share a process.
 pub struct Metrics {
     handle: PrometheusHandle,
     pub(super) connected_clients: Gauge,
@@ -41,33 +41,33 @@ pub struct Metrics {
     pub(super) store_append: Histogram,
     pub(super) store_sync: Histogram,
     pub(super) causality_violations: Counter,
-    /// The store reports here itself, and must not keep itself alive by that.
+    /// Weak, because the store holds this as its observer.
     store: OnceLock<Weak<dyn Store>>,
     store_bytes: Gauge,
     store_events: Gauge,
     store_available: Gauge,
-    /// By method, and by code within.
-    calls: Vec<Histogram>,
+    /// Unary calls, by index in `METHODS` and status code.
+    calls: [[Histogram; CODE_NAMES.len()]; METHODS.len()],
     streams_ended: HashMap<StreamEnd, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
     rejected: HashMap<Reason, Counter>,
     dropped_spans: Counter,
     dropped_logs: Counter,
-    /// What those two count, until the page takes it over.
-    exports: Exports,
+    /// Counts dropped spans and log records.
+    otlp: OtlpPipeline,
     lamport_time: Gauge,
-    /// The latest time of any room; the gauge takes it over when it is shown.
-    latest: AtomicI64,
+    /// The value of the gauge `lamport_time`.
+    max_lamport_time: AtomicI64,
 }
 
-/// As they are numbered.
+/// The kinds of events, in the order of their numbers.
 const KINDS: [EventType; 3] = [EventType::Join, EventType::Message, EventType::Leave];
 
 impl Metrics {
-    /// Metrics that all stand at zero, for a server that takes at most so many connections and pushes `exports`.
+    /// Registers all metrics of a server that accepts at most `max_connections` and exports to `otlp`.
     #[must_use]
-    pub fn new(max_connections: usize, exports: Exports) -> Self {
+    pub fn new(max_connections: usize, otlp: OtlpPipeline) -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         describe(&recorder);
         let gauge = |definition: &Definition| register_gauge(&recorder, definition, &[]);
@@ -107,9 +107,7 @@ impl Metrics {
             store_bytes: gauge(&catalog::STORE_BYTES),
             store_events: gauge(&catalog::STORE_EVENTS),
             store_available: gauge(&catalog::STORE_AVAILABLE),
-            calls: std::iter::repeat_with(Histogram::default)
-                .take(METHODS.len() * CODES.len())
-                .collect(),
+            calls: Default::default(),
             streams_ended: StreamEnd::ALL
                 .into_iter()
                 .map(|end| {
@@ -133,25 +131,29 @@ impl Metrics {
                 .collect(),
             dropped_spans: counter(&catalog::TELEMETRY_DROPPED, &[("signal", "traces".into())]),
             dropped_logs: counter(&catalog::TELEMETRY_DROPPED, &[("signal", "logs".into())]),
-            exports,
+            otlp,
             lamport_time: gauge(&catalog::LAMPORT_TIME),
-            latest: AtomicI64::new(0),
+            max_lamport_time: AtomicI64::new(0),
         }
     }
 
-    /// Shows how full `store` is from now on.
-    pub fn watch(&self, store: &Arc<dyn Store>) {
-        // A server has one store.
+    /// Sets the store whose usage is shown.
+    pub fn observe_store(&self, store: &Arc<dyn Store>) {
+        // Set once: a server has one store.
         self.store.set(Arc::downgrade(store)).ok();
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
-    fn ask_store(&self) {
-        if let Some(Fill {
+    fn update_store_gauges(&self) {
+        if let Some(StoreUsage {
             events,
             bytes,
             available,
-        }) = self.store.get().and_then(Weak::upgrade).map(|store| store.fill())
+        }) = self
+            .store
+            .get()
+            .and_then(Weak::upgrade)
+            .map(|store| store.usage())
         {
             self.store_events.set(events as f64);
             self.store_bytes.set(bytes as f64);
@@ -160,15 +162,15 @@ impl Metrics {
         }
     }
 
-    /// All metrics in the Prometheus text format.
+    /// Renders all metrics in the Prometheus text format, in the order of the catalog.
     #[must_use]
     pub fn render(&self) -> String {
-        // Lamport times up to 2^53 are exact.
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        self.lamport_time.set(self.latest.load(Ordering::Relaxed) as f64);
-        self.ask_store();
-        self.dropped_spans.absolute(self.exports.lost_spans());
-        self.dropped_logs.absolute(self.exports.lost_logs());
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
+        self.lamport_time
+            .set(self.max_lamport_time.load(Ordering::Relaxed) as f64);
+        self.update_store_gauges();
+        self.dropped_spans.absolute(self.otlp.dropped_spans());
+        self.dropped_logs.absolute(self.otlp.dropped_logs());
         let mut page = self.handle.render();
         self.broadcast_latency
             .render(&catalog::BROADCAST_LATENCY, &mut page);
@@ -178,8 +180,8 @@ impl Metrics {
         self.store_sync.render(&catalog::STORE_SYNC, &mut page);
         self.render_calls(&mut page);
         let runtime = Handle::try_current().ok();
-        let runtime = runtime.map(|handle| runtime::read(&handle.metrics()));
-        for (definition, value) in process::read().into_iter().chain(runtime.into_iter().flatten()) {
+        let runtime = runtime.map(|handle| runtime_metrics(&handle.metrics()));
+        for (definition, value) in process_metrics().into_iter().chain(runtime.into_iter().flatten()) {
             let Definition { name, kind, help, .. } = definition;
             let kind = kind.as_str();
             // Writing to a string cannot fail.
@@ -189,28 +191,26 @@ impl Metrics {
             )
             .unwrap_or_default();
         }
-        in_order(&page)
+        in_catalog_order(&page)
     }
 
-    /// A call with one answer has ended.
-    pub(super) fn call_served(&self, method: &str, code: Code, took: Duration) {
-        let method = METHODS.iter().position(|known| *known == method);
-        let code = CODES.iter().position(|known| *known == code);
-        if let (Some(method), Some(code)) = (method, code) {
-            self.calls[method * CODES.len() + code].record(took, 1);
+    /// Records a unary call. Methods that are not in `METHODS` are ignored.
+    pub(super) fn record_call(&self, method: &str, code: Code, took: Duration) {
+        if let Some(method) = METHODS.iter().position(|known| *known == method) {
+            self.calls[method][code as usize].record(took, 1);
         }
     }
 
     fn render_calls(&self, page: &mut String) {
         let name = catalog::CALL_DURATION.name;
         Histogram::render_head(&catalog::CALL_DURATION, page);
-        let series = METHODS.iter().flat_map(|method| CODES.map(|code| (method, code)));
-        for ((method, code), calls) in series.zip(&self.calls) {
-            // What goes well is shown from the start, what goes wrong once it has.
-            if code == Code::Ok || !calls.is_empty() {
-                let code = code_name(code);
-                let labels = format!("rpc_method=\"{method}\",rpc_response_status_code=\"{code}\"");
-                calls.render_series(name, &labels, page);
+        for (method, by_code) in METHODS.iter().zip(&self.calls) {
+            for (code, calls) in CODE_NAMES.iter().zip(by_code) {
+                // Error codes appear only once they have occurred.
+                if *code == "OK" || !calls.is_empty() {
+                    let labels = format!("rpc_method=\"{method}\",rpc_response_status_code=\"{code}\"");
+                    calls.render_series(name, &labels, page);
+                }
             }
         }
         page.push('\n');
@@ -228,7 +228,7 @@ impl Metrics {
 
     pub(super) fn event_broadcast(&self, kind: EventType, time: LamportTime) {
         self.broadcast[kind as usize].increment(1);
-        self.latest.fetch_max(time.get(), Ordering::Relaxed);
+        self.max_lamport_time.fetch_max(time.get(), Ordering::Relaxed);
     }
 
     pub(super) fn event_rejected(&self, reason: Reason) {
@@ -241,8 +241,8 @@ impl Metrics {
     }
 }
 
-/// The families of a page in the order of the catalogue, whatever order they came in.
-fn in_order(page: &str) -> String {
+/// Sorts the metric families of a page in the order of the catalog.
+fn in_catalog_order(page: &str) -> String {
     let mut families: Vec<&str> = page.split("\n\n").map(str::trim).collect();
     families.retain(|family| !family.is_empty());
     families.sort_by_key(|family| {
@@ -259,7 +259,7 @@ fn describe(recorder: &PrometheusRecorder) {
         match kind {
             Kind::Counter => recorder.describe_counter(name.into(), None, help.into()),
             Kind::Gauge => recorder.describe_gauge(name.into(), None, help.into()),
-            // Histograms are our own, and describe themselves.
+            // Histograms are rendered without the recorder.
             Kind::Histogram => {}
         }
     }
@@ -292,7 +292,7 @@ fn register_gauge(
     labels: &[(&'static str, String)],
 ) -> Gauge {
     let gauge = recorder.register_gauge(&key(definition, labels), &METADATA);
-    // What was never set is not shown.
+    // The recorder does not render gauges that were never set.
     gauge.set(0.0);
     gauge
 }
@@ -301,7 +301,7 @@ fn register_gauge(
 mod tests {
     use super::*;
 
-    /// The labels of a sample, without the edge of a bucket.
+    /// The labels of a sample, without the bound of a bucket.
     fn labels(sample: &str) -> Vec<&str> {
         let Some((_, labels)) = sample.split_once('{') else {
             return Vec::new();
@@ -314,9 +314,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_page_shows_just_what_the_catalogue_has_from_the_start_and_in_its_order() {
-        let metrics = Metrics::new(7, Exports::default());
-        metrics.call_served(METHODS[0], Code::NotFound, Duration::from_millis(3));
+    async fn the_page_shows_exactly_the_catalog_in_its_order() {
+        let metrics = Metrics::new(7, OtlpPipeline::default());
+        metrics.record_call(METHODS[0], Code::NotFound, Duration::from_millis(3));
         let page = metrics.render();
         let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE ")).collect();
         let expected: Vec<String> = CATALOG
@@ -328,7 +328,7 @@ mod tests {
             let name = definition.name;
             let help = format!("# HELP {name} {}\n", definition.help);
             assert!(page.contains(&help), "{help}");
-            let is_its = |line: &&str| {
+            let belongs = |line: &&str| {
                 let sample = line.split(['{', ' ']).next().unwrap_or_default();
                 let sample = ["_bucket", "_sum", "_count"]
                     .iter()
@@ -337,7 +337,7 @@ mod tests {
                     .unwrap_or(sample);
                 sample == name
             };
-            let samples: Vec<&str> = page.lines().filter(is_its).collect();
+            let samples: Vec<&str> = page.lines().filter(belongs).collect();
             assert!(!samples.is_empty(), "{name}");
             for sample in samples {
                 assert_eq!(labels(sample), definition.labels, "{sample}");

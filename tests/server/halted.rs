@@ -6,9 +6,9 @@ use std::time::Instant;
 use chitchat::domain::{Join, Name, RoomName, Rules, Sequence, Timestamp, WallTime};
 use chitchat::hub::{Hub, HubError, HubOptions, JoinRequest};
 use chitchat::store::{
-    Append, Appended, Bounds, Fill, Log, LogId, MemoryStore, Record, Retention, Store, StoreError,
+    Append, AppendFuture, Bounds, Log, LogId, MemoryStore, Record, Retention, Store, StoreError, StoreUsage,
 };
-use chitchat::telemetry::{Exports, Metrics, Report};
+use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
 /// A store in which the rooms `damaged` and `new` cannot be opened.
 struct Failing(MemoryStore);
@@ -55,20 +55,20 @@ impl Store for Failing {
         self.0.records(log, after, max_bytes)
     }
 
-    fn append(&self, log: LogId, append: Append) -> Appended<'_> {
+    fn append(&self, log: LogId, append: Append) -> AppendFuture<'_> {
         self.0.append(log, append)
     }
 
-    fn fill(&self) -> Fill {
-        self.0.fill()
+    fn usage(&self) -> StoreUsage {
+        self.0.usage()
     }
 }
 
 #[tokio::test]
 async fn a_damaged_log_ends_its_room_and_a_failed_store_the_server() {
-    let metrics = Arc::new(Metrics::new(1, Exports::default()));
+    let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
     let store = Arc::new(Failing(MemoryStore::new(Retention::ON_DISK, 4)));
-    let report = Arc::new(Report::new(metrics, None));
+    let report = Arc::new(TelemetryObserver::new(metrics, None));
     let hub = Hub::new(Rules::default(), HubOptions::default(), store, &[0; 32], report);
     let join = async |room: &str| {
         let request = JoinRequest {

@@ -80,7 +80,7 @@ fn serve_in(directory: &Path) -> impl Future<Output = TestServer> + use<> {
             accept_loss: false,
         };
         config.hub.resume_grace = Duration::from_secs(60);
-        config.retention.events = 1_000;
+        config.retention.max_events = 1_000;
     })
 }
 

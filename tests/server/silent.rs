@@ -12,7 +12,7 @@ use chitchat::domain::Rules;
 use chitchat::hub::{Hub, HubOptions};
 use chitchat::rpc::ChatRoute;
 use chitchat::store::{MemoryStore, Retention};
-use chitchat::telemetry::{Exports, Metrics, Report};
+use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
@@ -36,8 +36,8 @@ impl http_body::Body for Silence {
 
 /// The status with which a silent stream of `method` ends.
 async fn end_of_silence(method: &str) -> Status {
-    let metrics = Arc::new(Metrics::new(1, Exports::default()));
-    let report = Arc::new(Report::new(metrics, None));
+    let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+    let report = Arc::new(TelemetryObserver::new(metrics, None));
     let store = Arc::new(MemoryStore::new(Retention::ON_DISK, 1));
     let hub = Hub::new(
         Rules::default(),

@@ -71,7 +71,7 @@ fn a_level_that_is_spelt_wrong_is_no_target() {
         let output = run(&mut serve, "");
         assert_eq!(output.status.code(), Some(78), "{log:?}");
         assert!(
-            text(&output.stderr).contains("is no level"),
+            text(&output.stderr).contains("is not a level"),
             "{log:?}: {output:?}"
         );
     }

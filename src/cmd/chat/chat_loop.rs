@@ -226,7 +226,7 @@ impl ChatLoop {
         if message.notice.is_some() && !is_repeated(message) {
             self.rejections.add(line.number, &message.msg_stream);
             if let Some(span) = line.span {
-                span.refused(&message.message_id);
+                span.rejected(&message.message_id);
             }
         } else if let Some(span) = line.span {
             span.acknowledged(message);

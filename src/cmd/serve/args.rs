@@ -13,7 +13,7 @@ use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, 
 use crate::hub::HubOptions;
 use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
-use crate::telemetry::{DEFAULT_WISHES_PER_SECOND, LogFormat, LogOptions};
+use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
 /// Run the server.
 #[derive(Debug, ClapArgs)]
@@ -188,7 +188,7 @@ pub struct Args {
     log_format: LogFormat,
 
     /// How many messages a second are traced because their senders want it; beyond that the own sampler decides
-    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", default_value_t = DEFAULT_WISHES_PER_SECOND, value_parser = whole::<u32>, help_heading = "Process")]
+    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", default_value_t = DEFAULT_REMOTE_LIMIT_PER_SECOND, value_parser = whole::<u32>, help_heading = "Process")]
     pub(super) trace_wishes: u32,
 }
 
@@ -217,10 +217,10 @@ impl Args {
                 retain_age: (!self.retain_age.is_zero()).then_some(self.retain_age),
             },
             retention: Retention {
-                events: self.retain_events.unwrap_or(kept.events),
-                bytes: self.retain_bytes.unwrap_or(kept.bytes),
-                age: self.retain_age,
-                total_bytes: self.retain_total_bytes.unwrap_or(kept.total_bytes),
+                max_events: self.retain_events.unwrap_or(kept.max_events),
+                max_bytes: self.retain_bytes.unwrap_or(kept.max_bytes),
+                max_age: (!self.retain_age.is_zero()).then_some(self.retain_age),
+                max_total_bytes: self.retain_total_bytes.unwrap_or(kept.max_total_bytes),
             },
             store: if self.in_memory {
                 StoreOptions::Memory
@@ -280,7 +280,7 @@ mod tests {
         ] {
             let [bytes, total] = kept.map(|raw| size::<u64>(raw).unwrap());
             let retention = config(flags).retention;
-            assert_eq!((retention.bytes, retention.total_bytes), (bytes, total));
+            assert_eq!((retention.max_bytes, retention.max_total_bytes), (bytes, total));
         }
     }
 }

@@ -13,7 +13,7 @@ pub use server::Server;
 use super::Failure;
 use crate::config::{Config, connections_possible};
 use crate::shutdown::Signals;
-use crate::telemetry::{Exports, LogFormat, OtlpOptions, init_logs};
+use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
 
 /// Runs a server until it is asked to end.
 ///
@@ -23,7 +23,7 @@ use crate::telemetry::{Exports, LogFormat, OtlpOptions, init_logs};
 pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
     let possible = connections_possible();
-    let wishes_per_second = args.trace_wishes;
+    let remote_limit_per_second = args.trace_wishes;
     let config = args.into_config(possible);
     let (mut otlp, mistakes) = match (config.check(possible), OtlpOptions::from_env()) {
         (Ok(()), Ok(otlp)) => (otlp, Vec::new()),
@@ -36,7 +36,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if !mistakes.is_empty() {
         return Err(Failure::Config(mistakes));
     }
-    otlp.sampler.wishes_per_second = wishes_per_second;
+    otlp.sampler.remote_limit_per_second = remote_limit_per_second;
     let end_within = config.drain_timeout / server::LAST_SHARE;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
@@ -47,7 +47,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .build()
         .map_err(|error| system("start its threads", &error))?;
     let served = runtime.block_on(async {
-        let exports = Exports::start(&otlp, SERVICE).map_err(otlp_mistake)?;
+        let exports = OtlpPipeline::start(&otlp, SERVICE).map_err(otlp_mistake)?;
         let _logs = init_logs(&config.logs, &exports)
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
         serve(config, exports).await
@@ -65,7 +65,7 @@ fn otlp_mistake(error: ExporterBuildError) -> Failure {
     Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")])
 }
 
-async fn serve(config: Config, exports: Exports) -> Result<(), Failure> {
+async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| system("listen for signals", &error))?;
     let only_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_exporting(config, exports).await?;

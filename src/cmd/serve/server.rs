@@ -21,7 +21,7 @@ use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener, decode_limit};
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
-use crate::telemetry::{CallLayer, Exports, Metrics, Report};
+use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
 
 /// The longest message of the services beside the chat, in bytes: a name, of a service or a symbol.
 const SMALL_REQUEST: usize = 4 * 1024;
@@ -43,9 +43,9 @@ pub struct Server {
     listener: Listener,
     admin: Admin,
     readiness: Readiness,
-    report: Report,
-    calls: CallLayer,
-    exports: Exports,
+    report: TelemetryObserver,
+    calls: UnaryCallLayer,
+    exports: OtlpPipeline,
     listen: SocketAddr,
     admin_at: SocketAddr,
 }
@@ -57,7 +57,7 @@ impl Server {
     ///
     /// When a port cannot be bound, or the store cannot be opened or is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
-        Self::bind_exporting(config, Exports::default()).await
+        Self::bind_exporting(config, OtlpPipeline::default()).await
     }
 
     /// As [`Server::bind`]; what it tells goes to `exports` too, which end with the server.
@@ -65,12 +65,12 @@ impl Server {
     /// # Errors
     ///
     /// As there.
-    pub async fn bind_exporting(config: Config, exports: Exports) -> Result<Self, Failure> {
+    pub async fn bind_exporting(config: Config, exports: OtlpPipeline) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections, exports.clone()));
-        let report = Report::new(Arc::clone(&metrics), exports.tracer().cloned());
-        let calls = CallLayer::new(Arc::clone(&metrics), exports.tracer().cloned());
+        let report = TelemetryObserver::new(Arc::clone(&metrics), exports.tracer().cloned());
+        let calls = UnaryCallLayer::new(Arc::clone(&metrics), exports.tracer().cloned());
         let (store, secret) = open_store(&config, Arc::new(report.clone()))?;
-        metrics.watch(&store);
+        metrics.observe_store(&store);
         let hub = Hub::new(config.rules, config.hub, store, &secret, Arc::new(report.clone()));
         let readiness = Readiness::default();
         let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
@@ -162,7 +162,7 @@ impl Server {
         set_health(&health, ServingStatus::NotServing).await;
         draining.cancel();
         // What happened until then is exported in the rest of the time.
-        let flush_time = if exports.is_on() {
+        let flush_time = if exports.is_enabled() {
             config.drain_timeout / FLUSH_SHARE
         } else {
             Duration::ZERO
@@ -222,8 +222,8 @@ fn open_store(
                 accept_loss: *accept_loss,
             };
             let store = DiskStore::open(directory, options, observer).map_err(cannot_open)?;
-            if store.torn() > 0 {
-                let bytes = store.torn();
+            if store.torn_bytes() > 0 {
+                let bytes = store.torn_bytes();
                 warn!(
                     event = "store_truncated",
                     bytes, "a crash had interrupted a write; what there was of it is cut"

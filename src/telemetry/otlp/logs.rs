@@ -1,4 +1,4 @@
-//! Log records on their way to a collector, beside stdout.
+//! Export of log records.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,77 +12,72 @@ use opentelemetry_sdk::logs::{
     BatchConfigBuilder, BatchLogProcessor, LogProcessor, SdkLogRecord, SdkLogger, SdkLoggerProvider,
 };
 
-use super::exporter::Booked;
-use super::losses::Ledger;
-use super::{QUEUE, number, resource};
+use super::drop_counter::{CountingExporter, DropCounter};
+use super::{DEFAULT_QUEUE_SIZE, positive_number, resource};
 
 /// Exports log records. Clones share one queue.
 #[derive(Debug, Clone)]
-pub struct OtlpLogs {
+pub(in crate::telemetry) struct OtlpLogs {
     provider: SdkLoggerProvider,
-    ledger: Arc<Ledger>,
+    counter: Arc<DropCounter>,
 }
 
 impl OtlpLogs {
-    /// Begins to export to the collector at `endpoint`, as `service` unless the environment names it. Must be called
-    /// within a Tokio runtime, which has to live until [`OtlpLogs::shut_down`]; does not wait for the collector.
-    ///
-    /// # Errors
-    ///
-    /// When the endpoint or another of the `OTEL_*` variables makes no sense.
-    pub fn start(endpoint: &str, service: &'static str) -> Result<Self, ExporterBuildError> {
+    /// Starts to export to the collector at `endpoint`; see [`OtlpPipeline::start`](super::OtlpPipeline::start).
+    pub(super) fn start(endpoint: &str, service: &'static str) -> Result<Self, ExporterBuildError> {
         let exporter = LogExporter::builder()
             .with_tonic()
             .with_endpoint(endpoint)
             .build()?;
-        let capacity = number("OTEL_BLRP_MAX_QUEUE_SIZE").unwrap_or(QUEUE);
-        let ledger = Arc::new(Ledger::new("logs", capacity));
-        let batches = BatchLogProcessor::builder(Booked::new(exporter, Arc::clone(&ledger)))
+        let capacity = positive_number("OTEL_BLRP_MAX_QUEUE_SIZE").unwrap_or(DEFAULT_QUEUE_SIZE);
+        let counter = Arc::new(DropCounter::new("logs", capacity));
+        let batches = BatchLogProcessor::builder(CountingExporter::new(exporter, Arc::clone(&counter)))
             .with_batch_config(
                 BatchConfigBuilder::default()
                     .with_max_queue_size(capacity)
                     .build(),
             );
-        let queue = Queue {
-            ledger: Arc::clone(&ledger),
+        let queue = BoundedLogProcessor {
+            counter: Arc::clone(&counter),
             batches: batches.build(),
         };
         let provider = SdkLoggerProvider::builder()
             .with_resource(resource(service))
             .with_log_processor(queue)
             .build();
-        Ok(Self { provider, ledger })
+        Ok(Self { provider, counter })
     }
 
-    /// What turns the process's log lines into records.
+    /// Returns the `tracing` layer that converts events to log records.
     pub(in crate::telemetry) fn layer(&self) -> OpenTelemetryTracingBridge<SdkLoggerProvider, SdkLogger> {
         OpenTelemetryTracingBridge::new(&self.provider)
     }
 
-    /// How many records were lost so far.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.ledger.lost()
+    pub(super) fn dropped(&self) -> u64 {
+        self.counter.dropped()
     }
 
-    /// Exports what waits, for at most this long; what is left then is lost. Blocks: not for a runtime's thread.
-    pub fn shut_down(&self, timeout: Duration) {
+    /// Flushes the queue for at most `timeout` and drops the rest. Blocks.
+    pub(super) fn shut_down(&self, timeout: Duration) {
         let result = self.provider.shutdown_with_timeout(timeout);
-        let reason = result.map_or_else(|error| error.to_string(), |()| "the end came first".to_owned());
-        self.ledger.close(&reason);
+        let reason = result.map_or_else(
+            |error| error.to_string(),
+            |()| "the exporter was shut down".to_owned(),
+        );
+        self.counter.close(&reason);
     }
 }
 
-/// Records that wait to be exported: a bounded number of them, whatever the collector does.
+/// A batch processor that counts the records that its queue cannot take.
 #[derive(Debug)]
-struct Queue {
-    ledger: Arc<Ledger>,
+struct BoundedLogProcessor {
+    counter: Arc<DropCounter>,
     batches: BatchLogProcessor,
 }
 
-impl LogProcessor for Queue {
+impl LogProcessor for BoundedLogProcessor {
     fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
-        if self.ledger.admit() {
+        if self.counter.try_enqueue() {
             self.batches.emit(record, scope);
         }
     }

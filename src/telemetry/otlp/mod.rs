@@ -1,59 +1,137 @@
-//! Traces and logs on their way to an OpenTelemetry collector: OTLP over gRPC, in batches, by a thread of its own each.
+//! Export of traces and logs to an OpenTelemetry collector: OTLP over gRPC, in batches, on one thread per signal.
 //!
-//! Nothing here waits for a collector: what finds the queue full is lost and counted, and so is what cannot be
-//! exported.
+//! Nothing waits for the collector. Records that do not fit into a queue or cannot be exported are dropped and counted.
 
-mod exporter;
-mod exports;
+mod drop_counter;
 mod logs;
-mod losses;
 mod options;
 mod sampling;
 mod spans;
 
-pub use exports::Exports;
-pub use logs::OtlpLogs;
-pub use options::OtlpOptions;
-pub use sampling::{DEFAULT_WISHES_PER_SECOND, SamplerOptions};
-pub use spans::Tracer;
-pub(super) use spans::{Finished, Ids, remote, wall_time};
+use std::time::{Duration, Instant};
 
-use opentelemetry::KeyValue;
+use opentelemetry::{Key, KeyValue, Value};
+use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
+use tracing::info;
 
-/// How many records wait for an exporter at most where the environment does not say, as in the specification.
-const QUEUE: usize = 2_048;
+pub(super) use logs::OtlpLogs;
+pub use options::OtlpOptions;
+pub use sampling::{DEFAULT_REMOTE_LIMIT_PER_SECOND, SamplerOptions};
+pub use spans::Tracer;
+pub(super) use spans::{FinishedSpan, SpanIds, remote_span_context, system_time};
 
-/// Who it is that the telemetry is of: what the environment says (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`),
-/// with this name where it gives none.
+/// The default queue size of each signal, in records, as the OpenTelemetry specification has it.
+const DEFAULT_QUEUE_SIZE: usize = 2_048;
+
+/// The minimum time for a flush whose deadline has passed: enough if the collector responds.
+const MIN_FLUSH_TIME: Duration = Duration::from_millis(50);
+
+/// Exports the spans and log records of a process, if endpoints are configured. Clones share their queues.
+#[derive(Debug, Clone, Default)]
+pub struct OtlpPipeline {
+    tracer: Option<Tracer>,
+    logs: Option<OtlpLogs>,
+}
+
+impl OtlpPipeline {
+    /// Starts the exporters that `options` configure. The service is named `service` unless the environment names it.
+    ///
+    /// Must be called within a Tokio runtime, which has to live until [`OtlpPipeline::shut_down`]. Does not wait for a
+    /// collector.
+    ///
+    /// # Errors
+    ///
+    /// Fails if one of the `OTEL_*` variables is invalid.
+    pub fn start(options: &OtlpOptions, service: &'static str) -> Result<Self, ExporterBuildError> {
+        let traces = options.traces.as_deref();
+        let logs = options.logs.as_deref();
+        Ok(Self {
+            tracer: traces
+                .map(|endpoint| Tracer::start(endpoint, &options.sampler, service, true))
+                .transpose()?,
+            logs: logs
+                .map(|endpoint| OtlpLogs::start(endpoint, service))
+                .transpose()?,
+        })
+    }
+
+    /// Returns the tracer, if spans are exported.
+    #[must_use]
+    pub const fn tracer(&self) -> Option<&Tracer> {
+        self.tracer.as_ref()
+    }
+
+    pub(super) const fn logs(&self) -> Option<&OtlpLogs> {
+        self.logs.as_ref()
+    }
+
+    /// Returns whether anything is exported.
+    #[must_use]
+    pub const fn is_enabled(&self) -> bool {
+        self.tracer.is_some() || self.logs.is_some()
+    }
+
+    /// Returns how many spans were dropped.
+    pub(super) fn dropped_spans(&self) -> u64 {
+        self.tracer.as_ref().map_or(0, Tracer::dropped)
+    }
+
+    /// Returns how many log records were dropped.
+    pub(super) fn dropped_logs(&self) -> u64 {
+        self.logs.as_ref().map_or(0, OtlpLogs::dropped)
+    }
+
+    /// Flushes both queues until `deadline`, and drops the rest. Logs are flushed last, so that they include this shutdown.
+    pub async fn shut_down(self, deadline: Instant) {
+        let remaining = move || deadline.saturating_duration_since(Instant::now());
+        let Self { tracer, logs } = self;
+        if let Some(tracer) = tracer {
+            let timeout = if logs.is_some() {
+                remaining() / 2
+            } else {
+                remaining()
+            };
+            run_blocking(move || tracer.shut_down(timeout)).await;
+        }
+        info!(event = "ended", "ended");
+        if let Some(logs) = logs {
+            run_blocking(move || logs.shut_down(remaining().max(MIN_FLUSH_TIME))).await;
+        }
+    }
+}
+
+async fn run_blocking(work: impl FnOnce() + Send + 'static) {
+    tokio::task::spawn_blocking(work).await.ok();
+}
+
+/// Returns the resource attributes: those of the environment (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`), with
+/// `service` as the default name.
 fn resource(service: &'static str) -> Resource {
-    let ours = Resource::builder_empty()
+    let defaults = Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", service),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("service.instance.id", format!("{:032x}", rand::random::<u128>())),
         ])
         .build();
-    let said = Resource::builder().build();
-    // The SDK makes up a name where none is given.
+    let environment = Resource::builder().build();
+    // The SDK invents a name if the environment has none.
     let is_named = std::env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
-        || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|said| said.contains("service.name="));
-    let said = said
+        || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|value| value.contains("service.name="));
+    let attribute = |(key, value): (&Key, &Value)| KeyValue::new(key.clone(), value.clone());
+    let overrides = environment
         .iter()
         .filter(|(key, _)| is_named || key.as_str() != "service.name")
-        .map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
-    let ours = ours
-        .iter()
-        .map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
-    // What comes later counts.
+        .map(attribute);
     Resource::builder_empty()
-        .with_attributes(ours)
-        .with_attributes(said)
+        .with_attributes(defaults.iter().map(attribute))
+        .with_attributes(overrides)
         .build()
 }
 
-/// A number in the environment, where there is one; the SDK ignores what is none as well.
-fn number(variable: &str) -> Option<usize> {
+/// Reads a positive number from the environment. Like the SDK, it ignores invalid values.
+fn positive_number(variable: &str) -> Option<usize> {
     std::env::var(variable)
         .ok()?
         .parse()

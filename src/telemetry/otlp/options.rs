@@ -1,4 +1,4 @@
-//! Where telemetry goes: what the standard `OTEL_*` variables say.
+//! The configuration of exports, from the standard `OTEL_*` environment variables.
 
 use std::env;
 
@@ -7,31 +7,31 @@ use http::uri::Scheme;
 
 use super::sampling::SamplerOptions;
 
-/// The kinds of telemetry that are pushed; metrics are fetched.
+/// The signals that are pushed. Metrics are scraped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Signal {
     Traces,
     Logs,
 }
 
-/// Where telemetry goes, if anywhere. The rest of the `OTEL_*` variables (headers, timeouts, batches, resource) is read
-/// by the SDK itself.
+/// What is exported, and where. The SDK itself reads the `OTEL_*` variables for headers, timeouts, batches and resource
+/// attributes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct OtlpOptions {
-    /// Where spans go; none = there are none.
+    /// The endpoint for spans; `None` disables tracing.
     pub traces: Option<String>,
-    /// Where log records go; none = to stdout only.
+    /// The endpoint for log records; `None` logs to stdout only.
     pub logs: Option<String>,
     /// Which messages are traced.
     pub sampler: SamplerOptions,
 }
 
 impl OtlpOptions {
-    /// What the environment of this process says.
+    /// Reads the environment of this process.
     ///
     /// # Errors
     ///
-    /// A line for each thing that is wrong with it.
+    /// Returns one line for each invalid variable.
     pub fn from_env() -> Result<Self, Vec<String>> {
         Self::read(|name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -57,7 +57,7 @@ impl OtlpOptions {
                 mistakes.push(mistake);
                 SamplerOptions::default()
             });
-        // What is said for both is wrong once.
+        // An invalid variable that applies to both signals is reported once.
         mistakes.dedup();
         if mistakes.is_empty() {
             Ok(Self {
@@ -72,7 +72,7 @@ impl OtlpOptions {
 }
 
 impl Signal {
-    const fn in_variables(self) -> &'static str {
+    const fn variable_part(self) -> &'static str {
         match self {
             Self::Traces => "TRACES",
             Self::Logs => "LOGS",
@@ -81,7 +81,7 @@ impl Signal {
 }
 
 fn endpoint(signal: Signal, variable: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, String> {
-    let signal = signal.in_variables();
+    let signal = signal.variable_part();
     let exporter = format!("OTEL_{signal}_EXPORTER");
     match variable(&exporter).as_deref() {
         None | Some("otlp") => {}
@@ -101,10 +101,10 @@ fn endpoint(signal: Signal, variable: &impl Fn(&str) -> Option<String>) -> Resul
         return Ok(None);
     };
     let uri = endpoint.parse::<Uri>().ok();
-    let is_plain = uri
+    let is_valid = uri
         .as_ref()
         .is_some_and(|uri| uri.scheme() == Some(&Scheme::HTTP) && uri.host().is_some());
-    if !is_plain {
+    if !is_valid {
         return Err(format!(
             "{name} is {endpoint:?}; it must be a URL like http://127.0.0.1:4317 (without TLS: run a collector beside \
              the server)"
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_exported_unless_an_endpoint_is_given() {
+    fn nothing_is_exported_without_an_endpoint() {
         assert_eq!(read(&[]), Ok(OtlpOptions::default()));
         let (one, two) = ("http://127.0.0.1:4317", "http://collector:4317");
         let both = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", one)]).unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_mistakes_are_reported_at_once() {
         let mistakes = read(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4317"),
             ("OTEL_TRACES_SAMPLER", "traceidratio"),

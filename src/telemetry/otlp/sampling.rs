@@ -7,42 +7,42 @@ use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 
-/// One in 2^63 is the finest ratio: it is compared with the last 63 bits of a trace id, as the SDK does, so that
-/// services that sample by the same ratio sample the same traces.
-const ALL: u64 = 1 << 63;
+/// The threshold of the ratio 1. Like in the SDK, the threshold is compared with the low 63 bits of the trace id, so that all
+/// services with the same ratio sample the same traces.
+const MAX_THRESHOLD: u64 = 1 << 63;
 
-/// What `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say.
+/// Which messages are traced: `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` and the limit of `serve`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
-    /// How many of the traces that begin here are recorded, from 0 to 1.
+    /// The share of the traces started here that are recorded, from 0 to 1.
     pub ratio: f64,
-    /// Whether the sender of a message that comes with a trace decides.
+    /// Whether the sampled flag of a remote parent decides.
     pub parent_decides: bool,
-    /// How many messages a second are recorded because their senders want it. Beyond that the ratio decides, so that
-    /// no sender can make the server record more than its owner wants.
-    pub wishes_per_second: u32,
+    /// How many messages per second are recorded because of their remote parent. Beyond that the ratio decides, so that
+    /// senders cannot make the server record more than its operator wants.
+    pub remote_limit_per_second: u32,
 }
 
-/// How many wishes of senders are followed, a second, where nothing else is said.
-pub const DEFAULT_WISHES_PER_SECOND: u32 = 1_000;
+/// The default of [`SamplerOptions::remote_limit_per_second`].
+pub const DEFAULT_REMOTE_LIMIT_PER_SECOND: u32 = 1_000;
 
 impl Default for SamplerOptions {
-    /// What the OpenTelemetry specification says where nothing is configured: `parentbased_always_on`.
+    /// The default of the OpenTelemetry specification, `parentbased_always_on`.
     fn default() -> Self {
         Self {
             ratio: 1.0,
             parent_decides: true,
-            wishes_per_second: DEFAULT_WISHES_PER_SECOND,
+            remote_limit_per_second: DEFAULT_REMOTE_LIMIT_PER_SECOND,
         }
     }
 }
 
 impl SamplerOptions {
-    /// What the two variables say.
+    /// Parses the values of the two variables.
     ///
     /// # Errors
     ///
-    /// One line of what is wrong with them.
+    /// Returns one line that names the invalid variable.
     pub fn parse(sampler: Option<&str>, argument: Option<&str>) -> Result<Self, String> {
         let ratio = || match argument.map(|raw| (raw, raw.parse::<f64>())) {
             None => Ok(1.0),
@@ -73,23 +73,23 @@ impl SamplerOptions {
     }
 }
 
-/// A trace that came from elsewhere.
+/// A remote parent or link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Remote {
+pub(super) struct RemoteParent {
     pub(super) trace_id: u128,
     pub(super) is_sampled: bool,
 }
 
 /// Decides which messages are traced.
 #[derive(Debug)]
-pub(super) struct Sampling {
-    /// Traces whose last 63 bits are below this are recorded.
-    bound: u64,
+pub(super) struct Sampler {
+    /// Traces are recorded if the low 63 bits of their id are below this.
+    threshold: u64,
     parent_decides: bool,
-    wishes: Allowance,
+    remote_limit: RateLimiter,
 }
 
-impl Sampling {
+impl Sampler {
     pub(super) fn new(options: &SamplerOptions) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
@@ -97,50 +97,53 @@ impl Sampling {
             clippy::cast_precision_loss,
             reason = "a ratio from 0 to 1 of 2^63"
         )]
-        let bound = (options.ratio.clamp(0.0, 1.0) * ALL as f64) as u64;
+        let threshold = (options.ratio.clamp(0.0, 1.0) * MAX_THRESHOLD as f64) as u64;
         Self {
-            bound,
+            threshold,
             parent_decides: options.parent_decides,
-            wishes: Allowance::new(options.wishes_per_second),
+            remote_limit: RateLimiter::new(options.remote_limit_per_second),
         }
     }
 
-    /// The id of a new trace, if it is recorded. Costs one random number if not.
-    pub(super) fn begin(&self) -> Option<u128> {
-        if self.bound == 0 {
+    /// Returns the id of a new trace if it is recorded. Costs one random number if not.
+    pub(super) fn sample_root(&self) -> Option<u128> {
+        if self.threshold == 0 {
             return None;
         }
         let low: u64 = rand::random();
-        self.takes(low).then(|| {
+        self.is_below_threshold(low).then(|| {
             let high: u64 = rand::random();
-            // Zero is no trace id.
+            // Zero is not a valid trace id.
             (u128::from(high) << 64 | u128::from(low)).max(1)
         })
     }
 
-    /// Whether what goes on with a trace from elsewhere is recorded.
-    pub(super) fn goes_on(&self, remote: Remote) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "its last bits")]
+    /// Returns whether a span with a remote parent or link is recorded.
+    pub(super) fn sample_remote(&self, remote: RemoteParent) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "the low bits")]
         let low = remote.trace_id as u64;
-        let is_wanted = if self.parent_decides {
+        let is_requested = if self.parent_decides {
             remote.is_sampled
         } else {
-            self.takes(low)
+            self.is_below_threshold(low)
         };
-        // Trace ids can be chosen so that every ratio takes them, so those are wishes too.
-        is_wanted && (self.bound == ALL || self.wishes.take() || self.takes(rand::random()))
+        // Senders can also choose trace ids below the threshold, so the limit applies in both cases.
+        is_requested
+            && (self.threshold == MAX_THRESHOLD
+                || self.remote_limit.try_acquire()
+                || self.is_below_threshold(rand::random()))
     }
 
-    const fn takes(&self, low: u64) -> bool {
-        low >> 1 < self.bound
+    const fn is_below_threshold(&self, low: u64) -> bool {
+        low >> 1 < self.threshold
     }
 }
 
-/// What is traced through the SDK's own tracer is decided in the same way.
+/// The same decisions for the SDK's own tracer.
 #[derive(Debug, Clone)]
-pub(super) struct SharedSampling(pub(super) std::sync::Arc<Sampling>);
+pub(super) struct SharedSampler(pub(super) std::sync::Arc<Sampler>);
 
-impl ShouldSample for SharedSampling {
+impl ShouldSample for SharedSampler {
     fn should_sample(
         &self,
         parent: Option<&Context>,
@@ -153,13 +156,15 @@ impl ShouldSample for SharedSampling {
         let span = parent.map(|parent| parent.span());
         let parent = span.as_ref().map(|span| span.span_context());
         let is_sampled = match parent.filter(|parent| parent.is_valid()) {
-            Some(parent) if parent.is_remote() => self.0.goes_on(Remote {
+            Some(parent) if parent.is_remote() => self.0.sample_remote(RemoteParent {
                 trace_id: u128::from_be_bytes(trace_id.to_bytes()),
                 is_sampled: parent.is_sampled(),
             }),
             Some(parent) => parent.is_sampled(),
-            #[expect(clippy::cast_possible_truncation, reason = "its last bits")]
-            None => self.0.takes(u128::from_be_bytes(trace_id.to_bytes()) as u64),
+            #[expect(clippy::cast_possible_truncation, reason = "the low bits")]
+            None => self
+                .0
+                .is_below_threshold(u128::from_be_bytes(trace_id.to_bytes()) as u64),
         };
         SamplingResult {
             decision: if is_sampled {
@@ -175,44 +180,39 @@ impl ShouldSample for SharedSampling {
     }
 }
 
-/// So many things a second, at most a second's worth at once: the generic cell rate algorithm (ITU-T I.371), without a
-/// lock.
+/// A rate limiter with a burst of one second: the generic cell rate algorithm (ITU-T I.371), without a lock.
 #[derive(Debug)]
-struct Allowance {
-    began: Instant,
-    /// How many nanoseconds each takes of the allowance; zero = nothing is allowed.
-    each: u64,
-    /// When what was taken so far will be used up, in nanoseconds after it began.
-    used_up: AtomicU64,
+struct RateLimiter {
+    started: Instant,
+    /// The interval between two acquisitions at the limit; `None` rejects all.
+    interval_nanos: Option<u64>,
+    /// The theoretical arrival time of the next acquisition, in nanoseconds since `started`.
+    next: AtomicU64,
 }
 
-/// How much may be taken at once, in nanoseconds of the allowance.
-const AT_ONCE: u64 = 1_000_000_000;
+const BURST_NANOS: u64 = 1_000_000_000;
 
-impl Allowance {
+impl RateLimiter {
     fn new(per_second: u32) -> Self {
         Self {
-            began: Instant::now(),
-            each: AT_ONCE.checked_div(per_second.into()).unwrap_or(0),
-            used_up: AtomicU64::new(0),
+            started: Instant::now(),
+            interval_nanos: BURST_NANOS.checked_div(per_second.into()),
+            next: AtomicU64::new(0),
         }
     }
 
-    fn take(&self) -> bool {
-        if self.each == 0 {
-            return false;
-        }
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.take_at(now)
+    fn try_acquire(&self) -> bool {
+        let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.try_acquire_at(now)
     }
 
-    fn take_at(&self, now: u64) -> bool {
-        let taken = |used_up: u64| {
-            let next = used_up.max(now).saturating_add(self.each);
-            (next <= now.saturating_add(AT_ONCE)).then_some(next)
+    fn try_acquire_at(&self, now: u64) -> bool {
+        let advance = |next: u64| {
+            let next = next.max(now).saturating_add(self.interval_nanos?);
+            (next <= now.saturating_add(BURST_NANOS)).then_some(next)
         };
-        self.used_up
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken)
+        self.next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance)
             .is_ok()
     }
 }
@@ -221,16 +221,16 @@ impl Allowance {
 mod tests {
     use super::*;
 
-    fn sampling(ratio: f64, parent_decides: bool, wishes_per_second: u32) -> Sampling {
-        Sampling::new(&SamplerOptions {
+    fn sampler(ratio: f64, parent_decides: bool, remote_limit_per_second: u32) -> Sampler {
+        Sampler::new(&SamplerOptions {
             ratio,
             parent_decides,
-            wishes_per_second,
+            remote_limit_per_second,
         })
     }
 
     #[test]
-    fn the_variables_are_those_of_the_specification() {
+    fn the_variables_follow_the_specification() {
         let parsed = |sampler, argument| {
             let options = SamplerOptions::parse(sampler, argument)?;
             Ok::<_, String>((options.ratio, options.parent_decides))
@@ -255,46 +255,49 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_kept() {
-        let sampling = sampling(0.1, true, 0);
-        let taken = (0..100_000).filter_map(|_| sampling.begin()).count();
+    fn the_ratio_is_kept() {
+        let tenth = sampler(0.1, true, 0);
+        let taken = (0..100_000).filter_map(|_| tenth.sample_root()).count();
         // Ten standard deviations.
         assert!((9_000..11_000).contains(&taken), "{taken}");
-        assert_eq!(self::sampling(0.0, true, 0).begin(), None);
-        assert!(self::sampling(1.0, true, 0).begin().is_some());
+        assert_eq!(sampler(0.0, true, 0).sample_root(), None);
+        assert!(sampler(1.0, true, 0).sample_root().is_some());
     }
 
     #[test]
-    fn a_sender_decides_as_long_as_its_wishes_are_few() {
-        let sampling = sampling(0.0, true, 3);
-        let wish = |is_sampled| Remote {
+    fn remote_parents_decide_below_the_limit() {
+        let sampler = sampler(0.0, true, 3);
+        let parent = |is_sampled| RemoteParent {
             trace_id: 1,
             is_sampled,
         };
-        assert!(!sampling.goes_on(wish(false)));
-        let followed = (0..1_000).filter(|_| sampling.goes_on(wish(true))).count();
+        assert!(!sampler.sample_remote(parent(false)));
+        let sampled = (0..1_000).filter(|_| sampler.sample_remote(parent(true))).count();
         // Three at once, and one more each third of a second that the loop may have taken.
-        assert!((3..20).contains(&followed), "{followed}");
+        assert!((3..20).contains(&sampled), "{sampled}");
     }
 
     #[test]
-    fn a_chosen_trace_id_is_a_wish_too() {
-        let sampling = sampling(0.001, false, 5);
-        let chosen = Remote {
+    fn chosen_trace_ids_are_limited_too() {
+        let sampler = sampler(0.001, false, 5);
+        let chosen = RemoteParent {
             trace_id: 1,
             is_sampled: false,
         };
-        let followed = (0..10_000).filter(|_| sampling.goes_on(chosen)).count();
-        assert!(followed < 100, "{followed}");
+        let sampled = (0..10_000).filter(|_| sampler.sample_remote(chosen)).count();
+        assert!(sampled < 100, "{sampled}");
     }
 
     #[test]
-    fn an_allowance_refills() {
-        let allowance = Allowance::new(10);
+    fn the_rate_limiter_refills() {
+        let limiter = RateLimiter::new(10);
         let second = 1_000_000_000;
-        assert_eq!((0..20).filter(|_| allowance.take_at(0)).count(), 10);
-        assert_eq!((0..20).filter(|_| allowance.take_at(second / 2)).count(), 5);
-        assert_eq!((0..99).filter(|_| allowance.take_at(60 * second)).count(), 10);
-        assert!(!Allowance::new(0).take());
+        assert_eq!((0..20).filter(|_| limiter.try_acquire_at(0)).count(), 10);
+        assert_eq!((0..20).filter(|_| limiter.try_acquire_at(second / 2)).count(), 5);
+        assert_eq!(
+            (0..99).filter(|_| limiter.try_acquire_at(60 * second)).count(),
+            10
+        );
+        assert!(!RateLimiter::new(0).try_acquire());
     }
 }

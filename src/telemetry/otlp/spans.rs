@@ -1,4 +1,4 @@
-//! Spans that are made when they are over, from what is known by then: no span is open while a message is on its way.
+//! Spans, created when they end from what was recorded until then. A message in flight has no open span.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,20 +16,19 @@ use opentelemetry_sdk::trace::{
     SpanLinks, SpanProcessor,
 };
 
-use super::exporter::Booked;
-use super::losses::Ledger;
-use super::sampling::{Remote, SamplerOptions, Sampling, SharedSampling};
-use super::{QUEUE, number, resource};
+use super::drop_counter::{CountingExporter, DropCounter};
+use super::sampling::{RemoteParent, Sampler, SamplerOptions, SharedSampler};
+use super::{DEFAULT_QUEUE_SIZE, positive_number, resource};
 use crate::domain::TraceContext;
 
-/// The library that the spans are of.
+/// The name of the instrumentation scope.
 const SCOPE: &str = "chitchat";
 
-/// Makes spans and exports them. Clones share one queue.
+/// Creates spans and exports them. Clones share one queue.
 #[derive(Clone)]
 pub struct Tracer {
-    sampling: Arc<Sampling>,
-    queue: Queue,
+    sampler: Arc<Sampler>,
+    processor: BoundedSpanProcessor,
     scope: InstrumentationScope,
     provider: SdkTracerProvider,
 }
@@ -40,46 +39,46 @@ impl fmt::Debug for Tracer {
     }
 }
 
-/// Which span it is, and of what.
+/// The ids of a sampled span.
 #[derive(Debug, Clone)]
-pub(in crate::telemetry) struct Ids {
+pub(in crate::telemetry) struct SpanIds {
     trace: TraceId,
     span: SpanId,
-    /// None where a trace begins.
+    /// `None` for the root of a trace.
     parent: Option<SpanId>,
     parent_is_remote: bool,
     state: TraceState,
 }
 
-/// A span that is over.
+/// A span that has ended.
 #[derive(Debug)]
-pub(in crate::telemetry) struct Finished {
-    pub(in crate::telemetry) ids: Ids,
+pub(in crate::telemetry) struct FinishedSpan {
+    pub(in crate::telemetry) ids: SpanIds,
     pub(in crate::telemetry) name: &'static str,
     pub(in crate::telemetry) kind: SpanKind,
-    pub(in crate::telemetry) begun: SystemTime,
-    pub(in crate::telemetry) ended: SystemTime,
+    pub(in crate::telemetry) start: SystemTime,
+    pub(in crate::telemetry) end: SystemTime,
     pub(in crate::telemetry) attributes: Vec<KeyValue>,
     pub(in crate::telemetry) link: Option<SpanContext>,
     pub(in crate::telemetry) status: Status,
 }
 
 impl Tracer {
-    /// Begins to export to the collector at `endpoint`, as `service` unless the environment names it. Must be called
-    /// within a Tokio runtime, which has to live until [`Tracer::shut_down`]; does not wait for the collector.
+    /// Starts to export to the collector at `endpoint`. The service is named `service` unless the environment names it.
+    /// `should_retry` says whether failed exports are retried a few times.
     ///
-    /// `is_patient` says whether what cannot be exported is tried again a few times.
+    /// Must be called within a Tokio runtime, which has to live until [`Tracer::shut_down`]. Does not wait for the collector.
     ///
     /// # Errors
     ///
-    /// When the endpoint or another of the `OTEL_*` variables makes no sense.
+    /// Fails if the endpoint or another of the `OTEL_*` variables is invalid.
     pub fn start(
         endpoint: &str,
         sampler: &SamplerOptions,
         service: &'static str,
-        is_patient: bool,
+        should_retry: bool,
     ) -> Result<Self, ExporterBuildError> {
-        let retry = if is_patient {
+        let retry = if should_retry {
             RetryPolicy::recommended()
         } else {
             RetryPolicy::disabled()
@@ -89,9 +88,9 @@ impl Tracer {
             .with_endpoint(endpoint)
             .with_retry_policy(retry)
             .build()?;
-        let capacity = number("OTEL_BSP_MAX_QUEUE_SIZE").unwrap_or(QUEUE);
-        let ledger = Arc::new(Ledger::new("traces", capacity));
-        let batches = BatchSpanProcessor::builder(Booked::new(exporter, Arc::clone(&ledger)))
+        let capacity = positive_number("OTEL_BSP_MAX_QUEUE_SIZE").unwrap_or(DEFAULT_QUEUE_SIZE);
+        let counter = Arc::new(DropCounter::new("traces", capacity));
+        let batches = BatchSpanProcessor::builder(CountingExporter::new(exporter, Arc::clone(&counter)))
             .with_batch_config(
                 BatchConfigBuilder::default()
                     .with_max_queue_size(capacity)
@@ -100,54 +99,53 @@ impl Tracer {
         let mut batches = batches.build();
         let resource = resource(service);
         batches.set_resource(&resource);
-        let queue = Queue {
-            ledger,
+        let processor = BoundedSpanProcessor {
+            counter,
             batches: Arc::new(batches),
         };
-        let sampling = Arc::new(Sampling::new(sampler));
+        let sampler = Arc::new(Sampler::new(sampler));
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
-            .with_sampler(SharedSampling(Arc::clone(&sampling)))
-            .with_span_processor(queue.clone())
+            .with_sampler(SharedSampler(Arc::clone(&sampler)))
+            .with_span_processor(processor.clone())
             .build();
         let scope = InstrumentationScope::builder(SCOPE)
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
         Ok(Self {
-            sampling,
-            queue,
+            sampler,
+            processor,
             scope,
             provider,
         })
     }
 
-    /// A tracer of the SDK over the same queue, for what is traced with `tracing`.
-    #[must_use]
-    pub fn sdk(&self) -> SdkTracer {
+    /// Returns an SDK tracer with the same queue, for `tracing` spans.
+    pub(in crate::telemetry) fn sdk(&self) -> SdkTracer {
         self.provider.tracer_with_scope(self.scope.clone())
     }
 
-    /// How many spans were lost so far.
+    /// Returns how many spans were dropped.
     #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.queue.ledger.lost()
+    pub fn dropped(&self) -> u64 {
+        self.processor.counter.dropped()
     }
 
-    /// The ids of a span that goes on with `parent`, or begins a trace; none if it is not recorded. `spans` is how many
-    /// spans the whole will have: where the queue has no room for them they are lost at once.
-    pub(in crate::telemetry) fn begin(&self, parent: Option<&TraceContext>, spans: usize) -> Option<Ids> {
+    /// Returns the ids of a new child span of `parent`, or of a new root span, if it is sampled. If the queue has no room for
+    /// `spans` spans, that many count as dropped and the result is `None`.
+    pub(in crate::telemetry) fn sample(
+        &self,
+        parent: Option<&TraceContext>,
+        spans: usize,
+    ) -> Option<SpanIds> {
         let ids = match parent {
-            None => Ids::root(TraceId::from(self.sampling.begin()?)),
+            None => SpanIds::root(TraceId::from(self.sampler.sample_root()?)),
             Some(parent) => {
-                let remote = Remote {
-                    trace_id: parent.trace_id(),
-                    is_sampled: parent.is_sampled(),
-                };
-                if !self.sampling.goes_on(remote) {
+                if !self.sampler.sample_remote(remote_parent(parent)) {
                     return None;
                 }
-                Ids {
-                    trace: TraceId::from(remote.trace_id),
+                SpanIds {
+                    trace: TraceId::from(parent.trace_id()),
                     span: new_span_id(),
                     parent: Some(SpanId::from(parent.span_id())),
                     parent_is_remote: true,
@@ -155,45 +153,43 @@ impl Tracer {
                 }
             }
         };
-        self.queue.ledger.has_room(spans).then_some(ids)
+        self.processor.counter.has_room(spans).then_some(ids)
     }
 
-    /// The ids of a span that begins a trace of its own, and is recorded whenever what it was made for, `origin`, is.
-    pub(in crate::telemetry) fn begin_linked(&self, origin: Option<&TraceContext>) -> Option<Ids> {
+    /// Returns the ids of a new root span that is linked to `origin`, if `origin` is sampled. Without an origin, it is sampled
+    /// like any root span.
+    pub(in crate::telemetry) fn sample_linked(&self, origin: Option<&TraceContext>) -> Option<SpanIds> {
         let Some(origin) = origin else {
-            return self.begin(None, 1);
+            return self.sample(None, 1);
         };
-        let remote = Remote {
-            trace_id: origin.trace_id(),
-            is_sampled: origin.is_sampled(),
-        };
-        let ids = || Ids::root(TraceId::from(rand::random::<u128>().max(1)));
-        (self.sampling.goes_on(remote) && self.queue.ledger.has_room(1)).then(ids)
+        let is_recorded =
+            self.sampler.sample_remote(remote_parent(origin)) && self.processor.counter.has_room(1);
+        is_recorded.then(|| SpanIds::root(TraceId::from(rand::random::<u128>().max(1))))
     }
 
-    /// Hands a span over to be exported.
-    pub(in crate::telemetry) fn export(&self, finished: Finished) {
-        let Finished {
+    /// Queues a span for export.
+    pub(in crate::telemetry) fn export(&self, span: FinishedSpan) {
+        let FinishedSpan {
             ids,
             name,
             kind,
-            begun,
-            ended,
+            start,
+            end,
             attributes,
             link,
             status,
-        } = finished;
+        } = span;
         let mut links = SpanLinks::default();
         links.links.extend(link.map(Link::with_context));
-        self.queue.on_end(SpanData {
+        self.processor.on_end(SpanData {
             span_context: ids.span_context(),
             parent_span_id: ids.parent.unwrap_or(SpanId::INVALID),
             parent_span_is_remote: ids.parent_is_remote,
             span_kind: kind,
             name: name.into(),
-            start_time: begun,
-            // The clock of the wall may have been set back.
-            end_time: ended.max(begun),
+            start_time: start,
+            // The wall clock may have been set back.
+            end_time: end.max(start),
             attributes,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
@@ -203,16 +199,19 @@ impl Tracer {
         });
     }
 
-    /// Exports what waits, for at most this long; what is left then is lost. Blocks: not for a runtime's thread.
+    /// Flushes the queue for at most `timeout` and drops the rest. Blocks, so do not call it from an async task.
     pub fn shut_down(&self, timeout: Duration) {
-        // Through the provider, which would else wait for the same again when it is dropped.
+        // If the provider were not shut down itself, it would flush again when dropped.
         let result = self.provider.shutdown_with_timeout(timeout);
-        let reason = result.map_or_else(|error| error.to_string(), |()| "the end came first".to_owned());
-        self.queue.ledger.close(&reason);
+        let reason = result.map_or_else(
+            |error| error.to_string(),
+            |()| "the exporter was shut down".to_owned(),
+        );
+        self.processor.counter.close(&reason);
     }
 }
 
-impl Ids {
+impl SpanIds {
     fn root(trace: TraceId) -> Self {
         Self {
             trace,
@@ -223,7 +222,7 @@ impl Ids {
         }
     }
 
-    /// The ids of a span below this one.
+    /// Returns the ids of a new child span.
     pub(in crate::telemetry) fn child(&self) -> Self {
         Self {
             span: new_span_id(),
@@ -233,7 +232,7 @@ impl Ids {
         }
     }
 
-    /// Which span it is, for the SDK.
+    /// Converts the ids to the type of the SDK.
     pub(in crate::telemetry) fn span_context(&self) -> SpanContext {
         SpanContext::new(
             self.trace,
@@ -244,7 +243,7 @@ impl Ids {
         )
     }
 
-    /// Which span it is, for others.
+    /// Converts the ids to the type that is sent over the wire.
     pub(in crate::telemetry) fn trace_context(&self) -> TraceContext {
         let trace = u128::from_be_bytes(self.trace.to_bytes());
         let span = u64::from_be_bytes(self.span.to_bytes());
@@ -252,8 +251,8 @@ impl Ids {
     }
 }
 
-/// Which span of somebody else it is, for the SDK.
-pub(in crate::telemetry) fn remote(context: &TraceContext) -> SpanContext {
+/// Converts a received trace context to the type of the SDK.
+pub(in crate::telemetry) fn remote_span_context(context: &TraceContext) -> SpanContext {
     let flags = TraceFlags::default().with_sampled(context.is_sampled());
     SpanContext::new(
         TraceId::from(context.trace_id()),
@@ -264,34 +263,41 @@ pub(in crate::telemetry) fn remote(context: &TraceContext) -> SpanContext {
     )
 }
 
-/// What others noted with their trace; nothing where it is malformed.
+fn remote_parent(context: &TraceContext) -> RemoteParent {
+    RemoteParent {
+        trace_id: context.trace_id(),
+        is_sampled: context.is_sampled(),
+    }
+}
+
+/// Parses `tracestate`; empty if it is malformed.
 fn trace_state(context: &TraceContext) -> TraceState {
     context.tracestate().parse().unwrap_or_default()
 }
 
 fn new_span_id() -> SpanId {
-    // Zero is no span id.
+    // Zero is not a valid span id.
     SpanId::from(rand::random::<u64>().max(1))
 }
 
-/// The time of the wall at an instant of the past.
-pub(in crate::telemetry) fn wall_time(at: Instant) -> SystemTime {
+/// Converts an instant in the past to wall-clock time.
+pub(in crate::telemetry) fn system_time(at: Instant) -> SystemTime {
     let now = SystemTime::now();
     now.checked_sub(at.elapsed()).unwrap_or(now)
 }
 
-/// Spans that wait to be exported: a bounded number of them, whatever the collector does.
+/// A batch processor that counts the spans that its queue cannot take.
 #[derive(Debug, Clone)]
-struct Queue {
-    ledger: Arc<Ledger>,
+struct BoundedSpanProcessor {
+    counter: Arc<DropCounter>,
     batches: Arc<BatchSpanProcessor>,
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for BoundedSpanProcessor {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        if span.span_context.is_sampled() && self.ledger.admit() {
+        if span.span_context.is_sampled() && self.counter.try_enqueue() {
             self.batches.on_end(span);
         }
     }
@@ -305,6 +311,6 @@ impl SpanProcessor for Queue {
     }
 
     fn set_resource(&mut self, _: &Resource) {
-        // The batches have had it from the beginning.
+        // `Tracer::start` has set it, before the batch processor was shared.
     }
 }

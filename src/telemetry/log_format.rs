@@ -1,4 +1,4 @@
-//! How a log line looks, with the ids of the trace that it belongs to.
+//! The formats of log lines. Both include the ids of the current span, if there is one.
 
 use std::fmt::{self, Write as _};
 
@@ -12,7 +12,6 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The span in which something is logged, if there is one.
 fn current_span() -> Option<SpanContext> {
     Context::map_current(|context| {
         let span = context.span();
@@ -20,10 +19,10 @@ fn current_span() -> Option<SpanContext> {
     })
 }
 
-/// One JSON object a line.
-pub(super) struct JsonLine;
+/// One JSON object per line.
+pub(super) struct JsonFormat;
 
-impl<S, N> FormatEvent<S, N> for JsonLine
+impl<S, N> FormatEvent<S, N> for JsonFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -37,27 +36,27 @@ where
         let metadata = event.metadata();
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let mut line = Line::default();
-        line.put("timestamp", time);
-        line.put("level", metadata.level().as_str());
-        event.record(&mut line);
-        line.put("target", metadata.target());
+        let mut object = JsonObject::default();
+        object.put("timestamp", time);
+        object.put("level", metadata.level().as_str());
+        event.record(&mut object);
+        object.put("target", metadata.target());
         if let Some(span) = current_span() {
-            line.put("trace_id", span.trace_id().to_string());
-            line.put("span_id", span.span_id().to_string());
+            object.put("trace_id", span.trace_id().to_string());
+            object.put("span_id", span.span_id().to_string());
         }
-        writeln!(writer, "{{{}}}", line.members)
+        writeln!(writer, "{{{}}}", object.members)
     }
 }
 
-/// The members of an object, in the order in which they come; the first of a name counts.
+/// The members of a JSON object in order of insertion. If a name is repeated, the first value is kept.
 #[derive(Default)]
-struct Line {
+struct JsonObject {
     members: String,
     names: Vec<&'static str>,
 }
 
-impl Line {
+impl JsonObject {
     fn put(&mut self, name: &'static str, value: impl Into<Value>) {
         if self.names.contains(&name) {
             return;
@@ -69,7 +68,7 @@ impl Line {
     }
 }
 
-impl Visit for Line {
+impl Visit for JsonObject {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.put(field.name(), format!("{value:?}"));
     }
@@ -95,10 +94,10 @@ impl Visit for Line {
     }
 }
 
-/// For people.
-pub(super) struct PrettyLine;
+/// Plain text for people.
+pub(super) struct PrettyFormat;
 
-impl<S, N> FormatEvent<S, N> for PrettyLine
+impl<S, N> FormatEvent<S, N> for PrettyFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -124,7 +123,7 @@ where
     }
 }
 
-/// The number of the colour, as ANSI has it.
+/// Returns the ANSI color code of a level.
 const fn color(level: Level) -> u8 {
     match level {
         Level::ERROR => 31,
@@ -138,22 +137,23 @@ const fn color(level: Level) -> u8 {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
+    use parking_lot::Mutex;
     use tracing_subscriber::fmt::MakeWriter;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::{Layer, Registry};
 
     use super::*;
     use crate::domain::TraceContext;
-    use crate::telemetry::otlp::remote;
+    use crate::telemetry::otlp::remote_span_context;
 
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Page {
+    impl Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> std::io::Result<()> {
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    impl<'a> MakeWriter<'a> for Page {
+    impl<'a> MakeWriter<'a> for Buffer {
         type Writer = Self;
 
         fn make_writer(&'a self) -> Self {
@@ -169,25 +169,27 @@ mod tests {
         }
     }
 
-    fn logged<L: Layer<Registry> + Send + Sync>(layer: impl FnOnce(Page) -> L) -> Vec<String> {
-        let page = Page::default();
-        let subscriber = Registry::default().with(layer(page.clone()));
+    fn logged<L: Layer<Registry> + Send + Sync>(layer: impl FnOnce(Buffer) -> L) -> Vec<String> {
+        let buffer = Buffer::default();
+        let subscriber = Registry::default().with(layer(buffer.clone()));
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(event = "outside", count = 3_u64, "out\nside");
             let trace = TraceContext::new(0xa, 0xb, true);
-            let _within = Context::new().with_remote_span_context(remote(&trace)).attach();
+            let _within = Context::new()
+                .with_remote_span_context(remote_span_context(&trace))
+                .attach();
             tracing::warn!(event = "inside", yes = true, "inside");
         });
-        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 
     #[test]
-    fn json_lines_have_the_fields_and_the_ids() {
-        let lines = logged(|page| {
+    fn json_lines_have_the_fields_and_the_span_ids() {
+        let lines = logged(|buffer| {
             tracing_subscriber::fmt::layer()
-                .with_writer(page)
-                .event_format(JsonLine)
+                .with_writer(buffer)
+                .event_format(JsonFormat)
         });
         let [outside, inside] = &lines[..] else {
             panic!("{lines:#?}")
@@ -215,12 +217,12 @@ mod tests {
     }
 
     #[test]
-    fn pretty_lines_have_the_ids_too() {
-        let lines = logged(|page| {
+    fn pretty_lines_have_the_span_ids() {
+        let lines = logged(|buffer| {
             tracing_subscriber::fmt::layer()
-                .with_writer(page)
+                .with_writer(buffer)
                 .with_ansi(false)
-                .event_format(PrettyLine)
+                .event_format(PrettyFormat)
         });
         let inside = lines.last().unwrap();
         let ids = "trace_id=0000000000000000000000000000000a span_id=000000000000000b";

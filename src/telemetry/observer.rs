@@ -1,4 +1,4 @@
-//! The observer of the hub and the transport: what they tell becomes metrics and log lines.
+//! The observer of the hub, the store and the transport, which records metrics, log lines and spans.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,51 +8,51 @@ use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
 use opentelemetry::{Context, ContextGuard};
 use tracing::{debug, error, info, warn};
 
-use super::attributes::{self, Subject};
-use super::message_spans::{MessageSpans, record_refused};
+use super::attributes::{MessageAttributes, rpc_attributes};
+use super::message_spans::{MessageSpans, record_rejected};
 use super::metrics::Metrics;
-use super::otlp::{Finished, Ids, Tracer, remote, wall_time};
+use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_time};
 use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, TraceContext};
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::rpc::{Arrival, Method, Reason, StreamEnd, Visitor};
 use crate::{hub, rpc, store};
 
-/// Turns what the hub and the transport tell into metrics and log lines.
+/// Records what the hub, the store and the transport report as metrics, log lines and spans.
 #[derive(Clone)]
-pub struct Report {
+pub struct TelemetryObserver {
     metrics: Arc<Metrics>,
     tracer: Option<Tracer>,
 }
 
-impl Report {
-    /// Reports into these metrics and the process's log, and through this tracer if there is one.
+impl TelemetryObserver {
+    /// Creates an observer that traces if there is a tracer.
     #[must_use]
     pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
         Self { metrics, tracer }
     }
 
-    /// Records a JOIN.
-    fn join_span(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<Ids> {
+    /// Records the `join` span, if the JOIN is sampled.
+    fn join_span(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<SpanIds> {
         let tracer = self.tracer.as_ref()?;
-        let ids = tracer.begin(arrival.sender, 1)?;
-        let subject = Subject {
+        let ids = tracer.sample(arrival.sender, 1)?;
+        let attributes = MessageAttributes {
             room: visitor.room.as_str().into(),
             event_type: EventType::Join,
             message_id: None,
             body_size: None,
             sequence: arrival.sequence.map(Sequence::get),
-            time: arrival.time.get(),
+            lamport_time: arrival.time.get(),
             received_time: Some(arrival.claimed.0),
         };
-        let mut attributes = subject.attributes();
-        attributes.extend(attributes::of_call(CHAT_METHOD));
-        tracer.export(Finished {
+        let mut attributes = attributes.to_vec();
+        attributes.extend(rpc_attributes("itu.chitchat.ChatService/Chat"));
+        tracer.export(FinishedSpan {
             ids: ids.clone(),
             name: "join",
             kind: SpanKind::Server,
-            begun: wall_time(arrival.received),
-            ended: SystemTime::now(),
+            start: system_time(arrival.received),
+            end: SystemTime::now(),
             attributes,
             link: None,
             status: Status::Unset,
@@ -61,38 +61,35 @@ impl Report {
     }
 }
 
-/// The method whose streams are joined.
-const CHAT_METHOD: &str = "itu.chitchat.ChatService/Chat";
-
-/// What is logged while the guard lives belongs to this trace.
-fn within(trace: Option<&TraceContext>) -> Option<ContextGuard> {
+/// Makes log lines belong to this trace for as long as the guard is held.
+fn enter_trace(trace: Option<&TraceContext>) -> Option<ContextGuard> {
     trace.map(|trace| {
-        let context = Context::new().with_remote_span_context(remote(trace));
+        let context = Context::new().with_remote_span_context(remote_span_context(trace));
         context.attach()
     })
 }
 
-impl hub::Observer for Report {
+impl hub::Observer for TelemetryObserver {
     fn event_accepted(&self, kind: &EventKind, time: LamportTime) {
         self.metrics.event_broadcast(kind.into(), time);
     }
 
     fn trace_message(&self, accepted: &AcceptedEvent<'_>) -> Option<Box<dyn MessageTrace>> {
-        let spans = MessageSpans::begin(self.tracer.as_ref()?, accepted)?;
+        let spans = MessageSpans::start(self.tracer.as_ref()?, accepted)?;
         Some(Box::new(spans))
     }
 
-    fn command_rejected(&self, refusal: &Rejection) {
-        self.metrics.event_rejected(Reason::from(refusal));
-        if let Rejection::Clock(error) = refusal {
-            // A client can send these as fast as the wire carries them.
-            debug!(event = "clock_refused", %error, "time stamp refused");
+    fn command_rejected(&self, rejection: &Rejection) {
+        self.metrics.event_rejected(Reason::from(rejection));
+        if let Rejection::Clock(error) = rejection {
+            // At debug, because a client can cause any number of these.
+            debug!(event = "clock_refused", %error, "timestamp rejected");
         }
     }
 
-    fn message_rejected(&self, refused: &RejectedMessage<'_>) {
+    fn message_rejected(&self, rejected: &RejectedMessage<'_>) {
         if let Some(tracer) = &self.tracer {
-            record_refused(tracer, refused);
+            record_rejected(tracer, rejected);
         }
     }
 
@@ -139,7 +136,7 @@ impl hub::Observer for Report {
 
     fn order_violated(&self, room: &RoomName, sequence: Sequence) {
         self.metrics.causality_violations.increment(1);
-        error!(event = "causality_violated", %room, %sequence, "an event does not follow on the one before");
+        error!(event = "causality_violated", %room, %sequence, "an event does not follow the previous one");
     }
 
     fn resumed(&self, is_complete: bool) {
@@ -152,13 +149,13 @@ impl hub::Observer for Report {
     }
 }
 
-impl store::Observer for Report {
+impl store::Observer for TelemetryObserver {
     fn committed(&self, took: Duration) {
         self.metrics.store_sync.record(took, 1);
     }
 }
 
-impl rpc::Observer for Report {
+impl rpc::Observer for TelemetryObserver {
     fn connection(&self, open: bool) {
         step(&self.metrics.connections_open, open);
     }
@@ -166,12 +163,12 @@ impl rpc::Observer for Report {
     fn connection_refused(&self, peer: SocketAddr, limit: usize) {
         self.metrics.refused_at_limit.increment(1);
         self.metrics.event_rejected(Reason::TooManyConnections);
-        warn!(event = "connection_refused", %peer, limit, "connection refused: there are as many as may be");
+        warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections is reached");
     }
 
     fn connection_unintelligible(&self, peer: SocketAddr) {
         self.metrics.refused_protocol.increment(1);
-        info!(event = "connection_closed", %peer, reason = "protocol", "connection closed: it does not speak HTTP/2");
+        info!(event = "connection_closed", %peer, reason = "protocol", "connection closed: no valid HTTP/2 preface");
     }
 
     fn stream_started(&self, method: Method) {
@@ -190,7 +187,7 @@ impl rpc::Observer for Report {
         let trace = self
             .join_span(visitor, arrival)
             .map(|ids| Arc::new(ids.trace_context()));
-        let _within = within(trace.as_deref());
+        let _guard = enter_trace(trace.as_deref());
         let Visitor {
             room,
             participant,
@@ -202,7 +199,7 @@ impl rpc::Observer for Report {
         } else {
             info!(
                 event = "client_resumed",
-                room, participant, name, "client came back"
+                room, participant, name, "client resumed"
             );
         }
         trace
@@ -223,7 +220,7 @@ impl rpc::Observer for Report {
             }
             return;
         };
-        let _within = within(trace.as_deref());
+        let _guard = enter_trace(trace.as_deref());
         if end == StreamEnd::Lost {
             info!(
                 event = "client_lost",

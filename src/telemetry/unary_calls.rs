@@ -1,4 +1,4 @@
-//! Calls with one answer: how long each takes and how it ends, and its span.
+//! Metrics and spans of unary calls.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,48 +17,78 @@ use tonic::{Code, Status as GrpcStatus};
 use tower::{Layer, Service};
 
 use super::attributes;
-use super::call_names::{METHODS, code_name};
 use super::metrics::Metrics;
-use super::otlp::{Finished, Ids, Tracer};
+use super::otlp::{FinishedSpan, SpanIds, Tracer};
 use crate::domain::TraceContext;
 
-/// The one that is measured and not traced: it comes every few seconds and says nothing.
-const HEALTH: &str = "grpc.health.v1.Health/Check";
+/// The methods that are measured.
+pub(super) const METHODS: [&str; 5] = [
+    "itu.chitchat.ChatService/SendMessage",
+    "itu.chitchat.ChatService/GetHistory",
+    "itu.chitchat.ChatService/ListRooms",
+    "itu.chitchat.ChatService/ListParticipants",
+    HEALTH_CHECK,
+];
 
-/// Measures and traces the calls with one answer.
+/// Measured but not traced: it is called every few seconds, and its spans say nothing.
+const HEALTH_CHECK: &str = "grpc.health.v1.Health/Check";
+
+/// The names of the gRPC status codes, indexed by code.
+pub(super) const CODE_NAMES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// A `tower` layer that measures and traces unary calls. Streaming calls pass through, because their duration is up to the
+/// client.
 #[derive(Clone)]
-pub struct CallLayer {
+pub struct UnaryCallLayer {
     metrics: Arc<Metrics>,
     tracer: Option<Tracer>,
 }
 
-impl CallLayer {
-    /// Measures into these metrics, and traces with this tracer if there is one.
+impl UnaryCallLayer {
+    /// Creates a layer that records into `metrics`, and traces if there is a tracer.
     #[must_use]
     pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
         Self { metrics, tracer }
     }
 }
 
-impl<S> Layer<S> for CallLayer {
-    type Service = ServedCalls<S>;
+impl<S> Layer<S> for UnaryCallLayer {
+    type Service = UnaryCallService<S>;
 
-    fn layer(&self, inner: S) -> ServedCalls<S> {
-        ServedCalls {
+    fn layer(&self, inner: S) -> UnaryCallService<S> {
+        UnaryCallService {
             inner,
             layer: self.clone(),
         }
     }
 }
 
-/// A service whose calls with one answer are measured and traced.
+/// The service of [`UnaryCallLayer`].
 #[derive(Clone)]
-pub struct ServedCalls<S> {
+pub struct UnaryCallService<S> {
     inner: S,
-    layer: CallLayer,
+    layer: UnaryCallLayer,
 }
 
-impl<S> Service<Request<Body>> for ServedCalls<S>
+impl<S> Service<Request<Body>> for UnaryCallService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -80,58 +110,58 @@ where
         let Some(method) = method else {
             return Box::pin(self.inner.call(request));
         };
-        let mut call = Call::begin(self.layer.clone(), method, request.headers());
+        let mut call = Call::start(self.layer.clone(), method, request.headers());
         let context = call.ids.as_ref().map(|ids| {
             request.extensions_mut().insert(Arc::new(ids.trace_context()));
             Context::new().with_remote_span_context(ids.span_context())
         });
-        let answer = self.inner.call(request);
+        let response = self.inner.call(request);
         Box::pin(async move {
             let response = match context {
-                Some(context) => answer.with_context(context).await,
-                None => answer.await,
+                Some(context) => response.with_context(context).await,
+                None => response.await,
             }?;
-            call.heard(response.headers());
-            Ok(response.map(|body| Body::new(Measured { body, call })))
+            call.read_status(response.headers());
+            Ok(response.map(|body| Body::new(MeasuredBody { body, call })))
         })
     }
 }
 
-/// One call, from its first byte to its last. Told when it is dropped.
+/// A call in progress. It is recorded when it is dropped.
 struct Call {
-    layer: CallLayer,
+    layer: UnaryCallLayer,
     method: &'static str,
-    began: Instant,
-    began_at: SystemTime,
-    ids: Option<Ids>,
+    started: Instant,
+    started_at: SystemTime,
+    ids: Option<SpanIds>,
     code: Option<Code>,
 }
 
 impl Call {
-    fn begin(layer: CallLayer, method: &'static str, headers: &HeaderMap) -> Self {
-        let tracer = layer.tracer.as_ref().filter(|_| method != HEALTH);
-        let field = |name| {
+    fn start(layer: UnaryCallLayer, method: &'static str, headers: &HeaderMap) -> Self {
+        let tracer = layer.tracer.as_ref().filter(|_| method != HEALTH_CHECK);
+        let header = |name| {
             headers
                 .get(name)
                 .and_then(|value| value.to_str().ok())
                 .unwrap_or_default()
         };
         let ids = tracer.and_then(|tracer| {
-            let parent = TraceContext::parse(field("traceparent"), field("tracestate"));
-            tracer.begin(parent.as_ref(), 1)
+            let parent = TraceContext::parse(header("traceparent"), header("tracestate"));
+            tracer.sample(parent.as_ref(), 1)
         });
         Self {
             layer,
             method,
-            began: Instant::now(),
-            began_at: SystemTime::now(),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
             ids,
             code: None,
         }
     }
 
-    /// Takes in how the call ended, if that is said here.
-    fn heard(&mut self, headers: &HeaderMap) {
+    /// Reads the status code of the call, if these headers or trailers contain it.
+    fn read_status(&mut self, headers: &HeaderMap) {
         if headers.contains_key(GrpcStatus::GRPC_STATUS) {
             self.code = GrpcStatus::from_header_map(headers).map(|status| status.code());
         }
@@ -140,24 +170,27 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let took = self.began.elapsed();
-        // Who goes before the answer does not hear it.
+        let took = self.started.elapsed();
+        // Without a status, the client has cancelled the call.
         let code = self.code.unwrap_or(Code::Cancelled);
-        self.layer.metrics.call_served(self.method, code, took);
+        self.layer.metrics.record_call(self.method, code, took);
         if let (Some(ids), Some(tracer)) = (self.ids.take(), &self.layer.tracer) {
-            let mut attributes = Vec::from(attributes::of_call(self.method));
-            attributes.push(KeyValue::new("rpc.response.status_code", code_name(code)));
+            let mut attributes = Vec::from(attributes::rpc_attributes(self.method));
+            attributes.push(KeyValue::new(
+                "rpc.response.status_code",
+                CODE_NAMES[code as usize],
+            ));
             let mut status = Status::Unset;
-            if is_fault_of_server(code) {
-                attributes.push(KeyValue::new("error.type", code_name(code)));
+            if is_server_error(code) {
+                attributes.push(KeyValue::new("error.type", CODE_NAMES[code as usize]));
                 status = Status::error("");
             }
-            tracer.export(Finished {
+            tracer.export(FinishedSpan {
                 ids,
                 name: self.method,
                 kind: SpanKind::Server,
-                begun: self.began_at,
-                ended: self.began_at + took,
+                start: self.started_at,
+                end: self.started_at + took,
                 attributes,
                 link: None,
                 status,
@@ -167,15 +200,15 @@ impl Drop for Call {
 }
 
 pin_project! {
-    /// The answer of a call that is measured.
-    struct Measured {
+    /// A response body that ends the call when it ends.
+    struct MeasuredBody {
         #[pin]
         body: Body,
         call: Call,
     }
 }
 
-impl HttpBody for Measured {
+impl HttpBody for MeasuredBody {
     type Data = Bytes;
     type Error = GrpcStatus;
 
@@ -188,7 +221,7 @@ impl HttpBody for Measured {
         if let Some(Ok(frame)) = &frame
             && let Some(trailers) = frame.trailers_ref()
         {
-            this.call.heard(trailers);
+            this.call.read_status(trailers);
         }
         Poll::Ready(frame)
     }
@@ -202,8 +235,8 @@ impl HttpBody for Measured {
     }
 }
 
-/// The codes that the conventions count as a server's errors.
-const fn is_fault_of_server(code: Code) -> bool {
+/// Returns whether OpenTelemetry's conventions count a code as an error of the server.
+const fn is_server_error(code: Code) -> bool {
     matches!(
         code,
         Code::Unknown
