@@ -1,6 +1,5 @@
-//! What must not be sent, what is answered, and that nobody else notices.
+//! Invalid input: how it is answered, and that other participants notice nothing of it.
 
-use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, ListRoomsRequest, NoticeCode, SendMessageRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -8,36 +7,40 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::harness::{Client, PATIENCE, TestServer, join, message};
+use crate::harness::{Client, PATIENCE, TestServer, join, leave, message};
 
-/// A server with somebody in the lobby, who must not be disturbed.
+/// A server, and a participant in its lobby.
 async fn with_witness() -> (TestServer, Client) {
     let server = TestServer::start().await;
     let witness = server.join("Witness").await;
     (server, witness)
 }
 
-/// The witness can still talk, and has heard of nothing since `time`.
-async fn undisturbed(witness: &mut Client, time: i64) {
+/// Asserts that the witness can still send messages, and that the room's clock still was at `time`.
+async fn assert_undisturbed(witness: &mut Client, time: i64) {
     witness.say(0, "still here").await;
     assert_eq!(
-        witness.heard().await,
+        witness.next_line().await,
         (time + 1, "Witness".into(), "still here".into())
     );
-}
-
-async fn refused(server: &TestServer, first: JoinMsgLeave) -> Status {
-    let mut client = server.open().await;
-    client.send(first).await;
-    client.end().await
 }
 
 fn reason(status: &Status) -> String {
     status.get_details_error_info().unwrap().reason
 }
 
+/// Asserts that a stream which begins with `first` is rejected.
+async fn assert_rejected(server: &TestServer, first: JoinMsgLeave, code: Code, expected: &str) {
+    let status = server.end_after(first.clone()).await;
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (code, expected),
+        "{first:?}"
+    );
+}
+
 #[tokio::test]
-async fn the_first_message_is_a_join() {
+async fn the_first_message_must_be_a_join() {
     let (server, mut witness) = with_witness().await;
     for first in [
         message(0, "hi"),
@@ -46,64 +49,40 @@ async fn the_first_message_is_a_join() {
             ..join("Ada")
         },
     ] {
-        let status = refused(&server, first).await;
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::FailedPrecondition, "NOT_JOINED")
-        );
+        assert_rejected(&server, first, Code::FailedPrecondition, "NOT_JOINED").await;
     }
     let mut silent = server.open().await;
     silent.half_close();
     assert_eq!(silent.end().await.code(), Code::FailedPrecondition);
-    undisturbed(&mut witness, 1).await;
+    assert_undisturbed(&mut witness, 1).await;
 }
 
 #[tokio::test]
-async fn names_that_are_taken_or_none_are_refused() {
+async fn taken_and_invalid_names_are_rejected() {
     let (server, mut witness) = with_witness().await;
     for taken in ["Witness", "WITNESS", "Wіtness", " witness\n"] {
-        let status = refused(&server, join(taken)).await;
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::AlreadyExists, "NAME_TAKEN"),
-            "{taken}"
-        );
+        assert_rejected(&server, join(taken), Code::AlreadyExists, "NAME_TAKEN").await;
     }
-    let status = refused(
-        &server,
-        JoinMsgLeave {
-            id: witness.id,
-            ..join("Ada")
-        },
-    )
-    .await;
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::AlreadyExists, "ID_TAKEN")
-    );
+    let id_taken = JoinMsgLeave {
+        id: witness.id,
+        ..join("Ada")
+    };
+    assert_rejected(&server, id_taken, Code::AlreadyExists, "ID_TAKEN").await;
     let long = "x".repeat(65);
-    for none in ["", " \n", "a\u{1b}[2Jb", "a\u{202e}b", "a\u{200b}b", &long] {
-        let status = refused(&server, join(none)).await;
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::InvalidArgument, "NAME_INVALID"),
-            "{none:?}"
-        );
-        let status = refused(
-            &server,
-            JoinMsgLeave {
-                room: format!("{none}\u{7f}"),
-                ..join("Ada")
-            },
-        )
-        .await;
+    for invalid in ["", " \n", "a\u{1b}[2Jb", "a\u{202e}b", "a\u{200b}b", &long] {
+        assert_rejected(&server, join(invalid), Code::InvalidArgument, "NAME_INVALID").await;
+        let in_invalid_room = JoinMsgLeave {
+            room: format!("{invalid}\u{7f}"),
+            ..join("Ada")
+        };
+        let status = server.end_after(in_invalid_room).await;
         assert_eq!(status.code(), Code::InvalidArgument);
     }
-    undisturbed(&mut witness, 1).await;
+    assert_undisturbed(&mut witness, 1).await;
 }
 
 #[tokio::test]
-async fn duplicate_names_are_taken_where_they_are_allowed() {
+async fn duplicate_names_can_be_allowed() {
     let server = TestServer::with(|config| config.rules.allow_duplicate_names = true).await;
     let mut one = server.join("Ada").await;
     let other = server.join("Ada").await;
@@ -112,22 +91,15 @@ async fn duplicate_names_are_taken_where_they_are_allowed() {
 }
 
 #[tokio::test]
-async fn time_stamps_out_of_range_move_nobodys_clock() {
+async fn timestamps_out_of_range_do_not_advance_the_clock() {
     let (server, mut witness) = with_witness().await;
     let out_of_range = [-1, i64::MIN, i64::MAX, i64::MAX - 1, 1 << 62, 1 << 40];
     for timestamp in out_of_range {
-        let status = refused(
-            &server,
-            JoinMsgLeave {
-                timestamp,
-                ..join("Ada")
-            },
-        )
-        .await;
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE")
-        );
+        let first = JoinMsgLeave {
+            timestamp,
+            ..join("Ada")
+        };
+        assert_rejected(&server, first, Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE").await;
         witness.say(timestamp, "lost").await;
         let answer = witness.next().await;
         assert_eq!(answer.notice.unwrap().code(), NoticeCode::TimestampOutOfRange);
@@ -137,18 +109,18 @@ async fn time_stamps_out_of_range_move_nobodys_clock() {
         server.metric("chitchat_lamport_rejected_total").await,
         2.0 * out_of_range.len() as f64
     );
-    undisturbed(&mut witness, 1).await;
-    // Who leaves at an impossible time leaves all the same.
+    assert_undisturbed(&mut witness, 1).await;
+    // A LEAVE with an invalid timestamp is rejected, but the participant leaves.
     let mut ada = server.join("Ada").await;
-    assert_eq!(witness.heard().await.0, 3);
-    ada.send(crate::harness::leave(i64::MAX)).await;
+    assert_eq!(witness.next_line().await.0, 3);
+    ada.send(leave(i64::MAX)).await;
     assert_eq!(ada.end().await.code(), Code::InvalidArgument);
     let left = witness.next().await;
     assert_eq!((left.r#type(), left.timestamp), (EventType::Leave, 4));
 }
 
 #[tokio::test]
-async fn a_second_join_and_unknown_types_end_the_stream_and_the_participant_leaves() {
+async fn a_second_join_or_an_unknown_type_ends_the_stream_with_a_leave() {
     let (server, mut witness) = with_witness().await;
     let mut time = 1;
     let unknown = JoinMsgLeave {
@@ -167,15 +139,15 @@ async fn a_second_join_and_unknown_types_end_the_stream_and_the_participant_leav
         let left = witness.next().await;
         assert_eq!((left.r#type(), left.timestamp), (EventType::Leave, time));
     }
-    assert_eq!(refused(&server, unknown).await.code(), Code::InvalidArgument);
-    undisturbed(&mut witness, time).await;
+    assert_eq!(server.end_after(unknown).await.code(), Code::InvalidArgument);
+    assert_undisturbed(&mut witness, time).await;
 }
 
 #[tokio::test]
-async fn texts_that_cannot_be_said_are_answered_to_their_sender() {
+async fn an_invalid_text_is_answered_to_its_sender_alone() {
     let (server, mut witness) = with_witness().await;
     let mut ada = server.join("Ada").await;
-    assert_eq!(witness.heard().await.0, 2);
+    assert_eq!(witness.next_line().await.0, 2);
     let long = "é".repeat(2_001);
     let texts = [
         (long.as_str(), NoticeCode::MessageTooLong),
@@ -188,12 +160,12 @@ async fn texts_that_cannot_be_said_are_answered_to_their_sender() {
         assert_eq!(answer.notice.unwrap().code(), code);
     }
     ada.say(0, &"é".repeat(2_000)).await;
-    // Both refusals were events of the clock.
-    assert_eq!((ada.heard().await.0, witness.heard().await.0), (5, 5));
+    // Both rejections advanced the clock.
+    assert_eq!((ada.next_line().await.0, witness.next_line().await.0), (5, 5));
 }
 
 #[tokio::test]
-async fn a_message_beyond_all_limits_ends_its_stream_only() {
+async fn a_message_over_the_decode_limit_ends_only_its_stream() {
     let (server, mut witness) = with_witness().await;
     let channel = server.channel().await;
     let (mut ada, mut bob) = (Client::open(channel.clone()).await, Client::open(channel).await);
@@ -209,15 +181,23 @@ async fn a_message_beyond_all_limits_ends_its_stream_only() {
         (left.r#type(), left.sender_name.as_str()),
         (EventType::Leave, "Ada")
     );
-    // The other stream of the same connection goes on.
+    // The other stream of the same connection continues.
     assert_eq!(bob.next().await.sender_name, "Ada");
     bob.say(0, "hi").await;
-    assert_eq!(bob.heard().await.2, "hi");
-    assert_eq!(witness.heard().await.2, "hi");
+    assert_eq!(bob.next_line().await.2, "hi");
+    assert_eq!(witness.next_line().await.2, "hi");
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    let closed = timeout(PATIENCE, stream.read_to_end(&mut received)).await;
+    // A reset is an error, after which what was received before is still there.
+    closed.expect("the connection is closed").ok();
+    received
 }
 
 #[tokio::test]
-async fn garbage_on_the_port_is_turned_away() {
+async fn connections_that_do_not_speak_http2_are_closed() {
     let (server, mut witness) = with_witness().await;
     let garbage: [&[u8]; 4] = [
         b"GET / HTTP/1.1\r\n\r\n",
@@ -228,38 +208,30 @@ async fn garbage_on_the_port_is_turned_away() {
     for bytes in garbage {
         let mut stream = TcpStream::connect(server.listen).await.unwrap();
         stream.write_all(bytes).await.unwrap();
-        // It is closed, by an end or by a reset, and is told nothing.
-        let mut answer = Vec::new();
-        timeout(PATIENCE, stream.read_to_end(&mut answer))
-            .await
-            .expect("the connection is closed")
-            .ok();
-        assert!(answer.is_empty(), "{answer:?}");
+        // The server closes or resets the connection without sending anything.
+        let response = read_to_end(&mut stream).await;
+        assert!(response.is_empty(), "{response:?}");
     }
-    // After the preface the answer is HTTP/2's own: GOAWAY.
+    // After the preface the server may send a GOAWAY.
     let mut stream = TcpStream::connect(server.listen).await.unwrap();
     stream
         .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nthis is no frame at all, whatever it may be")
         .await
         .unwrap();
-    let mut answer = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut answer))
-        .await
-        .expect("the connection is closed")
-        .ok();
+    read_to_end(&mut stream).await;
     server
-        .until_metric(
+        .wait_for_metric(
             "chitchat_connections_refused_total{reason=\"protocol\"}",
             garbage.len() as f64,
         )
         .await;
-    undisturbed(&mut witness, 1).await;
+    assert_undisturbed(&mut witness, 1).await;
 }
 
 #[tokio::test]
-async fn a_call_is_no_longer_than_a_message_can_be() {
+async fn unary_requests_over_the_decode_limit_are_rejected() {
     let (server, mut witness) = with_witness().await;
-    let mut calls = ChatServiceClient::new(server.channel().await);
+    let mut calls = server.client().await;
     for (len, code) in [(20_000, Code::InvalidArgument), (200_000, Code::OutOfRange)] {
         let request = SendMessageRequest {
             client_name: "bot".into(),
@@ -268,14 +240,14 @@ async fn a_call_is_no_longer_than_a_message_can_be() {
         };
         assert_eq!(calls.send_message(request).await.unwrap_err().code(), code);
     }
-    // The first was received and refused, which ticks the clock.
-    undisturbed(&mut witness, 2).await;
+    // The first was decoded and then rejected, which advances the clock.
+    assert_undisturbed(&mut witness, 2).await;
 }
 
 #[tokio::test]
-async fn what_is_refused_makes_no_room() {
+async fn rejected_requests_create_no_room() {
     let (server, _witness) = with_witness().await;
-    let mut calls = ChatServiceClient::new(server.channel().await);
+    let mut calls = server.client().await;
     for first in [
         join("Server"),
         JoinMsgLeave {
@@ -287,7 +259,7 @@ async fn what_is_refused_makes_no_room() {
             room: "new".into(),
             ..first
         };
-        refused(&server, first).await;
+        server.end_after(first).await;
     }
     let post = |msg: &str| SendMessageRequest {
         room: "new".into(),
@@ -303,12 +275,12 @@ async fn what_is_refused_makes_no_room() {
         rooms.into_iter().map(|room| room.room).collect::<Vec<_>>()
     };
     assert_eq!(rooms().await, ["lobby"]);
-    let refusals = [
+    let rejections = [
         ("name_taken", 1.0),
         ("timestamp_out_of_range", 1.0),
         ("message_too_long", 1.0),
     ];
-    for (reason, count) in refusals {
+    for (reason, count) in rejections {
         let metric = format!("chitchat_events_rejected_total{{reason=\"{reason}\",");
         assert_eq!(server.metric(&metric).await, count, "{reason}");
     }

@@ -1,4 +1,5 @@
-//! Golden conversations, played to the fold alone and to the real server: both answer to the letter.
+//! Golden conversations, performed by the room of the domain alone and by the real server: both must answer exactly as
+//! written.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,29 +20,29 @@ const RULES: Rules = Rules {
     allow_duplicate_names: false,
 };
 
-/// A line that begins with `>`.
-enum Line {
-    Joins {
+/// What a participant does: a line that begins with `>`.
+enum Action {
+    Join {
         name: String,
         id: i32,
         at: i64,
     },
-    Says {
+    Say {
         name: String,
         id: String,
         at: i64,
         text: String,
     },
-    Leaves {
+    Leave {
         name: String,
         at: i64,
     },
-    Vanishes {
+    Vanish {
         name: String,
     },
 }
 
-impl Line {
+impl Action {
     fn parse(line: &str) -> Self {
         let (words, text) = line
             .split_once(':')
@@ -54,20 +55,20 @@ impl Line {
         let name = words[0].to_owned();
         let at = option("at").map_or(0, |at| at.parse().unwrap());
         match words[1] {
-            "joins" => Self::Joins {
+            "joins" => Self::Join {
                 name,
                 id: option("as").map_or(0, |id| id.parse().unwrap()),
                 at,
             },
-            "says" => Self::Says {
+            "says" => Self::Say {
                 name,
                 id: option("as").unwrap_or_default(),
                 at,
                 text: unescape(text.unwrap().trim()),
             },
-            "leaves" => Self::Leaves { name, at },
-            "vanishes" => Self::Vanishes { name },
-            verb => panic!("nobody {verb}: {line}"),
+            "leaves" => Self::Leave { name, at },
+            "vanishes" => Self::Vanish { name },
+            verb => panic!("unknown action {verb}: {line}"),
         }
     }
 }
@@ -86,30 +87,30 @@ fn escape(text: &str) -> String {
     text.replace('\t', "\\t").replace('\u{1b}', "\\e")
 }
 
-fn broadcast(sequence: u64, time: i64, kind: &str, name: &str, words: &str) -> String {
-    format!("#{sequence} L={time} {kind} {name}: {}", escape(words))
+fn broadcast(sequence: u64, time: i64, kind: &str, name: &str, text: &str) -> String {
+    format!("#{sequence} L={time} {kind} {name}: {}", escape(text))
         .trim_end()
         .to_owned()
 }
 
-fn private(time: i64, name: &str, words: &str) -> String {
-    format!("L={time} to {name}: {}", escape(words))
+fn private(time: i64, name: &str, text: &str) -> String {
+    format!("L={time} to {name}: {}", escape(text))
 }
 
-fn refused(name: &str, why: &str) -> String {
-    format!("{name} is refused: {why}")
+fn rejected(name: &str, reason: &str) -> String {
+    format!("{name} is refused: {reason}")
 }
 
-/// The fold, without a server around it.
-struct Fold {
+/// The room of the domain, without a server.
+struct RoomAlone {
     room: Room,
     ids: BTreeMap<String, ParticipantId>,
 }
 
-impl Fold {
-    fn play(&mut self, line: Line) -> Vec<String> {
-        let (name, command) = match line {
-            Line::Joins { name, id, at } => {
+impl RoomAlone {
+    fn perform(&mut self, action: Action) -> Vec<String> {
+        let (name, command) = match action {
+            Action::Join { name, id, at } => {
                 let join = Join {
                     id: ParticipantId::from_wire(id),
                     name: Name::try_from(name.as_str()).unwrap(),
@@ -119,7 +120,7 @@ impl Fold {
                 };
                 (name, Command::Join(join))
             }
-            Line::Says { name, id, at, text } => {
+            Action::Say { name, id, at, text } => {
                 let say = Say {
                     participant: self.ids[&name],
                     message: Message {
@@ -131,7 +132,7 @@ impl Fold {
                 };
                 (name, Command::Say(say))
             }
-            Line::Leaves { name, at } => {
+            Action::Leave { name, at } => {
                 let leave = Leave {
                     participant: self.ids[&name],
                     timestamp: Some(Timestamp(at)),
@@ -139,7 +140,7 @@ impl Fold {
                 };
                 (name, Command::Leave(leave))
             }
-            Line::Vanishes { name } => {
+            Action::Vanish { name } => {
                 let leave = Leave {
                     participant: self.ids[&name],
                     timestamp: None,
@@ -181,10 +182,10 @@ impl Fold {
                 vec![private(time.get(), &name, &rejection.to_string())]
             }
             Outcome::Rejected { rejection, .. } => {
-                let mut answers = vec![refused(&name, &rejection.to_string())];
-                // Who is to leave leaves, whatever time was claimed.
+                let mut answers = vec![rejected(&name, &rejection.to_string())];
+                // A LEAVE with an invalid timestamp still leaves.
                 if leaving.is_some() {
-                    answers.extend(self.play(Line::Vanishes { name }));
+                    answers.extend(self.perform(Action::Vanish { name }));
                 }
                 answers
             }
@@ -192,14 +193,14 @@ impl Fold {
     }
 }
 
-/// The real server, and a stream for everybody.
-struct Served {
+/// The real server, with a stream for each participant.
+struct RealServer {
     server: TestServer,
     clients: BTreeMap<String, Client>,
 }
 
-impl Served {
-    fn shown(message: &ServerMessage) -> String {
+impl RealServer {
+    fn format(message: &ServerMessage) -> String {
         let kind = message.r#type().as_str_name();
         broadcast(
             message.sequence,
@@ -210,19 +211,19 @@ impl Served {
         )
     }
 
-    /// What everybody hears next, which is the same. None where nobody is left to hear it.
-    async fn heard_by_all(&mut self) -> Option<String> {
-        let mut heard: Option<ServerMessage> = None;
+    /// Asserts that all participants receive the same event next. `None` without participants.
+    async fn next_event(&mut self) -> Option<String> {
+        let mut event: Option<ServerMessage> = None;
         for client in self.clients.values_mut() {
             let message = client.next().await;
-            assert_eq!(heard.get_or_insert_with(|| message.clone()), &message);
+            assert_eq!(event.get_or_insert_with(|| message.clone()), &message);
         }
-        heard.as_ref().map(Self::shown)
+        event.as_ref().map(Self::format)
     }
 
-    async fn play(&mut self, line: Line) -> Vec<Option<String>> {
-        match line {
-            Line::Joins { name, id, at } => {
+    async fn perform(&mut self, action: Action) -> Vec<Option<String>> {
+        match action {
+            Action::Join { name, id, at } => {
                 let mut client = self.server.open().await;
                 client
                     .send(JoinMsgLeave {
@@ -231,49 +232,49 @@ impl Served {
                         ..join(&name)
                     })
                     .await;
-                match client.next_or_end().await {
+                match client.try_next().await {
                     Ok(message) => {
-                        let own = Self::shown(&message);
-                        if let Some(heard) = self.heard_by_all().await {
-                            assert_eq!(heard, own);
+                        let own = Self::format(&message);
+                        if let Some(event) = self.next_event().await {
+                            assert_eq!(event, own);
                         }
                         self.clients.insert(name, client);
                         vec![Some(own)]
                     }
-                    Err(status) => vec![Some(refused(&name, status.message()))],
+                    Err(status) => vec![Some(rejected(&name, status.message()))],
                 }
             }
-            Line::Says { name, id, at, text } => {
-                let speaker = self.clients.get_mut(&name).unwrap();
-                speaker
+            Action::Say { name, id, at, text } => {
+                let sender = self.clients.get_mut(&name).unwrap();
+                sender
                     .send(JoinMsgLeave {
                         message_id: id,
                         ..message(at, &text)
                     })
                     .await;
-                let answer = speaker.next().await;
+                let answer = sender.next().await;
                 if answer.sequence == 0 {
                     return vec![Some(private(answer.timestamp, &name, &answer.msg_stream))];
                 }
-                let own = Self::shown(&answer);
-                let speaker = self.clients.remove(&name).unwrap();
-                if let Some(heard) = self.heard_by_all().await {
-                    assert_eq!(heard, own);
+                let own = Self::format(&answer);
+                let sender = self.clients.remove(&name).unwrap();
+                if let Some(event) = self.next_event().await {
+                    assert_eq!(event, own);
                 }
-                self.clients.insert(name, speaker);
+                self.clients.insert(name, sender);
                 vec![Some(own)]
             }
-            Line::Leaves { name, at } => {
+            Action::Leave { name, at } => {
                 let mut client = self.clients.remove(&name).unwrap();
                 client.send(leave(at)).await;
-                let status = client.next_or_end().await.unwrap_err();
-                let refusal =
-                    (status.code() != tonic::Code::Ok).then(|| Some(refused(&name, status.message())));
-                refusal.into_iter().chain([self.heard_by_all().await]).collect()
+                let status = client.try_next().await.unwrap_err();
+                let rejection =
+                    (status.code() != tonic::Code::Ok).then(|| Some(rejected(&name, status.message())));
+                rejection.into_iter().chain([self.next_event().await]).collect()
             }
-            Line::Vanishes { name } => {
+            Action::Vanish { name } => {
                 drop(self.clients.remove(&name).unwrap());
-                vec![self.heard_by_all().await]
+                vec![self.next_event().await]
             }
         }
     }
@@ -290,13 +291,11 @@ fn scripts() -> Vec<PathBuf> {
     scripts
 }
 
-/// Comments and `>` lines as they are, each with the answers below it.
+/// The comments and `>` lines, each with the answers below it.
 fn blocks(script: &str) -> Vec<(&str, Vec<&str>)> {
     let mut blocks: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in script.lines() {
-        if line.starts_with(['#']) && !line.starts_with("# ") {
-            blocks.last_mut().unwrap().1.push(line);
-        } else if line.starts_with("# ") || line.starts_with("> ") {
+        if line.starts_with("# ") || line.starts_with("> ") {
             blocks.push((line, Vec::new()));
         } else {
             blocks.last_mut().unwrap().1.push(line);
@@ -306,11 +305,11 @@ fn blocks(script: &str) -> Vec<(&str, Vec<&str>)> {
 }
 
 #[test]
-fn the_fold_answers_as_written() {
+fn the_room_alone_answers_as_written() {
     let update = env::var_os("UPDATE_GOLDEN").is_some();
     for path in scripts() {
         let script = fs::read_to_string(&path).unwrap();
-        let mut fold = Fold {
+        let mut room = RoomAlone {
             room: Room::new(RULES),
             ids: BTreeMap::new(),
         };
@@ -318,7 +317,7 @@ fn the_fold_answers_as_written() {
         for (line, _) in blocks(&script) {
             written += &format!("{line}\n");
             if let Some(line) = line.strip_prefix("> ") {
-                for answer in fold.play(Line::parse(line)) {
+                for answer in room.perform(Action::parse(line)) {
                     written += &format!("{answer}\n");
                 }
             }
@@ -335,15 +334,15 @@ async fn the_server_answers_as_written() {
     for path in scripts() {
         let script = fs::read_to_string(&path).unwrap();
         let server = TestServer::with(|config| config.rules = RULES).await;
-        let mut served = Served {
+        let mut server = RealServer {
             server,
             clients: BTreeMap::new(),
         };
         for (line, expected) in blocks(&script) {
-            let Some(played) = line.strip_prefix("> ") else {
+            let Some(action) = line.strip_prefix("> ") else {
                 continue;
             };
-            let answers = served.play(Line::parse(played)).await;
+            let answers = server.perform(Action::parse(action)).await;
             assert_eq!(answers.len(), expected.len(), "{} {line}", path.display());
             for (answer, expected) in answers.iter().zip(expected) {
                 assert!(

@@ -1,13 +1,17 @@
-//! A server on a free port, and clients that say just what a test wants said.
+//! A server on free ports, and clients that send exactly the messages of a test.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use chitchat::cmd::Failure;
 use chitchat::cmd::serve::Server;
 use chitchat::config::{Config, StoreOptions};
 use chitchat::proto::chat_service_client::ChatServiceClient;
-use chitchat::proto::{EventType, JoinMsgLeave, ServerMessage};
+use chitchat::proto::{EventType, JoinMsgLeave, ServerMessage, Welcome};
+use chitchat::store::Durability;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -15,10 +19,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// How long anything may take that is to happen: only a broken server needs it.
+/// Upper bound for every wait: far more than a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server that runs until it is dropped or told to end.
+/// A server that runs until it is dropped or shut down.
 pub struct TestServer {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
@@ -31,7 +35,7 @@ impl TestServer {
         Self::with(|_| {}).await
     }
 
-    /// A server of the default configuration, but for what `change` makes of it.
+    /// Starts a server with the default configuration, changed by `change`.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.listen.set_port(0);
@@ -40,8 +44,8 @@ impl TestServer {
         change(&mut config);
         let server = Server::bind(config).await.unwrap();
         let (listen, admin) = (server.listen(), server.admin());
-        let (shutdown, told) = oneshot::channel();
-        let running = tokio::spawn(server.run(async { told.await.unwrap_or("dropped") }));
+        let (shutdown, signal) = oneshot::channel();
+        let running = tokio::spawn(server.run(async { signal.await.unwrap_or("dropped") }));
         Self {
             listen,
             admin,
@@ -50,10 +54,29 @@ impl TestServer {
         }
     }
 
-    /// Tells the server to end; the handle is ready when it has.
-    pub fn end(self) -> JoinHandle<Result<(), Failure>> {
+    /// Like [`Self::with`], with the rooms stored in `directory` and a grace period of a minute.
+    pub async fn stored_in(directory: &Path, change: impl FnOnce(&mut Config)) -> Self {
+        Self::with(|config| {
+            config.store = StoreOptions::Disk {
+                directory: directory.to_owned(),
+                durability: Durability::Os,
+                accept_loss: false,
+            };
+            config.hub.resume_grace = Duration::from_secs(60);
+            change(config);
+        })
+        .await
+    }
+
+    /// Tells the server to drain. The handle is ready when it has.
+    pub fn begin_drain(self) -> JoinHandle<Result<(), Failure>> {
         self.shutdown.send("test").unwrap();
         self.running
+    }
+
+    /// Drains the server and waits until it has.
+    pub async fn shut_down(self) {
+        wait_for_shutdown(self.begin_drain()).await;
     }
 
     pub async fn channel(&self) -> Channel {
@@ -64,30 +87,57 @@ impl TestServer {
             .unwrap()
     }
 
-    /// A client of the first version that has joined; what it heard of its own JOIN is read.
+    /// A client for the unary calls and Subscribe.
+    pub async fn client(&self) -> ChatServiceClient<Channel> {
+        ChatServiceClient::new(self.channel().await)
+    }
+
+    /// A client of the first version that has joined and received its own JOIN.
     pub async fn join(&self, name: &str) -> Client {
         let mut client = self.open().await;
         client.send(join(name)).await;
-        let heard = client.next().await;
+        let event = client.next().await;
         assert_eq!(
-            (heard.r#type(), heard.sender_name.as_str()),
+            (event.r#type(), event.sender_name.as_str()),
             (EventType::Join, name.trim())
         );
-        client.id = heard.sender_id;
+        client.id = event.sender_id;
         client
     }
 
-    /// A stream on a connection of its own, on which nothing was said.
+    /// A client that has sent `first`, a JOIN that asks for a welcome, and received the welcome.
+    pub async fn join_with(&self, first: JoinMsgLeave) -> (Client, Welcome) {
+        let mut client = self.open().await;
+        client.send(first).await;
+        let welcome = client.next().await.welcome;
+        (client, welcome.expect("the first message is the welcome"))
+    }
+
+    /// The status with which a stream ends whose first message is `first`.
+    pub async fn end_after(&self, first: JoinMsgLeave) -> Status {
+        let mut client = self.open().await;
+        client.send(first).await;
+        client.end().await
+    }
+
+    /// A Chat stream on a connection of its own.
     pub async fn open(&self) -> Client {
         Client::open(self.channel().await).await
     }
 
-    /// A page of the admin port: status and body.
+    /// Requests `path` from the admin port and returns status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        get(self.admin, path).await
+        let mut stream = TcpStream::connect(self.admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
     }
 
-    /// The value of a metric (a sum over those that begin so).
+    /// The sum of the series whose name and labels begin with `name`.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, page) = self.get("/metrics").await;
         let values = page
@@ -97,8 +147,8 @@ impl TestServer {
         values.map(|value| value.parse::<f64>().unwrap()).sum()
     }
 
-    /// Waits until a metric has this value.
-    pub async fn until_metric(&self, name: &str, value: f64) {
+    /// Waits until [`Self::metric`] returns `value`.
+    pub async fn wait_for_metric(&self, name: &str, value: f64) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let now = self.metric(name).await;
@@ -114,18 +164,13 @@ impl TestServer {
     }
 }
 
-/// One request of HTTP/1.1, as small as it can be.
-pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
+/// Waits until a server that drains has shut down.
+pub async fn wait_for_shutdown(running: JoinHandle<Result<(), Failure>>) {
+    timeout(PATIENCE, running)
+        .await
+        .expect("the server shuts down")
+        .unwrap()
+        .unwrap();
 }
 
 /// One Chat stream.
@@ -140,11 +185,11 @@ impl Client {
     pub async fn open(channel: Channel) -> Self {
         let (outgoing, messages) = mpsc::channel(1024);
         let mut chat = ChatServiceClient::new(channel);
-        // The response headers come before anything was said.
+        // The server sends the response headers before the first message.
         let call = chat.chat(ReceiverStream::new(messages));
         let incoming = timeout(PATIENCE, call)
             .await
-            .expect("headers go out at once")
+            .expect("the server sends its headers")
             .unwrap()
             .into_inner();
         Self {
@@ -162,40 +207,39 @@ impl Client {
         self.send(message(timestamp, text)).await;
     }
 
-    /// Ends this side of the stream.
     pub fn half_close(&mut self) {
         self.outgoing = None;
     }
 
-    /// What comes next, or how the stream ended.
-    pub async fn next_or_end(&mut self) -> Result<ServerMessage, Status> {
+    /// The next message, or the status with which the stream ended.
+    pub async fn try_next(&mut self) -> Result<ServerMessage, Status> {
         let next = timeout(PATIENCE, self.incoming.message())
             .await
-            .expect("the server says something");
+            .expect("the server sends a message");
         next.and_then(|message| message.ok_or_else(|| Status::new(Code::Ok, "")))
     }
 
     pub async fn next(&mut self) -> ServerMessage {
-        self.next_or_end().await.expect("the stream goes on")
+        self.try_next().await.expect("the stream goes on")
     }
 
-    /// What comes next, as `(time, sender, text)`.
-    pub async fn heard(&mut self) -> (i64, String, String) {
+    /// The time, sender and text of the next message.
+    pub async fn next_line(&mut self) -> (i64, String, String) {
         let message = self.next().await;
         (message.timestamp, message.sender_name, message.msg_stream)
     }
 
-    /// How the stream ends, after whatever comes before.
+    /// The status with which the stream ends, after any number of messages.
     pub async fn end(&mut self) -> Status {
         loop {
-            if let Err(status) = self.next_or_end().await {
+            if let Err(status) = self.try_next().await {
                 return status;
             }
         }
     }
 }
 
-/// A JOIN as the first version's client sends it.
+/// A JOIN of a client of the first version.
 pub fn join(name: &str) -> JoinMsgLeave {
     JoinMsgLeave {
         client_name: name.into(),
@@ -205,7 +249,15 @@ pub fn join(name: &str) -> JoinMsgLeave {
     }
 }
 
-/// A MESSAGE as the first version's client sends it.
+/// A JOIN that asks for a welcome.
+pub fn join_wanting_welcome(name: &str) -> JoinMsgLeave {
+    JoinMsgLeave {
+        wants_welcome: true,
+        ..join(name)
+    }
+}
+
+/// A MESSAGE of a client of the first version.
 pub fn message(timestamp: i64, text: &str) -> JoinMsgLeave {
     JoinMsgLeave {
         timestamp,
@@ -215,7 +267,7 @@ pub fn message(timestamp: i64, text: &str) -> JoinMsgLeave {
     }
 }
 
-/// A LEAVE as the first version's client sends it.
+/// A LEAVE of a client of the first version.
 pub fn leave(timestamp: i64) -> JoinMsgLeave {
     JoinMsgLeave {
         timestamp,

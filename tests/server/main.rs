@@ -1,4 +1,4 @@
-//! The real server, in process on port 0, and clients that talk to it over real gRPC.
+//! The real server, run inside the test process, and clients that talk to it over gRPC.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,17 +9,18 @@
     reason = "a test that meets what it does not expect has failed"
 )]
 
+mod admin;
 mod bad_input;
-mod clean_ends;
+mod calls;
 mod conversations;
-mod durable;
+mod drain_and_limits;
+mod first_message;
 mod first_version;
-mod halted;
 mod harness;
-mod kept;
-mod many;
-mod operations;
-mod roster;
-mod silent;
+mod leaving;
+mod load;
+mod newer_fields;
+mod retention;
+mod sessions;
 mod small_frames;
-mod welcome;
+mod store_failures;

@@ -1,4 +1,4 @@
-//! A client that sends each message in a frame of its own, by hand, and does not read.
+//! A client that sends each message in a DATA frame of its own and does not read.
 
 use chitchat::proto::JoinMsgLeave;
 use prost::Message;
@@ -16,7 +16,7 @@ const GOAWAY: u8 = 7;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// A frame as RFC 9113, section 4.1, has it.
+/// A frame in the layout of RFC 9113, section 4.1.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -25,7 +25,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The headers of a call, none of them compressed (RFC 7541, section 6.2.2).
+/// The header block of a call, as literals without indexing (RFC 7541, section 6.2.2).
 fn headers() -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in [
@@ -53,17 +53,16 @@ fn data(stream: u32, message: &JoinMsgLeave) -> Vec<u8> {
     frame(DATA, 0, stream, &payload)
 }
 
-/// Opens `streams` calls that each say `text` so often, and gives the kind of the frame that answers a PING after them.
+/// Opens `streams` calls that each send `text` `count` times, and returns the type of the frame that answers a PING after them.
 async fn answer_after(server: &TestServer, streams: u32, count: usize, text: &str) -> u8 {
     let mut socket = TcpStream::connect(server.listen).await.unwrap();
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    // No window for the answers, so the server does not read on.
+    // A window of zero for the responses, so that the server stops reading the requests.
     sent.extend(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
     for stream in (1..).step_by(2).take(streams as usize) {
         sent.extend(frame(HEADERS, END_HEADERS, stream, &headers()));
-        let said = data(stream, &message(0, text));
         sent.extend(data(stream, &join(&format!("client {stream}"))));
-        sent.extend(said.repeat(count));
+        sent.extend(data(stream, &message(0, text)).repeat(count));
     }
     sent.extend(frame(PING, 0, 0, &[7; 8]));
     socket.write_all(&sent).await.unwrap();
@@ -81,9 +80,9 @@ async fn answer_after(server: &TestServer, streams: u32, count: usize, text: &st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn short_messages_that_wait_do_not_end_their_connection() {
+async fn unread_short_messages_do_not_close_their_connection() {
     let server = TestServer::start().await;
-    // A stream's window full of the shortest messages, and a gateway whose clients each said a few.
+    // A stream window full of the shortest messages, and a gateway whose clients each sent a few.
     for (streams, count, text) in [(1, 4_800, "y"), (20, 200, "hey you"), (300, 12, "hey")] {
         let answer = timeout(PATIENCE, answer_after(&server, streams, count, text)).await;
         assert_eq!(answer, Ok(PING), "{streams} streams with {count} messages");

@@ -1,11 +1,11 @@
-//! What clients get that use newer fields.
+//! Clients that use the fields which the first version did not have.
 
 use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode};
 
 use crate::harness::{TestServer, join, leave, message};
 
 #[tokio::test]
-async fn a_newer_client_is_welcomed_before_anything_else() {
+async fn the_welcome_precedes_all_other_messages() {
     let server = TestServer::start().await;
     let mut ada = server.open().await;
     ada.send(JoinMsgLeave {
@@ -33,11 +33,11 @@ async fn a_newer_client_is_welcomed_before_anything_else() {
 }
 
 #[tokio::test]
-async fn rooms_do_not_hear_one_another() {
+async fn rooms_are_independent() {
     let server = TestServer::start().await;
     let mut lobby = server.join("Ada").await;
     let mut tea = server.open().await;
-    // The same name and the same id: another room is another world.
+    // Names and ids are per room.
     tea.send(JoinMsgLeave {
         room: "tea".into(),
         id: lobby.id,
@@ -48,26 +48,30 @@ async fn rooms_do_not_hear_one_another() {
     assert_eq!(tea.next().await.r#type(), EventType::Join);
     lobby.say(0, "lobby").await;
     tea.say(0, "tea").await;
-    assert_eq!(lobby.heard().await.2, "lobby");
-    let heard = tea.next().await;
+    assert_eq!(lobby.next_line().await.2, "lobby");
+    let received = tea.next().await;
     assert_eq!(
-        (heard.msg_stream.as_str(), heard.room.as_str(), heard.sequence),
+        (
+            received.msg_stream.as_str(),
+            received.room.as_str(),
+            received.sequence
+        ),
         ("tea", "tea", 2)
     );
 }
 
 #[tokio::test]
-async fn a_message_id_is_said_once() {
+async fn a_message_id_is_broadcast_once() {
     let server = TestServer::start().await;
     let mut ada = server.join("Ada").await;
-    let named = |text: &str| chitchat::proto::JoinMsgLeave {
+    let with_id = |text: &str| JoinMsgLeave {
         message_id: "m1".into(),
         ..message(0, text)
     };
-    ada.send(named("once")).await;
+    ada.send(with_id("once")).await;
     let original = ada.next().await;
     assert_eq!((original.message_id.as_str(), original.sequence), ("m1", 2));
-    ada.send(named("once")).await;
+    ada.send(with_id("once")).await;
     let repeated = ada.next().await;
     let notice = repeated.notice.unwrap();
     assert_eq!(
@@ -82,15 +86,15 @@ async fn a_message_id_is_said_once() {
         ),
         ("m1", 0, 3)
     );
-    ada.send(named("another")).await;
+    ada.send(with_id("another")).await;
     let taken = ada.next().await.notice.unwrap();
     assert_eq!(
         (taken.code(), taken.original_sequence),
         (NoticeCode::MessageIdTaken, 2)
     );
-    // A new connection is no way around it.
+    // This holds for other participants too.
     let mut bob = server.join("Bob").await;
-    bob.send(named("once")).await;
+    bob.send(with_id("once")).await;
     assert_eq!(
         bob.next().await.notice.unwrap().code(),
         NoticeCode::MessageRepeated
@@ -98,19 +102,19 @@ async fn a_message_id_is_said_once() {
 }
 
 #[tokio::test]
-async fn a_trace_context_comes_out_as_it_went_in() {
+async fn a_trace_context_is_forwarded_unchanged() {
     let server = TestServer::start().await;
     let mut ada = server.join("Ada").await;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let said = JoinMsgLeave {
+    let traced = JoinMsgLeave {
         traceparent: traceparent.into(),
         tracestate: "a=1".into(),
         ..message(0, "hi")
     };
-    ada.send(said).await;
-    let heard = ada.next().await;
+    ada.send(traced).await;
+    let received = ada.next().await;
     assert_eq!(
-        (heard.traceparent.as_str(), heard.tracestate.as_str()),
+        (received.traceparent.as_str(), received.tracestate.as_str()),
         (traceparent, "a=1")
     );
     ada.send(leave(0)).await;

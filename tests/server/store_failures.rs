@@ -1,4 +1,4 @@
-//! A room that cannot be opened: whose fault it is decides who ends.
+//! A store that cannot open a room: damaged data fails the room, any other error fails the server.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -65,7 +65,7 @@ impl Store for Failing {
 }
 
 #[tokio::test]
-async fn a_damaged_log_ends_its_room_and_a_failed_store_the_server() {
+async fn a_damaged_log_fails_its_room_and_a_failed_store_fails_the_server() {
     let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
     let store = Arc::new(Failing(MemoryStore::new(Retention::ON_DISK, 4)));
     let report = Arc::new(TelemetryObserver::new(metrics, None));

@@ -1,4 +1,4 @@
-//! What those see who run the server.
+//! The admin port: health and metrics.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{PATIENCE, TestServer, leave};
 
 #[tokio::test]
-async fn the_admin_port_answers() {
+async fn the_admin_port_serves_liveness_and_readiness() {
     let server = TestServer::start().await;
     assert_eq!(server.get("/livez").await, (200, "alive\n".into()));
-    server.until_metric("chitchat_connected_clients", 0.0).await;
+    server.wait_for_metric("chitchat_connected_clients", 0.0).await;
     assert_eq!(server.get("/readyz").await.0, 200);
     assert_eq!(server.get("/nothing").await.0, 404);
 }
 
 #[tokio::test]
-async fn metrics_count_what_happens() {
+async fn metrics_count_events_and_deliveries() {
     let server = TestServer::start().await;
     let mut ada = server.join("Ada").await;
     let mut bob = server.join("Bob").await;
@@ -34,7 +34,7 @@ async fn metrics_count_what_happens() {
     bob.send(leave(0)).await;
     bob.end().await;
     ada.next().await;
-    server.until_metric("chitchat_connected_clients", 1.0).await;
+    server.wait_for_metric("chitchat_connected_clients", 1.0).await;
     assert_eq!(
         server
             .metric("chitchat_events_received_total{kind=\"message\"}")
@@ -61,7 +61,7 @@ async fn metrics_count_what_happens() {
     );
 }
 
-/// Whether the admin port answers, which it does not while it has too many connections.
+/// Whether the admin port answers; it does not while it has too many connections.
 async fn is_alive(admin: SocketAddr) -> bool {
     let mut stream = TcpStream::connect(admin).await.unwrap();
     // A connection that was closed already may be reset.
@@ -72,7 +72,7 @@ async fn is_alive(admin: SocketAddr) -> bool {
 }
 
 #[tokio::test]
-async fn silent_connections_to_the_admin_port_are_few() {
+async fn connections_to_the_admin_port_are_limited() {
     let server = TestServer::start().await;
     let mut silent = Vec::new();
     for _ in 0..MAX_CONNECTIONS {
@@ -80,7 +80,7 @@ async fn silent_connections_to_the_admin_port_are_few() {
     }
     for _ in 0..8 {
         let mut surplus = TcpStream::connect(server.admin).await.unwrap();
-        // Long before the silent ones are given up.
+        // Long before the silent ones time out.
         let closed = timeout(PATIENCE, surplus.read(&mut [0])).await.unwrap();
         assert_eq!(closed.unwrap(), 0);
     }
@@ -89,7 +89,7 @@ async fn silent_connections_to_the_admin_port_are_few() {
         silent.iter().all(|stream| stream.try_read(&mut byte).is_err()),
         "the first were closed"
     );
-    // Whoever talks is not held up.
+    // Chat clients are not affected.
     server.join("Ada").await;
     drop(silent);
     let answers = timeout(PATIENCE, async {

@@ -1,8 +1,8 @@
-//! Many at once: one order for all, and nothing left behind.
+//! Many clients at once: one order for all, and no leaks.
 
 use std::time::Duration;
 
-use chitchat::proto::{JoinMsgLeave, ServerMessage};
+use chitchat::proto::JoinMsgLeave;
 use tokio::task::JoinSet;
 
 use crate::harness::{Client, TestServer, join, leave};
@@ -11,25 +11,15 @@ const SENDERS: usize = 50;
 const RECEIVERS: usize = 50;
 const MESSAGES: usize = 40;
 
-/// A client that has joined, whose stream begins with its own JOIN.
-async fn enter(server: &TestServer, name: String) -> (Client, ServerMessage) {
-    let mut client = server.open().await;
-    client
-        .send(JoinMsgLeave {
-            client_name: name,
-            ..join("")
-        })
-        .await;
-    let joined = client.next().await;
-    (client, joined)
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn all_streams_are_identical() {
+async fn all_participants_receive_the_same_events_in_the_same_order() {
     let server = TestServer::start().await;
     let mut clients = Vec::new();
     for n in 0..SENDERS + RECEIVERS {
-        clients.push(enter(&server, format!("client-{n}")).await);
+        let mut client = server.open().await;
+        client.send(join(&format!("client-{n}"))).await;
+        let joined = client.next().await;
+        clients.push((client, joined));
     }
     let mut reading = JoinSet::new();
     for (n, (mut client, joined)) in clients.into_iter().enumerate() {
@@ -63,7 +53,7 @@ async fn all_streams_are_identical() {
     for (heard, _) in &results {
         assert_eq!(heard[..], first[heard[0].sequence as usize - 1..]);
     }
-    // Each sender's messages are all there, in the order in which they were said.
+    // All messages of each sender are there, in the order in which they were sent.
     for n in 0..SENDERS {
         let prefix = format!("{n}/");
         let said: Vec<usize> = first
@@ -88,8 +78,8 @@ fn resources() -> (usize, u64) {
     )
 }
 
-/// A thousand clients on some connections come, hear themselves, and go.
-async fn come_and_go(server: &TestServer, clients: usize) {
+/// Lets `clients` join over twenty connections, receive their own JOIN, and leave or disconnect.
+async fn join_and_leave(server: &TestServer, clients: usize) {
     let mut channels = Vec::new();
     for _ in 0..20 {
         channels.push(server.channel().await);
@@ -112,36 +102,36 @@ async fn come_and_go(server: &TestServer, clients: usize) {
         });
     }
     going.join_all().await;
-    server.until_metric("chitchat_connected_clients", 0.0).await;
+    server.wait_for_metric("chitchat_connected_clients", 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_that_come_and_go_twenty_times_leave_nothing_behind() {
-    // Half of them vanish: they have no time to come back here.
+async fn twenty_thousand_clients_leave_no_tasks_descriptors_or_memory_behind() {
+    // Half of them disconnect without a LEAVE; without a grace period they leave at once.
     let server = TestServer::with(|config| config.hub.resume_grace = Duration::ZERO).await;
     for _ in 0..3 {
-        come_and_go(&server, 1_000).await;
+        join_and_leave(&server, 1_000).await;
     }
-    server.until_metric("chitchat_connections_open", 0.0).await;
+    server.wait_for_metric("chitchat_connections_open", 0.0).await;
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let (descriptors, resident) = resources();
     for _ in 3..20 {
-        come_and_go(&server, 1_000).await;
+        join_and_leave(&server, 1_000).await;
     }
-    server.until_metric("chitchat_connections_open", 0.0).await;
+    server.wait_for_metric("chitchat_connections_open", 0.0).await;
     let (descriptors_now, resident_now) = resources();
     assert!(
         descriptors_now <= descriptors + 5,
         "{descriptors} descriptors became {descriptors_now}"
     );
-    // The test's own clients are in this process too: what they leave counts as well.
+    // The clients of the test are in this process too, with what they leave behind.
     assert!(
         resident_now <= resident + resident / 4 + 8_192,
         "{resident} KiB became {resident_now} KiB"
     );
     let tasks_now = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     assert!(tasks_now <= tasks + 5, "{tasks} tasks became {tasks_now}");
-    // The rooms, which go on, know that everybody has gone.
+    // The rooms are still there, and all participants have left them.
     assert_eq!(server.metric("chitchat_rooms_active").await, 50.0);
     let (joins, leaves) = (
         server

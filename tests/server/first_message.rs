@@ -1,4 +1,4 @@
-//! Streams that are opened and on which nothing is said. Without a network, so that time passes as it is told to.
+//! Streams without a first message. They run without a network, so that the clock can be paused.
 
 use std::convert::Infallible;
 use std::future::{poll_fn, ready};
@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tower::{ServiceExt as _, service_fn};
 
-/// What a client sends that opens a stream, says nothing and stays.
+/// A request body that never sends a frame and never ends.
 struct Silence;
 
 impl http_body::Body for Silence {
@@ -34,8 +34,8 @@ impl http_body::Body for Silence {
     }
 }
 
-/// The status with which a silent stream of `method` ends.
-async fn end_of_silence(method: &str) -> Status {
+/// The status with which a stream of `method` without a first message ends.
+async fn status_without_first_message(method: &str) -> Status {
     let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
     let report = Arc::new(TelemetryObserver::new(metrics, None));
     let store = Arc::new(MemoryStore::new(Retention::ON_DISK, 1));
@@ -57,11 +57,12 @@ async fn end_of_silence(method: &str) -> Status {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_has_a_minute_to_begin() {
+async fn the_first_message_must_arrive_within_a_minute() {
     for (method, reason) in [("Chat", "JOIN_TIMEOUT"), ("Subscribe", "REQUEST_TIMEOUT")] {
         let opened = Instant::now();
-        let ended = tokio::time::timeout(Duration::from_secs(3_600), end_of_silence(method)).await;
-        let status = ended.expect("a silent stream ends");
+        let ended =
+            tokio::time::timeout(Duration::from_secs(3_600), status_without_first_message(method)).await;
+        let status = ended.expect("the stream ends");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{method}");
         assert_eq!(status.get_details_error_info().unwrap().reason, reason);
         assert_eq!(opened.elapsed().as_secs(), 60, "{method}");
