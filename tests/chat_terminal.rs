@@ -1,38 +1,36 @@
-//! `chitchat chat` with somebody at a terminal.
+//! `chitchat chat` on a pseudo-terminal.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod scripted;
+mod faulty_server;
+mod process;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::pty::{OpenptyResult, Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use nix::unistd::Pid;
+use process::{CHITCHAT, PATIENCE, Process};
 
-/// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A terminal with `chat` on it.
-struct Desk {
-    child: Child,
+/// A pseudo-terminal on which `chat` runs.
+struct Terminal {
+    process: Process,
     keyboard: File,
-    pieces: mpsc::Receiver<Vec<u8>>,
-    /// What was written to the terminal and not yet awaited.
+    output: mpsc::Receiver<Vec<u8>>,
+    /// The output that no call of [`Self::wait_for`] has matched yet.
     screen: String,
     /// The command's side of the terminal, to see its mode.
-    terminal: OwnedFd,
+    slave: OwnedFd,
 }
 
-impl Desk {
+impl Terminal {
     fn chat(server: SocketAddr, kind: &str, flags: &[&str]) -> Self {
         let size = Winsize {
             ws_row: 24,
@@ -42,7 +40,7 @@ impl Desk {
         };
         let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
         let stdio = || Stdio::from(slave.try_clone().unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_chitchat"))
+        let child = Command::new(CHITCHAT)
             .args(["chat", "--server", &server.to_string(), "--name", "Ada"])
             .args(flags)
             .env("TERM", kind)
@@ -52,22 +50,22 @@ impl Desk {
             .spawn()
             .unwrap();
         let keyboard = File::from(master);
-        let mut output = keyboard.try_clone().unwrap();
-        let (sender, pieces) = mpsc::channel();
+        let mut reader = keyboard.try_clone().unwrap();
+        let (sender, output) = mpsc::channel();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = output.read(&mut buffer) {
+            while let Ok(length @ 1..) = reader.read(&mut buffer) {
                 if sender.send(buffer[..length].to_vec()).is_err() {
                     return;
                 }
             }
         });
         Self {
-            child,
+            process: Process::from(child),
             keyboard,
-            pieces,
+            output,
             screen: String::new(),
-            terminal: slave,
+            slave,
         }
     }
 
@@ -75,8 +73,8 @@ impl Desk {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until `text` is written, and forgets everything up to its end.
-    fn sees(&mut self, text: &str) {
+    /// Waits until `text` is on the screen, and discards the screen up to its end.
+    fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(place) = self.screen.find(text) {
@@ -84,139 +82,104 @@ impl Desk {
                 return;
             }
             let rest = deadline.saturating_duration_since(Instant::now());
-            match self.pieces.recv_timeout(rest) {
-                Ok(piece) => self.screen.push_str(&String::from_utf8(piece).unwrap()),
-                Err(_) => panic!("{text:?} does not appear; there is {:?}", self.screen),
+            match self.output.recv_timeout(rest) {
+                Ok(output) => self.screen.push_str(&String::from_utf8(output).unwrap()),
+                Err(_) => panic!("{text:?} does not appear on {:?}", self.screen),
             }
         }
     }
 
     fn is_raw(&self) -> bool {
-        !tcgetattr(&self.terminal)
-            .unwrap()
-            .local_flags
-            .contains(LocalFlags::ICANON)
+        let mode = tcgetattr(&self.slave).unwrap();
+        !mode.local_flags.contains(LocalFlags::ICANON)
     }
 
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    /// Waits until the command has exited, and asserts that it has restored the terminal.
+    fn assert_exits(&mut self, code: i32) {
+        let status = self.process.wait();
+        assert_eq!(status.code(), Some(code), "{:?}", self.screen);
+        assert!(!self.is_raw());
     }
-
-    /// Waits for the end, and looks whether the terminal is as it was.
-    fn ends(&mut self, code: i32) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                assert_eq!(status.code(), Some(code), "{:?}", self.screen);
-                assert!(!self.is_raw());
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the command does not end; there is {:?}",
-                self.screen
-            );
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// A server on a runtime of its own, so that the test may block.
-fn server() -> (tokio::runtime::Runtime, SocketAddr) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let address = runtime.block_on(scripted::serve());
-    (runtime, address)
 }
 
 const JOINED: &str = "[L=1] Participant Ada joined Chit Chat at logical time L=1";
 
-/// Somebody who has joined and is about to type.
-fn seated(server: SocketAddr, flags: &[&str]) -> Desk {
-    let mut desk = Desk::chat(server, "xterm", flags);
-    desk.sees(JOINED);
-    desk.sees("> ");
-    desk
+/// A terminal on which Ada has joined and the prompt is shown.
+fn start_joined(server: SocketAddr, flags: &[&str]) -> Terminal {
+    let mut terminal = Terminal::chat(server, "xterm", flags);
+    terminal.wait_for(JOINED);
+    terminal.wait_for("> ");
+    terminal
 }
 
 #[test]
-fn lines_are_edited_said_and_shown_above_the_next_one() {
-    let (_runtime, server) = server();
-    let mut desk = seated(server, &[]);
-    assert!(desk.is_raw());
+fn a_line_is_edited_sent_and_shown_above_the_prompt() {
+    let (_runtime, server) = faulty_server::start_in_background();
+    let mut terminal = start_joined(server, &[]);
+    assert!(terminal.is_raw());
     // Backspace twice.
-    desk.type_keys("helpp\u{7f}\u{7f}lo\r");
-    desk.sees("] Ada: hello");
-    desk.sees("> ");
-    desk.type_keys("attack\r");
-    desk.sees(r"] E\u{202e}ve\n: \u{1b}[2Jhi\n[L=9] Bob: boo\u{200b}");
-    desk.sees("] Ada: attack");
-    desk.type_keys("refuse\r");
-    desk.sees("] Server: Message too long");
-    desk.type_keys("/leave\r");
-    // Whoever types has seen what was refused.
-    desk.ends(0);
+    terminal.type_keys("helpp\u{7f}\u{7f}lo\r");
+    terminal.wait_for("] Ada: hello");
+    terminal.wait_for("> ");
+    terminal.type_keys("attack\r");
+    terminal.wait_for(r"] E\u{202e}ve\n: \u{1b}[2Jhi\n[L=9] Bob: boo\u{200b}");
+    terminal.wait_for("] Ada: attack");
+    terminal.type_keys("refuse\r");
+    terminal.wait_for("] Server: Message too long");
+    terminal.type_keys("/leave\r");
+    // A rejection that the user has seen is not a failure of the command.
+    terminal.assert_exits(0);
 }
 
 #[test]
-fn every_way_to_leave_puts_the_terminal_back() {
-    let (_runtime, server) = server();
+fn every_way_to_leave_restores_the_terminal() {
+    let (_runtime, server) = faulty_server::start_in_background();
     for keys in ["/leave\r", "\u{4}", "\u{3}", "half a line\u{3}"] {
-        let mut desk = seated(server, &[]);
-        desk.type_keys(keys);
-        desk.ends(0);
+        let mut terminal = start_joined(server, &[]);
+        terminal.type_keys(keys);
+        terminal.assert_exits(0);
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut desk = seated(server, &[]);
-        desk.type_keys("half a line");
-        desk.sees("line");
-        desk.signal(signal);
-        desk.ends(0);
+        let mut terminal = start_joined(server, &[]);
+        terminal.type_keys("half a line");
+        terminal.wait_for("line");
+        terminal.process.signal(signal);
+        terminal.assert_exits(0);
     }
 }
 
 #[test]
-fn a_lost_server_puts_the_terminal_back() {
-    let (_runtime, server) = server();
-    let mut desk = seated(server, &["--patience", "0s"]);
-    desk.type_keys("cut\r");
-    desk.sees("chitchat: the connection was lost: ");
-    desk.ends(69);
+fn a_lost_connection_restores_the_terminal() {
+    let (_runtime, server) = faulty_server::start_in_background();
+    let mut terminal = start_joined(server, &["--patience", "0s"]);
+    terminal.type_keys("cut\r");
+    terminal.wait_for("chitchat: the connection was lost: ");
+    terminal.assert_exits(69);
 }
 
 #[test]
-fn what_the_server_did_not_hear_is_told_at_the_end() {
-    let (runtime, server) = server();
-    let mut desk = seated(server, &[]);
+fn an_unacknowledged_message_is_reported_at_the_end() {
+    let (runtime, server) = faulty_server::start_in_background();
+    let mut terminal = start_joined(server, &[]);
     drop(runtime);
-    desk.sees("reconnecting");
-    desk.sees("> ");
-    desk.type_keys("anybody there?\r");
-    desk.sees("anybody there?");
-    desk.sees("> ");
-    desk.type_keys("/leave\r");
-    desk.sees("your last message was not acknowledged");
-    desk.ends(69);
+    terminal.wait_for("reconnecting");
+    terminal.wait_for("> ");
+    terminal.type_keys("anybody there?\r");
+    terminal.wait_for("anybody there?");
+    terminal.wait_for("> ");
+    terminal.type_keys("/leave\r");
+    terminal.wait_for("your last message was not acknowledged");
+    terminal.assert_exits(69);
 }
 
 #[test]
-fn a_plain_terminal_gets_plain_lines() {
-    let (_runtime, server) = server();
-    let mut desk = Desk::chat(server, "dumb", &[]);
-    desk.sees(JOINED);
-    assert!(!desk.is_raw());
-    desk.type_keys("hello\n");
-    desk.sees("] Ada: hello");
-    desk.type_keys("\u{4}");
-    desk.ends(0);
+fn a_dumb_terminal_is_read_line_by_line() {
+    let (_runtime, server) = faulty_server::start_in_background();
+    let mut terminal = Terminal::chat(server, "dumb", &[]);
+    terminal.wait_for(JOINED);
+    assert!(!terminal.is_raw());
+    terminal.type_keys("hello\n");
+    terminal.wait_for("] Ada: hello");
+    terminal.type_keys("\u{4}");
+    terminal.assert_exits(0);
 }

@@ -2,7 +2,7 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod scripted;
+mod faulty_server;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn address(socket: SocketAddr) -> ServerAddress {
     socket.to_string().parse().unwrap()
 }
 
-/// Short enough that what is expected to take that long takes no time worth mentioning.
+/// Timeouts that the tests wait for.
 fn impatient() -> ConnectOptions {
     ConnectOptions {
         response_timeout: Duration::from_millis(200),
@@ -43,7 +43,7 @@ async fn join_at(
 }
 
 async fn try_join(name: &str, options: &ConnectOptions) -> Result<Session, ClientError> {
-    join_at(&address(scripted::serve().await), name, options).await
+    join_at(&address(faulty_server::start().await), name, options).await
 }
 
 async fn join() -> Session {
@@ -53,14 +53,14 @@ async fn join() -> Session {
 async fn next(session: &mut Session) -> Result<Option<ServerMessage>, ClientError> {
     let next = timeout(Duration::from_secs(20), session.try_next())
         .await
-        .expect("the session goes on or ends");
+        .expect("the session continues or ends");
     Ok(next?.map(|event| match event {
         Event::Message(message) => *message,
         other => panic!("{other:?}"),
     }))
 }
 
-/// What ends the session after `text` was sent.
+/// The error that ends the session after `text` was sent.
 async fn end_after(text: &str) -> ClientError {
     let mut session = try_join("Ada", &impatient()).await.unwrap();
     session.send(text).unwrap();
@@ -92,15 +92,17 @@ async fn a_participant_joins_speaks_and_leaves() {
 }
 
 #[tokio::test]
-async fn a_server_without_a_welcome_is_as_good() {
-    let mut session = try_join(scripted::OLD, &ConnectOptions::default()).await.unwrap();
+async fn a_server_that_sends_no_welcome_is_supported() {
+    let mut session = try_join(faulty_server::NOT_WELCOMED, &ConnectOptions::default())
+        .await
+        .unwrap();
     assert!(session.welcome().is_none());
     let joined = next(&mut session).await.unwrap().unwrap();
     assert_eq!((joined.r#type(), joined.timestamp), (EventType::Join, 1));
 }
 
 #[tokio::test]
-async fn absurd_times_do_not_move_the_clock() {
+async fn absurd_timestamps_do_not_advance_the_clock() {
     let mut session = join().await;
     for text in ["one", "absurd", "two"] {
         session.send(text).unwrap();
@@ -110,8 +112,9 @@ async fn absurd_times_do_not_move_the_clock() {
 }
 
 #[tokio::test]
-async fn a_refused_name_is_the_servers_word() {
-    let Err(ClientError::Rejected(rejection)) = try_join(scripted::TAKEN, &ConnectOptions::default()).await
+async fn a_rejected_name_has_the_message_of_the_server() {
+    let Err(ClientError::Rejected(rejection)) =
+        try_join(faulty_server::TAKEN, &ConnectOptions::default()).await
     else {
         panic!("let in");
     };
@@ -120,7 +123,7 @@ async fn a_refused_name_is_the_servers_word() {
 }
 
 #[tokio::test]
-async fn every_way_to_end_is_told_apart() {
+async fn the_ways_to_end_are_distinct_errors() {
     assert!(matches!(end_after("end").await, ClientError::StreamEnded));
     assert!(matches!(
         end_after("drain").await,
@@ -130,13 +133,13 @@ async fn every_way_to_end_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_server_that_froze_is_noticed() {
+async fn a_frozen_server_is_detected() {
     let error = end_after("freeze").await;
     assert!(matches!(error, ClientError::ConnectionLost(_)), "{error:?}");
 }
 
 #[tokio::test]
-async fn nobody_there() {
+async fn a_refused_connection_is_unreachable() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nobody = address(socket.local_addr().unwrap());
     drop(socket);
@@ -146,7 +149,7 @@ async fn nobody_there() {
 }
 
 #[tokio::test]
-async fn somebody_who_says_nothing() {
+async fn a_server_that_never_answers_times_out() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mute = address(socket.local_addr().unwrap());
     let options = ConnectOptions {
@@ -160,7 +163,7 @@ async fn somebody_who_says_nothing() {
 }
 
 #[tokio::test]
-async fn somebody_who_speaks_another_language() {
+async fn an_http1_server_is_unreachable() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let web = address(socket.local_addr().unwrap());
     tokio::spawn(async move {

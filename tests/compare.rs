@@ -2,17 +2,17 @@
 //! looked at; a timing is no test.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outside;
+mod process;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use outside::{CHECKOUT, CHITCHAT, stranger, text};
+use process::{CHECKOUT, CHITCHAT, external_program, text};
 
 /// Any Python will do: the comparison needs nothing but its standard library.
 fn python() -> Option<String> {
-    stranger("CHITCHAT_TEST_PYTHON", "python3", &["--version"])
+    external_program("CHITCHAT_TEST_PYTHON", "python3", &["--version"])
 }
 
 fn compare(python: &str, out: &Path, arguments: &[&str]) -> (bool, String) {

@@ -1,8 +1,8 @@
-//! A server that is killed again and again under load, and clients that come back each time: at the end the checker of
-//! `chitchat::verify` finds nothing wrong with what they recorded.
+//! Kills the server again and again under load, with clients that reconnect each time. At the end the checker must find no
+//! violation in what the clients recorded.
 //!
 //! A long run: `CRASH_ROUNDS=500 cargo test --release --test crash -- --ignored --nocapture`. The seed is printed;
-//! `CRASH_SEED` sets it, which repeats the sizes and the moments of the faults as far as the machine's timing does.
+//! `CRASH_SEED` repeats the sizes and the moments of the faults, as far as the timing of the machine repeats.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -17,23 +17,23 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
 
-/// What is sent in a round by each sender.
+/// The number of messages per sender and round.
 const PER_ROUND: u64 = 40;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_wrong_after_twenty_crashes() {
+async fn twenty_crashes_violate_no_invariant() {
     crash(rounds(20)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes"]
-async fn nothing_is_wrong_after_five_hundred_crashes() {
+async fn five_hundred_crashes_violate_no_invariant() {
     crash(rounds(500)).await;
 }
 
-/// A server that stands still for longer than it waits for anybody, and goes on as if nothing had been.
+/// The server is stopped for longer than all of its timeouts, and then continues.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_wrong_after_the_server_stood_still() {
+async fn a_stopped_server_violates_no_invariant() {
     let seed = seed();
     let site = Site::new(&[
         "--resume-grace",
@@ -54,7 +54,7 @@ async fn nothing_is_wrong_after_the_server_stood_still() {
         run.allow(PER_ROUND);
         let deadline = Instant::now() + outage::PATIENCE;
         while run.acknowledged() < enough {
-            assert!(Instant::now() < deadline, "nothing is acknowledged any more");
+            assert!(Instant::now() < deadline, "no more acknowledgements");
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
         server.signal(Signal::SIGSTOP);
@@ -63,8 +63,8 @@ async fn nothing_is_wrong_after_the_server_stood_still() {
         run.until_settled().await;
     }
     let sent = run.acknowledged();
-    let wrong = check(&run.end().await);
-    assert!(wrong.is_empty(), "CRASH_SEED={seed}: {}", wrong[0]);
+    let violations = check(&run.end().await);
+    assert!(violations.is_empty(), "CRASH_SEED={seed}: {}", violations[0]);
     assert_eq!(sent, 3 * 3 * PER_ROUND);
     let exit = block_in_place(|| server.stop());
     assert_eq!((exit.code, exit.lines.len()), (Some(0), 0), "{exit:?}");
@@ -77,7 +77,7 @@ fn rounds(default: u64) -> u64 {
 async fn crash(rounds: u64) {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    // Everybody comes back within the grace period, so nobody is ever announced as gone who is not.
+    // All clients reconnect within the grace period, so there are no LEAVE events for those that stay.
     let site = Site::new(&["--resume-grace", "10m"]);
     let mut server = block_in_place(|| site.start());
     let mut run = Run::new(site.address, seed);
@@ -91,7 +91,7 @@ async fn crash(rounds: u64) {
     let epoch = run.log().await.1;
     let begun = Instant::now();
     for round in 0..rounds {
-        // Somebody new, who says something and goes, whatever happens meanwhile.
+        // A guest joins, sends some messages and leaves, across crashes if need be.
         let guest = run.add(&format!("Guest{round}"), 4);
         guest.order(|orders| {
             orders.allowance = 6;
@@ -102,13 +102,13 @@ async fn crash(rounds: u64) {
         for member in run.members.iter().take(4) {
             member.order(|orders| orders.allowance += PER_ROUND);
         }
-        // The crash comes somewhere in the middle, and a little later: between any two instructions of the server.
+        // Kill the server in the middle of the round, at a random instruction.
         let enough = before + random.random_range(1..PER_ROUND * 4);
         let deadline = Instant::now() + outage::PATIENCE;
         while run.acknowledged() < enough {
             assert!(
                 Instant::now() < deadline,
-                "round {round}: nothing is acknowledged any more"
+                "round {round}: no more acknowledgements"
             );
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
@@ -123,16 +123,16 @@ async fn crash(rounds: u64) {
     let sent = run.acknowledged();
     let elapsed = begun.elapsed();
     let history = run.end().await;
-    let wrong = check(&history);
+    let violations = check(&history);
     let events = history.log.as_ref().map_or(0, Vec::len);
     println!(
         "{rounds} crashes in {elapsed:.1?}: {sent} messages and {events} events, {} violations",
-        wrong.len()
+        violations.len()
     );
-    for violation in wrong.iter().take(20) {
+    for violation in violations.iter().take(20) {
         println!("{violation}");
     }
-    assert!(wrong.is_empty(), "CRASH_SEED={seed}: {}", wrong[0]);
+    assert!(violations.is_empty(), "CRASH_SEED={seed}: {}", violations[0]);
     assert!(events as u64 >= sent + 2 * (6 + rounds));
     let exit = block_in_place(|| server.stop());
     assert_eq!((exit.code, exit.lines.len()), (Some(0), 0), "{exit:?}");

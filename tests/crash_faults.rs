@@ -1,4 +1,4 @@
-//! Crashes between any two steps of a batch lose nothing; and the crash test catches a server that breaks its promises.
+//! Failpoints: crashes between any two steps of a batch violate no invariant, and the checker detects a server with faults.
 //!
 //! `cargo test --features failpoints --test crash_faults`
 // Helpers of tests panic as tests do.
@@ -24,7 +24,7 @@ fn start(site: &Site) -> Server {
     block_in_place(|| site.start())
 }
 
-/// Three who talk and one who listens.
+/// Starts three clients that send messages and one that only receives.
 fn run(site: &Site) -> Run {
     let mut run = Run::new(site.address, 1);
     for (name, window) in [("Ada", 16), ("Bob", 16), ("Cleo", 16), ("Eve", 0)] {
@@ -39,8 +39,8 @@ fn allow(run: &Run, count: u64) {
     }
 }
 
-/// Waits until everybody has been heard by everybody.
-async fn until_heard(run: &Run, count: u64) {
+/// Waits until `count` messages of each sender are acknowledged and all clients have received them.
+async fn wait_for_delivery(run: &Run, count: u64) {
     for member in run.members.iter().take(3) {
         member
             .until("acknowledgement", |progress| progress.acknowledged >= count)
@@ -52,11 +52,11 @@ async fn until_heard(run: &Run, count: u64) {
     }
 }
 
-/// Keeps everybody talking until the server has ended, which it does when it passes `point`.
-async fn talk_until_ended(run: &Run, server: &mut Server, point: &str) {
+/// Sends messages until the server has exited, which it does at `point`.
+async fn send_until_exit(run: &Run, server: &mut Server, point: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !server.has_ended() {
-        assert!(Instant::now() < deadline, "{point} is not passed");
+        assert!(Instant::now() < deadline, "{point} is not reached");
         if run.acknowledged() >= run.members.iter().map(|member| member.now().sent).sum() {
             allow(run, 5);
         }
@@ -64,29 +64,32 @@ async fn talk_until_ended(run: &Run, server: &mut Server, point: &str) {
     }
 }
 
-fn broken(history: &History) -> Vec<Invariant> {
-    let wrong = check(history);
-    for violation in wrong.iter().take(5) {
+fn violations(history: &History) -> Vec<Invariant> {
+    let violations = check(history);
+    for violation in violations.iter().take(5) {
         println!("{violation}");
     }
-    let mut broken: Vec<_> = wrong.into_iter().map(|violation| violation.invariant).collect();
-    broken.sort_unstable();
-    broken.dedup();
-    broken
+    let mut invariants: Vec<_> = violations
+        .into_iter()
+        .map(|violation| violation.invariant)
+        .collect();
+    invariants.sort_unstable();
+    invariants.dedup();
+    invariants
 }
 
-/// What is wrong when a server without faults has taken the place of the one that ended.
-async fn broken_after(mut site: Site, run: Run) -> Vec<Invariant> {
+/// The violations after a server without failpoints has replaced the one that exited.
+async fn violations_after(mut site: Site, run: Run) -> Vec<Invariant> {
     site.set_failpoints("");
     let streams = run.streams();
     let _server = start(&site);
     run.until_back(&streams).await;
     run.until_settled().await;
-    broken(&run.end().await)
+    violations(&run.end().await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_between_any_two_steps_loses_nothing() {
+async fn a_crash_between_any_two_steps_violates_no_invariant() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut site = site("");
     let run = run(&site);
@@ -99,25 +102,25 @@ async fn a_crash_between_any_two_steps_loses_nothing() {
         "after-publish",
     ];
     for point in points {
-        // The first batch after a start, which is the JOINs or what is sent again, and one later.
+        // The first batch after a start (JOINs and resent messages), and a later one.
         for passage in [1, random.random_range(2..20)] {
             site.set_failpoints(&format!("{point}=kill:{passage}"));
             let mut server = start(&site);
-            talk_until_ended(&run, &mut server, point).await;
+            send_until_exit(&run, &mut server, point).await;
             let exit = block_in_place(|| server.exit());
             assert_eq!(exit.code, None, "{exit:?}");
             assert_eq!(exit.lines, [format!("chitchat: killed at {point}")]);
         }
     }
-    assert_eq!(broken_after(site, run).await, []);
+    assert_eq!(violations_after(site, run).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
+async fn a_failed_sync_ends_the_server_and_violates_no_invariant() {
     let site = site("before-sync=fail:9");
     let mut server = start(&site);
     let run = run(&site);
-    talk_until_ended(&run, &mut server, "the sync").await;
+    send_until_exit(&run, &mut server, "the sync").await;
     let exit = block_in_place(|| server.exit());
     assert_eq!(exit.code, Some(74), "{exit:?}");
     assert_eq!(
@@ -128,87 +131,87 @@ async fn a_sync_that_fails_ends_the_server_and_loses_nothing() {
             site.path("data").display()
         )]
     );
-    assert_eq!(broken_after(site, run).await, []);
+    assert_eq!(violations_after(site, run).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn syncs_that_are_slow_only_take_longer() {
-    assert_eq!(broken_by("slow-sync=on").await, []);
+async fn slow_syncs_violate_no_invariant() {
+    assert_eq!(violations_of("slow-sync=on").await, []);
 }
 
-/// What the checker finds wrong with a run of some messages, without a crash.
-async fn broken_by(failpoints: &str) -> Vec<Invariant> {
+/// The violations in a run without a crash.
+async fn violations_of(failpoints: &str) -> Vec<Invariant> {
     let site = site(failpoints);
     let _server = start(&site);
     let run = run(&site);
     run.until_back(&[0; 4]).await;
     allow(&run, 60);
-    until_heard(&run, 60).await;
-    broken(&run.end().await)
+    wait_for_delivery(&run, 60).await;
+    violations(&run.end().await)
 }
 
-/// What the checker finds wrong with a run in which the server is killed when everybody has heard everything.
-async fn broken_by_crash_and(failpoints: &str) -> Vec<Invariant> {
+/// The violations in a run in which the server is killed after all messages were delivered.
+async fn violations_of_crash_with(failpoints: &str) -> Vec<Invariant> {
     let site = site(failpoints);
     let server = start(&site);
     let run = run(&site);
     run.until_back(&[0; 4]).await;
     allow(&run, 20);
-    until_heard(&run, 20).await;
+    wait_for_delivery(&run, 20).await;
     let streams = run.streams();
     block_in_place(|| server.kill());
     let _server = start(&site);
     run.until_back(&streams).await;
-    // What comes after it need not work when promises are broken.
-    broken(&run.stop().await)
+    // With faults the rest of the conversation need not work.
+    violations(&run.stop().await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_faults_nothing_is_found() {
-    assert_eq!(broken_by("").await, []);
-    assert_eq!(broken_by_crash_and("").await, []);
+async fn without_faults_there_are_no_violations() {
+    assert_eq!(violations_of("").await, []);
+    assert_eq!(violations_of_crash_with("").await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_are_not_stored_are_found() {
-    // The last LEAVE, which nobody was there to receive, is known to nobody.
+async fn events_that_are_not_stored_are_detected() {
+    // No client is left to receive the last LEAVE, so only the roster shows it.
     assert_eq!(
-        broken_by("skip-append=on").await,
+        violations_of("skip-append=on").await,
         [Invariant::Durability, Invariant::Roster, Invariant::Leave]
     );
-    let broken = broken_by_crash_and("skip-append=on").await;
-    assert!(broken.contains(&Invariant::Durability), "{broken:?}");
+    let violations = violations_of_crash_with("skip-append=on").await;
+    assert!(violations.contains(&Invariant::Durability), "{violations:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_is_skipped_is_found() {
-    assert_eq!(broken_by("skip-sync=on").await, []);
-    let broken = broken_by_crash_and("skip-sync=on").await;
-    assert!(broken.contains(&Invariant::Durability), "{broken:?}");
+async fn a_skipped_sync_is_detected() {
+    assert_eq!(violations_of("skip-sync=on").await, []);
+    let violations = violations_of_crash_with("skip-sync=on").await;
+    assert!(violations.contains(&Invariant::Durability), "{violations:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_in_the_wrong_order_are_found() {
-    assert_eq!(broken_by("swap-events=on").await, [Invariant::Order]);
+async fn reordered_events_are_detected() {
+    assert_eq!(violations_of("swap-events=on").await, [Invariant::Order]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_a_sender_in_the_wrong_order_are_found() {
-    assert_eq!(broken_by("swap-requests=on").await, [Invariant::Fifo]);
+async fn reordered_messages_of_a_sender_are_detected() {
+    assert_eq!(violations_of("swap-requests=on").await, [Invariant::Fifo]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn message_ids_that_are_forgotten_are_found() {
-    // A batch of messages is stored, and nobody hears of it: they are sent again.
+async fn forgotten_message_ids_are_detected() {
+    // A batch is stored but not delivered, so its messages are sent again.
     let mut site = site("skip-dedupe=on,after-append=kill:12");
     let mut server = start(&site);
     let run = run(&site);
     run.until_back(&[0; 4]).await;
-    talk_until_ended(&run, &mut server, "the point").await;
+    send_until_exit(&run, &mut server, "the point").await;
     site.set_failpoints("skip-dedupe=on");
     let streams = run.streams();
     let _server = start(&site);
     run.until_back(&streams).await;
     run.until_settled().await;
-    assert_eq!(broken(&run.end().await), [Invariant::Integrity]);
+    assert_eq!(violations(&run.end().await), [Invariant::Integrity]);
 }

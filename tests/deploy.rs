@@ -1,14 +1,14 @@
 //! What can be checked of the image and the compose file without an engine: that they and the program fit together.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outside;
+mod process;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use outside::{CHECKOUT, CHITCHAT, run, serve, serve_flags, text};
+use process::{CHECKOUT, CHITCHAT, run, serve, serve_flags, text};
 
 fn file(path: &str) -> String {
     fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()

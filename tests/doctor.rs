@@ -1,14 +1,14 @@
-//! `chitchat doctor` against a real server that exports to a real OTLP receiver. Tempo and Loki have no program that runs
-//! here: what stands in for them speaks their HTTP interfaces and answers with what the receiver has got.
+//! `chitchat doctor` against a real server that exports to an OTLP collector. Tempo and Loki are fakes: they serve the HTTP
+//! interfaces of the real programs from what the collector has received.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod collector;
-mod outside;
+mod process;
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
@@ -17,11 +17,12 @@ use axum::extract::{Path, RawQuery};
 use axum::http::StatusCode;
 use axum::routing::get;
 use collector::Collector;
-use outside::{CHITCHAT, Running, run, serve_with, stranger, text};
+use process::{CHITCHAT, FREE_PORT, Process, external_program, run, serve_with, text, unused_address};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Tempo and Loki over what a collector has got. Ends when dropped.
+/// A fake Tempo and Loki over a collector. Stops when dropped.
 struct Backends {
     url: String,
     _runtime: Runtime,
@@ -29,7 +30,7 @@ struct Backends {
 
 impl Backends {
     fn over(collector: Arc<Collector>) -> Self {
-        let of_logs = Arc::clone(&collector);
+        let logs = Arc::clone(&collector);
         let trace = move |Path(id): Path<String>| async move {
             let spans: Vec<Value> = collector
                 .all_spans()
@@ -48,7 +49,7 @@ impl Backends {
             let Some((selector, id)) = query.split_once(" | trace_id=") else {
                 return (StatusCode::BAD_REQUEST, "parse error".to_owned());
             };
-            let records = of_logs.all_records();
+            let records = logs.all_records();
             let lines: Vec<Value> = records
                 .iter()
                 .filter(|record| format!("{:?}", record.trace) == id)
@@ -62,16 +63,17 @@ impl Backends {
             } else {
                 json!([{ "stream": {}, "values": lines }])
             };
-            let answer =
+            let response =
                 json!({ "status": "success", "data": { "resultType": "streams", "result": streams } });
-            (StatusCode::OK, answer.to_string())
+            (StatusCode::OK, response.to_string())
         };
         let router = Router::new()
             .route("/api/traces/{id}", get(trace))
             .route("/loki/api/v1/query_range", get(lines));
         let runtime = Runtime::new().unwrap();
-        let free = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(free)).unwrap();
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind(FREE_PORT))
+            .unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         runtime.spawn(async move { axum::serve(listener, router).await });
         Self {
@@ -81,7 +83,7 @@ impl Backends {
     }
 }
 
-/// A parameter of a query, as it was meant.
+/// The value of a parameter of a query string, with its percent-encoding decoded.
 fn parameter(query: &str, name: &str) -> String {
     let raw = query
         .split('&')
@@ -96,30 +98,26 @@ fn parameter(query: &str, name: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// A real Prometheus that scrapes this admin port, and its URL; none where there is no such program.
-fn prometheus(admin: SocketAddr) -> Option<(Running, String)> {
-    let program = stranger("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let folder = std::env::temp_dir().join(format!("chitchat-doctor-{}-{port}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
+/// A real Prometheus that scrapes an admin port, its data, and its URL.
+fn prometheus(admin: SocketAddr) -> Option<(Process, TempDir, String)> {
+    let program = external_program("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
+    let address = unused_address();
+    let directory = tempfile::tempdir().unwrap();
+    let config_file = directory.path().join("prometheus.yml");
     let config = format!(
         "global: {{ scrape_interval: 1s }}\nscrape_configs:\n  - job_name: chitchat\n    static_configs:\n      - targets: \
          [\"{admin}\"]\n"
     );
-    fs::write(folder.join("prometheus.yml"), config).unwrap();
+    fs::write(&config_file, config).unwrap();
     let mut command = Command::new(program);
     command.args([
-        format!("--config.file={}", folder.join("prometheus.yml").display()),
-        format!("--storage.tsdb.path={}", folder.join("data").display()),
-        format!("--web.listen-address=127.0.0.1:{port}"),
+        format!("--config.file={}", config_file.display()),
+        format!("--storage.tsdb.path={}", directory.path().join("data").display()),
+        format!("--web.listen-address={address}"),
     ]);
-    let mut running = Running::start(&mut command);
-    running.error_line("Server is ready to receive web requests");
-    Some((running, format!("http://127.0.0.1:{port}")))
+    let process = Process::start(&mut command);
+    process.stderr_line("Server is ready to receive web requests");
+    Some((process, directory, format!("http://{address}")))
 }
 
 fn doctor(server: SocketAddr, arguments: &[&str]) -> Output {
@@ -131,7 +129,7 @@ fn doctor(server: SocketAddr, arguments: &[&str]) -> Output {
     run(&mut command, "")
 }
 
-/// The links by name, from `--json`.
+/// The links of the chain by name, from the output of `--json`.
 fn links(output: &Output) -> HashMap<String, Value> {
     let lines = text(&output.stdout);
     lines
@@ -142,13 +140,13 @@ fn links(output: &Output) -> HashMap<String, Value> {
 }
 
 #[test]
-fn a_chain_that_holds_is_seen_to_hold_link_by_link() {
+fn every_link_of_an_intact_chain_is_ok() {
     let collector = Arc::new(Collector::start());
     let exporting = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
         ("OTEL_BLRP_SCHEDULE_DELAY", "50"),
-        // The doctor's own message is traced all the same.
+        // The message of the doctor is traced in spite of the ratio.
         ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
         ("OTEL_TRACES_SAMPLER_ARG", "0.001"),
     ];
@@ -165,7 +163,7 @@ fn a_chain_that_holds_is_seen_to_hold_link_by_link() {
         "--loki",
         &backends.url,
     ];
-    if let Some((_, url)) = &prometheus {
+    if let Some((_, _, url)) = &prometheus {
         arguments.extend(["--prometheus", url]);
     }
     let output = doctor(server.address, &arguments);
@@ -181,18 +179,17 @@ fn a_chain_that_holds_is_seen_to_hold_link_by_link() {
     }
     let expected = if prometheus.is_some() { "ok" } else { "skipped" };
     assert_eq!(links["prometheus"]["state"], expected, "{}", links["prometheus"]);
-    // A join, a message with its two parts; nothing else was worth a trace.
+    // A join, and a message with its append and broadcast; no other span is in the trace.
     let detail = links["tempo"]["detail"].as_str().unwrap();
     assert!(detail.ends_with("with 4 spans"), "{detail}");
 }
 
 #[test]
-fn a_broken_link_is_named_with_what_to_do() {
-    // It exports nothing, so nothing arrives.
+fn a_broken_link_is_named_with_a_remedy() {
+    // This server exports nothing.
     let server = serve_with(&[], &[]);
     let backends = Backends::over(Arc::new(Collector::start()));
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = format!("http://{gone}");
+    let nobody = format!("http://{}", unused_address());
     let arguments = [
         "--wait",
         "1s",
@@ -242,9 +239,9 @@ fn a_broken_link_is_named_with_what_to_do() {
 }
 
 #[test]
-fn without_a_server_there_is_nothing_else_to_ask() {
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let output = doctor(gone, &["--tempo", "http://127.0.0.1:1"]);
+fn without_a_server_no_other_link_is_checked() {
+    let nobody = unused_address();
+    let output = doctor(nobody, &["--tempo", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(69));
     let lines = text(&output.stdout);
     assert!(
@@ -254,6 +251,6 @@ fn without_a_server_there_is_nothing_else_to_ask() {
     assert_eq!(lines.lines().count(), 2, "{lines}");
     assert_eq!(text(&output.stderr), "chitchat: broken: server\n");
 
-    let output = doctor(gone, &["--tempo", "https://tempo"]);
+    let output = doctor(nobody, &["--tempo", "https://tempo"]);
     assert_eq!(output.status.code(), Some(64));
 }

@@ -1,5 +1,5 @@
-//! What the server does when its disk is not as it should be: it refuses to start, or ends, with a clear line and a
-//! code; or it has everything. It is never silently wrong.
+//! Disk faults: a read-only, locked, newer, damaged or full data directory. The server has all data, or it refuses to start
+//! or exits with a line that says why and an exit code. It is never silently violations.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -19,45 +19,46 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
 
-/// A server could not read or write something.
+/// The exit code for a failed read or write.
 const IO: i32 = 74;
-/// What a server read was wrong.
+/// The exit code for damaged data.
 const DATA: i32 = 65;
 
 fn refusal(site: &Site) -> Exit {
     match site.try_start() {
-        Ok(_) => panic!("it starts"),
+        Ok(_) => panic!("the server starts"),
         Err(exit) => exit,
     }
 }
 
-fn assert_refused(site: &Site, code: i32, words: &[&str]) {
+/// Asserts that the server refuses to start, with one line that contains `parts`.
+fn assert_refused(site: &Site, code: i32, parts: &[&str]) {
     let exit = refusal(site);
     assert_eq!(exit.code, Some(code), "{exit:?}");
     assert_eq!(exit.lines.len(), 1, "{exit:?}");
-    for word in words {
-        assert!(exit.lines[0].contains(word), "{word:?}: {exit:?}");
+    for part in parts {
+        assert!(exit.lines[0].contains(part), "{part:?}: {exit:?}");
     }
 }
 
-/// A small file system of its own, gone when it is dropped.
+/// A small file system. Unmounted when dropped.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// None where the system does not let a test mount something.
+    /// Mounts a tmpfs. `None` if the test may not do that here.
     fn mount(path: PathBuf, options: &str) -> Option<Self> {
         std::fs::create_dir_all(&path).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", options, "tmpfs"])
             .arg(&path)
             .output();
-        let why = match mounted {
+        let reason = match mounted {
             Ok(output) if output.status.success() => return Some(Self(path)),
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             Err(error) => error.to_string(),
         };
-        assert!(std::env::var("CI").is_err(), "cannot mount: {why}");
-        println!("skipped: cannot mount a file system: {why}");
+        assert!(std::env::var("CI").is_err(), "cannot mount: {reason}");
+        println!("skipped: cannot mount a file system: {reason}");
         None
     }
 
@@ -88,7 +89,7 @@ fn a_directory_that_cannot_be_written_is_refused() {
     disk.remount("ro");
     let data = site.data.display().to_string();
     assert_refused(&site, IO, &["cannot use the data directory", &data, "Read-only"]);
-    // Nor is one made.
+    // A missing directory is not created.
     site.data = site.path("disk").join("another");
     assert_refused(
         &site,
@@ -114,37 +115,37 @@ fn a_directory_of_a_newer_version_is_refused() {
     assert_eq!(
         before.files,
         Contents::read(&site.data).files,
-        "nothing was touched"
+        "no file has changed"
     );
 }
 
 #[test]
-fn a_directory_that_another_server_has_is_refused() {
+fn a_directory_in_use_is_refused() {
     let site = Site::new(&[]);
     let server = site.start();
     let mut second = Site::new(&[]);
     second.data.clone_from(&site.data);
     assert_refused(&second, IO, &["in use by another server"]);
     server.kill();
-    // A lock does not outlive who held it.
+    // The lock ends with its process.
     second.start();
 }
 
-/// What became of a start with damaged files.
+/// The outcome of a start with damaged files.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 enum Outcome {
-    /// Everything is there.
-    Whole,
-    /// It did not start, and said why.
+    /// The log is complete.
+    Complete,
+    /// The server did not start, and said why.
     Refused,
 }
 
-/// Starts a server, and makes sure that it has the whole log, or says in one line why it does not start.
+/// Starts a server, and checks that it has the complete log or says in one line why it does not start.
 async fn start_damaged(site: &Site, log: &[Arc<ServerMessage>], how: &str) -> Result<Outcome, String> {
     match block_in_place(|| site.try_start()) {
         Err(exit) => {
             let is_code = exit.code == Some(IO) || exit.code == Some(DATA);
-            // Where the database panics it says so before.
+            // A panic of the database prints lines before that.
             let line = exit.lines.last().filter(|line| line.starts_with("chitchat: "));
             if let Some(line) = line.filter(|_| is_code) {
                 println!("{how}: {line}");
@@ -158,10 +159,10 @@ async fn start_damaged(site: &Site, log: &[Arc<ServerMessage>], how: &str) -> Re
             let (found, _) = run.log().await;
             block_in_place(|| server.kill());
             if found.len() == log.len() && found.iter().zip(log).all(|(a, b)| a == b) {
-                Ok(Outcome::Whole)
+                Ok(Outcome::Complete)
             } else {
                 Err(format!(
-                    "{how}: {} events of {} are there, silently",
+                    "{how}: silently, only {} of {} events are there",
                     found.len(),
                     log.len()
                 ))
@@ -170,7 +171,7 @@ async fn start_damaged(site: &Site, log: &[Arc<ServerMessage>], how: &str) -> Re
     }
 }
 
-/// Fills a room, and gives its log.
+/// Fills a room and returns its log.
 async fn fill(site: &Site, messages: u64, length: usize) -> Vec<Arc<ServerMessage>> {
     let mut random = StdRng::seed_from_u64(length as u64);
     let server = block_in_place(|| site.start());
@@ -194,61 +195,65 @@ async fn fill(site: &Site, messages: u64, length: usize) -> Vec<Arc<ServerMessag
     log
 }
 
-/// What is done to a file.
+/// A change of a file.
 #[derive(Debug, Clone, Copy)]
 enum Damage {
-    /// Another bit at this place.
+    /// Flips a bit of the byte at this offset.
     Flip(usize, u8),
-    /// Nothing from this place on.
-    Cut(usize),
+    /// Truncates the file at this offset.
+    Truncate(usize),
 }
 
-/// The files of a data directory, damaged one way after the other.
-struct Damaging<'a> {
+/// Damages the files of a data directory one after the other, and starts a server each time.
+struct DamageTest<'a> {
     site: &'a Site,
     log: &'a [Arc<ServerMessage>],
-    whole: Contents,
+    undamaged: Contents,
     random: StdRng,
     refused: u32,
-    all: u32,
-    wrong: Vec<String>,
+    starts: u32,
+    failures: Vec<String>,
 }
 
-impl<'a> Damaging<'a> {
+impl<'a> DamageTest<'a> {
     fn new(site: &'a Site, log: &'a [Arc<ServerMessage>]) -> Self {
         Self {
             site,
             log,
-            whole: Contents::read(&site.data),
+            undamaged: Contents::read(&site.data),
             random: StdRng::seed_from_u64(seed()),
             refused: 0,
-            all: 0,
-            wrong: Vec::new(),
+            starts: 0,
+            failures: Vec::new(),
         }
     }
 
-    /// The used bytes of a file of the database.
+    /// The bytes of a file of the database, without zeros at its end.
     fn bytes(&self, name: &str) -> &[u8] {
         let path = self.site.data.join(name);
-        let file = self.whole.files.iter().find(|(file, ..)| *file == path);
+        let file = self.undamaged.files.iter().find(|(file, ..)| *file == path);
         &file.unwrap().1
     }
 
-    /// The files of the database that have something in them.
+    /// The files of the database that are not empty.
     fn files(&self) -> Vec<String> {
-        let files = self.whole.files.iter().filter(|(_, bytes, _)| !bytes.is_empty());
+        let files = self
+            .undamaged
+            .files
+            .iter()
+            .filter(|(_, bytes, _)| !bytes.is_empty());
         files
             .map(|(path, ..)| path.strip_prefix(&self.site.data).unwrap().display().to_string())
             .filter(|name| name.starts_with("db/"))
             .collect()
     }
 
-    async fn at_random(&mut self, name: &str, tries: usize) {
+    async fn damage_at_random(&mut self, name: &str, tries: usize) {
         let length = self.bytes(name).len();
         for n in 0..tries {
             let at = self.random.random_range(0..length);
             let damage = if n % 3 == 2 {
-                Damage::Cut(at)
+                Damage::Truncate(at)
             } else {
                 Damage::Flip(at, self.random.random_range(0..8))
             };
@@ -257,7 +262,7 @@ impl<'a> Damaging<'a> {
     }
 
     async fn damage(&mut self, name: &str, damage: Damage) {
-        self.whole.write();
+        self.undamaged.write();
         let file = OpenOptions::new()
             .write(true)
             .open(self.site.data.join(name))
@@ -267,37 +272,36 @@ impl<'a> Damaging<'a> {
                 let flipped = self.bytes(name)[at] ^ (1 << bit);
                 file.write_at(&[flipped], at as u64).unwrap();
             }
-            Damage::Cut(at) => file.set_len(at as u64).unwrap(),
+            Damage::Truncate(at) => file.set_len(at as u64).unwrap(),
         }
         let how = format!("{name}, {} bytes, {damage:?}", self.bytes(name).len());
-        self.all += 1;
+        self.starts += 1;
         match start_damaged(self.site, self.log, &how).await {
             Ok(Outcome::Refused) => self.refused += 1,
-            Ok(Outcome::Whole) => println!("{how}: whole"),
-            Err(how) => self.wrong.push(how),
+            Ok(Outcome::Complete) => println!("{how}: complete"),
+            Err(how) => self.failures.push(how),
         }
     }
 
     fn end(self) {
-        println!("{} of {} starts were refused", self.refused, self.all);
-        assert!(self.wrong.is_empty(), "{}", self.wrong.join("\n"));
+        println!("{} of {} starts were refused", self.refused, self.starts);
+        assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
     }
 }
 
 const JOURNAL: &str = "db/0.jnl";
 
-/// What the database does by itself, and what the server does about it: see `src/store/heads.rs`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_database_is_never_silently_shorter() {
+async fn a_damaged_database_is_never_silently_incomplete() {
     let site = Site::new(&[]);
     let log = fill(&site, 60, 200).await;
-    let mut damaging = Damaging::new(&site, &log);
-    for name in damaging.files() {
+    let mut test = DamageTest::new(&site, &log);
+    for name in test.files() {
         let tries = if name == JOURNAL { 12 } else { 3 };
-        damaging.at_random(&name, tries).await;
+        test.damage_at_random(&name, tries).await;
     }
-    // Each byte of the header of a write in the middle, and of the end of the one before: these have no checksum.
-    let journal = damaging.bytes(JOURNAL);
+    // Flip a bit in each byte of a batch header and of the trailer before it: these have no checksum.
+    let journal = test.bytes(JOURNAL);
     let (message_id, trailer) = (b"m30", b"FJL\x03");
     let text = journal.windows(3).position(|bytes| bytes == message_id).unwrap();
     let begin = journal[..text]
@@ -305,36 +309,35 @@ async fn a_damaged_database_is_never_silently_shorter() {
         .rposition(|bytes| bytes == trailer)
         .unwrap();
     for at in begin - 9..begin + 48 {
-        damaging
-            .damage(JOURNAL, Damage::Flip(at, u8::try_from(at % 8).unwrap()))
+        test.damage(JOURNAL, Damage::Flip(at, u8::try_from(at % 8).unwrap()))
             .await;
     }
-    // Between two writes nothing looks torn.
-    damaging.damage(JOURNAL, Damage::Cut(begin + 4)).await;
-    // Nor where there is no journal at all.
-    damaging.damage(JOURNAL, Damage::Cut(0)).await;
-    damaging.end();
+    // A truncation between two batches leaves no torn tail.
+    test.damage(JOURNAL, Damage::Truncate(begin + 4)).await;
+    // Neither does an empty journal.
+    test.damage(JOURNAL, Damage::Truncate(0)).await;
+    test.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_table_is_never_silently_wrong() {
     let site = Site::new(&["--max-message-chars", "100000"]);
     let log = fill(&site, 200, 90_000).await;
-    let mut damaging = Damaging::new(&site, &log);
-    let tables = damaging
+    let mut test = DamageTest::new(&site, &log);
+    let tables = test
         .files()
         .into_iter()
         .filter(|name| name.contains("/tables/") || name == JOURNAL);
     let tables: Vec<String> = tables.collect();
-    assert!(tables.len() > 1, "there is no table yet: {tables:?}");
+    assert!(tables.len() > 1, "there are no tables: {tables:?}");
     for name in tables {
-        damaging.at_random(&name, 3).await;
+        test.damage_at_random(&name, 3).await;
     }
-    damaging.end();
+    test.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_ends_the_server_and_loses_nothing() {
+async fn a_full_disk_ends_the_server_and_violates_no_invariant() {
     let mut site = Site::new(&["--resume-grace", "10m"]);
     let Some(disk) = Disk::mount(site.path("disk"), "size=32m") else {
         return;
@@ -346,11 +349,11 @@ async fn a_full_disk_ends_the_server_and_loses_nothing() {
         run.add(name, window);
     }
     run.until_back(&[0; 3]).await;
-    // All is taken but what some hundred messages need.
-    let taken = disk.0.join("taken");
+    // Fill the disk except for some hundred messages.
+    let filler = disk.0.join("filler");
     let free = nix::sys::statvfs::statvfs(&disk.0).unwrap();
     let free = free.blocks_available() * free.fragment_size();
-    std::fs::write(&taken, vec![1; usize::try_from(free).unwrap() - 128 * 1024]).unwrap();
+    std::fs::write(&filler, vec![1; usize::try_from(free).unwrap() - 128 * 1024]).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while !server.has_ended() {
         assert!(Instant::now() < deadline, "the disk is not full");
@@ -366,13 +369,13 @@ async fn a_full_disk_ends_the_server_and_loses_nothing() {
     assert!(exit.lines[0].contains("No space left"), "{exit:?}");
     let stored = run.acknowledged();
     println!("{stored} messages were acknowledged; {}", exit.lines[0]);
-    std::fs::remove_file(&taken).unwrap();
+    std::fs::remove_file(&filler).unwrap();
     let streams = run.streams();
     let server = block_in_place(|| site.start());
     run.until_back(&streams).await;
     run.until_settled().await;
     let history = run.end().await;
-    let wrong = check(&history);
-    assert!(wrong.is_empty(), "{}", wrong[0]);
+    let violations = check(&history);
+    assert!(violations.is_empty(), "{}", violations[0]);
     assert_eq!(block_in_place(|| server.stop()).code, Some(0));
 }

@@ -1,7 +1,7 @@
-//! The power goes, again and again, under load: what was not synced is gone, and nothing that was acknowledged is.
+//! Power cuts under load: data that was not synced is lost, and no acknowledged message is.
 //!
-//! The data directory lies in a file system of its own, on a loop device. A power cut is that file system shut down with
-//! nothing flushed, not even its own journal, and the server killed; then it is mounted again.
+//! The data directory is in a file system of its own, on a loop device. A power cut shuts this file system down without
+//! flushing anything, not even its journal, and kills the server; then the file system is mounted again.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -18,17 +18,17 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
 
-/// How often the power goes.
+/// The number of power cuts.
 const CUTS: u64 = 5;
 
-/// What is sent by each sender between two cuts.
+/// The number of messages per sender between two cuts.
 const PER_ROUND: u64 = 40;
 
-/// Shuts the file system down that a directory lies in: `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`.
+/// Shuts down the file system of a directory: `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`.
 const SHUT_DOWN: &str = "import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
 
-fn succeeds(command: &mut Command) -> Result<(), String> {
+fn try_run(command: &mut Command) -> Result<(), String> {
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
@@ -36,14 +36,14 @@ fn succeeds(command: &mut Command) -> Result<(), String> {
     }
 }
 
-/// A file system in a file. Gone when it is dropped.
+/// A file system in a file. Unmounted when dropped.
 struct Volume {
     image: PathBuf,
     mounted_at: PathBuf,
 }
 
 impl Volume {
-    /// None where the system does not let a test do this.
+    /// Creates and mounts the file system. `None` if the test may not do that here.
     fn make(site: &Site) -> Option<Self> {
         let volume = Self {
             image: site.path("image"),
@@ -52,16 +52,19 @@ impl Volume {
         let size = File::create(&volume.image).and_then(|image| image.set_len(256 << 20));
         size.unwrap();
         std::fs::create_dir_all(&volume.mounted_at).unwrap();
-        let made = succeeds(Command::new("python3").arg("--version"))
-            .and_then(|()| succeeds(Command::new("mkfs.ext4").arg("-q").arg(&volume.image)))
+        let made = try_run(Command::new("python3").arg("--version"))
+            .and_then(|()| try_run(Command::new("mkfs.ext4").arg("-q").arg(&volume.image)))
             .and_then(|()| volume.mount());
-        // Where there are loop devices they are there for the tests as well.
+        // In CI the test is skipped only where there are no loop devices.
         let has_loops = Path::new("/dev/loop-control").exists();
         match made {
             Ok(()) => Some(volume),
-            Err(why) => {
-                assert!(!has_loops || std::env::var("CI").is_err(), "cannot mount: {why}");
-                println!("skipped: cannot mount a file system in a file: {why}");
+            Err(reason) => {
+                assert!(
+                    !has_loops || std::env::var("CI").is_err(),
+                    "cannot mount: {reason}"
+                );
+                println!("skipped: cannot mount a file system in a file: {reason}");
                 None
             }
         }
@@ -69,12 +72,12 @@ impl Volume {
 
     fn mount(&self) -> Result<(), String> {
         let mut mount = Command::new("mount");
-        succeeds(mount.args(["-o", "loop"]).arg(&self.image).arg(&self.mounted_at))
+        try_run(mount.args(["-o", "loop"]).arg(&self.image).arg(&self.mounted_at))
     }
 
-    /// From now on nothing gets to the disk.
+    /// Nothing is written to the disk any more.
     fn cut(&self) {
-        succeeds(
+        try_run(
             Command::new("python3")
                 .args(["-c", SHUT_DOWN])
                 .arg(&self.mounted_at),
@@ -82,21 +85,21 @@ impl Volume {
         .unwrap();
     }
 
-    /// The power is back.
+    /// Mounts the file system again, as after a reboot.
     fn restore(&self) {
-        succeeds(Command::new("umount").arg(&self.mounted_at)).unwrap();
+        try_run(Command::new("umount").arg(&self.mounted_at)).unwrap();
         self.mount().unwrap();
     }
 }
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        succeeds(Command::new("umount").arg("-l").arg(&self.mounted_at)).ok();
+        try_run(Command::new("umount").arg("-l").arg(&self.mounted_at)).ok();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_acknowledged_is_lost_when_the_power_goes() {
+async fn a_power_cut_loses_no_acknowledged_message() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let mut site = Site::new(&["--resume-grace", "10m"]);
@@ -116,10 +119,7 @@ async fn nothing_acknowledged_is_lost_when_the_power_goes() {
         run.allow(PER_ROUND);
         let deadline = Instant::now() + PATIENCE;
         while run.acknowledged() < enough {
-            assert!(
-                Instant::now() < deadline,
-                "cut {cut}: nothing is acknowledged any more"
-            );
+            assert!(Instant::now() < deadline, "cut {cut}: no more acknowledgements");
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
         block_in_place(|| {
@@ -132,8 +132,11 @@ async fn nothing_acknowledged_is_lost_when_the_power_goes() {
     }
     run.until_settled().await;
     let sent = run.acknowledged();
-    let wrong = check(&run.end().await);
-    println!("{CUTS} power cuts: {sent} messages, {} violations", wrong.len());
-    assert!(wrong.is_empty(), "CRASH_SEED={seed}: {}", wrong[0]);
+    let violations = check(&run.end().await);
+    println!(
+        "{CUTS} power cuts: {sent} messages, {} violations",
+        violations.len()
+    );
+    assert!(violations.is_empty(), "CRASH_SEED={seed}: {}", violations[0]);
     assert_eq!(sent, 3 * CUTS * PER_ROUND);
 }

@@ -1,7 +1,7 @@
-//! What the README shows is what happens: its commands are run against the real server, and their output is compared.
+//! Runs the commands of the README against a real server and compares their output with what it shows.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outside;
+mod process;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,52 +11,51 @@ use std::process::Command;
 use chitchat::domain::limits::{
     DEDUP_WINDOW_LEN, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, MAX_TIMESTAMP,
 };
-use outside::{CHECKOUT, CHITCHAT, Running, Server, grpcurl, run, serve, serve_flags, succeed, text};
+use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, serve_flags, succeed, text};
 
-/// How the README calls the program.
 const CARGO_RUN: &str = "cargo run --release --";
 
 fn readme() -> String {
     fs::read_to_string(Path::new(CHECKOUT).join("README.md")).unwrap()
 }
 
-/// A command that the README shows, and what it shows below it.
+/// A command that the README shows, and the output below it.
 #[derive(Debug)]
-struct Shown {
+struct Example {
     command: String,
     output: Vec<String>,
 }
 
-/// What a section of the README shows in its `console` blocks.
-fn section(heading: &str) -> Vec<Shown> {
+/// The examples in the `console` blocks of a section.
+fn examples(heading: &str) -> Vec<Example> {
     let readme = readme();
     let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
     let section = section.split("\n## ").next().unwrap();
-    let mut shown: Vec<Shown> = Vec::new();
+    let mut examples: Vec<Example> = Vec::new();
     for block in section.split("```console\n").skip(1) {
-        let mut goes_on = false;
+        let mut continues = false;
         for line in block.split("\n```").next().unwrap().lines() {
             if let Some(command) = line.strip_prefix("$ ") {
                 let (command, output) = (command.to_owned(), Vec::new());
-                shown.push(Shown { command, output });
-                goes_on = true;
-            } else if goes_on {
-                let last = shown.last_mut().unwrap();
+                examples.push(Example { command, output });
+                continues = true;
+            } else if continues {
+                let last = examples.last_mut().unwrap();
                 last.command.push('\n');
                 last.command.push_str(line);
             } else {
-                let last = shown.last_mut().unwrap();
+                let last = examples.last_mut().unwrap();
                 last.output.push(line.to_owned());
             }
-            goes_on = goes_on && (line.ends_with('\\') || line.ends_with('|'));
+            continues = continues && (line.ends_with('\\') || line.ends_with('|'));
         }
     }
-    assert!(!shown.is_empty(), "nothing is shown under {heading:?}");
-    shown
+    assert!(!examples.is_empty(), "no examples under {heading:?}");
+    examples
 }
 
-/// Without what differs from run to run: the wall clock, epochs, which ports were free.
-fn timeless(line: &str, server: &Server) -> String {
+/// Replaces what differs from run to run: wall-clock times, epochs and ports.
+fn normalize(line: &str, server: &Server) -> String {
     let line = line
         .replace(&server.address.to_string(), "127.0.0.1:50052")
         .replace(&server.admin.to_string(), "127.0.0.1:9464");
@@ -74,22 +73,22 @@ fn timeless(line: &str, server: &Server) -> String {
 }
 
 #[test]
-fn the_conversation_is_as_shown() {
-    let shown = section("A conversation");
-    let (server_shown, clients_shown) = shown.split_first().unwrap();
-    assert_eq!(server_shown.command, format!("{CARGO_RUN} serve"));
+fn the_conversation_happens_as_shown() {
+    let examples = examples("A conversation");
+    let (server_example, client_examples) = examples.split_first().unwrap();
+    assert_eq!(server_example.command, format!("{CARGO_RUN} serve"));
     let mut server = serve(&["--log-format", "pretty"]);
 
-    // All terminals show the same events: put them in their order.
+    // All terminals show the same events. Collect them by their time.
     let mut events = BTreeMap::new();
     let mut typed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for Shown { command, output } in clients_shown {
+    for Example { command, output } in client_examples {
         let name = command
             .strip_prefix(&format!("{CARGO_RUN} chat --name "))
             .unwrap();
         for line in output {
-            if let Some(said) = line.strip_prefix("> ") {
-                typed.entry(name).or_default().push(said);
+            if let Some(input) = line.strip_prefix("> ") {
+                typed.entry(name).or_default().push(input);
                 continue;
             }
             let (time, event) = line
@@ -101,10 +100,10 @@ fn the_conversation_is_as_shown() {
             assert_eq!(*before, event, "one order");
         }
     }
-    // Then hold the conversation.
-    let mut clients: BTreeMap<&str, Running> = BTreeMap::new();
+    // Hold the conversation event by event.
+    let mut clients: BTreeMap<&str, Process> = BTreeMap::new();
     for (time, event) in events {
-        let words = match event
+        let input = match event
             .strip_prefix("Participant ")
             .map(|event| event.split_once(' '))
         {
@@ -112,54 +111,53 @@ fn the_conversation_is_as_shown() {
                 let address = server.address.to_string();
                 let mut chat = Command::new(CHITCHAT);
                 chat.args(["chat", "--name", name, "--server", &address]);
-                clients.insert(name, Running::start(&mut chat));
+                clients.insert(name, Process::start(&mut chat));
                 None
             }
             Some(Some((name, _))) => Some((name, "/leave")),
             _ => event.split_once(": "),
         };
-        if let Some((name, said)) = words {
-            assert_eq!(typed.get_mut(name).unwrap().remove(0), said);
-            clients.get_mut(name).unwrap().type_line(said);
+        if let Some((name, input)) = input {
+            assert_eq!(typed.get_mut(name).unwrap().remove(0), input);
+            clients.get_mut(name).unwrap().write_line(input);
         }
         let line = format!("[L={time}] {event}");
-        for Shown { command, output } in clients_shown {
+        for Example { command, output } in client_examples {
             if output.contains(&line) {
                 let name = command.rsplit(' ').next().unwrap();
-                assert_eq!(clients.get_mut(name).unwrap().line(""), line, "{name}");
+                assert_eq!(clients.get_mut(name).unwrap().stdout_line(""), line, "{name}");
             }
         }
     }
-    // Whoever is left goes; nobody hears of it.
+    // The remaining participants leave.
     for (name, left) in typed {
         let client = clients.get_mut(name).unwrap();
         match left.as_slice() {
             [] => {}
-            ["/leave"] => client.type_line("/leave"),
+            ["/leave"] => client.write_line("/leave"),
             more => panic!("{name} types {more:?}"),
         }
-        assert_eq!(client.exit().code(), Some(0), "{name}");
+        assert_eq!(client.wait().code(), Some(0), "{name}");
     }
-    // What the server says, on its terminal.
-    // (Its log and its announcement are written by two threads, in either order.)
-    let (announced, logged): (Vec<&String>, _) = server_shown
+    // The announcement and the log of the server are written by two threads, in any order.
+    let (announced, logged): (Vec<&String>, _) = server_example
         .output
         .iter()
         .partition(|line| line.starts_with("chitchat: "));
-    assert_eq!(announced, [&timeless(&server.announcement.clone(), &server)]);
+    assert_eq!(announced, [&normalize(&server.announcement.clone(), &server)]);
     for line in logged {
-        let said = server.logs("");
-        assert_eq!(timeless(&said, &server), timeless(line, &server));
+        let logged_line = server.log_line("");
+        assert_eq!(normalize(&logged_line, &server), normalize(line, &server));
     }
 }
 
 #[test]
-fn commands_answer_as_shown() {
+fn commands_print_what_is_shown() {
     let grpcurl = grpcurl();
     let server = serve(&[]);
-    for Shown { command, output } in section("In scripts, and with grpcurl") {
-        let answer = if let Some(path) = command.strip_prefix("curl -s localhost:9464") {
-            let page = server.page(path);
+    for Example { command, output } in examples("In scripts, and with grpcurl") {
+        let printed = if let Some(path) = command.strip_prefix("curl -s localhost:9464") {
+            let page = server.get(path);
             page.split_once("\r\n\r\n").unwrap().1.to_owned()
         } else {
             let mut script = command
@@ -175,14 +173,14 @@ fn commands_answer_as_shown() {
                 .env("CHITCHAT_SERVER", server.address.to_string());
             text(&run(&mut shell, "").stdout)
         };
-        let answer: Vec<_> = answer.lines().map(|line| timeless(line, &server)).collect();
-        let output: Vec<_> = output.iter().map(|line| timeless(line, &server)).collect();
-        assert_eq!(answer, output, "{command}");
+        let printed: Vec<_> = printed.lines().map(|line| normalize(line, &server)).collect();
+        let output: Vec<_> = output.iter().map(|line| normalize(line, &server)).collect();
+        assert_eq!(printed, output, "{command}");
     }
 }
 
 #[test]
-fn limits_are_as_shown() {
+fn flags_and_limits_are_as_shown() {
     let readme = readme();
     let (_, section) = readme.split_once("\n## Limits\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
@@ -254,8 +252,8 @@ fn limits_are_as_shown() {
 }
 
 #[test]
-fn metrics_that_are_named_exist() {
-    let metrics = serve(&[]).page("/metrics");
+fn metrics_that_are_mentioned_exist() {
+    let metrics = serve(&[]).get("/metrics");
     let readme = readme();
     let named = readme
         .split('`')

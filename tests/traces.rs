@@ -1,9 +1,9 @@
-//! One message's way, as a collector sees it: the real client and the real server export to a real OTLP receiver.
+//! The traces of a message, which real clients and a real server export to an OTLP collector.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod collector;
-mod outside;
+mod process;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 
 use collector::{Collector, Span};
 use nix::sys::signal::Signal;
-use outside::{CHITCHAT, Running, run, serve_with, stranger, succeed, text, until};
+use process::{
+    CHITCHAT, Process, external_program, run, serve_with, succeed, text, unused_address, wait_until,
+};
 
 const SERVER: i32 = 2;
 const PRODUCER: i32 = 4;
 const CONSUMER: i32 = 5;
 const INTERNAL: i32 = 1;
 
-/// The variables of whoever exports to this collector.
+/// The variables of a process that exports to this collector without delay.
 fn exporting(endpoint: &str) -> [(&str, &str); 2] {
-    // Batches are not waited for.
     [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
@@ -47,7 +48,7 @@ fn number(span: &Span, name: &str) -> i64 {
     value(span, name).parse().unwrap()
 }
 
-/// The lines of a page of metrics that begin with this, as numbers.
+/// The value of a series on a page of metrics.
 fn metric(page: &str, series: &str) -> f64 {
     let line = page.lines().find_map(|line| line.strip_prefix(series));
     line.unwrap_or_else(|| panic!("no {series} in {page}"))
@@ -57,17 +58,17 @@ fn metric(page: &str, series: &str) -> f64 {
 }
 
 #[test]
-fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
+fn a_message_has_one_trace_from_its_sender_to_its_receivers() {
     let collector = Collector::start();
     let mut server = serve_with(&[], &exporting(&collector.endpoint));
-    let mut listeners: Vec<Running> = ["Bob", "Cleo"]
+    let mut listeners: Vec<Process> = ["Bob", "Cleo"]
         .map(|name| {
-            let mut listener = Running::start(&mut client(
+            let mut listener = Process::start(&mut client(
                 server.address,
                 &collector.endpoint,
                 &["chat", "--name", name],
             ));
-            listener.line(&format!("Participant {name} joined"));
+            listener.stdout_line(&format!("Participant {name} joined"));
             listener
         })
         .into();
@@ -77,24 +78,23 @@ fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
         "Hello, World!\n",
     );
     for listener in &mut listeners {
-        listener.line("Hello, World!");
-        listener.line("Participant Ada left");
+        listener.stdout_line("Hello, World!");
+        listener.stdout_line("Participant Ada left");
         listener.close_stdin();
-        listener.exit();
+        listener.wait();
     }
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
+    assert!(server.wait().success());
 
-    let said = |span: &&Span| {
+    let is_message = |span: &&Span| {
         span.attributes
             .get("chitchat.event.type")
             .is_some_and(|t| t == "message")
     };
     let send = &collector.spans("send rooms/{room}", 1)[0];
     let processed = collector.spans("process rooms/{room}", 1);
-    let process = processed.iter().find(said).unwrap();
+    let process = processed.iter().find(is_message).unwrap();
     let join_of = |name: &str| {
-        // The first joined first.
         let place = ["Bob", "Cleo", "Ada"]
             .iter()
             .position(|other| *other == name)
@@ -111,7 +111,7 @@ fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
         let spans = collector.spans(name, 1);
         spans
             .into_iter()
-            .find(|span| said(&span) && span.parent == process.id)
+            .find(|span| is_message(&span) && span.parent == process.id)
             .unwrap()
     };
     let (append, broadcast) = (of_message("append"), of_message("broadcast"));
@@ -127,19 +127,19 @@ fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
     for child in [&append, &broadcast] {
         assert_eq!((child.kind, &child.trace), (INTERNAL, &send.trace));
         assert!(
-            process.begun <= child.begun && child.ended <= process.ended,
+            process.start <= child.start && child.end <= process.end,
             "{child:#?} in {process:#?}"
         );
     }
-    assert!(append.ended <= broadcast.begun);
+    assert!(append.end <= broadcast.start);
     assert_eq!(value(&append, "messaging.batch.message_count"), "1");
     assert!(number(&append, "chitchat.store.bytes") > 13);
     assert_eq!(value(&broadcast, "chitchat.subscribers"), "3");
     assert_eq!(value(&broadcast, "chitchat.subscribers.behind"), "0");
 
-    // All three hear it, and each has a trace of its own that names the sender's.
+    // Each of the three receivers has a trace of its own, linked to the sender's.
     let received = collector.spans("receive rooms/{room}", 3);
-    let received: Vec<_> = received.iter().filter(said).collect();
+    let received: Vec<_> = received.iter().filter(is_message).collect();
     assert_eq!(received.len(), 3);
     for span in &received {
         assert_eq!((span.kind, span.parent.as_str()), (CONSUMER, ""));
@@ -147,7 +147,7 @@ fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
         assert_ne!(span.trace, send.trace);
     }
 
-    // Everybody means the same message, and time only goes up along its way.
+    // All spans name the same message, and the Lamport time increases along its way.
     let (sent, time) = (
         number(send, "chitchat.lamport.time"),
         number(process, "chitchat.lamport.time"),
@@ -177,7 +177,7 @@ fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
     assert_eq!(send.resource["service.name"], "chitchat-client");
     assert_eq!(process.resource["service.version"], env!("CARGO_PKG_VERSION"));
 
-    // A log line belongs to its stream's trace; no text is logged.
+    // A log line belongs to the trace of its stream. No message text is logged.
     let joined = collector.record("client_joined");
     assert_eq!(
         (joined.trace, joined.span),
@@ -190,7 +190,7 @@ fn a_message_leaves_one_trace_from_its_sender_to_its_receivers() {
 }
 
 #[test]
-fn a_posted_message_has_its_call_beside_it_and_a_reader_links_to_it() {
+fn a_message_by_call_is_linked_to_the_call_and_its_reader_to_the_message() {
     let collector = Collector::start();
     let named = [
         exporting(&collector.endpoint).as_slice(),
@@ -206,7 +206,7 @@ fn a_posted_message_has_its_call_beside_it_and_a_reader_links_to_it() {
     let tail = ["tail", "--count", "1"];
     succeed(&mut client(server.address, &collector.endpoint, &tail), "");
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
+    assert!(server.wait().success());
     let sent = &collector.spans("send rooms/{room}", 1)[0];
     let process = &collector.spans("process rooms/{room}", 1)[0];
     let call = &collector.spans("itu.chitchat.ChatService/SendMessage", 1)[0];
@@ -220,12 +220,11 @@ fn a_posted_message_has_its_call_beside_it_and_a_reader_links_to_it() {
     assert_eq!(process.resource["deployment.environment.name"], "test");
 }
 
-/// A first client's message has no trace of its own; the server's goes out with it.
 #[test]
-fn a_refused_message_ends_where_it_was_refused() {
+fn the_span_of_a_rejected_message_has_the_reason_as_its_error() {
     let collector = Collector::start();
     let server = serve_with(&["--max-message-chars", "5"], &exporting(&collector.endpoint));
-    // By a stream, then by a call.
+    // One on a stream, one by a call.
     let mut chat = client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]);
     run(&mut chat, "Hello, World!\n");
     let mut send = client(
@@ -236,14 +235,14 @@ fn a_refused_message_ends_where_it_was_refused() {
     assert!(!run(&mut send, "").status.success());
 
     let sent = collector.spans("send rooms/{room}", 2);
-    let refused: Vec<Span> = collector
-        // And Ada's LEAVE.
+    let rejected: Vec<Span> = collector
+        // The third is Ada's LEAVE.
         .spans("process rooms/{room}", 3)
         .into_iter()
         .filter(|span| span.attributes.contains_key("error.type"))
         .collect();
-    assert_eq!((sent.len(), refused.len()), (2, 2), "{refused:#?}");
-    for process in &refused {
+    assert_eq!((sent.len(), rejected.len()), (2, 2), "{rejected:#?}");
+    for process in &rejected {
         assert!(process.is_error && process.kind == CONSUMER);
         assert_eq!(value(process, "error.type"), "message_too_long");
         assert!(number(process, "chitchat.lamport.time") > 0);
@@ -255,7 +254,7 @@ fn a_refused_message_ends_where_it_was_refused() {
 }
 
 #[test]
-fn a_message_without_a_trace_gets_the_servers() {
+fn a_message_without_a_trace_context_gets_one_from_the_server() {
     let collector = Collector::start();
     let server = serve_with(&[], &exporting(&collector.endpoint));
     let mut plain = client(
@@ -267,9 +266,9 @@ fn a_message_without_a_trace_gets_the_servers() {
     let process = collector.spans("process rooms/{room}", 1).remove(0);
     assert_eq!(process.parent, "");
     let tail = ["tail", "--json", "--count", "1"];
-    let heard = succeed(&mut client(server.address, &collector.endpoint, &tail), "");
+    let received = succeed(&mut client(server.address, &collector.endpoint, &tail), "");
     let link = collector.spans("receive rooms/{room}", 1).remove(0).links;
-    assert_eq!(link, [(process.trace, process.id)], "{heard}");
+    assert_eq!(link, [(process.trace, process.id)], "{received}");
     assert!(
         collector
             .all_spans()
@@ -279,7 +278,7 @@ fn a_message_without_a_trace_gets_the_servers() {
 }
 
 #[test]
-fn the_load_generator_is_a_sender_too() {
+fn the_load_generator_exports_its_spans_as_a_sender() {
     let collector = Collector::start();
     let server = serve_with(&[], &exporting(&collector.endpoint));
     let address = server.address.to_string();
@@ -310,25 +309,26 @@ fn the_load_generator_is_a_sender_too() {
 }
 
 #[test]
-fn nothing_is_lost_at_the_end() {
+fn all_spans_are_exported_at_shutdown() {
     let collector = Collector::start();
-    // Nothing would be exported before the end.
-    let patient = [
+    // Nothing is exported before the shutdown.
+    let delayed = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "64"),
         ("OTEL_TRACES_SAMPLER", "always_on"),
     ];
-    let mut server = serve_with(&[], &patient);
+    let mut server = serve_with(&[], &delayed);
     let lines: String = (0..200).map(|line| format!("line {line}\n")).collect();
     let mut sending = client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]);
     succeed(sending.env("OTEL_BSP_SCHEDULE_DELAY", "3600000"), &lines);
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
-    let said = |name: &str| {
+    assert!(server.wait().success());
+    let messages = |name: &str| {
         let spans = collector.all_spans();
-        let is_it = |span: &&Span| span.name == name && span.attributes["chitchat.event.type"] == "message";
-        spans.iter().filter(is_it).count()
+        let is_message =
+            |span: &&Span| span.name == name && span.attributes["chitchat.event.type"] == "message";
+        spans.iter().filter(is_message).count()
     };
     for name in [
         "send rooms/{room}",
@@ -337,96 +337,107 @@ fn nothing_is_lost_at_the_end() {
         "broadcast",
         "receive rooms/{room}",
     ] {
-        assert_eq!(said(name), 200, "{name}");
+        assert_eq!(messages(name), 200, "{name}");
     }
     assert_eq!(collector.record("ended").body, "ended");
 }
 
 #[test]
-fn a_collector_that_is_away_costs_a_counter_and_a_line() {
-    // Nobody listens there any more.
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let endpoint = format!("http://{gone}");
-    let small = [
+fn an_unreachable_collector_is_counted_and_logged_once() {
+    let nobody = unused_address();
+    let endpoint = format!("http://{nobody}");
+    let small_queue = [
         exporting(&endpoint).as_slice(),
         &[("OTEL_BSP_MAX_QUEUE_SIZE", "16")],
     ]
     .concat();
-    let mut server = serve_with(&[], &small);
+    let mut server = serve_with(&[], &small_queue);
     let lines: String = (0..300).map(|line| format!("line {line}\n")).collect();
     let mut sending = client(server.address, &endpoint, &["chat", "--name", "Ada"]);
     let output = run(sending.env("OTEL_SDK_DISABLED", "true"), &lines);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout).matches("line ").count(), 300);
-    until("the loss is counted", || {
+    wait_until("the loss is counted", || {
         let lost = metric(
-            &server.page("/metrics"),
+            &server.get("/metrics"),
             "chitchat_telemetry_dropped_total{signal=\"traces\"}",
         );
-        // A JOIN, 300 messages of three spans each, perhaps a LEAVE.
+        // A JOIN, three spans for each of 300 messages, and possibly a LEAVE.
         (lost >= 901.0).then_some(())
     });
-    server.logs("\"event\":\"telemetry_lost\"");
-    // It comes back, and hears of what is said then.
-    let collector = Collector::start_at(gone);
-    until("something is exported", || {
+    server.log_line("\"event\":\"telemetry_lost\"");
+    // When the collector is back, it receives the new spans.
+    let collector = Collector::start_at(nobody);
+    wait_until("something is exported", || {
         let mut send = client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]);
         assert!(run(send.env("OTEL_SDK_DISABLED", "true"), "").status.success());
         (!collector.all_spans().is_empty()).then_some(())
     });
-    server.logs("\"event\":\"telemetry_exported\"");
+    server.log_line("\"event\":\"telemetry_exported\"");
     drop(collector);
-    let asked = Instant::now();
+    let started = Instant::now();
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert!(server.wait().success());
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
     let rest = server.rest_of_log();
-    let told = rest
+    let stderr = rest
         .iter()
         .filter(|line| line.contains("telemetry_lost") && line.contains("traces"));
-    assert_eq!(told.count(), 0, "{rest:#?}");
+    assert_eq!(stderr.count(), 0, "{rest:#?}");
 
-    // A client says so and does its work.
+    // A client reports it too, and still sends its message.
     let server = serve_with(&[], &[]);
     let output = run(
         &mut client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]),
         "",
     );
     assert!(output.status.success());
-    let told = text(&output.stderr);
+    let stderr = text(&output.stderr);
     assert!(
-        told.starts_with("chitchat: 1 spans could not be exported"),
-        "{told}"
+        stderr.starts_with("chitchat: 1 spans could not be exported"),
+        "{stderr}"
     );
 }
 
-/// It takes connections and says nothing: worse than being away.
+/// The collector accepts connections and never answers.
 #[test]
-fn a_collector_that_hangs_holds_nobody_up() {
+fn a_hanging_collector_delays_neither_client_nor_server() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let mut server = serve_with(&["--drain-timeout", "2s"], &exporting(&endpoint));
-    let asked = Instant::now();
+    let started = Instant::now();
     let output = run(
         &mut client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]),
         "",
     );
     assert!(output.status.success());
-    // Two seconds for the last spans, once.
-    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
-    let told = text(&output.stderr);
+    // The client waits two seconds for its last export.
     assert!(
-        told.starts_with("chitchat: 1 spans could not be exported"),
-        "{told}"
+        started.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        started.elapsed()
     );
-    let asked = Instant::now();
+    let stderr = text(&output.stderr);
+    assert!(
+        stderr.starts_with("chitchat: 1 spans could not be exported"),
+        "{stderr}"
+    );
+    let started = Instant::now();
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
-    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert!(server.wait().success());
+    assert!(
+        started.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
-fn without_an_endpoint_there_are_no_spans() {
+fn a_server_with_a_disabled_sdk_exports_nothing() {
     let collector = Collector::start();
     let server = serve_with(
         &[],
@@ -440,7 +451,7 @@ fn without_an_endpoint_there_are_no_spans() {
         &collector.endpoint,
         &["send", "--name", "Ada", "Hello"],
     );
-    // The sender's context is passed on all the same.
+    // The context of the sender is forwarded nevertheless.
     succeed(&mut sending, "");
     let send = collector.spans("send rooms/{room}", 1).remove(0);
     let tail = ["tail", "--count", "1"];
@@ -454,9 +465,9 @@ fn without_an_endpoint_there_are_no_spans() {
 }
 
 #[test]
-fn no_sender_can_make_the_server_record_more_than_it_is_allowed() {
+fn the_traces_that_senders_request_are_rate_limited() {
     let collector = Collector::start();
-    let sparing = [
+    let limited = [
         exporting(&collector.endpoint).as_slice(),
         &[
             ("OTEL_TRACES_SAMPLER", "parentbased_always_off"),
@@ -464,7 +475,7 @@ fn no_sender_can_make_the_server_record_more_than_it_is_allowed() {
         ],
     ]
     .concat();
-    let mut server = serve_with(&[], &sparing);
+    let mut server = serve_with(&[], &limited);
     let lines: String = (0..100).map(|line| format!("line {line}\n")).collect();
     let began = Instant::now();
     succeed(
@@ -473,7 +484,7 @@ fn no_sender_can_make_the_server_record_more_than_it_is_allowed() {
     );
     let seconds = began.elapsed().as_secs_f64();
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
+    assert!(server.wait().success());
     assert_eq!(collector.spans("send rooms/{room}", 100).len(), 100);
     let recorded = collector.spans("process rooms/{room}", 2).len();
     assert!(
@@ -483,7 +494,7 @@ fn no_sender_can_make_the_server_record_more_than_it_is_allowed() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told_before_anything_runs() {
+fn invalid_exporter_settings_are_reported_with_the_other_errors() {
     let mut command = Command::new(CHITCHAT);
     command
         .args(["serve", "--in-memory", "--max-rooms", "0"])
@@ -491,28 +502,22 @@ fn what_makes_no_sense_is_told_before_anything_runs() {
         .env("OTEL_TRACES_SAMPLER", "sometimes");
     let output = run(&mut command, "");
     assert_eq!(output.status.code(), Some(78));
-    let told = text(&output.stderr);
-    assert_eq!(told.lines().count(), 3, "{told}");
+    let stderr = text(&output.stderr);
+    assert_eq!(stderr.lines().count(), 3, "{stderr}");
     assert!(
-        told.contains("--max-rooms is 0") && told.contains("OTEL_TRACES_SAMPLER is \"sometimes\""),
-        "{told}"
+        stderr.contains("--max-rooms is 0") && stderr.contains("OTEL_TRACES_SAMPLER is \"sometimes\""),
+        "{stderr}"
     );
 }
 
-/// Through a real OpenTelemetry Collector, which reads and writes the protocol by its own lights.
 #[test]
-fn a_real_collector_passes_everything_on() {
-    let Some(program) = stranger("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"]) else {
+fn an_opentelemetry_collector_forwards_everything() {
+    let Some(program) = external_program("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"]) else {
         return;
     };
     let collector = Collector::start();
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let endpoint = format!("127.0.0.1:{port}");
-    let config = std::env::temp_dir().join(format!("chitchat-otelcol-{}-{port}.yaml", std::process::id()));
+    let endpoint = unused_address();
+    let config = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     let target = collector.endpoint.strip_prefix("http://").unwrap();
     let pipeline = "{ receivers: [otlp], exporters: [otlp] }";
     let yaml = format!(
@@ -520,22 +525,21 @@ fn a_real_collector_passes_everything_on() {
          exporters: {{ otlp: {{ endpoint: \"{target}\", compression: none, tls: {{ insecure: true }} }} }}\n\
          service:\n  telemetry: {{ metrics: {{ level: none }} }}\n  pipelines: {{ traces: {pipeline}, logs: {pipeline} }}\n"
     );
-    std::fs::write(&config, yaml).unwrap();
-    let mut between = Running::start(Command::new(program).arg("--config").arg(&config));
-    between.error_line("Everything is ready");
+    std::fs::write(config.path(), yaml).unwrap();
+    let mut relay = Process::start(Command::new(program).arg("--config").arg(config.path()));
+    relay.stderr_line("Everything is ready");
     let through = format!("http://{endpoint}");
     let mut server = serve_with(&[], &exporting(&through));
     let send = ["send", "--name", "Ada", "Hello"];
     succeed(&mut client(server.address, &through, &send), "");
     server.signal(Signal::SIGTERM);
-    assert!(server.exit().success());
+    assert!(server.wait().success());
     let sent = collector.spans("send rooms/{room}", 1).remove(0);
     let process = collector.spans("process rooms/{room}", 1).remove(0);
     let append = collector.spans("append", 1).remove(0);
     assert_eq!((&process.trace, &process.parent), (&sent.trace, &sent.id));
     assert_eq!((&append.trace, &append.parent), (&sent.trace, &process.id));
     assert_eq!(collector.record("ended").resource["service.name"], "chitchat");
-    between.signal(Signal::SIGTERM);
-    assert!(between.exit().success());
-    std::fs::remove_file(config).unwrap();
+    relay.signal(Signal::SIGTERM);
+    assert!(relay.wait().success());
 }

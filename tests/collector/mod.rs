@@ -1,4 +1,4 @@
-//! A collector: takes what OTLP exporters send over gRPC, and keeps it for the test to look at.
+//! An OTLP collector over gRPC that keeps the spans and log records it receives.
 #![allow(
     dead_code,
     missing_docs,
@@ -25,13 +25,13 @@ use tokio::runtime::Runtime;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-/// How long anything may take that is to happen.
+/// Upper bound for every wait: far more than a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Names and values, numbers in decimal.
+/// Values by name; numbers are in decimal.
 pub type Attributes = BTreeMap<String, String>;
 
-/// A span, with whom it came from.
+/// A span, with the resource that exported it.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub name: String,
@@ -43,12 +43,12 @@ pub struct Span {
     pub links: Vec<(String, String)>,
     pub attributes: Attributes,
     pub resource: Attributes,
-    pub begun: u64,
-    pub ended: u64,
+    pub start: u64,
+    pub end: u64,
     pub is_error: bool,
 }
 
-/// A log record, with whom it came from.
+/// A log record, with the resource that exported it.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub body: String,
@@ -59,29 +59,30 @@ pub struct Record {
 }
 
 #[derive(Default)]
-struct Kept {
+struct Received {
     spans: Mutex<Vec<Span>>,
     records: Mutex<Vec<Record>>,
     changed: Condvar,
 }
 
-/// A collector on a free port. Ends when dropped.
+/// A running collector. Stops when dropped.
 pub struct Collector {
     pub endpoint: String,
-    kept: Arc<Kept>,
+    received: Arc<Received>,
     _runtime: Runtime,
 }
 
 impl Collector {
+    /// Starts a collector on a free port.
     pub fn start() -> Self {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// The same where it is expected.
+    /// Starts a collector on `address`.
     pub fn start_at(address: SocketAddr) -> Self {
         let runtime = Runtime::new().unwrap();
-        let kept = Arc::new(Kept::default());
-        let services = Services(Arc::clone(&kept));
+        let received = Arc::new(Received::default());
+        let services = Services(Arc::clone(&received));
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let routes = Routes::new(TraceServiceServer::new(services.clone()))
@@ -100,18 +101,18 @@ impl Collector {
         });
         Self {
             endpoint,
-            kept,
+            received,
             _runtime: runtime,
         }
     }
 
-    /// The spans so far, once there are so many of this name.
+    /// Waits until there are `count` spans of this name, and returns them.
     pub fn spans(&self, name: &str, count: usize) -> Vec<Span> {
         let named = |spans: &[Span]| -> Vec<Span> {
             spans.iter().filter(|span| span.name == name).cloned().collect()
         };
         let deadline = Instant::now() + PATIENCE;
-        let mut spans = self.kept.spans.lock().unwrap();
+        let mut spans = self.received.spans.lock().unwrap();
         loop {
             let found = named(&spans);
             if found.len() >= count {
@@ -123,19 +124,19 @@ impl Collector {
                 "{} of {count} {name:?} in {spans:#?}",
                 found.len()
             );
-            spans = self.kept.changed.wait_timeout(spans, left).unwrap().0;
+            spans = self.received.changed.wait_timeout(spans, left).unwrap().0;
         }
     }
 
-    /// All spans that have come by now.
+    /// All spans received so far.
     pub fn all_spans(&self) -> Vec<Span> {
-        self.kept.spans.lock().unwrap().clone()
+        self.received.spans.lock().unwrap().clone()
     }
 
-    /// The first record of this event.
+    /// Waits for a record of this event, and returns the first one.
     pub fn record(&self, event: &str) -> Record {
         let deadline = Instant::now() + PATIENCE;
-        let mut records = self.kept.records.lock().unwrap();
+        let mut records = self.received.records.lock().unwrap();
         loop {
             let is_it = |record: &&Record| record.attributes.get("event").is_some_and(|name| name == event);
             if let Some(record) = records.iter().find(is_it) {
@@ -143,18 +144,18 @@ impl Collector {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no {event:?} in {records:#?}");
-            records = self.kept.changed.wait_timeout(records, left).unwrap().0;
+            records = self.received.changed.wait_timeout(records, left).unwrap().0;
         }
     }
 
-    /// All records that have come by now.
+    /// All records received so far.
     pub fn all_records(&self) -> Vec<Record> {
-        self.kept.records.lock().unwrap().clone()
+        self.received.records.lock().unwrap().clone()
     }
 }
 
 #[derive(Clone)]
-struct Services(Arc<Kept>);
+struct Services(Arc<Received>);
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -191,8 +192,8 @@ fn span(wire: WireSpan, resource: &Attributes) -> Span {
             .collect(),
         attributes: attributes(wire.attributes),
         resource: resource.clone(),
-        begun: wire.start_time_unix_nano,
-        ended: wire.end_time_unix_nano,
+        start: wire.start_time_unix_nano,
+        end: wire.end_time_unix_nano,
         is_error: wire.status.is_some_and(|status| status.code == 2),
     }
 }

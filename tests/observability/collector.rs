@@ -8,14 +8,14 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::files;
-use crate::outside::{PATIENCE, Running, stranger, succeed, until};
+use crate::process::{PATIENCE, Process, external_program, succeed, wait_until};
 use crate::prometheus::Folder;
 use crate::rules::alerts;
 
 const CONFIG: &str = "deploy/otel-collector/config.yaml";
 
 fn otelcol() -> Option<String> {
-    stranger("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"])
+    external_program("CHITCHAT_TEST_OTELCOL", "otelcol", &["--version"])
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn the_collector_counts_losses_under_the_names_that_the_alerts_select() {
     // JSON is YAML.
     fs::write(&file, config.to_string()).unwrap();
     let mut command = Command::new(collector);
-    let _running = Running::start(command.arg("--config").arg(&file));
+    let _running = Process::start(command.arg("--config").arg(&file));
 
     let mut wanted: Vec<String> = alerts()
         .iter()
@@ -96,7 +96,7 @@ fn the_collector_counts_losses_under_the_names_that_the_alerts_select() {
     assert!(wanted.len() >= 6, "{wanted:?}");
     let span = r#"{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"send","kind":4,"startTimeUnixNano":"1","endTimeUnixNano":"2"}]}]}]}"#;
     let record = r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"timeUnixNano":"1","body":{"stringValue":"x"}}]}]}]}"#;
-    until("the Collector counts every kind of loss", || {
+    wait_until("the Collector counts every kind of loss", || {
         post(http, "/v1/traces", span)?;
         post(http, "/v1/logs", record)?;
         let page = ask(metrics, "GET /metrics HTTP/1.0\r\n\r\n")?;

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::files;
-use crate::outside::{CHITCHAT, Running, run, serve, stranger, succeed, text};
+use crate::process::{CHITCHAT, Process, external_program, run, serve, succeed, text};
 
 const FILE: &str = "deploy/compose.yaml";
 
@@ -195,7 +195,7 @@ fn everything_that_is_mounted_is_there() {
 
 #[test]
 fn the_parser_of_compose_accepts_all_of_it() {
-    let Some(compose) = stranger("CHITCHAT_TEST_COMPOSE", "docker-compose", &["version"]) else {
+    let Some(compose) = external_program("CHITCHAT_TEST_COMPOSE", "docker-compose", &["version"]) else {
         return;
     };
     // The services of all profiles, with nothing set outside.
@@ -372,7 +372,7 @@ fn every_correlation_is_on_a_field_of_a_trace() {
 
 #[test]
 fn the_correlation_finds_the_room_in_the_attributes_of_a_span() {
-    let Some(python) = stranger("CHITCHAT_TEST_PYTHON", "python3", &["--version"]) else {
+    let Some(python) = external_program("CHITCHAT_TEST_PYTHON", "python3", &["--version"]) else {
         return;
     };
     let sources = files::text("deploy/grafana/provisioning/datasources/datasources.yaml");
@@ -438,16 +438,16 @@ fn the_bots_talk() {
 
     let lobby = of("demo-lobby");
     let mut bob = Command::new(CHITCHAT);
-    let mut bob = Running::start(bob.args(bot("demo-lobby", &files::strings(&lobby["command"]), &address)));
+    let mut bob = Process::start(bob.args(bot("demo-lobby", &files::strings(&lobby["command"]), &address)));
     assert_eq!(lobby["stdin_open"], true, "or Bob leaves");
-    bob.line("Participant Bob joined");
+    bob.stdout_line("Participant Bob joined");
     let check = files::strings(&lobby["healthcheck"]["test"]);
     assert_eq!(check[..2], ["CMD", "/usr/local/bin/chitchat"]);
     succeed(
         Command::new(CHITCHAT).args(bot("demo-lobby", &check[2..], &address)),
         "",
     );
-    bob.line("Ada: Is anybody there?");
+    bob.stdout_line("Ada: Is anybody there?");
 
     let rooms = bot(
         "demo-rooms",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::outside::CHECKOUT;
+use crate::process::CHECKOUT;
 
 pub fn path(relative: &str) -> PathBuf {
     Path::new(CHECKOUT).join(relative)

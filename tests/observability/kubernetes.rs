@@ -6,16 +6,16 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::files;
-use crate::outside::{serve_flags, stranger, succeed};
+use crate::process::{external_program, serve_flags, succeed};
 
 const FOLDER: &str = "deploy/kubernetes";
 
 #[test]
 fn every_manifest_fits_its_schema() {
-    let Some(kustomize) = stranger("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"]) else {
+    let Some(kustomize) = external_program("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"]) else {
         return;
     };
-    let Some(python) = stranger(
+    let Some(python) = external_program(
         "CHITCHAT_TEST_KUBERNETES_PYTHON",
         "python3",
         &["-c", "import kubernetes_validate"],

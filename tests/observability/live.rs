@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::outside::{CHITCHAT, Running, run, succeed};
+use crate::process::{CHITCHAT, Process, run, succeed};
 use crate::prometheus::{Folder, Prometheus};
 use crate::rules::{alerts, promtool, rules};
 use crate::{dashboards, files};
@@ -32,7 +32,7 @@ const MAY_BE_EMPTY: [(&str, &str); 7] = [
 const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Server {
-    _running: Running,
+    _running: Process,
     address: SocketAddr,
     admin: SocketAddr,
     _data: Folder,
@@ -52,8 +52,8 @@ fn serve() -> Server {
             "--data-dir",
         ])
         .arg(&data.0);
-    let mut running = Running::start(&mut command);
-    let line = running.error_line("chitchat: listening on ");
+    let mut running = Process::start(&mut command);
+    let line = running.stderr_line("chitchat: listening on ");
     let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
     Server {
         address: addresses.next().expect("an address"),
@@ -64,7 +64,7 @@ fn serve() -> Server {
 }
 
 /// Twenty readers in two rooms, twenty messages a second, until dropped.
-fn load(server: SocketAddr) -> Running {
+fn load(server: SocketAddr) -> Process {
     let mut command = Command::new(CHITCHAT);
     command.args([
         "bench",
@@ -76,7 +76,7 @@ fn load(server: SocketAddr) -> Running {
         "2",
     ]);
     command.args(["--subscribers", "20", "--rate", "20", "--duration", "1h"]);
-    Running::start(&mut command)
+    Process::start(&mut command)
 }
 
 /// One of everything that a bench does not do after its start: a join, unary calls, and something to reject.
@@ -188,8 +188,8 @@ fn every_panel_and_every_rule_gets_its_data() {
 #[test]
 fn promtool_finds_nothing_wrong_with_the_metrics_page() {
     let Some(promtool) = promtool() else { return };
-    let server = crate::outside::serve(&[]);
-    let answer = server.page("/metrics");
+    let server = crate::process::serve(&[]);
+    let answer = server.get("/metrics");
     let (_, page) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
     assert!(page.contains("chitchat_connected_clients"));
     succeed(Command::new(promtool).args(["check", "metrics"]), page);

@@ -9,8 +9,8 @@ mod files;
 mod kubernetes;
 mod live;
 mod metric_names;
-#[path = "../outside/mod.rs"]
-mod outside;
+#[path = "../process/mod.rs"]
+mod process;
 mod prometheus;
 mod rules;
 mod runbook;

@@ -9,11 +9,11 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::files;
-use crate::outside::{PATIENCE, Running, stranger, until};
+use crate::process::{PATIENCE, Process, external_program, wait_until};
 
 pub struct Prometheus {
     address: SocketAddr,
-    _running: Running,
+    _running: Process,
     _folder: Folder,
 }
 
@@ -37,7 +37,7 @@ impl Drop for Folder {
 impl Prometheus {
     /// Starts one that scrapes this server every second. None where there is no Prometheus.
     pub fn watching(server: SocketAddr) -> Option<Self> {
-        let program = stranger("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
+        let program = external_program("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
         let folder = Folder::new("prometheus");
         configure(&folder.0, server);
         // Prometheus does not say which port it got.
@@ -59,13 +59,13 @@ impl Prometheus {
             };
         }
         command.arg(format!("--web.listen-address={address}"));
-        let running = Running::start(&mut command);
+        let running = Process::start(&mut command);
         let prometheus = Self {
             address,
             _running: running,
             _folder: folder,
         };
-        until("Prometheus is ready", || {
+        wait_until("Prometheus is ready", || {
             prometheus
                 .get("/-/ready")
                 .filter(|answer| answer.starts_with("HTTP/1.0 200"))

@@ -6,13 +6,13 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::dashboards::UIDS;
-use crate::outside::{serve, stranger, succeed};
+use crate::process::{external_program, serve, succeed};
 use crate::{files, metric_names};
 
 const FOLDER: &str = "deploy/prometheus";
 
 pub fn promtool() -> Option<String> {
-    stranger("CHITCHAT_TEST_PROMTOOL", "promtool", &["--version"])
+    external_program("CHITCHAT_TEST_PROMTOOL", "promtool", &["--version"])
 }
 
 /// All rules, of both kinds.
@@ -151,7 +151,7 @@ fn every_metric_of_a_rule_is_exported() {
 
 #[test]
 fn thresholds_of_objectives_are_edges_of_buckets() {
-    let page = serve(&[]).page("/metrics");
+    let page = serve(&[]).get("/metrics");
     let mut count = 0;
     for rule in rules() {
         for part in files::string(&rule, "expr").split("le=\"").skip(1) {
@@ -170,7 +170,7 @@ fn thresholds_of_objectives_are_edges_of_buckets() {
 
 #[test]
 fn amtool_finds_nothing_wrong_and_routes_by_severity() {
-    let Some(amtool) = stranger("CHITCHAT_TEST_AMTOOL", "amtool", &["--version"]) else {
+    let Some(amtool) = external_program("CHITCHAT_TEST_AMTOOL", "amtool", &["--version"]) else {
         return;
     };
     let file = files::path("deploy/alertmanager/alertmanager.yml");

@@ -6,7 +6,7 @@ use std::fs;
 
 use crate::dashboards::{all, panels};
 use crate::files;
-use crate::outside::serve;
+use crate::process::serve;
 use crate::prometheus::Prometheus;
 use crate::rules::alerts;
 

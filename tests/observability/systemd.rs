@@ -4,13 +4,13 @@ use std::fs;
 use std::process::Command;
 
 use crate::files;
-use crate::outside::{CHITCHAT, serve_flags, stranger, succeed, text};
+use crate::process::{CHITCHAT, external_program, serve_flags, succeed, text};
 use crate::prometheus::Folder;
 
 const UNIT: &str = "deploy/systemd/chitchat.service";
 
 fn systemd_analyze() -> Option<String> {
-    stranger("CHITCHAT_TEST_SYSTEMD_ANALYZE", "systemd-analyze", &["--version"])
+    external_program("CHITCHAT_TEST_SYSTEMD_ANALYZE", "systemd-analyze", &["--version"])
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! A TCP proxy that cuts connections after so many bytes.
+//! A TCP proxy that closes connections after a given number of bytes, or on request.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,34 +15,37 @@ use tokio::sync::watch;
 pub struct Proxy {
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
-    cut: watch::Sender<u64>,
+    /// Closes all connections.
+    cut: watch::Sender<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// After how many bytes (of both directions) to cut, one number a cut.
+    /// How many bytes pass, of all connections in both directions together, before each of the next cuts.
     plan: VecDeque<usize>,
     cuts: usize,
     refuses: bool,
 }
 
 impl Proxy {
-    /// Starts it before `server`; it runs as long as the runtime.
+    /// Starts a proxy for `server` on the current runtime.
     pub async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = Self {
             address: listener.local_addr().unwrap(),
             state: Arc::default(),
-            cut: watch::Sender::new(0),
+            cut: watch::Sender::new(()),
         };
         let running = proxy.clone();
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                if running.state.lock().unwrap().refuses {
+                if running.state.lock().refuses {
                     continue;
                 }
-                let server = TcpStream::connect(server).await.unwrap();
+                let Ok(server) = TcpStream::connect(server).await else {
+                    continue;
+                };
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
                 let (from_client, to_client) = client.into_split();
@@ -53,29 +57,32 @@ impl Proxy {
         proxy
     }
 
-    /// Cuts all connections at each of these distances from the one before.
-    pub fn cut_after(&self, distances: impl IntoIterator<Item = usize>) {
-        self.state.lock().unwrap().plan.extend(distances);
+    /// Closes all connections after each of these numbers of bytes, each counted from the cut before.
+    pub fn cut_after(&self, bytes: impl IntoIterator<Item = usize>) {
+        self.state.lock().plan.extend(bytes);
     }
 
-    /// Cuts all connections now.
-    pub fn cut_now(&self) {
-        self.cut.send_modify(|count| *count += 1);
-        self.state.lock().unwrap().cuts += 1;
+    /// Closes all connections and refuses new ones until [`Self::allow`].
+    pub fn disconnect(&self) {
+        let mut state = self.state.lock();
+        state.refuses = true;
+        state.cuts += 1;
+        self.cut.send_replace(());
     }
 
-    /// Whether new connections are closed at once.
-    pub fn refuse(&self, refuses: bool) {
-        self.state.lock().unwrap().refuses = refuses;
+    /// Accepts new connections again.
+    pub fn allow(&self) {
+        self.state.lock().refuses = false;
     }
 
+    /// How often connections were cut.
     pub fn cuts(&self) -> usize {
-        self.state.lock().unwrap().cuts
+        self.state.lock().cuts
     }
 
-    /// How many of `bytes` still pass, and whether the connections are cut then.
+    /// How many of `bytes` still pass, and whether all connections are closed after them.
     fn pass(&self, bytes: usize) -> (usize, bool) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         let Some(rest) = state.plan.front_mut() else {
             return (bytes, false);
         };
@@ -100,8 +107,7 @@ impl Proxy {
             let (passes, is_cut) = self.pass(length);
             to.write_all(&buffer[..passes]).await.ok()?;
             if is_cut {
-                // Both directions of every connection end without a word.
-                self.cut.send_modify(|count| *count += 1);
+                self.cut.send_replace(());
                 return None;
             }
         }

@@ -1,5 +1,4 @@
-//! A server that does on request what no good server does. It knows one room a stream, and the texts it is told choose
-//! what happens.
+//! A server that misbehaves on request. Every stream is a room of its own; names and message texts choose the fault.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::net::SocketAddr;
@@ -16,36 +15,44 @@ use chitchat::proto::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tower::ServiceExt as _;
 
-/// Called so, a participant is refused.
+/// A JOIN with this name is rejected.
 pub const TAKEN: &str = "Taken";
-/// Called so, a participant is never let go.
-pub const KEPT: &str = "Kept";
-/// Called so, a participant is treated as the first version's server would.
-pub const OLD: &str = "Old";
+/// The stream of this participant stays open after its LEAVE.
+pub const NEVER_RELEASED: &str = "Stuck";
+/// This participant gets no welcome, as from a server of the first version.
+pub const NOT_WELCOMED: &str = "Old";
 
-/// Starts the server; it runs as long as the runtime.
-pub async fn serve() -> SocketAddr {
+/// Starts the server on a runtime of its own, for a test that blocks. The server stops when the runtime is dropped.
+pub fn start_in_background() -> (Runtime, SocketAddr) {
+    let runtime = Runtime::new().unwrap();
+    let address = runtime.block_on(start());
+    (runtime, address)
+}
+
+/// Starts the server on the current runtime.
+pub async fn start() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
             let (socket, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
-                let script = Script::default();
-                let (cut, freeze) = (Arc::clone(&script.cut), Arc::clone(&script.freeze));
+                let faults = Faults::default();
+                let (cut, freeze) = (Arc::clone(&faults.cut), Arc::clone(&faults.freeze));
                 let (reporter, health) = tonic_health::server::health_reporter();
-                reporter.set_serving::<ChatServiceServer<Script>>().await;
+                reporter.set_serving::<ChatServiceServer<Faults>>().await;
                 reporter
                     .set_service_status("draining", tonic_health::ServingStatus::NotServing)
                     .await;
-                let routes = Routes::new(ChatServiceServer::new(script))
+                let routes = Routes::new(ChatServiceServer::new(faults))
                     .add_service(health)
                     .prepare();
                 let service = TowerToHyperService::new(routes.map_request(
@@ -57,7 +64,7 @@ pub async fn serve() -> SocketAddr {
                 tokio::select! {
                     _ = &mut connection => {}
                     () = cut.notified() => {}
-                    // The connection stays open and nothing works on it.
+                    // The connection stays open, but is not polled any more.
                     () = freeze.notified() => std::future::pending().await,
                 }
             });
@@ -66,33 +73,32 @@ pub async fn serve() -> SocketAddr {
     address
 }
 
-#[derive(Default)]
-pub struct Script {
+/// The faults that concern the whole connection.
+#[derive(Default, Clone)]
+struct Faults {
+    /// Closes it.
     cut: Arc<Notify>,
+    /// Stops working on it.
     freeze: Arc<Notify>,
 }
 
-type Out = mpsc::Sender<Result<ServerMessage, Status>>;
+type Output = mpsc::Sender<Result<ServerMessage, Status>>;
 
-impl Script {
-    async fn follow(
-        mut input: Streaming<JoinMsgLeave>,
-        out: Out,
-        cut: Arc<Notify>,
-        freeze: Arc<Notify>,
-    ) -> Option<()> {
+impl Faults {
+    /// Runs one stream until it ends; `None` means that the client has gone.
+    async fn run_stream(self, mut input: Streaming<JoinMsgLeave>, out: Output) -> Option<()> {
         let join = input.message().await.ok()??;
         if join.client_name == TAKEN {
-            let refused = Status::already_exists("somebody in the room is called Taken");
-            return out.send(Err(refused)).await.ok();
+            let rejection = Status::already_exists("somebody in the room is called Taken");
+            return out.send(Err(rejection)).await.ok();
         }
-        let (mut time, mut last_said) = (1, join.timestamp);
+        let (mut time, mut last_received) = (1, join.timestamp);
         let name = join.client_name;
         let welcome = ServerMessage {
             welcome: Some(Welcome::default()),
             ..ServerMessage::default()
         };
-        if name != OLD {
+        if name != NOT_WELCOMED {
             out.send(Ok(welcome)).await.ok()?;
         }
         let sequence = AtomicU64::new(0);
@@ -108,35 +114,35 @@ impl Script {
         let joined = format!("Participant {name} joined Chit Chat at logical time L=1");
         out.send(Ok(event(EventType::Join, time, joined))).await.ok()?;
 
-        while let Some(said) = input.message().await.ok()? {
-            if said.timestamp <= last_said {
-                let late = format!("time {} is not after {last_said}", said.timestamp);
+        while let Some(received) = input.message().await.ok()? {
+            if received.timestamp <= last_received {
+                let late = format!("time {} is not after {last_received}", received.timestamp);
                 return out.send(Err(Status::invalid_argument(late))).await.ok();
             }
-            last_said = said.timestamp;
-            time = time.max(said.timestamp) + 1;
+            last_received = received.timestamp;
+            time = time.max(received.timestamp) + 1;
             let notice = |code: NoticeCode, text: &str| ServerMessage {
                 sender_name: "Server".into(),
                 msg_stream: text.into(),
                 r#type: EventType::Message.into(),
                 timestamp: time,
-                message_id: said.message_id.clone(),
+                message_id: received.message_id.clone(),
                 notice: Some(Notice {
                     code: code.into(),
                     ..Notice::default()
                 }),
                 ..ServerMessage::default()
             };
-            let answer = match (said.r#type(), said.msg.as_str()) {
-                (EventType::Leave, _) if name == KEPT => return std::future::pending().await,
+            let answer = match (received.r#type(), received.msg.as_str()) {
+                (EventType::Leave, _) if name == NEVER_RELEASED => return std::future::pending().await,
                 (EventType::Leave, _) | (_, "end") => return Some(()),
                 (_, "silence") => continue,
                 (_, "cut") => {
-                    cut.notify_one();
+                    self.cut.notify_one();
                     continue;
                 }
                 (_, "freeze") => {
-                    freeze.notify_one();
+                    self.freeze.notify_one();
                     continue;
                 }
                 (_, "drain") => {
@@ -156,7 +162,7 @@ impl Script {
                 (_, "absurd") => {
                     let absurd = event(EventType::Message, i64::MAX, "absurd".into());
                     out.send(Ok(absurd)).await.ok()?;
-                    event(EventType::Message, time, said.msg.clone())
+                    event(EventType::Message, time, received.msg.clone())
                 }
                 (_, "attack") => {
                     let attack = ServerMessage {
@@ -168,12 +174,12 @@ impl Script {
                         )
                     };
                     out.send(Ok(attack)).await.ok()?;
-                    event(EventType::Message, time, said.msg.clone())
+                    event(EventType::Message, time, received.msg.clone())
                 }
                 (_, text) => event(EventType::Message, time, text.to_owned()),
             };
             let echo = ServerMessage {
-                message_id: said.message_id.clone(),
+                message_id: received.message_id.clone(),
                 ..answer
             };
             out.send(Ok(echo)).await.ok()?;
@@ -183,7 +189,7 @@ impl Script {
 }
 
 #[tonic::async_trait]
-impl ChatService for Script {
+impl ChatService for Faults {
     type ChatStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
     type SubscribeStream = Self::ChatStream;
 
@@ -192,15 +198,8 @@ impl ChatService for Script {
         request: Request<Streaming<JoinMsgLeave>>,
     ) -> Result<Response<Self::ChatStream>, Status> {
         let (out, stream) = mpsc::channel(16);
-        tokio::spawn(Self::follow(
-            request.into_inner(),
-            out,
-            Arc::clone(&self.cut),
-            Arc::clone(&self.freeze),
-        ));
-        Ok(Response::new(Box::pin(
-            ReceiverStream::new(stream).map(|message| message),
-        )))
+        tokio::spawn(self.clone().run_stream(request.into_inner(), out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn send_message(

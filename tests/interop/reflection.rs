@@ -1,13 +1,13 @@
-//! Reflection in both versions, as tools of either time ask for it.
+//! Reflection in both versions of its protocol.
 
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::outside::{buf, grpcurl, serve, succeed};
+use crate::process::{buf, grpcurl, serve, succeed};
 
 #[test]
-fn buf_finds_its_way_by_either_version() {
+fn buf_can_call_the_server_by_either_version() {
     let Some(buf) = buf() else { return };
     let server = serve(&[]);
     for version in ["grpc-v1", "grpc-v1alpha"] {
@@ -20,13 +20,13 @@ fn buf_finds_its_way_by_either_version() {
         };
         let health = call("grpc.health.v1.Health/Check", "{}");
         assert!(health.contains("\"SERVING\""), "{version}: {health}");
-        let heard = call(
+        let received = call(
             "itu.chitchat.ChatService/Chat",
             r#"{"type": "JOIN", "clientName": "Ada"}
                {"type": "MESSAGE", "msg": "by buf"}
                {"type": "LEAVE"}"#,
         );
-        assert!(heard.contains("\"by buf\""), "{version}: {heard}");
+        assert!(received.contains("\"by buf\""), "{version}: {received}");
     }
 }
 
@@ -42,25 +42,27 @@ fn either_version_lists_the_services_and_knows_health() {
             .arg(format!(
                 "grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
             ));
-        let answers = succeed(
+        let responses = succeed(
             &mut command,
             r#"{"listServices": ""} {"fileContainingSymbol": "grpc.health.v1.Health"}
                {"fileContainingSymbol": "itu.chitchat.ChatService"}"#,
         );
-        let answers: Vec<Value> = serde_json::Deserializer::from_str(&answers)
+        let responses: Vec<Value> = serde_json::Deserializer::from_str(&responses)
             .into_iter()
             .map(Result::unwrap)
             .collect();
-        let services = answers[0]["listServicesResponse"]["service"].as_array().unwrap();
+        let services = responses[0]["listServicesResponse"]["service"]
+            .as_array()
+            .unwrap();
         for name in ["itu.chitchat.ChatService", "grpc.health.v1.Health"] {
             assert!(
                 services.iter().any(|service| service["name"] == name),
                 "{version}: no {name} in {services:?}"
             );
         }
-        for answer in &answers[1..] {
-            let files = &answer["fileDescriptorResponse"]["fileDescriptorProto"];
-            assert!(files.is_array(), "{version}: {answer:#}");
+        for response in &responses[1..] {
+            let files = &response["fileDescriptorResponse"]["fileDescriptorProto"];
+            assert!(files.is_array(), "{version}: {response:#}");
         }
     }
 }

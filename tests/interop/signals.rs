@@ -1,4 +1,4 @@
-//! What a process manager does to the server, and what it gets.
+//! How the server process ends on signals, as a process manager sends them.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -6,70 +6,70 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::outside::{CHITCHAT, Running, Server, serve};
+use crate::process::{CHITCHAT, Process, Server, serve};
 
-/// A participant, who has joined.
-fn participant(server: &Server, name: &str) -> Running {
+/// Starts a `chat` that has joined.
+fn participant(server: &Server, name: &str) -> Process {
     let mut command = Command::new(CHITCHAT);
     command.args(["chat", "--name", name, "--server", &server.address.to_string()]);
-    let mut chat = Running::start(&mut command);
-    chat.line(&format!("Participant {name} joined"));
+    let chat = Process::start(&mut command);
+    chat.stdout_line(&format!("Participant {name} joined"));
     chat
 }
 
 #[test]
-fn sigterm_ends_a_server_with_clients_in_time() {
+fn sigterm_ends_a_server_with_clients_within_the_drain_timeout() {
     let mut server = serve(&["--drain-timeout", "20s"]);
     let mut ada = participant(&server, "Ada");
     let mut bob = participant(&server, "Bob");
-    ada.type_line("before the end");
-    bob.line("before the end");
-    let asked = Instant::now();
+    ada.write_line("before the end");
+    bob.stdout_line("before the end");
+    let signalled = Instant::now();
     server.signal(Signal::SIGTERM);
-    assert_eq!(server.exit().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
     assert!(
-        asked.elapsed() < Duration::from_secs(20),
+        signalled.elapsed() < Duration::from_secs(20),
         "it took {:?}",
-        asked.elapsed()
+        signalled.elapsed()
     );
-    // They are told to reconnect and try to, until they have nothing more to say.
+    // The clients try to reconnect until their input ends.
     for client in [&mut ada, &mut bob] {
-        client.error_line("chitchat: reconnecting");
+        client.stderr_line("chitchat: reconnecting");
         client.close_stdin();
-        assert_eq!(client.exit().code(), Some(0));
+        assert_eq!(client.wait().code(), Some(0));
     }
 }
 
 #[test]
-fn sigint_is_as_good() {
+fn sigint_ends_the_server_too() {
     let mut server = serve(&[]);
     server.signal(Signal::SIGINT);
-    assert_eq!(server.exit().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
-fn the_deadline_cuts_who_does_not_go() {
+fn clients_that_do_not_disconnect_are_cut_at_the_drain_timeout() {
     let mut server = serve(&["--drain-timeout", "300ms"]);
-    // A client that is stopped answers nothing, not even that the connection is to be closed.
+    // A stopped client does not even answer the GOAWAY.
     let ada = participant(&server, "Ada");
     ada.signal(Signal::SIGSTOP);
     let silent = TcpStream::connect(server.address).unwrap();
     server.signal(Signal::SIGTERM);
-    assert_eq!(server.exit().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
     drop(silent);
 }
 
 #[test]
 fn a_second_signal_ends_the_server_at_once() {
     let mut server = serve(&["--drain-timeout", "1h"]);
-    // Holds the draining up: it is connected and says nothing.
+    // A stopped client delays the drain.
     let ada = participant(&server, "Ada");
     ada.signal(Signal::SIGSTOP);
     let silent = TcpStream::connect(server.address).unwrap();
     server.signal(Signal::SIGTERM);
-    server.logs("\"event\":\"draining\"");
+    server.log_line("\"event\":\"draining\"");
     server.signal(Signal::SIGINT);
-    assert_eq!(server.exit().code(), Some(130));
-    server.says("SIGINT after SIGTERM: ending at once");
+    assert_eq!(server.wait().code(), Some(130));
+    server.stderr_line("SIGINT after SIGTERM: ending at once");
     drop(silent);
 }

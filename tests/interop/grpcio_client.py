@@ -1,8 +1,8 @@
-"""A stranger's client: Python's grpcio, with code generated from proto/, using only what the first version had.
+"""A client for Python's grpcio, with code generated from proto/, that uses only the fields of the first version.
 
-    grpcio_client.py ADDRESS talk      two clients talk, are refused, leave
-    grpcio_client.py ADDRESS vanish    one client is killed; the other hears of it, once
-    grpcio_client.py ADDRESS hold NAME joins, says so on stdout, and stays until it is killed
+    grpcio_client.py ADDRESS talk      two clients talk, get a rejection, and leave
+    grpcio_client.py ADDRESS vanish    one client is killed; the other receives one LEAVE
+    grpcio_client.py ADDRESS hold NAME joins, prints "joined", and stays until it is killed
 """
 
 import queue
@@ -18,7 +18,7 @@ PATIENCE = 30
 
 
 class Client:
-    """One stream. Counts its Lamport time as the first version's clients did, and merges what it receives."""
+    """One stream, with the Lamport clock of a client."""
 
     def __init__(self, address, name, identity=0):
         self.name, self.identity, self.time = name, identity, 0
@@ -28,7 +28,7 @@ class Client:
         self.call = stub.Chat(iter(self.requests.get, None), timeout=PATIENCE)
 
     def wait_for_headers(self):
-        """Blocks until the server's headers are there; nothing was sent yet."""
+        """Blocks until the server has sent its headers, before any message is sent."""
         assert self.requests.empty()
         return dict(self.call.initial_metadata())
 
@@ -49,15 +49,15 @@ class Client:
     def leave(self):
         self.send(chat_pb2.LEAVE)
 
-    def hear(self):
+    def receive(self):
         message = next(self.call)
         assert message.timestamp > 0, message
         self.time = max(self.time, message.timestamp) + 1
         return message
 
-    def hears(self, kind, sender, text):
-        """The next message is this, from this client."""
-        message = self.hear()
+    def expect(self, kind, sender, text):
+        """Asserts that the next message is this one, and returns it."""
+        message = self.receive()
         assert (message.type, message.sender_name) == (kind, sender), message
         if kind == chat_pb2.MESSAGE:
             assert message.msg_stream == text, message
@@ -67,7 +67,7 @@ class Client:
         return message
 
     def end(self):
-        """The stream ends without another message; gives the status code."""
+        """Asserts that the stream ends without another message, and returns the status code."""
         try:
             message = next(self.call)
         except StopIteration:
@@ -84,52 +84,52 @@ class Client:
 
 def talk(address):
     alex, aske = Client(address, "Alex\n", identity=7), Client(address, "Aske\n")
-    # Many clients send nothing before they have the headers.
+    # Some clients send nothing until they have the headers.
     for client in (alex, aske):
         client.wait_for_headers()
 
     alex.join()
-    joined = alex.hears(chat_pb2.JOIN, "Alex", "joined")
+    joined = alex.expect(chat_pb2.JOIN, "Alex", "joined")
     assert joined.sender_id == 7, joined
     assert joined.timestamp == 2, "a client that counts its JOIN arrives at L = max(0, 1) + 1"
     alex.say("Hello World!\n")
-    alex.hears(chat_pb2.MESSAGE, "Alex", "Hello World!")
+    alex.expect(chat_pb2.MESSAGE, "Alex", "Hello World!")
 
     aske.join()
     for client in (alex, aske):
-        joined = client.hears(chat_pb2.JOIN, "Aske", "joined")
+        joined = client.expect(chat_pb2.JOIN, "Aske", "joined")
         assert joined.sender_id not in (0, 7), joined
     aske.say("Hej Alex, hvordan går det? 👋")
-    heard = [client.hears(chat_pb2.MESSAGE, "Aske", "Hej Alex, hvordan går det? 👋") for client in (alex, aske)]
-    assert heard[0] == heard[1], heard
-    assert heard[0].timestamp > joined.timestamp, "a reply is later than what its sender had seen"
-    # No message but the room's own for a client that asks for nothing newer.
-    assert not heard[0].HasField("notice") and not heard[0].HasField("welcome"), heard
+    received = [client.expect(chat_pb2.MESSAGE, "Aske", "Hej Alex, hvordan går det? 👋") for client in (alex, aske)]
+    assert received[0] == received[1], received
+    assert received[0].timestamp > joined.timestamp, "a reply has a later time than what its sender had received"
+    # No welcome and no notices for a client that does not ask for them.
+    assert not received[0].HasField("notice") and not received[0].HasField("welcome"), received
 
     # The limit counts characters: 354 of two bytes each.
     before = alex.time
     alex.say("å" * 354)
-    notice = alex.hear()
+    notice = alex.receive()
     assert (notice.sender_id, notice.sender_name) == (0, "Server"), notice
     assert notice.type == chat_pb2.MESSAGE, notice
     assert notice.msg_stream == "Message too long (354 chars). Limit is 128.", notice
-    assert notice.timestamp > before, "receiving it was an event"
+    assert notice.timestamp > before, "the rejected message advances the clock"
 
-    # Aske hears nothing of it, and the stream of Alex goes on.
+    # Aske gets no notice, and the stream of Alex continues.
     alex.say("å" * 128)
-    heard = [client.hears(chat_pb2.MESSAGE, "Alex", "å" * 128) for client in (alex, aske)]
-    assert heard[0] == heard[1], heard
-    assert heard[0].timestamp > notice.timestamp, heard
+    received = [client.expect(chat_pb2.MESSAGE, "Alex", "å" * 128) for client in (alex, aske)]
+    assert received[0] == received[1], received
+    assert received[0].timestamp > notice.timestamp, received
 
     aske.leave()
     assert aske.end() == grpc.StatusCode.OK
-    alex.hears(chat_pb2.LEAVE, "Aske", "left")
+    alex.expect(chat_pb2.LEAVE, "Aske", "left")
     alex.say("")
-    alex.hears(chat_pb2.MESSAGE, "Alex", "")
+    alex.expect(chat_pb2.MESSAGE, "Alex", "")
     alex.leave()
     assert alex.end() == grpc.StatusCode.OK
 
-    # Whoever does not begin with a JOIN is told.
+    # The first message must be a JOIN.
     rude = Client(address, "Rude")
     rude.say("hi")
     assert rude.end() == grpc.StatusCode.FAILED_PRECONDITION
@@ -138,24 +138,24 @@ def talk(address):
 def vanish(address):
     bob = Client(address, "Bob")
     bob.join()
-    bob.hears(chat_pb2.JOIN, "Bob", "joined")
+    bob.expect(chat_pb2.JOIN, "Bob", "joined")
     with subprocess.Popen(
         [sys.executable, __file__, address, "hold", "Eve"], stdout=subprocess.PIPE, text=True
     ) as process:
-        bob.hears(chat_pb2.JOIN, "Eve", "joined")
+        bob.expect(chat_pb2.JOIN, "Eve", "joined")
         assert process.stdout.readline() == "joined\n"
         process.send_signal(signal.SIGKILL)
-    bob.hears(chat_pb2.LEAVE, "Eve", "left")
-    # Once: what comes next is what is said next, and the name is free again.
+    bob.expect(chat_pb2.LEAVE, "Eve", "left")
+    # There is one LEAVE: the next event is the next message. The name is free again.
     bob.say("Eve?")
-    bob.hears(chat_pb2.MESSAGE, "Bob", "Eve?")
+    bob.expect(chat_pb2.MESSAGE, "Bob", "Eve?")
     eve = Client(address, "Eve")
     eve.join()
-    eve.hears(chat_pb2.JOIN, "Eve", "joined")
-    bob.hears(chat_pb2.JOIN, "Eve", "joined")
-    # A client that closes its side without a LEAVE has left too.
+    eve.expect(chat_pb2.JOIN, "Eve", "joined")
+    bob.expect(chat_pb2.JOIN, "Eve", "joined")
+    # Closing the request stream without a LEAVE leaves too.
     eve.requests.put(None)
-    bob.hears(chat_pb2.LEAVE, "Eve", "left")
+    bob.expect(chat_pb2.LEAVE, "Eve", "left")
     assert eve.end() == grpc.StatusCode.OK
     bob.leave()
     assert bob.end() == grpc.StatusCode.OK
@@ -164,9 +164,9 @@ def vanish(address):
 def hold(address, name):
     client = Client(address, name)
     client.join()
-    client.hears(chat_pb2.JOIN, name, "joined")
+    client.expect(chat_pb2.JOIN, name, "joined")
     print("joined", flush=True)
-    client.hear()
+    client.receive()
 
 
 if __name__ == "__main__":

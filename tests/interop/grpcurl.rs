@@ -1,18 +1,17 @@
-//! grpcurl, over reflection alone.
+//! grpcurl, which learns the service by reflection.
 
 use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::outside::{CHECKOUT, Running, Server, grpcurl, run, serve, succeed, text};
+use crate::process::{CHECKOUT, Process, Server, grpcurl, run, serve, succeed, text};
 
 struct Grpcurl {
     program: String,
     server: Server,
 }
 
-/// A server and the program to ask it with.
 fn start() -> Option<Grpcurl> {
     let program = grpcurl()?;
     let server = serve(&[]);
@@ -20,40 +19,42 @@ fn start() -> Option<Grpcurl> {
 }
 
 impl Grpcurl {
-    /// grpcurl with these flags, then the address, then these words.
-    fn command(&self, flags: &[&str], words: &[&str]) -> Command {
+    /// grpcurl with `flags` before the address and `arguments` after it.
+    fn command(&self, flags: &[&str], arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(["-plaintext", "-max-time", "30"])
             .args(flags)
             .arg(self.server.address.to_string())
-            .args(words);
+            .args(arguments);
         command
     }
 
-    fn says(&self, flags: &[&str], words: &[&str]) -> String {
-        succeed(&mut self.command(flags, words), "")
+    /// Asserts that the command succeeds, and returns its stdout.
+    fn succeed(&self, flags: &[&str], arguments: &[&str]) -> String {
+        succeed(&mut self.command(flags, arguments), "")
     }
 
-    fn fails(&self, flags: &[&str], words: &[&str]) -> Output {
-        let output = run(&mut self.command(flags, words), "");
+    /// Asserts that the command fails.
+    fn fail(&self, flags: &[&str], arguments: &[&str]) -> Output {
+        let output = run(&mut self.command(flags, arguments), "");
         assert!(!output.status.success(), "{}", text(&output.stdout));
         output
     }
 
     fn status(&self, service: &str) -> String {
         let request = format!("{{\"service\": \"{service}\"}}");
-        let answer = self.says(&["-d", &request], &["grpc.health.v1.Health/Check"]);
-        let answer: Value = serde_json::from_str(&answer).unwrap();
-        answer["status"].as_str().unwrap().to_owned()
+        let response = self.succeed(&["-d", &request], &["grpc.health.v1.Health/Check"]);
+        let response: Value = serde_json::from_str(&response).unwrap();
+        response["status"].as_str().unwrap().to_owned()
     }
 }
 
 #[test]
-fn lists_what_is_there() {
+fn services_and_calls_are_listed() {
     let Some(grpcurl) = start() else { return };
     assert_eq!(
-        grpcurl.says(&[], &["list"]).lines().collect::<Vec<_>>(),
+        grpcurl.succeed(&[], &["list"]).lines().collect::<Vec<_>>(),
         [
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
@@ -61,7 +62,7 @@ fn lists_what_is_there() {
             "itu.chitchat.ChatService",
         ]
     );
-    let calls = grpcurl.says(&[], &["list", "itu.chitchat.ChatService"]);
+    let calls = grpcurl.succeed(&[], &["list", "itu.chitchat.ChatService"]);
     assert!(
         calls.lines().any(|call| call == "itu.chitchat.ChatService.Chat"),
         "{calls}"
@@ -69,15 +70,15 @@ fn lists_what_is_there() {
 }
 
 #[test]
-fn describes_services_and_messages() {
+fn services_and_messages_are_described() {
     let Some(grpcurl) = start() else { return };
-    let service = grpcurl.says(&[], &["describe", "itu.chitchat.ChatService"]);
+    let service = grpcurl.succeed(&[], &["describe", "itu.chitchat.ChatService"]);
     let chat =
         "rpc Chat ( stream .itu.chitchat.JoinMsgLeave ) returns ( stream .itu.chitchat.ServerMessage );";
     assert!(service.contains(chat), "{service}");
 
-    let message = grpcurl.says(&[], &["describe", "itu.chitchat.JoinMsgLeave"]);
-    // The numbers of the first version are for ever.
+    let message = grpcurl.succeed(&[], &["describe", "itu.chitchat.JoinMsgLeave"]);
+    // The field numbers of the first version never change.
     for field in [
         "int32 id = 1;",
         "string client_name = 2;",
@@ -88,7 +89,7 @@ fn describes_services_and_messages() {
     ] {
         assert!(message.contains(field), "no {field} in {message}");
     }
-    let message = grpcurl.says(&[], &["describe", "itu.chitchat.ServerMessage"]);
+    let message = grpcurl.succeed(&[], &["describe", "itu.chitchat.ServerMessage"]);
     for field in [
         "int32 sender_id = 1;",
         "string sender_name = 2;",
@@ -99,7 +100,7 @@ fn describes_services_and_messages() {
     ] {
         assert!(message.contains(field), "no {field} in {message}");
     }
-    let health = grpcurl.says(&[], &["describe", "grpc.health.v1.Health"]);
+    let health = grpcurl.succeed(&[], &["describe", "grpc.health.v1.Health"]);
     assert!(
         health.contains("rpc Check") && health.contains("rpc Watch"),
         "{health}"
@@ -107,12 +108,12 @@ fn describes_services_and_messages() {
 }
 
 #[test]
-fn asks_for_health() {
+fn health_can_be_checked() {
     let Some(grpcurl) = start() else { return };
     for service in ["", "itu.chitchat.ChatService"] {
         assert_eq!(grpcurl.status(service), "SERVING", "{service:?}");
     }
-    let unknown = grpcurl.fails(
+    let unknown = grpcurl.fail(
         &["-d", r#"{"service": "nobody"}"#],
         &["grpc.health.v1.Health/Check"],
     );
@@ -120,51 +121,51 @@ fn asks_for_health() {
 }
 
 #[test]
-fn watches_health_until_the_server_drains() {
+fn health_can_be_watched_until_the_server_drains() {
     let Some(mut grpcurl) = start() else { return };
     let mut watches: Vec<_> = ["{}", r#"{"service": "itu.chitchat.ChatService"}"#]
         .map(|request| {
-            Running::start(&mut grpcurl.command(&["-d", request], &["grpc.health.v1.Health/Watch"]))
+            Process::start(&mut grpcurl.command(&["-d", request], &["grpc.health.v1.Health/Watch"]))
         })
         .into();
     for watch in &mut watches {
-        watch.line(r#""status": "SERVING""#);
+        watch.stdout_line(r#""status": "SERVING""#);
     }
     grpcurl.server.signal(Signal::SIGTERM);
     for watch in &mut watches {
-        watch.line(r#""status": "NOT_SERVING""#);
+        watch.stdout_line(r#""status": "NOT_SERVING""#);
     }
-    // Watching does not hold the server up.
-    assert_eq!(grpcurl.server.exit().code(), Some(0));
+    // An open Watch does not prolong the drain.
+    assert_eq!(grpcurl.server.wait().code(), Some(0));
 }
 
 #[test]
-fn holds_a_conversation() {
+fn a_conversation_can_be_held() {
     let Some(grpcurl) = start() else { return };
-    let said = r#"
+    let input = r#"
         {"type": "JOIN", "clientName": "Ada", "timestamp": 1}
-        {"type": "MESSAGE", "msg": "Hello from a stranger", "timestamp": 2}
+        {"type": "MESSAGE", "msg": "Hello from grpcurl", "timestamp": 2}
         {"type": "LEAVE", "timestamp": 3}
     "#;
-    let heard = succeed(
+    let received = succeed(
         &mut grpcurl.command(&["-d", "@"], &["itu.chitchat.ChatService/Chat"]),
-        said,
+        input,
     );
-    let heard: Vec<Value> = serde_json::Deserializer::from_str(&heard)
+    let received: Vec<Value> = serde_json::Deserializer::from_str(&received)
         .into_iter()
         .map(Result::unwrap)
         .collect();
-    assert_eq!(heard.len(), 2, "{heard:#?}");
+    assert_eq!(received.len(), 2, "{received:#?}");
     assert_eq!(
-        heard[0]["msgStream"],
+        received[0]["msgStream"],
         "Participant Ada joined Chit Chat at logical time L=2"
     );
-    assert_eq!(heard[1]["msgStream"], "Hello from a stranger");
+    assert_eq!(received[1]["msgStream"], "Hello from grpcurl");
     assert_eq!(
-        (&heard[1]["type"], &heard[1]["timestamp"]),
+        (&received[1]["type"], &received[1]["timestamp"]),
         (&Value::from("MESSAGE"), &Value::from("3"))
     );
-    for (message, sequence) in heard.iter().zip(["1", "2"]) {
+    for (message, sequence) in received.iter().zip(["1", "2"]) {
         assert_eq!(
             (&message["senderName"], &message["room"], &message["sequence"]),
             (&"Ada".into(), &"lobby".into(), &sequence.into())
@@ -173,31 +174,34 @@ fn holds_a_conversation() {
 }
 
 #[test]
-fn is_told_in_types_what_was_wrong() {
+fn errors_have_a_code_and_a_reason() {
     let Some(grpcurl) = start() else { return };
-    let refused = grpcurl.fails(
+    let rejected = grpcurl.fail(
         &["-format-error", "-d", r#"{"type": "MESSAGE", "msg": "hi"}"#],
         &["itu.chitchat.ChatService/Chat"],
     );
-    let error: Value = serde_json::from_slice(&refused.stderr).unwrap();
-    // FAILED_PRECONDITION, with a reason for programs.
-    assert_eq!((&error["code"], refused.status.code()), (&9.into(), Some(64 + 9)));
+    let error: Value = serde_json::from_slice(&rejected.stderr).unwrap();
+    // The code is FAILED_PRECONDITION.
+    assert_eq!(
+        (&error["code"], rejected.status.code()),
+        (&9.into(), Some(64 + 9))
+    );
     assert_eq!(error["details"][0]["reason"], "NOT_JOINED", "{error:#}");
 }
 
 #[test]
-fn unknown_calls_are_unimplemented() {
+fn unknown_calls_and_services_are_unimplemented() {
     let Some(grpcurl) = start() else { return };
     for call in [
         "itu.chitchat.ChatService/Juggle",
         "itu.chitchat.JugglingService/Juggle",
     ] {
-        let folder = format!("{CHECKOUT}/tests/strangers");
+        let folder = format!("{CHECKOUT}/tests/interop");
         let flags = ["-import-path", &folder, "-proto", "unknown.proto"];
-        let answer = grpcurl.fails(&flags, &[call]);
+        let output = grpcurl.fail(&flags, &[call]);
         assert!(
-            text(&answer.stderr).contains("Code: Unimplemented"),
-            "{call}: {answer:?}"
+            text(&output.stderr).contains("Code: Unimplemented"),
+            "{call}: {output:?}"
         );
     }
 }

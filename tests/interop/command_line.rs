@@ -1,13 +1,13 @@
-//! Mistakes of whoever starts the server: what it says, and the exit codes of sysexits(3).
+//! Errors in flags and environment variables: the messages, and the exit codes of sysexits(3).
 
 use std::net::TcpListener;
 use std::process::Command;
 
-use crate::outside::{CHITCHAT, run, text};
+use crate::process::{CHITCHAT, run, text};
 
 #[test]
-fn all_configuration_mistakes_are_told_at_once() {
-    // Nothing is bound: these ports are taken, and that is not among the mistakes.
+fn all_configuration_errors_are_reported_at_once() {
+    // The ports are taken, which is not reported because nothing is bound.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut serve = Command::new(CHITCHAT);
@@ -15,12 +15,11 @@ fn all_configuration_mistakes_are_told_at_once() {
         .args(["serve", "--listen", &address, "--admin", &address])
         .args(["--max-message-chars", "0", "--feed-bytes", "7"])
         .args(["--keepalive-interval", "1ms", "--log", "=loud="])
-        // Flags are environment variables too.
         .env("CHITCHAT_MAX_ROOMS", "0");
     let output = run(&mut serve, "");
     assert_eq!(output.status.code(), Some(78), "{output:?}");
     assert_eq!(text(&output.stdout), "");
-    let told = text(&output.stderr);
+    let stderr = text(&output.stderr);
     for flag in [
         "--listen and --admin",
         "--max-message-chars is 0",
@@ -29,15 +28,15 @@ fn all_configuration_mistakes_are_told_at_once() {
         "--log is \"=loud=\"",
         "--max-rooms is 0",
     ] {
-        let lines = told.lines().filter(|line| line.contains(flag)).count();
-        assert_eq!(lines, 1, "{flag} in {told}");
+        let lines = stderr.lines().filter(|line| line.contains(flag)).count();
+        assert_eq!(lines, 1, "{flag} in {stderr}");
     }
-    assert_eq!(told.lines().count(), 6, "{told}");
+    assert_eq!(stderr.lines().count(), 6, "{stderr}");
 }
 
 #[test]
-fn usage_mistakes_are_64() {
-    for mistake in [
+fn usage_errors_exit_with_64() {
+    for arguments in [
         &["serve", "--no-such-flag"][..],
         &["serve", "--listen", "nowhere"],
         &["serve", "--drain-timeout", "soon"],
@@ -48,26 +47,19 @@ fn usage_mistakes_are_64() {
         &["chat"],
         &[],
     ] {
-        let output = run(Command::new(CHITCHAT).args(mistake), "");
-        assert_eq!(output.status.code(), Some(64), "{mistake:?}: {output:?}");
-        assert!(!output.stderr.is_empty(), "{mistake:?}");
+        let output = run(Command::new(CHITCHAT).args(arguments), "");
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
     }
 }
 
 #[test]
-fn a_level_that_is_spelt_wrong_is_no_target() {
+fn a_misspelt_log_level_is_rejected() {
     for log in ["infos", "warn,nonsense"] {
         let mut serve = Command::new(CHITCHAT);
-        serve.args([
-            "serve",
-            "--in-memory",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-            "--log",
-            log,
-        ]);
+        serve
+            .args(["serve", "--in-memory", "--listen", "127.0.0.1:0"])
+            .args(["--admin", "127.0.0.1:0", "--log", log]);
         let output = run(&mut serve, "");
         assert_eq!(output.status.code(), Some(78), "{log:?}");
         assert!(
@@ -78,52 +70,48 @@ fn a_level_that_is_spelt_wrong_is_no_target() {
 }
 
 #[test]
-fn variables_are_read_as_deployments_write_them() {
+fn boolean_and_empty_variables_are_read_as_deployments_write_them() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    // It never runs: with a store it fails there, and in memory it comes as far as the port.
+    // With a store the server fails to open it; in memory it fails to bind the port.
     let serve = |in_memory: &str, grace: &str| {
         let mut serve = Command::new(CHITCHAT);
         serve
-            .args([
-                "serve",
-                "--listen",
-                &address,
-                "--admin",
-                "127.0.0.1:0",
-                "--data-dir",
-                "/dev/null/data",
-            ])
+            .args(["serve", "--listen", &address, "--admin", "127.0.0.1:0"])
+            .args(["--data-dir", "/dev/null/data"])
             .env("CHITCHAT_IN_MEMORY", in_memory)
             .env("CHITCHAT_RESUME_GRACE", grace);
         let output = run(&mut serve, "");
         (output.status.code(), text(&output.stderr))
     };
     for off in ["", "0", "no", "off", "false"] {
-        let (code, told) = serve(off, "");
+        let (code, stderr) = serve(off, "");
         assert!(
-            code == Some(74) && told.contains("/dev/null/data"),
-            "{off:?}: {told}"
+            code == Some(74) && stderr.contains("/dev/null/data"),
+            "{off:?}: {stderr}"
         );
     }
     for on in ["1", "yes", "on", "true"] {
-        let (code, told) = serve(on, "");
-        assert!(code == Some(69) && told.contains("--listen"), "{on:?}: {told}");
+        let (code, stderr) = serve(on, "");
+        assert!(
+            code == Some(69) && stderr.contains("--listen"),
+            "{on:?}: {stderr}"
+        );
     }
     for (in_memory, grace) in [("maybe", "10s"), ("on", "soon")] {
-        let (code, told) = serve(in_memory, grace);
-        assert_eq!(code, Some(64), "{told}");
+        let (code, stderr) = serve(in_memory, grace);
+        assert_eq!(code, Some(64), "{stderr}");
         let variable = if grace == "soon" {
             "CHITCHAT_RESUME_GRACE, the variable of --resume-grace"
         } else {
             "CHITCHAT_IN_MEMORY"
         };
-        assert!(told.contains(variable), "{told}");
+        assert!(stderr.contains(variable), "{stderr}");
     }
 }
 
 #[test]
-fn a_taken_port_is_one_line() {
+fn a_taken_port_is_reported_on_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(
@@ -131,14 +119,14 @@ fn a_taken_port_is_one_line() {
         "",
     );
     assert_eq!(output.status.code(), Some(69), "{output:?}");
-    let told = text(&output.stderr);
-    assert!(told.contains(&format!("--listen {address}")), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains(&format!("--listen {address}")), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 #[test]
-fn help_and_version_are_no_mistakes() {
-    for question in [
+fn help_and_version_succeed() {
+    for arguments in [
         &["--help"][..],
         &["--version"],
         &["serve", "--help"],
@@ -146,11 +134,11 @@ fn help_and_version_are_no_mistakes() {
         &["health", "--help"],
         &["bench", "--help"],
     ] {
-        let output = run(Command::new(CHITCHAT).args(question), "");
-        assert_eq!(output.status.code(), Some(0), "{question:?}: {output:?}");
+        let output = run(Command::new(CHITCHAT).args(arguments), "");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
         assert!(
             !output.stdout.is_empty() && output.stderr.is_empty(),
-            "{question:?}: {output:?}"
+            "{arguments:?}: {output:?}"
         );
     }
 }

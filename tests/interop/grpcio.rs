@@ -1,16 +1,13 @@
-//! Python's grpcio.
+//! Python's grpcio, with the scenarios of `grpcio_client.py`.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::outside::{CHECKOUT, python, serve, succeed};
+use crate::process::{CHECKOUT, python, serve, succeed};
 
-/// Generates the client's code from `proto/` as any user would. Gives its folder.
-fn generate(python: &str, name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&folder).unwrap();
-    let out = |kind: &str| format!("--{kind}_out={}", folder.display());
+/// Generates the Python code from `proto/` into `directory`.
+fn generate(python: &str, directory: &Path) {
+    let out = |kind: &str| format!("--{kind}_out={}", directory.display());
     let mut protoc = Command::new(python);
     protoc
         .current_dir(CHECKOUT)
@@ -18,30 +15,30 @@ fn generate(python: &str, name: &str) -> PathBuf {
         .args([out("python"), out("grpc_python")])
         .arg("chat.proto");
     succeed(&mut protoc, "");
-    folder
 }
 
 fn scenario(name: &str) {
     let Some(python) = python() else { return };
-    let generated = generate(&python, &format!("grpcio-{name}"));
+    let generated = tempfile::tempdir().unwrap();
+    generate(&python, generated.path());
     let server = serve(&["--max-message-chars", "128"]);
     let mut client = Command::new(&python);
     client
-        .arg(Path::new(CHECKOUT).join("tests/strangers/grpcio_client.py"))
+        .arg(Path::new(CHECKOUT).join("tests/interop/grpcio_client.py"))
         .args([&server.address.to_string(), name])
-        .env("PYTHONPATH", generated)
+        .env("PYTHONPATH", generated.path())
         .env("PYTHONDONTWRITEBYTECODE", "1");
     succeed(&mut client, "");
-    let metrics = server.page("/metrics");
+    let metrics = server.get("/metrics");
     assert!(metrics.contains("\nchitchat_connected_clients 0\n"), "{metrics}");
 }
 
 #[test]
-fn python_talks() {
+fn python_clients_talk_and_leave() {
     scenario("talk");
 }
 
 #[test]
-fn a_python_that_is_killed_has_left_once() {
+fn a_killed_python_client_leaves_once() {
     scenario("vanish");
 }

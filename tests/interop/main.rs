@@ -1,0 +1,12 @@
+//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpcurl, buf), its
+//! command line, and the signals of a process manager.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+#[path = "../process/mod.rs"]
+mod process;
+
+mod command_line;
+mod grpcio;
+mod grpcurl;
+mod reflection;
+mod signals;

@@ -1,0 +1,424 @@
+//! Runs the real programs as processes: `chitchat serve` on free ports, its clients, and external programs.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test uses another part of it"
+)]
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Upper bound for every wait: far more than a busy machine needs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The path of the program under test.
+pub const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
+
+/// The root of the repository.
+pub const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The address to listen on for any free port.
+pub const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// An address on which nothing listens.
+pub fn unused_address() -> SocketAddr {
+    TcpListener::bind(FREE_PORT).unwrap().local_addr().unwrap()
+}
+
+/// A running `chitchat serve`. Killed when dropped.
+pub struct Server {
+    process: Process,
+    /// The line on stderr that names the addresses.
+    pub announcement: String,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// Starts a server on free ports, with its rooms in memory.
+pub fn serve(flags: &[&str]) -> Server {
+    serve_with(flags, &[])
+}
+
+/// Like [`serve`], with additional environment variables.
+pub fn serve_with(flags: &[&str], variables: &[(&str, &str)]) -> Server {
+    let mut command = Command::new(CHITCHAT);
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .args(flags)
+        // Tests share no data directory.
+        .env("CHITCHAT_IN_MEMORY", "true")
+        .envs(variables.iter().copied());
+    Server::start(&mut command)
+}
+
+/// Starts a server on `listen`; `flags` say where it stores its rooms.
+pub fn serve_at(listen: SocketAddr, flags: &[&str]) -> Server {
+    let mut command = Command::new(CHITCHAT);
+    command
+        .args(["serve", "--listen", &listen.to_string(), "--admin", "127.0.0.1:0"])
+        .args(flags);
+    Server::start(&mut command)
+}
+
+impl Server {
+    /// Starts `command` and waits until it announces its addresses.
+    fn start(command: &mut Command) -> Self {
+        let process = Process::start(command);
+        let announcement = process.stderr_line("chitchat: listening on ");
+        let mut addresses = announcement
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok());
+        let (Some(address), Some(admin)) = (addresses.next(), addresses.next()) else {
+            panic!("no two addresses in {announcement:?}");
+        };
+        Self {
+            process,
+            announcement,
+            address,
+            admin,
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for the next line on stderr that contains `part`.
+    pub fn stderr_line(&mut self, part: &str) -> String {
+        self.process.stderr_line(part)
+    }
+
+    /// Waits for the next line of the log (stdout) that contains `part`.
+    pub fn log_line(&mut self, part: &str) -> String {
+        self.process.stdout_line(part)
+    }
+
+    /// Waits until the server has exited.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait()
+    }
+
+    /// Returns the lines of the log that nothing has waited for. The server must have exited.
+    pub fn rest_of_log(&mut self) -> Vec<String> {
+        self.process.stdout.iter().collect()
+    }
+
+    /// Requests `path` from the admin port and returns the whole response, with its headers.
+    pub fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
+    }
+}
+
+/// A child process whose output is read while the test runs. Killed when dropped.
+pub struct Process {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+/// How a process ended, and the output that the test had not read.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    /// The lines of stdout.
+    pub lines: Vec<String>,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The exit code and stderr.
+    pub fn outcome(&self) -> (Option<i32>, &str) {
+        (self.code, &self.stderr)
+    }
+
+    /// Asserts that the process failed with one line on stderr that begins with `start`.
+    pub fn assert_failed(&self, code: i32, start: &str) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert!(
+            self.stderr.starts_with(start) && self.stderr.lines().count() == 1,
+            "{self:?}"
+        );
+    }
+}
+
+impl From<Output> for Finished {
+    fn from(output: Output) -> Self {
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        Self {
+            code: output.status.code(),
+            lines: stdout.lines().map(str::to_owned).collect(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Process {
+    pub fn start(command: &mut Command) -> Self {
+        Self::from(spawn(command))
+    }
+
+    pub fn write(&mut self, input: impl AsRef<[u8]>) {
+        let stdin = self.child.stdin.as_mut().expect("stdin is open");
+        stdin.write_all(input.as_ref()).unwrap();
+    }
+
+    /// Writes `line` and a newline to stdin.
+    pub fn write_line(&mut self, line: &str) {
+        self.write(format!("{line}\n"));
+    }
+
+    pub fn close_stdin(&mut self) {
+        drop(self.take_stdin());
+    }
+
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Waits for the next line on stdout.
+    pub fn line(&self) -> String {
+        self.stdout_line("")
+    }
+
+    /// Waits for the next line on stdout that contains `part`.
+    pub fn stdout_line(&self, part: &str) -> String {
+        line_with(&self.stdout, part)
+    }
+
+    /// Waits for the next line on stderr that contains `part`.
+    pub fn stderr_line(&self, part: &str) -> String {
+        line_with(&self.stderr, part)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    pub fn has_exited(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until the process has exited.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_until("the process exits", || self.child.try_wait().unwrap())
+    }
+
+    /// Closes stdin and waits until the process has exited.
+    pub fn finish(mut self) -> Finished {
+        self.close_stdin();
+        self.finish_with_open_stdin()
+    }
+
+    /// Waits until the process has exited by itself.
+    pub fn finish_with_open_stdin(mut self) -> Finished {
+        Finished {
+            code: self.wait().code(),
+            lines: self.stdout.iter().map(|line| without_newline(&line)).collect(),
+            stderr: self.stderr.iter().collect(),
+        }
+    }
+}
+
+/// Output pipes that were taken from the child are left to whoever took them.
+impl From<Child> for Process {
+    fn from(mut child: Child) -> Self {
+        Self {
+            stdout: child.stdout.take().map_or_else(|| channel().1, lines_of),
+            stderr: child.stderr.take().map_or_else(|| channel().1, lines_of),
+            child,
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Reads a pipe to its end, so that the writer never blocks. Lines keep their newline.
+fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        loop {
+            let mut line = String::new();
+            if pipe.read_line(&mut line).unwrap() == 0 {
+                return;
+            }
+            // The test may have dropped the receiver; the pipe is still read.
+            sender.send(line).ok();
+        }
+    });
+    receiver
+}
+
+fn line_with(lines: &Receiver<String>, part: &str) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    let mut seen = Vec::new();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) if line.contains(part) => return without_newline(&line),
+            Ok(line) => seen.push(line),
+            Err(RecvTimeoutError::Timeout) => panic!("no {part:?} in time, only {seen:#?}"),
+            Err(RecvTimeoutError::Disconnected) => panic!("no {part:?}, only {seen:#?}"),
+        }
+    }
+}
+
+fn without_newline(line: &str) -> String {
+    line.strip_suffix('\n').unwrap_or(line).to_owned()
+}
+
+/// Polls until there is an answer.
+pub fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = poll() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Spawns a program with pipes for stdin, stdout and stderr.
+pub fn spawn(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs a program to its end, with `input` on its stdin.
+pub fn run(command: &mut Command, input: &str) -> Output {
+    let mut child = spawn(command);
+    let mut stdin = child.stdin.take().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // A program that does not read its input may exit before all of it is written.
+            stdin.write_all(input.as_bytes()).ok();
+        });
+        child.wait_with_output().unwrap()
+    })
+}
+
+/// Runs a program to its end, asserts that it succeeded, and returns its stdout.
+pub fn succeed(command: &mut Command, input: &str) -> String {
+    let output = run(command, input);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Reports that a test is skipped because of `reason`, past the captured output of the test.
+pub fn skip(reason: &str) {
+    // In one write, so that other output does not come in between.
+    let line = format!("skipped: {reason}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+/// Whether this is a CI run, where no test may be skipped.
+pub fn is_ci() -> bool {
+    env::var_os("CI").as_deref() == Some(OsStr::new("true"))
+}
+
+/// An external program that a test needs: the value of `variable`, or `name` on the path. If it does not run, the test is
+/// skipped, or fails in CI.
+pub fn external_program(variable: &str, name: &str, version: &[&str]) -> Option<String> {
+    let program = env::var(variable).unwrap_or_else(|_| name.to_owned());
+    let found = Command::new(&program)
+        .args(version)
+        .stdin(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if found {
+        return Some(program);
+    }
+    let missing = format!("{program} {} does not run", version.join(" "));
+    assert!(!is_ci(), "{missing}");
+    skip(&format!("{missing} (see CONTRIBUTING.md)"));
+    None
+}
+
+pub fn grpcurl() -> Option<String> {
+    external_program("CHITCHAT_TEST_GRPCURL", "grpcurl", &["-version"])
+}
+
+pub fn buf() -> Option<String> {
+    external_program("CHITCHAT_TEST_BUF", "buf", &["--version"])
+}
+
+/// A Python that has grpcio and its code generator.
+pub fn python() -> Option<String> {
+    external_program(
+        "CHITCHAT_TEST_PYTHON",
+        "python3",
+        &["-c", "import grpc, grpc_tools"],
+    )
+}
+
+/// A flag of `chitchat serve`, as its help shows it.
+pub struct Flag {
+    pub heading: String,
+    pub name: String,
+    pub variable: String,
+    pub default: Option<String>,
+}
+
+/// All flags of `chitchat serve` that can also be set by an environment variable.
+pub fn serve_flags() -> Vec<Flag> {
+    let help = succeed(Command::new(CHITCHAT).args(["serve", "--help"]), "");
+    let mut flags: Vec<Flag> = Vec::new();
+    let (mut heading, mut name) = (String::new(), String::new());
+    for line in help.lines() {
+        let words = line.trim();
+        if !line.starts_with(' ') {
+            heading = line.to_owned();
+        } else if words.starts_with("--") {
+            name = words.split(' ').next().unwrap_or_default().to_owned();
+        } else if let Some(variable) = words.strip_prefix("[env: ") {
+            flags.push(Flag {
+                heading: heading.clone(),
+                name: name.clone(),
+                variable: variable.split('=').next().unwrap_or_default().to_owned(),
+                default: None,
+            });
+        } else if let (Some(default), Some(flag)) = (words.strip_prefix("[default: "), flags.last_mut()) {
+            flag.default = default.strip_suffix(']').map(str::to_owned);
+        }
+    }
+    assert!(!flags.is_empty(), "{help}");
+    flags
+}
