@@ -1,12 +1,13 @@
 //! How the server process ends on signals, as a process manager sends them.
 
+use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::process::{CHITCHAT, Process, Server, serve};
+use crate::process::{CHITCHAT, Process, Server, is_ci, run, serve, skip, text};
 
 /// Starts a `chat` that has joined.
 fn participant(server: &Server, name: &str) -> Process {
@@ -72,4 +73,63 @@ fn a_second_signal_ends_the_server_at_once() {
     assert_eq!(server.wait().code(), Some(130));
     server.stderr_line("SIGINT after SIGTERM: ending at once");
     drop(silent);
+}
+
+/// Runs a command in a network in which DNS queries get no answer, not even an ICMP error: packets to the name server are
+/// routed back to the loopback interface, where the kernel drops them because the address is not local.
+const WITHOUT_DNS: &str = r#"
+    ip link set lo up
+    ip addr add 192.0.2.1/32 dev lo
+    ip route add default dev lo src 192.0.2.1
+    mount --bind "$RESOLV_CONF" /etc/resolv.conf
+    exec "$@"
+"#;
+
+#[test]
+fn a_hanging_name_lookup_does_not_delay_the_exit() {
+    let resolv_conf = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&resolv_conf, "nameserver 198.51.100.53\n").unwrap();
+    let unshare = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--net"])
+            .args(arguments)
+            .env("RESOLV_CONF", resolv_conf.path());
+        command
+    };
+    let without_dns = |arguments: &[&str]| unshare(&[&["sh", "-ec", WITHOUT_DNS, "sh"], arguments].concat());
+    let can_unshare = unshare(&["true"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !can_unshare {
+        return skip("cannot make a network namespace; that needs root and unshare");
+    }
+    let probe = run(&mut without_dns(&["true"]), "");
+    if !probe.status.success() {
+        let reason = format!("cannot set up a network namespace: {}", text(&probe.stderr));
+        assert!(!is_ci(), "{reason}");
+        return skip(&reason);
+    }
+
+    let serve = [
+        CHITCHAT,
+        "serve",
+        "--in-memory",
+        "--drain-timeout",
+        "2s",
+        "--log-format",
+        "json",
+    ];
+    let mut server =
+        Process::start(without_dns(&serve).env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.test:4317"));
+    server.stdout_line(r#""event":"serving""#);
+    let signalled = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    // The drain timeout and a margin for a busy machine; the lookup takes at least 10 s.
+    assert!(
+        signalled.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        signalled.elapsed()
+    );
 }
