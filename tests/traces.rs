@@ -63,7 +63,7 @@ fn a_message_has_one_trace_from_its_sender_to_its_receivers() {
     let mut server = serve_with(&[], &exporting(&collector.endpoint));
     let mut listeners: Vec<Process> = ["Bob", "Cleo"]
         .map(|name| {
-            let mut listener = Process::start(&mut client(
+            let listener = Process::start(&mut client(
                 server.address,
                 &collector.endpoint,
                 &["chat", "--name", name],

@@ -438,7 +438,7 @@ fn the_bots_talk() {
 
     let lobby = of("demo-lobby");
     let mut bob = Command::new(CHITCHAT);
-    let mut bob = Process::start(bob.args(bot("demo-lobby", &files::strings(&lobby["command"]), &address)));
+    let bob = Process::start(bob.args(bot("demo-lobby", &files::strings(&lobby["command"]), &address)));
     assert_eq!(lobby["stdin_open"], true, "or Bob leaves");
     bob.stdout_line("Participant Bob joined");
     let check = files::strings(&lobby["healthcheck"]["test"]);

@@ -52,7 +52,7 @@ fn serve() -> Server {
             "--data-dir",
         ])
         .arg(&data.0);
-    let mut running = Process::start(&mut command);
+    let running = Process::start(&mut command);
     let line = running.stderr_line("chitchat: listening on ");
     let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
     Server {
