@@ -49,18 +49,18 @@ impl Readiness {
 }
 
 /// The admin port.
-pub struct Admin {
+pub struct AdminServer {
     listener: TcpListener,
     router: Router,
 }
 
 #[derive(Clone)]
-struct Shown {
+struct AdminState {
     readiness: Readiness,
     metrics: Arc<Metrics>,
 }
 
-impl Admin {
+impl AdminServer {
     /// Listens on `address`; its port may be 0 for a free one. Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Admin {
             .route("/livez", get(async || "alive\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics_page))
-            .with_state(Shown { readiness, metrics });
+            .with_state(AdminState { readiness, metrics });
         Ok(Self {
             listener: TcpListener::bind(address).await?,
             router,
@@ -116,20 +116,20 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     timeout(CONNECTION_TIME, connection).await.ok();
 }
 
-async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
-    if shown.readiness.is_ready() {
+async fn readyz(State(state): State<AdminState>) -> impl IntoResponse {
+    if state.readiness.is_ready() {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
     }
 }
 
-async fn metrics_page(State(shown): State<Shown>) -> impl IntoResponse {
+async fn metrics_page(State(state): State<AdminState>) -> impl IntoResponse {
     let headers = [
         (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
     ];
-    (headers, shown.metrics.render())
+    (headers, state.metrics.render())
 }
 
 #[cfg(test)]

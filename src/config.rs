@@ -1,4 +1,4 @@
-//! What a server is started with, checked as a whole before anything is bound.
+//! The server's configuration, validated as a whole before any port is bound.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,66 +12,66 @@ use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
-/// The least that a room's feed may keep: many batches, so that who keeps up is never let go.
+/// Minimum of `--feed-bytes`: many batches, so that a subscriber that keeps up never lags.
 const MIN_FEED_BYTES: usize = 1 << 20;
 
-/// The least events of a log that must be kept: what clients that come back within a short while have missed.
+/// Minimum of `--retain-events`: what a client misses during a short disconnection.
 const MIN_RETAINED_EVENTS: u64 = 1_000;
 
-/// The least bytes of a log that must be kept.
+/// Minimum of `--retain-bytes` and `--retain-total-bytes`.
 const MIN_RETAINED_BYTES: u64 = 1 << 20;
 
-/// Descriptors that are not for chat connections: those of the admin port, and 64 for listeners, files and the runtime's
-/// own.
+/// File descriptors that are not for chat connections: those of the admin port, and 64 for listeners, files and the
+/// runtime.
 const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
 
-/// How many connections a server takes where neither a flag nor the descriptors say less.
+/// Default and upper limit of `--max-connections`, if the file descriptor limit allows that many.
 const MAX_CONNECTIONS: usize = 100_000;
 
-/// Where the rooms' logs are kept.
+/// Where the rooms' logs are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreOptions {
-    /// In memory: they are gone with the process.
+    /// In memory. The logs are lost when the process ends.
     Memory,
     /// On disk.
     Disk {
-        /// In this directory.
+        /// The data directory. Created if it does not exist.
         directory: PathBuf,
         /// What an acknowledged event survives.
         durability: Durability,
-        /// Whether a log that has lost events at its end goes on.
+        /// Whether to start even though a log has lost acknowledged events at its end. The log then gets a new epoch.
         accept_loss: bool,
     },
 }
 
-/// Where the logs are kept where nothing else is said.
+/// The default of `--data-dir`.
 pub const DEFAULT_DATA_DIR: &str = "./chitchat-data";
 
-/// What a server is started with.
+/// The configuration of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where chat clients connect.
+    /// The address of the gRPC port. Port 0 binds a free port.
     pub listen: SocketAddr,
-    /// Where the admin port is.
+    /// The address of the admin port. Port 0 binds a free port.
     pub admin: SocketAddr,
-    /// The rules of the rooms.
+    /// The rules of every room.
     pub rules: Rules,
-    /// The limits of the hub.
+    /// The limits and timings of the hub.
     pub hub: HubOptions,
-    /// Where the rooms' logs are kept.
+    /// Where the rooms' logs are stored.
     pub store: StoreOptions,
-    /// How much of each log is kept.
+    /// How much of each log is retained.
     pub retention: Retention,
     /// The limits of the transport.
     pub transport: TransportLimits,
-    /// How long draining may take.
+    /// Upper bound on a graceful shutdown.
     pub drain_timeout: Duration,
-    /// What is logged.
+    /// The process's own log.
     pub logs: LogOptions,
 }
 
 impl Default for Config {
-    /// What a server is started with when no flag is given, with as many connections as descriptors allow.
+    /// The configuration without any flag, except that `max_connections` does not depend on the file descriptor limit.
     fn default() -> Self {
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
@@ -85,10 +85,7 @@ impl Default for Config {
                 accept_loss: false,
             },
             retention: Retention::ON_DISK,
-            transport: TransportLimits {
-                max_connections: connections_possible(),
-                ..TransportLimits::default()
-            },
+            transport: TransportLimits::default(),
             drain_timeout: Duration::from_secs(8),
             logs: LogOptions {
                 format: LogFormat::Auto,
@@ -98,10 +95,8 @@ impl Default for Config {
     }
 }
 
-/// How many connections there may be at most, by the process's descriptors (after its soft limit was raised as far as
-/// it goes).
-#[must_use]
-pub fn connections_possible() -> usize {
+/// Raises the process's soft limit of open files to the hard limit. Returns how many connections that leaves room for.
+pub fn raise_fd_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -122,12 +117,12 @@ pub fn connections_possible() -> usize {
 }
 
 impl Config {
-    /// Whether it holds together.
+    /// Validates the configuration on a system that allows `connection_ceiling` connections, see [`raise_fd_limit`].
     ///
     /// # Errors
     ///
-    /// Every mistake, a line each: which flag, its value, and what would be right.
-    pub fn check(&self, connections_possible: usize) -> Result<(), Vec<String>> {
+    /// All mistakes, one line each: the flag, its value, and the valid range.
+    pub fn check(&self, connection_ceiling: usize) -> Result<(), Vec<String>> {
         let mut mistakes = Vec::new();
         let mut expect = |is_right: bool, mistake: String| {
             if !is_right {
@@ -174,9 +169,9 @@ impl Config {
             ..
         } = self.transport;
         expect(
-            (1..=connections_possible).contains(&max_connections),
+            (1..=connection_ceiling).contains(&max_connections),
             format!(
-                "--max-connections is {max_connections}; it must be 1 to {connections_possible}, which is what the \
+                "--max-connections is {max_connections}; it must be 1 to {connection_ceiling}, which is what the \
                  limit of open files (ulimit -n) allows"
             ),
         );
@@ -241,12 +236,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_hold_together() {
-        assert_eq!(Config::default().check(connections_possible()), Ok(()));
+    fn the_default_configuration_is_valid() {
+        assert_eq!(Config::default().check(MAX_CONNECTIONS), Ok(()));
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_mistakes_are_reported_at_once() {
         let mut config = Config::default();
         config.rules.max_message_chars = 0;
         config.hub.feed_bytes = 7;

@@ -13,7 +13,7 @@ pub mod hub;
 mod procfs;
 pub mod proto;
 pub mod rpc;
-pub mod shutdown;
+pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod verify;

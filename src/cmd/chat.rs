@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArg};
 use super::{Failure, client_runtime};
 use crate::client::{JoinOptions, Session};
-use crate::shutdown::Signals;
+use crate::signals::Signals;
 use crate::telemetry::ClientSpans;
 use chat_loop::{ChatLoop, ChatOptions};
 use input::Input;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tonic::Code;
 
 use crate::client::{ClientError, escape};
-use crate::shutdown::Signal;
+use crate::signals::Signal;
 
 const EX_USAGE: u8 = 64;
 

@@ -14,7 +14,7 @@ use super::printer::{JsonArg, Printer};
 use super::stderr::{RECONNECTED, RECONNECTING, note};
 use super::{Failure, client_runtime, history};
 use crate::client::{Event, HistoryQuery, StartPosition, Subscription};
-use crate::shutdown::Signals;
+use crate::signals::Signals;
 use crate::telemetry::ClientSpans;
 
 /// Interval at which stdout is checked for a closed reader.

@@ -1,16 +1,16 @@
 //! From a client's JOIN to a join request.
 
-use super::status::StreamError;
+use super::error::RpcError;
 use crate::domain::{Join, Name, ParticipantId, RoomName, Sequence, Timestamp, TraceContext};
 use crate::hub::{JoinRequest, ResumePoint};
 use crate::proto::{self, JoinMsgLeave};
 
 /// Validates a client's JOIN. A client that sets none of the fields from 9 up cannot resume.
-pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, StreamError> {
+pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
     let is_resumable = uses_newer_fields(&message);
-    let room = RoomName::try_from(message.room.as_str()).map_err(|error| StreamError::Name("room", error))?;
-    let name = Name::try_from(message.client_name.as_str())
-        .map_err(|error| StreamError::Name("client_name", error))?;
+    let room = RoomName::try_from(message.room.as_str()).map_err(|error| RpcError::Name("room", error))?;
+    let name =
+        Name::try_from(message.client_name.as_str()).map_err(|error| RpcError::Name("client_name", error))?;
     let join = Join {
         id: ParticipantId::from_wire(message.id),
         name,

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
-use super::cork::Cork;
-use super::rewound::{NotHttp2, Rewound};
-use super::stall::Watched;
-use super::streams::{self, Opened};
+use super::connection_task::{self, StreamExecutor};
+use super::corked_io::CorkedIo;
+use super::prefixed_io::{NotHttp2, PrefixedIo};
+use super::stall_detector::Watched;
 
 /// Flow-control window of a connection. HTTP/2's library counts what frames lack to 256 bytes, as long as they are unread,
 /// against half of it, and ends whoever exceeds that. One stream's window holds 7,281 frames of a byte each, with their
@@ -79,15 +79,15 @@ where
     S::Future: Send,
 {
     // Who has not said anything yet is not waited for.
-    let accepted = Rewound::accept(io, limits.handshake_timeout);
+    let accepted = PrefixedIo::accept(io, limits.handshake_timeout);
     let Some(io) = draining.run_until_cancelled(accepted).await else {
         return Ok(());
     };
-    let io = Cork::new(io?);
+    let io = CorkedIo::new(io?);
     let service = service
         .map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new))
         .map_response(|response| response.map(Watched::new));
-    let opened = Opened::default();
+    let opened = StreamExecutor::default();
     let mut connection = pin!(
         http2::Builder::new(opened.clone())
             .timer(TokioTimer::new())
@@ -111,6 +111,6 @@ where
         connection.as_mut().poll(cx)
     });
     // How a connection ends is the client's affair: each stream has told what became of it.
-    streams::run(connection, opened, io, limits.stall_timeout).await;
+    connection_task::run(connection, opened, io, limits.stall_timeout).await;
     Ok(())
 }

@@ -15,8 +15,8 @@ use tonic::body::Body;
 use tower::{Service, service_fn};
 
 use super::connection::{self, TransportLimits};
+use super::error::too_many_connections;
 use super::observer::Observer;
-use super::status::too_many_connections;
 
 /// How many connections may wait to be accepted, as far as the system allows: one that finds no place comes again a second
 /// later.
@@ -144,7 +144,7 @@ impl Listener {
             let connection = connection::serve(stream, service, limits, draining);
             let served = cut.run_until_cancelled(connection).await;
             if matches!(served, Some(Err(_))) {
-                observer.connection_unintelligible(peer);
+                observer.connection_not_http2(peer);
             }
             observer.connection(false);
             drop(permit);

@@ -1,29 +1,29 @@
 //! The services on the wire: a bounded transport, thin methods, one table from errors to gRPC status.
 
 mod admission;
-mod bell;
-mod body;
-mod calls;
-mod chat_route;
+mod chat_body;
 mod connection;
-mod cork;
+mod connection_task;
+mod corked_io;
+mod error;
+mod first_message;
+mod joined_stream;
 mod listener;
 mod observer;
+mod prefixed_io;
 mod reason;
-mod rewound;
-mod session;
-mod stall;
-mod status;
-mod streams;
+mod stall_detector;
+mod streaming;
+mod sub_waker;
 mod subscribe_body;
-mod threshold;
+mod unary;
 
-pub use calls::Calls;
-pub use chat_route::{ChatRoute, decode_limit};
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{Arrival, Method, Observer, StreamEnd, Visitor};
+pub use observer::{JoinAccepted, Method, Observer, ParticipantInfo, StreamEnd};
 pub use reason::{Fault, Reason};
+pub use streaming::{StreamingService, decode_limit};
+pub use unary::UnaryService;
 
 /// The fully qualified name of the chat service.
 pub const CHAT_SERVICE: &str = "itu.chitchat.ChatService";

@@ -10,7 +10,7 @@ use crate::proto::EventType;
 
 /// Who a stream belongs to, once its JOIN was accepted.
 #[derive(Debug, Clone)]
-pub struct Visitor {
+pub struct ParticipantInfo {
     /// The room.
     pub room: String,
     /// The participant's id there.
@@ -23,7 +23,7 @@ pub struct Visitor {
 
 /// A JOIN that was accepted.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival<'a> {
+pub struct JoinAccepted<'a> {
     /// When it was decoded.
     pub received: Instant,
     /// The trace context that the client sent with it.
@@ -116,7 +116,7 @@ pub trait Observer: Send + Sync + 'static {
     /// A connection was turned away because there are as many as may be.
     fn connection_refused(&self, peer: SocketAddr, limit: usize);
     /// A connection was closed since it did not speak HTTP/2, or did not speak at all.
-    fn connection_unintelligible(&self, peer: SocketAddr);
+    fn connection_not_http2(&self, peer: SocketAddr);
     /// A stream began.
     fn stream_started(&self, method: Method);
     /// Something was decoded off a Chat stream.
@@ -125,7 +125,7 @@ pub trait Observer: Send + Sync + 'static {
     fn rejected(&self, reason: Reason);
     /// A JOIN was accepted. The answer is the trace in which that is recorded, if it is, for whoever follows what the
     /// stream brings.
-    fn joined(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<Arc<TraceContext>>;
+    fn joined(&self, visitor: &ParticipantInfo, arrival: &JoinAccepted<'_>) -> Option<Arc<TraceContext>>;
     /// A Chat stream ended. `detail` is the status message, empty where there is nothing to say.
-    fn stream_ended(&self, end: StreamEnd, visitor: Option<&Visitor>, detail: &str);
+    fn stream_ended(&self, end: StreamEnd, visitor: Option<&ParticipantInfo>, detail: &str);
 }

@@ -11,11 +11,11 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::calls::room;
+use super::error::{RpcError, trailers};
+use super::first_message::FirstMessageDeadline;
 use super::observer::{Method, Observer};
 use super::reason::Reason;
-use super::status::{StreamError, trailers};
-use super::threshold::Threshold;
+use super::unary::room;
 use crate::hub::{CloseReason, FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start as Asked;
@@ -39,7 +39,7 @@ enum Phase {
 
 struct Asking {
     inbound: Streaming<SubscribeRequest>,
-    threshold: Threshold,
+    threshold: FirstMessageDeadline,
 }
 
 impl SubscribeBody {
@@ -52,7 +52,7 @@ impl SubscribeBody {
         observer.stream_started(Method::Subscribe);
         let asking = Asking {
             inbound,
-            threshold: Threshold::new(draining),
+            threshold: FirstMessageDeadline::new(draining),
         };
         Self {
             hub,
@@ -61,15 +61,15 @@ impl SubscribeBody {
         }
     }
 
-    fn refuse(&mut self, error: &StreamError) {
+    fn refuse(&mut self, error: &RpcError) {
         // What the room refused, the room has told.
-        if !matches!(error, StreamError::Hub(HubError::Rejected(_))) {
+        if !matches!(error, RpcError::Hub(HubError::Rejected(_))) {
             self.observer.rejected(error.reason());
         }
         self.end(error);
     }
 
-    fn end(&mut self, error: &StreamError) {
+    fn end(&mut self, error: &RpcError) {
         self.phase = Phase::Ending(Box::new(error.status().0));
     }
 
@@ -77,7 +77,7 @@ impl SubscribeBody {
         let Phase::Asking(asking) = &mut self.phase else {
             return Poll::Ready(());
         };
-        if let Poll::Ready(error) = asking.threshold.poll(cx, StreamError::RequestTimeout) {
+        if let Poll::Ready(error) = asking.threshold.poll(cx, RpcError::RequestTimeout) {
             self.refuse(&error);
             return Poll::Ready(());
         }
@@ -125,16 +125,16 @@ impl Body for SubscribeBody {
                 Phase::Asking(_) => ready!(this.poll_asking(cx)),
                 Phase::Beginning(beginning) => match ready!(beginning.as_mut().poll(cx)) {
                     Ok(reader) => this.phase = Phase::Reading(Box::new(reader)),
-                    Err(error) => this.refuse(&StreamError::Hub(error)),
+                    Err(error) => this.refuse(&RpcError::Hub(error)),
                 },
                 Phase::Reading(reader) => {
                     let error = match ready!(reader.poll_next(cx)) {
                         FeedItem::Events(bytes) | FeedItem::Notice(bytes) => {
                             return Poll::Ready(Some(Ok(Frame::data(bytes))));
                         }
-                        FeedItem::Lagged => StreamError::FellBehind,
-                        FeedItem::Closed(CloseReason::Draining(delay)) => StreamError::Draining(delay),
-                        FeedItem::Closed(_) => StreamError::Failed,
+                        FeedItem::Lagged => RpcError::FellBehind,
+                        FeedItem::Closed(CloseReason::Draining(delay)) => RpcError::Draining(delay),
+                        FeedItem::Closed(_) => RpcError::Failed,
                     };
                     this.end(&error);
                 }

@@ -15,7 +15,7 @@ use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_tim
 use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, TraceContext};
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
-use crate::rpc::{Arrival, Method, Reason, StreamEnd, Visitor};
+use crate::rpc::{JoinAccepted, Method, ParticipantInfo, Reason, StreamEnd};
 use crate::{hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
@@ -33,17 +33,17 @@ impl TelemetryObserver {
     }
 
     /// Records the `join` span, if the JOIN is sampled.
-    fn join_span(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<SpanIds> {
+    fn join_span(&self, participant_info: &ParticipantInfo, accepted: &JoinAccepted<'_>) -> Option<SpanIds> {
         let tracer = self.tracer.as_ref()?;
-        let ids = tracer.sample(arrival.sender, 1)?;
+        let ids = tracer.sample(accepted.sender, 1)?;
         let attributes = MessageAttributes {
-            room: visitor.room.as_str().into(),
+            room: participant_info.room.as_str().into(),
             event_type: EventType::Join,
             message_id: None,
             body_size: None,
-            sequence: arrival.sequence.map(Sequence::get),
-            lamport_time: arrival.time.get(),
-            received_time: Some(arrival.claimed.0),
+            sequence: accepted.sequence.map(Sequence::get),
+            lamport_time: accepted.time.get(),
+            received_time: Some(accepted.claimed.0),
         };
         let mut attributes = attributes.to_vec();
         attributes.extend(rpc_attributes("itu.chitchat.ChatService/Chat"));
@@ -51,7 +51,7 @@ impl TelemetryObserver {
             ids: ids.clone(),
             name: "join",
             kind: SpanKind::Server,
-            start: system_time(arrival.received),
+            start: system_time(accepted.received),
             end: SystemTime::now(),
             attributes,
             link: None,
@@ -166,7 +166,7 @@ impl rpc::Observer for TelemetryObserver {
         warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections is reached");
     }
 
-    fn connection_unintelligible(&self, peer: SocketAddr) {
+    fn connection_not_http2(&self, peer: SocketAddr) {
         self.metrics.refused_protocol.increment(1);
         info!(event = "connection_closed", %peer, reason = "protocol", "connection closed: no valid HTTP/2 preface");
     }
@@ -183,18 +183,22 @@ impl rpc::Observer for TelemetryObserver {
         self.metrics.event_rejected(reason);
     }
 
-    fn joined(&self, visitor: &Visitor, arrival: &Arrival<'_>) -> Option<Arc<TraceContext>> {
+    fn joined(
+        &self,
+        participant_info: &ParticipantInfo,
+        accepted: &JoinAccepted<'_>,
+    ) -> Option<Arc<TraceContext>> {
         let trace = self
-            .join_span(visitor, arrival)
+            .join_span(participant_info, accepted)
             .map(|ids| Arc::new(ids.trace_context()));
         let _guard = enter_trace(trace.as_deref());
-        let Visitor {
+        let ParticipantInfo {
             room,
             participant,
             name,
             ..
-        } = visitor;
-        if arrival.sequence.is_some() {
+        } = participant_info;
+        if accepted.sequence.is_some() {
             info!(event = "client_joined", room, participant, name, "client joined");
         } else {
             info!(
@@ -205,15 +209,15 @@ impl rpc::Observer for TelemetryObserver {
         trace
     }
 
-    fn stream_ended(&self, end: StreamEnd, visitor: Option<&Visitor>, detail: &str) {
+    fn stream_ended(&self, end: StreamEnd, participant_info: Option<&ParticipantInfo>, detail: &str) {
         self.metrics.stream_ended(end);
         let reason = end.as_str();
-        let Some(Visitor {
+        let Some(ParticipantInfo {
             room,
             participant,
             name,
             trace,
-        }) = visitor
+        }) = participant_info
         else {
             if end == StreamEnd::Refused {
                 info!(event = "client_refused", reason, detail, "client refused");

@@ -16,7 +16,7 @@ use crate::cmd::failure::Rejections;
 use crate::cmd::stderr::{RECONNECTED, RECONNECTING};
 use crate::domain::RoomName;
 use crate::proto::{NoticeCode, ServerMessage};
-use crate::shutdown::Signals;
+use crate::signals::Signals;
 use crate::telemetry::{ClientSpans, SendSpan};
 
 /// How long to wait for the server to end the stream after a LEAVE.

@@ -187,14 +187,24 @@ pub struct Args {
     )]
     log_format: LogFormat,
 
-    /// How many messages a second are traced because their senders want it; beyond that the own sampler decides
-    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", default_value_t = DEFAULT_REMOTE_LIMIT_PER_SECOND, value_parser = whole::<u32>, help_heading = "Process")]
-    pub(super) trace_wishes: u32,
+    /// How many messages per second are traced because their sender asked for it; beyond that the server's own sampler decides [default: 1000]
+    #[arg(long, env = "CHITCHAT_TRACE_REMOTE_LIMIT", value_name = "N", value_parser = whole::<u32>, help_heading = "Process")]
+    trace_remote_limit: Option<u32>,
+
+    /// The former name of --trace-remote-limit
+    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", value_parser = whole::<u32>, hide = true)]
+    trace_wishes: Option<u32>,
 }
 
 impl Args {
+    pub(super) fn trace_remote_limit(&self) -> u32 {
+        self.trace_remote_limit
+            .or(self.trace_wishes)
+            .unwrap_or(DEFAULT_REMOTE_LIMIT_PER_SECOND)
+    }
+
     /// The configuration, on a system that allows so many connections.
-    pub(super) fn into_config(self, connections_possible: usize) -> Config {
+    pub(super) fn into_config(self, connection_ceiling: usize) -> Config {
         let kept = if self.in_memory {
             Retention::IN_MEMORY
         } else {
@@ -232,7 +242,7 @@ impl Args {
                 }
             },
             transport: TransportLimits {
-                max_connections: self.max_connections.unwrap_or(connections_possible),
+                max_connections: self.max_connections.unwrap_or(connection_ceiling),
                 max_streams_per_connection: self.max_streams_per_connection,
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
@@ -260,9 +270,25 @@ mod tests {
         args: Args,
     }
 
-    fn config(flags: &[&str]) -> Config {
+    fn args(flags: &[&str]) -> Args {
         let arguments = ["serve"].iter().chain(flags);
-        Alone::try_parse_from(arguments).unwrap().args.into_config(17)
+        Alone::try_parse_from(arguments).unwrap().args
+    }
+
+    fn config(flags: &[&str]) -> Config {
+        args(flags).into_config(17)
+    }
+
+    #[test]
+    fn a_renamed_flag_keeps_its_old_name() {
+        for (flags, limit) in [
+            (&[][..], 1_000),
+            (&["--trace-wishes=7"], 7),
+            (&["--trace-remote-limit=8"], 8),
+            (&["--trace-remote-limit=8", "--trace-wishes=7"], 8),
+        ] {
+            assert_eq!(args(flags).trace_remote_limit(), limit);
+        }
     }
 
     #[test]

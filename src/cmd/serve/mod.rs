@@ -11,8 +11,8 @@ pub use args::Args;
 pub use server::Server;
 
 use super::Failure;
-use crate::config::{Config, connections_possible};
-use crate::shutdown::Signals;
+use crate::config::{Config, raise_fd_limit};
+use crate::signals::Signals;
 use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
 
 /// Runs a server until it is asked to end.
@@ -22,10 +22,10 @@ use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
 /// When the configuration is wrong, a port cannot be bound, or the system refuses what a server needs.
 pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
-    let possible = connections_possible();
-    let remote_limit_per_second = args.trace_wishes;
-    let config = args.into_config(possible);
-    let (mut otlp, mistakes) = match (config.check(possible), OtlpOptions::from_env()) {
+    let connection_ceiling = raise_fd_limit();
+    let trace_remote_limit = args.trace_remote_limit();
+    let config = args.into_config(connection_ceiling);
+    let (mut otlp, mistakes) = match (config.check(connection_ceiling), OtlpOptions::from_env()) {
         (Ok(()), Ok(otlp)) => (otlp, Vec::new()),
         (checked, otlp) => {
             let mut mistakes = checked.err().unwrap_or_default();
@@ -36,7 +36,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if !mistakes.is_empty() {
         return Err(Failure::Config(mistakes));
     }
-    otlp.sampler.remote_limit_per_second = remote_limit_per_second;
+    otlp.sampler.remote_limit_per_second = trace_remote_limit;
     let end_within = config.drain_timeout / server::LAST_SHARE;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {

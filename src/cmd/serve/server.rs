@@ -13,13 +13,13 @@ use tonic_health::server::HealthReporter;
 use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::admin::{Admin, Readiness};
+use crate::admin::{AdminServer, Readiness};
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
 use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
-use crate::rpc::{CHAT_SERVICE, Calls, ChatRoute, Listener, decode_limit};
+use crate::rpc::{CHAT_SERVICE, Listener, StreamingService, UnaryService, decode_limit};
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
 
@@ -41,7 +41,7 @@ pub struct Server {
     config: Config,
     hub: Arc<Hub>,
     listener: Listener,
-    admin: Admin,
+    admin: AdminServer,
     readiness: Readiness,
     report: TelemetryObserver,
     calls: UnaryCallLayer,
@@ -76,7 +76,7 @@ impl Server {
         let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
             .await
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
-        let admin = Admin::bind(config.admin, readiness.clone(), metrics)
+        let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
         recover(&hub).instrument(info_span!("recover")).await?;
@@ -142,10 +142,10 @@ impl Server {
         readiness.set(true);
 
         let observer = Arc::new(report);
-        let chat = ChatServiceServer::new(Calls::new(Arc::clone(&hub), observer.clone()))
+        let chat = ChatServiceServer::new(UnaryService::new(Arc::clone(&hub), observer.clone()))
             .max_decoding_message_size(decode_limit(config.rules.max_message_chars));
         let health_service = health_service.max_decoding_message_size(SMALL_REQUEST);
-        let chat = ChatRoute::new(chat, Arc::clone(&hub), draining.clone(), observer);
+        let chat = StreamingService::new(chat, Arc::clone(&hub), draining.clone(), observer);
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
         let routes = calls.layer(routes);
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");

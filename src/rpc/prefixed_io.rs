@@ -12,7 +12,7 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A transport that begins with an HTTP/2 preface, which was read to know that and is given again to whoever reads.
 #[derive(Debug)]
-pub(super) struct Rewound<T> {
+pub(super) struct PrefixedIo<T> {
     io: T,
     /// How much of the preface has been given again.
     given: usize,
@@ -22,7 +22,7 @@ pub(super) struct Rewound<T> {
 #[derive(Debug)]
 pub(super) struct NotHttp2;
 
-impl<T: AsyncRead + Unpin> Rewound<T> {
+impl<T: AsyncRead + Unpin> PrefixedIo<T> {
     /// Reads the preface of `io`, which must come within `limit`: what says nothing, or something else, is nobody we
     /// serve.
     pub(super) async fn accept(mut io: T, limit: Duration) -> Result<Self, NotHttp2> {
@@ -45,7 +45,7 @@ impl<T: AsyncRead + Unpin> Rewound<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -62,7 +62,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -98,7 +98,7 @@ mod tests {
     async fn the_preface_is_given_again() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(&PREFACE[..7]).await.unwrap();
-        let accepting = tokio::spawn(Rewound::accept(server, Duration::from_secs(60)));
+        let accepting = tokio::spawn(PrefixedIo::accept(server, Duration::from_secs(60)));
         client.write_all(&PREFACE[7..]).await.unwrap();
         client.write_all(b"rest").await.unwrap();
         drop(client);
@@ -117,12 +117,12 @@ mod tests {
     async fn another_protocol_is_turned_away_at_its_first_word() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
-        assert!(Rewound::accept(server, Duration::from_secs(60)).await.is_err());
+        assert!(PrefixedIo::accept(server, Duration::from_secs(60)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_turned_away_in_time() {
         let (_client, server) = tokio::io::duplex(64);
-        assert!(Rewound::accept(server, Duration::from_secs(10)).await.is_err());
+        assert!(PrefixedIo::accept(server, Duration::from_secs(10)).await.is_err());
     }
 }

@@ -18,7 +18,7 @@ use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use super::body::ChatBody;
+use super::chat_body::ChatBody;
 use super::observer::Observer;
 use super::subscribe_body::SubscribeBody;
 use crate::hub::Hub;
@@ -50,14 +50,14 @@ pub fn decode_limit(max_message_chars: usize) -> usize {
 
 /// Answers Chat and Subscribe, and hands the service's other calls to `S`.
 #[derive(Clone)]
-pub struct ChatRoute<S> {
+pub struct StreamingService<S> {
     calls: S,
     hub: Arc<Hub>,
     draining: CancellationToken,
     observer: Arc<dyn Observer>,
 }
 
-impl<S> ChatRoute<S> {
+impl<S> StreamingService<S> {
     /// Serves Chat and Subscribe from `hub`, and the other calls from `calls`. Streams that have not joined end when `draining` is
     /// cancelled.
     pub fn new(calls: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
@@ -121,7 +121,7 @@ where
     response
 }
 
-impl<S> Service<Request<Body>> for ChatRoute<S>
+impl<S> Service<Request<Body>> for StreamingService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
@@ -142,6 +142,6 @@ where
     }
 }
 
-impl<S: NamedService> NamedService for ChatRoute<S> {
+impl<S: NamedService> NamedService for StreamingService<S> {
     const NAME: &'static str = S::NAME;
 }

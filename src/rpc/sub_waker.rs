@@ -9,26 +9,26 @@ use futures_util::task::AtomicWaker;
 /// Rings for one part of a task. Who answers it looks whether it has rung and polls that part only then; and whatever
 /// the task itself makes ring while it is at work costs no second turn of the task.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub(super) struct SubWaker {
     task: AtomicWaker,
     has_rung: AtomicBool,
     is_heard: AtomicBool,
 }
 
-impl Bell {
-    /// The task is at work, and looks at the bell before it rests. `task` is woken from then on.
-    pub(super) fn hear(&self, task: &Waker) {
+impl SubWaker {
+    /// The task is at work, and looks at the sub_waker before it rests. `task` is woken from then on.
+    pub(super) fn begin_poll(&self, task: &Waker) {
         self.task.register(task);
         self.is_heard.store(true, Ordering::SeqCst);
     }
 
     /// Whether it has rung since it was last asked.
-    pub(super) fn answer(&self) -> bool {
+    pub(super) fn take_woken(&self) -> bool {
         self.has_rung.swap(false, Ordering::SeqCst)
     }
 
     /// Whether the task may rest: nothing has rung, and what rings from now on wakes it.
-    pub(super) fn rest(&self) -> bool {
+    pub(super) fn end_poll(&self) -> bool {
         // Either the ringer sees that nobody hears it and wakes the task, or it has rung before and is seen here: both
         // sides write, then read what the other writes.
         self.is_heard.store(false, Ordering::SeqCst);
@@ -36,7 +36,7 @@ impl Bell {
     }
 }
 
-impl Wake for Bell {
+impl Wake for SubWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -68,19 +68,19 @@ mod tests {
         let count = Arc::new(Count::default());
         let woken = || count.0.load(Ordering::SeqCst);
         let task = Waker::from(Arc::clone(&count));
-        let bell = Arc::new(Bell::default());
-        let waker = Waker::from(Arc::clone(&bell));
+        let sub_waker = Arc::new(SubWaker::default());
+        let waker = Waker::from(Arc::clone(&sub_waker));
 
-        bell.hear(&task);
+        sub_waker.begin_poll(&task);
         waker.wake_by_ref();
-        assert_eq!((woken(), bell.rest()), (0, false));
-        bell.hear(&task);
-        assert!(bell.answer());
-        assert!(!bell.answer());
-        assert!(bell.rest());
+        assert_eq!((woken(), sub_waker.end_poll()), (0, false));
+        sub_waker.begin_poll(&task);
+        assert!(sub_waker.take_woken());
+        assert!(!sub_waker.take_woken());
+        assert!(sub_waker.end_poll());
         waker.wake_by_ref();
         assert_eq!(woken(), 1);
-        bell.hear(&task);
-        assert!(bell.answer());
+        sub_waker.begin_poll(&task);
+        assert!(sub_waker.take_woken());
     }
 }

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
+use super::error::RpcError;
 use super::observer::{Observer, StreamEnd};
 use super::reason::Reason;
-use super::status::StreamError;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
 use crate::domain::{Message, MessageId, Rules, Text, Timestamp, TraceContext};
 use crate::hub::frame;
@@ -27,7 +27,7 @@ const READ_LAG: u64 = 256 * 1024;
 const BURST: usize = 128;
 
 /// A participant's stream after its JOIN was accepted.
-pub(super) struct Session {
+pub(super) struct JoinedStream {
     member: Member,
     rules: Rules,
     resume_grace: Duration,
@@ -59,7 +59,7 @@ pub(super) enum Output {
     Ended(Ended),
 }
 
-impl Session {
+impl JoinedStream {
     pub(super) fn new(member: Member, rules: Rules, resume_grace: Duration, is_newer: bool) -> Self {
         let mut session = Self {
             member,
@@ -91,9 +91,7 @@ impl Session {
             return Poll::Ready(Output::Ended(self.ended(end)));
         }
         if let Poll::Ready(FeedItem::Lagged) = piece {
-            return Poll::Ready(Output::Ended(
-                self.failed(StreamEnd::Slow, &StreamError::FellBehind),
-            ));
+            return Poll::Ready(Output::Ended(self.failed(StreamEnd::Slow, &RpcError::FellBehind)));
         }
         // While notices wait the client is answered first.
         let may_read = !matches!(piece, Poll::Ready(FeedItem::Notice(_)));
@@ -179,14 +177,14 @@ impl Session {
             }
             Ok(kind @ EventType::Join) => {
                 observer.received(kind);
-                self.refuse(&StreamError::SecondJoin, observer);
+                self.refuse(&RpcError::SecondJoin, observer);
             }
-            Err(_) => self.refuse(&StreamError::UnknownType(message.r#type), observer),
+            Err(_) => self.refuse(&RpcError::UnknownType(message.r#type), observer),
         }
         ControlFlow::Break(())
     }
 
-    fn refuse(&mut self, error: &StreamError, observer: &dyn Observer) {
+    fn refuse(&mut self, error: &RpcError, observer: &dyn Observer) {
         observer.rejected(error.reason());
         self.leave(StreamEnd::Refused, Some(error.status().0), None, None);
     }
@@ -214,19 +212,19 @@ impl Session {
                     farewell: None,
                 }
             }
-            CloseReason::Rejected(refusal) => self.failed(StreamEnd::Refused, &StreamError::Refused(refusal)),
-            CloseReason::TakenOver => self.failed(StreamEnd::TakenOver, &StreamError::TakenOver),
-            CloseReason::Draining(delay) => self.failed(StreamEnd::Drain, &StreamError::Draining(delay)),
-            CloseReason::Failed => self.failed(StreamEnd::Error, &StreamError::Failed),
+            CloseReason::Rejected(refusal) => self.failed(StreamEnd::Refused, &RpcError::Refused(refusal)),
+            CloseReason::TakenOver => self.failed(StreamEnd::TakenOver, &RpcError::TakenOver),
+            CloseReason::Draining(delay) => self.failed(StreamEnd::Drain, &RpcError::Draining(delay)),
+            CloseReason::Failed => self.failed(StreamEnd::Error, &RpcError::Failed),
         }
     }
 
-    fn failed(&self, end: StreamEnd, error: &StreamError) -> Ended {
+    fn failed(&self, end: StreamEnd, error: &RpcError) -> Ended {
         let (status, retry) = error.status();
         let code = match error {
-            StreamError::Draining(_) | StreamError::Failed => Some(NoticeCode::Reconnect),
-            StreamError::FellBehind => Some(NoticeCode::FellBehind),
-            StreamError::TakenOver => Some(NoticeCode::TakenOver),
+            RpcError::Draining(_) | RpcError::Failed => Some(NoticeCode::Reconnect),
+            RpcError::FellBehind => Some(NoticeCode::FellBehind),
+            RpcError::TakenOver => Some(NoticeCode::TakenOver),
             _ => None,
         };
         let farewell = code

@@ -28,7 +28,7 @@ const BEHIND_RETRY: Duration = Duration::from_millis(100);
 
 /// What a client did that a stream does not survive, and what a server does to a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum StreamError {
+pub(super) enum RpcError {
     /// The stream ended before its JOIN.
     NoJoin,
     /// Something other than a JOIN came first.
@@ -59,7 +59,7 @@ pub(super) enum StreamError {
     Failed,
 }
 
-impl StreamError {
+impl RpcError {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::NoJoin | Self::NotJoin => Reason::NotJoined,
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_may_be_tried_again_says_when() {
-        let (status, retry) = StreamError::Draining(Duration::from_secs(2)).status();
+        let (status, retry) = RpcError::Draining(Duration::from_secs(2)).status();
         assert_eq!(status.code(), Code::Unavailable);
         let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
         assert_eq!(told, retry);
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn what_would_fail_again_says_what_is_wrong() {
         let taken = Rejection::NameTaken(Name::try_from("Ada").unwrap());
-        let (status, retry) = StreamError::Hub(HubError::Rejected(taken)).status();
+        let (status, retry) = RpcError::Hub(HubError::Rejected(taken)).status();
         assert_eq!((status.code(), retry), (Code::AlreadyExists, None));
         assert_eq!(
             status.message(),
@@ -208,7 +208,7 @@ mod tests {
         );
         let id = Rejection::IdTaken(ParticipantId::from_wire(7).unwrap());
         assert_eq!(
-            StreamError::Hub(HubError::Rejected(id)).status().0.code(),
+            RpcError::Hub(HubError::Rejected(id)).status().0.code(),
             Code::AlreadyExists
         );
     }

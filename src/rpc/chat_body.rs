@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::admission::join_request;
-use super::observer::{Arrival, Method, Observer, StreamEnd, Visitor};
+use super::error::{RpcError, trailers};
+use super::first_message::{FirstMessageDeadline, RETRY};
+use super::joined_stream::{Ended, JoinedStream, Output};
+use super::observer::{JoinAccepted, Method, Observer, ParticipantInfo, StreamEnd};
 use super::reason::Reason;
-use super::session::{Ended, Output, Session};
-use super::stall;
-use super::status::{StreamError, trailers};
-use super::threshold::{RETRY, Threshold};
+use super::stall_detector;
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Hub, HubError, Member};
 use crate::proto::{EventType, JoinMsgLeave};
@@ -32,16 +32,16 @@ pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Streaming<JoinMsgLeave>,
     phase: Phase,
-    tally: Tally,
+    stats: StreamStats,
 }
 
 enum Phase {
     /// Nobody yet: the JOIN is awaited.
-    Knocking(Threshold),
+    AwaitingJoin(FirstMessageDeadline),
     /// A JOIN is on its way through the room.
     Joining(Box<Joining>),
     /// A participant.
-    Session(Box<Session>),
+    Joined(Box<JoinedStream>),
     /// The status is left to be sent, perhaps after a last message.
     Ending {
         farewell: Option<Bytes>,
@@ -60,16 +60,16 @@ struct Joining {
 }
 
 /// Counts a stream from its beginning to its end, however it ends.
-struct Tally {
+struct StreamStats {
     observer: Arc<dyn Observer>,
-    visitor: Option<Visitor>,
+    visitor: Option<ParticipantInfo>,
     end: StreamEnd,
     detail: String,
 }
 
-impl Drop for Tally {
+impl Drop for StreamStats {
     fn drop(&mut self) {
-        if stall::has_stalled() {
+        if stall_detector::has_stalled() {
             self.end = StreamEnd::Slow;
             self.detail = "the client takes nothing".into();
         }
@@ -86,7 +86,7 @@ impl ChatBody {
         observer: Arc<dyn Observer>,
     ) -> Self {
         observer.stream_started(Method::Chat);
-        let tally = Tally {
+        let stats = StreamStats {
             observer,
             visitor: None,
             end: StreamEnd::Lost,
@@ -95,8 +95,8 @@ impl ChatBody {
         Self {
             hub,
             inbound,
-            phase: Phase::Knocking(Threshold::new(draining)),
-            tally,
+            phase: Phase::AwaitingJoin(FirstMessageDeadline::new(draining)),
+            stats,
         }
     }
 
@@ -106,17 +106,17 @@ impl ChatBody {
             status,
             farewell,
         } = ended;
-        self.tally.end = end;
-        self.tally.detail = status.message().to_owned();
+        self.stats.end = end;
+        self.stats.detail = status.message().to_owned();
         self.phase = Phase::Ending {
             farewell,
             status: Box::new(status),
         };
     }
 
-    fn refuse(&mut self, error: &StreamError) {
+    fn refuse(&mut self, error: &RpcError) {
         let end = match error {
-            StreamError::Draining(_) => StreamEnd::Drain,
+            RpcError::Draining(_) => StreamEnd::Drain,
             _ => StreamEnd::Refused,
         };
         self.end(Ended {
@@ -126,26 +126,26 @@ impl ChatBody {
         });
     }
 
-    fn poll_knocking(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Knocking(threshold) = &mut self.phase else {
+    fn poll_awaiting_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Phase::AwaitingJoin(threshold) = &mut self.phase else {
             return Poll::Ready(());
         };
-        if let Poll::Ready(error) = threshold.poll(cx, StreamError::JoinTimeout) {
+        if let Poll::Ready(error) = threshold.poll(cx, RpcError::JoinTimeout) {
             self.refuse(&error);
             return Poll::Ready(());
         }
         let received = ready!(Pin::new(&mut self.inbound).poll_next(cx));
         let request = match received {
             Some(Ok(message)) if message.r#type == EventType::Join as i32 => {
-                self.tally.observer.received(EventType::Join);
+                self.stats.observer.received(EventType::Join);
                 join_request(message)
             }
             Some(Ok(message)) => Err(match EventType::try_from(message.r#type) {
-                Ok(_) => StreamError::NotJoin,
-                Err(_) => StreamError::UnknownType(message.r#type),
+                Ok(_) => RpcError::NotJoin,
+                Err(_) => RpcError::UnknownType(message.r#type),
             }),
             Some(Err(status)) => {
-                self.tally.observer.rejected(Reason::Undecodable);
+                self.stats.observer.rejected(Reason::Undecodable);
                 self.end(Ended {
                     end: StreamEnd::Refused,
                     status,
@@ -153,7 +153,7 @@ impl ChatBody {
                 });
                 return Poll::Ready(());
             }
-            None => Err(StreamError::NoJoin),
+            None => Err(RpcError::NoJoin),
         };
         match request {
             Ok(request) => {
@@ -170,7 +170,7 @@ impl ChatBody {
                 }));
             }
             Err(error) => {
-                self.tally.observer.rejected(error.reason());
+                self.stats.observer.rejected(error.reason());
                 self.refuse(&error);
             }
         }
@@ -184,38 +184,38 @@ impl ChatBody {
         match ready!(joining.member.as_mut().poll(cx)) {
             Ok(mut member) => {
                 let entry = member.info();
-                let mut visitor = Visitor {
+                let mut visitor = ParticipantInfo {
                     room: member.room().to_string(),
                     participant: entry.participant.get(),
                     name: entry.name.to_string(),
                     trace: None,
                 };
-                let arrival = Arrival {
+                let arrival = JoinAccepted {
                     received: joining.received,
                     sender: joining.sender.as_ref(),
                     claimed: joining.claimed,
                     time: entry.joined.map_or(entry.start.time, |(_, time)| time),
                     sequence: entry.joined.map(|(sequence, _)| sequence),
                 };
-                visitor.trace = self.tally.observer.joined(&visitor, &arrival);
+                visitor.trace = self.stats.observer.joined(&visitor, &arrival);
                 member.set_stream_trace(visitor.trace.clone());
-                self.tally.visitor = Some(visitor);
-                let session = Session::new(
+                self.stats.visitor = Some(visitor);
+                let session = JoinedStream::new(
                     member,
                     *self.hub.rules(),
                     self.hub.options().resume_grace,
                     joining.is_newer,
                 );
-                self.phase = Phase::Session(Box::new(session));
+                self.phase = Phase::Joined(Box::new(session));
             }
             Err(error) => {
                 let error = match error {
-                    HubError::Draining => StreamError::Draining(RETRY),
-                    error => StreamError::Hub(error),
+                    HubError::Draining => RpcError::Draining(RETRY),
+                    error => RpcError::Hub(error),
                 };
                 // What the room refused, the room has told.
-                if !matches!(error, StreamError::Hub(HubError::Rejected(_))) {
-                    self.tally.observer.rejected(error.reason());
+                if !matches!(error, RpcError::Hub(HubError::Rejected(_))) {
+                    self.stats.observer.rejected(error.reason());
                 }
                 self.refuse(&error);
             }
@@ -235,10 +235,10 @@ impl Body for ChatBody {
         let this = &mut *self;
         loop {
             match &mut this.phase {
-                Phase::Knocking(_) => ready!(this.poll_knocking(cx)),
+                Phase::AwaitingJoin(_) => ready!(this.poll_awaiting_join(cx)),
                 Phase::Joining(_) => ready!(this.poll_joining(cx)),
-                Phase::Session(session) => {
-                    match ready!(session.poll_next(cx, &mut this.inbound, &*this.tally.observer)) {
+                Phase::Joined(session) => {
+                    match ready!(session.poll_next(cx, &mut this.inbound, &*this.stats.observer)) {
                         Output::Data(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
                         Output::Ended(ended) => this.end(ended),
                     }

@@ -21,9 +21,9 @@ thread_local! {
     static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A transport whose writes and flushes wait for [`Cork::pull`]. Clones are handles of the same transport.
+/// A transport whose writes and flushes wait for [`CorkedIo::uncork`]. Clones are handles of the same transport.
 #[derive(Debug)]
-pub(super) struct Cork<T>(Arc<Mutex<Corked<T>>>);
+pub(super) struct CorkedIo<T>(Arc<Mutex<Corked<T>>>);
 
 #[derive(Debug)]
 struct Corked<T> {
@@ -35,7 +35,7 @@ struct Corked<T> {
     is_blocked: bool,
 }
 
-impl<T> Cork<T> {
+impl<T> CorkedIo<T> {
     pub(super) fn new(io: T) -> Self {
         Self(Arc::new(Mutex::new(Corked {
             io,
@@ -51,26 +51,26 @@ impl<T> Cork<T> {
     }
 }
 
-impl<T> Clone for Cork<T> {
+impl<T> Clone for CorkedIo<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<T: AsyncWrite + Unpin> Cork<T> {
+impl<T: AsyncWrite + Unpin> CorkedIo<T> {
     /// Writes what was gathered and flushes it. When the transport takes no more, the rest is kept, and nothing is gathered
     /// until that is written; the task is woken when it may go on.
     ///
     /// # Errors
     ///
     /// Those of the transport, which is of no more use then.
-    pub(super) fn pull(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.lock().pull(cx)
+    pub(super) fn uncork(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.lock().uncork(cx)
     }
 }
 
 impl<T: AsyncWrite + Unpin> Corked<T> {
-    fn pull(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn uncork(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.buffer.len() {
             let rest = &self.buffer[self.written..];
             match Pin::new(&mut self.io).poll_write(cx, rest)? {
@@ -96,13 +96,13 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Cork<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CorkedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.lock().io).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Cork<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for CorkedIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
@@ -114,7 +114,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Cork<T> {
     ) -> Poll<io::Result<usize>> {
         let mut me = self.lock();
         if me.is_blocked || me.buffer.len() >= LIMIT {
-            ready!(me.pull(cx))?;
+            ready!(me.uncork(cx))?;
         }
         if me.buffer.is_empty() {
             me.buffer = SPARE.take();
@@ -138,7 +138,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Cork<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut me = self.lock();
-        ready!(me.pull(cx))?;
+        ready!(me.uncork(cx))?;
         Pin::new(&mut me.io).poll_shutdown(cx)
     }
 }
@@ -177,48 +177,46 @@ mod tests {
         }
     }
 
-    fn pull<T: AsyncWrite + Unpin>(cork: &Cork<T>) -> Poll<io::Result<()>> {
-        cork.pull(&mut Context::from_waker(Waker::noop()))
+    fn uncork<T: AsyncWrite + Unpin>(io: &CorkedIo<T>) -> Poll<io::Result<()>> {
+        io.uncork(&mut Context::from_waker(Waker::noop()))
     }
 
     #[tokio::test]
     async fn what_is_written_in_one_turn_goes_out_in_one_piece() {
-        let cork = Cork::new(Socket::default());
-        let mut io = cork.clone();
+        let mut io = CorkedIo::new(Socket::default());
         for piece in [b"one ", b"two "] {
             io.write_all(piece).await.unwrap();
             io.flush().await.unwrap();
         }
         let three = [IoSlice::new(b"thr"), IoSlice::new(b"ee")];
         assert_eq!(io.write_vectored(&three).await.unwrap(), 5);
-        assert!(cork.lock().io.writes.is_empty());
-        assert!(pull(&cork).is_ready());
-        assert!(pull(&cork).is_ready());
-        assert_eq!(cork.lock().io.writes, [b"one two three"]);
+        assert!(io.lock().io.writes.is_empty());
+        assert!(uncork(&io).is_ready());
+        assert!(uncork(&io).is_ready());
+        assert_eq!(io.lock().io.writes, [b"one two three"]);
         io.write_all(b"last").await.unwrap();
         io.shutdown().await.unwrap();
-        let socket = &cork.lock().io;
+        let socket = &io.lock().io;
         assert_eq!((socket.writes.len(), socket.shutdowns), (2, 1));
         assert_eq!(socket.writes[1], b"last");
     }
 
     #[tokio::test]
     async fn no_more_than_the_limit_is_gathered() {
-        let cork = Cork::new(Socket::default());
-        cork.clone().write_all(&vec![7; 2 * LIMIT + 1]).await.unwrap();
-        assert!(pull(&cork).is_ready());
-        let written: Vec<usize> = cork.lock().io.writes.iter().map(Vec::len).collect();
+        let io = CorkedIo::new(Socket::default());
+        io.clone().write_all(&vec![7; 2 * LIMIT + 1]).await.unwrap();
+        assert!(uncork(&io).is_ready());
+        let written: Vec<usize> = io.lock().io.writes.iter().map(Vec::len).collect();
         assert_eq!(written, [LIMIT, LIMIT, 1]);
     }
 
     #[tokio::test]
     async fn what_a_full_transport_does_not_take_is_kept_and_nothing_more_is_taken() {
         let (client, mut server) = tokio::io::duplex(10);
-        let cork = Cork::new(client);
-        let mut io = cork.clone();
+        let mut io = CorkedIo::new(client);
         io.write_all(b"0123456789abcdef").await.unwrap();
-        assert!(pull(&cork).is_pending());
-        assert_eq!(cork.lock().buffer, b"abcdef");
+        assert!(uncork(&io).is_pending());
+        assert_eq!(io.lock().buffer, b"abcdef");
         {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(pin!(&mut io).poll_write(&mut cx, b"more").is_pending());
@@ -226,7 +224,7 @@ mod tests {
         let mut read = [0; 10];
         server.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"0123456789");
-        assert!(pull(&cork).is_ready());
+        assert!(uncork(&io).is_ready());
         io.write_all(b"more").await.unwrap();
         io.shutdown().await.unwrap();
         let mut rest = String::new();
@@ -238,8 +236,8 @@ mod tests {
     async fn a_broken_transport_is_reported() {
         let (client, server) = tokio::io::duplex(10);
         drop(server);
-        let cork = Cork::new(client);
-        cork.clone().write_all(b"lost").await.unwrap();
-        assert!(matches!(pull(&cork), Poll::Ready(Err(_))));
+        let io = CorkedIo::new(client);
+        io.clone().write_all(b"lost").await.unwrap();
+        assert!(matches!(uncork(&io), Poll::Ready(Err(_))));
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::error::RpcError;
 use super::observer::Observer;
-use super::status::StreamError;
 use crate::domain::{Message, MessageId, Name, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
 use crate::hub::{HistoryRange, Hub, HubError, PostOutcome, RequestMeta};
@@ -33,15 +33,15 @@ const MAX_PAGE_BYTES: usize = 2 << 20;
 
 /// The calls beside Chat and Subscribe.
 #[derive(Clone)]
-pub struct Calls {
+pub struct UnaryService {
     hub: Arc<Hub>,
     observer: Arc<dyn Observer>,
 }
 
 type ServerMessages = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
 
-pub(super) fn room(raw: &str) -> Result<RoomName, StreamError> {
-    RoomName::try_from(raw).map_err(|error| StreamError::Name("room", error))
+pub(super) fn room(raw: &str) -> Result<RoomName, RpcError> {
+    RoomName::try_from(raw).map_err(|error| RpcError::Name("room", error))
 }
 
 fn page_size(asked: u32) -> u32 {
@@ -61,7 +61,7 @@ fn messages(framed: Bytes) -> Vec<ServerMessage> {
     frames(framed).filter_map(|frame| read_message(&frame)).collect()
 }
 
-impl Calls {
+impl UnaryService {
     /// Answers from `hub`, and reports to `observer` what it refuses.
     #[must_use]
     pub const fn new(hub: Arc<Hub>, observer: Arc<dyn Observer>) -> Self {
@@ -69,10 +69,10 @@ impl Calls {
     }
 
     /// The answer on the wire: the only place where an error becomes a status here.
-    fn answer<T>(&self, result: Result<T, StreamError>) -> Result<Response<T>, Status> {
+    fn answer<T>(&self, result: Result<T, RpcError>) -> Result<Response<T>, Status> {
         result.map(Response::new).map_err(|error| {
             // What the room refused, the room has told.
-            if !matches!(error, StreamError::Hub(HubError::Rejected(_))) {
+            if !matches!(error, RpcError::Hub(HubError::Rejected(_))) {
                 self.observer.rejected(error.reason());
             }
             error.status().0
@@ -83,10 +83,10 @@ impl Calls {
         &self,
         request: SendMessageRequest,
         received: RequestMeta,
-    ) -> Result<SendMessageResponse, StreamError> {
+    ) -> Result<SendMessageResponse, RpcError> {
         let room = room(&request.room)?;
         let name = Name::try_from(request.client_name.as_str())
-            .map_err(|error| StreamError::Name("client_name", error))?;
+            .map_err(|error| RpcError::Name("client_name", error))?;
         let id = request.message_id.as_str();
         let post = Post {
             name,
@@ -101,7 +101,7 @@ impl Calls {
             .hub
             .post(&room, post, received)
             .await
-            .map_err(StreamError::Hub)?;
+            .map_err(RpcError::Hub)?;
         let (broadcast, repeated) = match posted {
             PostOutcome::Broadcast(message) => (Some(*message), false),
             PostOutcome::Repeated(original) => {
@@ -110,7 +110,7 @@ impl Calls {
                     .hub
                     .history(room, range, 1, MAX_PAGE_BYTES)
                     .await
-                    .map_err(StreamError::Hub)?;
+                    .map_err(RpcError::Hub)?;
                 let kept = messages(history.page.bytes).pop();
                 // Where it is not kept any more, its place is what is known.
                 let known = ServerMessage {
@@ -131,7 +131,7 @@ impl Calls {
         Ok(SendMessageResponse { broadcast, repeated })
     }
 
-    async fn get_history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse, StreamError> {
+    async fn get_history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse, RpcError> {
         let GetHistoryRequest {
             room: name,
             page,
@@ -147,7 +147,7 @@ impl Calls {
             .hub
             .history(room, range, page_size(limit), MAX_PAGE_BYTES)
             .await
-            .map_err(StreamError::Hub)?;
+            .map_err(RpcError::Hub)?;
         Ok(GetHistoryResponse {
             messages: messages(history.page.bytes),
             epoch: history.epoch.get(),
@@ -156,7 +156,7 @@ impl Calls {
         })
     }
 
-    async fn list_rooms(&self, request: ListRoomsRequest) -> Result<ListRoomsResponse, StreamError> {
+    async fn list_rooms(&self, request: ListRoomsRequest) -> Result<ListRoomsResponse, RpcError> {
         let ListRoomsRequest {
             page_size: asked,
             page_token,
@@ -164,14 +164,14 @@ impl Calls {
         // The token is the last room of the page before.
         let after = match page_token.as_str() {
             "" => None,
-            token => Some(RoomName::try_from(token).map_err(|_| StreamError::PageToken)?),
+            token => Some(RoomName::try_from(token).map_err(|_| RpcError::PageToken)?),
         };
         let size = page_size(asked) as usize;
         let mut summaries = self
             .hub
             .list_rooms(after, size + 1)
             .await
-            .map_err(StreamError::Hub)?;
+            .map_err(RpcError::Hub)?;
         let has_more = summaries.len() > size;
         summaries.truncate(size);
         let last = summaries.last().filter(|_| has_more);
@@ -193,9 +193,9 @@ impl Calls {
     async fn list_participants(
         &self,
         request: ListParticipantsRequest,
-    ) -> Result<ListParticipantsResponse, StreamError> {
+    ) -> Result<ListParticipantsResponse, RpcError> {
         let room = room(&request.room)?;
-        let description = self.hub.room_info(&room).await.map_err(StreamError::Hub)?;
+        let description = self.hub.room_info(&room).await.map_err(RpcError::Hub)?;
         let participants = description.participants.into_iter().map(|entry| Participant {
             id: entry.id.get(),
             name: entry.participant.name.to_string(),
@@ -213,12 +213,12 @@ impl Calls {
 }
 
 #[tonic::async_trait]
-impl ChatService for Calls {
+impl ChatService for UnaryService {
     type ChatStream = ServerMessages;
     type SubscribeStream = ServerMessages;
 
     async fn chat(&self, _: Request<Streaming<JoinMsgLeave>>) -> Result<Response<ServerMessages>, Status> {
-        // `ChatRoute` answers this path before it comes here.
+        // `StreamingService` answers this path before it comes here.
         Err(Status::internal("Chat has a route of its own"))
     }
 

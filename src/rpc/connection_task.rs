@@ -14,9 +14,9 @@ use tokio::io::AsyncWrite;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep};
 
-use super::bell::Bell;
-use super::cork::Cork;
-use super::stall::{LOOKS, Watch};
+use super::corked_io::CorkedIo;
+use super::stall_detector::{STALL_TICKS, StallDetector};
+use super::sub_waker::SubWaker;
 
 /// How often the streams and their connection are gone through in one turn: what a connection has read its streams take
 /// at once, and what they answer goes out with it. A client that sends without an end does not keep the others waiting.
@@ -26,9 +26,9 @@ type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Takes the streams that a connection opens: what the HTTP/2 library spawns them with.
 #[derive(Clone, Default)]
-pub(super) struct Opened(Arc<Mutex<Vec<BoxFuture>>>);
+pub(super) struct StreamExecutor(Arc<Mutex<Vec<BoxFuture>>>);
 
-impl<F> hyper::rt::Executor<F> for Opened
+impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -40,14 +40,14 @@ where
 }
 
 /// One stream, until it ends or is ended.
-struct OneStream {
-    watch: Arc<Watch>,
+struct StreamTask {
+    watch: Arc<StallDetector>,
     future: Option<BoxFuture>,
     /// Who is told that it was ended.
     waker: Option<Waker>,
 }
 
-impl OneStream {
+impl StreamTask {
     fn end(&mut self) {
         let future = self.future.take();
         self.watch.scope(|| drop(future));
@@ -57,7 +57,7 @@ impl OneStream {
     }
 }
 
-impl Future for OneStream {
+impl Future for StreamTask {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -72,45 +72,45 @@ impl Future for OneStream {
     }
 }
 
-/// Runs `connection`, whose streams come to `opened` and which writes to `cork`, until it ends or cannot write; the streams
+/// Runs `connection`, whose streams come to `opened` and which writes to `io`, until it ends or cannot write; the streams
 /// that are left are dropped. Whoever takes nothing of what a stream has for it, for `stall_timeout`, loses that stream.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
     connection: impl Future,
-    opened: Opened,
-    cork: Cork<T>,
+    opened: StreamExecutor,
+    io: CorkedIo<T>,
     stall_timeout: Duration,
 ) {
     let mut connection = pin!(connection);
-    let mut streams = FuturesUnordered::<OneStream>::new();
-    let period = stall_timeout / u32::from(LOOKS - 1);
+    let mut streams = FuturesUnordered::<StreamTask>::new();
+    let period = stall_timeout / u32::from(STALL_TICKS - 1);
     let mut look_at = pin!(tokio::time::sleep(period));
-    let (stream_bell, connection_bell) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
+    let (stream_waker, connection_waker) = (Arc::new(SubWaker::default()), Arc::new(SubWaker::default()));
     let [for_streams, for_connection] =
-        [&stream_bell, &connection_bell].map(|bell| Waker::from(Arc::clone(bell)));
+        [&stream_waker, &connection_waker].map(|waker| Waker::from(Arc::clone(waker)));
     // The first time nobody has to ask for it.
     for_connection.wake_by_ref();
     let mut turn = |cx: &mut Context<'_>| {
         if poll_interval(look_at.as_mut(), period, cx) {
-            for stream in streams.iter_mut().filter(|stream| stream.watch.look()) {
+            for stream in streams.iter_mut().filter(|stream| stream.watch.tick()) {
                 stream.end();
             }
         }
         for _ in 0..PASSES {
-            stream_bell.hear(cx.waker());
-            connection_bell.hear(cx.waker());
-            if stream_bell.answer() {
+            stream_waker.begin_poll(cx.waker());
+            connection_waker.begin_poll(cx.waker());
+            if stream_waker.take_woken() {
                 let mut cx = Context::from_waker(&for_streams);
                 while let Poll::Ready(Some(())) = Pin::new(&mut streams).poll_next(&mut cx) {}
             }
             let mut cx = Context::from_waker(&for_connection);
-            if connection_bell.answer() && connection.as_mut().poll(&mut cx).is_ready() {
+            if connection_waker.take_woken() && connection.as_mut().poll(&mut cx).is_ready() {
                 return Poll::Ready(());
             }
             let mut opened = opened.0.lock().unwrap_or_else(PoisonError::into_inner);
             for future in opened.drain(..) {
-                streams.push(OneStream {
+                streams.push(StreamTask {
                     watch: Arc::default(),
                     future: Some(future),
                     waker: None,
@@ -119,7 +119,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             }
             drop(opened);
             // Both, so that what rings from now on wakes the task.
-            let (streams_rest, connection_rests) = (stream_bell.rest(), connection_bell.rest());
+            let (streams_rest, connection_rests) = (stream_waker.end_poll(), connection_waker.end_poll());
             if streams_rest && connection_rests {
                 return Poll::Pending;
             }
@@ -133,7 +133,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     };
     poll_fn(|cx| {
         let ended = turn(cx);
-        match cork.pull(&mut Context::from_waker(&for_connection)) {
+        match io.uncork(&mut Context::from_waker(&for_connection)) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
             _ => ended,
         }

@@ -16,36 +16,36 @@ use pin_project_lite::pin_project;
 use tonic::Status;
 
 /// How often a stream is looked at, with nothing taken between, before it counts as stalled.
-pub(super) const LOOKS: u8 = 4;
+pub(super) const STALL_TICKS: u8 = 4;
 
 /// Nothing waits for the client.
 const IDLE: u8 = u8::MAX;
 
 thread_local! {
     /// The watch of the stream that is being polled or dropped.
-    static CURRENT: RefCell<Option<Arc<Watch>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<StallDetector>>> = const { RefCell::new(None) };
 }
 
 /// Watches one stream. What it holds is how often the stream was looked at since its client was given something that it
 /// has not taken, or [`IDLE`]. It begins with zero: a call that is never answered stalls as well.
 #[derive(Debug, Default)]
-pub(super) struct Watch(AtomicU8);
+pub(super) struct StallDetector(AtomicU8);
 
-impl Watch {
+impl StallDetector {
     /// Looks at the stream. True when it has stalled.
-    pub(super) fn look(&self) -> bool {
+    pub(super) fn tick(&self) -> bool {
         // Only the stream's own task comes here, so there is no race to lose.
         match self.0.load(Ordering::Relaxed) {
             IDLE => false,
             looks => {
-                self.0.store((looks + 1).min(LOOKS), Ordering::Relaxed);
-                looks + 1 >= LOOKS
+                self.0.store((looks + 1).min(STALL_TICKS), Ordering::Relaxed);
+                looks + 1 >= STALL_TICKS
             }
         }
     }
 
     fn has_stalled(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == LOOKS
+        self.0.load(Ordering::Relaxed) == STALL_TICKS
     }
 
     /// Does `work` as this watch's stream.
@@ -67,7 +67,7 @@ pin_project! {
     pub(super) struct Watched<B> {
         #[pin]
         body: B,
-        watch: Option<Arc<Watch>>,
+        watch: Option<Arc<StallDetector>>,
     }
 }
 
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_stream_stalls_when_nothing_is_taken_and_not_when_nothing_is_given() {
-        let watch = Arc::new(Watch::default());
+        let watch = Arc::new(StallDetector::default());
         let script = Script([Poll::Pending, data(), data()].into());
         let mut body = watch.scope(|| Box::pin(Watched::new(script)));
         let mut poll = || {
@@ -140,20 +140,20 @@ mod tests {
                 .poll_frame(&mut Context::from_waker(std::task::Waker::noop()))
         };
         assert!(poll().is_pending());
-        for _ in 0..3 * LOOKS {
-            assert!(!watch.look());
+        for _ in 0..3 * STALL_TICKS {
+            assert!(!watch.tick());
         }
         assert!(poll().is_ready());
-        for _ in 1..LOOKS {
-            assert!(!watch.look());
+        for _ in 1..STALL_TICKS {
+            assert!(!watch.tick());
         }
         // The client took it and got more.
         assert!(poll().is_ready());
-        for _ in 1..LOOKS {
-            assert!(!watch.look());
+        for _ in 1..STALL_TICKS {
+            assert!(!watch.tick());
         }
         assert!(!watch.scope(has_stalled));
-        assert!(watch.look());
+        assert!(watch.tick());
         assert!(watch.scope(has_stalled));
         assert!(!has_stalled());
     }
