@@ -1,4 +1,4 @@
-//! The compose file and what its services are configured with, as far as this can be seen without an engine.
+//! The compose file and the configuration of its services, as far as they can be checked without a container engine.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,8 +10,11 @@ use crate::process::{CHITCHAT, Process, external_program, run, serve, succeed, t
 
 const FILE: &str = "deploy/compose.yaml";
 
-/// Services without a health check of their own, and why.
-const UNCHECKED: [(&str, &str); 1] = [("otel-collector", "nothing in its image can ask; Prometheus does")];
+/// Services without a health check, and why.
+const UNCHECKED: [(&str, &str); 1] = [(
+    "otel-collector",
+    "its image has no program for one; Prometheus alerts instead",
+)];
 
 fn services() -> Vec<(String, Value)> {
     let compose = files::yaml(FILE);
@@ -30,12 +33,12 @@ fn profiles(service: &Value) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_server_starts_alone_and_nobody_waits_for_who_is_not_started() {
+fn the_server_starts_alone_and_no_service_depends_on_one_of_another_profile() {
     for (name, service) in services() {
         let own = profiles(&service);
         assert_eq!(own.is_empty(), name == "chitchat", "{name}");
         for needed in service["depends_on"].as_object().into_iter().flatten() {
-            assert_ne!(name, "chitchat", "it needs nobody");
+            assert_ne!(name, "chitchat", "the server depends on no service");
             let (_, other) = services()
                 .into_iter()
                 .find(|(other, _)| other == needed.0)
@@ -57,7 +60,7 @@ fn the_server_starts_alone_and_nobody_waits_for_who_is_not_started() {
 }
 
 #[test]
-fn every_container_may_do_little() {
+fn every_container_is_hardened() {
     for (name, service) in services() {
         let user = files::string(&service, "user");
         assert!(
@@ -87,15 +90,10 @@ fn every_container_may_do_little() {
     }
 }
 
-/// Services whose limits and ports are not checked yet.
-const UNLIMITED: [&str; 3] = ["chitchat", "demo-rooms", "demo-lobby"];
-
 #[test]
 fn swap_does_not_extend_a_memory_limit() {
     for (name, service) in services() {
-        if !UNLIMITED.contains(&name.as_str()) {
-            assert_eq!(service["memswap_limit"], service["mem_limit"], "{name}");
-        }
+        assert_eq!(service["memswap_limit"], service["mem_limit"], "{name}");
     }
 }
 
@@ -103,13 +101,10 @@ fn swap_does_not_extend_a_memory_limit() {
 fn a_variable_changes_each_published_port() {
     for (name, service) in services() {
         for port in files::strings(&service["ports"]) {
-            if UNLIMITED.contains(&name.as_str()) {
-                continue;
-            }
             let inside = port.rsplit(':').next().expect("a port");
             let published = port
                 .strip_prefix("127.0.0.1:${CHITCHAT_")
-                .and_then(|rest| rest.strip_suffix(&format!("_PORT:-{inside}}}:{inside}")));
+                .and_then(|rest| rest.strip_suffix(&format!("PORT:-{inside}}}:{inside}")));
             assert!(published.is_some(), "{name}: {port}");
         }
     }
@@ -136,7 +131,7 @@ fn every_image_is_pinned() {
     for (name, service) in services() {
         let image = files::string(&service, "image");
         if image == "chitchat" {
-            // Built once, for all of them, and never pulled: a registry's image of that name is somebody else's.
+            // Built once for all services, and never pulled: a registry's image of this name is somebody else's.
             assert_eq!(service["build"].is_object(), name == "chitchat", "{name}");
             assert_eq!(service["pull_policy"], "never", "{name}");
             continue;
@@ -154,14 +149,14 @@ fn every_image_is_pinned() {
 }
 
 #[test]
-fn every_service_is_asked_how_it_is() {
+fn every_service_has_a_health_check() {
     for (name, service) in services() {
         let check = files::strings(&service["healthcheck"]["test"]);
         if let Some((_, reason)) = UNCHECKED.iter().find(|(unchecked, _)| *unchecked == name) {
-            assert!(check.is_empty(), "{name} is checked: {reason} is wrong");
+            assert!(check.is_empty(), "{name} has a health check, although: {reason}");
             continue;
         }
-        assert_eq!(check.first(), Some(&"CMD"), "{name}: there may be no shell");
+        assert_eq!(check.first(), Some(&"CMD"), "{name}: the image may have no shell");
         assert!(
             !check.iter().any(|word| word.contains("localhost")),
             "{name}: localhost may be ::1"
@@ -170,7 +165,7 @@ fn every_service_is_asked_how_it_is() {
 }
 
 #[test]
-fn everything_that_is_mounted_is_there() {
+fn every_mounted_file_and_volume_exists() {
     let compose = files::yaml(FILE);
     let mut used = BTreeSet::new();
     for (name, service) in services() {
@@ -194,7 +189,7 @@ fn everything_that_is_mounted_is_there() {
 }
 
 #[test]
-fn the_parser_of_compose_accepts_all_of_it() {
+fn docker_compose_accepts_the_file() {
     let Some(compose) = external_program("CHITCHAT_TEST_COMPOSE", "docker-compose", &["version"]) else {
         return;
     };
@@ -216,7 +211,7 @@ fn the_parser_of_compose_accepts_all_of_it() {
 }
 
 #[test]
-fn grafana_makes_its_own_password_once() {
+fn grafana_generates_its_password_once() {
     let folder = std::env::temp_dir().join(format!("chitchat-grafana-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let grafana = &files::yaml(FILE)["services"]["grafana"];
@@ -242,7 +237,7 @@ fn grafana_makes_its_own_password_once() {
 }
 
 #[test]
-fn everybody_is_looked_for_where_they_are() {
+fn every_address_is_of_a_service() {
     let names: BTreeSet<String> = services().into_iter().map(|(name, _)| name).collect();
     let known = |place: &str, address: &str| {
         let host = address.split("://").last().unwrap_or_default();
@@ -272,7 +267,7 @@ fn everybody_is_looked_for_where_they_are() {
         known("data sources", files::string(source, "url"));
         uids.insert(files::string(source, "uid"));
     }
-    // Whatever leads from one to another leads to one that there is.
+    // Links between data sources lead to data sources that exist.
     for source in &sources {
         for part in source.to_string().split("\"datasourceUid\":\"").skip(1) {
             let uid = part.split('"').next().unwrap_or_default();
@@ -290,7 +285,7 @@ fn data_sources() -> Vec<Value> {
 }
 
 #[test]
-fn one_leads_to_the_others() {
+fn the_data_sources_link_to_each_other() {
     let sources = data_sources();
     let of = |kind: &str| {
         &sources
@@ -307,14 +302,11 @@ fn one_leads_to_the_others() {
     assert_eq!(tempo["tracesToLogsV2"]["datasourceUid"], "loki");
     assert_eq!(tempo["tracesToMetrics"]["datasourceUid"], "prometheus");
     assert_eq!(tempo["serviceMap"]["datasourceUid"], "prometheus");
-    // In provisioned files a dollar sign that is for later is written twice.
+    // A literal dollar sign is written twice in provisioning files.
     let file = files::text("deploy/grafana/provisioning/datasources/datasources.yaml");
     assert!(file.contains("$${__trace.traceId}"));
-    assert!(
-        !file.replace("$${", "").contains("${"),
-        "a variable of the environment"
-    );
-    // Grafana finds the dashboards where the provider looks for them.
+    assert!(!file.replace("$${", "").contains("${"), "an environment variable");
+    // The dashboards are mounted where the provider reads them.
     let provider = files::yaml("deploy/grafana/provisioning/dashboards/dashboards.yaml");
     let folder = files::string(&provider["providers"][0]["options"], "path");
     let (_, grafana) = services()
@@ -408,11 +400,11 @@ fn traceql_metrics_reach_back_as_far_as_traces_are_kept() {
 fn no_metric_that_tempo_makes_is_labelled_by_room() {
     let tempo = files::yaml("deploy/tempo/tempo.yaml");
     let spans = &tempo["metrics_generator"]["processor"]["span_metrics"];
-    // Spans are named by a template; their attributes name rooms and people.
+    // Span names are templates; attributes contain room and participant names.
     assert!(files::list(spans, "dimensions").is_empty());
 }
 
-/// A command of a bot, with the server that is here.
+/// A bot's command line with the address of the test's server.
 fn bot(name: &str, words: &[&str], address: &str) -> Vec<String> {
     assert!(words.contains(&"--server=chitchat:50052"), "{name}: {words:?}");
     words
@@ -425,7 +417,7 @@ fn bot(name: &str, words: &[&str], address: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_bots_talk() {
+fn the_bots_chat() {
     let server = serve(&[]);
     let address = server.address.to_string();
     let of = |name: &str| {

@@ -1,4 +1,4 @@
-//! The dashboards are complete, and ask for what there is.
+//! The dashboards are complete, and query metrics, logs and traces that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{files, metric_names, runbook};
 
-/// Units of Grafana that are used; a misspelled one is shown as it is and means nothing.
+/// Grafana's units in use. Grafana shows a misspelled one as it is.
 const UNITS: [&str; 9] = [
     "short",
     "none",
@@ -28,7 +28,7 @@ pub fn all() -> Vec<(String, Value)> {
         .collect()
 }
 
-/// All panels but the rows.
+/// All panels except rows.
 pub fn panels(dashboard: &Value) -> Vec<&Value> {
     let panels: Vec<&Value> = files::list(dashboard, "panels")
         .iter()
@@ -38,7 +38,7 @@ pub fn panels(dashboard: &Value) -> Vec<&Value> {
     panels
 }
 
-/// Every PromQL expression of the dashboards, with the place where it stands.
+/// Every PromQL expression of panels and annotations, with its place.
 pub fn expressions() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, dashboard) in all() {
@@ -60,7 +60,7 @@ pub fn expressions() -> Vec<(String, String)> {
     found
 }
 
-/// The queries of variables, as the PromQL that they ask for.
+/// The queries of variables, as PromQL.
 pub fn variable_expressions() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, dashboard) in all() {
@@ -100,7 +100,10 @@ fn each_dashboard_has_its_uid_and_can_be_imported_anywhere() {
                 .is_some_and(|version| version >= 39),
             "{name}"
         );
-        assert!(dashboard["id"].is_null(), "{name}: an id is of one Grafana only");
+        assert!(
+            dashboard["id"].is_null(),
+            "{name}: an id belongs to one Grafana only"
+        );
         let variables: BTreeMap<&str, &str> = files::list(&dashboard["templating"], "list")
             .iter()
             .filter(|variable| variable["type"] == "datasource")
@@ -108,7 +111,7 @@ fn each_dashboard_has_its_uid_and_can_be_imported_anywhere() {
             .collect();
         let expected = [("datasource", "prometheus"), ("loki", "loki"), ("tempo", "tempo")];
         assert_eq!(variables, BTreeMap::from(expected), "{name}");
-        // Whatever asks for data asks by a variable, of the right type.
+        // Every query names its data source by a variable of the right type.
         assert_sources(&dashboard, &variables, &name);
     }
     assert_eq!(uids, UIDS.map(str::to_owned).into());
@@ -139,7 +142,7 @@ fn assert_sources(value: &Value, variables: &BTreeMap<&str, &str>, name: &str) {
 }
 
 #[test]
-fn every_panel_says_what_it_shows() {
+fn every_panel_has_title_description_and_unit() {
     for (name, dashboard) in all() {
         let ids: Vec<u64> = files::list(&dashboard, "panels")
             .iter()
@@ -153,9 +156,9 @@ fn every_panel_says_what_it_shows() {
         let mut titles = BTreeSet::new();
         for panel in panels(&dashboard) {
             let title = files::string(panel, "title");
-            assert!(titles.insert(title), "{name}: {title} is there twice");
+            assert!(titles.insert(title), "{name}: {title} is used twice");
             assert!(files::string(panel, "description").len() > 10, "{name}: {title}");
-            // Lines of a log have none.
+            // Log lines have no unit.
             if panel["type"] != "logs" {
                 let unit = files::string(&panel["fieldConfig"]["defaults"], "unit");
                 assert!(UNITS.contains(&unit), "{name}: {title}: {unit}");
@@ -183,7 +186,7 @@ fn no_panel_covers_another() {
 }
 
 #[test]
-fn every_metric_that_is_asked_for_is_exported() {
+fn every_queried_metric_is_exported() {
     let expressions = expressions();
     assert!(expressions.len() > 50, "{}", expressions.len());
     for (place, expression) in expressions.iter().chain(&variable_expressions()) {
@@ -192,7 +195,7 @@ fn every_metric_that_is_asked_for_is_exported() {
 }
 
 #[test]
-fn every_event_that_is_asked_for_is_logged() {
+fn every_queried_event_is_logged() {
     let source = files::sources();
     let mut count = 0;
     for (name, dashboard) in all() {
@@ -201,7 +204,7 @@ fn every_event_that_is_asked_for_is_logged() {
             for event in events.split('|') {
                 assert!(
                     source.contains(&format!("event = \"{event}\"")),
-                    "{name}: nobody logs {event}"
+                    "{name}: nothing logs {event}"
                 );
                 count += 1;
             }
@@ -219,7 +222,7 @@ fn a_search_for_traces_shows_the_newest_and_sorts_numbers_as_numbers() {
                 let is_search = target["queryType"] == "traceql" && target["metricsQueryType"].is_null();
                 if is_search {
                     let query = files::string(target, "query");
-                    // Without the hint Tempo answers with the first that match.
+                    // Without the hint Tempo returns the first matches that it finds.
                     assert!(query.ends_with(" with (most_recent=true)"), "{name}: {query}");
                     count += 1;
                 }
@@ -228,13 +231,13 @@ fn a_search_for_traces_shows_the_newest_and_sorts_numbers_as_numbers() {
         for link in dashboard.to_string().split("traceql%22").skip(1) {
             let link = link.split('"').next().unwrap_or_default();
             assert!(
-                decoded(link).contains(" with (most_recent=true)"),
+                percent_decoded(link).contains(" with (most_recent=true)"),
                 "{name}: {link}"
             );
         }
     }
     assert!(count >= 2, "{count}");
-    // A streamed search makes every attribute a string.
+    // A streamed search turns every attribute into a string.
     let sources = files::yaml("deploy/grafana/provisioning/datasources/datasources.yaml");
     let tempo = files::list(&sources, "datasources")
         .iter()
@@ -244,7 +247,7 @@ fn a_search_for_traces_shows_the_newest_and_sorts_numbers_as_numbers() {
 }
 
 #[test]
-fn what_must_be_shown_is_shown() {
+fn the_required_panels_exist() {
     let shown = |uid: &str, kind: &str, part: &str| {
         all().iter().any(|(_, dashboard)| {
             dashboard["uid"] == uid
@@ -292,7 +295,7 @@ fn what_must_be_shown_is_shown() {
     }
 }
 
-/// The default of a variable that is not a query.
+/// The value of a constant or text variable.
 fn variable(uid: &str, name: &str) -> String {
     let dashboards = all();
     let (_, dashboard) = dashboards
@@ -377,17 +380,17 @@ fn latency_panels_link_to_traces_and_logs() {
             for variable in ["${tempo}", "${loki}"] {
                 assert!(
                     urls.iter().any(|url| url.contains(variable)),
-                    "{name}: {title} does not lead to {variable}"
+                    "{name}: {title} does not link to {variable}"
                 );
             }
         }
     }
     assert!(count >= 3, "{count}");
-    // A link into Explore is JSON, written for a URL; the variables stand as they are.
+    // A link into Explore is percent-encoded JSON in which the variables are not encoded.
     for (name, dashboard) in all() {
         for part in dashboard.to_string().split("panes=").skip(1) {
             let panes = part.split('"').next().unwrap_or_default();
-            let decoded = decoded(panes);
+            let decoded = percent_decoded(panes);
             let panes: Value =
                 serde_json::from_str(&decoded).unwrap_or_else(|error| panic!("{name}: {decoded}: {error}"));
             for pane in panes.as_object().expect("panes").values() {
@@ -398,8 +401,8 @@ fn latency_panels_link_to_traces_and_logs() {
     }
 }
 
-/// Without the percent signs of a URL.
-fn decoded(text: &str) -> String {
+/// Decodes the percent-encoding of a URL.
+fn percent_decoded(text: &str) -> String {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {

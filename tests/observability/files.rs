@@ -1,4 +1,4 @@
-//! Files of the checkout, as values.
+//! Reads files of the repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub fn with_defaults(text: &str) -> String {
     filled
 }
 
-/// The server's source, all of it.
+/// The whole source of the server.
 pub fn sources() -> String {
     fn read(folder: &Path, into: &mut String) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -52,7 +52,7 @@ pub fn sources() -> String {
     source
 }
 
-/// The names of the files in a folder that end so, sorted.
+/// The sorted names of the files in a folder with this ending.
 pub fn names(folder: &str, ending: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(path(folder))
         .unwrap_or_else(|error| panic!("{folder}: {error}"))
@@ -64,21 +64,21 @@ pub fn names(folder: &str, ending: &str) -> Vec<String> {
     names
 }
 
-/// The items of a list that must be there.
+/// The items of a list. Panics if there is none.
 pub fn list<'a>(value: &'a Value, key: &str) -> &'a Vec<Value> {
     value[key]
         .as_array()
         .unwrap_or_else(|| panic!("no list {key} in {value}"))
 }
 
-/// The text that must be there.
+/// A string. Panics if there is none.
 pub fn string<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key]
         .as_str()
         .unwrap_or_else(|| panic!("no text {key} in {value}"))
 }
 
-/// The texts of a list, none where there is no list.
+/// The strings of a list; empty if there is no list.
 pub fn strings(value: &Value) -> Vec<&str> {
     value
         .as_array()

@@ -1,4 +1,4 @@
-//! The Kubernetes manifests: built with kustomize, checked against the schemas, and fitting to image and rules.
+//! The Kubernetes manifests build with kustomize, match the schemas, and agree with the image and the rules.
 
 use std::env;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::process::{external_program, serve_flags, succeed};
 const FOLDER: &str = "deploy/kubernetes";
 
 #[test]
-fn every_manifest_fits_its_schema() {
+fn every_manifest_matches_its_schema() {
     let Some(kustomize) = external_program("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"]) else {
         return;
     };
@@ -22,7 +22,7 @@ fn every_manifest_fits_its_schema() {
     ) else {
         return;
     };
-    // The tool that says where Python is says where the definitions are, too.
+    // .ci/tools sets both variables.
     let definitions =
         env::var("CHITCHAT_TEST_OPERATOR_CRDS").expect("CHITCHAT_TEST_OPERATOR_CRDS: see .ci/tools");
     let built = succeed(Command::new(kustomize).arg("build").arg(files::path(FOLDER)), "");
@@ -60,14 +60,14 @@ fn every_manifest_fits_its_schema() {
 }
 
 #[test]
-fn the_readme_says_which_label_kube_prometheus_stack_selects_by() {
+fn the_readme_names_the_label_that_kube_prometheus_stack_selects_by() {
     let label = "release: kube-prometheus-stack";
     assert!(files::text("deploy/kubernetes/kustomization.yaml").contains(label));
     assert!(files::text("deploy/kubernetes/README.md").contains(label));
 }
 
 #[test]
-fn the_server_may_ask_the_dns_cache_of_its_node() {
+fn the_network_policy_allows_node_local_dns() {
     let policy = files::yaml("deploy/kubernetes/networkpolicy.yaml");
     let dns = files::list(&policy["spec"], "egress")
         .iter()
@@ -81,7 +81,7 @@ fn the_server_may_ask_the_dns_cache_of_its_node() {
 }
 
 #[test]
-fn the_rules_are_those_of_prometheus() {
+fn the_prometheus_rule_is_up_to_date() {
     let groups: Vec<Value> = files::names("deploy/prometheus/rules", ".yml")
         .iter()
         .flat_map(|name| {
@@ -96,12 +96,9 @@ fn the_rules_are_those_of_prometheus() {
 }
 
 #[test]
-fn the_pod_fits_the_image() {
+fn the_pod_agrees_with_the_image() {
     let set = files::yaml("deploy/kubernetes/statefulset.yaml");
-    assert_eq!(
-        set["spec"]["replicas"], 1,
-        "a room's order is made in one process"
-    );
+    assert_eq!(set["spec"]["replicas"], 1, "one process orders each room");
     let pod = &set["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     let dockerfile = files::text("Dockerfile");
@@ -142,7 +139,7 @@ fn the_pod_fits_the_image() {
 }
 
 #[test]
-fn the_operator_scrapes_the_job_that_the_rules_look_for() {
+fn the_operator_scrapes_the_job_that_the_rules_select() {
     let monitor = files::yaml("deploy/kubernetes/podmonitor.yaml");
     let set = files::yaml("deploy/kubernetes/statefulset.yaml");
     let labels = &set["spec"]["template"]["metadata"]["labels"];

@@ -1,4 +1,4 @@
-//! The real server under load, scraped by a real Prometheus: every query of every panel and rule is asked.
+//! Runs every query of every panel and rule on a real Prometheus that scrapes the real server under load.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,13 +11,13 @@ use crate::prometheus::{Folder, Prometheus};
 use crate::rules::{alerts, promtool, rules};
 use crate::{dashboards, files};
 
-/// What may show nothing although all is well, and why.
+/// Parts of queries that may return nothing, and why.
 const MAY_BE_EMPTY: [(&str, &str); 7] = [
     ("ALERTS{", "nothing fires but the watchdog"),
     ("traces_spanmetrics_", "made by Tempo from spans"),
     (
         "changes(process_start_time_seconds",
-        "marks starts, and none is within the time shown",
+        "marks starts, and none is in the range",
     ),
     ("unless group by", "marks new versions, and there is none"),
     (
@@ -28,7 +28,7 @@ const MAY_BE_EMPTY: [(&str, &str); 7] = [
     ("alertmanager_", "Alertmanager does not run here"),
 ];
 
-/// How long everything may take to have data: many times what it takes.
+/// How long all queries together may take to return data.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Server {
@@ -38,7 +38,7 @@ struct Server {
     _data: Folder,
 }
 
-/// A server that syncs to a disk, as the one in the image.
+/// A server with its store on disk, as in the image.
 fn serve() -> Server {
     let data = Folder::new("observed");
     let mut command = Command::new(CHITCHAT);
@@ -63,7 +63,7 @@ fn serve() -> Server {
     }
 }
 
-/// Twenty readers in two rooms, twenty messages a second, until dropped.
+/// Twenty subscribers in two rooms and twenty messages a second, until dropped.
 fn load(server: SocketAddr) -> Process {
     let mut command = Command::new(CHITCHAT);
     command.args([
@@ -79,8 +79,8 @@ fn load(server: SocketAddr) -> Process {
     Process::start(&mut command)
 }
 
-/// One of everything that a bench does not do after its start: a join, unary calls, and something to reject.
-fn odds_and_ends(server: SocketAddr) {
+/// What the load does not do after its start: a join, unary calls, and a rejected message.
+fn other_requests(server: SocketAddr) {
     let address = server.to_string();
     let chitchat = |arguments: &[&str]| {
         run(
@@ -104,8 +104,8 @@ fn odds_and_ends(server: SocketAddr) {
     );
 }
 
-/// As Grafana would ask it, for all instances and a short time.
-fn asked(expression: &str) -> String {
+/// The query with its variables replaced as in Grafana, for all instances and a short interval.
+fn interpolated(expression: &str) -> String {
     expression
         .replace("$__rate_interval", "10s")
         .replace("$job", "chitchat")
@@ -113,7 +113,7 @@ fn asked(expression: &str) -> String {
         .replace("$memory_limit", "536870912")
 }
 
-/// Whether there is a number in it that is one.
+/// Whether there is a sample that is not NaN.
 fn has_data(samples: &[Value]) -> bool {
     samples
         .iter()
@@ -122,9 +122,9 @@ fn has_data(samples: &[Value]) -> bool {
 }
 
 #[test]
-fn every_panel_and_every_rule_gets_its_data() {
+fn every_query_of_every_panel_and_rule_returns_data() {
     let server = serve();
-    let Some(prometheus) = Prometheus::watching(server.admin) else {
+    let Some(prometheus) = Prometheus::scraping(server.admin) else {
         return;
     };
     let _load = load(server.address);
@@ -147,20 +147,20 @@ fn every_panel_and_every_rule_gets_its_data() {
             wanted.push(("from a span".to_owned(), files::string(query, "query").to_owned()));
         }
     }
-    // What is allowed to be empty must be without error all the same.
+    // Queries that may return nothing must still be valid.
     for (place, expression) in &wanted {
         prometheus
-            .query(&asked(expression))
+            .query(&interpolated(expression))
             .unwrap_or_else(|error| panic!("{place}: {expression}: {error}"));
     }
     wanted.retain(|(_, expression)| !MAY_BE_EMPTY.iter().any(|(part, _)| expression.contains(part)));
 
     let deadline = Instant::now() + PATIENCE;
     while !wanted.is_empty() {
-        odds_and_ends(server.address);
+        other_requests(server.address);
         wanted.retain(|(_, expression)| {
             !prometheus
-                .query(&asked(expression))
+                .query(&interpolated(expression))
                 .is_ok_and(|samples| has_data(&samples))
         });
         assert!(Instant::now() < deadline, "these have no data: {wanted:#?}");
@@ -172,7 +172,7 @@ fn every_panel_and_every_rule_gets_its_data() {
             .query(expression)
             .unwrap_or_else(|error| panic!("{}: {error}", alert["alert"]));
     }
-    // And so says Prometheus itself, of each rule.
+    // Prometheus reports every rule as healthy.
     let seen = prometheus.rules();
     assert_eq!(seen.len(), rules().len());
     for rule in &seen {
@@ -186,7 +186,7 @@ fn every_panel_and_every_rule_gets_its_data() {
 }
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_metrics_page() {
+fn promtool_accepts_the_metrics_page() {
     let Some(promtool) = promtool() else { return };
     let server = crate::process::serve(&[]);
     let answer = server.get("/metrics");

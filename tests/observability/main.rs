@@ -1,5 +1,5 @@
-//! What shows the server: dashboards, rules, alerts, and everything in deploy/. Checked against the real server and by the
-//! programs that read it, as far as these run without a container engine.
+//! Dashboards, rules, alerts, the runbook, and everything in deploy/, checked with the real server and with the programs that
+//! read them, as far as these run without a container engine.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 mod collector;

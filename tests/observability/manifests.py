@@ -1,7 +1,7 @@
-"""Checks Kubernetes manifests against the schemas: python manifests.py FOLDER_OF_CRDS < manifests.
+"""Validates Kubernetes manifests: python manifests.py FOLDER_OF_CRDS < manifests.
 
-Kubernetes' own kinds against kubernetes-validate's schemas, strictly; the Prometheus operator's against its custom resource
-definitions, in which nothing unknown is allowed either. Prints a line for each resource, or ends with 1.
+Kubernetes' own kinds strictly against the schemas of kubernetes-validate, the Prometheus operator's against its custom resource
+definitions without unknown fields. Prints one line per resource; exits with 1 if one is invalid.
 """
 
 import pathlib
@@ -13,12 +13,12 @@ import yaml
 
 KUBERNETES = "1.33"
 
-# To PyYAML a lone = is more than a text.
+# PyYAML gives a lone = a type of its own.
 yaml.SafeLoader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: node.value)
 
 
 def closed(schema):
-    """The schema, with nothing allowed that it does not name."""
+    """The schema without additional properties."""
     if isinstance(schema, dict):
         schema = {key: closed(value) for key, value in schema.items()}
         if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
@@ -29,7 +29,7 @@ def closed(schema):
 
 
 def custom(folder, kind, api):
-    """The schema of a custom resource, from its definition in a folder; None where that is not there."""
+    """The schema of a custom resource from its definition in the folder, or None."""
     group, version = api.split("/") if "/" in api else ("", api)
     file = pathlib.Path(folder, f"{group}_{kind.lower()}s.yaml")
     if not file.exists():
@@ -46,7 +46,7 @@ def main():
         kind, api = resource["kind"], resource["apiVersion"]
         schema = custom(sys.argv[1], kind, api)
         if schema:
-            # Without a check of the schema itself, whose regular expressions are Go's.
+            # Not check_schema: the regular expressions of the definitions are Go's.
             jsonschema.Draft202012Validator(schema).validate(resource)
         else:
             kubernetes_validate.validate(resource, KUBERNETES, strict=True)

@@ -1,4 +1,4 @@
-//! The metrics that a PromQL expression names, and which there are.
+//! Checks that the metrics and labels of a PromQL expression exist.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,14 @@ use chitchat::telemetry::{CATALOG, Definition, Kind};
 
 use crate::files;
 
-/// What a selector asks for: a metric, and the labels that it is matched by.
+/// A selector: a metric, and the labels in its matchers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector {
     pub metric: String,
     pub labels: Vec<String>,
 }
 
-/// What others export, with the labels that we use of it.
+/// Metrics of other programs, with the labels in use.
 const OTHERS: [(&str, &[&str]); 12] = [
     // Prometheus itself.
     ("up", &["job", "instance"]),
@@ -43,7 +43,7 @@ const OTHERS: [(&str, &[&str]); 12] = [
 
 const COLLECTOR: &[&str] = &["job", "instance", "exporter", "receiver"];
 
-/// Words of PromQL that are no metrics.
+/// Keywords of PromQL.
 const WORDS: [&str; 12] = [
     "and",
     "or",
@@ -59,7 +59,7 @@ const WORDS: [&str; 12] = [
     "inf",
 ];
 
-/// Everything that an expression selects. Labels in `by (…)` and the like are not part of it.
+/// The selectors of an expression. Labels in `by (…)` and the like are skipped.
 pub fn selectors(expression: &str) -> Vec<Selector> {
     let mut rest = expression;
     let mut found: Vec<Selector> = Vec::new();
@@ -72,7 +72,7 @@ pub fn selectors(expression: &str) -> Vec<Selector> {
             let word = &rest[..word_end];
             rest = rest[word_end..].trim_start();
             let is_name = !first.is_ascii_digit() && !WORDS.contains(&word);
-            // `sum(…)` and `sum by (…) (…)` are no metrics either.
+            // Functions and aggregations: `sum(…)`, `sum by (…) (…)`.
             let is_function = ["(", "by ", "by(", "without"]
                 .iter()
                 .any(|next| rest.starts_with(next));
@@ -97,7 +97,7 @@ pub fn selectors(expression: &str) -> Vec<Selector> {
             '(' if ["by", "on", "without", "ignoring", "group_left", "group_right"].contains(&last_word) => {
                 rest.split_once(')').expect("a list of labels ends").1
             }
-            // A variable of a dashboard.
+            // A dashboard variable.
             '$' => rest[1..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_'),
             '"' => &rest[1 + rest[1..].find('"').expect("a text ends") + 1..],
             _ => &rest[first.len_utf8()..],
@@ -108,7 +108,7 @@ pub fn selectors(expression: &str) -> Vec<Selector> {
     found
 }
 
-/// Up to the brace that ends it, which is in no text.
+/// Splits at the closing brace, which is not within quotes.
 fn until_brace(text: &str) -> (&str, &str) {
     let mut in_text = false;
     for (at, c) in text.char_indices() {
@@ -121,7 +121,7 @@ fn until_brace(text: &str) -> (&str, &str) {
     panic!("no brace ends {text}")
 }
 
-/// The labels of matchers: what stands before each `=`, `!=`, `=~`, `!~`.
+/// The labels of matchers: what precedes each `=`, `!=`, `=~`, `!~`.
 fn matched(matchers: &str) -> Vec<String> {
     matchers
         .split('"')
@@ -133,7 +133,7 @@ fn matched(matchers: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the recording rules make.
+/// The metrics that the recording rules produce.
 pub fn recorded() -> BTreeSet<String> {
     let rules = files::yaml("deploy/prometheus/rules/recording.yml");
     files::list(&rules, "groups")
@@ -143,7 +143,7 @@ pub fn recorded() -> BTreeSet<String> {
         .collect()
 }
 
-/// What the server exports under this name.
+/// The metric that the server exports under this name.
 fn definition(metric: &str) -> Option<&'static Definition> {
     CATALOG.iter().find(|definition| {
         let name = definition.name;
@@ -156,7 +156,7 @@ fn definition(metric: &str) -> Option<&'static Definition> {
     })
 }
 
-/// Fails when an expression names what nobody exports.
+/// Panics if the expression selects a metric or label that nothing exports.
 pub fn check(expression: &str, place: &str) {
     let recorded = recorded();
     let selectors = selectors(expression);
@@ -168,7 +168,7 @@ pub fn check(expression: &str, place: &str) {
         } else if let Some(definition) = definition(&metric) {
             [definition.labels, &["job", "instance", "le"]].concat()
         } else {
-            panic!("{place}: nobody exports {metric}");
+            panic!("{place}: nothing exports {metric}");
         };
         for label in labels {
             assert!(
@@ -180,7 +180,7 @@ pub fn check(expression: &str, place: &str) {
 }
 
 #[test]
-fn selectors_are_found() {
+fn the_parser_finds_metrics_and_labels() {
     let named = |expression: &str| -> Vec<(String, Vec<String>)> {
         selectors(expression)
             .into_iter()

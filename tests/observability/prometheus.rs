@@ -1,4 +1,4 @@
-//! A real Prometheus, which scrapes as often as it can with the configuration that is deployed.
+//! A real Prometheus with the deployed configuration, which scrapes every second.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -17,7 +17,7 @@ pub struct Prometheus {
     _folder: Folder,
 }
 
-/// A folder of its own, deleted when dropped.
+/// A temporary folder, deleted on drop.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
@@ -35,12 +35,12 @@ impl Drop for Folder {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes this server every second. None where there is no Prometheus.
-    pub fn watching(server: SocketAddr) -> Option<Self> {
+    /// Starts one that scrapes this server. `None` if Prometheus is not installed.
+    pub fn scraping(server: SocketAddr) -> Option<Self> {
         let program = external_program("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
         let folder = Folder::new("prometheus");
         configure(&folder.0, server);
-        // Prometheus does not say which port it got.
+        // Prometheus does not report its port when it is told to choose one.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut command = Command::new(program);
         for flag in deployed_flags() {
@@ -73,7 +73,7 @@ impl Prometheus {
         Some(prometheus)
     }
 
-    /// The answer to a request for this path, with its head.
+    /// The response to a GET request, with its head.
     pub fn get(&self, path: &str) -> Option<String> {
         self.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"))
     }
@@ -93,7 +93,7 @@ impl Prometheus {
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
     }
 
-    /// What an expression gives now: the samples, or what is wrong with it.
+    /// The samples of an instant query, or the error.
     pub fn query(&self, expression: &str) -> Result<Vec<Value>, String> {
         let body = format!("query={}", encoded(expression));
         let answer = self.json(&format!(
@@ -107,7 +107,7 @@ impl Prometheus {
         }
     }
 
-    /// All rules, with how they are.
+    /// All rules with their health.
     pub fn rules(&self) -> Vec<Value> {
         let answer = self.json("GET /api/v1/rules HTTP/1.0\r\n\r\n");
         files::list(&answer["data"], "groups")
@@ -117,7 +117,7 @@ impl Prometheus {
     }
 }
 
-/// The flags that the compose file starts it with.
+/// Prometheus' flags in the compose file.
 fn deployed_flags() -> Vec<String> {
     let compose = files::yaml("deploy/compose.yaml");
     let flags = files::strings(&compose["services"]["prometheus"]["command"]);
@@ -126,13 +126,13 @@ fn deployed_flags() -> Vec<String> {
     flags.into_iter().map(files::with_defaults).collect()
 }
 
-/// The deployed configuration and rules, with this server's address in it, and a second for what is a quarter of a minute.
+/// Writes the deployed configuration and rules with this server's address and intervals of one second.
 fn configure(folder: &Path, server: SocketAddr) {
     let mut config = files::yaml("deploy/prometheus/prometheus.yml");
     config["global"] = json!({"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"});
     config["alerting"] = json!({});
     let jobs = config["scrape_configs"].as_array_mut().expect("jobs");
-    // The others of the stack are not here.
+    // The other services do not run here.
     jobs.retain(|job| job["job_name"] == "chitchat");
     assert_eq!(jobs[0]["static_configs"][0]["targets"], json!(["chitchat:9464"]));
     jobs[0]["static_configs"][0]["targets"] = json!([server.to_string()]);

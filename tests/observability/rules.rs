@@ -1,4 +1,4 @@
-//! The rules are valid, each alert is tested, explained and leads somewhere.
+//! The rules are valid; every alert is tested, has a runbook section and links to a dashboard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -15,7 +15,7 @@ pub fn promtool() -> Option<String> {
     external_program("CHITCHAT_TEST_PROMTOOL", "promtool", &["--version"])
 }
 
-/// All rules, of both kinds.
+/// All recording and alerting rules.
 pub fn rules() -> Vec<Value> {
     files::names("deploy/prometheus/rules", ".yml")
         .iter()
@@ -37,7 +37,7 @@ pub fn alerts() -> Vec<Value> {
 }
 
 #[test]
-fn promtool_finds_nothing_wrong() {
+fn promtool_accepts_configuration_and_rules() {
     let Some(promtool) = promtool() else { return };
     let folder = files::path(FOLDER);
     let mut check = Command::new(&promtool);
@@ -59,7 +59,7 @@ fn promtool_finds_nothing_wrong() {
 }
 
 #[test]
-fn every_alert_fires_and_stays_silent_as_it_should() {
+fn the_rule_tests_pass() {
     let Some(promtool) = promtool() else { return };
     let mut test = Command::new(&promtool);
     let tests = files::names("deploy/prometheus/tests", ".yml");
@@ -72,7 +72,7 @@ fn every_alert_fires_and_stays_silent_as_it_should() {
 }
 
 #[test]
-fn every_alert_is_tested_both_ways() {
+fn every_alert_fires_in_one_test_and_is_silent_in_another() {
     let (mut fires, mut silent) = (BTreeSet::new(), BTreeSet::new());
     for name in files::names("deploy/prometheus/tests", ".yml") {
         let file = files::yaml(&format!("{FOLDER}/tests/{name}"));
@@ -100,7 +100,7 @@ fn every_alert_is_tested_both_ways() {
 }
 
 #[test]
-fn every_alert_says_what_to_do() {
+fn every_alert_has_a_complete_runbook_section_and_a_dashboard() {
     let sections: BTreeMap<String, String> = files::text("docs/runbook.md")
         .split("\n## ")
         .skip(1)
@@ -133,13 +133,13 @@ fn every_alert_says_what_to_do() {
     for section in sections.keys().filter(|section| section.starts_with("chitchat")) {
         assert!(
             explained.contains(section),
-            "the runbook explains {section}, which there is not"
+            "the runbook has a section {section} without an alert"
         );
     }
 }
 
 #[test]
-fn every_metric_of_a_rule_is_exported() {
+fn every_metric_in_a_rule_is_exported() {
     for rule in rules() {
         let name = rule["alert"]
             .as_str()
@@ -150,7 +150,7 @@ fn every_metric_of_a_rule_is_exported() {
 }
 
 #[test]
-fn thresholds_of_objectives_are_edges_of_buckets() {
+fn every_latency_threshold_is_a_bucket_boundary() {
     let page = serve(&[]).get("/metrics");
     let mut count = 0;
     for rule in rules() {
@@ -169,7 +169,7 @@ fn thresholds_of_objectives_are_edges_of_buckets() {
 }
 
 #[test]
-fn amtool_finds_nothing_wrong_and_routes_by_severity() {
+fn alertmanager_routes_by_severity() {
     let Some(amtool) = external_program("CHITCHAT_TEST_AMTOOL", "amtool", &["--version"]) else {
         return;
     };

@@ -167,7 +167,7 @@ fn every_panel_that_the_runbook_names_exists() {
 #[test]
 fn prometheus_serves_the_page() {
     let server = serve(&[]);
-    let Some(prometheus) = Prometheus::watching(server.admin) else {
+    let Some(prometheus) = Prometheus::scraping(server.admin) else {
         return;
     };
     let answer = prometheus

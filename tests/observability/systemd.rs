@@ -1,4 +1,4 @@
-//! The systemd unit, as systemd itself reads it.
+//! The systemd unit, checked by systemd-analyze.
 
 use std::fs;
 use std::process::Command;
@@ -14,11 +14,11 @@ fn systemd_analyze() -> Option<String> {
 }
 
 #[test]
-fn systemd_understands_every_line() {
+fn systemd_accepts_the_unit() {
     let Some(program) = systemd_analyze() else { return };
     let folder = Folder::new("unit");
     let unit = folder.0.join("chitchat.service");
-    // What it starts must be there.
+    // systemd-analyze checks that the program exists.
     let installed = files::text(UNIT).replace("/usr/local/bin/chitchat", CHITCHAT);
     assert!(installed.contains(&format!("ExecStart={CHITCHAT} serve\n")));
     fs::write(&unit, installed).unwrap();
@@ -29,10 +29,10 @@ fn systemd_understands_every_line() {
 }
 
 #[test]
-fn the_service_may_do_little() {
+fn the_unit_is_hardened() {
     let Some(program) = systemd_analyze() else { return };
     let mut command = Command::new(program);
-    // Of 100; what is left is the network, which a chat server needs.
+    // The exposure, of 100: what remains is the network, which a chat server needs.
     command.args(["security", "--offline=true", "--threshold=15", "--no-pager"]);
     succeed(command.arg(files::path(UNIT)), "");
 }
@@ -45,7 +45,7 @@ fn systemd_never_gives_up_restarting() {
 }
 
 #[test]
-fn the_unit_sets_what_the_server_has() {
+fn the_unit_sets_variables_that_the_server_has() {
     let flags = serve_flags();
     let unit = files::text(UNIT);
     let variables: Vec<&str> = unit
