@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::process::Command;
 
 use crate::dashboards::{all, panels};
 use crate::files;
-use crate::process::serve;
-use crate::prometheus::Prometheus;
+use crate::process::{serve, succeed};
+use crate::prometheus::{Folder, Prometheus};
 use crate::rules::alerts;
 
 /// Where the compose stack serves the page.
@@ -143,6 +144,33 @@ fn every_alert_and_every_link_leads_to_a_section() {
     for part in page.split("href=\"#").skip(1) {
         let id = part.split('"').next().unwrap_or_default();
         assert!(page.contains(&format!("id=\"{id}\"")), "{id}");
+    }
+}
+
+#[test]
+fn one_command_changes_every_link() {
+    let page = files::text("docs/observability.md");
+    let (_, section) = page.split_once("## Links in alerts").expect("the section");
+    let (_, command) = section.split_once("```sh\n").expect("a command");
+    let (command, _) = command.split_once("```").expect("its end");
+    let copy = Folder::new("links");
+    for folder in ["deploy", "dashboards"] {
+        succeed(
+            Command::new("cp").arg("-R").arg(files::path(folder)).arg(&copy.0),
+            "",
+        );
+    }
+    succeed(Command::new("sh").args(["-ec", command]).current_dir(&copy.0), "");
+    for file in [
+        "deploy/prometheus/rules/alerts.yml",
+        "deploy/prometheus/tests/alerts.yml",
+        "deploy/prometheus/tests/slo.yml",
+        "deploy/kubernetes/prometheusrule.yaml",
+        "dashboards/overview.json",
+    ] {
+        assert!(files::text(file).contains(URL), "{file}");
+        let changed = fs::read_to_string(copy.0.join(file)).unwrap();
+        assert!(!changed.contains("http://127.0.0.1"), "{file}");
     }
 }
 
