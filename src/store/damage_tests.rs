@@ -6,7 +6,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::tests::{DataDir, append, open, open_with, record, room, sequences, snapshot};
+use super::tests::{
+    DataDir, OPTIONS, append, assert_says, open, open_tea, record, room, sequences, snapshot,
+};
 use super::*;
 use crate::domain::WallTime;
 
@@ -46,7 +48,7 @@ fn journal(path: &Path) -> Vec<u8> {
 /// A closed store with a few events in two rooms.
 async fn stored() -> DataDir {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     for (name, count) in [("tea", 5), ("milk", 3)] {
         let log = store.open(&room(name), WallTime::from_millis(7)).unwrap().id;
         for n in 1..=count {
@@ -76,15 +78,15 @@ async fn a_flipped_bit_in_a_journal_is_detected_or_harmless() {
         let mut bytes = original.clone();
         bytes[at] ^= 1 << (at % 8);
         put(&bytes);
-        match open(&data.path, Retention::ON_DISK) {
+        match open(&data.path, OPTIONS) {
             Ok(store) => {
                 assert!(has_everything(&store), "byte {at}");
-                let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+                let log = open_tea(&store);
                 append(&store, log, vec![record(6, 1)], None).await;
                 drop(store);
                 // The watermark claims the event that was added.
                 put(&original);
-                drop(open_with(&data.path, Retention::ON_DISK, true).unwrap());
+                drop(data.open_accepting_loss());
             }
             Err(error) => {
                 detected += 1;
@@ -95,14 +97,14 @@ async fn a_flipped_bit_in_a_journal_is_detected_or_harmless() {
     }
     assert!(detected > length / 10, "{detected} of {length}");
     put(&original);
-    assert!(has_everything(&data.open(Retention::ON_DISK)));
+    assert!(has_everything(&data.open()));
 }
 
 #[tokio::test]
 async fn damage_in_any_file_is_detected_or_harmless() {
     let data = stored().await;
     // Writes table files beside the journal.
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     for table in [
         &store.tables.rooms,
         &store.tables.records,
@@ -130,7 +132,7 @@ async fn damage_in_any_file_is_detected_or_harmless() {
                 let mut damaged = bytes.clone();
                 damage(&mut damaged, at);
                 fs::write(copy.join(path), damaged).unwrap();
-                let error = match open(&copy, Retention::ON_DISK) {
+                let error = match open(&copy, OPTIONS) {
                     Ok(store) => {
                         assert!(has_everything(&store), "{} at {at}", path.display());
                         continue;
@@ -139,7 +141,7 @@ async fn damage_in_any_file_is_detected_or_harmless() {
                 };
                 detected += 1;
                 fs::write(copy.join(path), &bytes).unwrap();
-                let repaired = open(&copy, Retention::ON_DISK)
+                let repaired = open(&copy, OPTIONS)
                     .unwrap_or_else(|again| panic!("{} at {at}: {error}, then {again}", path.display()));
                 assert!(has_everything(&repaired), "{} at {at}: {error}", path.display());
             }
@@ -163,7 +165,7 @@ async fn a_missing_file_is_detected_before_anything_changes() {
         "db/keyspaces/2",
     ] {
         fs::rename(data.path.join(part), &away).unwrap();
-        let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+        let error = data.open_error();
         assert!(error.is_damage(), "{part}: {error}");
         assert!(error.to_string().contains("is missing"), "{part}: {error}");
         fs::rename(&away, data.path.join(part)).unwrap();
@@ -172,20 +174,15 @@ async fn a_missing_file_is_detected_before_anything_changes() {
     for id in 0..4 {
         let current = data.path.join(format!("db/keyspaces/{id}/current"));
         fs::rename(&current, &away).unwrap();
-        let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("its file `keyspaces/{id}/current` is missing")),
-            "{error}"
-        );
+        let error = data.open_error();
+        assert_says(&error, &format!("its file `keyspaces/{id}/current` is missing"));
         fs::rename(&away, &current).unwrap();
         assert!(entries(&data.path) == before, "{id}");
     }
     // The content of these can be recreated.
     for part in ["LOCK", "heads", "secret", "db/lock"] {
         fs::remove_file(data.path.join(part)).unwrap();
-        assert!(has_everything(&data.open(Retention::ON_DISK)), "{part}");
+        assert!(has_everything(&data.open()), "{part}");
     }
     // The watermarks were recreated too.
     let journal = data.path.join("db/0.jnl");
@@ -195,27 +192,24 @@ async fn a_missing_file_is_detected_before_anything_changes() {
         .unwrap()
         .set_len(300)
         .unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = data.open_error();
     assert!(matches!(error, StoreError::Truncated { .. }), "{error}");
 }
 
 #[test]
 fn an_interrupted_initialization_is_restarted() {
     let data = DataDir::new();
-    drop(data.open(Retention::ON_DISK));
+    drop(data.open());
     let database = data.path.join("db");
     for version in ["", "FJL"] {
         fs::write(database.join("version"), version).unwrap();
         fs::remove_dir_all(database.join("keyspaces")).unwrap();
-        data.open(Retention::ON_DISK);
+        data.open();
     }
     // But not if something was written.
     fs::remove_file(database.join("version")).unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(
-        error.to_string().contains("its file `version` is missing"),
-        "{error}"
-    );
+    let error = data.open_error();
+    assert_says(&error, "its file `version` is missing");
 }
 
 #[tokio::test]
@@ -225,19 +219,19 @@ async fn events_missing_at_the_start_of_a_log_are_detected_unless_retention_remo
         max_events: 32,
         ..Retention::ON_DISK
     };
-    let store = data.open(retention);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+    let store = data.open_with(retention);
+    let log = open_tea(&store);
     for n in 1..=40 {
         append(&store, log, vec![record(n, 1)], Some(snapshot(n))).await;
     }
     let first = store.bounds(log).unwrap().first;
     assert!(first.get() > 1, "{first}");
     drop(store);
-    let store = data.open(retention);
+    let store = data.open_with(retention);
     assert_eq!(store.bounds(log).unwrap().first, first);
     store.tables.records.remove(record_key(log, first)).unwrap();
     drop(store);
-    let error = open(&data.path, retention).map(drop).unwrap_err();
+    let error = data.open_error();
     assert_eq!(
         error.to_string(),
         format!("the log of room \"tea\" is damaged: events {first} to {first} are missing")
@@ -249,8 +243,8 @@ async fn a_write_with_holes_from_a_power_cut_is_cut_off() {
     let data = stored().await;
     let journal = data.path.join("db/0.jnl");
     let end = self::journal(&data.path).len() as u64;
-    let store = data.open(Retention::ON_DISK);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+    let store = data.open();
+    let log = open_tea(&store);
     let watermarks = fs::read(data.path.join("heads")).unwrap();
     append(&store, log, vec![record(6, 1_000)], None).await;
     drop(store);
@@ -258,7 +252,7 @@ async fn a_write_with_holes_from_a_power_cut_is_cut_off() {
     let file = OpenOptions::new().write(true).open(&journal).unwrap();
     file.write_all_at(&[0; 500], end + 500).unwrap();
     fs::write(data.path.join("heads"), watermarks).unwrap();
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert!(has_everything(&store));
     assert!(store.torn_bytes() > 1_000, "{}", store.torn_bytes());
 }
@@ -282,8 +276,8 @@ async fn nothing_is_acknowledged_after_the_directory_was_removed() {
     ];
     for (change, expected) in changes {
         let data = stored().await;
-        let store = data.open(Retention::ON_DISK);
-        let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+        let store = data.open();
+        let log = open_tea(&store);
         change(&data.path);
         let append = |records| {
             store.append(
@@ -302,8 +296,8 @@ async fn nothing_is_acknowledged_after_the_directory_was_removed() {
 
 /// Appends to the log of `tea`, which has `last` events, until the journal was rotated so often. Returns the last event.
 async fn fill(data: &DataDir, mut last: u64, journals: u64) -> u64 {
-    let store = data.open(Retention::ON_DISK);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+    let store = data.open();
+    let log = open_tea(&store);
     while !data.path.join(format!("db/{journals}.jnl")).exists() {
         assert!(last < 1_000, "the journal is not rotated");
         last += 1;
@@ -341,12 +335,12 @@ async fn damage_in_a_sealed_journal_is_rejected_and_changes_nothing() {
     file.read_exact_at(&mut byte, place).unwrap();
     file.write_all_at(&[!byte[0]], place).unwrap();
     for _ in 0..2 {
-        let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+        let error = data.open_error();
         assert!(error.is_damage(), "{error}");
-        assert!(error.to_string().contains("goes on behind it"), "{error}");
+        assert_says(&error, "goes on behind it");
     }
     file.write_all_at(&byte, place).unwrap();
-    assert_eq!(last(&data.open(Retention::ON_DISK)), count);
+    assert_eq!(last(&data.open()), count);
 }
 
 #[tokio::test]
@@ -358,11 +352,11 @@ async fn damage_before_valid_batches_is_rejected() {
     let mut bytes = original.clone();
     bytes[original.len() / 2] ^= 1;
     fs::write(data.path.join("db/0.jnl"), &bytes).unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(error.to_string().contains("goes on behind it"), "{error}");
+    let error = data.open_error();
+    assert_says(&error, "goes on behind it");
     assert!(journal(&data.path) == bytes);
     // If the loss is accepted, what follows is lost too, and its sequence numbers are reused only in a new epoch.
-    let store = open_with(&data.path, Retention::ON_DISK, true).unwrap();
+    let store = data.open_accepting_loss();
     assert!(!has_everything(&store));
     let found = store.find(&room("tea")).unwrap().unwrap();
     assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
@@ -377,34 +371,31 @@ async fn an_interrupted_recovery_restores_what_it_had_cut() {
     fs::create_dir(data.path.join("cut")).unwrap();
     fs::write(data.path.join(format!("cut/0.jnl-{at}")), &bytes[at..]).unwrap();
     fs::write(data.path.join("db/0.jnl"), &bytes[..at]).unwrap();
-    assert!(has_everything(&data.open(Retention::ON_DISK)));
+    assert!(has_everything(&data.open()));
     assert!(!data.path.join("cut").exists());
     // But it does not overwrite what was written since.
     fs::create_dir(data.path.join("cut")).unwrap();
     fs::write(data.path.join(format!("cut/0.jnl-{at}")), [7; 50]).unwrap();
-    assert!(has_everything(&data.open(Retention::ON_DISK)));
+    assert!(has_everything(&data.open()));
     assert!(!data.path.join("cut").exists());
 }
 
 #[tokio::test]
 async fn two_rooms_with_the_same_log_are_rejected() {
     let data = stored().await;
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     let tea = store.find(&room("tea")).unwrap().unwrap();
     let entry = (tea.id, tea.epoch);
     store.tables.set_epochs([(&room("coffee"), &entry)]).unwrap();
     drop(store);
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(
-        error.to_string().contains("two rooms have the same log"),
-        "{error}"
-    );
+    let error = data.open_error();
+    assert_says(&error, "two rooms have the same log");
 }
 
 #[tokio::test]
 async fn a_snapshot_newer_than_its_log_is_a_loss() {
     let data = stored().await;
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     let tea = store.find(&room("tea")).unwrap().unwrap();
     append(&store, tea.id, Vec::new(), Some(snapshot(5))).await;
     for n in [4, 5] {
@@ -413,19 +404,14 @@ async fn a_snapshot_newer_than_its_log_is_a_loss() {
     }
     drop(store);
     fs::remove_file(data.path.join("heads")).unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("ends at event 3, but events up to 5 were acknowledged"),
-        "{error}"
-    );
-    let store = open_with(&data.path, Retention::ON_DISK, true).unwrap();
+    let error = data.open_error();
+    assert_says(&error, "ends at event 3, but events up to 5 were acknowledged");
+    let store = data.open_accepting_loss();
     let found = store.find(&room("tea")).unwrap().unwrap();
     assert!(found.epoch > tea.epoch && found.snapshot.is_none());
     assert_eq!(sequences(&store, tea.id, 0), [1, 2, 3]);
     drop(store);
-    data.open(Retention::ON_DISK);
+    data.open();
 }
 
 #[cfg(target_os = "linux")]
@@ -435,14 +421,12 @@ async fn a_power_cut_with_unsynced_writes_gives_every_room_a_new_epoch() {
     let os = || {
         let options = DiskOptions {
             durability: Durability::Os,
-            retention: Retention::ON_DISK,
-            max_rooms: 4,
-            accept_loss: false,
+            ..OPTIONS
         };
-        DiskStore::open(&data.path, options, Arc::new(|_| {})).unwrap()
+        open(&data.path, options).unwrap()
     };
     let epoch = |store: &DiskStore| store.find(&room("tea")).unwrap().unwrap().epoch;
-    let before = epoch(&data.open(Retention::ON_DISK));
+    let before = epoch(&data.open());
     let marker = data.path.join("unsynced");
     let store = os();
     assert_eq!(epoch(&store), before);
@@ -454,7 +438,7 @@ async fn a_power_cut_with_unsynced_writes_gives_every_room_a_new_epoch() {
     fs::copy("/proc/sys/kernel/random/boot_id", &marker).unwrap();
     assert_eq!(epoch(&os()), before);
     fs::write(&marker, "another").unwrap();
-    let after = epoch(&data.open(Retention::ON_DISK));
+    let after = epoch(&data.open());
     assert!(after > before && !marker.exists());
     assert_eq!(epoch(&os()), after);
     // Pages of the journal were lost, those of the watermarks were not: `--durability os` accepts that.
@@ -464,8 +448,8 @@ async fn a_power_cut_with_unsynced_writes_gives_every_room_a_new_epoch() {
         .open(data.path.join("db/0.jnl"))
         .unwrap();
     file.write_all_at(&[0; 30], length as u64 / 2).unwrap();
-    assert!(open(&data.path, Retention::ON_DISK).is_err());
+    assert!(open(&data.path, OPTIONS).is_err());
     fs::write(&marker, "another").unwrap();
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert!(epoch(&store) > after && !has_everything(&store));
 }

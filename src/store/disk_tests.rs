@@ -11,25 +11,7 @@ use super::super::{MemoryStore, encode_snapshot, read_page};
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
 
-pub(super) fn open(path: &Path, retention: Retention) -> Result<DiskStore, StoreError> {
-    open_with(path, retention, false)
-}
-
-pub(super) fn open_with(
-    path: &Path,
-    retention: Retention,
-    accept_loss: bool,
-) -> Result<DiskStore, StoreError> {
-    let options = DiskOptions {
-        durability: Durability::Sync,
-        retention,
-        max_rooms: 4,
-        accept_loss,
-    };
-    DiskStore::open(path, options, Arc::new(|_| {}))
-}
-
-/// The path of a data directory, which is removed after the test.
+/// A data directory, which is removed after the test.
 pub(super) struct DataDir {
     pub(super) path: PathBuf,
     _parent: TempDir,
@@ -44,9 +26,46 @@ impl DataDir {
         }
     }
 
-    pub(super) fn open(&self, retention: Retention) -> DiskStore {
-        open(&self.path, retention).unwrap()
+    pub(super) fn open(&self) -> DiskStore {
+        open(&self.path, OPTIONS).unwrap()
     }
+
+    pub(super) fn open_with(&self, retention: Retention) -> DiskStore {
+        let options = DiskOptions { retention, ..OPTIONS };
+        open(&self.path, options).unwrap()
+    }
+
+    pub(super) fn open_accepting_loss(&self) -> DiskStore {
+        let options = DiskOptions {
+            accept_loss: true,
+            ..OPTIONS
+        };
+        open(&self.path, options).unwrap()
+    }
+
+    pub(super) fn open_error(&self) -> StoreError {
+        open(&self.path, OPTIONS).map(drop).unwrap_err()
+    }
+}
+
+pub(super) const OPTIONS: DiskOptions = DiskOptions {
+    durability: Durability::Sync,
+    retention: Retention::ON_DISK,
+    max_rooms: 4,
+    accept_loss: false,
+};
+
+pub(super) fn open(path: &Path, options: DiskOptions) -> Result<DiskStore, StoreError> {
+    DiskStore::open(path, options, Arc::new(|_| {}))
+}
+
+/// Asserts that the message of `error` contains `expected`.
+pub(super) fn assert_says(error: &StoreError, expected: &str) {
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+pub(super) fn open_tea(store: &DiskStore) -> LogId {
+    store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id
 }
 
 pub(super) fn room(name: &str) -> RoomName {
@@ -99,7 +118,7 @@ pub(super) fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
 #[tokio::test]
 async fn both_stores_return_the_same_events() {
     let data = DataDir::new();
-    let disk = data.open(Retention::ON_DISK);
+    let disk = data.open();
     let memory = MemoryStore::new(Retention::ON_DISK, 4);
     for store in [&disk as &dyn Store, &memory] {
         let tea = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
@@ -138,12 +157,12 @@ async fn both_stores_return_the_same_events() {
 #[tokio::test]
 async fn appended_events_survive_a_restart() {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     let secret = store.secret();
     let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
     append(&store, log.id, vec![record(1, 5)], Some(snapshot(5))).await;
     drop(store);
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert_eq!(store.secret(), secret);
     let found = store.find(&room("tea")).unwrap().unwrap();
     assert_eq!(
@@ -165,7 +184,7 @@ async fn retention_removes_the_oldest_records_that_a_snapshot_covers() {
         max_events: 32,
         ..Retention::ON_DISK
     };
-    let store = data.open(retention);
+    let store = data.open_with(retention);
     let log = store.open(&room("tea"), WallTime::default()).unwrap();
     for n in 0..100 {
         append(
@@ -196,7 +215,7 @@ async fn the_largest_log_is_trimmed_when_the_total_size_is_exceeded() {
         max_total_bytes: 100_000,
         ..Retention::ON_DISK
     };
-    let disk = data.open(retention);
+    let disk = data.open_with(retention);
     let memory = MemoryStore::new(retention, 4);
     for store in [&disk as &dyn Store, &memory] {
         let [tea, milk] = ["tea", "milk"].map(|name| store.open(&room(name), WallTime::default()).unwrap());
@@ -235,7 +254,7 @@ async fn expired_events_are_removed_on_append() {
         max_age: Some(Duration::from_secs(3_600)),
         ..Retention::ON_DISK
     };
-    let disk = data.open(retention);
+    let disk = data.open_with(retention);
     let memory = MemoryStore::new(retention, 4);
     for store in [&disk as &dyn Store, &memory] {
         let log = store.open(&room("tea"), WallTime::default()).unwrap();
@@ -251,7 +270,7 @@ async fn expired_events_are_removed_on_append() {
 async fn expired_events_are_removed_from_idle_logs() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let data = DataDir::new();
-    let store = data.open(Retention {
+    let store = data.open_with(Retention {
         max_age: Some(Duration::from_secs(1)),
         ..Retention::ON_DISK
     });
@@ -292,9 +311,9 @@ fn dated(sequence: u64, time: Duration) -> Record {
 #[tokio::test]
 async fn a_torn_write_is_cut_off_and_counted() {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert_eq!(store.torn_bytes(), 0);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id;
+    let log = open_tea(&store);
     append(&store, log, vec![record(1, 2)], None).await;
     let journal = data.path.join("db/0.jnl");
     let written = || -> usize {
@@ -310,12 +329,12 @@ async fn a_torn_write_is_cut_off_and_counted() {
     file.set_len(second as u64 - 1).unwrap();
     fs::remove_file(data.path.join("heads")).unwrap();
 
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert_eq!(store.torn_bytes(), (second - 1 - first) as u64);
     assert_eq!(sequences(&store, log, 0), [1, 2]);
     append(&store, log, vec![record(3, 1)], None).await;
     drop(store);
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert_eq!(store.torn_bytes(), 0);
     assert_eq!(sequences(&store, log, 0), [1, 2, 3]);
 }
@@ -323,11 +342,11 @@ async fn a_torn_write_is_cut_off_and_counted() {
 #[tokio::test]
 async fn a_gap_is_reported_with_its_bounds() {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
-    append(&store, log.id, vec![record(1, 2), record(5, 1)], None).await;
+    let store = data.open();
+    let log = open_tea(&store);
+    append(&store, log, vec![record(1, 2), record(5, 1)], None).await;
     drop(store);
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = data.open_error();
     assert_eq!(
         error.to_string(),
         "the log of room \"tea\" is damaged: events 3 to 4 are missing"
@@ -337,16 +356,16 @@ async fn a_gap_is_reported_with_its_bounds() {
 #[tokio::test]
 async fn a_truncated_log_opens_only_with_accept_loss_and_gets_a_new_epoch() {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
-    append(&store, log.id, vec![record(1, 5)], None).await;
+    let store = data.open();
+    let log = open_tea(&store);
+    append(&store, log, vec![record(1, 5)], None).await;
     drop(store);
     // Simulates that two more events were acknowledged.
     HighWatermarks::open(&data.path)
         .unwrap()
-        .set(log.id, Sequence::new(7))
+        .set(log, Sequence::new(7))
         .unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = data.open_error();
     assert!(error.is_damage());
     assert!(
         error
@@ -354,33 +373,37 @@ async fn a_truncated_log_opens_only_with_accept_loss_and_gets_a_new_epoch() {
             .starts_with("the log of room \"tea\" ends at event 5, but events up to 7 were acknowledged"),
         "{error}"
     );
-    let accepted = open_with(&data.path, Retention::ON_DISK, true).unwrap();
+    let accepted = data.open_accepting_loss();
     let found = accepted.find(&room("tea")).unwrap().unwrap();
-    assert_eq!(found.id, log.id);
+    assert_eq!(found.id, log);
     // Not just the next number: that epoch may have been lost too.
     assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
-    assert_eq!(sequences(&accepted, log.id, 0), [1, 2, 3, 4, 5]);
+    assert_eq!(sequences(&accepted, log, 0), [1, 2, 3, 4, 5]);
     drop(accepted);
     // The loss has to be accepted only once.
-    let store = data.open(Retention::ON_DISK);
+    let store = data.open();
     assert_eq!(store.find(&room("tea")).unwrap().unwrap().epoch, found.epoch);
 }
 
 #[tokio::test]
 async fn the_log_id_of_a_lost_room_is_not_reused() {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
-    append(&store, log.id, vec![record(1, 5)], None).await;
+    let store = data.open();
+    let log = open_tea(&store);
+    append(&store, log, vec![record(1, 5)], None).await;
     store.tables.rooms.remove("tea").unwrap();
     drop(store);
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
-    assert!(error.to_string().contains("a room whose name is gone"), "{error}");
+    let error = data.open_error();
+    assert_says(&error, "a room whose name is gone");
     for accept_loss in [true, false] {
-        let store = open_with(&data.path, Retention::ON_DISK, accept_loss).unwrap();
+        let store = if accept_loss {
+            data.open_accepting_loss()
+        } else {
+            data.open()
+        };
         for name in ["coffee", "tea"] {
             let other = store.open(&room(name), WallTime::from_millis(8)).unwrap();
-            assert!(other.id > log.id);
+            assert!(other.id > log);
             assert_eq!(sequences(&store, other.id, 0), [0; 0]);
         }
     }
@@ -389,36 +412,33 @@ async fn the_log_id_of_a_lost_room_is_not_reused() {
 #[test]
 fn a_directory_is_locked_by_one_server() {
     let data = DataDir::new();
-    let store = data.open(Retention::ON_DISK);
-    let second = open(&data.path, Retention::ON_DISK).map(drop);
+    let store = data.open();
+    let second = open(&data.path, OPTIONS).map(drop);
     assert_eq!(second, Err(StoreError::Locked(data.path.clone())));
     drop(store);
-    data.open(Retention::ON_DISK);
+    data.open();
 }
 
 #[test]
 fn an_unknown_format_is_rejected() {
     let data = DataDir::new();
-    drop(data.open(Retention::ON_DISK));
+    drop(data.open());
     fs::write(data.path.join("FORMAT"), "chitchat 2\n").unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = data.open_error();
     assert!(
         matches!(&error, StoreError::Format { found, .. } if found == "chitchat 2"),
         "{error}"
     );
     fs::remove_file(data.path.join("FORMAT")).unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = data.open_error();
     assert!(error.is_damage(), "{error}");
-    assert!(
-        error.to_string().contains("`FORMAT` beside it is missing"),
-        "{error}"
-    );
+    assert_says(&error, "`FORMAT` beside it is missing");
 }
 
 #[test]
 fn an_unusable_directory_is_reported() {
     let data = DataDir::new();
     fs::write(&data.path, "a file").unwrap();
-    let error = open(&data.path, Retention::ON_DISK).map(drop).unwrap_err();
+    let error = data.open_error();
     assert!(matches!(error, StoreError::Directory { .. }), "{error}");
 }

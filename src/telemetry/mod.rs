@@ -13,7 +13,7 @@ mod otlp;
 mod process;
 mod unary_calls;
 
-pub use catalog::{CATALOG, Definition, Kind, Unit, document};
+pub use catalog::{CATALOG, Definition, Kind};
 pub use client_spans::{ClientSpans, SendSpan};
 pub use logs::{LogFormat, LogGuard, LogOptions, init as init_logs};
 pub use metrics::Metrics;

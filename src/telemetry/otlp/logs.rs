@@ -17,7 +17,7 @@ use super::{DEFAULT_QUEUE_SIZE, positive_number, resource};
 
 /// Exports log records. Clones share one queue.
 #[derive(Debug, Clone)]
-pub(in crate::telemetry) struct OtlpLogs {
+pub(crate) struct OtlpLogs {
     provider: SdkLoggerProvider,
     counter: Arc<DropCounter>,
 }
@@ -49,7 +49,7 @@ impl OtlpLogs {
     }
 
     /// Returns the `tracing` layer that converts events to log records.
-    pub(in crate::telemetry) fn layer(&self) -> OpenTelemetryTracingBridge<SdkLoggerProvider, SdkLogger> {
+    pub(crate) fn layer(&self) -> OpenTelemetryTracingBridge<SdkLoggerProvider, SdkLogger> {
         OpenTelemetryTracingBridge::new(&self.provider)
     }
 

@@ -41,7 +41,7 @@ impl fmt::Debug for Tracer {
 
 /// The ids of a sampled span.
 #[derive(Debug, Clone)]
-pub(in crate::telemetry) struct SpanIds {
+pub(crate) struct SpanIds {
     trace: TraceId,
     span: SpanId,
     /// `None` for the root of a trace.
@@ -52,15 +52,15 @@ pub(in crate::telemetry) struct SpanIds {
 
 /// A span that has ended.
 #[derive(Debug)]
-pub(in crate::telemetry) struct FinishedSpan {
-    pub(in crate::telemetry) ids: SpanIds,
-    pub(in crate::telemetry) name: &'static str,
-    pub(in crate::telemetry) kind: SpanKind,
-    pub(in crate::telemetry) start: SystemTime,
-    pub(in crate::telemetry) end: SystemTime,
-    pub(in crate::telemetry) attributes: Vec<KeyValue>,
-    pub(in crate::telemetry) link: Option<SpanContext>,
-    pub(in crate::telemetry) status: Status,
+pub(crate) struct FinishedSpan {
+    pub(crate) ids: SpanIds,
+    pub(crate) name: &'static str,
+    pub(crate) kind: SpanKind,
+    pub(crate) start: SystemTime,
+    pub(crate) end: SystemTime,
+    pub(crate) attributes: Vec<KeyValue>,
+    pub(crate) link: Option<SpanContext>,
+    pub(crate) status: Status,
 }
 
 impl Tracer {
@@ -121,7 +121,7 @@ impl Tracer {
     }
 
     /// Returns an SDK tracer with the same queue, for `tracing` spans.
-    pub(in crate::telemetry) fn sdk(&self) -> SdkTracer {
+    pub(crate) fn sdk(&self) -> SdkTracer {
         self.provider.tracer_with_scope(self.scope.clone())
     }
 
@@ -133,11 +133,7 @@ impl Tracer {
 
     /// Returns the ids of a new child span of `parent`, or of a new root span, if it is sampled. If the queue has no room for
     /// `spans` spans, that many count as dropped and the result is `None`.
-    pub(in crate::telemetry) fn sample(
-        &self,
-        parent: Option<&TraceContext>,
-        spans: usize,
-    ) -> Option<SpanIds> {
+    pub(crate) fn sample(&self, parent: Option<&TraceContext>, spans: usize) -> Option<SpanIds> {
         let ids = match parent {
             None => SpanIds::root(TraceId::from(self.sampler.sample_root()?)),
             Some(parent) => {
@@ -158,7 +154,7 @@ impl Tracer {
 
     /// Returns the ids of a new root span that is linked to `origin`, if `origin` is sampled. Without an origin, it is sampled
     /// like any root span.
-    pub(in crate::telemetry) fn sample_linked(&self, origin: Option<&TraceContext>) -> Option<SpanIds> {
+    pub(crate) fn sample_linked(&self, origin: Option<&TraceContext>) -> Option<SpanIds> {
         let Some(origin) = origin else {
             return self.sample(None, 1);
         };
@@ -168,7 +164,7 @@ impl Tracer {
     }
 
     /// Queues a span for export.
-    pub(in crate::telemetry) fn export(&self, span: FinishedSpan) {
+    pub(crate) fn export(&self, span: FinishedSpan) {
         let FinishedSpan {
             ids,
             name,
@@ -223,7 +219,7 @@ impl SpanIds {
     }
 
     /// Returns the ids of a new child span.
-    pub(in crate::telemetry) fn child(&self) -> Self {
+    pub(crate) fn child(&self) -> Self {
         Self {
             span: new_span_id(),
             parent: Some(self.span),
@@ -233,7 +229,7 @@ impl SpanIds {
     }
 
     /// Converts the ids to the type of the SDK.
-    pub(in crate::telemetry) fn span_context(&self) -> SpanContext {
+    pub(crate) fn span_context(&self) -> SpanContext {
         SpanContext::new(
             self.trace,
             self.span,
@@ -244,7 +240,7 @@ impl SpanIds {
     }
 
     /// Converts the ids to the type that is sent over the wire.
-    pub(in crate::telemetry) fn trace_context(&self) -> TraceContext {
+    pub(crate) fn trace_context(&self) -> TraceContext {
         let trace = u128::from_be_bytes(self.trace.to_bytes());
         let span = u64::from_be_bytes(self.span.to_bytes());
         TraceContext::new(trace, span, true).with_tracestate(&self.state.header())
@@ -252,7 +248,7 @@ impl SpanIds {
 }
 
 /// Converts a received trace context to the type of the SDK.
-pub(in crate::telemetry) fn remote_span_context(context: &TraceContext) -> SpanContext {
+pub(crate) fn remote_span_context(context: &TraceContext) -> SpanContext {
     let flags = TraceFlags::default().with_sampled(context.is_sampled());
     SpanContext::new(
         TraceId::from(context.trace_id()),
@@ -281,7 +277,7 @@ fn new_span_id() -> SpanId {
 }
 
 /// Converts an instant in the past to wall-clock time.
-pub(in crate::telemetry) fn system_time(at: Instant) -> SystemTime {
+pub(crate) fn system_time(at: Instant) -> SystemTime {
     let now = SystemTime::now();
     now.checked_sub(at.elapsed()).unwrap_or(now)
 }
