@@ -390,7 +390,7 @@ fn a_lost_log_prints_one_line() {
             Some(0),
             "chitchat: reconnecting…\n\
              chitchat: reconnected\n\
-             chitchat: the events after 1 are missing: the room's log was lost; events of a new log follow from 1\n"
+             chitchat: the events after 1 are missing: the room's log was lost and replaced; its events follow from 1\n"
         )
     );
 }

@@ -333,7 +333,7 @@ fn history_reports_events_that_the_server_has_discarded() {
         finished.outcome(),
         (
             Some(0),
-            "chitchat: events 3 to 6 are missing: the server does not keep them any more\n"
+            "chitchat: events 3 to 6 are missing: the server no longer retains them\n"
         )
     );
 }

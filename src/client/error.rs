@@ -51,7 +51,7 @@ pub enum ClientError {
         retry_after: Option<Duration>,
     },
     /// The server ended the stream because this client read too slowly.
-    #[error("the server dropped this reader: {message}")]
+    #[error("the server ended the stream because this client is too slow: {message}")]
     Lagged {
         /// The server's explanation.
         message: String,
@@ -88,7 +88,7 @@ pub enum ClientError {
         message: String,
     },
     /// The session is closed. If it has failed, its stream has yielded the error.
-    #[error("the conversation is over")]
+    #[error("the session is closed")]
     Closed,
 }
 

@@ -55,7 +55,7 @@ pub enum Gap {
         /// The stream continues after this sequence number of the new epoch.
         after: u64,
     },
-    /// Events may be missing. A server of the first version has no sequence numbers to tell by.
+    /// Events may be missing. A server of the first version does not number its events.
     Unknown,
 }
 
@@ -63,30 +63,24 @@ impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Expired { first, last } if first == last => {
-                write!(
-                    f,
-                    "event {first} is missing: the server does not keep it any more"
-                )
+                write!(f, "event {first} is missing: the server no longer retains it")
             }
             Self::Expired { first, last } => write!(
                 f,
-                "events {first} to {last} are missing: the server does not keep them any more"
+                "events {first} to {last} are missing: the server no longer retains them"
             ),
             Self::Truncated { first, last } => {
                 write!(
                     f,
-                    "the server lost the end of the room's log: events {first} to {last} are void"
+                    "the server lost the end of the room's log: events {first} to {last} no longer exist"
                 )
             }
             Self::NewEpoch { seen, after } => write!(
                 f,
-                "the events after {seen} are missing: the room's log was lost; events of a new log follow from {}",
+                "the events after {seen} are missing: the room's log was lost and replaced; its events follow from {}",
                 after.saturating_add(1)
             ),
-            Self::Unknown => write!(
-                f,
-                "what happened meanwhile is missing: the server cannot tell what it was"
-            ),
+            Self::Unknown => write!(f, "events may be missing: the server does not number them"),
         }
     }
 }
@@ -100,15 +94,15 @@ mod tests {
         for (gap, text) in [
             (
                 Gap::Expired { first: 6, last: 6 },
-                "event 6 is missing: the server does not keep it any more",
+                "event 6 is missing: the server no longer retains it",
             ),
             (
                 Gap::Expired { first: 6, last: 9 },
-                "events 6 to 9 are missing: the server does not keep them any more",
+                "events 6 to 9 are missing: the server no longer retains them",
             ),
             (
                 Gap::NewEpoch { seen: 9, after: 0 },
-                "the events after 9 are missing: the room's log was lost; events of a new log follow from 1",
+                "the events after 9 are missing: the room's log was lost and replaced; its events follow from 1",
             ),
         ] {
             assert_eq!(gap.to_string(), text);

@@ -127,7 +127,7 @@ impl History {
     fn on_page(&mut self, page: GetHistoryResponse) -> Result<(), ClientError> {
         if page.epoch != self.epoch {
             return Err(ClientError::OutOfRange {
-                message: "the room's log was lost while it was read, and a new one begun".to_owned(),
+                message: "the room's log was lost and replaced while it was read".to_owned(),
             });
         }
         let before = self.position;

@@ -10,7 +10,7 @@ use crate::proto::Notice;
 const EPOCH: u64 = 9;
 const OWN_ID: i32 = 7;
 
-/// A server in one piece: a room with one participant who comes and goes, and somebody else who talks.
+/// A model of a server: a room with the participant under test, and another who sends messages.
 #[derive(Default)]
 struct Server {
     log: Vec<ServerMessage>,
@@ -18,7 +18,7 @@ struct Server {
     time: i64,
     token: Option<String>,
     sessions: u32,
-    last_said: i64,
+    last_timestamp: i64,
 }
 
 impl Server {
@@ -39,26 +39,29 @@ impl Server {
     }
 
     fn receive(&mut self, timestamp: i64) {
-        assert!(timestamp > self.last_said, "times of one client rise");
-        self.last_said = timestamp;
+        assert!(
+            timestamp > self.last_timestamp,
+            "the timestamps of a client increase"
+        );
+        self.last_timestamp = timestamp;
         self.time = self.time.max(timestamp);
     }
 
-    /// The session is over; with the grace, or at once.
-    fn forget(&mut self) {
+    /// Ends the session, as when its grace period has expired.
+    fn expire_session(&mut self) {
         if self.token.take().is_some() {
             self.append(OWN_ID, EventType::Leave, "left", "");
         }
     }
 
-    /// Answers a JOIN: a welcome and what follows it.
+    /// Answers a JOIN with a welcome and the events that follow.
     fn join(&mut self, join: &JoinMsgLeave) -> (Welcome, Vec<ServerMessage>) {
         self.receive(join.timestamp);
         let before = self.log.len() as u64;
         let continues = self.token.is_some() && self.token.as_deref() == Some(join.session_token.as_str());
         if !continues {
-            // Nobody waits here for the grace of an earlier session.
-            self.forget();
+            // A JOIN without the token ends the earlier session at once.
+            self.expire_session();
             self.sessions += 1;
             self.token = Some(format!("token {}", self.sessions));
             self.append(OWN_ID, EventType::Join, "joined", "");
@@ -78,15 +81,15 @@ impl Server {
         (welcome, follows)
     }
 
-    /// Answers what a participant says.
-    fn take(&mut self, said: &JoinMsgLeave) -> ServerMessage {
-        self.receive(said.timestamp);
-        if let Some(original) = self.ids.get(&said.message_id) {
+    /// Answers a message of the participant.
+    fn on_text(&mut self, frame: &JoinMsgLeave) -> ServerMessage {
+        self.receive(frame.timestamp);
+        if let Some(original) = self.ids.get(&frame.message_id) {
             self.time += 1;
             return ServerMessage {
                 r#type: EventType::Message.into(),
                 timestamp: self.time,
-                message_id: said.message_id.clone(),
+                message_id: frame.message_id.clone(),
                 notice: Some(Notice {
                     code: NoticeCode::MessageRepeated.into(),
                     original_sequence: *original,
@@ -95,59 +98,59 @@ impl Server {
                 ..ServerMessage::default()
             };
         }
-        let event = self.append(OWN_ID, EventType::Message, &said.msg, &said.message_id);
-        self.ids.insert(said.message_id.clone(), event.sequence);
+        let event = self.append(OWN_ID, EventType::Message, &frame.msg, &frame.message_id);
+        self.ids.insert(frame.message_id.clone(), event.sequence);
         event
     }
 }
 
-/// A participant, a server, and what is on its way between them.
-struct World {
+/// A participant, a server, and the messages in flight between them.
+struct Simulation {
     server: Server,
     state: SessionState,
-    up: VecDeque<JoinMsgLeave>,
-    down: VecDeque<ServerMessage>,
+    to_server: VecDeque<JoinMsgLeave>,
+    to_client: VecDeque<ServerMessage>,
     connected: bool,
-    said: Vec<String>,
-    shown: Vec<ServerMessage>,
+    sent: Vec<String>,
+    received: Vec<ServerMessage>,
     gaps: Vec<Gap>,
 }
 
-impl World {
+impl Simulation {
     fn new() -> Self {
-        let mut world = Self {
+        let mut simulation = Self {
             server: Server::default(),
             state: SessionState::new(JoinOptions::new("Ada")),
-            up: VecDeque::new(),
-            down: VecDeque::new(),
+            to_server: VecDeque::new(),
+            to_client: VecDeque::new(),
             connected: false,
-            said: Vec::new(),
-            shown: Vec::new(),
+            sent: Vec::new(),
+            received: Vec::new(),
             gaps: Vec::new(),
         };
-        world.connect();
-        world
+        simulation.connect();
+        simulation
     }
 
     fn connect(&mut self) {
         if !self.connected {
             let join = self.state.join_frame();
             let (welcome, follows) = self.server.join(&join);
-            self.up.clear();
-            self.down = follows.into();
+            self.to_server.clear();
+            self.to_client = follows.into();
             self.connected = true;
             assert_eq!(self.state.on_joined(Some(welcome)), None);
         }
     }
 
-    /// Cuts the line; `arrives` of what was on its way up still arrives.
-    fn cut(&mut self, arrives: usize) {
-        for _ in 0..arrives {
+    /// Cuts the connection after `arriving` more messages have reached the server.
+    fn cut(&mut self, arriving: usize) {
+        for _ in 0..arriving {
             self.serve();
         }
         self.connected = false;
-        self.up.clear();
-        self.down.clear();
+        self.to_server.clear();
+        self.to_client.clear();
         let broken = ClientError::from(Status::unavailable("cut"));
         assert!(matches!(
             self.state.on_disconnect(Some(broken)),
@@ -155,10 +158,10 @@ impl World {
         ));
     }
 
-    fn say(&mut self) {
-        let text = format!("text {}", self.said.len());
+    fn enqueue(&mut self) {
+        let text = format!("text {}", self.sent.len());
         if self.state.enqueue(text.clone(), None).is_ok() {
-            self.said.push(text);
+            self.sent.push(text);
         }
     }
 
@@ -166,68 +169,68 @@ impl World {
         if self.connected
             && let Some(frame) = self.state.next_frame()
         {
-            self.up.push_back(frame);
+            self.to_server.push_back(frame);
         }
     }
 
     fn serve(&mut self) {
-        if let Some(said) = self.up.pop_front() {
-            let answer = self.server.take(&said);
-            self.down.push_back(answer);
+        if let Some(frame) = self.to_server.pop_front() {
+            let answer = self.server.on_text(&frame);
+            self.to_client.push_back(answer);
         }
     }
 
-    fn somebody_else_says(&mut self) {
+    fn other_sends(&mut self) {
         let event = self.server.append(1, EventType::Message, "else", "");
         if self.connected {
-            self.down.push_back(event);
+            self.to_client.push_back(event);
         }
     }
 
-    fn hear(&mut self) {
-        if let Some(message) = self.down.pop_front() {
-            let heard = self.state.on_message(message);
-            self.gaps.extend(heard.gap);
-            self.shown
-                .extend(heard.message.filter(|message| message.sequence != 0));
+    fn receive(&mut self) {
+        if let Some(message) = self.to_client.pop_front() {
+            let incoming = self.state.on_message(message);
+            self.gaps.extend(incoming.gap);
+            self.received
+                .extend(incoming.message.filter(|message| message.sequence != 0));
         }
     }
 
-    /// Lets everything arrive.
+    /// Reconnects and delivers all messages.
     fn settle(&mut self) {
         self.connect();
-        while self.state.has_unsent() || !self.up.is_empty() || !self.down.is_empty() {
+        while self.state.has_unsent() || !self.to_server.is_empty() || !self.to_client.is_empty() {
             self.send();
             self.serve();
-            self.hear();
+            self.receive();
         }
     }
 }
 
 #[derive(Debug, Clone)]
 enum Move {
-    Say,
+    Enqueue,
     Send,
     Serve,
-    Hear,
-    Else,
+    Receive,
+    OtherSends,
     Cut(usize),
     Connect,
-    Forget,
+    ExpireSession,
     ForgetIds,
     Repeat,
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = prop_oneof![
-        4 => Just(Move::Say),
+        4 => Just(Move::Enqueue),
         6 => Just(Move::Send),
         6 => Just(Move::Serve),
-        6 => Just(Move::Hear),
-        2 => Just(Move::Else),
+        6 => Just(Move::Receive),
+        2 => Just(Move::OtherSends),
         1 => (0_usize..4).prop_map(Move::Cut),
         3 => Just(Move::Connect),
-        1 => Just(Move::Forget),
+        1 => Just(Move::ExpireSession),
         1 => Just(Move::ForgetIds),
         1 => Just(Move::Repeat),
     ];
@@ -236,40 +239,40 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 
 proptest! {
     #[test]
-    fn whatever_is_cut_the_log_is_shown_once_and_everything_is_said_once(moves in moves()) {
-        let mut world = World::new();
+    fn every_event_is_received_once_and_every_message_broadcast_once(moves in moves()) {
+        let mut simulation = Simulation::new();
         for one in moves {
             match one {
-                Move::Say => world.say(),
-                Move::Send => world.send(),
-                Move::Serve => world.serve(),
-                Move::Hear => world.hear(),
-                Move::Else => world.somebody_else_says(),
-                Move::Cut(arrives) if world.connected => world.cut(arrives),
-                Move::Connect => world.connect(),
-                // A session is only over when its connection is.
-                Move::Forget if !world.connected => world.server.forget(),
-                // So much was said that the server does not know what was said before.
-                Move::ForgetIds => world.server.ids.clear(),
-                // A server that sends an event twice.
-                Move::Repeat => if let Some(event) = world.down.front().cloned() {
-                    world.down.push_front(event);
+                Move::Enqueue => simulation.enqueue(),
+                Move::Send => simulation.send(),
+                Move::Serve => simulation.serve(),
+                Move::Receive => simulation.receive(),
+                Move::OtherSends => simulation.other_sends(),
+                Move::Cut(arriving) if simulation.connected => simulation.cut(arriving),
+                Move::Connect => simulation.connect(),
+                // A session can only expire while it has no connection.
+                Move::ExpireSession if !simulation.connected => simulation.server.expire_session(),
+                // The deduplication window has moved past all ids.
+                Move::ForgetIds => simulation.server.ids.clear(),
+                // The server sends an event twice.
+                Move::Repeat => if let Some(event) = simulation.to_client.front().cloned() {
+                    simulation.to_client.push_front(event);
                 },
-                Move::Cut(_) | Move::Forget => {}
+                Move::Cut(_) | Move::ExpireSession => {}
             }
         }
-        world.settle();
-        prop_assert_eq!(&world.shown, &world.server.log);
-        prop_assert_eq!(world.state.unacknowledged(), 0);
-        prop_assert!(world.gaps.is_empty());
-        let said: Vec<&str> = world
+        simulation.settle();
+        prop_assert_eq!(&simulation.received, &simulation.server.log);
+        prop_assert_eq!(simulation.state.unacknowledged(), 0);
+        prop_assert!(simulation.gaps.is_empty());
+        let broadcast: Vec<&str> = simulation
             .server
             .log
             .iter()
             .filter(|event| !event.message_id.is_empty())
             .map(|event| event.msg_stream.as_str())
             .collect();
-        prop_assert_eq!(said, world.said);
+        prop_assert_eq!(broadcast, simulation.sent);
     }
 }
 
@@ -296,7 +299,7 @@ fn notice(code: NoticeCode) -> ServerMessage {
     }
 }
 
-fn entered() -> SessionState {
+fn joined() -> SessionState {
     let mut state = SessionState::new(JoinOptions::new("Ada").room("tea"));
     state.join_frame();
     state.on_joined(welcome(EPOCH, 4, false));
@@ -304,7 +307,7 @@ fn entered() -> SessionState {
 }
 
 #[test]
-fn a_join_carries_what_the_last_welcome_gave() {
+fn a_reconnect_presents_the_token_and_position_of_the_last_welcome() {
     let mut state = SessionState::new(JoinOptions::new("Ada").room("tea"));
     let first = state.join_frame();
     assert_eq!((first.session_token.as_str(), first.resume), ("", None));
@@ -321,8 +324,8 @@ fn a_join_carries_what_the_last_welcome_gave() {
 }
 
 #[test]
-fn what_is_not_recovered_is_named() {
-    let mut state = entered();
+fn a_gap_is_reported_after_an_incomplete_resume() {
+    let mut state = joined();
     let gap = Gap::Expired { first: 5, last: 9 };
     assert_eq!(state.on_joined(welcome(EPOCH, 9, false)), Some(gap));
     let gap = Gap::NewEpoch { seen: 9, after: 2 };
@@ -331,8 +334,8 @@ fn what_is_not_recovered_is_named() {
 }
 
 #[test]
-fn leaving_comes_last_and_again_after_what_was_cut() {
-    let mut state = entered();
+fn leave_is_sent_last_and_again_after_a_reconnect() {
+    let mut state = joined();
     state.enqueue("one".into(), None).unwrap();
     state.leave();
     assert!(matches!(
@@ -362,9 +365,9 @@ fn own(sequence: u64, message_id: &MessageId) -> ServerMessage {
     }
 }
 
-/// A participant who said "one" and "two", lost the connection, and is welcomed after event 4 of 6.
-fn back_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
-    let mut state = entered();
+/// A participant who has sent "one" and "two", lost the connection, and resumes after event 4 of 6.
+fn resumed_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
+    let mut state = joined();
     let one = state.enqueue("one".into(), None).unwrap();
     let two = state.enqueue("two".into(), None).unwrap();
     while state.next_frame().is_some() {}
@@ -377,8 +380,8 @@ fn back_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
 }
 
 #[test]
-fn what_the_log_may_still_bring_is_not_sent_again() {
-    let (mut state, one, _) = back_with_two_events_to_read();
+fn nothing_is_retransmitted_before_the_missed_events_are_read() {
+    let (mut state, one, _) = resumed_with_two_events_to_read();
     state.enqueue("three".into(), None).unwrap();
     state.leave();
     let else_said = ServerMessage {
@@ -397,7 +400,7 @@ fn what_the_log_may_still_bring_is_not_sent_again() {
 }
 
 #[test]
-fn every_welcome_says_anew_what_is_read_before_something_is_sent() {
+fn each_welcome_determines_anew_which_events_to_read_before_sending() {
     let cut = || Some(ClientError::from(Status::unavailable("cut")));
     let sends = |state: &mut SessionState| state.has_unsent() && state.next_frame().is_some();
     for next in [
@@ -406,14 +409,14 @@ fn every_welcome_says_anew_what_is_read_before_something_is_sent() {
         // A server of the first version.
         None,
     ] {
-        let (mut state, ..) = back_with_two_events_to_read();
+        let (mut state, ..) = resumed_with_two_events_to_read();
         assert!(!sends(&mut state));
         state.on_disconnect(cut());
         state.on_joined(next);
         assert!(sends(&mut state));
     }
-    // Whoever has nothing to repeat waits for nothing.
-    let (mut state, one, two) = back_with_two_events_to_read();
+    // With nothing to retransmit there is nothing to wait for.
+    let (mut state, one, two) = resumed_with_two_events_to_read();
     state.on_message(own(5, &one));
     state.on_message(own(6, &two));
     state.on_disconnect(cut());
@@ -426,8 +429,8 @@ fn every_welcome_says_anew_what_is_read_before_something_is_sent() {
 }
 
 #[test]
-fn nobody_comes_back_to_say_goodbye() {
-    let mut state = entered();
+fn a_participant_does_not_reconnect_only_to_leave() {
+    let mut state = joined();
     state.leave();
     assert!(state.is_done());
     let cut = ClientError::from(Status::unavailable(""));
@@ -435,13 +438,13 @@ fn nobody_comes_back_to_say_goodbye() {
 }
 
 #[test]
-fn a_session_that_was_taken_over_is_over() {
-    let mut state = entered();
+fn a_session_that_was_taken_over_does_not_reconnect() {
+    let mut state = joined();
     assert_eq!(state.on_message(notice(NoticeCode::TakenOver)).message, None);
-    // Even when the status that follows is lost with the connection.
+    // Even if the connection breaks before the status arrives.
     let cut = ClientError::from(Status::unavailable(""));
     let Disconnect::Fatal(error) = state.on_disconnect(Some(cut)) else {
-        panic!("goes on");
+        panic!("it reconnects");
     };
     assert_eq!(
         error.to_string(),
@@ -450,25 +453,25 @@ fn a_session_that_was_taken_over_is_over() {
 }
 
 #[test]
-fn the_servers_delay_is_kept_from_whichever_place_it_comes() {
-    let mut state = entered();
+fn the_servers_delay_is_taken_from_the_notice_or_the_status() {
+    let mut state = joined();
     state.on_message(notice(NoticeCode::Reconnect));
     let Disconnect::Retry(_, delay) = state.on_disconnect(None) else {
-        panic!("ends");
+        panic!("it does not reconnect");
     };
     assert_eq!(delay, Some(Duration::from_secs(3)));
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(4)));
     let status = Status::with_error_details(Code::Unavailable, "draining", details);
     state.on_message(notice(NoticeCode::Reconnect));
     let Disconnect::Retry(_, delay) = state.on_disconnect(Some(status.into())) else {
-        panic!("ends");
+        panic!("it does not reconnect");
     };
     assert_eq!(delay, Some(Duration::from_secs(4)));
 }
 
 #[test]
-fn a_log_that_begins_anew_may_begin_with_an_earlier_clock() {
-    let mut state = entered();
+fn the_clock_is_reset_once_if_a_new_log_rejects_it() {
+    let mut state = joined();
     state.merge_time(5_000_000);
     let refusal = || {
         let details = ErrorDetails::with_error_info("TIMESTAMP_OUT_OF_RANGE", "chitchat.itu", []);
@@ -481,8 +484,8 @@ fn a_log_that_begins_anew_may_begin_with_an_earlier_clock() {
 }
 
 #[test]
-fn progress_is_what_more_than_the_own_coming_and_going_brings() {
-    let mut state = entered();
+fn own_joins_and_leaves_are_no_progress() {
+    let mut state = joined();
     let event = |sender_id, r#type: EventType, sequence| ServerMessage {
         sender_id,
         r#type: r#type.into(),
@@ -498,8 +501,8 @@ fn progress_is_what_more_than_the_own_coming_and_going_brings() {
 }
 
 #[test]
-fn the_window_is_bounded() {
-    let mut state = entered();
+fn the_window_bounds_unacknowledged_messages() {
+    let mut state = joined();
     for _ in 0..SessionState::WINDOW {
         state.enqueue("text".into(), None).unwrap();
     }

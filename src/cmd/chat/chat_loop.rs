@@ -193,7 +193,7 @@ impl ChatLoop {
                     self.deadline = None;
                 }
                 self.settle(&message);
-                // A retransmission is of no interest to whoever typed the line once.
+                // A retransmission is not shown a second time.
                 let line = (!is_repeated(&message)).then(|| format_message(&message));
                 self.options
                     .spans

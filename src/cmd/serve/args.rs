@@ -1,4 +1,4 @@
-//! The flags of `chitchat serve`. Each is an environment variable too.
+//! The flags of `chitchat serve`. Each can also be set by an environment variable.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
-/// Run the server.
+/// Run the server
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// Where chat clients connect; port 0 takes a free one
+    /// Address for clients (gRPC); port 0 = any free port
     #[arg(
         long,
         env = "CHITCHAT_LISTEN",
@@ -28,7 +28,7 @@ pub struct Args {
     )]
     listen: SocketAddr,
 
-    /// Where /livez, /readyz and /metrics are; port 0 takes a free one
+    /// Address for /livez, /readyz and /metrics (HTTP); port 0 = any free port
     #[arg(
         long,
         env = "CHITCHAT_ADMIN",
@@ -38,15 +38,15 @@ pub struct Args {
     )]
     admin: SocketAddr,
 
-    /// Where the rooms' logs are kept
+    /// Directory for the rooms' logs
     #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", default_value = DEFAULT_DATA_DIR, help_heading = "Store")]
     data_dir: PathBuf,
 
-    /// Keeps the logs in memory only: they are gone with the process
+    /// Keep the logs in memory only; they are lost when the process ends
     #[arg(long, env = "CHITCHAT_IN_MEMORY", help_heading = "Store")]
     in_memory: bool,
 
-    /// What an acknowledged message survives: sync = a power cut, os = the end of the process
+    /// What acknowledged messages survive: sync = a power failure, os = a crash of the process
     #[arg(
         long,
         env = "CHITCHAT_DURABILITY",
@@ -56,11 +56,12 @@ pub struct Args {
     )]
     durability: Durability,
 
-    /// Goes on where acknowledged events are gone from the end of a room's log, after damage to the disk: the room gets a new epoch. A log of which even the room's name is gone is let go. Without it such a start is refused
+    /// Start even if acknowledged events are missing from the end of a room's log after disk damage: the room gets a new
+    /// epoch. A log whose room name is lost is removed. Without this flag the server refuses to start
     #[arg(long, env = "CHITCHAT_ACCEPT_LOSS", help_heading = "Store")]
     accept_loss: bool,
 
-    /// How many of a room's newest events are kept, at least 1000 [default: 1000000, in memory 100000]
+    /// Number of events that each room retains, the newest ones; at least 1000 [default: 1000000, in memory 100000]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_EVENTS",
@@ -70,7 +71,7 @@ pub struct Args {
     )]
     retain_events: Option<u64>,
 
-    /// How much of a room's newest events is kept, at least 1MiB [default: 256MiB, in memory 32MiB]
+    /// Size of the events that each room retains, the newest ones; at least 1MiB [default: 256MiB, in memory 32MiB]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_BYTES",
@@ -80,11 +81,12 @@ pub struct Args {
     )]
     retain_bytes: Option<u64>,
 
-    /// How old a room's events may be; 0s = however old
+    /// Age up to which each room retains events; 0s = no limit
     #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
     retain_age: Duration,
 
-    /// How much of all rooms' events is kept, at least 1MiB; the largest gives way [default: 8GiB, in memory 256MiB]
+    /// Size of the events that all rooms together retain, at least 1MiB; beyond it the largest room loses its oldest events
+    /// [default: 8GiB, in memory 256MiB]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
@@ -94,40 +96,41 @@ pub struct Args {
     )]
     retain_total_bytes: Option<u64>,
 
-    /// How long a client that lost its connection has to come back before it leaves
+    /// How long a participant whose connection is lost may take to resume before it leaves the room
     #[arg(long, env = "CHITCHAT_RESUME_GRACE", value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Rooms")]
     resume_grace: Duration,
 
-    /// The longest text, in characters
+    /// Maximum length of a message in characters, 1 to 100000
     #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, value_parser = whole::<usize>, help_heading = "Rooms")]
     max_message_chars: usize,
 
-    /// How far a client's Lamport time may be ahead of its room's
+    /// How far the Lamport timestamp of a client may be ahead of the room's clock, 1 to 2^62
     #[arg(long, env = "CHITCHAT_MAX_CLOCK_AHEAD", value_name = "N", default_value_t = DEFAULT_MAX_CLOCK_AHEAD, help_heading = "Rooms")]
     max_clock_ahead: i64,
 
-    /// How many may be in a room at a time
+    /// Maximum number of participants in a room, at least 1
     #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, value_parser = whole::<usize>, help_heading = "Rooms")]
     max_participants: usize,
 
-    /// How many rooms there may be
+    /// Maximum number of rooms, at least 1
     #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubOptions::default().max_rooms, value_parser = whole::<usize>, help_heading = "Rooms")]
     max_rooms: usize,
 
-    /// Lets several participants of a room have the same name
+    /// Allow several participants of a room to have the same name
     #[arg(long, env = "CHITCHAT_ALLOW_DUPLICATE_NAMES", help_heading = "Rooms")]
     allow_duplicate_names: bool,
 
-    /// How much a room keeps in memory for readers that are behind, at least 1MiB
+    /// Size of the recent events that each room keeps in memory for slow readers, at least 1MiB; readers further behind are
+    /// served from the log
     #[arg(long, env = "CHITCHAT_FEED_BYTES", value_name = "SIZE", default_value = "4MiB", value_parser = size::<usize>, help_heading = "Rooms")]
     feed_bytes: usize,
 
-    /// The longest that events of a busy room with many subscribers are gathered, to be told together; 0s = not at all. The first
-    /// event after a pause never waits
+    /// Longest delay by which a busy room with many subscribers batches its events; 0s = no batching. The first event after
+    /// a pause is not delayed
     #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
-    /// How many connections there may be [default: as many as the limit of open files allows, at most 100000]
+    /// Maximum number of connections [default: as many as the limit of open files allows, at most 100000]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
@@ -137,27 +140,27 @@ pub struct Args {
     )]
     max_connections: Option<usize>,
 
-    /// How many streams a connection may have open
+    /// Maximum number of concurrent streams on a connection, at least 1
     #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = whole::<u32>, help_heading = "Connections")]
     max_streams_per_connection: u32,
 
-    /// How long a connection may be silent before it is asked for a sign of life
+    /// Interval between HTTP/2 keepalive pings on an idle connection, at least 1s
     #[arg(long, env = "CHITCHAT_KEEPALIVE_INTERVAL", value_name = "TIME", value_parser = duration, default_value = "20s", help_heading = "Connections")]
     keepalive_interval: Duration,
 
-    /// How long the sign of life may take before the connection counts as lost
+    /// How long to wait for the answer to a keepalive ping before the connection is closed, at least 1s
     #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "20s", help_heading = "Connections")]
     keepalive_timeout: Duration,
 
-    /// How long a client may take nothing of what waits for it before its stream is ended
+    /// How long a client may read nothing while data waits for it before its stream is ended, at least 1s
     #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "5m", help_heading = "Connections")]
     stall_timeout: Duration,
 
-    /// How long the server may take to end, after SIGTERM or SIGINT or when the store has failed
+    /// How long a graceful shutdown may take, after SIGTERM or SIGINT or when the store has failed
     #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "8s", help_heading = "Process")]
     drain_timeout: Duration,
 
-    /// How many threads serve [default: one a core]
+    /// Number of worker threads, 1 to 1024 [default: one per core]
     #[arg(
         long,
         env = "CHITCHAT_WORKER_THREADS",
@@ -167,7 +170,7 @@ pub struct Args {
     )]
     pub(super) worker_threads: Option<u16>,
 
-    /// What is logged: a level (error, warn, info, debug, trace), or target=level pairs
+    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas
     #[arg(
         long,
         env = "CHITCHAT_LOG",
@@ -177,7 +180,7 @@ pub struct Args {
     )]
     log: String,
 
-    /// How log lines look
+    /// Format of log lines
     #[arg(
         long,
         env = "CHITCHAT_LOG_FORMAT",
@@ -187,29 +190,38 @@ pub struct Args {
     )]
     log_format: LogFormat,
 
-    /// How many messages per second are traced because their sender asked for it; beyond that the server's own sampler decides [default: 1000]
-    #[arg(long, env = "CHITCHAT_TRACE_REMOTE_LIMIT", value_name = "N", value_parser = whole::<u32>, help_heading = "Process")]
+    /// Maximum number of messages per second that are traced because their senders request it; beyond it the server's
+    /// own sampler decides [default: 1000]
+    #[arg(
+        long,
+        env = "CHITCHAT_TRACE_REMOTE_LIMIT",
+        value_name = "N",
+        value_parser = whole::<u32>,
+        help_heading = "Process"
+    )]
     trace_remote_limit: Option<u32>,
 
-    /// The former name of --trace-remote-limit
-    #[arg(long, env = "CHITCHAT_TRACE_WISHES", value_name = "N", value_parser = whole::<u32>, hide = true)]
+    /// Former name of `--trace-remote-limit`.
+    #[arg(long, env = "CHITCHAT_TRACE_WISHES", hide = true, value_parser = whole::<u32>)]
     trace_wishes: Option<u32>,
 }
 
 impl Args {
+    /// How many messages per second may be traced because their senders request it.
     pub(super) fn trace_remote_limit(&self) -> u32 {
         self.trace_remote_limit
             .or(self.trace_wishes)
             .unwrap_or(DEFAULT_REMOTE_LIMIT_PER_SECOND)
     }
 
-    /// The configuration, on a system that allows so many connections.
+    /// Converts the flags. `connection_ceiling` is the default for the maximum number of connections.
     pub(super) fn into_config(self, connection_ceiling: usize) -> Config {
-        let kept = if self.in_memory {
+        let default_retention = if self.in_memory {
             Retention::IN_MEMORY
         } else {
             Retention::ON_DISK
         };
+        let max_age = (!self.retain_age.is_zero()).then_some(self.retain_age);
         Config {
             listen: self.listen,
             admin: self.admin,
@@ -224,13 +236,15 @@ impl Args {
                 feed_bytes: self.feed_bytes,
                 resume_grace: self.resume_grace,
                 coalesce: self.coalesce,
-                retain_age: (!self.retain_age.is_zero()).then_some(self.retain_age),
+                retain_age: max_age,
             },
             retention: Retention {
-                max_events: self.retain_events.unwrap_or(kept.max_events),
-                max_bytes: self.retain_bytes.unwrap_or(kept.max_bytes),
-                max_age: (!self.retain_age.is_zero()).then_some(self.retain_age),
-                max_total_bytes: self.retain_total_bytes.unwrap_or(kept.max_total_bytes),
+                max_events: self.retain_events.unwrap_or(default_retention.max_events),
+                max_bytes: self.retain_bytes.unwrap_or(default_retention.max_bytes),
+                max_age,
+                max_total_bytes: self
+                    .retain_total_bytes
+                    .unwrap_or(default_retention.max_total_bytes),
             },
             store: if self.in_memory {
                 StoreOptions::Memory
@@ -265,14 +279,14 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Alone {
+    struct Cli {
         #[command(flatten)]
         args: Args,
     }
 
     fn args(flags: &[&str]) -> Args {
         let arguments = ["serve"].iter().chain(flags);
-        Alone::try_parse_from(arguments).unwrap().args
+        Cli::try_parse_from(arguments).unwrap().args
     }
 
     fn config(flags: &[&str]) -> Config {
@@ -292,19 +306,19 @@ mod tests {
     }
 
     #[test]
-    fn without_flags_it_is_the_default_configuration() {
+    fn the_default_flags_give_the_default_configuration() {
         let mut default = Config::default();
         default.transport.max_connections = 17;
         assert_eq!(config(&[]), default);
     }
 
     #[test]
-    fn what_the_help_says_of_defaults_is_so() {
-        for (flags, kept) in [
+    fn the_default_retention_is_as_the_help_says() {
+        for (flags, sizes) in [
             (&[][..], ["256MiB", "8GiB"]),
             (&["--in-memory"], ["32MiB", "256MiB"]),
         ] {
-            let [bytes, total] = kept.map(|raw| size::<u64>(raw).unwrap());
+            let [bytes, total] = sizes.map(|raw| size::<u64>(raw).unwrap());
             let retention = config(flags).retention;
             assert_eq!((retention.max_bytes, retention.max_total_bytes), (bytes, total));
         }

@@ -1,4 +1,4 @@
-//! `chitchat serve`: the server.
+//! `chitchat serve`: runs the server.
 
 mod args;
 mod server;
@@ -15,11 +15,11 @@ use crate::config::{Config, raise_fd_limit};
 use crate::signals::Signals;
 use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
 
-/// Runs a server until it is asked to end.
+/// Runs a server until a signal stops it.
 ///
 /// # Errors
 ///
-/// When the configuration is wrong, a port cannot be bound, or the system refuses what a server needs.
+/// If the configuration is wrong, a port cannot be bound, or the store cannot be opened or fails.
 pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
     let connection_ceiling = raise_fd_limit();
@@ -37,7 +37,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::Config(mistakes));
     }
     otlp.sampler.remote_limit_per_second = trace_remote_limit;
-    let end_within = config.drain_timeout / server::LAST_SHARE;
+    let end_timeout = config.drain_timeout / server::EXIT_SHARE;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads.into());
@@ -45,33 +45,33 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let runtime = runtime
         .enable_all()
         .build()
-        .map_err(|error| system("start its threads", &error))?;
+        .map_err(|error| system_error("start its threads", &error))?;
     let served = runtime.block_on(async {
-        let exports = OtlpPipeline::start(&otlp, SERVICE).map_err(otlp_mistake)?;
+        let exports = OtlpPipeline::start(&otlp, SERVICE_NAME).map_err(otlp_error)?;
         let _logs = init_logs(&config.logs, &exports)
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
         serve(config, exports).await
     });
-    // Dropping the runtime would wait for its blocking threads without a limit, and a name look-up in one of them can take
-    // longer than is left of the drain's deadline. The store is closed by tasks, whose threads end at once.
-    runtime.shutdown_timeout(end_within);
+    // Dropping the runtime would wait for its blocking threads without a timeout, and a name look-up in one of them can take
+    // longer than what is left of the drain timeout. The store has been closed by tasks, whose threads end at once.
+    runtime.shutdown_timeout(end_timeout);
     served
 }
 
-/// The name under which telemetry comes in where the environment gives no other.
-const SERVICE: &str = "chitchat";
+/// Default for `OTEL_SERVICE_NAME`.
+const SERVICE_NAME: &str = "chitchat";
 
-fn otlp_mistake(error: ExporterBuildError) -> Failure {
+fn otlp_error(error: ExporterBuildError) -> Failure {
     Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")])
 }
 
 async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
-    let mut signals = Signals::listen().map_err(|error| system("listen for signals", &error))?;
-    let only_json = config.logs.format == LogFormat::Json;
+    let mut signals = Signals::listen().map_err(|error| system_error("listen for signals", &error))?;
+    let is_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_exporting(config, exports).await?;
-    // The event `serving` has the same addresses, for those who asked for JSON alone.
-    if !only_json {
-        // In one piece: the log is on the same terminal.
+    // With JSON logs stderr carries JSON only; the event `serving` has the same addresses.
+    if !is_json {
+        // One write, because the log goes to the same terminal.
         let listening = format!(
             "chitchat: listening on {} (gRPC) and {} (admin)\n",
             server.listen(),
@@ -81,7 +81,6 @@ async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
     }
     let served = server.run(async move {
         let first = signals.next().await;
-        // Whoever asks twice does not want to wait.
         tokio::spawn(async move {
             let second = signals.next().await;
             eprintln!("chitchat: {second} after {first}: ending at once");
@@ -92,6 +91,6 @@ async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
     served.await
 }
 
-fn system(what: &str, error: &io::Error) -> Failure {
+fn system_error(what: &str, error: &io::Error) -> Failure {
     Failure::Software(format!("cannot {what}: {error}"))
 }

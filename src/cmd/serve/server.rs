@@ -1,4 +1,4 @@
-//! The whole server, wired: the only place where everything meets.
+//! Assembles the server: the only place where all parts meet.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,18 +23,18 @@ use crate::rpc::{CHAT_SERVICE, Listener, StreamingService, UnaryService, decode_
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
 
-/// The longest message of the services beside the chat, in bytes: a name, of a service or a symbol.
-const SMALL_REQUEST: usize = 4 * 1024;
+/// Decode limit in bytes for requests to the health and reflection services, which consist of a name.
+const SMALL_REQUEST_BYTES: usize = 4 * 1024;
 
-/// How long clients are asked to stay away when the server drains, on average: long enough for another to take over,
-/// spread so that they do not all come at once.
-const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// The average delay after which clients are asked to reconnect when the server drains: long enough for another server to
+/// take over.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// The part of the time for draining that is kept for exporting the last spans and log lines.
+/// One part in this many of the drain timeout is reserved for exporting the last spans and log lines.
 const FLUSH_SHARE: u32 = 4;
 
-/// The part of it that is left for the end of the process itself.
-pub(super) const LAST_SHARE: u32 = 16;
+/// One part in this many of the drain timeout is reserved for the exit of the process.
+pub(super) const EXIT_SHARE: u32 = 16;
 
 /// A server whose ports are bound.
 pub struct Server {
@@ -55,16 +55,16 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When a port cannot be bound, or the store cannot be opened or is damaged.
+    /// If a port cannot be bound, or the store cannot be opened or is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         Self::bind_exporting(config, OtlpPipeline::default()).await
     }
 
-    /// As [`Server::bind`]; what it tells goes to `exports` too, which end with the server.
+    /// Like [`Server::bind`]; also sends telemetry to `exports`, which are shut down with the server.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`Server::bind`].
     pub async fn bind_exporting(config: Config, exports: OtlpPipeline) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections, exports.clone()));
         let report = TelemetryObserver::new(Arc::clone(&metrics), exports.tracer().cloned());
@@ -100,24 +100,23 @@ impl Server {
         })
     }
 
-    /// Where chat clients connect.
+    /// The address for clients.
     #[must_use]
     pub const fn listen(&self) -> SocketAddr {
         self.listen
     }
 
-    /// Where the admin port is.
+    /// The address of the admin port.
     #[must_use]
     pub const fn admin(&self) -> SocketAddr {
         self.admin_at
     }
 
-    /// Serves until `shutdown` is ready (with its cause, for the log), then drains, and returns before the drain's
-    /// deadline.
+    /// Serves until `shutdown` completes (with a cause for the log), then drains and returns within the drain timeout.
     ///
     /// # Errors
     ///
-    /// When the store failed: what was acknowledged is in it, and nothing else was.
+    /// If the store has failed. It contains all acknowledged events.
     pub async fn run(self, shutdown: impl Future<Output = &'static str>) -> Result<(), Failure> {
         let Self {
             config,
@@ -137,14 +136,14 @@ impl Server {
             CancellationToken::new(),
         );
         let (health, health_service) = tonic_health::server::health_reporter();
-        // Nobody can ask before the listener is served, and from then on the answer is true.
+        // No client can query this before the listener accepts connections.
         set_health(&health, ServingStatus::Serving).await;
         readiness.set(true);
 
         let observer = Arc::new(report);
         let chat = ChatServiceServer::new(UnaryService::new(Arc::clone(&hub), observer.clone()))
             .max_decoding_message_size(decode_limit(config.rules.max_message_chars));
-        let health_service = health_service.max_decoding_message_size(SMALL_REQUEST);
+        let health_service = health_service.max_decoding_message_size(SMALL_REQUEST_BYTES);
         let chat = StreamingService::new(chat, Arc::clone(&hub), draining.clone(), observer);
         let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
         let routes = calls.layer(routes);
@@ -161,14 +160,14 @@ impl Server {
         readiness.set(false);
         set_health(&health, ServingStatus::NotServing).await;
         draining.cancel();
-        // What happened until then is exported in the rest of the time.
+        // The rest of the time is for exporting the telemetry of the drain itself.
         let flush_time = if exports.is_enabled() {
             config.drain_timeout / FLUSH_SHARE
         } else {
             Duration::ZERO
         };
         let drain = async {
-            hub.drain(RECONNECT_AFTER).await;
+            hub.drain(RECONNECT_DELAY).await;
             end_watches(health).await;
             serving.await
         };
@@ -182,14 +181,13 @@ impl Server {
         }
         cut.cancel();
         end.cancel();
-        // It was cancelled in the line before.
+        // The token was cancelled above.
         administering.await.ok();
-        // A little is left for the process to end.
-        let flushed_by = deadline - config.drain_timeout / LAST_SHARE;
+        let flushed_by = deadline - config.drain_timeout / EXIT_SHARE;
         exports.shut_down(flushed_by.into_std()).await;
         if hub.failed().is_cancelled() {
             return Err(Failure::Io(match hub.cause() {
-                // It may have been removed with all that is in it.
+                // The directory may have been removed with the events in it.
                 Some(cause @ StoreError::Directory { .. }) => format!("ended because it {cause}"),
                 Some(cause) => format!("ended because {cause}; what was acknowledged is stored"),
                 None => "ended because the store failed".into(),
@@ -199,13 +197,13 @@ impl Server {
     }
 }
 
-/// Opens the store, and gives what session tokens are made from.
+/// Opens the store. Also returns the secret that session tokens are signed with.
 fn open_store(
     config: &Config,
     observer: Arc<dyn store::Observer>,
 ) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
     match &config.store {
-        // Nothing outlives the process, so its tokens need not either.
+        // The rooms do not outlive the process, so session tokens need not either.
         StoreOptions::Memory => {
             let store = MemoryStore::new(config.retention, config.hub.max_rooms);
             Ok((Arc::new(store), rand::random()))
@@ -226,7 +224,7 @@ fn open_store(
                 let bytes = store.torn_bytes();
                 warn!(
                     event = "store_truncated",
-                    bytes, "a crash had interrupted a write; what there was of it is cut"
+                    bytes, "a crash had interrupted a write; its remains were truncated"
                 );
             }
             let secret = store.secret();
@@ -259,8 +257,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Ends the watches of the health: who watches knows by now, and would hold the connection open. Who asks once is
-/// answered as before.
+/// Ends the `Watch` streams of the health service, which would keep their connections open. `Check` still works.
 async fn end_watches(mut health: HealthReporter) {
     for service in ["", CHAT_SERVICE] {
         health.clear_service_status(service).await;
@@ -268,21 +265,21 @@ async fn end_watches(mut health: HealthReporter) {
     set_health(&health, ServingStatus::NotServing).await;
 }
 
-/// Adds server reflection, in both versions that tools ask for.
+/// Adds server reflection, v1 and v1alpha.
 fn reflection(routes: Routes) -> Routes {
     let builder = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that tools can show the details of an error.
+            // So that tools can decode error details.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => routes
-            .add_service(v1.max_decoding_message_size(SMALL_REQUEST))
-            .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST)),
-        // The descriptors are this build's own; a test asks for them.
+            .add_service(v1.max_decoding_message_size(SMALL_REQUEST_BYTES))
+            .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST_BYTES)),
+        // The descriptors are part of this build, and a test queries them.
         (Err(error), _) | (_, Err(error)) => {
             warn!(event = "no_reflection", %error, "serving without reflection");
             routes
@@ -307,7 +304,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn watches_end_and_the_state_can_still_be_asked_for() {
+    async fn ending_the_watches_does_not_end_checks() {
         let health = HealthReporter::new();
         set_health(&health, ServingStatus::NotServing).await;
         let service = HealthService::from_health_reporter(health.clone());
