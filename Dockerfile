@@ -5,19 +5,22 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY src src
+COPY bench/Cargo.toml bench/Cargo.toml
+COPY bench/src bench/src
+COPY verify verify
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     target="$(rustc --print host-tuple)" \
-    && RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" cargo build --release --locked --bin chitchat --target "$target" \
-    && install -D "target/$target/release/chitchat" /out/chitchat \
+    && RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" cargo build --release --locked --bins --target "$target" \
+    && install -D -t /out "target/$target/release/chitchat" "target/$target/release/chitchat-bench" \
     && mkdir -m 0700 /out/data
 
-# The statically linked program and its empty data directory, nothing else.
+# The statically linked programs and the empty data directory, nothing else.
 FROM scratch
 LABEL org.opencontainers.image.title="Chit Chat" \
       org.opencontainers.image.description="A gRPC chat server in which a room is an ordered log" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
-COPY --from=build /out/chitchat /usr/local/bin/chitchat
+COPY --from=build /out/chitchat /out/chitchat-bench /usr/local/bin/
 COPY --from=build --chown=65532:65532 /out/data /data
 # All addresses of the container; who can reach them is decided where the ports are published. For a log that outlives the
 # container, mount a volume at /data.

@@ -75,6 +75,11 @@ class System:
                 process.wait()
 
 
+def generator(binary):
+    """The load generator, which Cargo puts beside the server."""
+    return binary.with_name("chitchat-bench")
+
+
 class ChitChat(System):
     def __init__(self, title, *store):
         self.title = title
@@ -90,7 +95,7 @@ class Limit(System):
     protocol = "limit"
 
     def command(self, binary, directory, port):
-        return [binary, "bench-limit-server", "--listen", f"127.0.0.1:{port}"]
+        return [generator(binary), "limit-server", "--listen", f"127.0.0.1:{port}"]
 
 
 class Nats(System):

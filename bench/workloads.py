@@ -1,4 +1,4 @@
-"""The loads, as arguments of `chitchat bench`, and who takes part in which."""
+"""The loads, as arguments of `chitchat-bench`, and who takes part in which."""
 
 from dataclasses import dataclass
 

@@ -6,16 +6,17 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outage;
-
 use std::time::{Duration, Instant};
 
-use chitchat::verify::check;
+use chitchat_verify::check;
+use chitchat_verify::crash_harness::{self, Run, Site, seed};
 use nix::sys::signal::Signal;
-use outage::{Run, Site, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
+
+/// The program under test.
+const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
 
 /// The number of messages per sender and round.
 const PER_ROUND: u64 = 40;
@@ -35,14 +36,17 @@ async fn five_hundred_crashes_violate_no_invariant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_server_violates_no_invariant() {
     let seed = seed();
-    let site = Site::new(&[
-        "--resume-grace",
-        "1s",
-        "--keepalive-interval",
-        "1s",
-        "--keepalive-timeout",
-        "1s",
-    ]);
+    let site = Site::new(
+        CHITCHAT,
+        &[
+            "--resume-grace",
+            "1s",
+            "--keepalive-interval",
+            "1s",
+            "--keepalive-timeout",
+            "1s",
+        ],
+    );
     let server = block_in_place(|| site.start());
     let mut run = Run::new(site.address, seed);
     for (name, window) in [("Ada", 16), ("Bob", 16), ("Cleo", 16), ("Eve", 0)] {
@@ -52,7 +56,7 @@ async fn a_stopped_server_violates_no_invariant() {
     for _ in 0..3 {
         let enough = run.acknowledged() + PER_ROUND;
         run.allow(PER_ROUND);
-        let deadline = Instant::now() + outage::PATIENCE;
+        let deadline = Instant::now() + crash_harness::PATIENCE;
         while run.acknowledged() < enough {
             assert!(Instant::now() < deadline, "no more acknowledgements");
             tokio::time::sleep(Duration::from_micros(500)).await;
@@ -78,7 +82,7 @@ async fn crash(rounds: u64) {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     // All clients reconnect within the grace period, so there are no LEAVE events for those that stay.
-    let site = Site::new(&["--resume-grace", "10m"]);
+    let site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
     let mut server = block_in_place(|| site.start());
     let mut run = Run::new(site.address, seed);
     for name in ["Ada", "Bob", "Cleo", "Dan"] {
@@ -104,7 +108,7 @@ async fn crash(rounds: u64) {
         }
         // Kill the server in the middle of the round, at a random instruction.
         let enough = before + random.random_range(1..PER_ROUND * 4);
-        let deadline = Instant::now() + outage::PATIENCE;
+        let deadline = Instant::now() + crash_harness::PATIENCE;
         while run.acknowledged() < enough {
             assert!(
                 Instant::now() < deadline,

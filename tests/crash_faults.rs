@@ -4,18 +4,19 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outage;
-
 use std::time::{Duration, Instant};
 
-use chitchat::verify::{History, Invariant, check};
-use outage::{PATIENCE, Run, Server, Site, seed};
+use chitchat_verify::crash_harness::{PATIENCE, Run, Server, Site, seed};
+use chitchat_verify::{History, Invariant, check};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
 
+/// The program under test.
+const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
+
 fn site(failpoints: &str) -> Site {
-    let mut site = Site::new(&["--resume-grace", "10m"]);
+    let mut site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
     site.set_failpoints(failpoints);
     site
 }

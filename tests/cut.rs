@@ -2,24 +2,26 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outage;
 mod proxy;
 
 use std::time::{Duration, Instant};
 
-use chitchat::verify::check;
-use outage::{PATIENCE, Run, Site, seed};
+use chitchat_verify::check;
+use chitchat_verify::crash_harness::{PATIENCE, Run, Site, seed};
 use proxy::Proxy;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
+
+/// The program under test.
+const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
 
 const CUTS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_cuts_violate_no_invariant() {
     let seed = seed();
-    let site = Site::new(&["--resume-grace", "10m"]);
+    let site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
     let server = block_in_place(|| site.start());
     let mut random = StdRng::seed_from_u64(seed);
     let proxy = Proxy::start(site.address).await;
@@ -55,7 +57,7 @@ async fn two_hundred_cuts_violate_no_invariant() {
             let joins = client
                 .steps
                 .iter()
-                .filter(|step| matches!(step.what, chitchat::verify::What::Join { .. }));
+                .filter(|step| matches!(step.what, chitchat_verify::What::Join { .. }));
             joins.count()
         })
         .sum();

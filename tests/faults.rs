@@ -3,8 +3,6 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outage;
-
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -13,11 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chitchat::proto::{SendMessageRequest, ServerMessage};
-use chitchat::verify::check;
-use outage::{Contents, Exit, PATIENCE, Run, Site, seed};
+use chitchat_verify::check;
+use chitchat_verify::crash_harness::{Contents, Exit, PATIENCE, Run, Site, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
+
+/// The program under test.
+const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
 
 /// The exit code for a failed read or write.
 const IO: i32 = 74;
@@ -79,7 +80,7 @@ impl Drop for Disk {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_refused() {
-    let mut site = Site::new(&[]);
+    let mut site = Site::new(CHITCHAT, &[]);
     let Some(disk) = Disk::mount(site.path("disk"), "size=96m") else {
         return;
     };
@@ -103,7 +104,7 @@ fn a_directory_that_cannot_be_written_is_refused() {
 
 #[test]
 fn a_directory_of_a_newer_version_is_refused() {
-    let site = Site::new(&[]);
+    let site = Site::new(CHITCHAT, &[]);
     site.start().stop();
     std::fs::write(site.data.join("FORMAT"), "chitchat 2\n").unwrap();
     let before = Contents::read(&site.data);
@@ -121,9 +122,9 @@ fn a_directory_of_a_newer_version_is_refused() {
 
 #[test]
 fn a_directory_in_use_is_refused() {
-    let site = Site::new(&[]);
+    let site = Site::new(CHITCHAT, &[]);
     let server = site.start();
-    let mut second = Site::new(&[]);
+    let mut second = Site::new(CHITCHAT, &[]);
     second.data.clone_from(&site.data);
     assert_refused(&second, IO, &["in use by another server"]);
     server.kill();
@@ -293,7 +294,7 @@ const JOURNAL: &str = "db/0.jnl";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_database_is_never_silently_incomplete() {
-    let site = Site::new(&[]);
+    let site = Site::new(CHITCHAT, &[]);
     let log = fill(&site, 60, 200).await;
     let mut test = DamageTest::new(&site, &log);
     for name in test.files() {
@@ -321,7 +322,7 @@ async fn a_damaged_database_is_never_silently_incomplete() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_table_is_never_silently_wrong() {
-    let site = Site::new(&["--max-message-chars", "100000"]);
+    let site = Site::new(CHITCHAT, &["--max-message-chars", "100000"]);
     let log = fill(&site, 200, 90_000).await;
     let mut test = DamageTest::new(&site, &log);
     let tables = test
@@ -338,7 +339,7 @@ async fn a_damaged_table_is_never_silently_wrong() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_ends_the_server_and_violates_no_invariant() {
-    let mut site = Site::new(&["--resume-grace", "10m"]);
+    let mut site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
     let Some(disk) = Disk::mount(site.path("disk"), "size=32m") else {
         return;
     };

@@ -5,18 +5,19 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod outage;
-
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use chitchat::verify::check;
-use outage::{PATIENCE, Run, Site, seed};
+use chitchat_verify::check;
+use chitchat_verify::crash_harness::{PATIENCE, Run, Site, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
+
+/// The program under test.
+const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
 
 /// The number of power cuts.
 const CUTS: u64 = 5;
@@ -102,7 +103,7 @@ impl Drop for Volume {
 async fn a_power_cut_loses_no_acknowledged_message() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut site = Site::new(&["--resume-grace", "10m"]);
+    let mut site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
     let Some(volume) = Volume::make(&site) else {
         return;
     };

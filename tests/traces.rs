@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use collector::{Collector, Span};
 use nix::sys::signal::Signal;
 use process::{
-    CHITCHAT, Process, external_program, run, serve_with, succeed, text, unused_address, wait_until,
+    CHITCHAT, Process, external_program, load_generator, run, serve_with, succeed, text, unused_address,
+    wait_until,
 };
 
 const SERVER: i32 = 2;
@@ -283,7 +284,6 @@ fn the_load_generator_exports_its_spans_as_a_sender() {
     let server = serve_with(&[], &exporting(&collector.endpoint));
     let address = server.address.to_string();
     let load = [
-        "bench",
         "--server",
         &address,
         "--publishers",
@@ -293,7 +293,9 @@ fn the_load_generator_exports_its_spans_as_a_sender() {
         "--count",
         "20",
     ];
-    succeed(&mut client(server.address, &collector.endpoint, &load), "");
+    let mut generator = Command::new(load_generator());
+    generator.args(load).envs(exporting(&collector.endpoint));
+    succeed(&mut generator, "");
     let sent = collector.spans("send rooms/{room}", 20);
     let processed = collector.spans("process rooms/{room}", 20);
     for send in &sent {

@@ -23,7 +23,11 @@ pub(super) fn run<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T
 }
 
 /// Like [`run`], for work that records spans. Exports them before it returns.
-pub(super) fn run_traced<T, F>(work: impl FnOnce(ClientSpans) -> F) -> Result<T, Failure>
+///
+/// # Errors
+///
+/// That of `work`, or one that says why the runtime or the exporter cannot be started.
+pub fn run_traced<T, F>(work: impl FnOnce(ClientSpans) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {

@@ -26,7 +26,9 @@ use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use client_runtime::run_traced;
 pub use failure::Failure;
+pub use parse::{duration, whole};
 
 /// A gRPC chat server in which a room is an ordered log, and its clients.
 #[derive(Debug, Parser)]
@@ -47,9 +49,8 @@ enum Command {
     Rooms(rooms::RoomsCommand),
     Health(health::HealthCommand),
     Doctor(Box<doctor::DoctorCommand>),
+    #[command(hide = true, alias = "bench-limit-server")]
     Bench(bench::Bench),
-    #[command(hide = true)]
-    BenchLimitServer(bench::LimitServer),
 }
 
 impl Command {
@@ -65,25 +66,32 @@ impl Command {
             Self::Health(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Bench(command) => command.run(),
-            Self::BenchLimitServer(command) => command.run(),
         }
     }
 }
 
-/// Parses `arguments` (with the program's name first), runs the command, and returns its exit code. Failures are reported
-/// on stderr.
+/// Runs the `chitchat` program with `arguments`, the program's name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run_program(arguments, |cli: Cli| cli.command.run())
+}
+
+/// Parses `arguments`, the program's name first, passes them to `run` and returns the exit code. An error is written to
+/// stderr as one line.
+pub fn run_program<C: CommandFactory + FromArgMatches>(
+    arguments: impl IntoIterator<Item = OsString>,
+    run: impl FnOnce(C) -> Result<(), Failure>,
+) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let mut command = normalize_env(Cli::command());
+    let mut command = normalize_env(C::command());
     let parsed = command
         .try_get_matches_from_mut(&arguments)
         .map_err(|error| attribute_to_env(error, &command, &arguments))
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
+        .and_then(|matches| C::from_arg_matches(&matches));
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return failure::report_usage(&error),
     };
-    match cli.command.run() {
+    match run(parsed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

@@ -20,7 +20,11 @@ const SIZE_UNITS: [(&str, u64); 8] = [
 ];
 
 /// Parses a duration such as `90s` or `1h 30m`, of at most a year.
-pub(super) fn duration(raw: &str) -> Result<Duration, String> {
+///
+/// # Errors
+///
+/// A line that says what is wrong and what is expected.
+pub fn duration(raw: &str) -> Result<Duration, String> {
     match humantime::parse_duration(raw) {
         Ok(duration) if duration > MAX_DURATION => {
             Err("more than a year; expected a duration like 2m".into())
@@ -39,7 +43,11 @@ pub(super) fn timeout(raw: &str) -> Result<Duration, String> {
 }
 
 /// Parses a whole number within the range of `T`.
-pub(super) fn whole<T: FromStr<Err: Display>>(raw: &str) -> Result<T, String> {
+///
+/// # Errors
+///
+/// A line that says what is wrong and what is expected.
+pub fn whole<T: FromStr<Err: Display>>(raw: &str) -> Result<T, String> {
     raw.parse()
         .map_err(|error| format!("{error}; expected a whole number like 100"))
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::files;
-use crate::process::{CHITCHAT, Process, external_program, run, serve, succeed, text};
+use crate::process::{CHITCHAT, Process, external_program, load_generator, run, serve, succeed, text};
 
 const FILE: &str = "deploy/compose.yaml";
 
@@ -446,6 +446,10 @@ fn the_bots_chat() {
         &files::strings(&of("demo-rooms")["command"]),
         &address,
     );
-    let output = run(Command::new(CHITCHAT).args(rooms), "");
+    assert_eq!(
+        files::strings(&of("demo-rooms")["entrypoint"]),
+        ["/usr/local/bin/chitchat-bench"]
+    );
+    let output = run(Command::new(load_generator()).args(rooms), "");
     assert!(output.status.success(), "{}", text(&output.stderr));
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::process::{CHITCHAT, Process, run, succeed};
+use crate::process::{CHITCHAT, Process, load_generator, run, succeed};
 use crate::prometheus::{Folder, Prometheus};
 use crate::rules::{alerts, promtool, rules};
 use crate::{dashboards, files};
@@ -65,9 +65,8 @@ fn serve() -> Server {
 
 /// Twenty subscribers in two rooms and twenty messages a second, until dropped.
 fn load(server: SocketAddr) -> Process {
-    let mut command = Command::new(CHITCHAT);
+    let mut command = Command::new(load_generator());
     command.args([
-        "bench",
         "--server",
         &server.to_string(),
         "--rooms",

@@ -10,6 +10,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -23,6 +24,19 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The path of the program under test.
 pub const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
+
+/// The load generator, which is beside the program under test.
+///
+/// Cargo builds it for the tests of its own package, hence not for `cargo test --test NAME` of another.
+pub fn load_generator() -> PathBuf {
+    let program = Path::new(CHITCHAT).with_file_name("chitchat-bench");
+    assert!(
+        program.exists(),
+        "{} is not built; run cargo test --no-run, or cargo build",
+        program.display()
+    );
+    program
+}
 
 /// The root of the repository.
 pub const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");

@@ -1,0 +1,279 @@
+//! As much of protobuf as the generator needs: it reads the few fields it checks, in place, and skips the rest.
+
+use super::wire::Kind;
+
+/// What the generator wants to know of a `ServerMessage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Broadcast<'a> {
+    pub(super) sender_id: i32,
+    pub(super) sender_name: &'a [u8],
+    pub(super) text: &'a [u8],
+    /// `None` for a type that the generator does not know.
+    pub(super) kind: Option<Kind>,
+    pub(super) timestamp: i64,
+    pub(super) sequence: u64,
+    /// Whether it is the typed welcome.
+    pub(super) welcome: bool,
+}
+
+/// Reads a `ServerMessage`; `None` when it is not valid protobuf.
+#[inline]
+pub(super) fn read_broadcast(mut input: &[u8]) -> Option<Broadcast<'_>> {
+    let mut found = Broadcast {
+        sender_id: 0,
+        sender_name: b"",
+        text: b"",
+        kind: Some(Kind::Join),
+        timestamp: 0,
+        sequence: 0,
+        welcome: false,
+    };
+    while !input.is_empty() {
+        let tag = take_varint(&mut input)?;
+        match tag {
+            // Field number times 8 plus the wire type: 0 = varint, 2 = length-delimited.
+            0x08 => found.sender_id = int32(take_varint(&mut input)?),
+            0x12 => found.sender_name = take_bytes(&mut input)?,
+            0x22 => found.text = take_bytes(&mut input)?,
+            0x28 => {
+                found.kind = match take_varint(&mut input)? {
+                    0 => Some(Kind::Join),
+                    1 => Some(Kind::Message),
+                    2 => Some(Kind::Leave),
+                    _ => None,
+                };
+            }
+            0x30 => found.timestamp = take_varint(&mut input)?.cast_signed(),
+            0x50 => found.sequence = take_varint(&mut input)?,
+            0x8A => {
+                take_bytes(&mut input)?;
+                found.welcome = true;
+            }
+            _ => skip(tag, &mut input)?,
+        }
+    }
+    Some(found)
+}
+
+/// An `int32` is sent as its 64-bit sign extension; the upper half says nothing new.
+fn int32(value: u64) -> i32 {
+    let [.., a, b, c, d] = value.to_be_bytes();
+    i32::from_be_bytes([a, b, c, d])
+}
+
+#[inline]
+fn take_varint(input: &mut &[u8]) -> Option<u64> {
+    let (&first, rest) = input.split_first()?;
+    if first < 0x80 {
+        *input = rest;
+        return Some(u64::from(first));
+    }
+    take_long_varint(input)
+}
+
+/// Up to eight bytes at once where the input is long enough, which it is but for a message's last field: a loop over the
+/// bytes was the generator's greatest expense.
+#[inline]
+fn take_long_varint(input: &mut &[u8]) -> Option<u64> {
+    let Some(word) = input.first_chunk::<8>() else {
+        return take_varint_slowly(input);
+    };
+    let word = u64::from_le_bytes(*word);
+    let ends = !word & 0x8080_8080_8080_8080;
+    if ends == 0 {
+        return take_varint_slowly(input);
+    }
+    let end = ends.trailing_zeros();
+    // Seven bits of each byte up to the one that ends the number, then pushed together: pairs, quadruples, all eight.
+    let bits = word & (u64::MAX >> (63 - end)) & 0x7F7F_7F7F_7F7F_7F7F;
+    let bits = (bits & 0x007F_007F_007F_007F) | ((bits & 0x7F00_7F00_7F00_7F00) >> 1);
+    let bits = (bits & 0x0000_3FFF_0000_3FFF) | ((bits & 0x3FFF_0000_3FFF_0000) >> 2);
+    let bits = (bits & 0x0000_0000_0FFF_FFFF) | ((bits & 0x0FFF_FFFF_0000_0000) >> 4);
+    *input = input.get(usize::try_from(end / 8).ok()? + 1..)?;
+    Some(bits)
+}
+
+#[cold]
+fn take_varint_slowly(input: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    for (index, &byte) in input.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7F) << (index * 7);
+        if byte < 0x80 {
+            *input = input.get(index + 1..)?;
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Steps over a number of up to ten bytes without reading it.
+#[inline]
+fn skip_varint(input: &mut &[u8]) -> Option<()> {
+    let Some(word) = input.first_chunk::<8>() else {
+        return take_varint_slowly(input).map(drop);
+    };
+    let ends = !u64::from_le_bytes(*word) & 0x8080_8080_8080_8080;
+    let length = match ends.trailing_zeros() {
+        64 if *input.get(8)? < 0x80 => 9,
+        64 if *input.get(9)? < 0x80 => 10,
+        64 => return None,
+        end => usize::try_from(end / 8).ok()? + 1,
+    };
+    *input = input.get(length..)?;
+    Some(())
+}
+
+#[inline]
+fn take_bytes<'a>(input: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take_varint(input)?).ok()?;
+    let (bytes, rest) = input.split_at_checked(length)?;
+    *input = rest;
+    Some(bytes)
+}
+
+#[inline]
+fn skip(tag: u64, input: &mut &[u8]) -> Option<()> {
+    let fixed = match tag & 7 {
+        0 => return skip_varint(input),
+        2 => return take_bytes(input).map(drop),
+        1 => 8,
+        5 => 4,
+        _ => return None,
+    };
+    *input = input.get(fixed..)?;
+    Some(())
+}
+
+/// What the generator says in a `JoinMsgLeave`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Said<'a> {
+    pub(super) kind: Kind,
+    pub(super) name: &'a str,
+    /// Empty = the lobby.
+    pub(super) room: &'a str,
+    pub(super) timestamp: i64,
+    pub(super) text: &'a [u8],
+    /// Its trace, as the field `traceparent` has it; empty = none.
+    pub(super) trace: &'a str,
+}
+
+/// Appends a `JoinMsgLeave`.
+pub(super) fn write_said(said: &Said<'_>, out: &mut Vec<u8>) {
+    put_bytes(0x12, said.name.as_bytes(), out);
+    if said.timestamp != 0 {
+        out.push(0x20);
+        put_varint(said.timestamp.cast_unsigned(), out);
+    }
+    put_bytes(0x2A, said.text, out);
+    let kind = match said.kind {
+        Kind::Join => 0,
+        Kind::Message => 1,
+        Kind::Leave => 2,
+    };
+    if kind != 0 {
+        out.extend_from_slice(&[0x40, kind]);
+    }
+    put_bytes(0x4A, said.room.as_bytes(), out);
+    put_bytes(0x72, said.trace.as_bytes(), out);
+}
+
+fn put_bytes(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
+    if !bytes.is_empty() {
+        out.push(tag);
+        put_varint(bytes.len() as u64, out);
+        out.extend_from_slice(bytes);
+    }
+}
+
+fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        let [low, ..] = value.to_le_bytes();
+        out.push(low | 0x80);
+        value >>= 7;
+    }
+    let [low, ..] = value.to_le_bytes();
+    out.push(low);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chitchat::proto;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    proptest! {
+        #[test]
+        fn broadcasts_are_read_as_prost_wrote_them(
+            sender_id: i32, name in ".{0,20}", text in ".{0,200}", kind in 0_i32..4, timestamp: i64,
+            sequence: u64, epoch: u64, seconds: i64, welcome: bool,
+        ) {
+            let message = proto::ServerMessage {
+                sender_id,
+                sender_name: name.clone(),
+                msg_stream: text.clone(),
+                r#type: kind,
+                timestamp,
+                room: "somewhere".into(),
+                sequence,
+                epoch,
+                broadcast_time: Some(prost_types::Timestamp { seconds, nanos: 7 }),
+                message_id: "id".into(),
+                welcome: welcome.then(proto::Welcome::default),
+                ..Default::default()
+            };
+            let bytes = message.encode_to_vec();
+            let read = read_broadcast(&bytes).unwrap();
+            prop_assert_eq!(read.sender_id, sender_id);
+            prop_assert_eq!(read.sender_name, name.as_bytes());
+            prop_assert_eq!(read.text, text.as_bytes());
+            let kinds = [Some(Kind::Join), Some(Kind::Message), Some(Kind::Leave), None];
+            prop_assert_eq!(read.kind, kinds[usize::try_from(kind).unwrap()]);
+            prop_assert_eq!(read.timestamp, timestamp);
+            prop_assert_eq!(read.sequence, sequence);
+            prop_assert_eq!(read.welcome, welcome);
+        }
+
+        #[test]
+        fn what_is_said_is_understood_by_prost(name in ".{0,20}", room in ".{0,20}", text in ".{0,200}", trace in ".{0,55}", timestamp: i64) {
+            let kinds = [(Kind::Join, 0), (Kind::Message, 1), (Kind::Leave, 2)];
+            for (kind, number) in kinds {
+                let mut bytes = Vec::new();
+                write_said(&Said { kind, name: &name, room: &room, timestamp, text: text.as_bytes(), trace: &trace }, &mut bytes);
+                let read = proto::JoinMsgLeave::decode(&*bytes).unwrap();
+                prop_assert_eq!(read.r#type, number);
+                prop_assert_eq!(&read.client_name, &name);
+                prop_assert_eq!(&read.room, &room);
+                prop_assert_eq!(&read.msg, &text);
+                prop_assert_eq!(&read.traceparent, &trace);
+                prop_assert_eq!(read.timestamp, timestamp);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _read = read_broadcast(&bytes);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_of_every_length_are_read_wherever_they_stand(value: u64, shift in 0_u32..64, tail in 0_usize..12) {
+            let value = value >> shift;
+            let mut bytes = Vec::new();
+            put_varint(value, &mut bytes);
+            bytes.resize(bytes.len() + tail, 0xFF);
+            let (mut read, mut skipped) = (&*bytes, &*bytes);
+            prop_assert_eq!(take_varint(&mut read), Some(value));
+            prop_assert_eq!(skip_varint(&mut skipped), Some(()));
+            prop_assert_eq!((read.len(), skipped.len()), (tail, tail));
+        }
+    }
+
+    #[test]
+    fn a_truncated_field_is_not_valid() {
+        assert_eq!(read_broadcast(&[0x22, 5, b'a']), None);
+        assert_eq!(read_broadcast(&[0x08, 0x80]), None);
+        assert_eq!(read_broadcast(&[0x0B]), None);
+    }
+}
