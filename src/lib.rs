@@ -1,17 +1,34 @@
-//! Chit Chat: a gRPC chat server in which a room is an ordered log.
+//! Chit Chat: a gRPC chat server in which a room is an ordered log, and its client library.
 //!
-//! ARCHITECTURE.md draws the whole; the modules here are its floors, and imports go downward only.
+//! A program that only talks to a server depends on this crate without its default features: it gets [`client`],
+//! [`domain`] and [`proto`]. The feature `server` adds the server and the commands. ARCHITECTURE.md describes how the
+//! modules are layered.
 
-pub mod admin;
 pub mod client;
-pub mod cmd;
-pub mod config;
+#[cfg_attr(
+    not(feature = "server"),
+    allow(dead_code, reason = "the server uses what the client does not")
+)]
 pub mod domain;
-mod failpoint;
-pub mod hub;
-pub mod procfs;
 pub mod proto;
+
+#[cfg(feature = "server")]
+pub mod admin;
+#[cfg(feature = "server")]
+pub mod cmd;
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+mod failpoint;
+#[cfg(feature = "server")]
+pub mod hub;
+#[cfg(feature = "server")]
+pub mod procfs;
+#[cfg(feature = "server")]
 pub mod rpc;
+#[cfg(feature = "server")]
 pub mod signals;
+#[cfg(feature = "server")]
 pub mod store;
+#[cfg(feature = "server")]
 pub mod telemetry;
