@@ -1,5 +1,5 @@
-//! The feed: one batch is published, and every cursor reads it. The time per element is that of one delivery, without the
-//! transport.
+//! The feed: one batch is published, and every cursor reads it. The time per element is the cost of one delivery without
+//! the transport.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -10,7 +10,7 @@ use chitchat::hub::{Cursor, Feed, FeedItem, HubOptions};
 use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-use crate::said::frames;
+use crate::fixtures::frames;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("feed");
@@ -36,12 +36,12 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new(name, readers), |bencher| {
             bencher.iter(|| {
                 let mut publication = feed.publish(bytes.clone(), &mut woken);
-                publication.run(lengths.iter().sum(), events, Instant::now());
+                publication.push_run(lengths.iter().sum(), events, Instant::now());
                 drop(publication);
                 for cursor in &mut cursors {
                     let item = cursor.poll_next(&context);
                     assert!(matches!(item, Poll::Ready(FeedItem::Events(_))), "{item:?}");
-                    // A reader whose transport is idle waits for more.
+                    // A subscriber whose transport is idle polls until it is parked.
                     assert_eq!(cursor.poll_next(&context), Poll::Pending);
                 }
             });

@@ -5,9 +5,9 @@ use std::hint::black_box;
 use chitchat::domain::{Command, Leave, MessageId, ParticipantId, Room, Rules};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 
-use crate::said::{NOW, accepted, events, join, room_of, say};
+use crate::fixtures::{NOW, accepted, events, join, room_of, say};
 
-/// How many events a restart is measured with.
+/// The number of events that are replayed.
 const REPLAYED: usize = 10_000;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
@@ -63,7 +63,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             || Room::new(Rules::default()),
             |mut room| {
                 for event in &log {
-                    room.replay(event, true).expect("the log is sound");
+                    room.replay(event, true).expect("the log is valid");
                 }
                 room
             },

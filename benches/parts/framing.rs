@@ -1,4 +1,4 @@
-//! The framing: an event as the bytes that everybody receives, and back.
+//! Framing: from an event to the bytes of its broadcast, and back.
 
 use std::hint::black_box;
 
@@ -7,9 +7,9 @@ use chitchat::domain::Epoch;
 use chitchat::hub::frame;
 use criterion::{Criterion, Throughput};
 
-use crate::said::{NOW, events, frames, room_name};
+use crate::fixtures::{NOW, events, frames, room_name};
 
-/// As many as a busy room has in a batch.
+/// The size of a busy room's batch, in events.
 const BATCH: usize = 256;
 
 pub(crate) fn bench(criterion: &mut Criterion) {

@@ -1,10 +1,10 @@
-//! What the parts of the server cost by themselves. `cargo bench` runs all of them, `cargo bench -- feed` those with that
-//! word in their name. What a whole server does is measured by `chitchat bench` and `bench/compare`.
+//! Benchmarks of the server's parts. `cargo bench` runs all of them, `cargo bench -- feed` those with that word in their
+//! name. Whole servers are measured by the load generator and `bench/compare`.
 
 mod feed;
+mod fixtures;
 mod fold;
 mod framing;
-mod said;
 mod store;
 
 use std::time::Duration;

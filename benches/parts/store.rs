@@ -11,7 +11,7 @@ use chitchat::store::{
 use criterion::{Criterion, Throughput};
 use tempfile::TempDir;
 
-use crate::said::{NOW, frames, room_name};
+use crate::fixtures::{NOW, frames, room_name};
 
 /// The page size of a lagging reader, in bytes.
 const PAGE_BYTES: usize = 64 * 1024;

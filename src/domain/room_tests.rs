@@ -98,7 +98,7 @@ proptest! {
                     prop_assert_eq!(event.sequence.get(), last.get() + 1);
                     prop_assert!(event.time > time);
                     if let Some(claimed) = timestamp_of(&command) {
-                        prop_assert!(event.time.get() > claimed, "a reply is later than what its sender had seen");
+                        prop_assert!(event.time.get() > claimed, "an event is later than everything its sender has seen");
                     }
                     match &event.kind {
                         EventKind::Join => {
@@ -131,7 +131,7 @@ proptest! {
                     prop_assert_eq!(room.last(), last);
                 }
             }
-            let now: BTreeMap<_, _> = room.participants().iter().map(|(id, who)| (*id, who.name.clone())).collect();
+            let now: BTreeMap<_, _> = room.participants().iter().map(|(id, participant)| (*id, participant.name.clone())).collect();
             prop_assert_eq!(&now, &roster);
             prop_assert!(roster.len() <= MAX_PARTICIPANTS);
         }

@@ -16,7 +16,7 @@
 //! cursors  ^ x            ^ y, z                         ^ w (at the end)
 //! ```
 //!
-//! Run 7 counts one cursor, run 9 two, the others none; `at_end` is one. When `x` has read run 7 and 8, both runs and block
+//! Run 7 counts one cursor, run 9 two, the others none; `at_end` is one. When `x` has read runs 7 and 8, both runs and block
 //! `a` are freed.
 //!
 //! Guarantees:
@@ -172,7 +172,7 @@ impl Feed {
         })
     }
 
-    /// Starts to publish `bytes`, the events of one batch. [`Publication::run`] adds them run by run. No subscriber sees
+    /// Starts to publish `bytes`, the events of one batch. [`Publication::push_run`] adds them run by run. No subscriber sees
     /// any of them before the publication is dropped.
     pub fn publish<'a>(self: &'a Arc<Self>, bytes: Bytes, woken: &'a mut Vec<Waker>) -> Publication<'a> {
         let mut state = self.state.lock();
@@ -264,13 +264,13 @@ impl State {
     }
 
     fn park(&mut self, key: usize, cx: &Context<'_>) {
-        let place = self.parked.len();
+        let index = self.parked.len();
         let slot = &mut self.cursors[key];
         match &mut slot.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             None => {
                 slot.waker = Some(cx.waker().clone());
-                slot.parked = Some(place);
+                slot.parked = Some(index);
                 self.parked.push(key);
             }
         }
@@ -278,11 +278,11 @@ impl State {
 
     fn unpark(&mut self, key: usize) -> Option<Waker> {
         let slot = &mut self.cursors[key];
-        let (waker, place) = (slot.waker.take(), slot.parked.take());
-        if let Some(place) = place {
-            self.parked.swap_remove(place);
-            if let Some(&moved) = self.parked.get(place) {
-                self.cursors[moved].parked = Some(place);
+        let (waker, index) = (slot.waker.take(), slot.parked.take());
+        if let Some(index) = index {
+            self.parked.swap_remove(index);
+            if let Some(&moved) = self.parked.get(index) {
+                self.cursors[moved].parked = Some(index);
             }
         }
         waker
@@ -307,7 +307,7 @@ impl Publication<'_> {
 
     /// Adds a run: the next `len` bytes of the batch, which are `events`, the oldest of which was decoded at
     /// `received_at`.
-    pub fn run(&mut self, len: usize, events: u32, received_at: Instant) {
+    pub fn push_run(&mut self, len: usize, events: u32, received_at: Instant) {
         let state = self.state();
         let (start, end) = (state.end, state.end + len as u64);
         let last = Sequence::new(state.last.get() + u64::from(events));

@@ -44,7 +44,7 @@ fn cx() -> Context<'static> {
 fn publish(feed: &Arc<Feed>, bytes: &'static [u8]) {
     let mut woken = Vec::new();
     feed.publish(Bytes::from_static(bytes), &mut woken)
-        .run(bytes.len(), 1, Instant::now());
+        .push_run(bytes.len(), 1, Instant::now());
 }
 
 fn subscribe(feed: &Arc<Feed>) -> Cursor {
@@ -196,7 +196,7 @@ proptest! {
                     for step in steps {
                         match step {
                             Step::Run(n) => {
-                                publication.run(n.into(), n.into(), Instant::now());
+                                publication.push_run(n.into(), n.into(), Instant::now());
                                 for _ in 0..n {
                                     let all = readers.iter_mut().chain(&mut subscribed);
                                     for (_, expected) in all.filter(|(_, expected)| !expected.is_closed) {
@@ -238,7 +238,7 @@ proptest! {
                                 prop_assert_eq!(expected.items.pop_front(), Some(Item::Notice(bytes[0])));
                             }
                             Poll::Ready(FeedItem::Closed(_)) => prop_assert!(expected.is_closed && expected.items.is_empty()),
-                            Poll::Ready(FeedItem::Lagged) => prop_assert!(false, "nothing was let go"),
+                            Poll::Ready(FeedItem::Lagged) => prop_assert!(false, "nothing was dropped"),
                             Poll::Pending => prop_assert!(!expected.is_closed && expected.items.is_empty()),
                         }
                     }

@@ -41,6 +41,7 @@
 //! - Grace periods are timers of the actor, not part of the fold: after a restart they start anew.
 //! - Whoever joins under a lost participant's name, without the token of its session, makes it leave.
 
+mod attachments;
 mod batch;
 mod context;
 mod feed;
@@ -176,7 +177,7 @@ impl Hub {
                 occupied.push((name, recovered));
             }
         }
-        // Not before all logs are replayed: grace periods start now, when there is soon a server to return to.
+        // Not before all logs are replayed: grace periods start now, when the server is about to accept connections.
         for (name, recovered) in occupied.into_iter().chain(busiest) {
             if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(name) {
                 self.start(room, Some(recovered));
@@ -267,7 +268,7 @@ impl Hub {
     }
 
     /// Closes every stream after the events that its room has accepted, tells the clients to return after about `retry`,
-    /// and refuses new requests. Returns when all rooms have stopped.
+    /// and accepts no new requests. Returns when all rooms have stopped.
     ///
     /// Cancel safe: a second call continues where the first one was.
     pub(crate) async fn drain(&self, retry: Duration) {

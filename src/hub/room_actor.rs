@@ -1,5 +1,5 @@
-//! The actor of a room: the task that drains the room's mailbox, has the requests applied, stores what was accepted, and
-//! publishes it once it is durable.
+//! The actor of a room: the task that drains the room's mailbox, applies the requests, stores the accepted events, and
+//! publishes them once they are durable.
 //!
 //! It alone appends to the room's log and feed, so everybody sees the order in which it works. Everything that is queued
 //! is one batch: encoded into a few buffers, stored with one sync, published under one lock per chunk, with one round of
@@ -320,7 +320,7 @@ fn perform(
             len,
             events,
             received_at,
-        } => publication.run(len, events, received_at),
+        } => publication.push_run(len, events, received_at),
         Effect::Attach { info, reply } => {
             let cursor = publication.subscribe();
             cursors.insert(info.attachment, cursor.key());

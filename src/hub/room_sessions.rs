@@ -1,19 +1,18 @@
 //! A room's sessions: applies the requests of a room's mailbox, one after another, to the fold, and knows which
 //! participants have a stream and which may still return.
 //!
-//! The fold ([`Room`]) decides what becomes of a command. What is decided here is who may issue it, who is told, and when
+//! The fold ([`Room`]) decides what becomes of a command. This module decides who may issue it, who is notified, and when
 //! a disconnected participant has to leave. Decisions accumulate in a [`Batch`], which the room's actor stores and
 //! publishes.
 //!
 //! A *session* is a participant's presence in the room from its JOIN to its LEAVE, over any number of streams. Each stream
-//! is an *attachment* with a number of its own. A participant without an attachment is *lost*: it leaves when its grace
-//! period expires.
+//! is an *attachment*. A participant without an attachment is *lost*: it leaves when its grace period expires.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::attachments::Attachments;
 use super::batch::{Batch, Chunk, Effect};
 use super::context::{HubContext, wall_time};
 use super::feed::CloseReason;
@@ -26,6 +25,7 @@ use super::request::{
     HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, ResumePoint, RoomInfo, RosterEntry,
     StartPosition, StreamStart,
 };
+use super::session_token::Session;
 use crate::domain::{
     Command, Epoch, Event, Join, LamportTime, Leave, Message, Name, Outcome, ParticipantId, Post, Rejection,
     Room, Say, Sequence, Timestamp, WallTime,
@@ -42,27 +42,10 @@ pub(super) struct RoomSessions {
     epoch: Epoch,
     context: HubContext,
     handle: Arc<RoomHandle>,
-    /// The current attachment of each participant that has one.
-    attachments: HashMap<ParticipantId, u64>,
-    last_attachment: u64,
-    /// The grace periods of lost participants, by ascending deadline. An entry is void if its session has ended or has
-    /// an attachment again.
-    grace: VecDeque<Grace>,
+    attachments: Attachments,
     batch: Batch,
     /// Sequence and Lamport time of the newest event.
     newest: (Sequence, LamportTime),
-}
-
-struct Grace {
-    deadline: Instant,
-    session: Session,
-}
-
-/// A participant's presence in the room. Ids are reused, the sequence of the JOIN is not.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Session {
-    participant: ParticipantId,
-    join_sequence: Sequence,
 }
 
 impl RoomSessions {
@@ -75,9 +58,7 @@ impl RoomSessions {
             epoch: log.epoch,
             context,
             handle,
-            attachments: HashMap::new(),
-            last_attachment: 0,
-            grace: VecDeque::new(),
+            attachments: Attachments::default(),
             batch: Batch::default(),
             newest,
         }
@@ -95,7 +76,7 @@ impl RoomSessions {
 
     /// When the next grace period expires.
     pub(super) fn next_grace_deadline(&self) -> Option<Instant> {
-        self.grace.front().map(|grace| grace.deadline)
+        self.attachments.next_deadline()
     }
 
     /// Starts the grace period of everybody who was in the room when the server stopped. Those who cannot resume leave.
@@ -118,7 +99,7 @@ impl RoomSessions {
                 attachment,
                 meta,
             } => {
-                if self.is_attached(leave.participant, attachment) {
+                if self.attachments.get(leave.participant) == Some(attachment) {
                     self.leave(leave, &meta, at);
                 }
             }
@@ -133,10 +114,6 @@ impl RoomSessions {
             }
             Request::Close(reason) => self.batch.push(Effect::CloseAll(reason)),
         }
-    }
-
-    fn is_attached(&self, participant: ParticipantId, attachment: u64) -> bool {
-        self.attachments.get(&participant) == Some(&attachment)
     }
 
     /// Resumes the session that the token names, or else joins anew.
@@ -174,8 +151,8 @@ impl RoomSessions {
     /// Attaches a new stream to a session. For everybody else nothing happens.
     fn resume(&mut self, session: Session, name: Name, start: StreamStart, reply: Reply<Member>) {
         let participant = session.participant;
-        let attachment = self.next_attachment();
-        if let Some(previous) = self.attachments.insert(participant, attachment) {
+        let (attachment, previous) = self.attachments.attach(participant);
+        if let Some(previous) = previous {
             self.batch.push(Effect::Detach {
                 attachment: previous,
                 reason: CloseReason::TakenOver,
@@ -208,8 +185,7 @@ impl RoomSessions {
                     participant: event.participant,
                     join_sequence: event.sequence,
                 };
-                let attachment = self.next_attachment();
-                self.attachments.insert(event.participant, attachment);
+                let (attachment, _) = self.attachments.attach(event.participant);
                 let info = JoinInfo {
                     participant: event.participant,
                     name: event.name.clone(),
@@ -234,20 +210,13 @@ impl RoomSessions {
         fail(reply, rejection.into());
     }
 
-    fn next_attachment(&mut self) -> u64 {
-        self.last_attachment += 1;
-        self.last_attachment
-    }
-
     /// Makes lost participants leave whose name or id `join` asks for. Otherwise somebody whose client was restarted would
     /// have to wait until the grace period of their own session expires.
     fn evict_lost(&mut self, join: &Join, at: WallTime) {
         let is_unique = !self.room.rules().allow_duplicate_names;
         let lost: Vec<ParticipantId> = self
-            .grace
-            .iter()
-            .map(|grace| grace.session.participant)
-            .filter(|participant| !self.attachments.contains_key(participant))
+            .attachments
+            .lost()
             .filter(|participant| {
                 let holder = self.room.participants().get(participant);
                 holder.is_some_and(|holder| {
@@ -261,24 +230,14 @@ impl RoomSessions {
     }
 
     fn issue_token(&self, session: Session) -> String {
-        self.context.tokens.issue(
-            &self.handle.name,
-            self.epoch,
-            session.participant,
-            session.join_sequence,
-        )
+        self.context.tokens.issue(&self.handle.name, self.epoch, session)
     }
 
     /// The session that `token` names and its participant's name, if the token is valid and the session has not ended.
     fn session_for_token(&self, token: &str) -> Option<(Session, Name)> {
-        let (participant, join_sequence) =
-            self.context.tokens.verify(token, &self.handle.name, self.epoch)?;
-        let named = Session {
-            participant,
-            join_sequence,
-        };
-        let holder = self.room.participants().get(&participant)?;
-        (self.session_of(participant) == Some(named)).then(|| (named, holder.name.clone()))
+        let session = self.context.tokens.verify(token, &self.handle.name, self.epoch)?;
+        let holder = self.room.participants().get(&session.participant)?;
+        (holder.join_sequence == session.join_sequence).then(|| (session, holder.name.clone()))
     }
 
     /// The session of a participant who is in the room.
@@ -351,7 +310,7 @@ impl RoomSessions {
                 notice::rejected(&room, &rejection, time, message_id)
             }
         };
-        if let Some(&attachment) = self.attachments.get(&participant) {
+        if let Some(attachment) = self.attachments.get(participant) {
             self.batch.push(Effect::Notify {
                 attachment,
                 notice: frame::private(&notice),
@@ -403,7 +362,7 @@ impl RoomSessions {
             outcome = self.room.apply(Command::Leave(Leave::by_server(participant)), at);
         }
         if let Outcome::Accepted(event) = outcome {
-            if let Some(attachment) = self.attachments.remove(&participant) {
+            if let Some(attachment) = self.attachments.detach(participant) {
                 self.batch.push(Effect::Detach { attachment, reason });
             }
             self.append(event, claimed, meta);
@@ -416,8 +375,8 @@ impl RoomSessions {
             attachment,
             reason: CloseReason::Left,
         });
-        if self.is_attached(participant, attachment) {
-            self.attachments.remove(&participant);
+        if self.attachments.get(participant) == Some(attachment) {
+            self.attachments.detach(participant);
             self.on_lost(participant, at);
         }
     }
@@ -428,10 +387,9 @@ impl RoomSessions {
         let holder = self.room.participants().get(&participant);
         let is_resumable = holder.is_some_and(|holder| holder.is_resumable);
         match self.session_of(participant) {
-            Some(session) if is_resumable && !grace.is_zero() => self.grace.push_back(Grace {
-                deadline: Instant::now() + grace,
-                session,
-            }),
+            Some(session) if is_resumable && !grace.is_zero() => {
+                self.attachments.start_grace(session, Instant::now() + grace);
+            }
             _ => self.leave_lost(participant, at),
         }
     }
@@ -443,13 +401,9 @@ impl RoomSessions {
     /// Makes the lost participants leave whose grace period has expired.
     pub(super) fn expire_grace(&mut self, at: WallTime) {
         let now = Instant::now();
-        while let Some(expired) = self.grace.pop_front_if(|grace| grace.deadline <= now) {
-            let Session { participant, .. } = expired.session;
-            let has_not_ended = self.session_of(participant) == Some(expired.session);
-            // A session that was resumed and lost again has a later entry.
-            let has_later_deadline = self.grace.iter().any(|grace| grace.session == expired.session);
-            if has_not_ended && !has_later_deadline && !self.attachments.contains_key(&participant) {
-                self.leave_lost(participant, at);
+        while let Some(session) = self.attachments.pop_expired(now) {
+            if self.session_of(session.participant) == Some(session) {
+                self.leave_lost(session.participant, at);
             }
         }
     }
@@ -509,7 +463,7 @@ impl RoomSessions {
                 .map(|(id, participant)| RosterEntry {
                     id: *id,
                     participant: participant.clone(),
-                    is_connected: self.attachments.contains_key(id),
+                    is_connected: self.attachments.get(*id).is_some(),
                 })
                 .collect(),
         }

@@ -12,6 +12,14 @@ use crate::domain::{Epoch, ParticipantId, RoomName, Sequence};
 /// The length of the truncated HMAC, in bytes: 128 bits cannot be guessed.
 const TAG_LEN: usize = 16;
 
+/// A participant's presence in a room, from its JOIN to its LEAVE, over any number of streams. Ids are reused; the sequence
+/// of the JOIN is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Session {
+    pub(super) participant: ParticipantId,
+    pub(super) join_sequence: Sequence,
+}
+
 /// Issues and verifies the session tokens of one server.
 #[derive(Clone)]
 pub(super) struct SessionTokens {
@@ -25,34 +33,25 @@ impl SessionTokens {
         Self { mac }
     }
 
-    /// The token of the session of `participant` that started with the JOIN at `join_sequence`.
-    pub(super) fn issue(
-        &self,
-        room: &RoomName,
-        epoch: Epoch,
-        participant: ParticipantId,
-        join_sequence: Sequence,
-    ) -> String {
-        let tag = self
-            .mac(room, epoch, participant, join_sequence)
-            .finalize()
-            .into_bytes();
+    pub(super) fn issue(&self, room: &RoomName, epoch: Epoch, session: Session) -> String {
+        let tag = self.mac(room, epoch, session).finalize().into_bytes();
         let tag: String = tag[..TAG_LEN].iter().map(|byte| format!("{byte:02x}")).collect();
+        let Session {
+            participant,
+            join_sequence,
+        } = session;
         format!("{:x}.{:x}.{tag}", participant.get(), join_sequence.get())
     }
 
     /// The session that `token` names, if this server issued the token for this log.
-    pub(super) fn verify(
-        &self,
-        token: &str,
-        room: &RoomName,
-        epoch: Epoch,
-    ) -> Option<(ParticipantId, Sequence)> {
+    pub(super) fn verify(&self, token: &str, room: &RoomName, epoch: Epoch) -> Option<Session> {
         let mut parts = token.split('.');
         let (participant, join_sequence, tag) = (parts.next()?, parts.next()?, parts.next()?);
         let participant = u32::from_str_radix(participant, 16).ok()?;
-        let participant = ParticipantId::from_wire(participant.cast_signed())?;
-        let join_sequence = Sequence::new(u64::from_str_radix(join_sequence, 16).ok()?);
+        let session = Session {
+            participant: ParticipantId::from_wire(participant.cast_signed())?,
+            join_sequence: Sequence::new(u64::from_str_radix(join_sequence, 16).ok()?),
+        };
         if parts.next().is_some() || tag.len() != 2 * TAG_LEN || !tag.is_ascii() {
             return None;
         }
@@ -61,23 +60,17 @@ impl SessionTokens {
             *byte = u8::from_str_radix(tag.get(2 * index..2 * index + 2)?, 16).ok()?;
         }
         // Compares in constant time.
-        self.mac(room, epoch, participant, join_sequence)
+        self.mac(room, epoch, session)
             .verify_truncated_left(&presented)
             .ok()?;
-        Some((participant, join_sequence))
+        Some(session)
     }
 
-    fn mac(
-        &self,
-        room: &RoomName,
-        epoch: Epoch,
-        participant: ParticipantId,
-        join_sequence: Sequence,
-    ) -> Hmac<Sha256> {
+    fn mac(&self, room: &RoomName, epoch: Epoch, session: Session) -> Hmac<Sha256> {
         let mut mac = self.mac.clone();
         mac.update(&epoch.get().to_be_bytes());
-        mac.update(&participant.get().to_be_bytes());
-        mac.update(&join_sequence.get().to_be_bytes());
+        mac.update(&session.participant.get().to_be_bytes());
+        mac.update(&session.join_sequence.get().to_be_bytes());
         mac.update(room.as_str().as_bytes());
         mac
     }
@@ -100,8 +93,11 @@ mod tests {
             Epoch::created_at(WallTime::from_millis(6)),
         );
         for id in [1, -1, i32::MIN, 1_000_001] {
-            let session = (ParticipantId::from_wire(id).unwrap(), Sequence::new(9));
-            let token = tokens.issue(&tea, epoch, session.0, session.1);
+            let session = Session {
+                participant: ParticipantId::from_wire(id).unwrap(),
+                join_sequence: Sequence::new(9),
+            };
+            let token = tokens.issue(&tea, epoch, session);
             assert_eq!(tokens.verify(&token, &tea, epoch), Some(session));
             assert_eq!(tokens.verify(&token, &milk, epoch), None);
             assert_eq!(tokens.verify(&token, &tea, later), None);

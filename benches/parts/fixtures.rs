@@ -1,4 +1,4 @@
-//! What the benches say: rooms with people in them, and texts of 100 bytes.
+//! What the benches share: rooms with participants, and messages of 100 bytes.
 
 use bytes::{Bytes, BytesMut};
 use chitchat::domain::{
@@ -7,38 +7,37 @@ use chitchat::domain::{
 };
 use chitchat::hub::frame;
 
-/// How long a text is, in bytes: as long as in `chitchat bench`.
+/// The length of a text, in bytes: that of the load generator.
 pub(crate) const TEXT_LEN: usize = 100;
 
-/// When everything happens.
+/// The wall clock's time at which everything happens.
 pub(crate) const NOW: WallTime = WallTime::from_millis(1_795_000_000_000);
 
-/// The room of all benches.
 pub(crate) fn room_name() -> RoomName {
-    RoomName::try_from("lobby").expect("the name is one")
+    RoomName::try_from("lobby").expect("the name is valid")
 }
 
-/// A room with `people` in it, whose ids are 1, 2, ….
-pub(crate) fn room_of(people: i32) -> Room {
+/// A room with participants whose ids are 1 to `participants`.
+pub(crate) fn room_of(participants: i32) -> Room {
     let mut room = Room::new(Rules::default());
-    for id in 1..=people {
+    for id in 1..=participants {
         accepted(&mut room, Command::Join(join(id)));
     }
     room
 }
 
-/// A JOIN of a participant who chooses the id.
+/// The JOIN of a participant who chooses this id.
 pub(crate) fn join(id: i32) -> Join {
     Join {
         id: ParticipantId::from_wire(id),
-        name: Name::try_from(format!("person {id}").as_str()).expect("the name is one"),
+        name: Name::try_from(format!("person {id}").as_str()).expect("the name is valid"),
         timestamp: Timestamp(0),
         is_resumable: true,
         trace: None,
     }
 }
 
-/// A text, as a participant says it.
+/// A message of this participant.
 pub(crate) fn say(participant: i32) -> Say {
     Say {
         participant: ParticipantId::from_wire(participant).expect("no participant has the id 0"),
@@ -51,15 +50,15 @@ pub(crate) fn say(participant: i32) -> Say {
     }
 }
 
-/// What becomes of a command that nobody could refuse.
+/// The event of a command that a room cannot reject.
 pub(crate) fn accepted(room: &mut Room, command: Command) -> Event {
     match room.apply(command, NOW) {
         Outcome::Accepted(event) => event,
-        other => unreachable!("a sound command was answered with {other:?}"),
+        other => unreachable!("a valid command was answered with {other:?}"),
     }
 }
 
-/// `count` texts of one participant, as the events of a log that begins with a JOIN.
+/// `count` messages of one participant: the events of a log after the JOIN with which it starts.
 pub(crate) fn events(count: usize) -> Vec<Event> {
     let mut room = room_of(1);
     (0..count)
@@ -67,7 +66,7 @@ pub(crate) fn events(count: usize) -> Vec<Event> {
         .collect()
 }
 
-/// The same, framed for the wire: all of it, and how long each is.
+/// The same events framed, and the length of each frame.
 pub(crate) fn frames(count: usize) -> (Bytes, Vec<usize>) {
     let (room, epoch) = (room_name(), Epoch::created_at(NOW));
     let mut bytes = BytesMut::new();
