@@ -221,9 +221,8 @@ impl Room {
         &self.rules
     }
 
-    /// Breaks idempotence on request.
-    #[cfg(feature = "failpoints")]
-    pub fn forget_message_ids(&mut self) {
+    /// Empties the deduplication window. For fault injection.
+    pub(crate) fn forget_message_ids(&mut self) {
         self.dedup = DedupWindow::default();
     }
 

@@ -11,7 +11,8 @@ use super::observer::MessageTrace;
 use super::reader::Reader;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use crate::domain::{Epoch, Event, RoomName, Sequence};
-use crate::store::Record;
+use crate::failpoint;
+use crate::store::{Record, frames};
 
 /// A chunk is sealed at this size, in bytes. The feed frees a chunk as a whole, so this bounds what one unread event
 /// retains.
@@ -138,14 +139,12 @@ impl Chunk {
     }
 
     /// Swaps the first two events if that fault is injected.
-    #[cfg(feature = "failpoints")]
-    pub(super) fn inject_faults(mut self) -> Self {
+    pub(super) fn inject_faults(&mut self) {
         let is_pair = matches!(self.effects.first(), Some(Effect::Publish { events: 2.., .. }));
-        if is_pair && crate::failpoint::is_enabled("swap-events") {
-            let mut events: Vec<Bytes> = crate::store::frames(self.bytes.clone()).collect();
+        if is_pair && failpoint::is_enabled("swap-events") {
+            let mut events: Vec<Bytes> = frames(self.bytes.clone()).collect();
             events.swap(0, 1);
             self.bytes = events.concat().into();
         }
-        self
     }
 }

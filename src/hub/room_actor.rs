@@ -25,6 +25,7 @@ use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use crate::domain::{Room, Sequence};
+use crate::failpoint;
 use crate::store::{Append, LogId, StoreError, encode_snapshot};
 
 /// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
@@ -164,7 +165,6 @@ impl RoomActor {
 
     fn apply(&mut self, requests: &mut Vec<Request>) {
         let at = wall_time();
-        #[cfg(feature = "failpoints")]
         self.sessions.inject_faults(requests);
         for request in requests.drain(..) {
             self.sessions.handle(request, at);
@@ -185,12 +185,10 @@ impl RoomActor {
         self.store(&mut chunks).await?;
         self.handle
             .publish_stats(self.room().time(), self.room().participants().len());
-        #[cfg(feature = "failpoints")]
-        let chunks: Vec<Chunk> = chunks.into_iter().map(Chunk::inject_faults).collect();
-        for chunk in chunks {
+        for mut chunk in chunks {
+            chunk.inject_faults();
             self.publish(chunk);
-            #[cfg(feature = "failpoints")]
-            crate::failpoint::hit("after-publish");
+            failpoint::hit("after-publish");
         }
         Ok(())
     }
@@ -224,20 +222,12 @@ impl RoomActor {
         Ok(())
     }
 
-    #[cfg(not(feature = "failpoints"))]
     async fn append(&self, append: Append) -> Result<(), StoreError> {
-        self.context.store.append(self.log, append).await
-    }
-
-    #[cfg(feature = "failpoints")]
-    async fn append(&self, append: Append) -> Result<(), StoreError> {
-        use crate::failpoint::{hit, is_enabled};
-
-        hit("before-append");
-        if !is_enabled("skip-append") {
+        failpoint::hit("before-append");
+        if !failpoint::is_enabled("skip-append") {
             self.context.store.append(self.log, append).await?;
         }
-        hit("after-append");
+        failpoint::hit("after-append");
         Ok(())
     }
 

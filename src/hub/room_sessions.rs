@@ -30,6 +30,7 @@ use crate::domain::{
     Command, Epoch, Event, Join, LamportTime, Leave, Message, Name, Outcome, ParticipantId, Post, Rejection,
     Room, Say, Sequence, Timestamp, WallTime,
 };
+use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
 
 /// The most events that a stream starts with on request.
@@ -469,13 +470,13 @@ impl RoomSessions {
         }
     }
 
-    /// Breaks guarantees on request, before the requests of a batch are applied.
-    #[cfg(feature = "failpoints")]
+    /// Injects the faults that are switched on, before the requests of a batch are applied.
     pub(super) fn inject_faults(&mut self, requests: &mut [Request]) {
-        use crate::failpoint::is_enabled;
-
-        if is_enabled("skip-dedupe") {
+        if failpoint::is_enabled("skip-dedupe") {
             self.room.forget_message_ids();
+        }
+        if !failpoint::is_enabled("swap-requests") {
+            return;
         }
         let sender = |request: &Request| match request {
             Request::Say { say, .. } => Some(say.participant),
@@ -484,7 +485,7 @@ impl RoomSessions {
         let pair = requests
             .windows(2)
             .position(|pair| sender(&pair[0]).is_some() && sender(&pair[0]) == sender(&pair[1]));
-        if let Some(first) = pair.filter(|_| is_enabled("swap-requests")) {
+        if let Some(first) = pair {
             requests.swap(first, first + 1);
         }
     }
