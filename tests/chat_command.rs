@@ -290,12 +290,12 @@ fn a_rejected_name_prints_one_line() {
 
 #[test]
 fn an_unreachable_server_prints_one_line() {
-    let nobody = unused_address();
+    let unused = unused_address();
     for command in [&["chat", "--name", "bot"][..], &["health"]] {
-        let finished = start(&[command, &["--server", &nobody.to_string()]].concat()).finish();
+        let finished = start(&[command, &["--server", &unused.to_string()]].concat()).finish();
         finished.assert_failed(
             69,
-            &format!("chitchat: no chat server can be reached at {nobody}: "),
+            &format!("chitchat: no chat server can be reached at {unused}: "),
         );
     }
 }

@@ -119,7 +119,7 @@ async fn a_rejected_name_has_the_message_of_the_server() {
         panic!("let in");
     };
     assert_eq!(rejection.code, Code::AlreadyExists);
-    assert_eq!(rejection.to_string(), "somebody in the room is called Taken");
+    assert_eq!(rejection.to_string(), "another participant is called Taken");
 }
 
 #[tokio::test]
@@ -141,9 +141,9 @@ async fn a_frozen_server_is_detected() {
 #[tokio::test]
 async fn a_refused_connection_is_unreachable() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = address(socket.local_addr().unwrap());
+    let unused = address(socket.local_addr().unwrap());
     drop(socket);
-    let error = Connection::open(&nobody, &impatient()).await.unwrap_err();
+    let error = Connection::open(&unused, &impatient()).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert!(error.to_string().contains("onnection refused"), "{error}");
 }

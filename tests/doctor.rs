@@ -189,7 +189,7 @@ fn a_broken_link_is_named_with_a_remedy() {
     // This server exports nothing.
     let server = serve_with(&[], &[]);
     let backends = Backends::over(Arc::new(Collector::start()));
-    let nobody = format!("http://{}", unused_address());
+    let unused = format!("http://{}", unused_address());
     let arguments = [
         "--wait",
         "1s",
@@ -198,7 +198,7 @@ fn a_broken_link_is_named_with_a_remedy() {
         "--loki",
         &backends.url,
         "--prometheus",
-        &nobody,
+        &unused,
     ];
     let output = doctor(server.address, &[&arguments[..], &["--json"]].concat());
     assert_eq!(output.status.code(), Some(69));
@@ -240,8 +240,8 @@ fn a_broken_link_is_named_with_a_remedy() {
 
 #[test]
 fn without_a_server_no_other_link_is_checked() {
-    let nobody = unused_address();
-    let output = doctor(nobody, &["--tempo", "http://127.0.0.1:1"]);
+    let unused = unused_address();
+    let output = doctor(unused, &["--tempo", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(69));
     let lines = text(&output.stdout);
     assert!(
@@ -251,6 +251,6 @@ fn without_a_server_no_other_link_is_checked() {
     assert_eq!(lines.lines().count(), 2, "{lines}");
     assert_eq!(text(&output.stderr), "chitchat: broken: server\n");
 
-    let output = doctor(nobody, &["--tempo", "https://tempo"]);
+    let output = doctor(unused, &["--tempo", "https://tempo"]);
     assert_eq!(output.status.code(), Some(64));
 }

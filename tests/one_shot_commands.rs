@@ -230,7 +230,7 @@ fn missing_rooms_and_servers_are_reported() {
             "{finished:?}"
         );
     }
-    let nobody = unused_address();
+    let unused = unused_address();
     for arguments in [
         &["history"][..],
         &["who"],
@@ -238,8 +238,8 @@ fn missing_rooms_and_servers_are_reported() {
         &["tail"],
         &["send", "--name", "bot", "hi"],
     ] {
-        let line = format!("chitchat: no chat server can be reached at {nobody}: ");
-        run(nobody, arguments).assert_failed(69, &line);
+        let line = format!("chitchat: no chat server can be reached at {unused}: ");
+        run(unused, arguments).assert_failed(69, &line);
     }
 }
 

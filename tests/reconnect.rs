@@ -109,7 +109,7 @@ async fn log(server: SocketAddr) -> Vec<ServerMessage> {
     log
 }
 
-async fn somebody(server: SocketAddr) -> Publisher {
+async fn publisher(server: SocketAddr) -> Publisher {
     let options = ConnectOptions::default();
     Publisher::open(&address(server), &options, quick(), "Somebody", "tea")
         .await
@@ -159,7 +159,7 @@ impl Recorder {
         while self.ada.unacknowledged() > 0 {
             self.receive().await;
         }
-        somebody(server).await.publish("the end").await.unwrap();
+        publisher(server).await.publish("the end").await.unwrap();
         while self.seen.last().unwrap().msg_stream != "the end" {
             self.receive().await;
         }
@@ -194,13 +194,13 @@ async fn cut_a_participant(server: SocketAddr) {
     let mut rng = StdRng::seed_from_u64(seed);
     let proxy = Proxy::start(server).await;
     let mut recorder = Recorder::join(proxy.address).await;
-    let mut somebody = somebody(server).await;
+    let mut publisher = publisher(server).await;
     proxy.cut_after((0..50).map(|_| rng.random_range(0..4_000)));
     while recorder.sent.len() < TEXTS || proxy.cuts() < 50 {
         if recorder.ada.unacknowledged() < 20 {
             recorder.say();
             if rng.random_bool(0.3) {
-                somebody.publish("in between").await.unwrap();
+                publisher.publish("in between").await.unwrap();
             }
         } else {
             recorder.receive().await;

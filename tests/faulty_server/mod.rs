@@ -89,7 +89,7 @@ impl Faults {
     async fn run_stream(self, mut input: Streaming<JoinMsgLeave>, out: Output) -> Option<()> {
         let join = input.message().await.ok()??;
         if join.client_name == TAKEN {
-            let rejection = Status::already_exists("somebody in the room is called Taken");
+            let rejection = Status::already_exists("another participant is called Taken");
             return out.send(Err(rejection)).await.ok();
         }
         let (mut time, mut last_received) = (1, join.timestamp);

@@ -114,7 +114,7 @@ fn health_can_be_checked() {
         assert_eq!(grpcurl.status(service), "SERVING", "{service:?}");
     }
     let unknown = grpcurl.fail(
-        &["-d", r#"{"service": "nobody"}"#],
+        &["-d", r#"{"service": "unknown"}"#],
         &["grpc.health.v1.Health/Check"],
     );
     assert!(text(&unknown.stderr).contains("Code: NotFound"), "{unknown:?}");

@@ -117,6 +117,13 @@ impl Server {
         self.process.stdout_line(part)
     }
 
+    /// Sends SIGTERM, and asserts that the server exits with success.
+    pub fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait();
+        assert!(status.success(), "{status}");
+    }
+
     /// Waits until the server has exited.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait()
@@ -252,7 +259,7 @@ impl Process {
     }
 }
 
-/// Output pipes that were taken from the child are left to whoever took them.
+/// Reads the output pipes that the child still has.
 impl From<Child> for Process {
     fn from(mut child: Child) -> Self {
         Self {

@@ -139,9 +139,9 @@ async fn a_client_that_does_not_read_is_disconnected() {
         }
         for _ in 0..500 {
             quiet.next().await;
-            let heard = talker.next().await;
-            if heard.r#type() == EventType::Leave {
-                left.push(heard.sender_name);
+            let message = talker.next().await;
+            if message.r#type() == EventType::Leave {
+                left.push(message.sender_name);
             }
         }
         if !left.is_empty() {

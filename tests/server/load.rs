@@ -24,34 +24,34 @@ async fn all_participants_receive_the_same_events_in_the_same_order() {
     let mut reading = JoinSet::new();
     for (n, (mut client, joined)) in clients.into_iter().enumerate() {
         reading.spawn(async move {
-            let mut heard = vec![joined];
-            let mut latest = heard[0].timestamp;
+            let mut received = vec![joined];
+            let mut latest = received[0].timestamp;
             let mut to_say = if n < SENDERS { MESSAGES } else { 0 };
-            while heard.last().unwrap().sequence < (SENDERS + RECEIVERS + SENDERS * MESSAGES) as u64 {
+            while received.last().unwrap().sequence < (SENDERS + RECEIVERS + SENDERS * MESSAGES) as u64 {
                 if to_say > 0 {
                     to_say -= 1;
                     client.say(latest + 1, &format!("{n}/{to_say}")).await;
                 }
                 let message = client.next().await;
                 latest = latest.max(message.timestamp);
-                heard.push(message);
+                received.push(message);
             }
-            (heard, client)
+            (received, client)
         });
     }
     let results = reading.join_all().await;
     let first = results
         .iter()
-        .map(|(heard, _)| heard)
-        .max_by_key(|heard| heard.len())
+        .map(|(received, _)| received)
+        .max_by_key(|received| received.len())
         .unwrap();
     assert_eq!(first[0].sequence, 1, "the longest stream is the first client's");
     for (index, message) in first.iter().enumerate() {
         assert_eq!(message.sequence, index as u64 + 1);
         assert!(index == 0 || message.timestamp > first[index - 1].timestamp);
     }
-    for (heard, _) in &results {
-        assert_eq!(heard[..], first[heard[0].sequence as usize - 1..]);
+    for (received, _) in &results {
+        assert_eq!(received[..], first[received[0].sequence as usize - 1..]);
     }
     // All messages of each sender are there, in the order in which they were sent.
     for n in 0..SENDERS {
