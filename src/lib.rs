@@ -25,6 +25,8 @@ pub mod hub;
 #[cfg(feature = "server")]
 pub mod procfs;
 #[cfg(feature = "server")]
+pub mod reason;
+#[cfg(feature = "server")]
 pub mod rpc;
 #[cfg(feature = "server")]
 pub mod signals;

@@ -1,8 +1,9 @@
 //! Private messages of a room to one participant.
 
 use crate::domain::limits::SERVER_NAME;
-use crate::domain::{Epoch, LamportTime, MessageId, Rejection, RoomName, Sequence, TextError};
+use crate::domain::{Epoch, LamportTime, MessageId, Rejection, RoomName, Sequence};
 use crate::proto::{EventType, Notice, NoticeCode, ServerMessage};
+use crate::reason::Reason;
 
 /// The room that sends a notice.
 pub(super) struct RoomContext<'a> {
@@ -18,7 +19,7 @@ pub(super) fn rejected(
     message_id: Option<&MessageId>,
 ) -> ServerMessage {
     let notice = Notice {
-        code: code(rejection).into(),
+        code: Reason::from(rejection).notice_code().into(),
         retry_delay: None,
         original_sequence: match rejection {
             Rejection::MessageIdTaken { original, .. } => original.get(),
@@ -61,20 +62,5 @@ fn private(
         message_id: message_id.map(ToString::to_string).unwrap_or_default(),
         notice: Some(notice),
         ..ServerMessage::default()
-    }
-}
-
-fn code(rejection: &Rejection) -> NoticeCode {
-    match rejection {
-        Rejection::Clock(_) => NoticeCode::TimestampOutOfRange,
-        Rejection::Text(TextError::TooLong { .. }) => NoticeCode::MessageTooLong,
-        Rejection::Text(TextError::Control { .. }) => NoticeCode::MessageInvalid,
-        Rejection::MessageId(_) => NoticeCode::MessageIdInvalid,
-        Rejection::MessageIdTaken { .. } => NoticeCode::MessageIdTaken,
-        // Not for a participant's message: the answer to a JOIN is a status.
-        Rejection::IdTaken(_)
-        | Rejection::NameTaken(_)
-        | Rejection::RoomFull(_)
-        | Rejection::NotInRoom(_) => NoticeCode::Unspecified,
     }
 }

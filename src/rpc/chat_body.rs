@@ -1,8 +1,8 @@
-//! The response body of a Chat call: the whole conversation with one client, as a state machine that the transport
-//! polls whenever the client has room for more.
+//! The response body of a Chat call: one state machine for the whole stream, which the transport polls whenever the
+//! client has room for more data.
 //!
-//! The body reads the client's side too, so a stream costs no task of its own, and a client that does not read is not
-//! read from: the transport does not poll the body while the client's flow-control window is shut.
+//! The body reads the client's messages too. So a stream costs no task of its own, and a client that does not read is
+//! not read from: the transport does not poll the body while the client's flow-control window is exhausted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,65 +16,63 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::admission::join_request;
+use super::convert::join_request;
 use super::error::{RpcError, trailers};
-use super::first_message::{FirstMessageDeadline, RETRY};
-use super::joined_stream::{Ended, JoinedStream, Output};
-use super::observer::{JoinAccepted, Method, Observer, ParticipantInfo, StreamEnd};
-use super::reason::Reason;
+use super::first_message::FirstMessageDeadline;
+use super::joined_stream::{JoinedStream, Output, StreamEnd};
+use super::observer::{JoinAccepted, Method, Observer, ParticipantInfo};
 use super::stall_detector;
 use crate::domain::{Timestamp, TraceContext};
-use crate::hub::{Hub, HubError, Member};
+use crate::hub::{Hub, HubError, JoinRequest, Member};
 use crate::proto::{EventType, JoinMsgLeave};
+use crate::reason::Reason;
 
 /// The response body of a Chat call.
 pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Streaming<JoinMsgLeave>,
-    phase: Phase,
+    state: State,
     stats: StreamStats,
 }
 
-enum Phase {
-    /// Nobody yet: the JOIN is awaited.
+enum State {
     AwaitingJoin(FirstMessageDeadline),
-    /// A JOIN is on its way through the room.
+    /// The room is handling the JOIN.
     Joining(Box<Joining>),
-    /// A participant.
     Joined(Box<JoinedStream>),
-    /// The status is left to be sent, perhaps after a last message.
+    /// A last notice, if any, and the status are yet to be sent.
     Ending {
-        farewell: Option<Bytes>,
+        notice: Option<Bytes>,
         status: Box<Status>,
     },
-    /// Nothing is left.
-    Done,
+    Ended,
 }
 
 struct Joining {
     member: BoxFuture<'static, Result<Member, HubError>>,
     is_newer: bool,
-    received: Instant,
+    received_at: Instant,
     sender: Option<TraceContext>,
     claimed: Timestamp,
 }
 
-/// Counts a stream from its beginning to its end, however it ends.
+/// Reports the end of the stream when it is dropped, however the stream ends.
 struct StreamStats {
     observer: Arc<dyn Observer>,
-    visitor: Option<ParticipantInfo>,
-    end: StreamEnd,
+    /// Set once the JOIN is accepted.
+    participant: Option<ParticipantInfo>,
+    reason: Reason,
     detail: String,
 }
 
 impl Drop for StreamStats {
     fn drop(&mut self) {
         if stall_detector::has_stalled() {
-            self.end = StreamEnd::Slow;
-            self.detail = "the client takes nothing".into();
+            self.reason = Reason::Stalled;
+            self.detail = "the client accepts no data".into();
         }
         self.observer
-            .stream_ended(self.end, self.visitor.as_ref(), &self.detail);
+            .stream_ended(self.reason, self.participant.as_ref(), &self.detail);
     }
 }
 
@@ -86,141 +84,132 @@ impl ChatBody {
         observer: Arc<dyn Observer>,
     ) -> Self {
         observer.stream_started(Method::Chat);
-        let stats = StreamStats {
-            observer,
-            visitor: None,
-            end: StreamEnd::Lost,
-            detail: String::new(),
-        };
         Self {
             hub,
             inbound,
-            phase: Phase::AwaitingJoin(FirstMessageDeadline::new(draining)),
-            stats,
+            state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
+            stats: StreamStats {
+                observer,
+                participant: None,
+                // Unless the body ends the stream itself.
+                reason: Reason::ConnectionLost,
+                detail: String::new(),
+            },
         }
     }
 
-    fn end(&mut self, ended: Ended) {
-        let Ended {
-            end,
+    fn end(&mut self, end: StreamEnd) {
+        let StreamEnd {
+            reason,
             status,
-            farewell,
-        } = ended;
-        self.stats.end = end;
+            notice,
+        } = end;
+        self.stats.reason = reason;
         self.stats.detail = status.message().to_owned();
-        self.phase = Phase::Ending {
-            farewell,
+        self.state = State::Ending {
+            notice,
             status: Box::new(status),
         };
     }
 
-    fn refuse(&mut self, error: &RpcError) {
-        let end = match error {
-            RpcError::Draining(_) => StreamEnd::Drain,
-            _ => StreamEnd::Refused,
-        };
-        self.end(Ended {
-            end,
-            status: error.status().0,
-            farewell: None,
-        });
-    }
-
     fn poll_awaiting_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::AwaitingJoin(threshold) = &mut self.phase else {
+        let State::AwaitingJoin(deadline) = &mut self.state else {
             return Poll::Ready(());
         };
-        if let Poll::Ready(error) = threshold.poll(cx, RpcError::JoinTimeout) {
-            self.refuse(&error);
+        // Not a rejection: the client has not asked for anything.
+        if let Poll::Ready(error) = deadline.poll(cx, Reason::JoinTimeout, "JOIN") {
+            self.end(error.into());
             return Poll::Ready(());
         }
-        let received = ready!(Pin::new(&mut self.inbound).poll_next(cx));
-        let request = match received {
-            Some(Ok(message)) if message.r#type == EventType::Join as i32 => {
+        let request = match ready!(Pin::new(&mut self.inbound).poll_next(cx)) {
+            Some(Ok(message)) => self.check_first_message(message),
+            Some(Err(status)) => {
+                self.stats.observer.rejected(Reason::Undecodable);
+                self.end(StreamEnd::new(Reason::Undecodable, status));
+                return Poll::Ready(());
+            }
+            None => Err(RpcError::new(
+                Reason::NotJoined,
+                "the stream ended before a JOIN; the first message of a stream is a JOIN",
+            )),
+        };
+        match request {
+            Ok(request) => self.join(request),
+            Err(error) => self.reject(error),
+        }
+        Poll::Ready(())
+    }
+
+    fn check_first_message(&self, message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
+        match EventType::try_from(message.r#type) {
+            Ok(EventType::Join) => {
                 self.stats.observer.received(EventType::Join);
                 join_request(message)
             }
-            Some(Ok(message)) => Err(match EventType::try_from(message.r#type) {
-                Ok(_) => RpcError::NotJoin,
-                Err(_) => RpcError::UnknownType(message.r#type),
-            }),
-            Some(Err(status)) => {
-                self.stats.observer.rejected(Reason::Undecodable);
-                self.end(Ended {
-                    end: StreamEnd::Refused,
-                    status,
-                    farewell: None,
-                });
-                return Poll::Ready(());
-            }
-            None => Err(RpcError::NoJoin),
+            Ok(EventType::Message | EventType::Leave) => Err(RpcError::new(
+                Reason::NotJoined,
+                "the first message of a stream is a JOIN",
+            )),
+            Err(_) => Err(RpcError::unknown_type(message.r#type)),
+        }
+    }
+
+    fn join(&mut self, request: JoinRequest) {
+        let hub = Arc::clone(&self.hub);
+        let received_at = Instant::now();
+        self.state = State::Joining(Box::new(Joining {
+            is_newer: request.join.is_resumable,
+            received_at,
+            sender: request.join.trace.clone(),
+            claimed: request.join.timestamp,
+            member: Box::pin(async move { hub.join(request, received_at).await }),
+        }));
+    }
+
+    fn reject(&mut self, error: RpcError) {
+        error.count(&*self.stats.observer);
+        self.end(error.into());
+    }
+
+    fn poll_joining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let State::Joining(joining) = &mut self.state else {
+            return Poll::Ready(());
         };
-        match request {
-            Ok(request) => {
-                let received = Instant::now();
-                let (sender, claimed) = (request.join.trace.clone(), request.join.timestamp);
-                let is_newer = request.join.is_resumable;
-                let hub = Arc::clone(&self.hub);
-                self.phase = Phase::Joining(Box::new(Joining {
-                    member: Box::pin(async move { hub.join(request, received).await }),
-                    is_newer,
-                    received,
-                    sender,
-                    claimed,
-                }));
-            }
-            Err(error) => {
-                self.stats.observer.rejected(error.reason());
-                self.refuse(&error);
-            }
+        match ready!(joining.member.as_mut().poll(cx)) {
+            Ok(member) => self.begin(member),
+            Err(error) => self.reject(error.into()),
         }
         Poll::Ready(())
     }
 
-    fn poll_joining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Joining(joining) = &mut self.phase else {
-            return Poll::Ready(());
+    fn begin(&mut self, mut member: Member) {
+        let State::Joining(joining) = &self.state else {
+            return;
         };
-        match ready!(joining.member.as_mut().poll(cx)) {
-            Ok(mut member) => {
-                let entry = member.info();
-                let mut visitor = ParticipantInfo {
-                    room: member.room().to_string(),
-                    participant: entry.participant.get(),
-                    name: entry.name.to_string(),
-                    trace: None,
-                };
-                let arrival = JoinAccepted {
-                    received: joining.received,
-                    sender: joining.sender.as_ref(),
-                    claimed: joining.claimed,
-                    time: entry.joined.map_or(entry.start.time, |(_, time)| time),
-                    sequence: entry.joined.map(|(sequence, _)| sequence),
-                };
-                visitor.trace = self.stats.observer.joined(&visitor, &arrival);
-                member.set_stream_trace(visitor.trace.clone());
-                self.stats.visitor = Some(visitor);
-                let session = JoinedStream::new(
-                    member,
-                    *self.hub.rules(),
-                    self.hub.options().resume_grace,
-                    joining.is_newer,
-                );
-                self.phase = Phase::Joined(Box::new(session));
-            }
-            Err(error) => {
-                let error = match error {
-                    HubError::Draining => RpcError::Draining(RETRY),
-                    error => RpcError::Hub(error),
-                };
-                // What the room refused, the room has told.
-                if !matches!(error, RpcError::Hub(HubError::Rejected(_))) {
-                    self.stats.observer.rejected(error.reason());
-                }
-                self.refuse(&error);
-            }
-        }
-        Poll::Ready(())
+        let info = member.info();
+        let mut participant = ParticipantInfo {
+            room: member.room().to_string(),
+            participant: info.participant.get(),
+            name: info.name.to_string(),
+            trace: None,
+        };
+        let accepted = JoinAccepted {
+            received_at: joining.received_at,
+            sender: joining.sender.as_ref(),
+            claimed: joining.claimed,
+            time: info.joined.map_or(info.start.time, |(_, time)| time),
+            sequence: info.joined.map(|(sequence, _)| sequence),
+        };
+        participant.trace = self.stats.observer.joined(&participant, &accepted);
+        member.set_stream_trace(participant.trace.clone());
+        self.stats.participant = Some(participant);
+        let stream = JoinedStream::new(
+            member,
+            *self.hub.rules(),
+            self.hub.options().resume_grace,
+            joining.is_newer,
+        );
+        self.state = State::Joined(Box::new(stream));
     }
 }
 
@@ -234,33 +223,31 @@ impl Body for ChatBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         loop {
-            match &mut this.phase {
-                Phase::AwaitingJoin(_) => ready!(this.poll_awaiting_join(cx)),
-                Phase::Joining(_) => ready!(this.poll_joining(cx)),
-                Phase::Joined(session) => {
-                    match ready!(session.poll_next(cx, &mut this.inbound, &*this.stats.observer)) {
+            match &mut this.state {
+                State::AwaitingJoin(_) => ready!(this.poll_awaiting_join(cx)),
+                State::Joining(_) => ready!(this.poll_joining(cx)),
+                State::Joined(stream) => {
+                    match ready!(stream.poll_next(cx, &mut this.inbound, &*this.stats.observer)) {
                         Output::Data(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                        Output::Ended(ended) => this.end(ended),
+                        Output::End(end) => this.end(end),
                     }
                 }
-                Phase::Ending {
-                    farewell: farewell @ Some(_),
-                    ..
-                } => {
-                    return Poll::Ready(farewell.take().map(|bytes| Ok(Frame::data(bytes))));
-                }
-                Phase::Ending { status, .. } => {
+                State::Ending { notice, status } => {
+                    if let Some(bytes) = notice.take() {
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    }
                     let frame = trailers(status);
-                    this.phase = Phase::Done;
+                    this.state = State::Ended;
                     return Poll::Ready(Some(frame));
                 }
-                Phase::Done => return Poll::Ready(None),
+                State::Ended => return Poll::Ready(None),
             }
         }
     }
 
-    /// True only when all was sent: a body that says so at its creation would be replaced by an empty one.
+    /// Must be false until the trailers are sent: tonic replaces a body that is at its end when it is created by an empty
+    /// one.
     fn is_end_stream(&self) -> bool {
-        matches!(self.phase, Phase::Done)
+        matches!(self.state, State::Ended)
     }
 }

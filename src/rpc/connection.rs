@@ -1,4 +1,4 @@
-//! One connection: HTTP/2 with every limit set.
+//! Serves one HTTP/2 connection, with every limit set.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -17,39 +17,39 @@ use tower::{Service, ServiceExt};
 use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
 use super::prefixed_io::{NotHttp2, PrefixedIo};
-use super::stall_detector::Watched;
+use super::stall_detector::MonitoredBody;
 
-/// Flow-control window of a connection. HTTP/2's library counts what frames lack to 256 bytes, as long as they are unread,
-/// against half of it, and ends whoever exceeds that. One stream's window holds 7,281 frames of a byte each, with their
-/// heads 1.8 MB by that count, so this is enough for two such streams and for thousands of messages of usual ones.
+/// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
+/// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of 1-byte frames (7,281 frames in a
+/// [`STREAM_WINDOW`], 1.8 MB of charge each).
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// Flow-control window of a stream: what a client may send before it is read from.
+/// Flow-control window of a stream, in bytes: what a client may send before it is read from.
 const STREAM_WINDOW: u32 = 65_535;
 
-/// What a connection may buffer for a stream that its client does not read.
+/// How many bytes a connection buffers for a stream that its client does not read.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// The longest list of request headers: room for a token, and for nothing that would be worth an attack.
+/// Limit of the request headers of a stream, in bytes. A token fits.
 const HEADER_LIST: u32 = 16 * 1024;
 
-/// Streams that a client opened and reset before they were served: beyond this it is an attack ("rapid reset").
+/// How many streams a client may have opened and reset before they were accepted. More are a "rapid reset" attack.
 const PENDING_RESETS: usize = 20;
 
-/// What a connection may be and do.
+/// Limits of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransportLimits {
-    /// How many connections there may be.
+    /// Maximum number of connections.
     pub max_connections: usize,
-    /// How many streams a connection may have open.
+    /// Maximum number of open streams per connection.
     pub max_streams_per_connection: u32,
-    /// How long a connection may take to speak HTTP/2.
+    /// Time limit for the HTTP/2 preface.
     pub handshake_timeout: Duration,
-    /// How long a connection may be silent before it is asked for a sign of life.
+    /// How long a connection may be idle before the server sends a PING.
     pub keepalive_interval: Duration,
-    /// How long the sign may take before the connection counts as lost.
+    /// Time limit for the answer to that PING; then the connection is closed.
     pub keepalive_timeout: Duration,
-    /// How long a client may take nothing of what a stream has for it before the stream is ended.
+    /// How long a client may accept no data of a stream that has data for it. Then the stream is cancelled.
     pub stall_timeout: Duration,
 }
 
@@ -66,7 +66,7 @@ impl Default for TransportLimits {
     }
 }
 
-/// Serves `io` until the client goes, or, after `draining`, until its streams have ended.
+/// Serves `io` until the client closes the connection or, once `draining` is cancelled, until its streams have ended.
 pub(super) async fn serve<T, S>(
     io: T,
     service: S,
@@ -78,7 +78,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    // Who has not said anything yet is not waited for.
+    // A connection that has not sent the preface has no streams to wait for.
     let accepted = PrefixedIo::accept(io, limits.handshake_timeout);
     let Some(io) = draining.run_until_cancelled(accepted).await else {
         return Ok(());
@@ -86,10 +86,10 @@ where
     let io = CorkedIo::new(io?);
     let service = service
         .map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new))
-        .map_response(|response| response.map(Watched::new));
-    let opened = StreamExecutor::default();
+        .map_response(|response| response.map(MonitoredBody::new));
+    let executor = StreamExecutor::default();
     let mut connection = pin!(
-        http2::Builder::new(opened.clone())
+        http2::Builder::new(executor.clone())
             .timer(TokioTimer::new())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -110,7 +110,7 @@ where
         }
         connection.as_mut().poll(cx)
     });
-    // How a connection ends is the client's affair: each stream has told what became of it.
-    connection_task::run(connection, opened, io, limits.stall_timeout).await;
+    // Errors of the connection need no report: each stream reports its own end.
+    connection_task::run(connection, executor, io, limits.stall_timeout).await;
     Ok(())
 }

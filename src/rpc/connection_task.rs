@@ -1,56 +1,63 @@
-//! The streams of one connection, which run within the connection's task.
+//! The task of one connection: polls the HTTP/2 connection and all of its streams.
 //!
-//! A broadcast wakes each connection once, and what its streams then write goes to the socket in the same turn: a task
-//! for each stream would cost another wake-up and its memory.
+//! A broadcast wakes each connection once, and everything that its streams send in that poll goes to the socket in one
+//! write. A task per stream would cost a wake-up and memory for each of them.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, Stream as _};
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use tokio::task::coop::has_budget_remaining;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::corked_io::CorkedIo;
 use super::stall_detector::{STALL_TICKS, StallDetector};
 use super::sub_waker::SubWaker;
 
-/// How often the streams and their connection are gone through in one turn: what a connection has read its streams take
-/// at once, and what they answer goes out with it. A client that sends without an end does not keep the others waiting.
-const PASSES: usize = 4;
+/// How often the streams and the connection are polled in one poll of the task. So the streams handle at once what the
+/// connection has read, and their responses leave in the same write; a client that never stops sending does not starve
+/// others.
+const MAX_ROUNDS: usize = 4;
 
-type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Takes the streams that a connection opens: what the HTTP/2 library spawns them with.
+/// The executor that hyper spawns streams on: queues them for the connection's task.
 #[derive(Clone, Default)]
-pub(super) struct StreamExecutor(Arc<Mutex<Vec<BoxFuture>>>);
+pub(super) struct StreamExecutor(Arc<Mutex<Vec<StreamFuture>>>);
 
 impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let stream = Box::pin(stream);
-        // Nothing panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        self.0.lock().push(Box::pin(stream));
     }
 }
 
-/// One stream, until it ends or is ended.
+/// A stream, until it ends or is cancelled.
 struct StreamTask {
-    watch: Arc<StallDetector>,
-    future: Option<BoxFuture>,
-    /// Who is told that it was ended.
+    stall_detector: Arc<StallDetector>,
+    future: Option<StreamFuture>,
     waker: Option<Waker>,
 }
 
 impl StreamTask {
-    fn end(&mut self) {
+    fn new(future: StreamFuture) -> Self {
+        Self {
+            stall_detector: Arc::default(),
+            future: Some(future),
+            waker: None,
+        }
+    }
+
+    fn cancel(&mut self) {
         let future = self.future.take();
-        self.watch.scope(|| drop(future));
+        self.stall_detector.scope(|| drop(future));
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }
@@ -61,92 +68,110 @@ impl Future for StreamTask {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let me = &mut *self;
-        let Some(future) = &mut me.future else {
+        let this = &mut *self;
+        let Some(future) = &mut this.future else {
             return Poll::Ready(());
         };
-        if me.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            me.waker = Some(cx.waker().clone());
+        match &mut this.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => this.waker = Some(cx.waker().clone()),
         }
-        me.watch.scope(|| future.as_mut().poll(cx))
+        this.stall_detector.scope(|| future.as_mut().poll(cx))
     }
 }
 
-/// Runs `connection`, whose streams come to `opened` and which writes to `io`, until it ends or cannot write; the streams
-/// that are left are dropped. Whoever takes nothing of what a stream has for it, for `stall_timeout`, loses that stream.
+/// The streams of the connection.
+struct Streams {
+    executor: StreamExecutor,
+    tasks: FuturesUnordered<StreamTask>,
+    waker: SubWaker,
+}
+
+impl Streams {
+    fn poll_woken(&mut self) {
+        if self.waker.take_woken() {
+            let mut cx = self.waker.context();
+            while let Poll::Ready(Some(())) = Pin::new(&mut self.tasks).poll_next(&mut cx) {}
+        }
+    }
+
+    fn accept_spawned(&self) {
+        for future in self.executor.0.lock().drain(..) {
+            self.tasks.push(StreamTask::new(future));
+            self.waker.wake();
+        }
+    }
+
+    fn cancel_stalled(&mut self) {
+        for task in self.tasks.iter_mut().filter(|task| task.stall_detector.tick()) {
+            task.cancel();
+        }
+    }
+}
+
+/// Runs `connection`, which spawns its streams on `executor` and writes to `io`, until it ends or a write fails. The
+/// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
     connection: impl Future,
-    opened: StreamExecutor,
+    executor: StreamExecutor,
     io: CorkedIo<T>,
     stall_timeout: Duration,
 ) {
     let mut connection = pin!(connection);
-    let mut streams = FuturesUnordered::<StreamTask>::new();
-    let period = stall_timeout / u32::from(STALL_TICKS - 1);
-    let mut look_at = pin!(tokio::time::sleep(period));
-    let (stream_waker, connection_waker) = (Arc::new(SubWaker::default()), Arc::new(SubWaker::default()));
-    let [for_streams, for_connection] =
-        [&stream_waker, &connection_waker].map(|waker| Waker::from(Arc::clone(waker)));
-    // The first time nobody has to ask for it.
-    for_connection.wake_by_ref();
-    let mut turn = |cx: &mut Context<'_>| {
-        if poll_interval(look_at.as_mut(), period, cx) {
-            for stream in streams.iter_mut().filter(|stream| stream.watch.tick()) {
-                stream.end();
-            }
-        }
-        for _ in 0..PASSES {
-            stream_waker.begin_poll(cx.waker());
-            connection_waker.begin_poll(cx.waker());
-            if stream_waker.take_woken() {
-                let mut cx = Context::from_waker(&for_streams);
-                while let Poll::Ready(Some(())) = Pin::new(&mut streams).poll_next(&mut cx) {}
-            }
-            let mut cx = Context::from_waker(&for_connection);
-            if connection_waker.take_woken() && connection.as_mut().poll(&mut cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let mut opened = opened.0.lock().unwrap_or_else(PoisonError::into_inner);
-            for future in opened.drain(..) {
-                streams.push(StreamTask {
-                    watch: Arc::default(),
-                    future: Some(future),
-                    waker: None,
-                });
-                for_streams.wake_by_ref();
-            }
-            drop(opened);
-            // Both, so that what rings from now on wakes the task.
-            let (streams_rest, connection_rests) = (stream_waker.end_poll(), connection_waker.end_poll());
-            if streams_rest && connection_rests {
-                return Poll::Pending;
-            }
-            if !has_budget_remaining() {
-                break;
-            }
-        }
-        // The others have their turn.
-        cx.waker().wake_by_ref();
-        Poll::Pending
+    let connection_waker = SubWaker::new();
+    let mut streams = Streams {
+        executor,
+        tasks: FuturesUnordered::new(),
+        waker: SubWaker::new(),
     };
+    let period = stall_timeout / u32::from(STALL_TICKS - 1);
+    let mut stall_ticks = interval_at(Instant::now() + period, period);
+    stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     poll_fn(|cx| {
-        let ended = turn(cx);
-        match io.uncork(&mut Context::from_waker(&for_connection)) {
+        while stall_ticks.poll_tick(cx).is_ready() {
+            streams.cancel_stalled();
+        }
+        let polled = poll_rounds(cx, connection.as_mut(), &connection_waker, &mut streams);
+        match io.uncork(&mut connection_waker.context()) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
-            _ => ended,
+            _ => polled,
         }
     })
     .await;
 }
 
-/// Whether `period` has passed, which begins anew then.
-fn poll_interval(mut sleep: Pin<&mut Sleep>, period: Duration, cx: &mut Context<'_>) -> bool {
-    let mut has_passed = false;
-    while sleep.as_mut().poll(cx).is_ready() {
-        sleep.as_mut().reset(Instant::now() + period);
-        has_passed = true;
+/// Polls the streams and the connection, whichever was woken, until neither makes progress. Ready when the connection has
+/// ended.
+fn poll_rounds(
+    cx: &mut Context<'_>,
+    mut connection: Pin<&mut impl Future>,
+    connection_waker: &SubWaker,
+    streams: &mut Streams,
+) -> Poll<()> {
+    for _ in 0..MAX_ROUNDS {
+        streams.waker.begin_poll(cx.waker());
+        connection_waker.begin_poll(cx.waker());
+        streams.poll_woken();
+        if connection_waker.take_woken()
+            && connection
+                .as_mut()
+                .poll(&mut connection_waker.context())
+                .is_ready()
+        {
+            return Poll::Ready(());
+        }
+        streams.accept_spawned();
+        // Both wakers must wake the task from now on, so this does not short-circuit.
+        if streams.waker.end_poll() & connection_waker.end_poll() {
+            return Poll::Pending;
+        }
+        if !has_budget_remaining() {
+            break;
+        }
     }
-    has_passed
+    // The other tasks have their turn first.
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }

@@ -1,27 +1,28 @@
-//! What a connection writes in one turn goes to the socket in one piece.
+//! Collects what a connection writes in one poll and writes it to the socket at once.
 //!
-//! The HTTP/2 library writes and flushes frame by frame, and most clients permit frames of 16 KiB only. To the kernel each
-//! write is a segment to send, acknowledge and wake the receiver for; copying a frame costs far less than that.
+//! The HTTP/2 library writes and flushes every frame, and most clients allow frames of at most 16 KiB. Each write costs the
+//! kernel a segment to send, an acknowledgement and a wake-up of the receiver; copying a frame costs far less.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is gathered at most, in bytes. Half of it costs a tenth more for each message in a room at full load; twice as much
-/// is no better, and it is what a connection may hold back when its client does not read.
+/// Capacity of the buffer in bytes. With half of it a message costs a tenth more in a room at full load; twice as much is no
+/// better. It is also what a connection buffers for a client that does not read.
 const LIMIT: usize = 128 * 1024;
 
 thread_local! {
-    /// The buffer that connections gather in, one after the other: empty between two turns.
+    /// The buffer that the connections of this thread share: it is empty after each poll.
     static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A transport whose writes and flushes wait for [`CorkedIo::uncork`]. Clones are handles of the same transport.
+/// A transport that buffers writes and ignores flushes until [`CorkedIo::uncork`]. Clones share the transport.
 #[derive(Debug)]
 pub(super) struct CorkedIo<T>(Arc<Mutex<Corked<T>>>);
 
@@ -29,9 +30,9 @@ pub(super) struct CorkedIo<T>(Arc<Mutex<Corked<T>>>);
 struct Corked<T> {
     io: T,
     buffer: Vec<u8>,
-    /// How much of the buffer has been written.
+    /// How many bytes of the buffer have been written.
     written: usize,
-    /// The transport takes no more for now.
+    /// Whether the last write to the transport was pending.
     is_blocked: bool,
 }
 
@@ -44,11 +45,6 @@ impl<T> CorkedIo<T> {
             is_blocked: false,
         })))
     }
-
-    fn lock(&self) -> MutexGuard<'_, Corked<T>> {
-        // Nothing panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<T> Clone for CorkedIo<T> {
@@ -58,14 +54,10 @@ impl<T> Clone for CorkedIo<T> {
 }
 
 impl<T: AsyncWrite + Unpin> CorkedIo<T> {
-    /// Writes what was gathered and flushes it. When the transport takes no more, the rest is kept, and nothing is gathered
-    /// until that is written; the task is woken when it may go on.
-    ///
-    /// # Errors
-    ///
-    /// Those of the transport, which is of no more use then.
+    /// Writes the buffer and flushes the transport. If that is pending, nothing more is buffered until the rest is written,
+    /// and the task is woken when the transport accepts more.
     pub(super) fn uncork(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.lock().uncork(cx)
+        self.0.lock().uncork(cx)
     }
 }
 
@@ -77,7 +69,7 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(len) => self.written += len,
                 Poll::Pending => {
-                    // Many may wait for long, with little each.
+                    // Many connections can stay blocked for a long time, with little left to write each.
                     self.buffer.drain(..self.written);
                     self.buffer.shrink_to_fit();
                     self.written = 0;
@@ -98,7 +90,7 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for CorkedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.lock().io).poll_read(cx, buf)
+        Pin::new(&mut self.0.lock().io).poll_read(cx, buf)
     }
 }
 
@@ -112,20 +104,20 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for CorkedIo<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut me = self.lock();
-        if me.is_blocked || me.buffer.len() >= LIMIT {
-            ready!(me.uncork(cx))?;
+        let mut this = self.0.lock();
+        if this.is_blocked || this.buffer.len() >= LIMIT {
+            ready!(this.uncork(cx))?;
         }
-        if me.buffer.is_empty() {
-            me.buffer = SPARE.take();
-            me.buffer.reserve_exact(LIMIT);
+        if this.buffer.is_empty() {
+            this.buffer = SPARE.take();
+            this.buffer.reserve_exact(LIMIT);
         }
-        let before = me.buffer.len();
+        let before = this.buffer.len();
         for buf in bufs {
-            let len = buf.len().min(LIMIT - me.buffer.len());
-            me.buffer.extend_from_slice(&buf[..len]);
+            let len = buf.len().min(LIMIT - this.buffer.len());
+            this.buffer.extend_from_slice(&buf[..len]);
         }
-        Poll::Ready(Ok(me.buffer.len() - before))
+        Poll::Ready(Ok(this.buffer.len() - before))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -137,9 +129,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for CorkedIo<T> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut me = self.lock();
-        ready!(me.uncork(cx))?;
-        Pin::new(&mut me.io).poll_shutdown(cx)
+        let mut this = self.0.lock();
+        ready!(this.uncork(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }
 
@@ -152,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what reaches it.
+    /// Records what is written to it.
     #[derive(Debug, Default)]
     struct Socket {
         writes: Vec<Vec<u8>>,
@@ -182,41 +174,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_in_one_turn_goes_out_in_one_piece() {
+    async fn what_is_written_before_uncorking_is_one_write() {
         let mut io = CorkedIo::new(Socket::default());
-        for piece in [b"one ", b"two "] {
-            io.write_all(piece).await.unwrap();
+        for part in [b"one ", b"two "] {
+            io.write_all(part).await.unwrap();
             io.flush().await.unwrap();
         }
         let three = [IoSlice::new(b"thr"), IoSlice::new(b"ee")];
         assert_eq!(io.write_vectored(&three).await.unwrap(), 5);
-        assert!(io.lock().io.writes.is_empty());
+        assert!(io.0.lock().io.writes.is_empty());
         assert!(uncork(&io).is_ready());
         assert!(uncork(&io).is_ready());
-        assert_eq!(io.lock().io.writes, [b"one two three"]);
+        assert_eq!(io.0.lock().io.writes, [b"one two three"]);
         io.write_all(b"last").await.unwrap();
         io.shutdown().await.unwrap();
-        let socket = &io.lock().io;
+        let socket = &io.0.lock().io;
         assert_eq!((socket.writes.len(), socket.shutdowns), (2, 1));
         assert_eq!(socket.writes[1], b"last");
     }
 
     #[tokio::test]
-    async fn no_more_than_the_limit_is_gathered() {
+    async fn no_more_than_the_limit_is_buffered() {
         let io = CorkedIo::new(Socket::default());
         io.clone().write_all(&vec![7; 2 * LIMIT + 1]).await.unwrap();
         assert!(uncork(&io).is_ready());
-        let written: Vec<usize> = io.lock().io.writes.iter().map(Vec::len).collect();
+        let written: Vec<usize> = io.0.lock().io.writes.iter().map(Vec::len).collect();
         assert_eq!(written, [LIMIT, LIMIT, 1]);
     }
 
     #[tokio::test]
-    async fn what_a_full_transport_does_not_take_is_kept_and_nothing_more_is_taken() {
+    async fn the_rest_of_a_pending_write_is_kept_and_nothing_more_is_buffered() {
         let (client, mut server) = tokio::io::duplex(10);
         let mut io = CorkedIo::new(client);
         io.write_all(b"0123456789abcdef").await.unwrap();
         assert!(uncork(&io).is_pending());
-        assert_eq!(io.lock().buffer, b"abcdef");
+        assert_eq!(io.0.lock().buffer, b"abcdef");
         {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(pin!(&mut io).poll_write(&mut cx, b"more").is_pending());

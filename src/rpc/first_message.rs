@@ -1,4 +1,4 @@
-//! Where a stream waits until its client says what it wants.
+//! The time limit of a stream's first message.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,14 +8,12 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::error::RpcError;
+use crate::reason::Reason;
 
-/// How long a stream may take to say what it wants. A person may be typing a name meanwhile.
+/// How long a stream may wait for its first message. A user may be typing a name meanwhile.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a client is asked to wait when the server drains before its stream has begun.
-pub(super) const RETRY: Duration = Duration::from_secs(1);
-
-/// Where a stream waits until its client says what it wants: not for ever, and not while the server drains.
+/// Ends a stream whose first message does not come in time, or that has not begun when the server drains.
 pub(super) struct FirstMessageDeadline {
     timeout: Pin<Box<Sleep>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -29,15 +27,14 @@ impl FirstMessageDeadline {
         }
     }
 
-    /// Ready with why the stream ends, when it has waited long enough; `overdue` is how that is told.
-    pub(super) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        overdue: impl FnOnce(Duration) -> RpcError,
-    ) -> Poll<RpcError> {
+    /// Ready with the error that ends the stream. On a timeout that is `reason`, and its message says that no `what` came.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, reason: Reason, what: &str) -> Poll<RpcError> {
         if self.draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(RpcError::Draining(RETRY));
+            return Poll::Ready(RpcError::draining());
         }
-        self.timeout.as_mut().poll(cx).map(|()| overdue(TIMEOUT))
+        self.timeout.as_mut().poll(cx).map(|()| {
+            let limit = humantime::format_duration(TIMEOUT);
+            RpcError::new(reason, format!("no {what} came within {limit}"))
+        })
     }
 }

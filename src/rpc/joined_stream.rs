@@ -1,4 +1,4 @@
-//! A participant's stream after its JOIN was accepted.
+//! A Chat stream whose JOIN was accepted.
 
 use std::error::Error as _;
 use std::ops::ControlFlow;
@@ -8,75 +8,87 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
+use super::convert::{first_sequence, message_id};
 use super::error::RpcError;
-use super::observer::{Observer, StreamEnd};
-use super::reason::Reason;
+use super::observer::Observer;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
-use crate::domain::{Message, MessageId, Rules, Text, Timestamp, TraceContext};
+use crate::domain::{Message, Rules, Text, Timestamp, TraceContext};
 use crate::hub::frame;
 use crate::hub::{CloseReason, FeedItem, Member};
-use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, NoticeCode, ServerMessage, Welcome};
+use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, ServerMessage, Welcome};
+use crate::reason::Reason;
 
-/// A client is read from only while it has less than this to read itself, in bytes: who talks must listen. It leaves a
-/// talker in a busy room some thousand short messages of slack.
-const READ_LAG: u64 = 256 * 1024;
+/// A client is read from only while fewer bytes than this wait for it: a client that sends must also receive. Allows for
+/// some thousand short messages.
+const MAX_READ_LAG: u64 = 256 * 1024;
 
-/// How many messages of a client are taken in a row before others get their turn.
-const BURST: usize = 128;
+/// How many messages of one client are handled in a row before the other streams of the connection have their turn.
+const MAX_BURST: usize = 128;
 
-/// A participant's stream after its JOIN was accepted.
+/// A Chat stream whose JOIN was accepted.
 pub(super) struct JoinedStream {
     member: Member,
     rules: Rules,
     resume_grace: Duration,
-    /// Whether the client is sent messages that the first version did not have.
+    /// Whether the client is sent messages that the first version of the protocol did not have.
     is_newer: bool,
     /// The welcome, until it is sent.
     welcome: Option<Bytes>,
-    inbound: Inbound,
-    /// How the client's side ended, once it has.
-    ending: Option<(StreamEnd, Option<Status>)>,
+    is_reading: bool,
+    /// Why the client's side ended, and the status if it is not OK. Sent once the room has confirmed the end.
+    inbound_end: Option<(Reason, Option<Status>)>,
 }
 
-enum Inbound {
-    Open,
-    Closed,
-}
-
-/// How a session ends.
-pub(super) struct Ended {
-    pub(super) end: StreamEnd,
+/// How a stream ends.
+pub(super) struct StreamEnd {
+    pub(super) reason: Reason,
     pub(super) status: Status,
-    /// A last message before the status.
-    pub(super) farewell: Option<Bytes>,
+    /// A last message, sent before the status.
+    pub(super) notice: Option<Bytes>,
 }
 
-/// What a session yields.
+impl StreamEnd {
+    pub(super) const fn new(reason: Reason, status: Status) -> Self {
+        Self {
+            reason,
+            status,
+            notice: None,
+        }
+    }
+}
+
+impl From<RpcError> for StreamEnd {
+    fn from(error: RpcError) -> Self {
+        Self::new(error.reason(), error.to_status())
+    }
+}
+
+/// What a stream sends to the client next.
 pub(super) enum Output {
     Data(Bytes),
-    Ended(Ended),
+    End(StreamEnd),
 }
 
 impl JoinedStream {
     pub(super) fn new(member: Member, rules: Rules, resume_grace: Duration, is_newer: bool) -> Self {
-        let mut session = Self {
+        let mut stream = Self {
             member,
             rules,
             resume_grace,
             is_newer,
             welcome: None,
-            inbound: Inbound::Open,
-            ending: None,
+            is_reading: true,
+            inbound_end: None,
         };
         if is_newer {
-            session.welcome = Some(frame::private(&session.welcome_message()));
+            stream.welcome = Some(frame::private(&stream.welcome_message()));
         }
-        session
+        stream
     }
 
-    /// What goes to the client next. Takes what the client sends along the way.
+    /// Polls for what goes to the client next, and handles what the client has sent.
     pub(super) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
@@ -86,64 +98,47 @@ impl JoinedStream {
         if let Some(welcome) = self.welcome.take() {
             return Poll::Ready(Output::Data(welcome));
         }
-        let piece = self.member.poll_next(cx);
-        if let Poll::Ready(FeedItem::Closed(end)) = piece {
-            return Poll::Ready(Output::Ended(self.ended(end)));
-        }
-        if let Poll::Ready(FeedItem::Lagged) = piece {
-            return Poll::Ready(Output::Ended(self.failed(StreamEnd::Slow, &RpcError::FellBehind)));
-        }
-        // While notices wait the client is answered first.
-        let may_read = !matches!(piece, Poll::Ready(FeedItem::Notice(_)));
-        if may_read && matches!(self.inbound, Inbound::Open) && self.member.lag() <= READ_LAG {
+        let output = match self.member.poll_next(cx) {
+            // The client sends faster than it reads the notices about it: it is not read from until it has.
+            Poll::Ready(FeedItem::Notice(bytes)) => return Poll::Ready(Output::Data(bytes)),
+            Poll::Ready(FeedItem::Events(bytes)) => Poll::Ready(Output::Data(bytes)),
+            Poll::Ready(FeedItem::Closed(reason)) => return Poll::Ready(Output::End(self.closed(reason))),
+            Poll::Ready(FeedItem::Lagged) => {
+                return Poll::Ready(Output::End(self.end_with_notice(&RpcError::fell_behind())));
+            }
+            Poll::Pending => Poll::Pending,
+        };
+        if self.is_reading && self.member.lag() <= MAX_READ_LAG {
             self.read(cx, inbound, observer);
         }
-        match piece {
-            Poll::Ready(FeedItem::Events(bytes) | FeedItem::Notice(bytes)) => {
-                Poll::Ready(Output::Data(bytes))
-            }
-            _ => Poll::Pending,
-        }
+        output
     }
 
-    /// Takes what the client has sent, as long as the room has place for it.
+    /// Handles what the client has sent, as long as the room's mailbox has space.
     fn read(&mut self, cx: &mut Context<'_>, inbound: &mut Streaming<JoinMsgLeave>, observer: &dyn Observer) {
-        for _ in 0..BURST {
+        for _ in 0..MAX_BURST {
             match self.member.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
-                // The room has ended, and this stream's end is in the feed.
+                // The room has ended; the end of this stream is in its feed.
                 Poll::Ready(Err(_)) => {
-                    self.inbound = Inbound::Closed;
+                    self.is_reading = false;
                     return;
                 }
                 Poll::Pending => return,
             }
-            let received = match Pin::new(&mut *inbound).poll_next(cx) {
-                Poll::Pending => return,
-                Poll::Ready(received) => received,
+            let Poll::Ready(received) = Pin::new(&mut *inbound).poll_next(cx) else {
+                return;
             };
             let flow = match received {
-                Some(Ok(message)) => self.take(message, observer),
-                // A connection that breaks is no leave. What the transport reports has a cause, what cannot be decoded
-                // has none.
-                Some(Err(status)) if status.source().is_some() => {
-                    self.inbound = Inbound::Closed;
-                    self.ending = Some((StreamEnd::Lost, Some(status)));
-                    self.member.detach();
-                    ControlFlow::Break(())
-                }
-                // What cannot be decoded ends the stream, for everybody else as if the client had left.
+                Some(Ok(message)) => self.handle(&message, observer),
                 Some(Err(status)) => {
-                    observer.rejected(Reason::Undecodable);
-                    self.leave(StreamEnd::Refused, Some(status), None, None);
+                    self.on_read_error(status, observer);
                     ControlFlow::Break(())
                 }
-                // A stream that was cut reads like one that was ended: who can come back has the time to, and says LEAVE
-                // to leave.
+                // A connection that is cut can look the same. So a client that can resume has the grace period; it sends
+                // LEAVE to leave at once.
                 None => {
-                    self.inbound = Inbound::Closed;
-                    self.ending = Some((StreamEnd::Closed, None));
-                    self.member.detach();
+                    self.detach(Reason::HalfClosed, None);
                     ControlFlow::Break(())
                 }
             };
@@ -151,89 +146,106 @@ impl JoinedStream {
                 return;
             }
         }
-        // There may be more: it is taken when others have had their turn.
+        // There may be more. The other streams have their turn first.
         cx.waker().wake_by_ref();
     }
 
-    fn take(&mut self, message: JoinMsgLeave, observer: &dyn Observer) -> ControlFlow<()> {
+    fn handle(&mut self, message: &JoinMsgLeave, observer: &dyn Observer) -> ControlFlow<()> {
         let timestamp = Timestamp(message.timestamp);
-        match EventType::try_from(message.r#type) {
-            Ok(kind @ EventType::Message) => {
-                observer.received(kind);
-                let id = message.message_id.as_str();
-                let said = Message {
+        let trace = TraceContext::parse(&message.traceparent, &message.tracestate);
+        let Ok(kind) = EventType::try_from(message.r#type) else {
+            self.reject(&RpcError::unknown_type(message.r#type), observer);
+            return ControlFlow::Break(());
+        };
+        observer.received(kind);
+        match kind {
+            EventType::Message => {
+                let message = Message {
                     timestamp,
                     text: Text::parse(&message.msg, self.rules.max_message_chars),
-                    message_id: (!id.is_empty()).then(|| MessageId::try_from(id)),
-                    trace: TraceContext::parse(&message.traceparent, &message.tracestate),
+                    message_id: message_id(&message.message_id),
+                    trace,
                 };
-                self.member.say(said, Instant::now());
+                self.member.say(message, Instant::now());
                 return ControlFlow::Continue(());
             }
-            Ok(kind @ EventType::Leave) => {
-                observer.received(kind);
-                let trace = TraceContext::parse(&message.traceparent, &message.tracestate);
-                self.leave(StreamEnd::Left, None, Some(timestamp), trace);
+            EventType::Leave => self.leave(Reason::Left, None, Some(timestamp), trace),
+            EventType::Join => {
+                let error = RpcError::new(
+                    Reason::SecondJoin,
+                    "this stream has joined already; open another stream to join again",
+                );
+                self.reject(&error, observer);
             }
-            Ok(kind @ EventType::Join) => {
-                observer.received(kind);
-                self.refuse(&RpcError::SecondJoin, observer);
-            }
-            Err(_) => self.refuse(&RpcError::UnknownType(message.r#type), observer),
         }
         ControlFlow::Break(())
     }
 
-    fn refuse(&mut self, error: &RpcError, observer: &dyn Observer) {
-        observer.rejected(error.reason());
-        self.leave(StreamEnd::Refused, Some(error.status().0), None, None);
+    fn on_read_error(&mut self, status: Status, observer: &dyn Observer) {
+        // An error of the transport has a source, an error of the decoder has none.
+        if status.source().is_some() {
+            self.detach(Reason::ConnectionLost, Some(status));
+        } else {
+            observer.rejected(Reason::Undecodable);
+            self.leave(Reason::Undecodable, Some(status), None, None);
+        }
     }
 
-    /// The client goes, or has to: the room hears of it, and what the room said before still goes out.
+    fn reject(&mut self, error: &RpcError, observer: &dyn Observer) {
+        error.count(observer);
+        self.leave(error.reason(), Some(error.to_status()), None, None);
+    }
+
+    /// The stream ends, the session may be resumed.
+    fn detach(&mut self, reason: Reason, status: Option<Status>) {
+        self.is_reading = false;
+        self.inbound_end = Some((reason, status));
+        self.member.detach();
+    }
+
+    /// The participant leaves. What the room published before that is still sent.
     fn leave(
         &mut self,
-        end: StreamEnd,
+        reason: Reason,
         status: Option<Status>,
         timestamp: Option<Timestamp>,
         trace: Option<TraceContext>,
     ) {
-        self.inbound = Inbound::Closed;
-        self.ending = Some((end, status));
+        self.is_reading = false;
+        self.inbound_end = Some((reason, status));
         self.member.leave(timestamp, trace);
     }
 
-    fn ended(&mut self, end: CloseReason) -> Ended {
-        match end {
+    fn closed(&mut self, reason: CloseReason) -> StreamEnd {
+        match reason {
             CloseReason::Left => {
-                let (end, status) = self.ending.take().unwrap_or((StreamEnd::Left, None));
-                Ended {
-                    end,
-                    status: status.unwrap_or_else(|| Status::new(tonic::Code::Ok, "")),
-                    farewell: None,
-                }
+                let (reason, status) = self.inbound_end.take().unwrap_or((Reason::Left, None));
+                let status = status.unwrap_or_else(|| Status::new(Code::Ok, ""));
+                StreamEnd::new(reason, status)
             }
-            CloseReason::Rejected(refusal) => self.failed(StreamEnd::Refused, &RpcError::Refused(refusal)),
-            CloseReason::TakenOver => self.failed(StreamEnd::TakenOver, &RpcError::TakenOver),
-            CloseReason::Draining(delay) => self.failed(StreamEnd::Drain, &RpcError::Draining(delay)),
-            CloseReason::Failed => self.failed(StreamEnd::Error, &RpcError::Failed),
+            CloseReason::Rejected(rejection) => RpcError::from(&rejection).into(),
+            reason => self.end_with_notice(&reason.into()),
         }
     }
 
-    fn failed(&self, end: StreamEnd, error: &RpcError) -> Ended {
-        let (status, retry) = error.status();
-        let code = match error {
-            RpcError::Draining(_) | RpcError::Failed => Some(NoticeCode::Reconnect),
-            RpcError::FellBehind => Some(NoticeCode::FellBehind),
-            RpcError::TakenOver => Some(NoticeCode::TakenOver),
-            _ => None,
-        };
-        let farewell = code
-            .filter(|_| self.is_newer)
-            .map(|code| frame::private(&self.farewell_message(code, status.message(), retry)));
-        Ended {
-            end,
+    fn end_with_notice(&self, error: &RpcError) -> StreamEnd {
+        let status = error.to_status();
+        let notice = self.is_newer.then(|| {
+            let notice = Notice {
+                code: error.reason().notice_code().into(),
+                retry_delay: error.retry_delay().and_then(|delay| delay.try_into().ok()),
+                original_sequence: 0,
+            };
+            frame::private(&ServerMessage {
+                msg_stream: status.message().into(),
+                notice: Some(notice),
+                ..self.private_message()
+            })
+        });
+        StreamEnd {
+            reason: error.reason(),
             status,
-            farewell,
+            notice,
         }
     }
 
@@ -248,52 +260,31 @@ impl JoinedStream {
         }
     }
 
-    fn farewell_message(&self, code: NoticeCode, words: &str, retry: Option<Duration>) -> ServerMessage {
-        let retry_delay = retry.and_then(|delay| delay.try_into().ok());
-        ServerMessage {
-            msg_stream: words.into(),
-            notice: Some(Notice {
-                code: code.into(),
-                retry_delay,
-                original_sequence: 0,
-            }),
-            ..self.private_message()
-        }
-    }
-
     fn welcome_message(&self) -> ServerMessage {
-        let entry = self.member.info();
-        // The domain's limits are far below what these fields hold.
-        let small = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
+        let info = self.member.info();
+        // All limits are far below `u32::MAX`.
+        let limit = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
         let limits = Limits {
-            max_message_chars: small(self.rules.max_message_chars),
-            max_name_chars: small(MAX_NAME_CHARS),
-            max_room_chars: small(MAX_NAME_CHARS),
-            max_message_id_chars: small(MAX_MESSAGE_ID_LEN),
+            max_message_chars: limit(self.rules.max_message_chars),
+            max_name_chars: limit(MAX_NAME_CHARS),
+            max_room_chars: limit(MAX_NAME_CHARS),
+            max_message_id_chars: limit(MAX_MESSAGE_ID_LEN),
             max_clock_ahead: self.rules.max_clock_ahead,
             resume_grace: self.resume_grace.try_into().ok(),
         };
-        // Of an empty log nothing is kept, which the wire shows as zero.
-        let is_empty = entry.start.bounds.last < entry.start.bounds.first;
         let welcome = Welcome {
-            participant_id: entry.participant.get(),
-            session_token: entry.session_token.clone().unwrap_or_default(),
-            epoch: entry.epoch.get(),
-            sequence: entry.start.after.get(),
-            recovered: entry.start.is_recovered,
-            first_sequence: if is_empty {
-                0
-            } else {
-                entry.start.bounds.first.get()
-            },
-            last_sequence: entry.start.bounds.last.get(),
+            participant_id: info.participant.get(),
+            session_token: info.session_token.clone().unwrap_or_default(),
+            epoch: info.epoch.get(),
+            sequence: info.start.after.get(),
+            recovered: info.start.is_recovered,
+            first_sequence: first_sequence(info.start.bounds),
+            last_sequence: info.start.bounds.last.get(),
             limits: Some(limits),
         };
-        let words = format!("Welcome to {}, {}.", self.member.room(), entry.name);
-        let timestamp = entry.start.time.get();
         ServerMessage {
-            msg_stream: words,
-            timestamp,
+            msg_stream: format!("Welcome to {}, {}.", self.member.room(), info.name),
+            timestamp: info.start.time.get(),
             welcome: Some(welcome),
             ..self.private_message()
         }

@@ -1,4 +1,4 @@
-//! Where connections come in.
+//! Accepts connections and serves each in a task of its own.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,39 +15,39 @@ use tonic::body::Body;
 use tower::{Service, service_fn};
 
 use super::connection::{self, TransportLimits};
-use super::error::too_many_connections;
+use super::error::RpcError;
 use super::observer::Observer;
+use crate::reason::Reason;
 
-/// How many connections may wait to be accepted, as far as the system allows: one that finds no place comes again a second
-/// later.
+/// Length of the accept queue, as far as the system allows. A connection that finds it full is retried by its client's
+/// system after a second.
 const BACKLOG: u32 = 4_096;
 
-/// How many connections beyond the limit are told so at a time; further ones wait to be accepted.
-const TURNED_AWAY_AT_ONCE: usize = 16;
+/// How many connections beyond the limit are served an error at the same time. Others wait to be accepted.
+const MAX_REJECTING: usize = 16;
 
-/// How long a connection beyond the limit has to hear why.
-const TURNED_AWAY_IN: Duration = Duration::from_secs(2);
+/// How long a connection beyond the limit is served that error.
+const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long to wait when the system has no descriptor or memory left for a connection: asking again at once would only
-/// keep it busy.
+/// How long to wait after the system had no file descriptor or memory for a connection, instead of spinning.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// A port on which connections come in, and the tasks that serve them.
+/// A bound port and the tasks that serve its connections.
 pub struct Listener {
     listener: TcpListener,
     limits: TransportLimits,
     observer: Arc<dyn Observer>,
     connections: Arc<Semaphore>,
-    turned_away: Arc<Semaphore>,
+    rejecting: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 impl Listener {
-    /// Listens on `address`; its port may be 0 for a free one. Must be called within a Tokio runtime.
+    /// Listens on `address`. Port 0 binds a free port. Must be called within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be bound.
+    /// If the address cannot be bound.
     pub async fn bind(
         address: SocketAddr,
         limits: TransportLimits,
@@ -65,37 +65,36 @@ impl Listener {
             limits,
             observer,
             connections: Arc::new(Semaphore::new(limits.max_connections)),
-            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
+            rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             tasks: TaskTracker::new(),
         })
     }
 
-    /// The address that is bound.
+    /// The bound address.
     ///
     /// # Errors
     ///
-    /// When the system does not say.
+    /// If the operating system does not return it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves `service` on every connection until `draining` is cancelled; then accepts nobody more, asks every
-    /// connection to end when its streams have, and returns when all have. It is for the caller to bound that wait:
-    /// when the future is dropped, or `cut` is cancelled, what is still open is cut.
-    pub async fn serve<S>(self, service: S, draining: CancellationToken, cut: CancellationToken)
+    /// Serves `service` on every connection until `draining` is cancelled. Then stops accepting, asks every connection to
+    /// close once its streams have ended, and returns when all are closed. The caller bounds that wait: cancelling `abort`
+    /// or dropping the future closes the remaining connections at once.
+    pub async fn serve<S>(self, service: S, draining: CancellationToken, abort: CancellationToken)
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
     {
-        // Dropped with this future.
-        let cut = cut.child_token();
-        let _guard = cut.clone().drop_guard();
+        let abort = abort.child_token();
+        let _guard = abort.clone().drop_guard();
         while let Some((stream, peer)) = self.accept(&draining).await {
-            // Short messages must not wait for one another. Without it they are only later.
+            // Without Nagle's algorithm short messages do not wait for acknowledgements. Failing to turn it off only costs latency.
             stream.set_nodelay(true).ok();
             match Arc::clone(&self.connections).try_acquire_owned() {
-                Ok(permit) => self.spawn(stream, peer, service.clone(), permit, &draining, &cut),
-                Err(_) => self.turn_away(stream, peer, &draining, &cut).await,
+                Ok(permit) => self.spawn(stream, peer, service.clone(), permit, &draining, &abort),
+                Err(_) => self.reject(stream, peer, &draining, &abort).await,
             }
         }
         drop(self.listener);
@@ -111,7 +110,7 @@ impl Listener {
             };
             match accepted {
                 Ok(accepted) => return Some(accepted),
-                // Of one connection: it is gone, the next may be well.
+                // Errors of this one connection.
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -131,49 +130,51 @@ impl Listener {
         service: S,
         permit: OwnedSemaphorePermit,
         draining: &CancellationToken,
-        cut: &CancellationToken,
+        abort: &CancellationToken,
     ) where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
     {
         let (observer, limits) = (Arc::clone(&self.observer), self.limits);
-        let (draining, cut) = (draining.clone(), cut.clone());
+        let (draining, abort) = (draining.clone(), abort.clone());
         self.tasks.spawn(async move {
-            observer.connection(true);
-            // Made in here, it has one place in the task's memory; handed in, it would have two.
+            observer.connection_opened();
+            // Created in the task: as a captured variable it would take its memory twice.
             let connection = connection::serve(stream, service, limits, draining);
-            let served = cut.run_until_cancelled(connection).await;
+            let served = abort.run_until_cancelled(connection).await;
             if matches!(served, Some(Err(_))) {
                 observer.connection_not_http2(peer);
             }
-            observer.connection(false);
+            observer.connection_closed();
             drop(permit);
         });
     }
 
-    /// Tells a connection beyond the limit so, on every call it makes within a short time.
-    async fn turn_away(
+    /// Answers every call of a connection beyond the limit with an error, for a short time.
+    async fn reject(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
         draining: &CancellationToken,
-        cut: &CancellationToken,
+        abort: &CancellationToken,
     ) {
         let limit = self.limits.max_connections;
         let permit = tokio::select! {
             () = draining.cancelled() => return,
-            permit = Arc::clone(&self.turned_away).acquire_owned() => permit,
+            permit = Arc::clone(&self.rejecting).acquire_owned() => permit,
         };
         self.observer.connection_refused(peer, limit);
         let service = service_fn(move |_: Request<Body>| async move {
-            Ok::<_, Infallible>(too_many_connections(limit).into_http())
+            let message = format!("the server has {limit} connections, which is the limit; try again later");
+            let error = RpcError::new(Reason::TooManyConnections, message);
+            Ok::<_, Infallible>(error.to_status().into_http())
         });
         let connection = connection::serve(stream, service, self.limits, draining.clone());
-        let cut = cut.clone();
+        let abort = abort.clone();
         self.tasks.spawn(async move {
-            // However it ended, it was told what there is to tell.
-            let _ended = cut
-                .run_until_cancelled(tokio::time::timeout(TURNED_AWAY_IN, connection))
+            // How it ended does not matter.
+            let _ended = abort
+                .run_until_cancelled(tokio::time::timeout(REJECT_TIMEOUT, connection))
                 .await;
             drop(permit);
         });

@@ -1,9 +1,9 @@
-//! The services on the wire: a bounded transport, thin methods, one table from errors to gRPC status.
+//! The gRPC services: connections with every limit set, the bodies of the streaming methods, the unary methods.
 
-mod admission;
 mod chat_body;
 mod connection;
 mod connection_task;
+mod convert;
 mod corked_io;
 mod error;
 mod first_message;
@@ -11,7 +11,6 @@ mod joined_stream;
 mod listener;
 mod observer;
 mod prefixed_io;
-mod reason;
 mod stall_detector;
 mod streaming;
 mod sub_waker;
@@ -20,8 +19,7 @@ mod unary;
 
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{JoinAccepted, Method, Observer, ParticipantInfo, StreamEnd};
-pub use reason::{Fault, Reason};
+pub use observer::{JoinAccepted, Method, Observer, ParticipantInfo};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
 

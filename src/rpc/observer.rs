@@ -1,55 +1,55 @@
-//! What the transport tells of itself, beside what the hub tells: see [`crate::hub::Observer`].
+//! What the transport reports. The hub has an observer of its own: [`crate::hub::Observer`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::reason::Reason;
 use crate::domain::{LamportTime, Sequence, Timestamp, TraceContext};
 use crate::proto::EventType;
+use crate::reason::Reason;
 
-/// Who a stream belongs to, once its JOIN was accepted.
+/// The participant that a stream belongs to.
 #[derive(Debug, Clone)]
 pub struct ParticipantInfo {
-    /// The room.
+    /// The name of the room.
     pub room: String,
-    /// The participant's id there.
+    /// The participant's id in the room.
     pub participant: i32,
     /// The participant's name.
     pub name: String,
-    /// The trace of its JOIN, where that is recorded.
+    /// The trace of the participant's JOIN, if it is recorded.
     pub trace: Option<Arc<TraceContext>>,
 }
 
 /// A JOIN that was accepted.
 #[derive(Debug, Clone, Copy)]
 pub struct JoinAccepted<'a> {
-    /// When it was decoded.
-    pub received: Instant,
-    /// The trace context that the client sent with it.
+    /// When the JOIN was decoded.
+    pub received_at: Instant,
+    /// The trace context in the JOIN.
     pub sender: Option<&'a TraceContext>,
-    /// The client's Lamport time, as it was sent.
+    /// The client's Lamport time in the JOIN.
     pub claimed: Timestamp,
-    /// The room's Lamport time of it.
+    /// The room's Lamport time of the JOIN event. For a resumed session, that of the room.
     pub time: LamportTime,
-    /// Its place in the log; none where an earlier stay goes on, which nobody else hears of.
+    /// The sequence of the JOIN event. `None` for a resumed session, which has none.
     pub sequence: Option<Sequence>,
 }
 
-/// The methods whose answers are streams.
+/// The methods that respond with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Takes part in a room.
+    /// `Chat`.
     Chat,
-    /// Reads a room.
+    /// `Subscribe`.
     Subscribe,
 }
 
 impl Method {
-    /// All of them.
+    /// All methods, in the order of their discriminants.
     pub const ALL: [Self; 2] = [Self::Chat, Self::Subscribe];
 
-    /// Its name in metrics.
+    /// The method's name in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -59,73 +59,26 @@ impl Method {
     }
 }
 
-/// Why a Chat stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StreamEnd {
-    /// The client sent a LEAVE.
-    Left,
-    /// The client ended its side without a LEAVE.
-    Closed,
-    /// The connection or the stream was cut.
-    Lost,
-    /// The reader fell behind what the server keeps, or took nothing for too long.
-    Slow,
-    /// The client came back on another connection.
-    TakenOver,
-    /// The server is draining.
-    Drain,
-    /// What the client sent was refused.
-    Refused,
-    /// The server is at fault.
-    Error,
-}
-
-impl StreamEnd {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Left,
-        Self::Closed,
-        Self::Lost,
-        Self::Slow,
-        Self::TakenOver,
-        Self::Drain,
-        Self::Refused,
-        Self::Error,
-    ];
-
-    /// Its name in metrics and logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Left => "left",
-            Self::Closed => "closed",
-            Self::Lost => "lost",
-            Self::Slow => "slow",
-            Self::TakenOver => "taken_over",
-            Self::Drain => "drain",
-            Self::Refused => "refused",
-            Self::Error => "error",
-        }
-    }
-}
-
-/// Listens to the transport. Cheap and without blocking, like the hub's observer.
+/// Receives what happens in the transport. Implementations must be cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// A connection was accepted (`true`) or has ended (`false`).
-    fn connection(&self, open: bool);
-    /// A connection was turned away because there are as many as may be.
+    /// A connection was accepted.
+    fn connection_opened(&self);
+    /// An accepted connection has ended.
+    fn connection_closed(&self);
+    /// A connection was rejected because the server has `limit` connections.
     fn connection_refused(&self, peer: SocketAddr, limit: usize);
-    /// A connection was closed since it did not speak HTTP/2, or did not speak at all.
+    /// A connection was closed because it did not begin with the HTTP/2 preface in time.
     fn connection_not_http2(&self, peer: SocketAddr);
-    /// A stream began.
+    /// A stream was opened.
     fn stream_started(&self, method: Method);
-    /// Something was decoded off a Chat stream.
+    /// A message of a Chat stream was decoded.
     fn received(&self, kind: EventType);
-    /// Something was refused before it came to a room.
+    /// A call, a stream or a message was rejected before it reached a room.
     fn rejected(&self, reason: Reason);
-    /// A JOIN was accepted. The answer is the trace in which that is recorded, if it is, for whoever follows what the
-    /// stream brings.
-    fn joined(&self, visitor: &ParticipantInfo, arrival: &JoinAccepted<'_>) -> Option<Arc<TraceContext>>;
-    /// A Chat stream ended. `detail` is the status message, empty where there is nothing to say.
-    fn stream_ended(&self, end: StreamEnd, visitor: Option<&ParticipantInfo>, detail: &str);
+    /// A JOIN was accepted. Returns the trace in which the JOIN is recorded, if it is.
+    fn joined(&self, participant: &ParticipantInfo, accepted: &JoinAccepted<'_>)
+    -> Option<Arc<TraceContext>>;
+    /// A Chat stream ended. `participant` is `None` if its JOIN was not accepted; `detail` is the status message, which can
+    /// be empty.
+    fn stream_ended(&self, reason: Reason, participant: Option<&ParticipantInfo>, detail: &str);
 }

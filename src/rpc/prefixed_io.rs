@@ -1,4 +1,4 @@
-//! A transport of which some bytes have been read already.
+//! Checks that a connection speaks HTTP/2 before the HTTP/2 library sees it.
 
 use std::io;
 use std::pin::Pin;
@@ -7,24 +7,23 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// What an HTTP/2 client says first (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 client (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A transport that begins with an HTTP/2 preface, which was read to know that and is given again to whoever reads.
+/// A transport whose HTTP/2 preface has been read, and is returned again to the next reader.
 #[derive(Debug)]
 pub(super) struct PrefixedIo<T> {
     io: T,
-    /// How much of the preface has been given again.
-    given: usize,
+    /// How many bytes of the preface have been returned again.
+    returned: usize,
 }
 
-/// What came was no HTTP/2, or did not come.
+/// The connection did not begin with the HTTP/2 preface, or not in time.
 #[derive(Debug)]
 pub(super) struct NotHttp2;
 
 impl<T: AsyncRead + Unpin> PrefixedIo<T> {
-    /// Reads the preface of `io`, which must come within `limit`: what says nothing, or something else, is nobody we
-    /// serve.
+    /// Reads the preface from `io`, which must come within `limit`.
     pub(super) async fn accept(mut io: T, limit: Duration) -> Result<Self, NotHttp2> {
         let read = async {
             let mut preface = [0; PREFACE.len()];
@@ -41,7 +40,7 @@ impl<T: AsyncRead + Unpin> PrefixedIo<T> {
             Ok(())
         };
         tokio::time::timeout(limit, read).await.map_err(|_| NotHttp2)??;
-        Ok(Self { io, given: 0 })
+        Ok(Self { io, returned: 0 })
     }
 }
 
@@ -51,11 +50,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.given < PREFACE.len() {
-            let rest = &PREFACE[self.given..];
+        if self.returned < PREFACE.len() {
+            let rest = &PREFACE[self.returned..];
             let len = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..len]);
-            self.given += len;
+            self.returned += len;
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_preface_is_given_again() {
+    async fn the_preface_is_returned_again() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(&PREFACE[..7]).await.unwrap();
         let accepting = tokio::spawn(PrefixedIo::accept(server, Duration::from_secs(60)));
@@ -114,14 +113,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_protocol_is_turned_away_at_its_first_word() {
+    async fn another_protocol_is_rejected_at_the_first_differing_byte() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         assert!(PrefixedIo::accept(server, Duration::from_secs(60)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_turned_away_in_time() {
+    async fn a_silent_client_is_rejected_after_the_limit() {
         let (_client, server) = tokio::io::duplex(64);
         assert!(PrefixedIo::accept(server, Duration::from_secs(10)).await.is_err());
     }

@@ -1,8 +1,8 @@
-//! Whether the other side of a stream still takes what it is given.
+//! Detects streams whose client accepts no data.
 //!
-//! The transport asks a response body for more only when the client has taken what came before. So a body that has
-//! given something and is not asked again belongs to a client that takes nothing, and nobody but the task that runs the
-//! stream can end it: the body itself is never polled again.
+//! The transport polls a response body only when the client has accepted what came before. So a body that has returned
+//! data and is not polled again belongs to a stalled client, and only the task that runs the stream can end it: the body
+//! gets no other chance.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -15,31 +15,31 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Status;
 
-/// How often a stream is looked at, with nothing taken between, before it counts as stalled.
+/// After how many ticks without progress a stream counts as stalled.
 pub(super) const STALL_TICKS: u8 = 4;
 
-/// Nothing waits for the client.
+/// The stream waits for events, not for the client.
 const IDLE: u8 = u8::MAX;
 
 thread_local! {
-    /// The watch of the stream that is being polled or dropped.
+    /// The detector of the stream that is being polled or dropped on this thread.
     static CURRENT: RefCell<Option<Arc<StallDetector>>> = const { RefCell::new(None) };
 }
 
-/// Watches one stream. What it holds is how often the stream was looked at since its client was given something that it
-/// has not taken, or [`IDLE`]. It begins with zero: a call that is never answered stalls as well.
+/// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`]. Starts at
+/// zero: a call without a response stalls as well.
 #[derive(Debug, Default)]
 pub(super) struct StallDetector(AtomicU8);
 
 impl StallDetector {
-    /// Looks at the stream. True when it has stalled.
+    /// Counts a tick. Returns whether the stream has stalled.
     pub(super) fn tick(&self) -> bool {
-        // Only the stream's own task comes here, so there is no race to lose.
+        // Only the connection's task calls this and polls the body, so load and store do not race.
         match self.0.load(Ordering::Relaxed) {
             IDLE => false,
-            looks => {
-                self.0.store((looks + 1).min(STALL_TICKS), Ordering::Relaxed);
-                looks + 1 >= STALL_TICKS
+            ticks => {
+                self.0.store((ticks + 1).min(STALL_TICKS), Ordering::Relaxed);
+                ticks + 1 >= STALL_TICKS
             }
         }
     }
@@ -48,7 +48,7 @@ impl StallDetector {
         self.0.load(Ordering::Relaxed) == STALL_TICKS
     }
 
-    /// Does `work` as this watch's stream.
+    /// Runs `work` with this detector as the current one.
     pub(super) fn scope<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
         CURRENT.set(Some(Arc::clone(self)));
         let done = work();
@@ -57,40 +57,40 @@ impl StallDetector {
     }
 }
 
-/// Whether the stream that is being dropped has stalled.
+/// Whether the stream that is being polled or dropped has stalled.
 pub(super) fn has_stalled() -> bool {
-    CURRENT.with_borrow(|watch| watch.as_ref().is_some_and(|watch| watch.has_stalled()))
+    CURRENT.with_borrow(|detector| detector.as_ref().is_some_and(|detector| detector.has_stalled()))
 }
 
 pin_project! {
-    /// A response body that tells its stream's watch whether it waits for the client.
-    pub(super) struct Watched<B> {
+    /// A response body that keeps its stream's detector up to date.
+    pub(super) struct MonitoredBody<B> {
         #[pin]
         body: B,
-        watch: Option<Arc<StallDetector>>,
+        detector: Option<Arc<StallDetector>>,
     }
 }
 
-impl<B> Watched<B> {
-    /// Of the stream that is being polled.
+impl<B> MonitoredBody<B> {
+    /// Wraps the body of the stream that is being polled.
     pub(super) fn new(body: B) -> Self {
         Self {
             body,
-            watch: CURRENT.with_borrow(Clone::clone),
+            detector: CURRENT.with_borrow(Clone::clone),
         }
     }
 }
 
-impl<B: Body<Data = Bytes, Error = Status>> Body for Watched<B> {
+impl<B: Body<Data = Bytes, Error = Status>> Body for MonitoredBody<B> {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let me = self.project();
-        let polled = me.body.poll_frame(cx);
-        if let Some(watch) = me.watch {
-            let looks = if polled.is_pending() { IDLE } else { 0 };
-            watch.0.store(looks, Ordering::Relaxed);
+        let this = self.project();
+        let polled = this.body.poll_frame(cx);
+        if let Some(detector) = this.detector {
+            let ticks = if polled.is_pending() { IDLE } else { 0 };
+            detector.0.store(ticks, Ordering::Relaxed);
         }
         polled
     }
@@ -107,11 +107,13 @@ impl<B: Body<Data = Bytes, Error = Status>> Body for Watched<B> {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::task::Waker;
 
     use super::*;
 
     type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
+    /// A body that returns what it is given.
     struct Script(VecDeque<Polled>);
 
     impl Body for Script {
@@ -131,30 +133,27 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_stalls_when_nothing_is_taken_and_not_when_nothing_is_given() {
-        let watch = Arc::new(StallDetector::default());
+    fn a_stream_stalls_when_its_data_is_not_accepted_but_not_when_it_is_idle() {
+        let detector = Arc::new(StallDetector::default());
         let script = Script([Poll::Pending, data(), data()].into());
-        let mut body = watch.scope(|| Box::pin(Watched::new(script)));
-        let mut poll = || {
-            body.as_mut()
-                .poll_frame(&mut Context::from_waker(std::task::Waker::noop()))
-        };
+        let mut body = detector.scope(|| Box::pin(MonitoredBody::new(script)));
+        let mut poll = || body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop()));
         assert!(poll().is_pending());
         for _ in 0..3 * STALL_TICKS {
-            assert!(!watch.tick());
+            assert!(!detector.tick());
         }
         assert!(poll().is_ready());
         for _ in 1..STALL_TICKS {
-            assert!(!watch.tick());
+            assert!(!detector.tick());
         }
-        // The client took it and got more.
+        // The client has accepted the data and gets more.
         assert!(poll().is_ready());
         for _ in 1..STALL_TICKS {
-            assert!(!watch.tick());
+            assert!(!detector.tick());
         }
-        assert!(!watch.scope(has_stalled));
-        assert!(watch.tick());
-        assert!(watch.scope(has_stalled));
+        assert!(!detector.scope(has_stalled));
+        assert!(detector.tick());
+        assert!(detector.scope(has_stalled));
         assert!(!has_stalled());
     }
 }

@@ -1,5 +1,7 @@
-//! The streaming calls. They stand before the generated service, because their response is not a stream of messages that
-//! would each be encoded for each client, but a body of bytes that are encoded already.
+//! The streaming methods, Chat and Subscribe.
+//!
+//! They bypass the generated service: it encodes each message for each client, these respond with bytes that the hub has
+//! encoded once for everybody.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -27,42 +29,40 @@ use crate::proto::ServerMessage;
 const CHAT_PATH: &str = "/itu.chitchat.ChatService/Chat";
 const SUBSCRIBE_PATH: &str = "/itu.chitchat.ChatService/Subscribe";
 
-/// What the decoder's buffer begins with. Most messages are short, and every stream has such a buffer.
+/// Initial size of a stream's decode buffer, in bytes. Most messages are short, and every stream has such a buffer.
 const DECODE_BUFFER: usize = 128;
 
-/// Bytes of a message besides its text: names, ids, tokens, trace context.
+/// Allowance for the fields of a message besides its text, in bytes: names, ids, tokens, trace context.
 const ENVELOPE: usize = 4 * 1024;
 
-/// Texts at least this long are refused by a notice, and the stream goes on, however low the limit is set. Longer ones
-/// end the stream before they take up memory.
+/// Lower bound of the decode limit, in bytes, whatever the character limit is. A text that is too long but can be decoded is
+/// rejected with a notice; a message beyond the decode limit ends the stream.
 const MIN_DECODE_LIMIT: usize = 64 * 1024;
 
-/// The longest message that is decoded, in bytes, where a text may have `max_message_chars`. Its length prefix alone takes up
-/// as much memory.
+/// Decode limit in bytes for a given character limit. tonic allocates this much from the length prefix alone.
 #[must_use]
 pub fn decode_limit(max_message_chars: usize) -> usize {
-    // A character has at most four bytes.
+    // UTF-8 takes at most four bytes per character.
     max_message_chars
         .saturating_mul(4)
         .saturating_add(ENVELOPE)
         .max(MIN_DECODE_LIMIT)
 }
 
-/// Answers Chat and Subscribe, and hands the service's other calls to `S`.
+/// Serves Chat and Subscribe, and passes all other requests on to `S`.
 #[derive(Clone)]
 pub struct StreamingService<S> {
-    calls: S,
+    inner: S,
     hub: Arc<Hub>,
     draining: CancellationToken,
     observer: Arc<dyn Observer>,
 }
 
 impl<S> StreamingService<S> {
-    /// Serves Chat and Subscribe from `hub`, and the other calls from `calls`. Streams that have not joined end when `draining` is
-    /// cancelled.
-    pub fn new(calls: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
+    /// Wraps `inner`. Streams whose first message has not come end when `draining` is cancelled.
+    pub fn new(inner: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
         Self {
-            calls,
+            inner,
             hub,
             draining,
             observer,
@@ -71,7 +71,7 @@ impl<S> StreamingService<S> {
 
     fn chat(&self, request: Request<Body>) -> Response<Body> {
         let limit = decode_limit(self.hub.rules().max_message_chars);
-        answer(request, limit, |inbound| {
+        respond(request, limit, |inbound| {
             ChatBody::new(
                 Arc::clone(&self.hub),
                 inbound,
@@ -82,7 +82,7 @@ impl<S> StreamingService<S> {
     }
 
     fn subscribe(&self, request: Request<Body>) -> Response<Body> {
-        answer(request, ENVELOPE, |inbound| {
+        respond(request, ENVELOPE, |inbound| {
             SubscribeBody::new(
                 Arc::clone(&self.hub),
                 inbound,
@@ -93,11 +93,11 @@ impl<S> StreamingService<S> {
     }
 }
 
-/// The response whose body `respond` makes of what the client sends, in messages of at most `limit` bytes.
-fn answer<M, B>(
+/// Responds with the body that `make_body` makes from the client's messages, which have at most `limit` bytes each.
+fn respond<M, B>(
     request: Request<Body>,
     limit: usize,
-    respond: impl FnOnce(Streaming<M>) -> B,
+    make_body: impl FnOnce(Streaming<M>) -> B,
 ) -> Response<Body>
 where
     M: prost::Message + Default + Send + 'static,
@@ -106,7 +106,7 @@ where
     if let Some(encoding) = request.headers().get("grpc-encoding")
         && encoding != "identity"
     {
-        let mut response = Status::unimplemented("messages are taken uncompressed only").into_http();
+        let mut response = Status::unimplemented("compressed messages are not supported").into_http();
         response
             .headers_mut()
             .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
@@ -114,7 +114,7 @@ where
     }
     let decoder = ProstCodec::<ServerMessage, M>::raw_decoder(BufferSettings::new(DECODE_BUFFER, 0));
     let inbound = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
-    let mut response = Response::new(Body::new(respond(inbound)));
+    let mut response = Response::new(Body::new(make_body(inbound)));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -130,14 +130,14 @@ where
     type Future = Either<Ready<Result<Response<Body>, Infallible>>, S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.calls.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match request.uri().path() {
             CHAT_PATH => Either::Left(ready(Ok(self.chat(request)))),
             SUBSCRIBE_PATH => Either::Left(ready(Ok(self.subscribe(request)))),
-            _ => Either::Right(self.calls.call(request)),
+            _ => Either::Right(self.inner.call(request)),
         }
     }
 }

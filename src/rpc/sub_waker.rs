@@ -1,49 +1,77 @@
-//! A waker that does not wake a task which is at work: for what a task polls apart from its other parts.
+//! A waker for one part of a task.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Wake, Waker};
+use std::task::{Context, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
 
-/// Rings for one part of a task. Who answers it looks whether it has rung and polls that part only then; and whatever
-/// the task itself makes ring while it is at work costs no second turn of the task.
-#[derive(Debug, Default)]
+/// A waker for one sub-future of a task.
+///
+/// It tells the task whether that sub-future needs to be polled, and wakes the task only when the task is not being polled
+/// already: a wake-up that the task itself causes costs no second poll.
+#[derive(Debug)]
 pub(super) struct SubWaker {
+    state: Arc<State>,
+    /// Wakes `state`.
+    waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct State {
     task: AtomicWaker,
-    has_rung: AtomicBool,
-    is_heard: AtomicBool,
+    is_woken: AtomicBool,
+    is_polling: AtomicBool,
 }
 
 impl SubWaker {
-    /// The task is at work, and looks at the sub_waker before it rests. `task` is woken from then on.
+    /// A waker that has been woken: a future must be polled once before it can wake anything.
+    pub(super) fn new() -> Self {
+        let state = Arc::new(State::default());
+        state.is_woken.store(true, Ordering::SeqCst);
+        let waker = Waker::from(Arc::clone(&state));
+        Self { state, waker }
+    }
+
+    /// The context to poll the sub-future with.
+    pub(super) fn context(&self) -> Context<'_> {
+        Context::from_waker(&self.waker)
+    }
+
+    /// Makes the task poll the sub-future.
+    pub(super) fn wake(&self) {
+        self.waker.wake_by_ref();
+    }
+
+    /// The task is being polled; `task` is its waker. It must call [`SubWaker::end_poll`] before it returns `Pending`.
     pub(super) fn begin_poll(&self, task: &Waker) {
-        self.task.register(task);
-        self.is_heard.store(true, Ordering::SeqCst);
+        self.state.task.register(task);
+        self.state.is_polling.store(true, Ordering::SeqCst);
     }
 
-    /// Whether it has rung since it was last asked.
+    /// Whether the sub-future was woken since the last call.
     pub(super) fn take_woken(&self) -> bool {
-        self.has_rung.swap(false, Ordering::SeqCst)
+        self.state.is_woken.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether the task may rest: nothing has rung, and what rings from now on wakes it.
+    /// From now on a wake-up wakes the task. Returns whether the task can return `Pending`: false if the sub-future has
+    /// been woken in the meantime.
     pub(super) fn end_poll(&self) -> bool {
-        // Either the ringer sees that nobody hears it and wakes the task, or it has rung before and is seen here: both
-        // sides write, then read what the other writes.
-        self.is_heard.store(false, Ordering::SeqCst);
-        !self.has_rung.load(Ordering::SeqCst)
+        // Here and in `wake_by_ref` each side writes its own flag and then reads the other's. So a concurrent wake-up is seen
+        // here, or wakes the task.
+        self.state.is_polling.store(false, Ordering::SeqCst);
+        !self.state.is_woken.load(Ordering::SeqCst)
     }
 }
 
-impl Wake for SubWaker {
+impl Wake for State {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.has_rung.store(true, Ordering::SeqCst);
-        if !self.is_heard.load(Ordering::SeqCst) {
+        self.is_woken.store(true, Ordering::SeqCst);
+        if !self.is_polling.load(Ordering::SeqCst) {
             self.task.wake();
         }
     }
@@ -51,36 +79,38 @@ impl Wake for SubWaker {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
-    /// Counts how often it was woken.
+    /// A task that counts how often it was woken.
     #[derive(Default)]
-    struct Count(std::sync::atomic::AtomicUsize);
+    struct Task(AtomicUsize);
 
-    impl Wake for Count {
+    impl Wake for Task {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     #[test]
-    fn it_wakes_who_rests_and_not_who_works() {
-        let count = Arc::new(Count::default());
-        let woken = || count.0.load(Ordering::SeqCst);
-        let task = Waker::from(Arc::clone(&count));
-        let sub_waker = Arc::new(SubWaker::default());
-        let waker = Waker::from(Arc::clone(&sub_waker));
+    fn a_task_is_woken_only_while_it_is_not_polled() {
+        let task = Arc::new(Task::default());
+        let wake_ups = || task.0.load(Ordering::SeqCst);
+        let task_waker = Waker::from(Arc::clone(&task));
+        let sub_waker = SubWaker::new();
+        assert!(sub_waker.take_woken());
 
-        sub_waker.begin_poll(&task);
-        waker.wake_by_ref();
-        assert_eq!((woken(), sub_waker.end_poll()), (0, false));
-        sub_waker.begin_poll(&task);
+        sub_waker.begin_poll(&task_waker);
+        sub_waker.wake();
+        assert_eq!((wake_ups(), sub_waker.end_poll()), (0, false));
+        sub_waker.begin_poll(&task_waker);
         assert!(sub_waker.take_woken());
         assert!(!sub_waker.take_woken());
         assert!(sub_waker.end_poll());
-        waker.wake_by_ref();
-        assert_eq!(woken(), 1);
-        sub_waker.begin_poll(&task);
+        sub_waker.wake();
+        assert_eq!(wake_ups(), 1);
+        sub_waker.begin_poll(&task_waker);
         assert!(sub_waker.take_woken());
     }
 }

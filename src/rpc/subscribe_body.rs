@@ -1,4 +1,4 @@
-//! The response body of a Subscribe call: a room's events for somebody who is not in it.
+//! The response body of a Subscribe call: a room's events for a client that is not a participant.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,35 +11,35 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::convert::room_name;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::observer::{Method, Observer};
-use super::reason::Reason;
-use super::unary::room;
-use crate::hub::{CloseReason, FeedItem, Hub, HubError, Reader, StartPosition};
+use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
-use crate::proto::subscribe_request::Start as Asked;
+use crate::proto::subscribe_request::Start;
+use crate::reason::Reason;
 
 /// The response body of a Subscribe call.
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
     observer: Arc<dyn Observer>,
-    phase: Phase,
+    state: State,
 }
 
-enum Phase {
-    /// The request is awaited.
-    Asking(Box<Asking>),
-    /// The room is being asked.
-    Beginning(BoxFuture<'static, Result<Reader, HubError>>),
+enum State {
+    AwaitingRequest(Box<AwaitingRequest>),
+    /// The room is handling the request.
+    Subscribing(BoxFuture<'static, Result<Reader, HubError>>),
     Reading(Box<Reader>),
+    /// The status is yet to be sent.
     Ending(Box<Status>),
-    Done,
+    Ended,
 }
 
-struct Asking {
+struct AwaitingRequest {
     inbound: Streaming<SubscribeRequest>,
-    threshold: FirstMessageDeadline,
+    deadline: FirstMessageDeadline,
 }
 
 impl SubscribeBody {
@@ -50,63 +50,57 @@ impl SubscribeBody {
         observer: Arc<dyn Observer>,
     ) -> Self {
         observer.stream_started(Method::Subscribe);
-        let asking = Asking {
+        let awaiting = AwaitingRequest {
             inbound,
-            threshold: FirstMessageDeadline::new(draining),
+            deadline: FirstMessageDeadline::new(draining),
         };
         Self {
             hub,
             observer,
-            phase: Phase::Asking(Box::new(asking)),
+            state: State::AwaitingRequest(Box::new(awaiting)),
         }
     }
 
-    fn refuse(&mut self, error: &RpcError) {
-        // What the room refused, the room has told.
-        if !matches!(error, RpcError::Hub(HubError::Rejected(_))) {
-            self.observer.rejected(error.reason());
-        }
-        self.end(error);
+    fn reject(&mut self, error: &RpcError) {
+        error.count(&*self.observer);
+        self.end(error.to_status());
     }
 
-    fn end(&mut self, error: &RpcError) {
-        self.phase = Phase::Ending(Box::new(error.status().0));
+    fn end(&mut self, status: Status) {
+        self.state = State::Ending(Box::new(status));
     }
 
-    fn poll_asking(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Asking(asking) = &mut self.phase else {
+    fn poll_awaiting_request(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let State::AwaitingRequest(awaiting) = &mut self.state else {
             return Poll::Ready(());
         };
-        if let Poll::Ready(error) = asking.threshold.poll(cx, RpcError::RequestTimeout) {
-            self.refuse(&error);
+        if let Poll::Ready(error) = awaiting.deadline.poll(cx, Reason::RequestTimeout, "request") {
+            self.reject(&error);
             return Poll::Ready(());
         }
-        match ready!(Pin::new(&mut asking.inbound).poll_next(cx)) {
-            Some(Ok(request)) => self.begin(request),
+        match ready!(Pin::new(&mut awaiting.inbound).poll_next(cx)) {
+            Some(Ok(request)) => self.subscribe(request),
             Some(Err(status)) => {
                 self.observer.rejected(Reason::Undecodable);
-                self.phase = Phase::Ending(Box::new(status));
+                self.end(status);
             }
-            None => {
-                let status = Status::invalid_argument("no request came");
-                self.phase = Phase::Ending(Box::new(status));
-            }
+            None => self.end(Status::invalid_argument("no request came")),
         }
         Poll::Ready(())
     }
 
-    fn begin(&mut self, request: SubscribeRequest) {
+    fn subscribe(&mut self, request: SubscribeRequest) {
         let start = match request.start {
             None => StartPosition::Tail,
-            Some(Asked::After(point)) => StartPosition::After(point.into()),
-            Some(Asked::Last(count)) => StartPosition::Last(count),
+            Some(Start::After(point)) => StartPosition::After(point.into()),
+            Some(Start::Last(count)) => StartPosition::Last(count),
         };
-        match room(&request.room) {
+        match room_name(&request.room) {
             Ok(room) => {
                 let hub = Arc::clone(&self.hub);
-                self.phase = Phase::Beginning(Box::pin(async move { hub.subscribe(&room, start).await }));
+                self.state = State::Subscribing(Box::pin(async move { hub.subscribe(&room, start).await }));
             }
-            Err(error) => self.refuse(&error),
+            Err(error) => self.reject(&error),
         }
     }
 }
@@ -121,34 +115,33 @@ impl Body for SubscribeBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         loop {
-            match &mut this.phase {
-                Phase::Asking(_) => ready!(this.poll_asking(cx)),
-                Phase::Beginning(beginning) => match ready!(beginning.as_mut().poll(cx)) {
-                    Ok(reader) => this.phase = Phase::Reading(Box::new(reader)),
-                    Err(error) => this.refuse(&RpcError::Hub(error)),
+            match &mut this.state {
+                State::AwaitingRequest(_) => ready!(this.poll_awaiting_request(cx)),
+                State::Subscribing(subscribing) => match ready!(subscribing.as_mut().poll(cx)) {
+                    Ok(reader) => this.state = State::Reading(Box::new(reader)),
+                    Err(error) => this.reject(&error.into()),
                 },
-                Phase::Reading(reader) => {
+                State::Reading(reader) => {
                     let error = match ready!(reader.poll_next(cx)) {
                         FeedItem::Events(bytes) | FeedItem::Notice(bytes) => {
                             return Poll::Ready(Some(Ok(Frame::data(bytes))));
                         }
-                        FeedItem::Lagged => RpcError::FellBehind,
-                        FeedItem::Closed(CloseReason::Draining(delay)) => RpcError::Draining(delay),
-                        FeedItem::Closed(_) => RpcError::Failed,
+                        FeedItem::Lagged => RpcError::fell_behind(),
+                        FeedItem::Closed(reason) => reason.into(),
                     };
-                    this.end(&error);
+                    this.end(error.to_status());
                 }
-                Phase::Ending(status) => {
+                State::Ending(status) => {
                     let frame = trailers(status);
-                    this.phase = Phase::Done;
+                    this.state = State::Ended;
                     return Poll::Ready(Some(frame));
                 }
-                Phase::Done => return Poll::Ready(None),
+                State::Ended => return Poll::Ready(None),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.phase, Phase::Done)
+        matches!(self.state, State::Ended)
     }
 }

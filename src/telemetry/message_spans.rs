@@ -11,7 +11,7 @@ use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_tim
 use crate::domain::{EventKind, MessageId, TraceContext};
 use crate::hub::{AcceptedEvent, FanOut, MessageTrace, RejectedMessage, StoredBatch};
 use crate::proto::EventType;
-use crate::rpc::Reason;
+use crate::reason::Reason;
 
 /// The number of spans per message.
 const SPANS: usize = 3;

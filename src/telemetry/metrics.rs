@@ -19,7 +19,8 @@ use super::process::{process_metrics, runtime_metrics};
 use super::unary_calls::{CODE_NAMES, METHODS};
 use crate::domain::LamportTime;
 use crate::proto::EventType;
-use crate::rpc::{Method, Reason, StreamEnd};
+use crate::reason::Reason;
+use crate::rpc::Method;
 use crate::store::{Store, StoreUsage};
 
 /// The metrics of one server. Each instance has its own recorder, so that several servers can share a process.
@@ -48,7 +49,8 @@ pub struct Metrics {
     store_available: Gauge,
     /// Unary calls, by index in `METHODS` and status code.
     calls: [[Histogram; CODE_NAMES.len()]; METHODS.len()],
-    streams_ended: HashMap<StreamEnd, Counter>,
+    /// By the label of [`Reason::stream_end`].
+    streams_ended: HashMap<&'static str, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
     rejected: HashMap<Reason, Counter>,
@@ -108,12 +110,13 @@ impl Metrics {
             store_events: gauge(&catalog::STORE_EVENTS),
             store_available: gauge(&catalog::STORE_AVAILABLE),
             calls: Default::default(),
-            streams_ended: StreamEnd::ALL
+            streams_ended: Reason::ALL
                 .into_iter()
-                .map(|end| {
+                .map(|reason| {
+                    let label = reason.stream_end(true);
                     (
-                        end,
-                        counter(&catalog::STREAMS_ENDED, &[("reason", end.as_str().into())]),
+                        label,
+                        counter(&catalog::STREAMS_ENDED, &[("reason", label.into())]),
                     )
                 })
                 .collect(),
@@ -121,10 +124,11 @@ impl Metrics {
             broadcast: kinds(&catalog::EVENTS_BROADCAST),
             rejected: Reason::ALL
                 .into_iter()
+                .filter(|reason| reason.is_rejection())
                 .map(|reason| {
                     let labels = [
                         ("reason", reason.as_str().to_lowercase()),
-                        ("fault", reason.fault().as_str().into()),
+                        ("fault", reason.fault().into()),
                     ];
                     (reason, counter(&catalog::EVENTS_REJECTED, &labels))
                 })
@@ -216,8 +220,8 @@ impl Metrics {
         page.push('\n');
     }
 
-    pub(super) fn stream_ended(&self, end: StreamEnd) {
-        if let Some(counter) = self.streams_ended.get(&end) {
+    pub(super) fn stream_ended(&self, reason: &'static str) {
+        if let Some(counter) = self.streams_ended.get(reason) {
             counter.increment(1);
         }
     }

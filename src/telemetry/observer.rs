@@ -15,7 +15,8 @@ use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_tim
 use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, TraceContext};
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
-use crate::rpc::{JoinAccepted, Method, ParticipantInfo, Reason, StreamEnd};
+use crate::reason::Reason;
+use crate::rpc::{JoinAccepted, Method, ParticipantInfo};
 use crate::{hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
@@ -51,7 +52,7 @@ impl TelemetryObserver {
             ids: ids.clone(),
             name: "join",
             kind: SpanKind::Server,
-            start: system_time(accepted.received),
+            start: system_time(accepted.received_at),
             end: SystemTime::now(),
             attributes,
             link: None,
@@ -156,8 +157,12 @@ impl store::Observer for TelemetryObserver {
 }
 
 impl rpc::Observer for TelemetryObserver {
-    fn connection(&self, open: bool) {
-        step(&self.metrics.connections_open, open);
+    fn connection_opened(&self) {
+        self.metrics.connections_open.increment(1.0);
+    }
+
+    fn connection_closed(&self) {
+        self.metrics.connections_open.decrement(1.0);
     }
 
     fn connection_refused(&self, peer: SocketAddr, limit: usize) {
@@ -209,9 +214,9 @@ impl rpc::Observer for TelemetryObserver {
         trace
     }
 
-    fn stream_ended(&self, end: StreamEnd, participant_info: Option<&ParticipantInfo>, detail: &str) {
-        self.metrics.stream_ended(end);
-        let reason = end.as_str();
+    fn stream_ended(&self, why: Reason, participant_info: Option<&ParticipantInfo>, detail: &str) {
+        let reason = why.stream_end(participant_info.is_some());
+        self.metrics.stream_ended(reason);
         let Some(ParticipantInfo {
             room,
             participant,
@@ -219,13 +224,13 @@ impl rpc::Observer for TelemetryObserver {
             trace,
         }) = participant_info
         else {
-            if end == StreamEnd::Refused {
+            if why.is_rejection() && why != Reason::Draining {
                 info!(event = "client_refused", reason, detail, "client refused");
             }
             return;
         };
         let _guard = enter_trace(trace.as_deref());
-        if end == StreamEnd::Lost {
+        if why == Reason::ConnectionLost {
             info!(
                 event = "client_lost",
                 room, participant, name, reason, "client lost"
@@ -236,13 +241,5 @@ impl rpc::Observer for TelemetryObserver {
                 room, participant, name, reason, detail, "client left"
             );
         }
-    }
-}
-
-fn step(gauge: &metrics::Gauge, up: bool) {
-    if up {
-        gauge.increment(1.0);
-    } else {
-        gauge.decrement(1.0);
     }
 }

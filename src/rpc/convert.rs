@@ -1,21 +1,52 @@
-//! From a client's JOIN to a join request.
+//! Conversions between wire messages and domain values.
 
 use super::error::RpcError;
-use crate::domain::{Join, Name, ParticipantId, RoomName, Sequence, Timestamp, TraceContext};
+use crate::domain::{
+    Join, MessageId, MessageIdError, Name, ParticipantId, RoomName, Sequence, Timestamp, TraceContext,
+};
 use crate::hub::{JoinRequest, ResumePoint};
 use crate::proto::{self, JoinMsgLeave};
+use crate::store::Bounds;
 
-/// Validates a client's JOIN. A client that sets none of the fields from 9 up cannot resume.
+pub(super) fn room_name(raw: &str) -> Result<RoomName, RpcError> {
+    RoomName::try_from(raw).map_err(|error| RpcError::invalid_name("room", &error))
+}
+
+pub(super) fn client_name(raw: &str) -> Result<Name, RpcError> {
+    Name::try_from(raw).map_err(|error| RpcError::invalid_name("client_name", &error))
+}
+
+/// `None` if the client gave no message id.
+pub(super) fn message_id(raw: &str) -> Option<Result<MessageId, MessageIdError>> {
+    (!raw.is_empty()).then(|| MessageId::try_from(raw))
+}
+
+impl From<proto::ResumePoint> for ResumePoint {
+    fn from(point: proto::ResumePoint) -> Self {
+        Self {
+            epoch: point.epoch,
+            sequence: Sequence::new(point.sequence),
+        }
+    }
+}
+
+/// The first retained sequence; 0 if the log retains no events.
+pub(super) fn first_sequence(bounds: Bounds) -> u64 {
+    if bounds.last < bounds.first {
+        0
+    } else {
+        bounds.first.get()
+    }
+}
+
+/// Validates a JOIN.
 pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
-    let is_resumable = uses_newer_fields(&message);
-    let room = RoomName::try_from(message.room.as_str()).map_err(|error| RpcError::Name("room", error))?;
-    let name =
-        Name::try_from(message.client_name.as_str()).map_err(|error| RpcError::Name("client_name", error))?;
+    let room = room_name(&message.room)?;
     let join = Join {
         id: ParticipantId::from_wire(message.id),
-        name,
+        name: client_name(&message.client_name)?,
         timestamp: Timestamp(message.timestamp),
-        is_resumable,
+        is_resumable: uses_newer_fields(&message),
         trace: TraceContext::parse(&message.traceparent, &message.tracestate),
     };
     let token = message.session_token;
@@ -28,16 +59,8 @@ pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcErro
     })
 }
 
-impl From<proto::ResumePoint> for ResumePoint {
-    fn from(point: proto::ResumePoint) -> Self {
-        Self {
-            epoch: point.epoch,
-            sequence: Sequence::new(point.sequence),
-        }
-    }
-}
-
-/// A client that sets none of the fields from 9 up gets exactly the messages of the first version.
+/// Whether the client uses any field that the first version of the protocol did not have (number 9 and up). A client that
+/// does not receives only the messages of the first version.
 fn uses_newer_fields(message: &JoinMsgLeave) -> bool {
     let JoinMsgLeave {
         id: _,
@@ -67,14 +90,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_first_version_join_is_no_newer_one() {
-        let join = JoinMsgLeave {
+    fn a_join_is_resumable_if_it_uses_a_newer_field() {
+        let first_version = JoinMsgLeave {
             id: 7,
             client_name: "Alex\n".into(),
             timestamp: 1,
             ..JoinMsgLeave::default()
         };
-        let request = join_request(join.clone()).ok().unwrap();
+        let request = join_request(first_version.clone()).unwrap();
         assert!(!request.join.is_resumable);
         assert_eq!(
             (request.room.as_str(), request.join.name.as_str()),
@@ -83,18 +106,18 @@ mod tests {
         for newer in [
             JoinMsgLeave {
                 room: "lobby".into(),
-                ..join.clone()
+                ..first_version.clone()
             },
             JoinMsgLeave {
                 wants_welcome: true,
-                ..join.clone()
+                ..first_version.clone()
             },
             JoinMsgLeave {
                 resume: Some(proto::ResumePoint::default()),
-                ..join
+                ..first_version
             },
         ] {
-            assert!(join_request(newer).ok().unwrap().join.is_resumable);
+            assert!(join_request(newer).unwrap().join.is_resumable);
         }
     }
 }
