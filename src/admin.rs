@@ -1,4 +1,4 @@
-//! The admin port: is it alive, is it ready, what do its metrics say. It shows no chat data and changes nothing.
+//! The admin port: liveness, readiness and metrics over HTTP. It is read-only and shows no chat data.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,31 +24,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Metrics;
 
-/// How many connections there may be at a time. Who asks here are a few probes and collectors; without a limit, clients
-/// that say nothing would take every descriptor of the process, and with them the chat port.
+/// Maximum number of connections. A few probes and collectors connect here; without a limit, idle clients could use up the
+/// process's file descriptors and block the gRPC port.
 pub const MAX_CONNECTIONS: usize = 32;
 
-/// How long a connection may last, from being accepted to having taken its answer. That is Prometheus's own patience.
-const CONNECTION_TIME: Duration = Duration::from_secs(10);
+/// Maximum lifetime of a connection, including its response. Equals the default scrape timeout of Prometheus.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether the server takes clients: set when it can, unset when it drains.
+/// Whether the server accepts clients: true from the end of the recovery to the beginning of the shutdown.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<AtomicBool>);
 
 impl Readiness {
-    /// Says so.
+    /// Changes the state that `/readyz` returns.
     pub fn set(&self, is_ready: bool) {
         self.0.store(is_ready, Ordering::Release);
     }
 
-    /// Whether it is.
+    /// Whether the server accepts clients.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// The admin port.
+/// The HTTP server of the admin port.
 pub struct AdminServer {
     listener: TcpListener,
     router: Router,
@@ -61,11 +61,11 @@ struct AdminState {
 }
 
 impl AdminServer {
-    /// Listens on `address`; its port may be 0 for a free one. Must be called within a Tokio runtime.
+    /// Listens on `address`. Port 0 binds a free port. Must be called within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be bound.
+    /// If the address cannot be bound.
     pub async fn bind(address: SocketAddr, readiness: Readiness, metrics: Arc<Metrics>) -> io::Result<Self> {
         let router = Router::new()
             .route("/livez", get(async || "alive\n"))
@@ -78,42 +78,42 @@ impl AdminServer {
         })
     }
 
-    /// The address that is bound.
+    /// The bound address.
     ///
     /// # Errors
     ///
-    /// When the system does not say.
+    /// If the operating system does not return it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `end` is cancelled. Whoever is still connected then is cut off.
-    pub async fn serve(self, end: CancellationToken) {
-        end.run_until_cancelled(self.serve_all()).await;
+    /// Serves until `shutdown` is cancelled. Open connections are closed then.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.serve_all()).await;
     }
 
-    /// Never ends. When it is dropped, the connections are too.
+    /// Never completes. Dropping the future drops the connections.
     async fn serve_all(mut self) {
         let mut connections = JoinSet::new();
         loop {
-            // The listener's own `accept` would fail where this one tries again.
+            // axum's `accept` retries where that of `TcpListener` returns an error.
             let (stream, _) = Listener::accept(&mut self.listener).await;
             while connections.try_join_next().is_some() {}
             if connections.len() < MAX_CONNECTIONS {
-                connections.spawn(answer(stream, self.router.clone()));
+                connections.spawn(respond(stream, self.router.clone()));
             }
         }
     }
 }
 
-/// Serves one request and closes the connection, also that of a client that does not ask, or does not take its answer.
-/// A connection that is kept for further requests would need a time for each of these.
-async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
+/// Serves one request and closes the connection, also if the client sends no request or does not read the response. Keeping
+/// connections alive would need a timeout for each further request.
+async fn respond(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    // However it ended, nobody but the client need know.
-    timeout(CONNECTION_TIME, connection).await.ok();
+    // Errors concern the client alone.
+    timeout(CONNECTION_TIMEOUT, connection).await.ok();
 }
 
 async fn readyz(State(state): State<AdminState>) -> impl IntoResponse {
@@ -139,12 +139,12 @@ mod tests {
 
     use super::*;
 
-    /// What a client hears that sends `request` and waits, and for how long it hears it.
-    async fn hear(request: &str) -> (String, Duration) {
+    /// The response to `request`, and how long the connection lasts.
+    async fn exchange(request: &str) -> (String, Duration) {
         let (mut client, server) = duplex(1024);
         let router = Router::new().route("/livez", get(async || "alive\n"));
         let begun = Instant::now();
-        let (_, answer) = tokio::join!(answer(server, router), async {
+        let (_, answer) = tokio::join!(respond(server, router), async {
             client.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).await.unwrap();
@@ -154,30 +154,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_ask_is_not_waited_for() {
-        for silent in ["", "GET /livez HTTP/1.1\r\nHost: "] {
-            let (answer, lasted) = hear(silent).await;
+    async fn a_client_without_a_request_is_disconnected() {
+        for incomplete in ["", "GET /livez HTTP/1.1\r\nHost: "] {
+            let (answer, lasted) = exchange(incomplete).await;
             assert_eq!(answer, "");
             assert!(
-                (CONNECTION_TIME..CONNECTION_TIME * 2).contains(&lasted),
+                (CONNECTION_TIMEOUT..CONNECTION_TIMEOUT * 2).contains(&lasted),
                 "{lasted:?}"
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_take_the_answer_is_not_waited_for() {
+    async fn a_client_that_does_not_read_is_disconnected() {
         let (mut client, server) = duplex(64);
         let router = Router::new().route("/metrics", get(async || "long\n".repeat(1_000)));
         client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await.unwrap();
         let begun = Instant::now();
-        answer(server, router).await;
-        assert!(begun.elapsed() >= CONNECTION_TIME);
+        respond(server, router).await;
+        assert!(begun.elapsed() >= CONNECTION_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_ends_with_its_answer() {
-        let (answer, lasted) = hear("GET /livez HTTP/1.1\r\nHost: admin\r\n\r\n").await;
+    async fn a_connection_closes_after_its_response() {
+        let (answer, lasted) = exchange("GET /livez HTTP/1.1\r\nHost: admin\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
         assert!(answer.ends_with("alive\n"), "{answer}");

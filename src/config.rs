@@ -1,5 +1,6 @@
 //! The server's configuration, validated as a whole before any port is bound.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -123,43 +124,48 @@ impl Config {
     ///
     /// All mistakes, one line each: the flag, its value, and the valid range.
     pub fn check(&self, connection_ceiling: usize) -> Result<(), Vec<String>> {
-        let mut mistakes = Vec::new();
-        let mut expect = |is_right: bool, mistake: String| {
-            if !is_right {
-                mistakes.push(mistake);
-            }
-        };
+        let mut mistakes = Mistakes::default();
+        self.check_rooms(&mut mistakes);
+        self.check_connections(connection_ceiling, &mut mistakes);
+        self.check_retention(&mut mistakes);
+        if let Err(error) = self.logs.check() {
+            let filter = &self.logs.filter;
+            mistakes.0.push(format!(
+                "--log is {filter:?}: {error}; it must be a level such as info, or target=level pairs"
+            ));
+        }
+        if mistakes.0.is_empty() {
+            Ok(())
+        } else {
+            Err(mistakes.0)
+        }
+    }
+
+    fn check_rooms(&self, mistakes: &mut Mistakes) {
         let Rules {
             max_message_chars,
             max_clock_ahead,
             max_participants,
             allow_duplicate_names: _,
         } = self.rules;
-        expect(
+        mistakes.require(
             (1..=MAX_MESSAGE_CHARS_CEILING).contains(&max_message_chars),
-            format!(
-                "--max-message-chars is {max_message_chars}; it must be 1 to {MAX_MESSAGE_CHARS_CEILING}"
-            ),
+            "--max-message-chars",
+            max_message_chars,
+            format!("1 to {MAX_MESSAGE_CHARS_CEILING}"),
         );
-        expect(
+        mistakes.require(
             (1..=MAX_TIMESTAMP).contains(&max_clock_ahead),
-            format!("--max-clock-ahead is {max_clock_ahead}; it must be 1 to 2^62"),
+            "--max-clock-ahead",
+            max_clock_ahead,
+            "1 to 2^62",
         );
-        expect(
-            max_participants > 0,
-            format!("--max-participants is {max_participants}; it must be 1 or more"),
-        );
-        expect(
-            self.hub.max_rooms > 0,
-            format!("--max-rooms is {}; it must be 1 or more", self.hub.max_rooms),
-        );
-        expect(
-            self.hub.feed_bytes >= MIN_FEED_BYTES,
-            format!(
-                "--feed-bytes is {}; it must be {MIN_FEED_BYTES} or more",
-                self.hub.feed_bytes
-            ),
-        );
+        mistakes.require_at_least("--max-participants", max_participants, 1);
+        mistakes.require_at_least("--max-rooms", self.hub.max_rooms, 1);
+        mistakes.require_at_least("--feed-bytes", self.hub.feed_bytes, MIN_FEED_BYTES);
+    }
+
+    fn check_connections(&self, connection_ceiling: usize, mistakes: &mut Mistakes) {
         let TransportLimits {
             max_connections,
             max_streams_per_connection,
@@ -168,66 +174,55 @@ impl Config {
             stall_timeout,
             ..
         } = self.transport;
-        expect(
+        mistakes.require(
             (1..=connection_ceiling).contains(&max_connections),
-            format!(
-                "--max-connections is {max_connections}; it must be 1 to {connection_ceiling}, which is what the \
-                 limit of open files (ulimit -n) allows"
-            ),
+            "--max-connections",
+            max_connections,
+            format!("1 to {connection_ceiling}, which is what the limit of open files (ulimit -n) allows"),
         );
-        expect(
-            max_streams_per_connection > 0,
-            format!("--max-streams-per-connection is {max_streams_per_connection}; it must be 1 or more"),
-        );
+        mistakes.require_at_least("--max-streams-per-connection", max_streams_per_connection, 1);
         for (flag, value) in [
             ("--keepalive-interval", keepalive_interval),
             ("--keepalive-timeout", keepalive_timeout),
             ("--stall-timeout", stall_timeout),
         ] {
-            expect(
-                value >= Duration::from_secs(1),
-                format!(
-                    "{flag} is {}; it must be 1s or more",
-                    humantime::format_duration(value)
-                ),
-            );
+            let is_valid = value >= Duration::from_secs(1);
+            mistakes.require(is_valid, flag, humantime::format_duration(value), "1s or more");
         }
-        expect(
-            self.listen.port() == 0 || self.listen != self.admin,
-            format!("--listen and --admin are both {}; they must differ", self.listen),
-        );
+        if self.listen.port() != 0 && self.listen == self.admin {
+            mistakes.0.push(format!(
+                "--listen and --admin are both {}; they must differ",
+                self.listen
+            ));
+        }
+    }
+
+    fn check_retention(&self, mistakes: &mut Mistakes) {
         let Retention {
             max_events,
             max_bytes,
             max_age: _,
             max_total_bytes,
         } = self.retention;
-        expect(
-            max_events >= MIN_RETAINED_EVENTS,
-            format!("--retain-events is {max_events}; it must be {MIN_RETAINED_EVENTS} or more"),
-        );
-        expect(
-            max_bytes >= MIN_RETAINED_BYTES,
-            format!("--retain-bytes is {max_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
-        );
-        expect(
-            max_total_bytes >= MIN_RETAINED_BYTES,
-            format!("--retain-total-bytes is {max_total_bytes}; it must be {MIN_RETAINED_BYTES} or more"),
-        );
-        if let Err(error) = self.logs.check() {
-            let filter = &self.logs.filter;
-            expect(
-                false,
-                format!(
-                    "--log is {filter:?}: {error}; it must be a level such as info, or target=level pairs"
-                ),
-            );
+        mistakes.require_at_least("--retain-events", max_events, MIN_RETAINED_EVENTS);
+        mistakes.require_at_least("--retain-bytes", max_bytes, MIN_RETAINED_BYTES);
+        mistakes.require_at_least("--retain-total-bytes", max_total_bytes, MIN_RETAINED_BYTES);
+    }
+}
+
+/// The mistakes in a configuration, one line each.
+#[derive(Default)]
+struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    fn require(&mut self, is_valid: bool, flag: &str, value: impl Display, valid: impl Display) {
+        if !is_valid {
+            self.0.push(format!("{flag} is {value}; it must be {valid}"));
         }
-        if mistakes.is_empty() {
-            Ok(())
-        } else {
-            Err(mistakes)
-        }
+    }
+
+    fn require_at_least<T: Display + PartialOrd>(&mut self, flag: &str, value: T, min: T) {
+        self.require(value >= min, flag, value, format_args!("{min} or more"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The generated wire types of `proto/chat.proto`; the comments there are their documentation.
+//! The types that are generated from `proto/chat.proto`, which documents them.
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
 
 use crate::domain::EventKind;
@@ -15,5 +15,5 @@ impl From<&EventKind> for EventType {
     }
 }
 
-/// The encoded descriptor set of the contract and everything it imports, for server reflection.
+/// The encoded file descriptor set of `proto/chat.proto` and its imports, for server reflection.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chat_descriptor.bin"));

@@ -1,21 +1,21 @@
-//! When the process is asked to end.
+//! The signals that end the process.
 
 use std::fmt;
 use std::io;
 
 use tokio::signal::unix::{self, SignalKind, signal};
 
-/// What asked the process to end.
+/// A signal that asks the process to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM: a supervisor, most likely.
+    /// SIGTERM, usually from a supervisor.
     Terminate,
-    /// SIGINT: somebody at a terminal, most likely.
+    /// SIGINT, usually Ctrl-C on a terminal.
     Interrupt,
 }
 
 impl Signal {
-    /// Its name.
+    /// The name of the signal.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -24,7 +24,7 @@ impl Signal {
         }
     }
 
-    /// The exit code of what it ended, as shells give it: 128 and its number.
+    /// The exit code of a process that the signal ended, by the convention of shells: 128 plus the signal number.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -40,19 +40,19 @@ impl fmt::Display for Signal {
     }
 }
 
-/// The signals that ask the process to end: SIGTERM and SIGINT. The first asks it to drain, the second to end at once.
+/// A stream of SIGTERM and SIGINT. The first signal asks for a graceful shutdown, the second for an immediate one.
 pub struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
 }
 
 impl Signals {
-    /// Listens from now on; the process is no longer ended by the signals themselves. Must be called within a Tokio
-    /// runtime.
+    /// Installs the signal handlers: from now on the signals no longer end the process by themselves. Must be called
+    /// within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// If a handler cannot be installed.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -60,7 +60,7 @@ impl Signals {
         })
     }
 
-    /// The next signal. Cancellation safe.
+    /// Waits for the next signal. Cancellation safe.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => Signal::Terminate,
