@@ -131,8 +131,8 @@ where
 struct Call {
     layer: UnaryCallLayer,
     method: &'static str,
-    started: Instant,
-    started_at: SystemTime,
+    started_at: Instant,
+    start_time: SystemTime,
     ids: Option<SpanIds>,
     code: Option<Code>,
 }
@@ -153,8 +153,8 @@ impl Call {
         Self {
             layer,
             method,
-            started: Instant::now(),
-            started_at: SystemTime::now(),
+            started_at: Instant::now(),
+            start_time: SystemTime::now(),
             ids,
             code: None,
         }
@@ -170,7 +170,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let took = self.started.elapsed();
+        let took = self.started_at.elapsed();
         // Without a status, the client has cancelled the call.
         let code = self.code.unwrap_or(Code::Cancelled);
         self.layer.metrics.record_call(self.method, code, took);
@@ -189,8 +189,8 @@ impl Drop for Call {
                 ids,
                 name: self.method,
                 kind: SpanKind::Server,
-                start: self.started_at,
-                end: self.started_at + took,
+                start: self.start_time,
+                end: self.start_time + took,
                 attributes,
                 link: None,
                 status,
