@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use super::{LamportTime, MessageId, Name, ParticipantId, Sequence, Text, TraceContext, WallTime};
 
-/// An event of a room's log.
+/// An event of a room's log. It never changes: it is broadcast, stored and replayed as it was accepted.
+///
+/// Along a log, `sequence` increases by one and `time` strictly increases. `at` need not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The position in the log.

@@ -48,11 +48,11 @@ pub const DEFAULT_MAX_PARTICIPANTS: usize = 50_000;
 /// The limits of a room that the operator can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// The longest text, in characters (Unicode scalar values).
+    /// The longest text, in characters (Unicode scalar values): 1 to [`MAX_MESSAGE_CHARS_CEILING`].
     pub max_message_chars: usize,
-    /// How far a client's timestamp may be ahead of the room's clock, in ticks.
+    /// How far a client's timestamp may be ahead of the room's clock, in ticks: 1 to [`MAX_TIMESTAMP`].
     pub max_clock_ahead: i64,
-    /// The maximum number of participants at a time.
+    /// The maximum number of participants at a time: at least 1.
     pub max_participants: usize,
     /// Whether participants may have the same name.
     pub allow_duplicate_names: bool,

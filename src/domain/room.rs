@@ -8,9 +8,9 @@
 //! - A rejected command changes nothing, except that a message with a valid timestamp and an invalid text or message id
 //!   ticks the clock.
 //!
-//! There is no I/O, no wall clock and no randomness: times and identities arrive with the commands. What the fold does not
-//! know, it cannot enforce: that a command comes from the participant that it names, and that a participant who is gone
-//! leaves, are up to the caller.
+//! There is no I/O, no wall clock and no randomness: times and identities arrive with the commands. The caller ensures what
+//! the fold cannot know: that a command comes from the participant that it names, and that a participant whose connection
+//! is lost leaves.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! The running rooms: one actor per room, which turns the room's requests into an ordered, durable log that everybody
 //! reads.
 //!
-//! # The way of one message
+//! # The path of one message
 //!
 //! 1. **Decode.** The transport (`rpc`) decodes a message from a client's stream, validates it into a
 //!    [`Message`](crate::domain::Message), and hands it to the participant's [`Member`]. It reads the next message only when
@@ -9,7 +9,7 @@
 //! 2. **Mailbox.** The [`Member`] pushes the message into the mailbox of the room (`mailbox.rs`). *This is the order*: the
 //!    position in the mailbox decides the position in the log.
 //! 3. **Actor.** The room's actor (`room_actor.rs`) drains the mailbox, everything at once, and passes the requests one by
-//!    one to its sessions (`room_sessions.rs`), which know who may issue what and who is told.
+//!    one to its sessions (`room_sessions.rs`), which know who may issue what and who is notified.
 //! 4. **Fold.** [`Room::apply`](crate::domain::Room::apply) decides. An accepted message is an event, with its sequence and
 //!    Lamport time; a repeat or a rejection becomes a private notice for its sender.
 //! 5. **Batch.** The event is encoded, once, as the bytes of its broadcast ([`frame`]), behind the other events of this
@@ -35,11 +35,11 @@
 //! # Caveats
 //!
 //! - If an append fails, the room and then the process end. Events of the failed batch may be in the log although nobody
-//!   was told; clients send them again with the same message id.
+//!   has seen them; clients send the messages again with the same message ids.
 //! - The mailbox is not fair: senders that wait for capacity race.
 //! - A busy room with many subscribers delays its batches by up to [`HubOptions::coalesce`] to save wake-ups.
 //! - Grace periods are timers of the actor, not part of the fold: after a restart they start anew.
-//! - Whoever joins under a lost participant's name, without the token of its session, makes it leave.
+//! - A client that joins under a lost participant's name, without the token of its session, evicts that participant.
 
 mod attachments;
 mod batch;

@@ -65,7 +65,7 @@ pub struct FanOut {
     pub lagging: usize,
 }
 
-/// Follows one traced message through the hub. Dropped when the message's way ends, whether it was published or not.
+/// Follows one traced message through the hub. Dropped when the message's path ends, whether it was published or not.
 pub trait MessageTrace: Send + Sync {
     /// The trace context that the broadcast carries if its sender sent none.
     fn context(&self) -> TraceContext;

@@ -80,7 +80,7 @@ impl RoomSessions {
         self.attachments.next_deadline()
     }
 
-    /// Starts the grace period of everybody who was in the room when the server stopped. Those who cannot resume leave.
+    /// Starts the grace periods of the participants at the time when the server stopped. Those who cannot resume leave.
     pub(super) fn restore_lost(&mut self) {
         let at = wall_time();
         let participants: Vec<ParticipantId> = self.room.participants().keys().copied().collect();
@@ -149,7 +149,7 @@ impl RoomSessions {
         }
     }
 
-    /// Attaches a new stream to a session. For everybody else nothing happens.
+    /// Attaches a new stream to a session. This is no event of the room.
     fn resume(&mut self, session: Session, name: Name, start: StreamStart, reply: Reply<Member>) {
         let participant = session.participant;
         let (attachment, previous) = self.attachments.attach(participant);
@@ -211,8 +211,8 @@ impl RoomSessions {
         fail(reply, rejection.into());
     }
 
-    /// Makes lost participants leave whose name or id `join` asks for. Otherwise somebody whose client was restarted would
-    /// have to wait until the grace period of their own session expires.
+    /// Makes those lost participants leave whose name or id `join` asks for. Otherwise a user who restarts the client would
+    /// have to wait until the grace period of the earlier session expires.
     fn evict_lost(&mut self, join: &Join, at: WallTime) {
         let is_unique = !self.room.rules().allow_duplicate_names;
         let lost: Vec<ParticipantId> = self
