@@ -69,68 +69,6 @@ pub enum Reason {
     RoomFailed,
 }
 
-/// The row of a [`Reason`] in the table below.
-#[derive(Clone, Copy)]
-struct Row {
-    name: &'static str,
-    code: Code,
-    fault: &'static str,
-    stream_end: &'static str,
-    notice: NoticeCode,
-    retry_delay: Option<Duration>,
-}
-
-impl Row {
-    /// A request that fails in the same way when it is repeated.
-    const fn rejection(name: &'static str, code: Code) -> Self {
-        Self {
-            name,
-            code,
-            fault: "client",
-            stream_end: "refused",
-            notice: NoticeCode::Unspecified,
-            retry_delay: None,
-        }
-    }
-
-    /// A stream that ended by the client's or the network's doing; the client is told nothing.
-    const fn departure(name: &'static str, stream_end: &'static str) -> Self {
-        Self {
-            stream_end,
-            ..Self::rejection(name, Code::Ok)
-        }
-    }
-
-    /// A condition of the server.
-    const fn server(
-        name: &'static str,
-        code: Code,
-        stream_end: &'static str,
-        notice: NoticeCode,
-        retry_delay: Duration,
-    ) -> Self {
-        Self {
-            fault: "server",
-            stream_end,
-            notice,
-            retry_delay: Some(retry_delay),
-            ..Self::rejection(name, code)
-        }
-    }
-
-    const fn with_notice(self, notice: NoticeCode) -> Self {
-        Self { notice, ..self }
-    }
-
-    /// A limit that may have room again after some seconds.
-    const fn full(name: &'static str) -> Self {
-        Self {
-            retry_delay: Some(Duration::from_secs(5)),
-            ..Self::rejection(name, Code::ResourceExhausted)
-        }
-    }
-}
-
 impl Reason {
     /// All reasons.
     pub const ALL: [Self; 28] = [
@@ -164,95 +102,92 @@ impl Reason {
         Self::RoomFailed,
     ];
 
-    /// The table from reasons to everything that depends on them.
-    const fn row(self) -> Row {
-        use NoticeCode as Notice;
-        match self {
-            Self::Left => Row::departure("LEFT", "left"),
-            Self::HalfClosed => Row::departure("HALF_CLOSED", "closed"),
-            Self::ConnectionLost => Row::departure("CONNECTION_LOST", "lost"),
-            Self::Stalled => Row::departure("STALLED", "slow"),
-            Self::NotJoined => Row::rejection("NOT_JOINED", Code::FailedPrecondition),
-            Self::JoinTimeout => Row::rejection("JOIN_TIMEOUT", Code::DeadlineExceeded),
-            Self::RequestTimeout => Row::rejection("REQUEST_TIMEOUT", Code::DeadlineExceeded),
-            Self::SecondJoin => Row::rejection("SECOND_JOIN", Code::FailedPrecondition),
-            Self::UnknownType => Row::rejection("UNKNOWN_TYPE", Code::InvalidArgument),
-            Self::NameInvalid => Row::rejection("NAME_INVALID", Code::InvalidArgument),
-            // The decoder's own status, which the client gets, has this code or OUT_OF_RANGE.
-            Self::Undecodable => Row::rejection("UNDECODABLE", Code::Internal),
-            Self::TimestampOutOfRange => Row::rejection("TIMESTAMP_OUT_OF_RANGE", Code::InvalidArgument)
-                .with_notice(Notice::TimestampOutOfRange),
-            Self::MessageTooLong => {
-                Row::rejection("MESSAGE_TOO_LONG", Code::InvalidArgument).with_notice(Notice::MessageTooLong)
-            }
-            Self::MessageInvalid => {
-                Row::rejection("MESSAGE_INVALID", Code::InvalidArgument).with_notice(Notice::MessageInvalid)
-            }
-            Self::MessageIdInvalid => Row::rejection("MESSAGE_ID_INVALID", Code::InvalidArgument)
-                .with_notice(Notice::MessageIdInvalid),
-            Self::MessageIdTaken => {
-                Row::rejection("MESSAGE_ID_TAKEN", Code::AlreadyExists).with_notice(Notice::MessageIdTaken)
-            }
-            Self::IdTaken => Row::rejection("ID_TAKEN", Code::AlreadyExists),
-            Self::NameTaken => Row::rejection("NAME_TAKEN", Code::AlreadyExists),
-            Self::RoomFull => Row::full("ROOM_FULL"),
-            Self::TooManyRooms => Row::full("TOO_MANY_ROOMS"),
-            Self::TooManyConnections => Row::full("TOO_MANY_CONNECTIONS"),
-            Self::NoRoom => Row::rejection("NO_ROOM", Code::NotFound),
-            Self::NotKept => Row::rejection("NOT_KEPT", Code::OutOfRange),
-            Self::PageTokenInvalid => Row::rejection("PAGE_TOKEN_INVALID", Code::InvalidArgument),
-            Self::TakenOver => Row {
-                stream_end: "taken_over",
-                notice: Notice::TakenOver,
-                ..Row::rejection("TAKEN_OVER", Code::Aborted)
-            },
-            // The client can join again at once; the delay only keeps it from spinning.
-            Self::FellBehind => Row::server(
-                "FELL_BEHIND",
-                Code::Aborted,
-                "slow",
-                Notice::FellBehind,
-                Duration::from_millis(100),
-            ),
-            Self::Draining => Row::server(
-                "DRAINING",
-                Code::Unavailable,
-                "drain",
-                Notice::Reconnect,
-                Duration::from_secs(1),
-            ),
-            Self::RoomFailed => Row::server(
-                "ROOM_FAILED",
-                Code::Unavailable,
-                "error",
-                Notice::Reconnect,
-                Duration::from_secs(1),
-            ),
-        }
-    }
-
     /// The reason in `ErrorInfo`. Metrics and logs write it in lower case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        self.row().name
+        match self {
+            Self::Left => "LEFT",
+            Self::HalfClosed => "HALF_CLOSED",
+            Self::ConnectionLost => "CONNECTION_LOST",
+            Self::Stalled => "STALLED",
+            Self::NotJoined => "NOT_JOINED",
+            Self::JoinTimeout => "JOIN_TIMEOUT",
+            Self::RequestTimeout => "REQUEST_TIMEOUT",
+            Self::SecondJoin => "SECOND_JOIN",
+            Self::UnknownType => "UNKNOWN_TYPE",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::Undecodable => "UNDECODABLE",
+            Self::TimestampOutOfRange => "TIMESTAMP_OUT_OF_RANGE",
+            Self::MessageTooLong => "MESSAGE_TOO_LONG",
+            Self::MessageInvalid => "MESSAGE_INVALID",
+            Self::MessageIdInvalid => "MESSAGE_ID_INVALID",
+            Self::MessageIdTaken => "MESSAGE_ID_TAKEN",
+            Self::IdTaken => "ID_TAKEN",
+            Self::NameTaken => "NAME_TAKEN",
+            Self::RoomFull => "ROOM_FULL",
+            Self::TooManyRooms => "TOO_MANY_ROOMS",
+            Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
+            Self::NoRoom => "NO_ROOM",
+            Self::NotKept => "NOT_KEPT",
+            Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
+            Self::TakenOver => "TAKEN_OVER",
+            Self::FellBehind => "FELL_BEHIND",
+            Self::Draining => "DRAINING",
+            Self::RoomFailed => "ROOM_FAILED",
+        }
     }
 
     /// The gRPC status code.
     #[must_use]
     pub const fn code(self) -> Code {
-        self.row().code
+        match self {
+            Self::Left | Self::HalfClosed | Self::ConnectionLost | Self::Stalled => Code::Ok,
+            Self::NotJoined | Self::SecondJoin => Code::FailedPrecondition,
+            Self::JoinTimeout | Self::RequestTimeout => Code::DeadlineExceeded,
+            Self::UnknownType
+            | Self::NameInvalid
+            | Self::TimestampOutOfRange
+            | Self::MessageTooLong
+            | Self::MessageInvalid
+            | Self::MessageIdInvalid
+            | Self::PageTokenInvalid => Code::InvalidArgument,
+            // The client gets the decoder's own status, which can also be OUT_OF_RANGE.
+            Self::Undecodable => Code::Internal,
+            Self::MessageIdTaken | Self::IdTaken | Self::NameTaken => Code::AlreadyExists,
+            Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Code::ResourceExhausted,
+            Self::NoRoom => Code::NotFound,
+            Self::NotKept => Code::OutOfRange,
+            Self::TakenOver | Self::FellBehind => Code::Aborted,
+            Self::Draining | Self::RoomFailed => Code::Unavailable,
+        }
     }
 
     /// The code of the private notice; `NOTICE_CODE_UNSPECIFIED` if no notice has this reason.
     #[must_use]
     pub const fn notice_code(self) -> NoticeCode {
-        self.row().notice
+        match self {
+            Self::TimestampOutOfRange => NoticeCode::TimestampOutOfRange,
+            Self::MessageTooLong => NoticeCode::MessageTooLong,
+            Self::MessageInvalid => NoticeCode::MessageInvalid,
+            Self::MessageIdInvalid => NoticeCode::MessageIdInvalid,
+            Self::MessageIdTaken => NoticeCode::MessageIdTaken,
+            Self::TakenOver => NoticeCode::TakenOver,
+            Self::FellBehind => NoticeCode::FellBehind,
+            Self::Draining | Self::RoomFailed => NoticeCode::Reconnect,
+            _ => NoticeCode::Unspecified,
+        }
     }
 
     /// How long clients wait, on average, before they try the same again; `None` if it would fail again.
     #[must_use]
     pub const fn retry_delay(self) -> Option<Duration> {
-        self.row().retry_delay
+        match self {
+            Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Some(Duration::from_secs(5)),
+            Self::Draining | Self::RoomFailed => Some(Duration::from_secs(1)),
+            // The client can join again at once; the delay only keeps it from spinning.
+            Self::FellBehind => Some(Duration::from_millis(100)),
+            _ => None,
+        }
     }
 
     /// Whether the server rejected a call, a stream or a message.
@@ -264,19 +199,28 @@ impl Reason {
         )
     }
 
-    /// The `fault` label in metrics: `client` or `server`.
+    /// The `fault` label of rejections in metrics: `client` or `server`.
     #[must_use]
     pub const fn fault(self) -> &'static str {
-        self.row().fault
+        match self {
+            Self::Draining | Self::RoomFailed | Self::FellBehind => "server",
+            _ => "client",
+        }
     }
 
     /// The `reason` label of streams that ended, in metrics and logs.
     #[must_use]
     pub const fn stream_end(self, has_joined: bool) -> &'static str {
         match self {
-            // The stream's JOIN was rejected; the stream did not fail.
-            Self::RoomFailed if !has_joined => "refused",
-            _ => self.row().stream_end,
+            Self::Left => "left",
+            Self::HalfClosed => "closed",
+            Self::ConnectionLost => "lost",
+            Self::Stalled | Self::FellBehind => "slow",
+            Self::TakenOver => "taken_over",
+            Self::Draining => "drain",
+            // Before that it is the JOIN that is rejected.
+            Self::RoomFailed if has_joined => "error",
+            _ => "refused",
         }
     }
 }

@@ -90,7 +90,7 @@ impl Listener {
         let abort = abort.child_token();
         let _guard = abort.clone().drop_guard();
         while let Some((stream, peer)) = self.accept(&draining).await {
-            // Without Nagle's algorithm short messages do not wait for acknowledgements. Failing to turn it off only costs latency.
+            // Without Nagle's algorithm short messages do not wait for acknowledgements. A failure only costs latency.
             stream.set_nodelay(true).ok();
             match Arc::clone(&self.connections).try_acquire_owned() {
                 Ok(permit) => self.spawn(stream, peer, service.clone(), permit, &draining, &abort),

@@ -42,7 +42,7 @@ pub struct UnaryService {
 
 type ServerMessages = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
 
-/// Zero is what clients send that set no limit.
+/// A client that sets no page size sends 0.
 fn page_size(requested: u32) -> u32 {
     match requested {
         0 => DEFAULT_PAGE_SIZE,
