@@ -246,7 +246,7 @@ fn a_rejected_line_fails_the_command_and_the_other_lines_are_sent() {
     assert_eq!(finished.code, Some(65));
     assert_eq!(
         finished.stderr,
-        format!("chitchat: the server refused 2 lines, the first of them line 2: {rejection}\n")
+        format!("chitchat: the server rejected 2 lines, the first of them line 2: {rejection}\n")
     );
 }
 

@@ -263,7 +263,7 @@ fn rejections_have_distinct_exit_codes() {
         (Some(65), 2),
         "{finished:?}"
     );
-    let first = "chitchat: the server refused 2 lines, the first of them line 3: Message too long";
+    let first = "chitchat: the server rejected 2 lines, the first of them line 3: Message too long";
     assert!(finished.stderr.starts_with(first), "{finished:?}");
 
     let ada = start(server.address, &["chat", "--name", "Ada"]);

@@ -240,7 +240,7 @@ impl From<BenchError> for Failure {
         match error {
             BenchError::Plan(text) => Self::Usage(text),
             BenchError::Unavailable(text) => Self::Unavailable(text),
-            BenchError::Refused(text) => Self::Refused(text),
+            BenchError::Refused(text) => Self::Rejected(text),
             BenchError::Io(text) => Self::Io(text),
             BenchError::Software(text) => Self::Software(text),
         }

@@ -95,8 +95,8 @@ pub trait SendObserver: Debug + Send + Sync {
 /// The stream ends after [`leave`](Self::leave), or after its only error, which says why the session cannot continue.
 /// Its memory use is bounded by [`WINDOW`](Self::WINDOW) unacknowledged texts and the transport's buffers.
 ///
-/// Dropping a session resets its stream without leaving the room. The server then announces the leave when the grace
-/// period for resuming has expired.
+/// Dropping a session resets its stream without leaving the room. The server announces the leave when the grace period
+/// for resuming has expired.
 ///
 /// # Cancel safety
 /// Dropping a future that waits for the next item (`StreamExt::next`) loses no event.

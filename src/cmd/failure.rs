@@ -29,7 +29,7 @@ pub enum Failure {
     /// The server violated the protocol (`EX_PROTOCOL`, 76).
     Protocol(String),
     /// The server rejected the request (`EX_NOPERM`, 77).
-    Refused(String),
+    Rejected(String),
     /// The configuration is wrong (`EX_CONFIG`, 78). One line for each mistake.
     Config(Vec<String>),
     /// A signal interrupted the command (130 or 143).
@@ -46,7 +46,7 @@ impl Failure {
             Self::Software(_) => 70,
             Self::Io(_) => 74,
             Self::Protocol(_) => 76,
-            Self::Refused(_) => 77,
+            Self::Rejected(_) => 77,
             Self::Config(_) => 78,
             Self::Interrupted(signal) => signal.exit_code(),
         }
@@ -63,7 +63,7 @@ impl Failure {
             | Self::Software(text)
             | Self::Io(text)
             | Self::Protocol(text)
-            | Self::Refused(text) => *text = format!("line {number} was not acknowledged: {text}"),
+            | Self::Rejected(text) => *text = format!("line {number} was not acknowledged: {text}"),
             Self::Config(_) | Self::Interrupted(_) => {}
         }
         self
@@ -87,7 +87,7 @@ impl fmt::Display for Failure {
             | Self::Software(text)
             | Self::Io(text)
             | Self::Protocol(text)
-            | Self::Refused(text) => write!(f, "chitchat: {text}"),
+            | Self::Rejected(text) => write!(f, "chitchat: {text}"),
             Self::Interrupted(_) => write!(f, "chitchat: interrupted"),
             Self::Config(mistakes) => {
                 for (index, mistake) in mistakes.iter().enumerate() {
@@ -107,7 +107,7 @@ impl From<ClientError> for Failure {
         match error {
             ClientError::Rejected(rejection) if rejection.code == Code::NotFound => Self::NotFound(line),
             ClientError::OutOfRange { .. } => Self::NotFound(line),
-            ClientError::Rejected(_) | ClientError::TakenOver { .. } => Self::Refused(line),
+            ClientError::Rejected(_) | ClientError::TakenOver { .. } => Self::Rejected(line),
             ClientError::WindowFull => Self::Software(line),
             ClientError::Unreachable { .. }
             | ClientError::Timeout { .. }
@@ -142,8 +142,8 @@ impl Rejections {
             return Ok(());
         };
         Err(Failure::Data(match self.count {
-            1 => format!("the server refused line {number}: {message}"),
-            count => format!("the server refused {count} lines, the first of them line {number}: {message}"),
+            1 => format!("the server rejected line {number}: {message}"),
+            count => format!("the server rejected {count} lines, the first of them line {number}: {message}"),
         }))
     }
 }
@@ -180,7 +180,7 @@ mod tests {
         let refused = ClientError::from(Status::already_exists("somebody is called Ada"));
         assert_eq!(
             Failure::from(refused),
-            Failure::Refused("somebody is called Ada".into())
+            Failure::Rejected("somebody is called Ada".into())
         );
         assert!(matches!(
             Failure::from(ClientError::StreamEnded),
@@ -195,7 +195,7 @@ mod tests {
         let hostile = ClientError::from(Status::invalid_argument("\u{1b}[2J\nchitchat: all is well"));
         assert_eq!(
             Failure::from(hostile),
-            Failure::Refused(r"\u{1b}[2J\nchitchat: all is well".into())
+            Failure::Rejected(r"\u{1b}[2J\nchitchat: all is well".into())
         );
     }
 }

@@ -99,7 +99,7 @@ pub fn run_program<C: CommandFactory + FromArgMatches>(
 
 /// Makes `command` and its subcommands read environment variables as deployments write them: an empty variable counts as
 /// unset (compose files pass on unset variables as empty strings), and switches accept `1`, `yes` and `on` beside `true`.
-pub(super) fn normalize_env(command: clap::Command) -> clap::Command {
+fn normalize_env(command: clap::Command) -> clap::Command {
     command.mut_args(normalize_env_arg).mut_subcommands(normalize_env)
 }
 
@@ -118,11 +118,7 @@ fn normalize_env_arg(arg: Arg) -> Arg {
 
 /// Makes an error about a value name the environment variable that the value comes from. `error` is the result of parsing
 /// `arguments`.
-pub(super) fn attribute_to_env(
-    mut error: clap::Error,
-    command: &clap::Command,
-    arguments: &[OsString],
-) -> clap::Error {
+fn attribute_to_env(mut error: clap::Error, command: &clap::Command, arguments: &[OsString]) -> clap::Error {
     let (Some(ContextValue::String(flag_usage)), Some(ContextValue::String(value))) = (
         error.get(ContextKind::InvalidArg),
         error.get(ContextKind::InvalidValue),

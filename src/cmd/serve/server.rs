@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
@@ -118,83 +119,84 @@ impl Server {
     ///
     /// If the store has failed. It contains all acknowledged events.
     pub async fn run(self, shutdown: impl Future<Output = &'static str>) -> Result<(), Failure> {
-        let Self {
-            config,
-            hub,
-            listener,
-            admin,
-            readiness,
-            report,
-            calls,
-            exports,
-            listen,
-            admin_at,
-        } = self;
-        let (draining, cut, end) = (
+        let (health, health_service) = tonic_health::server::health_reporter();
+        // No client can query this before the listener accepts connections.
+        set_health(&health, ServingStatus::Serving).await;
+        self.readiness.set(true);
+
+        let (draining, cut, admin_end) = (
             CancellationToken::new(),
             CancellationToken::new(),
             CancellationToken::new(),
         );
-        let (health, health_service) = tonic_health::server::health_reporter();
-        // No client can query this before the listener accepts connections.
-        set_health(&health, ServingStatus::Serving).await;
-        readiness.set(true);
-
-        let observer = Arc::new(report);
-        let chat = ChatServiceServer::new(UnaryService::new(Arc::clone(&hub), observer.clone()))
-            .max_decoding_message_size(decode_limit(config.rules.max_message_chars));
-        let health_service = health_service.max_decoding_message_size(SMALL_REQUEST_BYTES);
-        let chat = StreamingService::new(chat, Arc::clone(&hub), draining.clone(), observer);
-        let routes = reflection(Routes::new(chat).add_service(health_service)).prepare();
-        let routes = calls.layer(routes);
+        let routes = self.routes(health_service, draining.clone());
+        let (listen, admin_at) = (self.listen, self.admin_at);
         info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
-        let serving = tokio::spawn(listener.serve(routes, draining.clone(), cut.clone()));
-        let administering = tokio::spawn(admin.serve(end.clone()));
+        let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), cut.clone()));
+        let serving_admin = tokio::spawn(self.admin.serve(admin_end.clone()));
 
         let cause = tokio::select! {
             cause = shutdown => cause,
-            () = hub.failed().cancelled() => "store failed",
+            () = self.hub.failed().cancelled() => "store failed",
         };
-        let deadline = Instant::now() + config.drain_timeout;
-        info!(event = "draining", cause, timeout = ?config.drain_timeout, "draining");
-        readiness.set(false);
+        let drain_timeout = self.config.drain_timeout;
+        let deadline = Instant::now() + drain_timeout;
+        info!(event = "draining", cause, timeout = ?drain_timeout, "draining");
+        self.readiness.set(false);
         set_health(&health, ServingStatus::NotServing).await;
         draining.cancel();
         // The rest of the time is for exporting the telemetry of the drain itself.
-        let flush_time = if exports.is_enabled() {
-            config.drain_timeout / FLUSH_SHARE
+        let flush_time = if self.exports.is_enabled() {
+            drain_timeout / FLUSH_SHARE
         } else {
             Duration::ZERO
         };
         let drain = async {
-            hub.drain(RECONNECT_DELAY).await;
+            self.hub.drain(RECONNECT_DELAY).await;
             end_watches(health).await;
             serving.await
         };
-        let drained = timeout_at(
-            deadline - flush_time,
-            drain.instrument(info_span!("drain", cause)),
-        )
-        .await;
-        if drained.is_err() {
-            warn!(event = "cut", "cutting what has not ended in time");
+        let drain = drain.instrument(info_span!("drain", cause));
+        if timeout_at(deadline - flush_time, drain).await.is_err() {
+            warn!(event = "cut", "cutting the streams that have not ended in time");
         }
         cut.cancel();
-        end.cancel();
+        admin_end.cancel();
         // The token was cancelled above.
-        administering.await.ok();
-        let flushed_by = deadline - config.drain_timeout / EXIT_SHARE;
-        exports.shut_down(flushed_by.into_std()).await;
-        if hub.failed().is_cancelled() {
-            return Err(Failure::Io(match hub.cause() {
-                // The directory may have been removed with the events in it.
-                Some(cause @ StoreError::Directory { .. }) => format!("ended because it {cause}"),
-                Some(cause) => format!("ended because {cause}; what was acknowledged is stored"),
-                None => "ended because the store failed".into(),
-            }));
-        }
-        Ok(())
+        serving_admin.await.ok();
+        let flushed_by = deadline - drain_timeout / EXIT_SHARE;
+        self.exports.shut_down(flushed_by.into_std()).await;
+        store_result(&self.hub)
     }
+
+    /// The services on the gRPC port.
+    fn routes(
+        &self,
+        health: HealthServer<impl Health>,
+        draining: CancellationToken,
+    ) -> <UnaryCallLayer as Layer<Routes>>::Service {
+        let observer = Arc::new(self.report.clone());
+        let unary = UnaryService::new(Arc::clone(&self.hub), observer.clone());
+        let chat = ChatServiceServer::new(unary)
+            .max_decoding_message_size(decode_limit(self.config.rules.max_message_chars));
+        let chat = StreamingService::new(chat, Arc::clone(&self.hub), draining, observer);
+        let health = health.max_decoding_message_size(SMALL_REQUEST_BYTES);
+        let routes = add_reflection(Routes::new(chat).add_service(health)).prepare();
+        self.calls.layer(routes)
+    }
+}
+
+/// An error if the store has failed.
+fn store_result(hub: &Hub) -> Result<(), Failure> {
+    if !hub.failed().is_cancelled() {
+        return Ok(());
+    }
+    Err(Failure::Io(match hub.cause() {
+        // The directory may have been removed with the events in it.
+        Some(cause @ StoreError::Directory { .. }) => format!("ended because it {cause}"),
+        Some(cause) => format!("ended because {cause}; what was acknowledged is stored"),
+        None => "ended because the store failed".into(),
+    }))
 }
 
 /// Opens the store. Also returns the secret that session tokens are signed with.
@@ -266,7 +268,7 @@ async fn end_watches(mut health: HealthReporter) {
 }
 
 /// Adds server reflection, v1 and v1alpha.
-fn reflection(routes: Routes) -> Routes {
+fn add_reflection(routes: Routes) -> Routes {
     let builder = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
@@ -298,7 +300,6 @@ mod tests {
     use tokio_stream::StreamExt as _;
     use tonic::Request;
     use tonic_health::pb::HealthCheckRequest;
-    use tonic_health::pb::health_server::Health as _;
     use tonic_health::server::HealthService;
 
     use super::*;
