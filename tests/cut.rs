@@ -55,9 +55,9 @@ async fn two_hundred_cuts_violate_no_invariant() {
         .iter()
         .map(|client| {
             let joins = client
-                .steps
+                .events
                 .iter()
-                .filter(|step| matches!(step.what, chitchat_verify::What::Join { .. }));
+                .filter(|entry| matches!(entry.event, chitchat_verify::ClientEvent::Join { .. }));
             joins.count()
         })
         .sum();

@@ -1,32 +1,32 @@
-//! Whether one subscriber received every message of one publisher, once, in order.
+//! Checks that one subscriber receives every message of one publisher exactly once and in order.
 
 use std::collections::VecDeque;
 
-/// How many separate holes are remembered. When there are more, the oldest is given up as lost, so that a server that
-/// loses every other message cannot make the generator grow without bound.
-const MAX_HOLES: usize = 1_024;
+/// The most gaps that are tracked. Beyond that the oldest gap counts as lost, which bounds the memory when a server
+/// loses every other message.
+const MAX_GAPS: usize = 1_024;
 
-/// Numbers that have not arrived although later ones have: `first` up to, not including, `end`.
+/// The numbers `first..end`, which have not arrived although later ones have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Hole {
+struct Gap {
     first: u32,
     end: u32,
 }
 
-/// What is wrong with the deliveries of one or of many pairs of publisher and subscriber.
+/// Delivery faults, summed over pairs of publisher and subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Faults {
     /// Messages that never arrived.
     pub lost: u64,
-    /// Deliveries of a message that had arrived before.
+    /// Repeated deliveries of a message.
     pub duplicated: u64,
     /// Messages that arrived after one that was sent later.
     pub reordered: u64,
 }
 
 impl Faults {
-    /// Whether nothing is wrong.
-    pub fn none(&self) -> bool {
+    /// Whether there are no faults.
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -39,79 +39,75 @@ impl std::ops::AddAssign for Faults {
     }
 }
 
-/// Follows what one subscriber receives from one publisher.
+/// Checks the messages that one subscriber receives from one publisher.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Checker {
-    /// The number that comes next when all is well.
+    /// The expected number of the next message.
     next: u32,
-    holes: VecDeque<Hole>,
+    gaps: VecDeque<Gap>,
     faults: Faults,
 }
 
 impl Checker {
-    /// Notes a delivery. `true` when the message had not arrived before.
+    /// Records a delivery. Returns whether it is the first delivery of this message.
     #[inline]
-    pub(super) fn see(&mut self, number: u32) -> bool {
+    pub(super) fn observe(&mut self, number: u32) -> bool {
         if number == self.next {
             self.next = self.next.saturating_add(1);
             return true;
         }
-        self.see_unexpected(number)
+        self.observe_unexpected(number)
     }
 
     #[cold]
-    fn see_unexpected(&mut self, number: u32) -> bool {
+    fn observe_unexpected(&mut self, number: u32) -> bool {
         if number > self.next {
-            self.holes.push_back(Hole {
+            self.gaps.push_back(Gap {
                 first: self.next,
                 end: number,
             });
             self.next = number.saturating_add(1);
-            if self.holes.len() > MAX_HOLES
-                && let Some(given_up) = self.holes.pop_front()
+            if self.gaps.len() > MAX_GAPS
+                && let Some(oldest) = self.gaps.pop_front()
             {
-                self.faults.lost += u64::from(given_up.end - given_up.first);
+                self.faults.lost += u64::from(oldest.end - oldest.first);
             }
             return true;
         }
         let Some(at) = self
-            .holes
+            .gaps
             .iter()
-            .position(|hole| (hole.first..hole.end).contains(&number))
+            .position(|gap| (gap.first..gap.end).contains(&number))
         else {
             self.faults.duplicated += 1;
             return false;
         };
         self.faults.reordered += 1;
-        let Some(hole) = self.holes.remove(at) else {
+        let Some(gap) = self.gaps.remove(at) else {
             return true;
         };
         let rest = [
-            Hole {
-                first: hole.first,
+            Gap {
+                first: gap.first,
                 end: number,
             },
-            Hole {
+            Gap {
                 first: number.saturating_add(1),
-                end: hole.end,
+                end: gap.end,
             },
         ];
         for part in rest.into_iter().rev().filter(|part| part.first < part.end) {
-            self.holes.insert(at, part);
+            self.gaps.insert(at, part);
         }
         true
     }
 
-    /// What was wrong, when the publisher has sent the numbers below `sent`.
-    pub(super) fn judge(&self, sent: u32) -> Faults {
-        let holes: u64 = self
-            .holes
-            .iter()
-            .map(|hole| u64::from(hole.end - hole.first))
-            .sum();
+    /// Returns the faults, given that the publisher has sent the numbers below `sent`.
+    pub(super) fn faults(&self, sent: u32) -> Faults {
+        let gaps: u64 = self.gaps.iter().map(|gap| u64::from(gap.end - gap.first)).sum();
         let tail = u64::from(sent.saturating_sub(self.next));
         Faults {
-            lost: self.faults.lost + holes + tail,
+            lost: self.faults.lost + gaps + tail,
             ..self.faults
         }
     }
@@ -122,31 +118,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn judge(deliveries: &[u32], sent: u32) -> Faults {
+    fn faults(deliveries: &[u32], sent: u32) -> Faults {
         let mut checker = Checker::default();
         for &number in deliveries {
-            checker.see(number);
+            checker.observe(number);
         }
-        checker.judge(sent)
+        checker.faults(sent)
     }
 
     #[test]
-    fn a_perfect_stream_has_no_faults() {
-        assert!(judge(&[0, 1, 2, 3], 4).none());
+    fn a_complete_stream_has_no_faults() {
+        assert!(faults(&[0, 1, 2, 3], 4).is_empty());
     }
 
     #[test]
-    fn planted_loss_is_caught_in_front_in_the_middle_and_at_the_end() {
-        assert_eq!(judge(&[1, 2, 3], 4).lost, 1);
-        assert_eq!(judge(&[0, 3], 4).lost, 2);
-        assert_eq!(judge(&[0, 1], 4).lost, 2);
-        assert_eq!(judge(&[], 4).lost, 4);
+    fn a_lost_message_is_detected_at_any_position() {
+        assert_eq!(faults(&[1, 2, 3], 4).lost, 1);
+        assert_eq!(faults(&[0, 3], 4).lost, 2);
+        assert_eq!(faults(&[0, 1], 4).lost, 2);
+        assert_eq!(faults(&[], 4).lost, 4);
     }
 
     #[test]
-    fn a_planted_duplicate_is_caught() {
+    fn a_duplicate_is_detected() {
         assert_eq!(
-            judge(&[0, 1, 1, 2, 0], 3),
+            faults(&[0, 1, 1, 2, 0], 3),
             Faults {
                 duplicated: 2,
                 ..Faults::default()
@@ -155,16 +151,16 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_reorder_is_caught_and_is_no_loss() {
+    fn a_reordered_message_is_detected_and_not_counted_as_lost() {
         assert_eq!(
-            judge(&[0, 2, 1, 3], 4),
+            faults(&[0, 2, 1, 3], 4),
             Faults {
                 reordered: 1,
                 ..Faults::default()
             }
         );
         assert_eq!(
-            judge(&[4, 0, 2, 1, 3], 5),
+            faults(&[4, 0, 2, 1, 3], 5),
             Faults {
                 reordered: 4,
                 ..Faults::default()
@@ -173,9 +169,9 @@ mod tests {
     }
 
     #[test]
-    fn a_late_message_that_comes_twice_is_both() {
+    fn a_late_message_that_arrives_twice_is_reordered_and_duplicated() {
         assert_eq!(
-            judge(&[0, 2, 1, 1], 3),
+            faults(&[0, 2, 1, 1], 3),
             Faults {
                 reordered: 1,
                 duplicated: 1,
@@ -185,20 +181,20 @@ mod tests {
     }
 
     #[test]
-    fn very_many_holes_are_counted_in_bounded_memory() {
+    fn many_gaps_are_counted_in_bounded_memory() {
         let every_other: Vec<u32> = (0..100_000).map(|n| n * 2 + 1).collect();
         let mut checker = Checker::default();
         for number in every_other {
-            checker.see(number);
+            checker.observe(number);
         }
-        assert!(checker.holes.len() <= MAX_HOLES);
-        assert_eq!(checker.judge(200_000).lost, 100_000);
+        assert!(checker.gaps.len() <= MAX_GAPS);
+        assert_eq!(checker.faults(200_000).lost, 100_000);
     }
 
     proptest! {
         #[test]
-        fn lost_and_duplicated_agree_with_counting(deliveries in prop::collection::vec(0_u32..50, 0..200)) {
-            let faults = judge(&deliveries, 50);
+        fn lost_and_duplicated_agree_with_a_set_of_the_deliveries(deliveries in prop::collection::vec(0_u32..50, 0..200)) {
+            let faults = faults(&deliveries, 50);
             let distinct: std::collections::BTreeSet<_> = deliveries.iter().collect();
             prop_assert_eq!(faults.lost, 50 - distinct.len() as u64);
             prop_assert_eq!(faults.duplicated, (deliveries.len() - distinct.len()) as u64);

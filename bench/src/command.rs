@@ -38,33 +38,33 @@ struct Bench {
     /// The server: host:port or http://host:port (plain TCP, no TLS).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
     server: ServerAddress,
-    /// What the server speaks.
-    #[arg(long, value_enum, default_value_t = Spoken::Chitchat)]
-    protocol: Spoken,
+    /// The protocol of the server.
+    #[arg(long, value_enum, default_value_t = ProtocolArg::Chitchat)]
+    protocol: ProtocolArg,
 
-    /// Clients that only read.
+    /// Number of clients that only receive.
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Clients", value_parser = whole::<u32>)]
     subscribers: u32,
-    /// Clients that send (and read), each on a connection of its own.
+    /// Number of clients that send and receive, each on its own connection.
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Clients", value_parser = whole::<u32>)]
     publishers: u32,
-    /// Connections that the subscribers share [default: one each].
+    /// Number of connections that the subscribers share [default: one per subscriber].
     #[arg(long, value_name = "N", help_heading = "Clients", value_parser = whole::<u32>)]
     connections: Option<u32>,
-    /// Rooms over which the clients are spread; with one room it is the lobby.
+    /// Number of rooms that the clients are distributed over; a single room is the lobby.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clients", value_parser = whole::<u32>)]
     rooms: u32,
 
-    /// Closed loop: each publisher sends while fewer than N of its messages have not come back.
+    /// Closed loop: each publisher sends while fewer than N of its messages are outstanding.
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Load", value_parser = whole::<u32>)]
     outstanding: u32,
     /// As fast as flow control permits.
     #[arg(long, conflicts_with_all = ["outstanding", "rate"], help_heading = "Load")]
     flood: bool,
-    /// Open loop: N messages a second in total on a fixed timetable; latency counts from the intended time.
+    /// Open loop: N messages per second in total on a fixed schedule; latency is measured from the scheduled time.
     #[arg(long, value_name = "N", conflicts_with = "outstanding", help_heading = "Load", value_parser = whole::<u64>)]
     rate: Option<u64>,
-    /// Holds the clients without load, then sends one message and tells when it has reached everybody.
+    /// Keep the clients idle, then send one message and report when it has reached everybody.
     #[arg(
         long,
         conflicts_with_all = ["outstanding", "rate", "flood", "count", "duration", "warmup", "publishers"],
@@ -77,37 +77,37 @@ struct Bench {
     /// Load before the measured time.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Load")]
     warmup: Duration,
-    /// The measured time.
+    /// Length of the measured time.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Load")]
     duration: Duration,
-    /// Send N messages in all instead, and measure until the last delivery.
+    /// Send N messages in total instead, and measure until the last delivery.
     #[arg(long, value_name = "N", conflicts_with_all = ["warmup", "duration"], help_heading = "Load")]
     count: Option<u64>,
     /// How long to wait for missing deliveries while nothing arrives.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Load")]
     patience: Duration,
 
-    /// The server's process: tells its CPU time per delivery and its memory per client (Linux).
+    /// Process id of the server: report its CPU time per delivery and its memory per client (Linux).
     #[arg(long, value_name = "PID", help_heading = "Report", value_parser = whole::<u32>)]
     pid: Option<u32>,
-    /// One JSON object instead of a table.
+    /// Write one JSON object instead of a table.
     #[arg(long, help_heading = "Report")]
     json: bool,
 
-    /// Threads of the generator.
+    /// Number of generator threads.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Generator", value_parser = whole::<u32>)]
     threads: u32,
-    /// The largest HTTP/2 frame that the clients announce.
+    /// HTTP/2 maximum frame size of the clients.
     #[arg(
         long,
         value_name = "BYTES",
         default_value_t = 16_384,
         help_heading = "Generator", value_parser = whole::<u32>)]
     max_frame_size: u32,
-    /// The HTTP/2 window of a stream that the clients announce.
+    /// HTTP/2 stream window of the clients.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, help_heading = "Generator", value_parser = whole::<u32>)]
     stream_window: u32,
-    /// The HTTP/2 window of a connection that the clients announce.
+    /// HTTP/2 connection window of the clients.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Generator", value_parser = whole::<u32>)]
     connection_window: u32,
 }
@@ -115,13 +115,13 @@ struct Bench {
 /// Serve the least that a fan-out over TCP can cost, for `chitchat-bench --protocol limit`.
 #[derive(Debug, Args)]
 struct LimitServer {
-    /// Where to listen; port 0 = any free one, which is printed.
+    /// Address to listen on. With port 0 a free port is chosen and printed.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     listen: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Spoken {
+enum ProtocolArg {
     /// Chit Chat's gRPC.
     Chitchat,
     /// nats-server.
@@ -151,11 +151,11 @@ impl Cli {
 impl Bench {
     fn plan(self) -> Plan {
         let protocol = match self.protocol {
-            Spoken::Chitchat => Protocol::Chitchat,
-            Spoken::Nats => Protocol::Nats,
-            Spoken::Redis => Protocol::Redis,
-            Spoken::Mqtt => Protocol::Mqtt,
-            Spoken::Limit => Protocol::Limit,
+            ProtocolArg::Chitchat => Protocol::Chitchat,
+            ProtocolArg::Nats => Protocol::Nats,
+            ProtocolArg::Redis => Protocol::Redis,
+            ProtocolArg::Mqtt => Protocol::Mqtt,
+            ProtocolArg::Limit => Protocol::Limit,
         };
         let load = match self.rate {
             Some(rate) => Load::Rate(rate),
@@ -196,25 +196,25 @@ impl Bench {
     fn run(self) -> Result<(), Failure> {
         let json = self.json;
         let plan = self.plan();
-        let mistakes = plan.mistakes();
-        if !mistakes.is_empty() {
-            return Err(Failure::Usage(mistakes.join("; ")));
+        let errors = plan.errors();
+        if !errors.is_empty() {
+            return Err(Failure::Usage(errors.join("; ")));
         }
         let running = plan.clone();
         let report = run_traced(async move |spans| {
             let run = tokio::task::spawn_blocking(move || crate::run_traced(running, &spans));
             let report = run
                 .await
-                .map_err(|error| Failure::Software(format!("the benchmark ended: {error}")))?;
+                .map_err(|error| Failure::Software(format!("the run failed: {error}")))?;
             Ok(report?)
         })?;
         let mut stdout = std::io::stdout().lock();
-        let shown = if json {
+        let written = if json {
             writeln!(stdout, "{}", report.to_json(&plan))
         } else {
             write!(stdout, "{}", report.table(&plan))
         };
-        shown
+        written
             .and_then(|()| stdout.flush())
             .map_err(|error| Failure::Io(format!("stdout: {error}")))?;
         let broken = report.broken();
@@ -229,7 +229,7 @@ impl Bench {
 impl LimitServer {
     fn run(self) -> Result<(), Failure> {
         Ok(crate::serve_limit(&self.listen, |address| {
-            // Nobody may be reading; the server serves all the same.
+            // A closed stdout does not stop the server.
             drop(writeln!(std::io::stdout().lock(), "{address}"));
         })?)
     }

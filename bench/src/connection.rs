@@ -1,4 +1,4 @@
-//! Drives one connection: writes what its publisher and its protocol want to say, reads and checks what arrives.
+//! Drives one connection: writes what its publisher and codec produce, reads and checks what arrives.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -12,38 +12,37 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::audience::{Batch, Batched, Client, ClientResult};
+use super::client::{Batch, BatchCounts, Client, ClientResult};
+use super::codec::{Codec, ConnectionError, DecodeCache};
 use super::latency::Latency;
 use super::publisher::Publisher;
-use super::shared::{Phase, Shared, Tally};
-use super::wire::{Cut, Memo, Wire};
+use super::run_state::{Counter, Phase, RunState};
 
-/// How much is read at once. All connections of a thread share one buffer of this size.
+/// Size in bytes of the read buffer, which all connections of a thread share.
 const READ_BUFFER: usize = 262_144;
-/// The most that a protocol may leave for later: more is a fault.
-const MAX_LEFT_OVER: usize = READ_BUFFER / 2;
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// The most bytes that a codec may leave unparsed.
+const MAX_UNPARSED: usize = READ_BUFFER / 2;
+/// How long to wait for the server to end the streams after the clients have left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the connections of one thread share.
+/// What the connections of a worker thread share.
 #[derive(Debug)]
-pub(super) struct Desk {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct WorkerContext {
+    pub(super) shared: Arc<RunState>,
     pub(super) rooms: usize,
     pub(super) ordered: bool,
     pub(super) payload: usize,
-    /// The read buffer; borrowed only between two awaits.
+    /// Never borrowed across an await.
     buffer: RefCell<Vec<u8>>,
-    /// What the clients of this thread have read lately.
-    pub(super) memo: Rc<RefCell<Memo>>,
+    pub(super) cache: Rc<RefCell<DecodeCache>>,
     pub(super) latency: RefCell<Latency>,
-    /// How late the generator itself was.
+    /// How late messages were sent, compared with the schedule.
     pub(super) lag: RefCell<Latency>,
 }
 
-impl Desk {
+impl WorkerContext {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<RunState>,
         rooms: usize,
         ordered: bool,
         payload: usize,
@@ -56,113 +55,112 @@ impl Desk {
             ordered,
             payload,
             buffer: RefCell::new(vec![0; READ_BUFFER]),
-            memo: Rc::default(),
+            cache: Rc::default(),
             latency: RefCell::new(latency),
             lag: RefCell::new(lag),
         }
     }
 }
 
-/// One connection and everybody on it.
+/// A connection and the clients that share it.
 #[derive(Debug)]
 pub(super) struct Connection<W> {
-    desk: Rc<Desk>,
+    context: Rc<WorkerContext>,
     stream: TcpStream,
-    wire: W,
+    codec: W,
     clients: Vec<Client>,
     publisher: Option<Rc<Publisher>>,
     out: Vec<u8>,
     written: usize,
-    /// Whether the publisher could send more at once.
-    more: bool,
-    /// What the protocol could not yet make sense of.
-    left_over: Vec<u8>,
+    /// Whether the publisher had to stop only because its batch was full.
+    publisher_has_more: bool,
+    /// The incomplete input of the last read.
+    unparsed: Vec<u8>,
     text: Vec<u8>,
-    /// The publisher's own Lamport time.
+    /// The publisher's Lamport time.
     lamport: i64,
-    /// Held until the server has said something.
-    entering: Option<OwnedSemaphorePermit>,
+    /// Held until the first byte arrives from the server.
+    connect_permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Why the driving loop returned.
+/// Why [`Connection::exchange`] returned.
 #[derive(Debug, PartialEq, Eq)]
 enum Stop {
-    /// It is time to leave.
+    /// The run is over.
     Leave,
-    /// The connection is of no use any more.
-    Cut(Cut),
+    Failed(ConnectionError),
 }
 
-impl<W: Wire> Connection<W> {
+impl<W: Codec> Connection<W> {
     pub(super) fn new(
-        desk: Rc<Desk>,
+        context: Rc<WorkerContext>,
         stream: TcpStream,
-        wire: W,
+        codec: W,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
     ) -> Self {
-        let text = vec![b'.'; desk.payload];
+        let text = vec![b'.'; context.payload];
         Self {
-            desk,
+            context,
             stream,
-            wire,
+            codec,
             clients,
             publisher,
             out: Vec::new(),
             written: 0,
-            more: false,
-            left_over: Vec::new(),
+            publisher_has_more: false,
+            unparsed: Vec::new(),
             text,
             lamport: 1,
-            entering: None,
+            connect_permit: None,
         }
     }
 
-    /// Gives the permit back when the server says something, which shows that it has accepted the connection.
-    pub(super) fn enter(mut self, permit: OwnedSemaphorePermit) -> Self {
-        self.entering = Some(permit);
+    /// Holds `permit` until the first byte arrives, which shows that the server has accepted the connection.
+    pub(super) fn with_connect_permit(mut self, permit: OwnedSemaphorePermit) -> Self {
+        self.connect_permit = Some(permit);
         self
     }
 
-    /// Takes part until the run is over; tells what became of each client.
+    /// Runs the connection until the run is over and returns the outcome for each client.
     pub(super) async fn drive(mut self) -> Vec<ClientResult> {
-        let mut phases = self.desk.shared.phase.subscribe();
-        self.wire.open(&mut self.out);
-        let cut = match self.take_part(&mut phases).await {
+        let mut phases = self.context.shared.phase.subscribe();
+        self.codec.open(&mut self.out);
+        let disconnect = match self.exchange(&mut phases).await {
             Stop::Leave => None,
-            Stop::Cut(cut) => Some(cut.0),
+            Stop::Failed(error) => Some(error.0),
         };
-        let shared = Arc::clone(&self.desk.shared);
+        let shared = Arc::clone(&self.context.shared);
         if let Some(publisher) = &self.publisher {
-            publisher.give_up(&shared);
+            publisher.stop(&shared);
         }
-        if let Some(why) = &cut {
-            let lively = self.clients.iter_mut().filter(|client| !client.has_ended());
+        if let Some(why) = &disconnect {
+            let live = self.clients.iter_mut().filter(|client| !client.has_ended());
             let mut count = 0;
-            for client in lively {
-                client.cut(why);
+            for client in live {
+                client.on_connection_error(why);
                 count += 1;
             }
-            // A connection that only publishes has no client of its own, but its end is one all the same.
-            shared.cut(why);
+            // A connection that only publishes has no client, but its failure counts as well.
+            shared.record_disconnect(why);
             shared
                 .counters
-                .cut
+                .disconnects
                 .add(if self.clients.is_empty() { 1 } else { count });
         }
-        // What ends from here on ends because the client left.
+        // A stream that ends from here on ends because its client left.
         let ends: Vec<_> = self.clients.iter().map(Client::end).collect();
-        if cut.is_none() {
-            self.say_goodbye().await;
+        if disconnect.is_none() {
+            self.leave().await;
         }
         shared.counters.closed.add(1);
-        if self.clients.is_empty() && cut.is_some() {
+        if self.clients.is_empty() && disconnect.is_some() {
             return vec![ClientResult {
-                cut,
+                disconnect,
                 ..ClientResult::default()
             }];
         }
-        let rooms = self.desk.rooms;
+        let rooms = self.context.rooms;
         self.clients
             .into_iter()
             .zip(ends)
@@ -170,23 +168,23 @@ impl<W: Wire> Connection<W> {
             .collect()
     }
 
-    async fn take_part(&mut self, phases: &mut watch::Receiver<Phase>) -> Stop {
+    async fn exchange(&mut self, phases: &mut watch::Receiver<Phase>) -> Stop {
         loop {
             let phase = *phases.borrow_and_update();
-            // The future that waits for the next phase is kept over many reads: making it anew costs a lock each time.
+            // Kept across reads, because creating this future takes a lock.
             let mut next_phase = pin!(phases.changed());
             loop {
                 if phase == Phase::Leave {
                     return Stop::Leave;
                 }
-                if let Err(cut) = self.say(phase) {
-                    return Stop::Cut(cut);
+                if let Err(error) = self.write(phase) {
+                    return Stop::Failed(error);
                 }
                 let interest = self.interest();
                 let ready = tokio::select! {
                     biased;
                     ready = self.stream.ready(interest) => Some(ready),
-                    () = alarm(self.publisher.as_deref()) => None,
+                    () = wakeup(self.publisher.as_deref()) => None,
                     changed = &mut next_phase => {
                         if changed.is_err() {
                             return Stop::Leave;
@@ -197,21 +195,25 @@ impl<W: Wire> Connection<W> {
                 match ready {
                     Some(Ok(ready)) if ready.is_readable() || ready.is_error() => match self.read(phase) {
                         Ok(true) => {}
-                        Ok(false) => return Stop::Cut(Cut("the server closed the connection".to_owned())),
-                        Err(cut) => return Stop::Cut(cut),
+                        Ok(false) => {
+                            return Stop::Failed(ConnectionError(
+                                "the server closed the connection".to_owned(),
+                            ));
+                        }
+                        Err(error) => return Stop::Failed(error),
                     },
-                    Some(Err(error)) => return Stop::Cut(Cut(error.to_string())),
+                    Some(Err(error)) => return Stop::Failed(ConnectionError(error.to_string())),
                     Some(Ok(_)) | None => {}
                 }
-                // A socket that is always ready must not keep the others waiting.
+                // Do not starve the other connections when this socket is always ready.
                 tokio::task::coop::consume_budget().await;
             }
         }
     }
 
-    /// What to wait for: always for input; for room to write only when there is something to write.
+    /// Always readable; writable only when there is something to write.
     fn interest(&self) -> Interest {
-        let waiting = self.more || self.written < self.out.len();
+        let waiting = self.publisher_has_more || self.written < self.out.len();
         if waiting {
             Interest::READABLE | Interest::WRITABLE
         } else {
@@ -219,46 +221,46 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// Writes what the protocol and the publisher have to say, as far as the socket takes it.
-    fn say(&mut self, phase: Phase) -> Result<(), Cut> {
+    /// Writes what the codec and the publisher produce, as far as the socket accepts it.
+    fn write(&mut self, phase: Phase) -> Result<(), ConnectionError> {
         let full = self.publish(phase);
         self.flush()?;
-        self.more = full && self.out.is_empty();
+        self.publisher_has_more = full && self.out.is_empty();
         Ok(())
     }
 
-    /// Makes a batch ready; whether it ended because it was full.
+    /// Prepares the next batch of messages. Returns whether the batch is full.
     fn publish(&mut self, phase: Phase) -> bool {
         let Some(publisher) = &self.publisher else {
             return false;
         };
-        // What was not written yet comes first, so that what waits here stays bounded.
+        // The pending output is written first, which bounds its size.
         if !self.out.is_empty() || publisher.is_finished() {
             return false;
         }
         let lamport = &mut self.lamport;
         *lamport = (*lamport).max(self.clients.first().map_or(0, Client::timestamp));
-        let mut later = || {
+        let mut next_timestamp = || {
             *lamport = lamport.saturating_add(1);
             *lamport
         };
         publisher.fill(
-            &mut self.wire,
+            &mut self.codec,
             phase,
-            &self.desk.shared,
+            &self.context.shared,
             &mut self.text,
-            &mut later,
-            &mut self.desk.lag.borrow_mut(),
+            &mut next_timestamp,
+            &mut self.context.lag.borrow_mut(),
             &mut self.out,
         )
     }
 
-    fn flush(&mut self) -> Result<(), Cut> {
+    fn flush(&mut self) -> Result<(), ConnectionError> {
         while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.stream.try_write(rest) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(Cut(format!("cannot write: {error}"))),
+                Err(error) => return Err(ConnectionError(format!("cannot write: {error}"))),
             }
         }
         self.out.clear();
@@ -266,65 +268,67 @@ impl<W: Wire> Connection<W> {
         Ok(())
     }
 
-    /// Reads once and lets the clients see it. `false` when the server has closed the connection.
-    fn read(&mut self, phase: Phase) -> Result<bool, Cut> {
-        let desk = Rc::clone(&self.desk);
-        let mut buffer = desk.buffer.borrow_mut();
-        let kept = self.left_over.len();
-        let (front, space) = buffer
-            .split_at_mut_checked(kept)
-            .ok_or_else(|| Cut("more was left over than a buffer holds".to_owned()))?;
-        front.copy_from_slice(&self.left_over);
+    /// Reads once and passes the events to the clients. Returns `false` when the server has closed the connection.
+    fn read(&mut self, phase: Phase) -> Result<bool, ConnectionError> {
+        let context = Rc::clone(&self.context);
+        let mut buffer = context.buffer.borrow_mut();
+        let unparsed = self.unparsed.len();
+        let (front, space) = buffer.split_at_mut_checked(unparsed).ok_or_else(|| {
+            ConnectionError("the unparsed input does not fit into the read buffer".to_owned())
+        })?;
+        front.copy_from_slice(&self.unparsed);
         let count = match self.stream.try_read(space) {
             Ok(0) => return Ok(false),
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
-            Err(error) => return Err(Cut(format!("cannot read: {error}"))),
+            Err(error) => return Err(ConnectionError(format!("cannot read: {error}"))),
         };
-        self.entering = None;
-        let input = buffer.get(..kept + count).unwrap_or_default();
-        let now = desk.shared.now();
-        let mut latency = desk.latency.borrow_mut();
+        self.connect_permit = None;
+        let input = buffer.get(..unparsed + count).unwrap_or_default();
+        let now = context.shared.now();
+        let mut latency = context.latency.borrow_mut();
         let mut batch = Batch {
             clients: &mut self.clients,
             latency: &mut latency,
             phase,
             now,
-            run: desk.shared.run,
-            rooms: desk.rooms,
-            ordered: desk.ordered,
-            tally: Batched::default(),
+            run: context.shared.run,
+            rooms: context.rooms,
+            ordered: context.ordered,
+            counts: BatchCounts::default(),
         };
-        let result = self.wire.receive(input, &mut batch, &mut self.out);
-        let tally = batch.tally;
+        let result = self.codec.receive(input, &mut batch, &mut self.out);
+        let counts = batch.counts;
         for publisher in self.clients.iter().filter_map(Client::publisher) {
-            publisher.wake_if_remote();
+            publisher.wake_sibling();
         }
         let done = result?;
-        if tally.has_ends() && phase != Phase::Leave {
+        if counts.has_ends() && phase != Phase::Leave {
             self.clients
                 .iter()
                 .filter_map(Client::end)
-                .for_each(|why| desk.shared.cut(&why));
+                .for_each(|why| context.shared.record_disconnect(&why));
         }
-        tally.add_to(&desk.shared.counters, phase, now);
-        self.left_over.clear();
-        self.left_over
+        counts.add_to(&context.shared.counters, phase, now);
+        self.unparsed.clear();
+        self.unparsed
             .extend_from_slice(input.get(done..).unwrap_or_default());
-        if self.left_over.len() > MAX_LEFT_OVER {
-            return Err(Cut("a message longer than the protocol allows".to_owned()));
+        if self.unparsed.len() > MAX_UNPARSED {
+            return Err(ConnectionError(
+                "a message longer than the protocol allows".to_owned(),
+            ));
         }
         Ok(true)
     }
 
-    /// Says goodbye for every client and waits, within bounds, until the server has answered.
-    async fn say_goodbye(&mut self) {
-        let deadline = Instant::now() + FAREWELL;
+    /// Makes every client leave and waits, within [`LEAVE_TIMEOUT`], until the server has ended their streams.
+    async fn leave(&mut self) {
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
         let mut awaited = false;
-        for (seat, client) in self.clients.iter().enumerate() {
+        for (slot, client) in self.clients.iter().enumerate() {
             if !client.has_ended() {
                 let timestamp = self.lamport.max(client.timestamp()).saturating_add(1);
-                awaited |= self.wire.leave(seat, timestamp, &mut self.out);
+                awaited |= self.codec.leave(slot, timestamp, &mut self.out);
             }
         }
         while awaited && !self.clients.iter().all(Client::has_ended) {
@@ -340,10 +344,10 @@ impl<W: Wire> Connection<W> {
     }
 }
 
-/// Waits for the publisher's alarm; for ever where there is none.
-async fn alarm(publisher: Option<&Publisher>) {
+/// Completes when the publisher is woken; never if there is no publisher.
+async fn wakeup(publisher: Option<&Publisher>) {
     match publisher {
-        Some(publisher) => publisher.alarmed().await,
+        Some(publisher) => publisher.woken().await,
         None => std::future::pending().await,
     }
 }

@@ -1,23 +1,23 @@
-//! Why a benchmark could not be carried out.
+//! Errors of a run.
 
 use thiserror::Error;
 
-/// Why a benchmark could not be carried out, or what its verdict is when the server broke a promise.
+/// Why a run could not be completed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BenchError {
     /// The plan contradicts itself or asks for what a protocol cannot do.
     #[error("{0}")]
     Plan(String),
-    /// The server cannot be reached, or went away.
+    /// The server cannot be reached, or stopped responding.
     #[error("{0}")]
     Unavailable(String),
     /// The server refused a client.
     #[error("{0}")]
     Refused(String),
-    /// Something of the operating system failed.
+    /// An operating system call failed.
     #[error("{0}")]
     Io(String),
-    /// The generator itself is at fault.
+    /// A fault of the generator itself.
     #[error("{0}")]
     Software(String),
 }

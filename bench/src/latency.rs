@@ -1,57 +1,59 @@
-//! Latencies in a histogram of fixed size.
+//! A latency histogram.
 
 use hdrhistogram::Histogram;
 
 use super::error::BenchError;
 
-/// Anything slower is counted as an hour.
+/// The highest recordable value, in nanoseconds; anything slower is recorded as one hour.
 const SLOWEST: u64 = 3_600_000_000_000;
 
-/// How long deliveries took, to three significant digits.
+/// A histogram of latencies with three significant digits.
 #[derive(Debug, Clone)]
 pub struct Latency {
     nanoseconds: Histogram<u64>,
 }
 
 impl Latency {
-    /// An empty histogram.
+    /// Creates an empty histogram.
     ///
     /// # Errors
-    /// Only when the histogram's fixed bounds were not valid.
+    ///
+    /// If the histogram rejects its bounds, which are constants.
     pub fn new() -> Result<Self, BenchError> {
-        // Finer than a microsecond is noise: the lowest distinguishable value keeps the counters in the cache.
+        // Anything below a microsecond is noise, and a higher resolution would push the counters out of the CPU cache.
         let nanoseconds = Histogram::new_with_bounds(1_000, SLOWEST, 3)
             .map_err(|error| BenchError::Software(format!("histogram: {error}")))?;
         Ok(Self { nanoseconds })
     }
 
-    /// Notes one delivery.
+    /// Records one latency.
     #[inline]
     pub fn record(&mut self, nanoseconds: u64) {
         self.nanoseconds.saturating_record(nanoseconds);
     }
 
-    /// Adds what another one has seen.
+    /// Adds the values of `other`.
     ///
     /// # Errors
-    /// Only when the other one's bounds were different.
+    ///
+    /// If the bounds of `other` are different.
     pub fn merge(&mut self, other: &Self) -> Result<(), BenchError> {
         self.nanoseconds
             .add(&other.nanoseconds)
             .map_err(|error| BenchError::Software(format!("histogram: {error}")))
     }
 
-    /// How many were noted.
+    /// The number of recorded values.
     pub fn count(&self) -> u64 {
         self.nanoseconds.len()
     }
 
-    /// The slowest of the fastest `percent` per cent, in milliseconds; 0 when nothing was noted.
+    /// The value at a percentile in milliseconds; 0 if the histogram is empty.
     pub fn percentile(&self, percent: f64) -> f64 {
         milliseconds(self.nanoseconds.value_at_percentile(percent))
     }
 
-    /// The slowest, in milliseconds.
+    /// The maximum in milliseconds.
     pub fn max(&self) -> f64 {
         milliseconds(self.nanoseconds.max())
     }
@@ -71,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_those_of_what_was_noted() {
+    fn percentiles_are_those_of_the_recorded_values() {
         let mut latency = Latency::new().unwrap();
         for millisecond in 1..=1_000 {
             latency.record(millisecond * 1_000_000);
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_add_up_and_extremes_saturate() {
+    fn histograms_merge_and_extremes_saturate() {
         let (mut one, mut other) = (Latency::new().unwrap(), Latency::new().unwrap());
         one.record(0);
         other.record(u64::MAX);

@@ -1,5 +1,7 @@
-//! The limit: the least that a fan-out over TCP can cost. Every message goes once into one shared buffer, and each
-//! connection writes everything it has not written yet in one call. Not a chat server; a measure for one.
+//! The limit server: a lower bound for the cost of a fan-out over TCP.
+//!
+//! Every message is appended once to one shared buffer, and each connection writes all pending bytes in one call. It is
+//! not a chat server, but a baseline to compare chat servers with.
 
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
@@ -10,19 +12,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
+use super::codec::{MAX_MESSAGE, take_message};
 use super::error::BenchError;
-use super::wire::{MAX_MESSAGE, take_message};
 
-/// Publishers are not read from while the slowest reader is this far behind: nothing is lost, and memory is bounded.
-const MAX_BEHIND: usize = 64 << 20;
-/// What everybody has written is forgotten when there is this much of it.
-const FORGET_FROM: usize = 1 << 20;
-/// How much is read at once.
+/// Publishers are not read while the slowest reader lags by more bytes than this, which bounds the memory.
+const MAX_LAG: usize = 64 << 20;
+/// The buffer is trimmed once it holds this many bytes.
+const TRIM_THRESHOLD: usize = 1 << 20;
+/// How many bytes are read at once.
 const READ_BUFFER: usize = 65_536;
 
-/// Serves the limit protocol on `listen` until the process ends; `bound` is told the address.
+/// Serves the limit protocol on `listen` until the process ends. Calls `bound` with the bound address.
 ///
 /// # Errors
+///
 /// When the address cannot be bound or connections cannot be accepted.
 pub fn serve_limit(listen: &str, bound: impl FnOnce(SocketAddr)) -> Result<(), BenchError> {
     let failed = |error: std::io::Error| BenchError::Io(format!("limit server on {listen}: {error}"));
@@ -37,15 +40,15 @@ pub fn serve_limit(listen: &str, bound: impl FnOnce(SocketAddr)) -> Result<(), B
         loop {
             let (stream, _) = listener.accept().await.map_err(failed)?;
             stream.set_nodelay(true).map_err(failed)?;
-            room.enter(stream);
+            room.accept(stream);
         }
     })
 }
 
-/// Everything that was said and that somebody has not written yet.
+/// The messages that at least one connection has not written yet.
 #[derive(Debug, Default)]
 struct Log {
-    /// The position of the first byte.
+    /// The position of the first byte in `bytes`.
     start: usize,
     bytes: Vec<u8>,
 }
@@ -61,7 +64,7 @@ impl Log {
             .unwrap_or_default()
     }
 
-    fn forget_to(&mut self, position: usize) {
+    fn trim_to(&mut self, position: usize) {
         self.bytes
             .drain(..position.saturating_sub(self.start).min(self.bytes.len()));
         self.start = position.max(self.start);
@@ -71,14 +74,14 @@ impl Log {
 #[derive(Debug, Default)]
 struct Room {
     log: RefCell<Log>,
-    /// Where each connection is.
+    /// The position of each connection in the log.
     cursors: RefCell<Vec<Rc<Cell<usize>>>>,
-    said: Notify,
-    forgotten: Notify,
+    appended: Notify,
+    trimmed: Notify,
 }
 
 impl Room {
-    fn enter(self: &Rc<Self>, stream: TcpStream) {
+    fn accept(self: &Rc<Self>, stream: TcpStream) {
         let stream = Rc::new(stream);
         let cursor = Rc::new(Cell::new(self.log.borrow().end()));
         self.cursors.borrow_mut().push(Rc::clone(&cursor));
@@ -93,15 +96,15 @@ impl Room {
             room.cursors
                 .borrow_mut()
                 .retain(|other| !Rc::ptr_eq(other, &cursor));
-            room.forget();
+            room.trim();
         });
     }
 
-    /// Greets, then writes all that is pending, again and again.
+    /// Writes the greeting, then whatever is pending.
     async fn write(&self, stream: &TcpStream, cursor: &Cell<usize>) {
         let mut greeting: &[u8] = &[0; 4];
         loop {
-            let said = self.said.notified();
+            let appended = self.appended.notified();
             let written = {
                 let log = self.log.borrow();
                 let pending = if greeting.is_empty() {
@@ -116,7 +119,7 @@ impl Room {
                 }
             };
             match written {
-                None => said.await,
+                None => appended.await,
                 Some(Ok(count)) if greeting.is_empty() => cursor.set(cursor.get() + count),
                 Some(Ok(count)) => greeting = greeting.get(count..).unwrap_or_default(),
                 Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => {
@@ -130,17 +133,17 @@ impl Room {
         }
     }
 
-    /// Puts whole messages into the log.
+    /// Appends complete messages to the log.
     async fn read(&self, stream: &TcpStream) {
         let mut buffer = Vec::with_capacity(READ_BUFFER);
         loop {
             while self.is_full() {
-                let forgotten = self.forgotten.notified();
-                self.forget();
+                let trimmed = self.trimmed.notified();
+                self.trim();
                 if self.is_full() {
-                    // Readers tell nobody how far they are, which keeps them cheap: look again a little later.
+                    // Writers do not notify anybody of their progress, which keeps them cheap, so poll.
                     let pause = std::time::Duration::from_millis(1);
-                    drop(tokio::time::timeout(pause, forgotten).await);
+                    drop(tokio::time::timeout(pause, trimmed).await);
                 }
             }
             if stream.readable().await.is_err() {
@@ -168,21 +171,21 @@ impl Room {
                 .extend_from_slice(buffer.get(..whole).unwrap_or_default());
             buffer.drain(..whole);
             if whole > 0 {
-                self.forget();
-                self.said.notify_waiters();
+                self.trim();
+                self.appended.notify_waiters();
             }
             tokio::task::coop::consume_budget().await;
         }
     }
 
     fn is_full(&self) -> bool {
-        self.log.borrow().bytes.len() > MAX_BEHIND - MAX_MESSAGE - READ_BUFFER
+        self.log.borrow().bytes.len() > MAX_LAG - MAX_MESSAGE - READ_BUFFER
     }
 
-    /// Drops what everybody has written.
-    fn forget(&self) {
+    /// Drops what all connections have written.
+    fn trim(&self) {
         let mut log = self.log.borrow_mut();
-        if log.bytes.len() < FORGET_FROM {
+        if log.bytes.len() < TRIM_THRESHOLD {
             return;
         }
         let slowest = self
@@ -192,10 +195,10 @@ impl Room {
             .map(|cursor| cursor.get())
             .min()
             .unwrap_or(log.end());
-        // Moving the rest to the front is worth it only when most of it goes.
+        // Moving the rest to the front pays only if most of the buffer goes.
         if slowest - log.start >= log.bytes.len() / 2 {
-            log.forget_to(slowest);
-            self.forgotten.notify_waiters();
+            log.trim_to(slowest);
+            self.trimmed.notify_waiters();
         }
     }
 }
@@ -205,12 +208,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_keeps_positions_when_it_forgets() {
+    fn positions_stay_valid_when_the_log_is_trimmed() {
         let mut log = Log::default();
         log.bytes.extend_from_slice(b"abcdef");
-        log.forget_to(4);
+        log.trim_to(4);
         assert_eq!((log.from(4), log.end()), (&b"ef"[..], 6));
-        log.forget_to(6);
+        log.trim_to(6);
         log.bytes.extend_from_slice(b"gh");
         assert_eq!((log.from(7), log.end()), (&b"h"[..], 8));
     }

@@ -1,17 +1,18 @@
-//! Whether one participant's stream is the room's order: dense, later and later, and the same as everybody's.
+//! Checks the order of a client's stream: dense sequences, increasing Lamport times, and the same messages as everybody
+//! else in the room.
 
-/// What is wrong with the order of one or of many streams.
+/// Ordering faults, summed over streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OrderFaults {
-    /// Events whose sequence did not follow the one before.
+    /// Events whose sequence was not the previous one plus 1.
     pub not_dense: u64,
-    /// Messages whose Lamport time was not later than the one before.
+    /// Messages whose Lamport time was not later than the previous one.
     pub not_later: u64,
 }
 
 impl OrderFaults {
-    /// Whether nothing is wrong.
-    pub fn none(&self) -> bool {
+    /// Whether there are no faults.
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -23,21 +24,21 @@ impl std::ops::AddAssign for OrderFaults {
     }
 }
 
-/// Follows the order of one participant's stream.
+/// Checks the order of one client's stream.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Order {
+pub(super) struct OrderChecker {
     sequence: u64,
     timestamp: i64,
     faults: OrderFaults,
     digest: Digest,
 }
 
-impl Order {
-    /// Notes what every message of the stream has: a sequence (0 = none) and a Lamport time.
+impl OrderChecker {
+    /// Checks the sequence (0 if there is none) and the Lamport time of the next event.
     #[inline]
-    pub(super) fn see(&mut self, sequence: u64, timestamp: i64) {
+    pub(super) fn observe(&mut self, sequence: u64, timestamp: i64) {
         if sequence != 0 {
-            // The first event may have any sequence: a participant's stream begins with its own JOIN.
+            // A stream begins with the client's own JOIN, at any sequence.
             if self.sequence != 0 && sequence != self.sequence.wrapping_add(1) {
                 self.faults.not_dense += 1;
             }
@@ -49,30 +50,29 @@ impl Order {
         self.timestamp = self.timestamp.max(timestamp);
     }
 
-    /// Adds the [`fingerprint`] of one of this run's messages to the digest that is compared between the participants of a room.
+    /// Adds the [`fingerprint`] of a message of this run to the digest, which is compared between the clients of a
+    /// room.
     #[inline]
-    pub(super) fn digest(&mut self, print: u64) {
-        self.digest.state = fold(self.digest.state ^ print ^ MIX_A, MIX_B);
+    pub(super) fn add(&mut self, fingerprint: u64) {
+        self.digest.state = fold(self.digest.state ^ fingerprint ^ MIX_A, MIX_B);
         self.digest.messages += 1;
     }
 
-    /// The latest Lamport time seen.
+    /// The latest Lamport time received.
     pub(super) fn timestamp(&self) -> i64 {
         self.timestamp
     }
 
-    /// What was wrong.
     pub(super) fn faults(&self) -> OrderFaults {
         self.faults
     }
 
-    /// What was seen of this run, in its order.
-    pub(super) fn seen(&self) -> Digest {
+    pub(super) fn digest(&self) -> Digest {
         self.digest
     }
 }
 
-/// A rolling hash over a stream and how long the stream is. Not cryptographic: it guards against faults, not malice.
+/// A rolling hash over a stream and the number of its messages. Not cryptographic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Digest {
     state: u64,
@@ -82,9 +82,9 @@ pub(super) struct Digest {
 const MIX_A: u64 = 0x9E37_79B9_7F4A_7C15;
 const MIX_B: u64 = 0xD6E8_FEB8_6659_FD93;
 
-/// A hash over everything of a message that all clients of a room have to receive alike.
+/// A hash of the fields of a message that must be the same for all clients of a room.
 pub(super) fn fingerprint(sequence: u64, timestamp: i64, sender: i32, text: &[u8]) -> u64 {
-    // Two chains that do not wait for each other: the processor works on them at once.
+    // Two independent chains, which the processor can execute in parallel.
     let mut left = fold(sequence ^ MIX_A, timestamp.cast_unsigned() ^ MIX_B);
     let mut right = fold(
         u64::from(sender.cast_unsigned()) ^ MIX_A,
@@ -113,7 +113,7 @@ fn mixed(state: u64, block: u128) -> u64 {
     fold(state ^ low(block) ^ MIX_A, low(block >> 64) ^ MIX_B)
 }
 
-/// Multiplies to twice the width and folds the halves together.
+/// Multiplies to 128 bits and combines the halves with XOR.
 #[inline]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
@@ -134,40 +134,40 @@ mod tests {
     use super::*;
 
     fn stream(events: &[(u64, i64)]) -> OrderFaults {
-        let mut order = Order::default();
+        let mut order = OrderChecker::default();
         for &(sequence, timestamp) in events {
-            order.see(sequence, timestamp);
+            order.observe(sequence, timestamp);
         }
         order.faults()
     }
 
     #[test]
-    fn a_dense_rising_stream_has_no_faults() {
-        assert!(stream(&[(7, 3), (8, 4), (0, 6), (9, 9)]).none());
+    fn a_dense_increasing_stream_has_no_faults() {
+        assert!(stream(&[(7, 3), (8, 4), (0, 6), (9, 9)]).is_empty());
     }
 
     #[test]
-    fn planted_holes_repeats_and_swaps_are_caught() {
+    fn gaps_repeats_and_swaps_are_detected() {
         assert_eq!(stream(&[(1, 1), (3, 2)]).not_dense, 1);
         assert_eq!(stream(&[(1, 1), (1, 2)]).not_dense, 1);
         assert_eq!(stream(&[(1, 1), (3, 2), (2, 3), (4, 4)]).not_dense, 3);
     }
 
     #[test]
-    fn a_lamport_time_that_stands_still_or_goes_back_is_caught() {
+    fn a_lamport_time_that_does_not_increase_is_detected() {
         assert_eq!(stream(&[(1, 5), (2, 5)]).not_later, 1);
         assert_eq!(stream(&[(1, 5), (2, 4), (3, 6)]).not_later, 1);
         assert_eq!(stream(&[(1, 5), (0, 4)]).not_later, 1);
     }
 
     #[test]
-    fn the_digest_depends_on_every_part_and_on_the_order() {
+    fn the_digest_depends_on_every_field_and_on_the_order() {
         let digest = |events: &[(u64, i64, i32, &str)]| {
-            let mut order = Order::default();
+            let mut order = OrderChecker::default();
             for (sequence, timestamp, sender, text) in events {
-                order.digest(fingerprint(*sequence, *timestamp, *sender, text.as_bytes()));
+                order.add(fingerprint(*sequence, *timestamp, *sender, text.as_bytes()));
             }
-            order.seen()
+            order.digest()
         };
         let long = "0123456789abcdef0123456789abcdef01234567X";
         let base = digest(&[(1, 2, 3, long), (2, 3, 4, "b")]);

@@ -1,16 +1,16 @@
-//! What to do: which server, how many clients, how much load, for how long.
+//! The parameters of a run.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::error::BenchError;
+use super::payload_header::PAYLOAD_HEADER_LEN;
 use super::process::Process;
-use super::stamp::STAMP_LEN;
 
-/// What the server speaks.
+/// The protocol of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// Chit Chat's own: gRPC.
+    /// Chit Chat's gRPC.
     Chitchat,
     /// The text protocol of nats-server.
     Nats,
@@ -37,161 +37,160 @@ impl fmt::Display for Protocol {
 /// When a publisher may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Load {
-    /// When fewer than this many of its messages have not come back to it.
+    /// Closed loop: while fewer than this many of its messages are outstanding.
     Window(u32),
-    /// Whenever flow control permits.
+    /// As fast as flow control permits.
     Flood,
-    /// On a fixed timetable, this many messages per second of all publishers together.
+    /// Open loop: this many messages per second of all publishers together, on a fixed schedule.
     Rate(u64),
 }
 
-/// When a run is over.
+/// When a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// After a time, of which the first part does not count.
+    /// After a time, whose first part is not measured.
     Elapsed {
-        /// Load that is not measured yet.
+        /// Load before the measured time.
         warmup: Duration,
-        /// Load that is measured.
+        /// The measured time.
         measured: Duration,
     },
-    /// After this many messages of all publishers together; all of them count.
+    /// After this many messages of all publishers together; all of them are measured.
     Count(u64),
 }
 
-/// What the generator announces about itself in HTTP/2.
+/// The HTTP/2 settings of the clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2Settings {
-    /// The largest frame it takes (16,384 to 16,777,215).
+    /// `SETTINGS_MAX_FRAME_SIZE`, 16,384 to 16,777,215 bytes.
     pub max_frame_size: u32,
-    /// How much the server may send on a stream before it hears from the generator.
+    /// The initial flow-control window of a stream, in bytes.
     pub stream_window: u32,
-    /// How much the server may send on a connection before it hears from the generator.
+    /// The flow-control window of a connection, in bytes.
     pub connection_window: u32,
 }
 
-/// A benchmark.
+/// The parameters of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// `host:port` of the server.
     pub server: String,
-    /// What the server speaks.
+    /// The protocol of the server.
     pub protocol: Protocol,
-    /// How many clients only read.
+    /// The number of clients that only receive.
     pub subscribers: u32,
-    /// How many connections the subscribers share; `None` = one each.
+    /// The number of connections that the subscribers share; `None` means one per subscriber.
     pub connections: Option<u32>,
-    /// How many clients send. Each has a connection of its own and reads what everybody sends.
+    /// The number of clients that send. Each has its own connection and also receives.
     pub publishers: u32,
-    /// Over how many rooms the clients are spread.
+    /// The number of rooms that the clients are distributed over.
     pub rooms: u32,
-    /// How long a text is, in bytes.
+    /// The length of a text in bytes.
     pub payload: usize,
     /// When a publisher may send.
     pub load: Load,
-    /// When the run is over.
+    /// When the run ends.
     pub until: Until,
-    /// How long nothing may arrive while the rest is awaited before it is given up.
+    /// How long to wait for missing deliveries while nothing arrives.
     pub patience: Duration,
-    /// Only hold the clients, then send one message.
+    /// Keep the clients idle, then send one message.
     pub idle: bool,
-    /// The server's process, when its resources are to be measured.
+    /// The process id of the server, to measure its resource usage.
     pub pid: Option<u32>,
-    /// Over how many threads the generator spreads its connections.
+    /// The number of generator threads.
     pub threads: u32,
-    /// What is announced in HTTP/2.
+    /// The HTTP/2 settings of the clients.
     pub http2: Http2Settings,
-    /// Whether to show the progress on stderr.
+    /// Whether to show progress on stderr.
     pub progress: bool,
 }
 
-/// Longer texts do not fit into the smallest initial window of HTTP/2 with certainty.
+/// A longer text may not fit into the smallest initial window of HTTP/2.
 const MAX_PAYLOAD: usize = 32_768;
-/// A stamp has 16 bits for the publisher.
+/// A payload header has 16 bits for the publisher.
 const MAX_PUBLISHERS: u32 = 65_536;
-/// The most clients of one run: far more than one machine's addresses allow.
+/// Far more clients than one machine has ports for.
 const MAX_CLIENTS: u32 = 1_000_000;
-/// The most threads of the generator.
 const MAX_THREADS: u32 = 64;
-/// The longest run: a stamp counts nanoseconds in 64 bits, and a day is long enough for anybody.
+/// A day, so that no sum of times overflows 64 bits of nanoseconds.
 const MAX_TIME: Duration = Duration::from_secs(86_400);
-/// Files that the generator has open besides its connections.
+/// An upper bound for the files that are open besides the connections.
 const OTHER_FILES: u64 = 32;
 
 impl Plan {
-    /// How many clients take part.
+    /// The number of clients.
     pub fn clients(&self) -> u32 {
         self.subscribers.saturating_add(self.publishers)
     }
 
-    /// Everything that is wrong with the plan.
-    pub fn mistakes(&self) -> Vec<String> {
-        let mut mistakes = Vec::new();
-        let mut demand = |right: bool, text: String| {
+    /// Describes everything that is invalid about the plan.
+    pub fn errors(&self) -> Vec<String> {
+        let mut errors = Vec::new();
+        let mut require = |right: bool, text: String| {
             if !right {
-                mistakes.push(text);
+                errors.push(text);
             }
         };
-        demand(
-            (STAMP_LEN..=MAX_PAYLOAD).contains(&self.payload),
+        require(
+            (PAYLOAD_HEADER_LEN..=MAX_PAYLOAD).contains(&self.payload),
             format!(
-                "--payload {}: must be {STAMP_LEN} to {MAX_PAYLOAD} bytes",
+                "--payload {}: must be {PAYLOAD_HEADER_LEN} to {MAX_PAYLOAD} bytes",
                 self.payload
             ),
         );
-        demand(
+        require(
             (1..=MAX_PUBLISHERS).contains(&self.publishers),
             format!("--publishers {}: must be 1 to {MAX_PUBLISHERS}", self.publishers),
         );
-        demand(
+        require(
             self.clients() <= MAX_CLIENTS,
             format!(
                 "--subscribers {}: at most {MAX_CLIENTS} clients can take part",
                 self.subscribers
             ),
         );
-        demand(
+        require(
             (1..=MAX_THREADS).contains(&self.threads),
             format!("--threads {}: must be 1 to {MAX_THREADS}", self.threads),
         );
-        demand(
+        require(
             self.rooms >= 1 && (self.rooms <= self.publishers || self.idle),
             format!(
-                "--rooms {}: must be 1 to the number of publishers ({}), or some rooms would hear nothing",
+                "--rooms {}: must be 1 to the number of publishers ({}), or some rooms would have no messages",
                 self.rooms, self.publishers
             ),
         );
-        demand(
+        require(
             self.connections.is_none_or(|connections| connections >= 1),
             "--connections 0: must be at least 1".to_owned(),
         );
-        demand(
+        require(
             self.connections.is_none() || matches!(self.protocol, Protocol::Chitchat | Protocol::Nats),
             format!("--connections: {} serves one client a connection", self.protocol),
         );
-        demand(
+        require(
             self.rooms == 1 || self.protocol != Protocol::Limit,
             "--rooms: the limit server has one room".to_owned(),
         );
-        demand(
+        require(
             !matches!(self.load, Load::Window(0)),
             "--outstanding 0: must be at least 1, or nothing would be sent".to_owned(),
         );
-        demand(
+        require(
             !matches!(self.load, Load::Rate(0)),
             "--rate 0: must be at least 1 message a second".to_owned(),
         );
         match self.until {
-            Until::Elapsed { warmup, measured } => demand(
+            Until::Elapsed { warmup, measured } => require(
                 !measured.is_zero() && warmup <= MAX_TIME && measured <= MAX_TIME,
                 "--warmup, --duration: the measured time must be above zero and at most a day".to_owned(),
             ),
-            Until::Count(count) => demand(
+            Until::Count(count) => require(
                 count >= 1 && count <= u64::from(u32::MAX),
                 format!("--count {count}: must be 1 to {}", u32::MAX),
             ),
         }
-        demand(
+        require(
             (16_384..=16_777_215).contains(&self.http2.max_frame_size),
             format!(
                 "--max-frame-size {}: must be 16384 to 16777215",
@@ -199,21 +198,21 @@ impl Plan {
             ),
         );
         let windows = 65_535..=0x7FFF_FFFF;
-        demand(
+        require(
             windows.contains(&self.http2.stream_window) && windows.contains(&self.http2.connection_window),
             "--stream-window, --connection-window: must be 65535 to 2147483647".to_owned(),
         );
-        mistakes
+        errors
     }
 
-    /// Whether this process may open all the connections of the plan.
+    /// Checks that the limit on open files permits all connections of the plan.
     pub(super) fn check_files(&self) -> Result<(), BenchError> {
         let publisher_sockets: u64 = if self.protocol == Protocol::Redis { 2 } else { 1 };
         let subscribers = self
             .connections
             .map_or(self.subscribers, |limit| limit.min(self.subscribers));
         let needed = u64::from(subscribers) + u64::from(self.publishers) * publisher_sockets + OTHER_FILES;
-        match Process::own().open_files() {
+        match Process::current().open_files() {
             Some(allowed) if allowed < needed => Err(BenchError::Plan(format!(
                 "{needed} open files are needed but the limit is {allowed}: raise it (ulimit -n {needed}), or share connections with --connections"
             ))),
@@ -251,13 +250,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_sound_plan_has_no_mistakes() {
-        assert_eq!(plan().mistakes(), Vec::<String>::new());
+    fn a_valid_plan_has_no_errors() {
+        assert_eq!(plan().errors(), Vec::<String>::new());
         assert_eq!(plan().check_files(), Ok(()));
     }
 
     #[test]
-    fn every_mistake_is_reported() {
+    fn every_error_is_reported() {
         let wrong = Plan {
             payload: 5,
             publishers: 0,
@@ -265,18 +264,18 @@ pub(super) mod tests {
             load: Load::Window(0),
             ..plan()
         };
-        assert_eq!(wrong.mistakes().len(), 5, "{:?}", wrong.mistakes());
+        assert_eq!(wrong.errors().len(), 5, "{:?}", wrong.errors());
         let redis = Plan {
             protocol: Protocol::Redis,
             connections: Some(1),
             ..plan()
         };
-        assert_eq!(redis.mistakes().len(), 1);
+        assert_eq!(redis.errors().len(), 1);
         let limit = Plan {
             protocol: Protocol::Limit,
             rooms: 2,
             ..plan()
         };
-        assert_eq!(limit.mistakes().len(), 1);
+        assert_eq!(limit.errors().len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What the operating system says about a process: processor time and resident memory, from `/proc`.
+//! CPU time, resident memory and limits of a process, from `/proc`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,40 +6,40 @@ use std::path::PathBuf;
 use super::error::BenchError;
 use chitchat::procfs::{CPU_FIELDS, TICKS_PER_SECOND, number_after, stat_field};
 
-/// A process whose resources are watched.
+/// A process, identified by its directory in `/proc`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Process {
     directory: PathBuf,
 }
 
 impl Process {
-    /// The process of that id.
+    /// The process with this id.
     pub(super) fn new(pid: u32) -> Self {
         Self {
             directory: PathBuf::from(format!("/proc/{pid}")),
         }
     }
 
-    /// This process.
-    pub(super) fn own() -> Self {
+    /// The current process.
+    pub(super) fn current() -> Self {
         Self {
             directory: PathBuf::from("/proc/self"),
         }
     }
 
-    /// Processor time so far, user and system, all threads, in microseconds.
+    /// User and system CPU time of all threads so far, in microseconds.
     pub(super) fn cpu(&self) -> Result<u64, BenchError> {
         let stat = self.read("stat")?;
         parse_cpu(&stat).ok_or_else(|| self.unreadable("stat"))
     }
 
-    /// Resident memory now, in KiB.
+    /// Resident memory in KiB.
     pub(super) fn resident(&self) -> Result<u64, BenchError> {
         let status = self.read("status")?;
         parse_resident(&status).ok_or_else(|| self.unreadable("status"))
     }
 
-    /// How many files it may have open; `None` when that is not known.
+    /// The limit on open files; `None` if it is unlimited or unknown.
     pub(super) fn open_files(&self) -> Option<u64> {
         number_after(&self.read("limits").ok()?, "Max open files")
     }
@@ -68,14 +68,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_program_does_not_confuse() {
+    fn a_program_name_with_spaces_and_brackets_is_skipped() {
         let stat = "12 (a b) c) S 1 2 3 4 5 6 7 8 9 10 700 55 0 0 20";
         assert_eq!(parse_cpu(stat), Some(7_550_000));
         assert_eq!(parse_cpu("nonsense"), None);
     }
 
     #[test]
-    fn resident_memory_is_found() {
+    fn resident_memory_is_parsed() {
         assert_eq!(
             parse_resident("Name:\tx\nVmHWM:\t 9 kB\nVmRSS:\t  1234 kB\n"),
             Some(1_234)
@@ -84,8 +84,8 @@ mod tests {
     }
 
     #[test]
-    fn this_process_can_be_watched() {
-        let own = Process::own();
+    fn the_current_process_can_be_measured() {
+        let own = Process::current();
         assert!(own.resident().unwrap() > 0);
         assert!(own.cpu().is_ok());
         assert!(own.open_files().unwrap() > 0);

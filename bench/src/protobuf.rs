@@ -1,29 +1,30 @@
-//! As much of protobuf as the generator needs: it reads the few fields it checks, in place, and skips the rest.
+//! The subset of protobuf that the generator needs. It decodes the fields that are checked without copying, and skips
+//! the others.
 
-use super::wire::Kind;
+use super::codec::EventKind;
 
-/// What the generator wants to know of a `ServerMessage`.
+/// The fields of a `ServerMessage` that the generator uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Broadcast<'a> {
     pub(super) sender_id: i32,
     pub(super) sender_name: &'a [u8],
     pub(super) text: &'a [u8],
-    /// `None` for a type that the generator does not know.
-    pub(super) kind: Option<Kind>,
+    /// `None` if the type is unknown.
+    pub(super) kind: Option<EventKind>,
     pub(super) timestamp: i64,
     pub(super) sequence: u64,
-    /// Whether it is the typed welcome.
+    /// Whether the field `welcome` is set.
     pub(super) welcome: bool,
 }
 
-/// Reads a `ServerMessage`; `None` when it is not valid protobuf.
+/// Decodes a `ServerMessage`; `None` if it is not valid protobuf.
 #[inline]
-pub(super) fn read_broadcast(mut input: &[u8]) -> Option<Broadcast<'_>> {
-    let mut found = Broadcast {
+pub(super) fn decode_broadcast(mut input: &[u8]) -> Option<Broadcast<'_>> {
+    let mut broadcast = Broadcast {
         sender_id: 0,
         sender_name: b"",
         text: b"",
-        kind: Some(Kind::Join),
+        kind: Some(EventKind::Join),
         timestamp: 0,
         sequence: 0,
         welcome: false,
@@ -32,30 +33,30 @@ pub(super) fn read_broadcast(mut input: &[u8]) -> Option<Broadcast<'_>> {
         let tag = take_varint(&mut input)?;
         match tag {
             // Field number times 8 plus the wire type: 0 = varint, 2 = length-delimited.
-            0x08 => found.sender_id = int32(take_varint(&mut input)?),
-            0x12 => found.sender_name = take_bytes(&mut input)?,
-            0x22 => found.text = take_bytes(&mut input)?,
+            0x08 => broadcast.sender_id = int32(take_varint(&mut input)?),
+            0x12 => broadcast.sender_name = take_bytes(&mut input)?,
+            0x22 => broadcast.text = take_bytes(&mut input)?,
             0x28 => {
-                found.kind = match take_varint(&mut input)? {
-                    0 => Some(Kind::Join),
-                    1 => Some(Kind::Message),
-                    2 => Some(Kind::Leave),
+                broadcast.kind = match take_varint(&mut input)? {
+                    0 => Some(EventKind::Join),
+                    1 => Some(EventKind::Message),
+                    2 => Some(EventKind::Leave),
                     _ => None,
                 };
             }
-            0x30 => found.timestamp = take_varint(&mut input)?.cast_signed(),
-            0x50 => found.sequence = take_varint(&mut input)?,
+            0x30 => broadcast.timestamp = take_varint(&mut input)?.cast_signed(),
+            0x50 => broadcast.sequence = take_varint(&mut input)?,
             0x8A => {
                 take_bytes(&mut input)?;
-                found.welcome = true;
+                broadcast.welcome = true;
             }
             _ => skip(tag, &mut input)?,
         }
     }
-    Some(found)
+    Some(broadcast)
 }
 
-/// An `int32` is sent as its 64-bit sign extension; the upper half says nothing new.
+/// Truncates the 64-bit sign extension as which an `int32` is encoded.
 fn int32(value: u64) -> i32 {
     let [.., a, b, c, d] = value.to_be_bytes();
     i32::from_be_bytes([a, b, c, d])
@@ -71,8 +72,8 @@ fn take_varint(input: &mut &[u8]) -> Option<u64> {
     take_long_varint(input)
 }
 
-/// Up to eight bytes at once where the input is long enough, which it is but for a message's last field: a loop over the
-/// bytes was the generator's greatest expense.
+/// Decodes up to eight bytes at once if the input is long enough, as it is for all but the last field of a message. A
+/// loop over the bytes was the largest share of the generator's CPU time.
 #[inline]
 fn take_long_varint(input: &mut &[u8]) -> Option<u64> {
     let Some(word) = input.first_chunk::<8>() else {
@@ -84,7 +85,7 @@ fn take_long_varint(input: &mut &[u8]) -> Option<u64> {
         return take_varint_slowly(input);
     }
     let end = ends.trailing_zeros();
-    // Seven bits of each byte up to the one that ends the number, then pushed together: pairs, quadruples, all eight.
+    // Take seven bits of each byte up to the terminating one, then compact them in pairs, quadruples and all eight.
     let bits = word & (u64::MAX >> (63 - end)) & 0x7F7F_7F7F_7F7F_7F7F;
     let bits = (bits & 0x007F_007F_007F_007F) | ((bits & 0x7F00_7F00_7F00_7F00) >> 1);
     let bits = (bits & 0x0000_3FFF_0000_3FFF) | ((bits & 0x3FFF_0000_3FFF_0000) >> 2);
@@ -106,7 +107,7 @@ fn take_varint_slowly(input: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Steps over a number of up to ten bytes without reading it.
+/// Skips a varint of up to ten bytes.
 #[inline]
 fn skip_varint(input: &mut &[u8]) -> Option<()> {
     let Some(word) = input.first_chunk::<8>() else {
@@ -144,37 +145,37 @@ fn skip(tag: u64, input: &mut &[u8]) -> Option<()> {
     Some(())
 }
 
-/// What the generator says in a `JoinMsgLeave`.
+/// The fields of a `JoinMsgLeave` that the generator sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Said<'a> {
-    pub(super) kind: Kind,
+pub(super) struct OutgoingMessage<'a> {
+    pub(super) kind: EventKind,
     pub(super) name: &'a str,
-    /// Empty = the lobby.
+    /// Empty means the lobby.
     pub(super) room: &'a str,
     pub(super) timestamp: i64,
     pub(super) text: &'a [u8],
-    /// Its trace, as the field `traceparent` has it; empty = none.
+    /// The field `traceparent`; empty if the message is not traced.
     pub(super) trace: &'a str,
 }
 
 /// Appends a `JoinMsgLeave`.
-pub(super) fn write_said(said: &Said<'_>, out: &mut Vec<u8>) {
-    put_bytes(0x12, said.name.as_bytes(), out);
-    if said.timestamp != 0 {
+pub(super) fn encode_message(message: &OutgoingMessage<'_>, out: &mut Vec<u8>) {
+    put_bytes(0x12, message.name.as_bytes(), out);
+    if message.timestamp != 0 {
         out.push(0x20);
-        put_varint(said.timestamp.cast_unsigned(), out);
+        put_varint(message.timestamp.cast_unsigned(), out);
     }
-    put_bytes(0x2A, said.text, out);
-    let kind = match said.kind {
-        Kind::Join => 0,
-        Kind::Message => 1,
-        Kind::Leave => 2,
+    put_bytes(0x2A, message.text, out);
+    let kind = match message.kind {
+        EventKind::Join => 0,
+        EventKind::Message => 1,
+        EventKind::Leave => 2,
     };
     if kind != 0 {
         out.extend_from_slice(&[0x40, kind]);
     }
-    put_bytes(0x4A, said.room.as_bytes(), out);
-    put_bytes(0x72, said.trace.as_bytes(), out);
+    put_bytes(0x4A, message.room.as_bytes(), out);
+    put_bytes(0x72, message.trace.as_bytes(), out);
 }
 
 fn put_bytes(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
@@ -204,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn broadcasts_are_read_as_prost_wrote_them(
+        fn broadcasts_are_decoded_as_prost_encoded_them(
             sender_id: i32, name in ".{0,20}", text in ".{0,200}", kind in 0_i32..4, timestamp: i64,
             sequence: u64, epoch: u64, seconds: i64, welcome: bool,
         ) {
@@ -223,11 +224,11 @@ mod tests {
                 ..Default::default()
             };
             let bytes = message.encode_to_vec();
-            let read = read_broadcast(&bytes).unwrap();
+            let read = decode_broadcast(&bytes).unwrap();
             prop_assert_eq!(read.sender_id, sender_id);
             prop_assert_eq!(read.sender_name, name.as_bytes());
             prop_assert_eq!(read.text, text.as_bytes());
-            let kinds = [Some(Kind::Join), Some(Kind::Message), Some(Kind::Leave), None];
+            let kinds = [Some(EventKind::Join), Some(EventKind::Message), Some(EventKind::Leave), None];
             prop_assert_eq!(read.kind, kinds[usize::try_from(kind).unwrap()]);
             prop_assert_eq!(read.timestamp, timestamp);
             prop_assert_eq!(read.sequence, sequence);
@@ -235,11 +236,11 @@ mod tests {
         }
 
         #[test]
-        fn what_is_said_is_understood_by_prost(name in ".{0,20}", room in ".{0,20}", text in ".{0,200}", trace in ".{0,55}", timestamp: i64) {
-            let kinds = [(Kind::Join, 0), (Kind::Message, 1), (Kind::Leave, 2)];
+        fn messages_are_decoded_by_prost(name in ".{0,20}", room in ".{0,20}", text in ".{0,200}", trace in ".{0,55}", timestamp: i64) {
+            let kinds = [(EventKind::Join, 0), (EventKind::Message, 1), (EventKind::Leave, 2)];
             for (kind, number) in kinds {
                 let mut bytes = Vec::new();
-                write_said(&Said { kind, name: &name, room: &room, timestamp, text: text.as_bytes(), trace: &trace }, &mut bytes);
+                encode_message(&OutgoingMessage { kind, name: &name, room: &room, timestamp, text: text.as_bytes(), trace: &trace }, &mut bytes);
                 let read = proto::JoinMsgLeave::decode(&*bytes).unwrap();
                 prop_assert_eq!(read.r#type, number);
                 prop_assert_eq!(&read.client_name, &name);
@@ -252,13 +253,13 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _read = read_broadcast(&bytes);
+            let _read = decode_broadcast(&bytes);
         }
     }
 
     proptest! {
         #[test]
-        fn numbers_of_every_length_are_read_wherever_they_stand(value: u64, shift in 0_u32..64, tail in 0_usize..12) {
+        fn varints_of_every_length_are_decoded_at_every_position(value: u64, shift in 0_u32..64, tail in 0_usize..12) {
             let value = value >> shift;
             let mut bytes = Vec::new();
             put_varint(value, &mut bytes);
@@ -271,9 +272,9 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_field_is_not_valid() {
-        assert_eq!(read_broadcast(&[0x22, 5, b'a']), None);
-        assert_eq!(read_broadcast(&[0x08, 0x80]), None);
-        assert_eq!(read_broadcast(&[0x0B]), None);
+    fn a_truncated_field_is_rejected() {
+        assert_eq!(decode_broadcast(&[0x22, 5, b'a']), None);
+        assert_eq!(decode_broadcast(&[0x08, 0x80]), None);
+        assert_eq!(decode_broadcast(&[0x0B]), None);
     }
 }

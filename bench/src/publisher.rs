@@ -1,4 +1,4 @@
-//! Who sends: what it has sent, what has come back, and whether it may send more.
+//! A publisher: what it has sent, what it has received back, and whether it may send more.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -6,46 +6,46 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::Notify;
 
+use super::codec::Codec;
 use super::latency::Latency;
+use super::payload_header::PayloadHeader;
 use super::plan::{Load, Plan, Until};
+use super::run_state::{Counter, Phase, RunState};
 use super::schedule::Schedule;
-use super::shared::{Phase, Shared, Tally};
-use super::stamp::Stamp;
-use super::wire::Wire;
 
-/// How much is made ready for one write, so that a publisher that may send without end also reads.
+/// How many bytes are prepared for one write. A publisher with no other limit has to read in between.
 const BATCH: usize = 65_536;
 
-/// One publisher. It lives on one thread; only its alarm crosses threads.
+/// A publisher. Only `wakeup` is shared with other threads.
 #[derive(Debug)]
 pub(super) struct Publisher {
     id: u16,
     load: Load,
-    /// How many messages it sends at most.
+    /// The most messages that it sends.
     quota: u32,
     publishers: u64,
     sent: Cell<u32>,
     returned: Cell<u32>,
     finished: Cell<bool>,
-    /// Whether its messages come back on another connection, whose task then has to wake this one's.
-    remote: bool,
-    /// Wakes the task that sends.
-    alarm: Arc<Notify>,
+    /// Whether its messages are received on another connection, whose task then has to wake the sending task.
+    receives_on_sibling: bool,
+    /// Wakes the sending task.
+    wakeup: Arc<Notify>,
 }
 
-/// What a publisher may do next.
+/// What a publisher does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// Send a message that should have been sent at this time.
+    /// Send a message whose intended time is this.
     Send(u64),
-    /// Wait: for its window, for the timetable.
+    /// Wait for its window or its schedule.
     Wait,
-    /// Nothing, ever again.
+    /// Send nothing more.
     Finished,
 }
 
 impl Publisher {
-    pub(super) fn new(id: u16, plan: &Plan, remote: bool, alarm: Arc<Notify>) -> Self {
+    pub(super) fn new(id: u16, plan: &Plan, receives_on_sibling: bool, wakeup: Arc<Notify>) -> Self {
         let publishers = u64::from(plan.publishers.max(1));
         let quota = match plan.until {
             Until::Count(count) => {
@@ -62,8 +62,8 @@ impl Publisher {
             sent: Cell::new(0),
             returned: Cell::new(0),
             finished: Cell::new(false),
-            remote,
-            alarm,
+            receives_on_sibling,
+            wakeup,
         }
     }
 
@@ -71,25 +71,24 @@ impl Publisher {
         self.id
     }
 
-    /// One of its messages came back, or was refused.
+    /// Records that one of its messages was received or refused.
     #[inline]
-    pub(super) fn returned(&self) {
+    pub(super) fn on_returned(&self) {
         self.returned.set(self.returned.get().saturating_add(1));
     }
 
-    /// Wakes the sending task when messages came back on another connection.
-    pub(super) fn wake_if_remote(&self) {
-        if self.remote {
-            self.alarm.notify_one();
+    /// Wakes the sending task if it is that of another connection.
+    pub(super) fn wake_sibling(&self) {
+        if self.receives_on_sibling {
+            self.wakeup.notify_one();
         }
     }
 
-    /// Comes true when there may be something to send that the connection itself does not tell.
-    pub(super) async fn alarmed(&self) {
-        self.alarm.notified().await;
+    /// Completes when there may be something to send.
+    pub(super) async fn woken(&self) {
+        self.wakeup.notified().await;
     }
 
-    /// Whether it will send nothing any more.
     pub(super) fn is_finished(&self) -> bool {
         self.finished.get()
     }
@@ -99,7 +98,7 @@ impl Publisher {
             Phase::Join => return Next::Wait,
             Phase::Leave => return Next::Finished,
             Phase::Run { start, end, .. } => (start, end, true),
-            // A timetable is kept to its end, even late; the other loads have no debts.
+            // An open loop sends all that was scheduled, however late.
             Phase::Drain { start, end, .. } => (start, end, matches!(self.load, Load::Rate(_))),
         };
         let sent = self.sent.get();
@@ -124,19 +123,19 @@ impl Publisher {
         }
     }
 
-    /// Writes as many messages as it may send now, up to one batch. `later` tells a Lamport time for each. Whether it
-    /// ended because the batch is full.
+    /// Appends as many messages as it may send now, up to one batch. `next_timestamp` gives the Lamport time of each.
+    /// Returns whether the batch is full.
     #[expect(
         clippy::too_many_arguments,
-        reason = "they are all parts of one connection, which are borrowed one by one"
+        reason = "they are fields of one connection, which are borrowed separately"
     )]
     pub(super) fn fill(
         &self,
-        wire: &mut impl Wire,
+        codec: &mut impl Codec,
         phase: Phase,
-        shared: &Shared,
+        shared: &RunState,
         text: &mut [u8],
-        later: &mut impl FnMut() -> i64,
+        next_timestamp: &mut impl FnMut() -> i64,
         lag: &mut Latency,
         out: &mut Vec<u8>,
     ) -> bool {
@@ -155,14 +154,14 @@ impl Publisher {
                 }
             };
             let number = self.sent.get();
-            Stamp {
+            PayloadHeader {
                 run: shared.run,
                 publisher: self.id,
                 number,
                 intended,
             }
             .write(text);
-            if !wire.publish(later(), text, out) {
+            if !codec.publish(next_timestamp(), text, out) {
                 break;
             }
             self.sent.set(number + 1);
@@ -181,8 +180,8 @@ impl Publisher {
         out.len() >= BATCH
     }
 
-    /// Nothing will be sent any more: the connection is gone.
-    pub(super) fn give_up(&self, shared: &Shared) {
+    /// Stops sending, because the connection has ended.
+    pub(super) fn stop(&self, shared: &RunState) {
         if !self.finished.replace(true) {
             shared.counters.finished.add(1);
         }
@@ -214,12 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_closed_until_messages_return() {
+    fn a_full_window_reopens_when_a_message_returns() {
         let publisher = publisher(Load::Window(2), Until::Count(100));
         assert_eq!(publisher.next(RUN, 200), Next::Send(200));
         publisher.sent.set(2);
         assert_eq!(publisher.next(RUN, 200), Next::Wait);
-        publisher.returned();
+        publisher.on_returned();
         assert_eq!(publisher.next(RUN, 300), Next::Send(300));
         assert_eq!(
             publisher.next(
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timetable_gives_the_intended_time_and_is_kept_to_its_end() {
+    fn a_schedule_gives_the_intended_times_and_is_completed() {
         let forever = Until::Elapsed {
             warmup: std::time::Duration::ZERO,
             measured: std::time::Duration::from_secs(1),
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_is_divided_without_rest() {
+    fn a_count_is_divided_among_the_publishers_without_remainder() {
         let quotas: Vec<u32> = (0..3)
             .map(|id| {
                 let plan = Plan {
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn time_ends_a_flood() {
+    fn a_flood_ends_with_the_measured_time() {
         let flood = publisher(
             Load::Flood,
             Until::Elapsed {

@@ -1,4 +1,4 @@
-//! What a run found out, for people and for programs.
+//! The report of a run, as a table and as JSON.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,13 +10,13 @@ use super::error::BenchError;
 use super::latency::Latency;
 use super::order::{Digest, OrderFaults};
 use super::plan::{Load, Plan, Protocol};
-use super::shared::Shared;
-use super::worker::Findings;
+use super::run_state::RunState;
+use super::worker::WorkerResult;
 
-/// How many different reasons for early ends are told.
+/// How many distinct disconnect reasons are reported.
 const MAX_REASONS: usize = 5;
 
-/// What the leader of a run measured. Times are nanoseconds since the run's origin.
+/// What the coordinator measured. Times are in nanoseconds since the run's origin.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured {
     pub(super) joined_in: u64,
@@ -27,91 +27,90 @@ pub(super) struct Measured {
     pub(super) own_cpu: u64,
 }
 
-/// What the server's process used.
+/// Resource usage of the server's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resources {
-    /// Processor time, user and system, within the measured time.
+    /// User and system CPU time within the measured time.
     pub cpu_microseconds: u64,
-    /// Processor time from before the first client connected until all had joined and it was quiet.
+    /// CPU time from before the first client connected until all had joined and it was quiet.
     pub joining_cpu_microseconds: u64,
     /// Resident memory before the first client connected.
     pub resident_before_kib: u64,
     /// Resident memory when all had joined and it was quiet.
     pub resident_idle_kib: u64,
-    /// The most resident memory that was seen from then on.
+    /// The maximum of the sampled resident memory after that.
     pub resident_peak_kib: u64,
 }
 
-/// What a run found out.
+/// The report of a run.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// What the server speaks.
+    /// The protocol of the server.
     pub protocol: Protocol,
-    /// Whether the clients only idled, but for one message.
+    /// Whether the clients were idle but for one message.
     pub idle: bool,
-    /// How many clients took part, publishers included.
+    /// The number of clients, including publishers.
     pub clients: u64,
-    /// From the first connection until the last client's JOIN came back, in seconds.
+    /// Seconds from the first connection until the last client received its own JOIN.
     pub joined_in: f64,
-    /// From the first connection until the last announcement of a JOIN had reached its last reader, in seconds, to about
-    /// 20 ms.
+    /// Seconds from the first connection until every JOIN had reached every client, accurate to about 20 ms.
     pub settled_in: f64,
-    /// The measured time in seconds.
+    /// The length of the measured time in seconds.
     pub seconds: f64,
-    /// Messages that were sent in all.
+    /// The number of messages sent.
     pub sent: u64,
-    /// Messages that the clients received for the first time within the measured time.
+    /// First deliveries within the measured time.
     pub deliveries: u64,
-    /// From the intended time of sending to the arrival, of messages that were to be sent in the measured time.
+    /// Time from the intended sending to the arrival, for messages that were due in the measured time.
     pub latency: Latency,
-    /// How late an open loop was in sending, because of the generator or because the server's flow control held it up.
+    /// How late an open loop sent, because of the generator or because of the server's flow control.
     pub lag: Option<Latency>,
-    /// Lost, duplicated, reordered: all deliveries of the run.
+    /// Delivery faults of the whole run.
     pub faults: Faults,
-    /// Sequence and Lamport time: all streams of the run.
+    /// Ordering faults of the whole run.
     pub order: OrderFaults,
-    /// Clients whose stream differs from the one that most clients of their room received.
+    /// Clients whose stream differs from that of the majority of their room.
     pub differing: u64,
-    /// Messages that reached a client of another room.
+    /// Deliveries to a client of another room.
     pub foreign: u64,
-    /// Messages that the server refused, and what it said about one.
+    /// The number of messages that the server refused.
     pub refused: u64,
-    /// What the server said about a refused message.
+    /// The text of one refusal.
     pub refusal: Option<String>,
-    /// Clients and publishing connections that ended before they left.
-    pub cut: u64,
-    /// Why they ended, the first few reasons.
+    /// Clients and publishing connections that were disconnected before they left.
+    pub disconnects: u64,
+    /// The first few distinct disconnect reasons.
     pub reasons: Vec<String>,
-    /// What the server's process used.
+    /// Resource usage of the server's process, if its process id was given.
     pub resources: Option<Resources>,
-    /// Processor time of the generator in microseconds within the measured time.
+    /// CPU time of the generator within the measured time, in microseconds.
     pub own_cpu_microseconds: u64,
 }
 
 impl Report {
     pub(super) fn new(
         plan: &Plan,
-        shared: &Shared,
+        shared: &RunState,
         measured: Measured,
         resources: Option<Resources>,
-        findings: Vec<Findings>,
+        results: Vec<WorkerResult>,
     ) -> Result<Self, BenchError> {
         let (mut latency, mut lag) = (Latency::new()?, Latency::new()?);
         let (mut faults, mut order) = (Faults::default(), OrderFaults::default());
         let (mut foreign, mut refused, mut refusal) = (0, 0, None);
-        let (mut cut, mut reasons) = (0, Vec::new());
+        let (mut disconnects, mut reasons) = (0, Vec::new());
         let mut rooms: HashMap<usize, HashMap<Digest, u64>> = HashMap::new();
-        for found in findings {
-            latency.merge(&found.latency)?;
-            lag.merge(&found.lag)?;
-            for client in found.clients {
+        for result in results {
+            latency.merge(&result.latency)?;
+            lag.merge(&result.lag)?;
+            for client in result.clients {
                 faults += client.faults;
                 order += client.order;
                 foreign += client.foreign;
                 refused += client.refused;
                 refusal = refusal.or(client.refusal);
-                if let Some(reason) = client.cut {
-                    cut += 1;
+                if let Some(reason) = client.disconnect {
+                    disconnects += 1;
                     if reasons.len() < MAX_REASONS && !reasons.contains(&reason) {
                         reasons.push(reason);
                     }
@@ -139,36 +138,37 @@ impl Report {
             lag: matches!(plan.load, Load::Rate(_)).then_some(lag),
             faults,
             order,
-            differing: rooms.values().map(outnumbered).sum(),
+            differing: rooms.values().map(minority).sum(),
             foreign,
             refused,
             refusal,
-            cut,
+            disconnects,
             reasons,
             resources,
             own_cpu_microseconds: measured.own_cpu,
         })
     }
 
-    /// Every promise that the server broke, in words; empty when it broke none.
+    /// Describes every fault of the server; empty if there was none.
     pub fn broken(&self) -> Vec<String> {
         let counts = [
             (self.faults.lost, "deliveries lost"),
             (self.faults.duplicated, "deliveries duplicated"),
             (self.faults.reordered, "deliveries out of order"),
-            (self.order.not_dense, "holes or repeats in the sequence"),
+            (self.order.not_dense, "gaps or repeats in the sequence"),
             (self.order.not_later, "Lamport times that were not later"),
             (self.differing, "clients with a stream different from the others'"),
             (self.foreign, "deliveries to another room"),
             (self.refused, "messages refused"),
-            (self.cut, "connections cut"),
+            (self.disconnects, "connections cut"),
         ];
-        let told = counts.iter().filter(|(count, _)| *count > 0);
-        told.map(|(count, what)| format!("{} {what}", grouped(*count)))
+        let faults = counts.iter().filter(|(count, _)| *count > 0);
+        faults
+            .map(|(count, what)| format!("{} {what}", grouped(*count)))
             .collect()
     }
 
-    /// Messages per second that reached everybody, as deliveries per second divided by the clients of a room.
+    /// Deliveries per second divided by the number of clients of a room.
     fn messages_per_second(&self, rooms: f64) -> f64 {
         ratio(self.deliveries_per_second() * rooms, float(self.clients))
     }
@@ -178,18 +178,18 @@ impl Report {
         ratio(float(self.deliveries), self.seconds)
     }
 
-    /// The server's processor time per delivery in microseconds.
+    /// CPU time of the server per delivery, in microseconds.
     pub fn cpu_per_delivery(&self) -> Option<f64> {
         self.resources
             .map(|used| ratio(float(used.cpu_microseconds), float(self.deliveries)))
     }
 
-    /// The generator's processor time per delivery in microseconds.
+    /// CPU time of the generator per delivery, in microseconds.
     pub fn own_cpu_per_delivery(&self) -> f64 {
         ratio(float(self.own_cpu_microseconds), float(self.deliveries))
     }
 
-    /// Resident memory per client in KiB: what the clients added while nothing was sent.
+    /// Resident memory per idle client, in KiB.
     pub fn kib_per_client(&self) -> Option<f64> {
         self.resources.map(|used| {
             ratio(
@@ -199,7 +199,7 @@ impl Report {
         })
     }
 
-    /// The report as one JSON object. Times are in the unit that a name ends in.
+    /// Returns the report as a JSON object. The suffix of a name is its unit.
     pub fn to_json(&self, plan: &Plan) -> Value {
         let percentiles = |latency: &Latency| {
             json!({
@@ -242,7 +242,7 @@ impl Report {
             "wrong_room": self.foreign,
             "refused": self.refused,
             "refusal": self.refusal,
-            "cut": self.cut,
+            "cut": self.disconnects,
             "cut_reasons": self.reasons,
             "ok": self.broken().is_empty(),
             "server": self.resources.map(|used| json!({
@@ -261,7 +261,7 @@ impl Report {
         })
     }
 
-    /// The report as a table.
+    /// Returns the report as a table.
     pub fn table<'a>(&'a self, plan: &'a Plan) -> impl fmt::Display + 'a {
         Table { report: self, plan }
     }
@@ -328,13 +328,13 @@ impl fmt::Display for Table<'_> {
             row("in the wrong room", grouped(report.foreign))?;
         }
         if report.refused > 0 {
-            let said = report.refusal.as_deref().unwrap_or("");
+            let text = report.refusal.as_deref().unwrap_or("");
             row(
                 "refused",
-                format!("{}, one of them: {said}", grouped(report.refused)),
+                format!("{}, one of them: {text}", grouped(report.refused)),
             )?;
         }
-        row("connections cut", grouped(report.cut))?;
+        row("connections cut", grouped(report.disconnects))?;
         for reason in &report.reasons {
             row("", reason.clone())?;
         }
@@ -369,8 +369,8 @@ impl fmt::Display for Table<'_> {
     }
 }
 
-/// How many clients of a room did not receive what most of them received.
-fn outnumbered(streams: &HashMap<Digest, u64>) -> u64 {
+/// The number of clients whose stream is not that of the majority.
+fn minority(streams: &HashMap<Digest, u64>) -> u64 {
     let most = streams.values().max().copied().unwrap_or(0);
     streams.values().sum::<u64>() - most
 }
@@ -395,7 +395,7 @@ fn seconds(nanoseconds: u64) -> f64 {
     float(nanoseconds) / 1e9
 }
 
-/// 0 where there is nothing to divide by.
+/// `part / whole`, or 0 if `whole` is 0.
 fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
@@ -405,7 +405,7 @@ fn rounded(value: f64) -> String {
     digits.parse().map_or(digits, grouped)
 }
 
-/// Digits in groups of three.
+/// Formats a number with a comma after every three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -420,7 +420,7 @@ fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::audience::ClientResult;
+    use super::super::client::ClientResult;
     use super::super::plan::tests::plan;
     use super::*;
 
@@ -440,23 +440,23 @@ mod tests {
             resident_idle_kib: 200,
             resident_peak_kib: 300,
         };
-        let found = Findings {
+        let result = WorkerResult {
             clients,
             latency: Latency::new().unwrap(),
             lag: Latency::new().unwrap(),
         };
         Report::new(
             &plan(),
-            &Shared::new(1, 2),
+            &RunState::new(1, 2),
             measured,
             Some(resources),
-            vec![found],
+            vec![result],
         )
         .unwrap()
     }
 
     #[test]
-    fn a_flawless_run_broke_nothing() {
+    fn a_run_without_faults_is_ok() {
         let report = report(vec![ClientResult::default(), ClientResult::default()]);
         assert_eq!(report.broken(), Vec::<String>::new());
         assert_eq!(report.to_json(&plan())["ok"], true);
@@ -466,11 +466,11 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_told() {
-        let mut order = super::super::order::Order::default();
-        order.digest(1);
+    fn every_fault_is_reported() {
+        let mut order = super::super::order::OrderChecker::default();
+        order.add(1);
         let different = ClientResult {
-            digest: order.seen(),
+            digest: order.digest(),
             ..ClientResult::default()
         };
         let faults = Faults {
@@ -480,24 +480,24 @@ mod tests {
         };
         let faulty = ClientResult {
             faults,
-            cut: Some("GOAWAY".into()),
+            disconnect: Some("GOAWAY".into()),
             ..ClientResult::default()
         };
         let report = report(vec![ClientResult::default(), different, faulty]);
-        let told = report.broken();
-        assert_eq!(told.len(), 5, "{told:?}");
-        assert_eq!(told.first().map(String::as_str), Some("1,000 deliveries lost"));
+        let faults = report.broken();
+        assert_eq!(faults.len(), 5, "{faults:?}");
+        assert_eq!(faults.first().map(String::as_str), Some("1,000 deliveries lost"));
         assert_eq!(report.to_json(&plan())["ok"], false);
         assert!(report.table(&plan()).to_string().contains("GOAWAY"));
     }
 
     #[test]
-    fn rooms_are_compared_each_for_itself() {
-        let mut order = super::super::order::Order::default();
-        order.digest(1);
+    fn streams_are_compared_within_a_room() {
+        let mut order = super::super::order::OrderChecker::default();
+        order.add(1);
         let elsewhere = ClientResult {
             room: 1,
-            digest: order.seen(),
+            digest: order.digest(),
             ..ClientResult::default()
         };
         assert_eq!(report(vec![ClientResult::default(), elsewhere]).differing, 0);

@@ -1,4 +1,4 @@
-//! Leads a run through its phases: join, settle, send, drain, judge, leave.
+//! Runs the phases of a run: join, settle, send, drain, leave.
 
 use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -7,74 +7,77 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::BenchError;
-use super::pacer::pace;
 use super::plan::{Load, Plan, Until};
 use super::process::Process;
-use super::progress::bar;
 use super::report::{Measured, Report, Resources};
-use super::schedule::Schedule;
-use super::shared::{Phase, Shared, Tally};
-use super::worker::{Findings, Worker, groups};
+use super::run_state::{Counter, Phase, RunState};
+use super::schedule::{Schedule, pace};
+use super::worker::{Worker, WorkerResult, groups};
 use chitchat::telemetry::ClientSpans;
 
-/// How often the run is looked at.
+/// The polling interval of the coordinator.
 const TICK: Duration = Duration::from_millis(20);
-/// How often memory is looked at and progress is shown.
+/// How often memory is sampled and progress is line.
 const SAMPLE: Duration = Duration::from_millis(250);
-/// How long it has to be quiet after the last announcement before a run begins.
+/// How long nothing may arrive before the run begins.
 const QUIET: Duration = Duration::from_millis(300);
-/// How long joining may make no progress.
+/// How long joining may go without progress.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-/// Draining ends after this even when it makes progress.
+/// The longest drain, even if it makes progress.
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
-/// Between telling the clients to start and the first message of a timetable, so that no client begins late.
+/// The width of a progress bar in characters.
+const BAR_WIDTH: u64 = 24;
+/// Time between the start signal and the first scheduled message, so that no publisher starts late.
 const LEAD: Duration = Duration::from_millis(50);
 
-/// Carries a benchmark out and judges it.
+/// Carries out a run.
 ///
 /// # Errors
-/// When the benchmark cannot be carried out. A server that broke a promise is no error: the report says so.
+///
+/// When the run cannot be completed. Faults of the server are not errors; they are in the report.
 pub fn run(plan: Plan) -> Result<Report, BenchError> {
     run_traced(plan, &ClientSpans::default())
 }
 
-/// As [`run`], with spans for what the clients send to Chit Chat, each until it is handed to the transport.
+/// Like [`run`], and records a span for each message sent to Chit Chat, which ends when the transport takes the
+/// message.
 ///
 /// # Errors
-/// As there.
+///
+/// As [`run`].
 pub fn run_traced(plan: Plan, spans: &ClientSpans) -> Result<Report, BenchError> {
-    if let Some(mistake) = plan.mistakes().into_iter().next() {
-        return Err(BenchError::Plan(mistake));
+    if let Some(error) = plan.errors().into_iter().next() {
+        return Err(BenchError::Plan(error));
     }
     plan.check_files()?;
     let address = resolve(&plan.server)?;
     let plan = Arc::new(plan);
-    let mut leader = Leader::new(Arc::clone(&plan));
-    let before = leader.watch()?;
-    let workers = leader.hire(address, spans)?;
-    let outcome = leader.lead(before);
-    // Whatever happened, nobody is left behind.
-    leader.shared.phase.send_replace(Phase::Leave);
-    leader.clear_progress();
-    let mut findings = Vec::new();
+    let mut coordinator = Coordinator::new(Arc::clone(&plan));
+    let before = coordinator.sample_resources()?;
+    let workers = coordinator.spawn_workers(address, spans)?;
+    let outcome = coordinator.run_phases(before);
+    // The workers must end even if a phase failed.
+    coordinator.shared.phase.send_replace(Phase::Leave);
+    coordinator.clear_progress();
+    let mut results = Vec::new();
     for worker in workers {
-        let found = worker
+        let result = worker
             .join()
             .map_err(|_panic| BenchError::Software("a thread panicked".to_owned()))?;
-        findings.push(found?);
+        results.push(result?);
     }
-    let failure = leader.shared.failure();
+    let failure = coordinator.shared.failure();
     let (measured, resources) = outcome.map_err(|error| failure.clone().unwrap_or(error))?;
     if let Some(failure) = failure {
         return Err(failure);
     }
-    Report::new(&plan, &leader.shared, measured, resources, findings)
+    Report::new(&plan, &coordinator.shared, measured, resources, results)
 }
 
 fn resolve(server: &str) -> Result<SocketAddr, BenchError> {
     let wrong = |why: String| {
         BenchError::Plan(format!(
-            "--server {server}: {why}; right would be, for instance, 127.0.0.1:50052"
+            "--server {server}: {why}; expected an address like 127.0.0.1:50052"
         ))
     };
     let mut addresses = server
@@ -84,17 +87,17 @@ fn resolve(server: &str) -> Result<SocketAddr, BenchError> {
 }
 
 #[derive(Debug)]
-struct Leader {
+struct Coordinator {
     plan: Arc<Plan>,
-    shared: Arc<Shared>,
+    shared: Arc<RunState>,
     process: Option<Process>,
-    alarms: Vec<Arc<tokio::sync::Notify>>,
+    wakeups: Vec<Arc<tokio::sync::Notify>>,
     peak: u64,
     sampled: Instant,
     began: Instant,
 }
 
-/// The server's resources at one time.
+/// Resource usage at one point in time.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sample {
     cpu: u64,
@@ -102,26 +105,26 @@ struct Sample {
     resident: u64,
 }
 
-type Workers = Vec<JoinHandle<Result<Findings, BenchError>>>;
+type Workers = Vec<JoinHandle<Result<WorkerResult, BenchError>>>;
 
-impl Leader {
+impl Coordinator {
     fn new(plan: Arc<Plan>) -> Self {
-        let shared = Arc::new(Shared::new(rand::random(), plan.publishers));
-        let alarms = (0..plan.publishers).map(|_| Arc::default()).collect();
+        let shared = Arc::new(RunState::new(rand::random(), plan.publishers));
+        let wakeups = (0..plan.publishers).map(|_| Arc::default()).collect();
         let process = plan.pid.map(Process::new);
         let now = Instant::now();
         Self {
             plan,
             shared,
             process,
-            alarms,
+            wakeups,
             peak: 0,
             sampled: now,
             began: now,
         }
     }
 
-    fn hire(&self, address: SocketAddr, spans: &ClientSpans) -> Result<Workers, BenchError> {
+    fn spawn_workers(&self, address: SocketAddr, spans: &ClientSpans) -> Result<Workers, BenchError> {
         let threads = usize::try_from(self.plan.threads).unwrap_or(1);
         let all = groups(&self.plan);
         let mut workers = Vec::with_capacity(threads);
@@ -131,18 +134,18 @@ impl Leader {
                 shared: Arc::clone(&self.shared),
                 address,
                 groups: all.iter().skip(index).step_by(threads).cloned().collect(),
-                alarms: self.alarms.clone(),
+                wakeups: self.wakeups.clone(),
                 spans: spans.clone(),
             };
             let thread = thread::Builder::new()
                 .name(format!("bench-{index}"))
                 .spawn(move || {
                     let shared = Arc::clone(&worker.shared);
-                    let found = worker.work();
-                    if let Err(error) = &found {
+                    let result = worker.work();
+                    if let Err(error) = &result {
                         shared.fail(error.clone());
                     }
-                    found
+                    result
                 })
                 .map_err(|error| BenchError::Io(format!("cannot start a thread: {error}")));
             match thread {
@@ -156,13 +159,13 @@ impl Leader {
         Ok(workers)
     }
 
-    fn lead(&mut self, before: Sample) -> Result<(Measured, Option<Resources>), BenchError> {
+    fn run_phases(&mut self, before: Sample) -> Result<(Measured, Option<Resources>), BenchError> {
         let joining_cpu = before.cpu;
         self.join()?;
         let counters = &self.shared.counters;
-        let joined_in = counters.joined_at.get();
+        let joined_in = counters.last_join_at.get();
         let settled_in = self.settle()?.max(joined_in);
-        let idle = self.watch()?;
+        let idle = self.sample_resources()?;
         let (begin, end, at_begin, at_end) = self.send()?;
         let measured = Measured {
             joined_in,
@@ -171,7 +174,7 @@ impl Leader {
             end,
             deliveries: match self.plan.until {
                 Until::Elapsed { .. } => self.shared.counters.measured.get(),
-                Until::Count(_) => self.shared.counters.fresh.get(),
+                Until::Count(_) => self.shared.counters.delivered.get(),
             },
             own_cpu: at_end.own_cpu.saturating_sub(at_begin.own_cpu),
         };
@@ -185,7 +188,7 @@ impl Leader {
         Ok((measured, resources))
     }
 
-    /// Waits until every client takes part.
+    /// Waits until every client has joined.
     fn join(&mut self) -> Result<(), BenchError> {
         let all = u64::from(self.plan.clients());
         let (mut seen, mut since) = (0, Instant::now());
@@ -200,30 +203,31 @@ impl Leader {
             if joined + events > seen {
                 (seen, since) = (joined + events, Instant::now());
             }
-            let cut = self.shared.counters.cut.get();
-            if cut > 0 || since.elapsed() > JOIN_PATIENCE {
-                let why = if cut > 0 {
+            let disconnects = self.shared.counters.disconnects.get();
+            if disconnects > 0 || since.elapsed() > JOIN_PATIENCE {
+                let why = if disconnects > 0 {
                     "a stream ended"
                 } else {
-                    "nothing happens any more"
+                    "there was no more progress"
                 };
                 return Err(BenchError::Refused(format!(
                     "{joined} of {all} clients have joined, then {why}{}",
-                    self.first_end()
+                    self.first_disconnect()
                 )));
             }
             self.tick(|| format!("{}  joined {joined} of {all}", bar(joined, all)))?;
         }
     }
 
-    /// Why the first stream ended, as far as a connection has told.
-    fn first_end(&self) -> String {
-        let told = self.shared.first_cut();
-        told.map_or_else(String::new, |why| format!(": {why}"))
+    /// Why the first failed stream ended, as a suffix for an error message.
+    fn first_disconnect(&self) -> String {
+        self.shared
+            .first_disconnect()
+            .map_or_else(String::new, |why| format!(": {why}"))
     }
 
-    /// Waits until nothing arrives any more: everybody's JOIN has reached everybody. Gives when it was quiet, as exactly
-    /// as a tick.
+    /// Waits until nothing arrives any more, hence until every JOIN has reached every client. Returns the time of the
+    /// last arrival, accurate to [`TICK`].
     fn settle(&mut self) -> Result<u64, BenchError> {
         let (mut seen, mut since, began) = (u64::MAX, Instant::now(), Instant::now());
         let mut quiet_from = 0;
@@ -243,7 +247,7 @@ impl Leader {
         Ok(quiet_from)
     }
 
-    /// Sends and drains. Gives what was measured from when to when, and the resources at both times.
+    /// Sends and drains. Returns the begin and the end of the measured time, and the resource usage at both.
     fn send(&mut self) -> Result<(u64, u64, Sample, Sample), BenchError> {
         let lead = if matches!(self.plan.load, Load::Rate(_)) {
             LEAD
@@ -258,7 +262,7 @@ impl Leader {
             }
             Until::Count(_) => (start, u64::MAX),
         };
-        // All of a count is measured, also what a thread stamps with a time that it read just before.
+        // With a count every message is measured, also one whose intended time a thread read just before the start.
         let counted_from = match self.plan.until {
             Until::Elapsed { .. } => begin,
             Until::Count(_) => 0,
@@ -270,22 +274,22 @@ impl Leader {
         });
         let pacer = self.pacer(start, end)?;
         self.wait_until(begin)?;
-        let at_begin = self.watch()?;
+        let at_begin = self.sample_resources()?;
         let mut at_end = None;
         if end != u64::MAX {
             self.wait_until(end)?;
-            at_end = Some(self.watch()?);
+            at_end = Some(self.sample_resources()?);
             self.shared.phase.send_replace(Phase::Drain { start, begin, end });
         }
         self.drain()?;
         let finished = match at_end {
             Some(sample) => (begin, end, at_begin, sample),
-            // A count: what was measured ends with the last delivery.
+            // With a count the measured time ends with the last delivery.
             None => (
                 begin,
-                self.shared.counters.fresh_at.get().max(begin + 1),
+                self.shared.counters.last_delivery_at.get().max(begin + 1),
                 at_begin,
-                self.watch()?,
+                self.sample_resources()?,
             ),
         };
         drop(pacer);
@@ -301,15 +305,15 @@ impl Leader {
             Until::Elapsed { .. } => end,
             Until::Count(count) => schedule.due(count),
         };
-        let (shared, alarms) = (Arc::clone(&self.shared), self.alarms.clone());
+        let (shared, wakeups) = (Arc::clone(&self.shared), self.wakeups.clone());
         thread::Builder::new()
             .name("bench-pacer".to_owned())
-            .spawn(move || pace(&shared, schedule, end, &alarms))
+            .spawn(move || pace(&shared, schedule, end, &wakeups))
             .map(Some)
             .map_err(|error| BenchError::Io(format!("cannot start a thread: {error}")))
     }
 
-    /// Waits until everything that was sent has reached everybody, or until nothing moves any more.
+    /// Waits until every message has reached every client, or until there is no more progress.
     fn drain(&mut self) -> Result<(), BenchError> {
         let rooms = usize::try_from(self.plan.rooms).unwrap_or(1);
         let clients = self.clients_of_rooms(rooms);
@@ -320,14 +324,14 @@ impl Leader {
             let expected = self
                 .shared
                 .expected(rooms, |room| clients.get(room).copied().unwrap_or(0));
-            let fresh = self.shared.counters.fresh.get();
-            if finished && fresh >= expected {
+            let delivered = self.shared.counters.delivered.get();
+            if finished && delivered >= expected {
                 return Ok(());
             }
-            if fresh + expected != seen {
-                (seen, since) = (fresh + expected, Instant::now());
+            if delivered + expected != seen {
+                (seen, since) = (delivered + expected, Instant::now());
             }
-            // A slow timetable is no stall.
+            // A gap between two scheduled messages is not a stall.
             let patience = match (self.plan.load, self.plan.until) {
                 (Load::Rate(rate), Until::Count(_)) if !finished => {
                     self.plan.patience + Duration::from_secs(publishers / rate.max(1))
@@ -338,11 +342,11 @@ impl Leader {
             if since.elapsed() > patience || (began.elapsed() > LONGEST_DRAIN && !endless) {
                 return Ok(());
             }
-            self.tick(|| format!("{}  received {fresh} of {expected}", bar(fresh, expected)))?;
+            self.tick(|| format!("{}  received {delivered} of {expected}", bar(delivered, expected)))?;
         }
     }
 
-    /// How many clients each room has.
+    /// The number of clients of each room.
     fn clients_of_rooms(&self, rooms: usize) -> Vec<u64> {
         let mut clients = vec![0; rooms];
         for count in [self.plan.subscribers, self.plan.publishers] {
@@ -359,18 +363,18 @@ impl Leader {
         let until = self.shared.instant(time);
         let began = Instant::now();
         let all = nanoseconds(until.saturating_duration_since(began));
-        let mut last = (began, self.shared.counters.fresh.get());
-        let mut shown = String::new();
+        let mut last = (began, self.shared.counters.delivered.get());
+        let mut line = String::new();
         while Instant::now() < until {
             if last.0.elapsed() >= SAMPLE {
-                let fresh = self.shared.counters.fresh.get();
-                let more = fresh.saturating_sub(last.1);
+                let delivered = self.shared.counters.delivered.get();
+                let more = delivered.saturating_sub(last.1);
                 let rate = u128::from(more) * 1_000_000 / last.0.elapsed().as_micros().max(1);
                 let bar = bar(nanoseconds(began.elapsed()), all);
-                shown = format!("{bar}  {rate} deliveries/s, {fresh} so far");
-                last = (Instant::now(), fresh);
+                line = format!("{bar}  {rate} deliveries/s, {delivered} so far");
+                last = (Instant::now(), delivered);
             }
-            let text = shown.clone();
+            let text = line.clone();
             self.tick_until(until, || text)?;
         }
         Ok(())
@@ -380,7 +384,7 @@ impl Leader {
         self.tick_until(Instant::now() + TICK, progress)
     }
 
-    /// Sleeps a little, not past `until`; shows progress and samples memory now and then.
+    /// Sleeps for at most [`TICK`], not past `until`. Shows progress and samples memory every [`SAMPLE`].
     fn tick_until(&mut self, until: Instant, progress: impl FnOnce() -> String) -> Result<(), BenchError> {
         thread::sleep(until.saturating_duration_since(Instant::now()).min(TICK));
         if let Some(failure) = self.shared.failure() {
@@ -394,7 +398,7 @@ impl Leader {
             if self.plan.progress {
                 let mut stderr = std::io::stderr().lock();
                 let seconds = self.began.elapsed().as_secs();
-                // A progress line that cannot be shown is no reason to stop.
+                // A closed stderr must not stop the run.
                 drop(write!(stderr, "\r\x1b[K{seconds:>4} s  {}", progress()));
                 drop(stderr.flush());
             }
@@ -408,8 +412,8 @@ impl Leader {
         }
     }
 
-    fn watch(&mut self) -> Result<Sample, BenchError> {
-        let own_cpu = Process::own().cpu()?;
+    fn sample_resources(&mut self) -> Result<Sample, BenchError> {
+        let own_cpu = Process::current().cpu()?;
         let Some(process) = &self.process else {
             return Ok(Sample {
                 own_cpu,
@@ -428,4 +432,31 @@ impl Leader {
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A progress bar with a percentage. `done` is capped at `all`.
+fn bar(done: u64, all: u64) -> String {
+    let (done, all) = (u128::from(done.min(all)), u128::from(all.max(1)));
+    let full = usize::try_from(done * u128::from(BAR_WIDTH) / all).unwrap_or(0);
+    let rest = usize::try_from(BAR_WIDTH).unwrap_or(0).saturating_sub(full);
+    format!(
+        "[{}{}] {:>3} %",
+        "#".repeat(full),
+        "-".repeat(rest),
+        done * 100 / all
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn the_bar_has_a_fixed_width_and_ends_full() {
+        assert_eq!(bar(0, 10), "[------------------------]   0 %");
+        assert_eq!(bar(5, 10), "[############------------]  50 %");
+        assert_eq!(bar(10, 10), "[########################] 100 %");
+        assert_eq!(bar(u64::MAX, 10), bar(10, 10));
+        assert_eq!(bar(0, 0), bar(0, 10));
+    }
 }

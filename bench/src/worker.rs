@@ -1,4 +1,4 @@
-//! One thread of the generator: connects its share of the clients and drives them on a runtime of its own.
+//! A thread of the generator, which drives its share of the connections on its own runtime.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,24 +11,25 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
-use super::audience::{Client, ClientResult};
-use super::connection::{Connection, Desk};
+use super::client::{Client, ClientResult};
+use super::codec::{Chitchat, ClientSlot, Limit, Mqtt, Nats, Redis};
+use super::connection::{Connection, WorkerContext};
 use super::error::BenchError;
 use super::latency::Latency;
 use super::plan::{Plan, Protocol};
 use super::publisher::Publisher;
-use super::shared::Shared;
-use super::wire::{Chitchat, Limit, Mqtt, Nats, Redis, Seat};
+use super::run_state::RunState;
 use chitchat::telemetry::ClientSpans;
 
-/// How many connections of a thread are on their way in at a time, until the server says something: enough to be fast, few
-/// enough for anybody's backlog. The system opens connections long before the server accepts them, and one for which the
-/// backlog has no place comes a second later.
-const CONNECTING: usize = 64;
-/// How long opening one connection may take.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How many connections of a thread may wait for the server's first byte at a time.
+///
+/// The kernel completes a handshake long before the server accepts the connection. Beyond the server's listen backlog a
+/// SYN is dropped and retransmitted after a second, so this stays below the backlog of any server.
+const MAX_CONNECTING: usize = 64;
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The clients that share a connection, or a publisher.
+/// What is driven by one task: the subscribers that share a connection, or one publisher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Group {
     /// Subscribers, by number.
@@ -37,7 +38,7 @@ pub(super) enum Group {
     Publisher(u16),
 }
 
-/// Who is to be driven: subscribers on the connections they share, and each publisher on its own.
+/// Groups the clients of a run: subscribers by the connection they share, and each publisher by itself.
 pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     let connections = plan
         .connections
@@ -57,34 +58,34 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     subscribers.chain(publishers).collect()
 }
 
-/// What one thread found out.
+/// The result of one thread.
 #[derive(Debug)]
-pub(super) struct Findings {
+pub(super) struct WorkerResult {
     pub(super) clients: Vec<ClientResult>,
     pub(super) latency: Latency,
     pub(super) lag: Latency,
 }
 
-/// What a thread needs to know.
+/// A thread of the generator.
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<RunState>,
     pub(super) address: SocketAddr,
     pub(super) groups: Vec<Group>,
-    /// One for each publisher of the run.
-    pub(super) alarms: Vec<Arc<Notify>>,
+    /// One per publisher of the run.
+    pub(super) wakeups: Vec<Arc<Notify>>,
     pub(super) spans: ClientSpans,
 }
 
 impl Worker {
-    /// Connects, takes part and leaves; returns when every connection is closed.
-    pub(super) fn work(self) -> Result<Findings, BenchError> {
+    /// Drives the connections to their ends.
+    pub(super) fn work(self) -> Result<WorkerResult, BenchError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| BenchError::Io(format!("cannot start the runtime: {error}")))?;
-        let desk = Rc::new(Desk::new(
+        let context = Rc::new(WorkerContext::new(
             Arc::clone(&self.shared),
             usize::try_from(self.plan.rooms).unwrap_or(1),
             self.plan.protocol == Protocol::Chitchat,
@@ -92,24 +93,24 @@ impl Worker {
             Latency::new()?,
             Latency::new()?,
         ));
-        let clients = LocalSet::new().block_on(&runtime, self.drive_all(&desk))?;
-        let latency = desk.latency.borrow().clone();
-        let lag = desk.lag.borrow().clone();
-        Ok(Findings {
+        let clients = LocalSet::new().block_on(&runtime, self.drive_all(&context))?;
+        let latency = context.latency.borrow().clone();
+        let lag = context.lag.borrow().clone();
+        Ok(WorkerResult {
             clients,
             latency,
             lag,
         })
     }
 
-    async fn drive_all(self, desk: &Rc<Desk>) -> Result<Vec<ClientResult>, BenchError> {
-        let gate = Arc::new(Semaphore::new(CONNECTING));
+    async fn drive_all(self, context: &Rc<WorkerContext>) -> Result<Vec<ClientResult>, BenchError> {
+        let gate = Arc::new(Semaphore::new(MAX_CONNECTING));
         let mut tasks = JoinSet::new();
         let mut groups = VecDeque::from(self.groups.clone());
         let worker = Rc::new(self);
         while let Some(group) = groups.pop_front() {
-            let (worker, desk, gate) = (Rc::clone(&worker), Rc::clone(desk), Arc::clone(&gate));
-            tasks.spawn_local(async move { worker.drive(group, &desk, &gate).await });
+            let (worker, context, gate) = (Rc::clone(&worker), Rc::clone(context), Arc::clone(&gate));
+            tasks.spawn_local(async move { worker.drive(group, &context, &gate).await });
         }
         let mut results = Vec::new();
         while let Some(ended) = tasks.join_next().await {
@@ -126,35 +127,37 @@ impl Worker {
     async fn drive(
         &self,
         group: Group,
-        desk: &Rc<Desk>,
+        context: &Rc<WorkerContext>,
         gate: &Arc<Semaphore>,
     ) -> Result<Vec<ClientResult>, BenchError> {
         match group {
             Group::Subscribers(numbers) => {
-                let seats = numbers.iter().map(|number| self.seat("s", *number)).collect();
+                let slots = numbers.iter().map(|number| self.slot("s", *number)).collect();
                 let clients = numbers.iter().map(|number| self.client(*number, None)).collect();
-                self.take_part(desk, gate, seats, clients, None).await
+                self.run_connection(context, gate, slots, clients, None).await
             }
             Group::Publisher(id) => {
                 let number = u32::from(id);
-                let alarm = self
-                    .alarms
+                let wakeup = self
+                    .wakeups
                     .get(usize::from(id))
                     .map(Arc::clone)
                     .unwrap_or_default();
-                let seats = vec![self.seat("p", number)];
+                let slots = vec![self.slot("p", number)];
                 let on_sibling = self.plan.protocol == Protocol::Redis;
-                let publisher = Rc::new(Publisher::new(id, &self.plan, on_sibling, alarm));
+                let publisher = Rc::new(Publisher::new(id, &self.plan, on_sibling, wakeup));
                 let clients = vec![self.client(number, Some(Rc::clone(&publisher)))];
                 if !on_sibling {
-                    return self.take_part(desk, gate, seats, clients, Some(publisher)).await;
+                    return self
+                        .run_connection(context, gate, slots, clients, Some(publisher))
+                        .await;
                 }
-                // The server says nothing on it before a message is published.
+                // No permit: the server sends nothing on this connection before a message is published.
                 let (stream, _) = self.connect(gate).await?;
-                let wire = Redis::publisher(self.seat("p", number));
+                let codec = Redis::publisher(self.slot("p", number));
                 let sending =
-                    Connection::new(Rc::clone(desk), stream, wire, Vec::new(), Some(publisher)).drive();
-                let reading = self.take_part(desk, gate, seats, clients, None);
+                    Connection::new(Rc::clone(context), stream, codec, Vec::new(), Some(publisher)).drive();
+                let reading = self.run_connection(context, gate, slots, clients, None);
                 let (mut sent, read) = tokio::join!(sending, reading);
                 sent.extend(read?);
                 Ok(sent)
@@ -162,54 +165,54 @@ impl Worker {
         }
     }
 
-    async fn take_part(
+    async fn run_connection(
         &self,
-        desk: &Rc<Desk>,
+        context: &Rc<WorkerContext>,
         gate: &Arc<Semaphore>,
-        mut seats: Vec<Seat>,
+        mut slots: Vec<ClientSlot>,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
     ) -> Result<Vec<ClientResult>, BenchError> {
-        let (stream, entering) = self.connect(gate).await?;
-        let desk = Rc::clone(desk);
+        let (stream, permit) = self.connect(gate).await?;
+        let context = Rc::clone(context);
         Ok(match self.plan.protocol {
             Protocol::Chitchat => {
-                let memo = Rc::clone(&desk.memo);
-                let wire = Chitchat::new(
+                let cache = Rc::clone(&context.cache);
+                let codec = Chitchat::new(
                     self.plan.server.clone(),
                     self.plan.http2,
-                    seats,
-                    memo,
+                    slots,
+                    cache,
                     self.spans.clone(),
                 );
-                Connection::new(desk, stream, wire, clients, publisher)
-                    .enter(entering)
+                Connection::new(context, stream, codec, clients, publisher)
+                    .with_connect_permit(permit)
                     .drive()
                     .await
             }
             Protocol::Nats => {
-                Connection::new(desk, stream, Nats::new(seats), clients, publisher)
-                    .enter(entering)
+                Connection::new(context, stream, Nats::new(slots), clients, publisher)
+                    .with_connect_permit(permit)
                     .drive()
                     .await
             }
             Protocol::Redis => {
-                let wire = Redis::subscriber(seats.swap_remove(0));
-                Connection::new(desk, stream, wire, clients, publisher)
-                    .enter(entering)
+                let codec = Redis::subscriber(slots.swap_remove(0));
+                Connection::new(context, stream, codec, clients, publisher)
+                    .with_connect_permit(permit)
                     .drive()
                     .await
             }
             Protocol::Mqtt => {
-                let wire = Mqtt::new(seats.swap_remove(0));
-                Connection::new(desk, stream, wire, clients, publisher)
-                    .enter(entering)
+                let codec = Mqtt::new(slots.swap_remove(0));
+                Connection::new(context, stream, codec, clients, publisher)
+                    .with_connect_permit(permit)
                     .drive()
                     .await
             }
             Protocol::Limit => {
-                Connection::new(desk, stream, Limit, clients, publisher)
-                    .enter(entering)
+                Connection::new(context, stream, Limit, clients, publisher)
+                    .with_connect_permit(permit)
                     .drive()
                     .await
             }
@@ -221,9 +224,9 @@ impl Worker {
             |why: String| BenchError::Unavailable(format!("cannot connect to {}: {why}", self.plan.server));
         let permit = Arc::clone(gate).acquire_owned().await;
         let permit = permit.map_err(|error| failed(error.to_string()))?;
-        let stream = timeout(CONNECT_PATIENCE, TcpStream::connect(self.address))
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address))
             .await
-            .map_err(|_elapsed| failed(format!("no answer within {} s", CONNECT_PATIENCE.as_secs())))?
+            .map_err(|_elapsed| failed(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?
             .map_err(|error| failed(error.to_string()))?;
         stream
             .set_nodelay(true)
@@ -231,16 +234,16 @@ impl Worker {
         Ok((stream, permit))
     }
 
-    /// Chit Chat's single room is the lobby, as it is for people. The other servers' rooms carry the run's number, so
-    /// that two runs do not hear each other.
-    fn seat(&self, letter: &str, number: u32) -> Seat {
+    /// A single room of Chit Chat is the lobby. Any other room has the run's number in its name, so that concurrent
+    /// runs do not receive each other's messages.
+    fn slot(&self, letter: &str, number: u32) -> ClientSlot {
         let name = format!("bench-{}-{letter}{number}", std::process::id());
         let room = number % self.plan.rooms.max(1);
         let room = match self.plan.protocol {
             Protocol::Chitchat if self.plan.rooms == 1 => String::new(),
             _ => format!("bench-{}-{room}", self.shared.run),
         };
-        Seat { name, room }
+        ClientSlot { name, room }
     }
 
     fn client(&self, number: u32, publisher: Option<Rc<Publisher>>) -> Client {
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn more_connections_than_subscribers_stay_unused() {
+    fn surplus_connections_are_not_opened() {
         assert_eq!(
             groups(&Plan {
                 connections: Some(9),

@@ -1,5 +1,5 @@
-//! The load generator against servers that keep their promises, and against servers that break one of them on purpose.
-//! Every run is bounded by a count, so that nothing depends on how fast the machine is.
+//! The load generator against correct and faulty servers. Every run ends after a number of messages, so the tests do
+//! not depend on the speed of the machine.
 #![allow(
     clippy::unwrap_used,
     reason = "a helper that cannot set its test up has failed it"
@@ -24,16 +24,16 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-/// What the server does wrong, to the participant who joined first and about the tenth message.
+/// The fault of a server, which affects the tenth message to the participant who joined first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    Loses,
-    Repeats,
-    Swaps,
-    Alters,
-    Cuts,
-    Refuses,
+    Lose,
+    Duplicate,
+    Reorder,
+    Alter,
+    Disconnect,
+    Refuse,
 }
 
 const FAULTY_MESSAGE: u64 = 10;
@@ -45,9 +45,9 @@ struct Room {
     name: String,
     sequence: u64,
     timestamp: i64,
-    said: u64,
+    messages: u64,
     members: Vec<(i32, Sender)>,
-    /// What a server that swaps holds back.
+    /// The message that a swapping server has held back.
     held: Option<ServerMessage>,
 }
 
@@ -58,17 +58,17 @@ struct Chat {
 }
 
 impl Chat {
-    /// Broadcasts what a participant says, with the fault that this server has.
-    fn broadcast(&self, room: &str, id: i32, name: &str, said: &JoinMsgLeave) {
+    /// Broadcasts a participant's message, with the fault of this server.
+    fn broadcast(&self, room: &str, id: i32, name: &str, request: &JoinMsgLeave) {
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(room) = rooms.iter_mut().find(|other| other.name == room) else {
             return;
         };
-        let is_message = said.r#type() == EventType::Message;
-        room.timestamp = room.timestamp.max(said.timestamp) + 1;
-        room.said += u64::from(is_message);
-        let faulty = is_message && room.said == FAULTY_MESSAGE;
-        if faulty && self.fault == Fault::Refuses {
+        let is_message = request.r#type() == EventType::Message;
+        room.timestamp = room.timestamp.max(request.timestamp) + 1;
+        room.messages += u64::from(is_message);
+        let faulty = is_message && room.messages == FAULTY_MESSAGE;
+        if faulty && self.fault == Fault::Refuse {
             let notice = ServerMessage {
                 sender_name: "Server".into(),
                 msg_stream: "too fast".into(),
@@ -82,12 +82,12 @@ impl Chat {
             return;
         }
         room.sequence += 1;
-        let text = match said.r#type() {
+        let text = match request.r#type() {
             EventType::Join => format!(
                 "Participant {name} joined Chit Chat at logical time L={}",
                 room.timestamp
             ),
-            EventType::Message => said.msg.clone(),
+            EventType::Message => request.msg.clone(),
             EventType::Leave => format!(
                 "Participant {name} left Chit Chat at logical time L={}",
                 room.timestamp
@@ -97,7 +97,7 @@ impl Chat {
             sender_id: id,
             sender_name: name.into(),
             msg_stream: text,
-            r#type: said.r#type,
+            r#type: request.r#type,
             timestamp: room.timestamp,
             sequence: room.sequence,
             ..ServerMessage::default()
@@ -107,11 +107,11 @@ impl Chat {
             if index == 0 {
                 messages.extend(room.held.take());
                 match self.fault {
-                    Fault::Loses if faulty => messages.clear(),
-                    Fault::Repeats if faulty => messages.push(message.clone()),
-                    Fault::Swaps if faulty => room.held = messages.pop(),
-                    Fault::Alters if faulty => messages.iter_mut().for_each(|m| m.msg_stream.push('!')),
-                    Fault::Cuts if faulty => {
+                    Fault::Lose if faulty => messages.clear(),
+                    Fault::Duplicate if faulty => messages.push(message.clone()),
+                    Fault::Reorder if faulty => room.held = messages.pop(),
+                    Fault::Alter if faulty => messages.iter_mut().for_each(|m| m.msg_stream.push('!')),
+                    Fault::Disconnect if faulty => {
                         drop(sender.send(Err(Status::resource_exhausted("you are too slow"))));
                     }
                     _ => {}
@@ -145,7 +145,7 @@ impl Chat {
     fn leave(&self, id: i32) {
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
         for room in rooms.iter_mut() {
-            // A place stays, so that the first one remains the first one; only its channel closes.
+            // The entry stays, so that the first member remains the first. Only its channel is closed.
             if let Some((_, sender)) = room.members.iter_mut().find(|(member, _)| *member == id) {
                 *sender = mpsc::unbounded_channel().0;
             }
@@ -159,11 +159,11 @@ impl Chat {
         let (room, name) = (join.room.clone(), join.client_name.clone());
         let id = self.enter(&room, sender);
         self.broadcast(&room, id, &name, &join);
-        while let Ok(Some(said)) = inbound.message().await {
-            if said.r#type() == EventType::Leave {
+        while let Ok(Some(request)) = inbound.message().await {
+            if request.r#type() == EventType::Leave {
                 self.leave(id);
             }
-            self.broadcast(&room, id, &name, &said);
+            self.broadcast(&room, id, &name, &request);
         }
         self.leave(id);
     }
@@ -216,9 +216,9 @@ impl ChatService for Chat {
     }
 }
 
-/// Starts a server on a thread of its own; it lives as long as the test program.
+/// Starts a server on its own thread, for the rest of the test program.
 fn serve(fault: Fault) -> SocketAddr {
-    let (tell, told) = blocking::channel();
+    let (sender, receiver) = blocking::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -228,7 +228,7 @@ fn serve(fault: Fault) -> SocketAddr {
             let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap())
                 .unwrap()
                 .with_nodelay(Some(true));
-            tell.send(incoming.local_addr().unwrap()).unwrap();
+            sender.send(incoming.local_addr().unwrap()).unwrap();
             let chat = Chat {
                 fault,
                 rooms: Arc::default(),
@@ -239,7 +239,7 @@ fn serve(fault: Fault) -> SocketAddr {
                 .await
         })
     });
-    told.recv().unwrap()
+    receiver.recv().unwrap()
 }
 
 fn plan(server: SocketAddr) -> Plan {
@@ -253,7 +253,7 @@ fn plan(server: SocketAddr) -> Plan {
         payload: 100,
         load: Load::Window(8),
         until: Until::Count(500),
-        // Long enough that nothing but a real stall is given up.
+        // Only a real stall takes this long.
         patience: Duration::from_secs(60),
         idle: false,
         pid: None,
@@ -267,14 +267,14 @@ fn plan(server: SocketAddr) -> Plan {
     }
 }
 
-fn perfect(plan: Plan) -> Report {
+fn run_without_faults(plan: Plan) -> Report {
     let report = chitchat_bench::run(plan).unwrap();
     assert_eq!(report.broken(), Vec::<String>::new());
     report
 }
 
-/// Runs against a server with a fault. One publisher, so that its own order is the room's.
-fn faulty(fault: Fault) -> Report {
+/// Runs against a faulty server. With one publisher its order is that of the room.
+fn run_with_fault(fault: Fault) -> Report {
     let patience = Duration::from_secs(3);
     chitchat_bench::run(Plan {
         patience,
@@ -286,8 +286,8 @@ fn faulty(fault: Fault) -> Report {
 }
 
 #[test]
-fn every_delivery_of_a_good_server_is_counted_once() {
-    let report = perfect(plan(serve(Fault::None)));
+fn every_delivery_of_a_correct_server_is_counted_once() {
+    let report = run_without_faults(plan(serve(Fault::None)));
     assert_eq!(report.sent, 500);
     assert_eq!(report.deliveries, 500 * 6);
     assert_eq!(report.latency.count(), 500 * 6);
@@ -301,57 +301,57 @@ fn many_clients_share_connections_and_threads() {
         threads: 2,
         ..plan(serve(Fault::None))
     };
-    assert_eq!(perfect(shared).deliveries, 500 * 32);
+    assert_eq!(run_without_faults(shared).deliveries, 500 * 32);
 }
 
 #[test]
-fn rooms_do_not_hear_each_other() {
+fn rooms_are_separate() {
     let rooms = Plan {
         subscribers: 6,
         publishers: 3,
         rooms: 3,
         ..plan(serve(Fault::None))
     };
-    assert_eq!(perfect(rooms).deliveries, 500 * 3);
+    assert_eq!(run_without_faults(rooms).deliveries, 500 * 3);
 }
 
 #[test]
-fn a_flood_of_long_texts_respects_the_windows_both_ways() {
+fn a_flood_of_long_texts_respects_both_flow_control_windows() {
     let flood = Plan {
         load: Load::Flood,
         payload: 20_000,
         until: Until::Count(300),
         ..plan(serve(Fault::None))
     };
-    assert_eq!(perfect(flood).deliveries, 300 * 6);
+    assert_eq!(run_without_faults(flood).deliveries, 300 * 6);
 }
 
 #[test]
-fn a_timetable_is_kept_to_its_last_message() {
+fn a_schedule_is_completed() {
     let timetable = Plan {
         load: Load::Rate(2_000),
         until: Until::Count(200),
         ..plan(serve(Fault::None))
     };
-    let report = perfect(timetable);
+    let report = run_without_faults(timetable);
     assert_eq!(report.deliveries, 200 * 6);
     assert_eq!(report.lag.map(|lag| lag.count()), Some(200));
 }
 
 #[test]
-fn idle_clients_get_their_one_message() {
+fn idle_clients_receive_the_one_message() {
     let idle = Plan {
         idle: true,
         publishers: 1,
         until: Until::Count(1),
         ..plan(serve(Fault::None))
     };
-    assert_eq!(perfect(idle).deliveries, 5);
+    assert_eq!(run_without_faults(idle).deliveries, 5);
 }
 
 #[test]
-fn a_lost_delivery_is_caught() {
-    let report = faulty(Fault::Loses);
+fn a_lost_delivery_is_detected() {
+    let report = run_with_fault(Fault::Lose);
     assert_eq!(
         (
             report.faults.lost,
@@ -364,8 +364,8 @@ fn a_lost_delivery_is_caught() {
 }
 
 #[test]
-fn a_repeated_delivery_is_caught() {
-    let report = faulty(Fault::Repeats);
+fn a_duplicate_delivery_is_detected() {
+    let report = run_with_fault(Fault::Duplicate);
     assert_eq!(
         (
             report.faults.lost,
@@ -378,8 +378,8 @@ fn a_repeated_delivery_is_caught() {
 }
 
 #[test]
-fn swapped_deliveries_are_caught() {
-    let report = faulty(Fault::Swaps);
+fn reordered_deliveries_are_detected() {
+    let report = run_with_fault(Fault::Reorder);
     assert_eq!(
         (
             report.faults.lost,
@@ -392,9 +392,9 @@ fn swapped_deliveries_are_caught() {
 }
 
 #[test]
-fn an_altered_text_is_caught() {
-    let report = faulty(Fault::Alters);
-    assert!(report.faults.none() && report.order.none());
+fn an_altered_text_is_detected() {
+    let report = run_with_fault(Fault::Alter);
+    assert!(report.faults.is_empty() && report.order.is_empty());
     assert_eq!(
         report.broken(),
         ["1 clients with a stream different from the others'"]
@@ -402,44 +402,44 @@ fn an_altered_text_is_caught() {
 }
 
 #[test]
-fn a_cut_stream_is_caught_and_explained() {
-    let report = faulty(Fault::Cuts);
-    assert_eq!(report.cut, 1);
+fn a_disconnected_stream_is_reported_with_its_reason() {
+    let report = run_with_fault(Fault::Disconnect);
+    assert_eq!(report.disconnects, 1);
     assert_eq!(report.reasons, ["grpc-status 8: you are too slow"]);
 }
 
 #[test]
-fn a_refused_message_is_told_and_does_not_stop_its_publisher() {
-    let report = faulty(Fault::Refuses);
+fn a_refused_message_is_reported_and_does_not_stop_its_publisher() {
+    let report = run_with_fault(Fault::Refuse);
     assert_eq!((report.sent, report.refused), (50, 1));
     assert_eq!(report.refusal.as_deref(), Some("too fast"));
     assert_eq!(report.faults.lost, 5);
 }
 
 #[test]
-fn nobody_there_is_told() {
+fn an_unreachable_server_is_reported() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = listener.local_addr().unwrap();
+    let address = listener.local_addr().unwrap();
     drop(listener);
     assert!(matches!(
-        chitchat_bench::run(plan(nobody)),
+        chitchat_bench::run(plan(address)),
         Err(BenchError::Unavailable(_))
     ));
 }
 
 #[test]
-fn the_limit_server_keeps_its_promises() {
-    let (tell, told) = blocking::channel();
+fn the_limit_server_delivers_everything_in_order() {
+    let (sender, receiver) = blocking::channel();
     thread::spawn(move || {
-        chitchat_bench::serve_limit("127.0.0.1:0", |address| tell.send(address).unwrap_or_default())
+        chitchat_bench::serve_limit("127.0.0.1:0", |address| sender.send(address).unwrap_or_default())
     });
     let limit = Plan {
         protocol: Protocol::Limit,
         load: Load::Flood,
-        ..plan(told.recv().unwrap())
+        ..plan(receiver.recv().unwrap())
     };
     assert_eq!(
-        perfect(Plan {
+        run_without_faults(Plan {
             until: Until::Count(50_000),
             ..limit
         })

@@ -40,7 +40,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Chat(chat::ChatCommand),
     Send(send::SendCommand),
     Tail(tail::TailCommand),
@@ -56,7 +56,7 @@ enum Command {
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Serve(args) => serve::run(args),
+            Self::Serve(args) => serve::run(*args),
             Self::Chat(command) => command.run(),
             Self::Send(command) => command.run(),
             Self::Tail(command) => command.run(),

@@ -1,96 +1,84 @@
-//! What clients recorded of a run.
+//! The recorded history of a run.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use chitchat::proto::ServerMessage;
 
-/// What was recorded of a run.
+/// The recorded history of a run.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// What each client recorded. Everybody who sent anything must be among them.
-    pub clients: Vec<Client>,
-    /// The rooms' logs as the server had them at the end, whole or from where they are kept; none = not asked for.
+    /// The history of each client. Every client that sent a message must be included.
+    pub clients: Vec<ClientHistory>,
+    /// The logs of all rooms at the end, from the oldest event that the server retains; `None` if they were not read.
     pub log: Option<Vec<Arc<ServerMessage>>>,
-    /// Who was in a room, as the server told.
+    /// Participant lists that the server returned.
     pub rosters: Vec<Roster>,
-    /// Whether everybody had left at the end.
+    /// Whether all participants had left at the end.
     pub is_over: bool,
 }
 
-/// What one client recorded, in its own order.
+/// What one client did and received, in its own order.
 #[derive(Debug, Clone, Default)]
-pub struct Client {
-    /// Its participant's name.
+pub struct ClientHistory {
     pub name: String,
-    /// The room it was in.
     pub room: String,
-    /// What happened.
-    pub steps: Vec<Step>,
+    pub events: Vec<TimedEvent>,
 }
 
-/// One thing that happened to a client.
+/// An event of a client and its time.
 #[derive(Debug, Clone)]
-pub struct Step {
-    /// When, on a clock that all clients of the history share. What is sent is noted before, what is received after it
-    /// happens, so that "received before another was sent" is certain.
+pub struct TimedEvent {
+    /// The time since the start of the run, on a clock that all clients share. A message is recorded before it is sent,
+    /// and after it is received, so "received before another one was sent" can be decided from the times.
     pub at: Duration,
-    /// What.
-    pub what: What,
+    pub event: ClientEvent,
 }
 
-/// What can happen to a client.
+/// Something that a client did or received.
 #[derive(Debug, Clone)]
-pub enum What {
-    /// A stream began: the client sent JOIN.
+pub enum ClientEvent {
+    /// The client opened a stream and sent JOIN.
     Join {
-        /// The place after which it wants to go on.
-        resume: Option<Place>,
-        /// Whether it came with a session token.
+        resume: Option<Position>,
+        /// Whether the JOIN had a session token.
         has_token: bool,
     },
-    /// It sent a message, for the first time or again.
+    /// The client sent a message, for the first time or again.
     Sent {
-        /// The message's id.
         message_id: Arc<str>,
-        /// The text.
         text: Arc<str>,
-        /// The client's Lamport time.
+        /// The Lamport time of the client.
         timestamp: i64,
     },
-    /// It received something: an event, the welcome, a notice.
+    /// The client received an event, a welcome or a notice.
     Received(Arc<ServerMessage>),
-    /// It sent LEAVE.
     Leave,
-    /// Its stream ended.
     Ended {
-        /// Whether the server ended it with success.
+        /// Whether the server ended it with status OK.
         is_clean: bool,
     },
 }
 
-/// A place in a room's log.
+/// A position in the log of a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// Which log.
+pub struct Position {
     pub epoch: u64,
-    /// Which event of it.
     pub sequence: u64,
 }
 
-/// Who was in a room at one place of its log.
+/// The participants of a room at a position of its log.
 #[derive(Debug, Clone)]
 pub struct Roster {
-    /// The room.
     pub room: String,
-    /// The newest event of which the roster knew.
-    pub place: Place,
-    /// The ids and names.
+    /// The latest event that the list includes.
+    pub position: Position,
+    /// Ids and names.
     pub participants: Vec<(i32, String)>,
 }
 
-impl Place {
-    /// Where an event stands; none for what is not an event.
+impl Position {
+    /// The position of an event; `None` if the message is not an event.
     #[must_use]
     pub fn of(message: &ServerMessage) -> Option<Self> {
         (message.sequence > 0).then_some(Self {

@@ -1,8 +1,12 @@
-//! Checks what clients recorded of a run against what the server promises.
+//! Checks recorded histories of a run against the guarantees of the server.
 //!
-//! A [`History`] holds what every client did and received, in its own order, and what the server's log was at the end;
-//! [`check`] says which of the [`Invariant`]s it breaks. It knows nothing of how the server works: whatever happened to
-//! the server in between, a history breaks an invariant or it does not.
+//! A [`History`] contains what every client did and received, in the order of the client, and the server's log at the
+//! end of the run. [`check`] returns the violated [`Invariant`]s. It does not depend on the implementation of the
+//! server, or on what happened to the server during the run.
+//!
+//! [`crash_harness`] produces such histories: it starts and kills servers, and runs clients that reconnect and resume.
+
+#![allow(missing_docs, reason = "the library has no users outside this workspace")]
 
 pub mod crash_harness;
 mod history;
@@ -12,21 +16,21 @@ mod sends;
 mod streams;
 mod violation;
 
-pub use history::{Client, History, Place, Roster, Step, What};
+pub use history::{ClientEvent, ClientHistory, History, Position, Roster, TimedEvent};
 pub use violation::{Invariant, Violation};
 
 use log::Logs;
 
-/// Everything that is wrong with a history. Nothing, when all is well.
+/// Returns all violations in a history.
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
-    let mut found = Vec::new();
-    let logs = Logs::collect(history, &mut found);
-    logs.check(history, &mut found);
-    sends::check(history, &logs, &mut found);
-    streams::check(history, &logs, &mut found);
-    roster::check(history, &logs, &mut found);
-    found
+    let mut violations = Vec::new();
+    let logs = Logs::collect(history, &mut violations);
+    logs.check(history, &mut violations);
+    sends::check(history, &logs, &mut violations);
+    streams::check(history, &logs, &mut violations);
+    roster::check(history, &logs, &mut violations);
+    violations
 }
 
 #[cfg(test)]

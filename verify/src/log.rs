@@ -1,80 +1,82 @@
-//! The rooms' logs, put together from what everybody received.
+//! The logs of the rooms, merged from what all clients received.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{History, Invariant, Place, Violation, What};
+use super::{ClientEvent, History, Invariant, Position, Violation};
 use chitchat::proto::ServerMessage;
 
-/// One event, as whoever was first to receive it did.
-pub(super) struct Seen {
+/// An event of a log.
+pub(super) struct LoggedEvent {
     pub(super) message: Arc<ServerMessage>,
-    /// When somebody first had received it; none = nobody did, it is only in the log.
-    pub(super) at: Option<Duration>,
+    /// When the first client received it; `None` if it is only in the log at the end.
+    pub(super) first_received_at: Option<Duration>,
 }
 
 /// The log of one room.
-pub(super) type Log = BTreeMap<Place, Seen>;
+pub(super) type Log = BTreeMap<Position, LoggedEvent>;
 
 /// The logs of all rooms.
 pub(super) struct Logs(BTreeMap<String, Log>);
 
 impl Logs {
-    /// Puts everything together, and notes where two have received different events of one place.
-    pub(super) fn collect(history: &History, found: &mut Vec<Violation>) -> Self {
+    /// Merges everything, and reports different events at the same position.
+    pub(super) fn collect(history: &History, violations: &mut Vec<Violation>) -> Self {
         let mut logs = Self(BTreeMap::new());
         for client in &history.clients {
-            for step in &client.steps {
-                if let What::Received(message) = &step.what {
-                    logs.see(message, Some(step.at), &client.name, found);
+            for entry in &client.events {
+                if let ClientEvent::Received(message) = &entry.event {
+                    logs.insert(message, Some(entry.at), &client.name, violations);
                 }
             }
         }
         for message in history.log.iter().flatten() {
-            logs.see(message, None, "the log at the end", found);
+            logs.insert(message, None, "the log at the end", violations);
         }
         logs
     }
 
-    fn see(
+    fn insert(
         &mut self,
         message: &Arc<ServerMessage>,
         at: Option<Duration>,
-        who: &str,
-        found: &mut Vec<Violation>,
+        source: &str,
+        violations: &mut Vec<Violation>,
     ) {
-        let Some(place) = Place::of(message) else { return };
-        // Looked up first: the name is copied once a room.
+        let Some(position) = Position::of(message) else {
+            return;
+        };
+        // Looked up first, so that the name is cloned only once per room.
         if !self.0.contains_key(&message.room) {
             self.0.insert(message.room.clone(), Log::new());
         }
         let Some(log) = self.0.get_mut(&message.room) else {
             return;
         };
-        match log.entry(place) {
+        match log.entry(position) {
             Entry::Vacant(entry) => {
-                entry.insert(Seen {
+                entry.insert(LoggedEvent {
                     message: Arc::clone(message),
-                    at,
+                    first_received_at: at,
                 });
             }
             Entry::Occupied(mut entry) => {
                 let seen = entry.get_mut();
                 if !Arc::ptr_eq(&seen.message, message) && seen.message != *message {
-                    let how = format!(
-                        "{}, event {}: {who} has {:?} of {:?}, others have {:?} of {:?}",
+                    let details = format!(
+                        "{}, event {}: {source} has {:?} of {:?}, others have {:?} of {:?}",
                         message.room,
-                        place.sequence,
+                        position.sequence,
                         message.msg_stream,
                         message.sender_name,
                         seen.message.msg_stream,
                         seen.message.sender_name,
                     );
-                    found.push(Violation::new(Invariant::Agreement, how));
+                    violations.push(Violation::new(Invariant::Agreement, details));
                 }
-                seen.at = match (seen.at, at) {
+                seen.first_received_at = match (seen.first_received_at, at) {
                     (Some(before), Some(now)) => Some(before.min(now)),
                     (before, now) => before.or(now),
                 };
@@ -82,67 +84,71 @@ impl Logs {
         }
     }
 
-    /// The log of a room.
     pub(super) fn of(&self, room: &str) -> Option<&Log> {
         self.0.get(room)
     }
 
-    /// All logs, with their rooms.
+    /// All rooms and their logs.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Log)> {
         self.0.iter().map(|(room, log)| (room.as_str(), log))
     }
 
-    /// What can be said of the logs alone: dense, later and later, of one epoch, and all there at the end.
-    pub(super) fn check(&self, history: &History, found: &mut Vec<Violation>) {
+    /// Checks the logs by themselves: dense sequences, increasing Lamport times, one epoch, nothing missing at the end.
+    pub(super) fn check(&self, history: &History, violations: &mut Vec<Violation>) {
         for (room, log) in self.iter() {
-            check_rows(room, log, found);
-            if let Some(kept) = &history.log {
-                check_kept(room, log, kept, found);
+            check_order_of_log(room, log, violations);
+            if let Some(final_log) = &history.log {
+                check_completeness(room, log, final_log, violations);
             }
         }
     }
 }
 
-fn check_rows(room: &str, log: &Log, found: &mut Vec<Violation>) {
-    for ((before, earlier), (place, later)) in log.iter().zip(log.iter().skip(1)) {
-        if before.epoch != place.epoch {
-            let how = format!("{room}: epoch {} became {}", before.epoch, place.epoch);
-            found.push(Violation::new(Invariant::Durability, how));
+fn check_order_of_log(room: &str, log: &Log, violations: &mut Vec<Violation>) {
+    for ((before, earlier), (position, later)) in log.iter().zip(log.iter().skip(1)) {
+        if before.epoch != position.epoch {
+            let details = format!("{room}: epoch {} became {}", before.epoch, position.epoch);
+            violations.push(Violation::new(Invariant::Durability, details));
             continue;
         }
-        if place.sequence != before.sequence + 1 {
-            let how = format!(
+        if position.sequence != before.sequence + 1 {
+            let details = format!(
                 "{room}: after event {} comes event {}",
-                before.sequence, place.sequence
+                before.sequence, position.sequence
             );
-            found.push(Violation::new(Invariant::Order, how));
+            violations.push(Violation::new(Invariant::Order, details));
         }
         let (earlier, later) = (earlier.message.timestamp, later.message.timestamp);
         if later <= earlier {
-            let how = format!(
+            let details = format!(
                 "{room}, event {}: time {later} does not follow time {earlier}",
-                place.sequence
+                position.sequence
             );
-            found.push(Violation::new(Invariant::Lamport, how));
+            violations.push(Violation::new(Invariant::Lamport, details));
         }
     }
 }
 
-/// Whatever was received must be in the log at the end, unless it was let go by age: then it is before the log's begin.
-fn check_kept(room: &str, log: &Log, kept: &[Arc<ServerMessage>], found: &mut Vec<Violation>) {
-    let kept: std::collections::BTreeSet<Place> = kept
+/// Every received event must be in the log at the end, unless retention has removed it, hence it precedes the log.
+fn check_completeness(
+    room: &str,
+    log: &Log,
+    final_log: &[Arc<ServerMessage>],
+    violations: &mut Vec<Violation>,
+) {
+    let retained: std::collections::BTreeSet<Position> = final_log
         .iter()
         .filter(|message| message.room == room)
-        .filter_map(|message| Place::of(message))
+        .filter_map(|message| Position::of(message))
         .collect();
-    let first = kept.first().copied();
-    for place in log.keys() {
-        if !kept.contains(place) && first.is_none_or(|first| *place > first) {
-            let how = format!(
+    let first = retained.first().copied();
+    for position in log.keys() {
+        if !retained.contains(position) && first.is_none_or(|first| *position > first) {
+            let details = format!(
                 "{room}: event {} was delivered and is not in the log",
-                place.sequence
+                position.sequence
             );
-            found.push(Violation::new(Invariant::Durability, how));
+            violations.push(Violation::new(Invariant::Durability, details));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What became of what was sent.
+//! Checks what became of the sent messages.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -6,62 +6,62 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::log::{Log, Logs};
-use super::{Client, History, Invariant, Place, Violation, What};
+use super::{ClientEvent, ClientHistory, History, Invariant, Position, Violation};
 use chitchat::proto::{EventType, NoticeCode};
 
-/// A message, as it was first sent.
+/// A message as it was first sent.
 struct Sent<'a> {
-    client: &'a Client,
+    client: &'a ClientHistory,
     text: &'a str,
     at: Duration,
-    /// The latest Lamport time its sender knew: what it had seen, or gave it.
-    known: i64,
-    /// Where the log has it.
-    place: Option<Place>,
+    /// The latest Lamport time that its sender knew, including that of the message.
+    known_time: i64,
+    /// Its position in the log.
+    position: Option<Position>,
 }
 
-type Sends<'a> = HashMap<Arc<str>, Sent<'a>>;
+type SentMessages<'a> = HashMap<Arc<str>, Sent<'a>>;
 
-pub(super) fn check(history: &History, logs: &Logs, found: &mut Vec<Violation>) {
-    let mut rooms: HashMap<&str, Sends<'_>> = HashMap::new();
-    let mut orders: Vec<(&Client, Vec<Arc<str>>)> = Vec::new();
+pub(super) fn check(history: &History, logs: &Logs, violations: &mut Vec<Violation>) {
+    let mut rooms: HashMap<&str, SentMessages<'_>> = HashMap::new();
+    let mut orders: Vec<(&ClientHistory, Vec<Arc<str>>)> = Vec::new();
     for client in &history.clients {
         let sends = rooms.entry(client.room.as_str()).or_default();
         orders.push((client, collect(client, sends)));
     }
     for (room, log) in logs.iter() {
-        let mut none = Sends::new();
+        let mut none = SentMessages::new();
         let sends = rooms.get_mut(room).unwrap_or(&mut none);
-        place(room, log, sends, found);
-        check_real_time(room, log, sends, found);
+        locate(room, log, sends, violations);
+        check_real_time(room, log, sends, violations);
     }
     for (client, order) in orders {
         if let Some(sends) = rooms.get(client.room.as_str()) {
-            check_order(client, &order, sends, found);
+            check_order(client, &order, sends, violations);
         }
-        check_answers(client, logs.of(&client.room), found);
+        check_repeated_notices(client, logs.of(&client.room), violations);
     }
 }
 
-/// Takes note of what a client sent, and gives the ids in the order in which it first sent them.
-fn collect<'a>(client: &'a Client, sends: &mut Sends<'a>) -> Vec<Arc<str>> {
+/// Collects the messages of a client, and returns their ids in the order in which they were first sent.
+fn collect<'a>(client: &'a ClientHistory, sends: &mut SentMessages<'a>) -> Vec<Arc<str>> {
     let mut order = Vec::new();
     let mut seen = 0;
-    for step in &client.steps {
-        match &step.what {
-            What::Received(message) => seen = seen.max(message.timestamp),
-            What::Sent {
+    for entry in &client.events {
+        match &entry.event {
+            ClientEvent::Received(message) => seen = seen.max(message.timestamp),
+            ClientEvent::Sent {
                 message_id,
                 text,
                 timestamp,
             } => {
-                if let Entry::Vacant(entry) = sends.entry(Arc::clone(message_id)) {
-                    entry.insert(Sent {
+                if let Entry::Vacant(vacant) = sends.entry(Arc::clone(message_id)) {
+                    vacant.insert(Sent {
                         client,
                         text,
-                        at: step.at,
-                        known: seen.max(*timestamp),
-                        place: None,
+                        at: entry.at,
+                        known_time: seen.max(*timestamp),
+                        position: None,
                     });
                     order.push(Arc::clone(message_id));
                 }
@@ -72,98 +72,106 @@ fn collect<'a>(client: &'a Client, sends: &mut Sends<'a>) -> Vec<Arc<str>> {
     order
 }
 
-/// Finds the place of each message, and makes sure that each was sent, is unchanged, and has no second place.
-fn place(room: &str, log: &Log, sends: &mut Sends<'_>, found: &mut Vec<Violation>) {
-    for (place, seen) in log {
+/// Locates each message in the log. Each must have been sent, be unchanged, and occur once.
+fn locate(room: &str, log: &Log, sends: &mut SentMessages<'_>, violations: &mut Vec<Violation>) {
+    for (position, seen) in log {
         let message = &seen.message;
-        // What has no id cannot be told from others of its kind.
+        // A message without an id cannot be identified.
         if message.r#type() != EventType::Message || message.message_id.is_empty() {
             continue;
         }
-        let mut wrong = |invariant, how: String| {
-            let how = format!("{room}, event {} ({}): {how}", place.sequence, message.message_id);
-            found.push(Violation::new(invariant, how));
+        let mut report = |invariant, details: String| {
+            let details = format!(
+                "{room}, event {} ({}): {details}",
+                position.sequence, message.message_id
+            );
+            violations.push(Violation::new(invariant, details));
         };
         let Some(sent) = sends.get_mut(message.message_id.as_str()) else {
-            wrong(Invariant::Integrity, "nobody sent it".into());
+            report(Invariant::Integrity, "nobody sent it".into());
             continue;
         };
         if message.msg_stream != sent.text.trim() || message.sender_name != sent.client.name {
-            let how = format!(
+            let details = format!(
                 "{:?} of {:?} was sent as {:?} by {:?}",
                 message.msg_stream, message.sender_name, sent.text, sent.client.name
             );
-            wrong(Invariant::Integrity, how);
+            report(Invariant::Integrity, details);
         }
-        if let Some(first) = sent.place {
-            wrong(
+        if let Some(first) = sent.position {
+            report(
                 Invariant::Integrity,
                 format!("it is event {} too", first.sequence),
             );
             continue;
         }
-        sent.place = Some(*place);
-        if message.timestamp <= sent.known {
-            let how = format!(
+        sent.position = Some(*position);
+        if message.timestamp <= sent.known_time {
+            let details = format!(
                 "its time is {}, its sender knew {}",
-                message.timestamp, sent.known
+                message.timestamp, sent.known_time
             );
-            wrong(Invariant::Causality, how);
+            report(Invariant::Causality, details);
         }
     }
 }
 
-/// Whatever somebody had received when a message was sent must stand before it.
-fn check_real_time(room: &str, log: &Log, sends: &Sends<'_>, found: &mut Vec<Violation>) {
-    // From the end: when the earliest of all that stand behind was received.
-    let mut earliest: Option<(Duration, Place)> = None;
-    for (place, seen) in log.iter().rev() {
+/// An event that somebody had received before a message was sent must precede that message.
+fn check_real_time(room: &str, log: &Log, sends: &SentMessages<'_>, violations: &mut Vec<Violation>) {
+    // From the end: the earliest receipt among all later events.
+    let mut earliest: Option<(Duration, Position)> = None;
+    for (position, seen) in log.iter().rev() {
         let sent = sends.get(seen.message.message_id.as_str());
         if let (Some(sent), Some((at, behind))) = (sent, earliest)
-            && sent.place == Some(*place)
+            && sent.position == Some(*position)
             && at < sent.at
         {
-            let how = format!(
+            let details = format!(
                 "{room}: event {} was sent after event {} had been received",
-                place.sequence, behind.sequence
+                position.sequence, behind.sequence
             );
-            found.push(Violation::new(Invariant::RealTime, how));
+            violations.push(Violation::new(Invariant::RealTime, details));
         }
-        if let Some(at) = seen.at
+        if let Some(at) = seen.first_received_at
             && earliest.is_none_or(|(earliest, _)| at < earliest)
         {
-            earliest = Some((at, *place));
+            earliest = Some((at, *position));
         }
     }
 }
 
-fn check_order(client: &Client, order: &[Arc<str>], sends: &Sends<'_>, found: &mut Vec<Violation>) {
-    let mut last: Option<Place> = None;
+fn check_order(
+    client: &ClientHistory,
+    order: &[Arc<str>],
+    sends: &SentMessages<'_>,
+    violations: &mut Vec<Violation>,
+) {
+    let mut last: Option<Position> = None;
     for message_id in order {
         let Some(sent) = sends.get(message_id) else {
             continue;
         };
         if !std::ptr::eq(sent.client, client) {
-            let how = format!("{} and {} both sent {message_id}", client.name, sent.client.name);
-            found.push(Violation::new(Invariant::Integrity, how));
+            let details = format!("{} and {} both sent {message_id}", client.name, sent.client.name);
+            violations.push(Violation::new(Invariant::Integrity, details));
             continue;
         }
-        let Some(place) = sent.place else { continue };
-        if let Some(last) = last.filter(|last| *last > place) {
-            let how = format!(
+        let Some(position) = sent.position else { continue };
+        if let Some(last) = last.filter(|last| *last > position) {
+            let details = format!(
                 "{}: event {} was sent after event {}",
-                client.name, place.sequence, last.sequence
+                client.name, position.sequence, last.sequence
             );
-            found.push(Violation::new(Invariant::Fifo, how));
+            violations.push(Violation::new(Invariant::Fifo, details));
         }
-        last = last.max(Some(place));
+        last = last.max(Some(position));
     }
 }
 
-/// Who is told that a message was broadcast before must find it there.
-fn check_answers(client: &Client, log: Option<&Log>, found: &mut Vec<Violation>) {
-    for step in &client.steps {
-        let What::Received(message) = &step.what else {
+/// A notice that a message was a repeat must name the original's position.
+fn check_repeated_notices(client: &ClientHistory, log: Option<&Log>, violations: &mut Vec<Violation>) {
+    for entry in &client.events {
+        let ClientEvent::Received(message) = &entry.event else {
             continue;
         };
         let Some(notice) = message.notice.as_ref() else {
@@ -172,17 +180,17 @@ fn check_answers(client: &Client, log: Option<&Log>, found: &mut Vec<Violation>)
         if notice.code() != NoticeCode::MessageRepeated {
             continue;
         }
-        let place = Place {
+        let position = Position {
             epoch: message.epoch,
             sequence: notice.original_sequence,
         };
-        let original = log.and_then(|log| log.get(&place));
+        let original = log.and_then(|log| log.get(&position));
         if original.is_none_or(|original| original.message.message_id != message.message_id) {
-            let how = format!(
+            let details = format!(
                 "{}: event {} is not {}, which was acknowledged",
-                client.room, place.sequence, message.message_id
+                client.room, position.sequence, message.message_id
             );
-            found.push(Violation::new(Invariant::Durability, how));
+            violations.push(Violation::new(Invariant::Durability, details));
         }
     }
 }

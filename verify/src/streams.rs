@@ -1,42 +1,42 @@
-//! What each client received, stream by stream.
+//! Checks what each client received, stream by stream.
 
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::log::{Log, Logs};
-use super::{Client, History, Invariant, Place, Violation, What};
+use super::{ClientEvent, ClientHistory, History, Invariant, Position, Violation};
 use chitchat::proto::{EventType, ServerMessage, Welcome};
 
 /// One stream of a client.
 #[derive(Default)]
 struct Stream {
-    resume: Option<Place>,
+    resume: Option<Position>,
     welcome: Option<Welcome>,
-    /// The places of what was received, in the order in which it was.
-    places: Vec<Place>,
+    /// The positions of the received events, in the order of receipt.
+    positions: Vec<Position>,
     has_left: bool,
     is_clean: bool,
 }
 
-pub(super) fn check(history: &History, logs: &Logs, found: &mut Vec<Violation>) {
+pub(super) fn check(history: &History, logs: &Logs, violations: &mut Vec<Violation>) {
     for client in &history.clients {
-        let streams = streams(client, found);
+        let streams = streams(client, violations);
         for stream in &streams {
-            check_begin(client, stream, found);
+            check_start(client, stream, violations);
             if let Some(log) = logs.of(&client.room) {
-                check_rest(client, stream, log, found);
+                check_order(client, stream, log, violations);
             }
         }
         if let (Some(last), Some(log)) = (streams.last(), logs.of(&client.room)) {
-            check_end(client, last, log, found);
+            check_end(client, last, log, violations);
         }
     }
 }
 
-fn streams(client: &Client, found: &mut Vec<Violation>) -> Vec<Stream> {
+fn streams(client: &ClientHistory, violations: &mut Vec<Violation>) -> Vec<Stream> {
     let mut streams: Vec<Stream> = Vec::new();
-    for step in &client.steps {
-        if let What::Join { resume, .. } = &step.what {
+    for entry in &client.events {
+        if let ClientEvent::Join { resume, .. } = &entry.event {
             streams.push(Stream {
                 resume: *resume,
                 ..Stream::default()
@@ -45,119 +45,119 @@ fn streams(client: &Client, found: &mut Vec<Violation>) -> Vec<Stream> {
         let Some(stream) = streams.last_mut() else {
             continue;
         };
-        match &step.what {
-            What::Received(message) => {
+        match &entry.event {
+            ClientEvent::Received(message) => {
                 if message.room != client.room {
-                    let how = format!(
+                    let details = format!(
                         "{} is in {} and received event {} of {}",
                         client.name, client.room, message.sequence, message.room
                     );
-                    found.push(Violation::new(Invariant::Rooms, how));
+                    violations.push(Violation::new(Invariant::Rooms, details));
                 } else if let Some(welcome) = &message.welcome {
                     stream.welcome = Some(welcome.clone());
                 } else {
-                    stream.places.extend(Place::of(message));
+                    stream.positions.extend(Position::of(message));
                 }
             }
-            What::Leave => stream.has_left = true,
-            What::Ended { is_clean } => stream.is_clean = *is_clean,
-            What::Join { .. } | What::Sent { .. } => {}
+            ClientEvent::Leave => stream.has_left = true,
+            ClientEvent::Ended { is_clean } => stream.is_clean = *is_clean,
+            ClientEvent::Join { .. } | ClientEvent::Sent { .. } => {}
         }
     }
     streams
 }
 
-/// A stream begins where its welcome says, and the welcome goes on where the client was.
-fn check_begin(client: &Client, stream: &Stream, found: &mut Vec<Violation>) {
+/// A stream starts after the position in its welcome, which is the resume point if the session was recovered.
+fn check_start(client: &ClientHistory, stream: &Stream, violations: &mut Vec<Violation>) {
     let Some(welcome) = &stream.welcome else { return };
-    let mut wrong = |invariant, how: String| {
-        found.push(Violation::new(invariant, format!("{}: {how}", client.name)));
+    let mut report = |invariant, details: String| {
+        violations.push(Violation::new(invariant, format!("{}: {details}", client.name)));
     };
     if let Some(resume) = stream.resume {
         let is_same_log = resume.epoch == welcome.epoch;
         if welcome.recovered && (!is_same_log || resume.sequence != welcome.sequence) {
-            let how = format!(
-                "came back after event {} and was set after event {}",
+            let details = format!(
+                "resumed after event {} and was recovered after event {}",
                 resume.sequence, welcome.sequence
             );
-            wrong(Invariant::Resume, how);
+            report(Invariant::Resume, details);
         }
         if is_same_log && resume.sequence > welcome.last_sequence {
-            let how = format!(
+            let details = format!(
                 "had event {} and was told that the log ends with event {}",
                 resume.sequence, welcome.last_sequence
             );
-            wrong(Invariant::Durability, how);
+            report(Invariant::Durability, details);
         } else if is_same_log && !welcome.recovered && resume.sequence + 1 >= welcome.first_sequence {
-            let how = format!(
-                "came back after event {} and was not set there, although it is kept",
+            let details = format!(
+                "resumed after event {} and was not recovered, although the event is retained",
                 resume.sequence
             );
-            wrong(Invariant::Resume, how);
+            report(Invariant::Resume, details);
         }
     }
-    let begin = Place {
+    let begin = Position {
         epoch: welcome.epoch,
         sequence: welcome.sequence + 1,
     };
-    if let Some(first) = stream.places.first().filter(|first| **first != begin) {
-        let how = format!(
-            "was set after event {} and then received event {}",
+    if let Some(first) = stream.positions.first().filter(|first| **first != begin) {
+        let details = format!(
+            "was welcomed after event {} and then received event {}",
             welcome.sequence, first.sequence
         );
-        wrong(Invariant::Resume, how);
+        report(Invariant::Resume, details);
     }
 }
 
-/// A stream goes forward, and leaves nothing out that the log has.
-fn check_rest(client: &Client, stream: &Stream, log: &Log, found: &mut Vec<Violation>) {
-    for (before, place) in stream.places.iter().zip(stream.places.iter().skip(1)) {
-        if place <= before {
-            let how = format!(
+/// The positions of a stream increase, and it has all events of the log in between.
+fn check_order(client: &ClientHistory, stream: &Stream, log: &Log, violations: &mut Vec<Violation>) {
+    for (before, position) in stream.positions.iter().zip(stream.positions.iter().skip(1)) {
+        if position <= before {
+            let details = format!(
                 "{} received event {} after event {}",
-                client.name, place.sequence, before.sequence
+                client.name, position.sequence, before.sequence
             );
-            found.push(Violation::new(Invariant::Order, how));
+            violations.push(Violation::new(Invariant::Order, details));
         }
     }
-    let received: BTreeSet<Place> = stream.places.iter().copied().collect();
+    let received: BTreeSet<Position> = stream.positions.iter().copied().collect();
     if let (Some(first), Some(last)) = (received.first(), received.last()) {
         for (missing, _) in log
             .range(*first..=*last)
-            .filter(|(place, _)| !received.contains(place))
+            .filter(|(position, _)| !received.contains(position))
         {
-            let how = format!("{} did not receive event {}", client.name, missing.sequence);
-            found.push(Violation::new(Invariant::Validity, how));
+            let details = format!("{} did not receive event {}", client.name, missing.sequence);
+            violations.push(Violation::new(Invariant::Validity, details));
         }
     }
 }
 
-/// Who left has received everything up to its own LEAVE.
-fn check_end(client: &Client, last: &Stream, log: &Log, found: &mut Vec<Violation>) {
+/// A client that left has received everything before its own LEAVE.
+fn check_end(client: &ClientHistory, last: &Stream, log: &Log, violations: &mut Vec<Violation>) {
     let Some(welcome) = last.welcome.as_ref().filter(|_| last.has_left && last.is_clean) else {
         return;
     };
     let is_own_leave = |message: &ServerMessage| {
         message.r#type() == EventType::Leave && message.sender_id == welcome.participant_id
     };
-    let begin = Place {
+    let begin = Position {
         epoch: welcome.epoch,
         sequence: welcome.sequence,
     };
-    // That it is there at all is the roster's matter.
+    // Whether the LEAVE exists is checked elsewhere.
     let left = log
         .range((Excluded(begin), Unbounded))
         .find(|(_, seen)| is_own_leave(&seen.message))
-        .map(|(place, _)| *place);
-    let received = last.places.iter().max().copied().unwrap_or(begin);
+        .map(|(position, _)| *position);
+    let received = last.positions.iter().max().copied().unwrap_or(begin);
     let Some(left) = left.filter(|left| received < *left) else {
         return;
     };
     for (missing, _) in log.range((Excluded(received), Excluded(left))) {
-        let how = format!(
+        let details = format!(
             "{} left with event {} and did not receive event {}",
             client.name, left.sequence, missing.sequence
         );
-        found.push(Violation::new(Invariant::Validity, how));
+        violations.push(Violation::new(Invariant::Validity, details));
     }
 }

@@ -1,4 +1,4 @@
-//! Histories in which just one thing is wrong: the checker says just that.
+//! Histories with exactly one fault, which must be the only violation reported.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,29 +9,29 @@ use chitchat::proto::{EventType, Notice, NoticeCode, ServerMessage, Welcome};
 const ROOM: &str = "tea";
 const EPOCH: u64 = 7;
 
-/// A run of a server without faults, unless a test makes one.
+/// Builds the history of a correct run, into which tests introduce faults.
 #[derive(Default)]
 struct Run {
     history: History,
     log: Vec<Arc<ServerMessage>>,
-    /// Who receives what happens, by the client's index.
+    /// Whether each client is connected.
     live: Vec<bool>,
     time: i64,
     now: u64,
 }
 
 impl Run {
-    fn step(&mut self, client: usize, what: What) {
+    fn record(&mut self, client: usize, event: ClientEvent) {
         self.now += 1;
         let at = Duration::from_millis(self.now);
-        self.history.clients[client].steps.push(Step { at, what });
+        self.history.clients[client].events.push(TimedEvent { at, event });
     }
 
     fn receive(&mut self, client: usize, message: &Arc<ServerMessage>) {
-        self.step(client, What::Received(Arc::clone(message)));
+        self.record(client, ClientEvent::Received(Arc::clone(message)));
     }
 
-    /// Something happens in the room, and everybody who is there receives it.
+    /// Appends an event, which every connected client receives.
     fn event(&mut self, client: usize, kind: EventType, text: &str, message_id: &str) -> Arc<ServerMessage> {
         self.time += 1;
         let time = self.time;
@@ -82,14 +82,14 @@ impl Run {
 
     fn join(&mut self, name: &str) -> usize {
         let client = self.history.clients.len();
-        self.history.clients.push(Client {
+        self.history.clients.push(ClientHistory {
             name: name.into(),
             room: ROOM.into(),
-            steps: Vec::new(),
+            events: Vec::new(),
         });
-        self.step(
+        self.record(
             client,
-            What::Join {
+            ClientEvent::Join {
                 resume: None,
                 has_token: false,
             },
@@ -101,12 +101,12 @@ impl Run {
     }
 
     fn send(&mut self, client: usize, message_id: &str) {
-        let what = What::Sent {
+        let event = ClientEvent::Sent {
             message_id: message_id.into(),
             text: format!(" {message_id} says hello\n").into(),
             timestamp: 0,
         };
-        self.step(client, what);
+        self.record(client, event);
     }
 
     fn broadcast(&mut self, client: usize, message_id: &str) {
@@ -119,25 +119,25 @@ impl Run {
         self.broadcast(client, message_id);
     }
 
-    fn lose(&mut self, client: usize) {
+    fn disconnect(&mut self, client: usize) {
         self.live[client] = false;
-        self.step(client, What::Ended { is_clean: false });
+        self.record(client, ClientEvent::Ended { is_clean: false });
     }
 
-    /// Comes back after its place, and receives what it missed.
-    fn come_back(&mut self, client: usize) {
+    /// Resumes after the last received event, and receives what it missed.
+    fn resume(&mut self, client: usize) {
         let seen = self.history.clients[client]
-            .steps
+            .events
             .iter()
             .rev()
-            .find_map(|step| match &step.what {
-                What::Received(message) => Place::of(message),
+            .find_map(|entry| match &entry.event {
+                ClientEvent::Received(message) => Position::of(message),
                 _ => None,
             })
             .unwrap();
-        self.step(
+        self.record(
             client,
-            What::Join {
+            ClientEvent::Join {
                 resume: Some(seen),
                 has_token: true,
             },
@@ -150,10 +150,10 @@ impl Run {
     }
 
     fn leave(&mut self, client: usize) {
-        self.step(client, What::Leave);
+        self.record(client, ClientEvent::Leave);
         self.live[client] = false;
         self.event(client, EventType::Leave, "", "");
-        self.step(client, What::Ended { is_clean: true });
+        self.record(client, ClientEvent::Ended { is_clean: true });
     }
 
     fn roster(&mut self, clients: &[usize]) {
@@ -168,7 +168,7 @@ impl Run {
             .collect();
         self.history.rosters.push(Roster {
             room: ROOM.into(),
-            place: Place {
+            position: Position {
                 epoch: EPOCH,
                 sequence: self.log.len() as u64,
             },
@@ -183,16 +183,16 @@ impl Run {
     }
 }
 
-/// Two senders and an observer, one of whom loses the connection and comes back.
-fn good() -> Run {
+/// Two senders, and an observer who is disconnected and resumes.
+fn correct() -> Run {
     let mut run = Run::default();
     let (ada, bob, eve) = (run.join("Ada"), run.join("Bob"), run.join("Eve"));
     run.say(ada, "a1");
     run.say(bob, "b1");
-    run.lose(eve);
+    run.disconnect(eve);
     run.say(ada, "a2");
     run.say(bob, "b2");
-    run.come_back(eve);
+    run.resume(eve);
     run.roster(&[eve, bob, ada]);
     run.say(ada, "a3");
     run
@@ -206,7 +206,7 @@ fn end(mut run: Run) -> History {
     run.over()
 }
 
-fn broken(history: &History) -> Vec<Invariant> {
+fn violated(history: &History) -> Vec<Invariant> {
     let mut broken: Vec<_> = check(history)
         .into_iter()
         .map(|violation| violation.invariant)
@@ -216,20 +216,20 @@ fn broken(history: &History) -> Vec<Invariant> {
     broken
 }
 
-/// The index of the step with which a client received a message.
-fn receipt(client: &Client, message_id: &str) -> usize {
+/// The index of the entry with which a client received a message.
+fn receipt(client: &ClientHistory, message_id: &str) -> usize {
     client
-        .steps
+        .events
         .iter()
-        .position(|step| matches!(&step.what, What::Received(message) if message.message_id == message_id))
+        .position(|entry| matches!(&entry.event, ClientEvent::Received(message) if message.message_id == message_id))
         .unwrap()
 }
 
-/// Changes an event everywhere.
+/// Changes an event in the log and in all clients.
 fn change(history: &mut History, sequence: u64, change: impl Fn(&mut ServerMessage)) {
-    let receipts = history.clients.iter_mut().flat_map(|client| &mut client.steps);
-    let received = receipts.filter_map(|step| match &mut step.what {
-        What::Received(message) => Some(message),
+    let receipts = history.clients.iter_mut().flat_map(|client| &mut client.events);
+    let received = receipts.filter_map(|entry| match &mut entry.event {
+        ClientEvent::Received(message) => Some(message),
         _ => None,
     });
     for message in received.chain(history.log.iter_mut().flatten()) {
@@ -240,91 +240,91 @@ fn change(history: &mut History, sequence: u64, change: impl Fn(&mut ServerMessa
 }
 
 #[test]
-fn a_good_history_has_nothing_wrong() {
-    assert_eq!(check(&end(good())), []);
+fn a_correct_history_has_no_violations() {
+    assert_eq!(check(&end(correct())), []);
 }
 
 #[test]
-fn i1_an_event_that_a_member_did_not_receive() {
-    let mut history = end(good());
+fn i1_a_participant_misses_an_event() {
+    let mut history = end(correct());
     let at = receipt(&history.clients[2], "b1");
-    // The last before the connection was lost: then the resume has a hole, unless it is the one before.
-    history.clients[2].steps.remove(at - 1);
-    assert_eq!(broken(&history), [Invariant::Validity]);
+    // Not the last event before the disconnect, or the resume would have a gap.
+    history.clients[2].events.remove(at - 1);
+    assert_eq!(violated(&history), [Invariant::Validity]);
 }
 
 #[test]
-fn i1_an_event_missing_before_the_own_leave() {
-    let mut run = good();
+fn i1_a_participant_misses_the_event_before_its_leave() {
+    let mut run = correct();
     run.live[2] = false;
     run.say(0, "a4");
-    assert_eq!(broken(&end(run)), [Invariant::Validity]);
+    assert_eq!(violated(&end(run)), [Invariant::Validity]);
 }
 
 #[test]
-fn i2_a_text_that_changed() {
-    let mut history = end(good());
+fn i2_a_text_is_altered() {
+    let mut history = end(correct());
     change(&mut history, 4, |message| message.msg_stream.push('!'));
-    assert_eq!(broken(&history), [Invariant::Integrity]);
+    assert_eq!(violated(&history), [Invariant::Integrity]);
 }
 
 #[test]
-fn i2_a_message_that_nobody_sent() {
-    let mut run = good();
+fn i2_a_message_was_not_sent() {
+    let mut run = correct();
     run.broadcast(0, "a9");
-    assert_eq!(broken(&end(run)), [Invariant::Integrity]);
+    assert_eq!(violated(&end(run)), [Invariant::Integrity]);
 }
 
 #[test]
-fn i2_a_message_that_is_there_twice() {
-    let mut run = good();
+fn i2_a_message_is_broadcast_twice() {
+    let mut run = correct();
     run.say(0, "a1");
-    assert_eq!(broken(&end(run)), [Invariant::Integrity]);
+    assert_eq!(violated(&end(run)), [Invariant::Integrity]);
 }
 
 #[test]
-fn i3_another_event_at_the_same_place() {
-    let mut history = end(good());
+fn i3_two_events_have_the_same_position() {
+    let mut history = end(correct());
     let at = receipt(&history.clients[2], "a2");
-    let What::Received(message) = &mut history.clients[2].steps[at].what else {
+    let ClientEvent::Received(message) = &mut history.clients[2].events[at].event else {
         panic!("it is a receipt");
     };
     Arc::make_mut(message).traceparent = "another".into();
-    assert_eq!(broken(&history), [Invariant::Agreement]);
+    assert_eq!(violated(&history), [Invariant::Agreement]);
 }
 
 #[test]
-fn i4_two_events_in_another_order() {
-    let mut history = end(good());
+fn i4_a_client_receives_two_events_in_another_order() {
+    let mut history = end(correct());
     let at = receipt(&history.clients[0], "b1");
-    let steps = &mut history.clients[0].steps;
-    let (first, second) = (steps[at - 1].what.clone(), steps[at].what.clone());
-    (steps[at - 1].what, steps[at].what) = (second, first);
-    assert_eq!(broken(&history), [Invariant::Order]);
+    let steps = &mut history.clients[0].events;
+    let (first, second) = (steps[at - 1].event.clone(), steps[at].event.clone());
+    (steps[at - 1].event, steps[at].event) = (second, first);
+    assert_eq!(violated(&history), [Invariant::Order]);
 }
 
 #[test]
-fn i4_a_number_that_is_left_out() {
-    let mut history = end(good());
-    // The last event, which only the log has: nobody is there any more to receive it.
+fn i4_a_sequence_is_skipped() {
+    let mut history = end(correct());
+    // The last event is only in the log, because nobody is left to receive it.
     change(&mut history, 11, |message| message.sequence = 12);
     history.rosters.pop();
-    assert_eq!(broken(&history), [Invariant::Order]);
+    assert_eq!(violated(&history), [Invariant::Order]);
 }
 
 #[test]
-fn i5_a_senders_messages_in_another_order() {
-    let mut run = good();
+fn i5_messages_of_a_sender_are_reordered() {
+    let mut run = correct();
     run.send(0, "a4");
     run.send(0, "a5");
     run.broadcast(0, "a5");
     run.broadcast(0, "a4");
-    assert_eq!(broken(&end(run)), [Invariant::Fifo]);
+    assert_eq!(violated(&end(run)), [Invariant::Fifo]);
 }
 
 #[test]
-fn i6_earlier_than_what_its_sender_had_seen() {
-    let mut run = good();
+fn i6_a_message_is_not_later_than_what_its_sender_had_received() {
+    let mut run = correct();
     let notice = Arc::new(ServerMessage {
         room: ROOM.into(),
         timestamp: run.time + 1,
@@ -332,77 +332,77 @@ fn i6_earlier_than_what_its_sender_had_seen() {
     });
     run.receive(0, &notice);
     run.say(0, "a4");
-    assert_eq!(broken(&end(run)), [Invariant::Causality]);
+    assert_eq!(violated(&end(run)), [Invariant::Causality]);
 }
 
 #[test]
-fn i7_before_what_had_been_received_when_it_was_sent() {
-    let mut run = good();
+fn i7_a_message_precedes_what_was_received_before_it_was_sent() {
+    let mut run = correct();
     run.live[1] = false;
     run.send(0, "a4");
-    // It stands behind, and was received before the other was sent, which its sender does not know.
+    // It has a later position, but was received before the other one was sent, unknown to the sender of that.
     let early = Duration::from_millis(run.now);
     run.now += 1_000;
     run.say(1, "b3");
     run.broadcast(0, "a4");
     let mut history = {
-        run.lose(1);
-        run.come_back(1);
+        run.disconnect(1);
+        run.resume(1);
         end(run)
     };
     let at = receipt(&history.clients[0], "a4");
-    history.clients[0].steps[at].at = early;
-    assert_eq!(broken(&history), [Invariant::RealTime]);
+    history.clients[0].events[at].at = early;
+    assert_eq!(violated(&history), [Invariant::RealTime]);
 }
 
 #[test]
-fn i8_a_time_that_does_not_increase() {
-    let mut run = good();
+fn i8_a_lamport_time_does_not_increase() {
+    let mut run = correct();
     run.leave(2);
     run.time -= 1;
     run.leave(0);
     run.leave(1);
-    assert_eq!(broken(&run.over()), [Invariant::Lamport]);
+    assert_eq!(violated(&run.over()), [Invariant::Lamport]);
 }
 
 #[test]
-fn i8_an_announcement_of_another_time() {
-    let mut history = end(good());
+fn i8_an_announcement_has_another_time() {
+    let mut history = end(correct());
     change(&mut history, 2, |message| message.msg_stream.push('0'));
-    assert_eq!(broken(&history), [Invariant::Lamport]);
+    assert_eq!(violated(&history), [Invariant::Lamport]);
 }
 
 #[test]
-fn i9_an_event_that_is_not_in_the_log_at_the_end() {
-    let mut history = end(good());
+fn i9_a_delivered_event_is_missing_from_the_log() {
+    let mut history = end(correct());
     let log = history.log.as_mut().unwrap();
     log.retain(|message| message.message_id != "a3");
-    assert_eq!(broken(&history), [Invariant::Durability]);
+    assert_eq!(violated(&history), [Invariant::Durability]);
 }
 
 #[test]
-fn i9_a_log_that_ends_before_what_was_received() {
-    let mut run = good();
-    run.lose(2);
-    let (before, kept) = (run.log.clone(), run.log.len() - 1);
-    let seen = Place::of(before.last().unwrap());
-    run.log.truncate(kept);
-    run.step(
+fn i9_a_log_ends_before_the_last_delivered_event() {
+    let mut run = correct();
+    run.disconnect(2);
+    let (before, length) = (run.log.clone(), run.log.len() - 1);
+    let seen = Position::of(before.last().unwrap());
+    run.log.truncate(length);
+    run.record(
         2,
-        What::Join {
+        ClientEvent::Join {
             resume: seen,
             has_token: true,
         },
     );
-    run.welcome(2, kept as u64, false);
+    run.welcome(2, length as u64, false);
     run.log = before;
     run.history.is_over = false;
-    assert_eq!(broken(&run.history), [Invariant::Durability]);
+    assert_eq!(violated(&run.history), [Invariant::Durability]);
 }
 
 #[test]
-fn i9_a_log_that_began_anew() {
-    let mut history = end(good());
+fn i9_a_log_has_a_second_epoch() {
+    let mut history = end(correct());
     let log = history.log.as_mut().unwrap();
     let anew = ServerMessage {
         epoch: EPOCH + 1,
@@ -411,13 +411,13 @@ fn i9_a_log_that_began_anew() {
     log.push(Arc::new(anew));
     history.is_over = false;
     history.rosters.clear();
-    // The same JOIN at the begin of a second log: somebody joined who had left.
-    assert_eq!(broken(&history), [Invariant::Durability, Invariant::Leave]);
+    // The same JOIN at the start of a second log, hence after the LEAVE.
+    assert_eq!(violated(&history), [Invariant::Durability, Invariant::Leave]);
 }
 
 #[test]
-fn i9_an_acknowledgement_of_what_is_not_there() {
-    let mut run = good();
+fn i9_a_repeated_notice_names_an_event_that_is_not_there() {
+    let mut run = correct();
     let notice = Arc::new(ServerMessage {
         room: ROOM.into(),
         epoch: EPOCH,
@@ -430,82 +430,82 @@ fn i9_an_acknowledgement_of_what_is_not_there() {
         ..ServerMessage::default()
     });
     run.receive(0, &notice);
-    assert_eq!(broken(&end(run)), [Invariant::Durability]);
+    assert_eq!(violated(&end(run)), [Invariant::Durability]);
 }
 
 #[test]
-fn i10_a_resume_with_a_hole() {
-    let mut history = end(good());
+fn i10_a_resumed_stream_has_a_gap() {
+    let mut history = end(correct());
     let at = receipt(&history.clients[2], "a2");
-    history.clients[2].steps.remove(at);
-    assert_eq!(broken(&history), [Invariant::Resume]);
+    history.clients[2].events.remove(at);
+    assert_eq!(violated(&history), [Invariant::Resume]);
 }
 
 #[test]
-fn i10_a_resume_with_a_repeat() {
-    let mut history = end(good());
+fn i10_a_resumed_stream_has_a_repeat() {
+    let mut history = end(correct());
     let (from, to) = (
         receipt(&history.clients[2], "b1"),
         receipt(&history.clients[2], "a2"),
     );
-    let repeated = history.clients[2].steps[from].clone();
-    history.clients[2].steps.insert(to, repeated);
-    assert_eq!(broken(&history), [Invariant::Resume]);
+    let repeated = history.clients[2].events[from].clone();
+    history.clients[2].events.insert(to, repeated);
+    assert_eq!(violated(&history), [Invariant::Resume]);
 }
 
 #[test]
-fn i10_a_resume_that_was_possible_and_is_denied() {
-    let mut run = good();
-    run.lose(2);
-    let seen = Place::of(run.log.last().unwrap());
-    run.step(
+fn i10_a_possible_resume_is_denied() {
+    let mut run = correct();
+    run.disconnect(2);
+    let seen = Position::of(run.log.last().unwrap());
+    run.record(
         2,
-        What::Join {
+        ClientEvent::Join {
             resume: seen,
             has_token: true,
         },
     );
     run.welcome(2, run.log.len() as u64, false);
     run.live[2] = true;
-    assert_eq!(broken(&end(run)), [Invariant::Resume]);
+    assert_eq!(violated(&end(run)), [Invariant::Resume]);
 }
 
 #[test]
-fn i11_a_roster_that_is_not_what_the_log_says() {
-    let mut run = good();
+fn i11_the_participants_disagree_with_the_log() {
+    let mut run = correct();
     run.roster(&[0, 2]);
-    assert_eq!(broken(&end(run)), [Invariant::Roster]);
+    assert_eq!(violated(&end(run)), [Invariant::Roster]);
 }
 
 #[test]
-fn i12_somebody_who_never_left() {
-    let mut run = good();
+fn i12_a_participant_never_leaves() {
+    let mut run = correct();
     run.leave(0);
     run.leave(1);
-    assert_eq!(broken(&run.over()), [Invariant::Leave]);
+    assert_eq!(violated(&run.over()), [Invariant::Leave]);
 }
 
 #[test]
-fn i12_a_second_leave() {
-    let mut run = good();
+fn i12_a_participant_leaves_twice() {
+    let mut run = correct();
     run.leave(2);
     run.event(2, EventType::Leave, "", "");
     run.leave(0);
     run.leave(1);
-    assert_eq!(broken(&run.over()), [Invariant::Leave]);
+    assert_eq!(violated(&run.over()), [Invariant::Leave]);
 }
 
 #[test]
-fn i12_leaving_and_joining_again_although_the_stay_went_on() {
-    let mut run = good();
+fn i12_a_resumed_participant_leaves_and_joins_again() {
+    let mut run = correct();
     run.event(2, EventType::Leave, "", "");
     run.event(2, EventType::Join, "", "");
-    assert_eq!(broken(&end(run)), [Invariant::Leave]);
+    assert_eq!(violated(&end(run)), [Invariant::Leave]);
 }
 
 #[test]
-fn i13_an_event_of_another_room() {
-    let mut run = good();
+fn i13_an_event_of_another_room_is_received() {
+    let mut run = correct();
     let stranger = Arc::new(ServerMessage {
         room: "milk".into(),
         sequence: 1,
@@ -514,22 +514,22 @@ fn i13_an_event_of_another_room() {
     });
     run.receive(2, &stranger);
     let mut history = end(run);
-    // It is a log of its own, of which nothing else is known.
+    // An event of a log of which nothing else is known.
     history.log.as_mut().unwrap().push(stranger);
     history.is_over = false;
-    assert!(broken(&history).contains(&Invariant::Rooms));
+    assert!(violated(&history).contains(&Invariant::Rooms));
 }
 
 #[test]
-fn every_invariant_says_what_it_is() {
+fn a_violation_names_its_invariant() {
     let history = {
-        let mut history = end(good());
+        let mut history = end(correct());
         change(&mut history, 4, |message| message.msg_stream.push('!'));
         history
     };
-    let told = check(&history)[0].to_string();
+    let text = check(&history)[0].to_string();
     assert!(
-        told.starts_with("I2, what is delivered was sent, once: tea, event 4"),
-        "{told}"
+        text.starts_with("I2, a delivered message was sent, once: tea, event 4"),
+        "{text}"
     );
 }

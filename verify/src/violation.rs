@@ -1,80 +1,79 @@
-//! What can be wrong with a history.
+//! The invariants and their violations.
 
 use std::fmt;
 
-/// What a history must keep.
+/// A guarantee of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Invariant {
-    /// I1: what was broadcast reaches every member.
+    /// I1: every broadcast event reaches every participant.
     Validity,
-    /// I2: what is delivered was sent, unchanged, and is in the log once.
+    /// I2: every delivered message was sent, is unchanged, and is in the log once.
     Integrity,
-    /// I3: one event per room, epoch and sequence, the same for everybody and for ever.
+    /// I3: there is one event per room, epoch and sequence.
     Agreement,
-    /// I4: one order, dense.
+    /// I4: all clients receive the events in the same, dense order.
     Order,
-    /// I5: the messages of a sender keep their order.
+    /// I5: the messages of a sender stay in the order in which they were sent.
     Fifo,
-    /// I6: what was sent after something was seen has a later Lamport time.
+    /// I6: a message has a later Lamport time than everything that its sender had received.
     Causality,
-    /// I7: what was sent after something was received has a later place.
+    /// I7: a message has a later position than everything that anybody had received before it was sent.
     RealTime,
-    /// I8: Lamport times strictly increase along the log, and are the ones that the announcements name.
+    /// I8: Lamport times strictly increase along the log, and are those in the texts of JOIN and LEAVE.
     Lamport,
-    /// I9: what was delivered is never lost.
+    /// I9: a delivered event is never lost.
     Durability,
-    /// I10: a resumed stream goes on where the client was, or says that it does not.
+    /// I10: a resumed stream continues at the resume point, or reports that it does not.
     Resume,
-    /// I11: the roster is what the log says.
+    /// I11: the list of participants agrees with the log.
     Roster,
-    /// I12: one LEAVE for each JOIN, and none for who comes back in time.
+    /// I12: each JOIN has one LEAVE, and a participant who resumes in time causes neither.
     Leave,
-    /// I13: nobody receives what belongs to another room.
+    /// I13: nobody receives an event of another room.
     Rooms,
 }
 
-/// One thing that is wrong with a history.
+/// A violated guarantee.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// What it breaks.
     pub invariant: Invariant,
-    /// How, in one line.
-    pub how: String,
+    /// What happened, in one line.
+    pub details: String,
 }
 
 impl Violation {
-    pub(super) fn new(invariant: Invariant, how: impl Into<String>) -> Self {
+    pub(super) fn new(invariant: Invariant, details: impl Into<String>) -> Self {
         Self {
             invariant,
-            how: how.into(),
+            details: details.into(),
         }
     }
 }
 
 impl Invariant {
-    /// Its number and its promise, in short.
+    /// Its number and a short description.
     #[must_use]
-    pub const fn promise(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
-            Self::Validity => "I1, what is broadcast reaches every member",
-            Self::Integrity => "I2, what is delivered was sent, once",
-            Self::Agreement => "I3, one event per place",
+            Self::Validity => "I1, a broadcast reaches every participant",
+            Self::Integrity => "I2, a delivered message was sent, once",
+            Self::Agreement => "I3, one event per position",
             Self::Order => "I4, one dense order",
             Self::Fifo => "I5, a sender's messages keep their order",
-            Self::Causality => "I6, later than what its sender had seen",
-            Self::RealTime => "I7, behind what was received before it was sent",
+            Self::Causality => "I6, later than what its sender had received",
+            Self::RealTime => "I7, after what was received before it was sent",
             Self::Lamport => "I8, Lamport times increase",
-            Self::Durability => "I9, what was delivered is not lost",
-            Self::Resume => "I10, a resumed stream has no hole and no repeat",
-            Self::Roster => "I11, the roster is what the log says",
+            Self::Durability => "I9, a delivered event is not lost",
+            Self::Resume => "I10, a resumed stream has no gap and no repeat",
+            Self::Roster => "I11, the participants agree with the log",
             Self::Leave => "I12, one LEAVE for each JOIN",
-            Self::Rooms => "I13, nothing of another room",
+            Self::Rooms => "I13, no event of another room",
         }
     }
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.invariant.promise(), self.how)
+        write!(f, "{}: {}", self.invariant.description(), self.details)
     }
 }

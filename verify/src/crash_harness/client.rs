@@ -1,12 +1,12 @@
-//! A client that outlasts its server: it comes back with its token and its place, and sends again what was not
-//! acknowledged. It is written from the contract alone.
+//! A client that outlives its server: it reconnects with its session token and resume point, and sends again what was
+//! not acknowledged. It depends on the wire contract only, not on the client library.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Client as Record, Place, What};
+use crate::{ClientEvent, ClientHistory, Position};
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage};
 use rand::rngs::StdRng;
@@ -19,60 +19,60 @@ use tonic::{Status, Streaming};
 
 use super::{PATIENCE, Recorder};
 
-/// How long a client waits before it tries again.
-const PAUSE: Duration = Duration::from_millis(10);
+/// The delay before a reconnect.
+const RECONNECT_DELAY: Duration = Duration::from_millis(10);
 
-/// How long a connection attempt and the answer to a JOIN may take before it is tried anew.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The timeout for connecting and for the response headers of Chat.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a client is to do.
+/// What a client shall do.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Orders {
-    /// How many messages it may have sent by now.
+    /// How many messages it may have sent in total.
     pub allowance: u64,
-    /// Whether it is to leave when it has sent them all and all are acknowledged.
+    /// Whether to leave once all of them are sent and acknowledged.
     pub leave: bool,
-    /// Whether it is to stop where it is.
+    /// Whether to stop immediately, without leaving.
     pub stop: bool,
 }
 
-/// How far a client has come.
+/// The progress of a client.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    /// How many streams it has had.
+    /// The number of streams on which it was welcomed.
     pub streams: u64,
     pub sent: u64,
     pub acknowledged: u64,
-    /// The newest event that it has received.
+    /// The sequence of the latest event that it has received.
     pub last: u64,
     pub has_left: bool,
 }
 
-/// How a stream came to its end.
+/// How a stream ended.
 enum End {
     Left,
     Lost,
 }
 
-pub struct Client {
-    record: Record,
+pub(super) struct Client {
+    history: ClientHistory,
     recorder: Arc<Recorder>,
     address: SocketAddr,
-    /// How many of its messages may be unacknowledged.
+    /// The most unacknowledged messages.
     window: usize,
     orders: watch::Receiver<Orders>,
     progress: watch::Sender<Progress>,
     random: StdRng,
     time: i64,
     token: String,
-    seen: Option<Place>,
-    /// Id and text of what is not acknowledged.
+    seen: Option<Position>,
+    /// Id and text of the unacknowledged messages.
     outbox: VecDeque<(Arc<str>, Arc<str>)>,
 }
 
 impl Client {
-    #[expect(clippy::too_many_arguments, reason = "its parts, put together once")]
-    pub fn new(
+    #[expect(clippy::too_many_arguments, reason = "one call, which passes all fields")]
+    pub(super) fn new(
         name: &str,
         room: &str,
         recorder: Arc<Recorder>,
@@ -82,13 +82,13 @@ impl Client {
         progress: watch::Sender<Progress>,
         seed: u64,
     ) -> Self {
-        let record = Record {
+        let history = ClientHistory {
             name: name.into(),
             room: room.into(),
-            steps: Vec::new(),
+            events: Vec::new(),
         };
         Self {
-            record,
+            history,
             recorder,
             address,
             window,
@@ -102,30 +102,30 @@ impl Client {
         }
     }
 
-    /// Runs until it has left.
-    pub async fn run(mut self) -> Record {
+    /// Runs until the client has left.
+    pub(super) async fn run(mut self) -> ClientHistory {
         let mut orders = self.orders.clone();
         loop {
             let end = tokio::select! {
                 end = self.stream() => end,
-                // Nobody gives orders any more when the run is over.
-                _ = orders.wait_for(|orders| orders.stop) => return self.record,
+                // The sender is dropped when the run is over.
+                _ = orders.wait_for(|orders| orders.stop) => return self.history,
             };
             match end {
                 Ok(End::Left) => break,
-                Ok(End::Lost) => self.note(What::Ended { is_clean: false }),
-                // There was no stream.
+                Ok(End::Lost) => self.record(ClientEvent::Ended { is_clean: false }),
+                // Not connected, so there was no stream.
                 Err(_) => {}
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RECONNECT_DELAY).await;
         }
-        self.note(What::Ended { is_clean: true });
+        self.record(ClientEvent::Ended { is_clean: true });
         self.progress.send_modify(|progress| progress.has_left = true);
-        self.record
+        self.history
     }
 
-    fn note(&mut self, what: What) {
-        self.recorder.note(&mut self.record, what);
+    fn record(&mut self, event: ClientEvent) {
+        self.recorder.record(&mut self.history, event);
     }
 
     fn tick(&mut self) -> i64 {
@@ -133,42 +133,42 @@ impl Client {
         self.time
     }
 
-    /// One connection from its begin to its end. An error when it could not be made.
+    /// Connects and runs one stream to its end. Returns an error if it cannot connect.
     async fn stream(&mut self) -> Result<End, tonic::transport::Error> {
         let channel = Endpoint::from_shared(format!("http://{}", self.address))?
-            .connect_timeout(ANSWER_WITHIN)
+            .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .connect()
             .await?;
-        // Nothing is left out: what is sent again may still wait while the window has moved on.
+        // Unbounded, because messages that are sent again may still be queued when the window has moved on.
         let (outgoing, messages) = mpsc::unbounded_channel();
         let resume = self.seen;
-        self.note(What::Join {
+        self.record(ClientEvent::Join {
             resume,
             has_token: !self.token.is_empty(),
         });
         let join = JoinMsgLeave {
-            client_name: self.record.name.clone(),
-            room: self.record.room.clone(),
+            client_name: self.history.name.clone(),
+            room: self.history.room.clone(),
             timestamp: self.tick(),
             r#type: EventType::Join.into(),
-            resume: resume.map(|Place { epoch, sequence }| ResumePoint { epoch, sequence }),
+            resume: resume.map(|Position { epoch, sequence }| ResumePoint { epoch, sequence }),
             session_token: self.token.clone(),
             wants_welcome: true,
             ..JoinMsgLeave::default()
         };
         outgoing.send(join).unwrap();
         let mut chat = ChatServiceClient::new(channel);
-        let call = timeout(ANSWER_WITHIN, chat.chat(UnboundedReceiverStream::new(messages)));
+        let call = timeout(CONNECT_TIMEOUT, chat.chat(UnboundedReceiverStream::new(messages)));
         let Ok(Ok(answer)) = call.await else {
             return Ok(End::Lost);
         };
-        let end = self.talk(outgoing, answer.into_inner()).await;
+        let end = self.exchange(outgoing, answer.into_inner()).await;
         Ok(end.unwrap_or(End::Lost))
     }
 
-    /// An error is the stream's.
-    async fn talk(
+    /// Sends and receives until the stream ends.
+    async fn exchange(
         &mut self,
         outgoing: mpsc::UnboundedSender<JoinMsgLeave>,
         mut incoming: Streaming<ServerMessage>,
@@ -179,16 +179,16 @@ impl Client {
         loop {
             let now = *orders.borrow_and_update();
             if let Some(queue) = outgoing.as_ref().filter(|_| is_welcome) {
-                self.say_more(queue, now);
+                self.send_allowed(queue, now);
                 let is_done = self.outbox.is_empty() && self.progress.borrow().sent >= now.allowance;
                 if now.leave && is_done {
-                    self.note(What::Leave);
+                    self.record(ClientEvent::Leave);
                     let leave = JoinMsgLeave {
                         timestamp: self.tick(),
                         r#type: EventType::Leave.into(),
                         ..JoinMsgLeave::default()
                     };
-                    // A queue that is closed is a stream that has ended, which is seen below.
+                    // A closed queue means that the stream has ended, which is handled below.
                     queue.send(leave).ok();
                     outgoing = None;
                 }
@@ -197,7 +197,7 @@ impl Client {
                 received = incoming.message() => received?,
                 Ok(()) = orders.changed() => continue,
                 () = tokio::time::sleep(PATIENCE), if !is_welcome => {
-                    panic!("{} is not welcomed", self.record.name)
+                    panic!("{} got no welcome", self.history.name)
                 }
             };
             let Some(message) = received else {
@@ -215,12 +215,12 @@ impl Client {
         }
     }
 
-    fn say_more(&mut self, queue: &mpsc::UnboundedSender<JoinMsgLeave>, orders: Orders) {
+    fn send_allowed(&mut self, queue: &mpsc::UnboundedSender<JoinMsgLeave>, orders: Orders) {
         while self.outbox.len() < self.window && self.progress.borrow().sent < orders.allowance {
             self.progress.send_modify(|progress| progress.sent += 1);
             let sent = self.progress.borrow().sent;
-            let message_id: Arc<str> = format!("{}-{sent}", self.record.name).into();
-            // Most are short; some are long, so that batches are of all sizes.
+            let message_id: Arc<str> = format!("{}-{sent}", self.history.name).into();
+            // Mostly short texts and some long ones, so that the server has batches of all sizes.
             let long = self.random.random_ratio(1, 8);
             let length = self.random.random_range(0..if long { 1_900 } else { 40 });
             let text: Arc<str> = format!("{message_id} {}", "x".repeat(length)).into();
@@ -239,28 +239,28 @@ impl Client {
             message_id: message_id.to_string(),
             ..JoinMsgLeave::default()
         };
-        self.note(What::Sent {
+        self.record(ClientEvent::Sent {
             message_id,
             text,
             timestamp,
         });
-        // What is lost on the way is sent again on the next stream.
+        // A lost message is sent again on the next stream.
         queue.send(message).ok();
     }
 
-    /// Whether it was the welcome.
+    /// Handles a message. Returns whether it was the welcome.
     fn receive(&mut self, message: ServerMessage) -> bool {
         self.time = self.time.max(message.timestamp);
         let message = self.recorder.share(message);
-        self.note(What::Received(Arc::clone(&message)));
-        if let Some(place) = Place::of(&message) {
-            self.seen = Some(place);
+        self.record(ClientEvent::Received(Arc::clone(&message)));
+        if let Some(position) = Position::of(&message) {
+            self.seen = Some(position);
         }
         let is_repeated = message
             .notice
             .as_ref()
             .is_some_and(|notice| notice.code() == NoticeCode::MessageRepeated);
-        let place = self.seen.map_or(0, |place| place.sequence);
+        let last = self.seen.map_or(0, |position| position.sequence);
         let pending = self.outbox.len();
         if message.sequence > 0 || is_repeated {
             self.outbox.retain(|(id, _)| **id != *message.message_id);
@@ -269,15 +269,15 @@ impl Client {
         let welcome = message.welcome.as_ref();
         if let Some(welcome) = welcome {
             self.token.clone_from(&welcome.session_token);
-            // Where the stream goes on, whether or not that is where it was.
-            self.seen = Some(Place {
+            // The stream continues there, whether or not it was recovered.
+            self.seen = Some(Position {
                 epoch: welcome.epoch,
                 sequence: welcome.sequence,
             });
         }
         self.progress.send_modify(|progress| {
             progress.acknowledged += settled;
-            progress.last = place;
+            progress.last = last;
             progress.streams += u64::from(welcome.is_some());
         });
         welcome.is_some()

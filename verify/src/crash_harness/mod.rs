@@ -1,13 +1,9 @@
-//! A server that is started, killed and started again, and clients that outlast it and record what they see.
+//! A server process that is started, killed and restarted, and clients that reconnect and record what they receive.
 #![allow(
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    unused_imports,
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_possible_truncation,
-    reason = "a test that meets what it does not expect has failed; each test uses a part"
+    reason = "a harness for tests, which panics where a test would"
 )]
 
 mod client;
@@ -22,10 +18,10 @@ pub use site::{Contents, Exit, Server, Site};
 
 use std::time::Duration;
 
-/// How long anything may take that is to happen: only a broken server needs it.
+/// A timeout that only a faulty server exceeds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The seed of a run: `CRASH_SEED`, or a new one. Printed, so that a run that failed can be tried again.
+/// The random seed of a run, from `CRASH_SEED` if that is set. It is printed, so that a failed run can be repeated.
 pub fn seed() -> u64 {
     let seed = std::env::var("CRASH_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("CRASH_SEED={seed}");

@@ -1,16 +1,16 @@
-//! What clients record.
+//! Recording the histories of clients.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::{Client, Place, Step, What};
+use crate::{ClientEvent, ClientHistory, Position, TimedEvent};
 use chitchat::proto::ServerMessage;
 
-/// What all clients of a run share: a clock, and one copy of each event.
+/// State shared by all clients of a run: a clock, and one copy of each event.
 pub struct Recorder {
     start: Instant,
-    events: Mutex<HashMap<(String, Place), Arc<ServerMessage>>>,
+    events: Mutex<HashMap<(String, Position), Arc<ServerMessage>>>,
 }
 
 impl Recorder {
@@ -21,21 +21,21 @@ impl Recorder {
         })
     }
 
-    pub fn note(&self, client: &mut Client, what: What) {
+    pub fn record(&self, client: &mut ClientHistory, event: ClientEvent) {
         let at = self.start.elapsed();
-        client.steps.push(Step { at, what });
+        client.events.push(TimedEvent { at, event });
     }
 
-    /// The copy that others have, if theirs is the same.
+    /// Returns the copy that other clients have, if it is equal.
     pub fn share(&self, message: ServerMessage) -> Arc<ServerMessage> {
-        let Some(place) = Place::of(&message) else {
+        let Some(position) = Position::of(&message) else {
             return Arc::new(message);
         };
-        let key = (message.room.clone(), place);
+        let key = (message.room.clone(), position);
         let mut events = self.events.lock().unwrap();
         match events.get(&key) {
             Some(known) if **known == message => Arc::clone(known),
-            // Somebody has another event of this place: the checker will say so.
+            // The checker reports the difference.
             Some(_) => Arc::new(message),
             None => {
                 let message = Arc::new(message);

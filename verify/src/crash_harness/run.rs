@@ -1,9 +1,9 @@
-//! A run: a server at a site, clients in a room, and at the end the history of all that.
+//! A run: clients in a room of a server, and the history that they record.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::{Client as Record, History, Place, Roster};
+use crate::{ClientHistory, History, Position, Roster};
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::get_history_request::Page;
 use chitchat::proto::{GetHistoryRequest, ListParticipantsRequest};
@@ -15,25 +15,25 @@ use tonic::transport::{Channel, Endpoint};
 use super::client::Client;
 use super::{Orders, PATIENCE, Progress, Recorder};
 
-/// The room of all runs.
-pub const ROOM: &str = "tea";
+/// The room that all clients join.
+const ROOM: &str = "tea";
 
 pub struct Run {
     recorder: Arc<Recorder>,
-    /// Where the server is.
+    /// The address of the server.
     address: SocketAddr,
     pub members: Vec<Member>,
-    done: Vec<Record>,
+    done: Vec<ClientHistory>,
     rosters: Vec<Roster>,
     seed: u64,
 }
 
-/// A client that runs.
+/// A running client.
 pub struct Member {
     pub name: String,
     orders: watch::Sender<Orders>,
     pub progress: watch::Receiver<Progress>,
-    task: JoinHandle<Record>,
+    task: JoinHandle<ClientHistory>,
 }
 
 impl Member {
@@ -45,13 +45,13 @@ impl Member {
         *self.progress.borrow()
     }
 
-    /// Waits until it has come so far.
+    /// Waits until the progress meets a condition.
     pub async fn until(&self, what: &str, mut is_far: impl FnMut(&Progress) -> bool) {
         let mut progress = self.progress.clone();
         let reached = timeout(PATIENCE, progress.wait_for(|progress| is_far(progress))).await;
         assert!(
             matches!(reached, Ok(Ok(_))),
-            "{}: {what} does not happen: {:?}",
+            "{}: timeout waiting for {what}: {:?}",
             self.name,
             self.now()
         );
@@ -70,15 +70,15 @@ impl Run {
         }
     }
 
-    /// Takes in a client that has at most `window` messages unacknowledged.
+    /// Starts a client that has at most `window` unacknowledged messages.
     pub fn add(&mut self, name: &str, window: usize) -> &Member {
         self.add_through(self.address, name, window)
     }
 
-    /// Takes in a client that reaches the server by another address.
+    /// Starts a client that connects to `address`, such as that of a proxy.
     pub fn add_through(&mut self, address: SocketAddr, name: &str, window: usize) -> &Member {
-        let (orders, told) = watch::channel(Orders::default());
-        let (tells, progress) = watch::channel(Progress::default());
+        let (orders, orders_receiver) = watch::channel(Orders::default());
+        let (progress_sender, progress) = watch::channel(Progress::default());
         self.seed = self.seed.wrapping_add(1);
         let client = Client::new(
             name,
@@ -86,8 +86,8 @@ impl Run {
             Arc::clone(&self.recorder),
             address,
             window,
-            told,
-            tells,
+            orders_receiver,
+            progress_sender,
             self.seed,
         );
         let task = tokio::spawn(client.run());
@@ -100,11 +100,11 @@ impl Run {
         self.members.last().unwrap()
     }
 
-    /// Lets everybody send `count` messages more.
+    /// Permits every client to send `count` more messages.
     pub fn allow(&self, count: u64) {
         for member in &self.members {
             member.order(|orders| {
-                // A client of no window sends nothing.
+                // A client whose window is 0 sends nothing.
                 orders.allowance += count;
             });
         }
@@ -118,18 +118,18 @@ impl Run {
         self.members.iter().map(|member| member.now().streams).collect()
     }
 
-    /// Waits until everybody has had a stream since then.
+    /// Waits until every client has had a new stream since [`Self::streams`] returned `since`.
     pub async fn until_back(&self, since: &[u64]) {
         for (member, streams) in self.members.iter().zip(since) {
             member
-                .until("coming back", |progress| {
+                .until("reconnecting", |progress| {
                     progress.has_left || progress.streams > *streams
                 })
                 .await;
         }
     }
 
-    /// Waits until everything that may be sent is acknowledged.
+    /// Waits until every sent message is acknowledged.
     pub async fn until_settled(&self) {
         for member in &self.members {
             member
@@ -140,21 +140,24 @@ impl Run {
         }
     }
 
-    /// The calls beside Chat.
+    /// Connects for unary calls.
     pub async fn calls(&self) -> ChatServiceClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         ChatServiceClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Takes note of who is in the room.
+    /// Asks the server for the participants and records the answer.
     pub async fn ask_roster(&mut self, epoch: u64) {
         let mut calls = self.calls().await;
         let request = ListParticipantsRequest { room: ROOM.into() };
         let answer = calls.list_participants(request).await.unwrap().into_inner();
-        let participants = answer.participants.into_iter().map(|who| (who.id, who.name));
+        let participants = answer
+            .participants
+            .into_iter()
+            .map(|participant| (participant.id, participant.name));
         self.rosters.push(Roster {
             room: ROOM.into(),
-            place: Place {
+            position: Position {
                 epoch,
                 sequence: answer.sequence,
             },
@@ -162,7 +165,7 @@ impl Run {
         });
     }
 
-    /// Takes those out who have left.
+    /// Collects the histories of the clients that have left.
     pub async fn reap(&mut self) {
         let (gone, members) = self.members.drain(..).partition(|member| member.now().has_left);
         self.members = members;
@@ -172,7 +175,7 @@ impl Run {
         }
     }
 
-    /// Everybody leaves; gives the whole history, with the log as the server has it now.
+    /// Makes every client leave. Returns the complete history, including the log of the server.
     pub async fn end(mut self) -> History {
         for member in &self.members {
             member.order(|orders| {
@@ -194,7 +197,7 @@ impl Run {
         }
     }
 
-    /// Everybody stops where they are; gives what they recorded.
+    /// Stops every client without leaving. Returns what they recorded.
     pub async fn stop(mut self) -> History {
         for member in self.members {
             member.order(|orders| orders.stop = true);
@@ -207,7 +210,7 @@ impl Run {
         }
     }
 
-    /// The room's log, page by page, and its epoch.
+    /// Reads the log of the room and its epoch.
     pub async fn log(&self) -> (Vec<Arc<chitchat::proto::ServerMessage>>, u64) {
         let mut calls = self.calls().await;
         let mut log = Vec::new();

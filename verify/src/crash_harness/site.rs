@@ -1,4 +1,4 @@
-//! A place where a server can run again and again: a data directory and a port that stay the same.
+//! A data directory and a port on which a server can be restarted.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 
 use super::PATIENCE;
 
-/// A data directory and a port. The directory is removed when it is dropped.
+/// A data directory and a port. The directory is removed on drop.
 pub struct Site {
-    /// Everything of this site is in here.
+    /// Contains the data directory.
     root: PathBuf,
     /// The `chitchat` that is run.
     program: PathBuf,
@@ -26,17 +26,17 @@ pub struct Site {
     failpoints: String,
 }
 
-/// A server that runs. Killed when dropped.
+/// A running server. Killed on drop.
 pub struct Server {
     child: Child,
     lines: Receiver<String>,
 }
 
-/// How a server ended by itself.
+/// How a server exited.
 #[derive(Debug)]
 pub struct Exit {
     pub code: Option<i32>,
-    /// What it said on stderr.
+    /// The lines on stderr.
     pub lines: Vec<String>,
 }
 
@@ -57,12 +57,12 @@ impl Site {
         }
     }
 
-    /// Which faults the server is to have from its next start on.
+    /// Sets the failpoints for subsequent starts.
     pub fn set_failpoints(&mut self, failpoints: &str) {
         failpoints.clone_into(&mut self.failpoints);
     }
 
-    /// A directory of this site for other purposes.
+    /// A path beside the data directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -73,24 +73,24 @@ impl Site {
             .unwrap_or_else(|exit| panic!("the server does not start: {exit:?}"))
     }
 
-    /// Starts a server, or gives how it refused to.
+    /// Starts a server. Returns an error if it exits instead of listening.
     pub fn try_start(&self) -> Result<Server, Exit> {
         let mut server = self.spawn();
         let deadline = Instant::now() + PATIENCE;
-        let mut said = Vec::new();
-        // The lines end when the process does.
+        let mut lines = Vec::new();
+        // The channel is closed when the process has exited.
         loop {
             match server.lines.recv_timeout(deadline - Instant::now()) {
                 Ok(line) if line.starts_with("chitchat: listening on ") => return Ok(server),
-                Ok(line) => said.push(line),
-                Err(RecvTimeoutError::Timeout) => panic!("the server neither starts nor ends: {said:?}"),
+                Ok(line) => lines.push(line),
+                Err(RecvTimeoutError::Timeout) => panic!("the server neither listens nor exits: {lines:?}"),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        let exit = server.wait("ends, which does not start");
+        let exit = server.wait("exits instead of listening");
         Err(Exit {
             code: exit.code(),
-            lines: said,
+            lines,
         })
     }
 
@@ -111,7 +111,7 @@ impl Site {
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
-        // Everything it says is taken, so that it never waits for a reader.
+        // Drained, so that the server never blocks on a full pipe.
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 sender.send(line).ok();
@@ -128,13 +128,13 @@ impl Drop for Site {
 }
 
 impl Server {
-    /// Ends it as a crash does.
+    /// Kills the server with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
-        self.wait("ends, which was killed");
+        self.wait("exits after SIGKILL");
     }
 
-    /// Ends it as whoever runs it does.
+    /// Stops the server with SIGTERM.
     pub fn stop(mut self) -> Exit {
         self.signal(Signal::SIGTERM);
         self.exit()
@@ -148,9 +148,9 @@ impl Server {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits for the server to exit.
     pub fn exit(&mut self) -> Exit {
-        let exit = self.wait("ends by itself");
+        let exit = self.wait("exits");
         Exit {
             code: exit.code(),
             lines: self.lines.iter().collect(),
@@ -163,7 +163,7 @@ impl Server {
             if let Some(exit) = self.child.try_wait().unwrap() {
                 return exit;
             }
-            assert!(Instant::now() < deadline, "no server that {what}");
+            assert!(Instant::now() < deadline, "timeout: no server that {what}");
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -176,8 +176,7 @@ impl Drop for Server {
     }
 }
 
-/// A port that nobody has, below those that the system gives to whoever connects: while the server is down nobody else
-/// gets it, not even a client that looks for the server.
+/// A free port below the ephemeral range, so that no outgoing connection gets it while the server is down.
 fn free_address() -> SocketAddr {
     loop {
         let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(20_000..32_000)));
@@ -187,10 +186,10 @@ fn free_address() -> SocketAddr {
     }
 }
 
-/// All files below a directory, to have them as they were again and again.
+/// A snapshot of the files in a directory, which can be restored.
 pub struct Contents {
     root: PathBuf,
-    /// Path, bytes without the zeros at the end, and length.
+    /// Path, contents without trailing zeros, and length.
     pub files: Vec<(PathBuf, Vec<u8>, u64)>,
 }
 
@@ -207,7 +206,7 @@ impl Contents {
                 }
                 let mut bytes = std::fs::read(&path).unwrap();
                 let length = bytes.len() as u64;
-                // What is allotted and not yet used need not be written again.
+                // Preallocated space need not be written on restore.
                 let used = bytes
                     .iter()
                     .rposition(|byte| *byte != 0)

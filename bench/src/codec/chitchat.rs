@@ -1,151 +1,153 @@
-//! Chit Chat's own protocol: a stream of gRPC messages for each client, several on a connection if need be.
+//! Chit Chat's gRPC: a Chat stream per client, optionally several on a connection.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::http2::{Handler, Session};
-use super::memo::{Meaning, Memo};
-use super::{Cut, Event, Kind, Seat, Sink, Wire};
+use super::decode_cache::{DecodeCache, Decoded};
+use super::http2::{Http2Connection, StreamHandler};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventKind, EventSink};
 use crate::order::fingerprint;
 use crate::plan::Http2Settings;
-use crate::protobuf::{Said, read_broadcast, write_said};
+use crate::protobuf::{OutgoingMessage, decode_broadcast, encode_message};
 use chitchat::client::SendObserver;
 use chitchat::domain::TraceContext;
 use chitchat::telemetry::ClientSpans;
 
-/// The method that takes part in a room.
 const PATH: &str = "/itu.chitchat.ChatService/Chat";
-/// Longer messages are a fault.
+/// The longest message accepted, in bytes.
 const MAX_MESSAGE: usize = 131_072;
-/// What gRPC puts in front of a message: whether it is compressed, and its length.
+/// The gRPC prefix of a message: the compression flag and the length.
 const PREFIX: usize = 5;
 
 /// One connection to Chit Chat.
 #[derive(Debug)]
 pub(crate) struct Chitchat {
     authority: String,
-    session: Session,
-    seats: Vec<Taken>,
-    /// How many of the seats have sent their JOIN.
-    joining: usize,
+    connection: Http2Connection,
+    slots: Vec<ClientStream>,
+    /// The number of clients that have sent JOIN.
+    joined: usize,
     scratch: Vec<u8>,
-    /// What the clients of this thread have read lately.
-    memo: Rc<RefCell<Memo>>,
+    cache: Rc<RefCell<DecodeCache>>,
     spans: ClientSpans,
 }
 
-/// A seat and what its stream has brought of a message that is not complete yet.
+/// A client and the state of its stream.
 #[derive(Debug)]
-struct Taken {
-    seat: Seat,
+struct ClientStream {
+    slot: ClientSlot,
     partial: Vec<u8>,
     joined: bool,
-    /// Where the memo keeps this room's messages, so that rooms do not displace each other.
-    shelf: u64,
-    /// The sequence that comes next when all is well.
+    /// Added to cache keys, so that rooms do not evict each other's messages.
+    room_hash: u64,
+    /// The expected sequence of the next event.
     next: u64,
 }
 
 impl Chitchat {
-    /// A connection for these clients.
     pub(crate) fn new(
         authority: String,
         settings: Http2Settings,
-        seats: Vec<Seat>,
-        memo: Rc<RefCell<Memo>>,
+        slots: Vec<ClientSlot>,
+        cache: Rc<RefCell<DecodeCache>>,
         spans: ClientSpans,
     ) -> Self {
-        let taken = |seat: Seat| Taken {
-            shelf: fingerprint(0, 0, 0, seat.room.as_bytes()),
-            seat,
+        let taken = |slot: ClientSlot| ClientStream {
+            room_hash: fingerprint(0, 0, 0, slot.room.as_bytes()),
+            slot,
             partial: Vec::new(),
             joined: false,
             next: 0,
         };
         Self {
             authority,
-            session: Session::new(settings),
-            seats: seats.into_iter().map(taken).collect(),
-            joining: 0,
+            connection: Http2Connection::new(settings),
+            slots: slots.into_iter().map(taken).collect(),
+            joined: 0,
             scratch: Vec::new(),
-            memo,
+            cache,
             spans,
         }
     }
 
-    /// Opens a stream and sends a JOIN for each seat, as far as the server's windows permit.
-    fn join(&mut self, out: &mut Vec<u8>) -> Result<(), Cut> {
-        let allowed = usize::try_from(self.session.allowed_streams()).unwrap_or(usize::MAX);
-        if self.seats.len() > allowed {
-            let needed = self.seats.len();
-            return Err(Cut(format!(
+    /// Opens a stream and sends JOIN for each client, as far as the server's flow-control windows permit.
+    fn join(&mut self, out: &mut Vec<u8>) -> Result<(), ConnectionError> {
+        let allowed = usize::try_from(self.connection.max_streams()).unwrap_or(usize::MAX);
+        if self.slots.len() > allowed {
+            let needed = self.slots.len();
+            return Err(ConnectionError(format!(
                 "the server allows {allowed} streams a connection and {needed} are needed: use more --connections"
             )));
         }
-        while let Some(Taken { seat, .. }) = self.seats.get(self.joining) {
-            let said = Said {
-                kind: Kind::Join,
-                name: &seat.name,
-                room: &seat.room,
+        while let Some(ClientStream { slot, .. }) = self.slots.get(self.joined) {
+            let message = OutgoingMessage {
+                kind: EventKind::Join,
+                name: &slot.name,
+                room: &slot.room,
                 timestamp: 1,
                 text: b"",
                 trace: "",
             };
-            frame_message(&said, &mut self.scratch);
-            if !self.session.permits(self.joining, self.scratch.len()) {
+            frame_message(&message, &mut self.scratch);
+            if !self.connection.has_window(self.joined, self.scratch.len()) {
                 break;
             }
-            self.session.request(&self.authority, PATH, out);
-            self.session.send(self.joining, &self.scratch, false, out);
-            self.joining += 1;
+            self.connection.request(&self.authority, PATH, out);
+            self.connection.send(self.joined, &self.scratch, false, out);
+            self.joined += 1;
         }
         Ok(())
     }
 }
 
-/// Writes a message with gRPC's prefix over `scratch`.
-fn frame_message(said: &Said<'_>, scratch: &mut Vec<u8>) {
+/// Replaces `scratch` by a message with its gRPC prefix.
+fn frame_message(message: &OutgoingMessage<'_>, scratch: &mut Vec<u8>) {
     scratch.clear();
     scratch.extend_from_slice(&[0; PREFIX]);
-    write_said(said, scratch);
+    encode_message(message, scratch);
     let length = u32::try_from(scratch.len() - PREFIX).unwrap_or(u32::MAX);
-    if let Some(place) = scratch.get_mut(1..PREFIX) {
-        place.copy_from_slice(&length.to_be_bytes());
+    if let Some(length_field) = scratch.get_mut(1..PREFIX) {
+        length_field.copy_from_slice(&length.to_be_bytes());
     }
 }
 
-impl Wire for Chitchat {
+impl Codec for Chitchat {
     fn open(&mut self, out: &mut Vec<u8>) {
-        self.session.open(out);
+        self.connection.open(out);
     }
 
-    fn receive(&mut self, input: &[u8], sink: &mut impl Sink, out: &mut Vec<u8>) -> Result<usize, Cut> {
-        let mut memo = self.memo.borrow_mut();
+    fn receive(
+        &mut self,
+        input: &[u8],
+        sink: &mut impl EventSink,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, ConnectionError> {
+        let mut cache = self.cache.borrow_mut();
         let mut streams = Streams {
-            seats: &mut self.seats,
-            memo: &mut memo,
+            slots: &mut self.slots,
+            cache: &mut cache,
             sink,
         };
-        let done = self.session.receive(input, &mut streams, out)?;
-        drop(memo);
-        if self.joining < self.seats.len() && self.session.settled() {
+        let done = self.connection.receive(input, &mut streams, out)?;
+        drop(cache);
+        if self.joined < self.slots.len() && self.connection.settings_received() {
             self.join(out)?;
         }
-        if let Some(goaway) = self.session.goaway()
-            && self.joining < self.seats.len()
+        if let Some(goaway) = self.connection.goaway()
+            && self.joined < self.slots.len()
         {
-            return Err(Cut(goaway.to_owned()));
+            return Err(ConnectionError(goaway.to_owned()));
         }
         Ok(done)
     }
 
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        let room = self.seats.first().map_or("", |taken| &taken.seat.room);
+        let room = self.slots.first().map_or("", |taken| &taken.slot.room);
         let span = self.spans.send(room, text.len());
         let context = span.as_ref().map(|span| span.trace_context());
         frame_message(
-            &Said {
-                kind: Kind::Message,
+            &OutgoingMessage {
+                kind: EventKind::Message,
                 name: "",
                 room: "",
                 timestamp,
@@ -154,9 +156,9 @@ impl Wire for Chitchat {
             },
             &mut self.scratch,
         );
-        let is_permitted = self.session.permits(0, self.scratch.len());
+        let is_permitted = self.connection.has_window(0, self.scratch.len());
         if is_permitted {
-            self.session.send(0, &self.scratch, false, out);
+            self.connection.send(0, &self.scratch, false, out);
         }
         match span {
             Some(span) if is_permitted => {
@@ -169,38 +171,38 @@ impl Wire for Chitchat {
         is_permitted
     }
 
-    fn leave(&mut self, seat: usize, timestamp: i64, out: &mut Vec<u8>) -> bool {
-        let said = Said {
-            kind: Kind::Leave,
+    fn leave(&mut self, slot: usize, timestamp: i64, out: &mut Vec<u8>) -> bool {
+        let message = OutgoingMessage {
+            kind: EventKind::Leave,
             name: "",
             room: "",
             timestamp,
             text: b"",
             trace: "",
         };
-        frame_message(&said, &mut self.scratch);
-        if seat < self.joining && self.session.permits(seat, self.scratch.len()) {
-            self.session.send(seat, &self.scratch, true, out);
+        frame_message(&message, &mut self.scratch);
+        if slot < self.joined && self.connection.has_window(slot, self.scratch.len()) {
+            self.connection.send(slot, &self.scratch, true, out);
             return true;
         }
         false
     }
 }
 
-/// Cuts the bodies of the streams into messages.
+/// Splits the response bodies into messages.
 struct Streams<'a, S> {
-    seats: &'a mut [Taken],
-    memo: &'a mut Memo,
+    slots: &'a mut [ClientStream],
+    cache: &'a mut DecodeCache,
     sink: &'a mut S,
 }
 
-impl<S: Sink> Handler for Streams<'_, S> {
-    fn data(&mut self, stream: usize, mut bytes: &[u8]) -> Result<(), Cut> {
-        let Some(taken) = self.seats.get_mut(stream) else {
+impl<S: EventSink> StreamHandler for Streams<'_, S> {
+    fn data(&mut self, stream: usize, mut bytes: &[u8]) -> Result<(), ConnectionError> {
+        let Some(taken) = self.slots.get_mut(stream) else {
             return Ok(());
         };
         if !taken.partial.is_empty() {
-            // A message began in an earlier piece: complete it, no more, so that the rest can be read in place.
+            // Complete the partial message, and no more, so that the rest is parsed without copying.
             if let Some(missing) = PREFIX.checked_sub(taken.partial.len()) {
                 bytes = move_front(bytes, missing, &mut taken.partial);
             }
@@ -216,7 +218,7 @@ impl<S: Sink> Handler for Streams<'_, S> {
             taken.message(
                 stream,
                 partial.get(PREFIX..).unwrap_or_default(),
-                self.memo,
+                self.cache,
                 self.sink,
             )?;
             partial.clear();
@@ -229,7 +231,7 @@ impl<S: Sink> Handler for Streams<'_, S> {
             taken.message(
                 stream,
                 message.get(PREFIX..).unwrap_or_default(),
-                self.memo,
+                self.cache,
                 self.sink,
             )?;
             bytes = rest;
@@ -243,111 +245,112 @@ impl<S: Sink> Handler for Streams<'_, S> {
     }
 }
 
-/// Moves up to `count` bytes to the end of `to`; gives the rest.
+/// Moves up to `count` bytes to the end of `to`. Returns the rest.
 fn move_front<'a>(bytes: &'a [u8], count: usize, to: &mut Vec<u8>) -> &'a [u8] {
     let (front, rest) = bytes.split_at(count.min(bytes.len()));
     to.extend_from_slice(front);
     rest
 }
 
-/// How long the message at the front is; `None` while its prefix is incomplete.
+/// The length of the first message; `None` while its prefix is incomplete.
 #[inline]
-fn message_length(bytes: &[u8]) -> Result<Option<usize>, Cut> {
+fn message_length(bytes: &[u8]) -> Result<Option<usize>, ConnectionError> {
     let Some((&[compressed, a, b, c, d], _)) = bytes.split_first_chunk::<PREFIX>() else {
         return Ok(None);
     };
     let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
     if compressed != 0 || length > MAX_MESSAGE {
-        return Err(Cut(format!(
+        return Err(ConnectionError(format!(
             "a gRPC message that is {length} bytes long, compressed: {compressed}; at most {MAX_MESSAGE} and 0 are expected"
         )));
     }
     Ok(Some(length))
 }
 
-impl Taken {
+impl ClientStream {
     #[inline]
     fn message(
         &mut self,
-        seat: usize,
+        slot: usize,
         bytes: &[u8],
-        memo: &mut Memo,
-        sink: &mut impl Sink,
-    ) -> Result<(), Cut> {
-        let place = self.shelf.wrapping_add(self.next);
-        let meaning = match memo.recall(place, bytes) {
-            Some(meaning) => meaning,
-            None => match self.read(seat, bytes, memo, sink)? {
-                Some(meaning) => meaning,
+        cache: &mut DecodeCache,
+        sink: &mut impl EventSink,
+    ) -> Result<(), ConnectionError> {
+        let key = self.room_hash.wrapping_add(self.next);
+        let decoded = match cache.get(key, bytes) {
+            Some(decoded) => decoded,
+            None => match self.decode(slot, bytes, cache, sink)? {
+                Some(decoded) => decoded,
                 None => return Ok(()),
             },
         };
-        if meaning.sequence != 0 {
-            self.next = meaning.sequence.wrapping_add(1);
+        if decoded.sequence != 0 {
+            self.next = decoded.sequence.wrapping_add(1);
         }
-        let (from, to) = meaning.text;
+        let (from, to) = decoded.text;
         sink.event(
-            seat,
+            slot,
             &Event {
-                kind: meaning.kind,
+                kind: decoded.kind,
                 text: bytes.get(from..to).unwrap_or_default(),
-                sender: meaning.sender,
-                sequence: meaning.sequence,
-                timestamp: meaning.timestamp,
-                print: meaning.print,
+                sender: decoded.sender,
+                sequence: decoded.sequence,
+                timestamp: decoded.timestamp,
+                fingerprint: decoded.fingerprint,
             },
         );
         Ok(())
     }
 
-    /// Reads a message that nobody on this thread has read; `None` when it is no event.
-    fn read(
+    /// Decodes a message that is not cached. Returns `None` if it is not an event.
+    fn decode(
         &mut self,
-        seat: usize,
+        slot: usize,
         bytes: &[u8],
-        memo: &mut Memo,
-        sink: &mut impl Sink,
-    ) -> Result<Option<Meaning>, Cut> {
-        let Some(message) = read_broadcast(bytes) else {
-            return Err(Cut("a message that is not valid protobuf".to_owned()));
+        cache: &mut DecodeCache,
+        sink: &mut impl EventSink,
+    ) -> Result<Option<Decoded>, ConnectionError> {
+        let Some(message) = decode_broadcast(bytes) else {
+            return Err(ConnectionError("a message that is not valid protobuf".to_owned()));
         };
-        // The welcome is for this client alone and no event of the room.
+        // The welcome is not an event of the room.
         let (false, Some(kind)) = (message.welcome, message.kind) else {
             return Ok(None);
         };
-        // The text is a part of the bytes, or empty.
+        // The text is a subslice of `bytes`, or empty.
         let from = (message.text.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
         let text = if message.text.is_empty() {
             (0, 0)
         } else {
             (from, from.wrapping_add(message.text.len()))
         };
-        let meaning = Meaning {
+        let decoded = Decoded {
             kind,
             text,
             sender: message.sender_id,
             sequence: message.sequence,
             timestamp: message.timestamp,
-            print: fingerprint(
+            fingerprint: fingerprint(
                 message.sequence,
                 message.timestamp,
                 message.sender_id,
                 message.text,
             ),
         };
-        if kind == Kind::Message && message.sequence != 0 {
-            memo.keep(self.shelf.wrapping_add(message.sequence), bytes, meaning);
+        if kind == EventKind::Message && message.sequence != 0 {
+            cache.insert(self.room_hash.wrapping_add(message.sequence), bytes, decoded);
         }
-        if !self.joined && kind == Kind::Join && self.is_own(message.sender_name, message.text) {
+        if !self.joined && kind == EventKind::Join && self.is_own(message.sender_name, message.text) {
             self.joined = true;
-            sink.joined(seat);
+            sink.joined(slot);
         }
-        Ok(Some(meaning))
+        Ok(Some(decoded))
     }
 
-    /// Whether a JOIN is this client's: by who it is from or, with servers that announce it as their own, by what it says.
+    /// Whether a JOIN is this client's own: by its sender or, with servers that send JOINs in their own name, by its
+    /// text.
     fn is_own(&self, sender: &[u8], text: &[u8]) -> bool {
-        let name = self.seat.name.as_bytes();
+        let name = self.slot.name.as_bytes();
         sender == name
             || text
                 .strip_prefix(b"Participant ")
@@ -358,7 +361,7 @@ impl Taken {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Kept, feed, seats};
+    use super::super::tests::{Recorder, feed, slots};
     use super::*;
     use crate::plan::tests::plan;
     use chitchat::proto;
@@ -371,11 +374,11 @@ mod tests {
     const GOAWAY: u8 = 7;
     const WINDOW_UPDATE: u8 = 8;
 
-    fn wire(names: &[&str]) -> Chitchat {
+    fn codec(names: &[&str]) -> Chitchat {
         Chitchat::new(
             "server".into(),
             plan().http2,
-            seats(names),
+            slots(names),
             Rc::default(),
             ClientSpans::default(),
         )
@@ -406,21 +409,22 @@ mod tests {
         bytes
     }
 
-    /// What a server says first: settings that are the defaults.
+    /// The server's first frame, with default settings.
     fn settings() -> Vec<u8> {
         frame(SETTINGS, 0, 0, &[])
     }
 
-    /// A connection whose clients have opened their streams, as they do when the server has told its settings.
+    /// A connection whose clients have opened their streams, which they do once the server's settings have arrived.
     fn joined(names: &[&str]) -> Chitchat {
-        let mut wire = wire(names);
-        wire.receive(&settings(), &mut Kept::default(), &mut Vec::new())
+        let mut codec = codec(names);
+        codec
+            .receive(&settings(), &mut Recorder::default(), &mut Vec::new())
             .unwrap();
-        wire
+        codec
     }
 
     #[test]
-    fn messages_are_read_however_they_are_cut_into_frames_and_reads() {
+    fn messages_are_decoded_at_any_frame_and_read_boundary() {
         let mut body = message(proto::EventType::Join, "a", "Participant a joined");
         body.extend(message(proto::EventType::Message, "b", "one"));
         body.extend(message(proto::EventType::Message, "b", &"long ".repeat(60)));
@@ -430,32 +434,32 @@ mod tests {
                 bytes.extend(frame(DATA, 0, 1, part));
             }
             for size in [1, 2, 9, 10, 63, 5_000] {
-                let (kept, _) = feed(&mut joined(&["a"]), &bytes, size).unwrap();
-                assert_eq!(kept.joined, [0]);
-                let texts: Vec<_> = kept.texts.iter().map(|(_, text)| text.len()).collect();
+                let (recorder, _) = feed(&mut joined(&["a"]), &bytes, size).unwrap();
+                assert_eq!(recorder.joined, [0]);
+                let texts: Vec<_> = recorder.texts.iter().map(|(_, text)| text.len()).collect();
                 assert_eq!(texts, [20, 3, 300]);
-                assert_eq!(kept.ended, []);
+                assert_eq!(recorder.ended, []);
             }
         }
     }
 
     #[test]
-    fn streams_of_one_connection_are_kept_apart() {
+    fn interleaved_streams_are_separated() {
         let (join_a, join_b) = (
             message(proto::EventType::Join, "a", ""),
             message(proto::EventType::Join, "b", ""),
         );
-        // The two streams' messages are interleaved in the middle.
+        // The messages of the two streams are interleaved.
         let mut bytes = frame(DATA, 0, 1, &join_a[..8]);
         bytes.extend(frame(DATA, 0, 3, &join_b[..2]));
         bytes.extend(frame(DATA, 0, 1, &join_a[8..]));
         bytes.extend(frame(DATA, 0, 3, &join_b[2..]));
-        let (kept, _) = feed(&mut joined(&["a", "b"]), &bytes, 4).unwrap();
-        assert_eq!(kept.joined, [0, 1]);
+        let (recorder, _) = feed(&mut joined(&["a", "b"]), &bytes, 4).unwrap();
+        assert_eq!(recorder.joined, [0, 1]);
     }
 
     #[test]
-    fn padding_and_trailers_are_understood() {
+    fn padding_and_trailers_are_parsed() {
         let mut padded = vec![2];
         padded.extend(message(proto::EventType::Message, "b", "x"));
         padded.extend([0, 0]);
@@ -469,64 +473,80 @@ mod tests {
             trailers.extend(text.as_bytes());
         }
         bytes.extend(frame(HEADERS, 5, 1, &trailers));
-        let (kept, _) = feed(&mut joined(&["a"]), &bytes, 6).unwrap();
-        assert_eq!(kept.texts, [(0, "x".into())]);
-        assert_eq!(kept.ended, [(0, Some("grpc-status 7: no entry".into()))]);
+        let (recorder, _) = feed(&mut joined(&["a"]), &bytes, 6).unwrap();
+        assert_eq!(recorder.texts, [(0, "x".into())]);
+        assert_eq!(recorder.ended, [(0, Some("grpc-status 7: no entry".into()))]);
     }
 
     #[test]
-    fn pings_and_settings_are_answered() {
+    fn pings_and_settings_are_acknowledged() {
         let mut bytes = settings();
         bytes.extend(frame(PING, 0, 0, b"12345678"));
-        let (_, out) = feed(&mut wire(&[]), &bytes, 3).unwrap();
+        let (_, out) = feed(&mut codec(&[]), &bytes, 3).unwrap();
         let mut answers = frame(SETTINGS, 1, 0, &[]);
         answers.extend(frame(PING, 1, 0, b"12345678"));
         assert_eq!(out, answers);
     }
 
     #[test]
-    fn an_angry_goaway_is_told_with_its_reason() {
+    fn a_goaway_with_an_error_is_reported_with_its_reason() {
         let mut payload = vec![0, 0, 0, 0, 0, 0, 0, 11];
         payload.extend(b"too_many_data_frames");
-        let cut = feed(&mut wire(&["a"]), &frame(GOAWAY, 0, 0, &payload), 99).unwrap_err();
+        let cut = feed(&mut codec(&["a"]), &frame(GOAWAY, 0, 0, &payload), 99).unwrap_err();
         assert_eq!(cut.0, "GOAWAY ENHANCE_YOUR_CALM too_many_data_frames");
     }
 
     #[test]
-    fn nothing_is_sent_beyond_the_servers_windows() {
-        let mut wire = wire(&["a"]);
-        let (mut kept, mut out) = (Kept::default(), Vec::new());
-        // A stream window of 200 bytes: the JOIN and one message fit.
-        wire.receive(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 200]), &mut kept, &mut out)
+    fn sending_respects_the_windows_of_the_server() {
+        let mut codec = codec(&["a"]);
+        let (mut recorder, mut out) = (Recorder::default(), Vec::new());
+        // The JOIN and one message fit into a stream window of 200 bytes.
+        codec
+            .receive(
+                &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 200]),
+                &mut recorder,
+                &mut out,
+            )
             .unwrap();
         out.clear();
-        assert!(wire.publish(9, &[b'x'; 100], &mut out));
+        assert!(codec.publish(9, &[b'x'; 100], &mut out));
         let sent = out.len();
-        assert!(!wire.publish(9, &[b'x'; 100], &mut out));
-        assert_eq!(out.len(), sent, "a refused message leaves nothing behind");
-        wire.receive(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 1, 0]), &mut kept, &mut out)
+        assert!(!codec.publish(9, &[b'x'; 100], &mut out));
+        assert_eq!(
+            out.len(),
+            sent,
+            "nothing is appended for a message that does not fit"
+        );
+        codec
+            .receive(
+                &frame(WINDOW_UPDATE, 0, 1, &[0, 0, 1, 0]),
+                &mut recorder,
+                &mut out,
+            )
             .unwrap();
-        assert!(wire.publish(9, &[b'x'; 100], &mut out));
+        assert!(codec.publish(9, &[b'x'; 100], &mut out));
     }
 
     #[test]
-    fn the_windows_are_widened_when_half_is_used_up() {
-        let mut wire = wire(&["a"]);
-        wire.session = Session::new(crate::plan::Http2Settings {
+    fn a_window_update_is_sent_when_half_a_window_is_used() {
+        let mut codec = codec(&["a"]);
+        codec.connection = Http2Connection::new(crate::plan::Http2Settings {
             max_frame_size: 16_384,
             stream_window: 65_535,
             connection_window: 65_535,
         });
-        let (mut kept, mut out) = (Kept::default(), Vec::new());
-        wire.receive(&settings(), &mut kept, &mut out).unwrap();
+        let (mut recorder, mut out) = (Recorder::default(), Vec::new());
+        codec.receive(&settings(), &mut recorder, &mut out).unwrap();
         out.clear();
         let text = message(proto::EventType::Message, "b", &"x".repeat(16_000));
         for _ in 0..2 {
-            wire.receive(&frame(DATA, 0, 1, &text), &mut kept, &mut out)
+            codec
+                .receive(&frame(DATA, 0, 1, &text), &mut recorder, &mut out)
                 .unwrap();
         }
         assert!(out.is_empty());
-        wire.receive(&frame(DATA, 0, 1, &text), &mut kept, &mut out)
+        codec
+            .receive(&frame(DATA, 0, 1, &text), &mut recorder, &mut out)
             .unwrap();
         let more = u32::try_from(text.len() * 3).unwrap().to_be_bytes();
         let mut expected = frame(WINDOW_UPDATE, 0, 0, &more);
@@ -535,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_the_protocol_is_a_fault() {
+    fn protocol_errors_are_reported() {
         let wrong = [
             frame(DATA, 0, 2, b""),
             frame(DATA, 0, 9, b""),
@@ -552,9 +572,9 @@ mod tests {
     }
 
     #[test]
-    fn too_few_streams_are_told_before_anybody_joins() {
+    fn a_stream_limit_that_is_too_low_is_reported_before_any_join() {
         let one_stream = frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]);
-        let cut = feed(&mut wire(&["a", "b"]), &one_stream, 99).unwrap_err();
+        let cut = feed(&mut codec(&["a", "b"]), &one_stream, 99).unwrap_err();
         assert!(cut.0.contains("--connections"), "{cut}");
     }
 }

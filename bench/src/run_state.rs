@@ -1,4 +1,4 @@
-//! What the threads of a run share: the phase they are in, and what they have counted.
+//! The state that the threads of a run share: its phase and its counters.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,60 +8,60 @@ use tokio::sync::watch;
 
 use super::error::BenchError;
 
-/// What the clients are to do. Times are nanoseconds since the run's origin.
+/// The phase of a run. Times are in nanoseconds since the run's origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Connect and join.
     Join,
-    /// Send, from `start` on. What is sent from `begin` up to `end` counts.
+    /// Send from `start` on. Messages sent in `begin..end` are measured.
     Run { start: u64, begin: u64, end: u64 },
-    /// Send nothing new; receive what is under way.
+    /// Send nothing new, and receive what is in flight.
     Drain { start: u64, begin: u64, end: u64 },
-    /// Say goodbye.
+    /// Leave and disconnect.
     Leave,
 }
 
-/// Counters that only grow. Each thread adds to them once a read, not once a message.
+/// Counters that only increase. Each thread updates them once per read, not per message.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Clients that take part.
+    /// Clients that have joined.
     pub(super) joined: AtomicU64,
-    /// When the latest of them joined.
-    pub(super) joined_at: AtomicU64,
-    /// Everything that was received, announcements included.
+    /// When the latest client joined.
+    pub(super) last_join_at: AtomicU64,
+    /// All received events, including JOIN and LEAVE.
     pub(super) events: AtomicU64,
-    /// Messages of this run that a client received for the first time.
-    pub(super) fresh: AtomicU64,
-    /// Those of them that arrived within the measured time.
+    /// First deliveries of messages of this run.
+    pub(super) delivered: AtomicU64,
+    /// First deliveries within the measured time.
     pub(super) measured: AtomicU64,
-    /// When the latest of them arrived.
-    pub(super) fresh_at: AtomicU64,
-    /// Publishers that will send nothing any more.
+    /// When the latest first delivery arrived.
+    pub(super) last_delivery_at: AtomicU64,
+    /// Publishers that have stopped sending.
     pub(super) finished: AtomicU64,
     /// Clients whose connection or stream ended before they left.
-    pub(super) cut: AtomicU64,
-    /// Connections that have said goodbye.
+    pub(super) disconnects: AtomicU64,
+    /// Connections that have been closed.
     pub(super) closed: AtomicU64,
 }
 
-/// What the threads of a run share.
+/// The state that the threads of a run share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    /// What times are counted from.
+pub(super) struct RunState {
+    /// The origin of all times of the run.
     origin: Instant,
-    /// Tells this run's texts from others'.
+    /// Distinguishes the messages of this run from others.
     pub(super) run: u16,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) counters: Counters,
-    /// How many messages each publisher has sent.
+    /// The number of messages sent, by publisher.
     pub(super) sent: Vec<AtomicU32>,
-    /// Why the run cannot go on.
+    /// The error that ends the run.
     failure: Mutex<Option<BenchError>>,
-    /// Why the first stream ended that ended too early.
-    first_cut: Mutex<Option<String>>,
+    /// Why the first failed stream ended.
+    first_disconnect: Mutex<Option<String>>,
 }
 
-impl Shared {
+impl RunState {
     pub(super) fn new(run: u16, publishers: u32) -> Self {
         Self {
             origin: Instant::now(),
@@ -70,7 +70,7 @@ impl Shared {
             counters: Counters::default(),
             sent: (0..publishers).map(|_| AtomicU32::new(0)).collect(),
             failure: Mutex::new(None),
-            first_cut: Mutex::new(None),
+            first_disconnect: Mutex::new(None),
         }
     }
 
@@ -80,18 +80,18 @@ impl Shared {
         u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// When a time since the run's origin is.
+    /// Converts nanoseconds since the run's origin to an instant.
     pub(super) fn instant(&self, nanoseconds: u64) -> Instant {
         self.origin + std::time::Duration::from_nanos(nanoseconds)
     }
 
-    /// Notes why the run cannot go on; the first reason is the one that is told.
+    /// Sets the error that ends the run. Only the first one is kept.
     pub(super) fn fail(&self, error: BenchError) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert(error);
     }
 
-    /// Why the run cannot go on.
+    /// The error that ends the run.
     pub(super) fn failure(&self) -> Option<BenchError> {
         self.failure
             .lock()
@@ -99,28 +99,31 @@ impl Shared {
             .clone()
     }
 
-    /// Notes why a stream ended too early; the first reason is kept.
-    pub(super) fn cut(&self, why: &str) {
-        let mut first = self.first_cut.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Records why a stream failed. Only the first reason is kept.
+    pub(super) fn record_disconnect(&self, why: &str) {
+        let mut first = self
+            .first_disconnect
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| why.to_owned());
     }
 
-    /// Why the first stream ended that ended too early.
-    pub(super) fn first_cut(&self) -> Option<String> {
-        self.first_cut
+    /// Why the first failed stream ended.
+    pub(super) fn first_disconnect(&self) -> Option<String> {
+        self.first_disconnect
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// How many messages a publisher has sent.
+    /// The number of messages that a publisher has sent.
     pub(super) fn sent_by(&self, publisher: usize) -> u32 {
         self.sent
             .get(publisher)
             .map_or(0, |sent| sent.load(Ordering::Relaxed))
     }
 
-    /// How many deliveries the messages sent so far make, when a room's message goes to `listeners(room)` clients.
+    /// The number of deliveries that the messages sent so far require, with `listeners(room)` clients in a room.
     pub(super) fn expected(&self, rooms: usize, listeners: impl Fn(usize) -> u64) -> u64 {
         (0..self.sent.len())
             .map(|publisher| u64::from(self.sent_by(publisher)) * listeners(publisher % rooms))
@@ -128,14 +131,14 @@ impl Shared {
     }
 }
 
-/// Shorthand: these counters order nothing, they are only added up.
-pub(super) trait Tally {
+/// Relaxed operations: these counters do not synchronize anything.
+pub(super) trait Counter {
     fn add(&self, more: u64);
     fn get(&self) -> u64;
-    fn raise(&self, to: u64);
+    fn raise_to(&self, to: u64);
 }
 
-impl Tally for AtomicU64 {
+impl Counter for AtomicU64 {
     fn add(&self, more: u64) {
         self.fetch_add(more, Ordering::Relaxed);
     }
@@ -144,7 +147,7 @@ impl Tally for AtomicU64 {
         self.load(Ordering::Relaxed)
     }
 
-    fn raise(&self, to: u64) {
+    fn raise_to(&self, to: u64) {
         self.fetch_max(to, Ordering::Relaxed);
     }
 }
@@ -154,16 +157,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_failure_is_told() {
-        let shared = Shared::new(1, 1);
+    fn the_first_failure_is_kept() {
+        let shared = RunState::new(1, 1);
         shared.fail(BenchError::Io("first".into()));
         shared.fail(BenchError::Io("second".into()));
         assert_eq!(shared.failure(), Some(BenchError::Io("first".into())));
     }
 
     #[test]
-    fn expected_deliveries_follow_the_rooms() {
-        let shared = Shared::new(1, 3);
+    fn expected_deliveries_are_counted_per_room() {
+        let shared = RunState::new(1, 3);
         for (sent, count) in shared.sent.iter().zip([10, 20, 30]) {
             sent.store(count, Ordering::Relaxed);
         }

@@ -1,50 +1,50 @@
-//! MQTT 3.1.1 at QoS 0, as mosquitto speaks it. A room is a topic. A publisher subscribes on its own connection and counts
-//! what comes back, as Chit Chat's participants do.
+//! MQTT 3.1.1 at QoS 0. A room is a topic. A publisher subscribes on its own connection and so receives its own
+//! messages.
 
-use super::{Cut, Event, Seat, Sink, Wire};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink};
 
-/// Longer packets are a fault.
+/// The longest packet accepted, in bytes.
 const MAX_PACKET: usize = 65_536;
 
-/// The first bytes of packets: the type in the upper half, the flags that the standard asks for in the lower one.
+/// The first byte of each packet type, including the flags that the standard requires.
 const CONNECT: u8 = 0x10;
 const CONNACK: u8 = 0x20;
 const PUBLISH: u8 = 0x30;
 const SUBSCRIBE: u8 = 0x82;
 const SUBACK: u8 = 0x90;
 
-/// Version 4 of the protocol, a clean session, and no keep-alive: section 3.1.2 of the standard.
+/// Protocol level 4, a clean session, no keep-alive (section 3.1.2 of the standard).
 const CONNECT_HEADER: &[u8] = b"\x00\x04MQTT\x04\x02\x00\x00";
-/// No session from before, and no reason to refuse: section 3.2.2.
+/// No session present, connection accepted (section 3.2.2).
 const ACCEPTED: &[u8] = &[0, 0];
-/// The one subscription, number 1, at QoS 0: section 3.9.3.
+/// Packet identifier 1, granted QoS 0 (section 3.9.3).
 const GRANTED: &[u8] = &[0, 1, 0];
 
 /// One connection to an MQTT server.
 #[derive(Debug)]
 pub(crate) struct Mqtt {
-    seat: Seat,
-    /// What a message of the length in `head_for` begins with, up to its text.
+    slot: ClientSlot,
+    /// The start of a message whose text has length `head_for`.
     head: Vec<u8>,
     head_for: usize,
 }
 
-/// A packet at the front of the input.
+/// The first packet of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packet<'a> {
     first: u8,
     body: &'a [u8],
-    /// What follows it.
+    /// The input after the packet.
     rest: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
     /// `None` while it is incomplete.
-    fn take(input: &'a [u8]) -> Result<Option<Self>, Cut> {
+    fn take(input: &'a [u8]) -> Result<Option<Self>, ConnectionError> {
         let Some((&first, mut rest)) = input.split_first() else {
             return Ok(None);
         };
-        // The length is written in groups of seven bits, the lowest first; three are enough for the longest that is allowed.
+        // The length is a varint. Three bytes suffice for MAX_PACKET.
         let mut length = 0;
         for shift in [0, 7, 14] {
             let Some((&byte, after)) = rest.split_first() else {
@@ -60,7 +60,7 @@ impl<'a> Packet<'a> {
             }
         }
         if length > MAX_PACKET {
-            return Err(Cut(format!(
+            return Err(ConnectionError(format!(
                 "not MQTT, or a packet of more than {MAX_PACKET} bytes: {}",
                 String::from_utf8_lossy(input.get(..60).unwrap_or(input)).escape_debug()
             )));
@@ -72,26 +72,25 @@ impl<'a> Packet<'a> {
 }
 
 impl Mqtt {
-    /// A connection for this client.
-    pub(crate) fn new(seat: Seat) -> Self {
+    pub(crate) fn new(slot: ClientSlot) -> Self {
         Self {
-            seat,
+            slot,
             head: Vec::new(),
             head_for: usize::MAX,
         }
     }
 
-    /// The text of a message, which follows its topic; `None` when the topic is another.
+    /// Returns the text of a PUBLISH packet; `None` if the topic is not the client's.
     fn text<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
         let (&length, rest) = body.split_first_chunk::<2>()?;
         let (topic, text) = rest.split_at_checked(usize::from(u16::from_be_bytes(length)))?;
-        (topic == self.seat.room.as_bytes()).then_some(text)
+        (topic == self.slot.room.as_bytes()).then_some(text)
     }
 }
 
-impl Wire for Mqtt {
+impl Codec for Mqtt {
     fn open(&mut self, out: &mut Vec<u8>) {
-        let Seat { name, room } = &self.seat;
+        let ClientSlot { name, room } = &self.slot;
         put_head(out, CONNECT, CONNECT_HEADER.len() + 2 + name.len());
         out.extend_from_slice(CONNECT_HEADER);
         put_string(out, name);
@@ -101,21 +100,28 @@ impl Wire for Mqtt {
         out.push(0);
     }
 
-    fn receive(&mut self, input: &[u8], sink: &mut impl Sink, _out: &mut Vec<u8>) -> Result<usize, Cut> {
+    fn receive(
+        &mut self,
+        input: &[u8],
+        sink: &mut impl EventSink,
+        _out: &mut Vec<u8>,
+    ) -> Result<usize, ConnectionError> {
         let mut rest = input;
         while let Some(packet) = Packet::take(rest)? {
             match (packet.first, packet.body) {
                 (PUBLISH, body) => {
                     let text = self
                         .text(body)
-                        .ok_or_else(|| Cut("a message of another topic".to_owned()))?;
+                        .ok_or_else(|| ConnectionError("a message of another topic".to_owned()))?;
                     sink.event(0, &Event::plain(text));
                 }
                 (CONNACK, ACCEPTED) => {}
                 (SUBACK, GRANTED) => sink.joined(0),
                 (first, body) => {
                     let body = body.get(..20).unwrap_or(body);
-                    return Err(Cut(format!("the server said {first:#04x} {body:02x?}")));
+                    return Err(ConnectionError(format!(
+                        "the server replied {first:#04x} {body:02x?}"
+                    )));
                 }
             }
             rest = packet.rest;
@@ -126,8 +132,8 @@ impl Wire for Mqtt {
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
         if self.head_for != text.len() {
             self.head.clear();
-            put_head(&mut self.head, PUBLISH, 2 + self.seat.room.len() + text.len());
-            put_string(&mut self.head, &self.seat.room);
+            put_head(&mut self.head, PUBLISH, 2 + self.slot.room.len() + text.len());
+            put_string(&mut self.head, &self.slot.room);
             self.head_for = text.len();
         }
         out.extend_from_slice(&self.head);
@@ -140,7 +146,7 @@ impl Wire for Mqtt {
     }
 }
 
-/// Appends a packet's first byte and its length, in groups of seven bits, the lowest first.
+/// Appends the fixed header of a packet: its first byte and its length as a varint.
 fn put_head(out: &mut Vec<u8>, first: u8, mut length: usize) {
     out.push(first);
     loop {
@@ -153,7 +159,7 @@ fn put_head(out: &mut Vec<u8>, first: u8, mut length: usize) {
     }
 }
 
-/// Appends a string and, before it, its length. The generator's names and rooms have a few dozen bytes.
+/// Appends a string with its length. Names and rooms of the generator are far shorter than 65,536 bytes.
 fn put_string(out: &mut Vec<u8>, string: &str) {
     let length = u16::try_from(string.len()).unwrap_or(u16::MAX);
     out.extend_from_slice(&length.to_be_bytes());
@@ -162,43 +168,43 @@ fn put_string(out: &mut Vec<u8>, string: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{feed, seats};
+    use super::super::tests::{feed, slots};
     use super::*;
 
-    fn wire() -> Mqtt {
-        Mqtt::new(seats(&["a"]).remove(0))
+    fn codec() -> Mqtt {
+        Mqtt::new(slots(&["a"]).remove(0))
     }
 
     #[test]
-    fn what_is_published_is_received_however_it_is_cut() {
+    fn messages_are_decoded_at_any_read_boundary() {
         let long = "x".repeat(20_000);
         let mut bytes = b"\x20\x02\x00\x00\x90\x03\x00\x01\x00".to_vec();
         for text in ["one", &long] {
-            assert!(wire().publish(0, text.as_bytes(), &mut bytes));
+            assert!(codec().publish(0, text.as_bytes(), &mut bytes));
         }
         for size in (1..40).chain([1_000, bytes.len()]) {
-            let (kept, out) = feed(&mut wire(), &bytes, size).unwrap();
-            assert_eq!(kept.joined, [0]);
-            assert_eq!(kept.texts, [(0, "one".into()), (0, long.clone())]);
+            let (recorder, out) = feed(&mut codec(), &bytes, size).unwrap();
+            assert_eq!(recorder.joined, [0]);
+            assert_eq!(recorder.texts, [(0, "one".into()), (0, long.clone())]);
             assert_eq!(out, b"");
         }
     }
 
     #[test]
-    fn packets_are_as_the_standard_has_them() {
+    fn packets_are_encoded_as_in_the_standard() {
         let mut out = Vec::new();
-        wire().open(&mut out);
+        codec().open(&mut out);
         assert_eq!(
             out,
             b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01a\x82\x09\x00\x01\x00\x04room\x00"
         );
         out.clear();
-        assert!(wire().publish(0, &[b'x'; 200], &mut out));
+        assert!(codec().publish(0, &[b'x'; 200], &mut out));
         assert!(out.starts_with(b"\x30\xce\x01\x00\x04roomx"), "{out:?}");
     }
 
     #[test]
-    fn refusals_and_nonsense_are_faults() {
+    fn refusals_and_malformed_input_are_reported() {
         for wrong in [
             &b"\x20\x02\x00\x05"[..],
             b"\x90\x03\x00\x01\x80",
@@ -207,7 +213,7 @@ mod tests {
             b"\x30\xff\xff\xff\xff\x01",
             b"\x30\x80\x80\x80\x01",
         ] {
-            assert!(feed(&mut wire(), wrong, 99).is_err(), "{wrong:?}");
+            assert!(feed(&mut codec(), wrong, 99).is_err(), "{wrong:?}");
         }
     }
 }

@@ -1,46 +1,53 @@
-//! The text protocol of nats-server. A room is a subject; a client is a subscription, so that several share a connection.
-//! A publisher subscribes on its own connection and counts what comes back, as Chit Chat's participants do.
+//! The text protocol of nats-server. A room is a subject. A client is a subscription, so several can share a
+//! connection. A publisher subscribes on its own connection and so receives its own messages.
 
 use std::io::Write;
 
-use super::{Cut, Event, Seat, Sink, Wire, decimal, take_line};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, decimal, take_line};
 
-/// Longer lines and messages are a fault.
+/// The longest line or message accepted, in bytes.
 const MAX_MESSAGE: usize = 65_536;
 
 /// One connection to nats-server.
 #[derive(Debug)]
 pub(crate) struct Nats {
-    seats: Vec<Seat>,
+    slots: Vec<ClientSlot>,
     joined: bool,
-    /// `PUB`, the subject, the length and the end of line of a message of the length in `head_for`.
+    /// The `PUB` line of a message whose length is `head_for`.
     head: Vec<u8>,
     head_for: usize,
 }
 
 impl Nats {
-    /// A connection for these clients.
-    pub(crate) fn new(seats: Vec<Seat>) -> Self {
+    pub(crate) fn new(slots: Vec<ClientSlot>) -> Self {
         Self {
-            seats,
+            slots,
             joined: false,
             head: Vec::new(),
             head_for: usize::MAX,
         }
     }
 
-    fn control(&mut self, line: &[u8], sink: &mut impl Sink, out: &mut Vec<u8>) -> Result<(), Cut> {
+    fn control(
+        &mut self,
+        line: &[u8],
+        sink: &mut impl EventSink,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConnectionError> {
         if line == b"PING" {
             out.extend_from_slice(b"PONG\r\n");
         } else if line == b"PONG" {
-            // The PING was sent after the subscriptions: the server has them all.
+            // The PING followed the subscriptions, so the server has processed them.
             if !std::mem::replace(&mut self.joined, true) {
-                (0..self.seats.len()).for_each(|seat| sink.joined(seat));
+                (0..self.slots.len()).for_each(|slot| sink.joined(slot));
             }
         } else if line.starts_with(b"-ERR") {
-            return Err(Cut(format!("the server said {}", String::from_utf8_lossy(line))));
+            return Err(ConnectionError(format!(
+                "the server replied {}",
+                String::from_utf8_lossy(line)
+            )));
         } else if !line.starts_with(b"INFO ") && line != b"+OK" {
-            return Err(Cut(format!(
+            return Err(ConnectionError(format!(
                 "not NATS: {}",
                 String::from_utf8_lossy(line).escape_debug()
             )));
@@ -48,27 +55,32 @@ impl Nats {
         Ok(())
     }
 
-    /// The seat and the length of a message, from the line that announces it: subject, subscription, length.
-    fn announced(&self, fields: &[u8]) -> Option<(usize, usize)> {
+    /// Parses the slot and the length of a message from its `MSG` line: subject, subscription, length.
+    fn parse_msg(&self, fields: &[u8]) -> Option<(usize, usize)> {
         let mut fields = fields.rsplit(|&byte| byte == b' ');
         let length = decimal(fields.next()?).filter(|&length| length <= MAX_MESSAGE)?;
-        let seat = decimal(fields.next()?)?.checked_sub(1)?;
-        (seat < self.seats.len()).then_some((seat, length))
+        let slot = decimal(fields.next()?)?.checked_sub(1)?;
+        (slot < self.slots.len()).then_some((slot, length))
     }
 }
 
-impl Wire for Nats {
+impl Codec for Nats {
     fn open(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(
             b"CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":true,\"protocol\":1}\r\n",
         );
-        for (seat, Seat { room, .. }) in self.seats.iter().enumerate() {
-            put(out, format_args!("SUB {room} {}\r\n", seat + 1));
+        for (slot, ClientSlot { room, .. }) in self.slots.iter().enumerate() {
+            put(out, format_args!("SUB {room} {}\r\n", slot + 1));
         }
         out.extend_from_slice(b"PING\r\n");
     }
 
-    fn receive(&mut self, input: &[u8], sink: &mut impl Sink, out: &mut Vec<u8>) -> Result<usize, Cut> {
+    fn receive(
+        &mut self,
+        input: &[u8],
+        sink: &mut impl EventSink,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, ConnectionError> {
         let mut rest = input;
         while let Some((line, length)) = take_line(rest) {
             let Some(after) = rest.get(length..) else { break };
@@ -77,9 +89,9 @@ impl Wire for Nats {
                 rest = after;
                 continue;
             };
-            let Some((seat, length)) = self.announced(fields) else {
-                return Err(Cut(format!(
-                    "not understood: {}",
+            let Some((slot, length)) = self.parse_msg(fields) else {
+                return Err(ConnectionError(format!(
+                    "malformed message: {}",
                     String::from_utf8_lossy(line).escape_debug()
                 )));
             };
@@ -90,20 +102,22 @@ impl Wire for Nats {
                 break;
             };
             if end != b"\r\n" {
-                return Err(Cut("a message is longer than announced".to_owned()));
+                return Err(ConnectionError(
+                    "a message is longer than its MSG line says".to_owned(),
+                ));
             }
-            sink.event(seat, &Event::plain(text));
+            sink.event(slot, &Event::plain(text));
             rest = after;
         }
         if rest.len() > MAX_MESSAGE * 2 {
-            return Err(Cut("a line without an end".to_owned()));
+            return Err(ConnectionError("a line that is too long".to_owned()));
         }
         Ok(input.len() - rest.len())
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
         if self.head_for != text.len() {
-            let room = self.seats.first().map_or("", |seat| &seat.room);
+            let room = self.slots.first().map_or("", |slot| &slot.room);
             self.head.clear();
             put(&mut self.head, format_args!("PUB {room} {}\r\n", text.len()));
             self.head_for = text.len();
@@ -119,46 +133,46 @@ impl Wire for Nats {
     }
 }
 
-/// Appends formatted text. Writing to a `Vec` cannot fail.
+/// Appends formatted text, which cannot fail.
 pub(super) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     drop(out.write_fmt(text));
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{feed, seats};
+    use super::super::tests::{feed, slots};
     use super::*;
 
     #[test]
-    fn messages_reach_their_seats_however_they_are_cut() {
+    fn messages_are_decoded_at_any_read_boundary() {
         let bytes = b"INFO {}\r\nPONG\r\nMSG room 2 3\r\none\r\nPING\r\nMSG room 1 5\r\nt\r\nwo\r\n";
         for size in 1..=bytes.len() {
-            let (kept, out) = feed(&mut Nats::new(seats(&["a", "b"])), bytes, size).unwrap();
-            assert_eq!(kept.joined, [0, 1]);
-            assert_eq!(kept.texts, [(1, "one".into()), (0, "t\r\nwo".into())]);
+            let (recorder, out) = feed(&mut Nats::new(slots(&["a", "b"])), bytes, size).unwrap();
+            assert_eq!(recorder.joined, [0, 1]);
+            assert_eq!(recorder.texts, [(1, "one".into()), (0, "t\r\nwo".into())]);
             assert_eq!(out, b"PONG\r\n");
         }
     }
 
     #[test]
-    fn subscriptions_come_before_the_ping_that_proves_them() {
+    fn the_ping_follows_the_subscriptions() {
         let mut out = Vec::new();
-        Nats::new(seats(&["a", "b"])).open(&mut out);
+        Nats::new(slots(&["a", "b"])).open(&mut out);
         assert!(out.ends_with(b"SUB room 1\r\nSUB room 2\r\nPING\r\n"));
         let mut message = Vec::new();
-        assert!(Nats::new(seats(&["a"])).publish(0, b"hello", &mut message));
+        assert!(Nats::new(slots(&["a"])).publish(0, b"hello", &mut message));
         assert_eq!(message, b"PUB room 5\r\nhello\r\n");
     }
 
     #[test]
-    fn errors_and_nonsense_are_faults() {
+    fn errors_and_malformed_input_are_reported() {
         for wrong in [
             &b"-ERR 'Slow Consumer'\r\n"[..],
             b"HTTP/1.1 400\r\n",
             b"MSG room 9 1\r\n",
             b"MSG room 1 x\r\n",
         ] {
-            assert!(feed(&mut Nats::new(seats(&["a"])), wrong, 99).is_err());
+            assert!(feed(&mut Nats::new(slots(&["a"])), wrong, 99).is_err());
         }
     }
 }

@@ -1,7 +1,7 @@
-//! As much of HPACK as the generator needs: it writes its requests as literals, and reads the few headers that explain
-//! why a stream ended. The generator announces a dynamic table of size 0, so there is no state.
+//! The subset of HPACK that the generator needs: it encodes requests as literals, and decodes the headers that say why
+//! a stream ended. The generator announces a dynamic table of size 0, so there is no state.
 
-/// Appends a header as a literal that is never indexed, its name spelled out.
+/// Appends a header as a never-indexed literal with a literal name.
 pub(super) fn put_header(name: &str, value: &str, out: &mut Vec<u8>) {
     out.push(0x10);
     for text in [name, value] {
@@ -10,7 +10,7 @@ pub(super) fn put_header(name: &str, value: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// A length with a prefix of seven bits, not Huffman coded.
+/// Appends a string length with a 7-bit prefix, without Huffman coding.
 fn put_length(length: usize, out: &mut Vec<u8>) {
     let Some(mut rest) = length.checked_sub(127) else {
         out.push(u8::try_from(length).unwrap_or(0));
@@ -25,31 +25,31 @@ fn put_length(length: usize, out: &mut Vec<u8>) {
     out.push(u8::try_from(rest).unwrap_or(0));
 }
 
-/// What a header block says about the outcome of a stream.
+/// The status of a stream, from its headers and trailers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Outcome {
+pub(super) struct StreamStatus {
     pub(super) http_status: Option<String>,
     pub(super) grpc_status: Option<String>,
     pub(super) grpc_message: Option<String>,
 }
 
-impl Outcome {
-    /// Reads a header block as far as it can be understood: this is for diagnosis.
+impl StreamStatus {
+    /// Decodes a header block up to the first error, which suffices for diagnosis.
     pub(super) fn read(mut block: &[u8]) -> Self {
-        let mut outcome = Self::default();
+        let mut status = Self::default();
         while let Some(header) = take_header(&mut block) {
             match header {
-                (Some(name), value) if name == "grpc-status" => outcome.grpc_status = Some(value),
-                (Some(name), value) if name == "grpc-message" => outcome.grpc_message = Some(value),
-                (Some(name), value) if name == ":status" => outcome.http_status = Some(value),
+                (Some(name), value) if name == "grpc-status" => status.grpc_status = Some(value),
+                (Some(name), value) if name == "grpc-message" => status.grpc_message = Some(value),
+                (Some(name), value) if name == ":status" => status.http_status = Some(value),
                 _ => {}
             }
         }
-        outcome
+        status
     }
 
-    /// `None` when the stream ended well.
-    pub(super) fn fault(&self) -> Option<String> {
+    /// Describes the error; `None` if the stream ended with status OK.
+    pub(super) fn error(&self) -> Option<String> {
         match (self.grpc_status.as_deref(), self.http_status.as_deref()) {
             (Some("0"), _) => None,
             (Some(code), _) => {
@@ -62,7 +62,7 @@ impl Outcome {
     }
 }
 
-/// gRPC escapes what is not printable ASCII in messages as `%XX`.
+/// Decodes the percent-encoding of `grpc-message`.
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -81,7 +81,7 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The next header, its name where the generator knows it. `None` at the end, or where the block makes no sense.
+/// Splits off the next header, with its name if it is known. `None` at the end or if the block is malformed.
 fn take_header(block: &mut &[u8]) -> Option<(Option<String>, String)> {
     loop {
         let first = *block.first()?;
@@ -140,8 +140,8 @@ fn take_string(block: &mut &[u8]) -> Option<String> {
     })
 }
 
-/// HPACK's Huffman code is canonical: the symbols of each length, in order, tell all codes. Only symbols of up to 15
-/// bits are here, which is all printable ASCII but the backslash.
+/// The symbols of each code length. HPACK's Huffman code is canonical, so they determine the codes. Only codes of up to
+/// 15 bits are included, which cover printable ASCII except the backslash.
 const SYMBOLS: [(u32, &[u8]); 10] = [
     (5, b"012aceiost"),
     (6, b" %-./3456789=A_bdfghlmnpru"),
@@ -155,7 +155,7 @@ const SYMBOLS: [(u32, &[u8]); 10] = [
     (15, b"<`{"),
 ];
 
-/// Decodes up to the first symbol that it does not know, which becomes an ellipsis.
+/// Decodes up to the first unknown symbol, which becomes an ellipsis.
 fn huffman_decoded(bytes: &[u8]) -> String {
     let mut text = String::new();
     let mut bits = bytes
@@ -180,7 +180,7 @@ fn huffman_decoded(bytes: &[u8]) -> String {
                 text.push('…');
                 return text;
             }
-            // The rest is padding.
+            // Padding.
             None => return text,
         }
     }
@@ -191,18 +191,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_literal_is_read_as_it_was_written() {
+    fn a_literal_is_decoded_as_it_was_encoded() {
         let long = "x".repeat(300);
         let mut block = Vec::new();
         put_header("grpc-message", &long, &mut block);
         put_header("grpc-status", "8", &mut block);
-        let outcome = Outcome::read(&block);
-        assert_eq!(outcome.grpc_message.as_deref(), Some(&*long));
-        assert_eq!(outcome.fault(), Some(format!("grpc-status 8: {long}")));
+        let status = StreamStatus::read(&block);
+        assert_eq!(status.grpc_message.as_deref(), Some(&*long));
+        assert_eq!(status.error(), Some(format!("grpc-status 8: {long}")));
     }
 
     #[test]
-    fn huffman_text_of_the_standard_is_decoded() {
+    fn the_huffman_examples_of_the_rfc_are_decoded() {
         // RFC 7541, C.4.1 and C.6.1.
         let www = [
             0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff,
@@ -216,20 +216,23 @@ mod tests {
     }
 
     #[test]
-    fn a_block_with_indexed_fields_and_a_size_update_is_read() {
-        // Table size 0, :status 200 from the static table, a literal whose name is number 31, grpc-status spelled out.
+    fn a_block_with_indexed_fields_and_a_size_update_is_decoded() {
+        // Table size 0, an indexed :status 200, a literal with the indexed name 31, a literal grpc-status.
         let mut block = vec![0x20, 0x88, 0x0f, 0x10, 1, b'x'];
         put_header("grpc-status", "0", &mut block);
-        let outcome = Outcome::read(&block);
-        assert_eq!(outcome.http_status.as_deref(), Some("200"));
-        assert_eq!(outcome.fault(), None);
+        let status = StreamStatus::read(&block);
+        assert_eq!(status.http_status.as_deref(), Some("200"));
+        assert_eq!(status.error(), None);
     }
 
     #[test]
-    fn other_ends_are_explained() {
-        assert_eq!(Outcome::read(&[0x8d]).fault(), Some("HTTP status 404".into()));
+    fn other_errors_are_described() {
         assert_eq!(
-            Outcome::read(&[]).fault(),
+            StreamStatus::read(&[0x8d]).error(),
+            Some("HTTP status 404".into())
+        );
+        assert_eq!(
+            StreamStatus::read(&[]).error(),
             Some("ended without a grpc-status".into())
         );
         assert_eq!(percent_decoded("a%20b%C3%A6%zz%4"), "a bæ%zz%4");

@@ -1,24 +1,24 @@
-//! The publish/subscribe of redis-server (RESP2). A room is a channel. A connection that subscribes may not publish, so a
-//! publisher has two: one publishes, its sibling subscribes and counts what comes back.
+//! The publish/subscribe of redis-server (RESP2). A room is a channel. A subscribed connection may not publish, so a
+//! publisher has two: one publishes, and its sibling subscribes and receives its own messages.
 
 use super::nats::put;
-use super::{Cut, Event, Front, Seat, Sink, Wire, decimal, take_line};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, Split, decimal, take_line};
 
-/// Longer strings are a fault.
+/// The longest string accepted, in bytes.
 const MAX_STRING: usize = 65_536;
 
 /// One connection to redis-server.
 #[derive(Debug)]
 pub(crate) struct Redis {
-    seat: Seat,
+    slot: ClientSlot,
     subscribes: bool,
-    /// What a message begins with, up to the length of its text.
-    announcement: Vec<u8>,
+    /// The start of a message of this room, up to the length of its text.
+    message_prefix: Vec<u8>,
     head: Vec<u8>,
     head_for: usize,
 }
 
-/// A reply of the server, as far as the generator distinguishes them.
+/// A reply of the server.
 #[derive(Debug, PartialEq, Eq)]
 enum Reply<'a> {
     Line(&'a [u8]),
@@ -27,38 +27,38 @@ enum Reply<'a> {
 }
 
 impl Redis {
-    /// A connection that reads what is said in the seat's room.
-    pub(crate) fn subscriber(seat: Seat) -> Self {
-        Self::new(seat, true)
+    /// A connection that subscribes to the slot's room.
+    pub(crate) fn subscriber(slot: ClientSlot) -> Self {
+        Self::new(slot, true)
     }
 
-    /// A connection that only publishes into the seat's room.
-    pub(crate) fn publisher(seat: Seat) -> Self {
-        Self::new(seat, false)
+    /// A connection that only publishes to the slot's room.
+    pub(crate) fn publisher(slot: ClientSlot) -> Self {
+        Self::new(slot, false)
     }
 
-    fn new(seat: Seat, subscribes: bool) -> Self {
-        let mut announcement = Vec::new();
+    fn new(slot: ClientSlot, subscribes: bool) -> Self {
+        let mut message_prefix = Vec::new();
         put(
-            &mut announcement,
+            &mut message_prefix,
             format_args!(
                 "*3\r\n$7\r\nmessage\r\n${}\r\n{}\r\n$",
-                seat.room.len(),
-                seat.room
+                slot.room.len(),
+                slot.room
             ),
         );
         Self {
-            seat,
+            slot,
             subscribes,
-            announcement,
+            message_prefix,
             head: Vec::new(),
             head_for: usize::MAX,
         }
     }
 
-    /// The reply at the front of `input` and what follows it; `None` while it is incomplete.
-    fn take_reply<'a>(&self, input: &'a [u8]) -> Result<Option<(Reply<'a>, &'a [u8])>, Cut> {
-        if let Some(rest) = input.strip_prefix(&*self.announcement) {
+    /// Splits off the first reply of `input`; `None` while it is incomplete.
+    fn take_reply<'a>(&self, input: &'a [u8]) -> Result<Option<(Reply<'a>, &'a [u8])>, ConnectionError> {
+        if let Some(rest) = input.strip_prefix(&*self.message_prefix) {
             return Ok(take_string(rest)?.map(|(text, rest)| (Reply::Message(text), rest)));
         }
         let Some((line, length)) = take_line(input) else {
@@ -70,7 +70,7 @@ impl Redis {
         if line != b"*3" {
             return Ok(Some((Reply::Line(line), rest)));
         }
-        // Anything that is not a message of this room is rare: its three parts are read one by one.
+        // Anything but a message of this room is rare, so parsing its three elements may be slow.
         let mut subscribed = false;
         for part in 0..3 {
             let Some((line, length)) = take_line(rest) else {
@@ -93,19 +93,19 @@ impl Redis {
         if subscribed {
             Ok(Some((Reply::Subscribed, rest)))
         } else {
-            Err(foreign(input))
+            Err(malformed(input))
         }
     }
 }
 
-/// A length, an end of line, that many bytes, an end of line; `None` while it is incomplete.
-fn take_string(input: &[u8]) -> Result<Front<'_>, Cut> {
+/// Splits off a bulk string after its `$`: a length, a line ending, that many bytes and a line ending.
+fn take_string(input: &[u8]) -> Result<Split<'_>, ConnectionError> {
     let Some((digits, length)) = take_line(input) else {
         return Ok(None);
     };
     let size = decimal(digits)
         .filter(|&size| size <= MAX_STRING)
-        .ok_or_else(|| foreign(digits))?;
+        .ok_or_else(|| malformed(digits))?;
     let Some((string, rest)) = input.get(length..).and_then(|rest| rest.split_at_checked(size)) else {
         return Ok(None);
     };
@@ -115,22 +115,22 @@ fn take_string(input: &[u8]) -> Result<Front<'_>, Cut> {
     if end == b"\r\n" {
         Ok(Some((string, rest)))
     } else {
-        Err(foreign(string))
+        Err(malformed(string))
     }
 }
 
-fn foreign(input: &[u8]) -> Cut {
+fn malformed(input: &[u8]) -> ConnectionError {
     let start = input.get(..60).unwrap_or(input);
-    Cut(format!(
-        "not understood: {}",
+    ConnectionError(format!(
+        "malformed reply: {}",
         String::from_utf8_lossy(start).escape_debug()
     ))
 }
 
-impl Wire for Redis {
+impl Codec for Redis {
     fn open(&mut self, out: &mut Vec<u8>) {
         if self.subscribes {
-            let room = &self.seat.room;
+            let room = &self.slot.room;
             put(
                 out,
                 format_args!("*2\r\n$9\r\nSUBSCRIBE\r\n${}\r\n{room}\r\n", room.len()),
@@ -138,7 +138,12 @@ impl Wire for Redis {
         }
     }
 
-    fn receive(&mut self, input: &[u8], sink: &mut impl Sink, _out: &mut Vec<u8>) -> Result<usize, Cut> {
+    fn receive(
+        &mut self,
+        input: &[u8],
+        sink: &mut impl EventSink,
+        _out: &mut Vec<u8>,
+    ) -> Result<usize, ConnectionError> {
         let mut rest = input;
         while let Some((reply, after)) = self.take_reply(rest)? {
             rest = after;
@@ -148,22 +153,25 @@ impl Wire for Redis {
                 }
                 Reply::Subscribed => sink.joined(0),
                 Reply::Line(line) if line.first() == Some(&b'-') => {
-                    return Err(Cut(format!("the server said {}", String::from_utf8_lossy(line))));
+                    return Err(ConnectionError(format!(
+                        "the server replied {}",
+                        String::from_utf8_lossy(line)
+                    )));
                 }
-                // How many heard a published message: the checker knows better.
+                // The number of receivers of a published message, which the checker determines by itself.
                 Reply::Line(line) if line.first() == Some(&b':') => {}
-                Reply::Line(line) => return Err(foreign(line)),
+                Reply::Line(line) => return Err(malformed(line)),
             }
         }
         if rest.len() > MAX_STRING * 2 {
-            return Err(Cut("a line without an end".to_owned()));
+            return Err(ConnectionError("a line that is too long".to_owned()));
         }
         Ok(input.len() - rest.len())
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
         if self.head_for != text.len() {
-            let room = &self.seat.room;
+            let room = &self.slot.room;
             self.head.clear();
             put(
                 &mut self.head,
@@ -188,37 +196,37 @@ impl Wire for Redis {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{feed, seats};
+    use super::super::tests::{feed, slots};
     use super::*;
 
-    fn wire() -> Redis {
-        Redis::subscriber(seats(&["a"]).remove(0))
+    fn codec() -> Redis {
+        Redis::subscriber(slots(&["a"]).remove(0))
     }
 
     #[test]
-    fn messages_are_read_however_they_are_cut() {
+    fn messages_are_decoded_at_any_read_boundary() {
         let bytes = b"*3\r\n$9\r\nsubscribe\r\n$4\r\nroom\r\n:1\r\n\
             *3\r\n$7\r\nmessage\r\n$4\r\nroom\r\n$3\r\none\r\n:104\r\n\
             *3\r\n$7\r\nmessage\r\n$4\r\nroom\r\n$5\r\nt\r\nwo\r\n";
         for size in 1..=bytes.len() {
-            let (kept, _) = feed(&mut wire(), bytes, size).unwrap();
-            assert_eq!(kept.joined, [0]);
-            assert_eq!(kept.texts, [(0, "one".into()), (0, "t\r\nwo".into())]);
+            let (recorder, _) = feed(&mut codec(), bytes, size).unwrap();
+            assert_eq!(recorder.joined, [0]);
+            assert_eq!(recorder.texts, [(0, "one".into()), (0, "t\r\nwo".into())]);
         }
     }
 
     #[test]
-    fn commands_are_arrays_of_strings() {
+    fn commands_are_arrays_of_bulk_strings() {
         let mut out = Vec::new();
-        wire().open(&mut out);
+        codec().open(&mut out);
         assert_eq!(out, b"*2\r\n$9\r\nSUBSCRIBE\r\n$4\r\nroom\r\n");
         out.clear();
-        assert!(wire().publish(0, b"hello", &mut out));
+        assert!(codec().publish(0, b"hello", &mut out));
         assert_eq!(out, b"*3\r\n$7\r\nPUBLISH\r\n$4\r\nroom\r\n$5\r\nhello\r\n");
     }
 
     #[test]
-    fn errors_and_nonsense_are_faults() {
+    fn errors_and_malformed_input_are_reported() {
         let wrong = [
             &b"-ERR unknown\r\n"[..],
             b"+what\r\n",
@@ -227,7 +235,7 @@ mod tests {
         ];
         for bytes in wrong {
             assert!(
-                feed(&mut wire(), bytes, 999).is_err(),
+                feed(&mut codec(), bytes, 999).is_err(),
                 "{}",
                 String::from_utf8_lossy(bytes)
             );

@@ -1,4 +1,4 @@
-//! The nine bytes in front of every frame, and the frames that the generator writes.
+//! HTTP/2 frame headers.
 
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -10,9 +10,9 @@ pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 
-/// On HEADERS and DATA: nothing follows on this stream.
+/// On HEADERS and DATA: the last frame of the stream.
 pub(super) const END_STREAM: u8 = 1;
-/// On SETTINGS and PING: an answer.
+/// On SETTINGS and PING: an acknowledgement.
 pub(super) const ACK: u8 = 1;
 /// On HEADERS and CONTINUATION: the header block is complete.
 pub(super) const END_HEADERS: u8 = 4;
@@ -21,13 +21,13 @@ pub(super) const PADDED: u8 = 8;
 /// On HEADERS: five bytes of priority come first.
 pub(super) const PRIORITY: u8 = 0x20;
 
-/// What a client says first.
+/// The connection preface of a client.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a frame's header is.
+/// The length of a frame header in bytes.
 pub(super) const HEADER_LEN: usize = 9;
 
-/// A frame's header.
+/// A frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) length: usize,
@@ -52,7 +52,7 @@ impl Frame {
     }
 }
 
-/// Appends a frame. The payload must be shorter than 16 MiB, which every caller's bounds ensure.
+/// Appends a frame. The payload must be shorter than 16 MiB.
 pub(super) fn put(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Vec<u8>) {
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     let [_, a, b, c] = length.to_be_bytes();
@@ -61,7 +61,7 @@ pub(super) fn put(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Ve
     out.extend_from_slice(payload);
 }
 
-/// Removes the padding of a DATA or HEADERS payload; `None` when it is longer than the payload.
+/// Removes the padding of a DATA or HEADERS payload; `None` if the padding is longer than the payload.
 pub(super) fn unpad(frame: Frame, payload: &[u8]) -> Option<&[u8]> {
     if !frame.has(PADDED) {
         return Some(payload);
@@ -70,7 +70,7 @@ pub(super) fn unpad(frame: Frame, payload: &[u8]) -> Option<&[u8]> {
     rest.get(..rest.len().checked_sub(usize::from(padding))?)
 }
 
-/// An error code's name.
+/// The name of an error code.
 pub(super) fn error_name(code: u32) -> String {
     let names = [
         "NO_ERROR",
@@ -114,12 +114,12 @@ mod tests {
     }
 
     #[test]
-    fn the_reserved_bit_is_no_part_of_the_stream() {
+    fn the_reserved_bit_is_ignored() {
         assert_eq!(Frame::read(&[0, 0, 0, 6, 0, 0x80, 0, 0, 1]).stream, 1);
     }
 
     #[test]
-    fn padding_is_removed_or_refused() {
+    fn padding_is_removed_or_rejected() {
         let padded = Frame {
             length: 0,
             kind: DATA,
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_names() {
+    fn error_codes_have_names() {
         assert_eq!(error_name(11), "ENHANCE_YOUR_CALM");
         assert_eq!(error_name(99), "error 0x63");
     }

@@ -1,61 +1,61 @@
-//! The clients of one connection and what they make of what they receive.
+//! The clients of a connection and the checks on what they receive.
 
 use std::rc::Rc;
 
 use super::checker::{Checker, Faults};
+use super::codec::{Event, EventKind, EventSink};
 use super::latency::Latency;
-use super::order::{Digest, Order, OrderFaults};
+use super::order::{Digest, OrderChecker, OrderFaults};
+use super::payload_header::PayloadHeader;
 use super::publisher::Publisher;
-use super::shared::{Counters, Phase, Shared, Tally};
-use super::stamp::Stamp;
-use super::wire::{Event, Kind, Sink};
+use super::run_state::{Counter, Counters, Phase, RunState};
 
-/// How a client takes part, and what it has received.
+/// A simulated participant.
 #[derive(Debug)]
 pub(super) struct Client {
     room: usize,
-    /// One for each publisher of the room.
+    /// One per publisher of the room.
     checkers: Vec<Checker>,
-    order: Order,
-    /// Set on a publisher: it also reads.
+    order: OrderChecker,
+    /// Set if this client also publishes.
     publisher: Option<Rc<Publisher>>,
     joined: bool,
-    /// Why its stream ended, if it did; `Some(None)` = well.
+    /// `Some` once its stream has ended, with the error if there was one.
     ended: Option<Option<String>>,
     refused: u64,
     refusal: Option<String>,
     foreign: u64,
 }
 
-/// What became of one client.
+/// The outcome for one client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct ClientResult {
     pub(super) room: usize,
     pub(super) faults: Faults,
     pub(super) order: OrderFaults,
     pub(super) digest: Digest,
-    /// Why its stream ended before it left.
-    pub(super) cut: Option<String>,
-    /// Messages of its own that the server refused, and what it said about the first.
+    /// Why its stream ended before the client left.
+    pub(super) disconnect: Option<String>,
+    /// How many of its own messages the server refused, and the text of the first refusal.
     pub(super) refused: u64,
     pub(super) refusal: Option<String>,
-    /// Messages of this run that it should not have received: of another room, or of a publisher that does not exist.
+    /// Messages of this run from another room or from an unknown publisher.
     pub(super) foreign: u64,
 }
 
 impl Client {
-    /// A client of a room to which `publishers` of `rooms` rooms' publishers are dealt in turn.
+    /// Creates a client of `room`. The run's `publishers` are assigned to its `rooms` rooms round-robin.
     pub(super) fn new(
         room: usize,
         rooms: usize,
         publishers: usize,
         publisher: Option<Rc<Publisher>>,
     ) -> Self {
-        let heard = publishers.saturating_sub(room).div_ceil(rooms.max(1));
+        let publishers_of_room = publishers.saturating_sub(room).div_ceil(rooms.max(1));
         Self {
             room,
-            checkers: vec![Checker::default(); heard],
-            order: Order::default(),
+            checkers: vec![Checker::default(); publishers_of_room],
+            order: OrderChecker::default(),
             publisher,
             joined: false,
             ended: None,
@@ -69,33 +69,33 @@ impl Client {
         self.ended.is_some()
     }
 
-    /// Set on a publisher.
+    /// The publisher, if this client publishes.
     pub(super) fn publisher(&self) -> Option<&Publisher> {
         self.publisher.as_deref()
     }
 
-    /// The latest Lamport time it has seen.
+    /// The latest Lamport time received.
     pub(super) fn timestamp(&self) -> i64 {
         self.order.timestamp()
     }
 
-    /// The connection is gone.
-    pub(super) fn cut(&mut self, why: &str) {
+    /// Records that the connection failed.
+    pub(super) fn on_connection_error(&mut self, why: &str) {
         self.ended.get_or_insert_with(|| Some(why.to_owned()));
     }
 
-    /// Judges by what was sent. `cut` = why its stream ended before it said goodbye.
-    pub(super) fn result(self, shared: &Shared, rooms: usize, cut: Option<String>) -> ClientResult {
+    /// Compares what was received with what was sent. `disconnect` says why its stream ended before the client left.
+    pub(super) fn result(self, shared: &RunState, rooms: usize, disconnect: Option<String>) -> ClientResult {
         let mut faults = Faults::default();
         for (index, checker) in self.checkers.iter().enumerate() {
-            faults += checker.judge(shared.sent_by(index * rooms + self.room));
+            faults += checker.faults(shared.sent_by(index * rooms + self.room));
         }
         ClientResult {
             room: self.room,
             faults,
             order: self.order.faults(),
-            digest: self.order.seen(),
-            cut,
+            digest: self.order.digest(),
+            disconnect,
             refused: self.refused,
             refusal: self.refusal,
             foreign: self.foreign,
@@ -111,7 +111,7 @@ impl Client {
     }
 }
 
-/// What is common to everything that one read brought.
+/// Passes the events of one read to the clients of the connection.
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
     pub(super) clients: &'a mut [Client],
@@ -120,47 +120,47 @@ pub(super) struct Batch<'a> {
     pub(super) now: u64,
     pub(super) run: u16,
     pub(super) rooms: usize,
-    /// Whether the server stamps what it sends with a sequence and a Lamport time.
+    /// Whether the server assigns sequence numbers and Lamport times.
     pub(super) ordered: bool,
-    pub(super) tally: Batched,
+    pub(super) counts: BatchCounts,
 }
 
-/// What one read adds to the counters.
+/// What one read adds to the run's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Batched {
+pub(super) struct BatchCounts {
     joined: u64,
     events: u64,
-    fresh: u64,
+    delivered: u64,
     ended: u64,
 }
 
-impl Batched {
+impl BatchCounts {
     /// Whether a stream ended.
     pub(super) fn has_ends(self) -> bool {
         self.ended > 0
     }
 
-    /// Adds it to what all threads have counted.
+    /// Adds these counts to the run's counters.
     pub(super) fn add_to(self, counters: &Counters, phase: Phase, now: u64) {
         if self.joined > 0 {
-            counters.joined_at.raise(now);
+            counters.last_join_at.raise_to(now);
             counters.joined.add(self.joined);
         }
-        if self.fresh > 0 {
+        if self.delivered > 0 {
             if within(phase, now) {
-                counters.measured.add(self.fresh);
+                counters.measured.add(self.delivered);
             }
-            counters.fresh_at.raise(now);
-            counters.fresh.add(self.fresh);
+            counters.last_delivery_at.raise_to(now);
+            counters.delivered.add(self.delivered);
         }
         if self.ended > 0 && phase != Phase::Leave {
-            counters.cut.add(self.ended);
+            counters.disconnects.add(self.ended);
         }
         counters.events.add(self.events);
     }
 }
 
-/// Whether a time belongs to what is measured.
+/// Whether `time` is within the measured time.
 fn within(phase: Phase, time: u64) -> bool {
     match phase {
         Phase::Run { begin, end, .. } | Phase::Drain { begin, end, .. } => (begin..end).contains(&time),
@@ -169,16 +169,16 @@ fn within(phase: Phase, time: u64) -> bool {
 }
 
 impl Batch<'_> {
-    /// A message that is not of this run.
+    /// Handles an event that is not a message of this run.
     #[cold]
-    fn other(&mut self, seat: usize, event: &Event<'_>) {
-        let Some(client) = self.clients.get_mut(seat) else {
+    fn other(&mut self, slot: usize, event: &Event<'_>) {
+        let Some(client) = self.clients.get_mut(slot) else {
             return;
         };
-        let private = event.kind == Kind::Message && event.sequence == 0 && event.sender == 0;
+        let private = event.kind == EventKind::Message && event.sequence == 0 && event.sender == 0;
         if !private {
             if self.ordered {
-                client.order.see(event.sequence, event.timestamp);
+                client.order.observe(event.sequence, event.timestamp);
             }
             return;
         }
@@ -186,40 +186,40 @@ impl Batch<'_> {
         client
             .refusal
             .get_or_insert_with(|| String::from_utf8_lossy(event.text).into_owned());
-        // What was refused does not come back: its place in the window is free again, or the publisher would starve.
+        // A refused message is never delivered, so it must not occupy the publisher's window.
         if let Some(publisher) = &client.publisher {
-            publisher.returned();
+            publisher.on_returned();
         }
     }
 }
 
-impl Sink for Batch<'_> {
-    fn joined(&mut self, seat: usize) {
-        if let Some(client) = self.clients.get_mut(seat)
+impl EventSink for Batch<'_> {
+    fn joined(&mut self, slot: usize) {
+        if let Some(client) = self.clients.get_mut(slot)
             && !std::mem::replace(&mut client.joined, true)
         {
-            self.tally.joined += 1;
+            self.counts.joined += 1;
         }
     }
 
     #[inline]
-    fn event(&mut self, seat: usize, event: &Event<'_>) {
-        self.tally.events += 1;
-        let stamp = match event.kind {
-            Kind::Message => Stamp::read(event.text).filter(|stamp| stamp.run == self.run),
-            Kind::Join | Kind::Leave => None,
+    fn event(&mut self, slot: usize, event: &Event<'_>) {
+        self.counts.events += 1;
+        let header = match event.kind {
+            EventKind::Message => PayloadHeader::read(event.text).filter(|header| header.run == self.run),
+            EventKind::Join | EventKind::Leave => None,
         };
-        let Some(stamp) = stamp else {
-            return self.other(seat, event);
+        let Some(header) = header else {
+            return self.other(slot, event);
         };
-        let Some(client) = self.clients.get_mut(seat) else {
+        let Some(client) = self.clients.get_mut(slot) else {
             return;
         };
         if self.ordered {
-            client.order.see(event.sequence, event.timestamp);
-            client.order.digest(event.print);
+            client.order.observe(event.sequence, event.timestamp);
+            client.order.add(event.fingerprint);
         }
-        let publisher = usize::from(stamp.publisher);
+        let publisher = usize::from(header.publisher);
         let (index, room) = if self.rooms == 1 {
             (publisher, 0)
         } else {
@@ -230,26 +230,26 @@ impl Sink for Batch<'_> {
             client.foreign += 1;
             return;
         };
-        if !checker.see(stamp.number) {
+        if !checker.observe(header.number) {
             return;
         }
-        self.tally.fresh += 1;
-        if within(self.phase, stamp.intended) {
-            self.latency.record(self.now.saturating_sub(stamp.intended));
+        self.counts.delivered += 1;
+        if within(self.phase, header.intended) {
+            self.latency.record(self.now.saturating_sub(header.intended));
         }
         if let Some(own) = &client.publisher
-            && own.id() == stamp.publisher
+            && own.id() == header.publisher
         {
-            own.returned();
+            own.on_returned();
         }
     }
 
-    fn ended(&mut self, seat: usize, why: Option<String>) {
-        if let Some(client) = self.clients.get_mut(seat)
+    fn ended(&mut self, slot: usize, why: Option<String>) {
+        if let Some(client) = self.clients.get_mut(slot)
             && client.ended.is_none()
         {
             client.ended = Some(why);
-            self.tally.ended += 1;
+            self.counts.ended += 1;
         }
     }
 }
@@ -260,7 +260,7 @@ mod tests {
 
     fn text(run: u16, publisher: u16, number: u32) -> Vec<u8> {
         let mut text = vec![b'.'; 40];
-        Stamp {
+        PayloadHeader {
             run,
             publisher,
             number,
@@ -270,9 +270,9 @@ mod tests {
         text
     }
 
-    /// Lets one client of room 0 of 2 receive messages of (publisher, number), with dense sequences.
-    fn receive(messages: &[(u16, u32)]) -> (ClientResult, Batched, Latency) {
-        let shared = Shared::new(7, 4);
+    /// Passes messages (publisher, number) with dense sequences to one client of room 0 of 2.
+    fn receive(messages: &[(u16, u32)]) -> (ClientResult, BatchCounts, Latency) {
+        let shared = RunState::new(7, 4);
         for sent in &shared.sent {
             sent.store(3, std::sync::atomic::Ordering::Relaxed);
         }
@@ -290,52 +290,52 @@ mod tests {
             run: 7,
             rooms: 2,
             ordered: true,
-            tally: Batched::default(),
+            counts: BatchCounts::default(),
         };
         for (sequence, &(publisher, number)) in (1_i64..).zip(messages) {
             let text = text(7, publisher, number);
             let event = Event {
-                kind: Kind::Message,
+                kind: EventKind::Message,
                 text: &text,
                 sender: 1,
                 sequence: sequence.cast_unsigned(),
                 timestamp: sequence,
-                print: 0,
+                fingerprint: 0,
             };
             batch.event(0, &event);
         }
-        let tally = batch.tally;
+        let counts = batch.counts;
         let [client] = clients;
-        (client.result(&shared, 2, None), tally, latency)
+        (client.result(&shared, 2, None), counts, latency)
     }
 
-    const PERFECT: [(u16, u32); 6] = [(0, 0), (2, 0), (0, 1), (0, 2), (2, 1), (2, 2)];
+    const COMPLETE: [(u16, u32); 6] = [(0, 0), (2, 0), (0, 1), (0, 2), (2, 1), (2, 2)];
 
     #[test]
-    fn a_perfect_stream_of_two_publishers_has_no_faults() {
-        let (result, tally, latency) = receive(&PERFECT);
-        assert!(result.faults.none() && result.order.none() && result.foreign == 0);
-        assert_eq!(tally.fresh, 6);
+    fn a_complete_stream_of_two_publishers_has_no_faults() {
+        let (result, counts, latency) = receive(&COMPLETE);
+        assert!(result.faults.is_empty() && result.order.is_empty() && result.foreign == 0);
+        assert_eq!(counts.delivered, 6);
         assert_eq!(latency.count(), 6);
     }
 
     #[test]
-    fn planted_faults_are_caught_for_each_publisher() {
-        let (lost, ..) = receive(&PERFECT[1..]);
+    fn faults_are_detected_per_publisher() {
+        let (lost, ..) = receive(&COMPLETE[1..]);
         assert_eq!(lost.faults.lost, 1);
-        let mut twice = PERFECT.to_vec();
+        let mut twice = COMPLETE.to_vec();
         twice.push((2, 1));
-        let (duplicated, tally, _) = receive(&twice);
+        let (duplicated, counts, _) = receive(&twice);
         assert_eq!(duplicated.faults.duplicated, 1);
-        assert_eq!(tally.fresh, 6, "a duplicate is no delivery");
-        let mut swapped = PERFECT;
+        assert_eq!(counts.delivered, 6, "a duplicate does not count as a delivery");
+        let mut swapped = COMPLETE;
         swapped.swap(4, 5);
         assert_eq!(receive(&swapped).0.faults.reordered, 1);
     }
 
     #[test]
-    fn messages_of_another_room_are_caught() {
-        let mut strayed = PERFECT.to_vec();
+    fn messages_of_another_room_are_detected() {
+        let mut strayed = COMPLETE.to_vec();
         strayed.extend([(1, 0), (9, 0)]);
         assert_eq!(receive(&strayed).0.foreign, 2);
     }
