@@ -15,7 +15,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::error::ClientError;
 use super::server_address::ServerAddress;
-use super::session_state::SessionState;
+use super::session_state::{SEND_QUEUE_LEN, SessionState};
 use crate::proto::chat_service_client::ChatServiceClient;
 use crate::proto::{
     GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest, ListParticipantsResponse,
@@ -29,9 +29,6 @@ const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// Decode limit in bytes for the answer to a unary call: a page of the longest texts.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
-
-/// Capacity of the queue between a [`ChatCall`] and its transport, in messages.
-pub(super) const SEND_QUEUE_LEN: usize = 256;
 
 /// Timeouts of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! The messages that have not been acknowledged or rejected yet.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::Arc;
 
-use super::session::SendObserver;
-use crate::domain::MessageId;
+use crate::domain::{MessageId, TraceContext};
 
 impl MessageId {
     /// A new id: 128 random bits as 32 hexadecimal digits, so that ids neither collide nor can be guessed.
@@ -13,6 +13,16 @@ impl MessageId {
         let digits = format!("{:032x}", rand::random::<u128>());
         Self::try_from(digits.as_str()).expect("32 hexadecimal digits are a valid message id")
     }
+}
+
+/// Traces one message that is sent with
+/// [`Session::send_with_observer`](super::Session::send_with_observer) or
+/// [`Publisher::publish_with_observer`](super::Publisher::publish_with_observer).
+pub trait SendObserver: Debug + Send + Sync {
+    /// The W3C trace context to send with the message. Called for each attempt.
+    fn trace_context(&self) -> TraceContext;
+    /// Called when the message is sent, and again when it is retransmitted. `timestamp` is its Lamport time.
+    fn on_sent(&self, timestamp: i64);
 }
 
 /// The messages that are not settled, oldest first.

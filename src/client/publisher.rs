@@ -6,9 +6,9 @@ use tonic::Code;
 use super::clock::LamportClock;
 use super::connection::{ConnectOptions, Connection};
 use super::error::ClientError;
+use super::outbox::SendObserver;
 use super::retry::{Backoff, RetryPolicy};
 use super::server_address::ServerAddress;
-use super::session::SendObserver;
 use crate::domain::MessageId;
 use crate::proto::{SendMessageRequest, ServerMessage};
 

@@ -13,76 +13,12 @@ use super::connection::{ChatCall, ConnectOptions, Connection};
 use super::connection_state::ConnectionState;
 use super::error::ClientError;
 use super::event::Event;
+use super::outbox::SendObserver;
 use super::retry::{Backoff, RetryPolicy};
 use super::server_address::ServerAddress;
-use super::session_state::{Disconnect, Incoming, SessionState};
-use crate::domain::{MessageId, TraceContext};
-use crate::proto::{EventType, JoinMsgLeave, ServerMessage, Welcome};
-
-/// The name under which to join, and the room.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct JoinOptions {
-    name: String,
-    room: String,
-    trace: Option<TraceContext>,
-}
-
-impl JoinOptions {
-    /// Joins the server's default room as `name`.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            ..Self::default()
-        }
-    }
-
-    /// Joins `room` instead of the default room. An empty string stands for the default room.
-    #[must_use]
-    pub fn room(self, room: impl Into<String>) -> Self {
-        Self {
-            room: room.into(),
-            ..self
-        }
-    }
-
-    /// Sends the JOIN with this trace context. Default: none.
-    #[must_use]
-    pub fn trace(self, trace: TraceContext) -> Self {
-        Self {
-            trace: Some(trace),
-            ..self
-        }
-    }
-
-    /// The JOIN message, stamped with the Lamport time `timestamp`.
-    pub(super) fn frame(&self, timestamp: i64) -> JoinMsgLeave {
-        let trace = |field: fn(&TraceContext) -> &str| {
-            self.trace
-                .as_ref()
-                .map_or_else(String::new, |trace| field(trace).to_owned())
-        };
-        JoinMsgLeave {
-            client_name: self.name.clone(),
-            room: self.room.clone(),
-            timestamp,
-            r#type: EventType::Join.into(),
-            wants_welcome: true,
-            traceparent: trace(TraceContext::traceparent),
-            tracestate: trace(TraceContext::tracestate),
-            ..JoinMsgLeave::default()
-        }
-    }
-}
-
-/// Traces one message that is sent with [`Session::send_with_observer`] or
-/// [`Publisher::publish_with_observer`](super::Publisher::publish_with_observer).
-pub trait SendObserver: Debug + Send + Sync {
-    /// The W3C trace context to send with the message. Called for each attempt.
-    fn trace_context(&self) -> TraceContext;
-    /// Called when the message is sent, and again when it is retransmitted. `timestamp` is its Lamport time.
-    fn on_sent(&self, timestamp: i64);
-}
+use super::session_state::{Disconnect, Incoming, JoinOptions, SessionState};
+use crate::domain::MessageId;
+use crate::proto::{JoinMsgLeave, ServerMessage, Welcome};
 
 /// A participant of a room, and the stream of what happens there.
 ///

@@ -7,14 +7,71 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::LamportClock;
-use super::connection::SEND_QUEUE_LEN;
 use super::cursor::{Cursor, Observation};
 use super::error::ClientError;
 use super::event::Gap;
-use super::outbox::Outbox;
-use super::session::{JoinOptions, SendObserver};
-use crate::domain::MessageId;
+use super::outbox::{Outbox, SendObserver};
+use crate::domain::{MessageId, TraceContext};
 use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage, Welcome};
+
+/// Capacity of the queue between a `ChatCall` and its transport, in messages.
+pub(super) const SEND_QUEUE_LEN: usize = 256;
+
+/// The name under which to join, and the room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JoinOptions {
+    name: String,
+    room: String,
+    trace: Option<TraceContext>,
+}
+
+impl JoinOptions {
+    /// Joins the server's default room as `name`.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Joins `room` instead of the default room. An empty string stands for the default room.
+    #[must_use]
+    pub fn room(self, room: impl Into<String>) -> Self {
+        Self {
+            room: room.into(),
+            ..self
+        }
+    }
+
+    /// Sends the JOIN with this trace context. Default: none.
+    #[must_use]
+    pub fn trace(self, trace: TraceContext) -> Self {
+        Self {
+            trace: Some(trace),
+            ..self
+        }
+    }
+
+    /// The JOIN message, stamped with the Lamport time `timestamp`.
+    pub(super) fn frame(&self, timestamp: i64) -> JoinMsgLeave {
+        let trace = |field: fn(&TraceContext) -> &str| {
+            self.trace
+                .as_ref()
+                .map_or_else(String::new, |trace| field(trace).to_owned())
+        };
+        JoinMsgLeave {
+            client_name: self.name.clone(),
+            room: self.room.clone(),
+            timestamp,
+            r#type: EventType::Join.into(),
+            wants_welcome: true,
+            traceparent: trace(TraceContext::traceparent),
+            tracestate: trace(TraceContext::tracestate),
+            ..JoinMsgLeave::default()
+        }
+    }
+}
 
 /// The state of a participant. Its rules:
 ///

@@ -15,8 +15,20 @@ use super::directory::Directory;
 use super::log_stats::LogStats;
 use super::tables::{Tables, decode_record_key, record_key};
 use super::watermarks::HighWatermarks;
-use super::{Append, LogId, Observer, Record, Retention, StoreError, decode_snapshot};
+use super::{Append, LogId, Record, Retention, StoreError, decode_snapshot};
 use crate::failpoint;
+
+/// Observes a store. Called on the writer thread, which it must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// A commit was written and made as durable as configured, which took this long.
+    fn committed(&self, took: Duration);
+}
+
+impl<F: Fn(Duration) + Send + Sync + 'static> Observer for F {
+    fn committed(&self, took: Duration) {
+        self(took);
+    }
+}
 
 /// A limit may be exceeded by this fraction of itself before records are removed, so that most commits remove none.
 const SLACK_DIVISOR: u64 = 16;

@@ -14,17 +14,15 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use fjall::PersistMode;
 use parking_lot::Mutex;
 
 use super::anchors::Anchors;
-use super::committer::Committer;
+use super::committer::{Committer, Observer};
 use super::directory::{Directory, cannot_use};
 use super::log_stats::LogStats;
 use super::opening::Opened;
-use super::tables::{Tables, decode_record_key, record_key};
+use super::tables::{Durability, Tables, decode_record_key, record_key};
 use super::unsynced_marker::UnsyncedMarker;
 use super::watermarks::HighWatermarks;
 use super::writer::Writer;
@@ -56,37 +54,6 @@ pub struct DiskOptions {
     pub max_rooms: usize,
     /// Whether to continue a log that has lost acknowledged events, under a new epoch, instead of refusing to open it.
     pub accept_loss: bool,
-}
-
-/// What acknowledged events survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Durability {
-    /// A crash of the machine: every commit is synced to the disk.
-    #[default]
-    Sync,
-    /// A crash of the process: commits are written to the operating system, and a power cut may lose the newest.
-    Os,
-}
-
-impl Durability {
-    pub(super) const fn mode(self) -> PersistMode {
-        match self {
-            Self::Sync => PersistMode::SyncData,
-            Self::Os => PersistMode::Buffer,
-        }
-    }
-}
-
-/// Observes a store. Called on the writer thread, which it must not block.
-pub trait Observer: Send + Sync + 'static {
-    /// A commit was written and made as durable as configured, which took this long.
-    fn committed(&self, took: Duration);
-}
-
-impl<F: Fn(Duration) + Send + Sync + 'static> Observer for F {
-    fn committed(&self, took: Duration) {
-        self(took);
-    }
 }
 
 impl DiskStore {

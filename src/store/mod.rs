@@ -37,13 +37,15 @@ use bytes::Bytes;
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-pub use disk::{DiskOptions, DiskStore, Durability, Observer};
+pub use committer::Observer;
+pub use disk::{DiskOptions, DiskStore};
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use page::{Page, read_page, read_page_back};
 pub use record::{Record, frames};
 pub use retention::Retention;
 pub use snapshot::{decode_snapshot, encode_snapshot};
+pub use tables::Durability;
 
 /// Stores the rooms' logs.
 ///

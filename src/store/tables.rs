@@ -17,8 +17,27 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
 use super::directory::Directory;
-use super::{Bounds, Durability, LogId, StoreError};
+use super::{Bounds, LogId, StoreError};
 use crate::domain::{Epoch, RoomName, Sequence};
+
+/// What acknowledged events survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Durability {
+    /// A crash of the machine: every commit is synced to the disk.
+    #[default]
+    Sync,
+    /// A crash of the process: commits are written to the operating system, and a power cut may lose the newest.
+    Os,
+}
+
+impl Durability {
+    pub(super) const fn mode(self) -> PersistMode {
+        match self {
+            Self::Sync => PersistMode::SyncData,
+            Self::Os => PersistMode::Buffer,
+        }
+    }
+}
 
 /// The size of the block cache.
 const CACHE_BYTES: u64 = 16 << 20;

@@ -16,12 +16,44 @@ use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
 use super::otlp::OtlpPipeline;
 use super::process::{process_metrics, runtime_metrics};
-use super::unary_calls::{CODE_NAMES, METHODS};
 use crate::domain::LamportTime;
 use crate::proto::EventType;
 use crate::reason::Reason;
 use crate::rpc::Method;
 use crate::store::{Store, StoreUsage};
+
+/// The unary methods that are measured.
+pub(super) const METHODS: [&str; 5] = [
+    "itu.chitchat.ChatService/SendMessage",
+    "itu.chitchat.ChatService/GetHistory",
+    "itu.chitchat.ChatService/ListRooms",
+    "itu.chitchat.ChatService/ListParticipants",
+    HEALTH_CHECK,
+];
+
+/// Measured but not traced: it is called every few seconds, and its spans say nothing.
+pub(super) const HEALTH_CHECK: &str = "grpc.health.v1.Health/Check";
+
+/// The names of the gRPC status codes, indexed by code.
+pub(super) const CODE_NAMES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
 
 /// The metrics of one server. Each instance has its own recorder, so that several servers can share a process.
 pub struct Metrics {

@@ -17,42 +17,9 @@ use tonic::{Code, Status as GrpcStatus};
 use tower::{Layer, Service};
 
 use super::attributes;
-use super::metrics::Metrics;
+use super::metrics::{CODE_NAMES, HEALTH_CHECK, METHODS, Metrics};
 use super::otlp::{FinishedSpan, SpanIds, Tracer};
 use crate::domain::TraceContext;
-
-/// The methods that are measured.
-pub(super) const METHODS: [&str; 5] = [
-    "itu.chitchat.ChatService/SendMessage",
-    "itu.chitchat.ChatService/GetHistory",
-    "itu.chitchat.ChatService/ListRooms",
-    "itu.chitchat.ChatService/ListParticipants",
-    HEALTH_CHECK,
-];
-
-/// Measured but not traced: it is called every few seconds, and its spans say nothing.
-const HEALTH_CHECK: &str = "grpc.health.v1.Health/Check";
-
-/// The names of the gRPC status codes, indexed by code.
-pub(super) const CODE_NAMES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// A `tower` layer that measures and traces unary calls. Streaming calls pass through, because their duration is up to the
 /// client.
