@@ -91,6 +91,34 @@ fn every_container_is_hardened() {
 }
 
 #[test]
+fn ci_builds_the_versions_of_the_images() {
+    let tools = files::text(".ci/tools");
+    let version = |name: &str| {
+        let line = tools
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {name}")).to_owned()
+    };
+    // Prometheus 3.13.2 is the Go module 0.313.2.
+    let module = version("PROMETHEUS_MODULE");
+    let (major, rest) = module.strip_prefix("0.").expect("a module").split_at(1);
+    let services = &files::yaml(FILE)["services"];
+    for (service, image) in [
+        ("prometheus", format!("prom/prometheus:v{major}.{rest}")),
+        (
+            "alertmanager",
+            format!("prom/alertmanager:v{}", version("ALERTMANAGER")),
+        ),
+        (
+            "otel-collector",
+            format!("otel/opentelemetry-collector-contrib:{}", version("OTELCOL")),
+        ),
+    ] {
+        assert_eq!(services[service]["image"], image.as_str(), "{service}");
+    }
+}
+
+#[test]
 fn swap_does_not_extend_a_memory_limit() {
     for (name, service) in services() {
         assert_eq!(service["memswap_limit"], service["mem_limit"], "{name}");
