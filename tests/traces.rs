@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use collector::{Collector, Span};
 use nix::sys::signal::Signal;
 use process::{
-    CHITCHAT, Process, external_program, load_generator, run, serve_with, succeed, text, unused_address,
-    wait_until,
+    CHITCHAT, Process, Server, external_program, load_generator, run, serve_with, succeed, text,
+    unused_address, wait_until,
 };
 
 const SERVER: i32 = 2;
@@ -27,6 +27,35 @@ fn exporting(endpoint: &str) -> [(&str, &str); 2] {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
     ]
+}
+
+/// A server, and the collector to which it and its clients export.
+struct Setup {
+    collector: Collector,
+    server: Server,
+}
+
+impl Setup {
+    fn start(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let collector = Collector::start();
+        let server = serve_with(flags, &[&exporting(&collector.endpoint), variables].concat());
+        Self { collector, server }
+    }
+
+    fn client(&self, arguments: &[&str]) -> Command {
+        client(self.server.address, &self.collector.endpoint, arguments)
+    }
+
+    /// Runs a client that must succeed, and returns its output.
+    fn run(&self, arguments: &[&str], input: &str) -> String {
+        succeed(&mut self.client(arguments), input)
+    }
+
+    /// Stops the server, which exports all that it has, and returns the collector.
+    fn stop(mut self) -> Collector {
+        self.server.stop();
+        self.collector
+    }
 }
 
 fn client(server: SocketAddr, endpoint: &str, arguments: &[&str]) -> Command {
@@ -58,132 +87,144 @@ fn metric(page: &str, series: &str) -> f64 {
         .unwrap()
 }
 
-#[test]
-fn a_message_has_one_trace_from_its_sender_to_its_receivers() {
-    let collector = Collector::start();
-    let mut server = serve_with(&[], &exporting(&collector.endpoint));
-    let mut listeners: Vec<Process> = ["Bob", "Cleo"]
-        .map(|name| {
-            let listener = Process::start(&mut client(
-                server.address,
-                &collector.endpoint,
-                &["chat", "--name", name],
-            ));
-            listener.stdout_line(&format!("Participant {name} joined"));
-            listener
-        })
-        .into();
-    let arguments = ["chat", "--name", "Ada"];
-    succeed(
-        &mut client(server.address, &collector.endpoint, &arguments),
-        "Hello, World!\n",
-    );
-    for listener in &mut listeners {
-        listener.stdout_line("Hello, World!");
-        listener.stdout_line("Participant Ada left");
-        listener.close_stdin();
-        listener.wait();
-    }
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+fn is_message(span: &&Span) -> bool {
+    let kind = span.attributes.get("chitchat.event.type");
+    kind.is_some_and(|kind| kind == "message")
+}
 
-    let is_message = |span: &&Span| {
-        span.attributes
-            .get("chitchat.event.type")
-            .is_some_and(|t| t == "message")
-    };
-    let send = &collector.spans("send rooms/{room}", 1)[0];
-    let processed = collector.spans("process rooms/{room}", 1);
-    let process = processed.iter().find(is_message).unwrap();
-    let join_of = |name: &str| {
-        let place = ["Bob", "Cleo", "Ada"]
-            .iter()
-            .position(|other| *other == name)
-            .unwrap();
-        let joins = collector.spans("join", 3);
-        let mut joins: Vec<_> = joins
-            .iter()
-            .map(|join| (number(join, "chitchat.sequence"), join.clone()))
-            .collect();
-        joins.sort_by_key(|(sequence, _)| *sequence);
-        joins[place].1.clone()
-    };
-    let of_message = |name: &str| -> Span {
-        let spans = collector.spans(name, 1);
-        spans
-            .into_iter()
-            .find(|span| is_message(&span) && span.parent == process.id)
-            .unwrap()
-    };
-    let (append, broadcast) = (of_message("append"), of_message("broadcast"));
+/// The trace and id of a span, as a link to it has them.
+fn link(span: &Span) -> (String, String) {
+    (span.trace.clone(), span.id.clone())
+}
 
-    assert_eq!((send.kind, send.parent.as_str()), (PRODUCER, ""));
-    assert_eq!(process.kind, CONSUMER);
-    assert_eq!((&process.trace, &process.parent), (&send.trace, &send.id));
-    let join = join_of("Ada");
-    assert_eq!(process.links, [(join.trace.clone(), join.id.clone())]);
-    assert_eq!(join.kind, SERVER);
-    assert_eq!(value(&join, "rpc.system.name"), "grpc");
-    assert_eq!(value(&join, "rpc.method"), "itu.chitchat.ChatService/Chat");
-    for child in [&append, &broadcast] {
-        assert_eq!((child.kind, &child.trace), (INTERNAL, &send.trace));
-        assert!(
-            process.start <= child.start && child.end <= process.end,
-            "{child:#?} in {process:#?}"
-        );
-    }
-    assert!(append.end <= broadcast.start);
-    assert_eq!(value(&append, "messaging.batch.message_count"), "1");
-    assert!(number(&append, "chitchat.store.bytes") > 13);
-    assert_eq!(value(&broadcast, "chitchat.subscribers"), "3");
-    assert_eq!(value(&broadcast, "chitchat.subscribers.behind"), "0");
+/// The spans of a message from Ada to Bob, Cleo and herself.
+struct MessageSpans {
+    /// The JOINs of Bob, Cleo and Ada.
+    joins: Vec<Span>,
+    send: Span,
+    process: Span,
+    append: Span,
+    broadcast: Span,
+    received: Vec<Span>,
+}
 
-    // Each of the three receivers has a trace of its own, linked to the sender's.
-    let received = collector.spans("receive rooms/{room}", 3);
-    let received: Vec<_> = received.iter().filter(is_message).collect();
-    assert_eq!(received.len(), 3);
-    for span in &received {
-        assert_eq!((span.kind, span.parent.as_str()), (CONSUMER, ""));
-        assert_eq!(span.links, [(send.trace.clone(), send.id.clone())]);
-        assert_ne!(span.trace, send.trace);
-    }
-
-    // All spans name the same message, and the Lamport time increases along its way.
-    let (sent, time) = (
-        number(send, "chitchat.lamport.time"),
-        number(process, "chitchat.lamport.time"),
-    );
-    assert_eq!(number(process, "chitchat.lamport.received"), sent);
-    assert!(time > sent, "{time} after {sent}");
-    for span in &received {
-        assert_eq!(number(span, "chitchat.lamport.received"), time);
-        assert!(number(span, "chitchat.lamport.time") > time);
-    }
-    let message_id = value(send, "messaging.message.id");
-    for span in [send, process, &append, &broadcast].into_iter().chain(received) {
-        assert_eq!(value(span, "messaging.message.id"), message_id);
-        assert_eq!(value(span, "chitchat.sequence"), "4");
-        assert_eq!(value(span, "messaging.system"), "chitchat");
-        assert_eq!(value(span, "messaging.destination.name"), "rooms/tea");
-        assert_eq!(value(span, "messaging.destination.template"), "rooms/{room}");
-        assert_eq!(value(span, "messaging.message.body.size"), "13");
-        if span.kind != INTERNAL {
-            assert!(
-                span.name.starts_with(value(span, "messaging.operation.type")),
-                "{span:#?}"
-            );
+impl MessageSpans {
+    fn of(collector: &Collector) -> Self {
+        let mut joins = collector.spans("join", 3);
+        joins.sort_by_key(|join| number(join, "chitchat.sequence"));
+        let process = collector.spans("process rooms/{room}", 1);
+        let process = process.into_iter().find(|span| is_message(&span)).unwrap();
+        let child = |name: &str| {
+            let spans = collector.spans(name, 1).into_iter();
+            let mut children = spans.filter(|span| is_message(&span) && span.parent == process.id);
+            children.next().unwrap()
+        };
+        let received = collector.spans("receive rooms/{room}", 3).into_iter();
+        Self {
+            joins,
+            send: collector.spans("send rooms/{room}", 1).remove(0),
+            append: child("append"),
+            broadcast: child("broadcast"),
+            received: received.filter(|span| is_message(&span)).collect(),
+            process,
         }
     }
-    assert_eq!(process.resource["service.name"], "chitchat");
-    assert_eq!(send.resource["service.name"], "chitchat-client");
-    assert_eq!(process.resource["service.version"], env!("CARGO_PKG_VERSION"));
+
+    fn assert_parents_and_links(&self) {
+        let (send, process) = (&self.send, &self.process);
+        assert_eq!((send.kind, send.parent.as_str()), (PRODUCER, ""));
+        assert_eq!(process.kind, CONSUMER);
+        assert_eq!((&process.trace, &process.parent), (&send.trace, &send.id));
+        let join = &self.joins[2];
+        assert_eq!(process.links, [link(join)]);
+        assert_eq!(join.kind, SERVER);
+        for child in [&self.append, &self.broadcast] {
+            assert_eq!((child.kind, &child.trace), (INTERNAL, &send.trace));
+            assert!(
+                process.start <= child.start && child.end <= process.end,
+                "{child:#?} in {process:#?}"
+            );
+        }
+        assert!(self.append.end <= self.broadcast.start);
+        // Each of the three receivers has a trace of its own, linked to the sender's.
+        assert_eq!(self.received.len(), 3);
+        for span in &self.received {
+            assert_eq!((span.kind, span.parent.as_str()), (CONSUMER, ""));
+            assert_eq!(span.links, [link(send)]);
+            assert_ne!(span.trace, send.trace);
+        }
+    }
+
+    /// The Lamport time increases on the way of the message.
+    fn assert_lamport_times(&self) {
+        let sent = number(&self.send, "chitchat.lamport.time");
+        let time = number(&self.process, "chitchat.lamport.time");
+        assert_eq!(number(&self.process, "chitchat.lamport.received"), sent);
+        assert!(time > sent, "{time} after {sent}");
+        for span in &self.received {
+            assert_eq!(number(span, "chitchat.lamport.received"), time);
+            assert!(number(span, "chitchat.lamport.time") > time);
+        }
+    }
+
+    fn assert_attributes(&self) {
+        let join = &self.joins[2];
+        assert_eq!(value(join, "rpc.system.name"), "grpc");
+        assert_eq!(value(join, "rpc.method"), "itu.chitchat.ChatService/Chat");
+        assert_eq!(value(&self.append, "messaging.batch.message_count"), "1");
+        assert!(number(&self.append, "chitchat.store.bytes") > 13);
+        assert_eq!(value(&self.broadcast, "chitchat.subscribers"), "3");
+        assert_eq!(value(&self.broadcast, "chitchat.subscribers.behind"), "0");
+        // All spans name the same message.
+        let message_id = value(&self.send, "messaging.message.id");
+        let spans = [&self.send, &self.process, &self.append, &self.broadcast];
+        for span in spans.into_iter().chain(&self.received) {
+            assert_eq!(value(span, "messaging.message.id"), message_id);
+            assert_eq!(value(span, "chitchat.sequence"), "4");
+            assert_eq!(value(span, "messaging.system"), "chitchat");
+            assert_eq!(value(span, "messaging.destination.name"), "rooms/tea");
+            assert_eq!(value(span, "messaging.destination.template"), "rooms/{room}");
+            assert_eq!(value(span, "messaging.message.body.size"), "13");
+            if span.kind != INTERNAL {
+                assert!(
+                    span.name.starts_with(value(span, "messaging.operation.type")),
+                    "{span:#?}"
+                );
+            }
+        }
+        let resource = &self.process.resource;
+        assert_eq!(resource["service.name"], "chitchat");
+        assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(self.send.resource["service.name"], "chitchat-client");
+    }
+}
+
+#[test]
+fn a_message_has_one_trace_from_its_sender_to_its_receivers() {
+    let setup = Setup::start(&[], &[]);
+    let mut receivers: Vec<Process> = ["Bob", "Cleo"]
+        .map(|name| {
+            let receiver = Process::start(&mut setup.client(&["chat", "--name", name]));
+            receiver.stdout_line(&format!("Participant {name} joined"));
+            receiver
+        })
+        .into();
+    setup.run(&["chat", "--name", "Ada"], "Hello, World!\n");
+    for receiver in &mut receivers {
+        receiver.stdout_line("Hello, World!");
+        receiver.stdout_line("Participant Ada left");
+        receiver.close_stdin();
+        receiver.wait();
+    }
+    let collector = setup.stop();
+    let spans = MessageSpans::of(&collector);
+    spans.assert_parents_and_links();
+    spans.assert_lamport_times();
+    spans.assert_attributes();
 
     // A log line belongs to the trace of its stream. No message text is logged.
     let joined = collector.record("client_joined");
-    assert_eq!(
-        (joined.trace, joined.span),
-        (join_of("Bob").trace, join_of("Bob").id)
-    );
+    assert_eq!((joined.trace, joined.span), link(&spans.joins[0]));
     assert_eq!(joined.body, "client joined");
     assert_eq!(collector.record("draining").resource["service.name"], "chitchat");
     let logged = format!("{:?}", collector.all_records());
@@ -192,29 +233,21 @@ fn a_message_has_one_trace_from_its_sender_to_its_receivers() {
 
 #[test]
 fn a_message_by_call_is_linked_to_the_call_and_its_reader_to_the_message() {
-    let collector = Collector::start();
-    let named = [
-        exporting(&collector.endpoint).as_slice(),
-        &[
-            ("OTEL_SERVICE_NAME", "tearoom"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
-        ],
-    ]
-    .concat();
-    let mut server = serve_with(&[], &named);
-    let send = ["send", "--name", "Ada", "Hello"];
-    succeed(&mut client(server.address, &collector.endpoint, &send), "");
-    let tail = ["tail", "--count", "1"];
-    succeed(&mut client(server.address, &collector.endpoint, &tail), "");
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+    let resource = [
+        ("OTEL_SERVICE_NAME", "tearoom"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+    ];
+    let setup = Setup::start(&[], &resource);
+    setup.run(&["send", "--name", "Ada", "Hello"], "");
+    setup.run(&["tail", "--count", "1"], "");
+    let collector = setup.stop();
     let sent = &collector.spans("send rooms/{room}", 1)[0];
     let process = &collector.spans("process rooms/{room}", 1)[0];
     let call = &collector.spans("itu.chitchat.ChatService/SendMessage", 1)[0];
     let received = &collector.spans("receive rooms/{room}", 1)[0];
     assert_eq!((&process.trace, &process.parent), (&sent.trace, &sent.id));
-    assert_eq!(process.links, [(call.trace.clone(), call.id.clone())]);
-    assert_eq!(received.links, [(sent.trace.clone(), sent.id.clone())]);
+    assert_eq!(process.links, [link(call)]);
+    assert_eq!(received.links, [link(sent)]);
     assert_eq!(call.kind, SERVER);
     assert_eq!(value(call, "rpc.response.status_code"), "OK");
     assert_eq!(process.resource["service.name"], "tearoom");
@@ -223,20 +256,15 @@ fn a_message_by_call_is_linked_to_the_call_and_its_reader_to_the_message() {
 
 #[test]
 fn the_span_of_a_rejected_message_has_the_reason_as_its_error() {
-    let collector = Collector::start();
-    let server = serve_with(&["--max-message-chars", "5"], &exporting(&collector.endpoint));
+    let setup = Setup::start(&["--max-message-chars", "5"], &[]);
     // One on a stream, one by a call.
-    let mut chat = client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]);
-    run(&mut chat, "Hello, World!\n");
-    let mut send = client(
-        server.address,
-        &collector.endpoint,
-        &["send", "--name", "Bob", "Hello, World!"],
-    );
+    run(&mut setup.client(&["chat", "--name", "Ada"]), "Hello, World!\n");
+    let mut send = setup.client(&["send", "--name", "Bob", "Hello, World!"]);
     assert!(!run(&mut send, "").status.success());
 
-    let sent = collector.spans("send rooms/{room}", 2);
-    let rejected: Vec<Span> = collector
+    let sent = setup.collector.spans("send rooms/{room}", 2);
+    let rejected: Vec<Span> = setup
+        .collector
         // The third is Ada's LEAVE.
         .spans("process rooms/{room}", 3)
         .into_iter()
@@ -256,20 +284,15 @@ fn the_span_of_a_rejected_message_has_the_reason_as_its_error() {
 
 #[test]
 fn a_message_without_a_trace_context_gets_one_from_the_server() {
-    let collector = Collector::start();
-    let server = serve_with(&[], &exporting(&collector.endpoint));
-    let mut plain = client(
-        server.address,
-        &collector.endpoint,
-        &["send", "--name", "Ada", "Hello"],
-    );
-    succeed(plain.env("OTEL_SDK_DISABLED", "true"), "");
+    let setup = Setup::start(&[], &[]);
+    let mut send = setup.client(&["send", "--name", "Ada", "Hello"]);
+    succeed(send.env("OTEL_SDK_DISABLED", "true"), "");
+    let collector = &setup.collector;
     let process = collector.spans("process rooms/{room}", 1).remove(0);
     assert_eq!(process.parent, "");
-    let tail = ["tail", "--json", "--count", "1"];
-    let received = succeed(&mut client(server.address, &collector.endpoint, &tail), "");
-    let link = collector.spans("receive rooms/{room}", 1).remove(0).links;
-    assert_eq!(link, [(process.trace, process.id)], "{received}");
+    let received = setup.run(&["tail", "--json", "--count", "1"], "");
+    let links = collector.spans("receive rooms/{room}", 1).remove(0).links;
+    assert_eq!(links, [link(&process)], "{received}");
     assert!(
         collector
             .all_spans()
@@ -280,9 +303,9 @@ fn a_message_without_a_trace_context_gets_one_from_the_server() {
 
 #[test]
 fn the_load_generator_exports_its_spans_as_a_sender() {
-    let collector = Collector::start();
-    let server = serve_with(&[], &exporting(&collector.endpoint));
-    let address = server.address.to_string();
+    let setup = Setup::start(&[], &[]);
+    let collector = &setup.collector;
+    let address = setup.server.address.to_string();
     let load = [
         "--server",
         &address,
@@ -312,25 +335,21 @@ fn the_load_generator_exports_its_spans_as_a_sender() {
 
 #[test]
 fn all_spans_are_exported_at_shutdown() {
-    let collector = Collector::start();
     // Nothing is exported before the shutdown.
     let delayed = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "64"),
         ("OTEL_TRACES_SAMPLER", "always_on"),
     ];
-    let mut server = serve_with(&[], &delayed);
+    let setup = Setup::start(&[], &delayed);
     let lines: String = (0..200).map(|line| format!("line {line}\n")).collect();
-    let mut sending = client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]);
-    succeed(sending.env("OTEL_BSP_SCHEDULE_DELAY", "3600000"), &lines);
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+    let mut chat = setup.client(&["chat", "--name", "Ada"]);
+    succeed(chat.env("OTEL_BSP_SCHEDULE_DELAY", "3600000"), &lines);
+    let collector = setup.stop();
     let messages = |name: &str| {
         let spans = collector.all_spans();
-        let is_message =
-            |span: &&Span| span.name == name && span.attributes["chitchat.event.type"] == "message";
-        spans.iter().filter(is_message).count()
+        let named = spans.iter().filter(|span| span.name == name);
+        named.filter(is_message).count()
     };
     for name in [
         "send rooms/{room}",
@@ -378,8 +397,7 @@ fn an_unreachable_collector_is_counted_and_logged_once() {
     server.log_line("\"event\":\"telemetry_exported\"");
     drop(collector);
     let started = Instant::now();
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+    server.stop();
     assert!(
         started.elapsed() < Duration::from_secs(8),
         "{:?}",
@@ -429,8 +447,7 @@ fn a_hanging_collector_delays_neither_client_nor_server() {
         "{stderr}"
     );
     let started = Instant::now();
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+    server.stop();
     assert!(
         started.elapsed() < Duration::from_secs(6),
         "{:?}",
@@ -440,53 +457,30 @@ fn a_hanging_collector_delays_neither_client_nor_server() {
 
 #[test]
 fn a_server_with_a_disabled_sdk_exports_nothing() {
-    let collector = Collector::start();
-    let server = serve_with(
-        &[],
-        &[
-            ("OTEL_SDK_DISABLED", "true"),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint),
-        ],
-    );
-    let mut sending = client(
-        server.address,
-        &collector.endpoint,
-        &["send", "--name", "Ada", "Hello"],
-    );
+    let setup = Setup::start(&[], &[("OTEL_SDK_DISABLED", "true")]);
+    let collector = &setup.collector;
     // The context of the sender is forwarded nevertheless.
-    succeed(&mut sending, "");
+    setup.run(&["send", "--name", "Ada", "Hello"], "");
     let send = collector.spans("send rooms/{room}", 1).remove(0);
-    let tail = ["tail", "--count", "1"];
-    succeed(&mut client(server.address, &collector.endpoint, &tail), "");
-    assert_eq!(
-        collector.spans("receive rooms/{room}", 1)[0].links,
-        [(send.trace, send.id)]
-    );
+    setup.run(&["tail", "--count", "1"], "");
+    let received = collector.spans("receive rooms/{room}", 1).remove(0);
+    assert_eq!(received.links, [link(&send)]);
     assert_eq!(collector.all_spans().len(), 2, "{:#?}", collector.all_spans());
     assert!(collector.all_records().is_empty());
 }
 
 #[test]
 fn the_traces_that_senders_request_are_rate_limited() {
-    let collector = Collector::start();
     let limited = [
-        exporting(&collector.endpoint).as_slice(),
-        &[
-            ("OTEL_TRACES_SAMPLER", "parentbased_always_off"),
-            ("CHITCHAT_TRACE_WISHES", "2"),
-        ],
-    ]
-    .concat();
-    let mut server = serve_with(&[], &limited);
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_off"),
+        ("CHITCHAT_TRACE_WISHES", "2"),
+    ];
+    let setup = Setup::start(&[], &limited);
     let lines: String = (0..100).map(|line| format!("line {line}\n")).collect();
-    let began = Instant::now();
-    succeed(
-        &mut client(server.address, &collector.endpoint, &["chat", "--name", "Ada"]),
-        &lines,
-    );
-    let seconds = began.elapsed().as_secs_f64();
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+    let started = Instant::now();
+    setup.run(&["chat", "--name", "Ada"], &lines);
+    let seconds = started.elapsed().as_secs_f64();
+    let collector = setup.stop();
     assert_eq!(collector.spans("send rooms/{room}", 100).len(), 100);
     let recorded = collector.spans("process rooms/{room}", 2).len();
     assert!(
@@ -534,8 +528,7 @@ fn an_opentelemetry_collector_forwards_everything() {
     let mut server = serve_with(&[], &exporting(&through));
     let send = ["send", "--name", "Ada", "Hello"];
     succeed(&mut client(server.address, &through, &send), "");
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait().success());
+    server.stop();
     let sent = collector.spans("send rooms/{room}", 1).remove(0);
     let process = collector.spans("process rooms/{room}", 1).remove(0);
     let append = collector.spans("append", 1).remove(0);
