@@ -1,0 +1,37 @@
+//! A bridge from standard input to a room: posts each line and waits until the server has broadcast it.
+//!
+//! ```sh
+//! tail -f /var/log/syslog | cargo run --example stdin_bridge -- 127.0.0.1:50052 tea syslog
+//! ```
+
+use std::error::Error;
+
+use chitchat::client::{ConnectOptions, Publisher, RetryPolicy, ServerAddress};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader, stdin};
+
+/// Posts the lines of `input` to `room` as `name`. Retries while the server is unavailable; no line is posted twice.
+pub async fn run(
+    server: &ServerAddress,
+    room: &str,
+    name: &str,
+    input: impl AsyncBufRead + Unpin,
+) -> Result<(), Box<dyn Error>> {
+    let options = ConnectOptions::default();
+    let mut publisher = Publisher::open(server, &options, RetryPolicy::default(), name, room).await?;
+    let mut lines = input.lines();
+    while let Some(line) = lines.next_line().await? {
+        if !line.trim().is_empty() {
+            publisher.publish(&line).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let server = arguments.next().unwrap_or_else(|| "127.0.0.1:50052".into());
+    let room = arguments.next().unwrap_or_default();
+    let name = arguments.next().unwrap_or_else(|| "stdin".into());
+    run(&server.parse()?, &room, &name, BufReader::new(stdin())).await
+}
