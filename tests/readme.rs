@@ -1,4 +1,4 @@
-//! Runs the commands of the README against a real server and compares their output with what it shows.
+//! Runs the commands that the documents show against a real server and compares their output with what is shown.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod process;
@@ -15,24 +15,32 @@ use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, serve_fl
 
 const CARGO_RUN: &str = "cargo run --release --";
 
-fn readme() -> String {
-    fs::read_to_string(Path::new(CHECKOUT).join("README.md")).unwrap()
+const README: &str = "README.md";
+const GRPCURL: &str = "docs/grpcurl.md";
+const LIMITS: &str = "docs/limits.md";
+
+fn document(path: &str) -> String {
+    fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()
 }
 
-/// A command that the README shows, and the output below it.
+/// A section of the README.
+fn section(heading: &str) -> String {
+    let readme = document(README);
+    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
+    section.split("\n## ").next().unwrap().to_owned()
+}
+
+/// A command that is shown, and the output below it.
 #[derive(Debug)]
 struct Example {
     command: String,
     output: Vec<String>,
 }
 
-/// The examples in the `console` blocks of a section.
-fn examples(heading: &str) -> Vec<Example> {
-    let readme = readme();
-    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
-    let section = section.split("\n## ").next().unwrap();
+/// The examples in the `console` blocks of a text.
+fn examples(text: &str) -> Vec<Example> {
     let mut examples: Vec<Example> = Vec::new();
-    for block in section.split("```console\n").skip(1) {
+    for block in text.split("```console\n").skip(1) {
         let mut continues = false;
         for line in block.split("\n```").next().unwrap().lines() {
             if let Some(command) = line.strip_prefix("$ ") {
@@ -50,7 +58,7 @@ fn examples(heading: &str) -> Vec<Example> {
             continues = continues && (line.ends_with('\\') || line.ends_with('|'));
         }
     }
-    assert!(!examples.is_empty(), "no examples under {heading:?}");
+    assert!(!examples.is_empty(), "no examples in {text:?}");
     examples
 }
 
@@ -74,7 +82,7 @@ fn normalize(line: &str, server: &Server) -> String {
 
 #[test]
 fn the_conversation_happens_as_shown() {
-    let examples = examples("A conversation");
+    let examples = examples(&section("A conversation"));
     let (server_example, client_examples) = examples.split_first().unwrap();
     assert_eq!(server_example.command, format!("{CARGO_RUN} serve"));
     let mut server = serve(&["--log-format", "pretty"]);
@@ -155,7 +163,8 @@ fn the_conversation_happens_as_shown() {
 fn commands_print_what_is_shown() {
     let grpcurl = grpcurl();
     let server = serve(&[]);
-    for Example { command, output } in examples("In scripts, and with grpcurl") {
+    // The page about grpcurl continues the section with the same server.
+    for Example { command, output } in examples(&(section("Post from a script") + &document(GRPCURL))) {
         let printed = if let Some(path) = command.strip_prefix("curl -s localhost:9464") {
             let page = server.get(path);
             page.split_once("\r\n\r\n").unwrap().1.to_owned()
@@ -181,10 +190,8 @@ fn commands_print_what_is_shown() {
 
 #[test]
 fn flags_and_limits_are_as_shown() {
-    let readme = readme();
-    let (_, section) = readme.split_once("\n## Limits\n").unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let rows: Vec<Vec<&str>> = section
+    let limits = document(LIMITS);
+    let rows: Vec<Vec<&str>> = limits
         .lines()
         .filter_map(|line| {
             Some(
@@ -230,7 +237,7 @@ fn flags_and_limits_are_as_shown() {
     assert_eq!(MAX_TIMESTAMP, 1 << 62);
     for (what, value) in [
         (
-            "a name, of a participant or a room",
+            "a name of a participant or a room",
             format!("{MAX_NAME_CHARS} characters"),
         ),
         (
@@ -238,8 +245,8 @@ fn flags_and_limits_are_as_shown() {
             format!("{MAX_MESSAGE_ID_LEN} visible ASCII characters"),
         ),
         (
-            "message ids remembered, per room",
-            format!("those of the newest {DEDUP_WINDOW_LEN} events, as far as they are kept"),
+            "message ids remembered per room",
+            format!("those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained"),
         ),
         (
             "`--max-message-chars`",
@@ -254,7 +261,7 @@ fn flags_and_limits_are_as_shown() {
 #[test]
 fn metrics_that_are_mentioned_exist() {
     let metrics = serve(&[]).get("/metrics");
-    let readme = readme();
+    let readme = document(README);
     let named = readme
         .split('`')
         .filter(|word| word.starts_with("chitchat_") && !word.contains(char::is_whitespace));

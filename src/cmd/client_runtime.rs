@@ -22,7 +22,7 @@ pub(super) fn run<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T
     result
 }
 
-/// Like [`run`], for work that records spans. Exports them before it returns.
+/// Like `run`, for work that records spans. Exports them before it returns.
 ///
 /// # Errors
 ///
