@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Metrics;
 
-/// Maximum number of connections. A few probes and collectors connect here; without a limit, idle clients could use up the
-/// process's file descriptors and block the gRPC port.
+/// Maximum number of connections; further ones are closed at once. Only a few probes and collectors connect here, and without a
+/// limit, idle clients could use up the process's file descriptors and so block the gRPC port.
 pub const MAX_CONNECTIONS: usize = 32;
 
 /// Maximum lifetime of a connection, including its response. Equals the default scrape timeout of Prometheus.
@@ -106,13 +106,13 @@ impl AdminServer {
     }
 }
 
-/// Serves one request and closes the connection, also if the client sends no request or does not read the response. Keeping
-/// connections alive would need a timeout for each further request.
+/// Serves one request and closes the connection, after [`CONNECTION_TIMEOUT`] at the latest: a client may send no request, or
+/// not read the response. Keeping connections alive would need a timeout for each further request.
 async fn respond(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    // Errors concern the client alone.
+    // Errors affect this client alone.
     timeout(CONNECTION_TIMEOUT, connection).await.ok();
 }
 

@@ -13,20 +13,20 @@ use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
-/// Minimum of `--feed-bytes`: many batches, so that a subscriber that keeps up never lags.
+/// Minimum of `--feed-bytes`: several batches, so that a subscriber that keeps up never lags.
 const MIN_FEED_BYTES: usize = 1 << 20;
 
-/// Minimum of `--retain-events`: what a client misses during a short disconnection.
+/// Minimum of `--retain-events`: enough for what a client misses during a short disconnection.
 const MIN_RETAINED_EVENTS: u64 = 1_000;
 
 /// Minimum of `--retain-bytes` and `--retain-total-bytes`.
 const MIN_RETAINED_BYTES: u64 = 1 << 20;
 
-/// File descriptors that are not for chat connections: those of the admin port, and 64 for listeners, files and the
-/// runtime.
+/// File descriptors that gRPC connections must leave free: one for each connection of the admin port, and 64 for listeners,
+/// files and the runtime.
 const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
 
-/// Default and upper limit of `--max-connections`, if the file descriptor limit allows that many.
+/// Maximum and default of `--max-connections`, unless the limit of open files allows fewer.
 const MAX_CONNECTIONS: usize = 100_000;
 
 /// Where the rooms' logs are stored.
@@ -65,14 +65,15 @@ pub struct Config {
     pub retention: Retention,
     /// The limits of the transport.
     pub transport: TransportLimits,
-    /// Upper bound on a graceful shutdown.
+    /// Maximum duration of a graceful shutdown.
     pub drain_timeout: Duration,
-    /// The process's own log.
+    /// The format and the level of the log that the process writes.
     pub logs: LogOptions,
 }
 
 impl Default for Config {
-    /// The configuration without any flag, except that `max_connections` does not depend on the file descriptor limit.
+    /// The configuration of a command line without flags, except that `max_connections` does not depend on the limit of open
+    /// files.
     fn default() -> Self {
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
@@ -96,7 +97,8 @@ impl Default for Config {
     }
 }
 
-/// Raises the process's soft limit of open files to the hard limit. Returns how many connections that leaves room for.
+/// Raises the process's soft limit of open files (`RLIMIT_NOFILE`) to the hard limit. Returns how many gRPC connections that
+/// allows, at most 100,000.
 pub fn raise_fd_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -118,7 +120,8 @@ pub fn raise_fd_limit() -> usize {
 }
 
 impl Config {
-    /// Validates the configuration on a system that allows `connection_ceiling` connections, see [`raise_fd_limit`].
+    /// Validates the configuration. `connection_ceiling` is the number of connections that the system allows, see
+    /// [`raise_fd_limit`].
     ///
     /// # Errors
     ///

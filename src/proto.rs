@@ -1,4 +1,4 @@
-//! The types that are generated from `proto/chat.proto`, which documents them.
+//! The types that prost and tonic generate from `proto/chat.proto`, where they are documented.
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
 
 use crate::domain::EventKind;

@@ -37,7 +37,7 @@ pub enum Reason {
     TimestampOutOfRange,
     /// The text exceeds the length limit.
     MessageTooLong,
-    /// The text contains control characters.
+    /// The text contains control characters other than tab and newline.
     MessageInvalid,
     /// The message id is invalid.
     MessageIdInvalid,
@@ -151,7 +151,7 @@ impl Reason {
             | Self::MessageInvalid
             | Self::MessageIdInvalid
             | Self::PageTokenInvalid => Code::InvalidArgument,
-            // The client gets the decoder's own status, which can also be OUT_OF_RANGE.
+            // The usual code: the client receives the decoder's own status, which can also be OUT_OF_RANGE.
             Self::Undecodable => Code::Internal,
             Self::MessageIdTaken | Self::IdTaken | Self::NameTaken => Code::AlreadyExists,
             Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Code::ResourceExhausted,
@@ -178,13 +178,13 @@ impl Reason {
         }
     }
 
-    /// How long clients wait, on average, before they try the same again; `None` if it would fail again.
+    /// How long clients should wait, on average, before they repeat the same request. `None` if it would fail again.
     #[must_use]
     pub const fn retry_delay(self) -> Option<Duration> {
         match self {
             Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Some(Duration::from_secs(5)),
             Self::Draining | Self::RoomFailed => Some(Duration::from_secs(1)),
-            // The client can join again at once; the delay only keeps it from spinning.
+            // The client could join again at once; the delay only prevents a tight loop.
             Self::FellBehind => Some(Duration::from_millis(100)),
             _ => None,
         }
@@ -199,7 +199,7 @@ impl Reason {
         )
     }
 
-    /// The `fault` label of rejections in metrics: `client` or `server`.
+    /// The `fault` label of rejections in metrics: which side caused it, `client` or `server`.
     #[must_use]
     pub const fn fault(self) -> &'static str {
         match self {
@@ -208,9 +208,10 @@ impl Reason {
         }
     }
 
-    /// The `reason` label of streams that ended, in metrics and logs.
+    /// The `reason` label of a Chat stream that ended for this reason, in metrics and logs. `has_joined` tells whether its JOIN
+    /// was accepted.
     #[must_use]
-    pub const fn stream_end(self, has_joined: bool) -> &'static str {
+    pub const fn stream_end_label(self, has_joined: bool) -> &'static str {
         match self {
             Self::Left => "left",
             Self::HalfClosed => "closed",
@@ -218,7 +219,7 @@ impl Reason {
             Self::Stalled | Self::FellBehind => "slow",
             Self::TakenOver => "taken_over",
             Self::Draining => "drain",
-            // Before that it is the JOIN that is rejected.
+            // If the room fails before, it has rejected the JOIN.
             Self::RoomFailed if has_joined => "error",
             _ => "refused",
         }

@@ -60,7 +60,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal. Cancellation safe.
+    /// Waits for the next signal. Cancellation safe: no signal is lost if the future is dropped.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => Signal::Terminate,

@@ -15,7 +15,7 @@ pub struct AcceptedEvent<'a> {
     /// The event.
     pub event: &'a Event,
     /// The Lamport time that the client sent.
-    pub claimed: Timestamp,
+    pub client_time: Timestamp,
     /// When the command was decoded.
     pub received_at: Instant,
     /// The trace of the stream or call that carried the command, if that is traced.
@@ -34,7 +34,7 @@ pub struct RejectedMessage<'a> {
     /// The room's Lamport time after the rejection.
     pub time: LamportTime,
     /// The Lamport time that the client sent.
-    pub claimed: Timestamp,
+    pub client_time: Timestamp,
     /// When the message was decoded.
     pub received_at: Instant,
     /// The trace context that the client sent with the message.
@@ -130,7 +130,7 @@ pub(super) fn report_rejected(
         rejection,
         message_id: message.valid_id(),
         time,
-        claimed: message.timestamp,
+        client_time: message.timestamp,
         received_at: meta.received_at,
         trace: message.trace.as_ref(),
         stream_trace: meta.stream_trace.as_deref(),

@@ -349,7 +349,7 @@ impl RoomSessions {
     }
 
     fn leave(&mut self, leave: Leave, meta: &RequestMeta, at: WallTime) {
-        let (participant, claimed) = (leave.participant, leave.timestamp);
+        let (participant, client_time) = (leave.participant, leave.timestamp);
         let mut reason = CloseReason::Left;
         let mut outcome = self.room.apply(Command::Leave(leave), at);
         if let Outcome::Rejected {
@@ -366,7 +366,7 @@ impl RoomSessions {
             if let Some(attachment) = self.attachments.detach(participant) {
                 self.batch.push(Effect::Detach { attachment, reason });
             }
-            self.append(event, claimed, meta);
+            self.append(event, client_time, meta);
         }
     }
 
@@ -409,22 +409,22 @@ impl RoomSessions {
         }
     }
 
-    /// Adds an event to the batch. It is a candidate for tracing if a client claimed a time for it.
-    fn append(&mut self, mut event: Event, claimed: Option<Timestamp>, meta: &RequestMeta) {
-        let trace = claimed.and_then(|claimed| self.trace_message(&mut event, claimed, meta));
+    /// Adds an event to the batch. It is a candidate for tracing only if a client caused it, and so has sent a `client_time`.
+    fn append(&mut self, mut event: Event, client_time: Option<Timestamp>, meta: &RequestMeta) {
+        let trace = client_time.and_then(|client_time| self.trace_message(&mut event, client_time, meta));
         self.append_traced(&event, meta, trace);
     }
 
     fn trace_message(
         &self,
         event: &mut Event,
-        claimed: Timestamp,
+        client_time: Timestamp,
         meta: &RequestMeta,
     ) -> Option<Box<dyn MessageTrace>> {
         let trace = self.context.observer.trace_message(&AcceptedEvent {
             room: &self.handle.name,
             event,
-            claimed,
+            client_time,
             received_at: meta.received_at,
             stream_trace: meta.stream_trace.as_deref(),
         })?;

@@ -1,8 +1,8 @@
-//! The response body of a Chat call: one state machine for the whole stream, which the transport polls whenever the
-//! client has room for more data.
+//! The response body of a Chat call: one state machine for the whole stream, which h2 polls whenever the client's
+//! flow-control window has space.
 //!
-//! The body reads the client's messages too. So a stream costs no task of its own, and a client that does not read is
-//! not read from: the transport does not poll the body while the client's flow-control window is exhausted.
+//! Polling the body also reads the client's messages. So a stream needs no task of its own, and a client that does not read
+//! is not read from: once its window is exhausted, the body is not polled.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,19 +20,18 @@ use super::convert::join_request;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::joined_stream::{JoinedStream, Output, StreamEnd};
-use super::observer::{JoinAccepted, Method, Observer, ParticipantInfo};
+use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 use super::stall_detector;
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Hub, HubError, JoinRequest, Member};
 use crate::proto::{EventType, JoinMsgLeave};
 use crate::reason::Reason;
 
-/// The response body of a Chat call.
 pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Streaming<JoinMsgLeave>,
     state: State,
-    stats: StreamStats,
+    outcome: StreamOutcome,
 }
 
 enum State {
@@ -40,7 +39,7 @@ enum State {
     /// The room is handling the JOIN.
     Joining(Box<Joining>),
     Joined(Box<JoinedStream>),
-    /// A last notice, if any, and the status are yet to be sent.
+    /// The stream has ended; the last notice, if any, and the status are sent next.
     Ending {
         notice: Option<Bytes>,
         status: Box<Status>,
@@ -50,14 +49,14 @@ enum State {
 
 struct Joining {
     member: BoxFuture<'static, Result<Member, HubError>>,
-    is_newer: bool,
+    uses_extensions: bool,
     received_at: Instant,
-    sender: Option<TraceContext>,
-    claimed: Timestamp,
+    trace: Option<TraceContext>,
+    client_time: Timestamp,
 }
 
-/// Reports the end of the stream when it is dropped, however the stream ends.
-struct StreamStats {
+/// How the stream ended. Reports it to the observer on drop, so that it is reported even if the call is cancelled.
+struct StreamOutcome {
     observer: Arc<dyn Observer>,
     /// Set once the JOIN is accepted.
     participant: Option<ParticipantInfo>,
@@ -65,7 +64,7 @@ struct StreamStats {
     detail: String,
 }
 
-impl Drop for StreamStats {
+impl Drop for StreamOutcome {
     fn drop(&mut self) {
         if stall_detector::has_stalled() {
             self.reason = Reason::Stalled;
@@ -83,15 +82,15 @@ impl ChatBody {
         draining: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        observer.stream_started(Method::Chat);
+        observer.stream_started(StreamingMethod::Chat);
         Self {
             hub,
             inbound,
             state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
-            stats: StreamStats {
+            outcome: StreamOutcome {
                 observer,
                 participant: None,
-                // Unless the body ends the stream itself.
+                // What it is if the body is dropped before it has ended the stream.
                 reason: Reason::ConnectionLost,
                 detail: String::new(),
             },
@@ -104,8 +103,8 @@ impl ChatBody {
             status,
             notice,
         } = end;
-        self.stats.reason = reason;
-        self.stats.detail = status.message().to_owned();
+        self.outcome.reason = reason;
+        self.outcome.detail = status.message().to_owned();
         self.state = State::Ending {
             notice,
             status: Box::new(status),
@@ -116,7 +115,7 @@ impl ChatBody {
         let State::AwaitingJoin(deadline) = &mut self.state else {
             return Poll::Ready(());
         };
-        // Not a rejection: the client has not asked for anything.
+        // Not counted as a rejection: the client has not asked for anything.
         if let Poll::Ready(error) = deadline.poll(cx, Reason::JoinTimeout, "JOIN") {
             self.end(error.into());
             return Poll::Ready(());
@@ -124,7 +123,7 @@ impl ChatBody {
         let request = match ready!(Pin::new(&mut self.inbound).poll_next(cx)) {
             Some(Ok(message)) => self.check_first_message(message),
             Some(Err(status)) => {
-                self.stats.observer.rejected(Reason::Undecodable);
+                self.outcome.observer.rejected(Reason::Undecodable);
                 self.end(StreamEnd::new(Reason::Undecodable, status));
                 return Poll::Ready(());
             }
@@ -143,7 +142,7 @@ impl ChatBody {
     fn check_first_message(&self, message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
         match EventType::try_from(message.r#type) {
             Ok(EventType::Join) => {
-                self.stats.observer.received(EventType::Join);
+                self.outcome.observer.received(EventType::Join);
                 join_request(message)
             }
             Ok(EventType::Message | EventType::Leave) => Err(RpcError::new(
@@ -158,16 +157,16 @@ impl ChatBody {
         let hub = Arc::clone(&self.hub);
         let received_at = Instant::now();
         self.state = State::Joining(Box::new(Joining {
-            is_newer: request.join.is_resumable,
+            uses_extensions: request.join.is_resumable,
             received_at,
-            sender: request.join.trace.clone(),
-            claimed: request.join.timestamp,
+            trace: request.join.trace.clone(),
+            client_time: request.join.timestamp,
             member: Box::pin(async move { hub.join(request, received_at).await }),
         }));
     }
 
     fn reject(&mut self, error: RpcError) {
-        error.count(&*self.stats.observer);
+        error.report(&*self.outcome.observer);
         self.end(error.into());
     }
 
@@ -176,13 +175,13 @@ impl ChatBody {
             return Poll::Ready(());
         };
         match ready!(joining.member.as_mut().poll(cx)) {
-            Ok(member) => self.begin(member),
+            Ok(member) => self.on_joined(member),
             Err(error) => self.reject(error.into()),
         }
         Poll::Ready(())
     }
 
-    fn begin(&mut self, mut member: Member) {
+    fn on_joined(&mut self, mut member: Member) {
         let State::Joining(joining) = &self.state else {
             return;
         };
@@ -195,19 +194,19 @@ impl ChatBody {
         };
         let accepted = JoinAccepted {
             received_at: joining.received_at,
-            sender: joining.sender.as_ref(),
-            claimed: joining.claimed,
+            trace: joining.trace.as_ref(),
+            client_time: joining.client_time,
             time: info.joined.map_or(info.start.time, |(_, time)| time),
             sequence: info.joined.map(|(sequence, _)| sequence),
         };
-        participant.trace = self.stats.observer.joined(&participant, &accepted);
+        participant.trace = self.outcome.observer.joined(&participant, &accepted);
         member.set_stream_trace(participant.trace.clone());
-        self.stats.participant = Some(participant);
+        self.outcome.participant = Some(participant);
         let stream = JoinedStream::new(
             member,
             *self.hub.rules(),
             self.hub.options().resume_grace,
-            joining.is_newer,
+            joining.uses_extensions,
         );
         self.state = State::Joined(Box::new(stream));
     }
@@ -227,7 +226,7 @@ impl Body for ChatBody {
                 State::AwaitingJoin(_) => ready!(this.poll_awaiting_join(cx)),
                 State::Joining(_) => ready!(this.poll_joining(cx)),
                 State::Joined(stream) => {
-                    match ready!(stream.poll_next(cx, &mut this.inbound, &*this.stats.observer)) {
+                    match ready!(stream.poll_next(cx, &mut this.inbound, &*this.outcome.observer)) {
                         Output::Data(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
                         Output::End(end) => this.end(end),
                     }
@@ -245,8 +244,8 @@ impl Body for ChatBody {
         }
     }
 
-    /// Must be false until the trailers are sent: tonic replaces a body that is at its end when it is created by an empty
-    /// one.
+    /// Must be false until the trailers are sent: tonic replaces a body that is at its end from the start with an empty
+    /// body.
     fn is_end_stream(&self) -> bool {
         matches!(self.state, State::Ended)
     }

@@ -24,19 +24,20 @@ use super::stall_detector::MonitoredBody;
 /// [`STREAM_WINDOW`], 1.8 MB of charge each).
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// Flow-control window of a stream, in bytes: what a client may send before it is read from.
+/// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 const STREAM_WINDOW: u32 = 65_535;
 
-/// How many bytes a connection buffers for a stream that its client does not read.
+/// How many bytes h2 buffers per stream for a client that does not read.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Limit of the request headers of a stream, in bytes. A token fits.
-const HEADER_LIST: u32 = 16 * 1024;
+/// Maximum size of the request headers of a stream, in bytes. Leaves room for an authorization token.
+const MAX_HEADER_LIST_SIZE: u32 = 16 * 1024;
 
-/// How many streams a client may have opened and reset before they were accepted. More are a "rapid reset" attack.
-const PENDING_RESETS: usize = 20;
+/// How many streams that a client has reset may wait to be accepted. More are taken for a "rapid reset" attack
+/// (CVE-2023-44487), and h2 closes the connection.
+const MAX_PENDING_RESETS: usize = 20;
 
-/// Limits of the connections.
+/// The limits and timeouts of the gRPC port's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransportLimits {
     /// Maximum number of connections.
@@ -45,11 +46,12 @@ pub struct TransportLimits {
     pub max_streams_per_connection: u32,
     /// Time limit for the HTTP/2 preface.
     pub handshake_timeout: Duration,
-    /// How long a connection may be idle before the server sends a PING.
+    /// How long the server may receive nothing from a connection before it sends a PING.
     pub keepalive_interval: Duration,
-    /// Time limit for the answer to that PING; then the connection is closed.
+    /// How long the server waits for the PING to be acknowledged before it closes the connection.
     pub keepalive_timeout: Duration,
-    /// How long a client may accept no data of a stream that has data for it. Then the stream is cancelled.
+    /// How long a stream may have data that its client does not accept. Then the stream is cancelled, at most a third of
+    /// this time late.
     pub stall_timeout: Duration,
 }
 
@@ -94,9 +96,9 @@ where
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(HEADER_LIST)
+            .max_header_list_size(MAX_HEADER_LIST_SIZE)
             .max_concurrent_streams(limits.max_streams_per_connection)
-            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .keep_alive_interval(limits.keepalive_interval)
             .keep_alive_timeout(limits.keepalive_timeout)
             .serve_connection(TokioIo::new(io.clone()), TowerToHyperService::new(service))

@@ -19,14 +19,14 @@ use super::corked_io::CorkedIo;
 use super::stall_detector::{STALL_TICKS, StallDetector};
 use super::sub_waker::SubWaker;
 
-/// How often the streams and the connection are polled in one poll of the task. So the streams handle at once what the
-/// connection has read, and their responses leave in the same write; a client that never stops sending does not starve
-/// others.
+/// How many times one poll of the task polls the streams and the connection at most. More than once, so that the streams
+/// handle at once what the connection has read, and their responses go out in the same write. Bounded, so that a client that
+/// never stops sending does not starve other connections.
 const MAX_ROUNDS: usize = 4;
 
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The executor that hyper spawns streams on: queues them for the connection's task.
+/// The executor that hyper spawns streams on. Queues them for the connection's task instead of spawning tokio tasks.
 #[derive(Clone, Default)]
 pub(super) struct StreamExecutor(Arc<Mutex<Vec<StreamFuture>>>);
 
@@ -39,10 +39,12 @@ where
     }
 }
 
-/// A stream, until it ends or is cancelled.
+/// The future of one stream.
 struct StreamTask {
     stall_detector: Arc<StallDetector>,
+    /// `None` once the stream is cancelled.
     future: Option<StreamFuture>,
+    /// The waker of the last poll. Cancelling wakes it, so that [`FuturesUnordered`] polls and removes the stream.
     waker: Option<Waker>,
 }
 
@@ -80,7 +82,7 @@ impl Future for StreamTask {
     }
 }
 
-/// The streams of the connection.
+/// The streams of one connection. `waker` is woken when any of them is.
 struct Streams {
     executor: StreamExecutor,
     tasks: FuturesUnordered<StreamTask>,
@@ -163,7 +165,7 @@ fn poll_rounds(
             return Poll::Ready(());
         }
         streams.accept_spawned();
-        // Both wakers must wake the task from now on, so this does not short-circuit.
+        // Not `&&`: both wakers must wake the task from now on.
         if streams.waker.end_poll() & connection_waker.end_poll() {
             return Poll::Pending;
         }
@@ -171,7 +173,7 @@ fn poll_rounds(
             break;
         }
     }
-    // The other tasks have their turn first.
+    // Yield to the other tasks of this thread.
     cx.waker().wake_by_ref();
     Poll::Pending
 }

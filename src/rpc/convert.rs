@@ -46,7 +46,7 @@ pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcErro
         id: ParticipantId::from_wire(message.id),
         name: client_name(&message.client_name)?,
         timestamp: Timestamp(message.timestamp),
-        is_resumable: uses_newer_fields(&message),
+        is_resumable: uses_extensions(&message),
         trace: TraceContext::parse(&message.traceparent, &message.tracestate),
     };
     let token = message.session_token;
@@ -59,9 +59,9 @@ pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcErro
     })
 }
 
-/// Whether the client uses any field that the first version of the protocol did not have (number 9 and up). A client that
-/// does not receives only the messages of the first version.
-fn uses_newer_fields(message: &JoinMsgLeave) -> bool {
+/// Whether a JOIN sets any field that the first version of the protocol did not have (numbers 9 and up). If it sets none, the
+/// client receives only messages that the first version had.
+fn uses_extensions(message: &JoinMsgLeave) -> bool {
     let JoinMsgLeave {
         id: _,
         client_name: _,
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_join_is_resumable_if_it_uses_a_newer_field() {
+    fn a_join_is_resumable_if_it_sets_a_field_that_the_first_version_did_not_have() {
         let first_version = JoinMsgLeave {
             id: 7,
             client_name: "Alex\n".into(),
@@ -103,7 +103,7 @@ mod tests {
             (request.room.as_str(), request.join.name.as_str()),
             ("lobby", "Alex")
         );
-        for newer in [
+        for extended in [
             JoinMsgLeave {
                 room: "lobby".into(),
                 ..first_version.clone()
@@ -117,7 +117,7 @@ mod tests {
                 ..first_version
             },
         ] {
-            assert!(join_request(newer).unwrap().join.is_resumable);
+            assert!(join_request(extended).unwrap().join.is_resumable);
         }
     }
 }

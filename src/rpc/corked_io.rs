@@ -1,7 +1,7 @@
 //! Collects what a connection writes in one poll and writes it to the socket at once.
 //!
-//! The HTTP/2 library writes and flushes every frame, and most clients allow frames of at most 16 KiB. Each write costs the
-//! kernel a segment to send, an acknowledgement and a wake-up of the receiver; copying a frame costs far less.
+//! h2 writes and flushes each frame by itself, and most clients allow frames of at most 16 KiB. Each write costs a system call,
+//! a TCP segment, an acknowledgement and a wake-up of the receiver; copying a frame into a buffer costs far less.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -13,16 +13,17 @@ use std::task::{Context, Poll, ready};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Capacity of the buffer in bytes. With half of it a message costs a tenth more in a room at full load; twice as much is no
-/// better. It is also what a connection buffers for a client that does not read.
-const LIMIT: usize = 128 * 1024;
+/// Capacity of the buffer, in bytes. Half of it makes each message of a room at full load a tenth more expensive; twice as
+/// much gains nothing. A connection whose client does not read holds at most this much.
+const CAPACITY: usize = 128 * 1024;
 
 thread_local! {
-    /// The buffer that the connections of this thread share: it is empty after each poll.
+    /// The buffer that the connections of this thread share. A connection takes it when it writes, and returns it empty unless
+    /// the socket blocks.
     static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A transport that buffers writes and ignores flushes until [`CorkedIo::uncork`]. Clones share the transport.
+/// A socket that buffers writes and ignores flushes until [`CorkedIo::uncork`]. Clones share the socket.
 #[derive(Debug)]
 pub(super) struct CorkedIo<T>(Arc<Mutex<Corked<T>>>);
 
@@ -32,7 +33,7 @@ struct Corked<T> {
     buffer: Vec<u8>,
     /// How many bytes of the buffer have been written.
     written: usize,
-    /// Whether the last write to the transport was pending.
+    /// Whether the last write to the socket was pending.
     is_blocked: bool,
 }
 
@@ -54,8 +55,8 @@ impl<T> Clone for CorkedIo<T> {
 }
 
 impl<T: AsyncWrite + Unpin> CorkedIo<T> {
-    /// Writes the buffer and flushes the transport. If that is pending, nothing more is buffered until the rest is written,
-    /// and the task is woken when the transport accepts more.
+    /// Writes the buffer and flushes the socket. While this is pending, writes are pending too, and the task is woken when the
+    /// socket accepts more.
     pub(super) fn uncork(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.lock().uncork(cx)
     }
@@ -69,7 +70,7 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(len) => self.written += len,
                 Poll::Pending => {
-                    // Many connections can stay blocked for a long time, with little left to write each.
+                    // Keep only the rest: many connections can stay blocked for a long time.
                     self.buffer.drain(..self.written);
                     self.buffer.shrink_to_fit();
                     self.written = 0;
@@ -105,16 +106,16 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for CorkedIo<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut this = self.0.lock();
-        if this.is_blocked || this.buffer.len() >= LIMIT {
+        if this.is_blocked || this.buffer.len() >= CAPACITY {
             ready!(this.uncork(cx))?;
         }
         if this.buffer.is_empty() {
             this.buffer = SPARE.take();
-            this.buffer.reserve_exact(LIMIT);
+            this.buffer.reserve_exact(CAPACITY);
         }
         let before = this.buffer.len();
         for buf in bufs {
-            let len = buf.len().min(LIMIT - this.buffer.len());
+            let len = buf.len().min(CAPACITY - this.buffer.len());
             this.buffer.extend_from_slice(&buf[..len]);
         }
         Poll::Ready(Ok(this.buffer.len() - before))
@@ -194,12 +195,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_than_the_limit_is_buffered() {
+    async fn no_more_than_the_capacity_is_buffered() {
         let io = CorkedIo::new(Socket::default());
-        io.clone().write_all(&vec![7; 2 * LIMIT + 1]).await.unwrap();
+        io.clone().write_all(&vec![7; 2 * CAPACITY + 1]).await.unwrap();
         assert!(uncork(&io).is_ready());
         let written: Vec<usize> = io.0.lock().io.writes.iter().map(Vec::len).collect();
-        assert_eq!(written, [LIMIT, LIMIT, 1]);
+        assert_eq!(written, [CAPACITY, CAPACITY, 1]);
     }
 
     #[tokio::test]
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_transport_is_reported() {
+    async fn a_broken_socket_is_reported() {
         let (client, server) = tokio::io::duplex(10);
         drop(server);
         let io = CorkedIo::new(client);

@@ -18,15 +18,15 @@ use crate::reason::Reason;
 /// The `domain` of every `ErrorInfo`.
 const DOMAIN: &str = "chitchat.itu";
 
-/// Why a call or a stream ends with an error, as the client is told.
+/// An error that ends a call or a stream, as the client receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RpcError {
     reason: Reason,
     message: String,
-    /// How long the client waits before it tries again.
+    /// How long the client should wait before it tries again. `None` if that would fail again.
     retry_delay: Option<Duration>,
-    /// Whether the hub's observer has already counted the rejection.
-    is_counted: bool,
+    /// Whether the hub has already reported the rejection to its own observer.
+    is_reported: bool,
 }
 
 impl RpcError {
@@ -35,7 +35,7 @@ impl RpcError {
             reason,
             message: message.into(),
             retry_delay: reason.retry_delay().map(jittered),
-            is_counted: false,
+            is_reported: false,
         }
     }
 
@@ -55,7 +55,7 @@ impl RpcError {
     pub(super) fn fell_behind() -> Self {
         Self::new(
             Reason::FellBehind,
-            "this reader fell behind what the server keeps; join again",
+            "this reader fell behind: its next events are no longer retained; join or subscribe again",
         )
     }
 
@@ -71,14 +71,14 @@ impl RpcError {
         self.retry_delay
     }
 
-    /// Reports the rejection to `observer`, unless the hub has.
-    pub(super) fn count(&self, observer: &dyn Observer) {
-        if !self.is_counted {
+    /// Reports the rejection to `observer`, unless the hub has reported it.
+    pub(super) fn report(&self, observer: &dyn Observer) {
+        if !self.is_reported {
             observer.rejected(self.reason);
         }
     }
 
-    /// The status, with an `ErrorInfo`, and a `RetryInfo` if the client may try again.
+    /// The status, with an `ErrorInfo`, and with a `RetryInfo` if the client should try again.
     pub(super) fn to_status(&self) -> Status {
         let mut details = ErrorDetails::with_error_info(self.reason.as_str(), DOMAIN, HashMap::new());
         if let Some(delay) = self.retry_delay {
@@ -91,7 +91,7 @@ impl RpcError {
 impl From<&Rejection> for RpcError {
     fn from(rejection: &Rejection) -> Self {
         Self {
-            is_counted: true,
+            is_reported: true,
             ..Self::new(rejection.into(), rejection.to_string())
         }
     }
@@ -122,20 +122,20 @@ impl From<CloseReason> for RpcError {
                 retry_delay: Some(jittered(delay)),
                 ..Self::draining()
             },
-            // Only participants leave, and their streams handle that before they ask for an error.
+            // `Left` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
             CloseReason::Left | CloseReason::Failed => Self::room_failed(),
         }
     }
 }
 
-/// Trailers that end a response with `status`.
+/// The trailers frame that ends a response with `status`.
 pub(super) fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
     let mut trailers = HeaderMap::with_capacity(3);
     status.add_header(&mut trailers)?;
     Ok(Frame::trailers(trailers))
 }
 
-/// A random duration between half and one and a half of `delay`, so that clients do not all come back at once.
+/// `delay` with a random jitter of up to 50 % either way, so that clients do not all reconnect at once.
 fn jittered(delay: Duration) -> Duration {
     delay.mul_f64(rand::rng().random_range(0.5..1.5))
 }

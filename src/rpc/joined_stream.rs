@@ -20,11 +20,11 @@ use crate::hub::{CloseReason, FeedItem, Member};
 use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, ServerMessage, Welcome};
 use crate::reason::Reason;
 
-/// A client is read from only while fewer bytes than this wait for it: a client that sends must also receive. Allows for
-/// some thousand short messages.
-const MAX_READ_LAG: u64 = 256 * 1024;
+/// While more bytes than this wait to be sent to a client, its messages are not read: a client that sends must also receive.
+/// Some thousand short messages.
+const MAX_OUTBOUND_LAG: u64 = 256 * 1024;
 
-/// How many messages of one client are handled in a row before the other streams of the connection have their turn.
+/// How many messages of one client are handled before the stream yields to the other streams of the connection.
 const MAX_BURST: usize = 128;
 
 /// A Chat stream whose JOIN was accepted.
@@ -32,12 +32,13 @@ pub(super) struct JoinedStream {
     member: Member,
     rules: Rules,
     resume_grace: Duration,
-    /// Whether the client is sent messages that the first version of the protocol did not have.
-    is_newer: bool,
-    /// The welcome, until it is sent.
+    /// Whether the client may receive messages that the first version of the protocol did not have.
+    uses_extensions: bool,
+    /// The Welcome, until it is sent.
     welcome: Option<Bytes>,
     is_reading: bool,
-    /// Why the client's side ended, and the status if it is not OK. Sent once the room has confirmed the end.
+    /// Why the client's half of the stream ended, and the status unless it is OK. The stream ends with them once the room has
+    /// confirmed it.
     inbound_end: Option<(Reason, Option<Status>)>,
 }
 
@@ -72,17 +73,17 @@ pub(super) enum Output {
 }
 
 impl JoinedStream {
-    pub(super) fn new(member: Member, rules: Rules, resume_grace: Duration, is_newer: bool) -> Self {
+    pub(super) fn new(member: Member, rules: Rules, resume_grace: Duration, uses_extensions: bool) -> Self {
         let mut stream = Self {
             member,
             rules,
             resume_grace,
-            is_newer,
+            uses_extensions,
             welcome: None,
             is_reading: true,
             inbound_end: None,
         };
-        if is_newer {
+        if uses_extensions {
             stream.welcome = Some(frame::private(&stream.welcome_message()));
         }
         stream
@@ -99,27 +100,32 @@ impl JoinedStream {
             return Poll::Ready(Output::Data(welcome));
         }
         let output = match self.member.poll_next(cx) {
-            // The client sends faster than it reads the notices about it: it is not read from until it has.
+            // A notice answers a message of the client. Its next messages are not read before it has received the answer.
             Poll::Ready(FeedItem::Notice(bytes)) => return Poll::Ready(Output::Data(bytes)),
             Poll::Ready(FeedItem::Events(bytes)) => Poll::Ready(Output::Data(bytes)),
-            Poll::Ready(FeedItem::Closed(reason)) => return Poll::Ready(Output::End(self.closed(reason))),
+            Poll::Ready(FeedItem::Closed(reason)) => return Poll::Ready(Output::End(self.on_closed(reason))),
             Poll::Ready(FeedItem::Lagged) => {
                 return Poll::Ready(Output::End(self.end_with_notice(&RpcError::fell_behind())));
             }
             Poll::Pending => Poll::Pending,
         };
-        if self.is_reading && self.member.lag() <= MAX_READ_LAG {
-            self.read(cx, inbound, observer);
+        if self.is_reading && self.member.lag() <= MAX_OUTBOUND_LAG {
+            self.read_inbound(cx, inbound, observer);
         }
         output
     }
 
     /// Handles what the client has sent, as long as the room's mailbox has space.
-    fn read(&mut self, cx: &mut Context<'_>, inbound: &mut Streaming<JoinMsgLeave>, observer: &dyn Observer) {
+    fn read_inbound(
+        &mut self,
+        cx: &mut Context<'_>,
+        inbound: &mut Streaming<JoinMsgLeave>,
+        observer: &dyn Observer,
+    ) {
         for _ in 0..MAX_BURST {
             match self.member.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
-                // The room has ended; the end of this stream is in its feed.
+                // The room has stopped. The feed yields the reason, which ends this stream.
                 Poll::Ready(Err(_)) => {
                     self.is_reading = false;
                     return;
@@ -135,8 +141,8 @@ impl JoinedStream {
                     self.on_read_error(status, observer);
                     ControlFlow::Break(())
                 }
-                // A connection that is cut can look the same. So a client that can resume has the grace period; it sends
-                // LEAVE to leave at once.
+                // A lost connection can look the same, so a session that can be resumed gets its grace period. A client that
+                // wants to leave at once sends LEAVE.
                 None => {
                     self.detach(Reason::HalfClosed, None);
                     ControlFlow::Break(())
@@ -146,7 +152,7 @@ impl JoinedStream {
                 return;
             }
         }
-        // There may be more. The other streams have their turn first.
+        // There may be more: be polled again after the other streams.
         cx.waker().wake_by_ref();
     }
 
@@ -182,7 +188,7 @@ impl JoinedStream {
     }
 
     fn on_read_error(&mut self, status: Status, observer: &dyn Observer) {
-        // An error of the transport has a source, an error of the decoder has none.
+        // A status that stems from an I/O or HTTP/2 error has a source, one of the decoder has none.
         if status.source().is_some() {
             self.detach(Reason::ConnectionLost, Some(status));
         } else {
@@ -192,18 +198,18 @@ impl JoinedStream {
     }
 
     fn reject(&mut self, error: &RpcError, observer: &dyn Observer) {
-        error.count(observer);
+        error.report(observer);
         self.leave(error.reason(), Some(error.to_status()), None, None);
     }
 
-    /// The stream ends, the session may be resumed.
+    /// Ends the stream but not the session, which may be resumed.
     fn detach(&mut self, reason: Reason, status: Option<Status>) {
         self.is_reading = false;
         self.inbound_end = Some((reason, status));
         self.member.detach();
     }
 
-    /// The participant leaves. What the room published before that is still sent.
+    /// Ends the stream and the session: the participant leaves. Events that the room published before are still sent.
     fn leave(
         &mut self,
         reason: Reason,
@@ -216,7 +222,7 @@ impl JoinedStream {
         self.member.leave(timestamp, trace);
     }
 
-    fn closed(&mut self, reason: CloseReason) -> StreamEnd {
+    fn on_closed(&mut self, reason: CloseReason) -> StreamEnd {
         match reason {
             CloseReason::Left => {
                 let (reason, status) = self.inbound_end.take().unwrap_or((Reason::Left, None));
@@ -230,7 +236,7 @@ impl JoinedStream {
 
     fn end_with_notice(&self, error: &RpcError) -> StreamEnd {
         let status = error.to_status();
-        let notice = self.is_newer.then(|| {
+        let notice = self.uses_extensions.then(|| {
             let notice = Notice {
                 code: error.reason().notice_code().into(),
                 retry_delay: error.retry_delay().and_then(|delay| delay.try_into().ok()),

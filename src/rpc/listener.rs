@@ -19,17 +19,17 @@ use super::error::RpcError;
 use super::observer::Observer;
 use crate::reason::Reason;
 
-/// Length of the accept queue, as far as the system allows. A connection that finds it full is retried by its client's
-/// system after a second.
+/// Length of the accept queue; Linux caps it at `net.core.somaxconn`. When the queue is full, Linux ignores new connections,
+/// and the client's kernel retries after a second.
 const BACKLOG: u32 = 4_096;
 
-/// How many connections beyond the limit are served an error at the same time. Others wait to be accepted.
+/// How many connections beyond the limit are served an error at the same time. Further ones wait in the accept queue.
 const MAX_REJECTING: usize = 16;
 
 /// How long a connection beyond the limit is served that error.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long to wait after the system had no file descriptor or memory for a connection, instead of spinning.
+/// How long to wait after `accept` failed for lack of file descriptors or memory, rather than spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A bound port and the tasks that serve its connections.
@@ -79,9 +79,9 @@ impl Listener {
         self.listener.local_addr()
     }
 
-    /// Serves `service` on every connection until `draining` is cancelled. Then stops accepting, asks every connection to
-    /// close once its streams have ended, and returns when all are closed. The caller bounds that wait: cancelling `abort`
-    /// or dropping the future closes the remaining connections at once.
+    /// Serves `service` on every connection until `draining` is cancelled. Then stops accepting, sends every connection a
+    /// GOAWAY so that it closes once its streams have ended, and returns when all are closed. The caller bounds that wait:
+    /// cancelling `abort` or dropping the future closes the remaining connections at once.
     pub async fn serve<S>(self, service: S, draining: CancellationToken, abort: CancellationToken)
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
@@ -90,7 +90,7 @@ impl Listener {
         let abort = abort.child_token();
         let _guard = abort.clone().drop_guard();
         while let Some((stream, peer)) = self.accept(&draining).await {
-            // Without Nagle's algorithm short messages do not wait for acknowledgements. A failure only costs latency.
+            // Disables Nagle's algorithm, so that short messages do not wait for acknowledgements. Failure only costs latency.
             stream.set_nodelay(true).ok();
             match Arc::clone(&self.connections).try_acquire_owned() {
                 Ok(permit) => self.spawn(stream, peer, service.clone(), permit, &draining, &abort),
@@ -110,7 +110,7 @@ impl Listener {
             };
             match accepted {
                 Ok(accepted) => return Some(accepted),
-                // Errors of this one connection.
+                // Errors of this connection, not of the listener.
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -139,7 +139,7 @@ impl Listener {
         let (draining, abort) = (draining.clone(), abort.clone());
         self.tasks.spawn(async move {
             observer.connection_opened();
-            // Created in the task: as a captured variable it would take its memory twice.
+            // Created inside the async block: a captured future would occupy its memory twice.
             let connection = connection::serve(stream, service, limits, draining);
             let served = abort.run_until_cancelled(connection).await;
             if matches!(served, Some(Err(_))) {
@@ -150,7 +150,7 @@ impl Listener {
         });
     }
 
-    /// Answers every call of a connection beyond the limit with an error, for a short time.
+    /// Answers every call on a connection beyond the limit with an error, for [`REJECT_TIMEOUT`].
     async fn reject(
         &self,
         stream: TcpStream,
@@ -163,7 +163,7 @@ impl Listener {
             () = draining.cancelled() => return,
             permit = Arc::clone(&self.rejecting).acquire_owned() => permit,
         };
-        self.observer.connection_refused(peer, limit);
+        self.observer.connection_rejected(peer, limit);
         let service = service_fn(move |_: Request<Body>| async move {
             let message = format!("the server has {limit} connections, which is the limit; try again later");
             let error = RpcError::new(Reason::TooManyConnections, message);
@@ -172,7 +172,7 @@ impl Listener {
         let connection = connection::serve(stream, service, self.limits, draining.clone());
         let abort = abort.clone();
         self.tasks.spawn(async move {
-            // How it ended does not matter.
+            // It does not matter whether the client, the timeout or the shutdown ended it.
             let _ended = abort
                 .run_until_cancelled(tokio::time::timeout(REJECT_TIMEOUT, connection))
                 .await;

@@ -1,4 +1,4 @@
-//! The gRPC services: connections with every limit set, the bodies of the streaming methods, the unary methods.
+//! The gRPC server: accepts connections, runs their streams and serves the methods of the chat service.
 
 mod chat_body;
 mod connection;
@@ -19,7 +19,7 @@ mod unary;
 
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{JoinAccepted, Method, Observer, ParticipantInfo};
+pub use observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
 

@@ -1,4 +1,4 @@
-//! What the transport reports. The hub has an observer of its own: [`crate::hub::Observer`].
+//! What the gRPC server reports to telemetry. The hub has an observer of its own: [`crate::hub::Observer`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,32 +21,32 @@ pub struct ParticipantInfo {
     pub trace: Option<Arc<TraceContext>>,
 }
 
-/// A JOIN that was accepted.
+/// An accepted JOIN.
 #[derive(Debug, Clone, Copy)]
 pub struct JoinAccepted<'a> {
     /// When the JOIN was decoded.
     pub received_at: Instant,
-    /// The trace context in the JOIN.
-    pub sender: Option<&'a TraceContext>,
-    /// The client's Lamport time in the JOIN.
-    pub claimed: Timestamp,
-    /// The room's Lamport time of the JOIN event. For a resumed session, that of the room.
+    /// The trace context that the client sent with the JOIN.
+    pub trace: Option<&'a TraceContext>,
+    /// The Lamport time that the client sent with the JOIN.
+    pub client_time: Timestamp,
+    /// The room's Lamport time at the JOIN event, or at the resumption of a session.
     pub time: LamportTime,
-    /// The sequence of the JOIN event. `None` for a resumed session, which has none.
+    /// The sequence of the JOIN event. `None` for a resumed session: resuming produces no event.
     pub sequence: Option<Sequence>,
 }
 
 /// The methods that respond with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Method {
+pub enum StreamingMethod {
     /// `Chat`.
     Chat,
     /// `Subscribe`.
     Subscribe,
 }
 
-impl Method {
-    /// All methods, in the order of their discriminants.
+impl StreamingMethod {
+    /// All streaming methods, in the order of their discriminants, which index the counters.
     pub const ALL: [Self; 2] = [Self::Chat, Self::Subscribe];
 
     /// The method's name in metrics.
@@ -59,23 +59,23 @@ impl Method {
     }
 }
 
-/// Receives what happens in the transport. Implementations must be cheap and must not block.
+/// Receives what happens on connections and streams. Implementations must be cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
     /// A connection was accepted.
     fn connection_opened(&self);
     /// An accepted connection has ended.
     fn connection_closed(&self);
-    /// A connection was rejected because the server has `limit` connections.
-    fn connection_refused(&self, peer: SocketAddr, limit: usize);
+    /// A connection was rejected because the server has `limit` connections already.
+    fn connection_rejected(&self, peer: SocketAddr, limit: usize);
     /// A connection was closed because it did not begin with the HTTP/2 preface in time.
     fn connection_not_http2(&self, peer: SocketAddr);
     /// A stream was opened.
-    fn stream_started(&self, method: Method);
+    fn stream_started(&self, method: StreamingMethod);
     /// A message of a Chat stream was decoded.
     fn received(&self, kind: EventType);
     /// A call, a stream or a message was rejected before it reached a room.
     fn rejected(&self, reason: Reason);
-    /// A JOIN was accepted. Returns the trace in which the JOIN is recorded, if it is.
+    /// A JOIN was accepted. Returns the context of the span that records it, or `None` if it is not sampled.
     fn joined(&self, participant: &ParticipantInfo, accepted: &JoinAccepted<'_>)
     -> Option<Arc<TraceContext>>;
     /// A Chat stream ended. `participant` is `None` if its JOIN was not accepted; `detail` is the status message, which can

@@ -1,4 +1,4 @@
-//! Checks that a connection speaks HTTP/2 before the HTTP/2 library sees it.
+//! Checks that a connection speaks HTTP/2 before it is passed to hyper.
 
 use std::io;
 use std::pin::Pin;
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// The first bytes of an HTTP/2 client (RFC 9113, section 3.4).
+/// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A transport whose HTTP/2 preface has been read, and is returned again to the next reader.
+/// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows.
 #[derive(Debug)]
 pub(super) struct PrefixedIo<T> {
     io: T,
-    /// How many bytes of the preface have been returned again.
-    returned: usize,
+    /// How many bytes of the preface have been replayed.
+    replayed: usize,
 }
 
 /// The connection did not begin with the HTTP/2 preface, or not in time.
@@ -23,8 +23,12 @@ pub(super) struct PrefixedIo<T> {
 pub(super) struct NotHttp2;
 
 impl<T: AsyncRead + Unpin> PrefixedIo<T> {
-    /// Reads the preface from `io`, which must come within `limit`.
-    pub(super) async fn accept(mut io: T, limit: Duration) -> Result<Self, NotHttp2> {
+    /// Reads the preface from `io`.
+    ///
+    /// # Errors
+    ///
+    /// If `io` yields anything else, or not all of it within `timeout`.
+    pub(super) async fn accept(mut io: T, timeout: Duration) -> Result<Self, NotHttp2> {
         let read = async {
             let mut preface = [0; PREFACE.len()];
             let mut len = 0;
@@ -39,8 +43,10 @@ impl<T: AsyncRead + Unpin> PrefixedIo<T> {
             }
             Ok(())
         };
-        tokio::time::timeout(limit, read).await.map_err(|_| NotHttp2)??;
-        Ok(Self { io, returned: 0 })
+        tokio::time::timeout(timeout, read)
+            .await
+            .map_err(|_| NotHttp2)??;
+        Ok(Self { io, replayed: 0 })
     }
 }
 
@@ -50,11 +56,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.returned < PREFACE.len() {
-            let rest = &PREFACE[self.returned..];
+        if self.replayed < PREFACE.len() {
+            let rest = &PREFACE[self.replayed..];
             let len = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..len]);
-            self.returned += len;
+            self.replayed += len;
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
@@ -94,7 +100,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_preface_is_returned_again() {
+    async fn the_preface_is_replayed() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(&PREFACE[..7]).await.unwrap();
         let accepting = tokio::spawn(PrefixedIo::accept(server, Duration::from_secs(60)));
@@ -120,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_client_is_rejected_after_the_limit() {
+    async fn a_silent_client_is_rejected_after_the_timeout() {
         let (_client, server) = tokio::io::duplex(64);
         assert!(PrefixedIo::accept(server, Duration::from_secs(10)).await.is_err());
     }

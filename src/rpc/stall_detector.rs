@@ -1,8 +1,8 @@
 //! Detects streams whose client accepts no data.
 //!
-//! The transport polls a response body only when the client has accepted what came before. So a body that has returned
-//! data and is not polled again belongs to a stalled client, and only the task that runs the stream can end it: the body
-//! gets no other chance.
+//! h2 polls a response body only when the client has accepted the data before. So a body that has returned data and is not
+//! polled again belongs to a stalled client. The body itself cannot notice that, precisely because it is not polled: the
+//! connection's task ends the stream.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`]. Starts at
-/// zero: a call without a response stalls as well.
+/// zero, so a call that never responds counts as stalled too.
 #[derive(Debug, Default)]
 pub(super) struct StallDetector(AtomicU8);
 
@@ -48,7 +48,7 @@ impl StallDetector {
         self.0.load(Ordering::Relaxed) == STALL_TICKS
     }
 
-    /// Runs `work` with this detector as the current one.
+    /// Runs `work`, which polls or drops the stream, with this detector as [`CURRENT`].
     pub(super) fn scope<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
         CURRENT.set(Some(Arc::clone(self)));
         let done = work();
@@ -113,7 +113,7 @@ mod tests {
 
     type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
-    /// A body that returns what it is given.
+    /// A body that returns the given results in turn.
     struct Script(VecDeque<Polled>);
 
     impl Body for Script {

@@ -1,7 +1,7 @@
 //! The streaming methods, Chat and Subscribe.
 //!
-//! They bypass the generated service: it encodes each message for each client, these respond with bytes that the hub has
-//! encoded once for everybody.
+//! They bypass the service that tonic generates, which would encode each message again for each client: they respond with
+//! bytes that the hub has encoded once for all of them.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -32,11 +32,11 @@ const SUBSCRIBE_PATH: &str = "/itu.chitchat.ChatService/Subscribe";
 /// Initial size of a stream's decode buffer, in bytes. Most messages are short, and every stream has such a buffer.
 const DECODE_BUFFER: usize = 128;
 
-/// Allowance for the fields of a message besides its text, in bytes: names, ids, tokens, trace context.
+/// Allowance in bytes for the fields of a message other than its text: names, ids, tokens, trace context.
 const ENVELOPE: usize = 4 * 1024;
 
-/// Lower bound of the decode limit, in bytes, whatever the character limit is. A text that is too long but can be decoded is
-/// rejected with a notice; a message beyond the decode limit ends the stream.
+/// Minimum of the decode limit, in bytes. It is generous because a text that is too long but can be decoded is only rejected
+/// with a notice, whereas a message beyond the decode limit ends the stream.
 const MIN_DECODE_LIMIT: usize = 64 * 1024;
 
 /// Decode limit in bytes for a given character limit. tonic allocates this much from the length prefix alone.
@@ -49,7 +49,7 @@ pub fn decode_limit(max_message_chars: usize) -> usize {
         .max(MIN_DECODE_LIMIT)
 }
 
-/// Serves Chat and Subscribe, and passes all other requests on to `S`.
+/// Serves Chat and Subscribe, and passes all other requests to `S`.
 #[derive(Clone)]
 pub struct StreamingService<S> {
     inner: S,
@@ -59,7 +59,7 @@ pub struct StreamingService<S> {
 }
 
 impl<S> StreamingService<S> {
-    /// Wraps `inner`. Streams whose first message has not come end when `draining` is cancelled.
+    /// Wraps `inner`. When `draining` is cancelled, streams whose first message has not arrived end.
     pub fn new(inner: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
         Self {
             inner,
@@ -93,7 +93,8 @@ impl<S> StreamingService<S> {
     }
 }
 
-/// Responds with the body that `make_body` makes from the client's messages, which have at most `limit` bytes each.
+/// Responds with the body that `make_body` returns for the stream of the client's messages. Messages of more than `limit`
+/// bytes are not decoded.
 fn respond<M, B>(
     request: Request<Body>,
     limit: usize,

@@ -1,4 +1,4 @@
-//! A waker for one part of a task.
+//! Tracks which parts of a task have been woken: here the connection and its streams.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ struct State {
 }
 
 impl SubWaker {
-    /// A waker that has been woken: a future must be polled once before it can wake anything.
+    /// A waker that has already been woken, because a future must be polled once before it can wake anything.
     pub(super) fn new() -> Self {
         let state = Arc::new(State::default());
         state.is_woken.store(true, Ordering::SeqCst);
@@ -38,18 +38,19 @@ impl SubWaker {
         Context::from_waker(&self.waker)
     }
 
-    /// Makes the task poll the sub-future.
+    /// Marks the sub-future as woken, and wakes the task unless it is being polled.
     pub(super) fn wake(&self) {
         self.waker.wake_by_ref();
     }
 
-    /// The task is being polled; `task` is its waker. It must call [`SubWaker::end_poll`] before it returns `Pending`.
+    /// Called when a poll of the task begins, with the waker of the task. From now on a wake-up only marks the sub-future as
+    /// woken. The task must call [`SubWaker::end_poll`] before it returns `Pending`.
     pub(super) fn begin_poll(&self, task: &Waker) {
         self.state.task.register(task);
         self.state.is_polling.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the sub-future was woken since the last call.
+    /// Returns whether the sub-future was woken since the last call, and so needs to be polled.
     pub(super) fn take_woken(&self) -> bool {
         self.state.is_woken.swap(false, Ordering::SeqCst)
     }

@@ -14,13 +14,12 @@ use tonic::{Status, Streaming};
 use super::convert::room_name;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
-use super::observer::{Method, Observer};
+use super::observer::{Observer, StreamingMethod};
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start;
 use crate::reason::Reason;
 
-/// The response body of a Subscribe call.
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
     observer: Arc<dyn Observer>,
@@ -32,7 +31,7 @@ enum State {
     /// The room is handling the request.
     Subscribing(BoxFuture<'static, Result<Reader, HubError>>),
     Reading(Box<Reader>),
-    /// The status is yet to be sent.
+    /// The stream has ended; the status is sent next.
     Ending(Box<Status>),
     Ended,
 }
@@ -49,7 +48,7 @@ impl SubscribeBody {
         draining: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        observer.stream_started(Method::Subscribe);
+        observer.stream_started(StreamingMethod::Subscribe);
         let awaiting = AwaitingRequest {
             inbound,
             deadline: FirstMessageDeadline::new(draining),
@@ -62,7 +61,7 @@ impl SubscribeBody {
     }
 
     fn reject(&mut self, error: &RpcError) {
-        error.count(&*self.observer);
+        error.report(&*self.observer);
         self.end(error.to_status());
     }
 
@@ -84,7 +83,7 @@ impl SubscribeBody {
                 self.observer.rejected(Reason::Undecodable);
                 self.end(status);
             }
-            None => self.end(Status::invalid_argument("no request came")),
+            None => self.end(Status::invalid_argument("the stream ended before a request")),
         }
         Poll::Ready(())
     }

@@ -33,7 +33,9 @@ const MAX_PAGE_SIZE: u32 = 1_000;
 /// Approximate maximum size of the events of a page, in bytes. gRPC clients accept responses of up to 4 MiB by default.
 const MAX_PAGE_BYTES: usize = 2 << 20;
 
-/// The unary methods of the chat service.
+/// The generated service, of which only the unary methods are used: [`StreamingService`] serves the others.
+///
+/// [`StreamingService`]: super::StreamingService
 #[derive(Clone)]
 pub struct UnaryService {
     hub: Arc<Hub>,
@@ -42,7 +44,7 @@ pub struct UnaryService {
 
 type ServerMessages = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
 
-/// A client that sets no page size sends 0.
+/// The maximum number of entries to return. 0, the value of an unset field, selects the default.
 fn page_size(requested: u32) -> u32 {
     match requested {
         0 => DEFAULT_PAGE_SIZE,
@@ -50,7 +52,8 @@ fn page_size(requested: u32) -> u32 {
     }
 }
 
-fn messages(framed: Bytes) -> Vec<ServerMessage> {
+/// Decodes the messages of a page of a log.
+fn decode_messages(framed: Bytes) -> Vec<ServerMessage> {
     frames(framed).filter_map(|frame| read_message(&frame)).collect()
 }
 
@@ -63,7 +66,7 @@ impl UnaryService {
 
     fn respond<T>(&self, result: Result<T, RpcError>) -> Result<Response<T>, Status> {
         result.map(Response::new).map_err(|error| {
-            error.count(&*self.observer);
+            error.report(&*self.observer);
             error.to_status()
         })
     }
@@ -85,9 +88,10 @@ impl UnaryService {
         };
         let (broadcast, repeated) = match self.hub.post(&room, post, meta).await? {
             PostOutcome::Broadcast(message) => (*message, false),
-            PostOutcome::Repeated(original) => {
-                (self.original(room, original, request.message_id).await?, true)
-            }
+            PostOutcome::Repeated(original) => (
+                self.original_message(room, original, request.message_id).await?,
+                true,
+            ),
         };
         Ok(SendMessageResponse {
             broadcast: Some(broadcast),
@@ -95,8 +99,9 @@ impl UnaryService {
         })
     }
 
-    /// The message at `sequence`, which was broadcast under `message_id`. Only these and the epoch if it is not retained.
-    async fn original(
+    /// The message that was broadcast under `message_id`, at `sequence`. If it is no longer retained, a message that has only
+    /// these two fields and the epoch.
+    async fn original_message(
         &self,
         room: RoomName,
         sequence: Sequence,
@@ -104,7 +109,7 @@ impl UnaryService {
     ) -> Result<ServerMessage, RpcError> {
         let range = HistoryRange::Before(sequence.next());
         let history = self.hub.history(room, range, 1, MAX_PAGE_BYTES).await?;
-        let retained = messages(history.page.bytes)
+        let retained = decode_messages(history.page.bytes)
             .pop()
             .filter(|message| message.sequence == sequence.get());
         Ok(retained.unwrap_or_else(|| ServerMessage {
@@ -125,7 +130,7 @@ impl UnaryService {
         let limit = page_size(request.limit);
         let history = self.hub.history(room, range, limit, MAX_PAGE_BYTES).await?;
         Ok(GetHistoryResponse {
-            messages: messages(history.page.bytes),
+            messages: decode_messages(history.page.bytes),
             epoch: history.epoch.get(),
             first_sequence: first_sequence(history.bounds),
             last_sequence: history.bounds.last.get(),

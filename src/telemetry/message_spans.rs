@@ -54,7 +54,7 @@ impl MessageSpans {
                 body_size,
                 sequence: Some(event.sequence.get()),
                 lamport_time: event.time.get(),
-                received_time: Some(accepted.claimed.0),
+                received_time: Some(accepted.client_time.0),
             },
             link: accepted.stream_trace.map(remote_span_context),
             received_at: accepted.received_at,
@@ -97,7 +97,7 @@ pub(super) fn record_rejected(tracer: &Tracer, rejected: &RejectedMessage<'_>) {
         body_size: None,
         sequence: None,
         lamport_time: rejected.time.get(),
-        received_time: Some(rejected.claimed.0),
+        received_time: Some(rejected.client_time.0),
     };
     let mut attributes = attributes.with_operation(Operation::Process);
     let reason = Reason::from(rejected.rejection).as_str().to_lowercase();

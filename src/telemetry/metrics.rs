@@ -19,7 +19,7 @@ use super::process::{process_metrics, runtime_metrics};
 use crate::domain::LamportTime;
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::Method;
+use crate::rpc::StreamingMethod;
 use crate::store::{Store, StoreUsage};
 
 /// The unary methods that are measured.
@@ -63,7 +63,7 @@ pub struct Metrics {
     pub(super) connections_open: Gauge,
     pub(super) refused_at_limit: Counter,
     pub(super) refused_protocol: Counter,
-    pub(super) streams_started: [Counter; Method::ALL.len()],
+    pub(super) streams_started: [Counter; StreamingMethod::ALL.len()],
     pub(super) deliveries: Counter,
     pub(super) subscribers_behind: Gauge,
     pub(super) resumes_complete: Counter,
@@ -81,7 +81,7 @@ pub struct Metrics {
     store_available: Gauge,
     /// Unary calls, by index in `METHODS` and status code.
     calls: [[Histogram; CODE_NAMES.len()]; METHODS.len()],
-    /// By the label of [`Reason::stream_end`].
+    /// By the label of [`Reason::stream_end_label`].
     streams_ended: HashMap<&'static str, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
@@ -125,7 +125,7 @@ impl Metrics {
             connections_open: gauge(&catalog::CONNECTIONS_OPEN),
             refused_at_limit: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "limit".into())]),
             refused_protocol: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "protocol".into())]),
-            streams_started: Method::ALL
+            streams_started: StreamingMethod::ALL
                 .map(|method| counter(&catalog::STREAMS_STARTED, &[("method", method.as_str().into())])),
             deliveries: counter(&catalog::DELIVERIES, &[]),
             subscribers_behind: gauge(&catalog::SUBSCRIBERS_BEHIND),
@@ -145,7 +145,7 @@ impl Metrics {
             streams_ended: Reason::ALL
                 .into_iter()
                 .map(|reason| {
-                    let label = reason.stream_end(true);
+                    let label = reason.stream_end_label(true);
                     (
                         label,
                         counter(&catalog::STREAMS_ENDED, &[("reason", label.into())]),

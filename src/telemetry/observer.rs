@@ -16,7 +16,7 @@ use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, Trace
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::{JoinAccepted, Method, ParticipantInfo};
+use crate::rpc::{JoinAccepted, ParticipantInfo, StreamingMethod};
 use crate::{hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
@@ -36,7 +36,7 @@ impl TelemetryObserver {
     /// Records the `join` span, if the JOIN is sampled.
     fn join_span(&self, participant_info: &ParticipantInfo, accepted: &JoinAccepted<'_>) -> Option<SpanIds> {
         let tracer = self.tracer.as_ref()?;
-        let ids = tracer.sample(accepted.sender, 1)?;
+        let ids = tracer.sample(accepted.trace, 1)?;
         let attributes = MessageAttributes {
             room: participant_info.room.as_str().into(),
             event_type: EventType::Join,
@@ -44,7 +44,7 @@ impl TelemetryObserver {
             body_size: None,
             sequence: accepted.sequence.map(Sequence::get),
             lamport_time: accepted.time.get(),
-            received_time: Some(accepted.claimed.0),
+            received_time: Some(accepted.client_time.0),
         };
         let mut attributes = attributes.to_vec();
         attributes.extend(rpc_attributes("itu.chitchat.ChatService/Chat"));
@@ -165,7 +165,7 @@ impl rpc::Observer for TelemetryObserver {
         self.metrics.connections_open.decrement(1.0);
     }
 
-    fn connection_refused(&self, peer: SocketAddr, limit: usize) {
+    fn connection_rejected(&self, peer: SocketAddr, limit: usize) {
         self.metrics.refused_at_limit.increment(1);
         self.metrics.event_rejected(Reason::TooManyConnections);
         warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections is reached");
@@ -176,7 +176,7 @@ impl rpc::Observer for TelemetryObserver {
         info!(event = "connection_closed", %peer, reason = "protocol", "connection closed: no valid HTTP/2 preface");
     }
 
-    fn stream_started(&self, method: Method) {
+    fn stream_started(&self, method: StreamingMethod) {
         self.metrics.streams_started[method as usize].increment(1);
     }
 
@@ -215,7 +215,7 @@ impl rpc::Observer for TelemetryObserver {
     }
 
     fn stream_ended(&self, why: Reason, participant_info: Option<&ParticipantInfo>, detail: &str) {
-        let reason = why.stream_end(participant_info.is_some());
+        let reason = why.stream_end_label(participant_info.is_some());
         self.metrics.stream_ended(reason);
         let Some(ParticipantInfo {
             room,
