@@ -51,7 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = arguments.next().unwrap_or_else(|| "127.0.0.1:50052".into());
     let room = arguments.next().unwrap_or_default();
     run(&server.parse()?, &room, async {
-        drop(tokio::signal::ctrl_c().await)
+        drop(tokio::signal::ctrl_c().await);
     })
     .await
 }
