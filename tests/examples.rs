@@ -72,7 +72,7 @@ async fn the_echo_bot_repeats_messages_of_others_and_leaves() {
     let bot = async {
         echo_bot::run(&server, "tea", async { drop(stopped.await) })
             .await
-            .unwrap()
+            .unwrap();
     };
     let conversation = async {
         next_from(&mut ada, "Echo", EventType::Join).await;
