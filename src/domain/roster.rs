@@ -5,7 +5,7 @@ use std::fmt;
 use std::num::NonZeroI32;
 
 use super::limits::{FIRST_ASSIGNED_ID, SERVER_NAME};
-use super::skeleton::Skeletons;
+use super::skeleton::skeletons;
 use super::{LamportTime, Name, Sequence};
 
 /// A participant of a room.
@@ -83,9 +83,9 @@ impl Roster {
 
     /// Whether a participant or the server has this name or one that is confusable with it.
     pub(super) fn has_confusable(&self, name: &Name) -> bool {
-        let skeletons = Skeletons::of(name);
-        self.skeleton_counts.contains_key(&skeletons.as_written)
-            || self.skeleton_counts.contains_key(&skeletons.in_lower_case)
+        skeletons(name)
+            .iter()
+            .any(|skeleton| self.skeleton_counts.contains_key(skeleton))
     }
 
     /// Whether the name is confusable with the server's own.
@@ -93,7 +93,7 @@ impl Roster {
         Name::try_from(SERVER_NAME).is_ok_and(|server| server.is_confusable_with(name))
     }
 
-    /// Adds a participant. `id` must be vacant.
+    /// Adds a participant. No other may have `id`.
     pub(super) fn insert(&mut self, id: ParticipantId, participant: Participant) {
         self.add_skeletons(&participant.name);
         self.by_id.insert(id, participant);
@@ -101,8 +101,7 @@ impl Roster {
 
     pub(super) fn remove(&mut self, id: ParticipantId) -> Option<Participant> {
         let participant = self.by_id.remove(&id)?;
-        let skeletons = Skeletons::of(&participant.name);
-        for skeleton in [skeletons.as_written, skeletons.in_lower_case] {
+        for skeleton in skeletons(&participant.name) {
             if let Some(count) = self.skeleton_counts.get_mut(&skeleton) {
                 *count -= 1;
                 if *count == 0 {
@@ -114,14 +113,13 @@ impl Roster {
     }
 
     fn add_skeletons(&mut self, name: &Name) {
-        let skeletons = Skeletons::of(name);
-        for skeleton in [skeletons.as_written, skeletons.in_lower_case] {
+        for skeleton in skeletons(name) {
             *self.skeleton_counts.entry(skeleton).or_default() += 1;
         }
     }
 
-    /// Assigns a vacant id. An id is assigned again only when all have been, so that the sender of an old event is not
-    /// mistaken for somebody who joined later.
+    /// Assigns an id that no participant has. An id is not assigned again before all others have been, so that the sender of
+    /// an old event is not mistaken for somebody who joined later.
     pub(super) fn allocate_id(&mut self) -> ParticipantId {
         // Terminates: a room has fewer participants than there are ids.
         loop {

@@ -4,44 +4,28 @@ use unicode_security::skeleton;
 
 use super::name::Name;
 
-/// The skeletons of a name. Two names are confusable if they share one.
+/// The two skeletons of a name. Two names are confusable if they share one.
 ///
 /// The skeleton of UTS 39 maps characters that look alike to the same character (Cyrillic `а` to Latin `a`, the digit `0`
 /// to `O`). It is case-sensitive, but here `ADA` and `ada` are the same name, so it is computed twice: of the name as
-/// written (in which a capital `I` looks like a small `l`) and of the name in lower case. Runs of white space count as one
-/// space.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Skeletons {
-    pub(super) as_written: Box<str>,
-    pub(super) in_lower_case: Box<str>,
-}
-
-impl Skeletons {
-    pub(super) fn of(name: &Name) -> Self {
-        Self {
-            as_written: folded_skeleton(name.as_str()),
-            in_lower_case: folded_skeleton(&fold_case(name.as_str())),
-        }
-    }
-
-    /// Whether the two names share a skeleton.
-    pub(super) fn intersects(&self, other: &Self) -> bool {
-        let theirs = [&other.as_written, &other.in_lower_case];
-        theirs
-            .iter()
-            .any(|skeleton| **skeleton == self.as_written || **skeleton == self.in_lower_case)
-    }
+/// written (in which a capital `I` looks like a small `l`) and of the name in lower case. A run of white space counts as
+/// one space.
+pub(super) fn skeletons(name: &Name) -> [Box<str>; 2] {
+    let name = name.as_str();
+    [folded_skeleton(name), folded_skeleton(&fold_case(name))]
 }
 
 impl Name {
-    /// Whether the names are hard to tell apart by sight, so that a room accepts only one of them.
+    /// Whether the names look alike or differ only in case, so that a room accepts only one of them.
     #[must_use]
     pub fn is_confusable_with(&self, other: &Self) -> bool {
-        Skeletons::of(self).intersects(&Skeletons::of(other))
+        let others = skeletons(other);
+        skeletons(self).iter().any(|skeleton| others.contains(skeleton))
     }
 }
 
-/// Folds case by way of the capitals, which several small letters share: `ß` and `ss`, `σ` and `ς`, `ſ` and `s`.
+/// Folds case. It maps to upper case first, because several lower-case letters share an upper-case one: `σ` and `ς`, `s`
+/// and `ſ`, `ss` and `ß`.
 fn fold_case(name: &str) -> String {
     let capitals = name.chars().flat_map(char::to_uppercase);
     capitals.flat_map(char::to_lowercase).collect()
