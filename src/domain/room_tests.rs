@@ -1,4 +1,4 @@
-//! Properties of the fold, for arbitrary commands, and single rules.
+//! Properties of the fold for arbitrary commands, and tests of single rules.
 
 use std::collections::BTreeMap;
 
@@ -157,8 +157,29 @@ fn join(name: &str, id: i32) -> Command {
     })
 }
 
-fn rejection(outcome: Outcome) -> Rejection {
-    match outcome {
+fn message(text: &str, message_id: Option<&str>) -> Message {
+    Message {
+        timestamp: Timestamp(0),
+        text: Text::parse(text, 8),
+        message_id: message_id.map(MessageId::try_from),
+        trace: None,
+    }
+}
+
+fn post(name: &str, message: Message) -> Command {
+    let name = Name::try_from(name).unwrap();
+    Command::Post(Post { name, message })
+}
+
+fn accepted(room: &mut Room, command: Command) -> Event {
+    match room.apply(command, WallTime::default()) {
+        Outcome::Accepted(event) => event,
+        other => panic!("not accepted: {other:?}"),
+    }
+}
+
+fn rejection(room: &mut Room, command: Command) -> Rejection {
+    match room.apply(command, WallTime::default()) {
         Outcome::Rejected { rejection, .. } => rejection,
         other => panic!("not rejected: {other:?}"),
     }
@@ -167,84 +188,63 @@ fn rejection(outcome: Outcome) -> Rejection {
 #[test]
 fn a_name_belongs_to_one_participant_at_a_time() {
     let mut room = Room::new(rules());
+    let ada = accepted(&mut room, join("Ada", 1)).participant;
     assert!(matches!(
-        room.apply(join("Ada", 1), WallTime::default()),
-        Outcome::Accepted(_)
-    ));
-    assert!(matches!(
-        rejection(room.apply(join("ADA", 2), WallTime::default())),
+        rejection(&mut room, join("ADA", 2)),
         Rejection::NameTaken(_)
     ));
     assert!(matches!(
-        rejection(room.apply(join("Bob", 1), WallTime::default())),
+        rejection(&mut room, join("Bob", 1)),
         Rejection::IdTaken(_)
     ));
-    let leave = Leave {
-        participant: ParticipantId::from_wire(1).unwrap(),
-        timestamp: None,
-        trace: None,
-    };
-    assert!(matches!(
-        room.apply(Command::Leave(leave), WallTime::default()),
-        Outcome::Accepted(_)
-    ));
-    assert!(matches!(
-        room.apply(join("ADA", 2), WallTime::default()),
-        Outcome::Accepted(_)
-    ));
+    accepted(&mut room, Command::Leave(Leave::by_server(ada)));
+    accepted(&mut room, join("ADA", 2));
 }
 
 #[test]
 fn nobody_can_have_the_servers_name() {
     for allow_duplicate_names in [false, true] {
-        nobody_can_have_the_servers_name_in(Room::new(Rules {
+        let mut room = Room::new(Rules {
             allow_duplicate_names,
             ..rules()
-        }));
+        });
+        for name in ["Server", "SERVER", "Sеrver"] {
+            assert!(
+                matches!(rejection(&mut room, join(name, 1)), Rejection::NameTaken(_)),
+                "{name}"
+            );
+        }
+        accepted(&mut room, join("Servers", 1));
     }
-}
-
-fn nobody_can_have_the_servers_name_in(mut room: Room) {
-    for name in ["Server", "SERVER", "Sеrver"] {
-        assert!(
-            matches!(
-                rejection(room.apply(join(name, 1), WallTime::default())),
-                Rejection::NameTaken(_)
-            ),
-            "{name}"
-        );
-    }
-    assert!(matches!(
-        room.apply(join("Servers", 1), WallTime::default()),
-        Outcome::Accepted(_)
-    ));
 }
 
 #[test]
 fn a_repeated_post_is_answered_even_if_its_sender_has_joined_since() {
     let mut room = Room::new(rules());
-    let post = |text: &str| {
-        Command::Post(Post {
-            name: Name::try_from("Ada").unwrap(),
-            message: Message {
-                timestamp: Timestamp(0),
-                text: Text::parse(text, 8),
-                message_id: Some(MessageId::try_from("m1")),
-                trace: None,
-            },
-        })
-    };
-    let mut apply = |command| room.apply(command, WallTime::default());
-    assert!(matches!(apply(post("x")), Outcome::Accepted(_)));
-    assert!(matches!(apply(join("Ada", 1)), Outcome::Accepted(_)));
-    match apply(post("x")) {
+    let post = |text| post("Ada", message(text, Some("m1")));
+    accepted(&mut room, post("x"));
+    accepted(&mut room, join("Ada", 1));
+    match room.apply(post("x"), WallTime::default()) {
         Outcome::Repeated { original, .. } => assert_eq!(original.get(), 1),
         other => panic!("{other:?}"),
     }
     assert!(matches!(
-        rejection(apply(post("y"))),
+        rejection(&mut room, post("y")),
         Rejection::MessageIdTaken { .. }
     ));
+}
+
+#[test]
+fn a_post_has_a_sender_id_of_its_own() {
+    let mut room = Room::new(rules());
+    accepted(&mut room, join("Ada", 1));
+    assert!(matches!(
+        rejection(&mut room, post("ada", message("hi", None))),
+        Rejection::NameTaken(_)
+    ));
+    let event = accepted(&mut room, post("bot", message("hi", None)));
+    assert_ne!(event.participant.get(), 1);
+    assert_eq!(room.participants().len(), 1);
 }
 
 #[test]
@@ -254,10 +254,7 @@ fn duplicate_names_are_accepted_if_allowed() {
         ..rules()
     });
     for id in 1..=2 {
-        assert!(matches!(
-            room.apply(join("Ada", id), WallTime::default()),
-            Outcome::Accepted(_)
-        ));
+        accepted(&mut room, join("Ada", id));
     }
 }
 
@@ -265,31 +262,20 @@ fn duplicate_names_are_accepted_if_allowed() {
 fn a_full_room_rejects_a_join() {
     let mut room = Room::new(rules());
     for (id, name) in [(1, "a"), (2, "b"), (3, "c"), (4, "d")] {
-        assert!(matches!(
-            room.apply(join(name, id), WallTime::default()),
-            Outcome::Accepted(_)
-        ));
+        accepted(&mut room, join(name, id));
     }
-    assert_eq!(
-        rejection(room.apply(join("e", 5), WallTime::default())),
-        Rejection::RoomFull(4)
-    );
+    assert_eq!(rejection(&mut room, join("e", 5)), Rejection::RoomFull(4));
 }
 
 #[test]
 fn a_rejected_text_ticks_the_clock_and_has_no_sequence() {
     let mut room = Room::new(rules());
-    room.apply(join("Ada", 1), WallTime::default());
-    let say = Say {
-        participant: ParticipantId::from_wire(1).unwrap(),
-        message: Message {
-            timestamp: Timestamp(7),
-            text: Text::parse("far too long", 8),
-            message_id: None,
-            trace: None,
-        },
+    let participant = accepted(&mut room, join("Ada", 1)).participant;
+    let message = Message {
+        timestamp: Timestamp(7),
+        ..message("far too long", None)
     };
-    let outcome = room.apply(Command::Say(say), WallTime::default());
+    let outcome = room.apply(Command::Say(Say { participant, message }), WallTime::default());
     let Outcome::Rejected {
         rejection: Rejection::Text(TextError::TooLong { chars: 12, limit: 8 }),
         time,
@@ -354,31 +340,4 @@ proptest! {
         let (after, next) = (Sequence::new(gap as u64), Sequence::new(gap as u64 + 2));
         prop_assert_eq!(error, Some(ReplayError::Gap { after, next }));
     }
-}
-
-#[test]
-fn a_post_has_a_sender_id_of_its_own() {
-    let mut room = Room::new(rules());
-    room.apply(join("Ada", 1), WallTime::default());
-    let post = |name: &str| {
-        let name = Name::try_from(name).unwrap();
-        Command::Post(Post {
-            name,
-            message: Message {
-                timestamp: Timestamp(0),
-                text: Text::parse("hi", 8),
-                message_id: None,
-                trace: None,
-            },
-        })
-    };
-    assert!(matches!(
-        rejection(room.apply(post("ada"), WallTime::default())),
-        Rejection::NameTaken(_)
-    ));
-    let Outcome::Accepted(event) = room.apply(post("bot"), WallTime::default()) else {
-        panic!("not accepted")
-    };
-    assert_ne!(event.participant.get(), 1);
-    assert_eq!(room.participants().len(), 1);
 }
