@@ -27,12 +27,12 @@ pub enum NameError {
     #[error("has {0} characters; the limit is {MAX_NAME_CHARS}")]
     TooLong(usize),
     /// It has a character that is invisible or changes how others are displayed.
-    #[error("has the character U+{:04X} at place {place}; control, bidirectional and invisible characters are not allowed", u32::from(*.character))]
+    #[error("has the character U+{:04X} at position {position}; control, bidirectional and invisible characters are not allowed", u32::from(*.character))]
     Character {
         /// The first such character.
         character: char,
-        /// Its position, counted from 1.
-        place: usize,
+        /// Its position in the trimmed name, counted from 1.
+        position: usize,
     },
 }
 
@@ -46,7 +46,7 @@ fn parse(raw: &str) -> Result<&str, NameError> {
     if let Some((index, character)) = wrong {
         return Err(NameError::Character {
             character,
-            place: index + 1,
+            position: index + 1,
         });
     }
     match name.chars().count() {
@@ -132,7 +132,7 @@ mod tests {
         );
         assert_eq!(
             Name::try_from("A\u{202e}b").unwrap_err().to_string(),
-            "has the character U+202E at place 2; control, bidirectional and invisible characters are not allowed"
+            "has the character U+202E at position 2; control, bidirectional and invisible characters are not allowed"
         );
         assert!(Name::try_from("é".repeat(64).as_str()).is_ok());
     }

@@ -12,7 +12,7 @@ pub struct Text(Arc<str>);
 /// Why a text is invalid. `Display` is the text that the sender receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
-    /// It has too many characters. The wording is that of the first version, to the letter.
+    /// It has too many characters. The wording is exactly that of the first version of the protocol.
     #[error("Message too long ({chars} chars). Limit is {limit}.")]
     TooLong {
         /// The number of characters.
@@ -21,12 +21,12 @@ pub enum TextError {
         limit: usize,
     },
     /// It has a control character.
-    #[error("Message has the control character U+{:04X} at place {place}. Only tab and newline are allowed.", u32::from(*.character))]
+    #[error("Message has the control character U+{:04X} at position {position}. Only tab and newline are allowed.", u32::from(*.character))]
     Control {
         /// The first such character.
         character: char,
-        /// Its position, counted from 1.
-        place: usize,
+        /// Its position in the trimmed text, counted from 1.
+        position: usize,
     },
 }
 
@@ -38,7 +38,7 @@ impl Text {
     /// The text is too long or has a control character.
     pub fn parse(raw: &str, limit: usize) -> Result<Self, TextError> {
         let text = raw.trim();
-        // There are no more characters than bytes, so most texts need not be counted.
+        // A text has at most as many characters as bytes, so most need not be counted.
         if text.len() > limit {
             let chars = text.chars().count();
             if chars > limit {
@@ -48,7 +48,7 @@ impl Text {
         match text.chars().enumerate().find(|&(_, c)| !is_allowed_in_text(c)) {
             Some((index, character)) => Err(TextError::Control {
                 character,
-                place: index + 1,
+                position: index + 1,
             }),
             None => Ok(Self(text.into())),
         }
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(Text::parse("a\tb\nc", 9).unwrap().as_str(), "a\tb\nc");
         assert_eq!(
             Text::parse("a\u{1b}[2J", 9).unwrap_err().to_string(),
-            "Message has the control character U+001B at place 2. Only tab and newline are allowed."
+            "Message has the control character U+001B at position 2. Only tab and newline are allowed."
         );
     }
 
