@@ -2,7 +2,7 @@
 //!
 //! Invariants, for every sequence of commands:
 //!
-//! - The sequences of accepted commands are 1, 2, 3, … without a gap.
+//! - The sequences of accepted commands are 1, 2, 3, … without gaps.
 //! - The Lamport times of accepted commands strictly increase, and each is later than the timestamp of its command.
 //! - A participant is in the roster from its JOIN in the log to its LEAVE in the log.
 //! - A rejected command changes nothing, except that a message with a valid timestamp and an invalid text or message id
@@ -23,8 +23,8 @@ use super::{
 
 /// The state of one room after some prefix of its log.
 ///
-/// [`Room::apply`] extends the log, [`Room::replay`] follows it again. Both lead to the same state, except that the ticks
-/// of rejected messages are not in the log: a replayed room's clock may be behind, but never before its last event.
+/// [`Room::apply`] extends the log, [`Room::replay`] rebuilds the state from it. Both lead to the same state, except that
+/// the ticks of rejected messages are not in the log: a replayed room's clock may be behind, but not behind its last event.
 #[derive(Debug, Clone)]
 pub struct Room {
     rules: Rules,
@@ -41,13 +41,13 @@ pub struct Snapshot {
     pub time: LamportTime,
     /// The newest event.
     pub last: Sequence,
-    /// The id that the room assigns next, if it is vacant.
+    /// The id that the room assigns next, unless a participant has it.
     pub next_id: i32,
     /// The roster, by ascending id.
     pub participants: Vec<(ParticipantId, Participant)>,
 }
 
-/// Why a log cannot be the log of a room.
+/// Why a log cannot be replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
     /// Events are missing.
@@ -64,8 +64,8 @@ pub enum ReplayError {
         /// The event.
         sequence: Sequence,
     },
-    /// A participant joined who was in the room, or left who was not.
-    #[error("event {sequence} does not fit who was in the room")]
+    /// A participant joins who is in the room already, or leaves who is not in it.
+    #[error("event {sequence} does not match the roster")]
     RosterMismatch {
         /// The event.
         sequence: Sequence,
@@ -118,7 +118,7 @@ impl Room {
         })
     }
 
-    /// Applies an event of the log, which was accepted before and is not judged again.
+    /// Applies an event of the log. It was accepted before, so no rule is checked again.
     ///
     /// # Errors
     ///
@@ -186,12 +186,12 @@ impl Room {
         }
     }
 
-    /// Whether the room's clock would accept this timestamp now.
+    /// Checks that the room's clock would accept this timestamp now.
     ///
     /// # Errors
     ///
     /// The timestamp is out of range.
-    pub fn check_time(&self, timestamp: Timestamp) -> Result<(), Rejection> {
+    pub fn check_timestamp(&self, timestamp: Timestamp) -> Result<(), Rejection> {
         let mut clock = self.clock;
         clock.receive(timestamp, self.rules.max_clock_ahead)?;
         Ok(())
@@ -280,7 +280,7 @@ impl Room {
         let time = self
             .clock
             .receive(message.timestamp, self.rules.max_clock_ahead)?;
-        // The clock has ticked: from here on the receipt counts, even if the message is rejected.
+        // From here on the clock has ticked, even if the message is rejected.
         let text = message.text?;
         let message_id = message.message_id.transpose()?;
         if let Some(id) = &message_id {

@@ -1,4 +1,4 @@
-//! Which participants of a room have a stream, and how long the others may still return.
+//! Which participants of a room have a stream, and until when the others may resume.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! What a room has decided but not yet published: encoded events, and the effects between them.
+//! The decisions that a room has not published yet: encoded events, and the effects between them.
 
 use std::time::Instant;
 
@@ -14,11 +14,11 @@ use crate::domain::{Epoch, Event, RoomName, Sequence};
 use crate::failpoint;
 use crate::store::{Record, frames};
 
-/// A chunk is sealed at this size, in bytes. The feed frees a chunk as a whole, so this bounds what one unread event
-/// retains.
+/// A chunk is sealed at this size, in bytes. The feed frees a chunk as a whole, so this bounds the memory that one unread
+/// event retains.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The decisions of one turn of the room's actor, in order.
+/// The decisions of one iteration of the room's actor, in order.
 #[derive(Default)]
 pub(super) struct Batch {
     sealed: Vec<Chunk>,

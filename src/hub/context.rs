@@ -1,4 +1,4 @@
-//! What all rooms of a hub share.
+//! The options, the store and the other objects that all rooms of a hub share.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -21,11 +21,11 @@
 //!
 //! Guarantees:
 //!
-//! - A cursor yields each event after its start once and in order, and its notices between the two events where they were
-//!   given.
-//! - The feed retains at most its capacity and one batch, however slow a subscriber is. What everybody has read is freed at
-//!   once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips by itself. Its reader then
-//!   continues from the store.
+//! - A cursor yields each event after its start once and in order, and each of its notices between the two events where it
+//!   was published.
+//! - The feed retains at most its capacity and one batch, no matter how slow a subscriber is. What everybody has read is
+//!   freed at once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips on its own. Its reader
+//!   then continues from the store.
 //! - Publishing never waits for a subscriber.
 
 use std::collections::VecDeque;
@@ -41,8 +41,8 @@ use slab::Slab;
 use super::observer::{FanOut, Observer};
 use crate::domain::{Rejection, Sequence};
 
-/// Small batches are merged into blocks of up to this size while somebody has yet to read them, so that a subscriber
-/// that is behind reads few large slices: a transport frame has 16 KiB. While everybody keeps up nothing is copied.
+/// Small batches are merged into blocks of up to this size, in bytes, while a subscriber has yet to read them, so that it
+/// then reads few large slices; a transport frame has 16 KiB. While all subscribers keep up, nothing is copied.
 const MERGED_BLOCK: usize = 16 * 1024;
 
 /// The newest part of one room's log.
@@ -219,7 +219,7 @@ impl State {
             .blocks
             .back()
             .map_or(self.end, |last| last.start + last.bytes.len() as u64);
-        // Somebody has yet to read the last block, or it would not be here.
+        // Blocks that everybody has read are freed, so somebody has yet to read the last one.
         if let Some(last) = self.blocks.back_mut()
             && last.bytes.len() + bytes.len() <= MERGED_BLOCK
         {
@@ -263,21 +263,21 @@ impl State {
         self.trim_blocks();
     }
 
-    fn park(&mut self, key: usize, cx: &Context<'_>) {
+    fn park(&mut self, cursor: usize, cx: &Context<'_>) {
         let index = self.parked.len();
-        let slot = &mut self.cursors[key];
+        let slot = &mut self.cursors[cursor];
         match &mut slot.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             None => {
                 slot.waker = Some(cx.waker().clone());
                 slot.parked = Some(index);
-                self.parked.push(key);
+                self.parked.push(cursor);
             }
         }
     }
 
-    fn unpark(&mut self, key: usize) -> Option<Waker> {
-        let slot = &mut self.cursors[key];
+    fn unpark(&mut self, cursor: usize) -> Option<Waker> {
+        let slot = &mut self.cursors[cursor];
         let (waker, index) = (slot.waker.take(), slot.parked.take());
         if let Some(index) = index {
             self.parked.swap_remove(index);
@@ -350,7 +350,7 @@ impl Publication<'_> {
         Cursor { key, feed }
     }
 
-    /// Gives one cursor a private message at this point.
+    /// Sends one cursor a private message at this point.
     ///
     /// A notice answers a command, and no commands are read from a client that has unread notices, so the mailbox bounds
     /// how many there are.
@@ -393,8 +393,8 @@ impl Publication<'_> {
         }
     }
 
-    fn wake(&mut self, key: usize) {
-        let waker = self.state().unpark(key);
+    fn wake(&mut self, cursor: usize) {
+        let waker = self.state().unpark(cursor);
         self.woken.extend(waker);
     }
 }
@@ -409,8 +409,8 @@ impl Drop for Publication<'_> {
             state.trim(now, &*self.feed.observer);
             state.enforce_capacity(self.feed.capacity, now, &*self.feed.observer);
             let state = &mut *state;
-            for key in state.parked.drain(..) {
-                let slot = &mut state.cursors[key];
+            for cursor in state.parked.drain(..) {
+                let slot = &mut state.cursors[cursor];
                 slot.parked = None;
                 self.woken.extend(slot.waker.take());
             }
@@ -442,8 +442,8 @@ impl Cursor {
         self.feed.state.lock().cursors[self.key.index].position
     }
 
-    /// Skips to the end of the feed, for a cursor that lags. Returns the last event that the cursor thereby will not
-    /// yield; if it is being closed, the last one before it closes.
+    /// Moves a lagging cursor to the end of the feed. Returns the last event that it skips; if the cursor is being closed,
+    /// that is the last one before the close.
     pub(super) fn skip_to_end(&mut self) -> Sequence {
         let mut guard = self.feed.state.lock();
         let state = &mut *guard;

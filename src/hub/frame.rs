@@ -44,8 +44,8 @@ pub fn write_event(buffer: &mut BytesMut, room: &RoomName, epoch: Epoch, event: 
     buffer[start + 1..start + PREFIX_LEN].copy_from_slice(&len.to_be_bytes());
 }
 
-/// The broadcast of `event` as a message of the contract, unframed.
-pub(crate) fn message(room: &RoomName, epoch: Epoch, event: &Event) -> proto::ServerMessage {
+/// The broadcast of `event` as the generated type, unframed.
+pub(crate) fn broadcast(room: &RoomName, epoch: Epoch, event: &Event) -> proto::ServerMessage {
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     proto::ServerMessage {
         sender_id: event.participant.get(),
@@ -72,7 +72,7 @@ pub fn read_event(frame: &Bytes) -> Option<Event> {
     let kind = match message.r#type() {
         proto::EventType::Join => EventKind::Join,
         proto::EventType::Message => EventKind::Message {
-            // Was accepted under the limit of its time.
+            // The limit may have been higher when the event was accepted.
             text: Text::parse(&message.msg_stream, usize::MAX).ok()?,
             message_id: match message.message_id.as_str() {
                 "" => None,
@@ -100,8 +100,8 @@ pub(crate) fn read_message(frame: &Bytes) -> Option<proto::ServerMessage> {
     proto::ServerMessage::decode(frame.get(PREFIX_LEN..)?).ok()
 }
 
-/// A private message, framed.
-pub(crate) fn private(message: &proto::ServerMessage) -> Bytes {
+/// Encodes and frames a private message.
+pub(crate) fn encode(message: &proto::ServerMessage) -> Bytes {
     let len = message.encoded_len();
     let mut buffer = BytesMut::with_capacity(PREFIX_LEN + len);
     buffer.put_u8(0);
@@ -114,7 +114,7 @@ fn put_key(buffer: &mut BytesMut, field: u32, wire_type: u32) {
     encode_varint(u64::from(field << 3 | wire_type), buffer);
 }
 
-/// Proto3 omits a field that has its default value; so do the functions below.
+/// Like the functions below, omits a field that has its default value, as proto3 does.
 fn put_number(buffer: &mut BytesMut, field: u32, value: u64) {
     if value != 0 {
         put_key(buffer, field, VARINT);
@@ -203,9 +203,9 @@ mod tests {
                 let read = read_event(&frame);
                 prop_assert_eq!(read.as_ref(), Some(event));
                 let message = read_message(&frame).unwrap();
-                let expected = super::message(&name, epoch, event);
+                let expected = super::broadcast(&name, epoch, event);
                 prop_assert_eq!(&message, &expected);
-                prop_assert_eq!(private(&expected).len(), 5 + len);
+                prop_assert_eq!(encode(&expected).len(), 5 + len);
             }
             prop_assert!(bytes.is_empty());
         }

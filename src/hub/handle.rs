@@ -1,5 +1,5 @@
-//! How everybody else talks to a room's actor: the requests in its mailbox, the room's handle, and the [`Member`] that a
-//! participant's stream holds.
+//! The interface to a room's actor: the requests in its mailbox, the room's handle, and the [`Member`] that a participant's
+//! stream holds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -17,14 +17,14 @@ use crate::domain::{
     LamportTime, Leave, Message, ParticipantId, Post, RoomName, Say, Timestamp, TraceContext,
 };
 
-/// The capacity of a room's mailbox, in bytes: several thousand short messages, so that a batch is worth its wake-up, but
-/// few enough that a message does not wait long behind them.
+/// The capacity of a room's mailbox, in bytes: several thousand short messages, enough to amortize the wake-up of a batch,
+/// and few enough that a message does not wait long behind them.
 const MAILBOX_CAPACITY: usize = 1 << 20;
 
-/// What a request occupies besides its text, in bytes, roughly.
+/// Roughly the size of a request without its text, in bytes.
 const REQUEST_WEIGHT: usize = 256;
 
-/// Where the answer to a request goes. The receiver may be gone; then nobody needs the answer.
+/// Where the answer to a request goes. Nobody needs the answer if the receiver is gone.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, HubError>>;
 
 /// A message to a room's actor.
@@ -101,7 +101,7 @@ impl Weight for Request {
     }
 }
 
-/// A running room: its mailbox, and the figures that others may read without asking its actor.
+/// A running room: its mailbox, and the statistics that can be read without its actor.
 pub(super) struct RoomHandle {
     pub(super) name: RoomName,
     pub(super) mailbox: Arc<Mailbox<Request>>,
@@ -138,8 +138,8 @@ impl RoomHandle {
 /// A participant's stream in a room: reads the room's events and sends the participant's commands.
 ///
 /// It exists only once the JOIN was accepted or the session was resumed. Dropping it detaches the stream: a resumable
-/// participant then has the grace period to return, any other leaves. However it ends, the room's log has exactly one
-/// LEAVE for each JOIN.
+/// participant can then resume within the grace period, any other leaves. No matter how streams end, the room's log has
+/// exactly one LEAVE for each JOIN.
 ///
 /// A resumed session has a new `Member`. Each one is an *attachment* with a number of its own, so that the room can tell
 /// the requests of an earlier stream from those of the current one.
@@ -220,7 +220,7 @@ impl Member {
         self.sender.poll_push(cx, &mut self.unsent)
     }
 
-    /// Sends a message to the room. It has its place in the room's order once [`Member::poll_ready`] is ready again.
+    /// Sends a message to the room. Its position in the room's order is decided once [`Member::poll_ready`] is ready again.
     pub(crate) fn say(&mut self, message: Message, received_at: Instant) {
         let say = Say {
             participant: self.info.participant,
@@ -244,8 +244,8 @@ impl Member {
         });
     }
 
-    /// Gives the stream up without leaving: a resumable participant has the grace period to return, any other leaves.
-    /// Events that precede the room's notice of it can still be read; then the stream closes.
+    /// Detaches the stream without leaving: a resumable participant can resume within the grace period, any other leaves.
+    /// Events that the room accepted before can still be read; then the stream closes.
     pub(crate) fn detach(&mut self) {
         self.send_last(Request::Disconnected {
             participant: self.info.participant,

@@ -15,7 +15,7 @@ pub(crate) struct HistoryPage {
     pub(crate) bounds: Bounds,
 }
 
-/// The part of a room's log that is asked for.
+/// The part of a room's log that a query asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HistoryRange {
     Newest,
@@ -23,7 +23,7 @@ pub(crate) enum HistoryRange {
     Before(Sequence),
 }
 
-/// A line of the list of rooms.
+/// A room in the list of rooms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RoomSummary {
     pub(crate) room: RoomName,
@@ -35,7 +35,7 @@ pub(crate) struct RoomSummary {
     pub(crate) bounds: Bounds,
 }
 
-/// At most `limit` events, and about `max_bytes` of them: those nearest to the end of the range that is named.
+/// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`.
 pub(super) fn read_history(
     store: &dyn Store,
     room: RoomName,
@@ -46,7 +46,7 @@ pub(super) fn read_history(
     let log = store.find(&room)?.ok_or(HubError::NoRoom(room))?;
     let bounds = store.bounds(log.id)?;
     let limit = u64::from(limit);
-    // Events before this are no longer retained. They are left out; the bounds say so.
+    // Earlier events are no longer retained. The page leaves them out, and its bounds say so.
     let start = bounds.first.previous();
     let read_back_from = |upto: Sequence| {
         let after = Sequence::new(upto.get().saturating_sub(limit)).max(start);

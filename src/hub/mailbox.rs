@@ -1,14 +1,14 @@
 //! A room's mailbox: the queue that puts a room's requests in order.
 //!
 //! Many senders push; one consumer drains everything that is queued at once. Under load batches therefore grow by
-//! themselves, and the cost of a batch (a wake-up, a write, a sync) is shared by all of its items.
+//! themselves, and all items of a batch share its cost (a wake-up, a write, a sync).
 //!
 //! Guarantees:
 //!
 //! - First in, first out, so each sender's items keep their order.
 //! - Bounded by weight. A sender that finds the queue full waits, and is woken when the consumer has taken a batch.
-//! - [`Sender::push_reserved`] never waits. It is for what happens at most once in a sender's life (its departure), so
-//!   the number of senders bounds how far the queue can exceed its capacity.
+//! - [`Sender::push_reserved`] never waits. A sender calls it at most once, when it departs, so the number of senders bounds
+//!   how far the queue can exceed its capacity.
 //!
 //! There is no fairness between waiting senders: all are woken and race.
 
@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-/// The share of the mailbox's capacity that an item takes.
+/// An item of a mailbox, which takes a share of its capacity.
 pub(super) trait Weight {
     /// Roughly the bytes that the item occupies.
     fn weight(&self) -> usize;
@@ -50,7 +50,7 @@ struct State<T> {
     batch: u64,
 }
 
-/// A sender's place among the waiting, so that it is registered once however often it is polled.
+/// The position of a sender's waker in `waiting`, so that repeated polls register it once.
 #[derive(Debug, Clone, Copy)]
 struct Ticket {
     batch: u64,

@@ -1,5 +1,5 @@
-//! The running rooms: one actor per room, which turns the room's requests into an ordered, durable log that everybody
-//! reads.
+//! The running rooms: one actor per room, which turns the room's requests into an ordered, durable log that all subscribers
+//! read.
 //!
 //! # The path of one message
 //!
@@ -13,22 +13,22 @@
 //! 4. **Fold.** [`Room::apply`](crate::domain::Room::apply) decides. An accepted message is an event, with its sequence and
 //!    Lamport time; a repeat or a rejection becomes a private notice for its sender.
 //! 5. **Batch.** The event is encoded, once, as the bytes of its broadcast ([`frame`]), behind the other events of this
-//!    batch (`batch.rs`). Notices, new streams and stream ends have their place between the events.
+//!    batch (`batch.rs`). Notices, new streams and stream ends are ordered between the events.
 //! 6. **Store.** The batch is appended to the room's log, and the actor waits until it is durable. Until then nobody
 //!    sees any of it, not even its senders. Meanwhile the next batch grows in the mailbox.
 //! 7. **Feed.** The same bytes are published to the room's [`Feed`], which wakes every waiting subscriber. For the sender,
 //!    its own message is the acknowledgement.
 //! 8. **Bytes.** When a subscriber's transport has room, it polls the subscriber's reader (`reader.rs`), which yields
-//!    everything from its [`Cursor`] to the end of a block as one slice of the shared bytes. A subscriber that lags behind
-//!    what the feed retains reads the missed events from the store, where they are the same bytes, until it has caught up.
+//!    everything from its [`Cursor`] to the end of a block as one slice of the shared bytes. A subscriber that lags reads
+//!    the events that the feed no longer retains from the store, where they are the same bytes, until it has caught up.
 //!
 //! The fold, the store and the feed do not know of each other; only the actor calls all three, in this order.
 //!
 //! # Guarantees
 //!
 //! - All subscribers of a room see the same events in the same order, and none that is not durable.
-//! - Each JOIN is followed by exactly one LEAVE: however a stream ends, its [`Member`] is dropped, and the mailbox always
-//!   has room for the request that this sends.
+//! - Each JOIN is followed by exactly one LEAVE: whenever a stream ends, its [`Member`] is dropped, and the mailbox always
+//!   accepts the request that the drop sends.
 //! - Memory is bounded: per room by the mailbox, the feed and one batch; per subscriber by one page of the store.
 //! - No subscriber delays the actor or another subscriber.
 //!
@@ -90,8 +90,8 @@ pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
 
-/// How many vacant rooms stay loaded after a start until they have been idle for a while, so that the first message in a
-/// busy room is as fast as any other.
+/// How many rooms without participants are loaded at start, those with the most events first, so that the first message in
+/// a busy room is as fast as any other. They are unloaded when they have been idle.
 const PRELOADED_ROOMS: usize = 16;
 
 /// The rooms of a store.
@@ -140,7 +140,7 @@ impl Hub {
         &self.context.options
     }
 
-    /// Cancelled when the store has failed. The hub accepts nothing more then, and the process should end.
+    /// Cancelled when the store has failed. The hub then rejects all requests, and the process should end.
     #[must_use]
     pub const fn failed(&self) -> &CancellationToken {
         &self.failed
@@ -177,10 +177,11 @@ impl Hub {
                 occupied.push((name, recovered));
             }
         }
-        // Not before all logs are replayed: grace periods start now, when the server is about to accept connections.
+        // A room that starts also starts its grace periods. Clients can resume only when the last log is replayed, so no
+        // room starts before that.
         for (name, recovered) in occupied.into_iter().chain(busiest) {
             if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(name) {
-                self.start(room, Some(recovered));
+                self.spawn_actor(room, Some(recovered));
             }
         }
         Ok((names.len(), events))
@@ -199,8 +200,8 @@ impl Hub {
         request: JoinRequest,
         received_at: Instant,
     ) -> Result<Member, HubError> {
-        let first = || Command::Join(request.join.clone());
-        if let Some((rejection, _)) = self.rejection_of_first(&request.room, first) {
+        let command = || Command::Join(request.join.clone());
+        if let Some((rejection, _)) = self.rejection_by_new_room(&request.room, command) {
             self.context.observer.command_rejected(&rejection);
             return Err(rejection.into());
         }
@@ -217,7 +218,7 @@ impl Hub {
         post: Post,
         meta: RequestMeta,
     ) -> Result<PostOutcome, HubError> {
-        if let Some((rejection, time)) = self.rejection_of_first(room, || Command::Post(post.clone())) {
+        if let Some((rejection, time)) = self.rejection_by_new_room(room, || Command::Post(post.clone())) {
             let observer = &*self.context.observer;
             observer::report_rejected(observer, room, &post.message, &rejection, time, &meta);
             return Err(rejection.into());
@@ -242,8 +243,7 @@ impl Hub {
         self.call(room, |reply| Request::Info { reply }).await
     }
 
-    /// At most `limit` events of a room's log, and about `max_bytes` of them: those nearest to the end of the range that
-    /// is named.
+    /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`.
     pub(crate) async fn history(
         &self,
         room: RoomName,
@@ -270,7 +270,7 @@ impl Hub {
     /// Closes every stream after the events that its room has accepted, tells the clients to return after about `retry`,
     /// and accepts no new requests. Returns when all rooms have stopped.
     ///
-    /// Cancel safe: a second call continues where the first one was.
+    /// Cancel safe: a second call continues where the first one stopped.
     pub(crate) async fn drain(&self, retry: Duration) {
         let rooms = self.registry.drain();
         self.actors.close();
@@ -293,7 +293,7 @@ impl Hub {
         let (reply, answer) = oneshot::channel();
         let mut request = Some(request(reply));
         while request.is_some() {
-            let room = self.running(name)?;
+            let room = self.get_or_start(name)?;
             let mut sender = Sender::new(Arc::clone(&room.mailbox));
             // On error the room was unloaded since the lookup, and the next lookup loads it again.
             poll_fn(|cx| sender.poll_push(cx, &mut request)).await.ok();
@@ -302,16 +302,16 @@ impl Hub {
         answer.await.unwrap_or(Err(HubError::Failed))
     }
 
-    /// Why a room that does not exist would reject its first event. A rejected command must not create a room.
-    fn rejection_of_first(
+    /// Why a new room would reject this command; `None` if the room exists. A rejected command must not create a room.
+    fn rejection_by_new_room(
         &self,
         room: &RoomName,
-        first: impl FnOnce() -> Command,
+        command: impl FnOnce() -> Command,
     ) -> Option<(Rejection, LamportTime)> {
         if self.context.store.exists(room) {
             return None;
         }
-        match Room::new(self.rules).apply(first(), wall_time()) {
+        match Room::new(self.rules).apply(command(), wall_time()) {
             Outcome::Rejected { rejection, time } => Some((rejection, time)),
             Outcome::Accepted(_) | Outcome::Repeated { .. } => None,
         }
@@ -326,18 +326,18 @@ impl Hub {
     }
 
     /// The room with this name. Starts it if it is not running.
-    fn running(self: &Arc<Self>, name: &RoomName) -> Result<Arc<RoomHandle>, HubError> {
+    fn get_or_start(self: &Arc<Self>, name: &RoomName) -> Result<Arc<RoomHandle>, HubError> {
         match self.registry.get_or_insert(name)? {
             Lookup::Running(room) => Ok(room),
             Lookup::Inserted(room) => {
-                self.start(Arc::clone(&room), None);
+                self.spawn_actor(Arc::clone(&room), None);
                 Ok(room)
             }
         }
     }
 
     /// Spawns the actor of a room that is registered.
-    fn start(self: &Arc<Self>, room: Arc<RoomHandle>, recovered: Option<Recovered>) {
+    fn spawn_actor(self: &Arc<Self>, room: Arc<RoomHandle>, recovered: Option<Recovered>) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
             let recovered = match recovered {

@@ -5,15 +5,10 @@ use crate::domain::{Epoch, LamportTime, MessageId, Rejection, RoomName, Sequence
 use crate::proto::{EventType, Notice, NoticeCode, ServerMessage};
 use crate::reason::Reason;
 
-/// The room that sends a notice.
-pub(super) struct RoomContext<'a> {
-    pub(super) name: &'a RoomName,
-    pub(super) epoch: Epoch,
-}
-
 /// The notice that a message was rejected.
 pub(super) fn rejected(
-    room: &RoomContext<'_>,
+    room: &RoomName,
+    epoch: Epoch,
     rejection: &Rejection,
     time: LamportTime,
     message_id: Option<&MessageId>,
@@ -26,12 +21,13 @@ pub(super) fn rejected(
             _ => 0,
         },
     };
-    private(room, notice, rejection.to_string(), time, message_id)
+    private(room, epoch, notice, rejection.to_string(), time, message_id)
 }
 
 /// The notice that a message was broadcast before, as `original`.
 pub(super) fn repeated(
-    room: &RoomContext<'_>,
+    room: &RoomName,
+    epoch: Epoch,
     original: Sequence,
     time: LamportTime,
     message_id: Option<&MessageId>,
@@ -42,11 +38,12 @@ pub(super) fn repeated(
         original_sequence: original.get(),
     };
     let text = format!("Message was broadcast before, at sequence {original}.");
-    private(room, notice, text, time, message_id)
+    private(room, epoch, notice, text, time, message_id)
 }
 
 fn private(
-    room: &RoomContext<'_>,
+    room: &RoomName,
+    epoch: Epoch,
     notice: Notice,
     text: String,
     time: LamportTime,
@@ -57,8 +54,8 @@ fn private(
         msg_stream: text,
         r#type: EventType::Message.into(),
         timestamp: time.get(),
-        room: room.name.to_string(),
-        epoch: room.epoch.get(),
+        room: room.to_string(),
+        epoch: epoch.get(),
         message_id: message_id.map(ToString::to_string).unwrap_or_default(),
         notice: Some(notice),
         ..ServerMessage::default()

@@ -1,4 +1,4 @@
-//! What the hub reports to telemetry: one small interface, so that the hub names no metric, span or log event.
+//! The interface through which the hub reports to telemetry, so that it names no metric, span or log event itself.
 
 use std::time::{Duration, Instant};
 
@@ -109,10 +109,10 @@ pub trait Observer: Send + Sync + 'static {
     fn catch_up_ended(&self);
     /// A batch became durable, `latency` after it was handed to the store.
     fn batch_stored(&self, latency: Duration);
-    /// An event does not follow the one before it in sequence or Lamport time: the fold has a bug.
+    /// An event's sequence or Lamport time does not follow that of the event before it: the fold has a bug.
     fn order_violated(&self, room: &RoomName, sequence: Sequence);
-    /// A client named a resume point. `is_complete` tells whether it receives everything after it.
-    fn resumed(&self, is_complete: bool);
+    /// A client named a resume point. `is_recovered` tells whether it receives everything after it.
+    fn resumed(&self, is_recovered: bool);
 }
 
 /// Reports the rejection of a message.

@@ -1,5 +1,5 @@
 //! A reader of a room's log: from the store until it has caught up, then from the feed, and from the store again when it
-//! lags. There is no seam: the range that is read from the store ends where the cursor stands in the feed.
+//! lags. No event is skipped or repeated: the range that is read from the store ends at the cursor's position in the feed.
 
 use std::pin::Pin;
 use std::sync::Arc;

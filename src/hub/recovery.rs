@@ -5,7 +5,7 @@ use crate::domain::limits::DEDUP_WINDOW_LEN;
 use crate::domain::{ReplayError, Room, RoomName, Rules, Sequence, WallTime};
 use crate::store::{Log, Record, Store, StoreError, decode_snapshot, frames};
 
-/// How much of a log is read at a time, in bytes.
+/// How much of the log is read at a time, in bytes.
 const READ_BYTES: usize = 1 << 20;
 
 /// A room as recovered from its log.
@@ -18,8 +18,8 @@ pub(super) struct Recovered {
     pub(super) bytes_since_snapshot: usize,
 }
 
-/// Recovers a room from its newest snapshot and the events after it, and verifies that no event is missing in what is
-/// read. Creates the log if there is none. Blocks on the disk.
+/// Recovers a room from its newest snapshot and the events after it, and verifies that none of the events that it reads is
+/// missing. Creates the log if there is none. Blocks on the disk.
 ///
 /// # Errors
 ///
@@ -32,26 +32,20 @@ pub(super) fn recover(
 ) -> Result<Recovered, StoreError> {
     let log = store.open(name, at)?;
     let snapshot = log.snapshot.as_deref().map(decode_snapshot).transpose()?;
-    let covered = snapshot.as_ref().map_or(Sequence::ZERO, |snapshot| snapshot.last);
+    let snapshot_sequence = snapshot.as_ref().map_or(Sequence::ZERO, |snapshot| snapshot.last);
     let room = snapshot.map_or_else(|| Room::new(rules), |snapshot| Room::restore(rules, snapshot));
-    let mut recovery = Recovery {
+    let recovery = Recovery {
         store,
         name,
         log: &log,
-        covered,
+        snapshot_sequence,
         room,
-        bytes_since_snapshot: 0,
     };
-    recovery.run()?;
-    let Recovery {
-        room,
-        bytes_since_snapshot,
-        ..
-    } = recovery;
+    let (room, bytes_since_snapshot) = recovery.run()?;
     Ok(Recovered {
         room,
         log,
-        snapshot_sequence: covered,
+        snapshot_sequence,
         bytes_since_snapshot,
     })
 }
@@ -61,14 +55,14 @@ struct Recovery<'a> {
     name: &'a RoomName,
     log: &'a Log,
     /// The last event that the snapshot covers.
-    covered: Sequence,
+    snapshot_sequence: Sequence,
     room: Room,
-    bytes_since_snapshot: usize,
 }
 
 impl Recovery<'_> {
-    /// Replays the log to its end.
-    fn run(&mut self) -> Result<(), StoreError> {
+    /// Replays the log to its end. Returns the room, and the bytes of the events that the snapshot does not cover.
+    fn run(mut self) -> Result<(Room, usize), StoreError> {
+        let mut bytes_since_snapshot = 0;
         let mut after = self.start()?;
         loop {
             let records = self.store.records(self.log.id, after, READ_BYTES)?;
@@ -81,15 +75,15 @@ impl Recovery<'_> {
                 }
                 self.replay(&record)?;
                 after = record.last();
-                if after > self.covered {
-                    self.bytes_since_snapshot += record.frames.len();
+                if after > self.snapshot_sequence {
+                    bytes_since_snapshot += record.frames.len();
                 }
             }
         }
-        if after < self.covered {
-            return Err(self.gap(after, self.covered.next()));
+        if after < self.snapshot_sequence {
+            return Err(self.gap(after, self.snapshot_sequence.next()));
         }
-        Ok(())
+        Ok((self.room, bytes_since_snapshot))
     }
 
     /// The event after which to read. Of the events that the snapshot covers, only those in the deduplication window
@@ -97,21 +91,24 @@ impl Recovery<'_> {
     fn start(&self) -> Result<Sequence, StoreError> {
         let first = self.store.bounds(self.log.id)?.first;
         let oldest = first.previous();
-        if oldest > self.covered {
-            return Err(self.gap(self.covered, first));
+        if oldest > self.snapshot_sequence {
+            return Err(self.gap(self.snapshot_sequence, first));
         }
-        let needed = self.covered.get().saturating_sub(DEDUP_WINDOW_LEN as u64);
+        let needed = self
+            .snapshot_sequence
+            .get()
+            .saturating_sub(DEDUP_WINDOW_LEN as u64);
         // Start with the whole record in which the window starts.
         let after = oldest.max(Sequence::new(needed));
         let records = self.store.records(self.log.id, after, 1)?;
         Ok(records.first().map_or(after, |record| record.first.previous()))
     }
 
-    /// Whether events between `after` and `record` are missing. Retention can delete events while they are read, because
-    /// other rooms write meanwhile; but only events that the snapshot covers.
+    /// Whether events between `after` and `record` are lost. Events that the snapshot covers can be absent without being
+    /// lost: retention may delete them during recovery, because other rooms write meanwhile.
     fn is_gap(&self, after: Sequence, record: &Record) -> Result<bool, StoreError> {
         Ok(record.first != after.next()
-            && (record.first.previous() > self.covered
+            && (record.first.previous() > self.snapshot_sequence
                 || record.first > self.store.bounds(self.log.id)?.first))
     }
 
@@ -122,11 +119,11 @@ impl Recovery<'_> {
         };
         let mut sequence = record.first;
         for (index, frame) in frames(record.frames.clone()).enumerate() {
-            let event = frame::read_event(&frame).ok_or_else(|| damaged("an event cannot be read"))?;
+            let event = frame::read_event(&frame).ok_or_else(|| damaged("an event cannot be decoded"))?;
             if event.sequence != sequence {
-                return Err(damaged("an event is out of place"));
+                return Err(damaged("an event has the wrong sequence"));
             }
-            if sequence <= self.covered {
+            if sequence <= self.snapshot_sequence {
                 self.room.remember_message_id(&event);
             } else {
                 let mut resumable = record.resumable.iter();
@@ -138,7 +135,7 @@ impl Recovery<'_> {
             sequence = sequence.next();
         }
         if sequence != record.last().next() {
-            return Err(damaged("it has fewer events than it says"));
+            return Err(damaged("it has the wrong number of events"));
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct State {
     rooms: HashMap<RoomName, Arc<RoomHandle>>,
-    /// Why rooms are no longer handed out, if they are not.
+    /// The answer to lookups once the hub is draining or has failed.
     closed: Option<HubError>,
 }
 
@@ -67,14 +67,14 @@ impl Registry {
         }
     }
 
-    /// Hands out no more rooms, and returns those that are registered.
+    /// Rejects lookups from now on, because the hub is draining. Returns the registered rooms.
     pub(super) fn drain(&self) -> Vec<Arc<RoomHandle>> {
         let mut state = self.state.lock();
         state.closed = Some(HubError::Draining);
         state.rooms.values().cloned().collect()
     }
 
-    /// Hands out no more rooms, because the store has failed.
+    /// Rejects lookups from now on, because the store has failed.
     pub(super) fn fail(&self) {
         self.state.lock().closed.get_or_insert(HubError::Failed);
     }

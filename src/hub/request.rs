@@ -1,4 +1,4 @@
-//! What callers ask of a room, and what they get back.
+//! The parameters and results of requests to a room.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,7 +44,7 @@ pub(crate) enum StartPosition {
     Last(u32),
 }
 
-/// When and through which stream or call a command arrived.
+/// When a command arrived, and through which stream or call.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestMeta {
     /// When the command was decoded.
@@ -78,12 +78,13 @@ pub(crate) struct JoinInfo {
     pub(crate) name: Name,
     /// The epoch of the room's log.
     pub(crate) epoch: Epoch,
+    /// Where the stream starts.
     pub(crate) start: StreamStart,
     /// Sequence and time of the participant's own JOIN; `None` if a session was resumed, which is no event.
     pub(crate) joined: Option<(Sequence, LamportTime)>,
     /// The token to resume the session with; `None` if the client did not ask for a resumable one.
     pub(crate) session_token: Option<String>,
-    /// Which of the session's streams this is; see [`super::Member`].
+    /// The number of this attachment; see [`super::Member`].
     pub(super) attachment: u64,
 }
 
@@ -100,7 +101,7 @@ pub(crate) struct StreamStart {
     pub(crate) time: LamportTime,
 }
 
-/// What became of a posted message.
+/// The outcome of an accepted post.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum PostOutcome {
     /// It was broadcast.
@@ -109,7 +110,7 @@ pub(crate) enum PostOutcome {
     Repeated(Sequence),
 }
 
-/// Who is in a room, as of one event of its log.
+/// The roster of a room, as of one event of its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RoomInfo {
     /// The newest event.

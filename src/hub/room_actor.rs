@@ -1,9 +1,9 @@
 //! The actor of a room: the task that drains the room's mailbox, applies the requests, stores the accepted events, and
 //! publishes them once they are durable.
 //!
-//! It alone appends to the room's log and feed, so everybody sees the order in which it works. Everything that is queued
-//! is one batch: encoded into a few buffers, stored with one sync, published under one lock per chunk, with one round of
-//! wake-ups. While a batch is being stored, the next one grows in the mailbox.
+//! Nothing else appends to the room's log and feed, so all subscribers see the order in which it applies requests. All
+//! requests that are queued form one batch: encoded into a few buffers, stored with one sync, published under one lock per
+//! chunk, with one round of wake-ups. While a batch is being stored, the next one grows in the mailbox.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -31,10 +31,10 @@ use crate::store::{Append, LogId, StoreError, encode_snapshot};
 /// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What it costs to notify one subscriber of a batch, roughly: a wake-up and a write to its connection.
+/// Roughly the cost of notifying one subscriber of a batch: a wake-up and a write to its connection.
 const NOTIFY_COST: Duration = Duration::from_micros(24);
 
-/// The resolution of the runtime's timer. A shorter sleep would take this long, too.
+/// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
 /// Runs one room.
@@ -51,7 +51,8 @@ pub(super) struct RoomActor {
     woken: Vec<Waker>,
 }
 
-/// An answer that is sent when a publication is over, because the feed must not be locked then.
+/// An answer to a request. It is sent after the publication: the feed must not be locked, because a [`Member`] or [`Reader`]
+/// that nobody receives is dropped, and its cursor then locks the feed.
 enum Answer {
     Attached(Cursor, JoinInfo, Reply<Member>),
     Subscribed(Cursor, Sequence, Reply<Reader>),
@@ -176,7 +177,7 @@ impl RoomActor {
         self.sessions.room()
     }
 
-    /// Stores the decisions of this turn, then publishes them.
+    /// Stores the decisions of this iteration, then publishes them.
     async fn commit(&mut self) -> Result<(), StoreError> {
         let mut chunks = self.sessions.take_batch();
         if chunks.is_empty() {
@@ -276,7 +277,7 @@ impl RoomActor {
         }
     }
 
-    /// Sends an answer. If its receiver is gone it is dropped; a [`Member`] detaches by that.
+    /// Sends an answer. It is dropped if its receiver is gone, which detaches a [`Member`].
     fn answer(&self, answer: Answer) {
         match answer {
             Answer::Attached(cursor, info, reply) => {
@@ -337,7 +338,7 @@ fn perform(
 }
 
 impl Drop for RoomActor {
-    /// However the actor ends, no sender and no subscriber waits for it forever.
+    /// Whether the actor returns, fails or panics, no sender or subscriber waits for it forever.
     fn drop(&mut self) {
         self.handle.mailbox.close();
         self.feed

@@ -1,5 +1,5 @@
 //! A room's sessions: applies the requests of a room's mailbox, one after another, to the fold, and knows which
-//! participants have a stream and which may still return.
+//! participants have a stream and which may still resume.
 //!
 //! The fold ([`Room`]) decides what becomes of a command. This module decides who may issue it, who is notified, and when
 //! a disconnected participant has to leave. Decisions accumulate in a [`Batch`], which the room's actor stores and
@@ -18,7 +18,7 @@ use super::context::{HubContext, wall_time};
 use super::feed::CloseReason;
 use super::frame;
 use super::handle::{Member, Reply, Request, RoomHandle};
-use super::notice::{self, RoomContext};
+use super::notice;
 use super::observer::{self, AcceptedEvent, MessageTrace};
 use super::reader::Reader;
 use super::request::{
@@ -33,7 +33,7 @@ use crate::domain::{
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
 
-/// The most events that a stream starts with on request.
+/// The maximum number of past events that a client can ask a stream to start with.
 const MAX_HISTORY: u32 = 10_000;
 
 /// A room's fold and its sessions.
@@ -123,8 +123,8 @@ impl RoomSessions {
             .session_token
             .as_deref()
             .and_then(|token| self.session_for_token(token));
-        // Checked first, because nothing may change for a request that is rejected: nobody is evicted for it.
-        if let Err(rejection) = self.room.check_time(request.join.timestamp) {
+        // Checked first: a request that is rejected must not evict anybody.
+        if let Err(rejection) = self.room.check_timestamp(request.join.timestamp) {
             return self.reject(reply, rejection);
         }
         if session.is_none() {
@@ -149,7 +149,7 @@ impl RoomSessions {
         }
     }
 
-    /// Attaches a new stream to a session. This is no event of the room.
+    /// Attaches a new stream to a session. This is not an event of the log.
     fn resume(&mut self, session: Session, name: Name, start: StreamStart, reply: Reply<Member>) {
         let participant = session.participant;
         let (attachment, previous) = self.attachments.attach(participant);
@@ -211,7 +211,7 @@ impl RoomSessions {
         fail(reply, rejection.into());
     }
 
-    /// Makes those lost participants leave whose name or id `join` asks for. Otherwise a user who restarts the client would
+    /// Makes lost participants leave if `join` asks for their id or name. Otherwise a user who restarts the client would
     /// have to wait until the grace period of the earlier session expires.
     fn evict_lost(&mut self, join: &Join, at: WallTime) {
         let is_unique = !self.room.rules().allow_duplicate_names;
@@ -282,9 +282,9 @@ impl RoomSessions {
             StartPosition::Tail => bounds.last,
             StartPosition::Last(count) => before_newest(bounds, count),
             StartPosition::After(point) => {
-                let (after, is_complete) = self.start_position(bounds, Some(point), 0);
-                self.context.observer.resumed(is_complete);
-                if !is_complete {
+                let (after, is_recovered) = self.start_position(bounds, Some(point), 0);
+                self.context.observer.resumed(is_recovered);
+                if !is_recovered {
                     let epoch = self.epoch;
                     return fail(reply, HubError::NotKept { epoch, bounds });
                 }
@@ -298,23 +298,20 @@ impl RoomSessions {
         let participant = say.participant;
         let message = say.message.clone();
         let outcome = self.room.apply(Command::Say(say), at);
-        let room = RoomContext {
-            name: &self.handle.name,
-            epoch: self.epoch,
-        };
+        let (room, epoch) = (&self.handle.name, self.epoch);
         let message_id = message.valid_id();
         let notice = match outcome {
             Outcome::Accepted(event) => return self.append(event, Some(message.timestamp), meta),
-            Outcome::Repeated { original, time } => notice::repeated(&room, original, time, message_id),
+            Outcome::Repeated { original, time } => notice::repeated(room, epoch, original, time, message_id),
             Outcome::Rejected { rejection, time } => {
                 self.report_rejected(&message, &rejection, time, meta);
-                notice::rejected(&room, &rejection, time, message_id)
+                notice::rejected(room, epoch, &rejection, time, message_id)
             }
         };
         if let Some(attachment) = self.attachments.get(participant) {
             self.batch.push(Effect::Notify {
                 attachment,
-                notice: frame::private(&notice),
+                notice: frame::encode(&notice),
             });
         }
     }
@@ -324,7 +321,7 @@ impl RoomSessions {
         let outcome = match self.room.apply(Command::Post(post), at) {
             Outcome::Accepted(mut event) => {
                 let trace = self.trace_message(&mut event, message.timestamp, meta);
-                let broadcast = frame::message(&self.handle.name, self.epoch, &event);
+                let broadcast = frame::broadcast(&self.handle.name, self.epoch, &event);
                 self.append_traced(&event, meta, trace);
                 PostOutcome::Broadcast(Box::new(broadcast))
             }
@@ -491,7 +488,7 @@ impl RoomSessions {
     }
 }
 
-/// Answers with an error. The receiver may be gone; then nobody needs the answer.
+/// Answers with an error.
 fn fail<T>(reply: Reply<T>, error: HubError) {
     reply.send(Err(error)).ok();
 }

@@ -1,4 +1,4 @@
-//! Session tokens: what a client presents to prove that a session is its own.
+//! Session tokens, with which a client proves that a session is its own.
 //!
 //! A token names a session (the participant's id and the sequence of its JOIN) and carries an HMAC-SHA-256 of it, the room
 //! and the log's epoch. The server stores no tokens: it needs its secret, which lives in the data directory, and the roster,

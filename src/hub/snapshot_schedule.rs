@@ -6,32 +6,32 @@ use tokio::time::Instant;
 
 use crate::domain::{Room, Sequence};
 
-/// A snapshot is due when the log has grown by this many events, or by as many as the room has participants if those are
-/// more, because a snapshot lists them all.
+/// A snapshot is due when the log has grown by this many events, or by as many events as the room has participants if that
+/// is more, because a snapshot lists them all.
 const SNAPSHOT_EVERY_EVENTS: u64 = 10_000;
 
-/// A snapshot is also due when the log has grown by this many bytes: what no snapshot covers is kept whatever the
-/// retention limits.
+/// A snapshot is also due when the log has grown by this many bytes: events that no snapshot covers are retained regardless
+/// of the retention limits.
 const SNAPSHOT_EVERY_BYTES: usize = 8 << 20;
 
 /// Decides when a room's next snapshot is due.
 pub(super) struct SnapshotSchedule {
     /// The last event that the newest snapshot covers.
-    covered: Sequence,
+    snapshot_sequence: Sequence,
     /// The bytes stored since.
     bytes: usize,
     /// When the newest snapshot was taken, or the room was loaded.
     taken_at: Instant,
-    /// How old the newest snapshot may become once it is not current; `None` for no limit.
+    /// The maximum age of the newest snapshot while it is not current; `None` for no limit.
     max_age: Option<Duration>,
 }
 
 impl SnapshotSchedule {
-    /// Continues after a snapshot of the events up to `covered`, since which `bytes` were stored. With a limit on the age
-    /// of events, a snapshot may become a quarter of that old.
-    pub(super) fn new(covered: Sequence, bytes: usize, retain_age: Option<Duration>) -> Self {
+    /// Continues after a snapshot of the events up to `snapshot_sequence`, since which `bytes` were stored. The maximum age
+    /// of a snapshot is a quarter of that of events.
+    pub(super) fn new(snapshot_sequence: Sequence, bytes: usize, retain_age: Option<Duration>) -> Self {
         Self {
-            covered,
+            snapshot_sequence,
             bytes,
             taken_at: Instant::now(),
             max_age: retain_age.map(|age| (age / 4).max(Duration::from_secs(1))),
@@ -43,14 +43,14 @@ impl SnapshotSchedule {
     }
 
     pub(super) fn on_snapshot(&mut self, room: &Room) {
-        self.covered = room.last();
+        self.snapshot_sequence = room.last();
         self.bytes = 0;
         self.taken_at = Instant::now();
     }
 
     /// Whether a snapshot is due, given that the newest one is not current.
     pub(super) fn is_due(&self, room: &Room) -> bool {
-        let events = room.last().get().saturating_sub(self.covered.get());
+        let events = room.last().get().saturating_sub(self.snapshot_sequence.get());
         let due_events = SNAPSHOT_EVERY_EVENTS.max(room.participants().len() as u64);
         events >= due_events || self.bytes >= SNAPSHOT_EVERY_BYTES || self.is_old()
     }
@@ -62,7 +62,7 @@ impl SnapshotSchedule {
 
     /// Whether the newest snapshot covers the whole log.
     pub(super) fn is_current(&self, room: &Room) -> bool {
-        self.covered == room.last()
+        self.snapshot_sequence == room.last()
     }
 }
 

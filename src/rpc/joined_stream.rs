@@ -84,7 +84,7 @@ impl JoinedStream {
             inbound_end: None,
         };
         if uses_extensions {
-            stream.welcome = Some(frame::private(&stream.welcome_message()));
+            stream.welcome = Some(frame::encode(&stream.welcome_message()));
         }
         stream
     }
@@ -242,7 +242,7 @@ impl JoinedStream {
                 retry_delay: error.retry_delay().and_then(|delay| delay.try_into().ok()),
                 original_sequence: 0,
             };
-            frame::private(&ServerMessage {
+            frame::encode(&ServerMessage {
                 msg_stream: status.message().into(),
                 notice: Some(notice),
                 ..self.private_message()

@@ -140,8 +140,8 @@ impl hub::Observer for TelemetryObserver {
         error!(event = "causality_violated", %room, %sequence, "an event does not follow the previous one");
     }
 
-    fn resumed(&self, is_complete: bool) {
-        let outcome = if is_complete {
+    fn resumed(&self, is_recovered: bool) {
+        let outcome = if is_recovered {
             &self.metrics.resumes_complete
         } else {
             &self.metrics.resumes_incomplete
