@@ -1,5 +1,5 @@
 //! Lamport time (L. Lamport, "Time, Clocks, and the Ordering of Events in a Distributed System", 1978), with one addition:
-//! no timestamp of a client can drive the clock out of its range. And wall time, which is only recorded.
+//! a client's timestamp cannot make the clock overflow. Also wall time, which is recorded but orders nothing.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use super::limits::MAX_TIMESTAMP;
 pub struct LamportTime(i64);
 
 impl LamportTime {
-    /// A time as stored; `None` for a negative number.
+    /// A time as stored or received; `None` for a negative number.
     #[must_use]
     pub const fn from_wire(time: i64) -> Option<Self> {
         if time < 0 { None } else { Some(Self(time)) }
@@ -72,10 +72,9 @@ impl LamportClock {
         self.0
     }
 
-    /// Advances the clock for an event of the server's own: `L = L + 1`.
+    /// Advances the clock for an event that the server itself causes: `L = L + 1`.
     pub fn tick(&mut self) -> LamportTime {
-        // Saturation is out of reach: `receive` keeps the clock below half of the range, and the other half has room for
-        // 2^62 ticks.
+        // Never saturates in practice: `receive` keeps the clock in the lower half of the range, which leaves 2^62 ticks.
         self.0 = LamportTime(self.0.0.saturating_add(1));
         self.0
     }
@@ -84,8 +83,8 @@ impl LamportClock {
     ///
     /// # Errors
     ///
-    /// The timestamp is negative, or is more than `max_ahead` ahead of the clock or later than [`MAX_TIMESTAMP`]. The
-    /// clock has not moved then.
+    /// The timestamp is negative, or it is later than the clock by more than `max_ahead` or later than both the clock and
+    /// [`MAX_TIMESTAMP`]. The clock does not move.
     pub fn receive(&mut self, timestamp: Timestamp, max_ahead: i64) -> Result<LamportTime, ClockError> {
         let Timestamp(claimed) = timestamp;
         if claimed < 0 {
@@ -109,7 +108,7 @@ impl LamportClock {
     }
 }
 
-/// Milliseconds since 1970-01-01T00:00:00Z. Recorded for people; it orders nothing.
+/// Milliseconds since 1970-01-01T00:00:00Z. Recorded for display; it orders nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WallTime(u64);
 

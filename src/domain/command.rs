@@ -42,7 +42,7 @@ pub struct Say {
 /// Sends a message without being a participant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
-    /// The name to send it under, which no participant may have.
+    /// The name to send it under, which must not be a participant's.
     pub name: Name,
     /// The message.
     pub message: Message,

@@ -18,8 +18,8 @@ pub(super) struct DedupWindow {
 #[derive(Debug, Clone, Copy)]
 struct Original {
     sequence: Sequence,
-    /// The hash of the text, to tell a repeat from another message with the same id. If two texts collide, the sender of
-    /// the second, who has used an id twice, is answered with the first.
+    /// Tells a repeat from another message with the same id. If the hashes of two texts collide, the second message, whose
+    /// sender has used the id twice, is taken for a repeat.
     text_hash: u64,
 }
 
@@ -56,7 +56,7 @@ impl DedupWindow {
     }
 }
 
-/// Stable within a process: the keys of a new `DefaultHasher` are fixed. Never stored.
+/// The same in all calls of one process, because the keys of a new `DefaultHasher` are fixed. Never stored.
 fn hash(text: &Text) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);

@@ -15,7 +15,7 @@ pub struct Event {
     pub time: LamportTime,
     /// The wall clock's time when the command was applied.
     pub at: WallTime,
-    /// The participant, or the sender of a post.
+    /// The participant, or the id that was assigned to the sender of a post.
     pub participant: ParticipantId,
     /// The name of the participant or sender.
     pub name: Name,
@@ -42,12 +42,12 @@ pub enum EventKind {
 }
 
 impl Event {
-    /// The text of the broadcast. For JOIN and LEAVE it is that of the first version, to the letter.
+    /// The text of the broadcast. For JOIN and LEAVE the wording is exactly that of the first version of the protocol.
     #[must_use]
     pub fn display_text(&self) -> Cow<'_, str> {
-        let announce = |did| {
+        let announce = |verb| {
             format!(
-                "Participant {} {did} Chit Chat at logical time L={}",
+                "Participant {} {verb} Chit Chat at logical time L={}",
                 self.name, self.time
             )
         };

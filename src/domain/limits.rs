@@ -1,7 +1,7 @@
 //! Every limit of the domain, with its reason.
 
-/// The longest name of a participant or a room, in characters. A longer one does not fit beside a text on a line of 80
-/// columns, and every broadcast carries both.
+/// The longest name of a participant or a room, in characters. A longer one would leave no space for a text on a line of 80
+/// columns, and every broadcast carries both names.
 pub const MAX_NAME_CHARS: usize = 64;
 
 /// The longest message id, in bytes (it is ASCII). A UUID has 36, a SHA-256 in hexadecimal 64.
@@ -18,8 +18,8 @@ pub const MAX_TRACEPARENT_LEN: usize = 55;
 /// The longest `tracestate`, in bytes: the W3C recommendation asks to propagate at least this much.
 pub const MAX_TRACESTATE_LEN: usize = 512;
 
-/// The latest Lamport time that a client may send. The clock ticks by one from there on, so half of the range of `int64`
-/// remains for ticks: more events than any room will see.
+/// The latest Lamport time that a client may send. Beyond it the clock advances only by ticks of one, for which half of the
+/// range of `int64` remains: more events than any room will see.
 pub const MAX_TIMESTAMP: i64 = 1 << 62;
 
 /// The first id that a room assigns to a participant who chooses none. Clients that choose their own tend to use small
@@ -33,13 +33,13 @@ pub const SERVER_NAME: &str = "Server";
 /// The default of [`Rules::max_message_chars`]: a long paragraph.
 pub const DEFAULT_MAX_MESSAGE_CHARS: usize = 2_000;
 
-/// The highest value of [`Rules::max_message_chars`]: for every message that is being received, the transport reserves
-/// four bytes per character.
+/// The highest value of [`Rules::max_message_chars`]. The transport reserves four bytes per character for each message that
+/// it is receiving.
 pub const MAX_MESSAGE_CHARS_CEILING: usize = 100_000;
 
 /// The default of [`Rules::max_clock_ahead`]. A client that merges what it receives is ahead by no more than the number of
-/// messages that it sent since. A client that lies moves the clock by a million per message, and needs four million
-/// million messages to reach [`MAX_TIMESTAMP`].
+/// messages that it sent since. A client that lies moves the clock by a million per message, and needs 4 × 10¹² messages to
+/// reach [`MAX_TIMESTAMP`].
 pub const DEFAULT_MAX_CLOCK_AHEAD: i64 = 1_000_000;
 
 /// The default of [`Rules::max_participants`].

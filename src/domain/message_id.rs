@@ -10,7 +10,7 @@ use super::limits::MAX_MESSAGE_ID_LEN;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(Arc<str>);
 
-/// A string is not a message id.
+/// The string is not a valid message id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("Message id is not valid. It has 1 to {MAX_MESSAGE_ID_LEN} visible ASCII characters.")]
 pub struct MessageIdError;

@@ -4,8 +4,8 @@
 //! Everything that a decision depends on arrives in a [`Command`]; every decision is returned as an [`Outcome`]. The same
 //! commands in the same order yield the same events, on any machine and at any time.
 //!
-//! A value of these types is valid: its constructor is the only check, and other code does not repeat it. Every limit and
-//! its reason is in [`limits`].
+//! Each value of these types is valid: its constructor checks it, and no other code repeats the check. Every limit and its
+//! reason are in [`limits`].
 
 pub mod characters;
 mod clock;

@@ -1,10 +1,10 @@
-//! What becomes of a command.
+//! The outcomes of commands.
 
 use super::{
     ClockError, Event, LamportTime, MessageId, MessageIdError, Name, ParticipantId, Sequence, TextError,
 };
 
-/// What became of a command.
+/// What a room decided about a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The command is an event of the log. Everybody receives it.
@@ -16,7 +16,7 @@ pub enum Outcome {
         /// The room's time after the receipt.
         time: LamportTime,
     },
-    /// The command is not in the log. Only its sender is told.
+    /// The command was rejected. Only its sender is told.
     Rejected {
         /// Why.
         rejection: Rejection,

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 
 use super::clock::WallTime;
 
-/// The position of an event in its room's log: 1, 2, 3, … without a gap. [`Sequence::ZERO`] is before the first event.
+/// The position of an event in its room's log: 1, 2, 3, … without gaps. [`Sequence::ZERO`] is before the first event.
 ///
 /// A sequence is meaningful only together with the [`Epoch`] of its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -30,11 +30,11 @@ impl Sequence {
     /// The position after this one.
     #[must_use]
     pub const fn next(self) -> Self {
-        // Saturation is out of reach: a million events a second would take half a million years.
+        // Never saturates in practice: a million events a second would take half a million years.
         Self(self.0.saturating_add(1))
     }
 
-    /// The position before this one; for [`Sequence::ZERO`] itself.
+    /// The position before this one; [`Sequence::ZERO`] for [`Sequence::ZERO`].
     #[must_use]
     pub const fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))
@@ -55,8 +55,8 @@ impl fmt::Display for Sequence {
 pub struct Epoch(NonZeroU64);
 
 impl Epoch {
-    /// The epoch of a log created at this time: its milliseconds. An earlier log of the same room can have the same epoch
-    /// only if the wall clock was set back to the very millisecond.
+    /// The epoch of a log created at this time: its milliseconds. Two logs of a room have the same epoch only if the wall
+    /// clock was set back and shows the same millisecond again.
     #[must_use]
     pub fn created_at(at: WallTime) -> Self {
         Self(NonZeroU64::new(at.as_millis()).unwrap_or(NonZeroU64::MIN))
@@ -68,8 +68,8 @@ impl Epoch {
         NonZeroU64::new(epoch).map(Self)
     }
 
-    /// The epoch under which a log that lost its end continues at `at`. It is later than this one; and it depends on the
-    /// time, because what was lost may include an epoch in between.
+    /// The epoch under which a log that lost its newest events continues at `at`. It is greater than this one. It depends on
+    /// the time because a later epoch may be among what was lost.
     #[must_use]
     pub fn renewed(self, at: WallTime) -> Self {
         Self(self.0.saturating_add(1)).max(Self::created_at(at))

@@ -19,9 +19,9 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Parses the two fields that a client sent. Returns `None` if `traceparent` is empty or malformed: the recommendation
-    /// asks to continue without a trace then, because a broken tracer must not break a conversation. A `tracestate` that
-    /// is too long or has characters other than printable ASCII and tab is dropped by itself.
+    /// Parses the two fields that a client sent. Returns `None` if `traceparent` is empty or malformed: the message is then
+    /// not traced, rather than rejected, as the recommendation asks. A `tracestate` that is too long or has characters
+    /// other than printable ASCII and tab is dropped; the `traceparent` is kept.
     #[must_use]
     pub fn parse(traceparent: &str, tracestate: &str) -> Option<Self> {
         if !is_traceparent(traceparent) {
@@ -59,7 +59,7 @@ impl TraceContext {
     /// The id of the trace, which is never zero.
     #[must_use]
     pub fn trace_id(&self) -> u128 {
-        // Cannot fail: the field is well-formed. The same holds below.
+        // Cannot fail, here and below: the field is well-formed.
         u128::from_str_radix(&self.traceparent[TRACE_ID], 16).unwrap_or_default()
     }
 
