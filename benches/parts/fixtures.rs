@@ -1,4 +1,4 @@
-//! What the benches share: rooms with participants, and messages of 100 bytes.
+//! The fixtures of all benchmarks: rooms with participants, and messages of 100 bytes.
 
 use bytes::{Bytes, BytesMut};
 use chitchat::domain::{
@@ -7,10 +7,10 @@ use chitchat::domain::{
 };
 use chitchat::hub::frame;
 
-/// The length of a text, in bytes: that of the load generator.
+/// The length of a text, in bytes, as in the load generator.
 pub(crate) const TEXT_LEN: usize = 100;
 
-/// The wall clock's time at which everything happens.
+/// The wall time of all events.
 pub(crate) const NOW: WallTime = WallTime::from_millis(1_795_000_000_000);
 
 pub(crate) fn room_name() -> RoomName {
@@ -50,7 +50,7 @@ pub(crate) fn say(participant: i32) -> Say {
     }
 }
 
-/// The event of a command that a room cannot reject.
+/// Applies a command that the room must accept, and returns its event.
 pub(crate) fn accepted(room: &mut Room, command: Command) -> Event {
     match room.apply(command, NOW) {
         Outcome::Accepted(event) => event,
@@ -58,7 +58,7 @@ pub(crate) fn accepted(room: &mut Room, command: Command) -> Event {
     }
 }
 
-/// `count` messages of one participant: the events of a log after the JOIN with which it starts.
+/// `count` messages of one participant, as they follow its JOIN in a log.
 pub(crate) fn events(count: usize) -> Vec<Event> {
     let mut room = room_of(1);
     (0..count)

@@ -13,10 +13,10 @@ const REPLAYED: usize = 10_000;
 pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fold");
     group.throughput(Throughput::Elements(1));
-    for people in [1, 1_000] {
-        let mut room = room_of(people);
-        let command = Command::Say(say(people));
-        group.bench_function(BenchmarkId::new("say, people", people), |bencher| {
+    for participants in [1, 1_000] {
+        let mut room = room_of(participants);
+        let command = Command::Say(say(participants));
+        group.bench_function(BenchmarkId::new("say, participants", participants), |bencher| {
             bencher.iter_batched(
                 || command.clone(),
                 |command| black_box(room.apply(command, NOW)),
@@ -38,15 +38,14 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         );
     });
     let mut room = room_of(1_000);
-    group.bench_function("join and leave, people/1000", |bencher| {
+    group.bench_function("join and leave, participants/1000", |bencher| {
         bencher.iter_batched(
             || {
-                let leave = Leave {
-                    participant: ParticipantId::from_wire(1_001).expect("it is not 0"),
-                    timestamp: None,
-                    trace: None,
-                };
-                (Command::Join(join(1_001)), Command::Leave(leave))
+                let participant = ParticipantId::from_wire(1_001).expect("it is not 0");
+                (
+                    Command::Join(join(1_001)),
+                    Command::Leave(Leave::by_server(participant)),
+                )
             },
             |(join, leave)| {
                 black_box(room.apply(join, NOW));

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::fixtures::{NOW, frames, room_name};
 
-/// The page size of a lagging reader, in bytes.
+/// The size of the page that is read, in bytes.
 const PAGE_BYTES: usize = 64 * 1024;
 
 /// Appends equal records to one log.
