@@ -37,7 +37,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::Config(mistakes));
     }
     otlp.sampler.remote_limit_per_second = trace_remote_limit;
-    let end_timeout = config.drain_timeout / server::EXIT_SHARE;
+    // Half of the time that the drain leaves for it, so that the process exits before the deadline.
+    let end_timeout = config.drain_timeout / (2 * server::EXIT_SHARE);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads.into());
@@ -69,7 +70,7 @@ async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| system_error("listen for signals", &error))?;
     let is_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_exporting(config, exports).await?;
-    // With JSON logs stderr carries JSON only; the event `serving` has the same addresses.
+    // A container's stderr is parsed with its log. The event `serving` has the same addresses.
     if !is_json {
         // One write, because the log goes to the same terminal.
         let listening = format!(
