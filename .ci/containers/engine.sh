@@ -1,11 +1,11 @@
-# A Docker engine for one run, to be sourced. It lives in a network namespace and a directory of its own: it changes nothing of the
-# host's links, firewall or images, and no port of it clashes with one of the host. Needs root, and what `.ci/tools docker
-# compose` names.
+# To be sourced: functions that run a Docker engine for one test run. The engine has its own network namespace and directory, so it
+# does not change the host's links, firewall or images, and its ports do not conflict with ports of the host. Needs root and the
+# environment variables that `.ci/tools docker compose` prints.
 #
-# Every address outside of the namespace is a black hole: packets vanish and nothing answers. So an image that is not here cannot
-# be pulled, and a name server never answers, which is what a stop has to survive.
+# Every address outside the namespace is a black hole: packets are dropped without a response. So no image can be pulled, and DNS
+# queries are never answered. The server must be able to stop in spite of that.
 
-# start_engine: starts it, and exports what `docker` and `docker compose` need to find it.
+# start_engine: starts the engine, and exports the variables with which `docker` and `docker compose` find it.
 start_engine() {
     engine=$(mktemp -d)
     mkdir -p "$engine/bin" "$engine/config/cli-plugins"
@@ -39,7 +39,7 @@ start_engine() {
     return 1
 }
 
-# stop_engine: ends it with all its containers, and removes what it had.
+# stop_engine: removes all containers, stops the engine, and deletes its directory.
 stop_engine() {
     [[ -n ${engine-} && -d $engine ]] || return 0
     if [[ -e $engine/pid ]]; then
@@ -52,7 +52,7 @@ stop_engine() {
             sleep 0.1
         done
     fi
-    # What a build or a container that was cut off had mounted.
+    # Unmount what an interrupted build or container left mounted.
     awk -v engine="$engine/" 'index($2, engine) == 1 { print $2 }' /proc/self/mounts | sort --reverse |
         xargs --no-run-if-empty umount --lazy
     rm -rf "$engine"

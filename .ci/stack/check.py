@@ -12,7 +12,7 @@ ALERTMANAGER = "http://127.0.0.1:9093"
 JOBS = {"chitchat", "prometheus", "alertmanager", "otel-collector", "tempo", "loki", "grafana"}
 PATIENCE = 180
 
-# What must have a sample above zero: each pipeline carries data from end to end.
+# Expressions that must be above zero, which shows that each pipeline carries data from end to end.
 CARRIED = [
     "sum(rate(chitchat_events_broadcast_total[1m]))",
     "sum(otelcol_exporter_sent_spans)",

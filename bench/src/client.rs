@@ -20,7 +20,7 @@ pub(super) struct Client {
     /// Set if this client also publishes.
     publisher: Option<Rc<Publisher>>,
     joined: bool,
-    /// `Some` once its stream has ended, with the error if there was one.
+    /// `None` while the stream is open, `Some(None)` if it ended without an error, and otherwise the error.
     ended: Option<Option<String>>,
     refused: u64,
     refusal: Option<String>,
@@ -84,7 +84,8 @@ impl Client {
         self.ended.get_or_insert_with(|| Some(why.to_owned()));
     }
 
-    /// Compares what was received with what was sent. `disconnect` says why its stream ended before the client left.
+    /// Compares the received messages with the sent ones. `disconnect` is the reason why the stream ended before the
+    /// client left.
     pub(super) fn result(self, shared: &RunState, rooms: usize, disconnect: Option<String>) -> ClientResult {
         let mut faults = Faults::default();
         for (index, checker) in self.checkers.iter().enumerate() {
@@ -102,7 +103,7 @@ impl Client {
         }
     }
 
-    /// Why its stream has ended, if it has.
+    /// The reason why its stream ended; `None` while the stream is open.
     pub(super) fn end(&self) -> Option<String> {
         self.ended.as_ref().map(|why| {
             why.clone()

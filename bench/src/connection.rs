@@ -72,7 +72,7 @@ pub(super) struct Connection<W> {
     publisher: Option<Rc<Publisher>>,
     out: Vec<u8>,
     written: usize,
-    /// Whether the publisher had to stop only because its batch was full.
+    /// Whether the publisher stopped because its batch was full, so that it can send more at once.
     publisher_has_more: bool,
     /// The incomplete input of the last read.
     unparsed: Vec<u8>,
@@ -148,7 +148,7 @@ impl<W: Codec> Connection<W> {
                 .disconnects
                 .add(if self.clients.is_empty() { 1 } else { count });
         }
-        // A stream that ends from here on ends because its client left.
+        // Collected before leaving: from here on a stream ends because its client left, which is not a disconnect.
         let ends: Vec<_> = self.clients.iter().map(Client::end).collect();
         if disconnect.is_none() {
             self.leave().await;

@@ -5,7 +5,7 @@ use thiserror::Error;
 /// Why a run could not be completed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BenchError {
-    /// The plan contradicts itself or asks for what a protocol cannot do.
+    /// The plan contradicts itself or requires something that the protocol does not support.
     #[error("{0}")]
     Plan(String),
     /// The server cannot be reached, or stopped responding.
@@ -17,7 +17,7 @@ pub enum BenchError {
     /// An operating system call failed.
     #[error("{0}")]
     Io(String),
-    /// A fault of the generator itself.
+    /// A bug in the generator itself.
     #[error("{0}")]
     Software(String),
 }

@@ -18,7 +18,7 @@ impl Latency {
     ///
     /// # Errors
     ///
-    /// If the histogram rejects its bounds, which are constants.
+    /// If the histogram rejects its bounds. They are constants that it accepts, so this does not happen.
     pub fn new() -> Result<Self, BenchError> {
         // Anything below a microsecond is noise, and a higher resolution would push the counters out of the CPU cache.
         let nanoseconds = Histogram::new_with_bounds(1_000, SLOWEST, 3)

@@ -19,7 +19,7 @@ use super::error::BenchError;
 const MAX_LAG: usize = 64 << 20;
 /// The buffer is trimmed once it holds this many bytes.
 const TRIM_THRESHOLD: usize = 1 << 20;
-/// How many bytes are read at once.
+/// How many bytes of buffer space are reserved for each read.
 const READ_BUFFER: usize = 65_536;
 
 /// Serves the limit protocol on `listen` until the process ends. Calls `bound` with the bound address.
@@ -100,7 +100,7 @@ impl Room {
         });
     }
 
-    /// Writes the greeting, then whatever is pending.
+    /// Writes an empty text, which confirms the join, and then the log from the cursor on as it grows.
     async fn write(&self, stream: &TcpStream, cursor: &Cell<usize>) {
         let mut greeting: &[u8] = &[0; 4];
         loop {
@@ -141,7 +141,7 @@ impl Room {
                 let trimmed = self.trimmed.notified();
                 self.trim();
                 if self.is_full() {
-                    // Writers do not notify anybody of their progress, which keeps them cheap, so poll.
+                    // Poll: to stay cheap, the writers send no notification when their cursors advance.
                     let pause = std::time::Duration::from_millis(1);
                     drop(tokio::time::timeout(pause, trimmed).await);
                 }
@@ -182,7 +182,7 @@ impl Room {
         self.log.borrow().bytes.len() > MAX_LAG - MAX_MESSAGE - READ_BUFFER
     }
 
-    /// Drops what all connections have written.
+    /// Removes the bytes that every connection has written.
     fn trim(&self) {
         let mut log = self.log.borrow_mut();
         if log.bytes.len() < TRIM_THRESHOLD {
@@ -195,7 +195,7 @@ impl Room {
             .map(|cursor| cursor.get())
             .min()
             .unwrap_or(log.end());
-        // Moving the rest to the front pays only if most of the buffer goes.
+        // Removing them moves the rest to the front, which pays off only if they are at least half of the buffer.
         if slowest - log.start >= log.bytes.len() / 2 {
             log.trim_to(slowest);
             self.trimmed.notify_waiters();

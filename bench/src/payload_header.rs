@@ -1,8 +1,8 @@
 //! The header at the front of each generated text: run, publisher, message number and intended sending time.
 //!
 //! It has 32 characters `a` to `p`, one per nibble: run (4), publisher (4), number (8), intended time (16). The
-//! generator parses a header per delivery. This contiguous alphabet allows to parse eight characters at a time, without
-//! a table and without a branch per character.
+//! generator parses a header per delivery. The alphabet is contiguous, so that eight characters are parsed
+//! at a time, without a table and without a branch per character.
 
 /// The size of a header in bytes, and the minimum size of a text.
 pub const PAYLOAD_HEADER_LEN: usize = 32;

@@ -56,7 +56,7 @@ pub(super) fn decode_broadcast(mut input: &[u8]) -> Option<Broadcast<'_>> {
     Some(broadcast)
 }
 
-/// Truncates the 64-bit sign extension as which an `int32` is encoded.
+/// Converts a decoded varint to an `int32`, which the wire format sign-extends to 64 bits.
 fn int32(value: u64) -> i32 {
     let [.., a, b, c, d] = value.to_be_bytes();
     i32::from_be_bytes([a, b, c, d])

@@ -13,7 +13,8 @@ use super::plan::{Load, Plan, Until};
 use super::run_state::{Counter, Phase, RunState};
 use super::schedule::Schedule;
 
-/// How many bytes are prepared for one write. A publisher with no other limit has to read in between.
+/// The most bytes that are prepared for one write. Between two batches the connection is read, even if nothing else
+/// limits the publisher.
 const BATCH: usize = 65_536;
 
 /// A publisher. Only `wakeup` is shared with other threads.
@@ -36,7 +37,7 @@ pub(super) struct Publisher {
 /// What a publisher does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// Send a message whose intended time is this.
+    /// Send a message with this intended time.
     Send(u64),
     /// Wait for its window or its schedule.
     Wait,
@@ -98,7 +99,7 @@ impl Publisher {
             Phase::Join => return Next::Wait,
             Phase::Leave => return Next::Finished,
             Phase::Run { start, end, .. } => (start, end, true),
-            // An open loop sends all that was scheduled, however late.
+            // An open loop still sends every message that was scheduled, even if it is late.
             Phase::Drain { start, end, .. } => (start, end, matches!(self.load, Load::Rate(_))),
         };
         let sent = self.sent.get();

@@ -32,11 +32,11 @@ pub(super) struct Measured {
 pub struct Resources {
     /// User and system CPU time within the measured time.
     pub cpu_microseconds: u64,
-    /// CPU time from before the first client connected until all had joined and it was quiet.
+    /// CPU time from before the first client connected until all had joined and nothing more arrived.
     pub joining_cpu_microseconds: u64,
     /// Resident memory before the first client connected.
     pub resident_before_kib: u64,
-    /// Resident memory when all had joined and it was quiet.
+    /// Resident memory when all had joined and nothing more arrived.
     pub resident_idle_kib: u64,
     /// The maximum of the sampled resident memory after that.
     pub resident_peak_kib: u64,
@@ -47,7 +47,7 @@ pub struct Resources {
 pub struct Report {
     /// The protocol of the server.
     pub protocol: Protocol,
-    /// Whether the clients were idle but for one message.
+    /// Whether the clients were idle except for one message.
     pub idle: bool,
     /// The number of clients, including publishers.
     pub clients: u64,
@@ -61,7 +61,7 @@ pub struct Report {
     pub sent: u64,
     /// First deliveries within the measured time.
     pub deliveries: u64,
-    /// Time from the intended sending to the arrival, for messages that were due in the measured time.
+    /// Latency from the intended sending time to the arrival, for messages that were due in the measured time.
     pub latency: Latency,
     /// How late an open loop sent, because of the generator or because of the server's flow control.
     pub lag: Option<Latency>,

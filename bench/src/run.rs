@@ -17,13 +17,14 @@ use chitchat::telemetry::ClientSpans;
 
 /// The polling interval of the coordinator.
 const TICK: Duration = Duration::from_millis(20);
-/// How often memory is sampled and progress is line.
+/// How often memory is sampled and progress is shown.
 const SAMPLE: Duration = Duration::from_millis(250);
-/// How long nothing may arrive before the run begins.
+/// When nothing has arrived for this long, every JOIN is taken to be delivered and sending starts.
 const QUIET: Duration = Duration::from_millis(300);
-/// How long joining may go without progress.
+/// How long joining may make no progress before the run fails.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-/// The longest drain, even if it makes progress.
+/// Upper bound for settling and for draining, even while they make progress. Does not apply while a run with a count
+/// is still sending.
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 /// The width of a progress bar in characters.
 const BAR_WIDTH: u64 = 24;
@@ -226,8 +227,8 @@ impl Coordinator {
             .map_or_else(String::new, |why| format!(": {why}"))
     }
 
-    /// Waits until nothing arrives any more, hence until every JOIN has reached every client. Returns the time of the
-    /// last arrival, accurate to [`TICK`].
+    /// Waits until nothing has arrived for [`QUIET`], which shows that every JOIN has reached every client. Returns the
+    /// time of the last arrival, accurate to [`TICK`].
     fn settle(&mut self) -> Result<u64, BenchError> {
         let (mut seen, mut since, began) = (u64::MAX, Instant::now(), Instant::now());
         let mut quiet_from = 0;
@@ -247,7 +248,7 @@ impl Coordinator {
         Ok(quiet_from)
     }
 
-    /// Sends and drains. Returns the begin and the end of the measured time, and the resource usage at both.
+    /// Sends and drains. Returns the start and the end of the measured time, and the resource usage at both.
     fn send(&mut self) -> Result<(u64, u64, Sample, Sample), BenchError> {
         let lead = if matches!(self.plan.load, Load::Rate(_)) {
             LEAD
@@ -262,7 +263,7 @@ impl Coordinator {
             }
             Until::Count(_) => (start, u64::MAX),
         };
-        // With a count every message is measured, also one whose intended time a thread read just before the start.
+        // With a count, every message is measured, including one whose intended time was read just before the start.
         let counted_from = match self.plan.until {
             Until::Elapsed { .. } => begin,
             Until::Count(_) => 0,
@@ -284,7 +285,7 @@ impl Coordinator {
         self.drain()?;
         let finished = match at_end {
             Some(sample) => (begin, end, at_begin, sample),
-            // With a count the measured time ends with the last delivery.
+            // With a count, the measured time ends with the last delivery.
             None => (
                 begin,
                 self.shared.counters.last_delivery_at.get().max(begin + 1),

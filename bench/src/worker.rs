@@ -152,7 +152,8 @@ impl Worker {
                         .run_connection(context, gate, slots, clients, Some(publisher))
                         .await;
                 }
-                // No permit: the server sends nothing on this connection before a message is published.
+                // Release the permit at once: the server sends nothing on this connection before a message is
+                // published.
                 let (stream, _) = self.connect(gate).await?;
                 let codec = Redis::publisher(self.slot("p", number));
                 let sending =

@@ -25,13 +25,13 @@ use tokio::runtime::Runtime;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-/// Upper bound for every wait: far more than a busy machine needs.
+/// Upper bound for every wait. Even a busy machine needs much less.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Values by name; numbers are in decimal.
+/// Attribute values by name. Numbers are formatted in decimal.
 pub type Attributes = BTreeMap<String, String>;
 
-/// A span, with the resource that exported it.
+/// A span, with the attributes of the resource that exported it.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub name: String,
@@ -39,7 +39,7 @@ pub struct Span {
     pub trace: String,
     pub id: String,
     pub parent: String,
-    /// Trace and span of each link.
+    /// Trace id and span id of each link.
     pub links: Vec<(String, String)>,
     pub attributes: Attributes,
     pub resource: Attributes,
@@ -48,7 +48,7 @@ pub struct Span {
     pub is_error: bool,
 }
 
-/// A log record, with the resource that exported it.
+/// A log record, with the attributes of the resource that exported it.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub body: String,
@@ -133,7 +133,7 @@ impl Collector {
         self.received.spans.lock().unwrap().clone()
     }
 
-    /// Waits for a record of this event, and returns the first one.
+    /// Waits for a log record whose attribute `event` has this value, and returns the first one.
     pub fn record(&self, event: &str) -> Record {
         let deadline = Instant::now() + PATIENCE;
         let mut records = self.received.records.lock().unwrap();

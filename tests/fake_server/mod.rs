@@ -1,5 +1,5 @@
-//! A small server in memory that implements the whole contract: one log per room, sessions that can be resumed, messages
-//! that are broadcast once, and the unary calls. A test can lose its log, expire its sessions or drain it at any moment.
+//! A small in-memory server that implements all RPCs of the contract: one log per room, resumable sessions, message
+//! deduplication, and the unary calls. A test can delete its logs, expire its sessions or drain it at any time.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,10 +27,10 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// The maximal number of events in a page.
+/// The maximum number of events per page.
 const PAGE: usize = 7;
 
-/// The maximal length of a message.
+/// The maximum length of a message in characters.
 const MAX_CHARS: usize = 100;
 const TOO_LONG: &str = "Message too long. Limit is 100.";
 
@@ -82,7 +82,7 @@ impl Room {
         self.log.last().map_or(self.first - 1, |event| event.sequence)
     }
 
-    /// The first sequence as responses state it: 0 for an empty log.
+    /// The value of `first_sequence` in responses: 0 for an empty log.
     fn first_sequence(&self) -> u64 {
         if self.log.is_empty() { 0 } else { self.first }
     }
@@ -127,7 +127,7 @@ impl Room {
         self.log.last_mut().unwrap()
     }
 
-    /// The id and session token for a JOIN, which resumes a session or starts one.
+    /// Resumes the session of a JOIN, or starts one. Returns the participant id and the session token.
     fn member_for(&mut self, join: &JoinMsgLeave, stream: u64) -> Result<(i32, String), Status> {
         let resumed = self
             .members
@@ -158,7 +158,7 @@ impl Room {
         Ok((id, token))
     }
 
-    /// Removes the members for which `leaves` is true, with their LEAVE events.
+    /// Removes the members for which `leaves` is true, and appends a LEAVE event for each.
     fn remove_members(&mut self, leaves: impl Fn(&mut Member) -> bool) {
         for member in self.members.extract_if(.., leaves).collect::<Vec<_>>() {
             self.merge_clock(0);
@@ -268,7 +268,7 @@ impl FakeServer {
         result
     }
 
-    /// Another participant sends a message.
+    /// Broadcasts a message from a sender that is not a member.
     pub fn say(&self, room: &str, text: &str) {
         self.update(room, |room| {
             room.merge_clock(0);
@@ -302,7 +302,7 @@ impl FakeServer {
         room.first += discarded as u64;
     }
 
-    /// Loses all rooms and starts a new epoch.
+    /// Deletes all rooms and starts a new epoch.
     pub fn lose_logs(&self) {
         let mut state = self.state.lock();
         state.rooms.clear();
@@ -311,7 +311,7 @@ impl FakeServer {
         self.changed.send_replace(());
     }
 
-    /// Tells all streams to reconnect.
+    /// Tells all streams that are open now to reconnect.
     pub fn drain(&self) {
         let mut state = self.state.lock();
         state.drained = state.streams;
@@ -319,12 +319,12 @@ impl FakeServer {
         self.changed.send_replace(());
     }
 
-    /// Loses the responses to the next `count` calls of `SendMessage`.
+    /// Makes the next `count` calls of `SendMessage` broadcast the message and then fail, as if the response were lost.
     pub fn lose_responses(&self, count: u32) {
         self.state.lock().lost_responses = count;
     }
 
-    /// Admits a participant: the welcome, the number of the stream, and where its events start.
+    /// Admits a participant. Returns the welcome, the number of the stream, and the position after which it starts.
     fn join(&self, join: &JoinMsgLeave) -> Result<(Welcome, u64, ResumePoint), Status> {
         let mut state = self.state.lock();
         state.streams += 1;

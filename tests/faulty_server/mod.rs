@@ -27,7 +27,7 @@ use tower::ServiceExt as _;
 pub const TAKEN: &str = "Taken";
 /// The stream of this participant stays open after its LEAVE.
 pub const NEVER_RELEASED: &str = "Stuck";
-/// This participant gets no welcome, as from a server of the first version.
+/// This participant receives no welcome, as if the server were of the first version.
 pub const NOT_WELCOMED: &str = "Old";
 
 /// Starts the server on a runtime of its own, for a test that blocks. The server stops when the runtime is dropped.
@@ -64,7 +64,7 @@ pub async fn start() -> SocketAddr {
                 tokio::select! {
                     _ = &mut connection => {}
                     () = cut.notified() => {}
-                    // The connection stays open, but is not polled any more.
+                    // Keeps the socket open without polling it.
                     () = freeze.notified() => std::future::pending().await,
                 }
             });
@@ -73,19 +73,19 @@ pub async fn start() -> SocketAddr {
     address
 }
 
-/// The faults that concern the whole connection.
+/// The faults that affect a whole connection.
 #[derive(Default, Clone)]
 struct Faults {
-    /// Closes it.
+    /// Closes the connection.
     cut: Arc<Notify>,
-    /// Stops working on it.
+    /// Stops polling the connection, which stays open.
     freeze: Arc<Notify>,
 }
 
 type Output = mpsc::Sender<Result<ServerMessage, Status>>;
 
 impl Faults {
-    /// Runs one stream until it ends; `None` means that the client has gone.
+    /// Runs one stream until it ends. Returns `None` if the client has disconnected.
     async fn run_stream(self, mut input: Streaming<JoinMsgLeave>, out: Output) -> Option<()> {
         let join = input.message().await.ok()??;
         if join.client_name == TAKEN {

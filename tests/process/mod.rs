@@ -19,15 +19,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Upper bound for every wait: far more than a busy machine needs.
+/// Upper bound for every wait. Even a busy machine needs much less.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The path of the program under test.
 pub const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
 
-/// The load generator, which is beside the program under test.
+/// The path of the load generator, next to the program under test.
 ///
-/// Cargo builds it for the tests of its own package, hence not for `cargo test --test NAME` of another.
+/// Cargo builds it only for the tests of its own package, so `cargo test --test NAME` for another package does not.
 pub fn load_generator() -> PathBuf {
     let program = Path::new(CHITCHAT).with_file_name("chitchat-bench");
     assert!(
@@ -41,10 +41,10 @@ pub fn load_generator() -> PathBuf {
 /// The root of the repository.
 pub const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The address to listen on for any free port.
+/// An address to bind to that makes the operating system choose a free port.
 pub const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// An address on which nothing listens.
+/// An address with a port on which nothing listened when this was called.
 pub fn unused_address() -> SocketAddr {
     TcpListener::bind(FREE_PORT).unwrap().local_addr().unwrap()
 }
@@ -69,13 +69,13 @@ pub fn serve_with(flags: &[&str], variables: &[(&str, &str)]) -> Server {
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
         .args(flags)
-        // Tests share no data directory.
+        // Not in a data directory, which tests that run at the same time would share.
         .env("CHITCHAT_IN_MEMORY", "true")
         .envs(variables.iter().copied());
     Server::start(&mut command)
 }
 
-/// Starts a server on `listen`; `flags` say where it stores its rooms.
+/// Starts a server on `listen`. The `flags` must choose where it stores its rooms.
 pub fn serve_at(listen: SocketAddr, flags: &[&str]) -> Server {
     let mut command = Command::new(CHITCHAT);
     command
@@ -129,7 +129,7 @@ impl Server {
         self.process.wait()
     }
 
-    /// Returns the lines of the log that nothing has waited for. The server must have exited.
+    /// Returns the lines of the log that the test has not read yet. The server must have exited.
     pub fn rest_of_log(&mut self) -> Vec<String> {
         self.process.stdout.iter().collect()
     }
@@ -259,7 +259,7 @@ impl Process {
     }
 }
 
-/// Reads the output pipes that the child still has.
+/// Takes the output pipes that the child still has, and reads them.
 impl From<Child> for Process {
     fn from(mut child: Child) -> Self {
         Self {
@@ -311,7 +311,7 @@ fn without_newline(line: &str) -> String {
     line.strip_suffix('\n').unwrap_or(line).to_owned()
 }
 
-/// Polls until there is an answer.
+/// Calls `poll` every 5 ms until it returns a value. Panics after [`PATIENCE`] with `what`, which names the condition.
 pub fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -363,9 +363,9 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Reports that a test is skipped because of `reason`, past the captured output of the test.
+/// Prints that a test is skipped, directly to stderr, because the test harness captures `eprintln!`.
 pub fn skip(reason: &str) {
-    // In one write, so that other output does not come in between.
+    // In one write, so that it is not interleaved with other output.
     let line = format!("skipped: {reason}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
@@ -375,8 +375,10 @@ pub fn is_ci() -> bool {
     env::var_os("CI").as_deref() == Some(OsStr::new("true"))
 }
 
-/// An external program that a test needs: the value of `variable`, or `name` on the path. If it does not run, the test is
-/// skipped, or fails in CI.
+/// The external program that a test needs: the value of the environment variable `variable`, or `name` in `PATH`.
+///
+/// Runs it with the arguments `version` to check that it works. If it does not, this panics in CI; elsewhere it reports
+/// a skipped test and returns `None`.
 pub fn external_program(variable: &str, name: &str, version: &[&str]) -> Option<String> {
     let program = env::var(variable).unwrap_or_else(|_| name.to_owned());
     let found = Command::new(&program)

@@ -21,7 +21,8 @@ pub struct Proxy {
 
 #[derive(Default)]
 struct State {
-    /// How many bytes pass, of all connections in both directions together, before each of the next cuts.
+    /// For each of the next cuts, the number of bytes that are forwarded before it, in total over all connections and
+    /// both directions.
     plan: VecDeque<usize>,
     cuts: usize,
     refuses: bool,
@@ -57,12 +58,12 @@ impl Proxy {
         proxy
     }
 
-    /// Closes all connections after each of these numbers of bytes, each counted from the cut before.
+    /// Schedules cuts: all connections are closed after each of these numbers of bytes, counted from the previous cut.
     pub fn cut_after(&self, bytes: impl IntoIterator<Item = usize>) {
         self.state.lock().plan.extend(bytes);
     }
 
-    /// Closes all connections and refuses new ones until [`Self::allow`].
+    /// Closes all connections, and closes new ones immediately, until [`Self::allow`].
     pub fn disconnect(&self) {
         let mut state = self.state.lock();
         state.refuses = true;
@@ -75,12 +76,12 @@ impl Proxy {
         self.state.lock().refuses = false;
     }
 
-    /// How often connections were cut.
+    /// The number of cuts so far, including calls of [`Self::disconnect`].
     pub fn cuts(&self) -> usize {
         self.state.lock().cuts
     }
 
-    /// How many of `bytes` still pass, and whether all connections are closed after them.
+    /// Returns how many of `bytes` to forward, and whether to close all connections after that.
     fn pass(&self, bytes: usize) -> (usize, bool) {
         let mut state = self.state.lock();
         let Some(rest) = state.plan.front_mut() else {

@@ -29,8 +29,9 @@ pub struct ClientHistory {
 /// An event of a client and its time.
 #[derive(Debug, Clone)]
 pub struct TimedEvent {
-    /// The time since the start of the run, on a clock that all clients share. A message is recorded before it is sent,
-    /// and after it is received, so "received before another one was sent" can be decided from the times.
+    /// The time since the start of the run, on a clock that all clients share. A client records a message before it
+    /// sends it, and after it has received it, so comparing two times shows whether one message was received before
+    /// another one was sent.
     pub at: Duration,
     pub event: ClientEvent,
 }

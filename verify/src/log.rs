@@ -22,7 +22,7 @@ pub(super) type Log = BTreeMap<Position, LoggedEvent>;
 pub(super) struct Logs(BTreeMap<String, Log>);
 
 impl Logs {
-    /// Merges everything, and reports different events at the same position.
+    /// Merges the received events and the log at the end, and reports different events at the same position.
     pub(super) fn collect(history: &History, violations: &mut Vec<Violation>) -> Self {
         let mut logs = Self(BTreeMap::new());
         for client in &history.clients {
@@ -48,7 +48,7 @@ impl Logs {
         let Some(position) = Position::of(message) else {
             return;
         };
-        // Looked up first, so that the name is cloned only once per room.
+        // Not `entry`, which would clone the room's name for every event.
         if !self.0.contains_key(&message.room) {
             self.0.insert(message.room.clone(), Log::new());
         }
@@ -129,7 +129,7 @@ fn check_order_of_log(room: &str, log: &Log, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Every received event must be in the log at the end, unless retention has removed it, hence it precedes the log.
+/// Every received event must be in the log at the end, unless it precedes the first retained event.
 fn check_completeness(
     room: &str,
     log: &Log,

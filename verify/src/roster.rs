@@ -1,4 +1,4 @@
-//! Checks the participants of the rooms.
+//! Checks the JOIN and LEAVE events, and the participant lists that the server returned.
 
 use std::collections::BTreeMap;
 
@@ -94,7 +94,7 @@ fn compare(roster: &Roster, present: &BTreeMap<i32, &str>, violations: &mut Vec<
     }
 }
 
-/// A client whose session was resumed has not joined again.
+/// A client causes at most one JOIN per stream, and none on a stream that resumed its session.
 fn check_joins(client: &ClientHistory, log: &Log, violations: &mut Vec<Violation>) {
     let mut attempts = 0_usize;
     let mut resumed = 0_usize;

@@ -1,4 +1,5 @@
-//! Checks what became of the sent messages.
+//! Checks the messages in the logs against those that clients sent: integrity, order per sender, causality, real time,
+//! and the notices about repeated messages.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -118,7 +119,7 @@ fn locate(room: &str, log: &Log, sends: &mut SentMessages<'_>, violations: &mut 
 
 /// An event that somebody had received before a message was sent must precede that message.
 fn check_real_time(room: &str, log: &Log, sends: &SentMessages<'_>, violations: &mut Vec<Violation>) {
-    // From the end: the earliest receipt among all later events.
+    // The log is traversed backwards: this is the earliest receipt among all events at later positions.
     let mut earliest: Option<(Duration, Position)> = None;
     for (position, seen) in log.iter().rev() {
         let sent = sends.get(seen.message.message_id.as_str());
@@ -168,7 +169,7 @@ fn check_order(
     }
 }
 
-/// A notice that a message was a repeat must name the original's position.
+/// A MESSAGE_REPEATED notice must have the position of the original message.
 fn check_repeated_notices(client: &ClientHistory, log: Option<&Log>, violations: &mut Vec<Violation>) {
     for entry in &client.events {
         let ClientEvent::Received(message) = &entry.event else {

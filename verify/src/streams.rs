@@ -109,7 +109,7 @@ fn check_start(client: &ClientHistory, stream: &Stream, violations: &mut Vec<Vio
     }
 }
 
-/// The positions of a stream increase, and it has all events of the log in between.
+/// The positions of a stream increase, and no event of the log between its first and its last one is missing.
 fn check_order(client: &ClientHistory, stream: &Stream, log: &Log, violations: &mut Vec<Violation>) {
     for (before, position) in stream.positions.iter().zip(stream.positions.iter().skip(1)) {
         if position <= before {
@@ -144,7 +144,7 @@ fn check_end(client: &ClientHistory, last: &Stream, log: &Log, violations: &mut 
         epoch: welcome.epoch,
         sequence: welcome.sequence,
     };
-    // Whether the LEAVE exists is checked elsewhere.
+    // The module `roster` checks whether the LEAVE exists.
     let left = log
         .range((Excluded(begin), Unbounded))
         .find(|(_, seen)| is_own_leave(&seen.message))

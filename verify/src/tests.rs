@@ -216,7 +216,7 @@ fn violated(history: &History) -> Vec<Invariant> {
     broken
 }
 
-/// The index of the entry with which a client received a message.
+/// The index, in a client's history, of the receipt of a message.
 fn receipt(client: &ClientHistory, message_id: &str) -> usize {
     client
         .events
@@ -248,7 +248,7 @@ fn a_correct_history_has_no_violations() {
 fn i1_a_participant_misses_an_event() {
     let mut history = end(correct());
     let at = receipt(&history.clients[2], "b1");
-    // Not the last event before the disconnect, or the resume would have a gap.
+    // An event between two received ones: at the end of a lost stream, events may be missing.
     history.clients[2].events.remove(at - 1);
     assert_eq!(violated(&history), [Invariant::Validity]);
 }
@@ -306,7 +306,7 @@ fn i4_a_client_receives_two_events_in_another_order() {
 #[test]
 fn i4_a_sequence_is_skipped() {
     let mut history = end(correct());
-    // The last event is only in the log, because nobody is left to receive it.
+    // The last event is in the log only: no client is connected to receive it.
     change(&mut history, 11, |message| message.sequence = 12);
     history.rosters.pop();
     assert_eq!(violated(&history), [Invariant::Order]);
@@ -340,7 +340,8 @@ fn i7_a_message_precedes_what_was_received_before_it_was_sent() {
     let mut run = correct();
     run.live[1] = false;
     run.send(0, "a4");
-    // It has a later position, but was received before the other one was sent, unknown to the sender of that.
+    // a4 has a later position than b3, although it was received before b3 was sent. The sender of b3 had not received
+    // a4, so only real time is violated, not causality.
     let early = Duration::from_millis(run.now);
     run.now += 1_000;
     run.say(1, "b3");
@@ -411,7 +412,7 @@ fn i9_a_log_has_a_second_epoch() {
     log.push(Arc::new(anew));
     history.is_over = false;
     history.rosters.clear();
-    // The same JOIN at the start of a second log, hence after the LEAVE.
+    // The second epoch begins with a copy of Ada's JOIN, so she has joined twice with one stream.
     assert_eq!(violated(&history), [Invariant::Durability, Invariant::Leave]);
 }
 
@@ -514,7 +515,7 @@ fn i13_an_event_of_another_room_is_received() {
     });
     run.receive(2, &stranger);
     let mut history = end(run);
-    // An event of a log of which nothing else is known.
+    // The only event that is known of the log of that room.
     history.log.as_mut().unwrap().push(stranger);
     history.is_over = false;
     assert!(violated(&history).contains(&Invariant::Rooms));

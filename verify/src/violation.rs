@@ -19,7 +19,7 @@ pub enum Invariant {
     Causality,
     /// I7: a message has a later position than everything that anybody had received before it was sent.
     RealTime,
-    /// I8: Lamport times strictly increase along the log, and are those in the texts of JOIN and LEAVE.
+    /// I8: Lamport times strictly increase along the log, and the text of a JOIN or LEAVE contains that event's time.
     Lamport,
     /// I9: a delivered event is never lost.
     Durability,

@@ -1,8 +1,9 @@
-// Stands in for Tempo, Loki and Grafana in .ci/stack/test: answers their health checks, is scraped, and discards what is sent to it.
+// A stand-in for Tempo, Loki and Grafana in .ci/stack/test: answers their health checks, serves metrics, and discards the data that it
+// receives.
 //
-// Called tempo, loki or grafana it serves on the ports of that program, HTTP/1 and HTTP/2 without TLS. With -health.url=URL it
-// exits with 0 if the URL answers 200, as Tempo and Loki do. It ignores all other flags, so that the commands of
-// deploy/compose.yaml work unchanged.
+// The name under which it is started (tempo, loki or grafana) chooses the ports, on which it serves HTTP/1 and HTTP/2 without TLS.
+// With -health.url=URL it exits with 0 if the URL responds with 200, like Tempo and Loki. It ignores all other flags, so that the
+// commands of deploy/compose.yaml work unchanged.
 package main
 
 import (
@@ -16,7 +17,7 @@ import (
 	"sync/atomic"
 )
 
-// The addresses that each program serves on.
+// The listen addresses of each program.
 var addresses = map[string][]string{
 	"tempo":   {":3200", ":4317"},
 	"loki":    {":3100"},
@@ -50,7 +51,7 @@ func main() {
 		}
 		switch {
 		case strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"):
-			// One empty message and the status OK: an OTLP export that was accepted.
+			// An empty gRPC message and the status OK, which accept an OTLP export.
 			w.Header().Set("Content-Type", "application/grpc")
 			w.Header().Set("Trailer", "Grpc-Status")
 			w.Write(make([]byte, 5))
@@ -59,7 +60,7 @@ func main() {
 			w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 			fmt.Fprintf(w, "# TYPE stand_in_received_total counter\nstand_in_received_total %d\n", received.Load())
 		default:
-			// An empty OTLP answer in protobuf has no bytes.
+			// An empty OTLP response in protobuf has no bytes.
 			w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
 		}
 	}

@@ -5,7 +5,8 @@
 
 use super::EventKind;
 
-/// The capacity: enough that all clients of a room find what the first one has decoded.
+/// The capacity in messages, large enough that a message that one client has decoded is still cached when the last
+/// client of the room receives it.
 const CAPACITY: usize = 2_048;
 /// Longer messages, in bytes, are not cached.
 const MAX_LENGTH: usize = 256;

@@ -63,7 +63,7 @@ impl<'a> Event<'a> {
 
 /// Receives the events of a connection.
 pub(super) trait EventSink {
-    /// The client has joined, hence receives everything from now on.
+    /// The client has joined and receives every event from now on.
     fn joined(&mut self, slot: usize);
     fn event(&mut self, slot: usize, event: &Event<'_>);
     /// The client's stream ended, but not the connection. `why` is `None` if it ended without an error.

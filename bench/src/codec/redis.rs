@@ -158,7 +158,7 @@ impl Codec for Redis {
                         String::from_utf8_lossy(line)
                     )));
                 }
-                // The number of receivers of a published message, which the checker determines by itself.
+                // The reply to PUBLISH is the number of receivers. The checkers count deliveries themselves.
                 Reply::Line(line) if line.first() == Some(&b':') => {}
                 Reply::Line(line) => return Err(malformed(line)),
             }

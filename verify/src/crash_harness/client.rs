@@ -25,7 +25,7 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(10);
 /// The timeout for connecting and for the response headers of Chat.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a client shall do.
+/// What the run instructs a client to do.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Orders {
     /// How many messages it may have sent in total.
@@ -58,7 +58,7 @@ pub(super) struct Client {
     history: ClientHistory,
     recorder: Arc<Recorder>,
     address: SocketAddr,
-    /// The most unacknowledged messages.
+    /// The maximum number of unacknowledged messages.
     window: usize,
     orders: watch::Receiver<Orders>,
     progress: watch::Sender<Progress>,
@@ -102,19 +102,19 @@ impl Client {
         }
     }
 
-    /// Runs until the client has left.
+    /// Reconnects until the client has left or is stopped. Returns its history.
     pub(super) async fn run(mut self) -> ClientHistory {
         let mut orders = self.orders.clone();
         loop {
             let end = tokio::select! {
                 end = self.stream() => end,
-                // The sender is dropped when the run is over.
+                // Also completes when the run is over, because the sender is dropped.
                 _ = orders.wait_for(|orders| orders.stop) => return self.history,
             };
             match end {
                 Ok(End::Left) => break,
                 Ok(End::Lost) => self.record(ClientEvent::Ended { is_clean: false }),
-                // Not connected, so there was no stream.
+                // The connection failed, so no stream ended.
                 Err(_) => {}
             }
             tokio::time::sleep(RECONNECT_DELAY).await;
@@ -140,7 +140,7 @@ impl Client {
             .tcp_nodelay(true)
             .connect()
             .await?;
-        // Unbounded, because messages that are sent again may still be queued when the window has moved on.
+        // Unbounded, because a message that is sent again may still be queued when it is acknowledged.
         let (outgoing, messages) = mpsc::unbounded_channel();
         let resume = self.seen;
         self.record(ClientEvent::Join {
@@ -269,7 +269,7 @@ impl Client {
         let welcome = message.welcome.as_ref();
         if let Some(welcome) = welcome {
             self.token.clone_from(&welcome.session_token);
-            // The stream continues there, whether or not it was recovered.
+            // The stream continues after this position, whether or not the session was recovered.
             self.seen = Some(Position {
                 epoch: welcome.epoch,
                 sequence: welcome.sequence,

@@ -1,4 +1,4 @@
-//! Recording the histories of clients.
+//! Records the histories of clients.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,8 @@ impl Recorder {
         client.events.push(TimedEvent { at, event });
     }
 
-    /// Returns the copy that other clients have, if it is equal.
+    /// Returns the stored copy of an event, or stores `message` if there is none. Returns `message` itself if it is not
+    /// an event or differs from the stored copy.
     pub fn share(&self, message: ServerMessage) -> Arc<ServerMessage> {
         let Some(position) = Position::of(&message) else {
             return Arc::new(message);

@@ -45,7 +45,7 @@ impl Member {
         *self.progress.borrow()
     }
 
-    /// Waits until the progress meets a condition.
+    /// Waits until the progress satisfies `is_far`. Panics after [`PATIENCE`]; `what` names the condition.
     pub async fn until(&self, what: &str, mut is_far: impl FnMut(&Progress) -> bool) {
         let mut progress = self.progress.clone();
         let reached = timeout(PATIENCE, progress.wait_for(|progress| is_far(progress))).await;
@@ -140,13 +140,13 @@ impl Run {
         }
     }
 
-    /// Connects for unary calls.
+    /// Opens a connection for unary calls.
     pub async fn calls(&self) -> ChatServiceClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         ChatServiceClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Asks the server for the participants and records the answer.
+    /// Requests the participants and records the response as a [`Roster`] of `epoch`.
     pub async fn ask_roster(&mut self, epoch: u64) {
         let mut calls = self.calls().await;
         let request = ListParticipantsRequest { room: ROOM.into() };

@@ -18,7 +18,7 @@ use super::PATIENCE;
 pub struct Site {
     /// Contains the data directory.
     root: PathBuf,
-    /// The `chitchat` that is run.
+    /// The path of the `chitchat` program.
     program: PathBuf,
     pub data: PathBuf,
     pub address: SocketAddr,
@@ -62,7 +62,7 @@ impl Site {
         failpoints.clone_into(&mut self.failpoints);
     }
 
-    /// A path beside the data directory.
+    /// A path next to the data directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -176,7 +176,8 @@ impl Drop for Server {
     }
 }
 
-/// A free port below the ephemeral range, so that no outgoing connection gets it while the server is down.
+/// An address with a free port below the ephemeral range, so that no outgoing connection is assigned that port while
+/// the server is down.
 fn free_address() -> SocketAddr {
     loop {
         let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(20_000..32_000)));
@@ -206,7 +207,7 @@ impl Contents {
                 }
                 let mut bytes = std::fs::read(&path).unwrap();
                 let length = bytes.len() as u64;
-                // Preallocated space need not be written on restore.
+                // Trailing zeros are preallocated space, which `write` restores with `set_len`.
                 let used = bytes
                     .iter()
                     .rposition(|byte| *byte != 0)

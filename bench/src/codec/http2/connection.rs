@@ -257,8 +257,8 @@ impl Http2Connection {
         Ok(ParseState::Payload(frame))
     }
 
-    /// Counts a DATA frame against the windows, and sends WINDOW_UPDATE when half a window is used: data is consumed at
-    /// once.
+    /// Counts a DATA frame against the windows, and sends WINDOW_UPDATE when half a window is used. Received data is
+    /// processed at once, so all of it can be acknowledged.
     fn count_received(&mut self, frame: Frame, out: &mut Vec<u8>) -> Result<(), ConnectionError> {
         let length = u32::try_from(frame.length).unwrap_or(u32::MAX);
         self.unacknowledged = self.unacknowledged.saturating_add(length);

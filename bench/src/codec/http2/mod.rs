@@ -1,5 +1,5 @@
-//! A minimal HTTP/2 client for gRPC streams. It parses frames and messages in place in the buffer they were read into: on
-//! one machine with the server, what the generator spends on a message the server does not have.
+//! A minimal HTTP/2 client for gRPC streams. It parses frames and messages in place in the buffer that they were read
+//! into: the generator runs on the same machine as the server, so CPU time that it uses is not available to the server.
 
 mod connection;
 mod frame;
