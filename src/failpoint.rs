@@ -1,13 +1,14 @@
 //! Fault injection, used to show that the crash tests detect real faults. Active only with the feature `failpoints`, which no
-//! release enables; without it every function here compiles to nothing.
+//! release enables; without it the functions called at the points do nothing.
 //!
-//! The environment variable `CHITCHAT_FAILPOINTS` lists the faults, separated by commas:
+//! The environment variable `CHITCHAT_FAILPOINTS` lists the faults, separated by commas. If an entry is invalid, the process
+//! exits with status 64 at the first point that it reaches.
 //!
 //! - `POINT=kill:N` aborts the process when it reaches the point for the N-th time. The points, in the order in which a
 //!   batch reaches them: `before-append` (decided, not stored), `before-write`, `before-sync` (written, not synced),
 //!   `after-sync`, `after-append` (stored, not published), `after-publish` (visible to the first subscriber).
 //! - `before-sync=fail:N` makes the N-th sync return an I/O error.
-//! - `slow-sync=on` delays every sync.
+//! - `slow-sync=on` delays every sync by 50 ms.
 //! - `FAULT=on` breaks a guarantee: `skip-append` publishes without storing, `skip-sync` neither syncs nor records the high
 //!   watermark, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
 //!   `swap-requests` handles two messages of one sender in the wrong order.
@@ -41,9 +42,9 @@ const FAULTS: [&str; 6] = [
 
 #[derive(Debug, Default)]
 struct Plan {
-    /// How many more times a point is reached until the process is killed there.
+    /// The remaining number of times that each point is reached, up to and including the one that aborts the process.
     kills: HashMap<&'static str, AtomicU64>,
-    /// How many more times a point is reached until it fails.
+    /// The remaining number of times that each point is reached, up to and including the one that fails.
     failures: HashMap<&'static str, AtomicU64>,
     faults: Vec<&'static str>,
 }
@@ -86,7 +87,7 @@ fn count_down(remaining: &HashMap<&'static str, AtomicU64>, point: &str) -> bool
         .is_some_and(|remaining| remaining.fetch_sub(1, Ordering::Relaxed) == 1)
 }
 
-/// Reaches a point: aborts the process if the plan says so.
+/// Marks that the process has reached `point`. Aborts the process if the environment variable demands it.
 #[inline]
 pub(crate) fn hit(point: &str) {
     if ENABLED && count_down(&PLAN.kills, point) {

@@ -18,9 +18,9 @@ use super::watermarks::HighWatermarks;
 use super::{Append, LogId, Record, Retention, StoreError, decode_snapshot};
 use crate::failpoint;
 
-/// Observes a store. Called on the writer thread, which it must not block.
+/// Observes a store. Called on the writer thread, so its methods must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// A commit was written and made as durable as configured, which took this long.
+    /// Called after each commit. `took` is the time to write the commit and to make it as durable as configured.
     fn committed(&self, took: Duration);
 }
 
@@ -30,31 +30,31 @@ impl<F: Fn(Duration) + Send + Sync + 'static> Observer for F {
     }
 }
 
-/// A limit may be exceeded by this fraction of itself before records are removed, so that most commits remove none.
+/// A limit may be exceeded by 1/`SLACK_DIVISOR` of itself before records are removed, so that most commits remove none.
 const SLACK_DIVISOR: u64 = 16;
 
 /// The maximum number of records that one commit removes from a log, so that a lowered limit does not block the writer.
 const MAX_REMOVED_RECORDS: usize = 4_096;
 
-/// The maximum number of logs that one commit trims to keep the total size.
+/// The maximum number of logs that one commit trims to enforce the limit of the total size.
 const MAX_TRIMMED_LOGS: usize = 16;
 
-/// If a write fails with fewer free bytes than this, the disk is reported as full.
+/// If a write fails while fewer bytes than this are free, the disk is reported as full.
 const DISK_FULL_BELOW: u64 = 1 << 20;
 
-/// Commits appends to the database and applies retention.
+/// The state of the writer thread.
 pub(super) struct Committer {
     directory: Arc<Directory>,
     anchors: Anchors,
     tables: Tables,
     watermarks: HighWatermarks,
     retention: Retention,
-    /// Shared with [`DiskStore`](super::DiskStore), which answers from it.
+    /// Shared with [`DiskStore`](super::DiskStore), which reads the bounds of logs from it.
     stats: Arc<Mutex<HashMap<LogId, LogStats>>>,
     observer: Arc<dyn Observer>,
-    /// The size of all logs in bytes.
+    /// The size of the encoded records of all logs, in bytes.
     total: u64,
-    /// The total size at which the largest logs are trimmed.
+    /// The total size, in bytes, from which on the largest logs are trimmed.
     evict_at: u64,
     has_failed: bool,
 }
@@ -92,11 +92,11 @@ impl Committer {
         }
     }
 
-    /// Commits `appends` as one batch. Blocks until it is durable.
+    /// Commits `appends` as one batch. Blocks until the batch is as durable as configured.
     ///
     /// # Errors
     ///
-    /// Fails for good after the first write or sync error, because it is unknown what is on the disk then.
+    /// After the first error every later call fails too, because the content of the disk is then unknown.
     pub(super) fn commit(&mut self, appends: Vec<(LogId, Append)>) -> Result<(), StoreError> {
         if self.has_failed {
             return Err(StoreError::Failed);
@@ -182,7 +182,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Stores how far the logs reach, now that it is durable.
+    /// Raises the watermarks of the changed logs to their ends. Called once the commit is durable.
     fn raise_watermarks(&self, changed: &HashMap<LogId, LogStats>) -> Result<(), StoreError> {
         if failpoint::is_enabled("skip-sync") {
             return Ok(());
@@ -198,7 +198,7 @@ impl Committer {
     fn describe_failure(&self, error: &fjall::Error) -> StoreError {
         let why = match error {
             fjall::Error::Io(error) => error.to_string(),
-            // The database keeps no error of a failed flush.
+            // The database does not keep the error of the background write that failed.
             fjall::Error::Poisoned => "the database has stopped after a failed background write".into(),
             error => error.to_string(),
         };
@@ -259,8 +259,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Removes the oldest records of `log` for as long as `should_remove` says so and its snapshot covers them. The newest
-    /// record always stays, because it holds the position of the log.
+    /// Removes the oldest records of `log` while `should_remove` returns true and its snapshot covers them. The newest record
+    /// always stays, because a start reads the last sequence of the log from it.
     fn remove_while(
         &self,
         log: LogId,

@@ -1,5 +1,4 @@
-//! Whatever happens to the files of a store: opening it either returns every acknowledged event, or fails and changes
-//! nothing.
+//! Opening a store whose files are damaged either returns every acknowledged event, or fails and changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -12,7 +11,8 @@ use super::tests::{
 use super::*;
 use crate::domain::WallTime;
 
-/// The content of all files in a directory by relative path, journals without their preallocated zeros.
+/// Returns the content of all files in a directory by relative path, `None` for directories. Journals are returned without
+/// their preallocated zeros.
 fn entries(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut directories = vec![path.to_path_buf()];
@@ -40,12 +40,12 @@ fn entries(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     found
 }
 
-/// The content of the first journal of the store at `path`.
+/// Returns the content of the first journal of the store at `path`.
 fn journal(path: &Path) -> Vec<u8> {
     entries(path).remove(Path::new("db/0.jnl")).flatten().unwrap()
 }
 
-/// A closed store with a few events in two rooms.
+/// Creates a store with a few events in two rooms, and closes it.
 async fn stored() -> DataDir {
     let data = DataDir::new();
     let store = data.open();
@@ -59,7 +59,7 @@ async fn stored() -> DataDir {
     data
 }
 
-/// Whether the store has everything that [`stored`] appended.
+/// Returns whether the store has everything that [`stored`] appended.
 fn has_everything(store: &DiskStore) -> bool {
     [("tea", 5), ("milk", 3)].into_iter().all(|(name, count)| {
         let log = store.find(&room(name)).unwrap();
@@ -84,7 +84,7 @@ async fn a_flipped_bit_in_a_journal_is_detected_or_harmless() {
                 let log = open_tea(&store);
                 append(&store, log, vec![record(6, 1)], None).await;
                 drop(store);
-                // The watermark claims the event that was added.
+                // The original journal lacks the event that was just appended, but the watermark includes it.
                 put(&original);
                 drop(data.open_accepting_loss());
             }
@@ -147,7 +147,7 @@ async fn damage_in_any_file_is_detected_or_harmless() {
             }
         }
     }
-    // Damage to old versions and to a journal that is completely in tables is harmless.
+    // Damage to superseded version files and to a journal whose batches are all in table files is harmless.
     assert!(detected > 100, "{detected}");
 }
 
@@ -206,7 +206,7 @@ fn an_interrupted_initialization_is_restarted() {
         fs::remove_dir_all(database.join("keyspaces")).unwrap();
         data.open();
     }
-    // But not if something was written.
+    // A database that contains data is not initialized again.
     fs::remove_file(database.join("version")).unwrap();
     let error = data.open_error();
     assert_says(&error, "its file `version` is missing");
@@ -248,7 +248,7 @@ async fn a_write_with_holes_from_a_power_cut_is_cut_off() {
     let watermarks = fs::read(data.path.join("heads")).unwrap();
     append(&store, log, vec![record(6, 1_000)], None).await;
     drop(store);
-    // The end of the write reached the disk, its middle did not, and it was not acknowledged.
+    // Simulates a write that was not acknowledged and whose end, but not its middle, reached the disk.
     let file = OpenOptions::new().write(true).open(&journal).unwrap();
     file.write_all_at(&[0; 500], end + 500).unwrap();
     fs::write(data.path.join("heads"), watermarks).unwrap();
@@ -294,7 +294,8 @@ async fn nothing_is_acknowledged_after_the_directory_was_removed() {
     }
 }
 
-/// Appends to the log of `tea`, which has `last` events, until the journal was rotated so often. Returns the last event.
+/// Appends to the log of `tea`, which has `last` events, until the journal has been rotated `journals` times. Returns the
+/// last sequence.
 async fn fill(data: &DataDir, mut last: u64, journals: u64) -> u64 {
     let store = data.open();
     let log = open_tea(&store);
@@ -347,7 +348,7 @@ async fn damage_in_a_sealed_journal_is_rejected_and_changes_nothing() {
 async fn damage_before_valid_batches_is_rejected() {
     let data = stored().await;
     let original = journal(&data.path);
-    // No watermark reveals the loss.
+    // Without the file, no watermark reveals the loss.
     fs::remove_file(data.path.join("heads")).unwrap();
     let mut bytes = original.clone();
     bytes[original.len() / 2] ^= 1;
@@ -355,7 +356,7 @@ async fn damage_before_valid_batches_is_rejected() {
     let error = data.open_error();
     assert_says(&error, "goes on behind it");
     assert!(journal(&data.path) == bytes);
-    // If the loss is accepted, what follows is lost too, and its sequence numbers are reused only in a new epoch.
+    // If the loss is accepted, the batches after the damage are lost too. Their sequence numbers are reused in a new epoch.
     let store = data.open_accepting_loss();
     assert!(!has_everything(&store));
     let found = store.find(&room("tea")).unwrap().unwrap();
@@ -373,7 +374,7 @@ async fn an_interrupted_recovery_restores_what_it_had_cut() {
     fs::write(data.path.join("db/0.jnl"), &bytes[..at]).unwrap();
     assert!(has_everything(&data.open()));
     assert!(!data.path.join("cut").exists());
-    // But it does not overwrite what was written since.
+    // A tail that was cut is not restored over bytes that were written since.
     fs::create_dir(data.path.join("cut")).unwrap();
     fs::write(data.path.join(format!("cut/0.jnl-{at}")), [7; 50]).unwrap();
     assert!(has_everything(&data.open()));
@@ -441,7 +442,7 @@ async fn a_power_cut_with_unsynced_writes_gives_every_room_a_new_epoch() {
     let after = epoch(&data.open());
     assert!(after > before && !marker.exists());
     assert_eq!(epoch(&os()), after);
-    // Pages of the journal were lost, those of the watermarks were not: `--durability os` accepts that.
+    // Simulates that pages of the journal were lost, but not those of the watermarks. `--durability os` accepts that.
     let length = journal(&data.path).len();
     let file = OpenOptions::new()
         .write(true)

@@ -65,7 +65,7 @@ impl Directory {
         }
     }
 
-    /// Returns the directory's random secret, creating it on the first call.
+    /// Returns the key of session tokens, creating it at random if its file does not exist.
     pub(super) fn secret(&self) -> io::Result<[u8; 32]> {
         let file = self.path.join("secret");
         if let Some(bytes) = files::read(&file)? {
@@ -93,7 +93,7 @@ impl Directory {
                 found: found.trim_end().chars().take(40).collect(),
                 known: FORMAT,
             }),
-            // A directory with a database has had a format, and it cannot be known which.
+            // The database was written in some format, and without this file it is unknown in which.
             Err(error) if error.kind() == ErrorKind::NotFound && self.database().exists() => {
                 Err(self.unreadable("the file `FORMAT` beside it is missing".into()))
             }
@@ -105,7 +105,7 @@ impl Directory {
     }
 }
 
-/// Converts I/O errors in the directory at `path`.
+/// Returns a function that converts I/O errors in the directory at `path`.
 pub(super) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     |error| StoreError::Directory {
         path: path.into(),

@@ -7,8 +7,8 @@
 //! | `secret` | the key of session tokens |
 //! | `db` | the database |
 //! | `heads` | the high watermarks of the logs |
-//! | `cut` | what recovery has cut from journals, until it is known to be dispensable |
-//! | `unsynced` | the marker of a store with unsynced writes |
+//! | `cut` | the tails that recovery has truncated from journals, until it has verified that they are not needed |
+//! | `unsynced` | exists while the store has unsynced writes |
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,7 +29,7 @@ use super::writer::Writer;
 use super::{Append, AppendFuture, Bounds, Log, LogId, Record, Retention, Store, StoreError, StoreUsage};
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-/// A store on disk. Dropping it waits for the writer thread and releases the directory.
+/// A store on disk. Dropping it blocks until the queued appends are written, and releases the directory.
 pub struct DiskStore {
     directory: Arc<Directory>,
     tables: Tables,
@@ -105,14 +105,14 @@ impl DiskStore {
         })
     }
 
-    /// Returns the key of session tokens, which stays the same as long as the directory exists.
+    /// Returns the key of session tokens. It is stored in the directory, so it survives restarts.
     #[must_use]
     pub const fn secret(&self) -> [u8; 32] {
         self.secret
     }
 
-    /// Returns how many bytes of a torn write were cut off when the directory was opened. A torn write was never
-    /// acknowledged; lost acknowledged events are reported separately.
+    /// Returns how many bytes of journals were truncated when the directory was opened: those of a torn write, which was
+    /// never acknowledged, and with `accept_loss` also those after damage.
     #[must_use]
     pub const fn torn_bytes(&self) -> u64 {
         self.torn_bytes
@@ -134,7 +134,7 @@ impl Store for DiskStore {
     }
 
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
-        // Held during the write, so that a room is created once. Readers take only the other locks and do not wait.
+        // Held during the write, so that a room is created only once. Readers do not take this lock.
         let mut next = self.next_log.lock();
         let (found, count) = {
             let rooms = self.rooms.lock();
@@ -145,7 +145,7 @@ impl Store for DiskStore {
             None if count >= self.max_rooms => return Err(StoreError::TooManyRooms(count)),
             None => {
                 let entry = (LogId(*next), Epoch::created_at(at));
-                // Not reused even if the write fails, because it may have reached the disk.
+                // The id is not reused even if the write fails, because the write may have reached the disk.
                 *next = next.saturating_add(1);
                 self.tables.create_log(room, entry.0, entry.1)?;
                 self.stats.lock().insert(entry.0, LogStats::EMPTY);

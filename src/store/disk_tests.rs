@@ -1,4 +1,4 @@
-//! Both stores return what was appended; the one on disk also after a restart.
+//! Tests of both stores: they return what was appended, and the store on disk does so after a restart too.
 
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ pub(super) fn room(name: &str) -> RoomName {
     RoomName::try_from(name).unwrap()
 }
 
-/// A record of events with their sequence as payload.
+/// Returns a record of events whose payload is their sequence.
 pub(super) fn record(first: u64, events: u32) -> Record {
     let frames: Vec<u8> = (0..events)
         .flat_map(|i| {
@@ -170,7 +170,7 @@ async fn appended_events_survive_a_restart() {
         (log.id, log.epoch, Some(snapshot(5)))
     );
     assert_eq!(sequences(&store, log.id, 0), [1, 2, 3, 4, 5]);
-    // Its id is not reused.
+    // The id of the log is not reused.
     assert_ne!(
         store.open(&room("milk"), WallTime::from_millis(9)).unwrap().id,
         log.id
@@ -289,7 +289,7 @@ async fn expired_events_are_removed_from_idle_logs() {
     }
 }
 
-/// A record of one event that was broadcast at `time`.
+/// Returns a record of one event that was broadcast at `time`, a Unix time.
 fn dated(sequence: u64, time: Duration) -> Record {
     use prost::Message;
 
@@ -376,7 +376,7 @@ async fn a_truncated_log_opens_only_with_accept_loss_and_gets_a_new_epoch() {
     let accepted = data.open_accepting_loss();
     let found = accepted.find(&room("tea")).unwrap().unwrap();
     assert_eq!(found.id, log);
-    // Not just the next number: that epoch may have been lost too.
+    // The epoch is not just the next number, because that one may have been used and lost too.
     assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
     assert_eq!(sequences(&accepted, log, 0), [1, 2, 3, 4, 5]);
     drop(accepted);

@@ -39,7 +39,7 @@ pub enum StoreError {
         last: Sequence,
         noted: Sequence,
     },
-    /// An earlier failure has stopped the store.
+    /// An earlier failure has stopped the store, or a [`LogId`](super::LogId) is unknown.
     #[error("the store has failed; fix the cause and restart the server")]
     Failed,
     /// A record or another entry of the database is damaged.

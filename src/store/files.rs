@@ -14,12 +14,12 @@ pub(super) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>>
     }
 }
 
-/// Reads a file; `None` if it does not exist.
+/// Reads a file. Returns `None` if it does not exist.
 pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     none_if_missing(fs::read(path))
 }
 
-/// Lists a directory; nothing if it does not exist.
+/// Lists a directory. A directory that does not exist counts as empty.
 pub(super) fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     Ok(none_if_missing(fs::read_dir(path))?.into_iter().flatten())
 }

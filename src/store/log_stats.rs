@@ -9,7 +9,7 @@ use crate::domain::{ReplayError, RoomName, Sequence};
 pub(super) struct LogStats {
     pub(super) first: Sequence,
     pub(super) last: Sequence,
-    /// The size of the encoded records.
+    /// The size of the encoded records, in bytes.
     pub(super) bytes: u64,
     /// The sequence up to which the newest snapshot covers the log.
     pub(super) snapshot: Sequence,
@@ -52,7 +52,7 @@ impl LogStats {
             stats.last = record.last();
             stats.bytes += value.len() as u64;
         }
-        // Retention stores the first sequence that it leaves. If the log starts later, records are lost.
+        // Retention stores the first sequence that it keeps. If the log starts later, records are lost.
         if let Some(first) = tables.snapshots.get(first_sequence_key(log))? {
             let first = decode_first_sequence(&first)?;
             reached = first.previous();

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-/// A store in memory, with the same retention as on disk. Its records are lost when it is dropped.
+/// A store in memory. Its records are lost when it is dropped. It applies the same retention as the store on disk, but only
+/// when it appends: an idle log keeps expired events.
 pub struct MemoryStore {
     retention: Retention,
     max_rooms: usize,
@@ -19,7 +20,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
-    /// The size of all logs in bytes.
+    /// The size of the frames of all logs, in bytes.
     total: u64,
     by_name: BTreeMap<RoomName, usize>,
     logs: Vec<MemoryLog>,
@@ -49,7 +50,7 @@ impl MemoryStore {
 }
 
 impl MemoryLog {
-    /// Removes the oldest records for as long as `should_remove` says so and the snapshot covers them. The newest stays.
+    /// Removes the oldest records while `should_remove` returns true and the snapshot covers them. Keeps the newest record.
     fn remove_while(&mut self, should_remove: impl Fn(&Self, &Record) -> bool) {
         while let Some(oldest) = self.records.front()
             && self.records.len() > 1

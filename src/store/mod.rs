@@ -6,8 +6,10 @@
 //! Two implementations stand behind the [`Store`] trait: a database on disk and memory. Every store guarantees:
 //!
 //! - Once [`Store::append`] has completed successfully, the records survive every crash that the store's durability covers.
-//! - The records of a log are contiguous: each starts at the sequence after the end of the previous one.
 //! - Failures are final: after the first failed append the store accepts no more.
+//!
+//! Callers must append contiguous records: each starts at the sequence after the end of the previous one. An append does not
+//! verify this, but the store on disk reports a gap as damage when it is opened.
 
 mod anchors;
 mod committer;
@@ -86,22 +88,29 @@ pub trait Store: Send + Sync + 'static {
     /// Fails if the log does not exist.
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError>;
 
-    /// Returns consecutive records, starting with the one that contains the event after `after`, up to about `max_bytes` in
-    /// total; at least one record, if there is one.
+    /// Returns consecutive records, starting with the one that contains the event after `after`, or with the oldest one if
+    /// retention has removed that event. Stops before the record with which the frames would exceed `max_bytes` in total, but
+    /// returns at least one record, if there is one.
     ///
     /// # Errors
     ///
     /// Fails if the store cannot be read or a record is damaged.
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError>;
 
-    /// Appends to a log. The future completes once the append is durable. Dropping it does not cancel the append.
+    /// Appends to a log. Does not block. The append starts with the call, and the future completes once it is durable.
+    /// Dropping the future does not cancel the append.
+    ///
+    /// # Errors
+    ///
+    /// The future fails if the append cannot be written, or with [`StoreError::Failed`] after an earlier failure. After a
+    /// write error it is unknown whether the append is stored.
     fn append(&self, log: LogId, append: Append) -> AppendFuture<'_>;
 
     /// Returns the amount of stored data, for metrics. Blocks at most for the system call that reads the free space.
     fn usage(&self) -> StoreUsage;
 }
 
-/// Completes once an append is durable.
+/// The future of [`Store::append`]. Completes once the append is durable or has failed.
 pub type AppendFuture<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
 
 /// Identifies a log within its store.
@@ -135,7 +144,7 @@ impl Bounds {
         last: Sequence::ZERO,
     };
 
-    /// Returns whether the log holds every event after `sequence`, which must not be beyond the newest one.
+    /// Returns whether the log holds every event after `sequence`. False if `sequence` is beyond the newest event.
     #[must_use]
     pub fn has_all_after(self, sequence: Sequence) -> bool {
         sequence.next() >= self.first && sequence <= self.last

@@ -1,4 +1,4 @@
-//! Pages: consecutive events of a log as one slice of bytes, whatever records they are stored in.
+//! Pages: consecutive events of a log as one slice of bytes, independent of the records in which they are stored.
 
 use std::collections::VecDeque;
 
@@ -26,8 +26,10 @@ impl Page {
     }
 }
 
-/// Reads the events after `after` up to and including `upto`, oldest first, until about `max_bytes` are read. The page is
-/// empty if the log no longer holds the event after `after`.
+/// Reads the events after `after` up to and including `upto`, oldest first. Stops before the record with which the page would
+/// exceed `max_bytes`, but reads at least one record. The page is empty if the log does not hold the event after `after`.
+///
+/// Blocks if [`Store::is_blocking`] returns true.
 ///
 /// # Errors
 ///
@@ -43,7 +45,8 @@ pub fn read_page(
     extract(&records, after, upto)
 }
 
-/// Like [`read_page`], but keeps the newest `max_bytes` of the range instead of the oldest.
+/// Like [`read_page`], but keeps the newest events of the range, up to `max_bytes` and at least one, instead of the oldest.
+/// Reads the whole range.
 ///
 /// # Errors
 ///
@@ -58,7 +61,7 @@ pub fn read_page_back(
     let mut page = read_page(store, log, after, upto, max_bytes)?;
     let mut last = page.last();
     let (mut newest, mut len) = (VecDeque::new(), 0);
-    // Usually the first page already covers the range and is returned as it is.
+    // Usually the first page already covers the range and is returned unchanged.
     while page.events > 0 && !(newest.is_empty() && last == upto) {
         for frame in frames(page.bytes) {
             len += frame.len();
@@ -87,7 +90,8 @@ pub fn read_page_back(
     })
 }
 
-/// Joins the events of `records` after `after` up to and including `upto`. Copies only if they span several records.
+/// Returns the events of `records` after `after` up to and including `upto` as one page. Copies them only if they span
+/// several records.
 fn extract(records: &[Record], after: Sequence, upto: Sequence) -> Result<Page, StoreError> {
     let mut page = Page {
         bytes: Bytes::new(),

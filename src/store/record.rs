@@ -29,7 +29,7 @@ pub struct Record {
     pub first: Sequence,
     /// The number of events.
     pub events: u32,
-    /// The indexes (from 0) of the JOINs whose clients can resume.
+    /// The indexes within the record, from 0, of the JOINs whose clients can resume.
     pub resumable: Vec<u32>,
     /// The events, framed for the wire.
     pub frames: Bytes,
@@ -42,7 +42,7 @@ impl Record {
         Sequence::new((self.first.get() + u64::from(self.events)).saturating_sub(1))
     }
 
-    /// Returns whether the first event was broadcast before `time`, a Unix time.
+    /// Returns whether the first event was broadcast before `time`, a Unix time. False if its broadcast time is unknown.
     pub(super) fn is_older_than(&self, time: Duration) -> bool {
         use prost::Message;
 
@@ -101,7 +101,7 @@ impl Record {
     }
 }
 
-/// Splits `bytes` into frames, each with its prefix. Stops at the first incomplete one.
+/// Splits `bytes` into gRPC frames: messages, each with its length prefix. Stops at the first incomplete frame.
 pub fn frames(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
         let length = bytes.get(1..PREFIX)?;
@@ -116,7 +116,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A frame with a one-byte message.
+    /// Returns a frame with a one-byte message.
     fn frame(byte: u8) -> [u8; 6] {
         [0, 0, 0, 0, 1, byte]
     }

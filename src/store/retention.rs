@@ -1,9 +1,10 @@
-//! How much of each room's log is kept.
+//! The limits of the logs' size and age.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
-/// snapshot covers them.
+/// snapshot covers them. The newest record of a log always stays. A store on disk lets events and bytes exceed their limits
+/// by 1/16 before it removes any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// The maximum number of events per log.
@@ -33,7 +34,7 @@ impl Retention {
         max_total_bytes: 8 << 30,
     };
 
-    /// Returns the Unix time before which a broadcast is too old to keep, or `None` if age is unlimited.
+    /// Returns the Unix time before which broadcasts have expired, or `None` if age is unlimited.
     pub(super) fn cutoff(&self) -> Option<Duration> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.max_age.map(|max_age| now.saturating_sub(max_age))

@@ -31,7 +31,7 @@ struct ParticipantProto {
     is_resumable: bool,
 }
 
-/// Encodes a snapshot.
+/// Encodes a snapshot for [`Append::snapshot`](super::Append::snapshot).
 #[must_use]
 pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
     let participants = snapshot

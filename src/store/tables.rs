@@ -5,7 +5,7 @@
 //! | `rooms` | room name | log id (4 bytes), epoch (8) |
 //! | `records` | log id (4), sequence of the first event (8) | [`Record`](super::Record) |
 //! | `snapshots` | log id (4) | [snapshot](super::encode_snapshot) |
-//! | `snapshots` | log id (4), `f` | sequence of the first event that retention has left (8) |
+//! | `snapshots` | log id (4), `f` | first sequence that retention has kept (8) |
 //!
 //! All numbers are big-endian, so that the records of a log are one range, in order.
 
@@ -39,10 +39,10 @@ impl Durability {
     }
 }
 
-/// The size of the block cache.
+/// The size of the block cache, in bytes.
 const CACHE_BYTES: u64 = 16 << 20;
 
-/// The size at which a memtable is written to a table file.
+/// The size, in bytes, at which a memtable is written to a table file.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 
 /// The open database.
@@ -64,7 +64,7 @@ impl Tables {
         workers: usize,
     ) -> Result<Self, StoreError> {
         let cannot_open = |error: fjall::Error| match (&error, environment_error(&error)) {
-            // Another program; other servers are kept out by the directory's own lock.
+            // Locked by another program: the lock of the directory already excludes other servers.
             (fjall::Error::Locked, _) => StoreError::Locked(directory.path().into()),
             (_, Some(error)) => directory.cannot_use(&error.to_string()),
             _ => directory.unreadable(error.to_string()),
@@ -105,7 +105,7 @@ impl Tables {
         Ok(batch.commit()?)
     }
 
-    /// Removes the snapshot of a log that is complete from its first event on.
+    /// Removes the snapshot of a log that still starts at event 1, so that the room can be replayed without it.
     pub(super) fn remove_snapshot(&self, log: LogId) -> Result<(), StoreError> {
         let mut batch = self.batch();
         batch.remove(&self.snapshots, log.0.to_be_bytes());
@@ -170,7 +170,7 @@ pub(super) fn decode_record_key(key: &[u8]) -> Result<Sequence, StoreError> {
     first.map(Sequence::new).ok_or(damaged("its key is malformed"))
 }
 
-/// Returns the log id with which the keys of records and snapshots start.
+/// Returns the log id at the start of a key of `records` or `snapshots`.
 pub(super) fn decode_log_id(key: &[u8]) -> Result<LogId, StoreError> {
     let log = key.first_chunk().copied().map(u32::from_be_bytes);
     log.map(LogId).ok_or(damaged("its key is malformed"))

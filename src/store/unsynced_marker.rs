@@ -29,7 +29,7 @@ impl UnsyncedMarker {
         write_atomically(&self.0, &boot_id())
     }
 
-    /// Marks that everything is synced.
+    /// Marks that everything is synced. Does nothing if there is no marker.
     pub(super) fn remove(&self) -> io::Result<()> {
         match none_if_missing(fs::remove_file(&self.0))? {
             Some(()) => sync_parent(&self.0),
@@ -38,7 +38,7 @@ impl UnsyncedMarker {
     }
 }
 
-/// Returns the kernel's boot id, or nothing (and so never a difference) where there is none.
+/// Returns the kernel's boot id. Empty on systems without one, where reboots are therefore not detected.
 fn boot_id() -> Vec<u8> {
     fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }

@@ -1,16 +1,16 @@
 //! The highest sequence of each log that was made durable, stored beside the database.
 //!
-//! An incomplete batch at the end of a journal was usually torn by a crash, was never acknowledged, and is cut off (see
-//! [`Cuts`](super::journals::Cuts)). But if a journal is damaged later, acknowledged batches behind the damage are cut off
-//! with it, and nothing in the database reveals that. So the writer stores the high watermarks after each commit, before it
-//! acknowledges, and a start refuses logs that end below theirs. (Damage in tables and versions is detected by their own
-//! checksums: the database does not open.)
+//! An incomplete batch at the end of a journal was usually torn by a crash and never acknowledged, and is truncated when
+//! the store is opened. But if a journal is damaged later, acknowledged batches after the damage are truncated too, and
+//! nothing in the database reveals that. So the writer stores the high watermarks after each commit, before it
+//! acknowledges, and opening the store fails if a log ends below its watermark. (Damage in table and version files is
+//! detected by their own checksums: the database does not open.)
 //!
-//! Watermarks are not synced, except when one is lowered. They survive the end of the process, and after a power cut older
-//! values can only be too low.
+//! Watermarks are not synced, except when one is lowered. They survive a crash of the process. After a power cut the file may
+//! hold older values, which are lower.
 //!
 //! The file `heads` is an array, indexed by log id, of 16-byte entries: the sequence (8 bytes, big-endian), the CRC-32 of
-//! log id and sequence (4 bytes), and four zeros. A damaged entry is ignored.
+//! log id and sequence (4 bytes), and four zero bytes. A damaged entry is ignored.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -80,7 +80,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let watermarks = HighWatermarks::open(directory.path()).unwrap();
         assert_eq!(watermarks.read_all().unwrap(), []);
-        // Log 1 has none.
+        // Log 1 has no watermark.
         for (log, last) in [(0, 3), (2, 7), (0, 9)] {
             watermarks.set(LogId(log), Sequence::new(last)).unwrap();
         }

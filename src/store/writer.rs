@@ -1,4 +1,4 @@
-//! The writer thread: everything that waits, of all rooms, is written as one commit with one sync (group commit).
+//! The writer thread: commits all queued appends, of all rooms, as one batch with one sync (group commit).
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -13,7 +13,7 @@ use super::{Append, AppendFuture, LogId, StoreError};
 /// The interval at which idle logs are checked for expired events.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 60_000 });
 
-/// An append in the queue. Each room has at most one at a time, which bounds the queue.
+/// An append in the queue. The hub awaits each append of a room before the next one, which bounds the queue.
 struct QueuedAppend {
     log: LogId,
     append: Append,
@@ -37,17 +37,17 @@ impl Writer {
         Ok((Self { queue }, thread))
     }
 
-    /// Queues an append. The future completes once it is durable.
+    /// Queues an append. The future completes once the append is durable; it fails if the queue is closed.
     pub(super) fn append(&self, log: LogId, append: Append) -> AppendFuture<'static> {
         let (done, result) = oneshot::channel();
-        // If the thread is gone, `done` is dropped, which ends the wait below.
+        // If the queue is closed or the thread has ended, `done` is dropped, and the future below fails.
         if let Some(queue) = &*self.queue.lock() {
             queue.send(QueuedAppend { log, append, done }).ok();
         }
         Box::pin(async move { result.await.unwrap_or(Err(StoreError::Failed)) })
     }
 
-    /// Closes the queue. The thread ends once it has written what is queued.
+    /// Closes the queue. The thread ends once it has committed the queued appends.
     pub(super) fn close(&self) {
         self.queue.lock().take();
     }

@@ -97,7 +97,7 @@ impl MessageAttributes {
     }
 }
 
-/// Converts to the number type of attributes, saturating.
+/// Converts to `i64`, the integer type of attributes. Saturates at [`i64::MAX`].
 pub(super) fn number(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }

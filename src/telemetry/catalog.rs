@@ -5,9 +5,9 @@
 pub struct Definition {
     /// The full name, with unit and `_total` suffix.
     pub name: &'static str,
-    /// The type.
+    /// The Prometheus type.
     pub kind: Kind,
-    /// The names of the labels.
+    /// The names of the labels, in the order in which samples have them.
     pub labels: &'static [&'static str],
     /// The help text: one or two sentences.
     pub help: &'static str,
@@ -63,7 +63,7 @@ const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'
     }
 }
 
-/// Declares each metric as a constant, and all of them, in the order of the `/metrics` page, as the catalog.
+/// Declares each metric as a constant, and [`CATALOG`] as the list of all of them.
 macro_rules! catalog {
     ($($name:ident = $definition:expr;)*) => {
         $(pub(super) const $name: Definition = $definition;)*

@@ -20,8 +20,8 @@ pub struct ClientSpans {
     tracer: Option<Tracer>,
 }
 
-/// The span of a message that is being sent. It is exported when it is dropped, as an error if the message was not
-/// acknowledged.
+/// The span of a message that is being sent. It is exported when it is dropped, unless it was abandoned: as an error if the
+/// message was rejected or no outcome was recorded.
 #[derive(Debug)]
 pub struct SendSpan {
     tracer: Tracer,
@@ -48,7 +48,7 @@ enum Outcome {
 }
 
 impl ClientSpans {
-    /// Creates spans with `tracer`, or none without one.
+    /// Creates spans with `tracer`. Without a tracer, nothing is traced.
     #[must_use]
     pub const fn new(tracer: Option<Tracer>) -> Self {
         Self { tracer }
@@ -71,8 +71,8 @@ impl ClientSpans {
         }))
     }
 
-    /// Records the span of a message that was received at `start` and has been handled now. `lamport_time` is the receiver's
-    /// time after it. Private notices are ignored.
+    /// Records the span of a message that was received at `start` and has been handled. `lamport_time` is the receiver's
+    /// Lamport time after the message. Ignores private notices, which have no sequence.
     pub fn received(&self, message: &ServerMessage, lamport_time: i64, start: SystemTime) {
         let Some(tracer) = self.tracer.as_ref().filter(|_| message.sequence != 0) else {
             return;
@@ -105,7 +105,7 @@ impl ClientSpans {
 }
 
 impl SendSpan {
-    /// The server has broadcast the message.
+    /// Records that the server has broadcast the message as `broadcast`.
     pub fn acknowledged(&self, broadcast: &ServerMessage) {
         self.set_outcome(Outcome::Acknowledged {
             message_id: broadcast.message_id.clone(),
@@ -113,17 +113,17 @@ impl SendSpan {
         });
     }
 
-    /// The server has rejected the message.
+    /// Records that the server has rejected the message. `message_id` may be empty.
     pub fn rejected(&self, message_id: &str) {
         self.set_outcome(Outcome::Rejected(message_id.to_owned()));
     }
 
-    /// The message was handed to the transport, and the caller does not wait for an acknowledgement.
+    /// Records that the message was handed to the transport and that no acknowledgement is awaited.
     pub fn handed_over(&self) {
         self.set_outcome(Outcome::HandedOver);
     }
 
-    /// The message was not sent. The span is not exported.
+    /// Discards the span, because the message was not sent.
     pub fn abandon(&self) {
         self.set_outcome(Outcome::Abandoned);
     }

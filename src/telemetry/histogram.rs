@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::catalog::Definition;
 
-/// The upper bounds of the buckets, inclusive. They include the thresholds of the service level objectives.
+/// The inclusive upper bounds of the buckets, and their values in seconds. They include the thresholds of the service level
+/// objectives.
 const BOUNDS: [(Duration, &str); 15] = [
     (Duration::from_micros(100), "0.0001"),
     (Duration::from_micros(250), "0.00025"),
@@ -41,7 +42,7 @@ impl Histogram {
     pub(super) fn record(&self, latency: Duration, count: u32) {
         let bucket = BOUNDS.partition_point(|(bound, _)| *bound < latency);
         self.counts[bucket].fetch_add(count.into(), Ordering::Relaxed);
-        // 64 bits hold 580 years.
+        // 64 bits hold 584 years of summed latency; after that, the sum wraps.
         let nanos = u64::try_from(latency.as_nanos())
             .unwrap_or(u64::MAX)
             .saturating_mul(count.into());
@@ -53,7 +54,7 @@ impl Histogram {
         self.counts.iter().all(|count| count.load(Ordering::Relaxed) == 0)
     }
 
-    /// Appends the histogram in the Prometheus text format, without labels.
+    /// Appends the histogram, without labels, to `out` in the Prometheus text format.
     pub(super) fn render(&self, definition: &Definition, out: &mut String) {
         Self::render_head(definition, out);
         self.render_series(definition.name, "", out);

@@ -56,8 +56,8 @@ impl LogOptions {
 #[must_use = "buffered log lines are lost unless the guard is held until the end"]
 pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
 
-/// The targets of the libraries that export telemetry. They are never logged: exporting what an export logs would not end, and
-/// [`DropCounter`](super::otlp) reports failures already.
+/// Filter directives for the libraries that export telemetry. Their events are never logged: each would be exported, which
+/// would cause further events without end. Failed exports are logged by `DropCounter` instead.
 const EXPORTER_TARGETS: [&str; 8] = [
     "opentelemetry=off",
     "opentelemetry_sdk=off",
@@ -108,7 +108,7 @@ pub fn init(options: &LogOptions, otlp: &OtlpPipeline) -> Result<LogGuard, Parse
         .with(lines.with_filter(without_exporters(&options.filter)))
         .with(records);
     EnvFilter::try_new(&options.filter)?;
-    // In tests, several servers share a process.
+    // Fails if a subscriber is installed already, as in tests that run several servers in one process.
     subscriber.try_init().ok();
     Ok(LogGuard(guard))
 }

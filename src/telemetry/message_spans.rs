@@ -13,10 +13,11 @@ use crate::hub::{AcceptedEvent, FanOut, MessageTrace, RejectedMessage, StoredBat
 use crate::proto::EventType;
 use crate::reason::Reason;
 
-/// The number of spans per message.
+/// The maximum number of spans per message.
 const SPANS: usize = 3;
 
-/// A traced message on its way through the hub. Its spans are exported when it is dropped.
+/// A traced message on its way through the hub. Its spans are exported when it is dropped, `process` as an error if the
+/// message was not published.
 pub(super) struct MessageSpans {
     tracer: Tracer,
     ids: SpanIds,
@@ -64,7 +65,7 @@ impl MessageSpans {
         })
     }
 
-    /// Converts to wall-clock time, relative to `start`, so that spans of one message are consistent.
+    /// Converts to wall-clock time relative to `start`, so that setting the clock does not reorder the spans of a message.
     fn wall_time(&self, at: Instant) -> SystemTime {
         self.start + at.saturating_duration_since(self.received_at)
     }
@@ -85,7 +86,7 @@ impl MessageSpans {
     }
 }
 
-/// Records the `process` span of a rejected message, which has no other.
+/// Records the `process` span of a rejected message. It has no child spans.
 pub(super) fn record_rejected(tracer: &Tracer, rejected: &RejectedMessage<'_>) {
     let Some(ids) = tracer.sample(rejected.trace, 1) else {
         return;

@@ -31,7 +31,7 @@ pub(super) const METHODS: [&str; 5] = [
     HEALTH_CHECK,
 ];
 
-/// Measured but not traced: it is called every few seconds, and its spans say nothing.
+/// Measured but not traced: orchestrators call it every few seconds, and its spans carry no information.
 pub(super) const HEALTH_CHECK: &str = "grpc.health.v1.Health/Check";
 
 /// The names of the gRPC status codes, indexed by code.
@@ -81,21 +81,21 @@ pub struct Metrics {
     store_available: Gauge,
     /// Unary calls, by index in `METHODS` and status code.
     calls: [[Histogram; CODE_NAMES.len()]; METHODS.len()],
-    /// By the label of [`Reason::stream_end_label`].
+    /// By the label that [`Reason::stream_end_label`] returns.
     streams_ended: HashMap<&'static str, Counter>,
     received: [Counter; 3],
     broadcast: [Counter; 3],
     rejected: HashMap<Reason, Counter>,
     dropped_spans: Counter,
     dropped_logs: Counter,
-    /// Counts dropped spans and log records.
+    /// The source of the counts of dropped spans and log records.
     otlp: OtlpPipeline,
     lamport_time: Gauge,
-    /// The value of the gauge `lamport_time`.
+    /// The highest Lamport time so far. The gauge is set from it when the page is rendered.
     max_lamport_time: AtomicI64,
 }
 
-/// The kinds of events, in the order of their numbers.
+/// The kinds of events, indexed by their protobuf number.
 const KINDS: [EventType; 3] = [EventType::Join, EventType::Message, EventType::Leave];
 
 impl Metrics {
@@ -173,9 +173,9 @@ impl Metrics {
         }
     }
 
-    /// Sets the store whose usage is shown.
+    /// Sets the store whose usage the `/metrics` page shows. Only the first call has an effect, because a server has one
+    /// store. The store is held weakly; once it is dropped, the page shows its last usage.
     pub fn observe_store(&self, store: &Arc<dyn Store>) {
-        // Set once: a server has one store.
         self.store.set(Arc::downgrade(store)).ok();
     }
 
@@ -198,7 +198,8 @@ impl Metrics {
         }
     }
 
-    /// Renders all metrics in the Prometheus text format, in the order of the catalog.
+    /// Renders all metrics in the Prometheus text format, in the order of the catalog. Blocks while it reads `/proc` and the
+    /// free space of the disk. The metrics of the Tokio runtime are included only if called within one.
     #[must_use]
     pub fn render(&self) -> String {
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
@@ -277,7 +278,7 @@ impl Metrics {
     }
 }
 
-/// Sorts the metric families of a page in the order of the catalog.
+/// Sorts the metric families of a page into the order of the catalog.
 fn in_catalog_order(page: &str) -> String {
     let mut families: Vec<&str> = page.split("\n\n").map(str::trim).collect();
     families.retain(|family| !family.is_empty());
@@ -337,7 +338,7 @@ fn register_gauge(
 mod tests {
     use super::*;
 
-    /// The labels of a sample, without the bound of a bucket.
+    /// Returns the label names of a sample, without `le`.
     fn labels(sample: &str) -> Vec<&str> {
         let Some((_, labels)) = sample.split_once('{') else {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! The observer of the hub, the store and the transport, which records metrics, log lines and spans.
+//! Implements the observer traits of the hub, the store and the transport.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct TelemetryObserver {
 }
 
 impl TelemetryObserver {
-    /// Creates an observer that traces if there is a tracer.
+    /// Creates an observer. Without a `tracer` it records no spans.
     #[must_use]
     pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
         Self { metrics, tracer }
@@ -62,7 +62,7 @@ impl TelemetryObserver {
     }
 }
 
-/// Makes log lines belong to this trace for as long as the guard is held.
+/// Adds the ids of `trace` to the log lines of this thread until the guard is dropped.
 fn enter_trace(trace: Option<&TraceContext>) -> Option<ContextGuard> {
     trace.map(|trace| {
         let context = Context::new().with_remote_span_context(remote_span_context(trace));

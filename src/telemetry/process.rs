@@ -10,7 +10,7 @@ use super::catalog::{
 };
 use crate::procfs::{CPU_FIELDS, TICKS_PER_SECOND, number_after, stat_field};
 
-/// Reads the metrics of this process, without those that the system does not provide.
+/// Reads the metrics of this process. Omits those that the system does not provide.
 pub(super) fn process_metrics() -> Vec<(Definition, f64)> {
     let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (stat, status, limits) = (

@@ -21,8 +21,8 @@ use super::metrics::{CODE_NAMES, HEALTH_CHECK, METHODS, Metrics};
 use super::otlp::{FinishedSpan, SpanIds, Tracer};
 use crate::domain::TraceContext;
 
-/// A `tower` layer that measures and traces unary calls. Streaming calls pass through, because their duration is up to the
-/// client.
+/// A `tower` layer that measures and traces unary calls. Streaming calls pass through unmeasured, because the client decides
+/// how long they last.
 #[derive(Clone)]
 pub struct UnaryCallLayer {
     metrics: Arc<Metrics>,
@@ -30,7 +30,7 @@ pub struct UnaryCallLayer {
 }
 
 impl UnaryCallLayer {
-    /// Creates a layer that records into `metrics`, and traces if there is a tracer.
+    /// Creates a layer that records into `metrics`. Without a `tracer` it records no spans.
     #[must_use]
     pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
         Self { metrics, tracer }
@@ -94,7 +94,7 @@ where
     }
 }
 
-/// A call in progress. It is recorded when it is dropped.
+/// A call in progress. It is recorded when it is dropped, which also covers calls that the client cancels.
 struct Call {
     layer: UnaryCallLayer,
     method: &'static str,
@@ -127,7 +127,7 @@ impl Call {
         }
     }
 
-    /// Reads the status code of the call, if these headers or trailers contain it.
+    /// Reads the status code of the call from headers or trailers, if they contain it.
     fn read_status(&mut self, headers: &HeaderMap) {
         if headers.contains_key(GrpcStatus::GRPC_STATUS) {
             self.code = GrpcStatus::from_header_map(headers).map(|status| status.code());

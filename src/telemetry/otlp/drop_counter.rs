@@ -47,8 +47,8 @@ impl DropCounter {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the queue has room for this many records. If not, they count as dropped, and the caller must not create
-    /// them.
+    /// Returns whether the queue has room for `records` more records, without reserving it. If not, they count as dropped,
+    /// and the caller must not create them.
     pub(super) fn has_room(&self, records: usize) -> bool {
         let has_room = self.queued.load(Ordering::Relaxed) + records <= self.capacity;
         if !has_room {
@@ -67,7 +67,7 @@ impl DropCounter {
         false
     }
 
-    /// Removes records from the queue: they were exported, or dropped for the given reason.
+    /// Removes records from the queue: they were exported, or, if there is a `failure`, dropped.
     pub(super) fn dequeue(&self, records: usize, failure: Option<&str>) {
         // Saturating, because `close` resets the count while the last export may still be running.
         let rest = |queued: usize| Some(queued.saturating_sub(records));
@@ -80,7 +80,7 @@ impl DropCounter {
         }
     }
 
-    /// Counts everything in the queue as dropped: nothing is exported any more.
+    /// Counts everything in the queue as dropped. Called after the exporter was shut down.
     pub(super) fn close(&self, reason: &str) {
         let queued = self.queued.swap(0, Ordering::AcqRel);
         if queued > 0 {

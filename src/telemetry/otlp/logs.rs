@@ -57,7 +57,7 @@ impl OtlpLogs {
         self.counter.dropped()
     }
 
-    /// Flushes the queue for at most `timeout` and drops the rest. Blocks.
+    /// Flushes the queue for at most `timeout` and drops the rest. Blocks, so do not call it from an async task.
     pub(super) fn shut_down(&self, timeout: Duration) {
         let result = self.provider.shutdown_with_timeout(timeout);
         let reason = result.map_or_else(

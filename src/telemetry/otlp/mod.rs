@@ -21,10 +21,10 @@ pub use sampling::{DEFAULT_REMOTE_LIMIT_PER_SECOND, SamplerOptions};
 pub use spans::Tracer;
 pub(super) use spans::{FinishedSpan, SpanIds, remote_span_context, system_time};
 
-/// The default queue size of each signal, in records, as the OpenTelemetry specification has it.
+/// The queue size of each signal, in records, that the OpenTelemetry specification defines as the default.
 const DEFAULT_QUEUE_SIZE: usize = 2_048;
 
-/// The minimum time for a flush whose deadline has passed: enough if the collector responds.
+/// The minimum time to flush the logs, even if the deadline has passed: enough for a collector that responds.
 const MIN_FLUSH_TIME: Duration = Duration::from_millis(50);
 
 /// Exports the spans and log records of a process, if endpoints are configured. Clones share their queues.
@@ -82,7 +82,11 @@ impl OtlpPipeline {
         self.logs.as_ref().map_or(0, OtlpLogs::dropped)
     }
 
-    /// Flushes both queues until `deadline`, and drops the rest. Logs are flushed last, so that they include this shutdown.
+    /// Flushes both queues until `deadline`, and drops the rest. Spans are flushed first and take at most half of the time if
+    /// logs are exported too. Logs are flushed last, so that they include this shutdown; they may take 50 ms even if the
+    /// deadline has passed.
+    ///
+    /// If the future is dropped, a flush that has started continues in the background, and the next one does not start.
     pub async fn shut_down(self, deadline: Instant) {
         let remaining = move || deadline.saturating_duration_since(Instant::now());
         let Self { tracer, logs } = self;
@@ -116,7 +120,7 @@ fn resource(service: &'static str) -> Resource {
         ])
         .build();
     let environment = Resource::builder().build();
-    // The SDK invents a name if the environment has none.
+    // Without a name in the environment, the SDK sets `unknown_service`, which must not replace the default.
     let is_named = std::env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
         || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|value| value.contains("service.name="));
     let attribute = |(key, value): (&Key, &Value)| KeyValue::new(key.clone(), value.clone());

@@ -7,7 +7,7 @@ use http::uri::Scheme;
 
 use super::sampling::SamplerOptions;
 
-/// The signals that are pushed. Metrics are scraped.
+/// The signals that are exported. Metrics are not among them: Prometheus scrapes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Signal {
     Traces,
@@ -27,7 +27,7 @@ pub struct OtlpOptions {
 }
 
 impl OtlpOptions {
-    /// Reads the environment of this process.
+    /// Reads the options from the environment of this process. An empty variable counts as unset.
     ///
     /// # Errors
     ///

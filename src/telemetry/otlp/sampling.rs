@@ -7,19 +7,20 @@ use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 
-/// The threshold of the ratio 1. Like in the SDK, the threshold is compared with the low 63 bits of the trace id, so that all
-/// services with the same ratio sample the same traces.
+/// The threshold of the ratio 1. As in the SDK, the threshold is compared with the low 64 bits of the trace id, shifted right
+/// by one, so that all services with the same ratio sample the same traces.
 const MAX_THRESHOLD: u64 = 1 << 63;
 
-/// Which messages are traced: `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` and the limit of `serve`.
+/// Which messages are traced: `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` and `serve --trace-remote-limit`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
-    /// The share of the traces started here that are recorded, from 0 to 1.
+    /// The share, from 0 to 1, of the traces started by this process that are recorded.
     pub ratio: f64,
-    /// Whether the sampled flag of a remote parent decides.
+    /// Whether the sampled flag of a remote parent decides if a message is traced. Otherwise the ratio decides.
     pub parent_decides: bool,
-    /// How many messages per second are recorded because of their remote parent. Beyond that the ratio decides, so that
-    /// senders cannot make the server record more than its operator wants.
+    /// How many messages per second are recorded because of their remote parent, with a burst of one second. Beyond that the
+    /// ratio decides, so that senders cannot make the server record more than its operator wants; a ratio of 1 therefore
+    /// makes the limit ineffective.
     pub remote_limit_per_second: u32,
 }
 
@@ -38,7 +39,7 @@ impl Default for SamplerOptions {
 }
 
 impl SamplerOptions {
-    /// Parses the values of the two variables.
+    /// Parses the values of `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`; `None` is an unset variable.
     ///
     /// # Errors
     ///
@@ -73,7 +74,7 @@ impl SamplerOptions {
     }
 }
 
-/// A remote parent or link.
+/// The remote parent or link of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RemoteParent {
     pub(super) trace_id: u128,
@@ -83,7 +84,7 @@ pub(super) struct RemoteParent {
 /// Decides which messages are traced.
 #[derive(Debug)]
 pub(super) struct Sampler {
-    /// Traces are recorded if the low 63 bits of their id are below this.
+    /// A trace is recorded if the low 64 bits of its id, shifted right by one, are below this.
     threshold: u64,
     parent_decides: bool,
     remote_limit: RateLimiter,
@@ -105,7 +106,7 @@ impl Sampler {
         }
     }
 
-    /// Returns the id of a new trace if it is recorded. Costs one random number if not.
+    /// Returns the id of a new trace, or `None` if it is not recorded, which costs at most one random number.
     pub(super) fn sample_root(&self) -> Option<u128> {
         if self.threshold == 0 {
             return None;
@@ -139,7 +140,7 @@ impl Sampler {
     }
 }
 
-/// The same decisions for the SDK's own tracer.
+/// Applies a [`Sampler`] to the spans that the SDK creates from `tracing` spans.
 #[derive(Debug, Clone)]
 pub(super) struct SharedSampler(pub(super) std::sync::Arc<Sampler>);
 
@@ -180,7 +181,7 @@ impl ShouldSample for SharedSampler {
     }
 }
 
-/// A rate limiter with a burst of one second: the generic cell rate algorithm (ITU-T I.371), without a lock.
+/// A lock-free rate limiter that allows a burst of one second's worth: the generic cell rate algorithm (ITU-T I.371).
 #[derive(Debug)]
 struct RateLimiter {
     started: Instant,
@@ -273,7 +274,7 @@ mod tests {
         };
         assert!(!sampler.sample_remote(parent(false)));
         let sampled = (0..1_000).filter(|_| sampler.sample_remote(parent(true))).count();
-        // Three at once, and one more each third of a second that the loop may have taken.
+        // A burst of three, and one more for each third of a second that the loop takes.
         assert!((3..20).contains(&sampled), "{sampled}");
     }
 

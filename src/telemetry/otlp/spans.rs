@@ -1,4 +1,5 @@
-//! Spans, created when they end from what was recorded until then. A message in flight has no open span.
+//! Export of spans. A span is created only when it ends, from what was recorded until then; a message in flight has no open
+//! span in the SDK.
 
 use std::fmt;
 use std::sync::Arc;
@@ -65,13 +66,13 @@ pub(crate) struct FinishedSpan {
 
 impl Tracer {
     /// Starts to export to the collector at `endpoint`. The service is named `service` unless the environment names it.
-    /// `should_retry` says whether failed exports are retried a few times.
+    /// If `should_retry`, failed exports are retried with the recommended policy of the SDK.
     ///
     /// Must be called within a Tokio runtime, which has to live until [`Tracer::shut_down`]. Does not wait for the collector.
     ///
     /// # Errors
     ///
-    /// Fails if the endpoint or another of the `OTEL_*` variables is invalid.
+    /// Fails if the endpoint or one of the `OTEL_*` variables that the SDK reads is invalid.
     pub fn start(
         endpoint: &str,
         sampler: &SamplerOptions,
@@ -131,8 +132,8 @@ impl Tracer {
         self.processor.counter.dropped()
     }
 
-    /// Returns the ids of a new child span of `parent`, or of a new root span, if it is sampled. If the queue has no room for
-    /// `spans` spans, that many count as dropped and the result is `None`.
+    /// Returns the ids of a new span, or `None` if it is not sampled. It is a child of `parent`, or a root span if there is
+    /// none. If the queue has no room for `spans` spans, that many count as dropped and the result is `None`.
     pub(crate) fn sample(&self, parent: Option<&TraceContext>, spans: usize) -> Option<SpanIds> {
         let ids = match parent {
             None => SpanIds::root(TraceId::from(self.sampler.sample_root()?)),
@@ -152,8 +153,8 @@ impl Tracer {
         self.processor.counter.has_room(spans).then_some(ids)
     }
 
-    /// Returns the ids of a new root span that is linked to `origin`, if `origin` is sampled. Without an origin, it is sampled
-    /// like any root span.
+    /// Returns the ids of a new root span that is to be linked to `origin`, or `None` if `origin` is not sampled or the queue
+    /// is full. Without an origin, the span is sampled like any root span.
     pub(crate) fn sample_linked(&self, origin: Option<&TraceContext>) -> Option<SpanIds> {
         let Some(origin) = origin else {
             return self.sample(None, 1);
@@ -197,7 +198,7 @@ impl Tracer {
 
     /// Flushes the queue for at most `timeout` and drops the rest. Blocks, so do not call it from an async task.
     pub fn shut_down(&self, timeout: Duration) {
-        // If the provider were not shut down itself, it would flush again when dropped.
+        // Shuts down the provider, not the processor alone: otherwise the provider would flush again when dropped.
         let result = self.provider.shutdown_with_timeout(timeout);
         let reason = result.map_or_else(
             |error| error.to_string(),
@@ -266,7 +267,7 @@ fn remote_parent(context: &TraceContext) -> RemoteParent {
     }
 }
 
-/// Parses `tracestate`; empty if it is malformed.
+/// Parses `tracestate`. A malformed value counts as empty.
 fn trace_state(context: &TraceContext) -> TraceState {
     context.tracestate().parse().unwrap_or_default()
 }
