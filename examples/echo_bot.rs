@@ -1,4 +1,4 @@
-//! A bot that repeats what others say. It reconnects and resumes by itself, and leaves on Ctrl+C.
+//! A bot that repeats the messages of other participants. It reconnects and resumes automatically, and leaves on Ctrl-C.
 //!
 //! ```sh
 //! cargo run --example echo_bot -- 127.0.0.1:50052 tea
@@ -12,7 +12,7 @@ use tokio_stream::StreamExt as _;
 
 const NAME: &str = "Echo";
 
-/// Runs the bot until `stop` completes.
+/// Runs the bot until `stop` completes, then leaves the room.
 pub async fn run(
     server: &ServerAddress,
     room: &str,

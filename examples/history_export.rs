@@ -11,8 +11,8 @@ use chitchat::client::{ConnectOptions, Connection, Event, History, HistoryQuery,
 use chitchat::proto::EventType;
 use tokio_stream::StreamExt as _;
 
-/// Writes the messages of `room` to `output`, oldest first. The log is read page by page, so a long one is not held in
-/// memory.
+/// Writes the messages of `room` to `output`, oldest first. The log is read page by page, so it is never in memory as a
+/// whole.
 pub async fn run(server: &ServerAddress, room: &str, mut output: impl Write) -> Result<(), Box<dyn Error>> {
     let connection = Connection::open(server, &ConnectOptions::default()).await?;
     let query = HistoryQuery {
@@ -31,7 +31,7 @@ pub async fn run(server: &ServerAddress, room: &str, mut output: impl Write) -> 
                 escape::name(&message.sender_name),
                 escape::text(&message.msg_stream)
             )?,
-            // The server no longer retains the first events.
+            // The server no longer retains these events.
             Event::Gap(gap) => eprintln!("{gap}"),
             _ => {}
         }

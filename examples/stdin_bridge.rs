@@ -1,4 +1,4 @@
-//! A bridge from standard input to a room: posts each line and waits until the server has broadcast it.
+//! A bridge from standard input to a room: posts each line and waits for its acknowledgement before it reads the next one.
 //!
 //! ```sh
 //! tail -f /var/log/syslog | cargo run --example stdin_bridge -- 127.0.0.1:50052 tea syslog
@@ -9,7 +9,8 @@ use std::error::Error;
 use chitchat::client::{ConnectOptions, Publisher, RetryPolicy, ServerAddress};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader, stdin};
 
-/// Posts the lines of `input` to `room` as `name`. Retries while the server is unavailable; no line is posted twice.
+/// Posts the lines of `input` to `room` as `name`. Retries while the server is unavailable, without posting a line twice.
+/// Stops at the first line that the server rejects.
 pub async fn run(
     server: &ServerAddress,
     room: &str,

@@ -2,12 +2,11 @@
 
 use crate::domain::limits::MAX_TIMESTAMP;
 
-/// The maximum time of the clock: servers reject later timestamps. A room that ticks a million times a second reaches it
-/// in 146,000 years.
+/// The clock stops here, because servers reject later timestamps. At a million ticks per second this takes 146,000 years.
 const MAX: i64 = MAX_TIMESTAMP;
 
-/// A participant's Lamport clock, which ticks before each send and merges with each receive. It starts at 0, never runs
-/// backwards, and no server can push it out of range.
+/// Ticks before each send and merges each received timestamp. Starts at 0, never runs backwards, and cannot be pushed out
+/// of range by a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct LamportClock(i64);
 

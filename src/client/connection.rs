@@ -23,14 +23,15 @@ use crate::proto::{
     SubscribeRequest,
 };
 
-/// Decode limit in bytes for one message of a stream: twice what the longest text under the highest permitted
-/// `--max-message-chars` needs.
+/// Decode limit in bytes for one message of a stream: more than twice the size of the longest text that the server's flag
+/// `--max-message-chars` can permit (100,000 characters of 4 bytes).
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Decode limit in bytes for the answer to a unary call: a page of the longest texts.
+/// Decode limit in bytes for the response to a unary call: well above a page of history. A list of participants has no
+/// pages.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Timeouts of a connection.
+/// Timeouts and keepalive of a [`Connection`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectOptions {
     /// How long to wait for the connection to be established, and then for the response to each unary call and for
@@ -38,7 +39,7 @@ pub struct ConnectOptions {
     pub response_timeout: Duration,
     /// Interval between HTTP/2 keepalive pings, which are also sent while no call is open. Default: 15 s.
     pub keepalive_interval: Duration,
-    /// How long to wait for the answer to a keepalive ping before the connection counts as lost. Default: 10 s.
+    /// How long to wait for the acknowledgement of a keepalive ping before the connection is closed. Default: 10 s.
     pub keepalive_timeout: Duration,
 }
 
@@ -52,10 +53,12 @@ impl Default for ConnectOptions {
     }
 }
 
-/// A connection to one server. Clones are cheap and share the transport, which multiplexes any number of calls.
+/// A connection to one server. Clones are cheap and share one HTTP/2 connection, on which calls are multiplexed.
 ///
 /// It does not reconnect. [`Session`](super::Session), [`Subscription`](super::Subscription) and
-/// [`Publisher`](super::Publisher) do, each over connections of its own.
+/// [`Publisher`](super::Publisher) do, each with connections of its own.
+///
+/// Each call fails with [`ClientError::Timeout`] after [`ConnectOptions::response_timeout`].
 #[derive(Debug, Clone)]
 pub struct Connection {
     channel: Channel,
@@ -66,11 +69,11 @@ pub struct Connection {
 /// State of a service as reported by `grpc.health.v1.Health`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// `SERVING`.
+    /// `SERVING`: the service accepts calls.
     Serving,
     /// `NOT_SERVING`: the service is starting, draining, or has failed.
     NotServing,
-    /// `UNKNOWN`.
+    /// `UNKNOWN`: the server does not know the state of the service.
     Unknown,
     /// `SERVICE_UNKNOWN`: the server has no service of this name.
     ServiceUnknown,
@@ -120,7 +123,7 @@ impl Connection {
     /// Asks the health service for the state of `service`, or for that of the whole server if `service` is empty.
     ///
     /// # Errors
-    /// Any failure of a unary call: see [`ClientError`]. An unknown service is not an error but
+    /// Any failure of a unary call: see [`ClientError`]. An unknown service is not an error: the result is
     /// [`Health::ServiceUnknown`].
     ///
     /// # Cancel safety
@@ -145,12 +148,12 @@ impl Connection {
     /// Posts one message without joining the room. Makes one attempt; see [`Publisher`](super::Publisher) for retries.
     ///
     /// # Errors
-    /// [`ClientError::Rejected`] if the server rejects the message, or any failure of a unary call. After other errors
-    /// than a rejection the message may have been broadcast all the same.
+    /// [`ClientError::Rejected`] if the server rejects the message, or any failure of a unary call. Unless it was
+    /// rejected, the message may have been broadcast nevertheless.
     ///
     /// # Cancel safety
-    /// Not safe: the message may or may not be broadcast. Sending it again under the same message id is safe, because
-    /// the server broadcasts one message per id.
+    /// Not safe: the message may or may not be broadcast. It is safe to send it again under the same message id, because
+    /// the server discards duplicates.
     pub async fn send_message(
         &self,
         request: SendMessageRequest,
@@ -201,7 +204,7 @@ impl Connection {
             .await
     }
 
-    /// Starts to read a room without joining it.
+    /// Opens a `Subscribe` stream and waits for its response headers.
     pub(super) async fn subscribe(
         &self,
         request: SubscribeRequest,
@@ -210,7 +213,7 @@ impl Connection {
         self.respond(client.subscribe(request)).await
     }
 
-    /// Opens a `Chat` stream, sends `join` and waits for the first message.
+    /// Opens a `Chat` stream, sends `join` and waits for the server's first message.
     pub(super) async fn chat(&self, join: JoinMsgLeave) -> Result<ChatCall, ClientError> {
         let mut client = self.client(MAX_MESSAGE_BYTES);
         let calling = async {
@@ -237,7 +240,7 @@ impl Connection {
         ChatServiceClient::new(self.channel.clone()).max_decoding_message_size(decode_limit)
     }
 
-    /// A request with a gRPC deadline, so that the server does not work for a client that has given up.
+    /// Wraps `request` with a gRPC deadline, so that the server can abandon the call when this client gives up.
     fn with_deadline<T>(&self, request: T) -> Request<T> {
         let mut request = Request::new(request);
         request.set_timeout(self.response_timeout);
@@ -275,16 +278,17 @@ async fn with_timeout<F: Future>(
 pub(super) struct ChatCall {
     outgoing: PollSender<JoinMsgLeave>,
     pub(super) incoming: Streaming<ServerMessage>,
-    /// The answer to the JOIN: a welcome, or the first event from a server of the first version. Taken once.
+    /// The answer to the JOIN: a welcome, or an event if the server implements only the first version of the protocol.
+    /// `None` once it has been taken.
     pub(super) first: Option<ServerMessage>,
 }
 
 impl ChatCall {
-    /// Hands what `state` has to send to the transport, as far as its queue has capacity. If messages remain, `cx` is
+    /// Moves unsent messages from `state` to the transport's queue while it has capacity. If messages remain, `cx` is
     /// woken when the queue has capacity again.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, state: &mut SessionState) {
         while state.has_unsent() {
-            // The receiving side reports why the stream has ended.
+            // If the queue is closed, `incoming` yields the reason.
             let Poll::Ready(Ok(())) = self.outgoing.poll_reserve(cx) else {
                 return;
             };

@@ -1,4 +1,4 @@
-//! The part of reconnecting that [`Session`](super::Session) and [`Subscription`](super::Subscription) share.
+//! The connection of a [`Session`](super::Session) or [`Subscription`](super::Subscription) and its reconnects.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use super::error::ClientError;
 use super::event::Event;
 use super::retry::Backoff;
 
-/// The state of a connection that is established again after it is lost. `C` is an open call.
+/// The state of a connection that is re-established after it is lost. `C` is the open call.
 pub(super) enum ConnectionState<C> {
     Open(Box<C>),
     /// Waiting for the delay before the next attempt.
@@ -21,10 +21,11 @@ pub(super) enum ConnectionState<C> {
 }
 
 impl<C> ConnectionState<C> {
-    /// Schedules the next attempt after the one that ended with `cause`, and returns the event that announces it.
+    /// Schedules the next attempt, at least `min_delay` from now, and returns the event that announces it. `cause` is why
+    /// the connection was lost or the previous attempt failed.
     ///
     /// # Errors
-    /// `cause`, if the retry policy permits no further attempt. The connection is closed then.
+    /// Returns `cause` and closes the connection if the retry policy permits no further attempt.
     pub(super) fn schedule_retry(
         &mut self,
         backoff: &mut Backoff,

@@ -12,23 +12,23 @@ pub(super) struct Cursor {
 /// How a received message relates to a [`Cursor`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Observation {
-    /// It is the next event, or not an event of the log.
+    /// It is the next event, or it is not an event of the log.
     Next,
     /// It is an event that was received before.
     Duplicate,
-    /// It is an event after a gap.
+    /// It is an event, and the events before it are missing.
     After(Gap),
 }
 
 impl Cursor {
     pub(super) const START: Self = Self { seen: None };
 
-    /// Where to resume; `None` before the first event.
+    /// The position after which to resume; `None` before the first event.
     pub(super) const fn position(&self) -> Option<ResumePoint> {
         self.seen
     }
 
-    /// Whether `position` has been reached, or never will be because it is in another epoch.
+    /// Whether `position` has been reached, or cannot be reached because it belongs to another epoch.
     pub(super) fn has_passed(&self, position: ResumePoint) -> bool {
         self.seen
             .is_some_and(|seen| seen.epoch != position.epoch || seen.sequence >= position.sequence)
@@ -58,7 +58,8 @@ impl Cursor {
         gap.map_or(Observation::Next, Observation::After)
     }
 
-    /// Continues at `start`, where the server resumes. `recovered` is the server's claim that nothing is missing.
+    /// Moves the cursor to `start`, after which the server resumes, and returns the events that are missing in between.
+    /// `recovered` is the server's claim that none are missing; it is not trusted beyond the last event received.
     pub(super) fn resume_at(&mut self, start: ResumePoint, recovered: bool) -> Option<Gap> {
         let seen = self.seen.replace(start)?;
         if recovered && seen.epoch == start.epoch && start.sequence <= seen.sequence {

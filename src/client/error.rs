@@ -22,7 +22,7 @@ pub enum ClientError {
     Unreachable {
         /// The server's address.
         address: ServerAddress,
-        /// The error of the transport.
+        /// The transport's error.
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The server did not respond in time.
@@ -33,7 +33,7 @@ pub enum ClientError {
         /// The timeout, from [`ConnectOptions::response_timeout`](super::ConnectOptions::response_timeout).
         waited: Duration,
     },
-    /// The server is not a chat server, or too old for this call.
+    /// The server does not implement this call: it is not a chat server, or an older version of one.
     #[error("the server does not offer this service: {message}")]
     Unimplemented {
         /// The server's explanation.
@@ -87,7 +87,7 @@ pub enum ClientError {
         /// The server's explanation.
         message: String,
     },
-    /// The session is closed. If it has failed, its stream has yielded the error.
+    /// The session is closed: [`Session::leave`](super::Session::leave) was called, or its stream has yielded an error.
     #[error("the session is closed")]
     Closed,
 }
@@ -127,7 +127,7 @@ impl fmt::Display for RootCause<'_> {
     }
 }
 
-/// Advice for a port on which something else than a gRPC server answers.
+/// A hint for a port on which something other than a gRPC server answers.
 fn hint(error: &(dyn StdError + 'static)) -> &'static str {
     let mut causes = std::iter::successors(Some(error), |error| (*error).source());
     if causes.any(<dyn StdError>::is::<hyper::Error>) {
@@ -138,7 +138,7 @@ fn hint(error: &(dyn StdError + 'static)) -> &'static str {
 }
 
 impl ClientError {
-    /// Whether the same request may succeed later, because the server or the network is at fault.
+    /// Whether the same request may succeed later, because the cause is temporary or lies with the server or the network.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -158,16 +158,17 @@ impl ClientError {
         }
     }
 
-    /// Whether a client that has been in a room, or read it, should try to return after this error. In addition to
-    /// [transient](Self::is_transient) errors, this includes a name that is taken, because the client's own earlier
-    /// session may hold it until the grace period has expired, and a room that does not exist yet.
+    /// Whether a client that has already joined or read a room should try to reconnect after this error.
+    ///
+    /// In addition to [transient](Self::is_transient) errors, this includes a taken name, because the client's own earlier
+    /// session may hold it until the grace period has expired, and a missing room, because it may be created again.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.is_transient()
             || matches!(self, Self::Rejected(rejection) if rejection.reason == NAME_TAKEN || rejection.code == Code::NotFound)
     }
 
-    /// The delay after which the server asks to retry.
+    /// The delay after which the server asks to retry; `None` if it did not ask for one.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -183,7 +184,8 @@ impl ClientError {
         matches!(self, Self::Rejected(rejection) if rejection.reason == TIMESTAMP_OUT_OF_RANGE)
     }
 
-    /// The error of a call to which no response arrived. A connection that is lost then counts as never established.
+    /// Converts the status of a call that failed before its first response. A connection that was lost that early is
+    /// reported as [`Unreachable`](Self::Unreachable).
     pub(super) fn before_first_response(status: Status, address: &ServerAddress) -> Self {
         match Self::from(status) {
             Self::ConnectionLost(status) => Self::Unreachable {
@@ -197,7 +199,7 @@ impl ClientError {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        // Only a status that the transport made from an error of its own has a source.
+        // A status from the server has no source; a status that the transport created from its own error has one.
         if status.source().is_some() {
             return Self::ConnectionLost(status);
         }

@@ -4,8 +4,8 @@
 //! of a line, and invisible characters can make different texts look the same. They are replaced by `\n`, `\t`, or an
 //! escape such as `\u{1b}` with the code point in hexadecimal. The result is always a single line.
 //!
-//! The escapes are meant for the eye and are ambiguous: a text that literally contains `\u{1b}` looks the same as an
-//! escaped one. Programs should process the messages themselves.
+//! The escapes are meant for people and are ambiguous: a text that literally contains `\u{1b}` looks the same as an escaped
+//! one. Programs should process the unescaped messages.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -52,11 +52,11 @@ fn escape(raw: &str, is_allowed: impl Fn(char, [Option<char>; 2], Option<char>) 
     Cow::Owned(shown)
 }
 
-/// Variation selector 16: asks for the emoji presentation of the pictograph before it.
+/// Variation selector 16: requests the emoji presentation of the preceding pictograph.
 const EMOJI_PRESENTATION: char = '\u{fe0f}';
 /// Zero-width joiner: joins the pictographs around it.
 const JOINER: char = '\u{200d}';
-/// Draws a key cap around the digit before it.
+/// Draws a key cap around the preceding digit.
 const KEYCAP: char = '\u{20e3}';
 
 /// Whether the invisible character `c` between `before` (the two preceding characters, nearest first) and `after` is part
@@ -75,8 +75,7 @@ fn is_part_of_emoji(c: char, before: [Option<char>; 2], after: Option<char>) -> 
     }
 }
 
-/// Whether `c` lies in one of the Unicode blocks from which emoji sequences are made. All of their characters are
-/// visible.
+/// Whether `c` belongs to a Unicode block whose characters occur in emoji sequences. All of these characters are visible.
 const fn is_pictograph(c: char) -> bool {
     matches!(
         c,
@@ -179,7 +178,7 @@ mod tests {
                 if is_unsafe_to_display(c) {
                     let joiner = c == '\u{200d}';
                     prop_assert!(joiner || c == '\u{fe0f}', "{c:?} in {shown:?}");
-                    // Only between visible characters: never first, never two of a kind, a joiner never last.
+                    // It is never first, never repeated, and, if it is a joiner, followed by a visible character.
                     let before = place.checked_sub(1).map(|place| shown[place]);
                     let after = shown.get(place + 1).copied();
                     prop_assert!(before.is_some_and(|before| before != c && !is_control(before)));

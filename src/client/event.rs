@@ -10,18 +10,19 @@ use crate::proto::ServerMessage;
 /// An event of a room, or a change of the connection to it.
 #[derive(Debug)]
 pub enum Event {
-    /// An event of the room (`sequence` > 0), each once and in order; or a private notice (`sequence` = 0).
+    /// An event of the room (`sequence` > 0), yielded once and in order, or a private notice of the server
+    /// (`sequence` = 0).
     Message(Box<ServerMessage>),
-    /// There is no connection, and an attempt to connect follows after `delay`. Yielded before each attempt.
+    /// The connection is lost; the next attempt to connect starts after `delay`. Yielded before each attempt.
     Reconnecting {
         /// The number of the attempt since the connection last worked, from 1.
         attempt: u32,
         /// The delay before the attempt.
         delay: Duration,
-        /// Why the connection was lost, or why the attempt before failed.
+        /// Why the connection was lost or the previous attempt failed.
         cause: ClientError,
     },
-    /// The connection is established again.
+    /// The connection is re-established.
     Resumed {
         /// Whether the stream continues without a gap. If it does not, a [`Gap`](Self::Gap) follows.
         recovered: bool,
@@ -30,7 +31,7 @@ pub enum Event {
     Gap(Gap),
 }
 
-/// Events of a room that a client does not receive. The [`Display`](fmt::Display) form is a sentence for users.
+/// Events of a room that the stream cannot yield. The [`Display`](fmt::Display) form is a clause for users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gap {
     /// The server no longer retains these events.
@@ -40,22 +41,22 @@ pub enum Gap {
         /// The sequence number of the last missing event.
         last: u64,
     },
-    /// The server lost the end of its log: these events, which the client has seen, are no longer part of it, and other
-    /// events will have their sequence numbers.
+    /// The server lost the end of its log: these events, which the client has seen, are no longer part of it, and their
+    /// sequence numbers will be reused for other events.
     Truncated {
         /// The sequence number of the first lost event.
         first: u64,
         /// The sequence number of the last event that the client has seen.
         last: u64,
     },
-    /// The log was replaced by one of another epoch; what followed the last seen event is lost.
+    /// The log was replaced by one of another epoch. The events after the last seen one are lost.
     NewEpoch {
         /// The sequence number, in the old epoch, of the last event that the client has seen.
         seen: u64,
-        /// The stream continues after this sequence number of the new epoch.
+        /// The sequence number, in the new epoch, after which the stream continues.
         after: u64,
     },
-    /// Events may be missing. A server of the first version does not number its events.
+    /// Events may be missing: the server implements only the first version of the protocol, which does not number events.
     Unknown,
 }
 

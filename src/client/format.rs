@@ -5,14 +5,16 @@ use unicode_security::skeleton;
 use super::escape;
 use crate::proto::{EventType, ServerMessage};
 
-/// The name that stands before private notices.
+/// The sender that is displayed for private notices.
 const SERVER: &str = "Server";
 
-/// Formats a message as one line without its line end: `[L=5] Ada: hello` for a text, `[L=6] Server: Message too long …`
-/// for a private notice, and the server's own text for a join or leave.
+/// Formats a message as one line, without a line terminator.
 ///
-/// Names and texts are [escaped](super::escape), so that the line is safe to print on a terminal. A participant whose name
-/// is confusable with `Server` is marked with its id.
+/// A text is formatted as `[L=5] Ada: hello`, a private notice as `[L=6] Server: Message too long …`, and a join or leave
+/// as `[L=7]` followed by the server's description. The number is the Lamport timestamp.
+///
+/// Names and texts are [escaped](super::escape), so that the line is safe to print on a terminal. If the sender's name is
+/// confusable with `Server`, its participant id is added.
 #[must_use]
 pub fn format_message(message: &ServerMessage) -> String {
     let time = message.timestamp;
@@ -30,7 +32,7 @@ pub fn format_message(message: &ServerMessage) -> String {
     format!("[L={time}] {name}: {text}")
 }
 
-/// The skeleton of a name (UTS 39), ignoring case: confusable names have the same.
+/// The UTS 39 skeleton of the lower-case name: confusable names have equal skeletons.
 fn confusable_skeleton(name: &str) -> String {
     skeleton(&name.to_lowercase()).collect()
 }

@@ -1,4 +1,4 @@
-//! Reading a part of a room's log.
+//! Reading past events of a room.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,10 +16,11 @@ use crate::proto::{GetHistoryRequest, GetHistoryResponse};
 /// Events per page: the server's default.
 const PAGE_LEN: u64 = 100;
 
-/// The part of a room's log to read.
+/// Selects the events of a room's log to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryQuery {
-    /// The maximum number of events. If more match, the oldest are read if [`after`](Self::after) is set, else the newest.
+    /// The maximum number of events. If more match, the oldest are read if [`after`](Self::after) is set, otherwise the
+    /// newest.
     pub limit: u64,
     /// Read only events with a greater sequence number than this.
     pub after: Option<u64>,
@@ -33,8 +34,8 @@ type PageRequest = Pin<Box<dyn Future<Output = Result<GetHistoryResponse, Client
 /// events that the server no longer retains.
 ///
 /// The events are read page by page, so that memory use is bounded by the size of a page. The stream ends after the last
-/// event that was in the log when it was opened, or after its only error: [`ClientError::OutOfRange`] if the log was
-/// replaced by one of another epoch meanwhile, or any failure of a unary call.
+/// event that was in the log when it was opened, or after an error: [`ClientError::OutOfRange`] if the log was replaced by
+/// one of another epoch in the meantime, or any failure of a unary call. It does not retry.
 ///
 /// # Cancel safety
 /// Dropping a future that waits for the next item (`StreamExt::next`) loses no event.
@@ -74,7 +75,8 @@ fn range(query: HistoryQuery, retained_after: u64, newest: u64) -> (u64, u64) {
 }
 
 impl History {
-    /// Looks up which events of `room` the server retains; an empty string stands for the default room.
+    /// Opens the history of `room`, after asking the server which of its events are retained. An empty string stands for
+    /// the default room.
     ///
     /// # Errors
     /// [`ClientError::Rejected`] with [`tonic::Code::NotFound`] if the room does not exist, or any failure of a unary
@@ -143,7 +145,7 @@ impl History {
             }
         }
         if self.position == before {
-            // The rest has expired.
+            // The remaining events have expired.
             self.push_gap(before.saturating_add(1), self.last);
             self.position = self.last;
         }

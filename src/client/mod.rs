@@ -1,27 +1,26 @@
 //! A client for Chit Chat servers.
 //!
-//! - [`Session`] takes part in a room: it sends messages, and is a stream of the room's events.
+//! - [`Session`] joins a room: it sends messages and is a stream of the room's events.
 //! - [`Subscription`] is a stream of a room's events without joining it.
 //! - [`Publisher`] posts messages to a room without joining it.
 //! - [`History`] is a stream of a room's past events.
-//! - [`Connection`] makes single calls: health, lists of rooms and participants.
+//! - [`Connection`] makes unary calls, such as health checks and listing rooms or participants.
 //!
-//! A session, subscription or publisher reconnects by itself as its [`RetryPolicy`] permits. It retransmits messages
-//! under the same [`MessageId`], so that each is broadcast at most once, and resumes at the last event received, so that
-//! each is yielded once.
+//! A session, subscription or publisher reconnects automatically, as its [`RetryPolicy`] permits. Messages are
+//! retransmitted under the same [`MessageId`], so that the server can discard duplicates. Streams resume after the last
+//! event received, so that each event is yielded once.
 //!
 //! All queues are bounded. All waits for the server have a timeout ([`ConnectOptions::response_timeout`]) or can be
 //! cancelled; the documentation of each method says what happens then. A server that no longer responds is detected
 //! within [`ConnectOptions::keepalive_interval`] + [`ConnectOptions::keepalive_timeout`]. Every failure is a
 //! [`ClientError`].
 //!
-//! Names and texts are passed on as they were sent. Use [`escape`] or [`format_message`] before printing them to a
-//! terminal.
+//! Names and texts are not sanitized. Use [`escape`] or [`format_message`] before printing them to a terminal.
 //!
 //! # Example
 //!
-//! Joins a room, sends a message, and leaves when it is acknowledged. The streams need an extension trait such as
-//! `tokio_stream::StreamExt` or `futures_util::TryStreamExt`.
+//! Joins a room, sends a message, and leaves when it is acknowledged. Import an extension trait such as
+//! `tokio_stream::StreamExt` or `futures_util::TryStreamExt` to read the streams.
 //!
 //! ```no_run
 //! use chitchat::client::{

@@ -1,4 +1,4 @@
-//! The messages that have not been acknowledged or rejected yet.
+//! The messages of a session that are not settled: the server has neither acknowledged nor rejected them.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::domain::{MessageId, TraceContext};
 
 impl MessageId {
-    /// A new id: 128 random bits as 32 hexadecimal digits, so that ids neither collide nor can be guessed.
+    /// Generates an id: 128 random bits as 32 hexadecimal digits, so that ids do not collide and cannot be guessed.
     #[must_use]
     pub fn random() -> Self {
         let digits = format!("{:032x}", rand::random::<u128>());
@@ -18,17 +18,20 @@ impl MessageId {
 /// Traces one message that is sent with
 /// [`Session::send_with_observer`](super::Session::send_with_observer) or
 /// [`Publisher::publish_with_observer`](super::Publisher::publish_with_observer).
+///
+/// The methods are called on the task that sends the message, and must not block.
 pub trait SendObserver: Debug + Send + Sync {
-    /// The W3C trace context to send with the message. Called for each attempt.
+    /// Returns the W3C trace context to send with the message. Called before each transmission.
     fn trace_context(&self) -> TraceContext;
-    /// Called when the message is sent, and again when it is retransmitted. `timestamp` is its Lamport time.
+    /// Called when the message is sent, and again each time it is retransmitted. `timestamp` is the Lamport time of this
+    /// transmission.
     fn on_sent(&self, timestamp: i64);
 }
 
-/// The messages that are not settled, oldest first.
+/// The unsettled messages, oldest first.
 ///
-/// The first [`sent`](Self::sent) of them are in flight, the others wait to be sent. After [`rewind`](Self::rewind) all of
-/// them wait again, in the same order.
+/// The first [`sent`](Self::sent) of them are in flight; the others are waiting to be sent. [`rewind`](Self::rewind) makes
+/// all of them wait again, in the same order.
 #[derive(Debug)]
 pub(super) struct Outbox {
     messages: VecDeque<Unsettled>,
@@ -54,7 +57,7 @@ impl Outbox {
         self.messages.len()
     }
 
-    /// Queues a message under a new id.
+    /// Queues a message under a new id and returns the id.
     pub(super) fn push(&mut self, text: String, observer: Option<Arc<dyn SendObserver>>) -> MessageId {
         let message_id = MessageId::random();
         self.messages.push_back(Unsettled {
@@ -69,19 +72,19 @@ impl Outbox {
         self.sent < self.messages.len()
     }
 
-    /// The next message to send, which is in flight from now on.
+    /// Marks the next waiting message as in flight and returns it.
     pub(super) fn next_unsent(&mut self) -> Option<&Unsettled> {
         let next = self.messages.get(self.sent)?;
         self.sent += 1;
         Some(next)
     }
 
-    /// Makes all messages wait to be sent again.
+    /// Marks all messages as waiting, because the connection they were sent on is lost.
     pub(super) const fn rewind(&mut self) {
         self.sent = 0;
     }
 
-    /// Removes the message of this id. Returns whether there was one.
+    /// Removes the message with this id. Returns whether it was in the outbox.
     pub(super) fn settle(&mut self, message_id: &str) -> bool {
         // The server answers in order, so this is nearly always the first one.
         let Some(index) = self

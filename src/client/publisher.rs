@@ -14,8 +14,8 @@ use crate::proto::{SendMessageRequest, ServerMessage};
 
 /// Posts messages to a room without joining it.
 ///
-/// Each message has an id. When a response is lost or the server is unavailable, the message is sent again under the same
-/// id, so that it is broadcast at most once.
+/// Each message has an id. When the response is lost or the server is unavailable, the message is sent again under the same
+/// id, so that the server can discard duplicates and the message is broadcast at most once.
 #[derive(Debug)]
 pub struct Publisher {
     server: ServerAddress,
@@ -30,8 +30,8 @@ pub struct Publisher {
 /// The acknowledgement of a published message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PublishAck {
-    /// The broadcast, as the room received it. Of a duplicate whose event has expired only the position is known, and
-    /// `sender_id` is 0.
+    /// The event, as the room received it. If the message is a duplicate and the server no longer retains its event, only
+    /// the sequence number, epoch and message id are set, and `sender_id` is 0.
     pub broadcast: ServerMessage,
     /// Whether an earlier attempt, whose response was lost, had already broadcast the message.
     pub duplicate: bool,
@@ -39,7 +39,7 @@ pub struct PublishAck {
 
 impl Publisher {
     /// Connects to `server` in order to post to `room` as `name`; an empty room stands for the default room. Makes one
-    /// attempt: `retry` applies to the messages.
+    /// attempt to connect: `retry` applies to publishing.
     ///
     /// # Errors
     /// The errors of [`Connection::open`].
@@ -64,14 +64,15 @@ impl Publisher {
         })
     }
 
-    /// Posts `text` and waits for its acknowledgement, with as many attempts as the retry policy permits.
+    /// Posts `text` and waits for its acknowledgement. Retries transient errors as the retry policy permits.
     ///
     /// # Errors
     /// [`ClientError::Rejected`] if the server rejects the message. Otherwise the error of the last attempt; the message
-    /// may have been broadcast all the same.
+    /// may have been broadcast nevertheless.
     ///
     /// # Cancel safety
-    /// Not safe: if the future is dropped, the message may or may not be broadcast.
+    /// Not safe: if the future is dropped, the message may or may not be broadcast. Another call uses a new message id, so
+    /// repeating the text may broadcast it twice.
     pub async fn publish(&mut self, text: &str) -> Result<PublishAck, ClientError> {
         self.publish_with_observer(text, None).await
     }
@@ -82,7 +83,7 @@ impl Publisher {
     /// The errors of [`publish`](Self::publish).
     ///
     /// # Cancel safety
-    /// Not safe, as [`publish`](Self::publish).
+    /// Not safe, for the same reasons as [`publish`](Self::publish).
     pub async fn publish_with_observer(
         &mut self,
         text: &str,
@@ -99,7 +100,7 @@ impl Publisher {
                 return Err(error);
             };
             sleep(attempt.delay).await;
-            // If this fails, the attempt on the old connection fails too, and counts.
+            // If this fails, the next attempt uses the old connection, and counts if it fails too.
             if let Ok(connection) = Connection::open(&self.server, &self.options).await {
                 self.connection = connection;
             }

@@ -1,21 +1,21 @@
-//! When to reconnect.
+//! Exponential backoff.
 
 use std::time::Duration;
 
 use rand::Rng;
 use tokio::time::Instant;
 
-/// When a lost connection is established again: exponential backoff with full jitter.
+/// When to retry after the connection is lost or the server is unavailable: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// The maximum delay before the first attempt. It doubles with each attempt; the actual delay is drawn evenly from
-    /// zero to the maximum. Default: 100 ms.
+    /// The maximum delay before the first attempt. It doubles with each attempt; the actual delay is chosen uniformly
+    /// between zero and the maximum. Default: 100 ms.
     pub base_delay: Duration,
-    /// The limit for the maximum delay. The backoff also starts anew after a connection has lasted this long. Default:
-    /// 5 s.
+    /// Upper limit for the maximum delay. A connection that has lasted this long also resets the backoff. A longer delay
+    /// that the server asks for takes precedence. Default: 5 s.
     pub max_delay: Duration,
-    /// How long to keep trying after the connection was lost. Attempts that have started by then are completed. Zero makes
-    /// no attempt. Default: 2 min.
+    /// How long to keep trying after the connection was lost. An attempt that has started by then is completed. Zero
+    /// disables retries. Default: 2 min.
     pub max_elapsed: Duration,
 }
 
@@ -29,8 +29,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// The attempts to reconnect after an interruption. The jitter keeps the clients of a restarted server from returning all
-/// at once.
+/// The progress of a [`RetryPolicy`]. Its jitter prevents the clients of a restarted server from reconnecting all at once.
 #[derive(Debug)]
 pub(super) struct Backoff {
     policy: RetryPolicy,
@@ -41,10 +40,10 @@ pub(super) struct Backoff {
     connected_at: Option<Instant>,
 }
 
-/// The next attempt.
+/// An attempt to reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Attempt {
-    /// Counts from 1.
+    /// 1 for the first attempt.
     pub(super) number: u32,
     pub(super) delay: Duration,
 }
@@ -59,7 +58,7 @@ impl Backoff {
         }
     }
 
-    /// The next attempt, after at least `min_delay`; `None` if the policy permits none.
+    /// Returns the next attempt, delayed by at least `min_delay`; `None` if the policy permits no further attempt.
     pub(super) fn next(
         &mut self,
         now: Instant,
@@ -89,12 +88,13 @@ impl Backoff {
         })
     }
 
-    /// An attempt succeeded at `now`. The backoff goes on if the connection is lost again before it was of use.
+    /// Records that an attempt succeeded at `now`. Unless [`reset`](Self::reset) is called or the connection lasts for
+    /// [`RetryPolicy::max_delay`], the backoff continues when the connection is lost again.
     pub(super) const fn connected(&mut self, now: Instant) {
         self.connected_at = Some(now);
     }
 
-    /// The connection has been of use: the next interruption starts a new backoff.
+    /// Records that the connection has made progress: its loss starts a new backoff.
     pub(super) const fn reset(&mut self) {
         self.attempt = 0;
         self.lost_at = None;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
-/// The port of a [`ServerAddress`] that is given without one.
+/// The port of a [`ServerAddress`] that is parsed from a string without a port.
 pub const DEFAULT_PORT: u16 = 50052;
 
 /// The host and port of a server, parsed from `host:port` or `host` (with [`DEFAULT_PORT`]), optionally prefixed with
@@ -17,13 +17,13 @@ pub struct ServerAddress(Authority);
 /// Why a string is not a [`ServerAddress`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// It is not a host and a port.
+    /// The string is not a host and a port.
     #[error("expected host:port, for example 127.0.0.1:{DEFAULT_PORT}")]
     Malformed,
-    /// The port is out of range.
+    /// The port is not a number from 1 to 65535.
     #[error("the port must be a number from 1 to 65535")]
     Port,
-    /// It has another scheme than `http`.
+    /// The scheme is not `http`.
     #[error("expected host:port or http://host:port; other schemes are not supported")]
     Scheme,
 }

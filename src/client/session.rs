@@ -1,4 +1,4 @@
-//! A participant whose membership in a room outlives single connections.
+//! A participant that stays in a room across reconnects.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -20,18 +20,19 @@ use super::session_state::{Disconnect, Incoming, JoinOptions, SessionState};
 use crate::domain::MessageId;
 use crate::proto::{JoinMsgLeave, ServerMessage, Welcome};
 
-/// A participant of a room, and the stream of what happens there.
+/// A participant of a room, and the stream of the room's events.
 ///
 /// A session survives the loss of its connection. It reconnects as its [`RetryPolicy`] permits, resumes after the last
-/// event it has received, reads what it has missed, and then retransmits its unacknowledged messages under the same
-/// message ids and in the same order, before anything new. Each event of the room is yielded once and in order; events
+/// event it has received, reads the events it has missed, and then retransmits its unacknowledged messages under the same
+/// message ids and in the same order, before any new message. Each event of the room is yielded once and in order; events
 /// that the server can no longer provide are reported as an [`Event::Gap`].
 ///
-/// The session is a [`Stream`] of [`Event`]s and makes progress only while it is polled: there is no task behind it.
-/// The stream ends after [`leave`](Self::leave), or after its only error, which says why the session cannot continue.
-/// Its memory use is bounded by [`WINDOW`](Self::WINDOW) unacknowledged texts and the transport's buffers.
+/// The session is a [`Stream`] of [`Event`]s and makes progress only while it is polled: it spawns no task. If it is not
+/// polled while events are waiting, the server eventually ends its stream. The stream ends after [`leave`](Self::leave),
+/// or after an error, which is the reason why the session cannot continue. Its memory use is bounded by
+/// [`WINDOW`](Self::WINDOW) unacknowledged texts and the transport's buffers.
 ///
-/// Dropping a session resets its stream without leaving the room. The server announces the leave when the grace period
+/// Dropping a session resets its stream without leaving the room. The participant leaves when the server's grace period
 /// for resuming has expired.
 ///
 /// # Cancel safety
@@ -43,19 +44,19 @@ pub struct Session {
     state: SessionState,
     backoff: Backoff,
     connection: ConnectionState<ChatCall>,
-    /// Events that have not been yielded yet, at most three.
+    /// Events that have not been yielded yet; at most three.
     events: VecDeque<Event>,
 }
 
 impl Session {
-    /// How many messages may be unacknowledged at a time.
+    /// The maximum number of unacknowledged messages.
     pub const WINDOW: usize = SessionState::WINDOW;
 
     /// Connects to `server` and joins a room. Makes one attempt: `retry` applies to later interruptions.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] or [`ClientError::Timeout`] if there is no answer, [`ClientError::Rejected`] if the
-    /// server does not admit the participant, or any other failure of a call.
+    /// [`ClientError::Unreachable`] or [`ClientError::Timeout`] if the server does not answer, [`ClientError::Rejected`] if
+    /// it does not admit the participant, or any other failure of a call.
     ///
     /// # Cancel safety
     /// Dropping the future resets the stream. If the server had already admitted the participant, the room sees it join
@@ -81,14 +82,14 @@ impl Session {
     }
 
     /// The server's most recent welcome: the participant id, the limits in force, and where the stream started. `None`
-    /// if the server is of the first version.
+    /// if the server implements only the first version of the protocol, which has no welcome.
     #[must_use]
     pub const fn welcome(&self) -> Option<&Welcome> {
         self.state.welcome()
     }
 
-    /// Whether [`send`](Self::send) accepts another message, because fewer than [`WINDOW`](Self::WINDOW) are
-    /// unacknowledged.
+    /// Whether fewer than [`WINDOW`](Self::WINDOW) messages are unacknowledged, so that [`send`](Self::send) does not fail
+    /// with [`ClientError::WindowFull`].
     #[must_use]
     pub fn has_capacity(&self) -> bool {
         self.state.has_capacity()
@@ -106,11 +107,11 @@ impl Session {
         self.state.lamport_time()
     }
 
-    /// Sends `text` to the room and returns its message id. Does not wait.
+    /// Sends `text` to the room and returns its message id. Returns immediately. While there is no connection, the message
+    /// is queued.
     ///
-    /// A later [`Event::Message`] with this message id settles the message: the broadcast, or a notice with the code
-    /// `MESSAGE_REPEATED`, acknowledges it; any other notice rejects it. While there is no connection the message is
-    /// queued.
+    /// A later [`Event::Message`] with this message id settles the message: the broadcast event or a notice with the code
+    /// `MESSAGE_REPEATED` acknowledges it; any other notice rejects it.
     ///
     /// # Errors
     /// [`ClientError::WindowFull`] if [`WINDOW`](Self::WINDOW) messages are unacknowledged. [`ClientError::Closed`] after
@@ -136,27 +137,27 @@ impl Session {
         Ok(message_id)
     }
 
-    /// Leaves the room after the messages sent so far. Does not wait.
+    /// Requests to leave the room after the messages sent so far. Returns immediately.
     ///
-    /// Their acknowledgements still arrive, over a new connection if necessary; then the stream ends. Calling it again
-    /// has no effect.
+    /// Keep polling the stream: it yields the outstanding acknowledgements, reconnects if necessary, and then ends. Further
+    /// calls have no effect.
     pub fn leave(&mut self) {
         self.state.leave();
         self.flush();
     }
 
-    /// Sends what fits into the transport's queue. The next poll of the stream sends the rest.
+    /// Sends as many messages as fit into the transport's queue. The next poll of the stream sends the rest.
     fn flush(&mut self) {
         if let ConnectionState::Open(call) = &mut self.connection {
             call.poll_flush(&mut Context::from_waker(Waker::noop()), &mut self.state);
         }
     }
 
-    /// The server has admitted the participant.
+    /// Called when the server has admitted the participant.
     fn on_connected(&mut self, mut call: ChatCall, is_reconnect: bool) {
         let mut first = call.first.take().unwrap_or_default();
         let welcome = first.welcome.take();
-        // A server of the first version sends no welcome; its first message is an event.
+        // In the first version of the protocol there is no welcome: the first message is an event.
         let is_event = welcome.is_none() || first.sequence != 0;
         let gap = self.state.on_joined(welcome);
         self.backoff.connected(Instant::now());
@@ -189,7 +190,7 @@ impl Session {
             .extend(message.map(|message| Event::Message(Box::new(message))));
     }
 
-    /// The stream ended, or an attempt failed.
+    /// Called when the stream has ended or an attempt to connect has failed.
     fn on_disconnect(&mut self, error: Option<ClientError>) -> Result<(), ClientError> {
         self.connection = ConnectionState::Closed;
         match self.state.on_disconnect(error) {
@@ -205,7 +206,7 @@ impl Session {
         }
     }
 
-    /// Makes one step; afterwards there may be an event.
+    /// Advances the connection by one step, which may queue events or close it.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
         match &mut self.connection {
             ConnectionState::Open(call) => {
@@ -217,7 +218,7 @@ impl Session {
                 }
             }
             ConnectionState::Waiting(_) | ConnectionState::Connecting(_) if self.state.is_done() => {
-                // No need to reconnect only in order to leave.
+                // Reconnecting only in order to leave is unnecessary.
                 self.connection = ConnectionState::Closed;
             }
             ConnectionState::Waiting(delay) => {

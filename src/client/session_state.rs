@@ -1,7 +1,7 @@
-//! What a session remembers across connections.
+//! The state of a session that persists across connections.
 //!
-//! Pure: no I/O, no wall clock, no randomness but for message ids. The session reports what it received and why a
-//! connection ended; this decides what to send, what to yield, and whether to reconnect.
+//! It does no I/O, reads no clock, and uses randomness only for message ids. The session reports received messages and why
+//! a connection ended; the state decides what to send, what to yield, and whether to reconnect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessa
 /// Capacity of the queue between a `ChatCall` and its transport, in messages.
 pub(super) const SEND_QUEUE_LEN: usize = 256;
 
-/// The name under which to join, and the room.
+/// The participant's name and the room to join.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JoinOptions {
     name: String,
@@ -26,7 +26,7 @@ pub struct JoinOptions {
 }
 
 impl JoinOptions {
-    /// Joins the server's default room as `name`.
+    /// Options to join the server's default room as `name`.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl JoinOptions {
         }
     }
 
-    /// Joins `room` instead of the default room. An empty string stands for the default room.
+    /// Sets the room to join. An empty string stands for the default room.
     #[must_use]
     pub fn room(self, room: impl Into<String>) -> Self {
         Self {
@@ -44,7 +44,7 @@ impl JoinOptions {
         }
     }
 
-    /// Sends the JOIN with this trace context. Default: none.
+    /// Sets the W3C trace context to send with each JOIN. Default: none.
     #[must_use]
     pub fn trace(self, trace: TraceContext) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl JoinOptions {
         }
     }
 
-    /// The JOIN message, stamped with the Lamport time `timestamp`.
+    /// The JOIN message with the Lamport timestamp `timestamp`.
     pub(super) fn frame(&self, timestamp: i64) -> JoinMsgLeave {
         let trace = |field: fn(&TraceContext) -> &str| {
             self.trace
@@ -73,7 +73,7 @@ impl JoinOptions {
     }
 }
 
-/// The state of a participant. Its rules:
+/// The state of a session. Invariants:
 ///
 /// - Messages are sent in order, LEAVE last.
 /// - Messages that are unacknowledged when a connection is lost are retransmitted on the next one under the same ids,
@@ -83,7 +83,7 @@ impl JoinOptions {
 pub(super) struct SessionState {
     join: JoinOptions,
     clock: LamportClock,
-    /// Whether a server has admitted the participant before.
+    /// Whether the participant has been admitted at least once.
     has_joined: bool,
     /// The most recent welcome, with the session token.
     welcome: Option<Welcome>,
@@ -95,7 +95,7 @@ pub(super) struct SessionState {
     leave: Leave,
     /// The reconnect delay that the server asked for in a notice.
     requested_delay: Option<Duration>,
-    /// The text of the notice that another connection has taken over the session.
+    /// Set if another connection has taken over the session: the text of the server's notice.
     taken_over: Option<String>,
     clock_was_reset: bool,
 }
@@ -112,9 +112,9 @@ enum Leave {
 pub(super) struct Incoming {
     /// A gap in the log before the message.
     pub(super) gap: Option<Gap>,
-    /// The message, unless it is a duplicate or only concerns the connection.
+    /// The message to yield, unless it is a duplicate or only concerns the connection.
     pub(super) message: Option<ServerMessage>,
-    /// Whether the message proves that the connection works, so that the backoff starts anew.
+    /// Whether the message proves that the connection works, so that the backoff is reset.
     pub(super) is_progress: bool,
 }
 
@@ -125,12 +125,12 @@ pub(super) enum Disconnect {
     Left,
     /// The session ends with this error.
     Fatal(ClientError),
-    /// Reconnect, no earlier than after this delay.
+    /// Reconnect because of this error, after at least this delay.
     Retry(ClientError, Option<Duration>),
 }
 
 impl SessionState {
-    /// How many messages may be unacknowledged: with the LEAVE, as many as the transport's queue holds.
+    /// The maximum number of unacknowledged messages: together with a LEAVE, they fill the transport's queue.
     pub(super) const WINDOW: usize = SEND_QUEUE_LEN - 1;
 
     pub(super) const fn new(join: JoinOptions) -> Self {
@@ -165,7 +165,10 @@ impl SessionState {
         self.outbox.len()
     }
 
-    /// Queues a message.
+    /// Queues a message and returns its id.
+    ///
+    /// # Errors
+    /// `Closed` after [`leave`](Self::leave), `WindowFull` without [capacity](Self::has_capacity).
     pub(super) fn enqueue(
         &mut self,
         text: String,
@@ -180,7 +183,7 @@ impl SessionState {
         Ok(self.outbox.push(text, observer))
     }
 
-    /// Rejects further messages, and sends LEAVE after the last one.
+    /// Accepts no further messages, and sends LEAVE after the last one.
     pub(super) fn leave(&mut self) {
         if self.leave == Leave::No {
             self.leave = Leave::Requested;
@@ -191,7 +194,7 @@ impl SessionState {
         !matches!(self.leave, Leave::No)
     }
 
-    /// Whether nothing remains for which a connection is needed.
+    /// Whether no connection is needed any more: the participant is leaving and no message is unacknowledged.
     pub(super) fn is_done(&self) -> bool {
         self.is_leaving() && self.outbox.len() == 0
     }
@@ -206,7 +209,7 @@ impl SessionState {
         }
     }
 
-    /// The server has admitted the participant. Returns what is missing from the log after a reconnect.
+    /// Called when the server has admitted the participant. Returns the events that are missing after a reconnect.
     pub(super) fn on_joined(&mut self, welcome: Option<Welcome>) -> Option<Gap> {
         let is_reconnect = std::mem::replace(&mut self.has_joined, true);
         self.outbox.rewind();
@@ -232,7 +235,7 @@ impl SessionState {
         gap
     }
 
-    /// Whether the log may still contain messages that are to be retransmitted.
+    /// Whether unread events of the log may contain messages that are waiting to be retransmitted.
     fn is_catching_up(&self) -> bool {
         self.send_after
             .is_some_and(|position| !self.cursor.has_passed(position))
@@ -276,7 +279,7 @@ impl SessionState {
         None
     }
 
-    /// The server sent `message`.
+    /// Processes a message from the server.
     pub(super) fn on_message(&mut self, message: ServerMessage) -> Incoming {
         self.clock.merge(message.timestamp);
         let is_settled = self.outbox.settle(&message.message_id);
@@ -319,7 +322,8 @@ impl SessionState {
         }
     }
 
-    /// The connection ended, or an attempt failed: with an error, or because the server ended the stream.
+    /// Called when the connection has ended or an attempt to connect has failed. `error` is `None` if the server ended the
+    /// stream without an error.
     pub(super) fn on_disconnect(&mut self, error: Option<ClientError>) -> Disconnect {
         let requested_delay = self.requested_delay.take();
         if let Some(message) = self.taken_over.take() {
@@ -333,8 +337,8 @@ impl SessionState {
             };
         };
         if !error.is_retryable() {
-            // The clock of a new log may be far behind the times that were seen in the old one. They need not be carried
-            // over, since no event of the new log can depend on an event of the old one.
+            // If the log was replaced, the room's clock may be far behind the timestamps of the old log. It is correct to
+            // start over, because no event of the new log depends on an event of the old one.
             if error.is_timestamp_out_of_range() && !self.clock_was_reset {
                 self.clock_was_reset = true;
                 self.clock = LamportClock::START;

@@ -10,7 +10,7 @@ use crate::proto::Notice;
 const EPOCH: u64 = 9;
 const OWN_ID: i32 = 7;
 
-/// A model of a server: a room with the participant under test, and another who sends messages.
+/// A model of a server with one room, in which the participant under test and another participant send messages.
 #[derive(Default)]
 struct Server {
     log: Vec<ServerMessage>,
@@ -47,7 +47,7 @@ impl Server {
         self.time = self.time.max(timestamp);
     }
 
-    /// Ends the session, as when its grace period has expired.
+    /// Ends the session, as the server does when its grace period has expired.
     fn expire_session(&mut self) {
         if self.token.take().is_some() {
             self.append(OWN_ID, EventType::Leave, "left", "");
@@ -365,7 +365,7 @@ fn own(sequence: u64, message_id: &MessageId) -> ServerMessage {
     }
 }
 
-/// A participant who has sent "one" and "two", lost the connection, and resumes after event 4 of 6.
+/// A participant that has sent "one" and "two", has lost the connection, and resumes after event 4 of 6.
 fn resumed_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
     let mut state = joined();
     let one = state.enqueue("one".into(), None).unwrap();
@@ -406,7 +406,7 @@ fn each_welcome_determines_anew_which_events_to_read_before_sending() {
     for next in [
         welcome(EPOCH, 4, true),
         welcome(EPOCH + 1, 0, false),
-        // A server of the first version.
+        // A server that implements only the first version of the protocol.
         None,
     ] {
         let (mut state, ..) = resumed_with_two_events_to_read();
@@ -415,7 +415,7 @@ fn each_welcome_determines_anew_which_events_to_read_before_sending() {
         state.on_joined(next);
         assert!(sends(&mut state));
     }
-    // With nothing to retransmit there is nothing to wait for.
+    // If there is nothing to retransmit, new messages are sent at once.
     let (mut state, one, two) = resumed_with_two_events_to_read();
     state.on_message(own(5, &one));
     state.on_message(own(6, &two));

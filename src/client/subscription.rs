@@ -25,18 +25,18 @@ use crate::proto::{GetHistoryRequest, NoticeCode, ResumePoint, ServerMessage, Su
 pub enum StartPosition {
     /// After the newest event.
     Now,
-    /// With the newest events, as many as this.
+    /// With this many of the newest events, or with all of them if there are fewer.
     Last(u32),
 }
 
-/// The stream of what happens in a room, without joining it.
+/// A stream of a room's events, for readers that do not join it.
 ///
 /// A subscription survives the loss of its connection as a [`Session`](super::Session) does: it reconnects as its
 /// [`RetryPolicy`] permits and resumes after the last event it has yielded. Each event is yielded once and in order;
 /// events that the server no longer retains are reported as an [`Event::Gap`].
 ///
-/// It makes progress only while it is polled: there is no task behind it. The stream ends after its only error, which
-/// says why it cannot continue.
+/// It makes progress only while it is polled: it spawns no task. The stream ends only after an error, which is the reason
+/// why it cannot continue.
 ///
 /// # Cancel safety
 /// Dropping a future that waits for the next item (`StreamExt::next`) loses no event.
@@ -46,11 +46,11 @@ pub struct Subscription {
     backoff: Backoff,
     cursor: Cursor,
     connection: ConnectionState<Attached>,
-    /// Whether a connection has been established before.
+    /// Whether a connection has been established at least once.
     is_started: bool,
     /// The reconnect delay that the server asked for in a notice.
     requested_delay: Option<Duration>,
-    /// Events that have not been yielded yet, at most two.
+    /// Events that have not been yielded yet; at most two.
     events: VecDeque<Event>,
 }
 
@@ -66,7 +66,7 @@ struct Target {
 /// An open `Subscribe` stream.
 struct Attached {
     stream: Streaming<ServerMessage>,
-    /// The position after which it starts, if that is known.
+    /// The position after which the stream starts, if known.
     start: Option<ResumePoint>,
 }
 
@@ -75,8 +75,8 @@ impl Subscription {
     /// `retry` applies to later interruptions.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] or [`ClientError::Timeout`] if there is no answer, [`ClientError::Rejected`] with
-    /// [`tonic::Code::NotFound`] if the room does not exist, or any other failure of a call.
+    /// [`ClientError::Unreachable`] or [`ClientError::Timeout`] if the server does not answer, [`ClientError::Rejected`]
+    /// with [`tonic::Code::NotFound`] if the room does not exist, or any other failure of a call.
     ///
     /// # Cancel safety
     /// Safe: subscribing has no effect on the room.
@@ -139,8 +139,8 @@ impl Subscription {
     fn on_disconnect(&mut self, error: ClientError) -> Result<(), ClientError> {
         self.connection = ConnectionState::Closed;
         let requested_delay = self.requested_delay.take();
-        // Once events have been read, more errors are worth a retry: the room may be created again, and if the server has
-        // just expired the next event, the next attempt finds out where to continue.
+        // Once a position is known, more errors are retried: the room may be created again, and if the server has just
+        // expired the next event, the next attempt looks up where to continue.
         let has_read = self.cursor.position().is_some();
         let is_retryable = error.is_retryable() || matches!(error, ClientError::OutOfRange { .. });
         if !(error.is_transient() || has_read && is_retryable) {
@@ -154,7 +154,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// Makes one step; afterwards there may be an event.
+    /// Advances the connection by one step, which may queue events or close it.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
         match &mut self.connection {
             ConnectionState::Open(attached) => match ready!(Pin::new(&mut attached.stream).poll_next(cx)) {
@@ -196,12 +196,13 @@ impl Stream for Subscription {
 }
 
 impl Target {
-    /// Connects and subscribes after `seen`, or as early after it as the server retains events.
+    /// Connects and subscribes to the events after `seen`, or after the first later position from which the server retains
+    /// all events.
     async fn attach(self, seen: Option<ResumePoint>) -> Result<Attached, ClientError> {
         let connection = Connection::open(&self.server, &self.options).await?;
         let start = match (seen, self.start) {
             (Some(seen), _) => Some(self.first_retained_after(&connection, seen).await?),
-            // To resume later, even if no event arrives until then, the position of the newest event must be known.
+            // The position of the newest event, so that the stream can resume even if it is lost before the first event.
             (None, StartPosition::Now | StartPosition::Last(0)) => Some(self.newest(&connection).await?),
             (None, StartPosition::Last(_)) => None,
         };
@@ -227,7 +228,7 @@ impl Target {
         })
     }
 
-    /// `seen`, or the earliest position after it from which the server retains all events.
+    /// Returns `seen`, or the first later position from which the server retains all events.
     async fn first_retained_after(
         &self,
         connection: &Connection,

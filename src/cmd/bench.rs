@@ -1,4 +1,4 @@
-//! `chitchat bench`, which is a program of its own.
+//! `chitchat bench`: refers the user to the separate program `chitchat-bench`.
 
 use std::ffi::OsString;
 

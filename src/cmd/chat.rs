@@ -1,8 +1,8 @@
 //! `chitchat chat`: takes part in a room, on a terminal or in a pipe.
 //!
 //! The chat loop runs on the runtime's thread. Reading the input and writing the output can block, so each has a thread of
-//! its own and a bounded queue. Neither thread is waited for without a timeout or a signal, so that an idle terminal or a
-//! blocked pipe does not keep the process alive.
+//! its own and a bounded queue. Every wait for one of these threads has a timeout or ends at a signal, so that an idle
+//! terminal or a blocked pipe does not keep the process alive.
 
 mod chat_loop;
 mod input;
@@ -60,7 +60,7 @@ impl ChatCommand {
         };
 
         let (terminal, inputs, output) = open_io()?;
-        // On a terminal, notes are lines among the others.
+        // On a terminal, notes are printed among the messages.
         let notes = match terminal {
             Some(_) => None,
             None => Some(Output::stderr()?),

@@ -1,4 +1,4 @@
-//! The flags that client commands share.
+//! The flags that several client commands have in common.
 
 use std::time::Duration;
 

@@ -11,10 +11,11 @@ use crate::telemetry::{ClientSpans, OtlpOptions, Tracer};
 /// Default for `OTEL_SERVICE_NAME`.
 const SERVICE_NAME: &str = "chitchat-client";
 
-/// How long the export of the last spans may delay the end of the command.
+/// How long the export of the last spans may delay the exit of the command.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs `work` to completion. Does not wait for blocking tasks that it leaves behind, such as a name look-up.
+/// Runs `work` to completion on a new runtime. Does not wait for blocking tasks that are still running, such as a DNS
+/// lookup.
 pub(super) fn run<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = start()?;
     let result = runtime.block_on(work);
@@ -22,16 +23,18 @@ pub(super) fn run<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T
     result
 }
 
-/// Like `run`, for work that records spans. Exports them before it returns.
+/// Runs `work` to completion on a new runtime, and exports the spans that it records before returning. The export takes at
+/// most 2 s. Must not be called within a Tokio runtime.
 ///
 /// # Errors
 ///
-/// That of `work`, or one that says why the runtime or the exporter cannot be started.
+/// The error of `work`, [`Failure::Config`] if the exporter's environment variables are invalid, or [`Failure::Software`]
+/// if the runtime cannot be started.
 pub fn run_traced<T, F>(work: impl FnOnce(ClientSpans) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    // The options that concern only the server are not used here.
+    // The remaining options concern only the server.
     let OtlpOptions { traces, sampler, .. } = OtlpOptions::from_env().map_err(Failure::Config)?;
     run(async move {
         let tracer = traces
@@ -61,7 +64,7 @@ async fn flush(tracer: Tracer) {
 }
 
 fn start() -> Result<Runtime, Failure> {
-    // One worker beside the main thread, so that the transport continues while the command is busy.
+    // One worker in addition to the main thread, so that the transport makes progress while the command is busy.
     Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

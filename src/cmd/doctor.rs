@@ -1,4 +1,4 @@
-//! `chitchat doctor`: sends one message and checks, link by link, that its telemetry arrives.
+//! `chitchat doctor`: sends one message and checks each link of the chain from the server to the telemetry backends.
 
 mod backends;
 mod base_url;
@@ -70,7 +70,7 @@ const PROMETHEUS: &str = "prometheus";
 const TEMPO: &str = "tempo";
 const LOKI: &str = "loki";
 
-/// A sampled trace context without a span of the client, for when the client has no exporter.
+/// A sampled trace context without a client span, used if the client has no exporter.
 #[derive(Debug)]
 struct ContextOnly(TraceContext);
 

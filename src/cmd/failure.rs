@@ -1,4 +1,4 @@
-//! The failure of a command: one line on stderr and an exit code of sysexits(3).
+//! The failure of a command: a message on stderr and an exit code as in sysexits(3).
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -11,7 +11,7 @@ use crate::signals::Signal;
 
 const EX_USAGE: u8 = 64;
 
-/// Why a command failed. The text is one line for users: what is wrong, the value, and what would be right.
+/// Why a command failed. The text is one line for users: what is wrong, the value, and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// The command line is wrong (`EX_USAGE`, 64).
@@ -30,9 +30,9 @@ pub enum Failure {
     Protocol(String),
     /// The server rejected the request (`EX_NOPERM`, 77).
     Rejected(String),
-    /// The configuration is wrong (`EX_CONFIG`, 78). One line for each mistake.
+    /// The configuration is wrong (`EX_CONFIG`, 78). Each mistake is one line.
     Config(Vec<String>),
-    /// A signal interrupted the command (130 or 143).
+    /// A signal interrupted the command (128 + the number of the signal: 130 or 143).
     Interrupted(Signal),
 }
 
@@ -102,7 +102,7 @@ impl fmt::Display for Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        // It may contain text from the server.
+        // The message may contain text from the server.
         let line = escape::text(&error.to_string()).into_owned();
         match error {
             ClientError::Rejected(rejection) if rejection.code == Code::NotFound => Self::NotFound(line),
@@ -122,7 +122,7 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// The lines of the input that the server has rejected.
+/// Counts the lines of the input that the server has rejected, and keeps the first.
 #[derive(Default)]
 pub(super) struct Rejections {
     count: u64,
@@ -130,7 +130,7 @@ pub(super) struct Rejections {
 }
 
 impl Rejections {
-    /// Adds line `number`, which the server has rejected with this message.
+    /// Records that the server has rejected line `number` with `message`.
     pub(super) fn add(&mut self, number: u64, message: &str) {
         self.count += 1;
         self.first
@@ -148,7 +148,8 @@ impl Rejections {
     }
 }
 
-/// Prints clap's output: help and version to stdout with success, mistakes to stderr with the usage code.
+/// Prints clap's output and returns the exit code: help and version go to stdout and are a success, usage errors go to
+/// stderr.
 pub(super) fn report_usage(error: &clap::Error) -> ExitCode {
     // A closed stdout or stderr is not an error.
     drop(error.print());

@@ -50,7 +50,7 @@ impl HistoryCommand {
     }
 }
 
-/// Prints the events of `query`, but at most `max_events`. Gaps are reported on stderr.
+/// Prints the events that `query` selects, at most `max_events` of them. Gaps are reported on stderr.
 pub(super) async fn print(
     connection: &Connection,
     room: &RoomName,

@@ -1,7 +1,7 @@
-//! The JSON output: one object per line, with the field names of the wire contract.
+//! The JSON output: one object per line, with the field names of `chat.proto`.
 //!
-//! Optional fields (message id, trace context, notice) are omitted if they are not set; all others are always present.
-//! 64-bit integers are JSON numbers.
+//! Optional fields (broadcast time, message id, trace context, notice) are omitted if they are not set; all others are
+//! always present. Unlike in the JSON mapping of Protobuf, 64-bit integers are numbers.
 
 use std::fmt::Write as _;
 

@@ -4,8 +4,7 @@ use std::io::{BufRead, Read as _};
 
 use super::Failure;
 
-/// Limit for the length of a line in bytes: far more than any server accepts, and a bound on memory for an input without
-/// line ends.
+/// Limit for the length of a line in bytes, which bounds memory use if the input has no line ends.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 
 pub(super) struct Lines<R> {
@@ -15,9 +14,9 @@ pub(super) struct Lines<R> {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// From 1.
+    /// 1 for the first line of the input.
     pub(super) number: u64,
-    /// Without its line end.
+    /// Without the trailing `\n`.
     pub(super) text: String,
 }
 
@@ -26,7 +25,10 @@ impl<R: BufRead> Lines<R> {
         Self { reader, number: 0 }
     }
 
-    /// The next line; `None` at the end of the input.
+    /// Returns the next line; `None` at the end of the input. Blocks.
+    ///
+    /// # Errors
+    /// `Io` if the input cannot be read, `Data` if the line is too long or not UTF-8.
     pub(super) fn next(&mut self) -> Result<Option<Line>, Failure> {
         self.number += 1;
         let number = self.number;

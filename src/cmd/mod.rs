@@ -70,13 +70,13 @@ impl Command {
     }
 }
 
-/// Runs the `chitchat` program with `arguments`, the program's name first.
+/// Runs the `chitchat` program and returns its exit code. The first of the `arguments` is the program's name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     run_program(arguments, |cli: Cli| cli.command.run())
 }
 
-/// Parses `arguments`, the program's name first, passes them to `run` and returns the exit code. An error is written to
-/// stderr as one line.
+/// Parses `arguments`, of which the first is the program's name, passes the result to `run`, and returns the exit code.
+/// Errors are written to stderr.
 pub fn run_program<C: CommandFactory + FromArgMatches>(
     arguments: impl IntoIterator<Item = OsString>,
     run: impl FnOnce(C) -> Result<(), Failure>,
@@ -97,8 +97,8 @@ pub fn run_program<C: CommandFactory + FromArgMatches>(
     }
 }
 
-/// Makes `command` and its subcommands read environment variables as deployments write them: an empty variable counts as
-/// unset (compose files pass on unset variables as empty strings), and switches accept `1`, `yes` and `on` beside `true`.
+/// Makes `command` and its subcommands lenient about environment variables: an empty variable counts as unset (compose
+/// files pass on unset variables as empty strings), and switches accept `1`, `yes` and `on` as well as `true`.
 fn normalize_env(command: clap::Command) -> clap::Command {
     command.mut_args(normalize_env_arg).mut_subcommands(normalize_env)
 }
@@ -116,8 +116,7 @@ fn normalize_env_arg(arg: Arg) -> Arg {
     }
 }
 
-/// Makes an error about a value name the environment variable that the value comes from. `error` is the result of parsing
-/// `arguments`.
+/// If `error`, the result of parsing `arguments`, is about a value from an environment variable, adds the variable's name.
 fn attribute_to_env(mut error: clap::Error, command: &clap::Command, arguments: &[OsString]) -> clap::Error {
     let (Some(ContextValue::String(flag_usage)), Some(ContextValue::String(value))) = (
         error.get(ContextKind::InvalidArg),
@@ -140,7 +139,7 @@ fn attribute_to_env(mut error: clap::Error, command: &clap::Command, arguments: 
     error
 }
 
-/// The flags of `command` and its subcommands that have an environment variable, each with its variable.
+/// The long flags of `command` and its subcommands that have an environment variable, paired with the variable.
 fn variables(command: &clap::Command) -> Box<dyn Iterator<Item = (&str, &str)> + '_> {
     let own = command
         .get_arguments()

@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// So that the sum of a time and a duration cannot overflow.
+/// Upper limit for durations, so that adding one to a point in time cannot overflow.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Binary units, and decimal ones as disks are sold.
+/// Binary and decimal units with their sizes in bytes.
 const SIZE_UNITS: [(&str, u64); 8] = [
     ("", 1),
     ("B", 1),
@@ -19,11 +19,11 @@ const SIZE_UNITS: [(&str, u64); 8] = [
     ("GB", 1_000_000_000),
 ];
 
-/// Parses a duration such as `90s` or `1h 30m`, of at most a year.
+/// Parses a duration such as `90s` or `1h 30m`, of at most 365 days. A number without a unit is an error.
 ///
 /// # Errors
 ///
-/// A line that says what is wrong and what is expected.
+/// A message for users that says what is wrong and what is expected.
 pub fn duration(raw: &str) -> Result<Duration, String> {
     match humantime::parse_duration(raw) {
         Ok(duration) if duration > MAX_DURATION => {
@@ -46,13 +46,13 @@ pub(super) fn timeout(raw: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 ///
-/// A line that says what is wrong and what is expected.
+/// A message for users that says what is wrong and what is expected.
 pub fn whole<T: FromStr<Err: Display>>(raw: &str) -> Result<T, String> {
     raw.parse()
         .map_err(|error| format!("{error}; expected a whole number like 100"))
 }
 
-/// Parses a size in bytes: a whole number, optionally with a unit, such as `64MiB`.
+/// Parses a size in bytes: a whole number, optionally with one of [`SIZE_UNITS`] in upper or lower case, such as `64MiB`.
 pub(super) fn size<T: TryFrom<u64>>(raw: &str) -> Result<T, String> {
     let raw = raw.trim();
     let digits = raw.len() - raw.trim_start_matches(|c: char| c.is_ascii_digit()).len();

@@ -1,4 +1,4 @@
-//! The output of the one-shot commands.
+//! The output of the commands that print one line per item, as text or JSON.
 
 use std::io::{self, ErrorKind, Write as _};
 
@@ -16,7 +16,7 @@ pub(super) struct JsonArg {
     json: bool,
 }
 
-/// Prints lines to stdout, as text or JSON. When the reader has gone away (`| head -1`), output is dropped and
+/// Prints lines to stdout, as text or JSON. Once the reader has closed the pipe (`| head -1`), output is discarded and
 /// [`is_closed`](Self::is_closed) returns true.
 pub(super) struct Printer {
     json: bool,

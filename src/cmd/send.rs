@@ -18,7 +18,7 @@ use super::{Failure, client_runtime, json};
 use crate::client::{ClientError, PublishAck, Publisher, Rejection, SendObserver, escape, format_message};
 use crate::telemetry::ClientSpans;
 
-/// How long to wait silently for the server.
+/// How long to wait for the server before a note says so.
 const SILENT_WAIT: Duration = Duration::from_secs(1);
 
 /// Post messages to a room without joining it
@@ -85,7 +85,7 @@ impl SendCommand {
     }
 }
 
-/// Awaits `response`, which is retried for `max_wait`. Prints a note if it takes long.
+/// Awaits `response`. If it takes longer than [`SILENT_WAIT`], prints a note that the request is retried for `max_wait`.
 async fn note_if_slow<T>(response: impl Future<Output = T>, max_wait: Duration) -> T {
     let mut response = pin!(response);
     match timeout(SILENT_WAIT, &mut response).await {
@@ -117,7 +117,8 @@ async fn publish(
     ack
 }
 
-/// The rejection, if it was the text that the server rejected.
+/// The rejection, if its status is `InvalidArgument`, which is attributed to the text: the name and the room were validated
+/// before.
 fn rejected_text(error: &ClientError) -> Option<&Rejection> {
     match error {
         ClientError::Rejected(rejection) if rejection.code == Code::InvalidArgument => Some(rejection),
@@ -128,7 +129,7 @@ fn rejected_text(error: &ClientError) -> Option<&Rejection> {
 fn print(printer: &mut Printer, ack: &PublishAck) -> Result<(), Failure> {
     printer.print(
         || match ack.broadcast.sender_id {
-            // Of a duplicate whose event has expired only the position is known.
+            // Only the position of a duplicate is known if the server no longer retains its event.
             0 => format!("broadcast before, as event {}", ack.broadcast.sequence),
             _ => format_message(&ack.broadcast),
         },

@@ -1,4 +1,4 @@
-//! What a command prints beside its output.
+//! Notes for the user, on stderr so that stdout contains only the command's output.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};

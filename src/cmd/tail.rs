@@ -82,7 +82,7 @@ impl TailCommand {
                 event = subscription.try_next() => event?,
                 signal = signals.next() => return Err(Failure::Interrupted(signal)),
             };
-            // The stream ends with an error only.
+            // The stream ends only with an error.
             let Some(event) = event else { break };
             match event {
                 Event::Message(message) => {
@@ -103,7 +103,7 @@ impl TailCommand {
     }
 }
 
-/// Completes when stdout is a pipe or socket whose reader has gone away (`| head -1`). Cancel safe.
+/// Completes when stdout is a pipe or socket whose reader has closed it (`| head -1`). Cancel safe.
 async fn stdout_closed() {
     let stdout = io::stdout();
     loop {

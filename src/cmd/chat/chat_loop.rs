@@ -23,10 +23,9 @@ use crate::telemetry::{ClientSpans, SendSpan};
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct ChatOptions {
-    /// Whether the command fails if a line is rejected or not acknowledged, and waits for the acknowledgements before it
-    /// leaves.
+    /// Whether the command fails if a line is rejected, and waits for all acknowledgements before it leaves.
     pub(super) is_scripted: bool,
-    /// How long the server may take to acknowledge the oldest line.
+    /// How long the server may take to answer the JOIN and, if scripted, until the next line is acknowledged.
     pub(super) response_timeout: Duration,
     pub(super) room: RoomName,
     pub(super) spans: ClientSpans,
@@ -41,7 +40,7 @@ pub(super) struct ChatLoop {
     has_joined: bool,
     /// The unacknowledged lines, by message id.
     lines: HashMap<String, Line>,
-    /// When the server's next answer is due.
+    /// When the server's next answer is due; `None` if no answer is expected.
     deadline: Option<Instant>,
     rejections: Rejections,
     /// Why the input could not be read to its end.
@@ -60,7 +59,7 @@ enum Phase {
     Open,
     /// The input has ended; the last lines await their acknowledgement.
     Finishing,
-    /// LEAVE is sent; messages are shown until the stream ends.
+    /// The session is leaving; messages are shown until its stream ends.
     Leaving,
 }
 
@@ -88,8 +87,8 @@ impl ChatLoop {
         }
     }
 
-    /// Runs until the participant has left or the session fails. Lines that do not belong to the room go to `notes`, or to
-    /// `output` if there is none.
+    /// Runs until the participant has left or the session fails. Messages go to `output`. Notes about the connection go to
+    /// `notes`, or to `output` if it is `None`.
     pub(super) async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
@@ -124,7 +123,7 @@ impl ChatLoop {
                     self.leave();
                 }
                 () = sleep_until_deadline(self.deadline) => {
-                    // While the output is full nothing is received, so the server is not to blame.
+                    // While the output is full, nothing is received, so the server may have answered in time.
                     if open_output.is_none_or(|output| !output.is_full()) {
                         return self.on_timeout();
                     }
@@ -156,7 +155,7 @@ impl ChatLoop {
         }
     }
 
-    /// Leaves as soon as all lines are settled.
+    /// Called at the end of the input: leaves at once or, if scripted, when all lines are settled.
     fn finish(&mut self) {
         self.phase = Phase::Finishing;
         if !self.options.is_scripted || self.lines.is_empty() {
@@ -176,7 +175,7 @@ impl ChatLoop {
         self.options.response_timeout.min(LEAVE_TIMEOUT)
     }
 
-    /// Gives the server the full timeout for its next acknowledgement. There is no deadline while there is no connection.
+    /// If scripted, gives the server the full timeout for its next acknowledgement, unless there is no connection.
     fn restart_deadline(&mut self) {
         if self.options.is_scripted && self.is_connected {
             self.deadline = Some(Instant::now() + self.options.response_timeout);
@@ -271,7 +270,7 @@ impl ChatLoop {
             Some(lines) => Err(Failure::Unavailable(format!(
                 "the server did not answer within {waited}; {lines}"
             ))),
-            // All lines are settled; only the end of the stream is missing.
+            // All lines are settled; only the end of the stream has not arrived.
             None => self.settled_result(),
         }
     }
@@ -281,7 +280,7 @@ impl ChatLoop {
         Some(match (self.lines.len(), self.options.is_scripted) {
             (1, true) => format!("line {first} was not acknowledged"),
             (count, true) => format!("{count} lines were not acknowledged, the first of them line {first}"),
-            // Line numbers mean nothing on a terminal.
+            // On a terminal, line numbers are of no use.
             (1, false) => "your last message was not acknowledged".into(),
             (count, false) => format!("your last {count} messages were not acknowledged"),
         })
@@ -300,7 +299,7 @@ impl ChatLoop {
     }
 }
 
-/// Waits for the next event, once there is capacity to show it. Cancel safe.
+/// Waits for capacity to show an event, then for the event. Cancel safe.
 async fn receive<'a>(session: &mut Session, output: Option<&'a Output>) -> Received<'a> {
     let Some(output) = output else {
         return Received::new(session.try_next().await, None);
@@ -331,7 +330,7 @@ async fn sleep_until_deadline(deadline: Option<Instant>) {
     }
 }
 
-/// Whether `message` is the notice that a message had been broadcast before, which acknowledges it.
+/// Whether `message` is the notice that a retransmitted message had already been broadcast, which acknowledges it.
 fn is_repeated(message: &ServerMessage) -> bool {
     message
         .notice

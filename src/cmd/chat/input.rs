@@ -14,14 +14,14 @@ pub(super) const INPUT_QUEUE_LEN: usize = 64;
 /// The command to leave. Ctrl-C and the end of the input do the same.
 const LEAVE_COMMAND: &str = "/leave";
 
-/// What the chat loop reads.
+/// An item of the user's input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Input {
     /// Line `number` (from 1), which is not empty.
     Line { number: u64, text: String },
     /// Leave the room.
     Leave,
-    /// The input can no longer be read.
+    /// The input cannot be read any further.
     Failed(Failure),
 }
 

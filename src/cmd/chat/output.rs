@@ -1,4 +1,4 @@
-//! Shows lines.
+//! Writes lines on a thread of its own, because writing can block.
 
 use std::io::{self, BufWriter, ErrorKind, Write as _};
 
@@ -8,14 +8,14 @@ use super::input::spawn_thread;
 use crate::cmd::Failure;
 use crate::cmd::stderr::note;
 
-/// Capacity of an output's queue, in lines. When it is full, nothing is received, and flow control slows the server down.
+/// Capacity of an output's queue, in lines. While it is full, nothing is received, so flow control slows the server down.
 const OUTPUT_QUEUE_LEN: usize = 64;
 
-/// Writes lines, and may block.
+/// A destination for lines. Its methods may block.
 pub(super) trait LineSink: Send + 'static {
-    /// Accepts a line, without its line end.
+    /// Writes or buffers a line, which has no line terminator.
     fn write_line(&mut self, line: String) -> io::Result<()>;
-    /// Writes all accepted lines.
+    /// Writes all buffered lines.
     fn flush(&mut self) -> io::Result<()>;
 }
 
@@ -64,7 +64,8 @@ impl Output {
         self.lines.closed().await;
     }
 
-    /// Waits until all lines are written. It is not an error if the reader has gone away (`| head -1`).
+    /// Waits until all lines are written, without a timeout. It is not an error if the reader has closed the pipe
+    /// (`| head -1`). Dropping the future detaches the thread.
     pub(super) async fn close(self) -> Result<(), Failure> {
         drop(self.lines);
         match self.result.await {

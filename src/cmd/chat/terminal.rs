@@ -1,7 +1,7 @@
-//! Line editing on a terminal. Messages that arrive meanwhile are shown above the line that is being edited.
+//! Line editing on a terminal. Messages that arrive while a line is being edited are shown above it.
 //!
-//! The editor puts the terminal into raw mode while it waits for a line, and stops waiting only on a key or a signal. To
-//! restore the terminal's mode at the end, the process sends itself the signal that Ctrl-C would send.
+//! The editor puts the terminal into raw mode while it waits for a line, and stops waiting only at a key press or a signal.
+//! To restore the terminal's mode at the end, the process sends itself a SIGINT.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -28,7 +28,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval between signals to the editor, which ignores one that arrives between two lines.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A terminal with a line editor. The editor's thread also ends after it has sent [`Input::Leave`].
+/// A terminal with a line editor. The editor's thread ends after it has sent [`Input::Leave`] or [`Input::Failed`], or when
+/// the terminal is [closed](Self::close).
 pub(super) struct Terminal {
     editor: JoinHandle<()>,
 }
@@ -49,12 +50,12 @@ impl Terminal {
         Ok(Some((Self { editor }, inputs, output)))
     }
 
-    /// Stops the editor and waits until it has restored the terminal. Call it after the receiver of the inputs is
-    /// dropped.
+    /// Stops the editor and waits until it has restored the terminal, for at most [`CLOSE_TIMEOUT`]. Call it after the
+    /// receiver of the inputs has been dropped.
     pub(super) async fn close(self) {
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         while !self.editor.is_finished() && Instant::now() < deadline {
-            // A process may always signal itself.
+            // A process always has permission to signal itself.
             kill_process(getpid(), Signal::INT).ok();
             sleep(SIGNAL_INTERVAL).await;
         }

@@ -1,4 +1,4 @@
-//! The checks of the backends.
+//! Checks that the telemetry of a message has arrived at each backend.
 
 use std::time::Duration;
 
@@ -8,13 +8,14 @@ use tokio::time::{Instant, sleep};
 use super::base_url::BaseUrl;
 use super::link::Link;
 
-/// Interval between two queries of a backend.
+/// Interval between queries of the same backend.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The series that counts messages.
 const SERIES: &str = "chitchat_events_broadcast_total{kind=\"message\"}";
 
-/// Polls a backend until it has the expected data or the time is over.
+/// Polls a backend until it has the expected data or `wait` has elapsed. `query` returns what it found as a line for users:
+/// `Ok` if that is the expected data, `Err` if it is still missing.
 async fn poll<F: Future<Output = Result<String, String>>>(
     name: &'static str,
     wait: Duration,
@@ -35,7 +36,7 @@ async fn poll<F: Future<Output = Result<String, String>>>(
     }
 }
 
-/// Gets a JSON document from a backend.
+/// Gets `path` from a backend and parses the response as JSON. The error is a line for users.
 async fn get_json(base: &BaseUrl, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
     let answer = base.get(path, parameters).await?;
     match answer.status {
@@ -46,7 +47,7 @@ async fn get_json(base: &BaseUrl, path: &str, parameters: &[(&str, &str)]) -> Re
     }
 }
 
-/// The number of messages that a server has broadcast, from its metrics.
+/// Reads from a server's metrics how many messages it has broadcast. The error is a line for users.
 pub(super) async fn message_count(admin: &BaseUrl) -> Result<f64, String> {
     let answer = admin.get("/metrics", &[]).await?;
     if answer.status != 200 {
@@ -58,7 +59,7 @@ pub(super) async fn message_count(admin: &BaseUrl) -> Result<f64, String> {
         .ok_or_else(|| format!("{admin}/metrics has no {SERIES}"))
 }
 
-/// Checks that the server's message count has grown; it was `before` before the message was sent.
+/// Checks that the server's message count is greater than `before`, the count before the message was sent.
 pub(super) async fn admin(admin: &BaseUrl, before: f64, wait: Duration) -> Link {
     let remedy = "check that --admin is the admin port of the same server as --server";
     poll("metrics", wait, remedy, || async {
@@ -87,7 +88,8 @@ pub(super) async fn server_time(prometheus: &BaseUrl) -> Result<f64, String> {
     time.ok_or_else(|| format!("{prometheus} does not answer the query time(): it is not Prometheus"))
 }
 
-/// Checks that Prometheus has scraped a server since the message was acknowledged, at `acknowledged` by Prometheus' clock.
+/// Checks that Prometheus has scraped a server since the message was acknowledged. `acknowledged` is the time of the
+/// acknowledgement by Prometheus' clock, in seconds since the epoch.
 pub(super) async fn prometheus(prometheus: &BaseUrl, acknowledged: f64, wait: Duration) -> Link {
     let remedy = "check the server's admin port on the targets page of Prometheus, and wait longer than a scrape interval \
                   (--wait)";
@@ -109,7 +111,7 @@ pub(super) async fn prometheus(prometheus: &BaseUrl, acknowledged: f64, wait: Du
     .await
 }
 
-/// Checks that Tempo has the trace, with the server's spans.
+/// Checks that Tempo has the trace and that it contains the server's spans.
 pub(super) async fn tempo(tempo: &BaseUrl, trace_id: &str, wait: Duration) -> Link {
     let remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER of the server, \
                   chitchat_telemetry_dropped_total on its /metrics, and the collector's log";
@@ -144,7 +146,7 @@ fn span_names(value: &Value, names: &mut Vec<String>) {
     }
 }
 
-/// Checks that Loki has a log line of the server in the message's trace.
+/// Checks that Loki has a log line of the server with the message's trace id.
 pub(super) async fn loki(loki: &BaseUrl, selector: &str, trace_id: &str, wait: Duration) -> Link {
     let remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT of the server, chitchat_telemetry_dropped_total on its /metrics, the \
                   collector's log, and that --loki-selector selects the server's lines";

@@ -59,10 +59,11 @@ impl std::fmt::Display for BaseUrl {
 }
 
 impl BaseUrl {
-    /// Gets `path` (which begins with a slash) with these query parameters.
+    /// Sends a GET request for `path`, which begins with a slash, with these query parameters.
     ///
     /// # Errors
-    /// A line for users, if there is no response within five seconds.
+    /// A line for users if the request fails, has no complete response within [`TIMEOUT`], or has a response longer than
+    /// [`MAX_BODY`]. A response with any status is not an error.
     pub(super) async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Response, String> {
         match timeout(TIMEOUT, self.request(path, parameters)).await {
             Ok(response) => response,
@@ -112,7 +113,7 @@ impl BaseUrl {
             })
         };
         let mut response = std::pin::pin!(response);
-        // The connection transfers the bytes. It may end before the response is read from its buffer.
+        // Polling the connection drives the request. It may complete before the response has been read from its buffer.
         tokio::select! {
             response = &mut response => response,
             ended = connection => match ended {
@@ -123,7 +124,6 @@ impl BaseUrl {
     }
 }
 
-/// Percent-encodes a query parameter.
 fn percent_encode(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {

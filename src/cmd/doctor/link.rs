@@ -5,15 +5,15 @@ use serde_json::{Value, json};
 /// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
-    /// The link works; the evidence.
+    /// The link works, with the evidence.
     Ok(String),
     /// The link does not work.
     Broken {
-        /// The evidence.
+        /// The evidence that it is broken.
         seen: String,
         remedy: String,
     },
-    /// The link was not checked, for this reason.
+    /// The link was not checked, with the reason.
     Skipped(String),
 }
 
@@ -46,7 +46,7 @@ impl Link {
         matches!(self.state, State::Broken { .. })
     }
 
-    /// The line for users.
+    /// The output as text; a broken link has its remedy on a second line.
     pub(super) fn line(&self) -> String {
         let name = self.name;
         match &self.state {
@@ -56,7 +56,6 @@ impl Link {
         }
     }
 
-    /// The JSON object.
     pub(super) fn object(&self) -> Value {
         let name = self.name;
         match &self.state {

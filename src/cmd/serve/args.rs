@@ -214,7 +214,8 @@ impl Args {
             .unwrap_or(DEFAULT_REMOTE_LIMIT_PER_SECOND)
     }
 
-    /// Converts the flags. `connection_ceiling` is the default for the maximum number of connections.
+    /// Converts the flags to the server's configuration. `connection_ceiling` is the default for the maximum number of
+    /// connections.
     pub(super) fn into_config(self, connection_ceiling: usize) -> Config {
         let default_retention = if self.in_memory {
             Retention::IN_MEMORY

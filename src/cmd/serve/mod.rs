@@ -15,7 +15,8 @@ use crate::config::{Config, raise_fd_limit};
 use crate::signals::Signals;
 use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
 
-/// Runs a server until a signal stops it.
+/// Runs a server until a signal stops it and it has drained. Must not be called within a Tokio runtime. A second signal
+/// exits the process at once.
 ///
 /// # Errors
 ///
@@ -37,7 +38,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::Config(mistakes));
     }
     otlp.sampler.remote_limit_per_second = trace_remote_limit;
-    // Half of the time that the drain leaves for it, so that the process exits before the deadline.
+    // Half of the time that is reserved for the exit, so that the process exits before the drain's deadline.
     let end_timeout = config.drain_timeout / (2 * server::EXIT_SHARE);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
@@ -53,8 +54,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
         serve(config, exports).await
     });
-    // Dropping the runtime would wait for its blocking threads without a timeout, and a name look-up in one of them can take
-    // longer than what is left of the drain timeout. The store has been closed by tasks, whose threads end at once.
+    // Dropping the runtime would wait for its blocking threads without a timeout, and a DNS lookup in one of them can take
+    // longer than the rest of the drain timeout. The store has been closed by tasks, whose threads end at once.
     runtime.shutdown_timeout(end_timeout);
     served
 }
@@ -70,9 +71,10 @@ async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| system_error("listen for signals", &error))?;
     let is_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_exporting(config, exports).await?;
-    // A container's stderr is parsed with its log. The event `serving` has the same addresses.
+    // A container's stderr is parsed together with its log, so it contains nothing but JSON if the log does. The event
+    // `serving` has the same addresses.
     if !is_json {
-        // One write, because the log goes to the same terminal.
+        // One write, so that a log line on the same terminal cannot interrupt it.
         let listening = format!(
             "chitchat: listening on {} (gRPC) and {} (admin)\n",
             server.listen(),

@@ -1,4 +1,4 @@
-//! Assembles the server: the only place where all parts meet.
+//! Assembles the server from its parts.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,13 +31,13 @@ const SMALL_REQUEST_BYTES: usize = 4 * 1024;
 /// take over.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// One part in this many of the drain timeout is reserved for exporting the last spans and log lines.
+/// The drain timeout divided by this is reserved for exporting the last spans and log lines.
 const FLUSH_SHARE: u32 = 4;
 
-/// One part in this many of the drain timeout is reserved for the exit of the process.
+/// The drain timeout divided by this is reserved for the exit of the process.
 pub(super) const EXIT_SHARE: u32 = 16;
 
-/// A server whose ports are bound.
+/// A server whose ports are bound and whose rooms are recovered.
 pub struct Server {
     config: Config,
     hub: Arc<Hub>,
@@ -52,16 +52,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the ports, opens the store and recovers the rooms. Must be called within a Tokio runtime.
+    /// Opens the store, binds the ports and recovers the rooms. Must be called within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// If a port cannot be bound, or the store cannot be opened or is damaged.
+    /// [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
+    /// [`Failure::Data`] if it is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         Self::bind_exporting(config, OtlpPipeline::default()).await
     }
 
-    /// Like [`Server::bind`]; also sends telemetry to `exports`, which are shut down with the server.
+    /// Like [`Server::bind`]; also exports telemetry to `exports`, which [`Server::run`] shuts down at its end.
     ///
     /// # Errors
     ///
@@ -101,23 +102,29 @@ impl Server {
         })
     }
 
-    /// The address for clients.
+    /// The bound address of the gRPC port.
     #[must_use]
     pub const fn listen(&self) -> SocketAddr {
         self.listen
     }
 
-    /// The address of the admin port.
+    /// The bound address of the admin port.
     #[must_use]
     pub const fn admin(&self) -> SocketAddr {
         self.admin_at
     }
 
-    /// Serves until `shutdown` completes (with a cause for the log), then drains and returns within the drain timeout.
+    /// Serves until `shutdown` completes, then drains and returns within the drain timeout. The output of `shutdown` is the
+    /// cause that is logged. If the store fails, the server drains without waiting for `shutdown`.
     ///
     /// # Errors
     ///
-    /// If the store has failed. It contains all acknowledged events.
+    /// [`Failure::Io`] if the store has failed. Acknowledged events are stored nevertheless, unless the data directory was
+    /// removed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: if the future is dropped, the server continues in background tasks and is not drained.
     pub async fn run(self, shutdown: impl Future<Output = &'static str>) -> Result<(), Failure> {
         let (health, health_service) = tonic_health::server::health_reporter();
         // No client can query this before the listener accepts connections.
@@ -145,7 +152,7 @@ impl Server {
         self.readiness.set(false);
         set_health(&health, ServingStatus::NotServing).await;
         draining.cancel();
-        // The rest of the time is for exporting the telemetry of the drain itself.
+        // Reserve time to export the telemetry of the drain itself.
         let flush_time = if self.exports.is_enabled() {
             drain_timeout / FLUSH_SHARE
         } else {
@@ -162,7 +169,7 @@ impl Server {
         }
         cut.cancel();
         admin_end.cancel();
-        // The token was cancelled above.
+        // It ends, because its token was cancelled above.
         serving_admin.await.ok();
         let flushed_by = deadline - drain_timeout / EXIT_SHARE;
         self.exports.shut_down(flushed_by.into_std()).await;
@@ -192,7 +199,7 @@ fn store_result(hub: &Hub) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Io(match hub.cause() {
-        // The directory may have been removed with the events in it.
+        // The directory may have been removed together with the events.
         Some(cause @ StoreError::Directory { .. }) => format!("ended because it {cause}"),
         Some(cause) => format!("ended because {cause}; what was acknowledged is stored"),
         None => "ended because the store failed".into(),
@@ -205,7 +212,7 @@ fn open_store(
     observer: Arc<dyn store::Observer>,
 ) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
     match &config.store {
-        // The rooms do not outlive the process, so session tokens need not either.
+        // The rooms do not outlive the process, so the session tokens do not have to either.
         StoreOptions::Memory => {
             let store = MemoryStore::new(config.retention, config.hub.max_rooms);
             Ok((Arc::new(store), rand::random()))
@@ -273,7 +280,7 @@ fn add_reflection(routes: Routes) -> Routes {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that tools can decode error details.
+            // Lets tools decode error details.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
@@ -281,7 +288,7 @@ fn add_reflection(routes: Routes) -> Routes {
         (Ok(v1), Ok(v1alpha)) => routes
             .add_service(v1.max_decoding_message_size(SMALL_REQUEST_BYTES))
             .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST_BYTES)),
-        // The descriptors are part of this build, and a test queries them.
+        // Does not happen: the descriptors are part of this build, and a test queries them.
         (Err(error), _) | (_, Err(error)) => {
             warn!(event = "no_reflection", %error, "serving without reflection");
             routes
