@@ -125,6 +125,16 @@ fn a_taken_port_is_reported_on_one_line() {
 }
 
 #[test]
+fn bench_says_which_program_it_has_become() {
+    for arguments in [&["bench"][..], &["bench", "--help"]] {
+        let output = run(Command::new(CHITCHAT).args(arguments), "");
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
+        assert!(text(&output.stderr).contains("chitchat-bench"), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
 fn help_and_version_succeed() {
     for arguments in [
         &["--help"][..],
@@ -132,7 +142,6 @@ fn help_and_version_succeed() {
         &["serve", "--help"],
         &["chat", "--help"],
         &["health", "--help"],
-        &["bench", "--help"],
     ] {
         let output = run(Command::new(CHITCHAT).args(arguments), "");
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
