@@ -76,20 +76,21 @@ fn index(key: u64) -> usize {
 mod tests {
     use super::*;
 
+    const DECODED: Decoded = Decoded {
+        kind: EventKind::Message,
+        text: (1, 2),
+        sender: 3,
+        sequence: 4,
+        timestamp: 5,
+        fingerprint: 6,
+    };
+
     #[test]
     fn only_equal_bytes_are_a_hit() {
-        let decoded = Decoded {
-            kind: EventKind::Message,
-            text: (1, 2),
-            sender: 3,
-            sequence: 4,
-            timestamp: 5,
-            fingerprint: 6,
-        };
         let mut cache = DecodeCache::default();
         assert_eq!(cache.get(4, b"message"), None);
-        cache.insert(4, b"message", decoded);
-        assert_eq!(cache.get(4, b"message"), Some(decoded));
+        cache.insert(4, b"message", DECODED);
+        assert_eq!(cache.get(4, b"message"), Some(DECODED));
         for other in [&b"massage"[..], b"messag", b"message ", b""] {
             assert_eq!(cache.get(4, other), None);
         }
@@ -98,16 +99,8 @@ mod tests {
 
     #[test]
     fn long_messages_are_not_cached() {
-        let decoded = Decoded {
-            kind: EventKind::Message,
-            text: (1, 2),
-            sender: 3,
-            sequence: 4,
-            timestamp: 5,
-            fingerprint: 6,
-        };
         let mut cache = DecodeCache::default();
-        cache.insert(4, &[b'x'; MAX_LENGTH + 1], decoded);
+        cache.insert(4, &[b'x'; MAX_LENGTH + 1], DECODED);
         assert_eq!(cache.get(4, &[b'x'; MAX_LENGTH + 1]), None);
     }
 }
