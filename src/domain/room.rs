@@ -32,6 +32,7 @@ pub struct Room {
     last: Sequence,
     roster: Roster,
     dedup: DedupWindow,
+    has_messages: bool,
 }
 
 /// The state of a room without its deduplication window, which can be restored from the log.
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub next_id: i32,
     /// The roster, by ascending id.
     pub participants: Vec<(ParticipantId, Participant)>,
+    /// Whether a message was ever accepted.
+    pub has_messages: bool,
 }
 
 /// Why a log cannot be replayed.
@@ -82,6 +85,7 @@ impl Room {
             last: Sequence::ZERO,
             roster: Roster::new(),
             dedup: DedupWindow::default(),
+            has_messages: false,
         }
     }
 
@@ -93,10 +97,12 @@ impl Room {
             last,
             next_id,
             participants,
+            has_messages,
         } = snapshot;
         let mut room = Self::new(rules);
         room.clock = LamportClock::at(time);
         room.last = last;
+        room.has_messages = has_messages;
         room.roster.reserve_through(next_id.saturating_sub(1));
         for (id, participant) in participants {
             room.roster.insert(id, participant);
@@ -147,7 +153,10 @@ impl Room {
                 };
                 self.roster.insert(event.participant, participant);
             }
-            EventKind::Message { .. } => self.remember_message_id(event),
+            EventKind::Message { .. } => {
+                self.has_messages = true;
+                self.remember_message_id(event);
+            }
             EventKind::Leave => {
                 self.roster
                     .remove(event.participant)
@@ -183,6 +192,7 @@ impl Room {
                 .iter()
                 .map(|(id, participant)| (*id, participant.clone()))
                 .collect(),
+            has_messages: self.has_messages,
         }
     }
 
@@ -207,6 +217,12 @@ impl Room {
     #[must_use]
     pub const fn last(&self) -> Sequence {
         self.last
+    }
+
+    /// Whether a message was ever accepted, even if the log no longer has it.
+    #[must_use]
+    pub const fn has_messages(&self) -> bool {
+        self.has_messages
     }
 
     /// The roster.
@@ -294,6 +310,7 @@ impl Room {
             }
         }
         let sender = sender(&mut self.roster);
+        self.has_messages = true;
         let kind = EventKind::Message { text, message_id };
         Ok(self.accept(time, at, sender, name, kind, message.trace))
     }

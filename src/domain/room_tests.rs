@@ -314,6 +314,8 @@ proptest! {
         for other in [&restored, &replayed] {
             prop_assert_eq!(other.participants(), room.participants());
             prop_assert_eq!(other.last(), room.last());
+            let has_messages = log.iter().any(|event| matches!(event.kind, EventKind::Message { .. }));
+            prop_assert_eq!((room.has_messages(), other.has_messages()), (has_messages, has_messages));
             // Rejected messages tick the clock and are not in the log.
             prop_assert!(other.time() <= room.time());
             for event in &log {

@@ -94,6 +94,7 @@ pub(super) fn snapshot(last: u64) -> Bytes {
         last: Sequence::new(last),
         next_id: 1,
         participants: Vec::new(),
+        has_messages: false,
     })
 }
 

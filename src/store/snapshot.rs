@@ -15,6 +15,9 @@ struct SnapshotProto {
     next_id: i32,
     #[prost(message, repeated, tag = "4")]
     participants: Vec<ParticipantProto>,
+    /// Absent in snapshots of earlier versions, which did not record it.
+    #[prost(bool, optional, tag = "5")]
+    has_messages: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -49,6 +52,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
         last: snapshot.last.get(),
         next_id: snapshot.next_id,
         participants: participants.collect(),
+        has_messages: Some(snapshot.has_messages),
     };
     proto.encode_to_vec().into()
 }
@@ -82,6 +86,8 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
             last: Sequence::new(proto.last),
             next_id: proto.next_id,
             participants: participants.collect::<Option<_>>()?,
+            // Where it is unknown there may have been messages.
+            has_messages: proto.has_messages.unwrap_or(true),
         })
     });
     snapshot.ok_or(StoreError::Record {
@@ -107,8 +113,18 @@ mod tests {
             last: Sequence::new(5),
             next_id: 1_000_002,
             participants: vec![(ParticipantId::from_wire(-4).unwrap(), participant)],
+            has_messages: false,
         };
         assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));
         assert!(decode_snapshot(b"nonsense").is_err());
+    }
+
+    #[test]
+    fn a_snapshot_of_an_earlier_version_may_have_had_messages() {
+        let earlier = SnapshotProto {
+            last: 5,
+            ..SnapshotProto::default()
+        };
+        assert!(decode_snapshot(&earlier.encode_to_vec()).unwrap().has_messages);
     }
 }
