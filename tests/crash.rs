@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use chitchat_verify::check;
-use chitchat_verify::crash_harness::{self, Run, Site, seed};
+use chitchat_verify::crash_harness::{self, Run, ServerFixture, seed};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -36,7 +36,7 @@ async fn five_hundred_crashes_violate_no_invariant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_server_violates_no_invariant() {
     let seed = seed();
-    let site = Site::new(
+    let fixture = ServerFixture::new(
         CHITCHAT,
         &[
             "--resume-grace",
@@ -47,16 +47,16 @@ async fn a_stopped_server_violates_no_invariant() {
             "1s",
         ],
     );
-    let server = block_in_place(|| site.start());
-    let mut run = Run::new(site.address, seed);
+    let server = block_in_place(|| fixture.start());
+    let mut run = Run::new(fixture.address, seed);
     for (name, window) in [("Ada", 16), ("Bob", 16), ("Cleo", 16), ("Eve", 0)] {
-        run.add(name, window);
+        run.add_client(name, window);
     }
-    run.until_back(&[0; 4]).await;
+    run.wait_for_reconnects(&[0; 4]).await;
     for _ in 0..3 {
         let enough = run.acknowledged() + PER_ROUND;
-        run.allow(PER_ROUND);
-        let deadline = Instant::now() + crash_harness::PATIENCE;
+        run.allow_sends(PER_ROUND);
+        let deadline = Instant::now() + crash_harness::TIMEOUT;
         while run.acknowledged() < enough {
             assert!(Instant::now() < deadline, "no more acknowledgements");
             tokio::time::sleep(Duration::from_micros(500)).await;
@@ -64,10 +64,10 @@ async fn a_stopped_server_violates_no_invariant() {
         server.signal(Signal::SIGSTOP);
         tokio::time::sleep(Duration::from_secs(4)).await;
         server.signal(Signal::SIGCONT);
-        run.until_settled().await;
+        run.wait_for_acknowledgements().await;
     }
     let sent = run.acknowledged();
-    let violations = check(&run.end().await);
+    let violations = check(&run.finish().await);
     assert!(violations.is_empty(), "CRASH_SEED={seed}: {}", violations[0]);
     assert_eq!(sent, 3 * 3 * PER_ROUND);
     let exit = block_in_place(|| server.stop());
@@ -82,33 +82,33 @@ async fn crash(rounds: u64) {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     // All clients reconnect within the grace period, so there are no LEAVE events for those that stay.
-    let site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
-    let mut server = block_in_place(|| site.start());
-    let mut run = Run::new(site.address, seed);
+    let fixture = ServerFixture::new(CHITCHAT, &["--resume-grace", "10m"]);
+    let mut server = block_in_place(|| fixture.start());
+    let mut run = Run::new(fixture.address, seed);
     for name in ["Ada", "Bob", "Cleo", "Dan"] {
-        run.add(name, 16);
+        run.add_client(name, 16);
     }
     for name in ["Eve", "Finn"] {
-        run.add(name, 0);
+        run.add_client(name, 0);
     }
-    run.until_back(&[0; 6]).await;
+    run.wait_for_reconnects(&[0; 6]).await;
     let epoch = run.log().await.1;
     let begun = Instant::now();
     for round in 0..rounds {
         // A guest joins, sends some messages and leaves, across crashes if need be.
-        let guest = run.add(&format!("Guest{round}"), 4);
-        guest.order(|orders| {
-            orders.allowance = 6;
-            orders.leave = true;
+        let guest = run.add_client(&format!("Guest{round}"), 4);
+        guest.update_plan(|plan| {
+            plan.send_limit = 6;
+            plan.leave = true;
         });
         let streams = run.streams();
         let before = run.acknowledged();
-        for member in run.members.iter().take(4) {
-            member.order(|orders| orders.allowance += PER_ROUND);
+        for client in run.clients.iter().take(4) {
+            client.update_plan(|plan| plan.send_limit += PER_ROUND);
         }
         // Kill the server in the middle of the round, at a random instruction.
         let enough = before + random.random_range(1..PER_ROUND * 4);
-        let deadline = Instant::now() + crash_harness::PATIENCE;
+        let deadline = Instant::now() + crash_harness::TIMEOUT;
         while run.acknowledged() < enough {
             assert!(
                 Instant::now() < deadline,
@@ -118,15 +118,15 @@ async fn crash(rounds: u64) {
         }
         tokio::time::sleep(Duration::from_micros(random.random_range(0..3_000))).await;
         block_in_place(|| server.kill());
-        server = block_in_place(|| site.start());
-        run.until_back(&streams).await;
-        run.ask_roster(epoch).await;
-        run.reap().await;
+        server = block_in_place(|| fixture.start());
+        run.wait_for_reconnects(&streams).await;
+        run.record_roster(epoch).await;
+        run.collect_finished().await;
     }
-    run.until_settled().await;
+    run.wait_for_acknowledgements().await;
     let sent = run.acknowledged();
     let elapsed = begun.elapsed();
-    let history = run.end().await;
+    let history = run.finish().await;
     let violations = check(&history);
     let events = history.log.as_ref().map_or(0, Vec::len);
     println!(

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use chitchat_verify::crash_harness::{PATIENCE, Run, Server, Site, seed};
+use chitchat_verify::crash_harness::{Run, ServerFixture, ServerProcess, TIMEOUT, seed};
 use chitchat_verify::{History, Invariant, check};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -15,50 +15,57 @@ use tokio::task::block_in_place;
 /// The program under test.
 const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
 
-fn site(failpoints: &str) -> Site {
-    let mut site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
-    site.set_failpoints(failpoints);
-    site
+fn fixture(failpoints: &str) -> ServerFixture {
+    let mut fixture = ServerFixture::new(CHITCHAT, &["--resume-grace", "10m"]);
+    fixture.set_failpoints(failpoints);
+    fixture
 }
 
-fn start(site: &Site) -> Server {
-    block_in_place(|| site.start())
+fn start(fixture: &ServerFixture) -> ServerProcess {
+    block_in_place(|| fixture.start())
 }
 
 /// Starts three clients that send messages and one that only receives.
-fn run(site: &Site) -> Run {
-    let mut run = Run::new(site.address, 1);
+fn run(fixture: &ServerFixture) -> Run {
+    let mut run = Run::new(fixture.address, 1);
     for (name, window) in [("Ada", 16), ("Bob", 16), ("Cleo", 16), ("Eve", 0)] {
-        run.add(name, window);
+        run.add_client(name, window);
     }
     run
 }
 
 fn allow(run: &Run, count: u64) {
-    for member in run.members.iter().take(3) {
-        member.order(|orders| orders.allowance += count);
+    for client in run.clients.iter().take(3) {
+        client.update_plan(|plan| plan.send_limit += count);
     }
 }
 
 /// Waits until `count` messages of each sender are acknowledged and all clients have received them.
 async fn wait_for_delivery(run: &Run, count: u64) {
-    for member in run.members.iter().take(3) {
-        member
-            .until("acknowledgement", |progress| progress.acknowledged >= count)
+    for client in run.clients.iter().take(3) {
+        client
+            .wait_until("acknowledgement", |progress| progress.acknowledged >= count)
             .await;
     }
-    let last = run.members.iter().map(|member| member.now().last).max().unwrap();
-    for member in &run.members {
-        member.until("delivery", |progress| progress.last >= last).await;
+    let last = run
+        .clients
+        .iter()
+        .map(|client| client.progress().last_sequence)
+        .max()
+        .unwrap();
+    for client in &run.clients {
+        client
+            .wait_until("delivery", |progress| progress.last_sequence >= last)
+            .await;
     }
 }
 
 /// Sends messages until the server has exited, which it does at `point`.
-async fn send_until_exit(run: &Run, server: &mut Server, point: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !server.has_ended() {
+async fn send_until_exit(run: &Run, server: &mut ServerProcess, point: &str) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !server.has_exited() {
         assert!(Instant::now() < deadline, "{point} is not reached");
-        if run.acknowledged() >= run.members.iter().map(|member| member.now().sent).sum() {
+        if run.acknowledged() >= run.clients.iter().map(|client| client.progress().sent).sum() {
             allow(run, 5);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -80,20 +87,20 @@ fn violations(history: &History) -> Vec<Invariant> {
 }
 
 /// The violations after a server without failpoints has replaced the one that exited.
-async fn violations_after(mut site: Site, run: Run) -> Vec<Invariant> {
-    site.set_failpoints("");
+async fn violations_after(mut fixture: ServerFixture, run: Run) -> Vec<Invariant> {
+    fixture.set_failpoints("");
     let streams = run.streams();
-    let _server = start(&site);
-    run.until_back(&streams).await;
-    run.until_settled().await;
-    violations(&run.end().await)
+    let _server = start(&fixture);
+    run.wait_for_reconnects(&streams).await;
+    run.wait_for_acknowledgements().await;
+    violations(&run.finish().await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_any_two_steps_violates_no_invariant() {
     let mut random = StdRng::seed_from_u64(seed());
-    let mut site = site("");
-    let run = run(&site);
+    let mut fixture = fixture("");
+    let run = run(&fixture);
     let points = [
         "before-append",
         "before-write",
@@ -105,34 +112,34 @@ async fn a_crash_between_any_two_steps_violates_no_invariant() {
     for point in points {
         // The first batch after a start (JOINs and resent messages), and a later one.
         for passage in [1, random.random_range(2..20)] {
-            site.set_failpoints(&format!("{point}=kill:{passage}"));
-            let mut server = start(&site);
+            fixture.set_failpoints(&format!("{point}=kill:{passage}"));
+            let mut server = start(&fixture);
             send_until_exit(&run, &mut server, point).await;
-            let exit = block_in_place(|| server.exit());
+            let exit = block_in_place(|| server.wait_for_exit());
             assert_eq!(exit.code, None, "{exit:?}");
             assert_eq!(exit.lines, [format!("chitchat: killed at {point}")]);
         }
     }
-    assert_eq!(violations_after(site, run).await, []);
+    assert_eq!(violations_after(fixture, run).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_ends_the_server_and_violates_no_invariant() {
-    let site = site("before-sync=fail:9");
-    let mut server = start(&site);
-    let run = run(&site);
+    let fixture = fixture("before-sync=fail:9");
+    let mut server = start(&fixture);
+    let run = run(&fixture);
     send_until_exit(&run, &mut server, "the sync").await;
-    let exit = block_in_place(|| server.exit());
+    let exit = block_in_place(|| server.wait_for_exit());
     assert_eq!(exit.code, Some(74), "{exit:?}");
     assert_eq!(
         exit.lines,
         [format!(
             "chitchat: ended because the store failed: cannot write in {}: simulated disk failure; what was acknowledged \
              is stored",
-            site.path("data").display()
+            fixture.path("data").display()
         )]
     );
-    assert_eq!(violations_after(site, run).await, []);
+    assert_eq!(violations_after(fixture, run).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,27 +149,27 @@ async fn slow_syncs_violate_no_invariant() {
 
 /// The violations in a run without a crash.
 async fn violations_of(failpoints: &str) -> Vec<Invariant> {
-    let site = site(failpoints);
-    let _server = start(&site);
-    let run = run(&site);
-    run.until_back(&[0; 4]).await;
+    let fixture = fixture(failpoints);
+    let _server = start(&fixture);
+    let run = run(&fixture);
+    run.wait_for_reconnects(&[0; 4]).await;
     allow(&run, 60);
     wait_for_delivery(&run, 60).await;
-    violations(&run.end().await)
+    violations(&run.finish().await)
 }
 
 /// The violations in a run in which the server is killed after all messages were delivered.
 async fn violations_of_crash_with(failpoints: &str) -> Vec<Invariant> {
-    let site = site(failpoints);
-    let server = start(&site);
-    let run = run(&site);
-    run.until_back(&[0; 4]).await;
+    let fixture = fixture(failpoints);
+    let server = start(&fixture);
+    let run = run(&fixture);
+    run.wait_for_reconnects(&[0; 4]).await;
     allow(&run, 20);
     wait_for_delivery(&run, 20).await;
     let streams = run.streams();
     block_in_place(|| server.kill());
-    let _server = start(&site);
-    run.until_back(&streams).await;
+    let _server = start(&fixture);
+    run.wait_for_reconnects(&streams).await;
     // With faults the rest of the conversation need not work.
     violations(&run.stop().await)
 }
@@ -204,15 +211,15 @@ async fn reordered_messages_of_a_sender_are_detected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn forgotten_message_ids_are_detected() {
     // A batch is stored but not delivered, so its messages are sent again.
-    let mut site = site("skip-dedupe=on,after-append=kill:12");
-    let mut server = start(&site);
-    let run = run(&site);
-    run.until_back(&[0; 4]).await;
+    let mut fixture = fixture("skip-dedupe=on,after-append=kill:12");
+    let mut server = start(&fixture);
+    let run = run(&fixture);
+    run.wait_for_reconnects(&[0; 4]).await;
     send_until_exit(&run, &mut server, "the point").await;
-    site.set_failpoints("skip-dedupe=on");
+    fixture.set_failpoints("skip-dedupe=on");
     let streams = run.streams();
-    let _server = start(&site);
-    run.until_back(&streams).await;
-    run.until_settled().await;
-    assert_eq!(violations(&run.end().await), [Invariant::Integrity]);
+    let _server = start(&fixture);
+    run.wait_for_reconnects(&streams).await;
+    run.wait_for_acknowledgements().await;
+    assert_eq!(violations(&run.finish().await), [Invariant::Integrity]);
 }

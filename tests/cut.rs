@@ -7,7 +7,7 @@ mod proxy;
 use std::time::{Duration, Instant};
 
 use chitchat_verify::check;
-use chitchat_verify::crash_harness::{PATIENCE, Run, Site, seed};
+use chitchat_verify::crash_harness::{Run, ServerFixture, TIMEOUT, seed};
 use proxy::Proxy;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -21,30 +21,30 @@ const CUTS: usize = 200;
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_cuts_violate_no_invariant() {
     let seed = seed();
-    let site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
-    let server = block_in_place(|| site.start());
+    let fixture = ServerFixture::new(CHITCHAT, &["--resume-grace", "10m"]);
+    let server = block_in_place(|| fixture.start());
     let mut random = StdRng::seed_from_u64(seed);
-    let proxy = Proxy::start(site.address).await;
+    let proxy = Proxy::start(fixture.address).await;
     proxy.cut_after((0..CUTS).map(|_| random.random_range(0..6_000)));
-    let mut run = Run::new(site.address, seed);
-    run.add("Near", 8);
-    run.add_through(proxy.address, "Far", 8);
-    run.add_through(proxy.address, "Listener", 0);
+    let mut run = Run::new(fixture.address, seed);
+    run.add_client("Near", 8);
+    run.add_client_at(proxy.address, "Far", 8);
+    run.add_client_at(proxy.address, "Listener", 0);
     // Both send messages until the last cut; the near client keeps to the pace of the far one.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while proxy.cuts() < CUTS {
         let cuts = proxy.cuts();
         assert!(
             Instant::now() < deadline,
             "CRASH_SEED={seed}: no progress after {cuts} cuts"
         );
-        let far = run.members[1].now().sent;
-        run.members[0].order(|orders| orders.allowance = far);
-        run.members[1].order(|orders| orders.allowance = far + 8);
+        let far = run.clients[1].progress().sent;
+        run.clients[0].update_plan(|plan| plan.send_limit = far);
+        run.clients[1].update_plan(|plan| plan.send_limit = far + 8);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    run.until_settled().await;
-    let history = run.end().await;
+    run.wait_for_acknowledgements().await;
+    let history = run.finish().await;
     let violations = check(&history);
     for violation in violations.iter().take(20) {
         println!("{violation}");

@@ -1,5 +1,5 @@
 //! Disk faults: a read-only, locked, newer, damaged or full data directory. The server has all data, or it refuses to start
-//! or exits with a line that says why and an exit code. It is never silently violations.
+//! or exits with a line that says why and an exit code. It never loses data silently.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use chitchat::proto::{SendMessageRequest, ServerMessage};
 use chitchat_verify::check;
-use chitchat_verify::crash_harness::{Contents, Exit, PATIENCE, Run, Site, seed};
+use chitchat_verify::crash_harness::{DirectorySnapshot, Exit, Run, ServerFixture, TIMEOUT, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
@@ -25,16 +25,16 @@ const IO: i32 = 74;
 /// The exit code for damaged data.
 const DATA: i32 = 65;
 
-fn refusal(site: &Site) -> Exit {
-    match site.try_start() {
+fn refusal(fixture: &ServerFixture) -> Exit {
+    match fixture.try_start() {
         Ok(_) => panic!("the server starts"),
         Err(exit) => exit,
     }
 }
 
 /// Asserts that the server refuses to start, with one line that contains `parts`.
-fn assert_refused(site: &Site, code: i32, parts: &[&str]) {
-    let exit = refusal(site);
+fn assert_refused(fixture: &ServerFixture, code: i32, parts: &[&str]) {
+    let exit = refusal(fixture);
     assert_eq!(exit.code, Some(code), "{exit:?}");
     assert_eq!(exit.lines.len(), 1, "{exit:?}");
     for part in parts {
@@ -80,52 +80,56 @@ impl Drop for Disk {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_refused() {
-    let mut site = Site::new(CHITCHAT, &[]);
-    let Some(disk) = Disk::mount(site.path("disk"), "size=96m") else {
+    let mut fixture = ServerFixture::new(CHITCHAT, &[]);
+    let Some(disk) = Disk::mount(fixture.path("disk"), "size=96m") else {
         return;
     };
-    site.data = site.path("disk").join("data");
-    let server = site.start();
+    fixture.data_dir = fixture.path("disk").join("data");
+    let server = fixture.start();
     server.stop();
     disk.remount("ro");
-    let data = site.data.display().to_string();
-    assert_refused(&site, IO, &["cannot use the data directory", &data, "Read-only"]);
-    // A missing directory is not created.
-    site.data = site.path("disk").join("another");
+    let data = fixture.data_dir.display().to_string();
     assert_refused(
-        &site,
+        &fixture,
+        IO,
+        &["cannot use the data directory", &data, "Read-only"],
+    );
+    // A missing directory is not created.
+    fixture.data_dir = fixture.path("disk").join("another");
+    assert_refused(
+        &fixture,
         IO,
         &["cannot use the data directory", "another", "Read-only"],
     );
     disk.remount("rw");
-    site.data = site.path("disk").join("data");
-    site.start();
+    fixture.data_dir = fixture.path("disk").join("data");
+    fixture.start();
 }
 
 #[test]
 fn a_directory_of_a_newer_version_is_refused() {
-    let site = Site::new(CHITCHAT, &[]);
-    site.start().stop();
-    std::fs::write(site.data.join("FORMAT"), "chitchat 2\n").unwrap();
-    let before = Contents::read(&site.data);
+    let fixture = ServerFixture::new(CHITCHAT, &[]);
+    fixture.start().stop();
+    std::fs::write(fixture.data_dir.join("FORMAT"), "chitchat 2\n").unwrap();
+    let before = DirectorySnapshot::take(&fixture.data_dir);
     assert_refused(
-        &site,
+        &fixture,
         IO,
         &["\"chitchat 2\"", "this version knows \"chitchat 1\""],
     );
     assert_eq!(
         before.files,
-        Contents::read(&site.data).files,
+        DirectorySnapshot::take(&fixture.data_dir).files,
         "no file has changed"
     );
 }
 
 #[test]
 fn a_directory_in_use_is_refused() {
-    let site = Site::new(CHITCHAT, &[]);
-    let server = site.start();
-    let mut second = Site::new(CHITCHAT, &[]);
-    second.data.clone_from(&site.data);
+    let fixture = ServerFixture::new(CHITCHAT, &[]);
+    let server = fixture.start();
+    let mut second = ServerFixture::new(CHITCHAT, &[]);
+    second.data_dir.clone_from(&fixture.data_dir);
     assert_refused(&second, IO, &["in use by another server"]);
     server.kill();
     // The lock ends with its process.
@@ -142,8 +146,12 @@ enum Outcome {
 }
 
 /// Starts a server, and checks that it has the complete log or says in one line why it does not start.
-async fn start_damaged(site: &Site, log: &[Arc<ServerMessage>], how: &str) -> Result<Outcome, String> {
-    match block_in_place(|| site.try_start()) {
+async fn start_damaged(
+    fixture: &ServerFixture,
+    log: &[Arc<ServerMessage>],
+    how: &str,
+) -> Result<Outcome, String> {
+    match block_in_place(|| fixture.try_start()) {
         Err(exit) => {
             let is_code = exit.code == Some(IO) || exit.code == Some(DATA);
             // A panic of the database prints lines before that.
@@ -156,7 +164,7 @@ async fn start_damaged(site: &Site, log: &[Arc<ServerMessage>], how: &str) -> Re
             }
         }
         Ok(server) => {
-            let run = Run::new(site.address, 0);
+            let run = Run::new(fixture.address, 0);
             let (found, _) = run.log().await;
             block_in_place(|| server.kill());
             if found.len() == log.len() && found.iter().zip(log).all(|(a, b)| a == b) {
@@ -173,11 +181,11 @@ async fn start_damaged(site: &Site, log: &[Arc<ServerMessage>], how: &str) -> Re
 }
 
 /// Fills a room and returns its log.
-async fn fill(site: &Site, messages: u64, length: usize) -> Vec<Arc<ServerMessage>> {
+async fn fill(fixture: &ServerFixture, messages: u64, length: usize) -> Vec<Arc<ServerMessage>> {
     let mut random = StdRng::seed_from_u64(length as u64);
-    let server = block_in_place(|| site.start());
-    let run = Run::new(site.address, 0);
-    let mut calls = run.calls().await;
+    let server = block_in_place(|| fixture.start());
+    let run = Run::new(fixture.address, 0);
+    let mut calls = run.connect().await;
     for n in 0..messages {
         let text: String = (0..length).map(|_| random.random_range('a'..='z')).collect();
         let request = SendMessageRequest {
@@ -207,9 +215,9 @@ enum Damage {
 
 /// Damages the files of a data directory one after the other, and starts a server each time.
 struct DamageTest<'a> {
-    site: &'a Site,
+    fixture: &'a ServerFixture,
     log: &'a [Arc<ServerMessage>],
-    undamaged: Contents,
+    undamaged: DirectorySnapshot,
     random: StdRng,
     refused: u32,
     starts: u32,
@@ -217,11 +225,11 @@ struct DamageTest<'a> {
 }
 
 impl<'a> DamageTest<'a> {
-    fn new(site: &'a Site, log: &'a [Arc<ServerMessage>]) -> Self {
+    fn new(fixture: &'a ServerFixture, log: &'a [Arc<ServerMessage>]) -> Self {
         Self {
-            site,
+            fixture,
             log,
-            undamaged: Contents::read(&site.data),
+            undamaged: DirectorySnapshot::take(&fixture.data_dir),
             random: StdRng::seed_from_u64(seed()),
             refused: 0,
             starts: 0,
@@ -231,7 +239,7 @@ impl<'a> DamageTest<'a> {
 
     /// The bytes of a file of the database, without zeros at its end.
     fn bytes(&self, name: &str) -> &[u8] {
-        let path = self.site.data.join(name);
+        let path = self.fixture.data_dir.join(name);
         let file = self.undamaged.files.iter().find(|(file, ..)| *file == path);
         &file.unwrap().1
     }
@@ -244,7 +252,12 @@ impl<'a> DamageTest<'a> {
             .iter()
             .filter(|(_, bytes, _)| !bytes.is_empty());
         files
-            .map(|(path, ..)| path.strip_prefix(&self.site.data).unwrap().display().to_string())
+            .map(|(path, ..)| {
+                path.strip_prefix(&self.fixture.data_dir)
+                    .unwrap()
+                    .display()
+                    .to_string()
+            })
             .filter(|name| name.starts_with("db/"))
             .collect()
     }
@@ -263,10 +276,10 @@ impl<'a> DamageTest<'a> {
     }
 
     async fn damage(&mut self, name: &str, damage: Damage) {
-        self.undamaged.write();
+        self.undamaged.restore();
         let file = OpenOptions::new()
             .write(true)
-            .open(self.site.data.join(name))
+            .open(self.fixture.data_dir.join(name))
             .unwrap();
         match damage {
             Damage::Flip(at, bit) => {
@@ -277,7 +290,7 @@ impl<'a> DamageTest<'a> {
         }
         let how = format!("{name}, {} bytes, {damage:?}", self.bytes(name).len());
         self.starts += 1;
-        match start_damaged(self.site, self.log, &how).await {
+        match start_damaged(self.fixture, self.log, &how).await {
             Ok(Outcome::Refused) => self.refused += 1,
             Ok(Outcome::Complete) => println!("{how}: complete"),
             Err(how) => self.failures.push(how),
@@ -294,9 +307,9 @@ const JOURNAL: &str = "db/0.jnl";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_database_is_never_silently_incomplete() {
-    let site = Site::new(CHITCHAT, &[]);
-    let log = fill(&site, 60, 200).await;
-    let mut test = DamageTest::new(&site, &log);
+    let fixture = ServerFixture::new(CHITCHAT, &[]);
+    let log = fill(&fixture, 60, 200).await;
+    let mut test = DamageTest::new(&fixture, &log);
     for name in test.files() {
         let tries = if name == JOURNAL { 12 } else { 3 };
         test.damage_at_random(&name, tries).await;
@@ -322,9 +335,9 @@ async fn a_damaged_database_is_never_silently_incomplete() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_table_is_never_silently_wrong() {
-    let site = Site::new(CHITCHAT, &["--max-message-chars", "100000"]);
-    let log = fill(&site, 200, 90_000).await;
-    let mut test = DamageTest::new(&site, &log);
+    let fixture = ServerFixture::new(CHITCHAT, &["--max-message-chars", "100000"]);
+    let log = fill(&fixture, 200, 90_000).await;
+    let mut test = DamageTest::new(&fixture, &log);
     let tables = test
         .files()
         .into_iter()
@@ -339,31 +352,31 @@ async fn a_damaged_table_is_never_silently_wrong() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_ends_the_server_and_violates_no_invariant() {
-    let mut site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
-    let Some(disk) = Disk::mount(site.path("disk"), "size=32m") else {
+    let mut fixture = ServerFixture::new(CHITCHAT, &["--resume-grace", "10m"]);
+    let Some(disk) = Disk::mount(fixture.path("disk"), "size=32m") else {
         return;
     };
-    site.data = disk.0.join("data");
-    let mut server = block_in_place(|| site.start());
-    let mut run = Run::new(site.address, 1);
+    fixture.data_dir = disk.0.join("data");
+    let mut server = block_in_place(|| fixture.start());
+    let mut run = Run::new(fixture.address, 1);
     for (name, window) in [("Ada", 16), ("Bob", 16), ("Eve", 0)] {
-        run.add(name, window);
+        run.add_client(name, window);
     }
-    run.until_back(&[0; 3]).await;
+    run.wait_for_reconnects(&[0; 3]).await;
     // Fill the disk except for some hundred messages.
     let filler = disk.0.join("filler");
     let free = nix::sys::statvfs::statvfs(&disk.0).unwrap();
     let free = free.blocks_available() * free.fragment_size();
     std::fs::write(&filler, vec![1; usize::try_from(free).unwrap() - 128 * 1024]).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while !server.has_ended() {
+    let deadline = Instant::now() + TIMEOUT;
+    while !server.has_exited() {
         assert!(Instant::now() < deadline, "the disk is not full");
-        for member in run.members.iter().take(2) {
-            member.order(|orders| orders.allowance = member.now().acknowledged + 16);
+        for client in run.clients.iter().take(2) {
+            client.update_plan(|plan| plan.send_limit = client.progress().acknowledged + 16);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let exit = block_in_place(|| server.exit());
+    let exit = block_in_place(|| server.wait_for_exit());
     assert_eq!(exit.code, Some(IO), "{exit:?}");
     assert_eq!(exit.lines.len(), 1, "{exit:?}");
     assert!(exit.lines[0].contains("the store failed"), "{exit:?}");
@@ -372,10 +385,10 @@ async fn a_full_disk_ends_the_server_and_violates_no_invariant() {
     println!("{stored} messages were acknowledged; {}", exit.lines[0]);
     std::fs::remove_file(&filler).unwrap();
     let streams = run.streams();
-    let server = block_in_place(|| site.start());
-    run.until_back(&streams).await;
-    run.until_settled().await;
-    let history = run.end().await;
+    let server = block_in_place(|| fixture.start());
+    run.wait_for_reconnects(&streams).await;
+    run.wait_for_acknowledgements().await;
+    let history = run.finish().await;
     let violations = check(&history);
     assert!(violations.is_empty(), "{}", violations[0]);
     assert_eq!(block_in_place(|| server.stop()).code, Some(0));

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use chitchat_verify::check;
-use chitchat_verify::crash_harness::{PATIENCE, Run, Site, seed};
+use chitchat_verify::crash_harness::{Run, ServerFixture, TIMEOUT, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::block_in_place;
@@ -45,10 +45,10 @@ struct Volume {
 
 impl Volume {
     /// Creates and mounts the file system. `None` if the test may not do that here.
-    fn make(site: &Site) -> Option<Self> {
+    fn make(fixture: &ServerFixture) -> Option<Self> {
         let volume = Self {
-            image: site.path("image"),
-            mounted_at: site.path("disk"),
+            image: fixture.path("image"),
+            mounted_at: fixture.path("disk"),
         };
         let size = File::create(&volume.image).and_then(|image| image.set_len(256 << 20));
         size.unwrap();
@@ -103,22 +103,22 @@ impl Drop for Volume {
 async fn a_power_cut_loses_no_acknowledged_message() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut site = Site::new(CHITCHAT, &["--resume-grace", "10m"]);
-    let Some(volume) = Volume::make(&site) else {
+    let mut fixture = ServerFixture::new(CHITCHAT, &["--resume-grace", "10m"]);
+    let Some(volume) = Volume::make(&fixture) else {
         return;
     };
-    site.data = site.path("disk").join("data");
-    let mut server = block_in_place(|| site.start());
-    let mut run = Run::new(site.address, seed);
+    fixture.data_dir = fixture.path("disk").join("data");
+    let mut server = block_in_place(|| fixture.start());
+    let mut run = Run::new(fixture.address, seed);
     for (name, window) in [("Ada", 16), ("Bob", 16), ("Cleo", 16), ("Eve", 0)] {
-        run.add(name, window);
+        run.add_client(name, window);
     }
-    run.until_back(&[0; 4]).await;
+    run.wait_for_reconnects(&[0; 4]).await;
     for cut in 0..CUTS {
         let streams = run.streams();
         let enough = run.acknowledged() + random.random_range(1..PER_ROUND * 3);
-        run.allow(PER_ROUND);
-        let deadline = Instant::now() + PATIENCE;
+        run.allow_sends(PER_ROUND);
+        let deadline = Instant::now() + TIMEOUT;
         while run.acknowledged() < enough {
             assert!(Instant::now() < deadline, "cut {cut}: no more acknowledgements");
             tokio::time::sleep(Duration::from_micros(500)).await;
@@ -128,12 +128,12 @@ async fn a_power_cut_loses_no_acknowledged_message() {
             server.kill();
             volume.restore();
         });
-        server = block_in_place(|| site.start());
-        run.until_back(&streams).await;
+        server = block_in_place(|| fixture.start());
+        run.wait_for_reconnects(&streams).await;
     }
-    run.until_settled().await;
+    run.wait_for_acknowledgements().await;
     let sent = run.acknowledged();
-    let violations = check(&run.end().await);
+    let violations = check(&run.finish().await);
     println!(
         "{CUTS} power cuts: {sent} messages, {} violations",
         violations.len()

@@ -63,20 +63,20 @@ impl Logs {
                 });
             }
             Entry::Occupied(mut entry) => {
-                let seen = entry.get_mut();
-                if !Arc::ptr_eq(&seen.message, message) && seen.message != *message {
+                let logged = entry.get_mut();
+                if !Arc::ptr_eq(&logged.message, message) && logged.message != *message {
                     let details = format!(
                         "{}, event {}: {source} has {:?} of {:?}, others have {:?} of {:?}",
                         message.room,
                         position.sequence,
                         message.msg_stream,
                         message.sender_name,
-                        seen.message.msg_stream,
-                        seen.message.sender_name,
+                        logged.message.msg_stream,
+                        logged.message.sender_name,
                     );
                     violations.push(Violation::new(Invariant::Agreement, details));
                 }
-                seen.first_received_at = match (seen.first_received_at, at) {
+                logged.first_received_at = match (logged.first_received_at, at) {
                     (Some(before), Some(now)) => Some(before.min(now)),
                     (before, now) => before.or(now),
                 };
@@ -84,7 +84,7 @@ impl Logs {
         }
     }
 
-    pub(super) fn of(&self, room: &str) -> Option<&Log> {
+    pub(super) fn get(&self, room: &str) -> Option<&Log> {
         self.0.get(room)
     }
 

@@ -17,7 +17,7 @@ pub(super) fn check(history: &History, logs: &Logs, violations: &mut Vec<Violati
         }
     }
     for client in &history.clients {
-        if let Some(log) = logs.of(&client.room) {
+        if let Some(log) = logs.get(&client.room) {
             check_joins(client, log, violations);
         }
     }
@@ -33,11 +33,11 @@ fn replay(room: &str, log: &Log, history: &History, violations: &mut Vec<Violati
     rosters.sort_by_key(|roster| roster.position);
     let mut rosters = rosters.into_iter().peekable();
     let mut present: BTreeMap<i32, &str> = BTreeMap::new();
-    for (position, seen) in log {
+    for (position, logged) in log {
         while let Some(roster) = rosters.next_if(|roster| roster.position < *position) {
             compare(roster, &present, violations);
         }
-        let message = &seen.message;
+        let message = &logged.message;
         let mut report = |invariant, details: &str| {
             let details = format!(
                 "{room}, event {}: {} {details}",
@@ -48,19 +48,22 @@ fn replay(room: &str, log: &Log, history: &History, violations: &mut Vec<Violati
         match message.r#type() {
             EventType::Join => {
                 if present.insert(message.sender_id, &message.sender_name).is_some() {
-                    report(Invariant::Leave, "joined and had not left");
+                    report(Invariant::Leave, "joined twice without leaving");
                 }
             }
             EventType::Leave => {
                 if present.remove(&message.sender_id).is_none() {
-                    report(Invariant::Leave, "left and was not there");
+                    report(Invariant::Leave, "left without having joined");
                 }
             }
             EventType::Message => continue,
         }
         let suffix = format!("at logical time L={}", message.timestamp);
         if !message.msg_stream.ends_with(&suffix) {
-            report(Invariant::Lamport, "is announced with another time");
+            report(
+                Invariant::Lamport,
+                "is announced with a time that is not that of the event",
+            );
         }
     }
     for roster in rosters {
@@ -118,8 +121,8 @@ fn check_joins(client: &ClientHistory, log: &Log, violations: &mut Vec<Violation
     }
     let joined: Vec<Position> = log
         .iter()
-        .filter(|(_, seen)| {
-            seen.message.r#type() == EventType::Join && seen.message.sender_name == client.name
+        .filter(|(_, logged)| {
+            logged.message.r#type() == EventType::Join && logged.message.sender_name == client.name
         })
         .map(|(position, _)| *position)
         .collect();

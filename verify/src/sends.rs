@@ -25,32 +25,32 @@ type SentMessages<'a> = HashMap<Arc<str>, Sent<'a>>;
 
 pub(super) fn check(history: &History, logs: &Logs, violations: &mut Vec<Violation>) {
     let mut rooms: HashMap<&str, SentMessages<'_>> = HashMap::new();
-    let mut orders: Vec<(&ClientHistory, Vec<Arc<str>>)> = Vec::new();
+    let mut send_orders: Vec<(&ClientHistory, Vec<Arc<str>>)> = Vec::new();
     for client in &history.clients {
         let sends = rooms.entry(client.room.as_str()).or_default();
-        orders.push((client, collect(client, sends)));
+        send_orders.push((client, collect(client, sends)));
     }
     for (room, log) in logs.iter() {
-        let mut none = SentMessages::new();
-        let sends = rooms.get_mut(room).unwrap_or(&mut none);
+        let mut empty = SentMessages::new();
+        let sends = rooms.get_mut(room).unwrap_or(&mut empty);
         locate(room, log, sends, violations);
         check_real_time(room, log, sends, violations);
     }
-    for (client, order) in orders {
+    for (client, order) in send_orders {
         if let Some(sends) = rooms.get(client.room.as_str()) {
             check_order(client, &order, sends, violations);
         }
-        check_repeated_notices(client, logs.of(&client.room), violations);
+        check_repeated_notices(client, logs.get(&client.room), violations);
     }
 }
 
 /// Collects the messages of a client, and returns their ids in the order in which they were first sent.
 fn collect<'a>(client: &'a ClientHistory, sends: &mut SentMessages<'a>) -> Vec<Arc<str>> {
     let mut order = Vec::new();
-    let mut seen = 0;
+    let mut received_time = 0;
     for entry in &client.events {
         match &entry.event {
-            ClientEvent::Received(message) => seen = seen.max(message.timestamp),
+            ClientEvent::Received(message) => received_time = received_time.max(message.timestamp),
             ClientEvent::Sent {
                 message_id,
                 text,
@@ -61,7 +61,7 @@ fn collect<'a>(client: &'a ClientHistory, sends: &mut SentMessages<'a>) -> Vec<A
                         client,
                         text,
                         at: entry.at,
-                        known_time: seen.max(*timestamp),
+                        known_time: received_time.max(*timestamp),
                         position: None,
                     });
                     order.push(Arc::clone(message_id));
@@ -75,8 +75,8 @@ fn collect<'a>(client: &'a ClientHistory, sends: &mut SentMessages<'a>) -> Vec<A
 
 /// Locates each message in the log. Each must have been sent, be unchanged, and occur once.
 fn locate(room: &str, log: &Log, sends: &mut SentMessages<'_>, violations: &mut Vec<Violation>) {
-    for (position, seen) in log {
-        let message = &seen.message;
+    for (position, logged) in log {
+        let message = &logged.message;
         // A message without an id cannot be identified.
         if message.r#type() != EventType::Message || message.message_id.is_empty() {
             continue;
@@ -121,19 +121,19 @@ fn locate(room: &str, log: &Log, sends: &mut SentMessages<'_>, violations: &mut 
 fn check_real_time(room: &str, log: &Log, sends: &SentMessages<'_>, violations: &mut Vec<Violation>) {
     // The log is traversed backwards: this is the earliest receipt among all events at later positions.
     let mut earliest: Option<(Duration, Position)> = None;
-    for (position, seen) in log.iter().rev() {
-        let sent = sends.get(seen.message.message_id.as_str());
-        if let (Some(sent), Some((at, behind))) = (sent, earliest)
+    for (position, logged) in log.iter().rev() {
+        let sent = sends.get(logged.message.message_id.as_str());
+        if let (Some(sent), Some((at, later))) = (sent, earliest)
             && sent.position == Some(*position)
             && at < sent.at
         {
             let details = format!(
                 "{room}: event {} was sent after event {} had been received",
-                position.sequence, behind.sequence
+                position.sequence, later.sequence
             );
             violations.push(Violation::new(Invariant::RealTime, details));
         }
-        if let Some(at) = seen.first_received_at
+        if let Some(at) = logged.first_received_at
             && earliest.is_none_or(|(earliest, _)| at < earliest)
         {
             earliest = Some((at, *position));

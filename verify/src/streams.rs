@@ -23,11 +23,11 @@ pub(super) fn check(history: &History, logs: &Logs, violations: &mut Vec<Violati
         let streams = streams(client, violations);
         for stream in &streams {
             check_start(client, stream, violations);
-            if let Some(log) = logs.of(&client.room) {
+            if let Some(log) = logs.get(&client.room) {
                 check_order(client, stream, log, violations);
             }
         }
-        if let (Some(last), Some(log)) = (streams.last(), logs.of(&client.room)) {
+        if let (Some(last), Some(log)) = (streams.last(), logs.get(&client.room)) {
             check_end(client, last, log, violations);
         }
     }
@@ -147,7 +147,7 @@ fn check_end(client: &ClientHistory, last: &Stream, log: &Log, violations: &mut 
     // The module `roster` checks whether the LEAVE exists.
     let left = log
         .range((Excluded(begin), Unbounded))
-        .find(|(_, seen)| is_own_leave(&seen.message))
+        .find(|(_, logged)| is_own_leave(&logged.message))
         .map(|(position, _)| *position);
     let received = last.positions.iter().max().copied().unwrap_or(begin);
     let Some(left) = left.filter(|left| received < *left) else {

@@ -16,7 +16,8 @@ struct Run {
     log: Vec<Arc<ServerMessage>>,
     /// Whether each client is connected.
     live: Vec<bool>,
-    time: i64,
+    lamport_time: i64,
+    /// Milliseconds since the start of the run.
     now: u64,
 }
 
@@ -33,8 +34,8 @@ impl Run {
 
     /// Appends an event, which every connected client receives.
     fn event(&mut self, client: usize, kind: EventType, text: &str, message_id: &str) -> Arc<ServerMessage> {
-        self.time += 1;
-        let time = self.time;
+        self.lamport_time += 1;
+        let time = self.lamport_time;
         let text = match kind {
             EventType::Message => text.to_owned(),
             _ => format!("It happened at logical time L={time}"),
@@ -73,7 +74,7 @@ impl Run {
         let message = Arc::new(ServerMessage {
             room: ROOM.into(),
             epoch: EPOCH,
-            timestamp: self.time,
+            timestamp: self.lamport_time,
             welcome: Some(welcome),
             ..ServerMessage::default()
         });
@@ -176,7 +177,7 @@ impl Run {
         });
     }
 
-    fn over(mut self) -> History {
+    fn finish(mut self) -> History {
         self.history.log = Some(self.log);
         self.history.is_over = true;
         self.history
@@ -198,22 +199,22 @@ fn correct() -> Run {
     run
 }
 
-fn end(mut run: Run) -> History {
+fn finish(mut run: Run) -> History {
     for client in 0..3 {
         run.leave(client);
     }
     run.roster(&[]);
-    run.over()
+    run.finish()
 }
 
 fn violated(history: &History) -> Vec<Invariant> {
-    let mut broken: Vec<_> = check(history)
+    let mut violated: Vec<_> = check(history)
         .into_iter()
         .map(|violation| violation.invariant)
         .collect();
-    broken.sort_unstable();
-    broken.dedup();
-    broken
+    violated.sort_unstable();
+    violated.dedup();
+    violated
 }
 
 /// The index, in a client's history, of the receipt of a message.
@@ -241,12 +242,12 @@ fn change(history: &mut History, sequence: u64, change: impl Fn(&mut ServerMessa
 
 #[test]
 fn a_correct_history_has_no_violations() {
-    assert_eq!(check(&end(correct())), []);
+    assert_eq!(check(&finish(correct())), []);
 }
 
 #[test]
 fn i1_a_participant_misses_an_event() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let at = receipt(&history.clients[2], "b1");
     // An event between two received ones: at the end of a lost stream, events may be missing.
     history.clients[2].events.remove(at - 1);
@@ -258,12 +259,12 @@ fn i1_a_participant_misses_the_event_before_its_leave() {
     let mut run = correct();
     run.live[2] = false;
     run.say(0, "a4");
-    assert_eq!(violated(&end(run)), [Invariant::Validity]);
+    assert_eq!(violated(&finish(run)), [Invariant::Validity]);
 }
 
 #[test]
 fn i2_a_text_is_altered() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     change(&mut history, 4, |message| message.msg_stream.push('!'));
     assert_eq!(violated(&history), [Invariant::Integrity]);
 }
@@ -272,19 +273,19 @@ fn i2_a_text_is_altered() {
 fn i2_a_message_was_not_sent() {
     let mut run = correct();
     run.broadcast(0, "a9");
-    assert_eq!(violated(&end(run)), [Invariant::Integrity]);
+    assert_eq!(violated(&finish(run)), [Invariant::Integrity]);
 }
 
 #[test]
 fn i2_a_message_is_broadcast_twice() {
     let mut run = correct();
     run.say(0, "a1");
-    assert_eq!(violated(&end(run)), [Invariant::Integrity]);
+    assert_eq!(violated(&finish(run)), [Invariant::Integrity]);
 }
 
 #[test]
 fn i3_two_events_have_the_same_position() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let at = receipt(&history.clients[2], "a2");
     let ClientEvent::Received(message) = &mut history.clients[2].events[at].event else {
         panic!("it is a receipt");
@@ -295,17 +296,17 @@ fn i3_two_events_have_the_same_position() {
 
 #[test]
 fn i4_a_client_receives_two_events_in_another_order() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let at = receipt(&history.clients[0], "b1");
-    let steps = &mut history.clients[0].events;
-    let (first, second) = (steps[at - 1].event.clone(), steps[at].event.clone());
-    (steps[at - 1].event, steps[at].event) = (second, first);
+    let events = &mut history.clients[0].events;
+    let (first, second) = (events[at - 1].event.clone(), events[at].event.clone());
+    (events[at - 1].event, events[at].event) = (second, first);
     assert_eq!(violated(&history), [Invariant::Order]);
 }
 
 #[test]
 fn i4_a_sequence_is_skipped() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     // The last event is in the log only: no client is connected to receive it.
     change(&mut history, 11, |message| message.sequence = 12);
     history.rosters.pop();
@@ -319,7 +320,7 @@ fn i5_messages_of_a_sender_are_reordered() {
     run.send(0, "a5");
     run.broadcast(0, "a5");
     run.broadcast(0, "a4");
-    assert_eq!(violated(&end(run)), [Invariant::Fifo]);
+    assert_eq!(violated(&finish(run)), [Invariant::Fifo]);
 }
 
 #[test]
@@ -327,12 +328,12 @@ fn i6_a_message_is_not_later_than_what_its_sender_had_received() {
     let mut run = correct();
     let notice = Arc::new(ServerMessage {
         room: ROOM.into(),
-        timestamp: run.time + 1,
+        timestamp: run.lamport_time + 1,
         ..ServerMessage::default()
     });
     run.receive(0, &notice);
     run.say(0, "a4");
-    assert_eq!(violated(&end(run)), [Invariant::Causality]);
+    assert_eq!(violated(&finish(run)), [Invariant::Causality]);
 }
 
 #[test]
@@ -349,7 +350,7 @@ fn i7_a_message_precedes_what_was_received_before_it_was_sent() {
     let mut history = {
         run.disconnect(1);
         run.resume(1);
-        end(run)
+        finish(run)
     };
     let at = receipt(&history.clients[0], "a4");
     history.clients[0].events[at].at = early;
@@ -360,22 +361,22 @@ fn i7_a_message_precedes_what_was_received_before_it_was_sent() {
 fn i8_a_lamport_time_does_not_increase() {
     let mut run = correct();
     run.leave(2);
-    run.time -= 1;
+    run.lamport_time -= 1;
     run.leave(0);
     run.leave(1);
-    assert_eq!(violated(&run.over()), [Invariant::Lamport]);
+    assert_eq!(violated(&run.finish()), [Invariant::Lamport]);
 }
 
 #[test]
 fn i8_an_announcement_has_another_time() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     change(&mut history, 2, |message| message.msg_stream.push('0'));
     assert_eq!(violated(&history), [Invariant::Lamport]);
 }
 
 #[test]
 fn i9_a_delivered_event_is_missing_from_the_log() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let log = history.log.as_mut().unwrap();
     log.retain(|message| message.message_id != "a3");
     assert_eq!(violated(&history), [Invariant::Durability]);
@@ -403,13 +404,13 @@ fn i9_a_log_ends_before_the_last_delivered_event() {
 
 #[test]
 fn i9_a_log_has_a_second_epoch() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let log = history.log.as_mut().unwrap();
-    let anew = ServerMessage {
+    let copy = ServerMessage {
         epoch: EPOCH + 1,
         ..(*log[0]).clone()
     };
-    log.push(Arc::new(anew));
+    log.push(Arc::new(copy));
     history.is_over = false;
     history.rosters.clear();
     // The second epoch begins with a copy of Ada's JOIN, so she has joined twice with one stream.
@@ -431,12 +432,12 @@ fn i9_a_repeated_notice_names_an_event_that_is_not_there() {
         ..ServerMessage::default()
     });
     run.receive(0, &notice);
-    assert_eq!(violated(&end(run)), [Invariant::Durability]);
+    assert_eq!(violated(&finish(run)), [Invariant::Durability]);
 }
 
 #[test]
 fn i10_a_resumed_stream_has_a_gap() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let at = receipt(&history.clients[2], "a2");
     history.clients[2].events.remove(at);
     assert_eq!(violated(&history), [Invariant::Resume]);
@@ -444,7 +445,7 @@ fn i10_a_resumed_stream_has_a_gap() {
 
 #[test]
 fn i10_a_resumed_stream_has_a_repeat() {
-    let mut history = end(correct());
+    let mut history = finish(correct());
     let (from, to) = (
         receipt(&history.clients[2], "b1"),
         receipt(&history.clients[2], "a2"),
@@ -468,14 +469,14 @@ fn i10_a_possible_resume_is_denied() {
     );
     run.welcome(2, run.log.len() as u64, false);
     run.live[2] = true;
-    assert_eq!(violated(&end(run)), [Invariant::Resume]);
+    assert_eq!(violated(&finish(run)), [Invariant::Resume]);
 }
 
 #[test]
 fn i11_the_participants_disagree_with_the_log() {
     let mut run = correct();
     run.roster(&[0, 2]);
-    assert_eq!(violated(&end(run)), [Invariant::Roster]);
+    assert_eq!(violated(&finish(run)), [Invariant::Roster]);
 }
 
 #[test]
@@ -483,7 +484,7 @@ fn i12_a_participant_never_leaves() {
     let mut run = correct();
     run.leave(0);
     run.leave(1);
-    assert_eq!(violated(&run.over()), [Invariant::Leave]);
+    assert_eq!(violated(&run.finish()), [Invariant::Leave]);
 }
 
 #[test]
@@ -493,7 +494,7 @@ fn i12_a_participant_leaves_twice() {
     run.event(2, EventType::Leave, "", "");
     run.leave(0);
     run.leave(1);
-    assert_eq!(violated(&run.over()), [Invariant::Leave]);
+    assert_eq!(violated(&run.finish()), [Invariant::Leave]);
 }
 
 #[test]
@@ -501,22 +502,22 @@ fn i12_a_resumed_participant_leaves_and_joins_again() {
     let mut run = correct();
     run.event(2, EventType::Leave, "", "");
     run.event(2, EventType::Join, "", "");
-    assert_eq!(violated(&end(run)), [Invariant::Leave]);
+    assert_eq!(violated(&finish(run)), [Invariant::Leave]);
 }
 
 #[test]
 fn i13_an_event_of_another_room_is_received() {
     let mut run = correct();
-    let stranger = Arc::new(ServerMessage {
+    let misdelivered = Arc::new(ServerMessage {
         room: "milk".into(),
         sequence: 1,
         epoch: 1,
         ..ServerMessage::default()
     });
-    run.receive(2, &stranger);
-    let mut history = end(run);
-    // The only event that is known of the log of that room.
-    history.log.as_mut().unwrap().push(stranger);
+    run.receive(2, &misdelivered);
+    let mut history = finish(run);
+    // The only known event of the log of that room.
+    history.log.as_mut().unwrap().push(misdelivered);
     history.is_over = false;
     assert!(violated(&history).contains(&Invariant::Rooms));
 }
@@ -524,7 +525,7 @@ fn i13_an_event_of_another_room_is_received() {
 #[test]
 fn a_violation_names_its_invariant() {
     let history = {
-        let mut history = end(correct());
+        let mut history = finish(correct());
         change(&mut history, 4, |message| message.msg_stream.push('!'));
         history
     };

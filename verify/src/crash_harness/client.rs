@@ -17,7 +17,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
-use super::{PATIENCE, Recorder};
+use super::{Recorder, TIMEOUT};
 
 /// The delay before a reconnect.
 const RECONNECT_DELAY: Duration = Duration::from_millis(10);
@@ -25,11 +25,11 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(10);
 /// The timeout for connecting and for the response headers of Chat.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the run instructs a client to do.
+/// What a client is to do. The run may change it at any time.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Orders {
-    /// How many messages it may have sent in total.
-    pub allowance: u64,
+pub struct ClientPlan {
+    /// The maximum number of messages to send in total.
+    pub send_limit: u64,
     /// Whether to leave once all of them are sent and acknowledged.
     pub leave: bool,
     /// Whether to stop immediately, without leaving.
@@ -44,12 +44,12 @@ pub struct Progress {
     pub sent: u64,
     pub acknowledged: u64,
     /// The sequence of the latest event that it has received.
-    pub last: u64,
+    pub last_sequence: u64,
     pub has_left: bool,
 }
 
 /// How a stream ended.
-enum End {
+enum StreamEnd {
     Left,
     Lost,
 }
@@ -60,12 +60,13 @@ pub(super) struct Client {
     address: SocketAddr,
     /// The maximum number of unacknowledged messages.
     window: usize,
-    orders: watch::Receiver<Orders>,
+    plan: watch::Receiver<ClientPlan>,
     progress: watch::Sender<Progress>,
     random: StdRng,
-    time: i64,
-    token: String,
-    seen: Option<Position>,
+    lamport_time: i64,
+    session_token: String,
+    /// The position of the latest event received, after which the client resumes.
+    position: Option<Position>,
     /// Id and text of the unacknowledged messages.
     outbox: VecDeque<(Arc<str>, Arc<str>)>,
 }
@@ -78,7 +79,7 @@ impl Client {
         recorder: Arc<Recorder>,
         address: SocketAddr,
         window: usize,
-        orders: watch::Receiver<Orders>,
+        plan: watch::Receiver<ClientPlan>,
         progress: watch::Sender<Progress>,
         seed: u64,
     ) -> Self {
@@ -92,28 +93,28 @@ impl Client {
             recorder,
             address,
             window,
-            orders,
+            plan,
             progress,
             random: StdRng::seed_from_u64(seed),
-            time: 0,
-            token: String::new(),
-            seen: None,
+            lamport_time: 0,
+            session_token: String::new(),
+            position: None,
             outbox: VecDeque::new(),
         }
     }
 
     /// Reconnects until the client has left or is stopped. Returns its history.
     pub(super) async fn run(mut self) -> ClientHistory {
-        let mut orders = self.orders.clone();
+        let mut plan = self.plan.clone();
         loop {
             let end = tokio::select! {
                 end = self.stream() => end,
                 // Also completes when the run is over, because the sender is dropped.
-                _ = orders.wait_for(|orders| orders.stop) => return self.history,
+                _ = plan.wait_for(|plan| plan.stop) => return self.history,
             };
             match end {
-                Ok(End::Left) => break,
-                Ok(End::Lost) => self.record(ClientEvent::Ended { is_clean: false }),
+                Ok(StreamEnd::Left) => break,
+                Ok(StreamEnd::Lost) => self.record(ClientEvent::Ended { is_clean: false }),
                 // The connection failed, so no stream ended.
                 Err(_) => {}
             }
@@ -129,12 +130,12 @@ impl Client {
     }
 
     fn tick(&mut self) -> i64 {
-        self.time += 1;
-        self.time
+        self.lamport_time += 1;
+        self.lamport_time
     }
 
     /// Connects and runs one stream to its end. Returns an error if it cannot connect.
-    async fn stream(&mut self) -> Result<End, tonic::transport::Error> {
+    async fn stream(&mut self) -> Result<StreamEnd, tonic::transport::Error> {
         let channel = Endpoint::from_shared(format!("http://{}", self.address))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -142,10 +143,10 @@ impl Client {
             .await?;
         // Unbounded, because a message that is sent again may still be queued when it is acknowledged.
         let (outgoing, messages) = mpsc::unbounded_channel();
-        let resume = self.seen;
+        let resume = self.position;
         self.record(ClientEvent::Join {
             resume,
-            has_token: !self.token.is_empty(),
+            has_token: !self.session_token.is_empty(),
         });
         let join = JoinMsgLeave {
             client_name: self.history.name.clone(),
@@ -153,18 +154,18 @@ impl Client {
             timestamp: self.tick(),
             r#type: EventType::Join.into(),
             resume: resume.map(|Position { epoch, sequence }| ResumePoint { epoch, sequence }),
-            session_token: self.token.clone(),
+            session_token: self.session_token.clone(),
             wants_welcome: true,
             ..JoinMsgLeave::default()
         };
         outgoing.send(join).unwrap();
         let mut chat = ChatServiceClient::new(channel);
         let call = timeout(CONNECT_TIMEOUT, chat.chat(UnboundedReceiverStream::new(messages)));
-        let Ok(Ok(answer)) = call.await else {
-            return Ok(End::Lost);
+        let Ok(Ok(response)) = call.await else {
+            return Ok(StreamEnd::Lost);
         };
-        let end = self.exchange(outgoing, answer.into_inner()).await;
-        Ok(end.unwrap_or(End::Lost))
+        let end = self.exchange(outgoing, response.into_inner()).await;
+        Ok(end.unwrap_or(StreamEnd::Lost))
     }
 
     /// Sends and receives until the stream ends.
@@ -172,16 +173,17 @@ impl Client {
         &mut self,
         outgoing: mpsc::UnboundedSender<JoinMsgLeave>,
         mut incoming: Streaming<ServerMessage>,
-    ) -> Result<End, Status> {
-        let mut orders = self.orders.clone();
-        let mut is_welcome = false;
+    ) -> Result<StreamEnd, Status> {
+        let mut plan = self.plan.clone();
+        let mut is_welcomed = false;
         let mut outgoing = Some(outgoing);
         loop {
-            let now = *orders.borrow_and_update();
-            if let Some(queue) = outgoing.as_ref().filter(|_| is_welcome) {
-                self.send_allowed(queue, now);
-                let is_done = self.outbox.is_empty() && self.progress.borrow().sent >= now.allowance;
-                if now.leave && is_done {
+            let current_plan = *plan.borrow_and_update();
+            if let Some(queue) = outgoing.as_ref().filter(|_| is_welcomed) {
+                self.send_allowed(queue, current_plan);
+                let is_done =
+                    self.outbox.is_empty() && self.progress.borrow().sent >= current_plan.send_limit;
+                if current_plan.leave && is_done {
                     self.record(ClientEvent::Leave);
                     let leave = JoinMsgLeave {
                         timestamp: self.tick(),
@@ -195,17 +197,21 @@ impl Client {
             }
             let received = tokio::select! {
                 received = incoming.message() => received?,
-                Ok(()) = orders.changed() => continue,
-                () = tokio::time::sleep(PATIENCE), if !is_welcome => {
+                Ok(()) = plan.changed() => continue,
+                () = tokio::time::sleep(TIMEOUT), if !is_welcomed => {
                     panic!("{} got no welcome", self.history.name)
                 }
             };
             let Some(message) = received else {
                 let has_left = outgoing.is_none();
-                return Ok(if has_left { End::Left } else { End::Lost });
+                return Ok(if has_left {
+                    StreamEnd::Left
+                } else {
+                    StreamEnd::Lost
+                });
             };
             if self.receive(message) {
-                is_welcome = true;
+                is_welcomed = true;
                 if let Some(queue) = &outgoing {
                     for (message_id, text) in self.outbox.clone() {
                         self.send(queue, message_id, text);
@@ -215,8 +221,8 @@ impl Client {
         }
     }
 
-    fn send_allowed(&mut self, queue: &mpsc::UnboundedSender<JoinMsgLeave>, orders: Orders) {
-        while self.outbox.len() < self.window && self.progress.borrow().sent < orders.allowance {
+    fn send_allowed(&mut self, queue: &mpsc::UnboundedSender<JoinMsgLeave>, plan: ClientPlan) {
+        while self.outbox.len() < self.window && self.progress.borrow().sent < plan.send_limit {
             self.progress.send_modify(|progress| progress.sent += 1);
             let sent = self.progress.borrow().sent;
             let message_id: Arc<str> = format!("{}-{sent}", self.history.name).into();
@@ -250,34 +256,34 @@ impl Client {
 
     /// Handles a message. Returns whether it was the welcome.
     fn receive(&mut self, message: ServerMessage) -> bool {
-        self.time = self.time.max(message.timestamp);
+        self.lamport_time = self.lamport_time.max(message.timestamp);
         let message = self.recorder.share(message);
         self.record(ClientEvent::Received(Arc::clone(&message)));
         if let Some(position) = Position::of(&message) {
-            self.seen = Some(position);
+            self.position = Some(position);
         }
         let is_repeated = message
             .notice
             .as_ref()
             .is_some_and(|notice| notice.code() == NoticeCode::MessageRepeated);
-        let last = self.seen.map_or(0, |position| position.sequence);
+        let last_sequence = self.position.map_or(0, |position| position.sequence);
         let pending = self.outbox.len();
         if message.sequence > 0 || is_repeated {
             self.outbox.retain(|(id, _)| **id != *message.message_id);
         }
-        let settled = (pending - self.outbox.len()) as u64;
+        let acknowledged = (pending - self.outbox.len()) as u64;
         let welcome = message.welcome.as_ref();
         if let Some(welcome) = welcome {
-            self.token.clone_from(&welcome.session_token);
+            self.session_token.clone_from(&welcome.session_token);
             // The stream continues after this position, whether or not the session was recovered.
-            self.seen = Some(Position {
+            self.position = Some(Position {
                 epoch: welcome.epoch,
                 sequence: welcome.sequence,
             });
         }
         self.progress.send_modify(|progress| {
-            progress.acknowledged += settled;
-            progress.last = last;
+            progress.acknowledged += acknowledged;
+            progress.last_sequence = last_sequence;
             progress.streams += u64::from(welcome.is_some());
         });
         welcome.is_some()

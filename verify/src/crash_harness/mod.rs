@@ -7,19 +7,19 @@
 )]
 
 mod client;
-mod record;
+mod recorder;
 mod run;
-mod site;
+mod server_fixture;
 
-pub use client::{Orders, Progress};
-pub use record::Recorder;
+pub use client::{ClientPlan, Progress};
+pub use recorder::Recorder;
 pub use run::Run;
-pub use site::{Contents, Exit, Server, Site};
+pub use server_fixture::{DirectorySnapshot, Exit, ServerFixture, ServerProcess};
 
 use std::time::Duration;
 
 /// A timeout that only a faulty server exceeds.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The random seed of a run, from `CRASH_SEED` if that is set. It is printed, so that a failed run can be repeated.
 pub fn seed() -> u64 {

@@ -13,47 +13,49 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use super::client::Client;
-use super::{Orders, PATIENCE, Progress, Recorder};
+use super::{ClientPlan, Progress, Recorder, TIMEOUT};
 
 /// The room that all clients join.
 const ROOM: &str = "tea";
 
+/// The clients of a server, all in one room, and what they have recorded.
 pub struct Run {
     recorder: Arc<Recorder>,
     /// The address of the server.
     address: SocketAddr,
-    pub members: Vec<Member>,
-    done: Vec<ClientHistory>,
+    pub clients: Vec<ClientHandle>,
+    /// The histories of the clients that have left.
+    finished: Vec<ClientHistory>,
     rosters: Vec<Roster>,
     seed: u64,
 }
 
 /// A running client.
-pub struct Member {
-    pub name: String,
-    orders: watch::Sender<Orders>,
-    pub progress: watch::Receiver<Progress>,
+pub struct ClientHandle {
+    name: String,
+    plan: watch::Sender<ClientPlan>,
+    progress: watch::Receiver<Progress>,
     task: JoinHandle<ClientHistory>,
 }
 
-impl Member {
-    pub fn order(&self, change: impl FnOnce(&mut Orders)) {
-        self.orders.send_modify(change);
+impl ClientHandle {
+    pub fn update_plan(&self, change: impl FnOnce(&mut ClientPlan)) {
+        self.plan.send_modify(change);
     }
 
-    pub fn now(&self) -> Progress {
+    pub fn progress(&self) -> Progress {
         *self.progress.borrow()
     }
 
-    /// Waits until the progress satisfies `is_far`. Panics after [`PATIENCE`]; `what` names the condition.
-    pub async fn until(&self, what: &str, mut is_far: impl FnMut(&Progress) -> bool) {
+    /// Waits until `is_reached` returns true for the progress. Panics after [`TIMEOUT`]; `what` names the condition.
+    pub async fn wait_until(&self, what: &str, mut is_reached: impl FnMut(&Progress) -> bool) {
         let mut progress = self.progress.clone();
-        let reached = timeout(PATIENCE, progress.wait_for(|progress| is_far(progress))).await;
+        let reached = timeout(TIMEOUT, progress.wait_for(|progress| is_reached(progress))).await;
         assert!(
             matches!(reached, Ok(Ok(_))),
             "{}: timeout waiting for {what}: {:?}",
             self.name,
-            self.now()
+            self.progress()
         );
     }
 }
@@ -63,21 +65,21 @@ impl Run {
         Self {
             recorder: Recorder::new(),
             address,
-            members: Vec::new(),
-            done: Vec::new(),
+            clients: Vec::new(),
+            finished: Vec::new(),
             rosters: Vec::new(),
             seed,
         }
     }
 
     /// Starts a client that has at most `window` unacknowledged messages.
-    pub fn add(&mut self, name: &str, window: usize) -> &Member {
-        self.add_through(self.address, name, window)
+    pub fn add_client(&mut self, name: &str, window: usize) -> &ClientHandle {
+        self.add_client_at(self.address, name, window)
     }
 
-    /// Starts a client that connects to `address`, such as that of a proxy.
-    pub fn add_through(&mut self, address: SocketAddr, name: &str, window: usize) -> &Member {
-        let (orders, orders_receiver) = watch::channel(Orders::default());
+    /// Like [`Self::add_client`]; the client connects to `address`, for example to a proxy.
+    pub fn add_client_at(&mut self, address: SocketAddr, name: &str, window: usize) -> &ClientHandle {
+        let (plan, plan_receiver) = watch::channel(ClientPlan::default());
         let (progress_sender, progress) = watch::channel(Progress::default());
         self.seed = self.seed.wrapping_add(1);
         let client = Client::new(
@@ -86,43 +88,48 @@ impl Run {
             Arc::clone(&self.recorder),
             address,
             window,
-            orders_receiver,
+            plan_receiver,
             progress_sender,
             self.seed,
         );
         let task = tokio::spawn(client.run());
-        self.members.push(Member {
+        self.clients.push(ClientHandle {
             name: name.into(),
-            orders,
+            plan,
             progress,
             task,
         });
-        self.members.last().unwrap()
+        self.clients.last().unwrap()
     }
 
-    /// Permits every client to send `count` more messages.
-    pub fn allow(&self, count: u64) {
-        for member in &self.members {
-            member.order(|orders| {
-                // A client whose window is 0 sends nothing.
-                orders.allowance += count;
-            });
+    /// Permits every client to send `count` more messages. A client whose window is 0 sends none.
+    pub fn allow_sends(&self, count: u64) {
+        for client in &self.clients {
+            client.update_plan(|plan| plan.send_limit += count);
         }
     }
 
+    /// The number of acknowledged messages of all clients that have not been collected.
     pub fn acknowledged(&self) -> u64 {
-        self.members.iter().map(|member| member.now().acknowledged).sum()
+        self.clients
+            .iter()
+            .map(|client| client.progress().acknowledged)
+            .sum()
     }
 
+    /// The number of streams that each client has had.
     pub fn streams(&self) -> Vec<u64> {
-        self.members.iter().map(|member| member.now().streams).collect()
+        self.clients
+            .iter()
+            .map(|client| client.progress().streams)
+            .collect()
     }
 
     /// Waits until every client has had a new stream since [`Self::streams`] returned `since`.
-    pub async fn until_back(&self, since: &[u64]) {
-        for (member, streams) in self.members.iter().zip(since) {
-            member
-                .until("reconnecting", |progress| {
+    pub async fn wait_for_reconnects(&self, since: &[u64]) {
+        for (client, streams) in self.clients.iter().zip(since) {
+            client
+                .wait_until("reconnecting", |progress| {
                     progress.has_left || progress.streams > *streams
                 })
                 .await;
@@ -130,28 +137,28 @@ impl Run {
     }
 
     /// Waits until every sent message is acknowledged.
-    pub async fn until_settled(&self) {
-        for member in &self.members {
-            member
-                .until("acknowledgement", |progress| {
+    pub async fn wait_for_acknowledgements(&self) {
+        for client in &self.clients {
+            client
+                .wait_until("acknowledgement", |progress| {
                     progress.acknowledged == progress.sent
                 })
                 .await;
         }
     }
 
-    /// Opens a connection for unary calls.
-    pub async fn calls(&self) -> ChatServiceClient<Channel> {
+    /// Connects to the server for unary calls.
+    pub async fn connect(&self) -> ChatServiceClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         ChatServiceClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Requests the participants and records the response as a [`Roster`] of `epoch`.
-    pub async fn ask_roster(&mut self, epoch: u64) {
-        let mut calls = self.calls().await;
+    /// Lists the participants and records the response as a [`Roster`] of `epoch`.
+    pub async fn record_roster(&mut self, epoch: u64) {
+        let mut client = self.connect().await;
         let request = ListParticipantsRequest { room: ROOM.into() };
-        let answer = calls.list_participants(request).await.unwrap().into_inner();
-        let participants = answer
+        let response = client.list_participants(request).await.unwrap().into_inner();
+        let participants = response
             .participants
             .into_iter()
             .map(|participant| (participant.id, participant.name));
@@ -159,38 +166,35 @@ impl Run {
             room: ROOM.into(),
             position: Position {
                 epoch,
-                sequence: answer.sequence,
+                sequence: response.sequence,
             },
             participants: participants.collect(),
         });
     }
 
-    /// Collects the histories of the clients that have left.
-    pub async fn reap(&mut self) {
-        let (gone, members) = self.members.drain(..).partition(|member| member.now().has_left);
-        self.members = members;
-        let gone: Vec<Member> = gone;
-        for member in gone {
-            self.done.push(member.task.await.unwrap());
+    /// Removes the clients that have left, and keeps their histories.
+    pub async fn collect_finished(&mut self) {
+        for client in self.clients.extract_if(.., |client| client.progress().has_left) {
+            self.finished.push(client.task.await.unwrap());
         }
     }
 
     /// Makes every client leave. Returns the complete history, including the log of the server.
-    pub async fn end(mut self) -> History {
-        for member in &self.members {
-            member.order(|orders| {
-                orders.allowance = 0;
-                orders.leave = true;
+    pub async fn finish(mut self) -> History {
+        for client in &self.clients {
+            client.update_plan(|plan| {
+                plan.send_limit = 0;
+                plan.leave = true;
             });
         }
-        for member in &self.members {
-            member.until("leaving", |progress| progress.has_left).await;
+        for client in &self.clients {
+            client.wait_until("leaving", |progress| progress.has_left).await;
         }
-        self.reap().await;
+        self.collect_finished().await;
         let (log, epoch) = self.log().await;
-        self.ask_roster(epoch).await;
+        self.record_roster(epoch).await;
         History {
-            clients: self.done,
+            clients: self.finished,
             log: Some(log),
             rosters: self.rosters,
             is_over: true,
@@ -199,12 +203,12 @@ impl Run {
 
     /// Stops every client without leaving. Returns what they recorded.
     pub async fn stop(mut self) -> History {
-        for member in self.members {
-            member.order(|orders| orders.stop = true);
-            self.done.push(member.task.await.unwrap());
+        for client in self.clients {
+            client.update_plan(|plan| plan.stop = true);
+            self.finished.push(client.task.await.unwrap());
         }
         History {
-            clients: self.done,
+            clients: self.finished,
             rosters: self.rosters,
             ..History::default()
         }
@@ -212,7 +216,7 @@ impl Run {
 
     /// Reads the log of the room and its epoch.
     pub async fn log(&self) -> (Vec<Arc<chitchat::proto::ServerMessage>>, u64) {
-        let mut calls = self.calls().await;
+        let mut client = self.connect().await;
         let mut log = Vec::new();
         let mut after = 0;
         loop {
@@ -221,13 +225,13 @@ impl Run {
                 page: Some(Page::AfterSequence(after)),
                 limit: 1_000,
             };
-            let answer = calls.get_history(request).await.unwrap().into_inner();
-            let Some(last) = answer.messages.last() else {
-                return (log, answer.epoch);
+            let response = client.get_history(request).await.unwrap().into_inner();
+            let Some(last) = response.messages.last() else {
+                return (log, response.epoch);
             };
             after = last.sequence;
             log.extend(
-                answer
+                response
                     .messages
                     .into_iter()
                     .map(|message| self.recorder.share(message)),

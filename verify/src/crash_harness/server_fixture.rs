@@ -1,33 +1,33 @@
-//! A data directory and a port on which a server can be restarted.
+//! Starts and restarts a server with the same data directory and port.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
-/// A data directory and a port. The directory is removed on drop.
-pub struct Site {
+/// The data directory, the port and the flags of a server that can be restarted. The directory is removed on drop.
+pub struct ServerFixture {
     /// Contains the data directory.
-    root: PathBuf,
+    root: TempDir,
     /// The path of the `chitchat` program.
     program: PathBuf,
-    pub data: PathBuf,
+    pub data_dir: PathBuf,
     pub address: SocketAddr,
     flags: Vec<String>,
     failpoints: String,
 }
 
 /// A running server. Killed on drop.
-pub struct Server {
+pub struct ServerProcess {
     child: Child,
     lines: Receiver<String>,
 }
@@ -40,15 +40,11 @@ pub struct Exit {
     pub lines: Vec<String>,
 }
 
-impl Site {
+impl ServerFixture {
     pub fn new(program: &str, flags: &[&str]) -> Self {
-        static SITES: AtomicU32 = AtomicU32::new(0);
-        let site = SITES.fetch_add(1, Ordering::Relaxed);
-        let root = std::env::temp_dir().join(format!("chitchat-crash-{}-{site}", std::process::id()));
-        std::fs::remove_dir_all(&root).ok();
-        std::fs::create_dir_all(&root).unwrap();
+        let root = TempDir::with_prefix("chitchat-crash-").unwrap();
         Self {
-            data: root.join("data"),
+            data_dir: root.path().join("data"),
             root,
             program: program.into(),
             address: free_address(),
@@ -64,19 +60,19 @@ impl Site {
 
     /// A path next to the data directory.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
+        self.root.path().join(name)
     }
 
     /// Starts a server.
-    pub fn start(&self) -> Server {
+    pub fn start(&self) -> ServerProcess {
         self.try_start()
             .unwrap_or_else(|exit| panic!("the server does not start: {exit:?}"))
     }
 
     /// Starts a server. Returns an error if it exits instead of listening.
-    pub fn try_start(&self) -> Result<Server, Exit> {
+    pub fn try_start(&self) -> Result<ServerProcess, Exit> {
         let mut server = self.spawn();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = Vec::new();
         // The channel is closed when the process has exited.
         loop {
@@ -87,20 +83,20 @@ impl Site {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        let exit = server.wait("exits instead of listening");
+        let exit = server.wait("exit, although it closed stderr");
         Err(Exit {
             code: exit.code(),
             lines,
         })
     }
 
-    fn spawn(&self) -> Server {
+    fn spawn(&self) -> ServerProcess {
         let mut child = Command::new(&self.program)
             .args(["serve", "--admin", "127.0.0.1:0", "--log", "off"])
             .arg("--listen")
             .arg(self.address.to_string())
             .arg("--data-dir")
-            .arg(&self.data)
+            .arg(&self.data_dir)
             .args(&self.flags)
             .env("CHITCHAT_FAILPOINTS", &self.failpoints)
             .env_remove("RUST_BACKTRACE")
@@ -117,40 +113,34 @@ impl Site {
                 sender.send(line).ok();
             }
         });
-        Server { child, lines }
+        ServerProcess { child, lines }
     }
 }
 
-impl Drop for Site {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.root).ok();
-    }
-}
-
-impl Server {
+impl ServerProcess {
     /// Kills the server with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
-        self.wait("exits after SIGKILL");
+        self.wait("exit after SIGKILL");
     }
 
     /// Stops the server with SIGTERM.
     pub fn stop(mut self) -> Exit {
         self.signal(Signal::SIGTERM);
-        self.exit()
+        self.wait_for_exit()
     }
 
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    pub fn has_ended(&mut self) -> bool {
+    pub fn has_exited(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for the server to exit.
-    pub fn exit(&mut self) -> Exit {
-        let exit = self.wait("exits");
+    /// Waits until the server exits.
+    pub fn wait_for_exit(&mut self) -> Exit {
+        let exit = self.wait("exit");
         Exit {
             code: exit.code(),
             lines: self.lines.iter().collect(),
@@ -158,18 +148,18 @@ impl Server {
     }
 
     fn wait(&mut self, what: &str) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(exit) = self.child.try_wait().unwrap() {
                 return exit;
             }
-            assert!(Instant::now() < deadline, "timeout: no server that {what}");
+            assert!(Instant::now() < deadline, "timeout: the server does not {what}");
             thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
@@ -188,14 +178,15 @@ fn free_address() -> SocketAddr {
 }
 
 /// A snapshot of the files in a directory, which can be restored.
-pub struct Contents {
+pub struct DirectorySnapshot {
     root: PathBuf,
     /// Path, contents without trailing zeros, and length.
     pub files: Vec<(PathBuf, Vec<u8>, u64)>,
 }
 
-impl Contents {
-    pub fn read(root: &Path) -> Self {
+impl DirectorySnapshot {
+    /// Reads all files below `root`.
+    pub fn take(root: &Path) -> Self {
         let mut files = Vec::new();
         let mut directories = vec![root.to_owned()];
         while let Some(directory) = directories.pop() {
@@ -207,7 +198,7 @@ impl Contents {
                 }
                 let mut bytes = std::fs::read(&path).unwrap();
                 let length = bytes.len() as u64;
-                // Trailing zeros are preallocated space, which `write` restores with `set_len`.
+                // Trailing zeros are preallocated space, which `restore` sets with `set_len`.
                 let used = bytes
                     .iter()
                     .rposition(|byte| *byte != 0)
@@ -223,7 +214,8 @@ impl Contents {
         }
     }
 
-    pub fn write(&self) {
+    /// Replaces the directory by this snapshot.
+    pub fn restore(&self) {
         std::fs::remove_dir_all(&self.root).unwrap();
         for (path, bytes, length) in &self.files {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
