@@ -49,8 +49,8 @@ const MERGED_BLOCK: usize = 16 * 1024;
 pub struct Feed {
     capacity: usize,
     observer: Arc<dyn Observer>,
-    /// The number of readers that are served from the store.
-    catching_up: AtomicUsize,
+    /// The number of lagging readers, which are served from the store.
+    lagging: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -167,7 +167,7 @@ impl Feed {
         Arc::new(Self {
             capacity,
             observer,
-            catching_up: AtomicUsize::new(0),
+            lagging: AtomicUsize::new(0),
             state: Mutex::new(state),
         })
     }
@@ -187,16 +187,16 @@ impl Feed {
         }
     }
 
-    /// A reader is served from the store from now on.
-    pub(super) fn catch_up_started(&self) {
-        self.catching_up.fetch_add(1, Ordering::Relaxed);
-        self.observer.catch_up_started();
+    /// A reader lags: it is served from the store from now on.
+    pub(super) fn lag_started(&self) {
+        self.lagging.fetch_add(1, Ordering::Relaxed);
+        self.observer.lag_started();
     }
 
-    /// A reader is no longer served from the store.
-    pub(super) fn catch_up_ended(&self) {
-        self.catching_up.fetch_sub(1, Ordering::Relaxed);
-        self.observer.catch_up_ended();
+    /// A reader that was served from the store has caught up, or is gone.
+    pub(super) fn lag_ended(&self) {
+        self.lagging.fetch_sub(1, Ordering::Relaxed);
+        self.observer.lag_ended();
     }
 
     pub(super) fn cursor_count(&self) -> usize {
@@ -389,7 +389,7 @@ impl Publication<'_> {
     pub(super) fn fan_out(&mut self) -> FanOut {
         FanOut {
             subscribers: self.state().cursors.len(),
-            lagging: self.feed.catching_up.load(Ordering::Relaxed),
+            lagging: self.feed.lagging.load(Ordering::Relaxed),
         }
     }
 

@@ -30,10 +30,10 @@ impl Observer for Counts {
     fn participant_disconnected(&self) {}
     fn room_opened(&self) {}
     fn room_closed(&self) {}
-    fn catch_up_started(&self) {}
-    fn catch_up_ended(&self) {}
+    fn lag_started(&self) {}
+    fn lag_ended(&self) {}
     fn batch_stored(&self, _: Duration) {}
-    fn order_violated(&self, _: &RoomName, _: Sequence) {}
+    fn causality_violated(&self, _: &RoomName, _: Sequence) {}
     fn resumed(&self, _: bool) {}
 }
 

@@ -104,13 +104,13 @@ pub trait Observer: Send + Sync + 'static {
     /// A room stopped running; its log remains.
     fn room_closed(&self);
     /// A subscriber lags: it is served from the store from now on.
-    fn catch_up_started(&self);
-    /// A subscriber that was served from the store is live again, or gone.
-    fn catch_up_ended(&self);
+    fn lag_started(&self);
+    /// A lagging subscriber has caught up, or is gone.
+    fn lag_ended(&self);
     /// A batch became durable, `latency` after it was handed to the store.
     fn batch_stored(&self, latency: Duration);
     /// An event's sequence or Lamport time does not follow that of the event before it: the fold has a bug.
-    fn order_violated(&self, room: &RoomName, sequence: Sequence);
+    fn causality_violated(&self, room: &RoomName, sequence: Sequence);
     /// A client named a resume point. `is_recovered` tells whether it receives everything after it.
     fn resumed(&self, is_recovered: bool);
 }

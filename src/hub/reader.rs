@@ -100,7 +100,7 @@ impl Reader {
 
 impl CatchUp {
     fn new(after: Sequence, upto: Sequence, feed: &Arc<Feed>) -> Self {
-        feed.catch_up_started();
+        feed.lag_started();
         Self {
             after,
             upto,
@@ -131,6 +131,6 @@ impl CatchUp {
 
 impl Drop for CatchUp {
     fn drop(&mut self) {
-        self.feed.catch_up_ended();
+        self.feed.lag_ended();
     }
 }

@@ -435,7 +435,7 @@ impl RoomSessions {
         if event.sequence != sequence.next() || event.time <= time {
             self.context
                 .observer
-                .order_violated(&self.handle.name, event.sequence);
+                .causality_violated(&self.handle.name, event.sequence);
         }
         self.context.observer.event_accepted(&event.kind, event.time);
         let participant = self.room.participants().get(&event.participant);

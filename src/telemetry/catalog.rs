@@ -162,7 +162,7 @@ catalog! {
         &[],
         "Events whose sequence or Lamport time did not follow the previous event, checked before each broadcast. Must stay 0.",
     );
-    SUBSCRIBERS_BEHIND = gauge(
+    LAGGING_SUBSCRIBERS = gauge(
         "chitchat_subscribers_behind",
         &[],
         "Lagging subscribers, which are served from the store instead of the feed.",

@@ -65,7 +65,7 @@ pub struct Metrics {
     pub(super) refused_protocol: Counter,
     pub(super) streams_started: [Counter; StreamingMethod::ALL.len()],
     pub(super) deliveries: Counter,
-    pub(super) subscribers_behind: Gauge,
+    pub(super) lagging_subscribers: Gauge,
     pub(super) resumes_complete: Counter,
     pub(super) resumes_incomplete: Counter,
     pub(super) lamport_rejected: Counter,
@@ -128,7 +128,7 @@ impl Metrics {
             streams_started: StreamingMethod::ALL
                 .map(|method| counter(&catalog::STREAMS_STARTED, &[("method", method.as_str().into())])),
             deliveries: counter(&catalog::DELIVERIES, &[]),
-            subscribers_behind: gauge(&catalog::SUBSCRIBERS_BEHIND),
+            lagging_subscribers: gauge(&catalog::LAGGING_SUBSCRIBERS),
             resumes_complete: counter(&catalog::RESUMES, &[("outcome", "complete".into())]),
             resumes_incomplete: counter(&catalog::RESUMES, &[("outcome", "incomplete".into())]),
             lamport_rejected: counter(&catalog::LAMPORT_REJECTED, &[]),

@@ -119,12 +119,12 @@ impl hub::Observer for TelemetryObserver {
         self.metrics.rooms_active.decrement(1.0);
     }
 
-    fn catch_up_started(&self) {
-        self.metrics.subscribers_behind.increment(1.0);
+    fn lag_started(&self) {
+        self.metrics.lagging_subscribers.increment(1.0);
     }
 
-    fn catch_up_ended(&self) {
-        self.metrics.subscribers_behind.decrement(1.0);
+    fn lag_ended(&self) {
+        self.metrics.lagging_subscribers.decrement(1.0);
     }
 
     fn delivered_from_store(&self, events: u32) {
@@ -135,7 +135,7 @@ impl hub::Observer for TelemetryObserver {
         self.metrics.store_append.record(latency, 1);
     }
 
-    fn order_violated(&self, room: &RoomName, sequence: Sequence) {
+    fn causality_violated(&self, room: &RoomName, sequence: Sequence) {
         self.metrics.causality_violations.increment(1);
         error!(event = "causality_violated", %room, %sequence, "an event does not follow the previous one");
     }
