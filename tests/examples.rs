@@ -32,7 +32,7 @@ async fn server() -> ServerAddress {
     config.admin.set_port(0);
     config.store = StoreOptions::Memory;
     let server = Server::bind(config).await.unwrap();
-    let address = server.listen().to_string().parse().unwrap();
+    let address = server.local_addr().to_string().parse().unwrap();
     tokio::spawn(server.run(std::future::pending()));
     address
 }

@@ -43,7 +43,7 @@ impl TestServer {
         config.store = StoreOptions::Memory;
         change(&mut config);
         let server = Server::bind(config).await.unwrap();
-        let (listen, admin) = (server.listen(), server.admin());
+        let (listen, admin) = (server.local_addr(), server.admin_addr());
         let (shutdown, signal) = oneshot::channel();
         let running = tokio::spawn(server.run(async { signal.await.unwrap_or("dropped") }));
         Self {

@@ -26,20 +26,20 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let connection_ceiling = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
     let config = args.into_config(connection_ceiling);
-    let (mut otlp, mistakes) = match (config.check(connection_ceiling), OtlpOptions::from_env()) {
-        (Ok(()), Ok(otlp)) => (otlp, Vec::new()),
-        (checked, otlp) => {
+    let (mut otlp_options, mistakes) = match (config.check(connection_ceiling), OtlpOptions::from_env()) {
+        (Ok(()), Ok(options)) => (options, Vec::new()),
+        (checked, options) => {
             let mut mistakes = checked.err().unwrap_or_default();
-            mistakes.extend(otlp.as_ref().err().cloned().unwrap_or_default());
-            (otlp.unwrap_or_default(), mistakes)
+            mistakes.extend(options.as_ref().err().cloned().unwrap_or_default());
+            (options.unwrap_or_default(), mistakes)
         }
     };
     if !mistakes.is_empty() {
         return Err(Failure::Config(mistakes));
     }
-    otlp.sampler.remote_limit_per_second = trace_remote_limit;
+    otlp_options.sampler.remote_limit_per_second = trace_remote_limit;
     // Half of the time that is reserved for the exit, so that the process exits before the drain's deadline.
-    let end_timeout = config.drain_timeout / (2 * server::EXIT_SHARE);
+    let exit_timeout = config.drain_timeout / (2 * server::EXIT_SHARE);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads.into());
@@ -49,14 +49,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .build()
         .map_err(|error| system_error("start its threads", &error))?;
     let served = runtime.block_on(async {
-        let exports = OtlpPipeline::start(&otlp, SERVICE_NAME).map_err(otlp_error)?;
-        let _logs = init_logs(&config.logs, &exports)
+        let otlp = OtlpPipeline::start(&otlp_options, SERVICE_NAME).map_err(otlp_error)?;
+        let _logs = init_logs(&config.logs, &otlp)
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
-        serve(config, exports).await
+        serve(config, otlp).await
     });
     // Dropping the runtime would wait for its blocking threads without a timeout, and a DNS lookup in one of them can take
     // longer than the rest of the drain timeout. The store has been closed by tasks, whose threads end at once.
-    runtime.shutdown_timeout(end_timeout);
+    runtime.shutdown_timeout(exit_timeout);
     served
 }
 
@@ -67,18 +67,18 @@ fn otlp_error(error: ExporterBuildError) -> Failure {
     Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")])
 }
 
-async fn serve(config: Config, exports: OtlpPipeline) -> Result<(), Failure> {
+async fn serve(config: Config, otlp: OtlpPipeline) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| system_error("listen for signals", &error))?;
     let is_json = config.logs.format == LogFormat::Json;
-    let server = Server::bind_exporting(config, exports).await?;
+    let server = Server::bind_with_otlp(config, otlp).await?;
     // A container's stderr is parsed together with its log, so it contains nothing but JSON if the log does. The event
     // `serving` has the same addresses.
     if !is_json {
         // One write, so that a log line on the same terminal cannot interrupt it.
         let listening = format!(
             "chitchat: listening on {} (gRPC) and {} (admin)\n",
-            server.listen(),
-            server.admin()
+            server.local_addr(),
+            server.admin_addr()
         );
         eprint!("{listening}");
     }

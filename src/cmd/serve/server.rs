@@ -44,11 +44,11 @@ pub struct Server {
     listener: Listener,
     admin: AdminServer,
     readiness: Readiness,
-    report: TelemetryObserver,
+    observer: TelemetryObserver,
     calls: UnaryCallLayer,
-    exports: OtlpPipeline,
-    listen: SocketAddr,
-    admin_at: SocketAddr,
+    otlp: OtlpPipeline,
+    local_addr: SocketAddr,
+    admin_addr: SocketAddr,
 }
 
 impl Server {
@@ -59,33 +59,39 @@ impl Server {
     /// [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
     /// [`Failure::Data`] if it is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
-        Self::bind_exporting(config, OtlpPipeline::default()).await
+        Self::bind_with_otlp(config, OtlpPipeline::default()).await
     }
 
-    /// Like [`Server::bind`]; also exports telemetry to `exports`, which [`Server::run`] shuts down at its end.
+    /// Like [`Server::bind`]; also exports traces and logs through `otlp`, which [`Server::run`] shuts down at its end.
     ///
     /// # Errors
     ///
     /// The errors of [`Server::bind`].
-    pub async fn bind_exporting(config: Config, exports: OtlpPipeline) -> Result<Self, Failure> {
-        let metrics = Arc::new(Metrics::new(config.transport.max_connections, exports.clone()));
-        let report = TelemetryObserver::new(Arc::clone(&metrics), exports.tracer().cloned());
-        let calls = UnaryCallLayer::new(Arc::clone(&metrics), exports.tracer().cloned());
-        let (store, secret) = open_store(&config, Arc::new(report.clone()))?;
+    pub async fn bind_with_otlp(config: Config, otlp: OtlpPipeline) -> Result<Self, Failure> {
+        let metrics = Arc::new(Metrics::new(config.transport.max_connections, otlp.clone()));
+        let observer = TelemetryObserver::new(Arc::clone(&metrics), otlp.tracer().cloned());
+        let calls = UnaryCallLayer::new(Arc::clone(&metrics), otlp.tracer().cloned());
+        let (store, secret) = open_store(&config, Arc::new(observer.clone()))?;
         metrics.observe_store(&store);
-        let hub = Hub::new(config.rules, config.hub, store, &secret, Arc::new(report.clone()));
+        let hub = Hub::new(
+            config.rules,
+            config.hub,
+            store,
+            &secret,
+            Arc::new(observer.clone()),
+        );
         let readiness = Readiness::default();
-        let listener = Listener::bind(config.listen, config.transport, Arc::new(report.clone()))
+        let listener = Listener::bind(config.listen, config.transport, Arc::new(observer.clone()))
             .await
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
         let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
         recover(&hub).instrument(info_span!("recover")).await?;
-        let listen = listener
+        let local_addr = listener
             .local_addr()
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
-        let admin_at = admin
+        let admin_addr = admin
             .local_addr()
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
         Ok(Self {
@@ -94,24 +100,24 @@ impl Server {
             listener,
             admin,
             readiness,
-            report,
+            observer,
             calls,
-            exports,
-            listen,
-            admin_at,
+            otlp,
+            local_addr,
+            admin_addr,
         })
     }
 
     /// The bound address of the gRPC port.
     #[must_use]
-    pub const fn listen(&self) -> SocketAddr {
-        self.listen
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
     }
 
     /// The bound address of the admin port.
     #[must_use]
-    pub const fn admin(&self) -> SocketAddr {
-        self.admin_at
+    pub const fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
     }
 
     /// Serves until `shutdown` completes, then drains and returns within the drain timeout. The output of `shutdown` is the
@@ -131,16 +137,16 @@ impl Server {
         set_health(&health, ServingStatus::Serving).await;
         self.readiness.set(true);
 
-        let (draining, cut, admin_end) = (
+        let (draining, abort, stop_admin) = (
             CancellationToken::new(),
             CancellationToken::new(),
             CancellationToken::new(),
         );
         let routes = self.routes(health_service, draining.clone());
-        let (listen, admin_at) = (self.listen, self.admin_at);
-        info!(event = "serving", %listen, admin = %admin_at, version = env!("CARGO_PKG_VERSION"), "serving");
-        let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), cut.clone()));
-        let serving_admin = tokio::spawn(self.admin.serve(admin_end.clone()));
+        let (listen, admin) = (self.local_addr, self.admin_addr);
+        info!(event = "serving", %listen, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
+        let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), abort.clone()));
+        let serving_admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
 
         let cause = tokio::select! {
             cause = shutdown => cause,
@@ -153,7 +159,7 @@ impl Server {
         set_health(&health, ServingStatus::NotServing).await;
         draining.cancel();
         // Reserve time to export the telemetry of the drain itself.
-        let flush_time = if self.exports.is_enabled() {
+        let flush_time = if self.otlp.is_enabled() {
             drain_timeout / FLUSH_SHARE
         } else {
             Duration::ZERO
@@ -167,12 +173,12 @@ impl Server {
         if timeout_at(deadline - flush_time, drain).await.is_err() {
             warn!(event = "cut", "cutting the streams that have not ended in time");
         }
-        cut.cancel();
-        admin_end.cancel();
+        abort.cancel();
+        stop_admin.cancel();
         // It ends, because its token was cancelled above.
         serving_admin.await.ok();
         let flushed_by = deadline - drain_timeout / EXIT_SHARE;
-        self.exports.shut_down(flushed_by.into_std()).await;
+        self.otlp.shut_down(flushed_by.into_std()).await;
         store_result(&self.hub)
     }
 
@@ -182,7 +188,7 @@ impl Server {
         health: HealthServer<impl Health>,
         draining: CancellationToken,
     ) -> <UnaryCallLayer as Layer<Routes>>::Service {
-        let observer = Arc::new(self.report.clone());
+        let observer = Arc::new(self.observer.clone());
         let unary = UnaryService::new(Arc::clone(&self.hub), observer.clone());
         let chat = ChatServiceServer::new(unary)
             .max_decoding_message_size(decode_limit(self.config.rules.max_message_chars));
