@@ -1,4 +1,4 @@
-//! The messages of a session that are not settled: the server has neither acknowledged nor rejected them.
+//! The messages of a session that the server has neither acknowledged nor rejected.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -28,18 +28,18 @@ pub trait SendObserver: Debug + Send + Sync {
     fn on_sent(&self, timestamp: i64);
 }
 
-/// The unsettled messages, oldest first.
+/// The messages that the server has neither acknowledged nor rejected, oldest first.
 ///
 /// The first [`sent`](Self::sent) of them are in flight; the others are waiting to be sent. [`rewind`](Self::rewind) makes
 /// all of them wait again, in the same order.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    messages: VecDeque<Unsettled>,
+    messages: VecDeque<PendingMessage>,
     sent: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct Unsettled {
+pub(super) struct PendingMessage {
     pub(super) message_id: MessageId,
     pub(super) text: String,
     pub(super) observer: Option<Arc<dyn SendObserver>>,
@@ -60,7 +60,7 @@ impl Outbox {
     /// Queues a message under a new id and returns the id.
     pub(super) fn push(&mut self, text: String, observer: Option<Arc<dyn SendObserver>>) -> MessageId {
         let message_id = MessageId::random();
-        self.messages.push_back(Unsettled {
+        self.messages.push_back(PendingMessage {
             message_id: message_id.clone(),
             text,
             observer,
@@ -73,7 +73,7 @@ impl Outbox {
     }
 
     /// Marks the next waiting message as in flight and returns it.
-    pub(super) fn next_unsent(&mut self) -> Option<&Unsettled> {
+    pub(super) fn next_unsent(&mut self) -> Option<&PendingMessage> {
         let next = self.messages.get(self.sent)?;
         self.sent += 1;
         Some(next)
@@ -85,7 +85,7 @@ impl Outbox {
     }
 
     /// Removes the message with this id. Returns whether it was in the outbox.
-    pub(super) fn settle(&mut self, message_id: &str) -> bool {
+    pub(super) fn remove(&mut self, message_id: &str) -> bool {
         // The server answers in order, so this is nearly always the first one.
         let Some(index) = self
             .messages
@@ -132,31 +132,31 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_settled_once() {
+    fn a_message_is_removed_once() {
         let (mut outbox, ids) = outbox(&["one", "two"]);
-        assert!(!outbox.settle(MessageId::random().as_str()));
-        assert!(!outbox.settle(""));
-        assert!(outbox.settle(ids[1].as_str()));
-        assert!(!outbox.settle(ids[1].as_str()));
+        assert!(!outbox.remove(MessageId::random().as_str()));
+        assert!(!outbox.remove(""));
+        assert!(outbox.remove(ids[1].as_str()));
+        assert!(!outbox.remove(ids[1].as_str()));
         assert_eq!(outbox.len(), 1);
         assert_eq!(next(&mut outbox), Some("one"));
-        assert!(outbox.settle(ids[0].as_str()));
+        assert!(outbox.remove(ids[0].as_str()));
         assert_eq!(outbox.len(), 0);
     }
 
     #[test]
-    fn unsettled_messages_are_sent_again_in_the_same_order() {
+    fn pending_messages_are_sent_again_in_the_same_order() {
         let (mut outbox, ids) = outbox(&["0", "1", "2", "3"]);
         for expected in ["0", "1", "2"] {
             assert_eq!(next(&mut outbox), Some(expected));
         }
-        outbox.settle(ids[1].as_str());
+        outbox.remove(ids[1].as_str());
         outbox.rewind();
         assert_eq!(next(&mut outbox), Some("0"));
         assert_eq!(next(&mut outbox), Some("2"));
-        // Settled messages are not sent again.
-        outbox.settle(ids[0].as_str());
-        outbox.settle(ids[3].as_str());
+        // Removed messages are not sent again.
+        outbox.remove(ids[0].as_str());
+        outbox.remove(ids[3].as_str());
         assert!(!outbox.has_unsent());
         assert_eq!(next(&mut outbox), None);
         assert_eq!(outbox.len(), 1);

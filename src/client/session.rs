@@ -110,8 +110,8 @@ impl Session {
     /// Sends `text` to the room and returns its message id. Returns immediately. While there is no connection, the message
     /// is queued.
     ///
-    /// A later [`Event::Message`] with this message id settles the message: the broadcast event or a notice with the code
-    /// `MESSAGE_REPEATED` acknowledges it; any other notice rejects it.
+    /// A later [`Event::Message`] with this message id is the server's answer: the broadcast event or a notice with the code
+    /// `MESSAGE_REPEATED` acknowledges the message; any other notice rejects it.
     ///
     /// # Errors
     /// [`ClientError::WindowFull`] if [`WINDOW`](Self::WINDOW) messages are unacknowledged. [`ClientError::Closed`] after

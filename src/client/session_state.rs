@@ -282,7 +282,7 @@ impl SessionState {
     /// Processes a message from the server.
     pub(super) fn on_message(&mut self, message: ServerMessage) -> Incoming {
         self.clock.merge(message.timestamp);
-        let is_settled = self.outbox.settle(&message.message_id);
+        let was_pending = self.outbox.remove(&message.message_id);
         let is_control = self.on_control_notice(&message);
         let (gap, is_new) = match self.cursor.observe(&message) {
             Observation::Next => (None, true),
@@ -294,7 +294,7 @@ impl SessionState {
         let is_event = message.sequence != 0 && is_new && !is_own_presence;
         Incoming {
             gap,
-            is_progress: is_settled || is_event,
+            is_progress: was_pending || is_event,
             message: (is_new && !is_control).then_some(message),
         }
     }

@@ -197,7 +197,7 @@ impl Simulation {
     }
 
     /// Reconnects and delivers all messages.
-    fn settle(&mut self) {
+    fn run_to_completion(&mut self) {
         self.connect();
         while self.state.has_unsent() || !self.to_server.is_empty() || !self.to_client.is_empty() {
             self.send();
@@ -208,7 +208,7 @@ impl Simulation {
 }
 
 #[derive(Debug, Clone)]
-enum Move {
+enum Action {
     Enqueue,
     Send,
     Serve,
@@ -221,47 +221,47 @@ enum Move {
     Repeat,
 }
 
-fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let one = prop_oneof![
-        4 => Just(Move::Enqueue),
-        6 => Just(Move::Send),
-        6 => Just(Move::Serve),
-        6 => Just(Move::Receive),
-        2 => Just(Move::OtherSends),
-        1 => (0_usize..4).prop_map(Move::Cut),
-        3 => Just(Move::Connect),
-        1 => Just(Move::ExpireSession),
-        1 => Just(Move::ForgetIds),
-        1 => Just(Move::Repeat),
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![
+        4 => Just(Action::Enqueue),
+        6 => Just(Action::Send),
+        6 => Just(Action::Serve),
+        6 => Just(Action::Receive),
+        2 => Just(Action::OtherSends),
+        1 => (0_usize..4).prop_map(Action::Cut),
+        3 => Just(Action::Connect),
+        1 => Just(Action::ExpireSession),
+        1 => Just(Action::ForgetIds),
+        1 => Just(Action::Repeat),
     ];
-    prop::collection::vec(one, 0..300)
+    prop::collection::vec(action, 0..300)
 }
 
 proptest! {
     #[test]
-    fn every_event_is_received_once_and_every_message_broadcast_once(moves in moves()) {
+    fn every_event_is_received_once_and_every_message_broadcast_once(actions in actions()) {
         let mut simulation = Simulation::new();
-        for one in moves {
-            match one {
-                Move::Enqueue => simulation.enqueue(),
-                Move::Send => simulation.send(),
-                Move::Serve => simulation.serve(),
-                Move::Receive => simulation.receive(),
-                Move::OtherSends => simulation.other_sends(),
-                Move::Cut(arriving) if simulation.connected => simulation.cut(arriving),
-                Move::Connect => simulation.connect(),
+        for action in actions {
+            match action {
+                Action::Enqueue => simulation.enqueue(),
+                Action::Send => simulation.send(),
+                Action::Serve => simulation.serve(),
+                Action::Receive => simulation.receive(),
+                Action::OtherSends => simulation.other_sends(),
+                Action::Cut(arriving) if simulation.connected => simulation.cut(arriving),
+                Action::Connect => simulation.connect(),
                 // A session can only expire while it has no connection.
-                Move::ExpireSession if !simulation.connected => simulation.server.expire_session(),
+                Action::ExpireSession if !simulation.connected => simulation.server.expire_session(),
                 // The deduplication window has moved past all ids.
-                Move::ForgetIds => simulation.server.ids.clear(),
+                Action::ForgetIds => simulation.server.ids.clear(),
                 // The server sends an event twice.
-                Move::Repeat => if let Some(event) = simulation.to_client.front().cloned() {
+                Action::Repeat => if let Some(event) = simulation.to_client.front().cloned() {
                     simulation.to_client.push_front(event);
                 },
-                Move::Cut(_) | Move::ExpireSession => {}
+                Action::Cut(_) | Action::ExpireSession => {}
             }
         }
-        simulation.settle();
+        simulation.run_to_completion();
         prop_assert_eq!(&simulation.received, &simulation.server.log);
         prop_assert_eq!(simulation.state.unacknowledged(), 0);
         prop_assert!(simulation.gaps.is_empty());
@@ -315,11 +315,11 @@ fn a_reconnect_presents_the_token_and_position_of_the_last_welcome() {
     let again = state.join_frame();
     assert_eq!((again.client_name.as_str(), again.room.as_str()), ("Ada", "tea"));
     assert_eq!(again.session_token, "token");
-    let place = ResumePoint {
+    let position = ResumePoint {
         epoch: EPOCH,
         sequence: 4,
     };
-    assert_eq!(again.resume, Some(place));
+    assert_eq!(again.resume, Some(position));
     assert!(again.timestamp > first.timestamp);
 }
 
@@ -384,11 +384,11 @@ fn nothing_is_retransmitted_before_the_missed_events_are_read() {
     let (mut state, one, _) = resumed_with_two_events_to_read();
     state.enqueue("three".into(), None).unwrap();
     state.leave();
-    let else_said = ServerMessage {
+    let other_message = ServerMessage {
         sender_id: 1,
         ..own(6, &MessageId::random())
     };
-    for event in [own(5, &one), else_said] {
+    for event in [own(5, &one), other_message] {
         assert!(!state.has_unsent());
         assert_eq!(state.next_frame(), None);
         state.on_message(event);
@@ -400,7 +400,7 @@ fn nothing_is_retransmitted_before_the_missed_events_are_read() {
 }
 
 #[test]
-fn each_welcome_determines_anew_which_events_to_read_before_sending() {
+fn each_welcome_decides_which_events_are_read_before_sending() {
     let cut = || Some(ClientError::from(Status::unavailable("cut")));
     let sends = |state: &mut SessionState| state.has_unsent() && state.next_frame().is_some();
     for next in [

@@ -155,7 +155,7 @@ impl ChatLoop {
         }
     }
 
-    /// Called at the end of the input: leaves at once or, if scripted, when all lines are settled.
+    /// Called at the end of the input: leaves at once or, if scripted, when all lines are acknowledged or rejected.
     fn finish(&mut self) {
         self.phase = Phase::Finishing;
         if !self.options.is_scripted || self.lines.is_empty() {
@@ -191,7 +191,7 @@ impl ChatLoop {
                     self.has_joined = true;
                     self.deadline = None;
                 }
-                self.settle(&message);
+                self.on_answer(&message);
                 // A retransmission is not shown a second time.
                 let line = (!is_repeated(&message)).then(|| format_message(&message));
                 self.options
@@ -217,8 +217,8 @@ impl ChatLoop {
         }
     }
 
-    /// Removes the line that `message` acknowledges or rejects.
-    fn settle(&mut self, message: &ServerMessage) {
+    /// Removes the line that `message` acknowledges or rejects, if it does.
+    fn on_answer(&mut self, message: &ServerMessage) {
         let Some(line) = self.lines.remove(&message.message_id) else {
             return;
         };
@@ -255,7 +255,7 @@ impl ChatLoop {
             Some(lines) => Err(Failure::Unavailable(format!(
                 "the server ended the conversation; {lines}"
             ))),
-            None => self.settled_result(),
+            None => self.result(),
         }
     }
 
@@ -270,8 +270,8 @@ impl ChatLoop {
             Some(lines) => Err(Failure::Unavailable(format!(
                 "the server did not answer within {waited}; {lines}"
             ))),
-            // All lines are settled; only the end of the stream has not arrived.
-            None => self.settled_result(),
+            // All lines are acknowledged or rejected; only the end of the stream has not arrived.
+            None => self.result(),
         }
     }
 
@@ -286,8 +286,8 @@ impl ChatLoop {
         })
     }
 
-    /// The result of the command when all lines are settled.
-    fn settled_result(self) -> Result<(), Failure> {
+    /// The result of the command when all lines are acknowledged or rejected.
+    fn result(self) -> Result<(), Failure> {
         if let Some(failure) = self.input_failure {
             return Err(failure);
         }
