@@ -42,10 +42,10 @@ pub enum StartPosition {
 /// Dropping a future that waits for the next item (`StreamExt::next`) loses no event.
 #[derive(Debug)]
 pub struct Subscription {
-    target: Target,
+    connector: Connector,
     backoff: Backoff,
     cursor: Cursor,
-    connection: ConnectionState<Attached>,
+    connection: ConnectionState<SubscribeCall>,
     /// Whether a connection has been established at least once.
     is_started: bool,
     /// The reconnect delay that the server asked for in a notice.
@@ -54,9 +54,9 @@ pub struct Subscription {
     events: VecDeque<Event>,
 }
 
-/// The parameters of each attempt to connect.
+/// Opens the stream, at first and after each loss of the connection.
 #[derive(Debug, Clone)]
-struct Target {
+struct Connector {
     server: ServerAddress,
     options: ConnectOptions,
     room: String,
@@ -64,7 +64,7 @@ struct Target {
 }
 
 /// An open `Subscribe` stream.
-struct Attached {
+struct SubscribeCall {
     stream: Streaming<ServerMessage>,
     /// The position after which the stream starts, if known.
     start: Option<ResumePoint>,
@@ -87,15 +87,15 @@ impl Subscription {
         room: impl Into<String>,
         start: StartPosition,
     ) -> Result<Self, ClientError> {
-        let target = Target {
+        let connector = Connector {
             server: server.clone(),
             options: options.clone(),
             room: room.into(),
             start,
         };
-        let attached = target.clone().attach(None).await?;
+        let call = connector.clone().connect(None).await?;
         let mut subscription = Self {
-            target,
+            connector,
             backoff: Backoff::new(retry),
             cursor: Cursor::START,
             connection: ConnectionState::Closed,
@@ -103,21 +103,21 @@ impl Subscription {
             requested_delay: None,
             events: VecDeque::new(),
         };
-        subscription.on_connected(attached);
+        subscription.on_connected(call);
         Ok(subscription)
     }
 
-    fn on_connected(&mut self, attached: Attached) {
+    fn on_connected(&mut self, call: SubscribeCall) {
         self.backoff.connected(Instant::now());
-        let recovered = attached.start == self.cursor.position();
+        let recovered = call.start == self.cursor.position();
         if std::mem::replace(&mut self.is_started, true) {
             self.events.push_back(Event::Resumed { recovered });
         }
-        let gap = attached
+        let gap = call
             .start
             .and_then(|start| self.cursor.resume_at(start, recovered));
         self.events.extend(gap.map(Event::Gap));
-        self.connection = ConnectionState::Open(Box::new(attached));
+        self.connection = ConnectionState::Open(Box::new(call));
     }
 
     fn on_message(&mut self, message: ServerMessage) {
@@ -157,18 +157,18 @@ impl Subscription {
     /// Advances the connection by one step, which may queue events or close it.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
         match &mut self.connection {
-            ConnectionState::Open(attached) => match ready!(Pin::new(&mut attached.stream).poll_next(cx)) {
+            ConnectionState::Open(call) => match ready!(Pin::new(&mut call.stream).poll_next(cx)) {
                 Some(Ok(message)) => self.on_message(message),
                 Some(Err(status)) => self.on_disconnect(status.into())?,
                 None => self.on_disconnect(ClientError::StreamEnded)?,
             },
             ConnectionState::Waiting(delay) => {
                 ready!(delay.as_mut().poll(cx));
-                let attempt = self.target.clone().attach(self.cursor.position());
+                let attempt = self.connector.clone().connect(self.cursor.position());
                 self.connection = ConnectionState::Connecting(Box::pin(attempt));
             }
             ConnectionState::Connecting(attempt) => match ready!(attempt.as_mut().poll(cx)) {
-                Ok(attached) => self.on_connected(attached),
+                Ok(call) => self.on_connected(call),
                 Err(error) => self.on_disconnect(error)?,
             },
             ConnectionState::Closed => {}
@@ -195,10 +195,10 @@ impl Stream for Subscription {
     }
 }
 
-impl Target {
-    /// Connects and subscribes to the events after `seen`, or after the first later position from which the server retains
+impl Connector {
+    /// Connects, and subscribes to the events after `seen`, or after the first later position from which the server retains
     /// all events.
-    async fn attach(self, seen: Option<ResumePoint>) -> Result<Attached, ClientError> {
+    async fn connect(self, seen: Option<ResumePoint>) -> Result<SubscribeCall, ClientError> {
         let connection = Connection::open(&self.server, &self.options).await?;
         let start = match (seen, self.start) {
             (Some(seen), _) => Some(self.first_retained_after(&connection, seen).await?),
@@ -216,7 +216,7 @@ impl Target {
             start: request_start,
         };
         let stream = connection.subscribe(request).await?;
-        Ok(Attached { stream, start })
+        Ok(SubscribeCall { stream, start })
     }
 
     /// The position of the room's newest event.
