@@ -36,7 +36,7 @@ async fn join_at(
     options: &ConnectOptions,
 ) -> Result<Session, ClientError> {
     let never = RetryPolicy {
-        max_elapsed: Duration::ZERO,
+        patience: Duration::ZERO,
         ..RetryPolicy::default()
     };
     Session::join(server, options, never, JoinOptions::new(name)).await

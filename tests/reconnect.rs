@@ -32,7 +32,7 @@ fn quick() -> RetryPolicy {
     RetryPolicy {
         base_delay: Duration::from_millis(1),
         max_delay: Duration::from_millis(20),
-        max_elapsed: PATIENCE,
+        patience: PATIENCE,
     }
 }
 
@@ -486,7 +486,7 @@ async fn a_session_that_was_taken_over_does_not_reconnect() {
 #[tokio::test]
 async fn reconnecting_ends_after_the_patience() {
     let retry = RetryPolicy {
-        max_elapsed: Duration::from_millis(100),
+        patience: Duration::from_millis(100),
         ..quick()
     };
     let (_server, proxy, mut ada) = joined_through_proxy(retry).await;
@@ -521,9 +521,9 @@ async fn a_message_whose_response_is_lost_is_broadcast_once() {
         .unwrap();
     server.lose_responses(3);
     let posted = publisher.publish("once").await.unwrap();
-    assert!(posted.duplicate);
+    assert!(posted.repeated);
     let next = publisher.publish("next").await.unwrap();
-    assert!(!next.duplicate);
+    assert!(!next.repeated);
     assert_eq!(server.log("tea"), [posted.broadcast, next.broadcast]);
     let Err(ClientError::Rejected(rejection)) = publisher.publish(&"x".repeat(101)).await else {
         panic!("not rejected");

@@ -30,11 +30,11 @@ pub struct Publisher {
 /// The acknowledgement of a published message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PublishAck {
-    /// The event, as the room received it. If the message is a duplicate and the server no longer retains its event, only
+    /// The event, as the room received it. If the message was repeated and the server no longer retains its event, only
     /// the sequence number, epoch and message id are set, and `sender_id` is 0.
     pub broadcast: ServerMessage,
     /// Whether an earlier attempt, whose response was lost, had already broadcast the message.
-    pub duplicate: bool,
+    pub repeated: bool,
 }
 
 impl Publisher {
@@ -138,7 +138,7 @@ impl Publisher {
         self.clock.merge(broadcast.timestamp);
         Ok(PublishAck {
             broadcast,
-            duplicate: response.repeated,
+            repeated: response.repeated,
         })
     }
 }

@@ -16,7 +16,7 @@ pub struct RetryPolicy {
     pub max_delay: Duration,
     /// How long to keep trying after the connection was lost. An attempt that has started by then is completed. Zero
     /// disables retries. Default: 2 min.
-    pub max_elapsed: Duration,
+    pub patience: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -24,7 +24,7 @@ impl Default for RetryPolicy {
         Self {
             base_delay: Duration::from_millis(100),
             max_delay: Duration::from_secs(5),
-            max_elapsed: Duration::from_secs(120),
+            patience: Duration::from_secs(120),
         }
     }
 }
@@ -70,7 +70,7 @@ impl Backoff {
             self.reset();
         }
         let lost_at = *self.lost_at.get_or_insert(now);
-        let remaining = self.policy.max_elapsed.saturating_sub(now - lost_at);
+        let remaining = self.policy.patience.saturating_sub(now - lost_at);
         let min_delay = min_delay.unwrap_or_default();
         if remaining.is_zero() || min_delay > remaining {
             return None;
@@ -130,10 +130,10 @@ mod tests {
     }
 
     #[test]
-    fn no_attempt_is_made_after_the_maximum_elapsed_time() {
+    fn no_attempt_is_made_after_the_patience() {
         let mut rng = StdRng::seed_from_u64(7);
         let mut backoff = Backoff::new(RetryPolicy {
-            max_elapsed: Duration::ZERO,
+            patience: Duration::ZERO,
             ..RetryPolicy::default()
         });
         assert_eq!(backoff.next(Instant::now(), None, &mut rng), None);
@@ -173,21 +173,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_delay_is_within_its_bounds_and_all_of_them_within_the_maximum_elapsed_time(
+        fn every_delay_is_within_its_bounds_and_all_of_them_within_the_patience(
             seed in any::<u64>(),
             base_delay in 1_u64..1_000,
             max_delay in 1_u64..10_000,
-            max_elapsed in 1_u64..100_000,
+            patience in 1_u64..100_000,
             asked in prop::collection::vec(prop::option::of(0_u64..20_000), 1..200),
         ) {
-            let policy = RetryPolicy { base_delay: millis(base_delay), max_delay: millis(max_delay), max_elapsed: millis(max_elapsed) };
+            let policy = RetryPolicy { base_delay: millis(base_delay), max_delay: millis(max_delay), patience: millis(patience) };
             let mut rng = StdRng::seed_from_u64(seed);
             let mut backoff = Backoff::new(policy);
             let start = Instant::now();
             let mut now = start;
             for (attempts, asked) in asked.into_iter().enumerate() {
                 let min_delay = asked.map(millis);
-                let remaining = millis(max_elapsed).saturating_sub(now - start);
+                let remaining = millis(patience).saturating_sub(now - start);
                 let Some(attempt) = backoff.next(now, min_delay, &mut rng) else {
                     prop_assert!(remaining.is_zero() || min_delay.is_some_and(|min_delay| min_delay > remaining));
                     return Ok(());
@@ -199,7 +199,7 @@ mod tests {
                 prop_assert!(attempt.delay >= min_delay);
                 prop_assert!(attempt.delay <= limit.max(min_delay));
                 now += attempt.delay;
-                prop_assert!(now - start <= millis(max_elapsed));
+                prop_assert!(now - start <= millis(patience));
             }
         }
     }

@@ -58,7 +58,7 @@ pub(super) struct RetryArg {
 impl RetryArg {
     pub(super) fn policy(&self) -> RetryPolicy {
         RetryPolicy {
-            max_elapsed: self.patience,
+            patience: self.patience,
             ..RetryPolicy::default()
         }
     }

@@ -19,7 +19,7 @@ use crate::client::{ClientError, PublishAck, Publisher, Rejection, SendObserver,
 use crate::telemetry::ClientSpans;
 
 /// How long to wait for the server before a note says so.
-const SILENT_WAIT: Duration = Duration::from_secs(1);
+const NOTE_DELAY: Duration = Duration::from_secs(1);
 
 /// Post messages to a room without joining it
 ///
@@ -48,15 +48,15 @@ impl SendCommand {
 
     async fn send(self, spans: ClientSpans) -> Result<(), Failure> {
         let policy = self.retry.policy();
-        let max_wait = policy.max_elapsed;
+        let patience = policy.patience;
         let (name, room) = (self.name.name.as_str(), self.room.room.as_str());
         let options = self.connect.options();
         let opening = Publisher::open(self.connect.server(), &options, policy, name, room);
-        let mut publisher = note_if_slow(opening, max_wait).await?;
+        let mut publisher = note_if_slow(opening, patience).await?;
         let mut printer = Printer::new(&self.json);
         if let Some(text) = &self.text {
             let publishing = publish(&mut publisher, &spans, room, text.trim());
-            return match note_if_slow(publishing, max_wait).await {
+            return match note_if_slow(publishing, patience).await {
                 Ok(ack) => print(&mut printer, &ack),
                 Err(error) => Err(match rejected_text(&error) {
                     Some(rejection) => Failure::Data(escape::text(&rejection.to_string()).into_owned()),
@@ -73,7 +73,7 @@ impl SendCommand {
                 continue;
             }
             let publishing = publish(&mut publisher, &spans, room, text);
-            match note_if_slow(publishing, max_wait).await {
+            match note_if_slow(publishing, patience).await {
                 Ok(ack) => print(&mut printer, &ack)?,
                 Err(error) => match rejected_text(&error) {
                     Some(rejection) => rejections.add(line.number, &rejection.to_string()),
@@ -85,16 +85,16 @@ impl SendCommand {
     }
 }
 
-/// Awaits `response`. If it takes longer than [`SILENT_WAIT`], prints a note that the request is retried for `max_wait`.
-async fn note_if_slow<T>(response: impl Future<Output = T>, max_wait: Duration) -> T {
+/// Awaits `response`. If it takes longer than [`NOTE_DELAY`], prints a note that the request is retried for `patience`.
+async fn note_if_slow<T>(response: impl Future<Output = T>, patience: Duration) -> T {
     let mut response = pin!(response);
-    match timeout(SILENT_WAIT, &mut response).await {
+    match timeout(NOTE_DELAY, &mut response).await {
         Ok(response) => response,
         Err(_) => {
-            if max_wait > SILENT_WAIT {
-                let max_wait = humantime::format_duration(max_wait);
+            if patience > NOTE_DELAY {
+                let patience = humantime::format_duration(patience);
                 note(format_args!(
-                    "no answer from the server yet; trying for {max_wait}"
+                    "no answer from the server yet; trying for {patience}"
                 ));
             }
             response.await
@@ -129,10 +129,10 @@ fn rejected_text(error: &ClientError) -> Option<&Rejection> {
 fn print(printer: &mut Printer, ack: &PublishAck) -> Result<(), Failure> {
     printer.print(
         || match ack.broadcast.sender_id {
-            // Only the position of a duplicate is known if the server no longer retains its event.
+            // Only the position of a repeated message is known if the server no longer retains its event.
             0 => format!("broadcast before, as event {}", ack.broadcast.sequence),
             _ => format_message(&ack.broadcast),
         },
-        || json!({ "broadcast": json::message(&ack.broadcast), "repeated": ack.duplicate }),
+        || json!({ "broadcast": json::message(&ack.broadcast), "repeated": ack.repeated }),
     )
 }
