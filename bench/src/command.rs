@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use chitchat::client::ServerAddress;
-use chitchat::cmd::{Failure, duration, run_traced, whole};
+use chitchat::cmd::{Failure, duration, integer, run_traced};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{BenchError, Http2Settings, Load, Plan, Protocol, Until};
@@ -43,26 +43,26 @@ struct Bench {
     protocol: ProtocolArg,
 
     /// Number of clients that only receive.
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Clients", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Clients", value_parser = integer::<u32>)]
     subscribers: u32,
     /// Number of clients that send and receive, each on its own connection.
-    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Clients", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Clients", value_parser = integer::<u32>)]
     publishers: u32,
     /// Number of connections that the subscribers share [default: one per subscriber].
-    #[arg(long, value_name = "N", help_heading = "Clients", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", help_heading = "Clients", value_parser = integer::<u32>)]
     connections: Option<u32>,
     /// Number of rooms that the clients are distributed over; a single room is the lobby.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clients", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clients", value_parser = integer::<u32>)]
     rooms: u32,
 
     /// Closed loop: each publisher sends while fewer than N of its messages are outstanding.
-    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Load", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Load", value_parser = integer::<u32>)]
     outstanding: u32,
     /// As fast as flow control permits.
     #[arg(long, conflicts_with_all = ["outstanding", "rate"], help_heading = "Load")]
     flood: bool,
     /// Open loop: N messages per second in total on a fixed schedule; latency is measured from the scheduled time.
-    #[arg(long, value_name = "N", conflicts_with = "outstanding", help_heading = "Load", value_parser = whole::<u64>)]
+    #[arg(long, value_name = "N", conflicts_with = "outstanding", help_heading = "Load", value_parser = integer::<u64>)]
     rate: Option<u64>,
     /// Keep the clients idle, then send one message and report when it has reached everybody.
     #[arg(
@@ -72,7 +72,7 @@ struct Bench {
     )]
     idle: bool,
     /// Length of a text in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 100, help_heading = "Load", value_parser = whole::<usize>)]
+    #[arg(long, value_name = "BYTES", default_value_t = 100, help_heading = "Load", value_parser = integer::<usize>)]
     payload: usize,
     /// Load before the measured time.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Load")]
@@ -88,27 +88,27 @@ struct Bench {
     patience: Duration,
 
     /// Process id of the server: report its CPU time per delivery and its memory per client (Linux).
-    #[arg(long, value_name = "PID", help_heading = "Report", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "PID", help_heading = "Report", value_parser = integer::<u32>)]
     pid: Option<u32>,
     /// Write one JSON object instead of a table.
     #[arg(long, help_heading = "Report")]
     json: bool,
 
     /// Number of generator threads.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Generator", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Generator", value_parser = integer::<u32>)]
     threads: u32,
     /// HTTP/2 maximum frame size of the clients.
     #[arg(
         long,
         value_name = "BYTES",
         default_value_t = 16_384,
-        help_heading = "Generator", value_parser = whole::<u32>)]
+        help_heading = "Generator", value_parser = integer::<u32>)]
     max_frame_size: u32,
     /// HTTP/2 stream window of the clients.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, help_heading = "Generator", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, help_heading = "Generator", value_parser = integer::<u32>)]
     stream_window: u32,
     /// HTTP/2 connection window of the clients.
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Generator", value_parser = whole::<u32>)]
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Generator", value_parser = integer::<u32>)]
     connection_window: u32,
 }
 

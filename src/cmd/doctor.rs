@@ -96,22 +96,22 @@ impl DoctorCommand {
     async fn check(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut printer = Printer::new(&self.json);
         let mut broken = Vec::new();
-        let mut report = |link: Link| {
+        let mut print_link = |link: Link| {
             if link.is_broken() {
                 broken.push(link.name);
             }
             printer.print(|| link.line(), || link.object())
         };
-        let server = self.server().await;
+        let server = self.check_server().await;
         let is_reachable = !server.is_broken();
-        report(server)?;
+        print_link(server)?;
         if is_reachable {
             let before = match &self.admin {
                 Some(admin) => Some(backends::message_count(admin).await),
                 None => None,
             };
             match self.send(spans).await {
-                Err(link) => report(link)?,
+                Err(link) => print_link(link)?,
                 Ok(acknowledged) => {
                     let Acknowledged {
                         broadcast,
@@ -120,14 +120,14 @@ impl DoctorCommand {
                     } = &acknowledged;
                     let (sequence, time) = (broadcast.sequence, broadcast.timestamp);
                     let room = &self.room;
-                    report(Link::ok(
+                    print_link(Link::ok(
                         MESSAGE,
                         format!(
                             "acknowledged as event {sequence} of {room} at L={time} in {took:.1?}, trace {trace_id}"
                         ),
                     ))?;
-                    for link in self.backends(before, trace_id).await {
-                        report(link)?;
+                    for link in self.check_backends(before, trace_id).await {
+                        print_link(link)?;
                     }
                 }
             }
@@ -139,14 +139,14 @@ impl DoctorCommand {
         }
     }
 
-    async fn server(&self) -> Link {
+    async fn check_server(&self) -> Link {
         let server = self.connect.server();
         let remedy = "start the server with `chitchat serve`, or give its address with --server";
-        let asked = async {
+        let check = async {
             let connection = Connection::open(server, &self.connect.options()).await?;
             connection.health("").await
         };
-        match asked.await {
+        match check.await {
             Ok(Health::Serving) => Link::ok(SERVER, format!("{server} is SERVING")),
             Ok(state) => Link::broken(
                 SERVER,
@@ -218,7 +218,7 @@ impl DoctorCommand {
         acknowledged.ok_or(ClientError::Closed)
     }
 
-    async fn backends(&self, before: Option<Result<f64, String>>, trace_id: &str) -> [Link; 4] {
+    async fn check_backends(&self, before: Option<Result<f64, String>>, trace_id: &str) -> [Link; 4] {
         let (wait, absent) = (self.wait, |name, flag: &str| {
             Link::skipped(name, format!("no {flag} URL given"))
         });

@@ -4,7 +4,7 @@ use clap::Args;
 use tokio_stream::StreamExt as _;
 
 use super::client_args::{ConnectArgs, RoomArg};
-use super::parse::whole;
+use super::parse::integer;
 use super::printer::{JsonArg, Printer};
 use super::stderr::note;
 use super::{Failure, client_runtime};
@@ -17,13 +17,13 @@ use crate::domain::RoomName;
 #[derive(Debug, Args)]
 pub(super) struct HistoryCommand {
     /// Print at most this many events
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = integer::<u64>)]
     limit: u64,
     /// Print only events after this sequence number, the oldest of them if there are more than --limit
-    #[arg(long, value_name = "SEQUENCE", value_parser = whole::<u64>)]
+    #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>)]
     after: Option<u64>,
     /// Print only events before this sequence number
-    #[arg(long, value_name = "SEQUENCE", value_parser = whole::<u64>)]
+    #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>)]
     before: Option<u64>,
     #[command(flatten)]
     room: RoomArg,

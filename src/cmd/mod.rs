@@ -28,7 +28,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use client_runtime::run_traced;
 pub use failure::Failure;
-pub use parse::{duration, whole};
+pub use parse::{duration, integer};
 
 /// A gRPC chat server in which a room is an ordered log, and its clients.
 #[derive(Debug, Parser)]

@@ -42,12 +42,12 @@ pub(super) fn timeout(raw: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a whole number within the range of `T`.
+/// Parses an integer within the range of `T`.
 ///
 /// # Errors
 ///
 /// A message for users that says what is wrong and what is expected.
-pub fn whole<T: FromStr<Err: Display>>(raw: &str) -> Result<T, String> {
+pub fn integer<T: FromStr<Err: Display>>(raw: &str) -> Result<T, String> {
     raw.parse()
         .map_err(|error| format!("{error}; expected a whole number like 100"))
 }
@@ -119,9 +119,12 @@ mod tests {
 
     #[test]
     fn the_error_for_a_malformed_number_shows_a_valid_one() {
-        assert_eq!(whole::<u32>("17"), Ok(17));
+        assert_eq!(integer::<u32>("17"), Ok(17));
         for wrong in ["", "-1", "1.5", "x", "64MiB", "4294967296"] {
-            assert!(whole::<u32>(wrong).unwrap_err().ends_with("like 100"), "{wrong}");
+            assert!(
+                integer::<u32>(wrong).unwrap_err().ends_with("like 100"),
+                "{wrong}"
+            );
         }
     }
 }

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio_stream::StreamExt as _;
 
 use super::client_args::{ConnectArgs, RetryArg, RoomArg};
-use super::parse::whole;
+use super::parse::integer;
 use super::printer::{JsonArg, Printer};
 use super::stderr::{RECONNECTED, RECONNECTING, note};
 use super::{Failure, client_runtime, history};
@@ -27,7 +27,7 @@ const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub(super) struct TailCommand {
     /// Number of past events to start with
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<u32>)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = integer::<u32>)]
     last: u32,
     /// Continue with events as they happen (the default)
     #[arg(long, overrides_with = "no_follow")]
@@ -36,7 +36,7 @@ pub(super) struct TailCommand {
     #[arg(long, overrides_with = "follow")]
     no_follow: bool,
     /// Exit after this many events [default: unlimited]
-    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
+    #[arg(long, value_name = "N", value_parser = integer::<u64>)]
     count: Option<u64>,
     #[command(flatten)]
     room: RoomArg,

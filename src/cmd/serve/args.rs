@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
-use crate::cmd::parse::{duration, size, whole};
+use crate::cmd::parse::{duration, integer, size};
 use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -66,7 +66,7 @@ pub struct Args {
         long,
         env = "CHITCHAT_RETAIN_EVENTS",
         value_name = "N",
-        value_parser = whole::<u64>,
+        value_parser = integer::<u64>,
         help_heading = "Store"
     )]
     retain_events: Option<u64>,
@@ -101,7 +101,7 @@ pub struct Args {
     resume_grace: Duration,
 
     /// Maximum length of a message in characters, 1 to 100000
-    #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, value_parser = whole::<usize>, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, value_parser = integer::<usize>, help_heading = "Rooms")]
     max_message_chars: usize,
 
     /// How far the Lamport timestamp of a client may be ahead of the room's clock, 1 to 2^62
@@ -109,11 +109,11 @@ pub struct Args {
     max_clock_ahead: i64,
 
     /// Maximum number of participants in a room, at least 1
-    #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, value_parser = whole::<usize>, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, value_parser = integer::<usize>, help_heading = "Rooms")]
     max_participants: usize,
 
     /// Maximum number of rooms, at least 1
-    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubOptions::default().max_rooms, value_parser = whole::<usize>, help_heading = "Rooms")]
+    #[arg(long, env = "CHITCHAT_MAX_ROOMS", value_name = "N", default_value_t = HubOptions::default().max_rooms, value_parser = integer::<usize>, help_heading = "Rooms")]
     max_rooms: usize,
 
     /// Allow several participants of a room to have the same name
@@ -135,13 +135,13 @@ pub struct Args {
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
         value_name = "N",
-        value_parser = whole::<usize>,
+        value_parser = integer::<usize>,
         help_heading = "Connections"
     )]
     max_connections: Option<usize>,
 
     /// Maximum number of concurrent streams on a connection, at least 1
-    #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = whole::<u32>, help_heading = "Connections")]
+    #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = integer::<u32>, help_heading = "Connections")]
     max_streams_per_connection: u32,
 
     /// Interval between HTTP/2 keepalive pings on an idle connection, at least 1s
@@ -196,13 +196,13 @@ pub struct Args {
         long,
         env = "CHITCHAT_TRACE_REMOTE_LIMIT",
         value_name = "N",
-        value_parser = whole::<u32>,
+        value_parser = integer::<u32>,
         help_heading = "Process"
     )]
     trace_remote_limit: Option<u32>,
 
     /// Former name of `--trace-remote-limit`.
-    #[arg(long, env = "CHITCHAT_TRACE_WISHES", hide = true, value_parser = whole::<u32>)]
+    #[arg(long, env = "CHITCHAT_TRACE_WISHES", hide = true, value_parser = integer::<u32>)]
     trace_wishes: Option<u32>,
 }
 
