@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use process::{
-    CHITCHAT, FREE_PORT, Finished, PATIENCE, Process, serve, serve_at, spawn, succeed, unused_address,
+    CHITCHAT, FREE_PORT, Finished, Process, TIMEOUT, serve, serve_at, spawn, succeed, unused_address,
 };
 
 /// `chitchat` with `arguments` and nothing from the environment.
@@ -181,7 +181,7 @@ fn a_second_signal_exits_while_the_server_keeps_the_stream_open() {
     let started = Instant::now();
     // Two signals that are pending at the same time are one, so repeat them.
     while !chat.has_exited() {
-        assert!(started.elapsed() < PATIENCE);
+        assert!(started.elapsed() < TIMEOUT);
         chat.signal(Signal::SIGINT);
         thread::sleep(Duration::from_millis(20));
     }

@@ -17,7 +17,7 @@ use std::time::Instant;
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use process::{CHITCHAT, PATIENCE, Process};
+use process::{CHITCHAT, Process, TIMEOUT};
 
 /// A pseudo-terminal on which `chat` runs.
 struct Terminal {
@@ -75,7 +75,7 @@ impl Terminal {
 
     /// Waits until `text` is on the screen, and discards the screen up to its end.
     fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(place) = self.screen.find(text) {
                 self.screen.drain(..place + text.len());

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt as _};
 
 /// Upper bound for every wait.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn server() -> ServerAddress {
     let mut config = Config::default();
@@ -61,7 +61,7 @@ where
             }
         }
     };
-    timeout(PATIENCE, search).await.unwrap()
+    timeout(TIMEOUT, search).await.unwrap()
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn the_echo_bot_repeats_messages_of_others_and_leaves() {
         stop.send(()).unwrap();
         next_from(&mut ada, "Echo", EventType::Leave).await;
     };
-    timeout(PATIENCE, async { tokio::join!(bot, conversation) })
+    timeout(TIMEOUT, async { tokio::join!(bot, conversation) })
         .await
         .unwrap();
 }

@@ -16,7 +16,7 @@ use chitchat::client::{
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, ListParticipantsRequest, ServerMessage};
 use fake_server::FakeServer;
-use process::{FREE_PORT, PATIENCE, serve, serve_at};
+use process::{FREE_PORT, TIMEOUT, serve, serve_at};
 use proxy::Proxy;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -32,7 +32,7 @@ fn quick() -> RetryPolicy {
     RetryPolicy {
         base_delay: Duration::from_millis(1),
         max_delay: Duration::from_millis(20),
-        patience: PATIENCE,
+        patience: TIMEOUT,
     }
 }
 
@@ -48,7 +48,7 @@ async fn join(server: SocketAddr, retry: RetryPolicy) -> Session {
 }
 
 async fn next(session: &mut Session) -> Result<Option<Event>, ClientError> {
-    timeout(PATIENCE, session.try_next())
+    timeout(TIMEOUT, session.try_next())
         .await
         .expect("there is an event")
 }
@@ -235,7 +235,7 @@ async fn cut_a_reader(server: SocketAddr) {
         next_message(&mut ada).await;
         let before = seen.len();
         while seen.len() == before {
-            match timeout(PATIENCE, reader.try_next())
+            match timeout(TIMEOUT, reader.try_next())
                 .await
                 .unwrap()
                 .unwrap()
@@ -425,7 +425,7 @@ async fn a_reader_continues_with_the_first_retained_event() {
         .await
         .unwrap();
     let mut next = async || {
-        timeout(PATIENCE, reader.try_next())
+        timeout(TIMEOUT, reader.try_next())
             .await
             .unwrap()
             .unwrap()

@@ -10,7 +10,7 @@ import urllib.request
 PROMETHEUS = "http://127.0.0.1:9090"
 ALERTMANAGER = "http://127.0.0.1:9093"
 JOBS = {"chitchat", "prometheus", "alertmanager", "otel-collector", "tempo", "loki", "grafana"}
-PATIENCE = 180
+TIMEOUT = 180
 
 # Expressions that must be above zero, which shows that each pipeline carries data from end to end.
 CARRIED = [
@@ -59,7 +59,7 @@ def missing():
 
 
 def ready():
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             still = missing()

@@ -26,7 +26,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Upper bound for every wait. Even a busy machine needs much less.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Attribute values by name. Numbers are formatted in decimal.
 pub type Attributes = BTreeMap<String, String>;
@@ -111,7 +111,7 @@ impl Collector {
         let named = |spans: &[Span]| -> Vec<Span> {
             spans.iter().filter(|span| span.name == name).cloned().collect()
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut spans = self.received.spans.lock().unwrap();
         loop {
             let found = named(&spans);
@@ -135,7 +135,7 @@ impl Collector {
 
     /// Waits for a log record whose attribute `event` has this value, and returns the first one.
     pub fn record(&self, event: &str) -> Record {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut records = self.received.records.lock().unwrap();
         loop {
             let is_it = |record: &&Record| record.attributes.get("event").is_some_and(|name| name == event);

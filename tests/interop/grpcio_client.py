@@ -14,7 +14,7 @@ import chat_pb2
 import chat_pb2_grpc
 import grpc
 
-PATIENCE = 30
+TIMEOUT = 30
 
 
 class Client:
@@ -25,7 +25,7 @@ class Client:
         self.requests = queue.Queue()
         self.channel = grpc.insecure_channel(address)
         stub = chat_pb2_grpc.ChatServiceStub(self.channel)
-        self.call = stub.Chat(iter(self.requests.get, None), timeout=PATIENCE)
+        self.call = stub.Chat(iter(self.requests.get, None), timeout=TIMEOUT)
 
     def wait_for_headers(self):
         """Blocks until the server has sent its headers, before any message is sent."""

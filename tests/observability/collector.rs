@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::files;
-use crate::process::{PATIENCE, Process, external_program, succeed, wait_until};
+use crate::process::{Process, TIMEOUT, external_program, succeed, wait_until};
 use crate::prometheus::Folder;
 use crate::rules::alerts;
 
@@ -29,7 +29,7 @@ fn the_collector_accepts_its_configuration() {
 /// The answer to one HTTP request, or nothing where nobody listens.
 fn ask(address: SocketAddr, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

@@ -29,7 +29,7 @@ const MAY_BE_EMPTY: [(&str, &str); 7] = [
 ];
 
 /// How long all queries together may take to return data.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 struct Server {
     _running: Process,
@@ -154,7 +154,7 @@ fn every_query_of_every_panel_and_rule_returns_data() {
     }
     wanted.retain(|(_, expression)| !MAY_BE_EMPTY.iter().any(|(part, _)| expression.contains(part)));
 
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !wanted.is_empty() {
         other_requests(server.address);
         wanted.retain(|(_, expression)| {

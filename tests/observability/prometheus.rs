@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::files;
-use crate::process::{PATIENCE, Process, external_program, wait_until};
+use crate::process::{Process, TIMEOUT, external_program, wait_until};
 
 pub struct Prometheus {
     address: SocketAddr,
@@ -80,7 +80,7 @@ impl Prometheus {
 
     fn ask(&self, request: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;

@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Upper bound for every wait. Even a busy machine needs much less.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The path of the program under test.
 pub const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
@@ -137,7 +137,7 @@ impl Server {
     /// Requests `path` from the admin port and returns the whole response, with its headers.
     pub fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
@@ -295,7 +295,7 @@ fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 fn line_with(lines: &Receiver<String>, part: &str) -> String {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut seen = Vec::new();
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -311,9 +311,9 @@ fn without_newline(line: &str) -> String {
     line.strip_suffix('\n').unwrap_or(line).to_owned()
 }
 
-/// Calls `poll` every 5 ms until it returns a value. Panics after [`PATIENCE`] with `what`, which names the condition.
+/// Calls `poll` every 5 ms until it returns a value. Panics after [`TIMEOUT`] with `what`, which names the condition.
 pub fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(answer) = poll() {
             return answer;

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::harness::{PATIENCE, TestServer, leave};
+use crate::harness::{TIMEOUT, TestServer, leave};
 
 #[tokio::test]
 async fn the_admin_port_serves_liveness_and_readiness() {
@@ -81,7 +81,7 @@ async fn connections_to_the_admin_port_are_limited() {
     for _ in 0..8 {
         let mut surplus = TcpStream::connect(server.admin).await.unwrap();
         // Long before the silent ones time out.
-        let closed = timeout(PATIENCE, surplus.read(&mut [0])).await.unwrap();
+        let closed = timeout(TIMEOUT, surplus.read(&mut [0])).await.unwrap();
         assert_eq!(closed.unwrap(), 0);
     }
     let mut byte = [0];
@@ -92,7 +92,7 @@ async fn connections_to_the_admin_port_are_limited() {
     // Chat clients are not affected.
     server.join("Ada").await;
     drop(silent);
-    let answers = timeout(PATIENCE, async {
+    let answers = timeout(TIMEOUT, async {
         while !is_alive(server.admin).await {
             sleep(Duration::from_millis(20)).await;
         }

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::harness::{Client, PATIENCE, TestServer, join, leave, message};
+use crate::harness::{Client, TIMEOUT, TestServer, join, leave, message};
 
 /// A server, and a participant in its lobby.
 async fn with_witness() -> (TestServer, Client) {
@@ -190,7 +190,7 @@ async fn a_message_over_the_decode_limit_ends_only_its_stream() {
 
 async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut received = Vec::new();
-    let closed = timeout(PATIENCE, stream.read_to_end(&mut received)).await;
+    let closed = timeout(TIMEOUT, stream.read_to_end(&mut received)).await;
     // A reset is an error, after which what was received before is still there.
     closed.expect("the connection is closed").ok();
     received

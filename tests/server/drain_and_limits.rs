@@ -10,7 +10,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_types::StatusExt;
 
-use crate::harness::{Client, PATIENCE, TestServer, join, join_wanting_welcome, wait_for_shutdown};
+use crate::harness::{Client, TIMEOUT, TestServer, join, join_wanting_welcome, wait_for_shutdown};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn draining_notifies_all_clients_and_ends_within_the_timeout() {
@@ -161,7 +161,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_connection_does_not_prolong_the_drain() {
-    let server = TestServer::with(|config| config.drain_timeout = 10 * PATIENCE).await;
+    let server = TestServer::with(|config| config.drain_timeout = 10 * TIMEOUT).await;
     let _silent = TcpStream::connect(server.listen).await.unwrap();
     server.wait_for_metric("chitchat_connections_open", 1.0).await;
     server.shut_down().await;

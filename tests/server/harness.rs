@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 /// Upper bound for every wait: far more than a busy machine needs.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server that runs until it is dropped or shut down.
 pub struct TestServer {
@@ -149,7 +149,7 @@ impl TestServer {
 
     /// Waits until [`Self::metric`] returns `value`.
     pub async fn wait_for_metric(&self, name: &str, value: f64) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let now = self.metric(name).await;
             if now == value {
@@ -166,7 +166,7 @@ impl TestServer {
 
 /// Waits until a server that drains has shut down.
 pub async fn wait_for_shutdown(running: JoinHandle<Result<(), Failure>>) {
-    timeout(PATIENCE, running)
+    timeout(TIMEOUT, running)
         .await
         .expect("the server shuts down")
         .unwrap()
@@ -187,7 +187,7 @@ impl Client {
         let mut chat = ChatServiceClient::new(channel);
         // The server sends the response headers before the first message.
         let call = chat.chat(ReceiverStream::new(messages));
-        let incoming = timeout(PATIENCE, call)
+        let incoming = timeout(TIMEOUT, call)
             .await
             .expect("the server sends its headers")
             .unwrap()
@@ -213,7 +213,7 @@ impl Client {
 
     /// The next message, or the status with which the stream ended.
     pub async fn try_next(&mut self) -> Result<ServerMessage, Status> {
-        let next = timeout(PATIENCE, self.incoming.message())
+        let next = timeout(TIMEOUT, self.incoming.message())
             .await
             .expect("the server sends a message");
         next.and_then(|message| message.ok_or_else(|| Status::new(Code::Ok, "")))

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, TestServer, join, message};
+use crate::harness::{TIMEOUT, TestServer, join, message};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -84,7 +84,7 @@ async fn unread_short_messages_do_not_close_their_connection() {
     let server = TestServer::start().await;
     // A stream window full of the shortest messages, and a gateway whose clients each sent a few.
     for (streams, count, text) in [(1, 4_800, "y"), (20, 200, "hey you"), (300, 12, "hey")] {
-        let answer = timeout(PATIENCE, answer_after(&server, streams, count, text)).await;
+        let answer = timeout(TIMEOUT, answer_after(&server, streams, count, text)).await;
         assert_eq!(answer, Ok(PING), "{streams} streams with {count} messages");
     }
 }
