@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::checker::{Checker, Faults};
 use super::codec::{Event, EventKind, EventSink};
+use super::delivery_checker::{DeliveryChecker, DeliveryFaults};
 use super::latency::Latency;
-use super::order::{Digest, OrderChecker, OrderFaults};
+use super::order_checker::{Digest, OrderChecker, OrderFaults};
 use super::payload_header::PayloadHeader;
 use super::publisher::Publisher;
 use super::run_state::{Counter, Counters, Phase, RunState};
@@ -15,32 +15,32 @@ use super::run_state::{Counter, Counters, Phase, RunState};
 pub(super) struct Client {
     room: usize,
     /// One per publisher of the room.
-    checkers: Vec<Checker>,
-    order: OrderChecker,
+    delivery_checkers: Vec<DeliveryChecker>,
+    order_checker: OrderChecker,
     /// Set if this client also publishes.
     publisher: Option<Rc<Publisher>>,
     joined: bool,
     /// `None` while the stream is open, `Some(None)` if it ended without an error, and otherwise the error.
     ended: Option<Option<String>>,
-    refused: u64,
-    refusal: Option<String>,
-    foreign: u64,
+    rejected: u64,
+    first_rejection: Option<String>,
+    misrouted: u64,
 }
 
 /// The outcome for one client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct ClientResult {
     pub(super) room: usize,
-    pub(super) faults: Faults,
+    pub(super) faults: DeliveryFaults,
     pub(super) order: OrderFaults,
     pub(super) digest: Digest,
     /// Why its stream ended before the client left.
     pub(super) disconnect: Option<String>,
-    /// How many of its own messages the server refused, and the text of the first refusal.
-    pub(super) refused: u64,
-    pub(super) refusal: Option<String>,
+    /// How many of its own messages the server rejected, and the text of the first rejection.
+    pub(super) rejected: u64,
+    pub(super) first_rejection: Option<String>,
     /// Messages of this run from another room or from an unknown publisher.
-    pub(super) foreign: u64,
+    pub(super) misrouted: u64,
 }
 
 impl Client {
@@ -54,14 +54,14 @@ impl Client {
         let publishers_of_room = publishers.saturating_sub(room).div_ceil(rooms.max(1));
         Self {
             room,
-            checkers: vec![Checker::default(); publishers_of_room],
-            order: OrderChecker::default(),
+            delivery_checkers: vec![DeliveryChecker::default(); publishers_of_room],
+            order_checker: OrderChecker::default(),
             publisher,
             joined: false,
             ended: None,
-            refused: 0,
-            refusal: None,
-            foreign: 0,
+            rejected: 0,
+            first_rejection: None,
+            misrouted: 0,
         }
     }
 
@@ -76,7 +76,7 @@ impl Client {
 
     /// The latest Lamport time received.
     pub(super) fn timestamp(&self) -> i64 {
-        self.order.timestamp()
+        self.order_checker.timestamp()
     }
 
     /// Records that the connection failed.
@@ -87,24 +87,24 @@ impl Client {
     /// Compares the received messages with the sent ones. `disconnect` is the reason why the stream ended before the
     /// client left.
     pub(super) fn result(self, shared: &RunState, rooms: usize, disconnect: Option<String>) -> ClientResult {
-        let mut faults = Faults::default();
-        for (index, checker) in self.checkers.iter().enumerate() {
+        let mut faults = DeliveryFaults::default();
+        for (index, checker) in self.delivery_checkers.iter().enumerate() {
             faults += checker.faults(shared.sent_by(index * rooms + self.room));
         }
         ClientResult {
             room: self.room,
             faults,
-            order: self.order.faults(),
-            digest: self.order.digest(),
+            order: self.order_checker.faults(),
+            digest: self.order_checker.digest(),
             disconnect,
-            refused: self.refused,
-            refusal: self.refusal,
-            foreign: self.foreign,
+            rejected: self.rejected,
+            first_rejection: self.first_rejection,
+            misrouted: self.misrouted,
         }
     }
 
     /// The reason why its stream ended; `None` while the stream is open.
-    pub(super) fn end(&self) -> Option<String> {
+    pub(super) fn end_reason(&self) -> Option<String> {
         self.ended.as_ref().map(|why| {
             why.clone()
                 .unwrap_or_else(|| "the server ended the stream".to_owned())
@@ -119,7 +119,7 @@ pub(super) struct Batch<'a> {
     pub(super) latency: &'a mut Latency,
     pub(super) phase: Phase,
     pub(super) now: u64,
-    pub(super) run: u16,
+    pub(super) run_id: u16,
     pub(super) rooms: usize,
     /// Whether the server assigns sequence numbers and Lamport times.
     pub(super) ordered: bool,
@@ -137,7 +137,7 @@ pub(super) struct BatchCounts {
 
 impl BatchCounts {
     /// Whether a stream ended.
-    pub(super) fn has_ends(self) -> bool {
+    pub(super) fn has_ended_streams(self) -> bool {
         self.ended > 0
     }
 
@@ -172,22 +172,22 @@ fn within(phase: Phase, time: u64) -> bool {
 impl Batch<'_> {
     /// Handles an event that is not a message of this run.
     #[cold]
-    fn other(&mut self, slot: usize, event: &Event<'_>) {
+    fn on_other_event(&mut self, slot: usize, event: &Event<'_>) {
         let Some(client) = self.clients.get_mut(slot) else {
             return;
         };
-        let private = event.kind == EventKind::Message && event.sequence == 0 && event.sender == 0;
-        if !private {
+        let is_notice = event.kind == EventKind::Message && event.sequence == 0 && event.sender == 0;
+        if !is_notice {
             if self.ordered {
-                client.order.observe(event.sequence, event.timestamp);
+                client.order_checker.observe(event.sequence, event.timestamp);
             }
             return;
         }
-        client.refused += 1;
+        client.rejected += 1;
         client
-            .refusal
+            .first_rejection
             .get_or_insert_with(|| String::from_utf8_lossy(event.text).into_owned());
-        // A refused message is never delivered, so it must not occupy the publisher's window.
+        // A rejected message is never delivered, so it must not occupy the publisher's window.
         if let Some(publisher) = &client.publisher {
             publisher.on_returned();
         }
@@ -207,18 +207,20 @@ impl EventSink for Batch<'_> {
     fn event(&mut self, slot: usize, event: &Event<'_>) {
         self.counts.events += 1;
         let header = match event.kind {
-            EventKind::Message => PayloadHeader::read(event.text).filter(|header| header.run == self.run),
+            EventKind::Message => {
+                PayloadHeader::read(event.text).filter(|header| header.run_id == self.run_id)
+            }
             EventKind::Join | EventKind::Leave => None,
         };
         let Some(header) = header else {
-            return self.other(slot, event);
+            return self.on_other_event(slot, event);
         };
         let Some(client) = self.clients.get_mut(slot) else {
             return;
         };
         if self.ordered {
-            client.order.observe(event.sequence, event.timestamp);
-            client.order.add(event.fingerprint);
+            client.order_checker.observe(event.sequence, event.timestamp);
+            client.order_checker.update_digest(event.fingerprint);
         }
         let publisher = usize::from(header.publisher);
         let (index, room) = if self.rooms == 1 {
@@ -226,9 +228,12 @@ impl EventSink for Batch<'_> {
         } else {
             (publisher / self.rooms, publisher % self.rooms)
         };
-        let checker = client.checkers.get_mut(index).filter(|_| room == client.room);
+        let checker = client
+            .delivery_checkers
+            .get_mut(index)
+            .filter(|_| room == client.room);
         let Some(checker) = checker else {
-            client.foreign += 1;
+            client.misrouted += 1;
             return;
         };
         if !checker.observe(header.number) {
@@ -259,10 +264,10 @@ impl EventSink for Batch<'_> {
 mod tests {
     use super::*;
 
-    fn text(run: u16, publisher: u16, number: u32) -> Vec<u8> {
+    fn text(run_id: u16, publisher: u16, number: u32) -> Vec<u8> {
         let mut text = vec![b'.'; 40];
         PayloadHeader {
-            run,
+            run_id,
             publisher,
             number,
             intended: 150,
@@ -288,7 +293,7 @@ mod tests {
                 end: 200,
             },
             now: 160,
-            run: 7,
+            run_id: 7,
             rooms: 2,
             ordered: true,
             counts: BatchCounts::default(),
@@ -315,7 +320,7 @@ mod tests {
     #[test]
     fn a_complete_stream_of_two_publishers_has_no_faults() {
         let (result, counts, latency) = receive(&COMPLETE);
-        assert!(result.faults.is_empty() && result.order.is_empty() && result.foreign == 0);
+        assert!(result.faults.is_empty() && result.order.is_empty() && result.misrouted == 0);
         assert_eq!(counts.delivered, 6);
         assert_eq!(latency.count(), 6);
     }
@@ -336,8 +341,8 @@ mod tests {
 
     #[test]
     fn messages_of_another_room_are_detected() {
-        let mut strayed = COMPLETE.to_vec();
-        strayed.extend([(1, 0), (9, 0)]);
-        assert_eq!(receive(&strayed).0.foreign, 2);
+        let mut misrouted = COMPLETE.to_vec();
+        misrouted.extend([(1, 0), (9, 0)]);
+        assert_eq!(receive(&misrouted).0.misrouted, 2);
     }
 }

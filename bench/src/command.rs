@@ -11,7 +11,7 @@ use crate::{BenchError, Http2Settings, Load, Plan, Protocol, Until};
 
 /// Put load on a server and check every delivery: lost, duplicated, out of order.
 ///
-/// Exits with 0 only when nothing was lost, duplicated, reordered or refused and no connection was cut; with 76 when the
+/// Exits with 0 only when nothing was lost, duplicated, reordered or rejected and no connection was cut; with 76 when the
 /// server broke one of these promises. Run it against a server of its own, not one that people use.
 #[derive(Debug, Parser)]
 #[command(
@@ -84,8 +84,8 @@ struct Bench {
     #[arg(long, value_name = "N", conflicts_with_all = ["warmup", "duration"], help_heading = "Load")]
     count: Option<u64>,
     /// How long to wait for missing deliveries while nothing arrives.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Load")]
-    patience: Duration,
+    #[arg(long, alias = "patience", value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Load")]
+    drain_timeout: Duration,
 
     /// Process id of the server: report its CPU time per delivery and its memory per client (Linux).
     #[arg(long, value_name = "PID", help_heading = "Report", value_parser = integer::<u32>)]
@@ -180,7 +180,7 @@ impl Bench {
             payload: self.payload,
             load,
             until,
-            patience: self.patience,
+            drain_timeout: self.drain_timeout,
             idle: self.idle,
             pid: self.pid,
             threads: self.threads,
@@ -217,11 +217,11 @@ impl Bench {
         written
             .and_then(|()| stdout.flush())
             .map_err(|error| Failure::Io(format!("stdout: {error}")))?;
-        let broken = report.broken();
-        if broken.is_empty() {
+        let violations = report.violations();
+        if violations.is_empty() {
             Ok(())
         } else {
-            Err(Failure::Protocol(broken.join(", ")))
+            Err(Failure::Protocol(violations.join(", ")))
         }
     }
 }
@@ -240,7 +240,7 @@ impl From<BenchError> for Failure {
         match error {
             BenchError::Plan(text) => Self::Usage(text),
             BenchError::Unavailable(text) => Self::Unavailable(text),
-            BenchError::Refused(text) => Self::Rejected(text),
+            BenchError::Rejected(text) => Self::Rejected(text),
             BenchError::Io(text) => Self::Io(text),
             BenchError::Software(text) => Self::Software(text),
         }

@@ -64,10 +64,10 @@ impl WorkerContext {
 
 /// A connection and the clients that share it.
 #[derive(Debug)]
-pub(super) struct Connection<W> {
+pub(super) struct Connection<C> {
     context: Rc<WorkerContext>,
     stream: TcpStream,
-    codec: W,
+    codec: C,
     clients: Vec<Client>,
     publisher: Option<Rc<Publisher>>,
     out: Vec<u8>,
@@ -91,11 +91,11 @@ enum Stop {
     Failed(ConnectionError),
 }
 
-impl<W: Codec> Connection<W> {
+impl<C: Codec> Connection<C> {
     pub(super) fn new(
         context: Rc<WorkerContext>,
         stream: TcpStream,
-        codec: W,
+        codec: C,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
     ) -> Self {
@@ -149,7 +149,7 @@ impl<W: Codec> Connection<W> {
                 .add(if self.clients.is_empty() { 1 } else { count });
         }
         // Collected before leaving: from here on a stream ends because its client left, which is not a disconnect.
-        let ends: Vec<_> = self.clients.iter().map(Client::end).collect();
+        let end_reasons: Vec<_> = self.clients.iter().map(Client::end_reason).collect();
         if disconnect.is_none() {
             self.leave().await;
         }
@@ -163,8 +163,8 @@ impl<W: Codec> Connection<W> {
         let rooms = self.context.rooms;
         self.clients
             .into_iter()
-            .zip(ends)
-            .map(|(client, end)| client.result(&shared, rooms, end))
+            .zip(end_reasons)
+            .map(|(client, end_reason)| client.result(&shared, rooms, end_reason))
             .collect()
     }
 
@@ -292,7 +292,7 @@ impl<W: Codec> Connection<W> {
             latency: &mut latency,
             phase,
             now,
-            run: context.shared.run,
+            run_id: context.shared.run_id,
             rooms: context.rooms,
             ordered: context.ordered,
             counts: BatchCounts::default(),
@@ -303,10 +303,10 @@ impl<W: Codec> Connection<W> {
             publisher.wake_sibling();
         }
         let done = result?;
-        if counts.has_ends() && phase != Phase::Leave {
+        if counts.has_ended_streams() && phase != Phase::Leave {
             self.clients
                 .iter()
-                .filter_map(Client::end)
+                .filter_map(Client::end_reason)
                 .for_each(|why| context.shared.record_disconnect(&why));
         }
         counts.add_to(&context.shared.counters, phase, now);

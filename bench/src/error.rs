@@ -11,9 +11,9 @@ pub enum BenchError {
     /// The server cannot be reached, or stopped responding.
     #[error("{0}")]
     Unavailable(String),
-    /// The server refused a client.
+    /// The server rejected a client.
     #[error("{0}")]
-    Refused(String),
+    Rejected(String),
     /// An operating system call failed.
     #[error("{0}")]
     Io(String),

@@ -9,15 +9,15 @@
 
 #![allow(missing_docs, reason = "the library has no users outside this workspace")]
 
-mod checker;
 mod client;
 mod codec;
 mod command;
 mod connection;
+mod delivery_checker;
 mod error;
 mod latency;
 mod limit_server;
-mod order;
+mod order_checker;
 mod payload_header;
 mod plan;
 mod process;
@@ -29,12 +29,12 @@ mod run_state;
 mod schedule;
 mod worker;
 
-pub use checker::Faults;
 pub use command::Cli;
+pub use delivery_checker::DeliveryFaults;
 pub use error::BenchError;
 pub use latency::Latency;
 pub use limit_server::serve_limit;
-pub use order::OrderFaults;
+pub use order_checker::OrderFaults;
 pub use payload_header::PAYLOAD_HEADER_LEN;
 pub use plan::{Http2Settings, Load, Plan, Protocol, Until};
 pub use report::{Report, Resources};

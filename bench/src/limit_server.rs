@@ -164,13 +164,13 @@ impl Room {
                     Err(_) => return,
                 }
             }
-            let whole = buffer.len() - rest.len();
+            let complete = buffer.len() - rest.len();
             self.log
                 .borrow_mut()
                 .bytes
-                .extend_from_slice(buffer.get(..whole).unwrap_or_default());
-            buffer.drain(..whole);
-            if whole > 0 {
+                .extend_from_slice(buffer.get(..complete).unwrap_or_default());
+            buffer.drain(..complete);
+            if complete > 0 {
                 self.trim();
                 self.appended.notify_waiters();
             }

@@ -1,6 +1,6 @@
-//! The header at the front of each generated text: run, publisher, message number and intended sending time.
+//! The header at the front of each generated text: run id, publisher, message number and intended sending time.
 //!
-//! It has 32 characters `a` to `p`, one per nibble: run (4), publisher (4), number (8), intended time (16). The
+//! It has 32 characters `a` to `p`, one per nibble: run id (4), publisher (4), number (8), intended time (16). The
 //! generator parses a header per delivery. The alphabet is contiguous, so that eight characters are parsed
 //! at a time, without a table and without a branch per character.
 
@@ -11,7 +11,7 @@ pub const PAYLOAD_HEADER_LEN: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PayloadHeader {
     /// Distinguishes the messages of this run from others.
-    pub(super) run: u16,
+    pub(super) run_id: u16,
     /// Which publisher sent it.
     pub(super) publisher: u16,
     /// The index of the message among those of its publisher.
@@ -23,7 +23,7 @@ pub(super) struct PayloadHeader {
 impl PayloadHeader {
     /// Writes the header over the first [`PAYLOAD_HEADER_LEN`] bytes of `text`. Leaves a shorter text unchanged.
     pub(super) fn write(self, text: &mut [u8]) {
-        let source = (u32::from(self.run) << 16) | u32::from(self.publisher);
+        let source = (u32::from(self.run_id) << 16) | u32::from(self.publisher);
         let [a, b, c, d, e, f, g, h] = self.intended.to_be_bytes();
         let words = [
             source,
@@ -51,7 +51,7 @@ impl PayloadHeader {
         let (high, low) = (decode_word(high)?, decode_word(low)?);
         let [a, b, c, d] = source.to_be_bytes();
         Some(Self {
-            run: u16::from_be_bytes([a, b]),
+            run_id: u16::from_be_bytes([a, b]),
             publisher: u16::from_be_bytes([c, d]),
             number,
             intended: (u64::from(high) << 32) | u64::from(low),
@@ -91,8 +91,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_header_is_read_as_it_was_written(run: u16, publisher: u16, number: u32, intended: u64) {
-            let header = PayloadHeader { run, publisher, number, intended };
+        fn a_header_is_read_as_it_was_written(run_id: u16, publisher: u16, number: u32, intended: u64) {
+            let header = PayloadHeader { run_id, publisher, number, intended };
             let mut text = vec![b'.'; 40];
             header.write(&mut text);
             prop_assert_eq!(PayloadHeader::read(&text), Some(header));
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(PayloadHeader::read(b"aaaa"), None);
         let mut short = *b"short";
         PayloadHeader {
-            run: 1,
+            run_id: 1,
             publisher: 2,
             number: 3,
             intended: 4,

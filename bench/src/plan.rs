@@ -92,7 +92,7 @@ pub struct Plan {
     /// When the run ends.
     pub until: Until,
     /// How long to wait for missing deliveries while nothing arrives.
-    pub patience: Duration,
+    pub drain_timeout: Duration,
     /// Keep the clients idle, then send one message.
     pub idle: bool,
     /// The process id of the server, to measure its resource usage.
@@ -109,12 +109,12 @@ pub struct Plan {
 const MAX_PAYLOAD: usize = 32_768;
 /// A payload header has 16 bits for the publisher.
 const MAX_PUBLISHERS: u32 = 65_536;
-/// Far more clients than one machine has ports for.
+/// More clients than one machine has ports for.
 const MAX_CLIENTS: u32 = 1_000_000;
 const MAX_THREADS: u32 = 64;
 /// A day, so that no sum of times overflows 64 bits of nanoseconds.
 const MAX_TIME: Duration = Duration::from_secs(86_400);
-/// An upper bound for the files that are open besides the connections.
+/// An upper bound for the number of open files other than connections.
 const OTHER_FILES: u64 = 32;
 
 impl Plan {
@@ -236,7 +236,7 @@ pub(super) mod tests {
             payload: 100,
             load: Load::Window(8),
             until: Until::Count(100),
-            patience: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(5),
             idle: false,
             pid: None,
             threads: 1,
@@ -257,14 +257,14 @@ pub(super) mod tests {
 
     #[test]
     fn every_error_is_reported() {
-        let wrong = Plan {
+        let invalid = Plan {
             payload: 5,
             publishers: 0,
             threads: 0,
             load: Load::Window(0),
             ..plan()
         };
-        assert_eq!(wrong.errors().len(), 5, "{:?}", wrong.errors());
+        assert_eq!(invalid.errors().len(), 5, "{:?}", invalid.errors());
         let redis = Plan {
             protocol: Protocol::Redis,
             connections: Some(1),

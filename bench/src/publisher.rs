@@ -72,7 +72,7 @@ impl Publisher {
         self.id
     }
 
-    /// Records that one of its messages was received or refused.
+    /// Records that one of its messages was received or rejected.
     #[inline]
     pub(super) fn on_returned(&self) {
         self.returned.set(self.returned.get().saturating_add(1));
@@ -156,7 +156,7 @@ impl Publisher {
             };
             let number = self.sent.get();
             PayloadHeader {
-                run: shared.run,
+                run_id: shared.run_id,
                 publisher: self.id,
                 number,
                 intended,

@@ -5,10 +5,10 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::checker::Faults;
+use super::delivery_checker::DeliveryFaults;
 use super::error::BenchError;
 use super::latency::Latency;
-use super::order::{Digest, OrderFaults};
+use super::order_checker::{Digest, OrderFaults};
 use super::plan::{Load, Plan, Protocol};
 use super::run_state::RunState;
 use super::worker::WorkerResult;
@@ -24,7 +24,7 @@ pub(super) struct Measured {
     pub(super) begin: u64,
     pub(super) end: u64,
     pub(super) deliveries: u64,
-    pub(super) own_cpu: u64,
+    pub(super) generator_cpu: u64,
 }
 
 /// Resource usage of the server's process.
@@ -66,17 +66,17 @@ pub struct Report {
     /// How late an open loop sent, because of the generator or because of the server's flow control.
     pub lag: Option<Latency>,
     /// Delivery faults of the whole run.
-    pub faults: Faults,
+    pub faults: DeliveryFaults,
     /// Ordering faults of the whole run.
     pub order: OrderFaults,
     /// Clients whose stream differs from that of the majority of their room.
     pub differing: u64,
     /// Deliveries to a client of another room.
-    pub foreign: u64,
-    /// The number of messages that the server refused.
-    pub refused: u64,
-    /// The text of one refusal.
-    pub refusal: Option<String>,
+    pub misrouted: u64,
+    /// The number of messages that the server rejected.
+    pub rejected: u64,
+    /// The text of one rejection.
+    pub first_rejection: Option<String>,
     /// Clients and publishing connections that were disconnected before they left.
     pub disconnects: u64,
     /// The first few distinct disconnect reasons.
@@ -84,7 +84,7 @@ pub struct Report {
     /// Resource usage of the server's process, if its process id was given.
     pub resources: Option<Resources>,
     /// CPU time of the generator within the measured time, in microseconds.
-    pub own_cpu_microseconds: u64,
+    pub generator_cpu_microseconds: u64,
 }
 
 impl Report {
@@ -96,8 +96,8 @@ impl Report {
         results: Vec<WorkerResult>,
     ) -> Result<Self, BenchError> {
         let (mut latency, mut lag) = (Latency::new()?, Latency::new()?);
-        let (mut faults, mut order) = (Faults::default(), OrderFaults::default());
-        let (mut foreign, mut refused, mut refusal) = (0, 0, None);
+        let (mut faults, mut order) = (DeliveryFaults::default(), OrderFaults::default());
+        let (mut misrouted, mut rejected, mut first_rejection) = (0, 0, None);
         let (mut disconnects, mut reasons) = (0, Vec::new());
         let mut rooms: HashMap<usize, HashMap<Digest, u64>> = HashMap::new();
         for result in results {
@@ -106,9 +106,9 @@ impl Report {
             for client in result.clients {
                 faults += client.faults;
                 order += client.order;
-                foreign += client.foreign;
-                refused += client.refused;
-                refusal = refusal.or(client.refusal);
+                misrouted += client.misrouted;
+                rejected += client.rejected;
+                first_rejection = first_rejection.or(client.first_rejection);
                 if let Some(reason) = client.disconnect {
                     disconnects += 1;
                     if reasons.len() < MAX_REASONS && !reasons.contains(&reason) {
@@ -139,18 +139,18 @@ impl Report {
             faults,
             order,
             differing: rooms.values().map(minority).sum(),
-            foreign,
-            refused,
-            refusal,
+            misrouted,
+            rejected,
+            first_rejection,
             disconnects,
             reasons,
             resources,
-            own_cpu_microseconds: measured.own_cpu,
+            generator_cpu_microseconds: measured.generator_cpu,
         })
     }
 
     /// Describes every fault of the server; empty if there was none.
-    pub fn broken(&self) -> Vec<String> {
+    pub fn violations(&self) -> Vec<String> {
         let counts = [
             (self.faults.lost, "deliveries lost"),
             (self.faults.duplicated, "deliveries duplicated"),
@@ -158,8 +158,8 @@ impl Report {
             (self.order.not_dense, "gaps or repeats in the sequence"),
             (self.order.not_later, "Lamport times that were not later"),
             (self.differing, "clients with a stream different from the others'"),
-            (self.foreign, "deliveries to another room"),
-            (self.refused, "messages refused"),
+            (self.misrouted, "deliveries to another room"),
+            (self.rejected, "messages rejected"),
             (self.disconnects, "connections cut"),
         ];
         let faults = counts.iter().filter(|(count, _)| *count > 0);
@@ -185,8 +185,8 @@ impl Report {
     }
 
     /// CPU time of the generator per delivery, in microseconds.
-    pub fn own_cpu_per_delivery(&self) -> f64 {
-        ratio(float(self.own_cpu_microseconds), float(self.deliveries))
+    pub fn generator_cpu_per_delivery(&self) -> f64 {
+        ratio(float(self.generator_cpu_microseconds), float(self.deliveries))
     }
 
     /// Resident memory per idle client, in KiB.
@@ -239,12 +239,12 @@ impl Report {
             "sequence_not_dense": self.order.not_dense,
             "lamport_not_later": self.order.not_later,
             "differing_streams": self.differing,
-            "wrong_room": self.foreign,
-            "refused": self.refused,
-            "refusal": self.refusal,
+            "wrong_room": self.misrouted,
+            "refused": self.rejected,
+            "refusal": self.first_rejection,
             "cut": self.disconnects,
             "cut_reasons": self.reasons,
-            "ok": self.broken().is_empty(),
+            "ok": self.violations().is_empty(),
             "server": self.resources.map(|used| json!({
                 "cpu_us": used.cpu_microseconds,
                 "cpu_us_per_delivery": self.cpu_per_delivery(),
@@ -255,8 +255,8 @@ impl Report {
                 "kib_per_client": self.kib_per_client(),
             })),
             "generator": {
-                "cpu_us": self.own_cpu_microseconds,
-                "cpu_us_per_delivery": self.own_cpu_per_delivery(),
+                "cpu_us": self.generator_cpu_microseconds,
+                "cpu_us_per_delivery": self.generator_cpu_per_delivery(),
             },
         })
     }
@@ -280,7 +280,7 @@ impl fmt::Display for Table<'_> {
             _ if report.idle => "idle, then one message".to_owned(),
             Load::Window(size) => format!("{} outstanding per publisher", grouped(u64::from(size))),
             Load::Flood => "flood".to_owned(),
-            Load::Rate(rate) => format!("{} messages/s on a timetable", grouped(rate)),
+            Load::Rate(rate) => format!("{} messages/s on a schedule", grouped(rate)),
         };
         row(
             "workload",
@@ -324,14 +324,14 @@ impl fmt::Display for Table<'_> {
             row("Lamport not later", grouped(report.order.not_later))?;
             row("differing streams", grouped(report.differing))?;
         }
-        if report.foreign > 0 {
-            row("in the wrong room", grouped(report.foreign))?;
+        if report.misrouted > 0 {
+            row("in the wrong room", grouped(report.misrouted))?;
         }
-        if report.refused > 0 {
-            let text = report.refusal.as_deref().unwrap_or("");
+        if report.rejected > 0 {
+            let text = report.first_rejection.as_deref().unwrap_or("");
             row(
-                "refused",
-                format!("{}, one of them: {text}", grouped(report.refused)),
+                "rejected",
+                format!("{}, one of them: {text}", grouped(report.rejected)),
             )?;
         }
         row("connections cut", grouped(report.disconnects))?;
@@ -362,7 +362,7 @@ impl fmt::Display for Table<'_> {
         if !report.idle {
             row(
                 "generator CPU",
-                format!("{:.3} us per delivery", report.own_cpu_per_delivery()),
+                format!("{:.3} us per delivery", report.generator_cpu_per_delivery()),
             )?;
         }
         Ok(())
@@ -431,7 +431,7 @@ mod tests {
             begin: 0,
             end: 2_000_000_000,
             deliveries: 5_000,
-            own_cpu: 100,
+            generator_cpu: 100,
         };
         let resources = Resources {
             cpu_microseconds: 10_000,
@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn a_run_without_faults_is_ok() {
         let report = report(vec![ClientResult::default(), ClientResult::default()]);
-        assert_eq!(report.broken(), Vec::<String>::new());
+        assert_eq!(report.violations(), Vec::<String>::new());
         assert_eq!(report.to_json(&plan())["ok"], true);
         assert_eq!(report.to_json(&plan())["deliveries_per_s"], 2_500.0);
         assert_eq!(report.cpu_per_delivery(), Some(2.0));
@@ -467,13 +467,13 @@ mod tests {
 
     #[test]
     fn every_fault_is_reported() {
-        let mut order = super::super::order::OrderChecker::default();
-        order.add(1);
+        let mut order = super::super::order_checker::OrderChecker::default();
+        order.update_digest(1);
         let different = ClientResult {
             digest: order.digest(),
             ..ClientResult::default()
         };
-        let faults = Faults {
+        let faults = DeliveryFaults {
             lost: 1_000,
             duplicated: 1,
             reordered: 1,
@@ -484,7 +484,7 @@ mod tests {
             ..ClientResult::default()
         };
         let report = report(vec![ClientResult::default(), different, faulty]);
-        let faults = report.broken();
+        let faults = report.violations();
         assert_eq!(faults.len(), 5, "{faults:?}");
         assert_eq!(faults.first().map(String::as_str), Some("1,000 deliveries lost"));
         assert_eq!(report.to_json(&plan())["ok"], false);
@@ -493,8 +493,8 @@ mod tests {
 
     #[test]
     fn streams_are_compared_within_a_room() {
-        let mut order = super::super::order::OrderChecker::default();
-        order.add(1);
+        let mut order = super::super::order_checker::OrderChecker::default();
+        order.update_digest(1);
         let elsewhere = ClientResult {
             room: 1,
             digest: order.digest(),

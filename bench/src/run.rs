@@ -19,10 +19,10 @@ use chitchat::telemetry::ClientSpans;
 const TICK: Duration = Duration::from_millis(20);
 /// How often memory is sampled and progress is shown.
 const SAMPLE: Duration = Duration::from_millis(250);
-/// When nothing has arrived for this long, every JOIN is taken to be delivered and sending starts.
+/// When nothing has arrived for this long, every JOIN counts as delivered and sending starts.
 const QUIET: Duration = Duration::from_millis(300);
 /// How long joining may make no progress before the run fails.
-const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Upper bound for settling and for draining, even while they make progress. Does not apply while a run with a count
 /// is still sending.
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
@@ -102,7 +102,7 @@ struct Coordinator {
 #[derive(Debug, Clone, Copy, Default)]
 struct Sample {
     cpu: u64,
-    own_cpu: u64,
+    generator_cpu: u64,
     resident: u64,
 }
 
@@ -177,7 +177,7 @@ impl Coordinator {
                 Until::Elapsed { .. } => self.shared.counters.measured.get(),
                 Until::Count(_) => self.shared.counters.delivered.get(),
             },
-            own_cpu: at_end.own_cpu.saturating_sub(at_begin.own_cpu),
+            generator_cpu: at_end.generator_cpu.saturating_sub(at_begin.generator_cpu),
         };
         let resources = self.process.is_some().then(|| Resources {
             cpu_microseconds: at_end.cpu.saturating_sub(at_begin.cpu),
@@ -205,13 +205,13 @@ impl Coordinator {
                 (seen, since) = (joined + events, Instant::now());
             }
             let disconnects = self.shared.counters.disconnects.get();
-            if disconnects > 0 || since.elapsed() > JOIN_PATIENCE {
+            if disconnects > 0 || since.elapsed() > JOIN_TIMEOUT {
                 let why = if disconnects > 0 {
                     "a stream ended"
                 } else {
                     "there was no more progress"
                 };
-                return Err(BenchError::Refused(format!(
+                return Err(BenchError::Rejected(format!(
                     "{joined} of {all} clients have joined, then {why}{}",
                     self.first_disconnect()
                 )));
@@ -317,7 +317,7 @@ impl Coordinator {
     /// Waits until every message has reached every client, or until there is no more progress.
     fn drain(&mut self) -> Result<(), BenchError> {
         let rooms = usize::try_from(self.plan.rooms).unwrap_or(1);
-        let clients = self.clients_of_rooms(rooms);
+        let clients = self.clients_by_room(rooms);
         let publishers = u64::from(self.plan.publishers);
         let (mut seen, mut since, began) = (u64::MAX, Instant::now(), Instant::now());
         loop {
@@ -333,14 +333,14 @@ impl Coordinator {
                 (seen, since) = (delivered + expected, Instant::now());
             }
             // A gap between two scheduled messages is not a stall.
-            let patience = match (self.plan.load, self.plan.until) {
+            let timeout = match (self.plan.load, self.plan.until) {
                 (Load::Rate(rate), Until::Count(_)) if !finished => {
-                    self.plan.patience + Duration::from_secs(publishers / rate.max(1))
+                    self.plan.drain_timeout + Duration::from_secs(publishers / rate.max(1))
                 }
-                _ => self.plan.patience,
+                _ => self.plan.drain_timeout,
             };
-            let endless = matches!(self.plan.until, Until::Count(_)) && !finished;
-            if since.elapsed() > patience || (began.elapsed() > LONGEST_DRAIN && !endless) {
+            let is_unbounded = matches!(self.plan.until, Until::Count(_)) && !finished;
+            if since.elapsed() > timeout || (began.elapsed() > LONGEST_DRAIN && !is_unbounded) {
                 return Ok(());
             }
             self.tick(|| format!("{}  received {delivered} of {expected}", bar(delivered, expected)))?;
@@ -348,7 +348,7 @@ impl Coordinator {
     }
 
     /// The number of clients of each room.
-    fn clients_of_rooms(&self, rooms: usize) -> Vec<u64> {
+    fn clients_by_room(&self, rooms: usize) -> Vec<u64> {
         let mut clients = vec![0; rooms];
         for count in [self.plan.subscribers, self.plan.publishers] {
             for number in 0..usize::try_from(count).unwrap_or(0) {
@@ -363,7 +363,7 @@ impl Coordinator {
     fn wait_until(&mut self, time: u64) -> Result<(), BenchError> {
         let until = self.shared.instant(time);
         let began = Instant::now();
-        let all = nanoseconds(until.saturating_duration_since(began));
+        let total = nanoseconds(until.saturating_duration_since(began));
         let mut last = (began, self.shared.counters.delivered.get());
         let mut line = String::new();
         while Instant::now() < until {
@@ -371,7 +371,7 @@ impl Coordinator {
                 let delivered = self.shared.counters.delivered.get();
                 let more = delivered.saturating_sub(last.1);
                 let rate = u128::from(more) * 1_000_000 / last.0.elapsed().as_micros().max(1);
-                let bar = bar(nanoseconds(began.elapsed()), all);
+                let bar = bar(nanoseconds(began.elapsed()), total);
                 line = format!("{bar}  {rate} deliveries/s, {delivered} so far");
                 last = (Instant::now(), delivered);
             }
@@ -414,16 +414,16 @@ impl Coordinator {
     }
 
     fn sample_resources(&mut self) -> Result<Sample, BenchError> {
-        let own_cpu = Process::current().cpu()?;
+        let generator_cpu = Process::current().cpu()?;
         let Some(process) = &self.process else {
             return Ok(Sample {
-                own_cpu,
+                generator_cpu,
                 ..Sample::default()
             });
         };
         let sample = Sample {
             cpu: process.cpu()?,
-            own_cpu,
+            generator_cpu,
             resident: process.resident()?,
         };
         self.peak = self.peak.max(sample.resident);

@@ -50,7 +50,7 @@ pub(super) struct RunState {
     /// The origin of all times of the run.
     origin: Instant,
     /// Distinguishes the messages of this run from others.
-    pub(super) run: u16,
+    pub(super) run_id: u16,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) counters: Counters,
     /// The number of messages sent, by publisher.
@@ -62,10 +62,10 @@ pub(super) struct RunState {
 }
 
 impl RunState {
-    pub(super) fn new(run: u16, publishers: u32) -> Self {
+    pub(super) fn new(run_id: u16, publishers: u32) -> Self {
         Self {
             origin: Instant::now(),
-            run,
+            run_id,
             phase: watch::Sender::new(Phase::Join),
             counters: Counters::default(),
             sent: (0..publishers).map(|_| AtomicU32::new(0)).collect(),

@@ -104,13 +104,17 @@ impl Worker {
     }
 
     async fn drive_all(self, context: &Rc<WorkerContext>) -> Result<Vec<ClientResult>, BenchError> {
-        let gate = Arc::new(Semaphore::new(MAX_CONNECTING));
+        let connect_permits = Arc::new(Semaphore::new(MAX_CONNECTING));
         let mut tasks = JoinSet::new();
         let mut groups = VecDeque::from(self.groups.clone());
         let worker = Rc::new(self);
         while let Some(group) = groups.pop_front() {
-            let (worker, context, gate) = (Rc::clone(&worker), Rc::clone(context), Arc::clone(&gate));
-            tasks.spawn_local(async move { worker.drive(group, &context, &gate).await });
+            let (worker, context, connect_permits) = (
+                Rc::clone(&worker),
+                Rc::clone(context),
+                Arc::clone(&connect_permits),
+            );
+            tasks.spawn_local(async move { worker.drive(group, &context, &connect_permits).await });
         }
         let mut results = Vec::new();
         while let Some(ended) = tasks.join_next().await {
@@ -128,13 +132,14 @@ impl Worker {
         &self,
         group: Group,
         context: &Rc<WorkerContext>,
-        gate: &Arc<Semaphore>,
+        connect_permits: &Arc<Semaphore>,
     ) -> Result<Vec<ClientResult>, BenchError> {
         match group {
             Group::Subscribers(numbers) => {
                 let slots = numbers.iter().map(|number| self.slot("s", *number)).collect();
                 let clients = numbers.iter().map(|number| self.client(*number, None)).collect();
-                self.run_connection(context, gate, slots, clients, None).await
+                self.run_connection(context, connect_permits, slots, clients, None)
+                    .await
             }
             Group::Publisher(id) => {
                 let number = u32::from(id);
@@ -144,21 +149,21 @@ impl Worker {
                     .map(Arc::clone)
                     .unwrap_or_default();
                 let slots = vec![self.slot("p", number)];
-                let on_sibling = self.plan.protocol == Protocol::Redis;
-                let publisher = Rc::new(Publisher::new(id, &self.plan, on_sibling, wakeup));
+                let receives_on_sibling = self.plan.protocol == Protocol::Redis;
+                let publisher = Rc::new(Publisher::new(id, &self.plan, receives_on_sibling, wakeup));
                 let clients = vec![self.client(number, Some(Rc::clone(&publisher)))];
-                if !on_sibling {
+                if !receives_on_sibling {
                     return self
-                        .run_connection(context, gate, slots, clients, Some(publisher))
+                        .run_connection(context, connect_permits, slots, clients, Some(publisher))
                         .await;
                 }
                 // Release the permit at once: the server sends nothing on this connection before a message is
                 // published.
-                let (stream, _) = self.connect(gate).await?;
+                let (stream, _) = self.connect(connect_permits).await?;
                 let codec = Redis::publisher(self.slot("p", number));
                 let sending =
                     Connection::new(Rc::clone(context), stream, codec, Vec::new(), Some(publisher)).drive();
-                let reading = self.run_connection(context, gate, slots, clients, None);
+                let reading = self.run_connection(context, connect_permits, slots, clients, None);
                 let (mut sent, read) = tokio::join!(sending, reading);
                 sent.extend(read?);
                 Ok(sent)
@@ -169,12 +174,12 @@ impl Worker {
     async fn run_connection(
         &self,
         context: &Rc<WorkerContext>,
-        gate: &Arc<Semaphore>,
+        connect_permits: &Arc<Semaphore>,
         mut slots: Vec<ClientSlot>,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
     ) -> Result<Vec<ClientResult>, BenchError> {
-        let (stream, permit) = self.connect(gate).await?;
+        let (stream, permit) = self.connect(connect_permits).await?;
         let context = Rc::clone(context);
         Ok(match self.plan.protocol {
             Protocol::Chitchat => {
@@ -220,10 +225,13 @@ impl Worker {
         })
     }
 
-    async fn connect(&self, gate: &Arc<Semaphore>) -> Result<(TcpStream, OwnedSemaphorePermit), BenchError> {
+    async fn connect(
+        &self,
+        connect_permits: &Arc<Semaphore>,
+    ) -> Result<(TcpStream, OwnedSemaphorePermit), BenchError> {
         let failed =
             |why: String| BenchError::Unavailable(format!("cannot connect to {}: {why}", self.plan.server));
-        let permit = Arc::clone(gate).acquire_owned().await;
+        let permit = Arc::clone(connect_permits).acquire_owned().await;
         let permit = permit.map_err(|error| failed(error.to_string()))?;
         let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address))
             .await
@@ -235,14 +243,14 @@ impl Worker {
         Ok((stream, permit))
     }
 
-    /// A single room of Chit Chat is the lobby. Any other room has the run's number in its name, so that concurrent
+    /// A single room of Chit Chat is the lobby. Any other room has the run's id in its name, so that concurrent
     /// runs do not receive each other's messages.
     fn slot(&self, letter: &str, number: u32) -> ClientSlot {
         let name = format!("bench-{}-{letter}{number}", std::process::id());
         let room = number % self.plan.rooms.max(1);
         let room = match self.plan.protocol {
             Protocol::Chitchat if self.plan.rooms == 1 => String::new(),
-            _ => format!("bench-{}-{room}", self.shared.run),
+            _ => format!("bench-{}-{room}", self.shared.run_id),
         };
         ClientSlot { name, room }
     }

@@ -33,7 +33,7 @@ enum Fault {
     Reorder,
     Alter,
     Disconnect,
-    Refuse,
+    Reject,
 }
 
 const FAULTY_MESSAGE: u64 = 10;
@@ -68,7 +68,7 @@ impl Chat {
         room.timestamp = room.timestamp.max(request.timestamp) + 1;
         room.messages += u64::from(is_message);
         let faulty = is_message && room.messages == FAULTY_MESSAGE;
-        if faulty && self.fault == Fault::Refuse {
+        if faulty && self.fault == Fault::Reject {
             let notice = ServerMessage {
                 sender_name: "Server".into(),
                 msg_stream: "too fast".into(),
@@ -123,7 +123,7 @@ impl Chat {
         }
     }
 
-    fn enter(&self, room: &str, sender: Sender) -> i32 {
+    fn join(&self, room: &str, sender: Sender) -> i32 {
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
         if !rooms.iter().any(|other| other.name == room) {
             rooms.push(Room {
@@ -152,12 +152,12 @@ impl Chat {
         }
     }
 
-    async fn listen(self, mut inbound: Streaming<JoinMsgLeave>, sender: Sender) {
+    async fn serve(self, mut inbound: Streaming<JoinMsgLeave>, sender: Sender) {
         let Ok(Some(join)) = inbound.message().await else {
             return;
         };
         let (room, name) = (join.room.clone(), join.client_name.clone());
-        let id = self.enter(&room, sender);
+        let id = self.join(&room, sender);
         self.broadcast(&room, id, &name, &join);
         while let Ok(Some(request)) = inbound.message().await {
             if request.r#type() == EventType::Leave {
@@ -179,7 +179,7 @@ impl ChatService for Chat {
         request: Request<Streaming<JoinMsgLeave>>,
     ) -> Result<Response<Self::ChatStream>, Status> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(self.clone().listen(request.into_inner(), sender));
+        tokio::spawn(self.clone().serve(request.into_inner(), sender));
         Ok(Response::new(UnboundedReceiverStream::new(receiver)))
     }
 
@@ -254,7 +254,7 @@ fn plan(server: SocketAddr) -> Plan {
         load: Load::Window(8),
         until: Until::Count(500),
         // Only a real stall takes this long.
-        patience: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(60),
         idle: false,
         pid: None,
         threads: 1,
@@ -269,15 +269,15 @@ fn plan(server: SocketAddr) -> Plan {
 
 fn run_without_faults(plan: Plan) -> Report {
     let report = chitchat_bench::run(plan).unwrap();
-    assert_eq!(report.broken(), Vec::<String>::new());
+    assert_eq!(report.violations(), Vec::<String>::new());
     report
 }
 
 /// Runs against a faulty server. With one publisher its order is that of the room.
 fn run_with_fault(fault: Fault) -> Report {
-    let patience = Duration::from_secs(3);
+    let drain_timeout = Duration::from_secs(3);
     chitchat_bench::run(Plan {
-        patience,
+        drain_timeout,
         publishers: 1,
         until: Until::Count(50),
         ..plan(serve(fault))
@@ -328,12 +328,12 @@ fn a_flood_of_long_texts_respects_both_flow_control_windows() {
 
 #[test]
 fn a_schedule_is_completed() {
-    let timetable = Plan {
+    let scheduled = Plan {
         load: Load::Rate(2_000),
         until: Until::Count(200),
         ..plan(serve(Fault::None))
     };
-    let report = run_without_faults(timetable);
+    let report = run_without_faults(scheduled);
     assert_eq!(report.deliveries, 200 * 6);
     assert_eq!(report.lag.map(|lag| lag.count()), Some(200));
 }
@@ -396,7 +396,7 @@ fn an_altered_text_is_detected() {
     let report = run_with_fault(Fault::Alter);
     assert!(report.faults.is_empty() && report.order.is_empty());
     assert_eq!(
-        report.broken(),
+        report.violations(),
         ["1 clients with a stream different from the others'"]
     );
 }
@@ -409,10 +409,10 @@ fn a_disconnected_stream_is_reported_with_its_reason() {
 }
 
 #[test]
-fn a_refused_message_is_reported_and_does_not_stop_its_publisher() {
-    let report = run_with_fault(Fault::Refuse);
-    assert_eq!((report.sent, report.refused), (50, 1));
-    assert_eq!(report.refusal.as_deref(), Some("too fast"));
+fn a_rejected_message_is_reported_and_does_not_stop_its_publisher() {
+    let report = run_with_fault(Fault::Reject);
+    assert_eq!((report.sent, report.rejected), (50, 1));
+    assert_eq!(report.first_rejection.as_deref(), Some("too fast"));
     assert_eq!(report.faults.lost, 5);
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::decode_cache::{DecodeCache, Decoded};
 use super::http2::{Http2Connection, StreamHandler};
 use super::{ClientSlot, Codec, ConnectionError, Event, EventKind, EventSink};
-use crate::order::fingerprint;
+use crate::order_checker::fingerprint;
 use crate::plan::Http2Settings;
 use crate::protobuf::{OutgoingMessage, decode_broadcast, encode_message};
 use chitchat::client::SendObserver;
@@ -24,7 +24,7 @@ const PREFIX: usize = 5;
 pub(crate) struct Chitchat {
     authority: String,
     connection: Http2Connection,
-    slots: Vec<ClientStream>,
+    streams: Vec<ClientStream>,
     /// The number of clients that have sent JOIN.
     joined: usize,
     scratch: Vec<u8>,
@@ -40,8 +40,8 @@ struct ClientStream {
     joined: bool,
     /// Added to cache keys, so that rooms do not evict each other's messages.
     room_hash: u64,
-    /// The expected sequence of the next event.
-    next: u64,
+    /// The sequence of the next event, which is part of the cache key.
+    next_sequence: u64,
 }
 
 impl Chitchat {
@@ -52,17 +52,17 @@ impl Chitchat {
         cache: Rc<RefCell<DecodeCache>>,
         spans: ClientSpans,
     ) -> Self {
-        let taken = |slot: ClientSlot| ClientStream {
+        let stream = |slot: ClientSlot| ClientStream {
             room_hash: fingerprint(0, 0, 0, slot.room.as_bytes()),
             slot,
             partial: Vec::new(),
             joined: false,
-            next: 0,
+            next_sequence: 0,
         };
         Self {
             authority,
             connection: Http2Connection::new(settings),
-            slots: slots.into_iter().map(taken).collect(),
+            streams: slots.into_iter().map(stream).collect(),
             joined: 0,
             scratch: Vec::new(),
             cache,
@@ -73,13 +73,13 @@ impl Chitchat {
     /// Opens a stream and sends JOIN for each client, as far as the server's flow-control windows permit.
     fn join(&mut self, out: &mut Vec<u8>) -> Result<(), ConnectionError> {
         let allowed = usize::try_from(self.connection.max_streams()).unwrap_or(usize::MAX);
-        if self.slots.len() > allowed {
-            let needed = self.slots.len();
+        if self.streams.len() > allowed {
+            let needed = self.streams.len();
             return Err(ConnectionError(format!(
                 "the server allows {allowed} streams a connection and {needed} are needed: use more --connections"
             )));
         }
-        while let Some(ClientStream { slot, .. }) = self.slots.get(self.joined) {
+        while let Some(ClientStream { slot, .. }) = self.streams.get(self.joined) {
             let message = OutgoingMessage {
                 kind: EventKind::Join,
                 name: &slot.name,
@@ -124,17 +124,17 @@ impl Codec for Chitchat {
     ) -> Result<usize, ConnectionError> {
         let mut cache = self.cache.borrow_mut();
         let mut streams = Streams {
-            slots: &mut self.slots,
+            streams: &mut self.streams,
             cache: &mut cache,
             sink,
         };
         let done = self.connection.receive(input, &mut streams, out)?;
         drop(cache);
-        if self.joined < self.slots.len() && self.connection.settings_received() {
+        if self.joined < self.streams.len() && self.connection.settings_received() {
             self.join(out)?;
         }
         if let Some(goaway) = self.connection.goaway()
-            && self.joined < self.slots.len()
+            && self.joined < self.streams.len()
         {
             return Err(ConnectionError(goaway.to_owned()));
         }
@@ -142,7 +142,7 @@ impl Codec for Chitchat {
     }
 
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        let room = self.slots.first().map_or("", |taken| &taken.slot.room);
+        let room = self.streams.first().map_or("", |stream| &stream.slot.room);
         let span = self.spans.send(room, text.len());
         let context = span.as_ref().map(|span| span.trace_context());
         frame_message(
@@ -191,44 +191,44 @@ impl Codec for Chitchat {
 
 /// Splits the response bodies into messages.
 struct Streams<'a, S> {
-    slots: &'a mut [ClientStream],
+    streams: &'a mut [ClientStream],
     cache: &'a mut DecodeCache,
     sink: &'a mut S,
 }
 
 impl<S: EventSink> StreamHandler for Streams<'_, S> {
     fn data(&mut self, stream: usize, mut bytes: &[u8]) -> Result<(), ConnectionError> {
-        let Some(taken) = self.slots.get_mut(stream) else {
+        let Some(client) = self.streams.get_mut(stream) else {
             return Ok(());
         };
-        if !taken.partial.is_empty() {
+        if !client.partial.is_empty() {
             // Complete the partial message, and no more, so that the rest is parsed without copying.
-            if let Some(missing) = PREFIX.checked_sub(taken.partial.len()) {
-                bytes = move_front(bytes, missing, &mut taken.partial);
+            if let Some(missing) = PREFIX.checked_sub(client.partial.len()) {
+                bytes = move_front(bytes, missing, &mut client.partial);
             }
-            let Some(length) = message_length(&taken.partial)? else {
+            let Some(length) = message_length(&client.partial)? else {
                 return Ok(());
             };
-            let missing = (PREFIX + length).saturating_sub(taken.partial.len());
-            bytes = move_front(bytes, missing, &mut taken.partial);
-            if taken.partial.len() < PREFIX + length {
+            let missing = (PREFIX + length).saturating_sub(client.partial.len());
+            bytes = move_front(bytes, missing, &mut client.partial);
+            if client.partial.len() < PREFIX + length {
                 return Ok(());
             }
-            let mut partial = std::mem::take(&mut taken.partial);
-            taken.message(
+            let mut partial = std::mem::take(&mut client.partial);
+            client.message(
                 stream,
                 partial.get(PREFIX..).unwrap_or_default(),
                 self.cache,
                 self.sink,
             )?;
             partial.clear();
-            taken.partial = partial;
+            client.partial = partial;
         }
         while let Some(length) = message_length(bytes)? {
             let Some((message, rest)) = bytes.split_at_checked(PREFIX + length) else {
                 break;
             };
-            taken.message(
+            client.message(
                 stream,
                 message.get(PREFIX..).unwrap_or_default(),
                 self.cache,
@@ -236,7 +236,7 @@ impl<S: EventSink> StreamHandler for Streams<'_, S> {
             )?;
             bytes = rest;
         }
-        taken.partial.extend_from_slice(bytes);
+        client.partial.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -276,7 +276,7 @@ impl ClientStream {
         cache: &mut DecodeCache,
         sink: &mut impl EventSink,
     ) -> Result<(), ConnectionError> {
-        let key = self.room_hash.wrapping_add(self.next);
+        let key = self.room_hash.wrapping_add(self.next_sequence);
         let decoded = match cache.get(key, bytes) {
             Some(decoded) => decoded,
             None => match self.decode(slot, bytes, cache, sink)? {
@@ -285,7 +285,7 @@ impl ClientStream {
             },
         };
         if decoded.sequence != 0 {
-            self.next = decoded.sequence.wrapping_add(1);
+            self.next_sequence = decoded.sequence.wrapping_add(1);
         }
         let (from, to) = decoded.text;
         sink.event(

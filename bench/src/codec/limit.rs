@@ -52,7 +52,7 @@ impl Codec for Limit {
         true
     }
 
-    fn leave(&mut self, _seat: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
+    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
         false
     }
 }

@@ -24,9 +24,9 @@ const GRANTED: &[u8] = &[0, 1, 0];
 #[derive(Debug)]
 pub(crate) struct Mqtt {
     slot: ClientSlot,
-    /// The start of a message whose text has length `head_for`.
-    head: Vec<u8>,
-    head_for: usize,
+    /// The start of a PUBLISH packet whose text has `header_text_len` bytes.
+    publish_header: Vec<u8>,
+    header_text_len: usize,
 }
 
 /// The first packet of the input.
@@ -75,8 +75,8 @@ impl Mqtt {
     pub(crate) fn new(slot: ClientSlot) -> Self {
         Self {
             slot,
-            head: Vec::new(),
-            head_for: usize::MAX,
+            publish_header: Vec::new(),
+            header_text_len: usize::MAX,
         }
     }
 
@@ -130,18 +130,22 @@ impl Codec for Mqtt {
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.head_for != text.len() {
-            self.head.clear();
-            put_head(&mut self.head, PUBLISH, 2 + self.slot.room.len() + text.len());
-            put_string(&mut self.head, &self.slot.room);
-            self.head_for = text.len();
+        if self.header_text_len != text.len() {
+            self.publish_header.clear();
+            put_head(
+                &mut self.publish_header,
+                PUBLISH,
+                2 + self.slot.room.len() + text.len(),
+            );
+            put_string(&mut self.publish_header, &self.slot.room);
+            self.header_text_len = text.len();
         }
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(&self.publish_header);
         out.extend_from_slice(text);
         true
     }
 
-    fn leave(&mut self, _seat: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
+    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
         false
     }
 }
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_malformed_input_are_reported() {
+    fn rejections_and_malformed_input_are_reported() {
         for wrong in [
             &b"\x20\x02\x00\x05"[..],
             b"\x90\x03\x00\x01\x80",

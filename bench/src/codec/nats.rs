@@ -13,9 +13,9 @@ const MAX_MESSAGE: usize = 65_536;
 pub(crate) struct Nats {
     slots: Vec<ClientSlot>,
     joined: bool,
-    /// The `PUB` line of a message whose length is `head_for`.
-    head: Vec<u8>,
-    head_for: usize,
+    /// The `PUB` line of a message whose length is `header_text_len`.
+    publish_header: Vec<u8>,
+    header_text_len: usize,
 }
 
 impl Nats {
@@ -23,8 +23,8 @@ impl Nats {
         Self {
             slots,
             joined: false,
-            head: Vec::new(),
-            head_for: usize::MAX,
+            publish_header: Vec::new(),
+            header_text_len: usize::MAX,
         }
     }
 
@@ -116,19 +116,22 @@ impl Codec for Nats {
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.head_for != text.len() {
+        if self.header_text_len != text.len() {
             let room = self.slots.first().map_or("", |slot| &slot.room);
-            self.head.clear();
-            put(&mut self.head, format_args!("PUB {room} {}\r\n", text.len()));
-            self.head_for = text.len();
+            self.publish_header.clear();
+            put(
+                &mut self.publish_header,
+                format_args!("PUB {room} {}\r\n", text.len()),
+            );
+            self.header_text_len = text.len();
         }
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(&self.publish_header);
         out.extend_from_slice(text);
         out.extend_from_slice(b"\r\n");
         true
     }
 
-    fn leave(&mut self, _seat: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
+    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
         false
     }
 }

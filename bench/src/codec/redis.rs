@@ -14,8 +14,8 @@ pub(crate) struct Redis {
     subscribes: bool,
     /// The start of a message of this room, up to the length of its text.
     message_prefix: Vec<u8>,
-    head: Vec<u8>,
-    head_for: usize,
+    publish_header: Vec<u8>,
+    header_text_len: usize,
 }
 
 /// A reply of the server.
@@ -51,8 +51,8 @@ impl Redis {
             slot,
             subscribes,
             message_prefix,
-            head: Vec::new(),
-            head_for: usize::MAX,
+            publish_header: Vec::new(),
+            header_text_len: usize::MAX,
         }
     }
 
@@ -170,26 +170,26 @@ impl Codec for Redis {
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.head_for != text.len() {
+        if self.header_text_len != text.len() {
             let room = &self.slot.room;
-            self.head.clear();
+            self.publish_header.clear();
             put(
-                &mut self.head,
+                &mut self.publish_header,
                 format_args!(
                     "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{room}\r\n${}\r\n",
                     room.len(),
                     text.len()
                 ),
             );
-            self.head_for = text.len();
+            self.header_text_len = text.len();
         }
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(&self.publish_header);
         out.extend_from_slice(text);
         out.extend_from_slice(b"\r\n");
         true
     }
 
-    fn leave(&mut self, _seat: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
+    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
         false
     }
 }

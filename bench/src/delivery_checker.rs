@@ -15,7 +15,7 @@ struct Gap {
 
 /// Delivery faults, summed over pairs of publisher and subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Faults {
+pub struct DeliveryFaults {
     /// Messages that never arrived.
     pub lost: u64,
     /// Repeated deliveries of a message.
@@ -24,14 +24,14 @@ pub struct Faults {
     pub reordered: u64,
 }
 
-impl Faults {
+impl DeliveryFaults {
     /// Whether there are no faults.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-impl std::ops::AddAssign for Faults {
+impl std::ops::AddAssign for DeliveryFaults {
     fn add_assign(&mut self, other: Self) {
         self.lost += other.lost;
         self.duplicated += other.duplicated;
@@ -41,19 +41,19 @@ impl std::ops::AddAssign for Faults {
 
 /// Checks the messages that one subscriber receives from one publisher.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Checker {
-    /// The expected number of the next message.
-    next: u32,
+pub(super) struct DeliveryChecker {
+    /// The number of the next message, unless one is missing.
+    expected: u32,
     gaps: VecDeque<Gap>,
-    faults: Faults,
+    faults: DeliveryFaults,
 }
 
-impl Checker {
+impl DeliveryChecker {
     /// Records a delivery. Returns whether it is the first delivery of this message.
     #[inline]
     pub(super) fn observe(&mut self, number: u32) -> bool {
-        if number == self.next {
-            self.next = self.next.saturating_add(1);
+        if number == self.expected {
+            self.expected = self.expected.saturating_add(1);
             return true;
         }
         self.observe_unexpected(number)
@@ -61,12 +61,12 @@ impl Checker {
 
     #[cold]
     fn observe_unexpected(&mut self, number: u32) -> bool {
-        if number > self.next {
+        if number > self.expected {
             self.gaps.push_back(Gap {
-                first: self.next,
+                first: self.expected,
                 end: number,
             });
-            self.next = number.saturating_add(1);
+            self.expected = number.saturating_add(1);
             if self.gaps.len() > MAX_GAPS
                 && let Some(oldest) = self.gaps.pop_front()
             {
@@ -103,10 +103,10 @@ impl Checker {
     }
 
     /// Returns the faults, given that the publisher has sent the numbers below `sent`.
-    pub(super) fn faults(&self, sent: u32) -> Faults {
+    pub(super) fn faults(&self, sent: u32) -> DeliveryFaults {
         let gaps: u64 = self.gaps.iter().map(|gap| u64::from(gap.end - gap.first)).sum();
-        let tail = u64::from(sent.saturating_sub(self.next));
-        Faults {
+        let tail = u64::from(sent.saturating_sub(self.expected));
+        DeliveryFaults {
             lost: self.faults.lost + gaps + tail,
             ..self.faults
         }
@@ -118,8 +118,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn faults(deliveries: &[u32], sent: u32) -> Faults {
-        let mut checker = Checker::default();
+    fn faults(deliveries: &[u32], sent: u32) -> DeliveryFaults {
+        let mut checker = DeliveryChecker::default();
         for &number in deliveries {
             checker.observe(number);
         }
@@ -143,9 +143,9 @@ mod tests {
     fn a_duplicate_is_detected() {
         assert_eq!(
             faults(&[0, 1, 1, 2, 0], 3),
-            Faults {
+            DeliveryFaults {
                 duplicated: 2,
-                ..Faults::default()
+                ..DeliveryFaults::default()
             }
         );
     }
@@ -154,16 +154,16 @@ mod tests {
     fn a_reordered_message_is_detected_and_not_counted_as_lost() {
         assert_eq!(
             faults(&[0, 2, 1, 3], 4),
-            Faults {
+            DeliveryFaults {
                 reordered: 1,
-                ..Faults::default()
+                ..DeliveryFaults::default()
             }
         );
         assert_eq!(
             faults(&[4, 0, 2, 1, 3], 5),
-            Faults {
+            DeliveryFaults {
                 reordered: 4,
-                ..Faults::default()
+                ..DeliveryFaults::default()
             }
         );
     }
@@ -172,7 +172,7 @@ mod tests {
     fn a_late_message_that_arrives_twice_is_reordered_and_duplicated() {
         assert_eq!(
             faults(&[0, 2, 1, 1], 3),
-            Faults {
+            DeliveryFaults {
                 reordered: 1,
                 duplicated: 1,
                 lost: 0
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn many_gaps_are_counted_in_bounded_memory() {
         let every_other: Vec<u32> = (0..100_000).map(|n| n * 2 + 1).collect();
-        let mut checker = Checker::default();
+        let mut checker = DeliveryChecker::default();
         for number in every_other {
             checker.observe(number);
         }

@@ -53,7 +53,7 @@ impl OrderChecker {
     /// Adds the [`fingerprint`] of a message of this run to the digest, which is compared between the clients of a
     /// room.
     #[inline]
-    pub(super) fn add(&mut self, fingerprint: u64) {
+    pub(super) fn update_digest(&mut self, fingerprint: u64) {
         self.digest.state = fold(self.digest.state ^ fingerprint ^ MIX_A, MIX_B);
         self.digest.messages += 1;
     }
@@ -165,7 +165,7 @@ mod tests {
         let digest = |events: &[(u64, i64, i32, &str)]| {
             let mut order = OrderChecker::default();
             for (sequence, timestamp, sender, text) in events {
-                order.add(fingerprint(*sequence, *timestamp, *sender, text.as_bytes()));
+                order.update_digest(fingerprint(*sequence, *timestamp, *sender, text.as_bytes()));
             }
             order.digest()
         };
