@@ -25,13 +25,21 @@ pub enum Reason {
     JoinTimeout,
     /// The request of a Subscribe call did not come within the time limit.
     RequestTimeout,
+    /// A Subscribe call ended before its request.
+    RequestMissing,
+    /// The message is larger than the limit of its method.
+    RequestTooLarge,
+    /// Too many bytes were received and not decoded yet.
+    ReceiveBudgetExceeded,
+    /// Too many bytes of responses wait to be read.
+    ResponseBudgetExceeded,
     /// A second JOIN came on the same stream.
     SecondJoin,
     /// The event type is not defined in the protocol.
     UnknownType,
     /// The name of a participant or a room is invalid.
     NameInvalid,
-    /// The message cannot be decoded, or is larger than the decode limit.
+    /// The message cannot be decoded.
     Undecodable,
     /// The Lamport time is negative or too far ahead of the room's clock.
     TimestampOutOfRange,
@@ -71,7 +79,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 32] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -79,6 +87,10 @@ impl Reason {
         Self::NotJoined,
         Self::JoinTimeout,
         Self::RequestTimeout,
+        Self::RequestMissing,
+        Self::RequestTooLarge,
+        Self::ReceiveBudgetExceeded,
+        Self::ResponseBudgetExceeded,
         Self::SecondJoin,
         Self::UnknownType,
         Self::NameInvalid,
@@ -113,6 +125,10 @@ impl Reason {
             Self::NotJoined => "NOT_JOINED",
             Self::JoinTimeout => "JOIN_TIMEOUT",
             Self::RequestTimeout => "REQUEST_TIMEOUT",
+            Self::RequestMissing => "REQUEST_MISSING",
+            Self::RequestTooLarge => "REQUEST_TOO_LARGE",
+            Self::ReceiveBudgetExceeded => "RECEIVE_BUDGET_EXCEEDED",
+            Self::ResponseBudgetExceeded => "RESPONSE_BUDGET_EXCEEDED",
             Self::SecondJoin => "SECOND_JOIN",
             Self::UnknownType => "UNKNOWN_TYPE",
             Self::NameInvalid => "NAME_INVALID",
@@ -150,13 +166,17 @@ impl Reason {
             | Self::MessageTooLong
             | Self::MessageInvalid
             | Self::MessageIdInvalid
-            | Self::PageTokenInvalid => Code::InvalidArgument,
-            // The usual code: the client receives the decoder's own status, which can also be OUT_OF_RANGE.
+            | Self::PageTokenInvalid
+            | Self::RequestMissing => Code::InvalidArgument,
             Self::Undecodable => Code::Internal,
             Self::MessageIdTaken | Self::IdTaken | Self::NameTaken => Code::AlreadyExists,
-            Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Code::ResourceExhausted,
+            Self::RoomFull
+            | Self::TooManyRooms
+            | Self::TooManyConnections
+            | Self::ReceiveBudgetExceeded
+            | Self::ResponseBudgetExceeded => Code::ResourceExhausted,
             Self::NoRoom => Code::NotFound,
-            Self::NotKept => Code::OutOfRange,
+            Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
             Self::Draining | Self::RoomFailed => Code::Unavailable,
         }
@@ -183,7 +203,10 @@ impl Reason {
     pub const fn retry_delay(self) -> Option<Duration> {
         match self {
             Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Some(Duration::from_secs(5)),
-            Self::Draining | Self::RoomFailed => Some(Duration::from_secs(1)),
+            Self::Draining
+            | Self::RoomFailed
+            | Self::ReceiveBudgetExceeded
+            | Self::ResponseBudgetExceeded => Some(Duration::from_secs(1)),
             // The client could join again at once; the delay only prevents a tight loop.
             Self::FellBehind => Some(Duration::from_millis(100)),
             _ => None,

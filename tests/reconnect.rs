@@ -542,6 +542,7 @@ async fn a_missing_room_is_reported() {
     }
     let request = ListParticipantsRequest {
         room: "nowhere".into(),
+        ..ListParticipantsRequest::default()
     };
     let connection = Connection::open(&target, &options).await.unwrap();
     assert!(matches!(

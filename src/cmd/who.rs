@@ -8,6 +8,9 @@ use super::{Failure, client_runtime, json};
 use crate::client::escape;
 use crate::proto::{ListParticipantsRequest, Participant};
 
+/// The largest page that the server returns.
+const PAGE_SIZE: u32 = 1_000;
+
 /// List the participants of a room, in the order of their names
 #[derive(Debug, Args)]
 pub(super) struct WhoCommand {
@@ -25,13 +28,25 @@ impl WhoCommand {
     }
 
     async fn list(self) -> Result<(), Failure> {
-        let request = ListParticipantsRequest {
+        let mut request = ListParticipantsRequest {
             room: self.room.room.as_str().to_owned(),
+            page_size: PAGE_SIZE,
+            ..ListParticipantsRequest::default()
         };
         let connection = self.connect.connect().await?;
-        let response = connection.list_participants(request).await?;
+        let mut participants = Vec::new();
+        loop {
+            let page = connection.list_participants(request.clone()).await?;
+            let is_last = page.next_page_token.is_empty() || page.participants.is_empty();
+            participants.extend(page.participants);
+            if is_last {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        participants.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         let mut printer = Printer::new(&self.json);
-        for participant in &response.participants {
+        for participant in &participants {
             printer.print(
                 || format_participant(participant),
                 || json::participant(participant),

@@ -58,7 +58,10 @@ pub(super) enum Request {
         start: StartPosition,
         reply: Reply<Reader>,
     },
+    /// Asks for at most `limit` participants, by id, starting after the participant `after`.
     Info {
+        after: Option<ParticipantId>,
+        limit: usize,
         reply: Reply<RoomInfo>,
     },
     /// Ends every subscriber's stream after the events accepted so far.
@@ -83,7 +86,7 @@ impl Request {
             Self::Join { reply, .. } => drop(reply.send(Err(error))),
             Self::Post { reply, .. } => drop(reply.send(Err(error))),
             Self::Subscribe { reply, .. } => drop(reply.send(Err(error))),
-            Self::Info { reply } => drop(reply.send(Err(error))),
+            Self::Info { reply, .. } => drop(reply.send(Err(error))),
             Self::Say { .. } | Self::Leave { .. } | Self::Disconnected { .. } | Self::Close(_) => {}
         }
     }

@@ -78,7 +78,9 @@ use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
 use self::room_actor::RoomActor;
 use self::session_token::SessionTokens;
-use crate::domain::{Command, LamportTime, Outcome, Post, Rejection, Room, RoomName, Rules, Sequence};
+use crate::domain::{
+    Command, LamportTime, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules, Sequence,
+};
 use crate::store::{Store, StoreError};
 
 pub use context::HubOptions;
@@ -237,10 +239,16 @@ impl Hub {
         self.call(room, |reply| Request::Subscribe { start, reply }).await
     }
 
-    /// Who is in a room.
-    pub(crate) async fn room_info(self: &Arc<Self>, room: &RoomName) -> Result<RoomInfo, HubError> {
+    /// At most `limit` participants of a room, by id, starting after the participant `after`.
+    pub(crate) async fn room_info(
+        self: &Arc<Self>,
+        room: &RoomName,
+        after: Option<ParticipantId>,
+        limit: usize,
+    ) -> Result<RoomInfo, HubError> {
         self.check_exists(room)?;
-        self.call(room, |reply| Request::Info { reply }).await
+        self.call(room, |reply| Request::Info { after, limit, reply })
+            .await
     }
 
     /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`.

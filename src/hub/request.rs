@@ -110,7 +110,7 @@ pub(crate) enum PostOutcome {
     Repeated(Sequence),
 }
 
-/// The roster of a room, as of one event of its log.
+/// A page of a room's roster, as of one event of its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RoomInfo {
     /// The newest event.

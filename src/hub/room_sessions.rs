@@ -8,6 +8,7 @@
 //! A *session* is a participant's presence in the room from its JOIN to its LEAVE, over any number of streams. Each stream
 //! is an *attachment*. A participant without an attachment is *lost*: it leaves when its grace period expires.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -109,8 +110,8 @@ impl RoomSessions {
                 attachment,
             } => self.on_disconnect(participant, attachment, at),
             Request::Subscribe { start, reply } => self.handle_subscribe(start, reply),
-            Request::Info { reply } => {
-                let info = self.info();
+            Request::Info { after, limit, reply } => {
+                let info = self.info(after, limit);
                 self.batch.push(Effect::Info { info, reply });
             }
             Request::Close(reason) => self.batch.push(Effect::CloseAll(reason)),
@@ -452,12 +453,14 @@ impl RoomSessions {
         );
     }
 
-    fn info(&self) -> RoomInfo {
-        let participants = self.room.participants().iter();
+    fn info(&self, after: Option<ParticipantId>, limit: usize) -> RoomInfo {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let participants = self.room.participants().range((start, Bound::Unbounded));
         RoomInfo {
             sequence: self.room.last(),
             time: self.room.time(),
             participants: participants
+                .take(limit)
                 .map(|(id, participant)| RosterEntry {
                     id: *id,
                     participant: participant.clone(),

@@ -12,13 +12,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
-use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::convert::join_request;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
+use super::inbound::{Inbound, InboundError};
 use super::joined_stream::{JoinedStream, Output, StreamEnd};
 use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 use super::stall_detector;
@@ -29,7 +29,7 @@ use crate::reason::Reason;
 
 pub(super) struct ChatBody {
     hub: Arc<Hub>,
-    inbound: Streaming<JoinMsgLeave>,
+    inbound: Inbound<JoinMsgLeave>,
     state: State,
     outcome: StreamOutcome,
 }
@@ -78,7 +78,7 @@ impl Drop for StreamOutcome {
 impl ChatBody {
     pub(super) fn new(
         hub: Arc<Hub>,
-        inbound: Streaming<JoinMsgLeave>,
+        inbound: Inbound<JoinMsgLeave>,
         draining: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
@@ -120,11 +120,11 @@ impl ChatBody {
             self.end(error.into());
             return Poll::Ready(());
         }
-        let request = match ready!(Pin::new(&mut self.inbound).poll_next(cx)) {
+        let request = match ready!(self.inbound.poll_next(cx)) {
             Some(Ok(message)) => self.check_first_message(message),
-            Some(Err(status)) => {
-                self.outcome.observer.rejected(Reason::Undecodable);
-                self.end(StreamEnd::new(Reason::Undecodable, status));
+            Some(Err(InboundError::Rejected(error))) => Err(error),
+            Some(Err(InboundError::Lost(status))) => {
+                self.end(StreamEnd::new(Reason::ConnectionLost, status));
                 return Poll::Ready(());
             }
             None => Err(RpcError::new(

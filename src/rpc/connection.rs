@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
+use super::budget::{BudgetLimits, ConnectionBudgets};
 use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
 use super::prefixed_io::{NotHttp2, PrefixedIo};
@@ -44,6 +46,8 @@ pub struct TransportLimits {
     pub max_connections: usize,
     /// Maximum number of open streams per connection.
     pub max_streams_per_connection: u32,
+    /// The memory that the messages and responses in transit may take.
+    pub budgets: BudgetLimits,
     /// Time limit for the HTTP/2 preface.
     pub handshake_timeout: Duration,
     /// How long the server may receive nothing from a connection before it sends a PING.
@@ -60,6 +64,7 @@ impl Default for TransportLimits {
         Self {
             max_connections: 10_000,
             max_streams_per_connection: 1_000,
+            budgets: BudgetLimits::default(),
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
@@ -73,6 +78,7 @@ pub(super) async fn serve<T, S>(
     io: T,
     service: S,
     limits: TransportLimits,
+    budgets: Arc<ConnectionBudgets>,
     draining: CancellationToken,
 ) -> Result<(), NotHttp2>
 where
@@ -87,7 +93,10 @@ where
     };
     let io = CorkedIo::new(io?);
     let service = service
-        .map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new))
+        .map_request(move |mut request: Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(Arc::clone(&budgets));
+            request.map(Body::new)
+        })
         .map_response(|response| response.map(MonitoredBody::new));
     let executor = StreamExecutor::default();
     let mut connection = pin!(

@@ -1,17 +1,15 @@
 //! A Chat stream whose JOIN was accepted.
 
-use std::error::Error as _;
 use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio_stream::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::convert::{first_sequence, message_id};
 use super::error::RpcError;
+use super::inbound::{Inbound, InboundError};
 use super::observer::Observer;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
 use crate::domain::{Message, Rules, Text, Timestamp, TraceContext};
@@ -93,7 +91,7 @@ impl JoinedStream {
     pub(super) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-        inbound: &mut Streaming<JoinMsgLeave>,
+        inbound: &mut Inbound<JoinMsgLeave>,
         observer: &dyn Observer,
     ) -> Poll<Output> {
         if let Some(welcome) = self.welcome.take() {
@@ -119,7 +117,7 @@ impl JoinedStream {
     fn read_inbound(
         &mut self,
         cx: &mut Context<'_>,
-        inbound: &mut Streaming<JoinMsgLeave>,
+        inbound: &mut Inbound<JoinMsgLeave>,
         observer: &dyn Observer,
     ) {
         for _ in 0..MAX_BURST {
@@ -132,13 +130,17 @@ impl JoinedStream {
                 }
                 Poll::Pending => return,
             }
-            let Poll::Ready(received) = Pin::new(&mut *inbound).poll_next(cx) else {
+            let Poll::Ready(received) = inbound.poll_next(cx) else {
                 return;
             };
             let flow = match received {
                 Some(Ok(message)) => self.handle(&message, observer),
-                Some(Err(status)) => {
-                    self.on_read_error(status, observer);
+                Some(Err(InboundError::Lost(status))) => {
+                    self.detach(Reason::ConnectionLost, Some(status));
+                    ControlFlow::Break(())
+                }
+                Some(Err(InboundError::Rejected(error))) => {
+                    self.reject(&error, observer);
                     ControlFlow::Break(())
                 }
                 // A lost connection can look the same, so a session that can be resumed gets its grace period. A client that
@@ -185,16 +187,6 @@ impl JoinedStream {
             }
         }
         ControlFlow::Break(())
-    }
-
-    fn on_read_error(&mut self, status: Status, observer: &dyn Observer) {
-        // A status that stems from an I/O or HTTP/2 error has a source, one of the decoder has none.
-        if status.source().is_some() {
-            self.detach(Reason::ConnectionLost, Some(status));
-        } else {
-            observer.rejected(Reason::Undecodable);
-            self.leave(Reason::Undecodable, Some(status), None, None);
-        }
     }
 
     fn reject(&mut self, error: &RpcError, observer: &dyn Observer) {

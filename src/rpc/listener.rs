@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, service_fn};
 
+use super::budget::ServerBudgets;
 use super::connection::{self, TransportLimits};
 use super::error::RpcError;
 use super::observer::Observer;
@@ -37,6 +38,7 @@ pub struct Listener {
     listener: TcpListener,
     limits: TransportLimits,
     observer: Arc<dyn Observer>,
+    budgets: ServerBudgets,
     connections: Arc<Semaphore>,
     rejecting: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -64,6 +66,7 @@ impl Listener {
             listener,
             limits,
             observer,
+            budgets: ServerBudgets::new(limits.budgets),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             tasks: TaskTracker::new(),
@@ -137,10 +140,11 @@ impl Listener {
     {
         let (observer, limits) = (Arc::clone(&self.observer), self.limits);
         let (draining, abort) = (draining.clone(), abort.clone());
+        let budgets = self.budgets.connection();
         self.tasks.spawn(async move {
             observer.connection_opened();
             // Created inside the async block: a captured future would occupy its memory twice.
-            let connection = connection::serve(stream, service, limits, draining);
+            let connection = connection::serve(stream, service, limits, budgets, draining);
             let served = abort.run_until_cancelled(connection).await;
             if matches!(served, Some(Err(_))) {
                 observer.connection_not_http2(peer);
@@ -169,7 +173,13 @@ impl Listener {
             let error = RpcError::new(Reason::TooManyConnections, message);
             Ok::<_, Infallible>(error.to_status().into_http())
         });
-        let connection = connection::serve(stream, service, self.limits, draining.clone());
+        let connection = connection::serve(
+            stream,
+            service,
+            self.limits,
+            self.budgets.connection(),
+            draining.clone(),
+        );
         let abort = abort.clone();
         self.tasks.spawn(async move {
             // It does not matter whether the client, the timeout or the shutdown ended it.

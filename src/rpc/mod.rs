@@ -1,5 +1,6 @@
 //! The gRPC server: accepts connections, runs their streams and serves the methods of the chat service.
 
+mod budget;
 mod chat_body;
 mod connection;
 mod connection_task;
@@ -7,6 +8,8 @@ mod convert;
 mod corked_io;
 mod error;
 mod first_message;
+mod framing;
+mod inbound;
 mod joined_stream;
 mod listener;
 mod observer;
@@ -16,12 +19,15 @@ mod streaming;
 mod sub_waker;
 mod subscribe_body;
 mod unary;
+mod unary_limits;
 
+pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
 pub use listener::Listener;
 pub use observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
+pub use unary_limits::UnaryLimits;
 
 /// The fully qualified name of the chat service.
 pub const CHAT_SERVICE: &str = "itu.chitchat.ChatService";

@@ -26,10 +26,16 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<StallDetector>>> = const { RefCell::new(None) };
 }
 
-/// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`]. Starts at
-/// zero, so a call that never responds counts as stalled too.
-#[derive(Debug, Default)]
+/// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`].
+#[derive(Debug)]
 pub(super) struct StallDetector(AtomicU8);
+
+impl Default for StallDetector {
+    /// A call that has not responded yet waits for the server, not for the client.
+    fn default() -> Self {
+        Self(AtomicU8::new(IDLE))
+    }
+}
 
 impl StallDetector {
     /// Counts a tick. Returns whether the stream has stalled.

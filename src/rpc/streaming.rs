@@ -13,40 +13,37 @@ use futures_util::future::Either;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::BufferSettings;
-use tonic::server::NamedService;
-use tonic::{Status, Streaming};
-use tonic_prost::ProstCodec;
 use tower::Service;
 
+use super::budget::ConnectionBudgets;
 use super::chat_body::ChatBody;
+use super::inbound::Inbound;
 use super::observer::Observer;
 use super::subscribe_body::SubscribeBody;
+use super::unary_limits::SMALL_REQUEST;
 use crate::hub::Hub;
-use crate::proto::ServerMessage;
 
 const CHAT_PATH: &str = "/itu.chitchat.ChatService/Chat";
 const SUBSCRIBE_PATH: &str = "/itu.chitchat.ChatService/Subscribe";
 
-/// Initial size of a stream's decode buffer, in bytes. Most messages are short, and every stream has such a buffer.
-const DECODE_BUFFER: usize = 128;
-
 /// Allowance in bytes for the fields of a message other than its text: names, ids, tokens, trace context.
 const ENVELOPE: usize = 4 * 1024;
 
-/// Minimum of the decode limit, in bytes. It is generous because a text that is too long but can be decoded is only rejected
-/// with a notice, whereas a message beyond the decode limit ends the stream.
-const MIN_DECODE_LIMIT: usize = 64 * 1024;
+/// Maximum length of a text that can be decoded, in bytes, if the character limit does not require more. It is generous
+/// because a text that is too long but can be decoded is only rejected with a notice, whereas a message beyond the decode
+/// limit ends the stream.
+const MIN_TEXT_LIMIT: usize = 64 * 1024;
 
-/// Decode limit in bytes for a given character limit. tonic allocates this much from the length prefix alone.
+/// Maximum size in bytes of a message with a text, for a given character limit.
 #[must_use]
 pub fn decode_limit(max_message_chars: usize) -> usize {
     // UTF-8 takes at most four bytes per character.
     max_message_chars
         .saturating_mul(4)
+        .max(MIN_TEXT_LIMIT)
         .saturating_add(ENVELOPE)
-        .max(MIN_DECODE_LIMIT)
 }
 
 /// Serves Chat and Subscribe, and passes all other requests to `S`.
@@ -82,7 +79,7 @@ impl<S> StreamingService<S> {
     }
 
     fn subscribe(&self, request: Request<Body>) -> Response<Body> {
-        respond(request, ENVELOPE, |inbound| {
+        respond(request, SMALL_REQUEST, |inbound| {
             SubscribeBody::new(
                 Arc::clone(&self.hub),
                 inbound,
@@ -98,10 +95,10 @@ impl<S> StreamingService<S> {
 fn respond<M, B>(
     request: Request<Body>,
     limit: usize,
-    make_body: impl FnOnce(Streaming<M>) -> B,
+    make_body: impl FnOnce(Inbound<M>) -> B,
 ) -> Response<Body>
 where
-    M: prost::Message + Default + Send + 'static,
+    M: prost::Message + Default,
     B: http_body::Body<Data = Bytes, Error = Status> + Send + 'static,
 {
     if let Some(encoding) = request.headers().get("grpc-encoding")
@@ -113,8 +110,8 @@ where
             .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
         return response;
     }
-    let decoder = ProstCodec::<ServerMessage, M>::raw_decoder(BufferSettings::new(DECODE_BUFFER, 0));
-    let inbound = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
+    let budgets = ConnectionBudgets::of(request.extensions());
+    let inbound = Inbound::new(request.into_body(), limit, Arc::clone(&budgets.received));
     let mut response = Response::new(Body::new(make_body(inbound)));
     response
         .headers_mut()
@@ -141,8 +138,4 @@ where
             _ => Either::Right(self.inner.call(request)),
         }
     }
-}
-
-impl<S: NamedService> NamedService for StreamingService<S> {
-    const NAME: &'static str = S::NAME;
 }

@@ -7,13 +7,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
-use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::convert::room_name;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
+use super::inbound::{Inbound, InboundError};
 use super::observer::{Observer, StreamingMethod};
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
@@ -37,14 +37,14 @@ enum State {
 }
 
 struct AwaitingRequest {
-    inbound: Streaming<SubscribeRequest>,
+    inbound: Inbound<SubscribeRequest>,
     deadline: FirstMessageDeadline,
 }
 
 impl SubscribeBody {
     pub(super) fn new(
         hub: Arc<Hub>,
-        inbound: Streaming<SubscribeRequest>,
+        inbound: Inbound<SubscribeRequest>,
         draining: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
@@ -77,13 +77,14 @@ impl SubscribeBody {
             self.reject(&error);
             return Poll::Ready(());
         }
-        match ready!(Pin::new(&mut awaiting.inbound).poll_next(cx)) {
+        match ready!(awaiting.inbound.poll_next(cx)) {
             Some(Ok(request)) => self.subscribe(request),
-            Some(Err(status)) => {
-                self.observer.rejected(Reason::Undecodable);
-                self.end(status);
-            }
-            None => self.end(Status::invalid_argument("the stream ended before a request")),
+            Some(Err(InboundError::Rejected(error))) => self.reject(&error),
+            Some(Err(InboundError::Lost(status))) => self.end(status),
+            None => self.reject(&RpcError::new(
+                Reason::RequestMissing,
+                "the stream ended before a request",
+            )),
         }
         Poll::Ready(())
     }

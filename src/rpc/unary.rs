@@ -8,10 +8,11 @@ use bytes::Bytes;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::budget::ConnectionBudgets;
 use super::convert::{client_name, first_sequence, message_id, room_name};
 use super::error::RpcError;
 use super::observer::Observer;
-use crate::domain::{Message, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
+use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
 use crate::hub::{HistoryRange, Hub, PostOutcome, RequestMeta};
 use crate::proto::chat_service_server::ChatService;
@@ -50,6 +51,13 @@ fn page_size(requested: u32) -> u32 {
         0 => DEFAULT_PAGE_SIZE,
         _ => requested.min(MAX_PAGE_SIZE),
     }
+}
+
+fn invalid_page_token() -> RpcError {
+    RpcError::new(
+        Reason::PageTokenInvalid,
+        "invalid page_token; omit it to start at the first page",
+    )
 }
 
 /// Decodes the messages of a page of a log.
@@ -141,12 +149,7 @@ impl UnaryService {
         // The token is the name of the last room of the page before.
         let after = match request.page_token.as_str() {
             "" => None,
-            token => Some(RoomName::try_from(token).map_err(|_| {
-                RpcError::new(
-                    Reason::PageTokenInvalid,
-                    "invalid page_token; omit it to start at the first page",
-                )
-            })?),
+            token => Some(RoomName::try_from(token).map_err(|_| invalid_page_token())?),
         };
         let size = page_size(request.page_size) as usize;
         // One more than the page has tells whether there is another page.
@@ -173,8 +176,23 @@ impl UnaryService {
         &self,
         request: ListParticipantsRequest,
     ) -> Result<ListParticipantsResponse, RpcError> {
-        let info = self.hub.room_info(&room_name(&request.room)?).await?;
-        let mut participants: Vec<_> = info
+        // The token is the id of the last participant of the page before.
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => {
+                let id = token.parse().ok().and_then(ParticipantId::from_wire);
+                Some(id.ok_or_else(invalid_page_token)?)
+            }
+        };
+        let size = page_size(request.page_size) as usize;
+        let room = room_name(&request.room)?;
+        // One more than the page has tells whether there is another page.
+        let mut info = self.hub.room_info(&room, after, size + 1).await?;
+        let has_more = info.participants.len() > size;
+        info.participants.truncate(size);
+        let last = info.participants.last().filter(|_| has_more);
+        let next_page_token = last.map(|entry| entry.id.to_string()).unwrap_or_default();
+        let participants = info
             .participants
             .into_iter()
             .map(|entry| Participant {
@@ -184,11 +202,11 @@ impl UnaryService {
                 connected: entry.is_connected,
             })
             .collect();
-        participants.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         Ok(ListParticipantsResponse {
             participants,
             sequence: info.sequence.get(),
             timestamp: info.time.get(),
+            next_page_token,
         })
     }
 }
@@ -222,6 +240,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<GetHistoryRequest>,
     ) -> Result<Response<GetHistoryResponse>, Status> {
+        let budgets = ConnectionBudgets::of(request.extensions());
+        let _permits = budgets.start_query().await;
         let result = Self::get_history(self, request.into_inner()).await;
         self.respond(result)
     }
@@ -230,6 +250,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<ListRoomsRequest>,
     ) -> Result<Response<ListRoomsResponse>, Status> {
+        let budgets = ConnectionBudgets::of(request.extensions());
+        let _permits = budgets.start_query().await;
         let result = Self::list_rooms(self, request.into_inner()).await;
         self.respond(result)
     }
@@ -238,6 +260,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<ListParticipantsRequest>,
     ) -> Result<Response<ListParticipantsResponse>, Status> {
+        let budgets = ConnectionBudgets::of(request.extensions());
+        let _permits = budgets.start_query().await;
         let result = Self::list_participants(self, request.into_inner()).await;
         self.respond(result)
     }

@@ -696,6 +696,7 @@ impl ChatService for FakeServer {
             participants,
             sequence: room.last(),
             timestamp: room.time,
+            ..ListParticipantsResponse::default()
         }))
     }
 }

@@ -124,7 +124,10 @@ async fn a_subscription_starts_anywhere_and_does_not_join() {
 
     let (_ada, _) = server.join_with(join_tea()).await;
     assert_eq!(next(&mut last).await.sender_name, "Ada");
-    let request = ListParticipantsRequest { room: "tea".into() };
+    let request = ListParticipantsRequest {
+        room: "tea".into(),
+        ..ListParticipantsRequest::default()
+    };
     let roster = client.list_participants(request).await.unwrap().into_inner();
     assert_eq!((roster.sequence, roster.participants.len()), (6, 1));
     let ada = &roster.participants[0];

@@ -11,6 +11,7 @@
 
 mod admin;
 mod bad_input;
+mod budgets;
 mod calls;
 mod conversations;
 mod drain_and_limits;
@@ -20,6 +21,7 @@ mod harness;
 mod leaving;
 mod load;
 mod newer_fields;
+mod raw_http2;
 mod retention;
 mod sessions;
 mod small_frames;

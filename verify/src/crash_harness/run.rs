@@ -156,7 +156,10 @@ impl Run {
     /// Lists the participants and records the response as a [`Roster`] of `epoch`.
     pub async fn record_roster(&mut self, epoch: u64) {
         let mut client = self.connect().await;
-        let request = ListParticipantsRequest { room: ROOM.into() };
+        let request = ListParticipantsRequest {
+            room: ROOM.into(),
+            ..ListParticipantsRequest::default()
+        };
         let response = client.list_participants(request).await.unwrap().into_inner();
         let participants = response
             .participants

@@ -1,0 +1,328 @@
+//! Limits on unary calls: the size of requests, the memory of requests and responses, and the number of queries at a time.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame};
+use tokio::time::Sleep;
+use tonic::Status;
+use tonic::body::Body;
+use tower::Service;
+
+use super::budget::{ConnectionBudgets, Reservation};
+use super::error::RpcError;
+use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
+use super::observer::Observer;
+use crate::reason::Reason;
+
+/// Maximum size of a request that contains no text, in bytes: names, tokens and positions.
+pub(super) const SMALL_REQUEST: usize = 4 * 1024;
+
+/// What is reserved for the response of `SendMessage` before the message is sent, because afterwards it is too late to
+/// reject the call. A larger response may exceed the budget.
+const SENT_RESPONSE: usize = 1024;
+
+/// The paths of server reflection, whose requests are streams.
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// The limits of one method.
+#[derive(Clone, Copy)]
+struct MethodLimits {
+    request: usize,
+    kind: MethodKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MethodKind {
+    /// Reads a part of the store or of a room into memory.
+    Query,
+    /// Has an effect.
+    Command,
+    /// The response is a stream of small messages, or a single one.
+    Other,
+}
+
+/// Passes requests to `S` within the limits.
+#[derive(Clone)]
+pub struct UnaryLimits<S> {
+    inner: S,
+    /// Maximum size of a `SendMessage` request, in bytes.
+    post_limit: usize,
+    observer: Arc<dyn Observer>,
+}
+
+impl<S> UnaryLimits<S> {
+    /// Wraps `inner`. Requests with a text may have `post_limit` bytes.
+    pub fn new(inner: S, post_limit: usize, observer: Arc<dyn Observer>) -> Self {
+        Self {
+            inner,
+            post_limit,
+            observer,
+        }
+    }
+
+    fn method(&self, path: &str) -> MethodLimits {
+        let (request, kind) = match path.strip_prefix("/itu.chitchat.ChatService/") {
+            Some("SendMessage") => (self.post_limit, MethodKind::Command),
+            Some("GetHistory" | "ListRooms" | "ListParticipants") => (SMALL_REQUEST, MethodKind::Query),
+            _ => (SMALL_REQUEST, MethodKind::Other),
+        };
+        MethodLimits { request, kind }
+    }
+}
+
+impl<S> Service<Request<Body>> for UnaryLimits<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let method = self.method(request.uri().path());
+        let is_stream = request.uri().path().starts_with(REFLECTION);
+        let budgets = ConnectionBudgets::of(request.extensions());
+        let observer = Arc::clone(&self.observer);
+        let request = request.map(|body| {
+            Body::new(RequestBody {
+                limit: method.request,
+                is_stream,
+                ..RequestBody::new(body, Arc::clone(&budgets), Arc::clone(&observer))
+            })
+        });
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let responded = match method.kind {
+                MethodKind::Other => Ok(response.await?),
+                MethodKind::Command => respond_to_command(response, &budgets).await,
+                MethodKind::Query => respond_to_query(response, &budgets).await,
+            };
+            Ok(match responded {
+                Ok(response) => complete_error(response, &*observer),
+                Err(error) => {
+                    error.report(&*observer);
+                    error.to_status().into_http()
+                }
+            })
+        })
+    }
+}
+
+type Respond = Result<Response<Body>, Infallible>;
+
+async fn respond_to_command(
+    response: impl Future<Output = Respond>,
+    budgets: &ConnectionBudgets,
+) -> Result<Response<Body>, RpcError> {
+    let reservation = budgets.responses.try_reserve(SENT_RESPONSE);
+    let mut reservation = reservation.ok_or_else(too_much_unread)?;
+    let Ok(mut response) = response.await;
+    if let Some(data) = encode(&mut response).await {
+        reservation.resize(data.len());
+        response = with_data(response, data, reservation);
+    }
+    Ok(response)
+}
+
+async fn respond_to_query(
+    response: impl Future<Output = Respond>,
+    budgets: &ConnectionBudgets,
+) -> Result<Response<Body>, RpcError> {
+    // Does not begin what cannot be answered.
+    let reservation = budgets.responses.try_reserve(1);
+    let mut reservation = reservation.ok_or_else(too_much_unread)?;
+    let Ok(mut response) = response.await;
+    if let Some(data) = encode(&mut response).await {
+        if !reservation.try_resize(data.len()) {
+            return Err(too_much_unread());
+        }
+        response = with_data(response, data, reservation);
+    }
+    Ok(response)
+}
+
+fn too_much_unread() -> RpcError {
+    RpcError::new(
+        Reason::ResponseBudgetExceeded,
+        "too many responses wait to be read; read them before the next call",
+    )
+}
+
+/// Takes the message from `response`, if it has one. tonic would encode it only when the client accepts data, and until then
+/// hold it in a form that takes more memory.
+async fn encode(response: &mut Response<Body>) -> Option<Bytes> {
+    let body = response.body_mut();
+    if body.is_end_stream() {
+        return None;
+    }
+    let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+    frame.ok()?.into_data().ok()
+}
+
+/// Puts the message back.
+fn with_data(response: Response<Body>, data: Bytes, reservation: Reservation) -> Response<Body> {
+    response.map(|rest| {
+        Body::new(ResponseBody {
+            data: Some(reservation.attach_to(data)),
+            rest,
+        })
+    })
+}
+
+/// Adds the details that every error has to one that tonic made.
+fn complete_error(response: Response<Body>, observer: &dyn Observer) -> Response<Body> {
+    let Some(error) = error_of_decoder(response.headers()) else {
+        return response;
+    };
+    error.report(observer);
+    error.to_status().into_http()
+}
+
+/// The error, if the response is one of tonic's decoder: all others have details, except for an unknown method or service.
+fn error_of_decoder(headers: &HeaderMap) -> Option<RpcError> {
+    let status = Status::from_header_map(headers).filter(|status| status.details().is_empty())?;
+    (status.code() == tonic::Code::Internal)
+        .then(|| RpcError::new(Reason::Undecodable, status.message().to_owned()))
+}
+
+/// A response whose message is encoded.
+struct ResponseBody {
+    data: Option<Bytes>,
+    rest: Body,
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.data.take() {
+            Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_none() && self.rest.is_end_stream()
+    }
+}
+
+/// A request body that reserves memory for messages that have arrived in part, before tonic allocates it.
+struct RequestBody {
+    body: Body,
+    limit: usize,
+    /// Whether the client may send any number of messages and keep the stream open.
+    is_stream: bool,
+    budgets: Arc<ConnectionBudgets>,
+    observer: Arc<dyn Observer>,
+    header: Vec<u8>,
+    /// How much of the current message is missing. Zero between messages.
+    missing: usize,
+    reservation: Option<Reservation>,
+    /// The time limit of the current message of a stream, or of a whole request.
+    timeout: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestBody {
+    fn new(body: Body, budgets: Arc<ConnectionBudgets>, observer: Arc<dyn Observer>) -> Self {
+        Self {
+            body,
+            limit: SMALL_REQUEST,
+            is_stream: false,
+            budgets,
+            observer,
+            header: Vec::new(),
+            missing: 0,
+            reservation: None,
+            timeout: Some(Box::pin(tokio::time::sleep(PARTIAL_TIMEOUT))),
+        }
+    }
+
+    fn receive(&mut self, mut data: &[u8]) -> Result<(), RpcError> {
+        while !data.is_empty() {
+            if self.missing == 0 {
+                let (header, rest) = data.split_at(data.len().min(HEADER_LEN - self.header.len()));
+                self.header.extend_from_slice(header);
+                data = rest;
+                if let Some(header) = self.header.first_chunk() {
+                    self.missing = payload_len(header, self.limit)?;
+                    let reserved = self.budgets.received.try_reserve(HEADER_LEN + self.missing);
+                    self.reservation = Some(reserved.ok_or_else(too_much_received)?);
+                    self.header.clear();
+                    if self.missing == 0 {
+                        self.complete();
+                    }
+                }
+            } else {
+                let len = data.len().min(self.missing);
+                self.missing -= len;
+                data = &data[len..];
+                if self.missing == 0 {
+                    self.complete();
+                }
+            }
+        }
+        let is_partial = self.missing > 0 || !self.header.is_empty();
+        if is_partial && self.timeout.is_none() {
+            self.timeout = Some(Box::pin(tokio::time::sleep(PARTIAL_TIMEOUT)));
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) {
+        self.reservation = None;
+        if self.is_stream {
+            self.timeout = None;
+        }
+    }
+
+    fn fail(&self, error: &RpcError) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        error.report(&*self.observer);
+        Poll::Ready(Some(Err(error.to_status())))
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            if let Some(timeout) = &mut this.timeout {
+                ready!(timeout.as_mut().poll(cx));
+                this.timeout = None;
+                return this.fail(&too_slow());
+            }
+            return Poll::Pending;
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Err(error) = this.receive(data)
+        {
+            return this.fail(&error);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}

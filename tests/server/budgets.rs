@@ -1,0 +1,187 @@
+//! Clients that make the server hold what they do not read, or what they do not send to its end.
+
+use chitchat::proto::{GetHistoryRequest, ListParticipantsRequest, SendMessageRequest};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::harness::{Client, TestServer, message};
+use crate::raw_http2::{DATA, END_STREAM, PING, RawConnection, call, frame, grpc};
+
+/// Two participants on connections of their own, who chat while others misbehave.
+struct Pair {
+    one: Client,
+    other: Client,
+}
+
+impl Pair {
+    async fn join(server: &TestServer) -> Self {
+        let mut one = server.join("Ada").await;
+        let other = server.join("Bob").await;
+        one.next().await;
+        Self { one, other }
+    }
+
+    async fn chat(&mut self, text: &str) {
+        self.one.say(0, text).await;
+        assert_eq!(self.one.next_line().await.2, text);
+        assert_eq!(self.other.next_line().await.2, text);
+    }
+}
+
+/// A room with more than a MiB of history.
+async fn with_history(server: &TestServer) {
+    let mut calls = server.client().await;
+    for n in 0..500 {
+        let post = SendMessageRequest {
+            room: "tea".into(),
+            client_name: "bot".into(),
+            msg: format!("{n:02000}"),
+            ..SendMessageRequest::default()
+        };
+        calls.send_message(post).await.unwrap();
+    }
+}
+
+fn history() -> GetHistoryRequest {
+    GetHistoryRequest {
+        room: "tea".into(),
+        page: None,
+        limit: 1_000,
+    }
+}
+
+fn rejected(reason: &str) -> String {
+    format!("chitchat_events_rejected_total{{reason=\"{reason}\"")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_that_are_not_read_take_no_more_than_their_budget() {
+    let server = TestServer::with(|config| {
+        config.transport.budgets.responses_per_connection = 3 << 20;
+        config.transport.budgets.responses = 5 << 20;
+    })
+    .await;
+    let mut pair = Pair::join(&server).await;
+    with_history(&server).await;
+    let mut greedy = Vec::new();
+    for _ in 0..2 {
+        let mut connection = RawConnection::open(&server, 0).await;
+        for stream in (1..40).step_by(2) {
+            let request = frame(DATA, END_STREAM, stream, &grpc(&history()));
+            connection
+                .send(&[call(stream, "GetHistory"), request].concat())
+                .await;
+        }
+        greedy.push(connection);
+    }
+    // Each response has 1.05 MB: three of them fit into the budget of a connection, five into that of all.
+    server
+        .wait_for_metric(&rejected("response_budget_exceeded"), 35.0)
+        .await;
+    pair.chat("still here").await;
+    // The two have used up a part, so that small responses are still possible, and these are read.
+    let mut calls = server.client().await;
+    let listed = calls
+        .list_participants(ListParticipantsRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(listed.into_inner().participants.len(), 2);
+    let refused = calls.get_history(history()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+    // When they have gone, the budget is free again.
+    drop(greedy);
+    server.wait_for_metric("chitchat_connections_open", 3.0).await;
+    let page = calls.get_history(history()).await.unwrap().into_inner();
+    assert_eq!(page.messages.len(), 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_are_sent_in_part_take_no_more_than_their_budget() {
+    let server = TestServer::with(|config| {
+        config.transport.budgets.received_per_connection = 256 << 10;
+    })
+    .await;
+    let mut pair = Pair::join(&server).await;
+    let mut flood = RawConnection::open(&server, 65_535).await;
+    let text = grpc(&message(0, &"x".repeat(60_000)));
+    for stream in (1..200).step_by(2) {
+        // Streams, then unary calls.
+        let method = if stream < 100 { "Chat" } else { "SendMessage" };
+        let mut sent = call(stream, method);
+        // Together less than the window of a new connection.
+        sent.extend(frame(DATA, 0, stream, &text[..600]));
+        flood.send(&sent).await;
+    }
+    // Four messages fit.
+    server
+        .wait_for_metric(&rejected("receive_budget_exceeded"), 96.0)
+        .await;
+    assert_eq!(flood.ping().await, PING);
+    pair.chat("still here").await;
+}
+
+#[tokio::test]
+async fn small_requests_have_a_small_limit() {
+    let server = TestServer::start().await;
+    let mut calls = server.client().await;
+    let request = ListParticipantsRequest {
+        room: "x".repeat(5_000),
+        ..ListParticipantsRequest::default()
+    };
+    let refused = calls.list_participants(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange);
+    assert_eq!(
+        refused.get_details_error_info().unwrap().reason,
+        "REQUEST_TOO_LARGE"
+    );
+    assert_eq!(server.metric(&rejected("request_too_large")).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_text_of_64_kib_is_answered_and_the_stream_goes_on() {
+    let server = TestServer::start().await;
+    let mut ada = server.join("Ada").await;
+    ada.say(0, &"x".repeat(64 << 10)).await;
+    assert!(ada.next().await.notice.is_some());
+    ada.say(0, "short").await;
+    assert_eq!(ada.next_line().await.2, "short");
+}
+
+#[tokio::test]
+async fn participants_are_listed_page_by_page() {
+    let server = TestServer::start().await;
+    let mut participants = Vec::new();
+    for name in ["Cleo", "Ada", "Bob"] {
+        participants.push(server.join(name).await);
+    }
+    let mut calls = server.client().await;
+    let mut request = ListParticipantsRequest {
+        page_size: 2,
+        ..ListParticipantsRequest::default()
+    };
+    let page = calls
+        .list_participants(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let names = |page: &chitchat::proto::ListParticipantsResponse| -> Vec<String> {
+        page.participants.iter().map(|one| one.name.clone()).collect()
+    };
+    assert_eq!(names(&page), ["Cleo", "Ada"]);
+    // Whoever joins or leaves in the meantime does not move the others between the pages.
+    drop(participants.remove(0));
+    server.join("Dora").await;
+    request.page_token = page.next_page_token;
+    let page = calls
+        .list_participants(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(names(&page)[0], "Bob");
+    for invalid in ["x", "0", "99999999999"] {
+        request.page_token = invalid.into();
+        let refused = calls.list_participants(request.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+}
