@@ -1,4 +1,4 @@
-"""The chart of the README: a few metrics, each as multiples of nats-server's figure."""
+"""Draws the chart of the README: a few metrics, with their ratios to nats-server."""
 
 from html import escape
 
@@ -44,10 +44,10 @@ def kind(name):
     return {"memory": "own", "sync": "own", "limit": "limit"}.get(name, "peer")
 
 
-def longest(values):
-    """What a whole bar stands for: a bar that would dwarf all others is cut."""
-    most, *rest = sorted(values, reverse=True)
-    return 1.5 * rest[0] if rest and most > 4 * rest[0] else most
+def scale_limit(values):
+    """The value of a bar of full length. A bar that would dwarf all others is truncated."""
+    largest, *rest = sorted(values, reverse=True)
+    return 1.5 * rest[0] if rest and largest > 4 * rest[0] else largest
 
 
 def bars(measured, metric):
@@ -65,17 +65,17 @@ def panel(title, metric, shown, x, y):
         f'<text class="title" x="{x}" y="{y + 16}">{escape(title)}</text>',
         f'<text class="soft" x="{x}" y="{y + 32}">{direction} is better</text>',
     ]
-    most = longest([value for _, value, _ in shown])
+    limit = scale_limit([value for _, value, _ in shown])
     for index, (name, value, ratio) in enumerate(shown):
         top = y + TITLE + index * BAR
-        length = max(1.0, (WIDTH - LABEL - VALUE) * min(1.0, value / most))
-        told = amount(metric, value) + (f" ({number(ratio)}×)" if ratio is not None else "")
+        length = max(1.0, (WIDTH - LABEL - VALUE) * min(1.0, value / limit))
+        label = amount(metric, value) + (f" ({number(ratio)}×)" if ratio is not None else "")
         parts += [
             f'<text x="{x + LABEL - 8}" y="{top + 13}" text-anchor="end">{escape(systems.ALL[name].title)}</text>',
             f'<rect class="{kind(name)}" x="{x + LABEL}" y="{top + 2}" width="{length:.1f}" height="{BAR - 6}" rx="2"/>',
-            f'<text class="soft" x="{x + LABEL + length + 6:.1f}" y="{top + 13}">{escape(told)}</text>',
+            f'<text class="soft" x="{x + LABEL + length + 6:.1f}" y="{top + 13}">{escape(label)}</text>',
         ]
-        if value > most:
+        if value > limit:
             cut = x + LABEL + length - 24
             parts.append(f'<path class="cut" d="M{cut:.1f} {top + BAR - 2} l6 -{BAR} m4 0 l-6 {BAR}"/>')
     return parts
@@ -91,12 +91,12 @@ def svg(measured):
         y += TITLE + BAR * max(len(shown) for _, _, shown in cells) + GAP
     width = GAP + COLUMNS * (WIDTH + GAP)
     about = measured.about
-    note = f"Medians, {about['machine']}, loopback. In brackets: multiples of {systems.ALL[BASE].title}'s figure."
+    note = f"Medians, {about['machine']}, loopback. In parentheses: ratio to {systems.ALL[BASE].title}."
     note = machine.warning(about) or note
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 24}" role="img" '
-            f'aria-label="Chit Chat beside its peers, as multiples of {systems.ALL[BASE].title}">',
+            f'aria-label="Chit Chat compared with other servers, relative to {systems.ALL[BASE].title}">',
             f"<style>{STYLE}</style>",
             f'<rect class="ground" width="{width}" height="{y + 24}" rx="6"/>',
             *body,

@@ -1,14 +1,13 @@
-"""How fast the disk itself is: what no durable server can undercut."""
+"""Measures the sync latency of the disk, the lower bound for the latency of a durable server."""
 
 import os
 import time
 
 
 def probe(directory, rate=50, seconds=3.0):
-    """Appends 4 KiB and syncs, `rate` times a second; gives the median and the 99th percentile in milliseconds.
+    """Appends 4 KiB and syncs, `rate` times a second. Returns the median and the 99th percentile in milliseconds.
 
-    The rate is that of the messages it is compared with: a disk that has been idle meanwhile takes longer than
-    one that is given sync after sync, and so does the waking of whoever waits for it.
+    Use the rate of the messages to compare with: after a pause, both the sync and the wake-up of the process take longer.
     """
     block = os.urandom(4096)
     times = []
@@ -16,10 +15,10 @@ def probe(directory, rate=50, seconds=3.0):
     try:
         for _ in range(int(rate * seconds)):
             time.sleep(1 / rate)
-            began = time.perf_counter()
+            started = time.perf_counter()
             os.write(descriptor, block)
             os.fdatasync(descriptor)
-            times.append((time.perf_counter() - began) * 1e3)
+            times.append((time.perf_counter() - started) * 1e3)
     finally:
         os.close(descriptor)
         os.unlink(directory / "probe")

@@ -1,11 +1,11 @@
-"""What the machine is, and whether it does something else beside the comparison."""
+"""Describes the machine, and whether other processes use it."""
 
 import os
 import platform
 import time
 
-# More than this, and others share the processors: figures are worth little.
-QUIET = 0.1
+# The share of CPU time used by other processes above which the figures are unreliable.
+MAX_BUSY = 0.1
 
 
 def describe():
@@ -16,7 +16,7 @@ def describe():
 
 
 def busy(seconds=2.0):
-    """How much of the processors is in use while the comparison itself does nothing, from 0 to 1."""
+    """The share of CPU time, from 0 to 1, that other processes use."""
     before = times()
     time.sleep(seconds)
     total, idle = (after - earlier for after, earlier in zip(times(), before))
@@ -24,16 +24,16 @@ def busy(seconds=2.0):
 
 
 def times():
-    """All processors' time so far, and how much of it they had nothing to do or waited for a disk."""
+    """The total CPU time so far, and the part of it spent idle or waiting for I/O."""
     with open("/proc/stat") as stat:
         fields = [int(field) for field in stat.readline().split()[1:9]]
     return sum(fields), fields[3] + fields[4]
 
 
 def warning(about):
-    """What is to be said above the figures; nothing after a whole comparison on a quiet machine."""
+    """A warning to show with the figures. Empty after a complete comparison on an idle machine."""
     if about["quick"]:
-        return "A quick run, shorter and with fewer clients than it says: these figures mean nothing."
-    if about["busy"] > QUIET:
-        return f"When it began others used {about['busy']:.0%} of the machine: do not trust these figures."
+        return "This was a quick run, with shorter runs and fewer clients than stated: the figures are meaningless."
+    if about["busy"] > MAX_BUSY:
+        return f"Other processes used {about['busy']:.0%} of the CPU at the start: the figures are unreliable."
     return ""

@@ -1,4 +1,4 @@
-"""Medians over the rounds, as Markdown."""
+"""Formats the medians over all rounds as Markdown."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import machine
 import systems
 import workloads
 
-# Ratios are multiples of this one's figure: the best known of the peers.
+# Ratios are relative to the figures of this system, the best known of the others.
 BASE = "nats"
 
 
@@ -17,7 +17,7 @@ BASE = "nats"
 class Metric:
     workload: str
     title: str
-    # Where it is in a report.
+    # The path of the value in a report.
     path: tuple
     unit: str
     longer_is_better: bool = False
@@ -45,9 +45,9 @@ def memory(workload):
     return Metric(workload, "server memory per client", ("server", "kib_per_client"), "KiB")
 
 
-PEAK = Metric("flood", "server memory at most", ("server", "resident_peak_kib"), "MiB", scale=1 / 1024)
-REACHED = Metric("idle", "the message reaches everybody in", ("latency_ms", "max"), "ms")
-JOINED = Metric("idle", "all have joined and heard of all who did", ("settled_in_s",), "s")
+PEAK = Metric("flood", "peak server memory", ("server", "resident_peak_kib"), "MiB", scale=1 / 1024)
+REACHED = Metric("idle", "time until everybody has the message", ("latency_ms", "max"), "ms")
+JOINED = Metric("idle", "time until all have joined and received every JOIN", ("settled_in_s",), "s")
 
 ROWS = (
     rate("w1"), cpu("w1"), rate("w2"), cpu("w2"), rate("flood"), PEAK,
@@ -69,13 +69,13 @@ class Measured:
     def systems(self):
         return [name for name in systems.ALL if any(run["system"] == name for run in self.runs)]
 
-    def of(self, workload, system):
+    def runs_of(self, workload, system):
         return [run for run in self.runs if run["workload"] == workload and run["system"] == system]
 
     def median(self, metric, system):
-        found = [metric.of(run["report"]) for run in self.of(metric.workload, system) if "report" in run]
-        found = [value for value in found if value is not None]
-        return median(found) if found else None
+        values = [metric.of(run["report"]) for run in self.runs_of(metric.workload, system) if "report" in run]
+        values = [value for value in values if value is not None]
+        return median(values) if values else None
 
     def ratio(self, metric, system):
         value, base = self.median(metric, system), self.median(metric, BASE)
@@ -89,7 +89,7 @@ def read(path):
 
 
 def number(value):
-    """Three significant digits."""
+    """Formats a number with three significant digits."""
     for size, letter in ((1e6, " M"), (1e3, " k")):
         if abs(value) >= size * 10 or (letter == " M" and abs(value) >= size):
             return number(value / size) + letter
@@ -101,23 +101,23 @@ def amount(metric, value):
     return number(value) + ("" if metric.unit == "/s" else f" {metric.unit}")
 
 
-def broken(report):
-    """What the server did not keep."""
+def violations(report):
+    """The guarantees that the server broke, with counts."""
     names = ("lost", "duplicated", "out_of_order", "sequence_not_dense", "lamport_not_later", "differing_streams", "cut")
     return ", ".join(f"{name.replace('_', ' ')}: {report[name]:,}" for name in names if report[name])
 
 
 def line(run):
-    """A run in one line, while they go on."""
-    told = f"{run['workload']:<9}{run['system']:<11}"
+    """Summarizes a run in one line, for progress output."""
+    text = f"{run['workload']:<9}{run['system']:<11}"
     if "failed" in run:
-        return f"{told}failed: {run['failed']}"
+        return f"{text}failed: {run['failed']}"
     report = run["report"]
-    told += f"{number(report['deliveries_per_s']):>8}/s"
-    told += f"  cpu {report['server']['cpu_us_per_delivery'] or 0:7.3f} us"
-    told += f"  p50 {report['latency_ms']['p50']:8.3f} ms  p99 {report['latency_ms']['p99']:8.3f} ms"
-    told += f"  {report['server']['kib_per_client']:6.1f} KiB/client"
-    return told if report["ok"] else f"{told}  {broken(report)}"
+    text += f"{number(report['deliveries_per_s']):>8}/s"
+    text += f"  cpu {report['server']['cpu_us_per_delivery'] or 0:7.3f} us"
+    text += f"  p50 {report['latency_ms']['p50']:8.3f} ms  p99 {report['latency_ms']['p99']:8.3f} ms"
+    text += f"  {report['server']['kib_per_client']:6.1f} KiB/client"
+    return text if report["ok"] else f"{text}  {violations(report)}"
 
 
 def cell(measured, metric, system, with_ratio=True):
@@ -125,8 +125,8 @@ def cell(measured, metric, system, with_ratio=True):
         return ""
     value = measured.median(metric, system)
     if value is None:
-        return "failed" if measured.of(metric.workload, system) else ""
-    faulty = any("failed" in run or not run["report"]["ok"] for run in measured.of(metric.workload, system))
+        return "failed" if measured.runs_of(metric.workload, system) else ""
+    faulty = any("failed" in run or not run["report"]["ok"] for run in measured.runs_of(metric.workload, system))
     ratio = measured.ratio(metric, system) if with_ratio else None
     text = amount(metric, value) + (f" ({number(ratio)})" if ratio is not None else "")
     return text + (" †" if faulty else "")
@@ -134,13 +134,13 @@ def cell(measured, metric, system, with_ratio=True):
 
 def table(measured, rows, columns, with_ratio):
     text = ["| | " + " | ".join(systems.ALL[name].title for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    before = None
+    workload = None
     for metric in rows:
-        if not any(measured.of(metric.workload, name) for name in columns):
+        if not any(measured.runs_of(metric.workload, name) for name in columns):
             continue
-        if metric.workload != before:
-            before = metric.workload
-            text.append(f"| **{workloads.ALL[before].title}** |" + " |" * len(columns))
+        if metric.workload != workload:
+            workload = metric.workload
+            text.append(f"| **{workloads.ALL[workload].title}** |" + " |" * len(columns))
         cells = [cell(measured, metric, name, with_ratio) for name in columns]
         text.append(f"| {metric.title} | " + " | ".join(cells) + " |")
     return text
@@ -148,10 +148,10 @@ def table(measured, rows, columns, with_ratio):
 
 def faults(measured):
     for run in measured.runs:
-        what = run.get("failed") or ("" if run["report"]["ok"] else broken(run["report"]) or "refused")
-        if what:
+        failure = run.get("failed") or ("" if run["report"]["ok"] else violations(run["report"]) or "rejected messages")
+        if failure:
             title = systems.ALL[run["system"]].title
-            yield f"- † {title}, round {run['round']}, {workloads.ALL[run['workload']].title}: {what}"
+            yield f"- † {title}, round {run['round']}, {workloads.ALL[run['workload']].title}: {failure}"
 
 
 def disk_row(measured):
@@ -159,28 +159,28 @@ def disk_row(measured):
     if not probes:
         return []
     p50, p99 = (median(probe[name] for probe in probes) for name in ("p50", "p99"))
-    return ["", f"The disk itself, right after each of the last runs: 4 KiB appended and synced 50 times a second in {number(p50)} ms (p99 {number(p99)} ms)."]
+    return ["", f"The disk alone, right after each run with an echo: 4 KiB appended and synced 50 times a second in {number(p50)} ms (p99 {number(p99)} ms)."]
 
 
 def markdown(measured):
     about = measured.about
     rounds = max((run["round"] for run in measured.runs), default=0)
     text = [
-        "# Chit Chat beside its peers",
+        "# Chit Chat compared with other servers",
         "",
         *([f"**{warning}**", ""] if (warning := machine.warning(about)) else []),
         f"Written by `bench/compare` on {about['date']}: {about['machine']}, loopback, texts of 100 bytes, the load generator on "
         f"the same machine, commit {about['commit']}. Medians of {rounds} round{'s' if rounds != 1 else ''}; "
-        f"in brackets the multiple of {systems.ALL[BASE].title}'s figure. "
-        "Only ratios carry over to another machine. How each server is driven is said in [README.md](README.md).",
+        f"in parentheses the ratio to {systems.ALL[BASE].title}. "
+        "Only the ratios are comparable between machines. [README.md](README.md) explains how each server is configured.",
         "",
         *(f"- {systems.ALL[name].title}: {version}" for name, version in about["versions"].items()),
         "",
         *table(measured, ROWS, [name for name in measured.systems() if name != "os"], with_ratio=True),
     ]
-    told = list(faults(measured))
-    if told:
-        text += ["", "Runs in which something was lost, cut or failed:", "", *told]
+    failed = list(faults(measured))
+    if failed:
+        text += ["", "Runs that failed, or that lost messages or connections:", "", *failed]
     stores = [name for name in STORE_SYSTEMS if name in measured.systems()]
     if stores:
         text += ["", "## What durability costs", "", *table(measured, STORE_ROWS, stores, with_ratio=False), *disk_row(measured)]

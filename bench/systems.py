@@ -1,6 +1,4 @@
-"""The servers that are compared: where they come from, and how each is started so that it can show what it does.
-
-What each setting is for is said in README.md.
+"""Installs and starts the servers to compare. README.md explains the settings of each.
 """
 
 import getpass
@@ -26,8 +24,8 @@ START_SECONDS = 20
 END_SECONDS = 10
 
 
-class Trouble(Exception):
-    """Something that is told in one line."""
+class ServerError(Exception):
+    """A server cannot be installed or started. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Server:
 
 
 class System:
-    """A server. `command` makes its files in a directory and gives what is to be run on a port."""
+    """A server to compare. `command` writes its configuration to a directory and returns the command that serves `port`."""
 
     title = ""
     protocol = "chitchat"
@@ -61,7 +59,7 @@ class System:
         log = directory / "log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, cwd=directory, env=surroundings() | self.environment()
+                command, stdout=output, stderr=output, cwd=directory, env=clean_environment() | self.environment()
             )
         try:
             wait_for(process, port, self.title, log)
@@ -76,7 +74,7 @@ class System:
 
 
 def generator(binary):
-    """The load generator, which Cargo puts beside the server."""
+    """The load generator, which Cargo builds into the same directory as the server."""
     return binary.with_name("chitchat-bench")
 
 
@@ -118,15 +116,15 @@ class Nats(System):
 
 
 class Debian(System):
-    """A server of a Debian package: the installed one, or else one that is unpacked into the cache."""
+    """A server from a Debian package: the installed one, otherwise the package, unpacked into the cache."""
 
     program = package = ""
 
     def install(self):
-        found = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        installed = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         self.root = None
-        if found:
-            self.path = found
+        if installed:
+            self.path = installed
             return
         self.root = CACHE / f"debian-{self.package}"
         self.path = next((self.root / place / self.program for place in ("usr/bin", "usr/sbin")
@@ -138,14 +136,14 @@ class Debian(System):
             self.install()
 
     def unpack(self):
-        """Needs no rights: it asks what an installation would bring, and unpacks that."""
+        """Downloads and unpacks the packages that apt-get would install, which needs no privileges."""
         plan = call(["apt-get", "--simulate", "--no-install-recommends", "install", self.package])
         packages = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
         call(["apt-get", "download", *packages], cwd=self.root)
         for archive in self.root.glob("*.deb"):
             call(["dpkg", "-x", archive, self.root])
         if not any((self.root / place / self.program).exists() for place in ("usr/bin", "usr/sbin")):
-            raise Trouble(f"{self.program} is not in the packages {', '.join(packages)}")
+            raise ServerError(f"{self.program} is not in the packages {', '.join(packages)}")
 
     def environment(self):
         libraries = [str(path) for path in self.root.glob("usr/lib/*-linux-gnu*")] if self.root else []
@@ -197,26 +195,26 @@ ALL = {
 
 
 def prepare(names):
-    """Installs what is asked for; what cannot be had is left out, with a line that says why."""
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    ready = {}
+    """Installs the servers of these names and returns them. Reports those that cannot be installed on stderr."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    installed = {}
     for name in names:
         try:
             ALL[name].install()
-            ready[name] = ALL[name]
-        except (Trouble, OSError) as why:
-            print(f"left out: {ALL[name].title}: {why}", file=sys.stderr)
-    return ready
+            installed[name] = ALL[name]
+        except (ServerError, OSError) as error:
+            print(f"skipped: {ALL[name].title}: {error}", file=sys.stderr)
+    return installed
 
 
-def surroundings():
-    """The environment without what would configure a server otherwise."""
+def clean_environment():
+    """The environment without the variables that configure Chit Chat."""
     return {name: value for name, value in os.environ.items() if not name.startswith("CHITCHAT_")}
 
 
 def free_port():
-    """A free port below those that the system gives to clients, so that none of thousands of clients takes it."""
+    """A free port below the ephemeral range, so that none of the thousands of clients is assigned it."""
     for _ in range(100):
         port = random.randint(12_000, 30_000)
         with socket.socket() as probe:
@@ -225,39 +223,39 @@ def free_port():
             except OSError:
                 continue
             return port
-    raise Trouble("no free port between 12000 and 30000")
+    raise ServerError("no free port between 12000 and 30000")
 
 
 def wait_for(process, port, title, log):
-    until = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            # It answers, if it is not another one that had the port first.
+            # If it has exited, another process listens on the port.
             if process.poll() is None:
                 return
         except OSError:
             pass
-        if process.poll() is not None or time.monotonic() > until:
-            said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise Trouble(f"{title} does not start: {said[-1]}")
+        if process.poll() is not None or time.monotonic() > deadline:
+            output = log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
+            raise ServerError(f"{title} does not start: {output[-1]}")
         time.sleep(0.02)
 
 
 def call(command, environment=None, cwd=None):
     command = [str(part) for part in command]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
     except FileNotFoundError as error:
-        raise Trouble(f"{command[0]} is not there") from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Trouble(f"{' '.join(command[:3])}: {said[-1]}")
-    return done.stdout
+        raise ServerError(f"{command[0]} is not installed") from error
+    if finished.returncode != 0:
+        output = (finished.stderr or finished.stdout).strip().splitlines() or [f"exit code {finished.returncode}"]
+        raise ServerError(f"{' '.join(command[:3])}: {output[-1]}")
+    return finished.stdout
 
 
 def first_line(command, environment=None):
-    done = subprocess.run(
+    finished = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, env=os.environ | (environment or {}), check=False
     )
-    return ((done.stdout or done.stderr).strip().splitlines() or ["unknown"])[0]
+    return ((finished.stdout or finished.stderr).strip().splitlines() or ["unknown"])[0]

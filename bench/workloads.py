@@ -1,23 +1,23 @@
-"""The loads, as arguments of `chitchat-bench`, and who takes part in which."""
+"""The workloads, as arguments of `chitchat-bench`, and the servers that run each."""
 
 from dataclasses import dataclass
 
-EVERYBODY = ("memory", "sync", "nats", "redis", "mosquitto", "limit")
-# Without mosquitto, which delivers some 100,000 a second and only queues what is beyond that.
-BUSY = ("memory", "sync", "nats", "redis", "limit")
+ALL_SYSTEMS = ("memory", "sync", "nats", "redis", "mosquitto", "limit")
+# Without mosquitto, which delivers about 100,000 messages a second and queues the rest.
+FAST_SYSTEMS = ("memory", "sync", "nats", "redis", "limit")
 
 
 @dataclass(frozen=True)
 class Workload:
     title: str
     load: tuple
-    # What --quick has instead of what is in `load`.
+    # The arguments with --quick, if they differ from `load`.
     small: tuple = ()
-    systems: tuple = EVERYBODY
-    # One message after a pause instead of a time.
+    systems: tuple = ALL_SYSTEMS
+    # Idle clients and a single message, so there is no measured time.
     idle: bool = False
-    # Whether the disk's own speed is measured right after each run.
-    beside_disk: bool = False
+    # Whether the sync latency of the disk is measured right after each run.
+    probes_disk: bool = False
 
     def arguments(self, quick):
         load = self.small if quick and self.small else self.load
@@ -41,10 +41,10 @@ ALL = {
         "1,000 subscribers, 4 publishers, 256 messages outstanding each",
         clients(1_000, 4, "--outstanding", "256"),
         clients(200, 4, "--outstanding", "256"),
-        systems=BUSY,
+        systems=FAST_SYSTEMS,
     ),
     "flood": Workload(
-        "100 subscribers, 4 publishers that send whatever flow control permits",
+        "100 subscribers, 4 publishers that send as fast as flow control permits",
         clients(100, 4, "--flood"),
         systems=("memory", "os", "sync", "nats", "redis", "limit"),
     ),
@@ -55,7 +55,7 @@ ALL = {
     "rate2000": Workload(
         "200 clients, 2,000 messages a second (400,000 deliveries a second), open loop",
         clients(196, 4, "--rate", "2000"),
-        systems=BUSY,
+        systems=FAST_SYSTEMS,
     ),
     "idle": Workload(
         "5,000 idle clients in one room, each on a connection of its own, then one message",
@@ -74,6 +74,6 @@ ALL = {
         "a quiet room: 2 clients, 50 messages a second, open loop",
         clients(1, 1, "--rate", "50"),
         systems=("memory", "os", "sync"),
-        beside_disk=True,
+        probes_disk=True,
     ),
 }

@@ -1,5 +1,5 @@
-//! `bench/compare` still works: it starts servers, drives them, and writes its table and its chart. What it measures is not
-//! looked at; a timing is no test.
+//! Runs `bench/compare` and checks that it writes its table and its chart. The figures are not checked, because a timing is not
+//! a test.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod process;
@@ -10,7 +10,7 @@ use std::process::Command;
 
 use process::{CHECKOUT, CHITCHAT, external_program, text};
 
-/// Any Python will do: the comparison needs nothing but its standard library.
+/// Any Python: the comparison needs only its standard library.
 fn python() -> Option<String> {
     external_program("CHITCHAT_TEST_PYTHON", "python3", &["--version"])
 }
@@ -31,12 +31,12 @@ fn compare(python: &str, out: &Path, arguments: &[&str]) -> (bool, String) {
 fn a_quick_comparison_writes_its_results() {
     let Some(python) = python() else { return };
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare");
-    let (succeeded, said) = compare(
+    let (succeeded, stderr) = compare(
         &python,
         &out,
         &["--quick", "--only", "w1,echo", "--systems", "memory,sync,limit"],
     );
-    assert!(succeeded, "{said}");
+    assert!(succeeded, "{stderr}");
     let runs = fs::read_to_string(out.join("raw.jsonl")).unwrap();
     let runs: Vec<serde_json::Value> = runs
         .lines()
@@ -75,13 +75,13 @@ fn a_quick_comparison_writes_its_results() {
 }
 
 #[test]
-fn what_does_not_exist_is_refused() {
+fn unknown_systems_are_rejected() {
     let Some(python) = python() else { return };
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare-refused");
-    let (succeeded, said) = compare(&python, &out, &["--systems", "memory,irc"]);
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare-rejected");
+    let (succeeded, stderr) = compare(&python, &out, &["--systems", "memory,irc"]);
     assert!(!succeeded);
     assert!(
-        said.contains("--systems irc: must be one of memory, os, sync"),
-        "{said}"
+        stderr.contains("--systems irc: must be one of memory, os, sync"),
+        "{stderr}"
     );
 }
