@@ -1,4 +1,4 @@
-//! What can be checked of the image and the compose file without an engine: that they and the program fit together.
+//! Checks, without a container engine, that the image and the compose file match the program.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod process;
@@ -14,7 +14,7 @@ fn file(path: &str) -> String {
     fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()
 }
 
-/// All variables of the server that a text sets, with their values; not those that it reads (`${…}`).
+/// The server's variables that a text sets, with their values, without those that it reads (`${…}`).
 fn variables(file: &str) -> Vec<(String, String)> {
     file.lines()
         .map(|line| line.split(" #").next().unwrap_or(line))
@@ -54,7 +54,7 @@ fn the_server_has_every_variable_that_is_set() {
         let variables = variables(&file(path));
         assert!(!variables.is_empty(), "{path}");
         for (name, _) in variables {
-            // That one is for the build.
+            // Only the build uses CHITCHAT_REVISION.
             assert!(
                 name == "CHITCHAT_REVISION" || flags.iter().any(|flag| flag.variable == name),
                 "{path} sets {name}, which `chitchat serve` does not have"
@@ -69,7 +69,7 @@ fn the_server_starts_with_what_is_set() {
     for path in ["Dockerfile", "deploy/compose.yaml"] {
         command.envs(variables(&file(path)));
     }
-    // One mistake on purpose, so that it is checked and does not run: it must stay the only one.
+    // A deliberate error, which must be the only one, so that the server checks its configuration but does not run.
     let output = run(command.args(["serve", "--max-rooms", "0"]), "");
     assert_eq!(
         text(&output.stderr),
@@ -78,7 +78,7 @@ fn the_server_starts_with_what_is_set() {
 }
 
 #[test]
-fn the_health_check_of_both_is_a_command_of_the_program() {
+fn both_health_checks_run_a_command_of_the_program() {
     let server = serve(&[]);
     for path in ["Dockerfile", "deploy/compose.yaml"] {
         let file = file(path);
@@ -115,7 +115,7 @@ fn ports_are_the_same_everywhere_and_published_on_this_host_only() {
         let port = value_of(&image, name)
             .strip_prefix("0.0.0.0:")
             .expect("reachable from outside the container");
-        // On this host only, under a number that can be changed where it is taken.
+        // On this host only, with a host port that a variable can change.
         let published: Vec<&str> = compose
             .lines()
             .filter(|line| line.ends_with(&format!(":{port}\"")))
@@ -132,7 +132,7 @@ fn ports_are_the_same_everywhere_and_published_on_this_host_only() {
 }
 
 #[test]
-fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
+fn the_container_is_hardened_and_is_not_killed_while_it_drains() {
     let (dockerfile, compose) = (file("Dockerfile"), file("deploy/compose.yaml"));
     for line in ["\nUSER 65532:65532\n", "\nSTOPSIGNAL SIGTERM\n"] {
         assert!(dockerfile.contains(line), "no {line:?}");
@@ -141,7 +141,7 @@ fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
     assert_eq!(compose_value(&compose, "read_only"), "true");
     assert!(compose.contains("cap_drop:\n      - ALL\n"));
     assert!(compose.contains("- no-new-privileges:true\n"));
-    // It writes to its volume only, which its user owns.
+    // It writes only to its volume, which its user owns.
     let data = variables(&dockerfile);
     let data = value_of(&data, "CHITCHAT_DATA_DIR");
     assert!(dockerfile.contains(&format!(" --chown=65532:65532 /out/data {data}\n")));
@@ -149,7 +149,7 @@ fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
     assert!(!compose_value(&compose, "mem_limit").is_empty());
     let seconds = |value: &str| {
         let seconds = value.strip_suffix('s').and_then(|seconds| seconds.parse().ok());
-        Duration::from_secs(seconds.unwrap_or_else(|| panic!("{value} are no seconds")))
+        Duration::from_secs(seconds.unwrap_or_else(|| panic!("{value} is not a number of seconds")))
     };
     let drain = variables(&compose);
     let drain = seconds(value_of(&drain, "CHITCHAT_DRAIN_TIMEOUT"));
@@ -157,7 +157,7 @@ fn the_container_may_do_nothing_and_is_not_killed_while_it_drains() {
 }
 
 #[test]
-fn the_image_is_built_from_files_that_are_there() {
+fn the_image_is_built_from_files_that_exist() {
     let (dockerfile, ignored) = (file("Dockerfile"), file(".dockerignore"));
     let copies = dockerfile
         .lines()
@@ -168,7 +168,7 @@ fn the_image_is_built_from_files_that_are_there() {
         let mut words: Vec<&str> = copy.split_whitespace().collect();
         words.pop();
         for path in words {
-            assert!(Path::new(CHECKOUT).join(path).exists(), "{path} is not there");
+            assert!(Path::new(CHECKOUT).join(path).exists(), "{path} does not exist");
             assert!(
                 ignored.lines().any(|line| line == format!("!{path}")),
                 "{path} is ignored"
@@ -177,7 +177,7 @@ fn the_image_is_built_from_files_that_are_there() {
         }
     }
     assert!(count > 0, "something is copied");
-    // The frontend that `# syntax=` names is fetched, also where nothing else is.
+    // A frontend that `# syntax=` names would be pulled from a registry.
     assert!(
         !dockerfile.contains("syntax="),
         "a frontend that is not the engine's own"
@@ -214,7 +214,7 @@ fn copy_build_context(to: &Path) {
 fn cargo_accepts_the_build_context_without_the_rest_of_the_checkout() {
     let context = tempfile::tempdir().unwrap();
     copy_build_context(context.path());
-    // For this machine only: cargo has not downloaded what other systems need.
+    // For this target only, because cargo has not downloaded the dependencies of other targets.
     let target = run(Command::new("rustc").args(["--print", "host-tuple"]), "");
     let mut fetch = Command::new(env!("CARGO"));
     fetch

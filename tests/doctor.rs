@@ -17,7 +17,9 @@ use axum::extract::{Path, RawQuery};
 use axum::http::StatusCode;
 use axum::routing::get;
 use collector::Collector;
-use process::{CHITCHAT, FREE_PORT, Process, external_program, run, serve_with, text, unused_address};
+use process::{
+    CHITCHAT, FREE_PORT, Process, external_program, percent_decoded, run, serve_with, text, unused_address,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -89,13 +91,7 @@ fn parameter(query: &str, name: &str) -> String {
         .split('&')
         .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
         .unwrap_or_default();
-    let mut parts = raw.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    String::from_utf8(bytes).unwrap()
+    percent_decoded(raw)
 }
 
 /// A real Prometheus that scrapes an admin port, its data, and its URL.

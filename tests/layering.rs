@@ -1,5 +1,5 @@
-//! The architecture, checked on the source: imports go downward only, no files import each other in a circle, and the
-//! client library depends on nothing of the server.
+//! Checks the architecture in the source: imports go downward only, there are no import cycles, and the client library depends
+//! on nothing of the server.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// The layers, from the lowest to the highest. A module may use modules of lower layers, and those of its own layer as
-/// long as there is no circle.
+/// long as there is no cycle.
 const LAYERS: [&[&str]; 6] = [
     &["domain", "failpoint", "procfs", "proto"],
     &["reason", "store"],
@@ -131,8 +131,8 @@ impl Crate {
             .collect()
     }
 
-    /// Groups of files that import each other in a circle.
-    fn circles(&self) -> Vec<String> {
+    /// Groups of files that import each other in a cycle.
+    fn cycles(&self) -> Vec<String> {
         let mut reachable: BTreeMap<&ModulePath, BTreeSet<&ModulePath>> = BTreeMap::new();
         let edges = self.edges();
         for module in self.0.keys() {
@@ -143,17 +143,17 @@ impl Crate {
                 pending.extend(targets.filter(|target| found.insert(target)));
             }
         }
-        let circle_of = |module: &ModulePath| -> Vec<String> {
+        let cycle_of = |module: &ModulePath| -> Vec<String> {
             let members = reachable[module]
                 .iter()
                 .filter(|other| reachable[**other].contains(module));
             members.map(|member| member.join("::")).collect()
         };
-        let circles: BTreeSet<Vec<String>> = self.0.keys().map(circle_of).collect();
-        circles
+        let cycles: BTreeSet<Vec<String>> = self.0.keys().map(cycle_of).collect();
+        cycles
             .iter()
-            .filter(|circle| !circle.is_empty())
-            .map(|circle| circle.join(", "))
+            .filter(|cycle| !cycle.is_empty())
+            .map(|cycle| cycle.join(", "))
             .collect()
     }
 }
@@ -330,9 +330,9 @@ fn imports_go_downward_only() {
 }
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
+fn there_are_no_import_cycles() {
     let source = Crate::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    assert_eq!(source.circles(), Vec::<String>::new());
+    assert_eq!(source.cycles(), Vec::<String>::new());
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn tests_comments_and_literals_are_ignored() {
 }
 
 #[test]
-fn a_circle_is_found_through_reexports() {
+fn a_cycle_is_found_through_reexports() {
     let files = [
         (
             "hub/mod",
@@ -420,5 +420,5 @@ fn a_circle_is_found_through_reexports() {
         ("hub/feed", "fn run(room: &crate::hub::Room) {}"),
         ("hub/clock", ""),
     ];
-    assert_eq!(Crate::parse(files).circles(), ["hub::feed, hub::room"]);
+    assert_eq!(Crate::parse(files).cycles(), ["hub::feed, hub::room"]);
 }

@@ -101,25 +101,25 @@ fn a_long_history_is_complete_and_in_order() {
         let command = ["history", "--room", "tea", "--json"];
         run_json(server.address, &[&command, arguments].concat())
     };
-    let whole = history(&["--limit", "1000"]);
-    let from = whole
+    let all = history(&["--limit", "1000"]);
+    let from = all
         .iter()
         .position(|event| event["msg_stream"] == "line 1")
         .unwrap();
-    assert_eq!(texts(&whole[from..]), lines);
-    let sequences: Vec<u64> = whole
+    assert_eq!(texts(&all[from..]), lines);
+    let sequences: Vec<u64> = all
         .iter()
         .map(|event| event["sequence"].as_u64().unwrap())
         .collect();
     assert!(
-        sequences.iter().copied().eq(1..=whole.len() as u64),
+        sequences.iter().copied().eq(1..=all.len() as u64),
         "{sequences:?}"
     );
 
-    assert_eq!(history(&["--limit", "230"]), whole[whole.len() - 230..]);
-    assert_eq!(history(&["--after", "120", "--limit", "130"]), whole[120..250]);
-    assert_eq!(history(&["--before", "121", "--limit", "110"]), whole[10..120]);
-    assert_eq!(history(&["--after", "10", "--before", "14"]), whole[10..13]);
+    assert_eq!(history(&["--limit", "230"]), all[all.len() - 230..]);
+    assert_eq!(history(&["--after", "120", "--limit", "130"]), all[120..250]);
+    assert_eq!(history(&["--before", "121", "--limit", "110"]), all[10..120]);
+    assert_eq!(history(&["--after", "10", "--before", "14"]), all[10..13]);
     assert!(history(&["--limit", "0"]).is_empty());
     assert_eq!(history(&[]).len(), 100);
 }

@@ -93,12 +93,12 @@ async fn log(server: SocketAddr) -> Vec<ServerMessage> {
     let connection = Connection::open(&address(server), &ConnectOptions::default())
         .await
         .unwrap();
-    let whole = HistoryQuery {
+    let everything = HistoryQuery {
         limit: u64::MAX,
         after: None,
         before: None,
     };
-    let mut history = History::open(&connection, "tea", whole).await.unwrap();
+    let mut history = History::open(&connection, "tea", everything).await.unwrap();
     let mut log = Vec::new();
     while let Some(event) = history.try_next().await.unwrap() {
         let Event::Message(message) = event else {
@@ -355,7 +355,7 @@ async fn expired() -> (FakeServer, Proxy, Session) {
 
 #[tokio::test]
 async fn an_expired_session_is_replaced_without_a_gap() {
-    let (_hall, proxy, mut ada) = expired().await;
+    let (_server, proxy, mut ada) = expired().await;
     proxy.allow();
     assert_eq!(resumed(&mut ada).await, None);
     assert_eq!(next_message(&mut ada).await.r#type(), EventType::Leave);

@@ -1,9 +1,6 @@
 //! The load generator against correct and faulty servers. Every run ends after a number of messages, so the tests do
 //! not depend on the speed of the machine.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a helper that cannot set its test up has failed it"
-)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::net::SocketAddr;
 use std::sync::mpsc as blocking;

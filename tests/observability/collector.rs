@@ -1,15 +1,13 @@
 //! The Collector with the deployed configuration.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
 use serde_json::json;
 
 use crate::files;
-use crate::process::{Process, TIMEOUT, external_program, succeed, wait_until};
-use crate::prometheus::Folder;
+use crate::process::{Process, external_program, http_request, succeed, unused_address, wait_until};
 use crate::rules::alerts;
 
 const CONFIG: &str = "deploy/otel-collector/config.yaml";
@@ -26,19 +24,9 @@ fn the_collector_accepts_its_configuration() {
     succeed(&mut validate, "");
 }
 
-/// The answer to one HTTP request, or nothing where nobody listens.
-fn ask(address: SocketAddr, request: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
-}
-
 fn post(address: SocketAddr, path: &str, body: &str) -> Option<String> {
     let length = body.len();
-    ask(
+    http_request(
         address,
         &format!(
             "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -52,10 +40,7 @@ fn the_collector_counts_losses_under_the_names_that_the_alerts_select() {
     // Tempo and Loki accept connections and never answer.
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = backend.local_addr().unwrap();
-    let [grpc, http, health, metrics] = [(); 4].map(|()| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    });
+    let [grpc, http, health, metrics] = [(); 4].map(|()| unused_address());
     let mut config = files::yaml(CONFIG);
     config["receivers"]["otlp"]["protocols"] =
         json!({"grpc": {"endpoint": grpc.to_string()}, "http": {"endpoint": http.to_string()}});
@@ -74,8 +59,8 @@ fn the_collector_counts_losses_under_the_names_that_the_alerts_select() {
     config["extensions"]["health_check"]["endpoint"] = health.to_string().into();
     config["service"]["telemetry"]["metrics"]["readers"][0]["pull"]["exporter"]["prometheus"] =
         json!({"host": "127.0.0.1", "port": metrics.port()});
-    let folder = Folder::new("collector");
-    let file = folder.0.join("config.yaml");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
     // JSON is YAML.
     fs::write(&file, config.to_string()).unwrap();
     let mut command = Command::new(collector);
@@ -99,7 +84,7 @@ fn the_collector_counts_losses_under_the_names_that_the_alerts_select() {
     wait_until("the Collector counts every kind of loss", || {
         post(http, "/v1/traces", span)?;
         post(http, "/v1/logs", record)?;
-        let page = ask(metrics, "GET /metrics HTTP/1.0\r\n\r\n")?;
+        let page = http_request(metrics, "GET /metrics HTTP/1.0\r\n\r\n")?;
         wanted.retain(|name| !page.contains(name));
         wanted.is_empty().then_some(())
     });

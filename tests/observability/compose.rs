@@ -240,8 +240,7 @@ fn docker_compose_accepts_the_file() {
 
 #[test]
 fn grafana_generates_its_password_once() {
-    let folder = std::env::temp_dir().join(format!("chitchat-grafana-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let grafana = &files::yaml(FILE)["services"]["grafana"];
     let [shell, options, script] = files::strings(&grafana["entrypoint"])[..] else {
         panic!("{grafana}");
@@ -251,23 +250,22 @@ fn grafana_generates_its_password_once() {
     assert!(script.contains(password), "{script}");
     let here = script
         .replace("$$", "$")
-        .replace("/var/lib/grafana", folder.to_str().unwrap())
+        .replace("/var/lib/grafana", folder.path().to_str().unwrap())
         .replace("exec /run.sh", "exec stat -c %a \"$password\"");
     let made: Vec<String> = (0..2)
         .map(|_| {
             assert_eq!(succeed(Command::new(shell).args([options, &here]), ""), "600\n");
-            std::fs::read_to_string(folder.join("admin_password")).unwrap()
+            std::fs::read_to_string(folder.path().join("admin_password")).unwrap()
         })
         .collect();
     assert_eq!(made[0].trim_end().len(), 24, "{made:?}");
     assert_eq!(made[0], made[1]);
-    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
-fn every_address_is_of_a_service() {
+fn every_address_names_a_service() {
     let names: BTreeSet<String> = services().into_iter().map(|(name, _)| name).collect();
-    let known = |place: &str, address: &str| {
+    let assert_known = |place: &str, address: &str| {
         let host = address.split("://").last().unwrap_or_default();
         let host = host.split([':', '/']).next().unwrap_or_default();
         assert!(host == "127.0.0.1" || names.contains(host), "{place}: {address}");
@@ -275,24 +273,24 @@ fn every_address_is_of_a_service() {
     let prometheus = files::yaml("deploy/prometheus/prometheus.yml");
     for job in files::list(&prometheus, "scrape_configs") {
         for target in files::strings(&job["static_configs"][0]["targets"]) {
-            known("prometheus.yml", target);
+            assert_known("prometheus.yml", target);
         }
     }
     for target in files::strings(&prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"])
     {
-        known("prometheus.yml", target);
+        assert_known("prometheus.yml", target);
     }
     let collector = files::yaml("deploy/otel-collector/config.yaml");
     for exporter in collector["exporters"].as_object().expect("exporters").values() {
-        known("the collector", files::string(exporter, "endpoint"));
+        assert_known("the collector", files::string(exporter, "endpoint"));
     }
     let tempo = files::yaml("deploy/tempo/tempo.yaml");
     for remote in files::list(&tempo["metrics_generator"]["storage"], "remote_write") {
-        known("tempo.yaml", files::string(remote, "url"));
+        assert_known("tempo.yaml", files::string(remote, "url"));
     }
     let (sources, mut uids) = (data_sources(), BTreeSet::new());
     for source in &sources {
-        known("data sources", files::string(source, "url"));
+        assert_known("data sources", files::string(source, "url"));
         uids.insert(files::string(source, "uid"));
     }
     // Links between data sources lead to data sources that exist.
@@ -459,7 +457,7 @@ fn the_bots_chat() {
     let lobby = of("demo-lobby");
     let mut bob = Command::new(CHITCHAT);
     let bob = Process::start(bob.args(bot("demo-lobby", &files::strings(&lobby["command"]), &address)));
-    assert_eq!(lobby["stdin_open"], true, "or Bob leaves");
+    assert_eq!(lobby["stdin_open"], true, "Bob leaves at the end of the input");
     bob.stdout_line("Participant Bob joined");
     let check = files::strings(&lobby["healthcheck"]["test"]);
     assert_eq!(check[..2], ["CMD", "/usr/local/bin/chitchat"]);

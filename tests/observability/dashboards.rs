@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::process::percent_decoded;
 use crate::{files, metric_names, runbook};
 
 /// Grafana's units in use. Grafana shows a misspelled one as it is.
@@ -399,15 +400,4 @@ fn latency_panels_link_to_traces_and_logs() {
             }
         }
     }
-}
-
-/// Decodes the percent-encoding of a URL.
-fn percent_decoded(text: &str) -> String {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(&part[..2], 16).expect("two digits"));
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    String::from_utf8(bytes).expect("UTF-8")
 }

@@ -35,7 +35,7 @@ pub fn with_defaults(text: &str) -> String {
     filled
 }
 
-/// The whole source of the server.
+/// The source of the server, all files.
 pub fn sources() -> String {
     fn read(folder: &Path, into: &mut String) {
         for entry in fs::read_dir(folder).unwrap() {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::process::{CHITCHAT, Process, load_generator, run, succeed};
-use crate::prometheus::{Folder, Prometheus};
+use crate::process::{CHITCHAT, FREE_PORT, Process, load_generator, run, serve, serve_at, succeed};
+use crate::prometheus::Prometheus;
 use crate::rules::{alerts, promtool, rules};
 use crate::{dashboards, files};
 
@@ -31,38 +31,6 @@ const MAY_BE_EMPTY: [(&str, &str); 7] = [
 /// How long all queries together may take to return data.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
-struct Server {
-    _running: Process,
-    address: SocketAddr,
-    admin: SocketAddr,
-    _data: Folder,
-}
-
-/// A server with its store on disk, as in the image.
-fn serve() -> Server {
-    let data = Folder::new("observed");
-    let mut command = Command::new(CHITCHAT);
-    command
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-            "--data-dir",
-        ])
-        .arg(&data.0);
-    let running = Process::start(&mut command);
-    let line = running.stderr_line("chitchat: listening on ");
-    let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
-    Server {
-        address: addresses.next().expect("an address"),
-        admin: addresses.next().expect("another"),
-        _running: running,
-        _data: data,
-    }
-}
-
 /// Twenty subscribers in two rooms and twenty messages a second, until dropped.
 fn load(server: SocketAddr) -> Process {
     let mut command = Command::new(load_generator());
@@ -78,7 +46,7 @@ fn load(server: SocketAddr) -> Process {
     Process::start(&mut command)
 }
 
-/// What the load does not do after its start: a join, unary calls, and a rejected message.
+/// Makes the requests that the load does not make: a join, unary calls, and a rejected message.
 fn other_requests(server: SocketAddr) {
     let address = server.to_string();
     let chitchat = |arguments: &[&str]| {
@@ -122,7 +90,9 @@ fn has_data(samples: &[Value]) -> bool {
 
 #[test]
 fn every_query_of_every_panel_and_rule_returns_data() {
-    let server = serve();
+    // With its store on disk, as in the image.
+    let data = tempfile::tempdir().unwrap();
+    let server = serve_at(FREE_PORT, &["--data-dir", data.path().to_str().unwrap()]);
     let Some(prometheus) = Prometheus::scraping(server.admin) else {
         return;
     };
@@ -187,7 +157,7 @@ fn every_query_of_every_panel_and_rule_returns_data() {
 #[test]
 fn promtool_accepts_the_metrics_page() {
     let Some(promtool) = promtool() else { return };
-    let server = crate::process::serve(&[]);
+    let server = serve(&[]);
     let answer = server.get("/metrics");
     let (_, page) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
     assert!(page.contains("chitchat_connected_clients"));

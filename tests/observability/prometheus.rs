@@ -1,55 +1,41 @@
 //! A real Prometheus with the deployed configuration, which scrapes every second.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::files;
-use crate::process::{Process, TIMEOUT, external_program, wait_until};
+use crate::process::{Process, external_program, http_request, unused_address, wait_until};
 
 pub struct Prometheus {
     address: SocketAddr,
     _running: Process,
-    _folder: Folder,
-}
-
-/// A temporary folder, deleted on drop.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
+    _folder: TempDir,
 }
 
 impl Prometheus {
     /// Starts one that scrapes this server. `None` if Prometheus is not installed.
     pub fn scraping(server: SocketAddr) -> Option<Self> {
         let program = external_program("CHITCHAT_TEST_PROMETHEUS", "prometheus", &["--version"])?;
-        let folder = Folder::new("prometheus");
-        configure(&folder.0, server);
+        let folder = tempfile::tempdir().unwrap();
+        configure(folder.path(), server);
         // Prometheus does not report its port when it is told to choose one.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = unused_address();
         let mut command = Command::new(program);
         for flag in deployed_flags() {
             let (name, value) = flag.split_once('=').unwrap_or((&flag, ""));
             match name {
-                "--config.file" => {
-                    command.arg(format!("{name}={}", folder.0.join("prometheus.yml").display()))
+                "--config.file" => command.arg(format!(
+                    "{name}={}",
+                    folder.path().join("prometheus.yml").display()
+                )),
+                "--storage.tsdb.path" => {
+                    command.arg(format!("{name}={}", folder.path().join("data").display()))
                 }
-                "--storage.tsdb.path" => command.arg(format!("{name}={}", folder.0.join("data").display())),
                 "--web.console.templates" => command.arg(format!(
                     "{name}={}",
                     files::path("deploy/prometheus/consoles").display()
@@ -75,20 +61,11 @@ impl Prometheus {
 
     /// The response to a GET request, with its head.
     pub fn get(&self, path: &str) -> Option<String> {
-        self.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"))
-    }
-
-    fn ask(&self, request: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.address).ok()?;
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+        http_request(self.address, &format!("GET {path} HTTP/1.0\r\n\r\n"))
     }
 
     fn json(&self, request: &str) -> Value {
-        let answer = self.ask(request).expect("Prometheus answers");
+        let answer = http_request(self.address, request).expect("Prometheus answers");
         let (_, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
     }

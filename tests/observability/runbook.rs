@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::dashboards::{all, panels};
 use crate::files;
 use crate::process::{serve, succeed};
-use crate::prometheus::{Folder, Prometheus};
+use crate::prometheus::Prometheus;
 use crate::rules::alerts;
 
 /// Where the compose stack serves the page.
@@ -153,14 +153,20 @@ fn one_command_changes_every_link() {
     let (_, section) = page.split_once("## Links in alerts").expect("the section");
     let (_, command) = section.split_once("```sh\n").expect("a command");
     let (command, _) = command.split_once("```").expect("its end");
-    let copy = Folder::new("links");
+    let copy = tempfile::tempdir().unwrap();
     for folder in ["deploy", "dashboards"] {
         succeed(
-            Command::new("cp").arg("-R").arg(files::path(folder)).arg(&copy.0),
+            Command::new("cp")
+                .arg("-R")
+                .arg(files::path(folder))
+                .arg(copy.path()),
             "",
         );
     }
-    succeed(Command::new("sh").args(["-ec", command]).current_dir(&copy.0), "");
+    succeed(
+        Command::new("sh").args(["-ec", command]).current_dir(copy.path()),
+        "",
+    );
     for file in [
         "deploy/prometheus/rules/alerts.yml",
         "deploy/prometheus/tests/alerts.yml",
@@ -169,7 +175,7 @@ fn one_command_changes_every_link() {
         "dashboards/overview.json",
     ] {
         assert!(files::text(file).contains(URL), "{file}");
-        let changed = fs::read_to_string(copy.0.join(file)).unwrap();
+        let changed = fs::read_to_string(copy.path().join(file)).unwrap();
         assert!(!changed.contains("http://127.0.0.1"), "{file}");
     }
 }

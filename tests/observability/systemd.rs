@@ -5,7 +5,6 @@ use std::process::Command;
 
 use crate::files;
 use crate::process::{CHITCHAT, external_program, serve_flags, succeed, text};
-use crate::prometheus::Folder;
 
 const UNIT: &str = "deploy/systemd/chitchat.service";
 
@@ -16,15 +15,15 @@ fn systemd_analyze() -> Option<String> {
 #[test]
 fn systemd_accepts_the_unit() {
     let Some(program) = systemd_analyze() else { return };
-    let folder = Folder::new("unit");
-    let unit = folder.0.join("chitchat.service");
+    let folder = tempfile::tempdir().unwrap();
+    let unit = folder.path().join("chitchat.service");
     // systemd-analyze checks that the program exists.
     let installed = files::text(UNIT).replace("/usr/local/bin/chitchat", CHITCHAT);
     assert!(installed.contains(&format!("ExecStart={CHITCHAT} serve\n")));
     fs::write(&unit, installed).unwrap();
     let output = Command::new(program).arg("verify").arg(&unit).output().unwrap();
-    let said = text(&output.stderr);
-    let ours: Vec<&str> = said.lines().filter(|line| line.contains("chitchat")).collect();
+    let stderr = text(&output.stderr);
+    let ours: Vec<&str> = stderr.lines().filter(|line| line.contains("chitchat")).collect();
     assert!(ours.is_empty(), "{ours:#?}");
 }
 

@@ -37,17 +37,17 @@ impl http_body::Body for Silence {
 /// The status with which a stream of `method` without a first message ends.
 async fn status_without_first_message(method: &str) -> Status {
     let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
-    let report = Arc::new(TelemetryObserver::new(metrics, None));
+    let observer = Arc::new(TelemetryObserver::new(metrics, None));
     let store = Arc::new(MemoryStore::new(Retention::ON_DISK, 1));
     let hub = Hub::new(
         Rules::default(),
         HubOptions::default(),
         store,
         &[0; 32],
-        report.clone(),
+        observer.clone(),
     );
     let others = service_fn(|_: Request<Body>| ready(Ok::<_, Infallible>(Response::new(Body::empty()))));
-    let route = StreamingService::new(others, hub, CancellationToken::new(), report);
+    let route = StreamingService::new(others, hub, CancellationToken::new(), observer);
     let request = Request::post(format!("/itu.chitchat.ChatService/{method}"))
         .body(Body::new(Silence))
         .unwrap();

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// Upper bound for every wait: far more than a busy machine needs.
+/// Upper bound for every wait. Even a busy machine needs much less.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server that runs until it is dropped or shut down.
@@ -220,7 +220,7 @@ impl Client {
     }
 
     pub async fn next(&mut self) -> ServerMessage {
-        self.try_next().await.expect("the stream goes on")
+        self.try_next().await.expect("the stream continues")
     }
 
     /// The time, sender and text of the next message.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chitchat::procfs::number_after;
 use chitchat::proto::JoinMsgLeave;
 use tokio::task::JoinSet;
 
@@ -21,16 +22,16 @@ async fn all_participants_receive_the_same_events_in_the_same_order() {
         let joined = client.next().await;
         clients.push((client, joined));
     }
-    let mut reading = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for (n, (mut client, joined)) in clients.into_iter().enumerate() {
-        reading.spawn(async move {
+        tasks.spawn(async move {
             let mut received = vec![joined];
             let mut latest = received[0].timestamp;
-            let mut to_say = if n < SENDERS { MESSAGES } else { 0 };
+            let mut unsent = if n < SENDERS { MESSAGES } else { 0 };
             while received.last().unwrap().sequence < (SENDERS + RECEIVERS + SENDERS * MESSAGES) as u64 {
-                if to_say > 0 {
-                    to_say -= 1;
-                    client.say(latest + 1, &format!("{n}/{to_say}")).await;
+                if unsent > 0 {
+                    unsent -= 1;
+                    client.say(latest + 1, &format!("{n}/{unsent}")).await;
                 }
                 let message = client.next().await;
                 latest = latest.max(message.timestamp);
@@ -39,7 +40,7 @@ async fn all_participants_receive_the_same_events_in_the_same_order() {
             (received, client)
         });
     }
-    let results = reading.join_all().await;
+    let results = tasks.join_all().await;
     let first = results
         .iter()
         .map(|(received, _)| received)
@@ -68,14 +69,7 @@ async fn all_participants_receive_the_same_events_in_the_same_order() {
 fn resources() -> (usize, u64) {
     let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let resident = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap();
-    (
-        descriptors,
-        resident.trim().trim_end_matches(" kB").parse().unwrap(),
-    )
+    (descriptors, number_after(&status, "VmRSS:").unwrap())
 }
 
 /// Lets `clients` join over twenty connections, receive their own JOIN, and leave or disconnect.
@@ -84,10 +78,10 @@ async fn join_and_leave(server: &TestServer, clients: usize) {
     for _ in 0..20 {
         channels.push(server.channel().await);
     }
-    let mut going = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for n in 0..clients {
         let channel = channels[n % channels.len()].clone();
-        going.spawn(async move {
+        tasks.spawn(async move {
             let mut client = Client::open(channel).await;
             let join = JoinMsgLeave {
                 room: format!("room-{}", n % 50),
@@ -101,7 +95,7 @@ async fn join_and_leave(server: &TestServer, clients: usize) {
             }
         });
     }
-    going.join_all().await;
+    tasks.join_all().await;
     server.wait_for_metric("chitchat_connected_clients", 0.0).await;
 }
 

@@ -6,7 +6,7 @@
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     unreachable_pub,
-    reason = "a test that meets what it does not expect has failed"
+    reason = "a test panics when it fails"
 )]
 
 mod admin;

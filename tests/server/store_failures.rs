@@ -68,8 +68,8 @@ impl Store for Failing {
 async fn a_damaged_log_fails_its_room_and_a_failed_store_fails_the_server() {
     let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
     let store = Arc::new(Failing(MemoryStore::new(Retention::ON_DISK, 4)));
-    let report = Arc::new(TelemetryObserver::new(metrics, None));
-    let hub = Hub::new(Rules::default(), HubOptions::default(), store, &[0; 32], report);
+    let observer = Arc::new(TelemetryObserver::new(metrics, None));
+    let hub = Hub::new(Rules::default(), HubOptions::default(), store, &[0; 32], observer);
     let join = async |room: &str| {
         let request = JoinRequest {
             room: RoomName::try_from(room).unwrap(),
