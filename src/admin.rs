@@ -1,7 +1,7 @@
 //! The admin port: liveness, readiness and metrics over HTTP. It is read-only and shows no chat data.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,14 +18,14 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Metrics;
 
-/// Maximum number of connections; further ones are closed at once. Only a few probes and collectors connect here, and without a
-/// limit, idle clients could use up the process's file descriptors and so block the gRPC port.
+/// Maximum number of connections; a further one takes the place of another. Only a few probes and collectors connect here, and
+/// without a limit, idle clients could use up the process's file descriptors and so block the gRPC port.
 pub const MAX_CONNECTIONS: usize = 32;
 
 /// Maximum lifetime of a connection, including its response. Equals the default scrape timeout of Prometheus.
@@ -94,14 +94,41 @@ impl AdminServer {
 
     /// Never completes. Dropping the future drops the connections.
     async fn serve_all(mut self) {
-        let mut connections = JoinSet::new();
+        let mut connections = Connections::default();
         loop {
             // axum's `accept` retries where that of `TcpListener` returns an error.
-            let (stream, _) = Listener::accept(&mut self.listener).await;
-            while connections.try_join_next().is_some() {}
-            if connections.len() < MAX_CONNECTIONS {
-                connections.spawn(respond(stream, self.router.clone()));
-            }
+            let (stream, peer) = Listener::accept(&mut self.listener).await;
+            connections.make_space();
+            connections.spawn(peer.ip(), respond(stream, self.router.clone()));
+        }
+    }
+}
+
+/// The open connections. Dropping them closes them.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// The oldest first.
+    open: Vec<(IpAddr, AbortHandle)>,
+}
+
+impl Connections {
+    fn spawn(&mut self, peer: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
+        self.open.push((peer, self.tasks.spawn(connection)));
+    }
+
+    /// Closes the oldest connection of the address that has the most, if there are too many: a client that opens many and
+    /// sends no requests must not keep probes from being answered.
+    fn make_space(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|(_, task)| !task.is_finished());
+        if self.open.len() < MAX_CONNECTIONS {
+            return;
+        }
+        let count = |address: IpAddr| self.open.iter().filter(|(peer, _)| *peer == address).count();
+        let most = self.open.iter().map(|(peer, _)| count(*peer)).max();
+        if let Some(oldest) = self.open.iter().position(|(peer, _)| Some(count(*peer)) == most) {
+            self.open.remove(oldest).1.abort();
         }
     }
 }
@@ -129,7 +156,11 @@ async fn metrics_page(State(state): State<AdminState>) -> impl IntoResponse {
         (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
     ];
-    (headers, state.metrics.render())
+    // Reads files.
+    match spawn_blocking(move || state.metrics.render()).await {
+        Ok(page) => (headers, page).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 #[cfg(test)]

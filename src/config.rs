@@ -9,6 +9,7 @@ use crate::admin;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_MESSAGE_CHARS_CEILING, MAX_TIMESTAMP};
 use crate::hub::HubOptions;
+use crate::procfs::memory_limit;
 use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
@@ -26,8 +27,11 @@ const MIN_RETAINED_BYTES: u64 = 1 << 20;
 /// files and the runtime.
 const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
 
-/// Maximum and default of `--max-connections`, unless the limit of open files allows fewer.
+/// Maximum of `--max-connections`, unless the limit of open files allows fewer.
 const MAX_CONNECTIONS: usize = 100_000;
+
+/// Roughly the memory of a connection with one stream, in bytes.
+const CONNECTION_BYTES: u64 = 25 * 1024;
 
 /// Where the rooms' logs are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +123,21 @@ pub fn raise_fd_limit() -> usize {
     })
 }
 
+/// The default of `--max-connections`: as many as fit into half of the memory that the process may use, and at most
+/// `connection_ceiling`.
+pub fn default_max_connections(connection_ceiling: usize) -> usize {
+    let in_memory = memory_limit().map(|limit| limit / 2 / CONNECTION_BYTES);
+    let in_memory = in_memory.and_then(|connections| usize::try_from(connections).ok());
+    in_memory
+        .unwrap_or(MAX_CONNECTIONS)
+        .clamp(1, connection_ceiling.max(1))
+}
+
+/// The default of `--max-connections-per-address`: three quarters of all, so that a single address never takes all of them.
+pub const fn default_max_connections_per_address(max_connections: usize) -> usize {
+    max_connections - max_connections / 4
+}
+
 impl Config {
     /// Validates the configuration. `connection_ceiling` is the number of connections that the system allows, see
     /// [`raise_fd_limit`].
@@ -171,20 +190,35 @@ impl Config {
     fn check_connections(&self, connection_ceiling: usize, mistakes: &mut Mistakes) {
         let TransportLimits {
             max_connections,
+            max_connections_per_address,
             max_streams_per_connection,
+            handshake_timeout,
+            idle_timeout,
             keepalive_interval,
             keepalive_timeout,
             stall_timeout,
-            ..
+            budgets: _,
         } = self.transport;
-        mistakes.require(
-            (1..=connection_ceiling).contains(&max_connections),
-            "--max-connections",
-            max_connections,
-            format!("1 to {connection_ceiling}, which is what the limit of open files (ulimit -n) allows"),
-        );
+        if connection_ceiling == 0 {
+            let min = RESERVED_DESCRIPTORS + 1;
+            mistakes.0.push(format!(
+                "the limit of open files (ulimit -n) allows no connections; it must be {min} or more"
+            ));
+        } else {
+            mistakes.require(
+                (1..=connection_ceiling).contains(&max_connections),
+                "--max-connections",
+                max_connections,
+                format!(
+                    "1 to {connection_ceiling}, which is what the limit of open files (ulimit -n) allows"
+                ),
+            );
+        }
+        mistakes.require_at_least("--max-connections-per-address", max_connections_per_address, 1);
         mistakes.require_at_least("--max-streams-per-connection", max_streams_per_connection, 1);
         for (flag, value) in [
+            ("--handshake-timeout", handshake_timeout),
+            ("--idle-timeout", idle_timeout),
             ("--keepalive-interval", keepalive_interval),
             ("--keepalive-timeout", keepalive_timeout),
             ("--stall-timeout", stall_timeout),
@@ -249,5 +283,15 @@ mod tests {
         let mistakes = config.check(100).unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
         assert_eq!(mistakes[0], "--max-message-chars is 0; it must be 1 to 100000");
+    }
+    #[test]
+    fn a_limit_of_open_files_that_allows_no_connections_is_named() {
+        let mut config = Config::default();
+        config.transport.max_connections = default_max_connections(0);
+        let mistakes = config.check(0).unwrap_err();
+        assert_eq!(
+            mistakes,
+            ["the limit of open files (ulimit -n) allows no connections; it must be 97 or more"]
+        );
     }
 }

@@ -1,5 +1,7 @@
-//! Parsers for the files of Linux's `/proc` that describe this process and the servers that the load generator measures.
+//! Linux's `/proc` and cgroups: what they say of this process, and of the servers that the load generator measures.
 
+use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 /// Parses a field of `/proc/PID/stat`. Fields are counted from 0 after the program's name, which can contain spaces and
@@ -21,3 +23,39 @@ pub const CPU_FIELDS: [usize; 2] = [11, 12];
 
 /// The number of ticks per second in `/proc` (`USER_HZ`): 100 on every architecture that this program is built for.
 pub const TICKS_PER_SECOND: u64 = 100;
+
+/// The memory that this process may use, in bytes: the lowest limit of its cgroup and those around it, and the memory of the
+/// machine. `None` if the system does not tell.
+#[must_use]
+pub fn memory_limit() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| number_after::<u64>(&text, "MemTotal:"))
+        .map(|kibibytes| kibibytes * 1024);
+    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = cgroups.lines().flat_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        match (fields.next(), fields.next()) {
+            (Some(""), Some(path)) => cgroup_limits("/sys/fs/cgroup", path, "memory.max"),
+            (Some(controllers), Some(path)) if controllers.split(',').any(|name| name == "memory") => {
+                cgroup_limits("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes")
+            }
+            _ => Vec::new(),
+        }
+    });
+    limits.chain(machine).min()
+}
+
+/// The limits in the `file` of the cgroup `path` and of those around it, as far as they are visible below `root`.
+fn cgroup_limits(root: &str, path: &str, file: &str) -> Vec<u64> {
+    let path = Path::new(path.trim_start_matches('/'));
+    path.ancestors()
+        .filter_map(|path| {
+            fs::read_to_string(Path::new(root).join(path).join(file))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        })
+        .collect()
+}

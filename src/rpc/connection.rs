@@ -18,7 +18,8 @@ use tower::{Service, ServiceExt};
 use super::budget::{BudgetLimits, ConnectionBudgets};
 use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
-use super::prefixed_io::{NotHttp2, PrefixedIo};
+use super::observer::CutReason;
+use super::prefixed_io::PrefixedIo;
 use super::stall_detector::MonitoredBody;
 
 /// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
@@ -44,12 +45,16 @@ const MAX_PENDING_RESETS: usize = 20;
 pub struct TransportLimits {
     /// Maximum number of connections.
     pub max_connections: usize,
+    /// Maximum number of connections from one address: of IPv6, from a /64 network.
+    pub max_connections_per_address: usize,
     /// Maximum number of open streams per connection.
     pub max_streams_per_connection: u32,
     /// The memory that the messages and responses in transit may take.
     pub budgets: BudgetLimits,
     /// Time limit for the HTTP/2 preface.
     pub handshake_timeout: Duration,
+    /// How long a connection may have no stream before it is closed.
+    pub idle_timeout: Duration,
     /// How long the server may receive nothing from a connection before it sends a PING.
     pub keepalive_interval: Duration,
     /// How long the server waits for the PING to be acknowledged before it closes the connection.
@@ -63,14 +68,27 @@ impl Default for TransportLimits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            max_connections_per_address: 7_500,
             max_streams_per_connection: 1_000,
             budgets: BudgetLimits::default(),
             handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
             stall_timeout: Duration::from_secs(300),
         }
     }
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ConnectionEnd {
+    /// The client or the network closed it, or the server has drained.
+    Closed,
+    /// It did not begin with the HTTP/2 preface, or not in time.
+    NotHttp2,
+    /// It had no streams for too long, or it flooded the server with frames.
+    Cut(CutReason),
 }
 
 /// Serves `io` until the client closes the connection or, once `draining` is cancelled, until its streams have ended.
@@ -80,7 +98,7 @@ pub(super) async fn serve<T, S>(
     limits: TransportLimits,
     budgets: Arc<ConnectionBudgets>,
     draining: CancellationToken,
-) -> Result<(), NotHttp2>
+) -> ConnectionEnd
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
@@ -89,9 +107,12 @@ where
     // A connection that has not sent the preface has no streams to wait for.
     let accepted = PrefixedIo::accept(io, limits.handshake_timeout);
     let Some(io) = draining.run_until_cancelled(accepted).await else {
-        return Ok(());
+        return ConnectionEnd::Closed;
     };
-    let io = CorkedIo::new(io?);
+    let Ok(io) = io else {
+        return ConnectionEnd::NotHttp2;
+    };
+    let io = CorkedIo::new(io);
     let service = service
         .map_request(move |mut request: Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(Arc::clone(&budgets));
@@ -112,16 +133,31 @@ where
             .keep_alive_timeout(limits.keepalive_timeout)
             .serve_connection(TokioIo::new(io.clone()), TowerToHyperService::new(service))
     );
-    let mut drained = pin!(draining.cancelled());
-    let mut is_draining = false;
+    let close = draining.child_token();
+    let mut closed = pin!(close.cancelled());
+    let mut is_closing = false;
     let connection = poll_fn(|cx| {
-        if !is_draining && drained.as_mut().poll(cx).is_ready() {
-            is_draining = true;
+        if !is_closing && closed.as_mut().poll(cx).is_ready() {
+            is_closing = true;
             connection.as_mut().graceful_shutdown();
         }
         connection.as_mut().poll(cx)
     });
     // Errors of the connection need no report: each stream reports its own end.
-    connection_task::run(connection, executor, io, limits.stall_timeout).await;
-    Ok(())
+    let was_idle = connection_task::run(
+        connection,
+        executor,
+        io.clone(),
+        limits.stall_timeout,
+        limits.idle_timeout,
+        &close,
+    )
+    .await;
+    if io.with(PrefixedIo::has_flooded) {
+        ConnectionEnd::Cut(CutReason::Flood)
+    } else if was_idle {
+        ConnectionEnd::Cut(CutReason::Idle)
+    } else {
+        ConnectionEnd::Closed
+    }
 }

@@ -13,7 +13,8 @@ use futures_util::stream::{FuturesUnordered, Stream as _};
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use tokio::task::coop::has_budget_remaining;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at};
+use tokio_util::sync::CancellationToken;
 
 use super::corked_io::CorkedIo;
 use super::stall_detector::{STALL_TICKS, StallDetector};
@@ -111,8 +112,12 @@ impl Streams {
     }
 }
 
+/// How long a connection may take to close after it was idle for too long.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Runs `connection`, which spawns its streams on `executor` and writes to `io`, until it ends or a write fails. The
-/// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled.
+/// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled. A connection
+/// that has no stream for `idle_timeout` is told to close by `close`; returns whether it was.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
@@ -120,7 +125,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     executor: StreamExecutor,
     io: CorkedIo<T>,
     stall_timeout: Duration,
-) {
+    idle_timeout: Duration,
+    close: &CancellationToken,
+) -> bool {
     let mut connection = pin!(connection);
     let connection_waker = SubWaker::new();
     let mut streams = Streams {
@@ -131,17 +138,59 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let period = stall_timeout / u32::from(STALL_TICKS - 1);
     let mut stall_ticks = interval_at(Instant::now() + period, period);
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle = IdleTimer::new(idle_timeout);
     poll_fn(|cx| {
         while stall_ticks.poll_tick(cx).is_ready() {
             streams.cancel_stalled();
         }
         let polled = poll_rounds(cx, connection.as_mut(), &connection_waker, &mut streams);
-        match io.uncork(&mut connection_waker.context()) {
-            Poll::Ready(Err(_)) => Poll::Ready(()),
-            _ => polled,
+        let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
+        if is_broken || polled.is_ready() || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
+            return Poll::Ready(());
         }
+        Poll::Pending
     })
     .await;
+    idle.is_closing
+}
+
+/// Closes a connection without streams.
+struct IdleTimer {
+    timeout: Duration,
+    sleep: Pin<Box<Sleep>>,
+    was_idle: bool,
+    is_closing: bool,
+}
+
+impl IdleTimer {
+    fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            sleep: Box::pin(tokio::time::sleep(timeout)),
+            was_idle: true,
+            is_closing: false,
+        }
+    }
+
+    /// Cancels `close` when the connection was idle for too long. Ready when it does not close in time either.
+    fn poll(&mut self, cx: &mut Context<'_>, is_idle: bool, close: &CancellationToken) -> Poll<()> {
+        let was_idle = std::mem::replace(&mut self.was_idle, is_idle);
+        if !is_idle {
+            return Poll::Pending;
+        }
+        if !was_idle {
+            self.sleep.as_mut().reset(Instant::now() + self.timeout);
+        }
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            if self.is_closing {
+                return Poll::Ready(());
+            }
+            self.is_closing = true;
+            close.cancel();
+            self.sleep.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
+        }
+        Poll::Pending
+    }
 }
 
 /// Polls the streams and the connection, whichever was woken, until neither makes progress. Ready when the connection has

@@ -48,6 +48,13 @@ impl<T> CorkedIo<T> {
     }
 }
 
+impl<T> CorkedIo<T> {
+    /// Looks at the socket.
+    pub(super) fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        look(&self.0.lock().io)
+    }
+}
+
 impl<T> Clone for CorkedIo<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))

@@ -14,17 +14,18 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, service_fn};
 
+use super::address_limit::{AddressLimit, AddressPermit};
 use super::budget::ServerBudgets;
-use super::connection::{self, TransportLimits};
+use super::connection::{self, ConnectionEnd, TransportLimits};
 use super::error::RpcError;
-use super::observer::Observer;
+use super::observer::{ConnectionLimit, Observer};
 use crate::reason::Reason;
 
 /// Length of the accept queue; Linux caps it at `net.core.somaxconn`. When the queue is full, Linux ignores new connections,
 /// and the client's kernel retries after a second.
 const BACKLOG: u32 = 4_096;
 
-/// How many connections beyond the limit are served an error at the same time. Further ones wait in the accept queue.
+/// How many connections beyond the limit are served an error at the same time. Further ones are closed without one.
 const MAX_REJECTING: usize = 16;
 
 /// How long a connection beyond the limit is served that error.
@@ -33,6 +34,9 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait after `accept` failed for lack of file descriptors or memory, rather than spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// What counts a connection until it is dropped.
+type Permits = (OwnedSemaphorePermit, AddressPermit);
+
 /// A bound port and the tasks that serve its connections.
 pub struct Listener {
     listener: TcpListener,
@@ -40,6 +44,7 @@ pub struct Listener {
     observer: Arc<dyn Observer>,
     budgets: ServerBudgets,
     connections: Arc<Semaphore>,
+    addresses: Arc<AddressLimit>,
     rejecting: Arc<Semaphore>,
     tasks: TaskTracker,
 }
@@ -68,6 +73,7 @@ impl Listener {
             observer,
             budgets: ServerBudgets::new(limits.budgets),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
+            addresses: AddressLimit::new(limits.max_connections_per_address),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             tasks: TaskTracker::new(),
         })
@@ -95,9 +101,9 @@ impl Listener {
         while let Some((stream, peer)) = self.accept(&draining).await {
             // Disables Nagle's algorithm, so that short messages do not wait for acknowledgements. Failure only costs latency.
             stream.set_nodelay(true).ok();
-            match Arc::clone(&self.connections).try_acquire_owned() {
-                Ok(permit) => self.spawn(stream, peer, service.clone(), permit, &draining, &abort),
-                Err(_) => self.reject(stream, peer, &draining, &abort).await,
+            match self.admit(peer) {
+                Ok(permits) => self.spawn(stream, peer, service.clone(), permits, &draining, &abort),
+                Err(limit) => self.reject(stream, peer, limit, &draining, &abort),
             }
         }
         drop(self.listener);
@@ -121,9 +127,29 @@ impl Listener {
                             | io::ErrorKind::ConnectionRefused
                             | io::ErrorKind::ConnectionReset
                     ) => {}
-                Err(_) => tokio::time::sleep(ACCEPT_RETRY).await,
+                Err(error) => {
+                    self.observer.accept_failed(&error);
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
             }
         }
+    }
+
+    /// Counts a connection from `peer`, unless a limit is reached.
+    fn admit(&self, peer: SocketAddr) -> Result<Permits, ConnectionLimit> {
+        let TransportLimits {
+            max_connections,
+            max_connections_per_address,
+            ..
+        } = self.limits;
+        let address = self
+            .addresses
+            .try_acquire(peer.ip())
+            .ok_or(ConnectionLimit::Address(max_connections_per_address))?;
+        let connection = Arc::clone(&self.connections)
+            .try_acquire_owned()
+            .map_err(|_| ConnectionLimit::Server(max_connections))?;
+        Ok((connection, address))
     }
 
     fn spawn<S>(
@@ -131,7 +157,7 @@ impl Listener {
         stream: TcpStream,
         peer: SocketAddr,
         service: S,
-        permit: OwnedSemaphorePermit,
+        permits: Permits,
         draining: &CancellationToken,
         abort: &CancellationToken,
     ) where
@@ -146,30 +172,39 @@ impl Listener {
             // Created inside the async block: a captured future would occupy its memory twice.
             let connection = connection::serve(stream, service, limits, budgets, draining);
             let served = abort.run_until_cancelled(connection).await;
-            if matches!(served, Some(Err(_))) {
-                observer.connection_not_http2(peer);
+            match served {
+                Some(ConnectionEnd::NotHttp2) => observer.connection_not_http2(peer),
+                Some(ConnectionEnd::Cut(reason)) => observer.connection_cut(peer, reason),
+                Some(ConnectionEnd::Closed) | None => {}
             }
             observer.connection_closed();
-            drop(permit);
+            drop(permits);
         });
     }
 
     /// Answers every call on a connection beyond the limit with an error, for [`REJECT_TIMEOUT`].
-    async fn reject(
+    fn reject(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
+        limit: ConnectionLimit,
         draining: &CancellationToken,
         abort: &CancellationToken,
     ) {
-        let limit = self.limits.max_connections;
-        let permit = tokio::select! {
-            () = draining.cancelled() => return,
-            permit = Arc::clone(&self.rejecting).acquire_owned() => permit,
-        };
         self.observer.connection_rejected(peer, limit);
+        // Never waits: those who come next may be within the limits.
+        let Ok(permit) = Arc::clone(&self.rejecting).try_acquire_owned() else {
+            return;
+        };
         let service = service_fn(move |_: Request<Body>| async move {
-            let message = format!("the server has {limit} connections, which is the limit; try again later");
+            let message = match limit {
+                ConnectionLimit::Server(limit) => {
+                    format!("the server has {limit} connections, which is the limit; try again later")
+                }
+                ConnectionLimit::Address(limit) => {
+                    format!("your address has {limit} connections, which is the limit; close one of them")
+                }
+            };
             let error = RpcError::new(Reason::TooManyConnections, message);
             Ok::<_, Infallible>(error.to_status().into_http())
         });

@@ -1,5 +1,6 @@
 //! The gRPC server: accepts connections, runs their streams and serves the methods of the chat service.
 
+mod address_limit;
 mod budget;
 mod chat_body;
 mod connection;
@@ -8,6 +9,7 @@ mod convert;
 mod corked_io;
 mod error;
 mod first_message;
+mod frame_meter;
 mod framing;
 mod inbound;
 mod joined_stream;
@@ -24,7 +26,7 @@ mod unary_limits;
 pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
+pub use observer::{ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
 pub use unary_limits::UnaryLimits;

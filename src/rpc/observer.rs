@@ -1,5 +1,6 @@
 //! What the gRPC server reports to telemetry. The hub has an observer of its own: [`crate::hub::Observer`].
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -59,14 +60,36 @@ impl StreamingMethod {
     }
 }
 
+/// A limit on connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionLimit {
+    /// On all connections of the server.
+    Server(usize),
+    /// On the connections from one address.
+    Address(usize),
+}
+
+/// Why the server closed a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutReason {
+    /// It had no stream for too long.
+    Idle,
+    /// It sent too many frames that carry no data.
+    Flood,
+}
+
 /// Receives what happens on connections and streams. Implementations must be cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
     /// A connection was accepted.
     fn connection_opened(&self);
     /// An accepted connection has ended.
     fn connection_closed(&self);
-    /// A connection was rejected because the server has `limit` connections already.
-    fn connection_rejected(&self, peer: SocketAddr, limit: usize);
+    /// A connection was rejected because the limit is reached.
+    fn connection_rejected(&self, peer: SocketAddr, limit: ConnectionLimit);
+    /// The server closed a connection.
+    fn connection_cut(&self, peer: SocketAddr, reason: CutReason);
+    /// A connection could not be accepted, most often for lack of file descriptors.
+    fn accept_failed(&self, error: &io::Error);
     /// A connection was closed because it did not begin with the HTTP/2 preface in time.
     fn connection_not_http2(&self, peer: SocketAddr);
     /// A stream was opened.

@@ -1,21 +1,26 @@
-//! Checks that a connection speaks HTTP/2 before it is passed to hyper.
+//! Checks that a connection speaks HTTP/2 before it is passed to hyper, and that it does not flood the server with frames.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::frame_meter::FrameMeter;
+
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows.
+/// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows, and fail
+/// once the client floods the server with frames.
 #[derive(Debug)]
 pub(super) struct PrefixedIo<T> {
     io: T,
     /// How many bytes of the preface have been replayed.
     replayed: usize,
+    meter: FrameMeter,
+    has_flooded: bool,
 }
 
 /// The connection did not begin with the HTTP/2 preface, or not in time.
@@ -46,7 +51,12 @@ impl<T: AsyncRead + Unpin> PrefixedIo<T> {
         tokio::time::timeout(timeout, read)
             .await
             .map_err(|_| NotHttp2)??;
-        Ok(Self { io, replayed: 0 })
+        Ok(Self {
+            io,
+            replayed: 0,
+            meter: FrameMeter::new(),
+            has_flooded: false,
+        })
     }
 }
 
@@ -63,13 +73,32 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             self.replayed += len;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let metered = self.meter.on_read(&buf.filled()[before..]);
+        self.has_flooded |= metered.is_err();
+        Poll::Ready(metered.map_err(io::Error::other))
+    }
+}
+
+impl<T> PrefixedIo<T> {
+    /// Whether reading has failed because of a flood of frames.
+    pub(super) const fn has_flooded(&self) -> bool {
+        self.has_flooded
+    }
+
+    fn on_written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(len)) = written {
+            self.meter.on_written(len);
+        }
+        written
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.on_written(written)
     }
 
     fn poll_write_vectored(
@@ -77,7 +106,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.on_written(written)
     }
 
     fn is_write_vectored(&self) -> bool {

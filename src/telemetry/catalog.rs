@@ -94,7 +94,17 @@ catalog! {
     CONNECTIONS_REFUSED = counter(
         "chitchat_connections_refused_total",
         &["reason"],
-        "Refused connections. Reason limit: the limit of connections was reached; protocol: no valid HTTP/2 preface in time.",
+        "Refused connections. Reason limit: the limit of connections was reached; address: that of one address; protocol: no valid HTTP/2 preface in time.",
+    );
+    CONNECTIONS_CUT = counter(
+        "chitchat_connections_cut_total",
+        &["reason"],
+        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data.",
+    );
+    ACCEPT_ERRORS = counter(
+        "chitchat_accept_errors_total",
+        &[],
+        "Connections that could not be accepted, most often because the file descriptors are used up.",
     );
     STREAMS_STARTED = counter(
         "chitchat_streams_started_total",

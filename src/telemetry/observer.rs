@@ -1,5 +1,6 @@
 //! Implements the observer traits of the hub, the store and the transport.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +17,7 @@ use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, Trace
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::{JoinAccepted, ParticipantInfo, StreamingMethod};
+use crate::rpc::{ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, StreamingMethod};
 use crate::{hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
@@ -165,10 +166,36 @@ impl rpc::Observer for TelemetryObserver {
         self.metrics.connections_open.decrement(1.0);
     }
 
-    fn connection_rejected(&self, peer: SocketAddr, limit: usize) {
-        self.metrics.refused_at_limit.increment(1);
+    fn connection_rejected(&self, peer: SocketAddr, limit: ConnectionLimit) {
         self.metrics.event_rejected(Reason::TooManyConnections);
-        warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections is reached");
+        match limit {
+            ConnectionLimit::Server(limit) => {
+                self.metrics.refused_at_limit.increment(1);
+                warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections is reached");
+            }
+            ConnectionLimit::Address(limit) => {
+                self.metrics.refused_address.increment(1);
+                warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections from one address is reached");
+            }
+        }
+    }
+
+    fn connection_cut(&self, peer: SocketAddr, reason: CutReason) {
+        match reason {
+            CutReason::Idle => {
+                self.metrics.cut_idle.increment(1);
+                debug!(event = "connection_closed", %peer, reason = "idle", "connection closed: it had no stream");
+            }
+            CutReason::Flood => {
+                self.metrics.cut_flood.increment(1);
+                warn!(event = "connection_closed", %peer, reason = "flood", "connection closed: it sent too many frames that carry no data");
+            }
+        }
+    }
+
+    fn accept_failed(&self, error: &io::Error) {
+        self.metrics.accept_errors.increment(1);
+        warn!(event = "accept_failed", %error, "a connection could not be accepted");
     }
 
     fn connection_not_http2(&self, peer: SocketAddr) {

@@ -13,6 +13,7 @@ mod admin;
 mod bad_input;
 mod budgets;
 mod calls;
+mod connections;
 mod conversations;
 mod drain_and_limits;
 mod first_message;

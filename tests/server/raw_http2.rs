@@ -10,9 +10,11 @@ use crate::harness::{TIMEOUT, TestServer};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
@@ -67,7 +69,6 @@ pub fn data(stream: u32, message: &JoinMsgLeave) -> Vec<u8> {
 pub struct Received {
     pub kind: u8,
     pub flags: u8,
-    pub stream: u32,
     pub payload: Vec<u8>,
 }
 
@@ -96,15 +97,10 @@ impl RawConnection {
         let mut head = [0; 9];
         let read = timeout(TIMEOUT, self.socket.read_exact(&mut head)).await;
         read.expect("the server answers").ok()?;
-        let [a, b, c, kind, flags, stream @ ..] = head;
+        let [a, b, c, kind, flags, ..] = head;
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
         self.socket.read_exact(&mut payload).await.ok()?;
-        Some(Received {
-            kind,
-            flags,
-            stream: u32::from_be_bytes(stream),
-            payload,
-        })
+        Some(Received { kind, flags, payload })
     }
 
     pub async fn next(&mut self) -> Received {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use crate::cmd::parse::{duration, integer, size};
-use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions};
+use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions, default_max_connections_per_address};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
 use crate::hub::HubOptions;
-use crate::rpc::TransportLimits;
+use crate::rpc::{BudgetLimits, TransportLimits};
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
@@ -130,7 +130,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
-    /// Maximum number of connections [default: as many as the limit of open files allows, at most 100000]
+    /// Maximum number of connections [default: as many as half of the memory and the limit of open files allow, at most 100000]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
@@ -140,9 +140,28 @@ pub struct Args {
     )]
     max_connections: Option<usize>,
 
+    /// Maximum number of connections from one address, at least 1; an IPv6 network of 64 bits counts as one address
+    /// [default: three quarters of --max-connections]
+    #[arg(
+        long,
+        env = "CHITCHAT_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "N",
+        value_parser = integer::<usize>,
+        help_heading = "Connections"
+    )]
+    max_connections_per_address: Option<usize>,
+
     /// Maximum number of concurrent streams on a connection, at least 1
     #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = integer::<u32>, help_heading = "Connections")]
     max_streams_per_connection: u32,
+
+    /// How long a new connection may take to begin with HTTP/2, at least 1s
+    #[arg(long, env = "CHITCHAT_HANDSHAKE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Connections")]
+    handshake_timeout: Duration,
+
+    /// How long a connection may have no stream before it is closed, at least 1s
+    #[arg(long, env = "CHITCHAT_IDLE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "1m", help_heading = "Connections")]
+    idle_timeout: Duration,
 
     /// Interval between HTTP/2 keepalive pings on an idle connection, at least 1s
     #[arg(long, env = "CHITCHAT_KEEPALIVE_INTERVAL", value_name = "TIME", value_parser = duration, default_value = "20s", help_heading = "Connections")]
@@ -214,9 +233,10 @@ impl Args {
             .unwrap_or(DEFAULT_REMOTE_LIMIT_PER_SECOND)
     }
 
-    /// Converts the flags to the server's configuration. `connection_ceiling` is the default for the maximum number of
+    /// Converts the flags to the server's configuration. `default_connections` is the default for the maximum number of
     /// connections.
-    pub(super) fn into_config(self, connection_ceiling: usize) -> Config {
+    pub(super) fn into_config(self, default_connections: usize) -> Config {
+        let max_connections = self.max_connections.unwrap_or(default_connections);
         let default_retention = if self.in_memory {
             Retention::IN_MEMORY
         } else {
@@ -257,12 +277,17 @@ impl Args {
                 }
             },
             transport: TransportLimits {
-                max_connections: self.max_connections.unwrap_or(connection_ceiling),
+                max_connections,
+                max_connections_per_address: self
+                    .max_connections_per_address
+                    .unwrap_or_else(|| default_max_connections_per_address(max_connections)),
                 max_streams_per_connection: self.max_streams_per_connection,
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
                 stall_timeout: self.stall_timeout,
-                ..TransportLimits::default()
+                handshake_timeout: self.handshake_timeout,
+                idle_timeout: self.idle_timeout,
+                budgets: BudgetLimits::default(),
             },
             drain_timeout: self.drain_timeout,
             logs: LogOptions {
@@ -309,7 +334,10 @@ mod tests {
     #[test]
     fn the_default_flags_give_the_default_configuration() {
         let mut default = Config::default();
-        default.transport.max_connections = 17;
+        (
+            default.transport.max_connections,
+            default.transport.max_connections_per_address,
+        ) = (17, 13);
         assert_eq!(config(&[]), default);
     }
 

@@ -11,7 +11,7 @@ pub use args::Args;
 pub use server::Server;
 
 use super::Failure;
-use crate::config::{Config, raise_fd_limit};
+use crate::config::{Config, default_max_connections, raise_fd_limit};
 use crate::signals::Signals;
 use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
 
@@ -25,7 +25,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
     let connection_ceiling = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
-    let config = args.into_config(connection_ceiling);
+    let config = args.into_config(default_max_connections(connection_ceiling));
     let (mut otlp_options, mistakes) = match (config.check(connection_ceiling), OtlpOptions::from_env()) {
         (Ok(()), Ok(options)) => (options, Vec::new()),
         (checked, options) => {

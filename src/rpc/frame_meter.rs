@@ -1,0 +1,145 @@
+//! Recognizes connections that send frames which cost work and carry nothing: floods of PRIORITY, WINDOW_UPDATE, PING and
+//! the like. h2 accepts any number of them.
+
+use tokio::time::Instant;
+
+/// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
+const HEADER_LEN: usize = 9;
+
+/// How many frames without data a connection may send at once: more than a client sends that cancels thousands of streams
+/// or opens the windows of all its streams.
+const BURST: f64 = 8_192.0;
+
+/// How many more it may send per second.
+const PER_SECOND: f64 = 512.0;
+
+/// One more for this many bytes that the server has sent, because receivers answer data with WINDOW_UPDATE: up to two frames
+/// for each DATA frame, of which the shortest with an event have more than 32 bytes.
+const SENT_BYTES_PER_FRAME: f64 = 16.0;
+
+/// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them.
+const UNMETERED: [u8; 4] = [0, 1, 5, 9];
+
+const PING: u8 = 6;
+
+/// A connection has sent more frames without data than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many frames that carry no data")]
+pub(super) struct Flood;
+
+/// Counts the frames that a connection receives.
+#[derive(Debug)]
+pub(super) struct FrameMeter {
+    header: [u8; HEADER_LEN],
+    header_len: usize,
+    /// How much of the current frame's payload is missing.
+    payload: usize,
+    allowance: f64,
+    refilled_at: Instant,
+}
+
+impl FrameMeter {
+    pub(super) fn new() -> Self {
+        Self {
+            header: [0; HEADER_LEN],
+            header_len: 0,
+            payload: 0,
+            allowance: BURST,
+            refilled_at: Instant::now(),
+        }
+    }
+
+    /// Counts the frames in the next bytes of the connection.
+    ///
+    /// # Errors
+    ///
+    /// There are too many of them. The connection should be closed.
+    pub(super) fn on_read(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        let mut cost = 0.0;
+        while !bytes.is_empty() {
+            let skipped = self.payload.min(bytes.len());
+            self.payload -= skipped;
+            bytes = &bytes[skipped..];
+            let copied = bytes.len().min(HEADER_LEN - self.header_len);
+            self.header[self.header_len..][..copied].copy_from_slice(&bytes[..copied]);
+            self.header_len += copied;
+            bytes = &bytes[copied..];
+            if self.header_len == HEADER_LEN {
+                self.header_len = 0;
+                let [a, b, c, kind, ..] = self.header;
+                self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                cost += match kind {
+                    kind if UNMETERED.contains(&kind) => 0.0,
+                    // The answer to a PING must not pay for the next one.
+                    PING => 2.0,
+                    _ => 1.0,
+                };
+            }
+        }
+        if cost > self.allowance {
+            let now = Instant::now();
+            let refill = (now - self.refilled_at).as_secs_f64() * PER_SECOND;
+            self.refilled_at = now;
+            self.allowance = (self.allowance + refill).min(BURST);
+        }
+        self.allowance -= cost;
+        if self.allowance < 0.0 { Err(Flood) } else { Ok(()) }
+    }
+
+    /// Counts bytes that were sent on the connection.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    pub(super) fn on_written(&mut self, len: usize) {
+        self.allowance = (self.allowance + len as f64 / SENT_BYTES_PER_FRAME).min(BURST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn frame(kind: u8, payload: usize) -> Vec<u8> {
+        let len = u32::try_from(payload).unwrap().to_be_bytes();
+        let header = [&len[1..], &[kind], &[0; 5]].concat();
+        [header, vec![0; payload]].concat()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn floods_are_recognized_however_they_are_cut() {
+        for kind in [2, 3, 4, 7, 8, 77] {
+            for size in [1, 13, 100, 4_096] {
+                let mut meter = FrameMeter::new();
+                let allowed = frame(kind, 5).repeat(8_192);
+                assert!(allowed.chunks(size).all(|bytes| meter.on_read(bytes).is_ok()));
+                assert_eq!(meter.on_read(&frame(kind, 5)), Err(Flood), "{kind}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn data_is_not_counted_and_answers_to_data_are_paid_for() {
+        let mut meter = FrameMeter::new();
+        for _ in 0..100_000 {
+            assert!(meter.on_read(&frame(0, 1)).is_ok());
+            meter.on_written(40);
+            assert!(meter.on_read(&frame(8, 4).repeat(2)).is_ok());
+        }
+        // A PING is answered with 17 bytes.
+        let mut pings = 0;
+        while meter.on_read(&frame(6, 8)).is_ok() {
+            meter.on_written(17);
+            pings += 1;
+        }
+        assert!(pings < 10_000, "{pings}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_allowance_is_refilled() {
+        let mut meter = FrameMeter::new();
+        for _ in 0..100 {
+            assert!(meter.on_read(&frame(6, 8).repeat(256)).is_ok());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Connections that cost and do nothing.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::harness::{TIMEOUT, TestServer};
+use crate::raw_http2::{ACK, GOAWAY, PING, PRIORITY, RawConnection, SETTINGS, WINDOW_UPDATE, frame};
+
+fn cut(reason: &str) -> String {
+    format!("chitchat_connections_cut_total{{reason=\"{reason}\"}}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_frames_without_data_are_cut() {
+    let server = TestServer::start().await;
+    let mut ada = server.join("Ada").await;
+    let floods = [
+        frame(PRIORITY, 0, 3, &[0, 0, 0, 1, 5]),
+        frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
+        frame(PING, ACK, 0, &[0; 8]),
+        frame(SETTINGS, 0, 0, &[]),
+        // An unknown type.
+        frame(200, 0, 0, &[0; 8]),
+    ];
+    for (index, flood) in floods.iter().enumerate() {
+        let mut connection = RawConnection::open(&server, 65_535).await;
+        let (mut reading, mut writing) = connection.socket.split();
+        let flooding = async {
+            use tokio::io::AsyncWriteExt;
+            let frames = flood.repeat(1_000);
+            while writing.write_all(&frames).await.is_ok() {}
+        };
+        let answers = async {
+            let mut answers = Vec::new();
+            // The connection is reset.
+            reading.read_to_end(&mut answers).await.ok();
+        };
+        timeout(TIMEOUT, async { tokio::join!(flooding, answers) })
+            .await
+            .expect("the flood is cut");
+        server.wait_for_metric(&cut("flood"), (index + 1) as f64).await;
+    }
+    ada.say(0, "still here").await;
+    assert_eq!(ada.next_line().await.2, "still here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_streams_is_closed_even_if_it_answers_pings() {
+    let server = TestServer::with(|config| {
+        config.transport.idle_timeout = Duration::from_secs(3);
+        config.transport.keepalive_interval = Duration::from_secs(1);
+    })
+    .await;
+    let mut ada = server.join("Ada").await;
+    let mut idle = RawConnection::open(&server, 65_535).await;
+    let (mut has_pinged, mut has_said_goodbye) = (false, false);
+    while let Some(received) = idle.try_next().await {
+        match (received.kind, received.flags) {
+            (PING, 0) => {
+                has_pinged = true;
+                idle.send(&frame(PING, ACK, 0, &received.payload)).await;
+            }
+            (GOAWAY, _) => has_said_goodbye = true,
+            _ => {}
+        }
+    }
+    assert!(has_pinged && has_said_goodbye);
+    server.wait_for_metric(&cut("idle"), 1.0).await;
+    // A connection with a stream stays, however quiet it is.
+    ada.say(0, "still here").await;
+    assert_eq!(ada.next_line().await.2, "still here");
+}
+
+#[tokio::test]
+async fn an_address_has_its_own_limit() {
+    let server = TestServer::with(|config| config.transport.max_connections_per_address = 2).await;
+    let one = server.join("one").await;
+    let _two = server.join("two").await;
+    let status = server
+        .client()
+        .await
+        .chat(tokio_stream::pending())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.get_details_retry_info().is_some());
+    let refused = "chitchat_connections_refused_total{reason=\"address\"}";
+    assert_eq!(server.metric(refused).await, 1.0);
+    drop(one);
+    server.wait_for_metric("chitchat_connections_open", 1.0).await;
+    server.join("three").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn surplus_connections_do_not_delay_those_who_come_after_them() {
+    let server = TestServer::with(|config| config.transport.max_connections = 1).await;
+    let ada = server.join("Ada").await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(server.listen).await.unwrap());
+    }
+    let refused = "chitchat_connections_refused_total{reason=\"limit\"}";
+    server.wait_for_metric(refused, 100.0).await;
+    drop(ada);
+    server.wait_for_metric("chitchat_connections_open", 0.0).await;
+    server.join("Bob").await;
+    drop(silent);
+}
