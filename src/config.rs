@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::admin;
 use crate::domain::Rules;
-use crate::domain::limits::{MAX_MESSAGE_CHARS_CEILING, MAX_TIMESTAMP};
+use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
 use crate::procfs::memory_limit;
 use crate::rpc::TransportLimits;
@@ -177,10 +177,10 @@ impl Config {
             format!("1 to {MAX_MESSAGE_CHARS_CEILING}"),
         );
         mistakes.require(
-            (1..=MAX_TIMESTAMP).contains(&max_clock_ahead),
+            (1..=MAX_CLOCK_AHEAD_CEILING).contains(&max_clock_ahead),
             "--max-clock-ahead",
             max_clock_ahead,
-            "1 to 2^62",
+            format!("1 to {MAX_CLOCK_AHEAD_CEILING}"),
         );
         mistakes.require_at_least("--max-participants", max_participants, 1);
         mistakes.require_at_least("--max-rooms", self.hub.max_rooms, 1);

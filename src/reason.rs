@@ -51,7 +51,7 @@ pub enum Reason {
     MessageIdInvalid,
     /// Another text was broadcast under this message id.
     MessageIdTaken,
-    /// A participant of the room has this id.
+    /// A participant of the room has this id, or it is one that rooms assign.
     IdTaken,
     /// A participant of the room has this name or a confusable one.
     NameTaken,
@@ -257,10 +257,9 @@ impl From<&Rejection> for Reason {
             Rejection::Text(TextError::Control { .. }) => Self::MessageInvalid,
             Rejection::MessageId(_) => Self::MessageIdInvalid,
             Rejection::MessageIdTaken { .. } => Self::MessageIdTaken,
-            Rejection::IdTaken(_) => Self::IdTaken,
+            Rejection::IdTaken(_) | Rejection::IdReserved(_) => Self::IdTaken,
             Rejection::NameTaken(_) => Self::NameTaken,
             Rejection::RoomFull(_) => Self::RoomFull,
-            Rejection::NotInRoom(_) => Self::NotJoined,
         }
     }
 }

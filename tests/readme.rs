@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use chitchat::domain::limits::{
-    DEDUP_WINDOW_LEN, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, MAX_TIMESTAMP,
+    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD,
+    MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS,
 };
 use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, serve_flags, succeed, text};
 
@@ -234,7 +235,7 @@ fn flags_and_limits_are_as_shown() {
         );
     }
 
-    assert_eq!(MAX_TIMESTAMP, 1 << 62);
+    assert_eq!(LATE_CLOCK, 1 << 52);
     for (what, value) in [
         (
             "a name of a participant or a room",
@@ -252,7 +253,14 @@ fn flags_and_limits_are_as_shown() {
             "`--max-message-chars`",
             format!("at most {MAX_MESSAGE_CHARS_CEILING}"),
         ),
-        ("a client's Lamport time", "at most 2^62".to_owned()),
+        (
+            "`--max-clock-ahead`",
+            format!("at most {MAX_CLOCK_AHEAD_CEILING}; {LATE_MAX_CLOCK_AHEAD} beyond the Lamport time 2^52"),
+        ),
+        (
+            "an id that a participant chooses",
+            format!("any but 0 and {FIRST_ASSIGNED_ID} to {LAST_ASSIGNED_ID}, which rooms assign"),
+        ),
     ] {
         assert!(rows.contains(&vec![what, &value]), "no row says {what}: {value}");
     }

@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use chitchat::domain::{
-    Command, Epoch, Event, Join, Message, Name, Outcome, ParticipantId, Room, RoomName, Rules, Say, Text,
-    Timestamp, WallTime,
+    Attachment, Command, Epoch, Event, Join, Message, Name, Outcome, ParticipantId, Room, RoomName, Rules,
+    Say, Text, Timestamp, WallTime,
 };
 use chitchat::hub::frame;
 
@@ -17,18 +17,23 @@ pub(crate) fn room_name() -> RoomName {
     RoomName::try_from("lobby").expect("the name is valid")
 }
 
-/// A room with participants whose ids are 1 to `participants`.
-pub(crate) fn room_of(participants: i32) -> Room {
-    let mut room = Room::new(Rules::default());
+/// A room with participants whose ids are 1 to `participants`, and the attachment of the last.
+pub(crate) fn room_of(participants: i32) -> (Room, Attachment) {
+    let mut room = Room::new(Rules {
+        max_participants: usize::MAX,
+        ..Rules::default()
+    });
+    let mut last = None;
     for id in 1..=participants {
-        accepted(&mut room, Command::Join(join(id)));
+        last = Some(joined(&mut room, join(id)));
     }
-    room
+    (room, last.expect("the room has participants"))
 }
 
 /// The JOIN of a participant who chooses this id.
 pub(crate) fn join(id: i32) -> Join {
     Join {
+        session: None,
         id: ParticipantId::from_wire(id),
         name: Name::try_from(format!("person {id}").as_str()).expect("the name is valid"),
         timestamp: Timestamp(0),
@@ -37,16 +42,24 @@ pub(crate) fn join(id: i32) -> Join {
     }
 }
 
-/// A message of this participant.
-pub(crate) fn say(participant: i32) -> Say {
+/// A message from this attachment.
+pub(crate) fn say(attachment: Attachment) -> Say {
     Say {
-        participant: ParticipantId::from_wire(participant).expect("no participant has the id 0"),
+        attachment,
         message: Message {
             timestamp: Timestamp(0),
             text: Text::parse(&"x".repeat(TEXT_LEN), TEXT_LEN),
             message_id: None,
             trace: None,
         },
+    }
+}
+
+/// Applies a JOIN that the room must accept, and returns its attachment.
+pub(crate) fn joined(room: &mut Room, join: Join) -> Attachment {
+    match room.apply(Command::Join(join), NOW) {
+        Outcome::Joined { attachment, .. } | Outcome::Resumed { attachment, .. } => attachment,
+        other => unreachable!("a valid JOIN was answered with {other:?}"),
     }
 }
 
@@ -60,9 +73,9 @@ pub(crate) fn accepted(room: &mut Room, command: Command) -> Event {
 
 /// `count` messages of one participant, as they follow its JOIN in a log.
 pub(crate) fn events(count: usize) -> Vec<Event> {
-    let mut room = room_of(1);
+    let (mut room, attachment) = room_of(1);
     (0..count)
-        .map(|_| accepted(&mut room, Command::Say(say(1))))
+        .map(|_| accepted(&mut room, Command::Say(say(attachment))))
         .collect()
 }
 

@@ -2,10 +2,10 @@
 
 use std::hint::black_box;
 
-use chitchat::domain::{Command, Leave, MessageId, ParticipantId, Room, Rules};
+use chitchat::domain::{Command, MessageId, Outcome, Room, Rules};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 
-use crate::fixtures::{NOW, accepted, events, join, room_of, say};
+use crate::fixtures::{NOW, events, join, room_of, say};
 
 /// The number of events that are replayed.
 const REPLAYED: usize = 10_000;
@@ -14,8 +14,8 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fold");
     group.throughput(Throughput::Elements(1));
     for participants in [1, 1_000] {
-        let mut room = room_of(participants);
-        let command = Command::Say(say(participants));
+        let (mut room, attachment) = room_of(participants);
+        let command = Command::Say(say(attachment));
         group.bench_function(BenchmarkId::new("say, participants", participants), |bencher| {
             bencher.iter_batched(
                 || command.clone(),
@@ -24,12 +24,12 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             );
         });
     }
-    let (mut room, mut number) = (room_of(1), 0_u64);
+    let ((mut room, attachment), mut number) = (room_of(1), 0_u64);
     group.bench_function("say with a message id", |bencher| {
         bencher.iter_batched(
             || {
                 number += 1;
-                let mut say = say(1);
+                let mut say = say(attachment);
                 say.message.message_id = Some(MessageId::try_from(format!("m{number}").as_str()));
                 Command::Say(say)
             },
@@ -37,25 +37,12 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    let mut room = room_of(1_000);
-    group.bench_function("join and leave, participants/1000", |bencher| {
-        bencher.iter_batched(
-            || {
-                let participant = ParticipantId::from_wire(1_001).expect("it is not 0");
-                (
-                    Command::Join(join(1_001)),
-                    Command::Leave(Leave::by_server(participant)),
-                )
-            },
-            |(join, leave)| {
-                black_box(room.apply(join, NOW));
-                black_box(room.apply(leave, NOW))
-            },
-            BatchSize::SmallInput,
-        );
-    });
     group.throughput(Throughput::Elements(REPLAYED as u64));
-    let mut log = vec![accepted(&mut Room::new(Rules::default()), Command::Join(join(1)))];
+    let joined = Room::new(Rules::default()).apply(Command::Join(join(1)), NOW);
+    let Outcome::Joined { joined, .. } = joined else {
+        unreachable!("a valid JOIN was answered with {joined:?}");
+    };
+    let mut log = vec![joined];
     log.extend(events(REPLAYED));
     group.bench_function("replay a log", |bencher| {
         bencher.iter_batched(

@@ -5,6 +5,7 @@ mod feed;
 mod fixtures;
 mod fold;
 mod framing;
+mod sessions;
 mod store;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
     fold::bench(&mut criterion);
+    sessions::bench(&mut criterion);
     framing::bench(&mut criterion);
     feed::bench(&mut criterion);
     store::bench(&mut criterion);

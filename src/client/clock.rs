@@ -1,9 +1,7 @@
 //! A participant's Lamport clock.
 
-use crate::domain::limits::MAX_TIMESTAMP;
-
-/// The clock stops here, because servers reject later timestamps. At a million ticks per second this takes 146,000 years.
-const MAX: i64 = MAX_TIMESTAMP;
+/// The clock stops here, so that a server cannot make it overflow. At a million ticks per second this takes 146,000 years.
+const MAX: i64 = 1 << 62;
 
 /// Ticks before each send and merges each received timestamp. Starts at 0, never runs backwards, and cannot be pushed out
 /// of range by a server.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::limits::MAX_TIMESTAMP;
+use super::limits::{LATE_CLOCK, LATE_MAX_CLOCK_AHEAD};
 
 /// A room's Lamport time: 0 or more, never decreasing along the room's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -54,8 +54,6 @@ pub enum ClockError {
 }
 
 /// The Lamport clock of one room.
-///
-/// Invariant: no timestamp moves it beyond [`MAX_TIMESTAMP`] + 1; only ticks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LamportClock(LamportTime);
 
@@ -74,37 +72,44 @@ impl LamportClock {
 
     /// Advances the clock for an event that the server itself causes: `L = L + 1`.
     pub fn tick(&mut self) -> LamportTime {
-        // Never saturates in practice: `receive` keeps the clock in the lower half of the range, which leaves 2^62 ticks.
-        self.0 = LamportTime(self.0.0.saturating_add(1));
+        self.skip(1)
+    }
+
+    /// Advances the clock by `ticks`.
+    pub(super) fn skip(&mut self, ticks: i64) -> LamportTime {
+        // Never saturates in practice: `check` bounds how far timestamps move the clock beyond `LATE_CLOCK`.
+        self.0 = LamportTime(self.0.0.saturating_add(ticks));
         self.0
     }
 
-    /// Advances the clock for the receipt of a command: `L = max(L, timestamp) + 1`.
+    /// Checks a client's timestamp. The clock does not move.
     ///
     /// # Errors
     ///
-    /// The timestamp is negative, or it is later than the clock by more than `max_ahead` or later than both the clock and
-    /// [`MAX_TIMESTAMP`]. The clock does not move.
-    pub fn receive(&mut self, timestamp: Timestamp, max_ahead: i64) -> Result<LamportTime, ClockError> {
+    /// The timestamp is negative, or later than the clock by more than `max_ahead`, or by more than
+    /// [`LATE_MAX_CLOCK_AHEAD`] if it is also later than [`LATE_CLOCK`].
+    pub fn check(self, timestamp: Timestamp, max_ahead: i64) -> Result<LamportTime, ClockError> {
         let Timestamp(claimed) = timestamp;
         if claimed < 0 {
             return Err(ClockError::Negative(claimed));
         }
-        let latest = self
-            .0
-            .0
-            .saturating_add(max_ahead.max(0))
-            .min(MAX_TIMESTAMP)
-            .max(self.0.0);
-        if claimed > latest {
+        let now = self.0.0;
+        // A client that merges what it receives and counts its own messages is never refused, wherever the clock is.
+        let max_ahead = max_ahead.min((LATE_CLOCK - now).max(LATE_MAX_CLOCK_AHEAD));
+        if claimed > now.saturating_add(max_ahead.max(0)) {
             return Err(ClockError::TooFarAhead {
                 timestamp: claimed,
                 now: self.0,
                 max_ahead,
             });
         }
-        self.0 = LamportTime(self.0.0.max(claimed));
-        Ok(self.tick())
+        Ok(LamportTime(claimed))
+    }
+
+    /// Advances the clock for the receipt of a command with this timestamp, which was checked: `L = max(L, timestamp) + 1`.
+    pub fn merge(&mut self, timestamp: LamportTime) -> LamportTime {
+        self.0 = self.0.max(timestamp);
+        self.tick()
     }
 }
 
@@ -132,24 +137,42 @@ mod tests {
 
     use super::*;
 
+    fn receive(clock: &mut LamportClock, timestamp: i64, max_ahead: i64) -> Result<i64, ClockError> {
+        let timestamp = clock.check(Timestamp(timestamp), max_ahead)?;
+        Ok(clock.merge(timestamp).get())
+    }
+
     #[test]
     fn a_receipt_sets_the_clock_to_one_more_than_the_later_time() {
         let mut clock = LamportClock::default();
-        assert_eq!(clock.receive(Timestamp(0), 100).unwrap().get(), 1);
-        assert_eq!(clock.receive(Timestamp(10), 100).unwrap().get(), 11);
-        assert_eq!(clock.receive(Timestamp(3), 100).unwrap().get(), 12);
+        assert_eq!(receive(&mut clock, 0, 100), Ok(1));
+        assert_eq!(receive(&mut clock, 10, 100), Ok(11));
+        assert_eq!(receive(&mut clock, 3, 100), Ok(12));
         assert_eq!(clock.tick().get(), 13);
     }
 
     #[test]
     fn a_timestamp_out_of_range_does_not_move_the_clock() {
         let mut clock = LamportClock::default();
-        clock.receive(Timestamp(5), 100).unwrap();
-        for wrong in [-1, i64::MIN, 107, 1 << 40, MAX_TIMESTAMP + 1, i64::MAX] {
-            assert!(clock.receive(Timestamp(wrong), 100).is_err(), "{wrong}");
+        receive(&mut clock, 5, 100).unwrap();
+        for wrong in [-1, i64::MIN, 107, 1 << 40, i64::MAX] {
+            assert!(receive(&mut clock, wrong, 100).is_err(), "{wrong}");
             assert_eq!(clock.now().get(), 6);
         }
-        assert_eq!(clock.receive(Timestamp(106), 100).unwrap().get(), 107);
+        assert_eq!(receive(&mut clock, 106, 100), Ok(107));
+    }
+
+    #[test]
+    fn a_late_clock_still_accepts_clients_that_merge_what_they_receive() {
+        for now in [LATE_CLOCK - 1, LATE_CLOCK, LATE_CLOCK + 1, 1 << 60] {
+            let mut clock = LamportClock::at(LamportTime(now));
+            assert!(clock.check(Timestamp(now + 1_001), 1_000_000).is_err(), "{now}");
+            let sent = now + LATE_MAX_CLOCK_AHEAD;
+            assert_eq!(receive(&mut clock, sent, 1_000_000), Ok(sent + 1));
+        }
+        let before = LamportClock::at(LamportTime(LATE_CLOCK - 2_000));
+        assert!(before.check(Timestamp(LATE_CLOCK), 1_000_000).is_ok());
+        assert!(before.check(Timestamp(LATE_CLOCK + 1), 1_000_000).is_err());
     }
 
     proptest! {
@@ -158,8 +181,8 @@ mod tests {
             let mut clock = LamportClock::default();
             for claim in claims {
                 let before = clock.now();
-                match clock.receive(Timestamp(claim), ahead) {
-                    Ok(time) => prop_assert!(time > before && time.get() > claim),
+                match receive(&mut clock, claim, ahead) {
+                    Ok(time) => prop_assert!(time > before.get() && time > claim),
                     Err(_) => prop_assert_eq!(clock.now(), before),
                 }
             }

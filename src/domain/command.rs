@@ -1,11 +1,14 @@
 //! The commands of a room.
 
-use super::{MessageId, MessageIdError, Name, ParticipantId, Text, TextError, Timestamp, TraceContext};
+use super::{
+    Attachment, MessageId, MessageIdError, Name, ParticipantId, Session, Text, TextError, Timestamp,
+    TraceContext,
+};
 
 /// A command to a room. The order in which a room applies its commands is the order of its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Enter the room.
+    /// Enter the room, or attach a new stream to a session.
     Join(Join),
     /// Send a message as a participant.
     Say(Say),
@@ -13,11 +16,19 @@ pub enum Command {
     Post(Post),
     /// Leave the room.
     Leave(Leave),
+    /// An attachment is gone without a LEAVE. A participant that cannot resume leaves, any other is lost.
+    Detach(Attachment),
+    /// The grace period of a participant that lost this attachment has expired. It leaves if it is still lost.
+    ///
+    /// Grace periods are measured by whoever issues the commands, because the fold has no clock of its own.
+    ExpireGrace(Attachment),
 }
 
-/// Enters a room.
+/// Enters a room, or attaches a new stream to a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Join {
+    /// The session to resume, which the client has proved to be its own. If it has ended, the client enters anew.
+    pub session: Option<Session>,
     /// The id that the client chose; `None` if the room is to assign one.
     pub id: Option<ParticipantId>,
     /// The participant's name.
@@ -33,8 +44,8 @@ pub struct Join {
 /// Sends a message as a participant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Say {
-    /// The sender.
-    pub participant: ParticipantId,
+    /// The stream that the message came from. It has no effect unless it is the sender's current one.
+    pub attachment: Attachment,
     /// The message.
     pub message: Message,
 }
@@ -75,22 +86,10 @@ impl Message {
 /// Leaves a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leave {
-    /// The participant that leaves.
-    pub participant: ParticipantId,
-    /// The client's Lamport time; `None` if the server acts for a client whose connection is lost.
+    /// The stream that the LEAVE came from. It has no effect unless it is the participant's current one.
+    pub attachment: Attachment,
+    /// The client's Lamport time; `None` if the server acts for the client.
     pub timestamp: Option<Timestamp>,
     /// The trace context that the client sent.
     pub trace: Option<TraceContext>,
-}
-
-impl Leave {
-    /// The LEAVE that the server issues for a participant whose connection is lost.
-    #[must_use]
-    pub const fn by_server(participant: ParticipantId) -> Self {
-        Self {
-            participant,
-            timestamp: None,
-            trace: None,
-        }
-    }
 }

@@ -18,13 +18,26 @@ pub const MAX_TRACEPARENT_LEN: usize = 55;
 /// The longest `tracestate`, in bytes: the W3C recommendation asks to propagate at least this much.
 pub const MAX_TRACESTATE_LEN: usize = 512;
 
-/// The latest Lamport time that a client may send. Beyond it the clock advances only by ticks of one, for which half of the
-/// range of `int64` remains: more events than any room will see.
-pub const MAX_TIMESTAMP: i64 = 1 << 62;
+/// From this Lamport time on, a client's timestamp may be ahead of the room's clock by no more than
+/// [`LATE_MAX_CLOCK_AHEAD`]. JavaScript's numbers are exact up to 2^53, twice as much.
+pub const LATE_CLOCK: i64 = 1 << 52;
+
+/// How far a timestamp may be ahead of a clock that has reached [`LATE_CLOCK`]: enough for the messages that a client sends
+/// before it receives the first of them back. A client that lies needs 4 × 10¹² messages to reach 2^53 from there.
+pub const LATE_MAX_CLOCK_AHEAD: i64 = 1_000;
 
 /// The first id that a room assigns to a participant who chooses none. Clients that choose their own tend to use small
 /// numbers.
 pub const FIRST_ASSIGNED_ID: i32 = 1_000_001;
+
+/// The last id that a room assigns; then it starts again. Clients cannot choose the ids between, so that an id that was
+/// assigned is never confused with one that was chosen. These are far more ids than a log retains events, and few enough that
+/// a client that chooses its id at random seldom meets one.
+pub const LAST_ASSIGNED_ID: i32 = FIRST_ASSIGNED_ID - 1 + (1 << 24);
+
+/// How far a room's clock skips when the room is recovered, in ticks. The ticks for texts that are too long are not in the
+/// log, but clients have seen them. A room writes a snapshot before more of them than this are visible.
+pub const CLOCK_RESERVE: i64 = 1_000;
 
 /// The name of the server as a sender. No participant may have it, because the first version's clients show nothing but
 /// the name.
@@ -38,9 +51,12 @@ pub const DEFAULT_MAX_MESSAGE_CHARS: usize = 2_000;
 pub const MAX_MESSAGE_CHARS_CEILING: usize = 100_000;
 
 /// The default of [`Rules::max_clock_ahead`]. A client that merges what it receives is ahead by no more than the number of
-/// messages that it sent since. A client that lies moves the clock by a million per message, and needs 4 × 10¹² messages to
-/// reach [`MAX_TIMESTAMP`].
+/// messages that it sent since. A client that lies moves the clock by a million per message, and needs 4 × 10⁹ messages to
+/// reach [`LATE_CLOCK`].
 pub const DEFAULT_MAX_CLOCK_AHEAD: i64 = 1_000_000;
+
+/// The highest value of [`Rules::max_clock_ahead`]. A client that lies then reaches [`LATE_CLOCK`] with 4 million messages.
+pub const MAX_CLOCK_AHEAD_CEILING: i64 = 1_000_000_000;
 
 /// The default of [`Rules::max_participants`].
 pub const DEFAULT_MAX_PARTICIPANTS: usize = 50_000;
@@ -50,7 +66,8 @@ pub const DEFAULT_MAX_PARTICIPANTS: usize = 50_000;
 pub struct Rules {
     /// The longest text, in characters (Unicode scalar values): 1 to [`MAX_MESSAGE_CHARS_CEILING`].
     pub max_message_chars: usize,
-    /// How far a client's timestamp may be ahead of the room's clock, in ticks: 1 to [`MAX_TIMESTAMP`].
+    /// How far a client's timestamp may be ahead of the room's clock, in ticks: 1 to
+    /// [`MAX_CLOCK_AHEAD_CEILING`].
     pub max_clock_ahead: i64,
     /// The maximum number of participants at a time: at least 1.
     pub max_participants: usize,

@@ -1,7 +1,9 @@
 //! The outcomes of commands.
 
+use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID};
 use super::{
-    ClockError, Event, LamportTime, MessageId, MessageIdError, Name, ParticipantId, Sequence, TextError,
+    Attachment, ClockError, Event, LamportTime, MessageId, MessageIdError, Name, ParticipantId, Sequence,
+    Session, TextError,
 };
 
 /// What a room decided about a command.
@@ -9,20 +11,57 @@ use super::{
 pub enum Outcome {
     /// The command is an event of the log. Everybody receives it.
     Accepted(Event),
+    /// The participant has entered the room.
+    Joined {
+        /// The LEAVEs of lost participants that had the id or the name, which precede the JOIN in the log.
+        evicted: Vec<Event>,
+        /// The JOIN.
+        joined: Event,
+        /// The participant's first attachment.
+        attachment: Attachment,
+    },
+    /// The participant has resumed its session, which is not an event of the log.
+    Resumed {
+        /// The session.
+        session: Session,
+        /// The participant's name.
+        name: Name,
+        /// The new attachment, which is the current one from now on.
+        attachment: Attachment,
+        /// The attachment that the new one takes over from, if the participant was not lost.
+        replaced: Option<Attachment>,
+    },
+    /// The participant is lost, which is not an event of the log. It leaves when its grace period expires.
+    Lost,
+    /// The command has no effect, because its attachment is not what it takes it for: a newer one has taken over, or the
+    /// participant has left or is no longer lost. Nobody is told.
+    Ignored,
     /// The message is in the log already, under the same message id. Only its sender is told.
     Repeated {
         /// The original event.
         original: Sequence,
-        /// The room's time after the receipt.
+        /// The room's time.
         time: LamportTime,
     },
     /// The command was rejected. Only its sender is told.
     Rejected {
         /// Why.
         rejection: Rejection,
-        /// The room's time after the receipt.
+        /// The room's time, after the tick if the rejection is one that ticks.
         time: LamportTime,
     },
+}
+
+impl Outcome {
+    /// The events of the log that the command has produced, in order.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        let (before, event) = match self {
+            Self::Accepted(event) => (&[][..], Some(event)),
+            Self::Joined { evicted, joined, .. } => (&evicted[..], Some(joined)),
+            _ => (&[][..], None),
+        };
+        before.iter().chain(event)
+    }
 }
 
 /// Why a room rejects a command. `Display` is the text that the sender receives.
@@ -48,13 +87,15 @@ pub enum Rejection {
     /// A participant has this id.
     #[error("participant id {0} is already connected; choose another, or 0 to have one assigned")]
     IdTaken(ParticipantId),
+    /// Rooms assign this id themselves.
+    #[error(
+        "participant id {0} is one that the server assigns ({FIRST_ASSIGNED_ID} to {LAST_ASSIGNED_ID}); choose another, or 0 to have one assigned"
+    )]
+    IdReserved(ParticipantId),
     /// A participant has this name, or one that is confusable with it.
     #[error("the name {:?} is taken in this room; choose another", .0.as_str())]
     NameTaken(Name),
     /// The room has reached its limit of participants.
     #[error("the room is full: it has {0} participants, which is the limit")]
     RoomFull(usize),
-    /// The sender is not in the room.
-    #[error("participant {0} is not in this room")]
-    NotInRoom(ParticipantId),
 }

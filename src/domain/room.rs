@@ -2,29 +2,35 @@
 //!
 //! Invariants, for every sequence of commands:
 //!
-//! - The sequences of accepted commands are 1, 2, 3, … without gaps.
-//! - The Lamport times of accepted commands strictly increase, and each is later than the timestamp of its command.
+//! - The sequences of events are 1, 2, 3, … without gaps.
+//! - The Lamport times of events strictly increase, and each is later than the timestamp of its command.
 //! - A participant is in the roster from its JOIN in the log to its LEAVE in the log.
-//! - A rejected command changes nothing, except that a message with a valid timestamp and an invalid text or message id
-//!   ticks the clock.
+//! - A command that is rejected or ignored changes nothing, except that a text that is too long ticks the clock.
+//! - Only a participant's current attachment speaks for it.
+//! - The cost of a command depends neither on the number of participants nor on how many of them are lost.
+//! - A room that is recovered from what was stored continues later than all times that the room has shown, if a snapshot is
+//!   stored whenever [`Room::needs_snapshot`] says so.
 //!
 //! There is no I/O, no wall clock and no randomness: times and identities arrive with the commands. The caller ensures what
-//! the fold cannot know: that a command comes from the participant that it names, and that a participant whose connection
-//! is lost leaves.
+//! the fold cannot know: that a command comes from the attachment or session that it names, that an attachment that is gone
+//! is detached, and that grace periods expire.
 
 use std::collections::BTreeMap;
 
 use super::dedup_window::{DedupWindow, Seen};
+use super::limits::CLOCK_RESERVE;
 use super::roster::Roster;
+use super::skeleton::{Skeletons, skeletons};
 use super::{
-    Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, Message, Name, Outcome, Participant,
-    ParticipantId, Post, Rejection, Rules, Say, Sequence, Timestamp, TraceContext, WallTime,
+    Attachment, Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, Message, Name, Outcome,
+    Participant, ParticipantId, Post, Rejection, Rules, Say, Sequence, Session, TextError, Timestamp,
+    TraceContext, WallTime,
 };
 
 /// The state of one room after some prefix of its log.
 ///
-/// [`Room::apply`] extends the log, [`Room::replay`] rebuilds the state from it. Both lead to the same state, except that
-/// the ticks of rejected messages are not in the log: a replayed room's clock may be behind, but not behind its last event.
+/// [`Room::apply`] extends the log, [`Room::replay`] rebuilds the state from it. Both lead to the same state, except for what
+/// is not in the log: all participants of a replayed room are lost, and [`Room::finish_recovery`] makes up for the ticks.
 #[derive(Debug, Clone)]
 pub struct Room {
     rules: Rules,
@@ -33,6 +39,8 @@ pub struct Room {
     roster: Roster,
     dedup: DedupWindow,
     has_messages: bool,
+    /// The time at which a room continues that is recovered from the events so far and the newest snapshot.
+    recovery_time: LamportTime,
 }
 
 /// The state of a room without its deduplication window, which can be restored from the log.
@@ -48,6 +56,8 @@ pub struct Snapshot {
     pub participants: Vec<(ParticipantId, Participant)>,
     /// Whether a message was ever accepted.
     pub has_messages: bool,
+    /// The Lamport time at which the room continues if no event follows.
+    pub recovery_time: LamportTime,
 }
 
 /// Why a log cannot be replayed.
@@ -86,10 +96,12 @@ impl Room {
             roster: Roster::new(),
             dedup: DedupWindow::default(),
             has_messages: false,
+            recovery_time: LamportTime::default(),
         }
     }
 
-    /// Restores a room from a snapshot. The deduplication window is empty; fill it with [`Room::remember_message_id`].
+    /// Restores a room from a snapshot. The deduplication window is empty; fill it with [`Room::remember_message_id`]. Then
+    /// [replay](Room::replay) the events after the snapshot, and [finish](Room::finish_recovery).
     #[must_use]
     pub fn restore(rules: Rules, snapshot: Snapshot) -> Self {
         let Snapshot {
@@ -98,14 +110,16 @@ impl Room {
             next_id,
             participants,
             has_messages,
+            recovery_time,
         } = snapshot;
         let mut room = Self::new(rules);
         room.clock = LamportClock::at(time);
         room.last = last;
         room.has_messages = has_messages;
-        room.roster.reserve_through(next_id.saturating_sub(1));
+        room.recovery_time = recovery_time;
+        room.roster.set_next_id(next_id);
         for (id, participant) in participants {
-            room.roster.insert(id, participant);
+            room.roster.restore(id, participant);
         }
         room
     }
@@ -117,6 +131,8 @@ impl Room {
             Command::Say(say) => self.say(say, at),
             Command::Post(post) => self.post(post, at),
             Command::Leave(leave) => self.leave(leave, at),
+            Command::Detach(attachment) => Ok(self.detach(attachment, at)),
+            Command::ExpireGrace(attachment) => Ok(self.expire_grace(attachment, at)),
         };
         outcome.unwrap_or_else(|rejection| Outcome::Rejected {
             rejection,
@@ -151,9 +167,14 @@ impl Room {
                     join_sequence: sequence,
                     is_resumable,
                 };
-                self.roster.insert(event.participant, participant);
+                self.roster.restore(event.participant, participant);
+                self.roster.replay_assigned(event.participant);
             }
             EventKind::Message { .. } => {
+                if self.roster.get(event.participant).is_none() {
+                    // A post.
+                    self.roster.replay_assigned(event.participant);
+                }
                 self.has_messages = true;
                 self.remember_message_id(event);
             }
@@ -163,10 +184,16 @@ impl Room {
                     .ok_or(ReplayError::RosterMismatch { sequence })?;
             }
         }
-        self.roster.reserve_through(event.participant.get());
         self.clock = LamportClock::at(event.time);
         self.last = sequence;
+        self.on_event(event.time);
         Ok(())
+    }
+
+    /// Makes a room that was restored or replayed ready to continue: its clock skips the times that the room may have shown
+    /// and that are not in the log.
+    pub fn finish_recovery(&mut self) {
+        self.clock = LamportClock::at(self.recovery_time.max(self.clock.now()));
     }
 
     /// Adds an event that precedes the snapshot to the deduplication window, if it is a message with an id.
@@ -180,9 +207,15 @@ impl Room {
         }
     }
 
-    /// The current state without the deduplication window.
+    /// The current state without the deduplication window, to be stored.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn take_snapshot(&mut self) -> Snapshot {
+        let mut clock = self.clock;
+        if self.needs_snapshot() {
+            // So that the ticks that follow do not need one each.
+            clock.skip(CLOCK_RESERVE);
+        }
+        self.recovery_time = clock.now();
         Snapshot {
             time: self.clock.now(),
             last: self.last,
@@ -193,18 +226,33 @@ impl Room {
                 .map(|(id, participant)| (*id, participant.clone()))
                 .collect(),
             has_messages: self.has_messages,
+            recovery_time: self.recovery_time,
         }
     }
 
-    /// Checks that the room's clock would accept this timestamp now.
-    ///
-    /// # Errors
-    ///
-    /// The timestamp is out of range.
-    pub fn check_timestamp(&self, timestamp: Timestamp) -> Result<(), Rejection> {
-        let mut clock = self.clock;
-        clock.receive(timestamp, self.rules.max_clock_ahead)?;
-        Ok(())
+    /// Whether a snapshot must be stored before anybody sees the room's time: there were so many ticks since the last event
+    /// that a recovered room would continue earlier.
+    #[must_use]
+    pub fn needs_snapshot(&self) -> bool {
+        self.clock.now() > self.recovery_time
+    }
+
+    /// The participants who are lost, each with the attachment that is gone.
+    pub fn lost(&self) -> impl Iterator<Item = Attachment> {
+        let ids = self.participants().keys();
+        ids.filter_map(|id| self.roster.lost_attachment(*id))
+    }
+
+    /// Whether this participant is in the room and not lost.
+    #[must_use]
+    pub fn is_attached(&self, participant: ParticipantId) -> bool {
+        self.roster.current_attachment(participant).is_some()
+    }
+
+    /// Whether the participant is lost because this attachment is gone.
+    #[must_use]
+    pub fn is_lost(&self, attachment: Attachment) -> bool {
+        self.roster.lost_attachment(attachment.participant) == Some(attachment)
     }
 
     /// The room's Lamport time.
@@ -243,23 +291,30 @@ impl Room {
     }
 
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {
+        let timestamp = self.check_timestamp(join.timestamp)?;
+        if let Some(resumed) = join.session.and_then(|session| self.resume(session)) {
+            return Ok(resumed);
+        }
         let Join {
             id,
             name,
-            timestamp,
             is_resumable,
             trace,
+            ..
         } = join;
-        if self.participants().len() >= self.rules.max_participants {
-            return Err(Rejection::RoomFull(self.participants().len()));
+        let skeletons = skeletons(&name);
+        let places = self.places_to_vacate(id, &name, &skeletons);
+        let vacated = places.as_ref().map_or(0, Vec::len);
+        let remaining = self.participants().len().saturating_sub(vacated);
+        if remaining >= self.rules.max_participants {
+            return Err(Rejection::RoomFull(remaining));
         }
-        if let Some(id) = id.filter(|id| self.roster.get(*id).is_some()) {
-            return Err(Rejection::IdTaken(id));
-        }
-        if !self.is_name_available(&name) {
-            return Err(Rejection::NameTaken(name));
-        }
-        let time = self.clock.receive(timestamp, self.rules.max_clock_ahead)?;
+        // The JOIN is accepted from here on.
+        let evicted = places?
+            .into_iter()
+            .filter_map(|participant| self.leave_now(participant, at))
+            .collect();
+        let time = self.clock.merge(timestamp);
         let id = id.unwrap_or_else(|| self.roster.allocate_id());
         let participant = Participant {
             name: name.clone(),
@@ -267,14 +322,75 @@ impl Room {
             join_sequence: self.last.next(),
             is_resumable,
         };
-        self.roster.insert(id, participant);
-        Ok(self.accept(time, at, id, name, EventKind::Join, trace))
+        let attachment = self.roster.insert(id, participant, skeletons);
+        Ok(Outcome::Joined {
+            evicted,
+            joined: self.accept(time, at, id, name, EventKind::Join, trace),
+            attachment,
+        })
+    }
+
+    /// Attaches a new stream to a session; `None` if the session has ended.
+    fn resume(&mut self, session: Session) -> Option<Outcome> {
+        let participant = self.roster.get(session.participant)?;
+        if participant.join_sequence != session.join_sequence {
+            return None;
+        }
+        let name = participant.name.clone();
+        let (attachment, replaced) = self.roster.attach(session.participant)?;
+        Some(Outcome::Resumed {
+            session,
+            name,
+            attachment,
+            replaced,
+        })
+    }
+
+    /// The lost participants that have the id or the name. They leave for somebody who joins, most often the same person
+    /// with a restarted client, who would otherwise have to wait until the grace period expires.
+    fn places_to_vacate(
+        &self,
+        id: Option<ParticipantId>,
+        name: &Name,
+        skeletons: &Skeletons,
+    ) -> Result<Vec<ParticipantId>, Rejection> {
+        let mut places = Vec::new();
+        if let Some(id) = id {
+            if id.is_assigned() {
+                return Err(Rejection::IdReserved(id));
+            }
+            if self.is_attached(id) {
+                return Err(Rejection::IdTaken(id));
+            }
+            places.extend(self.roster.get(id).map(|_| id));
+        }
+        let name_taken = || Rejection::NameTaken(name.clone());
+        if self.roster.is_reserved(skeletons) {
+            return Err(name_taken());
+        }
+        if self.rules.allow_duplicate_names {
+            return Ok(places);
+        }
+        for mut holders in self.roster.confusable(skeletons) {
+            let Some(holder) = holders.next() else { continue };
+            // Several have the name only if they joined while that was allowed. They are not searched for somebody who is
+            // not lost.
+            if self.is_attached(holder) || holders.next().is_some() {
+                return Err(name_taken());
+            }
+            if !places.contains(&holder) {
+                places.push(holder);
+            }
+        }
+        Ok(places)
     }
 
     fn say(&mut self, say: Say, at: WallTime) -> Result<Outcome, Rejection> {
-        let Say { participant, message } = say;
-        let name = self.name_of(participant)?;
-        self.message(|_| participant, name, message, at)
+        let Say { attachment, message } = say;
+        match self.name_of(attachment) {
+            Some(name) => self.message(|_| attachment.participant, name, message, at),
+            None => Ok(Outcome::Ignored),
+        }
     }
 
     fn post(&mut self, post: Post, at: WallTime) -> Result<Outcome, Rejection> {
@@ -293,15 +409,20 @@ impl Room {
         message: Message,
         at: WallTime,
     ) -> Result<Outcome, Rejection> {
-        let time = self
-            .clock
-            .receive(message.timestamp, self.rules.max_clock_ahead)?;
-        // From here on the clock has ticked, even if the message is rejected.
-        let text = message.text?;
+        let timestamp = self.check_timestamp(message.timestamp)?;
+        let text = message.text.inspect_err(|error| {
+            // The only rejection that ticks, as in the first version of the protocol.
+            if matches!(error, TextError::TooLong { .. }) {
+                self.clock.tick();
+            }
+        })?;
         let message_id = message.message_id.transpose()?;
         if let Some(id) = &message_id {
             match self.dedup.get(id, &text) {
-                Some(Seen::SameText(original)) => return Ok(Outcome::Repeated { original, time }),
+                Some(Seen::SameText(original)) => {
+                    let time = self.clock.now();
+                    return Ok(Outcome::Repeated { original, time });
+                }
                 Some(Seen::OtherText(original)) => {
                     let id = id.clone();
                     return Err(Rejection::MessageIdTaken { id, original });
@@ -309,39 +430,88 @@ impl Room {
                 None => self.dedup.insert(id.clone(), &text, self.last.next()),
             }
         }
+        let time = self.clock.merge(timestamp);
         let sender = sender(&mut self.roster);
         self.has_messages = true;
         let kind = EventKind::Message { text, message_id };
-        Ok(self.accept(time, at, sender, name, kind, message.trace))
+        let event = self.accept(time, at, sender, name, kind, message.trace);
+        Ok(Outcome::Accepted(event))
     }
 
     fn leave(&mut self, leave: Leave, at: WallTime) -> Result<Outcome, Rejection> {
         let Leave {
-            participant,
+            attachment,
             timestamp,
             trace,
         } = leave;
-        let name = self.name_of(participant)?;
+        let Some(name) = self.name_of(attachment) else {
+            return Ok(Outcome::Ignored);
+        };
         let time = match timestamp {
-            Some(timestamp) => self.clock.receive(timestamp, self.rules.max_clock_ahead)?,
+            Some(timestamp) => {
+                let timestamp = self.check_timestamp(timestamp)?;
+                self.clock.merge(timestamp)
+            }
             None => self.clock.tick(),
         };
+        let participant = attachment.participant;
         self.roster.remove(participant);
-        Ok(self.accept(time, at, participant, name, EventKind::Leave, trace))
+        let event = self.accept(time, at, participant, name, EventKind::Leave, trace);
+        Ok(Outcome::Accepted(event))
     }
 
-    fn name_of(&self, participant: ParticipantId) -> Result<Name, Rejection> {
-        let holder = self.roster.get(participant);
-        Ok(holder.ok_or(Rejection::NotInRoom(participant))?.name.clone())
-    }
-
-    /// Whether somebody may join or post under `name`.
-    fn is_name_available(&self, name: &Name) -> bool {
-        if self.rules.allow_duplicate_names {
-            !Roster::is_reserved(name)
-        } else {
-            !self.roster.has_confusable(name)
+    fn detach(&mut self, attachment: Attachment, at: WallTime) -> Outcome {
+        let participant = attachment.participant;
+        if self.name_of(attachment).is_none() {
+            return Outcome::Ignored;
         }
+        if self
+            .roster
+            .get(participant)
+            .is_some_and(|holder| holder.is_resumable)
+        {
+            self.roster.mark_lost(participant);
+            return Outcome::Lost;
+        }
+        self.leave_now(participant, at)
+            .map_or(Outcome::Ignored, Outcome::Accepted)
+    }
+
+    fn expire_grace(&mut self, attachment: Attachment, at: WallTime) -> Outcome {
+        if !self.is_lost(attachment) {
+            return Outcome::Ignored;
+        }
+        self.leave_now(attachment.participant, at)
+            .map_or(Outcome::Ignored, Outcome::Accepted)
+    }
+
+    /// Makes a participant leave for whom the server acts; `None` if it is not in the room.
+    fn leave_now(&mut self, participant: ParticipantId, at: WallTime) -> Option<Event> {
+        let name = self.roster.remove(participant)?.name;
+        let time = self.clock.tick();
+        Some(self.accept(time, at, participant, name, EventKind::Leave, None))
+    }
+
+    /// The name of the participant whose current attachment this is; `None` if it is not current.
+    fn name_of(&self, attachment: Attachment) -> Option<Name> {
+        let participant = attachment.participant;
+        let is_current = self.roster.current_attachment(participant) == Some(attachment);
+        let holder = self.roster.get(participant).filter(|_| is_current)?;
+        Some(holder.name.clone())
+    }
+
+    fn check_timestamp(&self, timestamp: Timestamp) -> Result<LamportTime, Rejection> {
+        Ok(self.clock.check(timestamp, self.rules.max_clock_ahead)?)
+    }
+
+    /// Whether somebody outside the room may post under `name`.
+    fn is_name_available(&self, name: &Name) -> bool {
+        let skeletons = skeletons(name);
+        let is_taken = || {
+            let mut confusable = self.roster.confusable(&skeletons);
+            confusable.any(|mut holders| holders.next().is_some())
+        };
+        !self.roster.is_reserved(&skeletons) && (self.rules.allow_duplicate_names || !is_taken())
     }
 
     fn is_repeat(&self, message: &Message) -> bool {
@@ -349,6 +519,12 @@ impl Room {
             (Some(id), Ok(text)) => self.dedup.get(id, text).is_some(),
             _ => false,
         }
+    }
+
+    /// A room is recovered from its events, so their times need no snapshot.
+    fn on_event(&mut self, time: LamportTime) {
+        let mut clock = LamportClock::at(time);
+        self.recovery_time = clock.skip(CLOCK_RESERVE);
     }
 
     fn accept(
@@ -359,9 +535,10 @@ impl Room {
         name: Name,
         kind: EventKind,
         trace: Option<TraceContext>,
-    ) -> Outcome {
+    ) -> Event {
         self.last = self.last.next();
-        Outcome::Accepted(Event {
+        self.on_event(time);
+        Event {
             sequence: self.last,
             time,
             at,
@@ -369,7 +546,7 @@ impl Room {
             name,
             kind,
             trace,
-        })
+        }
     }
 }
 

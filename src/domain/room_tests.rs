@@ -1,9 +1,11 @@
 //! Properties of the fold for arbitrary commands, and tests of single rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 
+use super::super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID};
 use super::super::{MessageId, Name, Text, TextError, Timestamp};
 use super::*;
 
@@ -19,140 +21,404 @@ fn rules() -> Rules {
     }
 }
 
+/// What somebody does. Sessions and attachments are chosen from those that have been, so most commands make sense.
+#[derive(Debug, Clone)]
+enum Action {
+    Join { join: Join, session: Option<Index> },
+    Say(Index, Message),
+    Post(Post),
+    Leave(Index, Option<Timestamp>),
+    Detach(Index),
+    ExpireGrace(Index),
+}
+
 fn timestamps() -> impl Strategy<Value = Timestamp> {
     prop_oneof![8 => 0..2_000_i64, 1 => any::<i64>(), 1 => Just(i64::MAX)].prop_map(Timestamp)
 }
 
 fn ids() -> impl Strategy<Value = ParticipantId> {
-    // Small ids, which clients choose here, and the first that the room assigns.
-    prop_oneof![1..5_i32, 1_000_001..1_000_004_i32].prop_map(|id| ParticipantId::from_wire(id).unwrap())
+    // Those that clients choose, and the first and last that rooms assign.
+    let ids = prop_oneof![
+        8 => 1..5_i32,
+        1 => FIRST_ASSIGNED_ID - 1..FIRST_ASSIGNED_ID + 3,
+        1 => LAST_ASSIGNED_ID..LAST_ASSIGNED_ID + 2,
+    ];
+    ids.prop_map(|id| ParticipantId::from_wire(id).unwrap())
 }
 
-fn joins() -> impl Strategy<Value = Command> {
-    (prop::option::of(ids()), "[a-cA-C]", timestamps()).prop_map(|(id, name, timestamp)| {
-        Command::Join(Join {
+fn names() -> impl Strategy<Value = Name> {
+    "[a-eA-E]".prop_map(|name| Name::try_from(name.as_str()).unwrap())
+}
+
+fn joins() -> impl Strategy<Value = Action> {
+    let join = (prop::option::of(ids()), names(), timestamps(), any::<bool>());
+    (join, prop::option::of(any::<Index>())).prop_map(|((id, name, timestamp, is_resumable), session)| {
+        let join = Join {
+            session: None,
             id,
-            name: Name::try_from(name.as_str()).unwrap(),
+            name,
             timestamp,
-            is_resumable: false,
+            is_resumable,
             trace: None,
-        })
+        };
+        Action::Join { join, session }
     })
 }
 
-fn says() -> impl Strategy<Value = Command> {
-    (
-        ids(),
-        timestamps(),
-        "[xy\u{1b}]{0,10}",
-        prop::option::of("[m ]{0,3}"),
-    )
-        .prop_map(|(participant, timestamp, text, id)| {
-            let message_id = id.map(|id| MessageId::try_from(id.as_str()));
-            Command::Say(Say {
-                participant,
-                message: Message {
-                    timestamp,
-                    text: Text::parse(&text, 8),
-                    message_id,
-                    trace: None,
-                },
-            })
-        })
-}
-
-fn leaves() -> impl Strategy<Value = Command> {
-    (ids(), prop::option::of(timestamps())).prop_map(|(participant, timestamp)| {
-        Command::Leave(Leave {
-            participant,
+fn messages() -> impl Strategy<Value = Message> {
+    (timestamps(), "[xy\u{1b}]{0,10}", prop::option::of("[m ]{0,3}")).prop_map(|(timestamp, text, id)| {
+        Message {
             timestamp,
+            text: Text::parse(&text, 8),
+            message_id: id.map(|id| MessageId::try_from(id.as_str())),
             trace: None,
-        })
+        }
     })
 }
 
-fn conversations() -> impl Strategy<Value = Vec<Command>> {
-    prop::collection::vec(prop_oneof![3 => joins(), 6 => says(), 2 => leaves()], 0..120)
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![
+        4 => joins(),
+        6 => (any::<Index>(), messages()).prop_map(|(attachment, message)| Action::Say(attachment, message)),
+        1 => (names(), messages()).prop_map(|(name, message)| Action::Post(Post { name, message })),
+        2 => (any::<Index>(), prop::option::of(timestamps())).prop_map(|(attachment, timestamp)| Action::Leave(attachment, timestamp)),
+        2 => any::<Index>().prop_map(Action::Detach),
+        1 => any::<Index>().prop_map(Action::ExpireGrace),
+    ];
+    prop::collection::vec(action, 0..120)
 }
 
 fn timestamp_of(command: &Command) -> Option<i64> {
+    let timestamp = match command {
+        Command::Join(join) => join.timestamp,
+        Command::Say(say) => say.message.timestamp,
+        Command::Post(post) => post.message.timestamp,
+        Command::Leave(leave) => leave.timestamp?,
+        Command::Detach(_) | Command::ExpireGrace(_) => return None,
+    };
+    Some(timestamp.0)
+}
+
+/// The attachment that a command comes from or is about.
+fn attachment_of(command: &Command) -> Option<Attachment> {
     match command {
-        Command::Join(join) => Some(join.timestamp.0),
-        Command::Say(say) => Some(say.message.timestamp.0),
-        Command::Post(post) => Some(post.message.timestamp.0),
-        Command::Leave(leave) => leave.timestamp.map(|timestamp| timestamp.0),
+        Command::Say(say) => Some(say.attachment),
+        Command::Leave(leave) => Some(leave.attachment),
+        Command::Detach(attachment) | Command::ExpireGrace(attachment) => Some(*attachment),
+        Command::Join(_) | Command::Post(_) => None,
     }
+}
+
+/// Turns actions into commands, and remembers the sessions and attachments that have been.
+#[derive(Debug, Default)]
+struct History {
+    sessions: Vec<Session>,
+    attachments: Vec<Attachment>,
+}
+
+impl History {
+    /// `None` if there was no attachment yet.
+    fn command(&self, action: Action) -> Option<Command> {
+        let attachment = |index: Index| {
+            let is_any = !self.attachments.is_empty();
+            is_any.then(|| *index.get(&self.attachments))
+        };
+        Some(match action {
+            Action::Join { mut join, session } => {
+                let session = session.filter(|_| !self.sessions.is_empty());
+                join.session = session.map(|index| *index.get(&self.sessions));
+                Command::Join(join)
+            }
+            Action::Say(index, message) => Command::Say(Say {
+                attachment: attachment(index)?,
+                message,
+            }),
+            Action::Post(post) => Command::Post(post),
+            Action::Leave(index, timestamp) => Command::Leave(Leave {
+                attachment: attachment(index)?,
+                timestamp,
+                trace: None,
+            }),
+            Action::Detach(index) => Command::Detach(attachment(index)?),
+            Action::ExpireGrace(index) => Command::ExpireGrace(attachment(index)?),
+        })
+    }
+
+    fn remember(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Joined {
+                joined, attachment, ..
+            } => {
+                self.attachments.push(*attachment);
+                self.sessions.push(Session {
+                    participant: joined.participant,
+                    join_sequence: joined.sequence,
+                });
+            }
+            Outcome::Resumed { attachment, .. } => self.attachments.push(*attachment),
+            _ => {}
+        }
+    }
+}
+
+/// Applies the actions, and calls `check` with the room before and after each command, the command, and its outcome.
+fn perform(
+    room: &mut Room,
+    actions: Vec<Action>,
+    mut check: impl FnMut(&Room, &mut Room, &Command, &Outcome) -> Result<(), TestCaseError>,
+) -> Result<(), TestCaseError> {
+    let mut history = History::default();
+    for action in actions {
+        let Some(command) = history.command(action) else {
+            continue;
+        };
+        let before = room.clone();
+        let outcome = room.apply(command.clone(), WallTime::default());
+        history.remember(&outcome);
+        check(&before, room, &command, &outcome)?;
+    }
+    Ok(())
+}
+
+/// The log that the actions produce, and the room that wrote it.
+fn log_of(actions: Vec<Action>) -> (Room, Vec<Event>) {
+    let (mut room, mut log) = (Room::new(rules()), Vec::new());
+    perform(&mut room, actions, |_, _, _, outcome| {
+        log.extend(outcome.events().cloned());
+        Ok(())
+    })
+    .unwrap();
+    (room, log)
+}
+
+fn lost(room: &Room) -> Vec<Attachment> {
+    room.lost().collect()
 }
 
 proptest! {
     #[test]
-    fn times_increase_sequences_are_dense_and_the_roster_follows_the_log(commands in conversations()) {
-        let mut room = Room::new(rules());
+    fn times_increase_sequences_are_dense_and_the_roster_follows_the_log(actions in actions()) {
         let mut roster: BTreeMap<ParticipantId, Name> = BTreeMap::new();
         let mut said: BTreeMap<MessageId, Sequence> = BTreeMap::new();
-        for command in commands {
-            let (time, last) = (room.time(), room.last());
-            let outcome = room.apply(command.clone(), WallTime::default());
-            match outcome {
-                Outcome::Accepted(event) => {
-                    prop_assert_eq!(event.sequence.get(), last.get() + 1);
-                    prop_assert!(event.time > time);
-                    if let Some(claimed) = timestamp_of(&command) {
-                        prop_assert!(event.time.get() > claimed, "an event is later than everything its sender has seen");
+        perform(&mut Room::new(rules()), actions, |before, room, command, outcome| {
+            let (mut time, mut last) = (before.time(), before.last());
+            for event in outcome.events() {
+                prop_assert_eq!(event.sequence, last.next());
+                prop_assert!(event.time > time);
+                (time, last) = (event.time, event.sequence);
+                match &event.kind {
+                    EventKind::Join => {
+                        prop_assert_eq!(roster.insert(event.participant, event.name.clone()), None);
                     }
-                    match &event.kind {
-                        EventKind::Join => {
-                            prop_assert_eq!(roster.insert(event.participant, event.name.clone()), None);
-                        }
-                        EventKind::Message { message_id, .. } => {
+                    EventKind::Message { message_id, .. } => {
+                        if matches!(command, Command::Say(_)) {
                             prop_assert_eq!(roster.get(&event.participant), Some(&event.name));
-                            if let Some(id) = message_id {
-                                prop_assert_eq!(said.insert(id.clone(), event.sequence), None);
-                            }
                         }
-                        EventKind::Leave => {
-                            prop_assert_eq!(roster.remove(&event.participant), Some(event.name.clone()));
+                        if let Some(id) = message_id {
+                            prop_assert_eq!(said.insert(id.clone(), event.sequence), None);
                         }
                     }
+                    EventKind::Leave => {
+                        prop_assert_eq!(roster.remove(&event.participant), Some(event.name.clone()));
+                    }
                 }
-                Outcome::Repeated { original, time: receipt } => {
-                    let Command::Say(Say { message: Message { message_id: Some(Ok(id)), .. }, .. }) = &command else {
-                        return Err(TestCaseError::fail("only a message with an id can be repeated"));
-                    };
-                    prop_assert_eq!(said.get(id), Some(&original));
-                    prop_assert!(receipt > time);
-                    prop_assert_eq!(room.last(), last);
-                }
-                Outcome::Rejected { rejection, time: receipt } => {
-                    let has_ticked =
-                        matches!(rejection, Rejection::Text(_) | Rejection::MessageId(_) | Rejection::MessageIdTaken { .. });
-                    prop_assert_eq!(receipt > time, has_ticked, "{:?}", rejection);
-                    prop_assert_eq!(receipt, room.time());
-                    prop_assert_eq!(room.last(), last);
-                }
+            }
+            prop_assert_eq!(last, room.last());
+            if let (Some(event), Some(claimed)) = (outcome.events().last(), timestamp_of(command)) {
+                prop_assert!(event.time.get() > claimed, "an event is later than everything its sender has seen");
             }
             let now: BTreeMap<_, _> = room.participants().iter().map(|(id, participant)| (*id, participant.name.clone())).collect();
             prop_assert_eq!(&now, &roster);
             prop_assert!(roster.len() <= MAX_PARTICIPANTS);
-        }
+            if let Outcome::Repeated { original, .. } = outcome {
+                let message = match command {
+                    Command::Say(say) => &say.message,
+                    Command::Post(post) => &post.message,
+                    _ => return Err(TestCaseError::fail("only a message can be repeated")),
+                };
+                prop_assert_eq!(message.valid_id().and_then(|id| said.get(id)), Some(original));
+            }
+            Ok(())
+        })?;
     }
 
     #[test]
-    fn the_same_commands_yield_the_same_outcomes(commands in conversations()) {
-        let (mut one, mut other) = (Room::new(rules()), Room::new(rules()));
-        for command in commands {
-            prop_assert_eq!(one.apply(command.clone(), WallTime::default()), other.apply(command, WallTime::default()));
-        }
+    fn a_command_without_an_event_changes_nothing_but_attachments_and_only_a_text_that_is_too_long_ticks(actions in actions()) {
+        perform(&mut Room::new(rules()), actions, |before, room, _, outcome| {
+            let ticks = room.time().get() - before.time().get();
+            let time = match outcome {
+                Outcome::Rejected { rejection, time } => {
+                    let is_too_long = matches!(rejection, Rejection::Text(TextError::TooLong { .. }));
+                    prop_assert_eq!(ticks, i64::from(is_too_long), "{:?}", rejection);
+                    *time
+                }
+                Outcome::Repeated { time, .. } => *time,
+                Outcome::Resumed { .. } | Outcome::Lost | Outcome::Ignored => before.time(),
+                Outcome::Accepted(_) | Outcome::Joined { .. } => return Ok(()),
+            };
+            prop_assert_eq!(room.time(), time);
+            prop_assert_eq!(room.last(), before.last());
+            prop_assert_eq!(room.participants(), before.participants());
+            prop_assert_eq!(room.roster.next_id(), before.roster.next_id());
+            if !matches!(outcome, Outcome::Resumed { .. } | Outcome::Lost) {
+                prop_assert_eq!(lost(room), lost(before), "nobody is evicted by what is rejected");
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn only_the_newest_attachment_of_a_participant_who_is_not_lost_speaks_for_it(actions in actions()) {
+        let mut current: BTreeMap<ParticipantId, Attachment> = BTreeMap::new();
+        let mut is_lost: BTreeSet<ParticipantId> = BTreeSet::new();
+        perform(&mut Room::new(rules()), actions, |_, room, command, outcome| {
+            if let Some(attachment) = attachment_of(command) {
+                let participant = attachment.participant;
+                let must_be_lost = matches!(command, Command::ExpireGrace(_));
+                let is_valid = current.get(&participant) == Some(&attachment) && is_lost.contains(&participant) == must_be_lost;
+                prop_assert_eq!(*outcome != Outcome::Ignored, is_valid);
+            }
+            for event in outcome.events().filter(|event| event.kind == EventKind::Leave) {
+                current.remove(&event.participant);
+                is_lost.remove(&event.participant);
+            }
+            match outcome {
+                Outcome::Joined { attachment, .. } => {
+                    prop_assert_eq!(current.insert(attachment.participant, *attachment), None);
+                }
+                Outcome::Resumed { session, attachment, replaced, .. } => {
+                    let previous = current.insert(session.participant, *attachment);
+                    let was_lost = is_lost.remove(&session.participant);
+                    prop_assert_eq!(*replaced, previous.filter(|_| !was_lost));
+                }
+                Outcome::Lost => {
+                    is_lost.extend(attachment_of(command).map(|attachment| attachment.participant));
+                }
+                _ => {}
+            }
+            prop_assert_eq!(lost(room).iter().map(|attachment| attachment.participant).collect::<BTreeSet<_>>(), is_lost.clone());
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn the_same_commands_yield_the_same_outcomes(actions in actions()) {
+        let mut other = Room::new(rules());
+        perform(&mut Room::new(rules()), actions, |_, _, command, outcome| {
+            prop_assert_eq!(&other.apply(command.clone(), WallTime::default()), outcome);
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn ids_that_clients_chose_and_ids_that_were_assigned_never_meet(actions in actions(), cut in 0..60_usize) {
+        let (mut chosen, mut assigned) = (BTreeSet::new(), BTreeSet::new());
+        let (mut room, mut replayed) = (Room::new(rules()), Room::new(rules()));
+        room.roster.set_next_id(LAST_ASSIGNED_ID - 2);
+        replayed.roster.set_next_id(LAST_ASSIGNED_ID - 2);
+        let mut count = 0;
+        perform(&mut room, actions, |before, room, command, outcome| {
+            for event in outcome.events() {
+                prop_assert_eq!(replayed.replay(event, false), Ok(()));
+            }
+            prop_assert_eq!(replayed.roster.next_id(), room.roster.next_id(), "it is assigned alike after replay");
+            let newest = outcome.events().last().map(|event| event.participant);
+            match command {
+                Command::Join(Join { id: Some(_), .. }) => chosen.extend(newest),
+                Command::Join(_) | Command::Post(_) => {
+                    // Some ids were assigned before, but all others first.
+                    prop_assert!(newest.is_none_or(|id| before.participants().get(&id).is_none()));
+                    assigned.extend(newest);
+                }
+                _ => {}
+            }
+            count += 1;
+            if count == cut {
+                *room = Room::restore(rules(), room.take_snapshot());
+            }
+            Ok(())
+        })?;
+        prop_assert!(chosen.is_disjoint(&assigned), "{:?} {:?}", chosen, assigned);
+    }
+
+    #[test]
+    fn the_time_never_runs_backwards_across_restarts(
+        actions in actions(),
+        restarts in prop::collection::btree_set(0..120_usize, 0..5),
+        snapshots in prop::collection::btree_set(0..120_usize, 0..5),
+        bursts in prop::collection::btree_set(0..120_usize, 0..3),
+    ) {
+        let mut room = Room::new(rules());
+        // What the store has, and the latest time that anybody has seen.
+        let (mut snapshot, mut log) = (room.take_snapshot(), Vec::new());
+        let (mut shown, mut count) = (room.time(), 0);
+        perform(&mut room, actions, |_, room, command, outcome| {
+            log.extend(outcome.events().cloned());
+            if let Command::Say(Say { attachment, .. }) = command {
+                // More ticks than a room may show without a snapshot.
+                for _ in 0..if bursts.contains(&count) { CLOCK_RESERVE + 1 } else { 0 } {
+                    let say = Say { attachment: *attachment, message: message("much too long", None) };
+                    room.apply(Command::Say(say), WallTime::default());
+                    if room.needs_snapshot() {
+                        snapshot = room.take_snapshot();
+                    }
+                }
+            }
+            if room.needs_snapshot() || snapshots.contains(&count) {
+                snapshot = room.take_snapshot();
+            }
+            prop_assert!(room.time() >= shown);
+            shown = room.time();
+            if restarts.contains(&count) {
+                *room = Room::restore(rules(), snapshot.clone());
+                for event in log.iter().filter(|event| event.sequence > snapshot.last) {
+                    prop_assert_eq!(room.replay(event, true), Ok(()));
+                }
+                room.finish_recovery();
+                prop_assert!(room.time() >= shown, "{} < {}", room.time(), shown);
+                prop_assert!(room.time().get() <= shown.get() + CLOCK_RESERVE);
+                prop_assert!(!room.needs_snapshot());
+            }
+            count += 1;
+            Ok(())
+        })?;
     }
 }
 
 fn join(name: &str, id: i32) -> Command {
     let name = Name::try_from(name).unwrap();
     Command::Join(Join {
+        session: None,
         id: ParticipantId::from_wire(id),
         name,
         timestamp: Timestamp(0),
-        is_resumable: false,
+        is_resumable: true,
+        trace: None,
+    })
+}
+
+/// Lets somebody join, and returns the attachment.
+fn joined(room: &mut Room, name: &str, id: i32) -> Attachment {
+    match room.apply(join(name, id), WallTime::default()) {
+        Outcome::Joined { attachment, .. } => attachment,
+        other => panic!("not joined: {other:?}"),
+    }
+}
+
+/// Lets somebody join and lose the connection, and returns the attachment.
+fn joined_and_lost(room: &mut Room, name: &str, id: i32) -> Attachment {
+    let attachment = joined(room, name, id);
+    assert_eq!(
+        room.apply(Command::Detach(attachment), WallTime::default()),
+        Outcome::Lost
+    );
+    attachment
+}
+
+fn leave(attachment: Attachment) -> Command {
+    Command::Leave(Leave {
+        attachment,
+        timestamp: None,
         trace: None,
     })
 }
@@ -188,7 +454,7 @@ fn rejection(room: &mut Room, command: Command) -> Rejection {
 #[test]
 fn a_name_belongs_to_one_participant_at_a_time() {
     let mut room = Room::new(rules());
-    let ada = accepted(&mut room, join("Ada", 1)).participant;
+    let ada = joined(&mut room, "Ada", 1);
     assert!(matches!(
         rejection(&mut room, join("ADA", 2)),
         Rejection::NameTaken(_)
@@ -197,8 +463,134 @@ fn a_name_belongs_to_one_participant_at_a_time() {
         rejection(&mut room, join("Bob", 1)),
         Rejection::IdTaken(_)
     ));
-    accepted(&mut room, Command::Leave(Leave::by_server(ada)));
-    accepted(&mut room, join("ADA", 2));
+    accepted(&mut room, leave(ada));
+    joined(&mut room, "ADA", 2);
+}
+
+#[test]
+fn a_lost_participant_yields_its_name_and_id_to_somebody_who_joins() {
+    let mut room = Room::new(rules());
+    joined_and_lost(&mut room, "Ada", 1);
+    joined_and_lost(&mut room, "Bob", 2);
+    let outcome = room.apply(join("ADA", 2), WallTime::default());
+    let Outcome::Joined { evicted, joined, .. } = outcome else {
+        panic!("{outcome:?}");
+    };
+    let leaves: Vec<_> = evicted
+        .iter()
+        .map(|event| (event.name.as_str(), event.sequence.get()))
+        .collect();
+    assert_eq!(leaves, [("Bob", 3), ("Ada", 4)]);
+    assert_eq!((joined.sequence.get(), joined.participant.get()), (5, 2));
+    assert_eq!(room.participants().len(), 1);
+}
+
+#[test]
+fn a_rejected_join_evicts_nobody() {
+    let mut room = Room::new(rules());
+    let ada = joined_and_lost(&mut room, "Ada", 1);
+    joined(&mut room, "Bob", 2);
+    let last = room.last();
+    assert!(matches!(
+        rejection(&mut room, join("Bob", 1)),
+        Rejection::NameTaken(_)
+    ));
+    assert!(matches!(
+        rejection(&mut room, join("Ada", 2)),
+        Rejection::IdTaken(_)
+    ));
+    let too_late = match join("Ada", 1) {
+        Command::Join(join) => Command::Join(Join {
+            timestamp: Timestamp(MAX_AHEAD + 9),
+            ..join
+        }),
+        other => other,
+    };
+    assert!(matches!(rejection(&mut room, too_late), Rejection::Clock(_)));
+    assert_eq!(room.last(), last);
+    assert_eq!(lost(&room), [ada]);
+}
+
+#[test]
+fn somebody_who_joins_takes_the_place_of_a_lost_participant_in_a_full_room() {
+    let mut room = Room::new(rules());
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c"), (4, "d")] {
+        joined_and_lost(&mut room, name, id);
+    }
+    assert_eq!(rejection(&mut room, join("e", 5)), Rejection::RoomFull(4));
+    joined(&mut room, "a", 5);
+}
+
+#[test]
+fn a_name_that_several_participants_have_is_taken_although_they_are_lost() {
+    let mut room = Room::new(Rules {
+        allow_duplicate_names: true,
+        ..rules()
+    });
+    joined(&mut room, "Ada", 1);
+    joined(&mut room, "Ada", 2);
+    let mut room = Room::restore(rules(), room.take_snapshot());
+    assert!(matches!(
+        rejection(&mut room, join("Ada", 3)),
+        Rejection::NameTaken(_)
+    ));
+    let first = lost(&room)[0];
+    accepted(&mut room, Command::ExpireGrace(first));
+    joined(&mut room, "Ada", 3);
+}
+
+#[test]
+fn messages_of_an_attachment_that_was_taken_over_have_no_effect() {
+    let mut room = Room::new(rules());
+    let old = joined(&mut room, "Ada", 1);
+    let session = Session {
+        participant: old.participant,
+        join_sequence: room.last(),
+    };
+    let resume = match join("Ada", 0) {
+        Command::Join(join) => Command::Join(Join {
+            session: Some(session),
+            ..join
+        }),
+        other => other,
+    };
+    let outcome = room.apply(resume, WallTime::default());
+    let Outcome::Resumed {
+        attachment: new,
+        replaced,
+        ..
+    } = outcome
+    else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(replaced, Some(old));
+    let say = |attachment| {
+        Command::Say(Say {
+            attachment,
+            message: message("hi", None),
+        })
+    };
+    for command in [say(old), leave(old), Command::Detach(old)] {
+        assert_eq!(room.apply(command, WallTime::default()), Outcome::Ignored);
+    }
+    assert_eq!(accepted(&mut room, say(new)).sequence.get(), 2);
+}
+
+#[test]
+fn ids_that_rooms_assign_cannot_be_chosen() {
+    let mut room = Room::new(rules());
+    for id in [FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID] {
+        let rejection = rejection(&mut room, join("Ada", id));
+        assert!(matches!(rejection, Rejection::IdReserved(_)), "{rejection:?}");
+    }
+    for (id, name) in [
+        (FIRST_ASSIGNED_ID - 1, "a"),
+        (LAST_ASSIGNED_ID + 1, "b"),
+        (-1, "c"),
+    ] {
+        joined(&mut room, name, id);
+    }
+    assert_eq!(joined(&mut room, "d", 0).participant.get(), FIRST_ASSIGNED_ID);
 }
 
 #[test]
@@ -214,7 +606,7 @@ fn nobody_can_have_the_servers_name() {
                 "{name}"
             );
         }
-        accepted(&mut room, join("Servers", 1));
+        joined(&mut room, "Servers", 1);
     }
 }
 
@@ -223,7 +615,7 @@ fn a_repeated_post_is_answered_even_if_its_sender_has_joined_since() {
     let mut room = Room::new(rules());
     let post = |text| post("Ada", message(text, Some("m1")));
     accepted(&mut room, post("x"));
-    accepted(&mut room, join("Ada", 1));
+    joined(&mut room, "Ada", 1);
     match room.apply(post("x"), WallTime::default()) {
         Outcome::Repeated { original, .. } => assert_eq!(original.get(), 1),
         other => panic!("{other:?}"),
@@ -237,7 +629,7 @@ fn a_repeated_post_is_answered_even_if_its_sender_has_joined_since() {
 #[test]
 fn a_post_has_a_sender_id_of_its_own() {
     let mut room = Room::new(rules());
-    accepted(&mut room, join("Ada", 1));
+    joined(&mut room, "Ada", 1);
     assert!(matches!(
         rejection(&mut room, post("ada", message("hi", None))),
         Rejection::NameTaken(_)
@@ -254,28 +646,19 @@ fn duplicate_names_are_accepted_if_allowed() {
         ..rules()
     });
     for id in 1..=2 {
-        accepted(&mut room, join("Ada", id));
+        joined(&mut room, "Ada", id);
     }
 }
 
 #[test]
-fn a_full_room_rejects_a_join() {
+fn a_text_that_is_too_long_ticks_the_clock_by_one_and_has_no_sequence() {
     let mut room = Room::new(rules());
-    for (id, name) in [(1, "a"), (2, "b"), (3, "c"), (4, "d")] {
-        accepted(&mut room, join(name, id));
-    }
-    assert_eq!(rejection(&mut room, join("e", 5)), Rejection::RoomFull(4));
-}
-
-#[test]
-fn a_rejected_text_ticks_the_clock_and_has_no_sequence() {
-    let mut room = Room::new(rules());
-    let participant = accepted(&mut room, join("Ada", 1)).participant;
+    let attachment = joined(&mut room, "Ada", 1);
     let message = Message {
         timestamp: Timestamp(7),
         ..message("far too long", None)
     };
-    let outcome = room.apply(Command::Say(Say { participant, message }), WallTime::default());
+    let outcome = room.apply(Command::Say(Say { attachment, message }), WallTime::default());
     let Outcome::Rejected {
         rejection: Rejection::Text(TextError::TooLong { chars: 12, limit: 8 }),
         time,
@@ -283,41 +666,35 @@ fn a_rejected_text_ticks_the_clock_and_has_no_sequence() {
     else {
         panic!("{outcome:?}");
     };
-    assert_eq!((time.get(), room.last().get()), (8, 1));
+    assert_eq!((time.get(), room.last().get()), (2, 1));
 }
 
 proptest! {
     #[test]
-    fn a_replayed_log_yields_the_room_that_wrote_it(commands in conversations(), cut in 0..120_usize) {
-        let mut room = Room::new(rules());
-        let mut log = Vec::new();
-        let mut snapshot = room.snapshot();
-        for (index, command) in commands.into_iter().enumerate() {
-            if let Outcome::Accepted(event) = room.apply(command, WallTime::default()) {
-                log.push(event);
-            }
-            if index == cut {
-                snapshot = room.snapshot();
-            }
-        }
+    fn a_replayed_log_yields_the_room_that_wrote_it(actions in actions(), cut in 0..120_usize) {
+        let (room, log) = log_of(actions.clone());
+        let mut before = Room::new(rules());
+        perform(&mut before, actions.into_iter().take(cut).collect(), |_, _, _, _| Ok(()))?;
+        let snapshot = before.take_snapshot();
         // From the snapshot and the log, or from the log alone: the same roster, position and deduplication window.
         let mut restored = Room::restore(rules(), snapshot.clone());
         let mut replayed = Room::new(rules());
         for event in &log {
+            let is_resumable = room.participants().get(&event.participant).is_some_and(|holder| holder.is_resumable);
             if event.sequence <= snapshot.last {
                 restored.remember_message_id(event);
             } else {
-                prop_assert_eq!(restored.replay(event, false), Ok(()));
+                prop_assert_eq!(restored.replay(event, is_resumable), Ok(()));
             }
-            prop_assert_eq!(replayed.replay(event, false), Ok(()));
+            prop_assert_eq!(replayed.replay(event, is_resumable), Ok(()));
         }
-        for other in [&restored, &replayed] {
+        for mut other in [restored, replayed] {
+            other.finish_recovery();
             prop_assert_eq!(other.participants(), room.participants());
             prop_assert_eq!(other.last(), room.last());
             let has_messages = log.iter().any(|event| matches!(event.kind, EventKind::Message { .. }));
             prop_assert_eq!((room.has_messages(), other.has_messages()), (has_messages, has_messages));
-            // Rejected messages tick the clock and are not in the log.
-            prop_assert!(other.time() <= room.time());
+            prop_assert_eq!(lost(&other).len(), other.participants().len());
             for event in &log {
                 if let EventKind::Message { text, message_id: Some(id) } = &event.kind {
                     prop_assert_eq!(other.dedup.get(id, text), Some(Seen::SameText(event.sequence)));
@@ -327,14 +704,8 @@ proptest! {
     }
 
     #[test]
-    fn a_log_with_a_gap_cannot_be_replayed(commands in conversations(), gap in 0..20_usize) {
-        let mut room = Room::new(rules());
-        let mut log = Vec::new();
-        for command in commands {
-            if let Outcome::Accepted(event) = room.apply(command, WallTime::default()) {
-                log.push(event);
-            }
-        }
+    fn a_log_with_a_gap_cannot_be_replayed(actions in actions(), gap in 0..20_usize) {
+        let (_, mut log) = log_of(actions);
         prop_assume!(gap + 1 < log.len());
         log.remove(gap);
         let mut replayed = Room::new(rules());

@@ -1,76 +1,50 @@
 //! The participants of a room.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::num::NonZeroI32;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
-use super::limits::{FIRST_ASSIGNED_ID, SERVER_NAME};
-use super::skeleton::skeletons;
-use super::{LamportTime, Name, Sequence};
+use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, SERVER_NAME};
+use super::skeleton::{Skeletons, skeletons};
+use super::{Attachment, Name, Participant, ParticipantId};
 
-/// A participant of a room.
+/// The participants of a room, by id and by skeleton of their names, and their attachments.
 ///
-/// Its *session* lasts from its JOIN to its LEAVE. Ids are reused by later participants; the id together with
-/// `join_sequence` identifies the session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Participant {
-    /// The name.
-    pub name: Name,
-    /// The Lamport time of the JOIN.
-    pub join_time: LamportTime,
-    /// The sequence of the JOIN.
-    pub join_sequence: Sequence,
-    /// Whether the client can resume its session after its connection is lost.
-    pub is_resumable: bool,
-}
-
-/// A participant's id: any number but zero, which is the server's. Unique among the participants of a room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ParticipantId(NonZeroI32);
-
-impl ParticipantId {
-    /// The id that a client chose; `None` for zero, which asks the room to assign one.
-    #[must_use]
-    pub fn from_wire(id: i32) -> Option<Self> {
-        NonZeroI32::new(id).map(Self)
-    }
-
-    /// The number, which is never zero.
-    #[must_use]
-    pub const fn get(self) -> i32 {
-        self.0.get()
-    }
-}
-
-impl fmt::Display for ParticipantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// The participants of a room, by id and by skeleton of their names.
+/// Every operation takes logarithmic time, whatever the number of participants.
 ///
-/// Invariants: `skeleton_counts` counts both skeletons of each participant's name and of the server's own, so a count is
-/// never 0; `next_id` is at least [`FIRST_ASSIGNED_ID`].
+/// Invariants: `states` has the ids of `by_id`; `by_skeleton` has both skeletons of each participant's name; `next_id` is one
+/// of the assigned ids.
 #[derive(Debug, Clone)]
 pub(super) struct Roster {
     by_id: BTreeMap<ParticipantId, Participant>,
-    skeleton_counts: HashMap<Box<str>, usize>,
+    states: HashMap<ParticipantId, State>,
+    by_skeleton: BTreeSet<(Arc<str>, ParticipantId)>,
+    /// Nobody can have the server's name.
+    server: Option<Skeletons>,
     next_id: i32,
+    last_attachment: u64,
+}
+
+/// What the log does not have of a participant.
+#[derive(Debug, Clone)]
+struct State {
+    /// Kept because computing them is expensive.
+    skeletons: Skeletons,
+    /// The number of the newest attachment.
+    attachment: u64,
+    /// Whether the newest attachment is gone.
+    is_lost: bool,
 }
 
 impl Roster {
     pub(super) fn new() -> Self {
-        let mut roster = Self {
+        Self {
             by_id: BTreeMap::new(),
-            skeleton_counts: HashMap::new(),
+            states: HashMap::new(),
+            by_skeleton: BTreeSet::new(),
+            server: Name::try_from(SERVER_NAME).ok().as_ref().map(skeletons),
             next_id: FIRST_ASSIGNED_ID,
-        };
-        // Never removed, so nobody can have the server's name.
-        if let Ok(server) = Name::try_from(SERVER_NAME) {
-            roster.add_skeletons(&server);
+            last_attachment: 0,
         }
-        roster
     }
 
     pub(super) const fn participants(&self) -> &BTreeMap<ParticipantId, Participant> {
@@ -81,50 +55,111 @@ impl Roster {
         self.by_id.get(&id)
     }
 
-    /// Whether a participant or the server has this name or one that is confusable with it.
-    pub(super) fn has_confusable(&self, name: &Name) -> bool {
-        skeletons(name)
-            .iter()
-            .any(|skeleton| self.skeleton_counts.contains_key(skeleton))
+    /// Whether a name with these skeletons is confusable with the server's own.
+    pub(super) fn is_reserved(&self, skeletons: &Skeletons) -> bool {
+        let server = self.server.iter().flatten();
+        server.into_iter().any(|skeleton| skeletons.contains(skeleton))
     }
 
-    /// Whether the name is confusable with the server's own.
-    pub(super) fn is_reserved(name: &Name) -> bool {
-        Name::try_from(SERVER_NAME).is_ok_and(|server| server.is_confusable_with(name))
+    /// The participants whose names are confusable with a name with these skeletons: at most two for each skeleton. Only if
+    /// duplicate names were allowed when they joined there can be more than one.
+    pub(super) fn confusable(
+        &self,
+        skeletons: &Skeletons,
+    ) -> impl Iterator<Item = impl Iterator<Item = ParticipantId>> {
+        skeletons.iter().map(|skeleton| {
+            self.by_skeleton
+                .range((Arc::clone(skeleton), ParticipantId::MIN)..)
+                .take_while(move |(other, _)| other == skeleton)
+                .map(|(_, id)| *id)
+        })
     }
 
-    /// Adds a participant. No other may have `id`.
-    pub(super) fn insert(&mut self, id: ParticipantId, participant: Participant) {
-        self.add_skeletons(&participant.name);
+    /// Adds a participant, whose name has these skeletons, with its first attachment. No other may have `id`.
+    pub(super) fn insert(
+        &mut self,
+        id: ParticipantId,
+        participant: Participant,
+        skeletons: Skeletons,
+    ) -> Attachment {
+        for skeleton in &skeletons {
+            self.by_skeleton.insert((Arc::clone(skeleton), id));
+        }
         self.by_id.insert(id, participant);
+        self.last_attachment += 1;
+        let state = State {
+            skeletons,
+            attachment: self.last_attachment,
+            is_lost: false,
+        };
+        self.states.insert(id, state);
+        Attachment {
+            participant: id,
+            number: self.last_attachment,
+        }
+    }
+
+    /// Adds a participant of a room that is restored. It is lost.
+    pub(super) fn restore(&mut self, id: ParticipantId, participant: Participant) {
+        let skeletons = skeletons(&participant.name);
+        self.insert(id, participant, skeletons);
+        self.mark_lost(id);
     }
 
     pub(super) fn remove(&mut self, id: ParticipantId) -> Option<Participant> {
-        let participant = self.by_id.remove(&id)?;
-        for skeleton in skeletons(&participant.name) {
-            if let Some(count) = self.skeleton_counts.get_mut(&skeleton) {
-                *count -= 1;
-                if *count == 0 {
-                    self.skeleton_counts.remove(&skeleton);
-                }
+        if let Some(state) = self.states.remove(&id) {
+            for skeleton in state.skeletons {
+                self.by_skeleton.remove(&(skeleton, id));
             }
         }
-        Some(participant)
+        self.by_id.remove(&id)
     }
 
-    fn add_skeletons(&mut self, name: &Name) {
-        for skeleton in skeletons(name) {
-            *self.skeleton_counts.entry(skeleton).or_default() += 1;
+    /// Attaches a participant again. Returns the new attachment, and the one that it takes over from, if that is not gone.
+    pub(super) fn attach(&mut self, id: ParticipantId) -> Option<(Attachment, Option<Attachment>)> {
+        let previous = self.current_attachment(id);
+        let state = self.states.get_mut(&id)?;
+        self.last_attachment += 1;
+        state.attachment = self.last_attachment;
+        state.is_lost = false;
+        let attachment = Attachment {
+            participant: id,
+            number: self.last_attachment,
+        };
+        Some((attachment, previous))
+    }
+
+    /// The participant is lost, because its current attachment is gone.
+    pub(super) fn mark_lost(&mut self, id: ParticipantId) {
+        if let Some(state) = self.states.get_mut(&id) {
+            state.is_lost = true;
         }
+    }
+
+    pub(super) fn current_attachment(&self, id: ParticipantId) -> Option<Attachment> {
+        self.newest_attachment(id, false)
+    }
+
+    /// The attachment whose end made this participant lost.
+    pub(super) fn lost_attachment(&self, id: ParticipantId) -> Option<Attachment> {
+        self.newest_attachment(id, true)
+    }
+
+    fn newest_attachment(&self, id: ParticipantId, is_lost: bool) -> Option<Attachment> {
+        let state = self.states.get(&id).filter(|state| state.is_lost == is_lost)?;
+        Some(Attachment {
+            participant: id,
+            number: state.attachment,
+        })
     }
 
     /// Assigns an id that no participant has. An id is not assigned again before all others have been, so that the sender of
     /// an old event is not mistaken for somebody who joined later.
     pub(super) fn allocate_id(&mut self) -> ParticipantId {
-        // Terminates: a room has fewer participants than there are ids.
+        // Terminates: a room has fewer participants than there are ids to assign.
         loop {
             let candidate = ParticipantId::from_wire(self.next_id);
-            self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
+            self.set_next_id(self.next_id.saturating_add(1));
             if let Some(id) = candidate
                 && !self.by_id.contains_key(&id)
             {
@@ -133,15 +168,20 @@ impl Roster {
         }
     }
 
-    /// Marks all ids up to and including `id` as assigned.
-    pub(super) fn reserve_through(&mut self, id: i32) {
-        if id >= self.next_id {
-            self.next_id = id.checked_add(1).unwrap_or(FIRST_ASSIGNED_ID);
+    /// Continues after `id`, if that is one of the ids that rooms assign.
+    pub(super) fn replay_assigned(&mut self, id: ParticipantId) {
+        if id.is_assigned() {
+            self.set_next_id(id.get() + 1);
         }
     }
 
     /// The id that [`Roster::allocate_id`] tries next.
     pub(super) const fn next_id(&self) -> i32 {
         self.next_id
+    }
+
+    pub(super) fn set_next_id(&mut self, id: i32) {
+        let is_assigned = (FIRST_ASSIGNED_ID..=LAST_ASSIGNED_ID).contains(&id);
+        self.next_id = if is_assigned { id } else { FIRST_ASSIGNED_ID };
     }
 }

@@ -1,16 +1,21 @@
 //! Confusable names: Unicode Technical Standard 39 (<https://www.unicode.org/reports/tr39/>).
 
+use std::sync::Arc;
+
 use unicode_security::skeleton;
 
 use super::name::Name;
 
 /// The two skeletons of a name. Two names are confusable if they share one.
+pub(super) type Skeletons = [Arc<str>; 2];
+
+/// Computes the skeletons of a name, which takes microseconds.
 ///
 /// The skeleton of UTS 39 maps characters that look alike to the same character (Cyrillic `а` to Latin `a`, the digit `0`
 /// to `O`). It is case-sensitive, but here `ADA` and `ada` are the same name, so it is computed twice: of the name as
 /// written (in which a capital `I` looks like a small `l`) and of the name in lower case. A run of white space counts as
 /// one space.
-pub(super) fn skeletons(name: &Name) -> [Box<str>; 2] {
+pub(super) fn skeletons(name: &Name) -> Skeletons {
     let name = name.as_str();
     [folded_skeleton(name), folded_skeleton(&fold_case(name))]
 }
@@ -31,7 +36,7 @@ fn fold_case(name: &str) -> String {
     capitals.flat_map(char::to_lowercase).collect()
 }
 
-fn folded_skeleton(name: &str) -> Box<str> {
+fn folded_skeleton(name: &str) -> Arc<str> {
     let folded = fold_case(&skeleton(name).collect::<String>());
     folded.split_whitespace().collect::<Vec<_>>().join(" ").into()
 }

@@ -10,7 +10,7 @@ use super::handle::{Member, Reply};
 use super::observer::MessageTrace;
 use super::reader::Reader;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
-use crate::domain::{Epoch, Event, RoomName, Sequence};
+use crate::domain::{Attachment, Epoch, Event, RoomName, Sequence};
 use crate::failpoint;
 use crate::store::{Record, frames};
 
@@ -56,9 +56,12 @@ pub(super) enum Effect {
     /// A subscriber's stream starts, with the event after `after`.
     Subscribe { after: Sequence, reply: Reply<Reader> },
     /// One participant receives a private message.
-    Notify { attachment: u64, notice: Bytes },
+    Notify { attachment: Attachment, notice: Bytes },
     /// A participant's stream closes.
-    Detach { attachment: u64, reason: CloseReason },
+    Detach {
+        attachment: Attachment,
+        reason: CloseReason,
+    },
     /// All streams close.
     CloseAll(CloseReason),
     /// A post is answered.

@@ -14,7 +14,7 @@ use super::observer::Observer;
 use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use crate::domain::{
-    LamportTime, Leave, Message, ParticipantId, Post, RoomName, Say, Timestamp, TraceContext,
+    Attachment, LamportTime, Leave, Message, ParticipantId, Post, RoomName, Say, Timestamp, TraceContext,
 };
 
 /// The capacity of a room's mailbox, in bytes: several thousand short messages, enough to amortize the wake-up of a batch,
@@ -43,17 +43,12 @@ pub(super) enum Request {
         meta: RequestMeta,
         reply: Reply<PostOutcome>,
     },
-    /// Ignored unless `attachment` is still the participant's current one.
     Leave {
         leave: Leave,
-        attachment: u64,
         meta: RequestMeta,
     },
     /// The participant's stream is gone without a LEAVE.
-    Disconnected {
-        participant: ParticipantId,
-        attachment: u64,
-    },
+    Disconnected(Attachment),
     Subscribe {
         start: StartPosition,
         reply: Reply<Reader>,
@@ -76,7 +71,7 @@ impl Request {
             | Self::Say { meta, .. }
             | Self::Post { meta, .. }
             | Self::Leave { meta, .. } => Some(meta.received_at),
-            Self::Disconnected { .. } | Self::Subscribe { .. } | Self::Info { .. } | Self::Close(_) => None,
+            Self::Disconnected(_) | Self::Subscribe { .. } | Self::Info { .. } | Self::Close(_) => None,
         }
     }
 
@@ -87,7 +82,7 @@ impl Request {
             Self::Post { reply, .. } => drop(reply.send(Err(error))),
             Self::Subscribe { reply, .. } => drop(reply.send(Err(error))),
             Self::Info { reply, .. } => drop(reply.send(Err(error))),
-            Self::Say { .. } | Self::Leave { .. } | Self::Disconnected { .. } | Self::Close(_) => {}
+            Self::Say { .. } | Self::Leave { .. } | Self::Disconnected(_) | Self::Close(_) => {}
         }
     }
 }
@@ -144,8 +139,8 @@ impl RoomHandle {
 /// participant can then resume within the grace period, any other leaves. No matter how streams end, the room's log has
 /// exactly one LEAVE for each JOIN.
 ///
-/// A resumed session has a new `Member`. Each one is an *attachment* with a number of its own, so that the room can tell
-/// the requests of an earlier stream from those of the current one.
+/// A resumed session has a new `Member`. Each one is an [`Attachment`] of its own, so that the room can tell the requests of
+/// an earlier stream from those of the current one.
 pub struct Member {
     room: Arc<RoomHandle>,
     sender: Sender<Request>,
@@ -226,7 +221,7 @@ impl Member {
     /// Sends a message to the room. Its position in the room's order is decided once [`Member::poll_ready`] is ready again.
     pub(crate) fn say(&mut self, message: Message, received_at: Instant) {
         let say = Say {
-            participant: self.info.participant,
+            attachment: self.info.attachment,
             message,
         };
         let meta = self.meta(received_at);
@@ -236,13 +231,12 @@ impl Member {
     /// Leaves the room. Events that precede the LEAVE can still be read; then the stream closes.
     pub(crate) fn leave(&mut self, timestamp: Option<Timestamp>, trace: Option<TraceContext>) {
         let leave = Leave {
-            participant: self.info.participant,
+            attachment: self.info.attachment,
             timestamp,
             trace,
         };
         self.send_last(Request::Leave {
             leave,
-            attachment: self.info.attachment,
             meta: self.meta(Instant::now()),
         });
     }
@@ -250,10 +244,7 @@ impl Member {
     /// Detaches the stream without leaving: a resumable participant can resume within the grace period, any other leaves.
     /// Events that the room accepted before can still be read; then the stream closes.
     pub(crate) fn detach(&mut self) {
-        self.send_last(Request::Disconnected {
-            participant: self.info.participant,
-            attachment: self.info.attachment,
-        });
+        self.send_last(Request::Disconnected(self.info.attachment));
     }
 
     /// Sends the stream's last request, unless it has been sent.

@@ -9,7 +9,7 @@
 //! 2. **Mailbox.** The [`Member`] pushes the message into the mailbox of the room (`mailbox.rs`). *This is the order*: the
 //!    position in the mailbox decides the position in the log.
 //! 3. **Actor.** The room's actor (`room_actor.rs`) drains the mailbox, everything at once, and passes the requests one by
-//!    one to its sessions (`room_sessions.rs`), which know who may issue what and who is notified.
+//!    one to its sessions (`room_sessions.rs`), which know who is notified.
 //! 4. **Fold.** [`Room::apply`](crate::domain::Room::apply) decides. An accepted message is an event, with its sequence and
 //!    Lamport time; a repeat or a rejection becomes a private notice for its sender.
 //! 5. **Batch.** The event is encoded, once, as the bytes of its broadcast ([`frame`]), behind the other events of this
@@ -38,14 +38,14 @@
 //!   has seen them; clients send the messages again with the same message ids.
 //! - The mailbox is not fair: senders that wait for capacity race.
 //! - A busy room with many subscribers delays its batches by up to [`HubOptions::coalesce`] to save wake-ups.
-//! - Grace periods are timers of the actor, not part of the fold: after a restart they start anew.
+//! - Grace periods are measured by the actor, because the fold has no clock: after a restart they start anew.
 //! - A client that joins under a lost participant's name, without the token of its session, evicts that participant.
 
-mod attachments;
 mod batch;
 mod context;
 mod feed;
 pub mod frame;
+mod grace_timers;
 mod handle;
 mod history;
 mod mailbox;
@@ -321,7 +321,7 @@ impl Hub {
         }
         match Room::new(self.rules).apply(command(), wall_time()) {
             Outcome::Rejected { rejection, time } => Some((rejection, time)),
-            Outcome::Accepted(_) | Outcome::Repeated { .. } => None,
+            _ => None,
         }
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::domain::{
-    Epoch, Join, LamportTime, Name, Participant, ParticipantId, Rejection, RoomName, Sequence, TraceContext,
+    Attachment, Epoch, Join, LamportTime, Name, Participant, ParticipantId, Rejection, RoomName, Sequence,
+    TraceContext,
 };
 use crate::proto::ServerMessage;
 use crate::store::{Bounds, StoreError};
@@ -14,7 +15,7 @@ use crate::store::{Bounds, StoreError};
 pub struct JoinRequest {
     /// The room; created if it does not exist.
     pub room: RoomName,
-    /// The JOIN to apply unless a session is resumed.
+    /// The JOIN. Its session is set by the room, from `session_token`.
     pub join: Join,
     /// The token of the session to resume. An invalid or expired token is not an error: the request then joins anew.
     pub session_token: Option<String>,
@@ -84,8 +85,8 @@ pub(crate) struct JoinInfo {
     pub(crate) joined: Option<(Sequence, LamportTime)>,
     /// The token to resume the session with; `None` if the client did not ask for a resumable one.
     pub(crate) session_token: Option<String>,
-    /// The number of this attachment; see [`super::Member`].
-    pub(super) attachment: u64,
+    /// Which of the participant's streams this is.
+    pub(super) attachment: Attachment,
 }
 
 /// Where a participant's stream starts. Bounds and time do not include the participant's own JOIN.

@@ -24,7 +24,7 @@ use super::recovery::Recovered;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
-use crate::domain::{Room, Sequence};
+use crate::domain::{Attachment, Room, Sequence};
 use crate::failpoint;
 use crate::store::{Append, LogId, StoreError, encode_snapshot};
 
@@ -45,7 +45,7 @@ pub(super) struct RoomActor {
     handle: Arc<RoomHandle>,
     feed: Arc<Feed>,
     /// The cursors of the attachments whose stream has started and not closed.
-    cursors: HashMap<u64, CursorKey>,
+    cursors: HashMap<Attachment, CursorKey>,
     snapshots: SnapshotSchedule,
     /// Reused by each publication.
     woken: Vec<Waker>,
@@ -105,7 +105,8 @@ impl RoomActor {
                 biased;
                 is_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)) => {
                     if !is_open {
-                        return Ok(());
+                        // With a snapshot the room's clock continues exactly where it stops.
+                        return self.write_snapshot().await;
                     }
                 }
                 () = tokio::time::sleep_until(wake_at) => {
@@ -198,13 +199,13 @@ impl RoomActor {
     async fn store(&mut self, chunks: &mut [Chunk]) -> Result<(), StoreError> {
         let records: Vec<_> = chunks.iter().filter_map(Chunk::record).collect();
         if records.is_empty() {
-            return Ok(());
+            return self.store_time().await;
         }
         let (bytes, events) = records.iter().fold((0, 0), |(bytes, events), record| {
             (bytes + record.frames.len(), events + record.events)
         });
         self.snapshots.on_stored(bytes);
-        let is_due = self.snapshots.is_due(self.room());
+        let is_due = self.snapshots.is_due(self.room()) || self.room().needs_snapshot();
         let snapshot = is_due.then(|| self.take_snapshot());
         let submitted_at = std::time::Instant::now();
         self.append(Append { records, snapshot }).await?;
@@ -234,7 +235,15 @@ impl RoomActor {
 
     fn take_snapshot(&mut self) -> Bytes {
         self.snapshots.on_snapshot(self.sessions.room());
-        encode_snapshot(&self.room().snapshot())
+        encode_snapshot(&self.sessions.take_snapshot())
+    }
+
+    /// Stores the room's time if notices are about to show it and it would not survive a restart.
+    async fn store_time(&mut self) -> Result<(), StoreError> {
+        if self.room().needs_snapshot() {
+            self.store_snapshot().await?;
+        }
+        Ok(())
     }
 
     /// Stores a snapshot of a quiet room unless the newest one is current. Retention can then delete the events that it
@@ -243,6 +252,10 @@ impl RoomActor {
         if self.snapshots.is_current(self.room()) {
             return Ok(());
         }
+        self.store_snapshot().await
+    }
+
+    async fn store_snapshot(&mut self) -> Result<(), StoreError> {
         let snapshot = Some(self.take_snapshot());
         let records = Vec::new();
         self.context
@@ -304,7 +317,7 @@ impl RoomActor {
 fn perform(
     effect: Effect,
     publication: &mut Publication<'_>,
-    cursors: &mut HashMap<u64, CursorKey>,
+    cursors: &mut HashMap<Attachment, CursorKey>,
 ) -> Option<Answer> {
     match effect {
         Effect::Publish {

@@ -1,9 +1,8 @@
-//! A room's sessions: applies the requests of a room's mailbox, one after another, to the fold, and knows which
-//! participants have a stream and which may still resume.
+//! A room's sessions: applies the requests of a room's mailbox, one after another, to the fold.
 //!
-//! The fold ([`Room`]) decides what becomes of a command. This module decides who may issue it, who is notified, and when
-//! a disconnected participant has to leave. Decisions accumulate in a [`Batch`], which the room's actor stores and
-//! publishes.
+//! The fold ([`Room`]) decides what becomes of a command. This module turns requests into commands, verifies session tokens,
+//! measures grace periods, and decides who is notified of what the fold has decided. This accumulates in a [`Batch`], which
+//! the room's actor stores and publishes.
 //!
 //! A *session* is a participant's presence in the room from its JOIN to its LEAVE, over any number of streams. Each stream
 //! is an *attachment*. A participant without an attachment is *lost*: it leaves when its grace period expires.
@@ -13,11 +12,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::attachments::Attachments;
 use super::batch::{Batch, Chunk, Effect};
 use super::context::{HubContext, wall_time};
 use super::feed::CloseReason;
 use super::frame;
+use super::grace_timers::GraceTimers;
 use super::handle::{Member, Reply, Request, RoomHandle};
 use super::notice;
 use super::observer::{self, AcceptedEvent, MessageTrace};
@@ -26,16 +25,18 @@ use super::request::{
     HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, ResumePoint, RoomInfo, RosterEntry,
     StartPosition, StreamStart,
 };
-use super::session_token::Session;
 use crate::domain::{
-    Command, Epoch, Event, Join, LamportTime, Leave, Message, Name, Outcome, ParticipantId, Post, Rejection,
-    Room, Say, Sequence, Timestamp, WallTime,
+    Attachment, Command, Epoch, Event, LamportTime, Leave, Message, Outcome, ParticipantId, Post, Rejection,
+    Room, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
 };
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
 
 /// The maximum number of past events that a client can ask a stream to start with.
 const MAX_HISTORY: u32 = 10_000;
+
+/// The maximum number of grace periods that one batch ends. Those of a whole room can expire at the same moment.
+const MAX_EXPIRED_PER_BATCH: usize = 1_000;
 
 /// A room's fold and its sessions.
 pub(super) struct RoomSessions {
@@ -44,7 +45,7 @@ pub(super) struct RoomSessions {
     epoch: Epoch,
     context: HubContext,
     handle: Arc<RoomHandle>,
-    attachments: Attachments,
+    grace: GraceTimers,
     batch: Batch,
     /// Sequence and Lamport time of the newest event.
     newest: (Sequence, LamportTime),
@@ -52,7 +53,8 @@ pub(super) struct RoomSessions {
 
 impl RoomSessions {
     /// Continues with `room`, whose log is `log`.
-    pub(super) fn new(room: Room, log: &Log, context: HubContext, handle: Arc<RoomHandle>) -> Self {
+    pub(super) fn new(mut room: Room, log: &Log, context: HubContext, handle: Arc<RoomHandle>) -> Self {
+        room.finish_recovery();
         let newest = (room.last(), room.time());
         Self {
             room,
@@ -60,7 +62,7 @@ impl RoomSessions {
             epoch: log.epoch,
             context,
             handle,
-            attachments: Attachments::default(),
+            grace: GraceTimers::default(),
             batch: Batch::default(),
             newest,
         }
@@ -71,6 +73,10 @@ impl RoomSessions {
         &self.room
     }
 
+    pub(super) fn take_snapshot(&mut self) -> Snapshot {
+        self.room.take_snapshot()
+    }
+
     /// Takes the decisions since the last call, in order.
     pub(super) fn take_batch(&mut self) -> Vec<Chunk> {
         self.batch.take()
@@ -78,15 +84,20 @@ impl RoomSessions {
 
     /// When the next grace period expires.
     pub(super) fn next_grace_deadline(&self) -> Option<Instant> {
-        self.attachments.next_deadline()
+        self.grace.next_deadline()
     }
 
     /// Starts the grace periods of the participants at the time when the server stopped. Those who cannot resume leave.
     pub(super) fn restore_lost(&mut self) {
         let at = wall_time();
-        let participants: Vec<ParticipantId> = self.room.participants().keys().copied().collect();
-        for participant in participants {
-            self.on_lost(participant, at);
+        let lost: Vec<Attachment> = self.room.lost().collect();
+        for attachment in lost {
+            let holder = self.room.participants().get(&attachment.participant);
+            if holder.is_some_and(|holder| holder.is_resumable) {
+                self.start_grace(attachment, at);
+            } else {
+                self.apply_by_server(Command::ExpireGrace(attachment), at);
+            }
         }
     }
 
@@ -96,19 +107,8 @@ impl RoomSessions {
             Request::Join { request, meta, reply } => self.handle_join(*request, reply, &meta, at),
             Request::Say { say, meta } => self.handle_say(say, &meta, at),
             Request::Post { post, meta, reply } => self.handle_post(*post, reply, &meta, at),
-            Request::Leave {
-                leave,
-                attachment,
-                meta,
-            } => {
-                if self.attachments.get(leave.participant) == Some(attachment) {
-                    self.leave(leave, &meta, at);
-                }
-            }
-            Request::Disconnected {
-                participant,
-                attachment,
-            } => self.on_disconnect(participant, attachment, at),
+            Request::Leave { leave, meta } => self.handle_leave(leave, &meta, at),
+            Request::Disconnected(attachment) => self.on_disconnect(attachment, at),
             Request::Subscribe { start, reply } => self.handle_subscribe(start, reply),
             Request::Info { after, limit, reply } => {
                 let info = self.info(after, limit);
@@ -120,114 +120,83 @@ impl RoomSessions {
 
     /// Resumes the session that the token names, or else joins anew.
     fn handle_join(&mut self, request: JoinRequest, reply: Reply<Member>, meta: &RequestMeta, at: WallTime) {
-        let session = request
-            .session_token
-            .as_deref()
-            .and_then(|token| self.session_for_token(token));
-        // Checked first: a request that is rejected must not evict anybody.
-        if let Err(rejection) = self.room.check_timestamp(request.join.timestamp) {
-            return self.reject(reply, rejection);
-        }
-        if session.is_none() {
-            self.evict_lost(&request.join, at);
-        }
-        let Ok(bounds) = self.bounds() else {
+        let JoinRequest {
+            mut join,
+            session_token,
+            resume_point,
+            history,
+            ..
+        } = request;
+        // Read first, because the room cannot take an accepted JOIN back.
+        let Ok(mut bounds) = self.bounds() else {
             return fail(reply, HubError::Failed);
         };
-        let (after, is_recovered) = self.start_position(bounds, request.resume_point, request.history);
-        if request.resume_point.is_some() {
+        let mut time = self.room.time();
+        let is_resumable = join.is_resumable;
+        join.session = session_token.and_then(|token| self.verify_token(&token));
+        let (session, name, attachment, joined) = match self.room.apply(Command::Join(join), at) {
+            Outcome::Joined {
+                evicted,
+                joined,
+                attachment,
+            } => {
+                for event in evicted {
+                    time = event.time;
+                    self.append(event, None, meta);
+                }
+                let session = Session {
+                    participant: joined.participant,
+                    join_sequence: joined.sequence,
+                };
+                (session, joined.name.clone(), attachment, Some(joined))
+            }
+            Outcome::Resumed {
+                session,
+                name,
+                attachment,
+                replaced,
+            } => {
+                if let Some(attachment) = replaced {
+                    let reason = CloseReason::TakenOver;
+                    self.batch.push(Effect::Detach { attachment, reason });
+                }
+                (session, name, attachment, None)
+            }
+            outcome => return self.reject(reply, outcome),
+        };
+        bounds.last = joined
+            .as_ref()
+            .map_or(self.room.last(), |joined| joined.sequence.previous());
+        let (after, is_recovered) = self.start_position(bounds, resume_point, history);
+        if resume_point.is_some() {
             self.context.observer.resumed(is_recovered);
         }
-        let start = StreamStart {
-            bounds,
-            after,
-            is_recovered,
-            time: self.room.time(),
-        };
-        match session {
-            Some((session, name)) => self.resume(session, name, start, reply),
-            None => self.join(request.join, start, reply, meta, at),
-        }
-    }
-
-    /// Attaches a new stream to a session. This is not an event of the log.
-    fn resume(&mut self, session: Session, name: Name, start: StreamStart, reply: Reply<Member>) {
-        let participant = session.participant;
-        let (attachment, previous) = self.attachments.attach(participant);
-        if let Some(previous) = previous {
-            self.batch.push(Effect::Detach {
-                attachment: previous,
-                reason: CloseReason::TakenOver,
-            });
-        }
         let info = JoinInfo {
-            participant,
+            participant: session.participant,
             name,
             epoch: self.epoch,
-            start,
-            joined: None,
-            session_token: Some(self.issue_token(session)),
+            start: StreamStart {
+                bounds,
+                after,
+                is_recovered,
+                time,
+            },
+            joined: joined.as_ref().map(|joined| (joined.sequence, joined.time)),
+            session_token: (joined.is_none() || is_resumable).then(|| self.issue_token(session)),
             attachment,
         };
+        // The stream starts before its own JOIN, so the JOIN is the first event that it yields.
         self.batch.push(Effect::Attach { info, reply });
-    }
-
-    fn join(
-        &mut self,
-        join: Join,
-        start: StreamStart,
-        reply: Reply<Member>,
-        meta: &RequestMeta,
-        at: WallTime,
-    ) {
-        let is_resumable = join.is_resumable;
-        match self.room.apply(Command::Join(join), at) {
-            Outcome::Accepted(event) => {
-                let session = Session {
-                    participant: event.participant,
-                    join_sequence: event.sequence,
-                };
-                let (attachment, _) = self.attachments.attach(event.participant);
-                let info = JoinInfo {
-                    participant: event.participant,
-                    name: event.name.clone(),
-                    epoch: self.epoch,
-                    start,
-                    joined: Some((event.sequence, event.time)),
-                    session_token: is_resumable.then(|| self.issue_token(session)),
-                    attachment,
-                };
-                // The stream starts before its own JOIN, so the JOIN is the first event that it yields.
-                self.batch.push(Effect::Attach { info, reply });
-                // A JOIN is not traced as a message: the stream has a span of its own.
-                self.append(event, None, meta);
-            }
-            Outcome::Rejected { rejection, .. } => self.reject(reply, rejection),
-            Outcome::Repeated { .. } => {}
+        if let Some(joined) = joined {
+            // A JOIN is not traced as a message: the stream has a span of its own.
+            self.append(joined, None, meta);
         }
     }
 
-    fn reject<T>(&self, reply: Reply<T>, rejection: Rejection) {
-        self.context.observer.command_rejected(&rejection);
-        fail(reply, rejection.into());
-    }
-
-    /// Makes lost participants leave if `join` asks for their id or name. Otherwise a user who restarts the client would
-    /// have to wait until the grace period of the earlier session expires.
-    fn evict_lost(&mut self, join: &Join, at: WallTime) {
-        let is_unique = !self.room.rules().allow_duplicate_names;
-        let lost: Vec<ParticipantId> = self
-            .attachments
-            .lost()
-            .filter(|participant| {
-                let holder = self.room.participants().get(participant);
-                holder.is_some_and(|holder| {
-                    Some(*participant) == join.id || is_unique && holder.name.is_confusable_with(&join.name)
-                })
-            })
-            .collect();
-        for participant in lost {
-            self.leave_lost(participant, at);
+    fn reject<T>(&self, reply: Reply<T>, outcome: Outcome) {
+        if let Outcome::Rejected { rejection, .. } = outcome {
+            self.context.observer.command_rejected(&rejection);
+            fail(reply, rejection.into());
         }
     }
 
@@ -235,20 +204,9 @@ impl RoomSessions {
         self.context.tokens.issue(&self.handle.name, self.epoch, session)
     }
 
-    /// The session that `token` names and its participant's name, if the token is valid and the session has not ended.
-    fn session_for_token(&self, token: &str) -> Option<(Session, Name)> {
-        let session = self.context.tokens.verify(token, &self.handle.name, self.epoch)?;
-        let holder = self.room.participants().get(&session.participant)?;
-        (holder.join_sequence == session.join_sequence).then(|| (session, holder.name.clone()))
-    }
-
-    /// The session of a participant who is in the room.
-    fn session_of(&self, participant: ParticipantId) -> Option<Session> {
-        let join_sequence = self.room.participants().get(&participant)?.join_sequence;
-        Some(Session {
-            participant,
-            join_sequence,
-        })
+    /// The session that `token` names, if the token is valid. The session may have ended.
+    fn verify_token(&self, token: &str) -> Option<Session> {
+        self.context.tokens.verify(token, &self.handle.name, self.epoch)
     }
 
     /// The part of the log that streams can read. What is in the current batch is stored before a stream can read it.
@@ -296,7 +254,7 @@ impl RoomSessions {
     }
 
     fn handle_say(&mut self, say: Say, meta: &RequestMeta, at: WallTime) {
-        let participant = say.participant;
+        let attachment = say.attachment;
         let message = say.message.clone();
         let outcome = self.room.apply(Command::Say(say), at);
         let (room, epoch) = (&self.handle.name, self.epoch);
@@ -308,13 +266,13 @@ impl RoomSessions {
                 self.report_rejected(&message, &rejection, time, meta);
                 notice::rejected(room, epoch, &rejection, time, message_id)
             }
+            // A newer stream has taken over. Its client sends the message again if it wants to know what became of it.
+            _ => return,
         };
-        if let Some(attachment) = self.attachments.get(participant) {
-            self.batch.push(Effect::Notify {
-                attachment,
-                notice: frame::encode(&notice),
-            });
-        }
+        self.batch.push(Effect::Notify {
+            attachment,
+            notice: frame::encode(&notice),
+        });
     }
 
     fn handle_post(&mut self, post: Post, reply: Reply<PostOutcome>, meta: &RequestMeta, at: WallTime) {
@@ -331,6 +289,7 @@ impl RoomSessions {
                 self.report_rejected(&message, &rejection, time, meta);
                 return fail(reply, rejection.into());
             }
+            _ => return fail(reply, HubError::Failed),
         };
         self.batch.push(Effect::Posted { outcome, reply });
     }
@@ -346,65 +305,68 @@ impl RoomSessions {
         observer::report_rejected(observer, &self.handle.name, message, rejection, time, meta);
     }
 
-    fn leave(&mut self, leave: Leave, meta: &RequestMeta, at: WallTime) {
-        let (participant, client_time) = (leave.participant, leave.timestamp);
+    fn handle_leave(&mut self, leave: Leave, meta: &RequestMeta, at: WallTime) {
+        let (attachment, client_time) = (leave.attachment, leave.timestamp);
         let mut reason = CloseReason::Left;
         let mut outcome = self.room.apply(Command::Leave(leave), at);
-        if let Outcome::Rejected {
-            rejection: rejection @ Rejection::Clock(_),
-            ..
-        } = outcome
-        {
+        if let Outcome::Rejected { rejection, .. } = outcome {
             // Only the timestamp is rejected; the participant leaves all the same.
             self.context.observer.command_rejected(&rejection);
             reason = CloseReason::Rejected(rejection);
-            outcome = self.room.apply(Command::Leave(Leave::by_server(participant)), at);
+            let leave = Leave {
+                attachment,
+                timestamp: None,
+                trace: None,
+            };
+            outcome = self.room.apply(Command::Leave(leave), at);
         }
         if let Outcome::Accepted(event) = outcome {
-            if let Some(attachment) = self.attachments.detach(participant) {
-                self.batch.push(Effect::Detach { attachment, reason });
-            }
+            self.batch.push(Effect::Detach { attachment, reason });
             self.append(event, client_time, meta);
         }
     }
 
-    fn on_disconnect(&mut self, participant: ParticipantId, attachment: u64, at: WallTime) {
+    fn on_disconnect(&mut self, attachment: Attachment, at: WallTime) {
         // Closes the stream too: it may still be open if only the client's side of it has ended.
         self.batch.push(Effect::Detach {
             attachment,
             reason: CloseReason::Left,
         });
-        if self.attachments.get(participant) == Some(attachment) {
-            self.attachments.detach(participant);
-            self.on_lost(participant, at);
+        if self.apply_by_server(Command::Detach(attachment), at) {
+            self.start_grace(attachment, at);
         }
     }
 
-    /// Starts the grace period of a participant without an attachment, or makes it leave if it cannot resume.
-    fn on_lost(&mut self, participant: ParticipantId, at: WallTime) {
+    /// Starts the grace period of a participant who can resume.
+    fn start_grace(&mut self, attachment: Attachment, at: WallTime) {
         let grace = self.context.options.resume_grace;
-        let holder = self.room.participants().get(&participant);
-        let is_resumable = holder.is_some_and(|holder| holder.is_resumable);
-        match self.session_of(participant) {
-            Some(session) if is_resumable && !grace.is_zero() => {
-                self.attachments.start_grace(session, Instant::now() + grace);
-            }
-            _ => self.leave_lost(participant, at),
+        if grace.is_zero() {
+            self.apply_by_server(Command::ExpireGrace(attachment), at);
+        } else {
+            let room = &self.room;
+            self.grace
+                .start(attachment, Instant::now() + grace, |other| room.is_lost(other));
         }
     }
 
-    fn leave_lost(&mut self, participant: ParticipantId, at: WallTime) {
-        self.leave(Leave::by_server(participant), &RequestMeta::now(), at);
-    }
-
-    /// Makes the lost participants leave whose grace period has expired.
+    /// Makes lost participants leave whose grace period has expired.
     pub(super) fn expire_grace(&mut self, at: WallTime) {
         let now = Instant::now();
-        while let Some(session) = self.attachments.pop_expired(now) {
-            if self.session_of(session.participant) == Some(session) {
-                self.leave_lost(session.participant, at);
-            }
+        for _ in 0..MAX_EXPIRED_PER_BATCH {
+            let Some(attachment) = self.grace.pop_expired(now) else {
+                break;
+            };
+            self.apply_by_server(Command::ExpireGrace(attachment), at);
         }
+    }
+
+    /// Applies a command of the server itself, which can make a participant leave. Returns whether it is lost.
+    fn apply_by_server(&mut self, command: Command, at: WallTime) -> bool {
+        match self.room.apply(command, at) {
+            Outcome::Accepted(event) => self.append(event, None, &RequestMeta::now()),
+            outcome => return outcome == Outcome::Lost,
+        }
+        false
     }
 
     /// Adds an event to the batch. It is a candidate for tracing only if a client caused it, and so has sent a `client_time`.
@@ -464,7 +426,7 @@ impl RoomSessions {
                 .map(|(id, participant)| RosterEntry {
                     id: *id,
                     participant: participant.clone(),
-                    is_connected: self.attachments.get(*id).is_some(),
+                    is_connected: self.room.is_attached(*id),
                 })
                 .collect(),
         }
@@ -479,7 +441,7 @@ impl RoomSessions {
             return;
         }
         let sender = |request: &Request| match request {
-            Request::Say { say, .. } => Some(say.participant),
+            Request::Say { say, .. } => Some(say.attachment),
             _ => None,
         };
         let pair = requests

@@ -7,18 +7,10 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::domain::{Epoch, ParticipantId, RoomName, Sequence};
+use crate::domain::{Epoch, ParticipantId, RoomName, Sequence, Session};
 
 /// The length of the truncated HMAC, in bytes: 128 bits cannot be guessed.
 const TAG_LEN: usize = 16;
-
-/// A participant's presence in a room, from its JOIN to its LEAVE, over any number of streams. Ids are reused; the sequence
-/// of the JOIN is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Session {
-    pub(super) participant: ParticipantId,
-    pub(super) join_sequence: Sequence,
-}
 
 /// Issues and verifies the session tokens of one server.
 #[derive(Clone)]

@@ -74,6 +74,7 @@ mod tests {
     fn room_with_one_event() -> Room {
         let mut room = Room::new(Rules::default());
         let join = Join {
+            session: None,
             id: None,
             name: Name::try_from("Ada").unwrap(),
             timestamp: Timestamp(0),

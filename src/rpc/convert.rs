@@ -43,6 +43,7 @@ pub(super) fn first_sequence(bounds: Bounds) -> u64 {
 pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
     let room = room_name(&message.room)?;
     let join = Join {
+        session: None,
         id: ParticipantId::from_wire(message.id),
         name: client_name(&message.client_name)?,
         timestamp: Timestamp(message.timestamp),

@@ -95,6 +95,7 @@ pub(super) fn snapshot(last: u64) -> Bytes {
         next_id: 1,
         participants: Vec::new(),
         has_messages: false,
+        recovery_time: LamportTime::default(),
     })
 }
 

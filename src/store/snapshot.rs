@@ -18,6 +18,9 @@ struct SnapshotProto {
     /// Absent in snapshots of earlier versions, which did not record it.
     #[prost(bool, optional, tag = "5")]
     has_messages: Option<bool>,
+    /// Zero in snapshots of earlier versions.
+    #[prost(int64, tag = "6")]
+    recovery_time: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -53,6 +56,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
         next_id: snapshot.next_id,
         participants: participants.collect(),
         has_messages: Some(snapshot.has_messages),
+        recovery_time: snapshot.recovery_time.get(),
     };
     proto.encode_to_vec().into()
 }
@@ -88,6 +92,7 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
             participants: participants.collect::<Option<_>>()?,
             // Where it is unknown there may have been messages.
             has_messages: proto.has_messages.unwrap_or(true),
+            recovery_time: LamportTime::from_wire(proto.recovery_time.max(proto.time))?,
         })
     });
     snapshot.ok_or(StoreError::Record {
@@ -114,6 +119,7 @@ mod tests {
             next_id: 1_000_002,
             participants: vec![(ParticipantId::from_wire(-4).unwrap(), participant)],
             has_messages: false,
+            recovery_time: LamportTime::from_wire(11).unwrap(),
         };
         assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));
         assert!(decode_snapshot(b"nonsense").is_err());

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use chitchat::domain::{
-    Command, EventKind, Join, Leave, Message, MessageId, Name, Outcome, ParticipantId, Room, Rules, Say,
-    Text, Timestamp, WallTime,
+    Attachment, Command, EventKind, Join, Leave, Message, MessageId, Name, Outcome, ParticipantId, Room,
+    Rules, Say, Text, Timestamp, WallTime,
 };
 use chitchat::proto::{JoinMsgLeave, ServerMessage};
 
@@ -104,7 +104,7 @@ fn rejected(name: &str, reason: &str) -> String {
 /// The room of the domain, without a server.
 struct RoomAlone {
     room: Room,
-    ids: BTreeMap<String, ParticipantId>,
+    attachments: BTreeMap<String, Attachment>,
 }
 
 impl RoomAlone {
@@ -112,6 +112,7 @@ impl RoomAlone {
         let (name, command) = match action {
             Action::Join { name, id, at } => {
                 let join = Join {
+                    session: None,
                     id: ParticipantId::from_wire(id),
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(at),
@@ -122,7 +123,7 @@ impl RoomAlone {
             }
             Action::Say { name, id, at, text } => {
                 let say = Say {
-                    participant: self.ids[&name],
+                    attachment: self.attachments[&name],
                     message: Message {
                         timestamp: Timestamp(at),
                         text: Text::parse(&text, RULES.max_message_chars),
@@ -134,42 +135,35 @@ impl RoomAlone {
             }
             Action::Leave { name, at } => {
                 let leave = Leave {
-                    participant: self.ids[&name],
+                    attachment: self.attachments[&name],
                     timestamp: Some(Timestamp(at)),
                     trace: None,
                 };
                 (name, Command::Leave(leave))
             }
             Action::Vanish { name } => {
-                let leave = Leave {
-                    participant: self.ids[&name],
-                    timestamp: None,
-                    trace: None,
-                };
-                (name, Command::Leave(leave))
+                let attachment = self.attachments[&name];
+                (name, Command::Detach(attachment))
             }
         };
         let is_private = matches!(command, Command::Say(_));
-        let leaving = if let Command::Leave(leave) = &command {
-            Some(leave.participant)
-        } else {
-            None
-        };
-        match self.room.apply(command, WallTime::default()) {
-            Outcome::Accepted(event) => {
-                let kind = match event.kind {
-                    EventKind::Join => "JOIN",
-                    EventKind::Message { .. } => "MESSAGE",
-                    EventKind::Leave => "LEAVE",
-                };
-                self.ids.insert(name.clone(), event.participant);
-                vec![broadcast(
-                    event.sequence.get(),
-                    event.time.get(),
-                    kind,
-                    &name,
-                    &event.display_text(),
-                )]
+        let is_leave = matches!(command, Command::Leave(_));
+        let outcome = self.room.apply(command, WallTime::default());
+        match outcome {
+            Outcome::Accepted(_) | Outcome::Joined { .. } => {
+                if let Outcome::Joined { attachment, .. } = outcome {
+                    self.attachments.insert(name.clone(), attachment);
+                }
+                let events = outcome.events().map(|event| {
+                    let kind = match event.kind {
+                        EventKind::Join => "JOIN",
+                        EventKind::Message { .. } => "MESSAGE",
+                        EventKind::Leave => "LEAVE",
+                    };
+                    let (sequence, time) = (event.sequence.get(), event.time.get());
+                    broadcast(sequence, time, kind, &name, &event.display_text())
+                });
+                events.collect()
             }
             Outcome::Repeated { original, time } => {
                 vec![private(
@@ -184,11 +178,12 @@ impl RoomAlone {
             Outcome::Rejected { rejection, .. } => {
                 let mut answers = vec![rejected(&name, &rejection.to_string())];
                 // A LEAVE with an invalid timestamp still leaves.
-                if leaving.is_some() {
+                if is_leave {
                     answers.extend(self.perform(Action::Vanish { name }));
                 }
                 answers
             }
+            Outcome::Resumed { .. } | Outcome::Lost | Outcome::Ignored => panic!("{outcome:?}"),
         }
     }
 }
@@ -311,7 +306,7 @@ fn the_room_alone_answers_as_written() {
         let script = fs::read_to_string(&path).unwrap();
         let mut room = RoomAlone {
             room: Room::new(RULES),
-            ids: BTreeMap::new(),
+            attachments: BTreeMap::new(),
         };
         let mut written = String::new();
         for (line, _) in blocks(&script) {

@@ -203,6 +203,11 @@ impl Client {
         self.outgoing.as_ref().unwrap().send(message).await.unwrap();
     }
 
+    /// Sends a message unless the stream has ended.
+    pub async fn try_say(&self, text: &str) {
+        self.outgoing.as_ref().unwrap().send(message(0, text)).await.ok();
+    }
+
     pub async fn say(&self, timestamp: i64, text: &str) {
         self.send(message(timestamp, text)).await;
     }

@@ -2,7 +2,7 @@
 
 use chitchat::proto::{EventType, JoinMsgLeave, NoticeCode};
 
-use crate::harness::{TestServer, join, leave, message};
+use crate::harness::{TestServer, join, join_wanting_welcome, leave, message};
 
 #[tokio::test]
 async fn the_welcome_precedes_all_other_messages() {
@@ -35,17 +35,17 @@ async fn the_welcome_precedes_all_other_messages() {
 #[tokio::test]
 async fn rooms_are_independent() {
     let server = TestServer::start().await;
-    let mut lobby = server.join("Ada").await;
-    let mut tea = server.open().await;
     // Names and ids are per room.
-    tea.send(JoinMsgLeave {
-        room: "tea".into(),
-        id: lobby.id,
-        ..join("Ada")
-    })
-    .await;
-    assert!(tea.next().await.welcome.is_some());
-    assert_eq!(tea.next().await.r#type(), EventType::Join);
+    let join_in = |room: &str| JoinMsgLeave {
+        room: room.into(),
+        id: 7,
+        ..join_wanting_welcome("Ada")
+    };
+    let (mut lobby, _) = server.join_with(join_in("lobby")).await;
+    let (mut tea, _) = server.join_with(join_in("tea")).await;
+    for client in [&mut lobby, &mut tea] {
+        assert_eq!(client.next().await.r#type(), EventType::Join);
+    }
     lobby.say(0, "lobby").await;
     tea.say(0, "tea").await;
     assert_eq!(lobby.next_line().await.2, "lobby");
@@ -84,7 +84,7 @@ async fn a_message_id_is_broadcast_once() {
             repeated.sequence,
             repeated.timestamp
         ),
-        ("m1", 0, 3)
+        ("m1", 0, original.timestamp)
     );
     ada.send(with_id("another")).await;
     let taken = ada.next().await.notice.unwrap();

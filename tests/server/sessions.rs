@@ -152,6 +152,90 @@ async fn a_new_participant_may_take_the_name_of_a_lost_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_join_makes_nobody_leave() {
+    let server = TestServer::with(|config| config.hub.resume_grace = Duration::from_secs(60)).await;
+    let mut witness = server.join("Witness").await;
+    let join_as_7 = |name| JoinMsgLeave {
+        id: 7,
+        ..join_wanting_welcome(name)
+    };
+    let (ada, welcome) = server.join_with(join_as_7("Ada")).await;
+    assert_eq!(witness.next().await.r#type(), EventType::Join);
+    drop(ada);
+    server.wait_for_metric("chitchat_connected_clients", 1.0).await;
+    // The id is that of a lost participant, but the name is taken.
+    let status = server.end_after(join_as_7("Witness")).await;
+    assert_eq!(status.code(), Code::AlreadyExists);
+    let (_ada, again) = server.join_with(resume("Ada", &welcome, 2)).await;
+    assert!(again.recovered);
+    assert_eq!(again.participant_id, 7);
+    witness.say(0, "nobody left").await;
+    assert_eq!(witness.next().await.msg_stream, "nobody left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_accepted_joins_count_as_resumed() {
+    let server = TestServer::start().await;
+    let (_ada, welcome) = server.join_with(join_wanting_welcome("Ada")).await;
+    let without_token = JoinMsgLeave {
+        session_token: String::new(),
+        ..resume("Ada", &welcome, 1)
+    };
+    assert_eq!(server.end_after(without_token).await.code(), Code::AlreadyExists);
+    assert_eq!(server.metric("chitchat_resumes_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_stream_is_silent_after_the_welcome_of_a_newer_one() {
+    let server = TestServer::start().await;
+    let (mut older, mut welcome) = server.join_with(join_wanting_welcome("Ada")).await;
+    for round in 0..40 {
+        for _ in 0..20 {
+            older.say(0, "from the older stream").await;
+        }
+        let (newer, again) = server
+            .join_with(resume("Ada", &welcome, welcome.last_sequence))
+            .await;
+        for _ in 0..20 {
+            // The stream may have ended.
+            older.try_say("from the older stream").await;
+        }
+        newer.say(0, "from the newer stream").await;
+        older = newer;
+        loop {
+            let message = older.next().await;
+            if message.msg_stream == "from the newer stream" {
+                break;
+            }
+            assert!(
+                message.sequence <= again.last_sequence,
+                "round {round}: {message:?}"
+            );
+        }
+        welcome = again;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_that_notices_show_survives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shown = 0;
+    for _ in 0..2 {
+        let server = TestServer::stored_in(directory.path(), |_| {}).await;
+        let mut ada = server.join("Ada").await;
+        for _ in 0..5 {
+            ada.say(1_000_000, &"x".repeat(2_001)).await;
+            let notice = ada.next().await;
+            assert!(notice.timestamp > shown, "{} <= {shown}", notice.timestamp);
+            // The text was rejected, so its timestamp does not count.
+            assert!(notice.timestamp < 1_000);
+            shown = notice.timestamp;
+        }
+        server.shut_down().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_resume_point_is_not_recovered() {
     let server = TestServer::start().await;
     let (mut ada, welcome) = server.join_with(join_wanting_welcome("Ada")).await;

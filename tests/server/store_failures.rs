@@ -74,6 +74,7 @@ async fn a_damaged_log_fails_its_room_and_a_failed_store_fails_the_server() {
         let request = JoinRequest {
             room: RoomName::try_from(room).unwrap(),
             join: Join {
+                session: None,
                 id: None,
                 name: Name::try_from("Ada").unwrap(),
                 timestamp: Timestamp(0),

@@ -104,7 +104,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS, value_parser = integer::<usize>, help_heading = "Rooms")]
     max_message_chars: usize,
 
-    /// How far the Lamport timestamp of a client may be ahead of the room's clock, 1 to 2^62
+    /// How far the Lamport timestamp of a client may be ahead of the room's clock, 1 to 1000000000
     #[arg(long, env = "CHITCHAT_MAX_CLOCK_AHEAD", value_name = "N", default_value_t = DEFAULT_MAX_CLOCK_AHEAD, help_heading = "Rooms")]
     max_clock_ahead: i64,
 
