@@ -8,19 +8,15 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-/// Upper bound for every wait. Even a busy machine needs much less.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+#[allow(unused_imports, reason = "each test uses another part of it")]
+pub use chitchat_verify::process::{Finished, Process, TIMEOUT, spawn, wait_until};
+use nix::sys::signal::Signal;
 
 /// The path of the program under test.
 pub const CHITCHAT: &str = env!("CARGO_BIN_EXE_chitchat");
@@ -131,7 +127,7 @@ impl Server {
 
     /// Returns the lines of the log that the test has not read yet. The server must have exited.
     pub fn rest_of_log(&mut self) -> Vec<String> {
-        self.process.stdout.iter().collect()
+        self.process.rest_of_stdout()
     }
 
     /// Requests `path` from the admin port and returns the whole response, with its headers.
@@ -160,190 +156,6 @@ pub fn percent_decoded(text: &str) -> String {
         bytes.extend_from_slice(&part.as_bytes()[2..]);
     }
     String::from_utf8(bytes).unwrap()
-}
-
-/// A child process whose output is read while the test runs. Killed when dropped.
-pub struct Process {
-    child: Child,
-    stdout: Receiver<String>,
-    stderr: Receiver<String>,
-}
-
-/// How a process ended, and the output that the test had not read.
-#[derive(Debug)]
-pub struct Finished {
-    pub code: Option<i32>,
-    /// The lines of stdout.
-    pub lines: Vec<String>,
-    pub stderr: String,
-}
-
-impl Finished {
-    /// The exit code and stderr.
-    pub fn outcome(&self) -> (Option<i32>, &str) {
-        (self.code, &self.stderr)
-    }
-
-    /// Asserts that the process failed with one line on stderr that begins with `start`.
-    pub fn assert_failed(&self, code: i32, start: &str) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        assert!(
-            self.stderr.starts_with(start) && self.stderr.lines().count() == 1,
-            "{self:?}"
-        );
-    }
-}
-
-impl From<Output> for Finished {
-    fn from(output: Output) -> Self {
-        let stdout = String::from_utf8(output.stdout).unwrap();
-        Self {
-            code: output.status.code(),
-            lines: stdout.lines().map(str::to_owned).collect(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-}
-
-impl Process {
-    pub fn start(command: &mut Command) -> Self {
-        Self::from(spawn(command))
-    }
-
-    pub fn write(&mut self, input: impl AsRef<[u8]>) {
-        let stdin = self.child.stdin.as_mut().expect("stdin is open");
-        stdin.write_all(input.as_ref()).unwrap();
-    }
-
-    /// Writes `line` and a newline to stdin.
-    pub fn write_line(&mut self, line: &str) {
-        self.write(format!("{line}\n"));
-    }
-
-    pub fn close_stdin(&mut self) {
-        drop(self.take_stdin());
-    }
-
-    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
-    }
-
-    /// Waits for the next line on stdout.
-    pub fn line(&self) -> String {
-        self.stdout_line("")
-    }
-
-    /// Waits for the next line on stdout that contains `part`.
-    pub fn stdout_line(&self, part: &str) -> String {
-        line_with(&self.stdout, part)
-    }
-
-    /// Waits for the next line on stderr that contains `part`.
-    pub fn stderr_line(&self, part: &str) -> String {
-        line_with(&self.stderr, part)
-    }
-
-    pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-    }
-
-    pub fn has_exited(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
-    }
-
-    /// Waits until the process has exited.
-    pub fn wait(&mut self) -> ExitStatus {
-        wait_until("the process exits", || self.child.try_wait().unwrap())
-    }
-
-    /// Closes stdin and waits until the process has exited.
-    pub fn finish(mut self) -> Finished {
-        self.close_stdin();
-        self.finish_with_open_stdin()
-    }
-
-    /// Waits until the process has exited by itself.
-    pub fn finish_with_open_stdin(mut self) -> Finished {
-        Finished {
-            code: self.wait().code(),
-            lines: self.stdout.iter().map(|line| without_newline(&line)).collect(),
-            stderr: self.stderr.iter().collect(),
-        }
-    }
-}
-
-/// Takes the output pipes that the child still has, and reads them.
-impl From<Child> for Process {
-    fn from(mut child: Child) -> Self {
-        Self {
-            stdout: child.stdout.take().map_or_else(|| channel().1, lines_of),
-            stderr: child.stderr.take().map_or_else(|| channel().1, lines_of),
-            child,
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// Reads a pipe to its end, so that the writer never blocks. Lines keep their newline.
-fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut pipe = BufReader::new(pipe);
-        loop {
-            let mut line = String::new();
-            if pipe.read_line(&mut line).unwrap() == 0 {
-                return;
-            }
-            // The test may have dropped the receiver; the pipe is still read.
-            sender.send(line).ok();
-        }
-    });
-    receiver
-}
-
-fn line_with(lines: &Receiver<String>, part: &str) -> String {
-    let deadline = Instant::now() + TIMEOUT;
-    let mut seen = Vec::new();
-    loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) if line.contains(part) => return without_newline(&line),
-            Ok(line) => seen.push(line),
-            Err(RecvTimeoutError::Timeout) => panic!("no {part:?} in time, only {seen:#?}"),
-            Err(RecvTimeoutError::Disconnected) => panic!("no {part:?}, only {seen:#?}"),
-        }
-    }
-}
-
-fn without_newline(line: &str) -> String {
-    line.strip_suffix('\n').unwrap_or(line).to_owned()
-}
-
-/// Calls `poll` every 5 ms until it returns a value. Panics after [`TIMEOUT`] with `what`, which names the condition.
-pub fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        if let Some(value) = poll() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Spawns a program with pipes for stdin, stdout and stderr.
-pub fn spawn(command: &mut Command) -> Child {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// Runs a program to its end, with `input` on its stdin.

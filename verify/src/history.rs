@@ -14,8 +14,8 @@ pub struct History {
     pub log: Option<Vec<Arc<ServerMessage>>>,
     /// Participant lists that the server returned.
     pub rosters: Vec<Roster>,
-    /// Whether all participants had left at the end.
-    pub is_over: bool,
+    /// Whether all participants had left at the end of the run.
+    pub everybody_left: bool,
 }
 
 /// What one client did and received, in its own order.

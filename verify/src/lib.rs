@@ -5,12 +5,19 @@
 //! server, or on what happened to the server during the run.
 //!
 //! [`crash_harness`] produces such histories: it starts and kills servers, and runs clients that reconnect and resume.
+//! [`process`] runs programs, for this harness and for tests.
 
 #![allow(missing_docs, reason = "the library has no users outside this workspace")]
 
 pub mod crash_harness;
 mod history;
 mod log;
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper of tests, which panics where a test would"
+)]
+pub mod process;
 mod roster;
 mod sends;
 mod streams;

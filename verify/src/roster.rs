@@ -35,7 +35,7 @@ fn replay(room: &str, log: &Log, history: &History, violations: &mut Vec<Violati
     let mut present: BTreeMap<i32, &str> = BTreeMap::new();
     for (position, logged) in log {
         while let Some(roster) = rosters.next_if(|roster| roster.position < *position) {
-            compare(roster, &present, violations);
+            compare_roster(roster, &present, violations);
         }
         let message = &logged.message;
         let mut report = |invariant, details: &str| {
@@ -67,9 +67,9 @@ fn replay(room: &str, log: &Log, history: &History, violations: &mut Vec<Violati
         }
     }
     for roster in rosters {
-        compare(roster, &present, violations);
+        compare_roster(roster, &present, violations);
     }
-    if history.is_over {
+    if history.everybody_left {
         for name in present.values() {
             let details = format!("{room}: {name} never left");
             violations.push(Violation::new(Invariant::Leave, details));
@@ -77,7 +77,7 @@ fn replay(room: &str, log: &Log, history: &History, violations: &mut Vec<Violati
     }
 }
 
-fn compare(roster: &Roster, present: &BTreeMap<i32, &str>, violations: &mut Vec<Violation>) {
+fn compare_roster(roster: &Roster, present: &BTreeMap<i32, &str>, violations: &mut Vec<Violation>) {
     let mut returned: Vec<(i32, &str)> = roster
         .participants
         .iter()

@@ -179,7 +179,7 @@ impl Run {
 
     fn finish(mut self) -> History {
         self.history.log = Some(self.log);
-        self.history.is_over = true;
+        self.history.everybody_left = true;
         self.history
     }
 }
@@ -398,7 +398,7 @@ fn i9_a_log_ends_before_the_last_delivered_event() {
     );
     run.welcome(2, length as u64, false);
     run.log = before;
-    run.history.is_over = false;
+    run.history.everybody_left = false;
     assert_eq!(violated(&run.history), [Invariant::Durability]);
 }
 
@@ -411,7 +411,7 @@ fn i9_a_log_has_a_second_epoch() {
         ..(*log[0]).clone()
     };
     log.push(Arc::new(copy));
-    history.is_over = false;
+    history.everybody_left = false;
     history.rosters.clear();
     // The second epoch begins with a copy of Ada's JOIN, so she has joined twice with one stream.
     assert_eq!(violated(&history), [Invariant::Durability, Invariant::Leave]);
@@ -518,7 +518,7 @@ fn i13_an_event_of_another_room_is_received() {
     let mut history = finish(run);
     // The only known event of the log of that room.
     history.log.as_mut().unwrap().push(misdelivered);
-    history.is_over = false;
+    history.everybody_left = false;
     assert!(violated(&history).contains(&Invariant::Rooms));
 }
 

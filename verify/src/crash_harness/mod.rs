@@ -16,10 +16,7 @@ pub use recorder::Recorder;
 pub use run::Run;
 pub use server_fixture::{DirectorySnapshot, Exit, ServerFixture, ServerProcess};
 
-use std::time::Duration;
-
-/// A timeout that only a faulty server exceeds.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub use crate::process::TIMEOUT;
 
 /// The random seed of a run, from `CRASH_SEED` if that is set. It is printed, so that a failed run can be repeated.
 pub fn seed() -> u64 {

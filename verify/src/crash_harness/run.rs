@@ -200,7 +200,7 @@ impl Run {
             clients: self.finished,
             log: Some(log),
             rosters: self.rosters,
-            is_over: true,
+            everybody_left: true,
         }
     }
 

@@ -1,18 +1,13 @@
 //! Starts and restarts a server with the same data directory and port.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::TIMEOUT;
+use crate::process::Process;
 
 /// The data directory, the port and the flags of a server that can be restarted. The directory is removed on drop.
 pub struct ServerFixture {
@@ -27,10 +22,7 @@ pub struct ServerFixture {
 }
 
 /// A running server. Killed on drop.
-pub struct ServerProcess {
-    child: Child,
-    lines: Receiver<String>,
-}
+pub struct ServerProcess(Process);
 
 /// How a server exited.
 #[derive(Debug)]
@@ -71,27 +63,18 @@ impl ServerFixture {
 
     /// Starts a server. Returns an error if it exits instead of listening.
     pub fn try_start(&self) -> Result<ServerProcess, Exit> {
-        let mut server = self.spawn();
-        let deadline = Instant::now() + TIMEOUT;
-        let mut lines = Vec::new();
-        // The channel is closed when the process has exited.
-        loop {
-            match server.lines.recv_timeout(deadline - Instant::now()) {
-                Ok(line) if line.starts_with("chitchat: listening on ") => return Ok(server),
-                Ok(line) => lines.push(line),
-                Err(RecvTimeoutError::Timeout) => panic!("the server neither listens nor exits: {lines:?}"),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
+        let mut process = self.spawn();
+        match process.try_stderr_line("chitchat: listening on ") {
+            Ok(_) => Ok(ServerProcess(process)),
+            Err(lines) => Err(Exit {
+                code: process.wait().code(),
+                lines,
+            }),
         }
-        let exit = server.wait("exit, although it closed stderr");
-        Err(Exit {
-            code: exit.code(),
-            lines,
-        })
     }
 
-    fn spawn(&self) -> ServerProcess {
-        let mut child = Command::new(&self.program)
+    fn spawn(&self) -> Process {
+        let child = Command::new(&self.program)
             .args(["serve", "--admin", "127.0.0.1:0", "--log", "off"])
             .arg("--listen")
             .arg(self.address.to_string())
@@ -105,23 +88,14 @@ impl ServerFixture {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = channel();
-        // Drained, so that the server never blocks on a full pipe.
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                sender.send(line).ok();
-            }
-        });
-        ServerProcess { child, lines }
+        Process::from(child)
     }
 }
 
 impl ServerProcess {
     /// Kills the server with SIGKILL.
     pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.wait("exit after SIGKILL");
+        self.0.kill();
     }
 
     /// Stops the server with SIGTERM.
@@ -131,38 +105,19 @@ impl ServerProcess {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        self.0.signal(signal);
     }
 
     pub fn has_exited(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
+        self.0.has_exited()
     }
 
     /// Waits until the server exits.
     pub fn wait_for_exit(&mut self) -> Exit {
-        let exit = self.wait("exit");
         Exit {
-            code: exit.code(),
-            lines: self.lines.iter().collect(),
+            code: self.0.wait().code(),
+            lines: self.0.rest_of_stderr(),
         }
-    }
-
-    fn wait(&mut self, what: &str) -> ExitStatus {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
-            if let Some(exit) = self.child.try_wait().unwrap() {
-                return exit;
-            }
-            assert!(Instant::now() < deadline, "timeout: the server does not {what}");
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 
