@@ -173,7 +173,7 @@ impl DoctorCommand {
 
     async fn send_message(&self, spans: &ClientSpans) -> Result<Acknowledged, ClientError> {
         const TEXT: &str = "How do you do?";
-        let span = spans.send(self.room.as_str(), TEXT.len());
+        let span = spans.start_send(self.room.as_str(), TEXT.len());
         let observer: Arc<dyn SendObserver> = match &span {
             Some(span) => Arc::<SendSpan>::clone(span),
             None => {
@@ -205,7 +205,7 @@ impl DoctorCommand {
                 && message.message_id == message_id.as_str()
             {
                 if let Some(span) = &span {
-                    span.acknowledged(&message);
+                    span.record_acknowledged(&message);
                 }
                 acknowledged = Some(Acknowledged {
                     broadcast: *message,

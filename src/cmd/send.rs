@@ -108,11 +108,11 @@ async fn publish(
     room: &str,
     text: &str,
 ) -> Result<PublishAck, ClientError> {
-    let span = spans.send(room, text.len());
+    let span = spans.start_send(room, text.len());
     let observer = span.as_deref().map(|span| span as &dyn SendObserver);
     let ack = publisher.publish_with_observer(text, observer).await;
     if let (Some(span), Ok(ack)) = (&span, &ack) {
-        span.acknowledged(&ack.broadcast);
+        span.record_acknowledged(&ack.broadcast);
     }
     ack
 }

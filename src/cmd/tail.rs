@@ -89,7 +89,7 @@ impl TailCommand {
                     let received_at = SystemTime::now();
                     printer.message(&message)?;
                     // A reader has no Lamport clock of its own.
-                    spans.received(&message, message.timestamp, received_at);
+                    spans.record_received(&message, message.timestamp, received_at);
                     // Private notices do not count.
                     remaining -= u64::from(message.sequence > 0);
                 }

@@ -56,7 +56,7 @@ impl ClientSpans {
 
     /// Starts the span of a message to `room`, if it is sampled.
     #[must_use]
-    pub fn send(&self, room: &str, body_size: usize) -> Option<Arc<SendSpan>> {
+    pub fn start_send(&self, room: &str, body_size: usize) -> Option<Arc<SendSpan>> {
         let tracer = self.tracer.as_ref()?;
         let ids = tracer.sample(None, 1)?;
         Some(Arc::new(SendSpan {
@@ -73,7 +73,7 @@ impl ClientSpans {
 
     /// Records the span of a message that was received at `start` and has been handled. `lamport_time` is the receiver's
     /// Lamport time after the message. Ignores private notices, which have no sequence.
-    pub fn received(&self, message: &ServerMessage, lamport_time: i64, start: SystemTime) {
+    pub fn record_received(&self, message: &ServerMessage, lamport_time: i64, start: SystemTime) {
         let Some(tracer) = self.tracer.as_ref().filter(|_| message.sequence != 0) else {
             return;
         };
@@ -106,7 +106,7 @@ impl ClientSpans {
 
 impl SendSpan {
     /// Records that the server has broadcast the message as `broadcast`.
-    pub fn acknowledged(&self, broadcast: &ServerMessage) {
+    pub fn record_acknowledged(&self, broadcast: &ServerMessage) {
         self.set_outcome(Outcome::Acknowledged {
             message_id: broadcast.message_id.clone(),
             sequence: broadcast.sequence,
@@ -114,12 +114,12 @@ impl SendSpan {
     }
 
     /// Records that the server has rejected the message. `message_id` may be empty.
-    pub fn rejected(&self, message_id: &str) {
+    pub fn record_rejected(&self, message_id: &str) {
         self.set_outcome(Outcome::Rejected(message_id.to_owned()));
     }
 
     /// Records that the message was handed to the transport and that no acknowledgement is awaited.
-    pub fn handed_over(&self) {
+    pub fn record_handed_over(&self) {
         self.set_outcome(Outcome::HandedOver);
     }
 

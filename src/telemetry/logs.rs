@@ -93,7 +93,7 @@ pub fn init(options: &LogOptions, otlp: &OtlpPipeline) -> Result<LogGuard, Parse
     };
     let spans = otlp.tracer().map(|tracer| {
         tracing_opentelemetry::layer()
-            .with_tracer(tracer.sdk())
+            .with_tracer(tracer.sdk_tracer())
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false)

@@ -23,7 +23,7 @@ use crate::rpc::StreamingMethod;
 use crate::store::{Store, StoreUsage};
 
 /// The unary methods that are measured.
-pub(super) const METHODS: [&str; 5] = [
+pub(super) const MEASURED_METHODS: [&str; 5] = [
     "itu.chitchat.ChatService/SendMessage",
     "itu.chitchat.ChatService/GetHistory",
     "itu.chitchat.ChatService/ListRooms",
@@ -83,8 +83,8 @@ pub struct Metrics {
     store_bytes: Gauge,
     store_events: Gauge,
     store_available: Gauge,
-    /// Unary calls, by index in `METHODS` and status code.
-    calls: [[Histogram; CODE_NAMES.len()]; METHODS.len()],
+    /// Unary calls, by index in `MEASURED_METHODS` and status code.
+    calls: [[Histogram; CODE_NAMES.len()]; MEASURED_METHODS.len()],
     /// By the label that [`Reason::stream_end_label`] returns.
     streams_ended: HashMap<&'static str, Counter>,
     received: [Counter; 3],
@@ -239,9 +239,9 @@ impl Metrics {
         in_catalog_order(&page)
     }
 
-    /// Records a unary call. Methods that are not in `METHODS` are ignored.
+    /// Records a unary call. Methods that are not in `MEASURED_METHODS` are ignored.
     pub(super) fn record_call(&self, method: &str, code: Code, took: Duration) {
-        if let Some(method) = METHODS.iter().position(|known| *known == method) {
+        if let Some(method) = MEASURED_METHODS.iter().position(|known| *known == method) {
             self.calls[method][code as usize].record(took, 1);
         }
     }
@@ -249,7 +249,7 @@ impl Metrics {
     fn render_calls(&self, page: &mut String) {
         let name = catalog::CALL_DURATION.name;
         Histogram::render_head(&catalog::CALL_DURATION, page);
-        for (method, by_code) in METHODS.iter().zip(&self.calls) {
+        for (method, by_code) in MEASURED_METHODS.iter().zip(&self.calls) {
             for (code, calls) in CODE_NAMES.iter().zip(by_code) {
                 // Error codes appear only once they have occurred.
                 if *code == "OK" || !calls.is_empty() {
@@ -361,7 +361,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_shows_exactly_the_catalog_in_its_order() {
         let metrics = Metrics::new(7, OtlpPipeline::default());
-        metrics.record_call(METHODS[0], Code::NotFound, Duration::from_millis(3));
+        metrics.record_call(MEASURED_METHODS[0], Code::NotFound, Duration::from_millis(3));
         let page = metrics.render();
         let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE ")).collect();
         let expected: Vec<String> = CATALOG

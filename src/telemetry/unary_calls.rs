@@ -17,7 +17,7 @@ use tonic::{Code, Status as GrpcStatus};
 use tower::{Layer, Service};
 
 use super::attributes;
-use super::metrics::{CODE_NAMES, HEALTH_CHECK, METHODS, Metrics};
+use super::metrics::{CODE_NAMES, HEALTH_CHECK, MEASURED_METHODS, Metrics};
 use super::otlp::{FinishedSpan, SpanIds, Tracer};
 use crate::domain::TraceContext;
 
@@ -73,7 +73,7 @@ where
             .uri()
             .path()
             .strip_prefix('/')
-            .and_then(|path| METHODS.into_iter().find(|method| *method == path));
+            .and_then(|path| MEASURED_METHODS.into_iter().find(|method| *method == path));
         let Some(method) = method else {
             return Box::pin(self.inner.call(request));
         };

@@ -143,7 +143,7 @@ impl Codec for Chitchat {
 
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
         let room = self.streams.first().map_or("", |stream| &stream.slot.room);
-        let span = self.spans.send(room, text.len());
+        let span = self.spans.start_send(room, text.len());
         let context = span.as_ref().map(|span| span.trace_context());
         frame_message(
             &OutgoingMessage {
@@ -163,7 +163,7 @@ impl Codec for Chitchat {
         match span {
             Some(span) if is_permitted => {
                 span.on_sent(timestamp);
-                span.handed_over();
+                span.record_handed_over();
             }
             Some(span) => span.abandon(),
             None => {}

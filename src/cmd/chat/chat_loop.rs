@@ -136,7 +136,10 @@ impl ChatLoop {
     fn on_input(&mut self, input: Input) {
         match input {
             Input::Line { number, text } => {
-                let span = self.options.spans.send(self.options.room.as_str(), text.len());
+                let span = self
+                    .options
+                    .spans
+                    .start_send(self.options.room.as_str(), text.len());
                 let observer = span.clone().map(|span| span as Arc<dyn SendObserver>);
                 // If the session has failed, its stream yields the error.
                 if let Ok(message_id) = self.session.send_with_observer(text, observer) {
@@ -196,7 +199,7 @@ impl ChatLoop {
                 let line = (!is_repeated(&message)).then(|| format_message(&message));
                 self.options
                     .spans
-                    .received(&message, self.session.lamport_time(), received_at);
+                    .record_received(&message, self.session.lamport_time(), received_at);
                 line
             }
             Event::Reconnecting { attempt, .. } => {
@@ -225,10 +228,10 @@ impl ChatLoop {
         if message.notice.is_some() && !is_repeated(message) {
             self.rejections.add(line.number, &message.msg_stream);
             if let Some(span) = line.span {
-                span.rejected(&message.message_id);
+                span.record_rejected(&message.message_id);
             }
         } else if let Some(span) = line.span {
-            span.acknowledged(message);
+            span.record_acknowledged(message);
         }
         if self.phase == Phase::Leaving {
             return;

@@ -47,14 +47,14 @@ impl DropCounter {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the queue has room for `records` more records, without reserving it. If not, they count as dropped,
+    /// Returns whether the queue has capacity for `records` more records, without reserving it. If not, counts them as dropped,
     /// and the caller must not create them.
-    pub(super) fn has_room(&self, records: usize) -> bool {
-        let has_room = self.queued.load(Ordering::Relaxed) + records <= self.capacity;
-        if !has_room {
+    pub(super) fn check_capacity(&self, records: usize) -> bool {
+        let has_capacity = self.queued.load(Ordering::Relaxed) + records <= self.capacity;
+        if !has_capacity {
             self.record_drop(records, "the queue is full");
         }
-        has_room
+        has_capacity
     }
 
     /// Adds a record to the queue, or counts it as dropped and returns false if the queue is full.
@@ -182,14 +182,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_without_room_and_failed_exports_are_counted() {
+    fn records_over_the_capacity_and_failed_exports_are_counted() {
         let counter = DropCounter::new("traces", 2);
         assert!(counter.try_enqueue() && counter.try_enqueue());
         assert!(!counter.try_enqueue());
         assert_eq!(counter.dropped(), 1);
         counter.dequeue(1, None);
-        assert!(counter.has_room(1));
-        assert!(!counter.has_room(2));
+        assert!(counter.check_capacity(1));
+        assert!(!counter.check_capacity(2));
         assert_eq!(counter.dropped(), 3);
         assert!(counter.try_enqueue());
         counter.dequeue(1, Some("away"));

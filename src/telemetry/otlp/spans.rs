@@ -122,7 +122,7 @@ impl Tracer {
     }
 
     /// Returns an SDK tracer with the same queue, for `tracing` spans.
-    pub(crate) fn sdk(&self) -> SdkTracer {
+    pub(crate) fn sdk_tracer(&self) -> SdkTracer {
         self.provider.tracer_with_scope(self.scope.clone())
     }
 
@@ -133,7 +133,7 @@ impl Tracer {
     }
 
     /// Returns the ids of a new span, or `None` if it is not sampled. It is a child of `parent`, or a root span if there is
-    /// none. If the queue has no room for `spans` spans, that many count as dropped and the result is `None`.
+    /// none. If the queue has no capacity for `spans` spans, that many count as dropped and the result is `None`.
     pub(crate) fn sample(&self, parent: Option<&TraceContext>, spans: usize) -> Option<SpanIds> {
         let ids = match parent {
             None => SpanIds::root(TraceId::from(self.sampler.sample_root()?)),
@@ -150,7 +150,7 @@ impl Tracer {
                 }
             }
         };
-        self.processor.counter.has_room(spans).then_some(ids)
+        self.processor.counter.check_capacity(spans).then_some(ids)
     }
 
     /// Returns the ids of a new root span that is to be linked to `origin`, or `None` if `origin` is not sampled or the queue
@@ -160,7 +160,7 @@ impl Tracer {
             return self.sample(None, 1);
         };
         let is_recorded =
-            self.sampler.sample_remote(remote_parent(origin)) && self.processor.counter.has_room(1);
+            self.sampler.sample_remote(remote_parent(origin)) && self.processor.counter.check_capacity(1);
         is_recorded.then(|| SpanIds::root(TraceId::from(rand::random::<u128>().max(1))))
     }
 
