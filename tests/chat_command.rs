@@ -203,9 +203,9 @@ fn leaving_times_out_while_the_server_keeps_the_stream_open() {
 fn a_signal_interrupts_connecting() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         // The kernel accepts the connection; nothing answers on it.
-        let mute = TcpListener::bind(FREE_PORT).unwrap();
-        let chat = chat(mute.local_addr().unwrap(), "bot");
-        let (mut stream, _) = mute.accept().unwrap();
+        let silent = TcpListener::bind(FREE_PORT).unwrap();
+        let chat = chat(silent.local_addr().unwrap(), "bot");
+        let (mut stream, _) = silent.accept().unwrap();
         // After the HTTP/2 preface the command waits for an answer.
         stream.read_exact(&mut [0; 24]).unwrap();
         chat.signal(signal);
@@ -459,8 +459,8 @@ fn health_reports_by_exit_code() {
 
 #[test]
 fn health_times_out() {
-    let mute = TcpListener::bind(FREE_PORT).unwrap();
-    let address = mute.local_addr().unwrap();
+    let silent = TcpListener::bind(FREE_PORT).unwrap();
+    let address = silent.local_addr().unwrap();
     let finished = start(&["health", "--server", &address.to_string(), "--timeout", "200ms"]).finish();
     let line = format!("chitchat: {address} did not answer within 200ms\n");
     assert_eq!(finished.outcome(), (Some(69), line.as_str()));

@@ -151,14 +151,14 @@ async fn a_refused_connection_is_unreachable() {
 #[tokio::test]
 async fn a_server_that_never_answers_times_out() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mute = address(socket.local_addr().unwrap());
+    let silent = address(socket.local_addr().unwrap());
     let options = ConnectOptions {
         keepalive_interval: Duration::from_secs(60),
         ..impatient()
     };
-    let error = join_at(&mute, "Ada", &options).await.unwrap_err();
+    let error = join_at(&silent, "Ada", &options).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error:?}");
-    let connection = Connection::open(&mute, &options).await.unwrap();
+    let connection = Connection::open(&silent, &options).await.unwrap();
     assert!(connection.health("").await.is_err());
 }
 

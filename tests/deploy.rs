@@ -39,7 +39,7 @@ fn value_of<'a>(variables: &'a [(String, String)], name: &str) -> &'a str {
     &found.unwrap_or_else(|| panic!("{name} is not set")).1
 }
 
-/// The value of a key in the compose file, wherever it stands.
+/// The value of the first line of the compose file with this key.
 fn compose_value<'a>(compose: &'a str, key: &str) -> &'a str {
     let line = compose
         .lines()

@@ -142,7 +142,7 @@ fn every_link_of_an_intact_chain_is_ok() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
         ("OTEL_BLRP_SCHEDULE_DELAY", "50"),
-        // The message of the doctor is traced in spite of the ratio.
+        // The doctor's message is traced whatever the ratio is.
         ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
         ("OTEL_TRACES_SAMPLER_ARG", "0.001"),
     ];

@@ -76,7 +76,7 @@ impl Volume {
         try_run(mount.args(["-o", "loop"]).arg(&self.image).arg(&self.mounted_at))
     }
 
-    /// Nothing is written to the disk any more.
+    /// Shuts the file system down, so that nothing further is written to the disk.
     fn cut(&self) {
         try_run(
             Command::new("python3")

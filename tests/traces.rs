@@ -365,8 +365,8 @@ fn all_spans_are_exported_at_shutdown() {
 
 #[test]
 fn an_unreachable_collector_is_counted_and_logged_once() {
-    let nobody = unused_address();
-    let endpoint = format!("http://{nobody}");
+    let unused = unused_address();
+    let endpoint = format!("http://{unused}");
     let small_queue = [
         exporting(&endpoint).as_slice(),
         &[("OTEL_BSP_MAX_QUEUE_SIZE", "16")],
@@ -388,7 +388,7 @@ fn an_unreachable_collector_is_counted_and_logged_once() {
     });
     server.log_line("\"event\":\"telemetry_lost\"");
     // When the collector is back, it receives the new spans.
-    let collector = Collector::start_at(nobody);
+    let collector = Collector::start_at(unused);
     wait_until("something is exported", || {
         let mut send = client(server.address, &endpoint, &["send", "--name", "Ada", "Hello"]);
         assert!(run(send.env("OTEL_SDK_DISABLED", "true"), "").status.success());
@@ -459,7 +459,7 @@ fn a_hanging_collector_delays_neither_client_nor_server() {
 fn a_server_with_a_disabled_sdk_exports_nothing() {
     let setup = Setup::start(&[], &[("OTEL_SDK_DISABLED", "true")]);
     let collector = &setup.collector;
-    // The context of the sender is forwarded nevertheless.
+    // The sender's context is still forwarded.
     setup.run(&["send", "--name", "Ada", "Hello"], "");
     let send = collector.spans("send rooms/{room}", 1).remove(0);
     setup.run(&["tail", "--count", "1"], "");

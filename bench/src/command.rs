@@ -12,7 +12,7 @@ use crate::{BenchError, Http2Settings, Load, Plan, Protocol, Until};
 /// Put load on a server and check every delivery: lost, duplicated, out of order.
 ///
 /// Exits with 0 only when nothing was lost, duplicated, reordered or rejected and no connection was cut; with 76 when the
-/// server broke one of these promises. Run it against a server of its own, not one that people use.
+/// server broke one of these promises. Use a dedicated server, not one in production.
 #[derive(Debug, Parser)]
 #[command(
     name = "chitchat-bench",

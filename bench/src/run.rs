@@ -209,7 +209,7 @@ impl Coordinator {
                 let why = if disconnects > 0 {
                     "a stream ended"
                 } else {
-                    "there was no more progress"
+                    "no further client joined"
                 };
                 return Err(BenchError::Rejected(format!(
                     "{joined} of {all} clients have joined, then {why}{}",
@@ -314,7 +314,7 @@ impl Coordinator {
             .map_err(|error| BenchError::Io(format!("cannot start a thread: {error}")))
     }
 
-    /// Waits until every message has reached every client, or until there is no more progress.
+    /// Waits until every message has reached every client, or until there is no further progress.
     fn drain(&mut self) -> Result<(), BenchError> {
         let rooms = usize::try_from(self.plan.rooms).unwrap_or(1);
         let clients = self.clients_by_room(rooms);

@@ -194,7 +194,7 @@ impl SessionState {
         !matches!(self.leave, Leave::No)
     }
 
-    /// Whether no connection is needed any more: the participant is leaving and no message is unacknowledged.
+    /// Whether a connection is no longer needed: the participant is leaving and no message is unacknowledged.
     pub(super) fn is_done(&self) -> bool {
         self.is_leaving() && self.outbox.len() == 0
     }

@@ -32,8 +32,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Take part in a room
 ///
 /// On a terminal, press Enter to send a line; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, each line of stdin is sent, up to
-/// the end of the input or a line /leave; the command exits with 0 if all of them were broadcast. After the connection was
-/// lost the client reconnects, shows the events it has missed, and sends the lines that are not acknowledged again.
+/// the end of the input or a line /leave; the command exits with 0 if all of them were broadcast. If the connection is
+/// lost, the client reconnects, shows the events it has missed, and sends the lines that are not acknowledged again.
 #[derive(Debug, Args)]
 pub(super) struct ChatCommand {
     #[command(flatten)]

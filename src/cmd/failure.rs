@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn client_errors_map_to_exit_codes() {
-        let refused = ClientError::from(Status::already_exists("somebody is called Ada"));
+        let rejected = ClientError::from(Status::already_exists("somebody is called Ada"));
         assert_eq!(
-            Failure::from(refused),
+            Failure::from(rejected),
             Failure::Rejected("somebody is called Ada".into())
         );
         assert!(matches!(

@@ -22,8 +22,8 @@ const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Print the events of a room as they happen, without joining it
 ///
-/// Prints the newest events, then each event as it happens, until it is interrupted. After the connection was lost it
-/// continues with the event after the last one printed.
+/// Prints the newest events, then each event as it happens, until it is interrupted. If the connection is lost, it
+/// reconnects and continues with the event after the last one printed.
 #[derive(Debug, Args)]
 pub(super) struct TailCommand {
     /// Number of past events to start with

@@ -51,7 +51,7 @@ fn sigint_ends_the_server_too() {
 #[test]
 fn clients_that_do_not_disconnect_are_cut_at_the_drain_timeout() {
     let mut server = serve(&["--drain-timeout", "300ms"]);
-    // A stopped client does not even answer the GOAWAY.
+    // A stopped client does not respond to the GOAWAY.
     let ada = participant(&server, "Ada");
     ada.signal(Signal::SIGSTOP);
     let silent = TcpStream::connect(server.address).unwrap();

@@ -159,7 +159,7 @@ fn every_image_is_pinned() {
     for (name, service) in services() {
         let image = files::string(&service, "image");
         if image == "chitchat" {
-            // Built once for all services, and never pulled: a registry's image of this name is somebody else's.
+            // Built once for all services, and never pulled: an image of this name in a registry is not ours.
             assert_eq!(service["build"].is_object(), name == "chitchat", "{name}");
             assert_eq!(service["pull_policy"], "never", "{name}");
             continue;

@@ -215,7 +215,7 @@ async fn connections_that_do_not_speak_http2_are_closed() {
     // After the preface the server may send a GOAWAY.
     let mut stream = TcpStream::connect(server.listen).await.unwrap();
     stream
-        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nthis is no frame at all, whatever it may be")
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nthese bytes are not an HTTP/2 frame header")
         .await
         .unwrap();
     read_to_end(&mut stream).await;

@@ -57,11 +57,11 @@ async fn all_participants_receive_the_same_events_in_the_same_order() {
     // All messages of each sender are there, in the order in which they were sent.
     for n in 0..SENDERS {
         let prefix = format!("{n}/");
-        let said: Vec<usize> = first
+        let numbers: Vec<usize> = first
             .iter()
             .filter_map(|m| m.msg_stream.strip_prefix(&prefix)?.parse().ok())
             .collect();
-        assert_eq!(said, (0..MESSAGES).rev().collect::<Vec<_>>());
+        assert_eq!(numbers, (0..MESSAGES).rev().collect::<Vec<_>>());
     }
 }
 

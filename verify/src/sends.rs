@@ -89,7 +89,7 @@ fn locate(room: &str, log: &Log, sends: &mut SentMessages<'_>, violations: &mut 
             violations.push(Violation::new(invariant, details));
         };
         let Some(sent) = sends.get_mut(message.message_id.as_str()) else {
-            report(Invariant::Integrity, "nobody sent it".into());
+            report(Invariant::Integrity, "no client sent it".into());
             continue;
         };
         if message.msg_stream != sent.text.trim() || message.sender_name != sent.client.name {
@@ -117,7 +117,7 @@ fn locate(room: &str, log: &Log, sends: &mut SentMessages<'_>, violations: &mut 
     }
 }
 
-/// An event that somebody had received before a message was sent must precede that message.
+/// An event that a client had received before a message was sent must precede that message.
 fn check_real_time(room: &str, log: &Log, sends: &SentMessages<'_>, violations: &mut Vec<Violation>) {
     // The log is traversed backwards: this is the earliest receipt among all events at later positions.
     let mut earliest: Option<(Duration, Position)> = None;

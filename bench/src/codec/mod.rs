@@ -70,7 +70,7 @@ pub(super) trait EventSink {
     fn ended(&mut self, slot: usize, why: Option<String>);
 }
 
-/// Why a connection cannot be used any more, in one line.
+/// Why a connection can no longer be used, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub(super) struct ConnectionError(pub(super) String);
@@ -89,7 +89,7 @@ pub(super) trait Codec {
     ) -> Result<usize, ConnectionError>;
     /// Appends a message. Returns `false`, and appends nothing, if flow control does not permit it now.
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool;
-    /// Appends what a client sends when it leaves. Returns `false` if the protocol needs nothing but to disconnect.
+    /// Appends what a client sends when it leaves. Returns `false` if disconnecting is enough.
     fn leave(&mut self, slot: usize, timestamp: i64, out: &mut Vec<u8>) -> bool;
 }
 
