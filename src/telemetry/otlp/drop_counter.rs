@@ -80,11 +80,14 @@ impl DropCounter {
         }
     }
 
-    /// Counts everything in the queue as dropped. Called after the exporter was shut down.
-    pub(super) fn close(&self, reason: &str) {
+    /// Counts everything in the queue as dropped, after the exporter was shut down with this result.
+    pub(super) fn close(&self, shutdown: &OTelSdkResult) {
         let queued = self.queued.swap(0, Ordering::AcqRel);
         if queued > 0 {
-            self.record_drop(queued, reason);
+            match shutdown {
+                Ok(()) => self.record_drop(queued, "the exporter was shut down"),
+                Err(error) => self.record_drop(queued, &error.to_string()),
+            }
         }
     }
 
@@ -193,7 +196,7 @@ mod tests {
         assert_eq!(counter.dropped(), 3);
         assert!(counter.try_enqueue());
         counter.dequeue(1, Some("away"));
-        counter.close("ended");
+        counter.close(&Ok(()));
         assert_eq!(counter.dropped(), 5);
     }
 }

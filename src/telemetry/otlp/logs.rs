@@ -59,12 +59,7 @@ impl OtlpLogs {
 
     /// Flushes the queue for at most `timeout` and drops the rest. Blocks, so do not call it from an async task.
     pub(super) fn shut_down(&self, timeout: Duration) {
-        let result = self.provider.shutdown_with_timeout(timeout);
-        let reason = result.map_or_else(
-            |error| error.to_string(),
-            |()| "the exporter was shut down".to_owned(),
-        );
-        self.counter.close(&reason);
+        self.counter.close(&self.provider.shutdown_with_timeout(timeout));
     }
 }
 

@@ -200,11 +200,7 @@ impl Tracer {
     pub fn shut_down(&self, timeout: Duration) {
         // Shuts down the provider, not the processor alone: otherwise the provider would flush again when dropped.
         let result = self.provider.shutdown_with_timeout(timeout);
-        let reason = result.map_or_else(
-            |error| error.to_string(),
-            |()| "the exporter was shut down".to_owned(),
-        );
-        self.processor.counter.close(&reason);
+        self.processor.counter.close(&result);
     }
 }
 
