@@ -28,6 +28,15 @@ pub trait SendObserver: Debug + Send + Sync {
     fn on_sent(&self, timestamp: i64);
 }
 
+/// Sends this context with each transmission.
+impl SendObserver for TraceContext {
+    fn trace_context(&self) -> Self {
+        self.clone()
+    }
+
+    fn on_sent(&self, _: i64) {}
+}
+
 /// The messages that the server has neither acknowledged nor rejected, oldest first.
 ///
 /// The first [`sent`](Self::sent) of them are in flight; the others are waiting to be sent. [`rewind`](Self::rewind) makes

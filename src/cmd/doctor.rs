@@ -70,21 +70,9 @@ const PROMETHEUS: &str = "prometheus";
 const TEMPO: &str = "tempo";
 const LOKI: &str = "loki";
 
-/// A sampled trace context without a client span, used if the client has no exporter.
-#[derive(Debug)]
-struct ContextOnly(TraceContext);
-
-impl SendObserver for ContextOnly {
-    fn trace_context(&self) -> TraceContext {
-        self.0.clone()
-    }
-
-    fn on_sent(&self, _: i64) {}
-}
-
 struct Acknowledged {
     broadcast: ServerMessage,
-    took: Duration,
+    elapsed: Duration,
     trace_id: String,
 }
 
@@ -115,7 +103,7 @@ impl DoctorCommand {
                 Ok(acknowledged) => {
                     let Acknowledged {
                         broadcast,
-                        took,
+                        elapsed,
                         trace_id,
                     } = &acknowledged;
                     let (sequence, time) = (broadcast.sequence, broadcast.timestamp);
@@ -123,7 +111,7 @@ impl DoctorCommand {
                     print_link(Link::ok(
                         MESSAGE,
                         format!(
-                            "acknowledged as event {sequence} of {room} at L={time} in {took:.1?}, trace {trace_id}"
+                            "acknowledged as event {sequence} of {room} at L={time} in {elapsed:.1?}, trace {trace_id}"
                         ),
                     ))?;
                     for link in self.check_backends(before, trace_id).await {
@@ -176,13 +164,10 @@ impl DoctorCommand {
         let span = spans.start_send(self.room.as_str(), TEXT.len());
         let observer: Arc<dyn SendObserver> = match &span {
             Some(span) => Arc::<SendSpan>::clone(span),
+            // Without an exporter there is no span, but the server still traces the message.
             None => {
-                let trace_id = rand::random::<u128>().max(1);
-                Arc::new(ContextOnly(TraceContext::new(
-                    trace_id,
-                    rand::random::<u64>().max(1),
-                    true,
-                )))
+                let (trace_id, span_id): (u128, u64) = rand::random();
+                Arc::new(TraceContext::new(trace_id.max(1), span_id.max(1), true))
             }
         };
         let context = observer.trace_context();
@@ -209,7 +194,7 @@ impl DoctorCommand {
                 }
                 acknowledged = Some(Acknowledged {
                     broadcast: *message,
-                    took: sent_at.elapsed(),
+                    elapsed: sent_at.elapsed(),
                     trace_id: trace_id.clone(),
                 });
                 session.leave();
@@ -219,9 +204,8 @@ impl DoctorCommand {
     }
 
     async fn check_backends(&self, before: Option<Result<f64, String>>, trace_id: &str) -> [Link; 4] {
-        let (wait, absent) = (self.wait, |name, flag: &str| {
-            Link::skipped(name, format!("no {flag} URL given"))
-        });
+        let wait = self.wait;
+        let skipped = |name, flag: &str| Link::skipped(name, format!("no {flag} URL given"));
         let metrics = async {
             match (&self.admin, before) {
                 (Some(admin), Some(Ok(before))) => backends::admin(admin, before, wait).await,
@@ -230,12 +214,12 @@ impl DoctorCommand {
                         "check that --admin is the address that the server prints as (admin) when it starts";
                     Link::broken(METRICS, seen, remedy)
                 }
-                _ => absent(METRICS, "--admin"),
+                _ => skipped(METRICS, "--admin"),
             }
         };
         let prometheus = async {
             let Some(prometheus) = &self.prometheus else {
-                return absent(PROMETHEUS, "--prometheus");
+                return skipped(PROMETHEUS, "--prometheus");
             };
             match backends::server_time(prometheus).await {
                 Ok(acknowledged) => backends::prometheus(prometheus, acknowledged, wait).await,
@@ -245,13 +229,13 @@ impl DoctorCommand {
         let tempo = async {
             match &self.tempo {
                 Some(tempo) => backends::tempo(tempo, trace_id, wait).await,
-                None => absent(TEMPO, "--tempo"),
+                None => skipped(TEMPO, "--tempo"),
             }
         };
         let loki = async {
             match &self.loki {
                 Some(loki) => backends::loki(loki, &self.loki_selector, trace_id, wait).await,
-                None => absent(LOKI, "--loki"),
+                None => skipped(LOKI, "--loki"),
             }
         };
         tokio::join!(metrics, prometheus, tempo, loki).into()
