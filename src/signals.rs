@@ -1,9 +1,11 @@
-//! The signals that end the process.
+//! The signals that the process handles.
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{self, SignalKind, signal};
+use tokio::time::Instant;
 
 /// A signal that asks the process to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,10 @@ impl fmt::Display for Signal {
     }
 }
 
+/// A signal that follows the first within this time is not a second one: supervisors and terminals can send one signal to a
+/// process several times, to itself and to its group.
+const REPEAT_TIME: Duration = Duration::from_millis(500);
+
 /// A stream of SIGTERM and SIGINT. The first signal asks for a graceful shutdown, the second for an immediate one.
 pub struct Signals {
     terminate: unix::Signal,
@@ -60,6 +66,17 @@ impl Signals {
         })
     }
 
+    /// Waits for a second signal, which comes 500 ms after the first or later. Called directly after the first.
+    pub async fn second(&mut self) -> Signal {
+        let first = Instant::now();
+        loop {
+            let signal = self.next().await;
+            if first.elapsed() >= REPEAT_TIME {
+                return signal;
+            }
+        }
+    }
+
     /// Waits for the next signal. Cancellation safe: no signal is lost if the future is dropped.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
@@ -67,4 +84,13 @@ impl Signals {
             _ = self.interrupt.recv() => Signal::Interrupt,
         }
     }
+}
+
+/// A stream of SIGHUP, which by default would end the process.
+///
+/// # Errors
+///
+/// If the handler cannot be installed.
+pub fn hangups() -> io::Result<unix::Signal> {
+    signal(SignalKind::hangup())
 }

@@ -75,6 +75,14 @@ fn normalize(line: &str, server: &Server) -> String {
             return format!("{before}{field}{rest}");
         }
     }
+    // The port of a client.
+    let line = match line.split_once(" peer=127.0.0.1:") {
+        Some((before, peer)) => format!(
+            "{before}{}",
+            peer.trim_start_matches(|c: char| c.is_ascii_digit())
+        ),
+        None => line,
+    };
     match line.split_once("Z  INFO ") {
         Some((time, rest)) if time.starts_with("20") => format!("INFO {rest}"),
         _ => line,

@@ -9,6 +9,7 @@ pub(super) const RECONNECTED: &str = "reconnected";
 
 /// Prints one line to stderr.
 pub(super) fn note(text: impl Display) {
-    // A closed stderr is not an error.
-    drop(writeln!(io::stderr(), "chitchat: {text}"));
+    // One write, so that a log line on the same terminal cannot interrupt it. A closed or full stderr is not an error.
+    let line = format!("chitchat: {text}\n");
+    drop(io::stderr().write_all(line.as_bytes()));
 }

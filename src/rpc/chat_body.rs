@@ -4,6 +4,7 @@
 //! Polling the body also reads the client's messages. So a stream needs no task of its own, and a client that does not read
 //! is not read from: once its window is exhausted, the body is not polled.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -21,7 +22,7 @@ use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::joined_stream::{JoinedStream, Output, StreamEnd};
 use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
-use super::stall_detector;
+use super::stream_outcome::StreamOutcome;
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Hub, HubError, JoinRequest, Member};
 use crate::proto::{EventType, JoinMsgLeave};
@@ -55,45 +56,19 @@ struct Joining {
     client_time: Timestamp,
 }
 
-/// How the stream ended. Reports it to the observer on drop, so that it is reported even if the call is cancelled.
-struct StreamOutcome {
-    observer: Arc<dyn Observer>,
-    /// Set once the JOIN is accepted.
-    participant: Option<ParticipantInfo>,
-    reason: Reason,
-    detail: String,
-}
-
-impl Drop for StreamOutcome {
-    fn drop(&mut self) {
-        if stall_detector::has_stalled() {
-            self.reason = Reason::Stalled;
-            self.detail = "the client accepts no data".into();
-        }
-        self.observer
-            .stream_ended(self.reason, self.participant.as_ref(), &self.detail);
-    }
-}
-
 impl ChatBody {
     pub(super) fn new(
         hub: Arc<Hub>,
         inbound: Inbound<JoinMsgLeave>,
         draining: CancellationToken,
+        peer: Option<SocketAddr>,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        observer.stream_started(StreamingMethod::Chat);
         Self {
             hub,
             inbound,
             state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
-            outcome: StreamOutcome {
-                observer,
-                participant: None,
-                // What it is if the body is dropped before it has ended the stream.
-                reason: Reason::ConnectionLost,
-                detail: String::new(),
-            },
+            outcome: StreamOutcome::new(StreamingMethod::Chat, peer, observer),
         }
     }
 
@@ -115,9 +90,8 @@ impl ChatBody {
         let State::AwaitingJoin(deadline) = &mut self.state else {
             return Poll::Ready(());
         };
-        // Not counted as a rejection: the client has not asked for anything.
         if let Poll::Ready(error) = deadline.poll(cx, Reason::JoinTimeout, "JOIN") {
-            self.end(error.into());
+            self.reject(error);
             return Poll::Ready(());
         }
         let request = match ready!(self.inbound.poll_next(cx)) {
@@ -190,6 +164,7 @@ impl ChatBody {
             room: member.room().to_string(),
             participant: info.participant.get(),
             name: info.name.to_string(),
+            peer: self.outcome.peer,
             trace: None,
         };
         let accepted = JoinAccepted {

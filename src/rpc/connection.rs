@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,10 @@ const MAX_HEADER_LIST_SIZE: u32 = 16 * 1024;
 /// How many streams that a client has reset may wait to be accepted. More are taken for a "rapid reset" attack
 /// (CVE-2023-44487), and h2 closes the connection.
 const MAX_PENDING_RESETS: usize = 20;
+
+/// The address of the client, as an extension of each request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
 
 /// The limits and timeouts of the gRPC port's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +99,7 @@ pub(super) enum ConnectionEnd {
 /// Serves `io` until the client closes the connection or, once `draining` is cancelled, until its streams have ended.
 pub(super) async fn serve<T, S>(
     io: T,
+    peer: SocketAddr,
     service: S,
     limits: TransportLimits,
     budgets: Arc<ConnectionBudgets>,
@@ -116,6 +122,7 @@ where
     let service = service
         .map_request(move |mut request: Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(Arc::clone(&budgets));
+            request.extensions_mut().insert(Peer(peer));
             request.map(Body::new)
         })
         .map_response(|response| response.map(MonitoredBody::new));
@@ -129,6 +136,9 @@ where
             .max_header_list_size(MAX_HEADER_LIST_SIZE)
             .max_concurrent_streams(limits.max_streams_per_connection)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            // By default h2 closes a connection after 1,024 frames in its whole life that came too late, for streams that had
+            // ended, together with its innocent streams. `FrameMeter` limits their rate instead.
+            .max_local_error_reset_streams(None)
             .keep_alive_interval(limits.keepalive_interval)
             .keep_alive_timeout(limits.keepalive_timeout)
             .serve_connection(TokioIo::new(io.clone()), TowerToHyperService::new(service))

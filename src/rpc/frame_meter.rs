@@ -1,5 +1,5 @@
 //! Recognizes connections that send frames which cost work and carry nothing: floods of PRIORITY, WINDOW_UPDATE, PING and
-//! the like. h2 accepts any number of them.
+//! the like, and of frames for streams that have ended, to which h2 responds with RST_STREAM. h2 accepts any number of them.
 
 use tokio::time::Instant;
 
@@ -20,6 +20,7 @@ const SENT_BYTES_PER_FRAME: f64 = 16.0;
 /// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them.
 const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 
+const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 
 /// A connection has sent more frames without data than it may.
@@ -27,35 +28,18 @@ const PING: u8 = 6;
 #[error("too many frames that carry no data")]
 pub(super) struct Flood;
 
-/// Counts the frames that a connection receives.
-#[derive(Debug)]
-pub(super) struct FrameMeter {
+/// Finds the frames in the bytes of one direction of a connection.
+#[derive(Debug, Default)]
+struct FrameScanner {
     header: [u8; HEADER_LEN],
     header_len: usize,
     /// How much of the current frame's payload is missing.
     payload: usize,
-    allowance: f64,
-    refilled_at: Instant,
 }
 
-impl FrameMeter {
-    pub(super) fn new() -> Self {
-        Self {
-            header: [0; HEADER_LEN],
-            header_len: 0,
-            payload: 0,
-            allowance: BURST,
-            refilled_at: Instant::now(),
-        }
-    }
-
-    /// Counts the frames in the next bytes of the connection.
-    ///
-    /// # Errors
-    ///
-    /// There are too many of them. The connection should be closed.
-    pub(super) fn on_read(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
-        let mut cost = 0.0;
+impl FrameScanner {
+    /// Calls `on_frame` with the type of each frame whose header ends in the next `bytes`.
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8)) {
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
@@ -68,14 +52,46 @@ impl FrameMeter {
                 self.header_len = 0;
                 let [a, b, c, kind, ..] = self.header;
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                cost += match kind {
-                    kind if UNMETERED.contains(&kind) => 0.0,
-                    // The answer to a PING must not pay for the next one.
-                    PING => 2.0,
-                    _ => 1.0,
-                };
+                on_frame(kind);
             }
         }
+    }
+}
+
+/// Counts the frames of a connection.
+#[derive(Debug)]
+pub(super) struct FrameMeter {
+    read: FrameScanner,
+    written: FrameScanner,
+    allowance: f64,
+    refilled_at: Instant,
+}
+
+impl FrameMeter {
+    pub(super) fn new() -> Self {
+        Self {
+            read: FrameScanner::default(),
+            written: FrameScanner::default(),
+            allowance: BURST,
+            refilled_at: Instant::now(),
+        }
+    }
+
+    /// Counts the frames in the next bytes of the connection.
+    ///
+    /// # Errors
+    ///
+    /// There are too many of them. The connection should be closed.
+    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<(), Flood> {
+        let mut cost = 0.0;
+        self.read.scan(bytes, |kind| {
+            cost += match kind {
+                kind if UNMETERED.contains(&kind) => 0.0,
+                // The answer to a PING must not pay for the next one.
+                PING => 2.0,
+                _ => 1.0,
+            };
+        });
         if cost > self.allowance {
             let now = Instant::now();
             let refill = (now - self.refilled_at).as_secs_f64() * PER_SECOND;
@@ -86,10 +102,17 @@ impl FrameMeter {
         if self.allowance < 0.0 { Err(Flood) } else { Ok(()) }
     }
 
-    /// Counts bytes that were sent on the connection.
+    /// Counts the frames in bytes that were sent on the connection.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    pub(super) fn on_written(&mut self, len: usize) {
-        self.allowance = (self.allowance + len as f64 / SENT_BYTES_PER_FRAME).min(BURST);
+    pub(super) fn on_written(&mut self, bytes: &[u8]) {
+        let mut cost = 0.0;
+        self.written.scan(bytes, |kind| {
+            if kind == RST_STREAM {
+                cost += 2.0;
+            }
+        });
+        let earned = bytes.len() as f64 / SENT_BYTES_PER_FRAME;
+        self.allowance = (self.allowance + earned - cost).min(BURST);
     }
 }
 
@@ -122,16 +145,24 @@ mod tests {
         let mut meter = FrameMeter::new();
         for _ in 0..100_000 {
             assert!(meter.on_read(&frame(0, 1)).is_ok());
-            meter.on_written(40);
+            meter.on_written(&frame(0, 31));
             assert!(meter.on_read(&frame(8, 4).repeat(2)).is_ok());
         }
         // A PING is answered with 17 bytes.
         let mut pings = 0;
         while meter.on_read(&frame(6, 8)).is_ok() {
-            meter.on_written(17);
+            meter.on_written(&frame(6, 8));
             pings += 1;
         }
         assert!(pings < 10_000, "{pings}");
+        // A frame for a stream that has ended, with RST_STREAM.
+        let mut meter = FrameMeter::new();
+        let mut late = 0;
+        while meter.on_read(&frame(0, 1)).is_ok() {
+            meter.on_written(&frame(3, 4));
+            late += 1;
+        }
+        assert!((5_000..10_000).contains(&late), "{late}");
     }
 
     #[tokio::test(start_paused = true)]

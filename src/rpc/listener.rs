@@ -170,7 +170,7 @@ impl Listener {
         self.tasks.spawn(async move {
             observer.connection_opened();
             // Created inside the async block: a captured future would occupy its memory twice.
-            let connection = connection::serve(stream, service, limits, budgets, draining);
+            let connection = connection::serve(stream, peer, service, limits, budgets, draining);
             let served = abort.run_until_cancelled(connection).await;
             match served {
                 Some(ConnectionEnd::NotHttp2) => observer.connection_not_http2(peer),
@@ -210,6 +210,7 @@ impl Listener {
         });
         let connection = connection::serve(
             stream,
+            peer,
             service,
             self.limits,
             self.budgets.connection(),

@@ -17,6 +17,7 @@ mod listener;
 mod observer;
 mod prefixed_io;
 mod stall_detector;
+mod stream_outcome;
 mod streaming;
 mod sub_waker;
 mod subscribe_body;
@@ -26,7 +27,9 @@ mod unary_limits;
 pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
 pub use listener::Listener;
-pub use observer::{ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
+pub use observer::{
+    ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, StreamEnded, StreamingMethod,
+};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
 pub use unary_limits::UnaryLimits;

@@ -18,6 +18,8 @@ pub struct ParticipantInfo {
     pub participant: i32,
     /// The participant's name.
     pub name: String,
+    /// The address of the client.
+    pub peer: Option<SocketAddr>,
     /// The trace of the participant's JOIN, if it is recorded.
     pub trace: Option<Arc<TraceContext>>,
 }
@@ -35,6 +37,21 @@ pub struct JoinAccepted<'a> {
     pub time: LamportTime,
     /// The sequence of the JOIN event. `None` for a resumed session: resuming produces no event.
     pub sequence: Option<Sequence>,
+}
+
+/// A stream that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamEnded<'a> {
+    /// The method.
+    pub method: StreamingMethod,
+    /// Why it ended.
+    pub reason: Reason,
+    /// The address of the client.
+    pub peer: Option<SocketAddr>,
+    /// The participant; `None` if no JOIN was accepted on this stream.
+    pub participant: Option<&'a ParticipantInfo>,
+    /// The message of the status, which can be empty.
+    pub detail: &'a str,
 }
 
 /// The methods that respond with a stream.
@@ -101,7 +118,6 @@ pub trait Observer: Send + Sync + 'static {
     /// A JOIN was accepted. Returns the context of the span that records it, or `None` if it is not sampled.
     fn joined(&self, participant: &ParticipantInfo, accepted: &JoinAccepted<'_>)
     -> Option<Arc<TraceContext>>;
-    /// A Chat stream ended. `participant` is `None` if its JOIN was not accepted; `detail` is the status message, which can
-    /// be empty.
-    fn stream_ended(&self, reason: Reason, participant: Option<&ParticipantInfo>, detail: &str);
+    /// A stream ended.
+    fn stream_ended(&self, ended: &StreamEnded<'_>);
 }

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -19,6 +20,7 @@ use tower::Service;
 
 use super::budget::ConnectionBudgets;
 use super::chat_body::ChatBody;
+use super::connection::Peer;
 use super::inbound::Inbound;
 use super::observer::Observer;
 use super::subscribe_body::SubscribeBody;
@@ -68,22 +70,24 @@ impl<S> StreamingService<S> {
 
     fn chat(&self, request: Request<Body>) -> Response<Body> {
         let limit = decode_limit(self.hub.rules().max_message_chars);
-        respond(request, limit, |inbound| {
+        respond(request, limit, |inbound, peer| {
             ChatBody::new(
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
+                peer,
                 Arc::clone(&self.observer),
             )
         })
     }
 
     fn subscribe(&self, request: Request<Body>) -> Response<Body> {
-        respond(request, SMALL_REQUEST, |inbound| {
+        respond(request, SMALL_REQUEST, |inbound, peer| {
             SubscribeBody::new(
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
+                peer,
                 Arc::clone(&self.observer),
             )
         })
@@ -95,7 +99,7 @@ impl<S> StreamingService<S> {
 fn respond<M, B>(
     request: Request<Body>,
     limit: usize,
-    make_body: impl FnOnce(Inbound<M>) -> B,
+    make_body: impl FnOnce(Inbound<M>, Option<SocketAddr>) -> B,
 ) -> Response<Body>
 where
     M: prost::Message + Default,
@@ -111,8 +115,9 @@ where
         return response;
     }
     let budgets = ConnectionBudgets::of(request.extensions());
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let inbound = Inbound::new(request.into_body(), limit, Arc::clone(&budgets.received));
-    let mut response = Response::new(Body::new(make_body(inbound)));
+    let mut response = Response::new(Body::new(make_body(inbound, peer)));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -1,5 +1,6 @@
 //! The response body of a Subscribe call: a room's events for a client that is not a participant.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -15,6 +16,7 @@ use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::observer::{Observer, StreamingMethod};
+use super::stream_outcome::StreamOutcome;
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start;
@@ -22,8 +24,8 @@ use crate::reason::Reason;
 
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
-    observer: Arc<dyn Observer>,
     state: State,
+    outcome: StreamOutcome,
 }
 
 enum State {
@@ -46,26 +48,28 @@ impl SubscribeBody {
         hub: Arc<Hub>,
         inbound: Inbound<SubscribeRequest>,
         draining: CancellationToken,
+        peer: Option<SocketAddr>,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        observer.stream_started(StreamingMethod::Subscribe);
         let awaiting = AwaitingRequest {
             inbound,
             deadline: FirstMessageDeadline::new(draining),
         };
         Self {
             hub,
-            observer,
             state: State::AwaitingRequest(Box::new(awaiting)),
+            outcome: StreamOutcome::new(StreamingMethod::Subscribe, peer, observer),
         }
     }
 
     fn reject(&mut self, error: &RpcError) {
-        error.report(&*self.observer);
-        self.end(error.to_status());
+        error.report(&*self.outcome.observer);
+        self.end(error.reason(), error.to_status());
     }
 
-    fn end(&mut self, status: Status) {
+    fn end(&mut self, reason: Reason, status: Status) {
+        self.outcome.reason = reason;
+        self.outcome.detail = status.message().to_owned();
         self.state = State::Ending(Box::new(status));
     }
 
@@ -80,7 +84,7 @@ impl SubscribeBody {
         match ready!(awaiting.inbound.poll_next(cx)) {
             Some(Ok(request)) => self.subscribe(request),
             Some(Err(InboundError::Rejected(error))) => self.reject(&error),
-            Some(Err(InboundError::Lost(status))) => self.end(status),
+            Some(Err(InboundError::Lost(status))) => self.end(Reason::ConnectionLost, status),
             None => self.reject(&RpcError::new(
                 Reason::RequestMissing,
                 "the stream ended before a request",
@@ -129,7 +133,7 @@ impl Body for SubscribeBody {
                         FeedItem::Lagged => RpcError::fell_behind(),
                         FeedItem::Closed(reason) => reason.into(),
                     };
-                    this.end(error.to_status());
+                    this.end(error.reason(), error.to_status());
                 }
                 State::Ending(status) => {
                     let frame = trailers(status);

@@ -113,8 +113,8 @@ catalog! {
     );
     STREAMS_ENDED = counter(
         "chitchat_streams_ended_total",
-        &["reason"],
-        "Chat streams that ended, by reason.",
+        &["reason", "method"],
+        "Streams that ended, by reason.",
     );
     EVENTS_RECEIVED = counter(
         "chitchat_events_received_total",
@@ -191,6 +191,11 @@ catalog! {
         "chitchat_lamport_rejected_total",
         &[],
         "Timestamps that were rejected because they were negative or too far ahead.",
+    );
+    LOG_LINES_LEFT_OUT = counter(
+        "chitchat_log_lines_left_out_total",
+        &["event"],
+        "Log lines that were left out because clients caused too many of the same event.",
     );
     TELEMETRY_DROPPED = counter(
         "chitchat_telemetry_dropped_total",

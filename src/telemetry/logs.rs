@@ -3,11 +3,12 @@
 use std::io::{IsTerminal, stdout};
 
 use clap::ValueEnum;
+use tracing::info;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use super::log_format::{JsonFormat, PrettyFormat};
 use super::otlp::OtlpPipeline;
@@ -52,9 +53,31 @@ impl LogOptions {
     }
 }
 
+/// The filter while the log is verbose.
+const VERBOSE: &str = "debug";
+
 /// Flushes the log to stdout when dropped.
 #[must_use = "buffered log lines are lost unless the guard is held until the end"]
-pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
+pub struct LogGuard {
+    #[expect(dead_code, reason = "held for its drop")]
+    worker: WorkerGuard,
+    /// Replace the filters of the log's outputs.
+    reload: Vec<Box<dyn Fn(EnvFilter) + Send + Sync>>,
+    filter: String,
+    is_verbose: bool,
+}
+
+impl LogGuard {
+    /// Makes the log verbose (level `debug`), or if it is, returns to the configured filter.
+    pub fn toggle_verbose(&mut self) {
+        self.is_verbose = !self.is_verbose;
+        let filter = if self.is_verbose { VERBOSE } else { &self.filter };
+        for reload in &self.reload {
+            reload(without_exporters(filter));
+        }
+        info!(event = "log_filter_changed", filter, "log filter changed");
+    }
+}
 
 /// Filter directives for the libraries that export telemetry. Their events are never logged: each would be exported, which
 /// would cause further events without end. Failed exports are logged by `DropCounter` instead.
@@ -79,38 +102,57 @@ const EXPORTER_TARGETS: [&str; 8] = [
 /// Fails if the filter cannot be parsed.
 pub fn init(options: &LogOptions, otlp: &OtlpPipeline) -> Result<LogGuard, ParseError> {
     let is_terminal = stdout().is_terminal();
-    let (writer, guard): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().finish(stdout());
+    let (writer, worker): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().finish(stdout());
     let is_pretty = match options.format {
         LogFormat::Auto => is_terminal,
         LogFormat::Json => false,
         LogFormat::Pretty => true,
     };
-    let lines = fmt::layer().with_writer(writer).with_ansi(is_terminal);
+    // Errors would go to stderr, and if that is closed, panic.
+    let lines = fmt::layer()
+        .with_writer(writer)
+        .with_ansi(is_terminal)
+        .log_internal_errors(false);
     let lines = if is_pretty {
         lines.event_format(PrettyFormat).boxed()
     } else {
         lines.event_format(JsonFormat).boxed()
     };
+    let mut reload: Vec<Box<dyn Fn(EnvFilter) + Send + Sync>> = Vec::new();
     let spans = otlp.tracer().map(|tracer| {
         tracing_opentelemetry::layer()
             .with_tracer(tracer.sdk_tracer())
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false)
-            .with_filter(without_exporters(&options.filter))
+            .with_filter(reloadable(&options.filter, &mut reload))
     });
     let records = otlp
         .logs()
-        .map(|logs| logs.layer().with_filter(without_exporters(&options.filter)));
+        .map(|logs| logs.layer().with_filter(reloadable(&options.filter, &mut reload)));
+    let lines = lines.with_filter(reloadable(&options.filter, &mut reload));
     // The span layer comes first, so that log lines can read the ids of the current span.
-    let subscriber = Registry::default()
-        .with(spans)
-        .with(lines.with_filter(without_exporters(&options.filter)))
-        .with(records);
+    let subscriber = Registry::default().with(spans).with(lines).with(records);
     EnvFilter::try_new(&options.filter)?;
     // Fails if a subscriber is installed already, as in tests that run several servers in one process.
     subscriber.try_init().ok();
-    Ok(LogGuard(guard))
+    Ok(LogGuard {
+        worker,
+        reload,
+        filter: options.filter.clone(),
+        is_verbose: false,
+    })
+}
+
+/// A filter, and in `reload` what replaces it.
+fn reloadable<S: 'static>(
+    filter: &str,
+    reload: &mut Vec<Box<dyn Fn(EnvFilter) + Send + Sync>>,
+) -> reload::Layer<EnvFilter, S> {
+    let (filter, handle) = reload::Layer::new(without_exporters(filter));
+    // Fails if another subscriber was installed before, so that this one does not exist.
+    reload.push(Box::new(move |filter| drop(handle.reload(filter))));
+    filter
 }
 
 fn without_exporters(filter: &str) -> EnvFilter {

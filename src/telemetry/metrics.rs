@@ -14,6 +14,7 @@ use tonic::Code;
 use super::attributes::event_type;
 use super::catalog::{self, CATALOG, Definition, Kind};
 use super::histogram::Histogram;
+use super::log_limits::LogLimits;
 use super::otlp::OtlpPipeline;
 use super::process::{process_metrics, runtime_metrics};
 use crate::domain::LamportTime;
@@ -85,8 +86,9 @@ pub struct Metrics {
     store_available: Gauge,
     /// Unary calls, by index in `MEASURED_METHODS` and status code.
     calls: [[Histogram; CODE_NAMES.len()]; MEASURED_METHODS.len()],
-    /// By the label that [`Reason::stream_end_label`] returns.
-    streams_ended: HashMap<&'static str, Counter>,
+    /// By the label that [`Reason::stream_end_label`] returns, for each [`StreamingMethod`].
+    streams_ended: HashMap<&'static str, [Counter; StreamingMethod::ALL.len()]>,
+    pub(super) log_limits: LogLimits,
     received: [Counter; 3],
     broadcast: [Counter; 3],
     rejected: HashMap<Reason, Counter>,
@@ -154,12 +156,16 @@ impl Metrics {
                 .into_iter()
                 .map(|reason| {
                     let label = reason.stream_end_label(true);
-                    (
-                        label,
-                        counter(&catalog::STREAMS_ENDED, &[("reason", label.into())]),
-                    )
+                    let counters = StreamingMethod::ALL.map(|method| {
+                        let labels = [("reason", label.into()), ("method", method.as_str().into())];
+                        counter(&catalog::STREAMS_ENDED, &labels)
+                    });
+                    (label, counters)
                 })
                 .collect(),
+            log_limits: LogLimits::new(|event| {
+                counter(&catalog::LOG_LINES_LEFT_OUT, &[("event", event.as_str().into())])
+            }),
             received: kinds(&catalog::EVENTS_RECEIVED),
             broadcast: kinds(&catalog::EVENTS_BROADCAST),
             rejected: Reason::ALL
@@ -261,9 +267,9 @@ impl Metrics {
         page.push('\n');
     }
 
-    pub(super) fn stream_ended(&self, reason: &'static str) {
-        if let Some(counter) = self.streams_ended.get(reason) {
-            counter.increment(1);
+    pub(super) fn stream_ended(&self, reason: &'static str, method: StreamingMethod) {
+        if let Some(counters) = self.streams_ended.get(reason) {
+            counters[method as usize].increment(1);
         }
     }
 

@@ -5,12 +5,14 @@ mod catalog;
 mod client_spans;
 mod histogram;
 mod log_format;
+mod log_limits;
 mod logs;
 mod message_spans;
 mod metrics;
 mod observer;
 mod otlp;
 mod process;
+mod rate_limiter;
 mod unary_calls;
 
 pub use catalog::{CATALOG, Definition, Kind};

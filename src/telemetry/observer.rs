@@ -7,9 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
 use opentelemetry::{Context, ContextGuard};
+use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
 use super::attributes::{MessageAttributes, rpc_attributes};
+use super::log_limits::{LogEvent, Permit};
 use super::message_spans::{MessageSpans, record_rejected};
 use super::metrics::Metrics;
 use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_time};
@@ -17,7 +19,7 @@ use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, Trace
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::{ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, StreamingMethod};
+use crate::rpc::{ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, StreamEnded, StreamingMethod};
 use crate::{hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
@@ -32,6 +34,10 @@ impl TelemetryObserver {
     #[must_use]
     pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
         Self { metrics, tracer }
+    }
+
+    fn permit(&self, event: LogEvent) -> Option<Permit> {
+        self.metrics.log_limits.permit(event)
     }
 
     /// Records the `join` span, if the JOIN is sampled.
@@ -83,9 +89,10 @@ impl hub::Observer for TelemetryObserver {
 
     fn command_rejected(&self, rejection: &Rejection) {
         self.metrics.event_rejected(Reason::from(rejection));
-        if let Rejection::Clock(error) = rejection {
-            // At debug, because a client can cause any number of these.
-            debug!(event = "clock_refused", %error, "timestamp rejected");
+        if let Rejection::Clock(error) = rejection
+            && let Some(Permit { left_out }) = self.permit(LogEvent::ClockRefused)
+        {
+            debug!(event = "clock_refused", %error, left_out, "timestamp rejected");
         }
     }
 
@@ -168,15 +175,13 @@ impl rpc::Observer for TelemetryObserver {
 
     fn connection_rejected(&self, peer: SocketAddr, limit: ConnectionLimit) {
         self.metrics.event_rejected(Reason::TooManyConnections);
-        match limit {
-            ConnectionLimit::Server(limit) => {
-                self.metrics.refused_at_limit.increment(1);
-                warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections is reached");
-            }
-            ConnectionLimit::Address(limit) => {
-                self.metrics.refused_address.increment(1);
-                warn!(event = "connection_refused", %peer, limit, "connection refused: the limit of connections from one address is reached");
-            }
+        let (counter, limit, which) = match limit {
+            ConnectionLimit::Server(limit) => (&self.metrics.refused_at_limit, limit, "server"),
+            ConnectionLimit::Address(limit) => (&self.metrics.refused_address, limit, "address"),
+        };
+        counter.increment(1);
+        if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionRefused) {
+            warn!(event = "connection_refused", %peer, limit, of = which, left_out, "connection refused: a limit of connections is reached");
         }
     }
 
@@ -184,23 +189,31 @@ impl rpc::Observer for TelemetryObserver {
         match reason {
             CutReason::Idle => {
                 self.metrics.cut_idle.increment(1);
-                debug!(event = "connection_closed", %peer, reason = "idle", "connection closed: it had no stream");
+                if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
+                    debug!(event = "connection_closed", %peer, reason = "idle", left_out, "connection closed: it had no stream");
+                }
             }
             CutReason::Flood => {
                 self.metrics.cut_flood.increment(1);
-                warn!(event = "connection_closed", %peer, reason = "flood", "connection closed: it sent too many frames that carry no data");
+                if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
+                    warn!(event = "connection_closed", %peer, reason = "flood", left_out, "connection closed: it sent too many frames that carry no data");
+                }
             }
         }
     }
 
     fn accept_failed(&self, error: &io::Error) {
         self.metrics.accept_errors.increment(1);
-        warn!(event = "accept_failed", %error, "a connection could not be accepted");
+        if let Some(Permit { left_out }) = self.permit(LogEvent::AcceptFailed) {
+            warn!(event = "accept_failed", %error, left_out, "a connection could not be accepted");
+        }
     }
 
     fn connection_not_http2(&self, peer: SocketAddr) {
         self.metrics.refused_protocol.increment(1);
-        info!(event = "connection_closed", %peer, reason = "protocol", "connection closed: no valid HTTP/2 preface");
+        if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
+            info!(event = "connection_closed", %peer, reason = "protocol", left_out, "connection closed: no valid HTTP/2 preface");
+        }
     }
 
     fn stream_started(&self, method: StreamingMethod) {
@@ -228,44 +241,68 @@ impl rpc::Observer for TelemetryObserver {
             room,
             participant,
             name,
-            ..
+            peer,
+            trace: _,
         } = participant_info;
+        let peer = peer.map(display);
         if accepted.sequence.is_some() {
-            info!(event = "client_joined", room, participant, name, "client joined");
-        } else {
+            if let Some(Permit { left_out }) = self.permit(LogEvent::ClientJoined) {
+                info!(
+                    event = "client_joined",
+                    room, participant, name, peer, left_out, "client joined"
+                );
+            }
+        } else if let Some(Permit { left_out }) = self.permit(LogEvent::ClientResumed) {
             info!(
                 event = "client_resumed",
-                room, participant, name, "client resumed"
+                room, participant, name, peer, left_out, "client resumed"
             );
         }
         trace
     }
 
-    fn stream_ended(&self, why: Reason, participant_info: Option<&ParticipantInfo>, detail: &str) {
+    fn stream_ended(&self, ended: &StreamEnded<'_>) {
+        let StreamEnded {
+            method,
+            reason: why,
+            peer,
+            participant: participant_info,
+            detail,
+        } = *ended;
         let reason = why.stream_end_label(participant_info.is_some());
-        self.metrics.stream_ended(reason);
+        self.metrics.stream_ended(reason, method);
+        let peer = peer.map(display);
         let Some(ParticipantInfo {
             room,
             participant,
             name,
             trace,
+            peer: _,
         }) = participant_info
         else {
-            if why.is_rejection() && why != Reason::Draining {
-                info!(event = "client_refused", reason, detail, "client refused");
+            if why.is_rejection()
+                && why != Reason::Draining
+                && let Some(Permit { left_out }) = self.permit(LogEvent::ClientRefused)
+            {
+                info!(
+                    event = "client_refused",
+                    peer, reason, detail, left_out, "client refused"
+                );
             }
             return;
         };
         let _guard = enter_trace(trace.as_deref());
         if why == Reason::ConnectionLost {
-            info!(
-                event = "client_lost",
-                room, participant, name, reason, "client lost"
-            );
-        } else {
+            if let Some(Permit { left_out }) = self.permit(LogEvent::ClientLost) {
+                info!(
+                    event = "client_lost",
+                    room, participant, name, peer, reason, left_out, "client lost"
+                );
+            }
+        } else if let Some(Permit { left_out }) = self.permit(LogEvent::ClientLeft) {
             info!(
                 event = "client_left",
-                room, participant, name, reason, detail, "client left"
+                room, participant, name, peer, reason, detail, left_out, "client left"
             );
         }
     }

@@ -8,5 +8,6 @@ mod process;
 mod command_line;
 mod grpcio;
 mod grpcurl;
+mod logs;
 mod reflection;
 mod signals;

@@ -69,10 +69,58 @@ fn a_second_signal_ends_the_server_at_once() {
     let silent = TcpStream::connect(server.address).unwrap();
     server.signal(Signal::SIGTERM);
     server.log_line("\"event\":\"draining\"");
+    // What follows within half a second is the same signal once more.
+    std::thread::sleep(Duration::from_millis(600));
     server.signal(Signal::SIGINT);
     assert_eq!(server.wait().code(), Some(130));
     server.stderr_line("SIGINT after SIGTERM: ending at once");
     drop(silent);
+}
+
+#[test]
+fn a_signal_that_comes_twice_within_a_moment_is_one() {
+    let mut server = serve(&["--drain-timeout", "2s"]);
+    let silent = TcpStream::connect(server.address).unwrap();
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(0));
+    drop(silent);
+}
+
+#[test]
+fn sighup_makes_the_log_verbose_and_back() {
+    let mut server = serve(&["--log", "chitchat=info"]);
+    for filter in ["debug", "chitchat=info", "debug"] {
+        server.signal(Signal::SIGHUP);
+        server.log_line(&format!(
+            "\"event\":\"log_filter_changed\",\"filter\":\"{filter}\""
+        ));
+    }
+    let _ada = participant(&server, "Ada");
+    server.stop();
+}
+
+/// Starts a server by the shell command `serve`, waits until it serves, and terminates it. Returns its exit code.
+fn exit_code_of(serve: &str) -> Option<i32> {
+    let script = format!("exec \"$0\" serve --in-memory --listen 127.0.0.1:0 --admin 127.0.0.1:0 {serve}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, CHITCHAT]);
+    let mut server = Process::start(&mut command);
+    server.stdout_line("serving");
+    server.signal(Signal::SIGTERM);
+    server.wait().code()
+}
+
+#[test]
+fn a_stderr_that_is_closed_or_full_is_no_error() {
+    for stderr in ["2>&-", "2>/dev/full"] {
+        assert_eq!(
+            exit_code_of(&format!("--log-format pretty {stderr}")),
+            Some(0),
+            "{stderr}"
+        );
+    }
 }
 
 /// Runs a command in a network in which DNS queries get no answer, not even an ICMP error: packets to the name server are

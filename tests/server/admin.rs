@@ -54,7 +54,7 @@ async fn metrics_count_events_and_deliveries() {
     assert_eq!(server.metric("chitchat_lamport_time").await, 8.0);
     assert_eq!(
         server
-            .metric("chitchat_streams_ended_total{reason=\"left\"}")
+            .metric("chitchat_streams_ended_total{reason=\"left\"")
             .await,
         1.0
     );

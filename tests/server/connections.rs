@@ -8,8 +8,11 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::harness::{TIMEOUT, TestServer};
-use crate::raw_http2::{ACK, GOAWAY, PING, PRIORITY, RawConnection, SETTINGS, WINDOW_UPDATE, frame};
+use crate::harness::{TIMEOUT, TestServer, join, message};
+use crate::raw_http2::{
+    ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, RawConnection, SETTINGS, WINDOW_UPDATE, call,
+    data, frame,
+};
 
 fn cut(reason: &str) -> String {
     format!("chitchat_connections_cut_total{{reason=\"{reason}\"}}")
@@ -74,6 +77,43 @@ async fn a_connection_without_streams_is_closed_even_if_it_answers_pings() {
     // A connection with a stream stays, however quiet it is.
     ada.say(0, "still here").await;
     assert_eq!(ada.next_line().await.2, "still here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_come_after_a_refused_join_do_not_end_other_streams() {
+    let server = TestServer::start().await;
+    let mut gateway = RawConnection::open(&server, 65_535).await;
+    let innocent = 1;
+    gateway
+        .send(&[call(innocent, "Chat"), data(innocent, &join("Ada"))].concat())
+        .await;
+    let refused: Vec<u32> = (3..).step_by(2).take(1_500).collect();
+    for batch in refused.chunks(100) {
+        for stream in batch {
+            // An invalid name.
+            gateway
+                .send(&[call(*stream, "Chat"), data(*stream, &join(""))].concat())
+                .await;
+        }
+        let mut ended = 0;
+        while ended < batch.len() {
+            let received = gateway.next().await;
+            assert_ne!(received.kind, GOAWAY);
+            ended += usize::from(received.kind == HEADERS && received.flags & END_STREAM != 0);
+        }
+    }
+    for stream in &refused {
+        gateway.send(&data(*stream, &message(0, "too late"))).await;
+    }
+    assert_eq!(gateway.ping().await, PING);
+    gateway.send(&data(innocent, &message(0, "still here"))).await;
+    loop {
+        let received = gateway.next().await;
+        let is_mine = received.payload.windows(10).any(|bytes| bytes == b"still here");
+        if received.kind == DATA && is_mine {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

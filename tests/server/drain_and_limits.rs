@@ -151,7 +151,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
     }
     assert_eq!(left, ["Bob"]);
     server
-        .wait_for_metric("chitchat_streams_ended_total{reason=\"slow\"}", 1.0)
+        .wait_for_metric("chitchat_streams_ended_total{reason=\"slow\"", 1.0)
         .await;
     drop(stalled);
     server.wait_for_metric("chitchat_connected_clients", 2.0).await;

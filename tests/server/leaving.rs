@@ -27,7 +27,7 @@ async fn a_lost_connection_is_announced_once() {
     server.wait_for_metric("chitchat_connected_clients", 1.0).await;
     assert_eq!(
         server
-            .metric("chitchat_streams_ended_total{reason=\"lost\"}")
+            .metric("chitchat_streams_ended_total{reason=\"lost\"")
             .await,
         2.0
     );

@@ -189,7 +189,8 @@ pub struct Args {
     )]
     pub(super) worker_threads: Option<u16>,
 
-    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas
+    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas. SIGHUP switches to
+    /// debug, the next SIGHUP back
     #[arg(
         long,
         env = "CHITCHAT_LOG",

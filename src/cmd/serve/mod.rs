@@ -11,9 +11,10 @@ pub use args::Args;
 pub use server::Server;
 
 use super::Failure;
+use super::stderr::note;
 use crate::config::{Config, default_max_connections, raise_fd_limit};
-use crate::signals::Signals;
-use crate::telemetry::{LogFormat, OtlpOptions, OtlpPipeline, init_logs};
+use crate::signals::{self, Signals};
+use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs};
 
 /// Runs a server until a signal stops it and it has drained. Must not be called within a Tokio runtime. A second signal
 /// exits the process at once.
@@ -50,9 +51,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .map_err(|error| system_error("start its threads", &error))?;
     let served = runtime.block_on(async {
         let otlp = OtlpPipeline::start(&otlp_options, SERVICE_NAME).map_err(otlp_error)?;
-        let _logs = init_logs(&config.logs, &otlp)
+        let logs = init_logs(&config.logs, &otlp)
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
-        serve(config, otlp).await
+        serve(config, otlp, logs).await
     });
     // Dropping the runtime would wait for its blocking threads without a timeout, and a DNS lookup in one of them can take
     // longer than the rest of the drain timeout. The store has been closed by tasks, whose threads end at once.
@@ -67,31 +68,39 @@ fn otlp_error(error: ExporterBuildError) -> Failure {
     Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")])
 }
 
-async fn serve(config: Config, otlp: OtlpPipeline) -> Result<(), Failure> {
-    let mut signals = Signals::listen().map_err(|error| system_error("listen for signals", &error))?;
+async fn serve(config: Config, otlp: OtlpPipeline, mut logs: LogGuard) -> Result<(), Failure> {
+    let no_signals = |error: io::Error| system_error("listen for signals", &error);
+    let mut signals = Signals::listen().map_err(no_signals)?;
+    let mut hangups = signals::hangups().map_err(no_signals)?;
     let is_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_with_otlp(config, otlp).await?;
     // A container's stderr is parsed together with its log, so it contains nothing but JSON if the log does. The event
     // `serving` has the same addresses.
     if !is_json {
-        // One write, so that a log line on the same terminal cannot interrupt it.
-        let listening = format!(
-            "chitchat: listening on {} (gRPC) and {} (admin)\n",
+        note(format_args!(
+            "listening on {} (gRPC) and {} (admin)",
             server.local_addr(),
             server.admin_addr()
-        );
-        eprint!("{listening}");
+        ));
     }
     let served = server.run(async move {
         let first = signals.next().await;
         tokio::spawn(async move {
-            let second = signals.next().await;
-            eprintln!("chitchat: {second} after {first}: ending at once");
+            let second = signals.second().await;
+            note(format_args!("{second} after {first}: ending at once"));
             std::process::exit(second.exit_code().into());
         });
         first.as_str()
     });
-    served.await
+    let toggle_log = async {
+        while hangups.recv().await.is_some() {
+            logs.toggle_verbose();
+        }
+    };
+    tokio::select! {
+        served = served => served,
+        () = toggle_log => Err(Failure::Software("the signals have ended".into())),
+    }
 }
 
 fn system_error(what: &str, error: &io::Error) -> Failure {

@@ -1,11 +1,10 @@
 //! Which messages are traced.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
-
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
+
+use crate::telemetry::rate_limiter::RateLimiter;
 
 /// The threshold of the ratio 1. As in the SDK, the threshold is compared with the low 64 bits of the trace id, shifted right
 /// by one, so that all services with the same ratio sample the same traces.
@@ -102,7 +101,7 @@ impl Sampler {
         Self {
             threshold,
             parent_decides: options.parent_decides,
-            remote_limit: RateLimiter::new(options.remote_limit_per_second),
+            remote_limit: RateLimiter::new(options.remote_limit_per_second, 1),
         }
     }
 
@@ -181,43 +180,6 @@ impl ShouldSample for SharedSampler {
     }
 }
 
-/// A lock-free rate limiter that allows a burst of one second's worth: the generic cell rate algorithm (ITU-T I.371).
-#[derive(Debug)]
-struct RateLimiter {
-    started: Instant,
-    /// The interval between two acquisitions at the limit; `None` rejects all.
-    interval_nanos: Option<u64>,
-    /// The theoretical arrival time of the next acquisition, in nanoseconds since `started`.
-    next: AtomicU64,
-}
-
-const BURST_NANOS: u64 = 1_000_000_000;
-
-impl RateLimiter {
-    fn new(per_second: u32) -> Self {
-        Self {
-            started: Instant::now(),
-            interval_nanos: BURST_NANOS.checked_div(per_second.into()),
-            next: AtomicU64::new(0),
-        }
-    }
-
-    fn try_acquire(&self) -> bool {
-        let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.try_acquire_at(now)
-    }
-
-    fn try_acquire_at(&self, now: u64) -> bool {
-        let advance = |next: u64| {
-            let next = next.max(now).saturating_add(self.interval_nanos?);
-            (next <= now.saturating_add(BURST_NANOS)).then_some(next)
-        };
-        self.next
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance)
-            .is_ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,18 +249,5 @@ mod tests {
         };
         let sampled = (0..10_000).filter(|_| sampler.sample_remote(chosen)).count();
         assert!(sampled < 100, "{sampled}");
-    }
-
-    #[test]
-    fn the_rate_limiter_refills() {
-        let limiter = RateLimiter::new(10);
-        let second = 1_000_000_000;
-        assert_eq!((0..20).filter(|_| limiter.try_acquire_at(0)).count(), 10);
-        assert_eq!((0..20).filter(|_| limiter.try_acquire_at(second / 2)).count(), 5);
-        assert_eq!(
-            (0..99).filter(|_| limiter.try_acquire_at(60 * second)).count(),
-            10
-        );
-        assert!(!RateLimiter::new(0).try_acquire());
     }
 }
