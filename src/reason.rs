@@ -75,11 +75,13 @@ pub enum Reason {
     Draining,
     /// The room has stopped after an error of the server.
     RoomFailed,
+    /// The room's log is damaged.
+    LogDamaged,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -112,6 +114,7 @@ impl Reason {
         Self::FellBehind,
         Self::Draining,
         Self::RoomFailed,
+        Self::LogDamaged,
     ];
 
     /// The reason in `ErrorInfo`. Metrics and logs write it in lower case.
@@ -150,6 +153,7 @@ impl Reason {
             Self::FellBehind => "FELL_BEHIND",
             Self::Draining => "DRAINING",
             Self::RoomFailed => "ROOM_FAILED",
+            Self::LogDamaged => "LOG_DAMAGED",
         }
     }
 
@@ -179,6 +183,7 @@ impl Reason {
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
             Self::Draining | Self::RoomFailed => Code::Unavailable,
+            Self::LogDamaged => Code::DataLoss,
         }
     }
 
@@ -226,7 +231,7 @@ impl Reason {
     #[must_use]
     pub const fn fault(self) -> &'static str {
         match self {
-            Self::Draining | Self::RoomFailed | Self::FellBehind => "server",
+            Self::Draining | Self::RoomFailed | Self::LogDamaged | Self::FellBehind => "server",
             _ => "client",
         }
     }
@@ -243,7 +248,7 @@ impl Reason {
             Self::TakenOver => "taken_over",
             Self::Draining => "drain",
             // If the room fails before, it has rejected the JOIN.
-            Self::RoomFailed if has_joined => "error",
+            Self::RoomFailed | Self::LogDamaged if has_joined => "error",
             _ => "refused",
         }
     }

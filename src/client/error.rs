@@ -217,6 +217,7 @@ impl From<Status> for ClientError {
             | Code::FailedPrecondition
             | Code::PermissionDenied
             | Code::Unauthenticated
+            | Code::DataLoss
             | Code::NotFound => Self::Rejected(Rejection {
                 code,
                 message,
@@ -225,7 +226,7 @@ impl From<Status> for ClientError {
             }),
             Code::Unavailable => Self::Unavailable { message, retry_after },
             Code::Aborted if reason == TAKEN_OVER => Self::TakenOver { message },
-            Code::DataLoss | Code::Aborted => Self::Lagged { message, retry_after },
+            Code::Aborted => Self::Lagged { message, retry_after },
             Code::OutOfRange => Self::OutOfRange { message },
             Code::Unimplemented => Self::Unimplemented { message },
             Code::Ok => Self::StreamEnded,

@@ -1,6 +1,7 @@
 //! Parsers for the values of flags.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -42,6 +43,17 @@ pub(super) fn timeout(raw: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses the address of a port of this machine: an IP address or `localhost`, and a port.
+pub(super) fn socket_address(raw: &str) -> Result<SocketAddr, String> {
+    let numeric = match raw.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => raw.to_owned(),
+    };
+    numeric.parse().map_err(|_| {
+        "expected an IP address and a port like 127.0.0.1:50052, or 0.0.0.0:50052 for all interfaces".into()
+    })
+}
+
 /// Parses an integer within the range of `T`.
 ///
 /// # Errors
@@ -72,6 +84,20 @@ pub(super) fn size<T: TryFrom<u64>>(raw: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_have_a_port() {
+        for (raw, address) in [
+            ("localhost:0", "127.0.0.1:0"),
+            ("0.0.0.0:7", "0.0.0.0:7"),
+            ("[::]:7", "[::]:7"),
+        ] {
+            assert_eq!(socket_address(raw), Ok(address.parse().unwrap()));
+        }
+        for wrong in [":50052", "localhost", "50052", "example.com:1", "127.0.0.1:65536"] {
+            assert!(socket_address(wrong).unwrap_err().contains("127.0.0.1:50052"));
+        }
+    }
 
     #[test]
     fn a_duration_has_a_unit_and_a_maximum() {

@@ -10,8 +10,9 @@ use super::handle::{Member, Reply};
 use super::observer::MessageTrace;
 use super::reader::Reader;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
-use crate::domain::{Attachment, Epoch, Event, RoomName, Sequence};
+use crate::domain::{Attachment, Epoch, Event, LamportTime, RoomName, Sequence};
 use crate::failpoint;
+use crate::proto::EventType;
 use crate::store::{Record, frames};
 
 /// A chunk is sealed at this size, in bytes. The feed frees a chunk as a whole, so this bounds the memory that one unread
@@ -40,6 +41,8 @@ pub(super) struct Chunk {
     events: u32,
     /// The indexes of the JOINs of resumable participants.
     resumable: Vec<u32>,
+    /// Kind and time of each event.
+    pub(super) kinds: Vec<(EventType, LamportTime)>,
 }
 
 /// Something that happens between two events.
@@ -98,6 +101,7 @@ impl Batch {
             chunk.resumable.push(chunk.events);
         }
         chunk.events += 1;
+        chunk.kinds.push(((&event.kind).into(), event.time));
         chunk.traces.extend(trace);
         // Consecutive events are published together. The first of them is the oldest.
         if let Some(Effect::Publish { len, events, .. }) = chunk.effects.last_mut() {

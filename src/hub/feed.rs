@@ -147,6 +147,8 @@ pub enum CloseReason {
     Draining(Duration),
     /// The room has failed. The client should connect again.
     Failed,
+    /// The room's log is damaged, and the events that the client has yet to read are lost.
+    Damaged,
 }
 
 impl Feed {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{EventKind, LamportTime, Rejection, RoomName};
+use crate::domain::{LamportTime, Rejection, RoomName};
+use crate::proto::EventType;
 
 const CAPACITY: usize = 200;
 
@@ -17,7 +18,7 @@ struct Counts {
 }
 
 impl Observer for Counts {
-    fn event_accepted(&self, _: &EventKind, _: LamportTime) {}
+    fn event_stored(&self, _: EventType, _: LamportTime) {}
     fn command_rejected(&self, _: &Rejection) {}
     fn delivered(&self, events: u32, _: Duration) {
         self.delivered.fetch_add(events.into(), Ordering::Relaxed);

@@ -21,7 +21,7 @@ use crate::domain::{
 /// and few enough that a message does not wait long behind them.
 const MAILBOX_CAPACITY: usize = 1 << 20;
 
-/// Roughly the size of a request without its text, in bytes.
+/// Roughly the size of a request without its text, its session token and its trace context, in bytes.
 const REQUEST_WEIGHT: usize = 256;
 
 /// Where the answer to a request goes. Nobody needs the answer if the receiver is gone.
@@ -89,14 +89,26 @@ impl Request {
 
 impl Weight for Request {
     fn weight(&self) -> usize {
-        let text_len = |message: &Message| message.text.as_ref().map_or(0, |text| text.as_str().len());
-        let text = match self {
-            Self::Say { say, .. } => text_len(&say.message),
-            Self::Post { post, .. } => text_len(&post.message),
+        let variable = match self {
+            Self::Say { say, .. } => message_len(&say.message),
+            Self::Post { post, .. } => message_len(&post.message),
+            Self::Join { request, .. } => {
+                let token_len = request.session_token.as_ref().map_or(0, String::len);
+                token_len + trace_len(request.join.trace.as_ref())
+            }
             _ => 0,
         };
-        REQUEST_WEIGHT + text
+        REQUEST_WEIGHT + variable
     }
+}
+
+fn message_len(message: &Message) -> usize {
+    let text_len = message.text.as_ref().map_or(0, |text| text.as_str().len());
+    text_len + trace_len(message.trace.as_ref())
+}
+
+fn trace_len(trace: Option<&TraceContext>) -> usize {
+    trace.map_or(0, |trace| trace.traceparent().len() + trace.tracestate().len())
 }
 
 /// A running room: its mailbox, and the statistics that can be read without its actor.

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::request::RequestMeta;
 use crate::domain::{
-    Event, EventKind, LamportTime, Message, MessageId, Rejection, RoomName, Sequence, Timestamp, TraceContext,
+    Event, LamportTime, Message, MessageId, Rejection, RoomName, Sequence, Timestamp, TraceContext,
 };
+use crate::proto::EventType;
 
 /// An event that a client's command produced.
 #[derive(Debug, Clone, Copy)]
@@ -79,8 +80,8 @@ pub trait MessageTrace: Send + Sync {
 ///
 /// The methods are called on hot paths, some of them under a feed's lock: they must be cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// An event was accepted; it is published once it is durable.
-    fn event_accepted(&self, kind: &EventKind, time: LamportTime);
+    /// An event is durable, and is published next.
+    fn event_stored(&self, kind: EventType, time: LamportTime);
     /// Decides whether a message is traced. Most are not, and for those this must cost next to nothing.
     fn trace_message(&self, _accepted: &AcceptedEvent<'_>) -> Option<Box<dyn MessageTrace>> {
         None

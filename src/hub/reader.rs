@@ -72,6 +72,9 @@ impl Reader {
             if let Some(catch_up) = &mut self.catch_up {
                 let page = match ready!(catch_up.poll_page(cx, &self.store, self.log)) {
                     Ok(page) => page,
+                    Err(error) if error.is_damage() => {
+                        return Poll::Ready(FeedItem::Closed(CloseReason::Damaged));
+                    }
                     Err(_) => return Poll::Ready(FeedItem::Closed(CloseReason::Failed)),
                 };
                 if page.events == 0 {

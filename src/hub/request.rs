@@ -156,6 +156,9 @@ pub enum HubError {
     /// The server is shutting down and accepts no new requests.
     #[error("the server is draining")]
     Draining,
+    /// The room's log is damaged.
+    #[error("the room's log is damaged; the operator must restore it from a copy")]
+    Damaged,
     /// The room's actor or the store has failed.
     #[error("the room has failed")]
     Failed,
@@ -165,6 +168,7 @@ impl From<StoreError> for HubError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::TooManyRooms(rooms) => Self::TooManyRooms(rooms),
+            error if error.is_damage() => Self::Damaged,
             _ => Self::Failed,
         }
     }

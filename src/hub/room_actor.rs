@@ -218,6 +218,9 @@ impl RoomActor {
         self.context
             .observer
             .batch_stored(batch.durable_at - batch.submitted_at);
+        for (kind, time) in chunks.iter().flat_map(|chunk| &chunk.kinds) {
+            self.context.observer.event_stored(*kind, *time);
+        }
         for trace in chunks.iter_mut().flat_map(|chunk| &mut chunk.traces) {
             trace.stored(batch);
         }

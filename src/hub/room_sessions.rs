@@ -400,7 +400,6 @@ impl RoomSessions {
                 .observer
                 .causality_violated(&self.handle.name, event.sequence);
         }
-        self.context.observer.event_accepted(&event.kind, event.time);
         let participant = self.room.participants().get(&event.participant);
         let is_resumable = participant.is_some_and(|participant| {
             participant.join_sequence == event.sequence && participant.is_resumable

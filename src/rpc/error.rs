@@ -103,6 +103,7 @@ impl From<HubError> for RpcError {
             HubError::Rejected(rejection) => return rejection.into(),
             HubError::Draining => return Self::draining(),
             HubError::Failed => return Self::room_failed(),
+            HubError::Damaged => Reason::LogDamaged,
             HubError::TooManyRooms(_) => Reason::TooManyRooms,
             HubError::NoRoom(_) => Reason::NoRoom,
             HubError::NotKept { .. } => Reason::NotKept,
@@ -124,6 +125,7 @@ impl From<CloseReason> for RpcError {
             },
             // `Left` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
             CloseReason::Left | CloseReason::Failed => Self::room_failed(),
+            CloseReason::Damaged => HubError::Damaged.into(),
         }
     }
 }

@@ -222,6 +222,8 @@ impl JoinedStream {
                 StreamEnd::new(reason, status)
             }
             CloseReason::Rejected(rejection) => RpcError::from(&rejection).into(),
+            // There is no notice for what a client can do nothing about.
+            CloseReason::Damaged => RpcError::from(CloseReason::Damaged).into(),
             reason => self.end_with_notice(&reason.into()),
         }
     }

@@ -15,7 +15,7 @@ use super::log_limits::{LogEvent, Permit};
 use super::message_spans::{MessageSpans, record_rejected};
 use super::metrics::Metrics;
 use super::otlp::{FinishedSpan, SpanIds, Tracer, remote_span_context, system_time};
-use crate::domain::{EventKind, LamportTime, Rejection, RoomName, Sequence, TraceContext};
+use crate::domain::{LamportTime, Rejection, RoomName, Sequence, TraceContext};
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::reason::Reason;
@@ -78,8 +78,8 @@ fn enter_trace(trace: Option<&TraceContext>) -> Option<ContextGuard> {
 }
 
 impl hub::Observer for TelemetryObserver {
-    fn event_accepted(&self, kind: &EventKind, time: LamportTime) {
-        self.metrics.event_broadcast(kind.into(), time);
+    fn event_stored(&self, kind: EventType, time: LamportTime) {
+        self.metrics.event_broadcast(kind, time);
     }
 
     fn trace_message(&self, accepted: &AcceptedEvent<'_>) -> Option<Box<dyn MessageTrace>> {

@@ -73,7 +73,7 @@ fn a_misspelt_log_level_is_rejected() {
 fn boolean_and_empty_variables_are_read_as_deployments_write_them() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    // With a store the server fails to open it; in memory it fails to bind the port.
+    // With a store the server fails to open it; in memory it refuses the directory.
     let serve = |in_memory: &str, grace: &str| {
         let mut serve = Command::new(CHITCHAT);
         serve
@@ -94,7 +94,7 @@ fn boolean_and_empty_variables_are_read_as_deployments_write_them() {
     for on in ["1", "yes", "on", "true"] {
         let (code, stderr) = serve(on, "");
         assert!(
-            code == Some(69) && stderr.contains("--listen"),
+            code == Some(78) && stderr.contains("--in-memory and --data-dir"),
             "{on:?}: {stderr}"
         );
     }

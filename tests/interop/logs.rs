@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::process::{CHITCHAT, Process, serve};
+use crate::process::{CHITCHAT, Process, serve, serve_with};
 
 #[test]
 fn lines_about_participants_have_the_address_of_the_client() {
@@ -16,4 +16,10 @@ fn lines_about_participants_have_the_address_of_the_client() {
         assert!(line.contains("\"peer\":\"127.0.0.1:"), "{line}");
     }
     ada.wait();
+}
+
+#[test]
+fn the_log_says_that_rust_log_has_no_effect() {
+    let mut server = serve_with(&[], &[("RUST_LOG", "debug")]);
+    server.log_line("\"event\":\"rust_log_ignored\"");
 }

@@ -122,6 +122,18 @@ async fn messages_that_are_sent_in_part_take_no_more_than_their_budget() {
 }
 
 #[tokio::test]
+async fn a_subscription_without_a_request_is_counted() {
+    let server = TestServer::start().await;
+    let mut client = RawConnection::open(&server, 65_535).await;
+    client
+        .send(&[call(1, "Subscribe"), frame(DATA, END_STREAM, 1, &[])].concat())
+        .await;
+    server.wait_for_metric(&rejected("request_missing"), 1.0).await;
+    let ended = "chitchat_streams_ended_total{reason=\"refused\",method=\"Subscribe\"}";
+    server.wait_for_metric(ended, 1.0).await;
+}
+
+#[tokio::test]
 async fn small_requests_have_a_small_limit() {
     let server = TestServer::start().await;
     let mut calls = server.client().await;

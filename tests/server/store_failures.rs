@@ -87,7 +87,7 @@ async fn a_damaged_log_fails_its_room_and_a_failed_store_fails_the_server() {
         };
         hub.join(request, Instant::now()).await.map(drop)
     };
-    assert_eq!(join("damaged").await, Err(HubError::Failed));
+    assert_eq!(join("damaged").await, Err(HubError::Damaged));
     assert_eq!(join("lobby").await, Ok(()));
     assert_eq!(hub.cause(), None);
     assert_eq!(join("new").await, Err(HubError::Failed));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
-use crate::cmd::parse::{duration, integer, size};
+use crate::cmd::parse::{duration, integer, size, socket_address};
 use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions, default_max_connections_per_address};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -23,6 +23,7 @@ pub struct Args {
         long,
         env = "CHITCHAT_LISTEN",
         value_name = "ADDR",
+        value_parser = socket_address,
         default_value = "127.0.0.1:50052",
         help_heading = "Ports"
     )]
@@ -33,14 +34,15 @@ pub struct Args {
         long,
         env = "CHITCHAT_ADMIN",
         value_name = "ADDR",
+        value_parser = socket_address,
         default_value = "127.0.0.1:9464",
         help_heading = "Ports"
     )]
     admin: SocketAddr,
 
-    /// Directory for the rooms' logs
-    #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", default_value = DEFAULT_DATA_DIR, help_heading = "Store")]
-    data_dir: PathBuf,
+    /// Directory for the rooms' logs [default: ./chitchat-data]
+    #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", help_heading = "Store")]
+    data_dir: Option<PathBuf>,
 
     /// Keep the logs in memory only; they are lost when the process ends
     #[arg(long, env = "CHITCHAT_IN_MEMORY", help_heading = "Store")]
@@ -234,6 +236,19 @@ impl Args {
             .unwrap_or(DEFAULT_REMOTE_LIMIT_PER_SECOND)
     }
 
+    /// Flags that contradict each other, one line each.
+    pub(super) fn contradictions(&self) -> Vec<String> {
+        let data_dir = self.data_dir.as_ref().filter(|_| self.in_memory);
+        let line = data_dir.map(|data_dir| {
+            format!(
+                "--in-memory and --data-dir {} exclude each other; remove one of them (an empty CHITCHAT_DATA_DIR counts as not \
+                 set)",
+                data_dir.display()
+            )
+        });
+        line.into_iter().collect()
+    }
+
     /// Converts the flags to the server's configuration. `default_connections` is the default for the maximum number of
     /// connections.
     pub(super) fn into_config(self, default_connections: usize) -> Config {
@@ -272,7 +287,7 @@ impl Args {
                 StoreOptions::Memory
             } else {
                 StoreOptions::Disk {
-                    directory: self.data_dir,
+                    directory: self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
                     durability: self.durability,
                     accept_loss: self.accept_loss,
                 }
@@ -340,6 +355,16 @@ mod tests {
             default.transport.max_connections_per_address,
         ) = (17, 13);
         assert_eq!(config(&[]), default);
+    }
+
+    #[test]
+    fn a_data_directory_and_memory_exclude_each_other() {
+        assert_eq!(args(&["--in-memory"]).contradictions(), [""; 0]);
+        assert_eq!(args(&["--data-dir", "x"]).contradictions(), [""; 0]);
+        assert_eq!(
+            args(&["--in-memory", "--data-dir", "x"]).contradictions().len(),
+            1
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod server;
 use std::io;
 
 use opentelemetry_otlp::ExporterBuildError;
+use tracing::warn;
 
 pub use args::Args;
 pub use server::Server;
@@ -26,15 +27,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
     let connection_ceiling = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
+    let contradictions = args.contradictions();
     let config = args.into_config(default_max_connections(connection_ceiling));
-    let (mut otlp_options, mistakes) = match (config.check(connection_ceiling), OtlpOptions::from_env()) {
-        (Ok(()), Ok(options)) => (options, Vec::new()),
-        (checked, options) => {
-            let mut mistakes = checked.err().unwrap_or_default();
-            mistakes.extend(options.as_ref().err().cloned().unwrap_or_default());
-            (options.unwrap_or_default(), mistakes)
-        }
-    };
+    let mut mistakes = contradictions;
+    mistakes.extend(config.check(connection_ceiling).err().unwrap_or_default());
+    let mut otlp_options = OtlpOptions::from_env().unwrap_or_else(|wrong| {
+        mistakes.extend(wrong);
+        OtlpOptions::default()
+    });
     if !mistakes.is_empty() {
         return Err(Failure::Config(mistakes));
     }
@@ -53,6 +53,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let otlp = OtlpPipeline::start(&otlp_options, SERVICE_NAME).map_err(otlp_error)?;
         let logs = init_logs(&config.logs, &otlp)
             .map_err(|error| Failure::Config(vec![format!("--log: {error}")]))?;
+        if std::env::var_os("RUST_LOG").is_some_and(|filter| !filter.is_empty()) {
+            warn!(
+                event = "rust_log_ignored",
+                "RUST_LOG has no effect; set --log or CHITCHAT_LOG"
+            );
+        }
         serve(config, otlp, logs).await
     });
     // Dropping the runtime would wait for its blocking threads without a timeout, and a DNS lookup in one of them can take
