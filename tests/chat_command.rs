@@ -223,7 +223,7 @@ fn names_and_texts_of_others_are_escaped() {
     let time = finished.lines[1].split(']').next().unwrap();
     assert_eq!(
         finished.lines[1],
-        format!(r"{time}] E\u{{202e}}ve\n: \u{{1b}}[2Jhi\n[L=9] Bob: boo\u{{200b}}")
+        format!(r#"{time}] "E\u{{202e}}ve\n" (participant 3): \u{{1b}}[2Jhi\n[L=9] Bob: boo\u{{200b}}"#)
     );
     assert_eq!(finished.code, Some(0));
 }

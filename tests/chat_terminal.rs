@@ -122,7 +122,7 @@ fn a_line_is_edited_sent_and_shown_above_the_prompt() {
     terminal.wait_for("] Ada: hello");
     terminal.wait_for("> ");
     terminal.type_keys("attack\r");
-    terminal.wait_for(r"] E\u{202e}ve\n: \u{1b}[2Jhi\n[L=9] Bob: boo\u{200b}");
+    terminal.wait_for(r#"] "E\u{202e}ve\n" (participant 3): \u{1b}[2Jhi\n[L=9] Bob: boo\u{200b}"#);
     terminal.wait_for("] Ada: attack");
     terminal.type_keys("refuse\r");
     terminal.wait_for("] Server: Message too long");

@@ -10,7 +10,8 @@ use std::process::Command;
 
 use chitchat::domain::limits::{
     DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD,
-    MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS,
+    MAX_CLOCK_AHEAD_CEILING, MAX_MARKS_PER_LETTER, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN,
+    MAX_NAME_CHARS,
 };
 use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, serve_flags, succeed, text};
 
@@ -248,6 +249,10 @@ fn flags_and_limits_are_as_shown() {
         (
             "a name of a participant or a room",
             format!("{MAX_NAME_CHARS} characters"),
+        ),
+        (
+            "combining marks on one letter of a participant's name",
+            MAX_MARKS_PER_LETTER.to_string(),
         ),
         (
             "a message id",

@@ -3,6 +3,7 @@
 use unicode_security::skeleton;
 
 use super::escape;
+use crate::domain::Name;
 use crate::proto::{EventType, ServerMessage};
 
 /// The sender that is displayed for private notices.
@@ -13,8 +14,9 @@ const SERVER: &str = "Server";
 /// A text is formatted as `[L=5] Ada: hello`, a private notice as `[L=6] Server: Message too long …`, and a join or leave
 /// as `[L=7]` followed by the server's description. The number is the Lamport timestamp.
 ///
-/// Names and texts are [escaped](super::escape), so that the line is safe to print on a terminal. If the sender's name is
-/// confusable with `Server`, its participant id is added.
+/// Names and texts are [escaped](super::escape), so that the line is safe to print on a terminal. A name that a server would
+/// not accept today, because it could pass for a part of somebody else's line, is quoted. To such a name, and to one that is
+/// confusable with `Server`, the participant id is added.
 #[must_use]
 pub fn format_message(message: &ServerMessage) -> String {
     let time = message.timestamp;
@@ -26,6 +28,12 @@ pub fn format_message(message: &ServerMessage) -> String {
         return format!("[L={time}] {SERVER}: {text}");
     }
     let name = escape::name(&message.sender_name);
+    if Name::try_from(message.sender_name.as_str()).is_err() {
+        return format!(
+            "[L={time}] \"{name}\" (participant {}): {text}",
+            message.sender_id
+        );
+    }
     if confusable_skeleton(&name) == confusable_skeleton(SERVER) {
         return format!("[L={time}] {name} (participant {}): {text}", message.sender_id);
     }
@@ -117,7 +125,16 @@ mod tests {
         );
         assert_eq!(
             format_message(&forged),
-            r"[L=5] E\nve: hi\n[L=9] Bob: I owe Eve 10 €\u{1b}[A"
+            r#"[L=5] "E\nve" (participant 3): hi\n[L=9] Bob: I owe Eve 10 €\u{1b}[A"#
+        );
+    }
+
+    #[test]
+    fn a_name_that_reads_as_somebody_elses_line_is_quoted() {
+        let stored = message(3, "Ada: I agree", EventType::Message, "really");
+        assert_eq!(
+            format_message(&stored),
+            "[L=5] \"Ada: I agree\" (participant 3): really"
         );
     }
 }

@@ -1,6 +1,13 @@
 //! Character classes. Characters that could move a cursor, hide, or reverse the direction of a line are not allowed in
 //! names; the client keeps them off the terminal.
 
+use unicode_security::GeneralSecurityProfile as _;
+use unicode_security::skeleton;
+
+/// The ASCII characters other than letters, digits and spaces that are allowed in participants' names. Missing are those that
+/// separate names from texts, or quote or enclose them.
+pub(super) const NAME_PUNCTUATION: &str = "! # & ' ( ) + , - . / ? @ _ ~";
+
 /// Whether `c` is a control character (C0, DEL, C1), or a line or paragraph separator.
 #[must_use]
 pub const fn is_control(c: char) -> bool {
@@ -28,10 +35,25 @@ pub const fn is_invisible(c: char) -> bool {
     ) || (c as u32) & 0xfffe == 0xfffe
 }
 
-/// Whether `c` is allowed in the name of a participant or a room.
+/// Whether `c` is neither a control nor a bidirectional nor an invisible character. All others are allowed in the names of
+/// rooms.
 #[must_use]
-pub const fn is_allowed_in_name(c: char) -> bool {
+pub const fn is_visible_in_name(c: char) -> bool {
     !is_control(c) && !is_bidi_control(c) && !is_invisible(c)
+}
+
+/// Whether `c` is allowed in the names of participants: an inner space, one of [`NAME_PUNCTUATION`], or a character with
+/// `Identifier_Status` `Allowed` of UTS 39 that does not look like another ASCII punctuation character.
+pub(super) fn is_allowed_in_name(c: char) -> bool {
+    if c.is_ascii() {
+        return c == ' ' || is_allowed_ascii(c);
+    }
+    let looks_allowed = |look: char| !look.is_ascii() || is_allowed_ascii(look);
+    c.identifier_allowed() && skeleton(c.encode_utf8(&mut [0; 4])).all(looks_allowed)
+}
+
+fn is_allowed_ascii(c: char) -> bool {
+    c.is_ascii_alphanumeric() || (c != ' ' && NAME_PUNCTUATION.contains(c))
 }
 
 /// Whether `c` is allowed in a text: everything but control characters, of which tab and newline are allowed. Line and
@@ -46,10 +68,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_of_any_script_and_emoji_are_allowed_in_names() {
-        for c in "Ada Ångström 山田 Ольга عمر 🦀-_.'".chars() {
-            assert!(is_allowed_in_name(c), "{c:?}");
+    fn letters_of_any_script_are_allowed_in_names() {
+        for c in "Ada Ångström 山田 Ольга عمر -_.'".chars() {
+            assert!(is_allowed_in_name(c) && is_visible_in_name(c), "{c:?}");
         }
+        assert!(is_visible_in_name('🦀') && !is_allowed_in_name('🦀'));
     }
 
     #[test]
@@ -58,7 +81,7 @@ mod tests {
             "\u{1b}\u{7f}\u{9b}\t\n\u{202e}\u{2066}\u{200b}\u{200d}\u{feff}\u{fe0f}\u{e0041}\u{ffff}\u{1ffff}"
                 .chars()
         {
-            assert!(!is_allowed_in_name(c), "{c:?}");
+            assert!(!is_allowed_in_name(c) && !is_visible_in_name(c), "{c:?}");
         }
     }
 

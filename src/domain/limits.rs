@@ -4,6 +4,10 @@
 /// columns, and every broadcast carries both names.
 pub const MAX_NAME_CHARS: usize = 64;
 
+/// The maximum number of combining marks on one letter of a participant's name. Four occur in some scripts; a stack of more
+/// covers other lines.
+pub const MAX_MARKS_PER_LETTER: usize = 4;
+
 /// The longest message id, in bytes (it is ASCII). A UUID has 36, a SHA-256 in hexadecimal 64.
 pub const MAX_MESSAGE_ID_LEN: usize = 64;
 

@@ -89,7 +89,7 @@ pub fn read_event(frame: &Bytes) -> Option<Event> {
         time: LamportTime::from_wire(message.timestamp)?,
         at: WallTime::from_millis(millis),
         participant: ParticipantId::from_wire(message.sender_id)?,
-        name: Name::try_from(message.sender_name.as_str()).ok()?,
+        name: Name::from_stored(&message.sender_name)?,
         kind,
         trace: TraceContext::parse(&message.traceparent, &message.tracestate),
     })
@@ -217,5 +217,23 @@ mod tests {
             }
             prop_assert!(bytes.is_empty());
         }
+    }
+
+    #[test]
+    fn an_event_can_be_read_although_its_name_is_no_longer_accepted() {
+        let (epoch, room) = (Epoch::created_at(WallTime::from_millis(1)), RoomName::default());
+        let event = Event {
+            sequence: Sequence::new(1),
+            time: LamportTime::from_wire(1).unwrap(),
+            at: WallTime::default(),
+            participant: ParticipantId::from_wire(7).unwrap(),
+            name: Name::from_stored("Ada: I agree").unwrap(),
+            kind: EventKind::Join,
+            trace: None,
+        };
+        assert!(Name::try_from(event.name.as_str()).is_err());
+        let mut buffer = BytesMut::new();
+        write_event(&mut buffer, &room, epoch, &event);
+        assert_eq!(read_event(&buffer.freeze()), Some(event));
     }
 }

@@ -69,6 +69,17 @@ async fn taken_and_invalid_names_are_rejected() {
     };
     assert_rejected(&server, id_taken, Code::AlreadyExists, "ID_TAKEN").await;
     let long = "x".repeat(65);
+    let imitations = [
+        "Server: maintenance",
+        "Ada: I agree",
+        "Participant Witness left Chit Chat at logical time L=9",
+        "\u{1d159}",
+        "\u{e000}",
+        "\u{301}",
+    ];
+    for imitation in imitations {
+        assert_rejected(&server, join(imitation), Code::InvalidArgument, "NAME_INVALID").await;
+    }
     for invalid in ["", " \n", "a\u{1b}[2Jb", "a\u{202e}b", "a\u{200b}b", &long] {
         assert_rejected(&server, join(invalid), Code::InvalidArgument, "NAME_INVALID").await;
         let in_invalid_room = JoinMsgLeave {
