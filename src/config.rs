@@ -9,6 +9,7 @@ use crate::admin;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
+use crate::memory_plan::{CONNECTION_BYTES, MemoryPlan, transit_bytes};
 use crate::procfs::memory_limit;
 use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
@@ -27,11 +28,14 @@ const MIN_RETAINED_BYTES: u64 = 1 << 20;
 /// files and the runtime.
 const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
 
+/// Minimum of `--max-memory`.
+const MIN_MEMORY: u64 = 128 << 20;
+
+/// The memory to plan with if the system does not say how much there is: that of the compose file.
+const DEFAULT_MEMORY: u64 = 512 << 20;
+
 /// Maximum of `--max-connections`, unless the limit of open files allows fewer.
 const MAX_CONNECTIONS: usize = 100_000;
-
-/// Roughly the memory of a connection with one stream, in bytes.
-const CONNECTION_BYTES: u64 = 25 * 1024;
 
 /// Where the rooms' logs are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct Config {
     pub retention: Retention,
     /// The limits of the transport.
     pub transport: TransportLimits,
+    /// The memory that the process may use, in bytes. The limits must fit into it.
+    pub max_memory: u64,
     /// Maximum duration of a graceful shutdown.
     pub drain_timeout: Duration,
     /// The format and the level of the log that the process writes.
@@ -92,6 +98,7 @@ impl Default for Config {
             },
             retention: Retention::ON_DISK,
             transport: TransportLimits::default(),
+            max_memory: DEFAULT_MEMORY,
             drain_timeout: Duration::from_secs(8),
             logs: LogOptions {
                 format: LogFormat::Auto,
@@ -123,14 +130,15 @@ pub fn raise_fd_limit() -> usize {
     })
 }
 
-/// The default of `--max-connections`: as many as fit into half of the memory that the process may use, and at most
-/// `connection_ceiling`.
-pub fn default_max_connections(connection_ceiling: usize) -> usize {
-    let in_memory = memory_limit().map(|limit| limit / 2 / CONNECTION_BYTES);
-    let in_memory = in_memory.and_then(|connections| usize::try_from(connections).ok());
-    in_memory
-        .unwrap_or(MAX_CONNECTIONS)
-        .clamp(1, connection_ceiling.max(1))
+/// The default of `--max-memory`: what the cgroup or the machine has.
+pub fn system_memory() -> u64 {
+    memory_limit().unwrap_or(DEFAULT_MEMORY)
+}
+
+/// The default of `--max-connections`: as many as fit into their share of the memory, and at most `connection_ceiling`.
+pub fn default_max_connections(plan: &MemoryPlan, connection_ceiling: usize) -> usize {
+    let fitting = usize::try_from(plan.connections / CONNECTION_BYTES).unwrap_or(usize::MAX);
+    fitting.clamp(1, connection_ceiling.max(1))
 }
 
 /// The default of `--max-connections-per-address`: three quarters of all, so that a single address never takes all of them.
@@ -150,6 +158,7 @@ impl Config {
         self.check_rooms(&mut mistakes);
         self.check_connections(connection_ceiling, &mut mistakes);
         self.check_retention(&mut mistakes);
+        self.check_memory(&mut mistakes);
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;
             mistakes.0.push(format!(
@@ -234,6 +243,37 @@ impl Config {
         }
     }
 
+    /// Whether what clients can fill fits into the memory.
+    fn check_memory(&self, mistakes: &mut Mistakes) {
+        mistakes.require(
+            self.max_memory >= MIN_MEMORY,
+            "--max-memory",
+            self.max_memory,
+            format!("{MIN_MEMORY} or more"),
+        );
+        let connections = u64::try_from(self.transport.max_connections).unwrap_or(u64::MAX);
+        let connections = connections.saturating_mul(CONNECTION_BYTES);
+        let logs = match self.store {
+            StoreOptions::Memory => self.retention.max_total_bytes,
+            StoreOptions::Disk { .. } => 0,
+        };
+        let transit = transit_bytes(&self.transport.budgets);
+        let feed = u64::try_from(self.hub.feed_bytes).unwrap_or(u64::MAX);
+        let needed = [connections, logs, transit, feed]
+            .into_iter()
+            .fold(0, u64::saturating_add);
+        if needed > self.max_memory {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            let [needed, limit, connections, logs, transit, feed] =
+                [needed, self.max_memory, connections, logs, transit, feed].map(mib);
+            mistakes.0.push(format!(
+                "the limits need {needed} MiB, and --max-memory is {limit} MiB: {connections} MiB for --max-connections, {logs} \
+                 MiB for --retain-total-bytes in memory, {transit} MiB for messages and responses in transit, {feed} MiB for \
+                 --feed-bytes; lower one of them"
+            ));
+        }
+    }
+
     fn check_retention(&self, mistakes: &mut Mistakes) {
         let Retention {
             max_events,
@@ -285,9 +325,26 @@ mod tests {
         assert_eq!(mistakes[0], "--max-message-chars is 0; it must be 1 to 100000");
     }
     #[test]
+    fn limits_that_do_not_fit_into_the_memory_are_refused() {
+        let mut config = Config {
+            store: StoreOptions::Memory,
+            retention: Retention::IN_MEMORY,
+            ..Config::default()
+        };
+        let mistakes = config.check(MAX_CONNECTIONS).unwrap_err();
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(
+            mistakes[0].starts_with("the limits need 697 MiB, and --max-memory is 512 MiB: 245 MiB for"),
+            "{mistakes:?}"
+        );
+        config.max_memory = 700 << 20;
+        assert_eq!(config.check(MAX_CONNECTIONS), Ok(()));
+    }
+
+    #[test]
     fn a_limit_of_open_files_that_allows_no_connections_is_named() {
         let mut config = Config::default();
-        config.transport.max_connections = default_max_connections(0);
+        config.transport.max_connections = default_max_connections(&MemoryPlan::new(1 << 30, false), 0);
         let mistakes = config.check(0).unwrap_err();
         assert_eq!(
             mistakes,

@@ -23,6 +23,8 @@ mod failpoint;
 #[cfg(feature = "server")]
 pub mod hub;
 #[cfg(feature = "server")]
+pub mod memory_plan;
+#[cfg(feature = "server")]
 pub mod procfs;
 #[cfg(feature = "server")]
 pub mod reason;

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 6] = [
     &["reason", "store"],
     &["hub"],
     &["rpc"],
-    &["admin", "config", "signals", "telemetry"],
+    &["admin", "config", "memory_plan", "signals", "telemetry"],
     &["cmd"],
 ];
 

@@ -7,11 +7,14 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use crate::cmd::parse::{duration, integer, size, socket_address};
-use crate::config::{Config, DEFAULT_DATA_DIR, StoreOptions, default_max_connections_per_address};
+use crate::config::{
+    Config, DEFAULT_DATA_DIR, StoreOptions, default_max_connections, default_max_connections_per_address,
+};
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
 use crate::hub::HubOptions;
-use crate::rpc::{BudgetLimits, TransportLimits};
+use crate::memory_plan::MemoryPlan;
+use crate::rpc::TransportLimits;
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
@@ -88,7 +91,7 @@ pub struct Args {
     retain_age: Duration,
 
     /// Size of the events that all rooms together retain, at least 1MiB; beyond it the largest room loses its oldest events
-    /// [default: 8GiB, in memory 256MiB]
+    /// [default: 8GiB, in memory 256MiB or half of --max-memory]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
@@ -132,7 +135,8 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
-    /// Maximum number of connections [default: as many as half of the memory and the limit of open files allow, at most 100000]
+    /// Maximum number of connections; one takes about 25KiB [default: as many as half of --max-memory (a quarter with --in-memory)
+    /// and the limit of open files allow, at most 100000]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
@@ -176,6 +180,11 @@ pub struct Args {
     /// How long a client may read nothing while data waits for it before its stream is ended, at least 1s
     #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "5m", help_heading = "Connections")]
     stall_timeout: Duration,
+
+    /// Memory that the process may use, at least 128MiB; limits that need more are refused, and other defaults depend on it
+    /// [default: what the cgroup or the machine has]
+    #[arg(long, env = "CHITCHAT_MAX_MEMORY", value_name = "SIZE", value_parser = size::<u64>, help_heading = "Process")]
+    max_memory: Option<u64>,
 
     /// How long a graceful shutdown may take, after SIGTERM or SIGINT or when the store has failed
     #[arg(long, env = "CHITCHAT_DRAIN_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "8s", help_heading = "Process")]
@@ -249,12 +258,19 @@ impl Args {
         line.into_iter().collect()
     }
 
-    /// Converts the flags to the server's configuration. `default_connections` is the default for the maximum number of
-    /// connections.
-    pub(super) fn into_config(self, default_connections: usize) -> Config {
-        let max_connections = self.max_connections.unwrap_or(default_connections);
+    /// Converts the flags to the server's configuration. The system allows `connection_ceiling` connections and has
+    /// `system_memory` bytes of memory.
+    pub(super) fn into_config(self, connection_ceiling: usize, system_memory: u64) -> Config {
+        let max_memory = self.max_memory.unwrap_or(system_memory);
+        let plan = MemoryPlan::new(max_memory, self.in_memory);
+        let max_connections = self
+            .max_connections
+            .unwrap_or_else(|| default_max_connections(&plan, connection_ceiling));
         let default_retention = if self.in_memory {
-            Retention::IN_MEMORY
+            Retention {
+                max_total_bytes: Retention::IN_MEMORY.max_total_bytes.min(plan.logs),
+                ..Retention::IN_MEMORY
+            }
         } else {
             Retention::ON_DISK
         };
@@ -303,8 +319,9 @@ impl Args {
                 stall_timeout: self.stall_timeout,
                 handshake_timeout: self.handshake_timeout,
                 idle_timeout: self.idle_timeout,
-                budgets: BudgetLimits::default(),
+                budgets: plan.budgets,
             },
+            max_memory,
             drain_timeout: self.drain_timeout,
             logs: LogOptions {
                 format: self.log_format,
@@ -332,7 +349,7 @@ mod tests {
     }
 
     fn config(flags: &[&str]) -> Config {
-        args(flags).into_config(17)
+        args(flags).into_config(17, 512 << 20)
     }
 
     #[test]

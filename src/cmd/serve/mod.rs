@@ -13,7 +13,7 @@ pub use server::Server;
 
 use super::Failure;
 use super::stderr::note;
-use crate::config::{Config, default_max_connections, raise_fd_limit};
+use crate::config::{Config, raise_fd_limit, system_memory};
 use crate::signals::{self, Signals};
 use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs};
 
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let connection_ceiling = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
     let contradictions = args.contradictions();
-    let config = args.into_config(default_max_connections(connection_ceiling));
+    let config = args.into_config(connection_ceiling, system_memory());
     let mut mistakes = contradictions;
     mistakes.extend(config.check(connection_ceiling).err().unwrap_or_default());
     let mut otlp_options = OtlpOptions::from_env().unwrap_or_else(|wrong| {
