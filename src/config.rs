@@ -206,8 +206,12 @@ impl Config {
             keepalive_interval,
             keepalive_timeout,
             stall_timeout,
+            rates,
             budgets: _,
         } = self.transport;
+        mistakes.require_at_least("--message-rate", rates.messages.unwrap_or(1), 1);
+        mistakes.require_at_least("--join-rate", rates.joins, 1);
+        mistakes.require_at_least("--new-room-rate", rates.new_rooms, 1);
         if connection_ceiling == 0 {
             let min = RESERVED_DESCRIPTORS + 1;
             mistakes.0.push(format!(

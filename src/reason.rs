@@ -33,6 +33,12 @@ pub enum Reason {
     ReceiveBudgetExceeded,
     /// Too many bytes of responses wait to be read.
     ResponseBudgetExceeded,
+    /// The participant or the address sends messages too fast.
+    TooFast,
+    /// The address sends JOINs too fast.
+    JoinsTooFast,
+    /// The address creates rooms too fast.
+    NewRoomsTooFast,
     /// A second JOIN came on the same stream.
     SecondJoin,
     /// The event type is not defined in the protocol.
@@ -81,7 +87,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 36] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -93,6 +99,9 @@ impl Reason {
         Self::RequestTooLarge,
         Self::ReceiveBudgetExceeded,
         Self::ResponseBudgetExceeded,
+        Self::TooFast,
+        Self::JoinsTooFast,
+        Self::NewRoomsTooFast,
         Self::SecondJoin,
         Self::UnknownType,
         Self::NameInvalid,
@@ -132,6 +141,9 @@ impl Reason {
             Self::RequestTooLarge => "REQUEST_TOO_LARGE",
             Self::ReceiveBudgetExceeded => "RECEIVE_BUDGET_EXCEEDED",
             Self::ResponseBudgetExceeded => "RESPONSE_BUDGET_EXCEEDED",
+            Self::TooFast => "TOO_FAST",
+            Self::JoinsTooFast => "JOINS_TOO_FAST",
+            Self::NewRoomsTooFast => "NEW_ROOMS_TOO_FAST",
             Self::SecondJoin => "SECOND_JOIN",
             Self::UnknownType => "UNKNOWN_TYPE",
             Self::NameInvalid => "NAME_INVALID",
@@ -178,7 +190,10 @@ impl Reason {
             | Self::TooManyRooms
             | Self::TooManyConnections
             | Self::ReceiveBudgetExceeded
-            | Self::ResponseBudgetExceeded => Code::ResourceExhausted,
+            | Self::ResponseBudgetExceeded
+            | Self::TooFast
+            | Self::JoinsTooFast
+            | Self::NewRoomsTooFast => Code::ResourceExhausted,
             Self::NoRoom => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
@@ -193,6 +208,7 @@ impl Reason {
         match self {
             Self::TimestampOutOfRange => NoticeCode::TimestampOutOfRange,
             Self::MessageTooLong => NoticeCode::MessageTooLong,
+            Self::TooFast => NoticeCode::TooFast,
             Self::MessageInvalid => NoticeCode::MessageInvalid,
             Self::MessageIdInvalid => NoticeCode::MessageIdInvalid,
             Self::MessageIdTaken => NoticeCode::MessageIdTaken,
@@ -211,7 +227,10 @@ impl Reason {
             Self::Draining
             | Self::RoomFailed
             | Self::ReceiveBudgetExceeded
-            | Self::ResponseBudgetExceeded => Some(Duration::from_secs(1)),
+            | Self::ResponseBudgetExceeded
+            | Self::TooFast
+            | Self::JoinsTooFast
+            | Self::NewRoomsTooFast => Some(Duration::from_secs(1)),
             // The client could join again at once; the delay only prevents a tight loop.
             Self::FellBehind => Some(Duration::from_millis(100)),
             _ => None,

@@ -325,8 +325,13 @@ impl Hub {
         }
     }
 
+    /// Whether the room exists, so that joining it or posting to it does not create it.
+    pub(crate) fn has_room(&self, room: &RoomName) -> bool {
+        self.context.store.exists(room)
+    }
+
     fn check_exists(&self, room: &RoomName) -> Result<(), HubError> {
-        if self.context.store.exists(room) {
+        if self.has_room(room) {
             Ok(())
         } else {
             Err(HubError::NoRoom(room.clone()))

@@ -22,6 +22,7 @@ use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::joined_stream::{JoinedStream, Output, StreamEnd};
 use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
+use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Hub, HubError, JoinRequest, Member};
@@ -31,6 +32,7 @@ use crate::reason::Reason;
 pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Inbound<JoinMsgLeave>,
+    rates: Arc<Rates>,
     state: State,
     outcome: StreamOutcome,
 }
@@ -61,12 +63,14 @@ impl ChatBody {
         hub: Arc<Hub>,
         inbound: Inbound<JoinMsgLeave>,
         draining: CancellationToken,
+        rates: Arc<Rates>,
         peer: Option<SocketAddr>,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             hub,
             inbound,
+            rates,
             state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
             outcome: StreamOutcome::new(StreamingMethod::Chat, peer, observer),
         }
@@ -106,7 +110,12 @@ impl ChatBody {
                 "the stream ended before a JOIN; the first message of a stream is a JOIN",
             )),
         };
-        match request {
+        let limited = request.and_then(|request| {
+            let is_new_room = !self.hub.has_room(&request.room);
+            let address = self.outcome.peer.map(|peer| peer.ip());
+            self.rates.join(address, is_new_room).map(|()| request)
+        });
+        match limited {
             Ok(request) => self.join(request),
             Err(error) => self.reject(error),
         }
@@ -182,6 +191,7 @@ impl ChatBody {
             *self.hub.rules(),
             self.hub.options().resume_grace,
             joining.uses_extensions,
+            self.rates.messages(),
         );
         self.state = State::Joined(Box::new(stream));
     }

@@ -21,6 +21,7 @@ use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
 use super::observer::CutReason;
 use super::prefixed_io::PrefixedIo;
+use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
 
 /// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
@@ -54,6 +55,8 @@ pub struct TransportLimits {
     pub max_connections_per_address: usize,
     /// Maximum number of open streams per connection.
     pub max_streams_per_connection: u32,
+    /// The rates that clients may not exceed.
+    pub rates: RateLimits,
     /// The memory that the messages and responses in transit may take.
     pub budgets: BudgetLimits,
     /// Time limit for the HTTP/2 preface.
@@ -75,6 +78,7 @@ impl Default for TransportLimits {
             max_connections: 10_000,
             max_connections_per_address: 7_500,
             max_streams_per_connection: 1_000,
+            rates: RateLimits::default(),
             budgets: BudgetLimits::default(),
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),

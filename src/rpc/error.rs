@@ -63,6 +63,12 @@ impl RpcError {
         Self::new(Reason::RoomFailed, "the room has failed; connect again")
     }
 
+    /// Replaces the delay after which the client should try again.
+    pub(super) const fn with_retry_delay(mut self, delay: Duration) -> Self {
+        self.retry_delay = Some(delay);
+        self
+    }
+
     pub(super) const fn reason(&self) -> Reason {
         self.reason
     }

@@ -11,8 +11,9 @@ use super::convert::{first_sequence, message_id};
 use super::error::RpcError;
 use super::inbound::{Inbound, InboundError};
 use super::observer::Observer;
+use super::rates::MessageRate;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
-use crate::domain::{Message, Rules, Text, Timestamp, TraceContext};
+use crate::domain::{Message, MessageId, Rules, Text, Timestamp, TraceContext};
 use crate::hub::frame;
 use crate::hub::{CloseReason, FeedItem, Member};
 use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, ServerMessage, Welcome};
@@ -35,6 +36,9 @@ pub(super) struct JoinedStream {
     /// The Welcome, until it is sent.
     welcome: Option<Bytes>,
     is_reading: bool,
+    rate: MessageRate,
+    /// The notice that the newest message came too fast, until it is sent.
+    notice: Option<Bytes>,
     /// Why the client's half of the stream ended, and the status unless it is OK. The stream ends with them once the room has
     /// confirmed it.
     inbound_end: Option<(Reason, Option<Status>)>,
@@ -71,7 +75,13 @@ pub(super) enum Output {
 }
 
 impl JoinedStream {
-    pub(super) fn new(member: Member, rules: Rules, resume_grace: Duration, uses_extensions: bool) -> Self {
+    pub(super) fn new(
+        member: Member,
+        rules: Rules,
+        resume_grace: Duration,
+        uses_extensions: bool,
+        rate: MessageRate,
+    ) -> Self {
         let mut stream = Self {
             member,
             rules,
@@ -79,6 +89,8 @@ impl JoinedStream {
             uses_extensions,
             welcome: None,
             is_reading: true,
+            rate,
+            notice: None,
             inbound_end: None,
         };
         if uses_extensions {
@@ -94,8 +106,8 @@ impl JoinedStream {
         inbound: &mut Inbound<JoinMsgLeave>,
         observer: &dyn Observer,
     ) -> Poll<Output> {
-        if let Some(welcome) = self.welcome.take() {
-            return Poll::Ready(Output::Data(welcome));
+        if let Some(private) = self.welcome.take().or_else(|| self.notice.take()) {
+            return Poll::Ready(Output::Data(private));
         }
         let output = match self.member.poll_next(cx) {
             // A notice answers a message of the client. Its next messages are not read before it has received the answer.
@@ -109,6 +121,11 @@ impl JoinedStream {
         };
         if self.is_reading && self.member.lag() <= MAX_OUTBOUND_LAG {
             self.read_inbound(cx, inbound, observer);
+        }
+        if output.is_pending()
+            && let Some(notice) = self.notice.take()
+        {
+            return Poll::Ready(Output::Data(notice));
         }
         output
     }
@@ -168,6 +185,12 @@ impl JoinedStream {
         observer.received(kind);
         match kind {
             EventType::Message => {
+                if let Err(error) = self.rate.try_acquire() {
+                    error.report(observer);
+                    self.notice = Some(self.notice(&error, &message.message_id));
+                    // The next messages are not read before the client has received the answer.
+                    return ControlFlow::Break(());
+                }
                 let message = Message {
                     timestamp,
                     text: Text::parse(&message.msg, self.rules.max_message_chars),
@@ -229,24 +252,29 @@ impl JoinedStream {
     }
 
     fn end_with_notice(&self, error: &RpcError) -> StreamEnd {
-        let status = error.to_status();
-        let notice = self.uses_extensions.then(|| {
-            let notice = Notice {
-                code: error.reason().notice_code().into(),
-                retry_delay: error.retry_delay().and_then(|delay| delay.try_into().ok()),
-                original_sequence: 0,
-            };
-            frame::encode(&ServerMessage {
-                msg_stream: status.message().into(),
-                notice: Some(notice),
-                ..self.private_message()
-            })
-        });
         StreamEnd {
             reason: error.reason(),
-            status,
-            notice,
+            status: error.to_status(),
+            notice: self.uses_extensions.then(|| self.notice(error, "")),
         }
+    }
+
+    /// A private message about `error`, which the message with the id `message_id` has caused, if it has one.
+    fn notice(&self, error: &RpcError, message_id: &str) -> Bytes {
+        let notice = Notice {
+            code: error.reason().notice_code().into(),
+            retry_delay: error.retry_delay().and_then(|delay| delay.try_into().ok()),
+            original_sequence: 0,
+        };
+        // An invalid id is not echoed.
+        let message_id =
+            MessageId::try_from(message_id).map_or_else(|_| String::new(), |id| id.as_str().into());
+        frame::encode(&ServerMessage {
+            msg_stream: error.to_status().message().into(),
+            message_id,
+            notice: Some(notice),
+            ..self.private_message()
+        })
     }
 
     fn private_message(&self) -> ServerMessage {

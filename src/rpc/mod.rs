@@ -16,6 +16,7 @@ mod joined_stream;
 mod listener;
 mod observer;
 mod prefixed_io;
+mod rates;
 mod stall_detector;
 mod stream_outcome;
 mod streaming;
@@ -30,6 +31,7 @@ pub use listener::Listener;
 pub use observer::{
     ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, StreamEnded, StreamingMethod,
 };
+pub use rates::{RateLimits, Rates};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
 pub use unary_limits::UnaryLimits;

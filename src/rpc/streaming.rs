@@ -23,6 +23,7 @@ use super::chat_body::ChatBody;
 use super::connection::Peer;
 use super::inbound::Inbound;
 use super::observer::Observer;
+use super::rates::Rates;
 use super::subscribe_body::SubscribeBody;
 use super::unary_limits::SMALL_REQUEST;
 use crate::hub::Hub;
@@ -54,16 +55,24 @@ pub struct StreamingService<S> {
     inner: S,
     hub: Arc<Hub>,
     draining: CancellationToken,
+    rates: Arc<Rates>,
     observer: Arc<dyn Observer>,
 }
 
 impl<S> StreamingService<S> {
     /// Wraps `inner`. When `draining` is cancelled, streams whose first message has not arrived end.
-    pub fn new(inner: S, hub: Arc<Hub>, draining: CancellationToken, observer: Arc<dyn Observer>) -> Self {
+    pub fn new(
+        inner: S,
+        hub: Arc<Hub>,
+        draining: CancellationToken,
+        rates: Arc<Rates>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         Self {
             inner,
             hub,
             draining,
+            rates,
             observer,
         }
     }
@@ -75,6 +84,7 @@ impl<S> StreamingService<S> {
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
+                Arc::clone(&self.rates),
                 peer,
                 Arc::clone(&self.observer),
             )

@@ -1,5 +1,6 @@
 //! The unary methods of the chat service.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,9 +10,11 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::budget::ConnectionBudgets;
+use super::connection::Peer;
 use super::convert::{client_name, first_sequence, message_id, room_name};
 use super::error::RpcError;
 use super::observer::Observer;
+use super::rates::Rates;
 use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
 use crate::hub::{HistoryRange, Hub, PostOutcome, RequestMeta};
@@ -40,6 +43,7 @@ const MAX_PAGE_BYTES: usize = 2 << 20;
 #[derive(Clone)]
 pub struct UnaryService {
     hub: Arc<Hub>,
+    rates: Arc<Rates>,
     observer: Arc<dyn Observer>,
 }
 
@@ -68,8 +72,8 @@ fn decode_messages(framed: Bytes) -> Vec<ServerMessage> {
 impl UnaryService {
     /// Serves `hub`, and reports rejected calls to `observer`.
     #[must_use]
-    pub const fn new(hub: Arc<Hub>, observer: Arc<dyn Observer>) -> Self {
-        Self { hub, observer }
+    pub const fn new(hub: Arc<Hub>, rates: Arc<Rates>, observer: Arc<dyn Observer>) -> Self {
+        Self { hub, rates, observer }
     }
 
     fn respond<T>(&self, result: Result<T, RpcError>) -> Result<Response<T>, Status> {
@@ -83,6 +87,7 @@ impl UnaryService {
         &self,
         request: SendMessageRequest,
         meta: RequestMeta,
+        address: Option<IpAddr>,
     ) -> Result<SendMessageResponse, RpcError> {
         let room = room_name(&request.room)?;
         let post = Post {
@@ -94,6 +99,7 @@ impl UnaryService {
                 trace: TraceContext::parse(&request.traceparent, &request.tracestate),
             },
         };
+        self.rates.post(address, !self.hub.has_room(&room))?;
         let (broadcast, repeated) = match self.hub.post(&room, post, meta).await? {
             PostOutcome::Broadcast(message) => (*message, false),
             PostOutcome::Repeated(original) => (
@@ -232,7 +238,8 @@ impl ChatService for UnaryService {
             received_at: Instant::now(),
             stream_trace: request.extensions().get::<Arc<TraceContext>>().cloned(),
         };
-        let result = Self::send_message(self, request.into_inner(), meta).await;
+        let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+        let result = Self::send_message(self, request.into_inner(), meta, address).await;
         self.respond(result)
     }
 

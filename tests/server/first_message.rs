@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chitchat::domain::Rules;
 use chitchat::hub::{Hub, HubOptions};
-use chitchat::rpc::StreamingService;
+use chitchat::rpc::{RateLimits, Rates, StreamingService};
 use chitchat::store::{MemoryStore, Retention};
 use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use http::{Request, Response};
@@ -47,7 +47,8 @@ async fn status_without_first_message(method: &str) -> Status {
         observer.clone(),
     );
     let others = service_fn(|_: Request<Body>| ready(Ok::<_, Infallible>(Response::new(Body::empty()))));
-    let route = StreamingService::new(others, hub, CancellationToken::new(), observer);
+    let rates = Arc::new(Rates::new(RateLimits::default()));
+    let route = StreamingService::new(others, hub, CancellationToken::new(), rates, observer);
     let request = Request::post(format!("/itu.chitchat.ChatService/{method}"))
         .body(Body::new(Silence))
         .unwrap();

@@ -22,6 +22,7 @@ mod harness;
 mod leaving;
 mod load;
 mod newer_fields;
+mod rates;
 mod raw_http2;
 mod retention;
 mod sessions;

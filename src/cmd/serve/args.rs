@@ -14,7 +14,7 @@ use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
 use crate::hub::HubOptions;
 use crate::memory_plan::MemoryPlan;
-use crate::rpc::TransportLimits;
+use crate::rpc::{RateLimits, TransportLimits};
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
@@ -91,7 +91,7 @@ pub struct Args {
     retain_age: Duration,
 
     /// Size of the events that all rooms together retain, at least 1MiB; beyond it the largest room loses its oldest events
-    /// [default: 8GiB, in memory 256MiB or half of --max-memory]
+    /// [default: 8GiB, in memory 256MiB or half of the memory]
     #[arg(
         long,
         env = "CHITCHAT_RETAIN_TOTAL_BYTES",
@@ -135,8 +135,8 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
-    /// Maximum number of connections; one takes about 25KiB [default: as many as half of --max-memory (a quarter with --in-memory)
-    /// and the limit of open files allow, at most 100000]
+    /// Maximum number of connections; one takes about 25KiB [default: as many as fit into half of the memory and the limit of
+    /// open files, at most 100000]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
@@ -147,7 +147,7 @@ pub struct Args {
     max_connections: Option<usize>,
 
     /// Maximum number of connections from one address, at least 1; an IPv6 network of 64 bits counts as one address
-    /// [default: three quarters of --max-connections]
+    /// [default: three quarters of all]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS_PER_ADDRESS",
@@ -160,6 +160,18 @@ pub struct Args {
     /// Maximum number of concurrent streams on a connection, at least 1
     #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = integer::<u32>, help_heading = "Connections")]
     max_streams_per_connection: u32,
+
+    /// Messages per second that one participant may send, at least 1, after ten times as many at once [default: no limit]
+    #[arg(long, env = "CHITCHAT_MESSAGE_RATE", value_name = "N", value_parser = integer::<u32>, help_heading = "Connections")]
+    message_rate: Option<u32>,
+
+    /// Joins per second from one address, at least 1, after twenty times as many at once
+    #[arg(long, env = "CHITCHAT_JOIN_RATE", value_name = "N", default_value_t = RateLimits::default().joins, value_parser = integer::<u32>, help_heading = "Connections")]
+    join_rate: u32,
+
+    /// Rooms per minute that one address may create, at least 1, after a quarter of all rooms at once
+    #[arg(long, env = "CHITCHAT_NEW_ROOM_RATE", value_name = "N", default_value_t = RateLimits::default().new_rooms, value_parser = integer::<u32>, help_heading = "Connections")]
+    new_room_rate: u32,
 
     /// How long a new connection may take to begin with HTTP/2, at least 1s
     #[arg(long, env = "CHITCHAT_HANDSHAKE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Connections")]
@@ -319,6 +331,12 @@ impl Args {
                 stall_timeout: self.stall_timeout,
                 handshake_timeout: self.handshake_timeout,
                 idle_timeout: self.idle_timeout,
+                rates: RateLimits {
+                    messages: self.message_rate,
+                    joins: self.join_rate,
+                    new_rooms: self.new_room_rate,
+                    new_rooms_burst: u32::try_from(self.max_rooms / 4).unwrap_or(u32::MAX),
+                },
                 budgets: plan.budgets,
             },
             max_memory,

@@ -20,7 +20,7 @@ use crate::config::{Config, StoreOptions};
 use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
-use crate::rpc::{CHAT_SERVICE, Listener, StreamingService, UnaryLimits, UnaryService, decode_limit};
+use crate::rpc::{CHAT_SERVICE, Listener, Rates, StreamingService, UnaryLimits, UnaryService, decode_limit};
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
 
@@ -189,13 +189,14 @@ impl Server {
         draining: CancellationToken,
     ) -> <UnaryCallLayer as Layer<StreamingService<UnaryLimits<Routes>>>>::Service {
         let observer = Arc::new(self.observer.clone());
-        let unary = UnaryService::new(Arc::clone(&self.hub), observer.clone());
+        let rates = Arc::new(Rates::new(self.config.transport.rates));
+        let unary = UnaryService::new(Arc::clone(&self.hub), Arc::clone(&rates), observer.clone());
         let post_limit = decode_limit(self.config.rules.max_message_chars);
         let chat = ChatServiceServer::new(unary).max_decoding_message_size(post_limit);
         let health = health.max_decoding_message_size(SMALL_REQUEST_BYTES);
         let routes = add_reflection(Routes::new(chat).add_service(health)).prepare();
         let limited = UnaryLimits::new(routes, post_limit, observer.clone());
-        let service = StreamingService::new(limited, Arc::clone(&self.hub), draining, observer);
+        let service = StreamingService::new(limited, Arc::clone(&self.hub), draining, rates, observer);
         self.calls.layer(service)
     }
 }

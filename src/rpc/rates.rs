@@ -1,0 +1,267 @@
+//! Limits how often clients may do something: the generic cell rate algorithm (ITU-T I.371).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::address_limit::network;
+use super::error::RpcError;
+use crate::reason::Reason;
+
+/// How many addresses are remembered at most. Beyond that new addresses are not limited: other limits hold for them, and a
+/// client with many addresses must not lock out everybody else.
+const MAX_ADDRESSES: usize = 65_536;
+
+/// How many seconds' worth of messages a participant may send at once.
+const MESSAGE_BURST_SECONDS: u32 = 10;
+
+/// How many seconds' worth of joins an address may make at once: when a server has restarted, everybody behind a proxy joins
+/// again.
+const JOIN_BURST_SECONDS: u32 = 20;
+
+/// The rates that clients may not exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Messages per second of one participant, or posted without a stream from one address. `None` for no limit.
+    pub messages: Option<u32>,
+    /// JOINs per second from one address.
+    pub joins: u32,
+    /// Rooms per minute that one address may create.
+    pub new_rooms: u32,
+    /// Rooms that one address may create at once.
+    pub new_rooms_burst: u32,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            messages: None,
+            joins: 1_000,
+            new_rooms: 60,
+            new_rooms_burst: 2_500,
+        }
+    }
+}
+
+/// A rate, and how much may happen at once.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    interval: Duration,
+    burst: u32,
+}
+
+impl Rate {
+    fn new(count: u32, per: Duration, burst: u32) -> Self {
+        Self {
+            interval: per / count.max(1),
+            burst: burst.max(1),
+        }
+    }
+}
+
+/// How much of a rate is used up: the theoretical arrival time of the next event.
+#[derive(Debug, Clone, Copy, Default)]
+struct Usage(Option<Instant>);
+
+impl Usage {
+    /// # Errors
+    ///
+    /// The rate is exceeded; it is not if the event comes after this time.
+    fn try_acquire(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
+        let next = self.0.map_or(now, |next| next.max(now)) + rate.interval;
+        let ahead = next - now;
+        let allowed = rate.interval * rate.burst;
+        if ahead > allowed {
+            return Err(ahead - allowed);
+        }
+        self.0 = Some(next);
+        Ok(())
+    }
+}
+
+/// The rate of one participant's messages.
+#[derive(Debug)]
+pub(super) struct MessageRate {
+    rate: Option<Rate>,
+    usage: Usage,
+}
+
+impl MessageRate {
+    /// Counts a message.
+    ///
+    /// # Errors
+    ///
+    /// The participant sends too fast.
+    pub(super) fn try_acquire(&mut self) -> Result<(), RpcError> {
+        self.rate.map_or(Ok(()), |rate| {
+            let acquired = self.usage.try_acquire(rate, Instant::now());
+            acquired.map_err(|delay| {
+                RpcError::new(
+                    Reason::TooFast,
+                    "too many messages in a short time; wait before the next one",
+                )
+                .with_retry_delay(delay)
+            })
+        })
+    }
+}
+
+/// A rate for each address.
+#[derive(Debug)]
+struct AddressRate {
+    rate: Rate,
+    usages: Mutex<HashMap<IpAddr, Usage>>,
+}
+
+impl AddressRate {
+    fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            usages: Mutex::default(),
+        }
+    }
+
+    fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+        // A request that came on no connection shares a limit with others of that kind.
+        let address = network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
+        let now = Instant::now();
+        let mut usages = self.usages.lock();
+        if usages.len() >= MAX_ADDRESSES && !usages.contains_key(&address) {
+            usages.retain(|_, usage| usage.0.is_some_and(|next| next > now));
+            if usages.len() >= MAX_ADDRESSES {
+                return Ok(());
+            }
+        }
+        usages.entry(address).or_default().try_acquire(self.rate, now)
+    }
+}
+
+/// The rates of all clients of a server.
+#[derive(Debug)]
+pub struct Rates {
+    messages: Option<Rate>,
+    posts: Option<AddressRate>,
+    joins: AddressRate,
+    new_rooms: AddressRate,
+}
+
+impl Rates {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(limits: RateLimits) -> Self {
+        let second = Duration::from_secs(1);
+        let messages = limits
+            .messages
+            .map(|count| Rate::new(count, second, count.saturating_mul(MESSAGE_BURST_SECONDS)));
+        Self {
+            messages,
+            posts: messages.map(AddressRate::new),
+            joins: AddressRate::new(Rate::new(
+                limits.joins,
+                second,
+                limits.joins.saturating_mul(JOIN_BURST_SECONDS),
+            )),
+            new_rooms: AddressRate::new(Rate::new(
+                limits.new_rooms,
+                Duration::from_secs(60),
+                limits.new_rooms_burst,
+            )),
+        }
+    }
+
+    /// The rate of a new participant.
+    pub(super) const fn messages(&self) -> MessageRate {
+        MessageRate {
+            rate: self.messages,
+            usage: Usage(None),
+        }
+    }
+
+    /// Counts a JOIN from `address`, and the room that it creates if `is_new_room`.
+    ///
+    /// # Errors
+    ///
+    /// There are too many.
+    pub(super) fn join(&self, address: Option<IpAddr>, is_new_room: bool) -> Result<(), RpcError> {
+        self.joins.try_acquire(address).map_err(|delay| {
+            RpcError::new(
+                Reason::JoinsTooFast,
+                "too many JOINs from your address; wait before the next one",
+            )
+            .with_retry_delay(delay)
+        })?;
+        self.new_room(address, is_new_room)
+    }
+
+    /// Counts a message that is posted without a stream from `address`, and the room that it creates if `is_new_room`.
+    ///
+    /// # Errors
+    ///
+    /// There are too many.
+    pub(super) fn post(&self, address: Option<IpAddr>, is_new_room: bool) -> Result<(), RpcError> {
+        let acquired = self
+            .posts
+            .as_ref()
+            .map_or(Ok(()), |posts| posts.try_acquire(address));
+        acquired.map_err(|delay| {
+            RpcError::new(
+                Reason::TooFast,
+                "too many messages from your address; wait before the next one",
+            )
+            .with_retry_delay(delay)
+        })?;
+        self.new_room(address, is_new_room)
+    }
+
+    fn new_room(&self, address: Option<IpAddr>, is_new_room: bool) -> Result<(), RpcError> {
+        if !is_new_room {
+            return Ok(());
+        }
+        self.new_rooms.try_acquire(address).map_err(|delay| {
+            RpcError::new(
+                Reason::NewRoomsTooFast,
+                "too many new rooms from your address; use an existing room, or wait",
+            )
+            .with_retry_delay(delay)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_allowed_and_then_the_rate() {
+        let rates = Rates::new(RateLimits {
+            joins: 10,
+            ..RateLimits::default()
+        });
+        let one = Some("192.0.2.1".parse().unwrap());
+        let other = Some("192.0.2.2".parse().unwrap());
+        let count = |address| (0..1_000).filter(|_| rates.join(address, false).is_ok()).count();
+        assert_eq!(count(one), 200);
+        assert_eq!(count(other), 200);
+        let error = rates.join(one, false).unwrap_err();
+        assert_eq!(error.retry_delay(), Some(Duration::from_millis(100)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(count(one), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_beyond_the_limit_are_not_remembered() {
+        let rate = AddressRate::new(Rate::new(1, Duration::from_secs(1), 1));
+        let address = |n: u32| Some(IpAddr::from(Ipv4Addr::from_bits(n)));
+        for n in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
+            assert!(rate.try_acquire(address(n)).is_ok());
+        }
+        assert_eq!(rate.usages.lock().len(), MAX_ADDRESSES);
+        assert!(rate.try_acquire(address(7)).is_err());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(rate.try_acquire(address(u32::MAX)).is_ok());
+        assert_eq!(rate.usages.lock().len(), 1);
+    }
+}
