@@ -8,7 +8,12 @@ use super::hpack::{StreamStatus, put_header};
 use crate::codec::ConnectionError;
 use crate::plan::Http2Settings;
 
-/// The initial values of RFC 9113, section 6.5.2.
+/// The settings of RFC 9113, section 6.5.2, and their initial values.
+const HEADER_TABLE_SIZE: u16 = 1;
+const ENABLE_PUSH: u16 = 2;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+const INITIAL_WINDOW_SIZE: u16 = 4;
+const MAX_FRAME_SIZE: u16 = 5;
 const DEFAULT_WINDOW: u32 = 65_535;
 const DEFAULT_FRAME: usize = 16_384;
 /// The longest frame other than DATA, which is parsed only when it is complete.
@@ -86,15 +91,14 @@ impl Http2Connection {
         out.extend_from_slice(PREFACE);
         let settings = [
             // No dynamic table, so decoding a header block needs no state.
-            (1_u16, 0),
-            // No server push.
-            (2, 0),
-            (4, self.settings.stream_window),
-            (5, self.settings.max_frame_size),
+            (HEADER_TABLE_SIZE, 0),
+            (ENABLE_PUSH, 0),
+            (INITIAL_WINDOW_SIZE, self.settings.stream_window),
+            (MAX_FRAME_SIZE, self.settings.max_frame_size),
         ];
         let mut payload = Vec::with_capacity(24);
-        for (stream_id, value) in settings {
-            payload.extend_from_slice(&stream_id.to_be_bytes());
+        for (setting, value) in settings {
+            payload.extend_from_slice(&setting.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
         }
         frame::put(SETTINGS, 0, 0, &payload, out);
@@ -161,14 +165,14 @@ impl Http2Connection {
         if let Some(stream) = self.streams.get_mut(stream) {
             stream.send_window -= spent;
         }
-        let mut pieces = bytes.chunks(self.peer_max_frame_size).peekable();
-        while let Some(piece) = pieces.next() {
-            let flags = if last && pieces.peek().is_none() {
+        let mut chunks = bytes.chunks(self.peer_max_frame_size).peekable();
+        while let Some(chunk) = chunks.next() {
+            let flags = if last && chunks.peek().is_none() {
                 END_STREAM
             } else {
                 0
             };
-            frame::put(DATA, flags, stream_id(stream), piece, out);
+            frame::put(DATA, flags, stream_id(stream), chunk, out);
         }
     }
 
@@ -217,7 +221,7 @@ impl Http2Connection {
                     }
                     self.state = ParseState::Header;
                     if end {
-                        self.end(stream, handler);
+                        self.on_end_stream(stream, handler);
                     }
                 }
             }
@@ -235,7 +239,7 @@ impl Http2Connection {
             )));
         }
         if self.header_block.is_some() && frame.kind != CONTINUATION {
-            return Err(ConnectionError("a header block that is interrupted".to_owned()));
+            return Err(ConnectionError("another frame within a header block".to_owned()));
         }
         if frame.kind == DATA {
             self.count_received(frame, out)?;
@@ -299,7 +303,7 @@ impl Http2Connection {
                 let stream = self.index(frame.stream)?;
                 handler.data(stream, bytes)?;
                 if frame.has(END_STREAM) {
-                    self.end(stream, handler);
+                    self.on_end_stream(stream, handler);
                 }
             }
             HEADERS => {
@@ -323,9 +327,9 @@ impl Http2Connection {
                 self.finish_header_block(frame, handler)?;
             }
             RST_STREAM => {
-                let code = code(payload, 0).ok_or_else(|| malformed("RST_STREAM"))?;
+                let code = read_u32(payload, 0).ok_or_else(|| malformed("RST_STREAM"))?;
                 let stream = self.index(frame.stream)?;
-                self.finish(
+                self.close_stream(
                     stream,
                     Some(format!("RST_STREAM {}", frame::error_name(code))),
                     handler,
@@ -337,7 +341,7 @@ impl Http2Connection {
             }
             PING if !frame.has(ACK) => frame::put(PING, ACK, 0, payload, out),
             GOAWAY => {
-                let code = code(payload, 4).ok_or_else(|| malformed("GOAWAY"))?;
+                let code = read_u32(payload, 4).ok_or_else(|| malformed("GOAWAY"))?;
                 let data = String::from_utf8_lossy(payload.get(8..).unwrap_or_default());
                 let text = format!("GOAWAY {} {}", frame::error_name(code), data.escape_debug());
                 let text = text.trim_end().to_owned();
@@ -373,18 +377,18 @@ impl Http2Connection {
             status.grpc_message = read.grpc_message;
         }
         if first.has(END_STREAM) {
-            self.end(stream, handler);
+            self.on_end_stream(stream, handler);
         }
         Ok(())
     }
 
     /// Handles END_STREAM.
-    fn end(&mut self, stream: usize, handler: &mut impl StreamHandler) {
+    fn on_end_stream(&mut self, stream: usize, handler: &mut impl StreamHandler) {
         let why = self.streams.get(stream).and_then(|stream| stream.status.error());
-        self.finish(stream, why, handler);
+        self.close_stream(stream, why, handler);
     }
 
-    fn finish(&mut self, index: usize, why: Option<String>, handler: &mut impl StreamHandler) {
+    fn close_stream(&mut self, index: usize, why: Option<String>, handler: &mut impl StreamHandler) {
         // A server may reset a stream that it has ended, because it does not read the rest of the request.
         if let Some(stream) = self.streams.get_mut(index)
             && !std::mem::replace(&mut stream.ended, true)
@@ -401,15 +405,15 @@ impl Http2Connection {
         for &[a, b, c, d, e, f] in entries {
             let value = u32::from_be_bytes([c, d, e, f]);
             match u16::from_be_bytes([a, b]) {
-                3 => self.peer_max_streams = value,
-                4 => {
+                MAX_CONCURRENT_STREAMS => self.peer_max_streams = value,
+                INITIAL_WINDOW_SIZE => {
                     let change = i64::from(value) - i64::from(self.peer_initial_window);
                     self.peer_initial_window = value;
                     self.streams
                         .iter_mut()
                         .for_each(|stream| stream.send_window += change);
                 }
-                5 => {
+                MAX_FRAME_SIZE => {
                     let largest = usize::try_from(value).unwrap_or(DEFAULT_FRAME);
                     self.peer_max_frame_size = largest.max(DEFAULT_FRAME);
                 }
@@ -421,7 +425,7 @@ impl Http2Connection {
     }
 
     fn apply_window_update(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ConnectionError> {
-        let more = code(payload, 0).ok_or_else(|| malformed("WINDOW_UPDATE"))? & 0x7FFF_FFFF;
+        let more = read_u32(payload, 0).ok_or_else(|| malformed("WINDOW_UPDATE"))? & 0x7FFF_FFFF;
         if frame.stream == 0 {
             self.send_window += i64::from(more);
         } else {
@@ -457,7 +461,7 @@ fn put_window(stream: u32, more: u32, out: &mut Vec<u8>) {
     }
 }
 
-fn code(payload: &[u8], at: usize) -> Option<u32> {
+fn read_u32(payload: &[u8], at: usize) -> Option<u32> {
     payload
         .get(at..)?
         .first_chunk()
@@ -465,5 +469,5 @@ fn code(payload: &[u8], at: usize) -> Option<u32> {
 }
 
 fn malformed(frame: &str) -> ConnectionError {
-    ConnectionError(format!("a {frame} frame that is malformed"))
+    ConnectionError(format!("a malformed {frame} frame"))
 }
