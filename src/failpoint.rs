@@ -6,11 +6,12 @@
 //!
 //! - `POINT=kill:N` aborts the process when it reaches the point for the N-th time. The points, in the order in which a
 //!   batch reaches them: `before-append` (decided, not stored), `before-write`, `before-sync` (written, not synced),
-//!   `after-sync`, `after-append` (stored, not published), `after-publish` (visible to the first subscriber).
+//!   `after-sync`, `after-append` (stored, not published), `after-publish` (visible to the first subscriber). The steps at
+//!   which a segment is created, sealed, rewritten and removed are points too.
 //! - `before-sync=fail:N` makes the N-th sync return an I/O error.
 //! - `slow-sync=on` delays every sync by 50 ms.
-//! - `FAULT=on` breaks a guarantee: `skip-append` publishes without storing, `skip-sync` neither syncs nor records the high
-//!   watermark, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
+//! - `FAULT=on` breaks a guarantee: `skip-append` publishes without storing, `skip-sync` writes to segments
+//!   that a crash removes, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
 //!   `swap-requests` handles two messages of one sender in the wrong order.
 
 use std::collections::HashMap;
@@ -22,13 +23,21 @@ pub(crate) const ENABLED: bool = cfg!(feature = "failpoints");
 
 const VARIABLE: &str = "CHITCHAT_FAILPOINTS";
 
-const POINTS: [&str; 6] = [
+const POINTS: [&str; 14] = [
     "before-append",
     "before-write",
     "before-sync",
     "after-sync",
     "after-append",
     "after-publish",
+    "segment-created",
+    "segment-synced",
+    "segment-renamed",
+    "seal-written",
+    "seal-synced",
+    "rewrite-written",
+    "rewrite-renamed",
+    "rewrite-unlink",
 ];
 
 const FAULTS: [&str; 6] = [

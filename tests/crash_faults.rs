@@ -4,8 +4,10 @@
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use chitchat::proto::SendMessageRequest;
 use chitchat_verify::crash_harness::{Run, ServerFixture, ServerProcess, TIMEOUT, seed};
 use chitchat_verify::{History, Invariant, check};
 use rand::rngs::StdRng;
@@ -222,4 +224,99 @@ async fn forgotten_message_ids_are_detected() {
     run.wait_for_reconnects(&streams).await;
     run.wait_for_acknowledgements().await;
     assert_eq!(violations(&run.finish().await), [Invariant::Integrity]);
+}
+
+/// Sends long messages to a server until it is killed at `failpoints`. Returns the sequences of the acknowledged ones by
+/// message id.
+async fn send_until_killed(fixture: &ServerFixture, failpoints: &str, from: u64) -> BTreeMap<String, u64> {
+    // The compactor may reach the point before the server listens.
+    let Ok(mut server) = block_in_place(|| fixture.try_start()) else {
+        return BTreeMap::new();
+    };
+    let mut senders = tokio::task::JoinSet::new();
+    for sender in 0..8 {
+        let mut client = Run::new(fixture.address, 1).connect().await;
+        senders.spawn(async move {
+            let mut acknowledged = Vec::new();
+            for n in from.. {
+                let request = SendMessageRequest {
+                    room: "tea".into(),
+                    client_name: format!("Ada{sender}"),
+                    msg: "x".repeat(1_900),
+                    message_id: format!("{sender}-{n}"),
+                    ..SendMessageRequest::default()
+                };
+                let message_id = request.message_id.clone();
+                match client.send_message(request).await {
+                    Ok(response) => {
+                        let broadcast = response.into_inner().broadcast.unwrap();
+                        acknowledged.push((message_id, broadcast.sequence));
+                    }
+                    Err(_) => break,
+                }
+            }
+            acknowledged
+        });
+    }
+    let deadline = Instant::now() + TIMEOUT;
+    while !server.has_exited() {
+        assert!(Instant::now() < deadline, "{failpoints} is not reached");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let exit = block_in_place(|| server.wait_for_exit());
+    assert_eq!(exit.code, None, "{exit:?}");
+    senders.join_all().await.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_step_of_a_segments_life_loses_nothing() {
+    // Segments of 1 MiB, of which two are retained.
+    let options = ["--retain-total-bytes", "2MiB", "--durability", "os"];
+    let mut fixture = ServerFixture::new(CHITCHAT, &options);
+    let points = [
+        "segment-created",
+        "segment-synced",
+        "segment-renamed",
+        "seal-written",
+        "seal-synced",
+        "rewrite-written",
+        "rewrite-renamed",
+        "rewrite-unlink",
+    ];
+    let mut acknowledged = BTreeMap::new();
+    let mut from = 0;
+    for point in points {
+        for passage in [2, 3] {
+            let failpoints = format!("{point}=kill:{passage}");
+            fixture.set_failpoints(&failpoints);
+            acknowledged.append(&mut send_until_killed(&fixture, &failpoints, from).await);
+            from += 1_000_000;
+            fixture.set_failpoints("");
+            let server = start(&fixture);
+            let (log, _) = Run::new(fixture.address, 1).log().await;
+            block_in_place(|| server.kill());
+            let sequences: Vec<u64> = log.iter().map(|message| message.sequence).collect();
+            let (first, last) = (sequences[0], sequences[sequences.len() - 1]);
+            assert!(
+                sequences.iter().copied().eq(first..=last),
+                "{failpoints}: there is a gap"
+            );
+            for (message_id, sequence) in acknowledged.iter().filter(|(_, sequence)| **sequence >= first) {
+                let stored = sequence
+                    .checked_sub(first)
+                    .and_then(|index| log.get(index as usize));
+                let stored = stored.map(|message| message.message_id.as_str());
+                assert_eq!(
+                    stored,
+                    Some(message_id.as_str()),
+                    "{failpoints}: event {sequence}"
+                );
+            }
+            assert!(
+                log.len() > 100,
+                "{failpoints}: only {} events are retained",
+                log.len()
+            );
+        }
+    }
 }

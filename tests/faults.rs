@@ -107,21 +107,20 @@ fn a_directory_that_cannot_be_written_is_refused() {
 }
 
 #[test]
-fn a_directory_of_a_newer_version_is_refused() {
+fn a_directory_of_another_version_is_refused() {
     let fixture = ServerFixture::new(CHITCHAT, &[]);
     fixture.start().stop();
-    std::fs::write(fixture.data_dir.join("FORMAT"), "chitchat 2\n").unwrap();
-    let before = DirectorySnapshot::take(&fixture.data_dir);
-    assert_refused(
-        &fixture,
-        IO,
-        &["\"chitchat 2\"", "this version knows \"chitchat 1\""],
-    );
-    assert_eq!(
-        before.files,
-        DirectorySnapshot::take(&fixture.data_dir).files,
-        "no file has changed"
-    );
+    for format in ["chitchat 1", "chitchat 3"] {
+        std::fs::write(fixture.data_dir.join("FORMAT"), format!("{format}\n")).unwrap();
+        let before = DirectorySnapshot::take(&fixture.data_dir);
+        let found = format!("{format:?}");
+        assert_refused(&fixture, IO, &[&found, "this version knows \"chitchat 2\""]);
+        assert_eq!(
+            before.files,
+            DirectorySnapshot::take(&fixture.data_dir).files,
+            "no file has changed"
+        );
+    }
 }
 
 #[test]
@@ -141,7 +140,7 @@ fn a_directory_in_use_is_refused() {
 enum Outcome {
     /// The log is complete.
     Complete,
-    /// The server did not start, and said why.
+    /// The server did not start, and said why; or it started, and answers that the log is damaged.
     Refused,
 }
 
@@ -154,9 +153,8 @@ async fn start_damaged(
     match block_in_place(|| fixture.try_start()) {
         Err(exit) => {
             let is_code = exit.code == Some(IO) || exit.code == Some(DATA);
-            // A panic of the database prints lines before that.
-            let line = exit.lines.last().filter(|line| line.starts_with("chitchat: "));
-            if let Some(line) = line.filter(|_| is_code) {
+            let line = exit.lines.first().filter(|line| line.starts_with("chitchat: "));
+            if let Some(line) = line.filter(|_| is_code && exit.lines.len() == 1) {
                 println!("{how}: {line}");
                 Ok(Outcome::Refused)
             } else {
@@ -165,8 +163,15 @@ async fn start_damaged(
         }
         Ok(server) => {
             let run = Run::new(fixture.address, 0);
-            let (found, _) = run.log().await;
+            let read = run.try_log().await;
             block_in_place(|| server.kill());
+            let found = match read {
+                Ok((found, _)) => found,
+                Err(status) => {
+                    println!("{how}: {status}");
+                    return Ok(Outcome::Refused);
+                }
+            };
             if found.len() == log.len() && found.iter().zip(log).all(|(a, b)| a == b) {
                 Ok(Outcome::Complete)
             } else {
@@ -237,14 +242,14 @@ impl<'a> DamageTest<'a> {
         }
     }
 
-    /// The bytes of a file of the database, without zeros at its end.
+    /// The bytes of a file, without zeros at its end.
     fn bytes(&self, name: &str) -> &[u8] {
         let path = self.fixture.data_dir.join(name);
         let file = self.undamaged.files.iter().find(|(file, ..)| *file == path);
         &file.unwrap().1
     }
 
-    /// The files of the database that are not empty.
+    /// The segments of the log.
     fn files(&self) -> Vec<String> {
         let files = self
             .undamaged
@@ -258,7 +263,7 @@ impl<'a> DamageTest<'a> {
                     .display()
                     .to_string()
             })
-            .filter(|name| name.starts_with("db/"))
+            .filter(|name| name.starts_with("log/"))
             .collect()
     }
 
@@ -303,56 +308,52 @@ impl<'a> DamageTest<'a> {
     }
 }
 
-const JOURNAL: &str = "db/0.jnl";
+const SEGMENT: &str = "log/0000000001.log";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_database_is_never_silently_incomplete() {
+async fn a_damaged_log_is_never_silently_incomplete() {
     let fixture = ServerFixture::new(CHITCHAT, &[]);
     let log = fill(&fixture, 60, 200).await;
     let mut test = DamageTest::new(&fixture, &log);
-    for name in test.files() {
-        let tries = if name == JOURNAL { 12 } else { 3 };
-        test.damage_at_random(&name, tries).await;
-    }
-    // Flip a bit in each byte of a batch header and of the trailer before it: these have no checksum.
-    let journal = test.bytes(JOURNAL);
-    let (message_id, trailer) = (b"m30", b"FJL\x03");
-    let text = journal.windows(3).position(|bytes| bytes == message_id).unwrap();
-    let begin = journal[..text]
-        .windows(4)
-        .rposition(|bytes| bytes == trailer)
-        .unwrap();
-    for at in begin - 9..begin + 48 {
-        test.damage(JOURNAL, Damage::Flip(at, u8::try_from(at % 8).unwrap()))
+    assert_eq!(test.files(), [SEGMENT]);
+    test.damage_at_random(SEGMENT, 20).await;
+    test.damage_at_random("watermark", 3).await;
+    // Flip a bit in each byte of an entry's header.
+    let segment = test.bytes(SEGMENT);
+    let text = segment.windows(3).position(|bytes| bytes == b"m30").unwrap();
+    let begin = (0..text)
+        .rev()
+        .find(|at| at % 8 == 0 && segment[at + 8] == 1 && segment[at + 10..at + 12] == [0, 0]);
+    let begin = begin.unwrap();
+    for at in begin..begin + 40 {
+        test.damage(SEGMENT, Damage::Flip(at, u8::try_from(at % 8).unwrap()))
             .await;
     }
-    // A truncation between two batches leaves no torn tail.
-    test.damage(JOURNAL, Damage::Truncate(begin + 4)).await;
-    // Neither does an empty journal.
-    test.damage(JOURNAL, Damage::Truncate(0)).await;
+    // A truncation between two entries leaves no torn tail, and neither does an empty file.
+    test.damage(SEGMENT, Damage::Truncate(begin)).await;
+    test.damage(SEGMENT, Damage::Truncate(0)).await;
     test.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_table_is_never_silently_wrong() {
-    let fixture = ServerFixture::new(CHITCHAT, &["--max-message-chars", "100000"]);
+async fn a_damaged_sealed_segment_is_never_silently_wrong() {
+    let options = ["--max-message-chars", "100000", "--retain-total-bytes", "256MiB"];
+    let fixture = ServerFixture::new(CHITCHAT, &options);
     let log = fill(&fixture, 200, 90_000).await;
     let mut test = DamageTest::new(&fixture, &log);
-    let tables = test
-        .files()
-        .into_iter()
-        .filter(|name| name.contains("/tables/") || name == JOURNAL);
-    let tables: Vec<String> = tables.collect();
-    assert!(tables.len() > 1, "there are no tables: {tables:?}");
-    for name in tables {
-        test.damage_at_random(&name, 3).await;
+    let segments = test.files();
+    assert!(segments.len() > 3, "there are no sealed segments: {segments:?}");
+    for name in segments {
+        test.damage_at_random(&name, 6).await;
     }
     test.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_ends_the_server_and_violates_no_invariant() {
-    let mut fixture = ServerFixture::new(CHITCHAT, &["--resume-grace", "10m"]);
+    // With segments of 1 MiB.
+    let options = ["--resume-grace", "10m", "--retain-total-bytes", "64MiB"];
+    let mut fixture = ServerFixture::new(CHITCHAT, &options);
     let Some(disk) = Disk::mount(fixture.path("disk"), "size=32m") else {
         return;
     };

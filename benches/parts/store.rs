@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use chitchat::domain::Sequence;
 use chitchat::store::{
-    Append, DiskOptions, DiskStore, Durability, LogId, MemoryStore, Record, Retention, Store, read_page,
+    Append, DiskOptions, DiskStore, Durability, LogId, MemoryStore, Observer, Record, Retention, RoomStatus,
+    Store, read_page,
 };
 use criterion::{Criterion, Throughput};
 use tempfile::TempDir;
@@ -30,6 +31,7 @@ impl Writer {
         let next = Record {
             first: Sequence::new(1),
             events,
+            at: NOW,
             resumable: Vec::new(),
             frames: frames(usize::try_from(events).expect("a record is small")).0,
         };
@@ -49,6 +51,7 @@ impl Writer {
         let append = Append {
             records: vec![record],
             snapshot: None,
+            status: RoomStatus::default(),
         };
         self.runtime
             .block_on(self.store.append(self.log, append))
@@ -61,6 +64,14 @@ fn directory() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("the directory can be created")
 }
 
+struct NoObserver;
+
+impl Observer for NoObserver {
+    fn committed(&self, _: Duration) {}
+    fn rewritten(&self, _: u64, _: Duration) {}
+    fn waited(&self) {}
+}
+
 fn open(path: &Path, durability: Durability) -> DiskStore {
     let options = DiskOptions {
         durability,
@@ -68,7 +79,7 @@ fn open(path: &Path, durability: Durability) -> DiskStore {
         max_rooms: 1,
         accept_loss: false,
     };
-    DiskStore::open(path, options, Arc::new(|_| {})).expect("the store can be opened")
+    DiskStore::open(path, options, Arc::new(NoObserver)).expect("the store can be opened")
 }
 
 pub(crate) fn bench(criterion: &mut Criterion) {

@@ -10,7 +10,7 @@ use super::handle::{Member, Reply};
 use super::observer::MessageTrace;
 use super::reader::Reader;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
-use crate::domain::{Attachment, Epoch, Event, LamportTime, RoomName, Sequence};
+use crate::domain::{Attachment, Epoch, Event, LamportTime, RoomName, Sequence, WallTime};
 use crate::failpoint;
 use crate::proto::EventType;
 use crate::store::{Record, frames};
@@ -39,6 +39,8 @@ pub(super) struct Chunk {
     pub(super) traces: Vec<Box<dyn MessageTrace>>,
     first: Sequence,
     events: u32,
+    /// When the newest event was accepted.
+    at: WallTime,
     /// The indexes of the JOINs of resumable participants.
     resumable: Vec<u32>,
     /// Kind and time of each event.
@@ -102,6 +104,7 @@ impl Batch {
         }
         chunk.events += 1;
         chunk.kinds.push(((&event.kind).into(), event.time));
+        chunk.at = event.at;
         chunk.traces.extend(trace);
         // Consecutive events are published together. The first of them is the oldest.
         if let Some(Effect::Publish { len, events, .. }) = chunk.effects.last_mut() {
@@ -140,6 +143,7 @@ impl Chunk {
         (self.events > 0).then(|| Record {
             first: self.first,
             events: self.events,
+            at: self.at,
             resumable: self.resumable.clone(),
             frames: self.bytes.clone(),
         })

@@ -43,7 +43,7 @@ pub(super) fn read_history(
     limit: u32,
     max_bytes: usize,
 ) -> Result<HistoryPage, HubError> {
-    let log = store.find(&room)?.ok_or(HubError::NoRoom(room))?;
+    let log = store.find(&room).ok_or(HubError::NoRoom(room))?;
     let bounds = store.bounds(log.id)?;
     let limit = u64::from(limit);
     // Earlier events are no longer retained. The page leaves them out, and its bounds say so.
@@ -75,14 +75,9 @@ pub(super) fn list_rooms(
     after: Option<&RoomName>,
     limit: usize,
 ) -> Result<Vec<RoomSummary>, HubError> {
-    let names = store.rooms()?;
-    let names = names
-        .into_iter()
-        .filter(|name| after.is_none_or(|after| name > after))
-        .take(limit);
     let mut summaries = Vec::new();
-    for room in names {
-        let Some(log) = store.find(&room)? else { continue };
+    for room in store.rooms(after, limit) {
+        let Some(log) = store.find(&room) else { continue };
         let bounds = store.bounds(log.id)?;
         let (time, participants) = registry.get(&room).map_or((0, 0), |room| room.stats());
         let newest = read_page(store, log.id, bounds.last.previous(), bounds.last, 1)?;

@@ -60,7 +60,6 @@ mod room_sessions;
 mod session_token;
 mod snapshot_schedule;
 
-use std::cmp::Reverse;
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
@@ -92,9 +91,19 @@ pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
 
-/// How many rooms without participants are loaded at start, those with the most events first, so that the first message in
-/// a busy room is as fast as any other. They are unloaded when they have been idle.
-const PRELOADED_ROOMS: usize = 16;
+/// How often unused rooms are looked for.
+const END_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The maximum number of unused rooms that end at a time.
+const MAX_ENDED_ROOMS: usize = 1_000;
+
+/// What the task of a room does first.
+enum Start {
+    Load,
+    Recovered(Box<Result<Recovered, StoreError>>),
+    /// Ends the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
+    End,
+}
 
 /// The rooms of a store.
 ///
@@ -154,39 +163,35 @@ impl Hub {
         self.cause.get()
     }
 
-    /// Replays every log in the store, and starts the rooms that had participants when the server stopped and the busiest
-    /// of the others. Returns the number of rooms and of their events.
-    ///
-    /// Blocks on the disk. Must be called within a Tokio runtime, on a thread that may block.
-    ///
-    /// # Errors
-    ///
-    /// A log is damaged, or the store cannot be read.
-    pub(crate) fn recover(self: &Arc<Self>) -> Result<(usize, u64), StoreError> {
-        let store = &*self.context.store;
-        let names = store.rooms()?;
-        let mut events = 0;
-        let mut occupied: Vec<(&RoomName, Recovered)> = Vec::new();
-        let mut busiest: Vec<(&RoomName, Recovered)> = Vec::new();
-        for name in &names {
-            let recovered = recovery::recover(store, self.rules, name, wall_time())?;
-            events += recovered.room.last().get();
-            if recovered.room.participants().is_empty() {
-                busiest.push((name, recovered));
-                busiest.sort_by_key(|(_, recovered)| Reverse(recovered.room.last()));
-                busiest.truncate(PRELOADED_ROOMS);
-            } else {
-                occupied.push((name, recovered));
+    /// Starts loading the rooms that have work to do although nobody asks for them: their lost participants leave after the
+    /// grace period, and their newest events get a snapshot. Must be called within a Tokio runtime.
+    pub(crate) fn recover(self: &Arc<Self>) {
+        let hub = Arc::clone(self);
+        self.actors.spawn(async move {
+            // One after the other, so that rooms that are asked for do not wait for the disk.
+            for name in hub.context.store.unfinished() {
+                let Ok(Lookup::Inserted(room)) = hub.registry.get_or_insert(&name) else {
+                    continue;
+                };
+                let recovered = hub.recover_room(&room).await;
+                hub.spawn_actor(room, Start::Recovered(Box::new(recovered)));
+            }
+        });
+    }
+
+    /// Ends the logs of rooms that nobody needs any more, so that their places are free, again and again. Never completes; can
+    /// be dropped at any time.
+    pub(crate) async fn end_unused_rooms(self: &Arc<Self>) {
+        let mut interval = tokio::time::interval(END_INTERVAL);
+        loop {
+            interval.tick().await;
+            for name in self.context.store.unused(wall_time(), MAX_ENDED_ROOMS) {
+                // A room that is running is in use.
+                if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(&name) {
+                    self.spawn_actor(room, Start::End);
+                }
             }
         }
-        // A room that starts also starts its grace periods. Clients can resume only when the last log is replayed, so no
-        // room starts before that.
-        for (name, recovered) in occupied.into_iter().chain(busiest) {
-            if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(name) {
-                self.spawn_actor(room, Some(recovered));
-            }
-        }
-        Ok((names.len(), events))
     }
 
     /// Joins a room, which is created if it does not exist, or resumes a session. The JOIN was decoded at `received_at`.
@@ -316,7 +321,7 @@ impl Hub {
         room: &RoomName,
         command: impl FnOnce() -> Command,
     ) -> Option<(Rejection, LamportTime)> {
-        if self.context.store.exists(room) {
+        if self.has_room(room) {
             return None;
         }
         match Room::new(self.rules).apply(command(), wall_time()) {
@@ -327,7 +332,7 @@ impl Hub {
 
     /// Whether the room exists, so that joining it or posting to it does not create it.
     pub(crate) fn has_room(&self, room: &RoomName) -> bool {
-        self.context.store.exists(room)
+        self.context.store.find(room).is_some()
     }
 
     fn check_exists(&self, room: &RoomName) -> Result<(), HubError> {
@@ -343,31 +348,46 @@ impl Hub {
         match self.registry.get_or_insert(name)? {
             Lookup::Running(room) => Ok(room),
             Lookup::Inserted(room) => {
-                self.spawn_actor(Arc::clone(&room), None);
+                self.spawn_actor(Arc::clone(&room), Start::Load);
                 Ok(room)
             }
         }
     }
 
     /// Spawns the actor of a room that is registered.
-    fn spawn_actor(self: &Arc<Self>, room: Arc<RoomHandle>, recovered: Option<Recovered>) {
+    fn spawn_actor(self: &Arc<Self>, room: Arc<RoomHandle>, start: Start) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
-            let recovered = match recovered {
-                Some(recovered) => Ok(recovered),
-                None => hub.recover_room(&room).await,
+            let recovered = match start {
+                Start::Recovered(recovered) => Some(*recovered),
+                Start::Load => Some(hub.recover_room(&room).await),
+                Start::End => match hub.end_unused(&room.name).await {
+                    Err(error) => Some(Err(error)),
+                    Ok(()) if room.mailbox.close_if_empty() => None,
+                    Ok(()) => Some(hub.recover_room(&room).await),
+                },
             };
             match recovered {
-                Ok(recovered) => {
+                None => {}
+                Some(Ok(recovered)) => {
                     let actor = RoomActor::new(recovered, hub.context.clone(), Arc::clone(&room));
                     if let Err(error) = actor.run().await {
                         hub.fail(error);
                     }
                 }
-                Err(error) => hub.on_recovery_failed(&room, error),
+                Some(Err(error)) => hub.on_recovery_failed(&room, error),
             }
             hub.registry.remove(&room);
         });
+    }
+
+    /// Ends the log of a room unless it is needed. The room must be registered, so that nobody else uses the log.
+    async fn end_unused(&self, room: &RoomName) -> Result<(), StoreError> {
+        let store = &self.context.store;
+        match store.find(room) {
+            Some(log) if store.is_unused(log.id, wall_time()) => store.end(log.id).await,
+            _ => Ok(()),
+        }
     }
 
     async fn recover_room(&self, room: &RoomHandle) -> Result<Recovered, StoreError> {

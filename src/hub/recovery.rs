@@ -15,7 +15,7 @@ pub(super) struct Recovered {
     /// The last event that the newest snapshot covers.
     pub(super) snapshot_sequence: Sequence,
     /// The bytes of the events after it.
-    pub(super) bytes_since_snapshot: usize,
+    pub(super) bytes_since_snapshot: u64,
 }
 
 /// Recovers a room from its newest snapshot and the events after it, and verifies that none of the events that it reads is
@@ -31,7 +31,11 @@ pub(super) fn recover(
     at: WallTime,
 ) -> Result<Recovered, StoreError> {
     let log = store.open(name, at)?;
-    let snapshot = log.snapshot.as_deref().map(decode_snapshot).transpose()?;
+    let snapshot = store
+        .snapshot(log.id)?
+        .as_deref()
+        .map(decode_snapshot)
+        .transpose()?;
     let snapshot_sequence = snapshot.as_ref().map_or(Sequence::ZERO, |snapshot| snapshot.last);
     let room = snapshot.map_or_else(|| Room::new(rules), |snapshot| Room::restore(rules, snapshot));
     let recovery = Recovery {
@@ -61,7 +65,7 @@ struct Recovery<'a> {
 
 impl Recovery<'_> {
     /// Replays the log to its end. Returns the room, and the bytes of the events that the snapshot does not cover.
-    fn run(mut self) -> Result<(Room, usize), StoreError> {
+    fn run(mut self) -> Result<(Room, u64), StoreError> {
         let mut bytes_since_snapshot = 0;
         let mut after = self.start()?;
         loop {
@@ -76,7 +80,7 @@ impl Recovery<'_> {
                 self.replay(&record)?;
                 after = record.last();
                 if after > self.snapshot_sequence {
-                    bytes_since_snapshot += record.frames.len();
+                    bytes_since_snapshot += record.frames.len() as u64;
                 }
             }
         }

@@ -26,7 +26,7 @@ use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use crate::domain::{Attachment, Room, Sequence};
 use crate::failpoint;
-use crate::store::{Append, LogId, StoreError, encode_snapshot};
+use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 
 /// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -205,10 +205,19 @@ impl RoomActor {
             (bytes + record.frames.len(), events + record.events)
         });
         self.snapshots.on_stored(bytes);
-        let is_due = self.snapshots.is_due(self.room()) || self.room().needs_snapshot();
+        let is_due = self
+            .snapshots
+            .is_due(self.room(), self.context.store.snapshot_interval())
+            || self.room().needs_snapshot();
         let snapshot = is_due.then(|| self.take_snapshot());
         let submitted_at = std::time::Instant::now();
-        self.append(Append { records, snapshot }).await?;
+        let status = self.status();
+        self.append(Append {
+            records,
+            snapshot,
+            status,
+        })
+        .await?;
         let batch = StoredBatch {
             submitted_at,
             durable_at: std::time::Instant::now(),
@@ -236,7 +245,14 @@ impl RoomActor {
         Ok(())
     }
 
-    fn take_snapshot(&mut self) -> Bytes {
+    fn status(&self) -> RoomStatus {
+        RoomStatus {
+            is_occupied: !self.room().participants().is_empty(),
+            has_messages: self.room().has_messages(),
+        }
+    }
+
+    fn take_snapshot(&mut self) -> EncodedSnapshot {
         self.snapshots.on_snapshot(self.sessions.room());
         encode_snapshot(&self.sessions.take_snapshot())
     }
@@ -259,12 +275,12 @@ impl RoomActor {
     }
 
     async fn store_snapshot(&mut self) -> Result<(), StoreError> {
-        let snapshot = Some(self.take_snapshot());
-        let records = Vec::new();
-        self.context
-            .store
-            .append(self.log, Append { records, snapshot })
-            .await
+        let append = Append {
+            records: Vec::new(),
+            snapshot: Some(self.take_snapshot()),
+            status: self.status(),
+        };
+        self.context.store.append(self.log, append).await
     }
 
     /// Publishes a durable chunk to the feed, then answers the requests that it contains.

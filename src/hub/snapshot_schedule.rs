@@ -10,16 +10,15 @@ use crate::domain::{Room, Sequence};
 /// is more, because a snapshot lists them all.
 const SNAPSHOT_EVERY_EVENTS: u64 = 10_000;
 
-/// A snapshot is also due when the log has grown by this many bytes: events that no snapshot covers are retained regardless
-/// of the retention limits.
-const SNAPSHOT_EVERY_BYTES: usize = 8 << 20;
+/// Roughly the size of a participant in a snapshot, times four.
+const PARTICIPANT_BYTES: u64 = 256;
 
 /// Decides when a room's next snapshot is due.
 pub(super) struct SnapshotSchedule {
     /// The last event that the newest snapshot covers.
     snapshot_sequence: Sequence,
     /// The bytes stored since.
-    bytes: usize,
+    bytes: u64,
     /// When the newest snapshot was taken, or the room was loaded.
     taken_at: Instant,
     /// The maximum age of the newest snapshot while it is not current; `None` for no limit.
@@ -29,7 +28,7 @@ pub(super) struct SnapshotSchedule {
 impl SnapshotSchedule {
     /// Continues after a snapshot of the events up to `snapshot_sequence`, since which `bytes` were stored. The maximum age
     /// of a snapshot is a quarter of that of events.
-    pub(super) fn new(snapshot_sequence: Sequence, bytes: usize, retain_age: Option<Duration>) -> Self {
+    pub(super) fn new(snapshot_sequence: Sequence, bytes: u64, retain_age: Option<Duration>) -> Self {
         Self {
             snapshot_sequence,
             bytes,
@@ -39,7 +38,7 @@ impl SnapshotSchedule {
     }
 
     pub(super) const fn on_stored(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes = self.bytes.saturating_add(bytes as u64);
     }
 
     pub(super) fn on_snapshot(&mut self, room: &Room) {
@@ -48,11 +47,16 @@ impl SnapshotSchedule {
         self.taken_at = Instant::now();
     }
 
-    /// Whether a snapshot is due, given that the newest one is not current.
-    pub(super) fn is_due(&self, room: &Room) -> bool {
+    /// Whether a snapshot is due, given that the newest one is not current. `interval` is the store's
+    /// [`snapshot_interval`](crate::store::Store::snapshot_interval): events that no snapshot covers are retained regardless of
+    /// the retention limits.
+    pub(super) fn is_due(&self, room: &Room, interval: u64) -> bool {
         let events = room.last().get().saturating_sub(self.snapshot_sequence.get());
-        let due_events = SNAPSHOT_EVERY_EVENTS.max(room.participants().len() as u64);
-        events >= due_events || self.bytes >= SNAPSHOT_EVERY_BYTES || self.is_old()
+        let participants = room.participants().len() as u64;
+        let due_events = SNAPSHOT_EVERY_EVENTS.max(participants);
+        // A snapshot must not cost more than what it allows to remove.
+        let due_bytes = interval.max(participants * PARTICIPANT_BYTES);
+        events >= due_events || self.bytes >= due_bytes || self.is_old()
     }
 
     /// Whether the newest snapshot is too old, unless it is current.
@@ -70,6 +74,8 @@ impl SnapshotSchedule {
 mod tests {
     use super::*;
     use crate::domain::{Command, Join, Name, Rules, Timestamp, WallTime};
+
+    const INTERVAL: u64 = 1 << 20;
 
     fn room_with_one_event() -> Room {
         let mut room = Room::new(Rules::default());
@@ -89,23 +95,23 @@ mod tests {
     async fn a_snapshot_is_due_when_much_was_stored_or_it_is_old() {
         let room = room_with_one_event();
         let age = Some(Duration::from_secs(400));
-        let mut schedule = SnapshotSchedule::new(Sequence::ZERO, SNAPSHOT_EVERY_BYTES - 2, age);
+        let mut schedule = SnapshotSchedule::new(Sequence::ZERO, INTERVAL - 2, age);
         schedule.on_stored(1);
-        assert!(!schedule.is_due(&room) && !schedule.is_current(&room));
+        assert!(!schedule.is_due(&room, INTERVAL) && !schedule.is_current(&room));
         schedule.on_stored(1);
-        assert!(schedule.is_due(&room));
+        assert!(schedule.is_due(&room, INTERVAL));
         schedule.on_snapshot(&room);
-        assert!(!schedule.is_due(&room) && schedule.is_current(&room));
+        assert!(!schedule.is_due(&room, INTERVAL) && schedule.is_current(&room));
         tokio::time::advance(Duration::from_secs(99)).await;
-        assert!(!schedule.is_due(&room));
+        assert!(!schedule.is_due(&room, INTERVAL));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(schedule.is_due(&room));
+        assert!(schedule.is_due(&room, INTERVAL));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_snapshot_is_never_too_old_without_a_limit_on_age() {
         let schedule = SnapshotSchedule::new(Sequence::ZERO, 0, None);
         tokio::time::advance(Duration::from_secs(1 << 30)).await;
-        assert!(!schedule.is_due(&room_with_one_event()));
+        assert!(!schedule.is_due(&room_with_one_event(), INTERVAL));
     }
 }

@@ -5,14 +5,15 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use super::super::directory::HighWatermark;
+use super::super::segment::segment_path;
 use super::tests::{
-    DataDir, OPTIONS, append, assert_says, open, open_tea, record, room, sequences, snapshot,
+    DataDir, OPTIONS, STATUS, append, assert_says, long_record, open, open_room, open_tea, record, room,
+    segments, sequences, snapshot,
 };
 use super::*;
-use crate::domain::WallTime;
 
-/// Returns the content of all files in a directory by relative path, `None` for directories. Journals are returned without
-/// their preallocated zeros.
+/// Returns the content of all files in a directory by relative path, `None` for directories. Zeros at the end are left out.
 fn entries(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut directories = vec![path.to_path_buf()];
@@ -26,31 +27,56 @@ fn entries(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
                 continue;
             }
             let mut bytes = fs::read(&entry).unwrap();
-            if name.extension().is_some_and(|extension| extension == "jnl") {
-                bytes.truncate(
-                    bytes
-                        .iter()
-                        .rposition(|byte| *byte != 0)
-                        .map_or(0, |last| last + 1),
-                );
-            }
+            bytes.truncate(
+                bytes
+                    .iter()
+                    .rposition(|byte| *byte != 0)
+                    .map_or(0, |last| last + 1),
+            );
             found.insert(name, Some(bytes));
         }
     }
     found
 }
 
-/// Returns the content of the first journal of the store at `path`.
-fn journal(path: &Path) -> Vec<u8> {
-    entries(path).remove(Path::new("db/0.jnl")).flatten().unwrap()
+fn segment(data: &DataDir, number: u32) -> PathBuf {
+    segment_path(&data.path.join("log"), number)
+}
+
+/// Where the entries of the newest segment end.
+fn end(data: &DataDir) -> usize {
+    let directory = Directory::read_only(&data.path).unwrap();
+    directory.read_watermark().unwrap().unwrap().offset as usize
+}
+
+/// The bytes of the newest segment, without the zeros at the end.
+fn newest(data: &DataDir) -> Vec<u8> {
+    let number = segments(data).pop().unwrap();
+    let name = segment(data, number)
+        .strip_prefix(&data.path)
+        .unwrap()
+        .to_path_buf();
+    entries(&data.path).remove(&name).flatten().unwrap()
+}
+
+fn write_at(path: &Path, bytes: &[u8], at: u64) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << (at % 8))], at).unwrap();
 }
 
 /// Creates a store with a few events in two rooms, and closes it.
 async fn stored() -> DataDir {
-    let data = DataDir::new();
+    let data = DataDir::in_memory();
     let store = data.open();
     for (name, count) in [("tea", 5), ("milk", 3)] {
-        let log = store.open(&room(name), WallTime::from_millis(7)).unwrap().id;
+        let log = open_room(&store, name).id;
         for n in 1..=count {
             append(&store, log, vec![record(n, 1)], (n == 2).then(|| snapshot(2))).await;
         }
@@ -62,206 +88,356 @@ async fn stored() -> DataDir {
 /// Returns whether the store has everything that [`stored`] appended.
 fn has_everything(store: &DiskStore) -> bool {
     [("tea", 5), ("milk", 3)].into_iter().all(|(name, count)| {
-        let log = store.find(&room(name)).unwrap();
+        let log = store.find(&room(name));
         log.is_some_and(|log| sequences(store, log.id, 0) == (1..=count).collect::<Vec<_>>())
     })
 }
 
+/// Creates a store with several sealed segments, and closes it. The room `tea` has no snapshot, `milk` one of each record.
+async fn sealed() -> DataDir {
+    let data = DataDir::new();
+    let store = data.open();
+    let [tea, milk] = ["tea", "milk"].map(|name| open_room(&store, name).id);
+    for n in 1..=20 {
+        append(&store, tea, vec![long_record(n, 1, 100_000)], None).await;
+        append(&store, milk, vec![long_record(n, 1, 100_000)], Some(snapshot(n))).await;
+    }
+    drop(store);
+    assert!(segments(&data).len() >= 4);
+    data
+}
+
+/// Reads everything that [`sealed`] appended. An error means that a damaged record was detected.
+fn read_sealed(store: &DiskStore) -> Result<bool, StoreError> {
+    let mut is_complete = true;
+    for name in ["tea", "milk"] {
+        let Some(log) = store.find(&room(name)) else {
+            return Ok(false);
+        };
+        let records = store.records(log.id, Sequence::ZERO, usize::MAX)?;
+        let firsts = records.iter().map(|record| record.first.get());
+        is_complete &= firsts.eq(1..=20);
+    }
+    let milk = open_room(store, "milk").id;
+    Ok(is_complete && store.snapshot(milk)? == Some(snapshot(20).bytes))
+}
+
 #[tokio::test]
-async fn a_flipped_bit_in_a_journal_is_detected_or_harmless() {
+async fn any_flipped_byte_of_the_newest_segment_is_detected_or_harmless() {
     let data = stored().await;
-    let original = journal(&data.path);
-    let length = original.len();
-    let put = |bytes: &[u8]| fs::write(data.path.join("db/0.jnl"), bytes).unwrap();
+    let path = segment(&data, 1);
+    let length = end(&data);
+    // Reading fewer of the allocated zeros makes the test fast.
+    let original = fs::read(&path).unwrap()[..length + 256].to_vec();
     let mut detected = 0;
-    for at in (0..length).step_by(5) {
+    for at in 0..length + 8 {
         let mut bytes = original.clone();
         bytes[at] ^= 1 << (at % 8);
-        put(&bytes);
+        fs::write(&path, &bytes).unwrap();
+        let before = entries(&data.path);
         match open(&data.path, OPTIONS) {
-            Ok(store) => {
-                assert!(has_everything(&store), "byte {at}");
-                let log = open_tea(&store);
-                append(&store, log, vec![record(6, 1)], None).await;
-                drop(store);
-                // The original journal lacks the event that was just appended, but the watermark includes it.
-                put(&original);
-                drop(data.open_accepting_loss());
-            }
+            Ok(store) => assert!(has_everything(&store), "byte {at} of {length}"),
             Err(error) => {
                 detected += 1;
                 assert!(error.is_damage(), "byte {at}: {error}");
-                assert!(journal(&data.path) == bytes, "byte {at} of {length} has changed");
+                assert!(
+                    entries(&data.path) == before,
+                    "byte {at} of {length}: a file has changed"
+                );
             }
         }
+        fs::write(&path, &original).unwrap();
+        // The watermark is of the open that has succeeded, which added an entry.
+        set_watermark(&data, length);
     }
-    assert!(detected > length / 10, "{detected} of {length}");
-    put(&original);
+    // Only padding is harmless.
+    assert!(detected >= length - 8 * 16, "{detected} of {length}");
     assert!(has_everything(&data.open()));
 }
 
 #[tokio::test]
-async fn damage_in_any_file_is_detected_or_harmless() {
+async fn any_truncation_of_the_newest_segment_is_detected_or_harmless() {
     let data = stored().await;
-    // Writes table files beside the journal.
-    let store = data.open();
-    for table in [
-        &store.tables.rooms,
-        &store.tables.records,
-        &store.tables.snapshots,
-    ] {
-        table.rotate_memtable_and_wait().unwrap();
+    let path = segment(&data, 1);
+    let original = fs::read(&path).unwrap();
+    let length = end(&data);
+    for at in 0..length {
+        fs::write(&path, &original[..at]).unwrap();
+        let error = data.open_error();
+        assert!(error.is_damage(), "{at} of {length}: {error}");
     }
-    drop(store);
-    let before = entries(&data.path);
-    let copy = data.path.with_extension("copy");
-    let damages: [fn(&mut Vec<u8>, usize); 2] = [|bytes, at| bytes[at] ^= 4, Vec::truncate];
+    for at in [length, length + 8, original.len() - 1, original.len()] {
+        let copy = copy_of(&data);
+        fs::write(segment(&copy, 1), &original[..at]).unwrap();
+        assert!(has_everything(&copy.open()), "{at} of {length}");
+    }
+}
+
+#[tokio::test]
+async fn damage_of_sealed_segments_is_detected_when_it_is_opened_or_read() {
+    let data = sealed().await;
     let mut detected = 0;
-    for (path, bytes) in &before {
-        let bytes = bytes.clone().unwrap_or_default();
-        for at in (0..bytes.len()).step_by(bytes.len().div_ceil(8).max(1)) {
-            for damage in damages {
-                fs::remove_dir_all(&copy).ok();
-                for (path, bytes) in &before {
-                    fs::create_dir_all(copy.join(path).parent().unwrap()).unwrap();
-                    match bytes {
-                        Some(bytes) => fs::write(copy.join(path), bytes).unwrap(),
-                        None => fs::create_dir_all(copy.join(path)).unwrap(),
-                    }
+    let mut tried = 0;
+    for number in segments(&data) {
+        let path = segment(&data, number);
+        let original = fs::read(&path).unwrap();
+        let length = original.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        let samples = (0..length).step_by(20_011);
+        // The header, the positions, the directory and the trailer.
+        for at in samples
+            .chain((0..128).step_by(9))
+            .chain((length.saturating_sub(700)..length).step_by(7))
+        {
+            flip(&path, at as u64);
+            tried += 1;
+            match open(&data.path, OPTIONS).and_then(|store| read_sealed(&store)) {
+                Ok(is_complete) => assert!(is_complete, "segment {number}, byte {at} of {length}"),
+                Err(error) => {
+                    detected += 1;
+                    assert!(error.is_damage(), "segment {number}, byte {at}: {error}");
                 }
-                let mut damaged = bytes.clone();
-                damage(&mut damaged, at);
-                fs::write(copy.join(path), damaged).unwrap();
-                let error = match open(&copy, OPTIONS) {
-                    Ok(store) => {
-                        assert!(has_everything(&store), "{} at {at}", path.display());
-                        continue;
-                    }
-                    Err(error) => error,
-                };
-                detected += 1;
-                fs::write(copy.join(path), &bytes).unwrap();
-                let repaired = open(&copy, OPTIONS)
-                    .unwrap_or_else(|again| panic!("{} at {at}: {error}, then {again}", path.display()));
-                assert!(has_everything(&repaired), "{} at {at}: {error}", path.display());
             }
+            fs::write(&path, &original).unwrap();
         }
     }
-    // Damage to superseded version files and to a journal whose batches are all in table files is harmless.
-    assert!(detected > 100, "{detected}");
+    assert!(detected > tried / 2, "{detected} of {tried}");
+    assert_eq!(read_sealed(&data.open()), Ok(true));
 }
 
 #[tokio::test]
 async fn a_missing_file_is_detected_before_anything_changes() {
-    let data = stored().await;
+    let data = sealed().await;
     let before = entries(&data.path);
     let away = data.path.with_extension("away");
-    for part in [
-        "FORMAT",
-        "db",
-        "db/version",
-        "db/0.jnl",
-        "db/keyspaces",
-        "db/keyspaces/2",
-    ] {
-        fs::rename(data.path.join(part), &away).unwrap();
+    let all = segments(&data).into_iter().map(|number| segment(&data, number));
+    for path in all.chain([data.path.join("FORMAT")]) {
+        fs::rename(&path, &away).unwrap();
         let error = data.open_error();
-        assert!(error.is_damage(), "{part}: {error}");
-        assert!(error.to_string().contains("is missing"), "{part}: {error}");
-        fs::rename(&away, data.path.join(part)).unwrap();
-        assert!(entries(&data.path) == before, "{part}");
+        assert!(error.is_damage(), "{}: {error}", path.display());
+        assert_says(&error, &path.display().to_string());
+        assert_says(&error, "it is missing");
+        fs::rename(&away, &path).unwrap();
+        assert!(entries(&data.path) == before, "{}", path.display());
     }
-    for id in 0..4 {
-        let current = data.path.join(format!("db/keyspaces/{id}/current"));
-        fs::rename(&current, &away).unwrap();
-        let error = data.open_error();
-        assert_says(&error, &format!("its file `keyspaces/{id}/current` is missing"));
-        fs::rename(&away, &current).unwrap();
-        assert!(entries(&data.path) == before, "{id}");
-    }
-    // The content of these can be recreated.
-    for part in ["LOCK", "heads", "secret", "db/lock"] {
+    fs::rename(data.path.join("log"), &away).unwrap();
+    let error = data.open_error();
+    assert_says(&error, "it is missing");
+    fs::remove_dir(data.path.join("log")).unwrap();
+    fs::rename(&away, data.path.join("log")).unwrap();
+    // The content of these can be created anew.
+    for part in ["LOCK", "watermark", "secret"] {
         fs::remove_file(data.path.join(part)).unwrap();
-        assert!(has_everything(&data.open()), "{part}");
+        assert_eq!(read_sealed(&data.open()), Ok(true), "{part}");
     }
-    // The watermarks were recreated too.
-    let journal = data.path.join("db/0.jnl");
-    OpenOptions::new()
-        .write(true)
-        .open(journal)
-        .unwrap()
-        .set_len(300)
-        .unwrap();
-    let error = data.open_error();
-    assert!(matches!(error, StoreError::Truncated { .. }), "{error}");
-}
-
-#[test]
-fn an_interrupted_initialization_is_restarted() {
-    let data = DataDir::new();
-    drop(data.open());
-    let database = data.path.join("db");
-    for version in ["", "FJL"] {
-        fs::write(database.join("version"), version).unwrap();
-        fs::remove_dir_all(database.join("keyspaces")).unwrap();
-        data.open();
-    }
-    // A database that contains data is not initialized again.
-    fs::remove_file(database.join("version")).unwrap();
-    let error = data.open_error();
-    assert_says(&error, "its file `version` is missing");
 }
 
 #[tokio::test]
-async fn events_missing_at_the_start_of_a_log_are_detected_unless_retention_removed_them() {
-    let data = DataDir::new();
-    let retention = Retention {
-        max_events: 32,
-        ..Retention::ON_DISK
+async fn a_segment_in_the_place_of_another_is_detected() {
+    let data = sealed().await;
+    fs::copy(segment(&data, 1), segment(&data, 2)).unwrap();
+    assert_says(&data.open_error(), "it is another segment");
+}
+
+/// Sets the watermark back to the end of the entries `offset`, as if what follows was never acknowledged.
+fn set_watermark(data: &DataDir, offset: usize) {
+    let directory = Directory::read_only(&data.path).unwrap();
+    let watermark = HighWatermark {
+        segment: segments(data).pop().unwrap(),
+        offset: u32::try_from(offset).unwrap(),
     };
-    let store = data.open_with(retention);
+    watermark.write(&directory.open_watermark().unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn a_torn_write_is_cut_off_and_counted() {
+    let data = stored().await;
+    let store = data.open();
+    assert_eq!(store.torn_bytes(), 0);
     let log = open_tea(&store);
-    for n in 1..=40 {
-        append(&store, log, vec![record(n, 1)], Some(snapshot(n))).await;
-    }
-    let first = store.bounds(log).unwrap().first;
-    assert!(first.get() > 1, "{first}");
-    drop(store);
-    let store = data.open_with(retention);
-    assert_eq!(store.bounds(log).unwrap().first, first);
-    store.tables.records.remove(record_key(log, first)).unwrap();
-    drop(store);
-    let error = data.open_error();
-    assert_eq!(
-        error.to_string(),
-        format!("the log of room \"tea\" is damaged: events {first} to {first} are missing")
+    let end = self::end(&data);
+    append(&store, log, vec![record(6, 20)], None).await;
+    let written = newest(&data).len();
+    std::mem::forget(store);
+    let copy = copy_of(&data);
+    // Simulates a crash during the write.
+    OpenOptions::new()
+        .write(true)
+        .open(segment(&copy, 1))
+        .unwrap()
+        .set_len(written as u64 - 1)
+        .unwrap();
+    set_watermark(&copy, end);
+    let store = copy.open();
+    // The last zeros of what was written cannot be told from those that were there before.
+    let torn = (written - 1 - end) as u64;
+    assert!(
+        (torn - 8..=torn).contains(&store.torn_bytes()),
+        "{} of {torn}",
+        store.torn_bytes()
     );
+    assert!(has_everything(&store));
+    append(&store, log, vec![record(6, 1)], None).await;
+    drop(store);
+    let store = copy.open();
+    assert_eq!(store.torn_bytes(), 0);
+    assert_eq!(sequences(&store, log, 0), [1, 2, 3, 4, 5, 6]);
+}
+
+/// A copy of the files of a store, as they are on the disk.
+fn copy_of(data: &DataDir) -> DataDir {
+    let copy = DataDir::new();
+    fs::create_dir_all(copy.path.join("log")).unwrap();
+    for (name, bytes) in entries(&data.path) {
+        if let Some(bytes) = bytes {
+            fs::write(copy.path.join(name), bytes).unwrap();
+        }
+    }
+    copy
 }
 
 #[tokio::test]
 async fn a_write_with_holes_from_a_power_cut_is_cut_off() {
     let data = stored().await;
-    let journal = data.path.join("db/0.jnl");
-    let end = self::journal(&data.path).len() as u64;
     let store = data.open();
     let log = open_tea(&store);
-    let watermarks = fs::read(data.path.join("heads")).unwrap();
-    append(&store, log, vec![record(6, 1_000)], None).await;
+    let end = end(&data);
+    let append = Append {
+        records: (6..100).map(|n| record(n, 1)).collect(),
+        snapshot: None,
+        status: STATUS,
+    };
+    store.append(log, append).await.unwrap();
+    std::mem::forget(store);
+    let copy = copy_of(&data);
+    // Simulates a write of which the end, but not the middle, has reached the disk.
+    write_at(&segment(&copy, 1), &[0; 500], end as u64 + 500);
+    set_watermark(&copy, end);
+    let store = copy.open();
+    let log = store.find(&room("tea")).unwrap().id;
+    let read = sequences(&store, log, 0);
+    assert!(read.len() >= 5 && read.len() < 99, "{read:?}");
+    assert!(store.torn_bytes() > 1_000, "{}", store.torn_bytes());
+}
+
+#[tokio::test]
+async fn damage_before_later_writes_is_detected_without_a_watermark() {
+    let data = stored().await;
+    fs::remove_file(data.path.join("watermark")).unwrap();
+    flip(&segment(&data, 1), newest(&data).len() as u64 / 2);
+    let before = newest(&data);
+    for _ in 0..2 {
+        assert_says(&data.open_error(), "later ones follow");
+    }
+    assert!(newest(&data) == before);
+    // If the loss is accepted, the writes after the damage are kept as far as they continue their logs.
+    let epoch = |store: &DiskStore, name| store.find(&room(name)).unwrap().epoch;
+    let store = data.open_accepting_loss();
+    assert!(!has_everything(&store));
+    assert!(epoch(&store, "tea").get() > 1_700_000_000_000);
+    assert_eq!(sequences(&store, open_room(&store, "milk").id, 0), [1, 2, 3]);
+    let (tea, after) = (open_tea(&store), epoch(&store, "tea"));
+    let last = sequences(&store, tea, 0).len() as u64;
+    append(&store, tea, vec![record(last + 1, 1)], None).await;
     drop(store);
-    // Simulates a write that was not acknowledged and whose end, but not its middle, reached the disk.
-    let file = OpenOptions::new().write(true).open(&journal).unwrap();
-    file.write_all_at(&[0; 500], end + 500).unwrap();
-    fs::write(data.path.join("heads"), watermarks).unwrap();
+    // The loss has to be accepted only once.
+    let store = data.open();
+    assert_eq!(epoch(&store, "tea"), after);
+    assert_eq!(sequences(&store, tea, last), [last + 1]);
+}
+
+#[tokio::test]
+async fn a_lost_segment_is_given_up_before_or_after_the_gap() {
+    for lost in [1, 2, 3] {
+        let data = sealed().await;
+        fs::remove_file(segment(&data, lost)).unwrap();
+        data.open_error();
+        let store = data.open_accepting_loss();
+        let bounds = |name| store.find(&room(name)).map(|log| store.bounds(log.id).unwrap());
+        if lost == 1 {
+            // With it, the names of the rooms are gone.
+            assert_eq!((bounds("tea"), bounds("milk")), (None, None));
+        } else {
+            let (tea, milk) = (bounds("tea").unwrap(), bounds("milk").unwrap());
+            // No snapshot covers what is lost, so the log ends before it.
+            assert!(tea.first.get() == 1 && tea.last.get() < 20, "{tea:?}");
+            // A snapshot does, so the log starts after it.
+            assert!(milk.first.get() > 1 && milk.last.get() == 20, "{milk:?}");
+            let tea = open_tea(&store);
+            let last = store.bounds(tea).unwrap().last.get();
+            append(&store, tea, vec![record(last + 1, 1)], None).await;
+        }
+        drop(store);
+        let store = data.open();
+        for name in store.rooms(None, 9) {
+            let log = open_room(&store, name.as_str()).id;
+            let bounds = store.bounds(log).unwrap();
+            let expected: Vec<_> = (bounds.first.get()..=bounds.last.get()).collect();
+            assert_eq!(sequences(&store, log, bounds.first.get() - 1), expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn damage_within_a_sealed_segment_is_given_up_per_room() {
+    let data = sealed().await;
+    // The record of one event of one room.
+    flip(&segment(&data, 2), 150_000);
+    let store = data.open_accepting_loss();
+    let bounds = |name| store.bounds(open_room(&store, name).id).unwrap();
+    let (tea, milk) = (bounds("tea"), bounds("milk"));
+    let is_lost = |bounds: Bounds| bounds.first.get() > 1 || bounds.last.get() < 20;
+    assert!(is_lost(tea) != is_lost(milk), "{tea:?} {milk:?}");
+}
+
+#[tokio::test]
+async fn an_interrupted_roll_is_continued() {
+    let data = stored().await;
+    let store = data.open();
+    let header = store.catalog.lock().header(2);
+    drop(store);
+    drop(Segment::create(&data.path.join("log"), header, 1 << 20, 1 << 20).unwrap());
+    fs::write(segment(&data, 3).with_extension("new"), "half a segment").unwrap();
     let store = data.open();
     assert!(has_everything(&store));
-    assert!(store.torn_bytes() > 1_000, "{}", store.torn_bytes());
+    let log = open_tea(&store);
+    append(&store, log, vec![record(6, 1)], None).await;
+    drop(store);
+    assert_eq!(fs::read_dir(data.path.join("log")).unwrap().count(), 1);
+    assert_eq!(sequences(&data.open(), log, 5), [6]);
+}
+
+#[tokio::test]
+async fn what_a_compaction_has_replaced_is_removed() {
+    let data = sealed().await;
+    let second = fs::read(segment(&data, 2)).unwrap();
+    let store = data.open();
+    let run: Vec<_> = [1, 2]
+        .map(|number| Arc::clone(store.catalog.lock().segment(number).unwrap()))
+        .into();
+    let mut header = run[0].header;
+    header.covers_to = 2;
+    let mut replacement =
+        super::super::compactor::Replacement::create(&data.path.join("log"), header).unwrap();
+    for source in &run {
+        source
+            .scan(|_, entry| replacement.push(&entry.header, &entry.body).map(drop))
+            .unwrap();
+    }
+    let (merged, _) = replacement.seal().unwrap();
+    merged.replace().unwrap();
+    drop(store);
+    assert_eq!(read_sealed(&data.open()), Ok(true));
+    assert!(!segment(&data, 2).exists());
+    // A copy of it that comes back later is ignored as well.
+    fs::write(segment(&data, 2), second).unwrap();
+    assert_eq!(read_sealed(&data.open()), Ok(true));
 }
 
 #[tokio::test]
 async fn nothing_is_acknowledged_after_the_directory_was_removed() {
     type Change = fn(&Path);
     let remove: Change = |path| fs::remove_dir_all(path).unwrap();
-    let remove_database: Change = |path| fs::remove_dir_all(path.join("db")).unwrap();
+    let remove_log: Change = |path| fs::remove_dir_all(path.join("log")).unwrap();
     let relocate: Change = |path| fs::rename(path, path.with_extension("away")).unwrap();
     let replace: Change = |path| {
         fs::remove_dir_all(path).unwrap();
@@ -270,7 +446,7 @@ async fn nothing_is_acknowledged_after_the_directory_was_removed() {
     };
     let changes = [
         (remove, "LOCK was removed or moved"),
-        (remove_database, "db was removed or moved"),
+        (remove_log, "log was removed or moved"),
         (relocate, "LOCK was removed or moved"),
         (replace, "LOCK was replaced"),
     ];
@@ -279,178 +455,76 @@ async fn nothing_is_acknowledged_after_the_directory_was_removed() {
         let store = data.open();
         let log = open_tea(&store);
         change(&data.path);
-        let append = |records| {
-            store.append(
-                log,
-                Append {
-                    records,
-                    snapshot: None,
-                },
-            )
+        let append = || {
+            let append = Append {
+                records: vec![record(6, 1)],
+                snapshot: None,
+                status: STATUS,
+            };
+            store.append(log, append)
         };
-        let failed = append(vec![record(6, 1)]).await.unwrap_err();
+        let failed = append().await.unwrap_err();
         assert!(failed.to_string().contains(expected), "{failed}");
-        assert_eq!(append(vec![record(6, 1)]).await, Err(StoreError::Failed));
+        assert_eq!(append().await, Err(StoreError::Failed));
     }
 }
 
-/// Appends to the log of `tea`, which has `last` events, until the journal has been rotated `journals` times. Returns the
-/// last sequence.
-async fn fill(data: &DataDir, mut last: u64, journals: u64) -> u64 {
-    let store = data.open();
-    let log = open_tea(&store);
-    while !data.path.join(format!("db/{journals}.jnl")).exists() {
-        assert!(last < 1_000, "the journal is not rotated");
-        last += 1;
-        // Random bytes cannot be compressed.
-        let mut frame = vec![0; 5 + (1 << 20)];
-        rand::Rng::fill(&mut rand::rng(), &mut frame[5..]);
-        frame[1..5].copy_from_slice(&(1_u32 << 20).to_be_bytes());
-        frame[5..13].copy_from_slice(&last.to_be_bytes());
-        let record = Record {
-            frames: frame.into(),
-            ..record(last, 1)
-        };
-        append(&store, log, vec![record], None).await;
-    }
-    append(&store, log, vec![record(last + 1, 1)], None).await;
-    last + 1
-}
-
-fn last(store: &DiskStore) -> u64 {
-    let log = store.find(&room("tea")).unwrap().unwrap();
-    store.bounds(log.id).unwrap().last.get()
-}
-
 #[tokio::test]
-async fn damage_in_a_sealed_journal_is_rejected_and_changes_nothing() {
+async fn a_copy_of_a_backup_gets_new_epochs_once() {
     let data = stored().await;
-    let count = fill(&data, 5, 1).await;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(data.path.join("db/0.jnl"))
-        .unwrap();
-    let place = file.metadata().unwrap().len() / 2;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, place).unwrap();
-    file.write_all_at(&[!byte[0]], place).unwrap();
-    for _ in 0..2 {
-        let error = data.open_error();
-        assert!(error.is_damage(), "{error}");
-        assert_says(&error, "goes on behind it");
-    }
-    file.write_all_at(&byte, place).unwrap();
-    assert_eq!(last(&data.open()), count);
-}
-
-#[tokio::test]
-async fn damage_before_valid_batches_is_rejected() {
-    let data = stored().await;
-    let original = journal(&data.path);
-    // Without the file, no watermark reveals the loss.
-    fs::remove_file(data.path.join("heads")).unwrap();
-    let mut bytes = original.clone();
-    bytes[original.len() / 2] ^= 1;
-    fs::write(data.path.join("db/0.jnl"), &bytes).unwrap();
-    let error = data.open_error();
-    assert_says(&error, "goes on behind it");
-    assert!(journal(&data.path) == bytes);
-    // If the loss is accepted, the batches after the damage are lost too. Their sequence numbers are reused in a new epoch.
-    let store = data.open_accepting_loss();
-    assert!(!has_everything(&store));
-    let found = store.find(&room("tea")).unwrap().unwrap();
-    assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
-    assert!(store.torn_bytes() > 100, "{}", store.torn_bytes());
-}
-
-#[tokio::test]
-async fn an_interrupted_recovery_restores_what_it_had_cut() {
-    let data = stored().await;
-    let bytes = journal(&data.path);
-    let at = bytes.len() - 50;
-    fs::create_dir(data.path.join("cut")).unwrap();
-    fs::write(data.path.join(format!("cut/0.jnl-{at}")), &bytes[at..]).unwrap();
-    fs::write(data.path.join("db/0.jnl"), &bytes[..at]).unwrap();
+    let epochs = |store: &DiskStore| ["tea", "milk"].map(|name| store.find(&room(name)).unwrap().epoch);
+    let before = epochs(&data.open());
+    fs::write(data.path.join("backup"), "").unwrap();
+    let after = epochs(&data.open());
+    assert!(after[0] > before[0] && after[1] > before[1]);
+    assert_eq!(epochs(&data.open()), after);
     assert!(has_everything(&data.open()));
-    assert!(!data.path.join("cut").exists());
-    // A tail that was cut is not restored over bytes that were written since.
-    fs::create_dir(data.path.join("cut")).unwrap();
-    fs::write(data.path.join(format!("cut/0.jnl-{at}")), [7; 50]).unwrap();
-    assert!(has_everything(&data.open()));
-    assert!(!data.path.join("cut").exists());
-}
-
-#[tokio::test]
-async fn two_rooms_with_the_same_log_are_rejected() {
-    let data = stored().await;
-    let store = data.open();
-    let tea = store.find(&room("tea")).unwrap().unwrap();
-    let entry = (tea.id, tea.epoch);
-    store.tables.set_epochs([(&room("coffee"), &entry)]).unwrap();
-    drop(store);
-    let error = data.open_error();
-    assert_says(&error, "two rooms have the same log");
-}
-
-#[tokio::test]
-async fn a_snapshot_newer_than_its_log_is_a_loss() {
-    let data = stored().await;
-    let store = data.open();
-    let tea = store.find(&room("tea")).unwrap().unwrap();
-    append(&store, tea.id, Vec::new(), Some(snapshot(5))).await;
-    for n in [4, 5] {
-        let key = record_key(tea.id, Sequence::new(n));
-        store.tables.records.remove(key).unwrap();
-    }
-    drop(store);
-    fs::remove_file(data.path.join("heads")).unwrap();
-    let error = data.open_error();
-    assert_says(&error, "ends at event 3, but events up to 5 were acknowledged");
-    let store = data.open_accepting_loss();
-    let found = store.find(&room("tea")).unwrap().unwrap();
-    assert!(found.epoch > tea.epoch && found.snapshot.is_none());
-    assert_eq!(sequences(&store, tea.id, 0), [1, 2, 3]);
-    drop(store);
-    data.open();
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_power_cut_with_unsynced_writes_gives_every_room_a_new_epoch() {
     let data = stored().await;
-    let os = || {
+    let os = |data: &DataDir| {
         let options = DiskOptions {
             durability: Durability::Os,
             ..OPTIONS
         };
         open(&data.path, options).unwrap()
     };
-    let epoch = |store: &DiskStore| store.find(&room("tea")).unwrap().unwrap().epoch;
+    let epoch = |store: &DiskStore| store.find(&room("tea")).unwrap().epoch;
     let before = epoch(&data.open());
-    let marker = data.path.join("unsynced");
-    let store = os();
-    assert_eq!(epoch(&store), before);
-    assert!(marker.exists());
-    drop(store);
-    assert!(!marker.exists(), "dropping the store syncs it");
-    // Simulates a kill of the process without a reboot.
-    drop(os());
-    fs::copy("/proc/sys/kernel/random/boot_id", &marker).unwrap();
-    assert_eq!(epoch(&os()), before);
-    fs::write(&marker, "another").unwrap();
-    let after = epoch(&data.open());
-    assert!(after > before && !marker.exists());
-    assert_eq!(epoch(&os()), after);
-    // Simulates that pages of the journal were lost, but not those of the watermarks. `--durability os` accepts that.
-    let length = journal(&data.path).len();
-    let file = OpenOptions::new()
-        .write(true)
-        .open(data.path.join("db/0.jnl"))
+    // Nothing is unsynced after an orderly shutdown.
+    assert_eq!(epoch(&os(&data)), before);
+    let store = os(&data);
+    let log = open_tea(&store);
+    append(&store, log, vec![record(6, 1)], None).await;
+    std::mem::forget(store);
+    // The process was killed, and the machine was not restarted.
+    let copy = copy_of(&data);
+    let store = os(&copy);
+    assert_eq!((epoch(&store), sequences(&store, log, 0).len()), (before, 6));
+    // The machine was restarted.
+    let mut bytes = newest(&data);
+    let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap();
+    let at = bytes
+        .windows(36)
+        .rposition(|window| window == &boot[..36])
         .unwrap();
-    file.write_all_at(&[0; 30], length as u64 / 2).unwrap();
-    assert!(open(&data.path, OPTIONS).is_err());
-    fs::write(&marker, "another").unwrap();
-    let store = data.open();
-    assert!(epoch(&store) > after && !has_everything(&store));
+    let copy = copy_of(&data);
+    let path = segment(&copy, 1);
+    bytes[at..at + 36].fill(b'0');
+    let entry = at - super::super::entry::HEADER_LEN;
+    let mut checksum = crc32c::crc32c(&1_u32.to_be_bytes());
+    checksum = crc32c::crc32c_append(checksum, &bytes[entry + 4..at + 36]);
+    bytes[entry..entry + 4].copy_from_slice(&checksum.to_be_bytes());
+    // What was not synced is lost in any order.
+    let last = bytes.len() - 30;
+    bytes[last] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let store = copy.open();
+    let after = epoch(&store);
+    assert!(after > before && has_everything(&store));
+    drop(store);
+    assert_eq!(epoch(&copy.open()), after);
 }

@@ -1,46 +1,83 @@
 //! The data directory of a store on disk, locked by one server at a time.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
 use super::StoreError;
-use super::files::{self, write_atomically};
 
 /// The version of the directory's layout.
-const FORMAT: &str = "chitchat 1";
+pub(super) const FORMAT: &str = "chitchat 2";
 
-/// The subdirectory of the database.
-const DATABASE: &str = "db";
+/// The mode of files: chat data is readable by its owner alone.
+pub(super) const PRIVATE: u32 = 0o600;
 
-/// A locked data directory. Dropping it releases the lock.
+/// The length of the high watermark's file, in bytes.
+const WATERMARK_LEN: usize = 16;
+
+/// A data directory.
 pub(super) struct Directory {
     path: PathBuf,
-    /// Holds the lock.
-    _lock: File,
+    /// Holds the lock; `None` if the directory is only read.
+    lock: Option<File>,
+}
+
+/// How far the log is known to be durable: up to an offset in a segment.
+///
+/// An incomplete entry at the end of the log was usually torn by a crash and never acknowledged, and is cut off when the
+/// store is opened. But if the end of the log is damaged later, it looks the same. So the writer stores the high watermark
+/// after each write is durable, before it is acknowledged, and a log that ends below its watermark is damaged.
+///
+/// The watermark is not synced. It survives a crash of the process; after a power cut an older one may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct HighWatermark {
+    pub(super) segment: u32,
+    pub(super) offset: u32,
 }
 
 impl Directory {
     /// Locks the directory at `path`, creating it if it does not exist.
     pub(super) fn lock(path: &Path) -> Result<Self, StoreError> {
-        fs::create_dir_all(path).map_err(cannot_use(path))?;
+        let cannot = cannot_use(path);
+        let builder = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
+        builder(path).map_err(&cannot)?;
         let directory = Self {
             path: path.into(),
-            _lock: lock_file(path)?,
+            lock: Some(lock_file(path)?),
         };
-        directory.check_format()?;
+        if directory.read_format()?.is_none() {
+            let format = format!("{FORMAT}\n");
+            write_atomically(&path.join("FORMAT"), format.as_bytes()).map_err(&cannot)?;
+        }
+        builder(&directory.log()).map_err(&cannot)?;
         Ok(directory)
+    }
+
+    /// Opens a directory to read it, without a lock.
+    pub(super) fn read_only(path: &Path) -> Result<Self, StoreError> {
+        let directory = Self {
+            path: path.into(),
+            lock: None,
+        };
+        match directory.read_format()? {
+            Some(()) => Ok(directory),
+            None => Err(StoreError::Directory {
+                path: path.into(),
+                why: "it is not a data directory: its file `FORMAT` is missing".into(),
+            }),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the path of the database.
-    pub(super) fn database(&self) -> PathBuf {
-        self.path.join(DATABASE)
+    /// The directory of the segments.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("log")
     }
 
     /// Returns the free bytes of the file system, if it reports them.
@@ -49,31 +86,32 @@ impl Directory {
         Some(free.f_bavail.saturating_mul(free.f_frsize))
     }
 
-    /// Returns an error saying that the directory cannot be used.
-    pub(super) fn cannot_use(&self, why: &str) -> StoreError {
-        StoreError::Directory {
-            path: self.path.clone(),
-            why: why.into(),
-        }
-    }
-
-    /// Returns an error saying that the database is damaged.
-    pub(super) fn unreadable(&self, why: String) -> StoreError {
-        StoreError::Unreadable {
+    /// Returns an error if the directory was removed, moved or replaced since it was locked.
+    pub(super) fn check_in_place(&self) -> Result<(), StoreError> {
+        let path = self.path.join("LOCK");
+        let why = match self.lock.as_ref().map(|lock| is_same_file(lock, &path)) {
+            None | Some(Ok(true)) => return Ok(()),
+            Some(Ok(false)) => "its file LOCK was replaced".into(),
+            Some(Err(error)) if error.kind() == ErrorKind::NotFound => {
+                "its file LOCK was removed or moved".into()
+            }
+            Some(Err(error)) => error.to_string(),
+        };
+        Err(StoreError::Directory {
             path: self.path.clone(),
             why,
-        }
+        })
     }
 
     /// Returns the key of session tokens, creating it at random if its file does not exist.
     pub(super) fn secret(&self) -> io::Result<[u8; 32]> {
         let file = self.path.join("secret");
-        if let Some(bytes) = files::read(&file)? {
+        if let Some(bytes) = read(&file)? {
             return bytes.try_into().map_err(|_| {
                 io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")
             });
         }
-        if self.database().exists() {
+        if !segment_numbers(&self.log())?.is_empty() {
             warn!(
                 event = "secret_missing",
                 "the file `secret` is missing; session tokens issued earlier are invalid"
@@ -84,24 +122,81 @@ impl Directory {
         Ok(secret)
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
+    /// The marker of a copy that [`backup`](super::backup) made and no server has opened.
+    pub(super) fn backup_marker(&self) -> PathBuf {
+        self.path.join("backup")
+    }
+
+    /// Opens the file of the high watermark.
+    pub(super) fn open_watermark(&self) -> io::Result<File> {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(PRIVATE)
+            .open(self.path.join("watermark"))
+    }
+
+    /// Reads the high watermark. `None` if it is missing or damaged.
+    pub(super) fn read_watermark(&self) -> io::Result<Option<HighWatermark>> {
+        let bytes = read(&self.path.join("watermark"))?;
+        Ok(bytes.and_then(|bytes| HighWatermark::decode(&bytes)))
+    }
+
+    /// `None` if there is no file `FORMAT` and no log.
+    fn read_format(&self) -> Result<Option<()>, StoreError> {
         let file = self.path.join("FORMAT");
-        match fs::read_to_string(&file) {
-            Ok(found) if found.trim_end() == FORMAT => Ok(()),
-            Ok(found) => Err(StoreError::Format {
-                path: self.path.clone(),
-                found: found.trim_end().chars().take(40).collect(),
-                known: FORMAT,
-            }),
-            // The database was written in some format, and without this file it is unknown in which.
-            Err(error) if error.kind() == ErrorKind::NotFound && self.database().exists() => {
-                Err(self.unreadable("the file `FORMAT` beside it is missing".into()))
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_atomically(&file, format!("{FORMAT}\n").as_bytes()).map_err(cannot_use(&self.path))
-            }
-            Err(error) => Err(cannot_use(&self.path)(error)),
+        let found = read(&file).map_err(cannot_use(&self.path))?;
+        let Some(found) = found else {
+            // A log was written in some format, and without this file it is unknown in which.
+            let has_log = ["log", "db"].iter().any(|log| self.path.join(log).exists());
+            return if has_log {
+                Err(StoreError::Damaged {
+                    path: file,
+                    offset: 0,
+                    why: "it is missing".into(),
+                })
+            } else {
+                Ok(None)
+            };
+        };
+        let found = String::from_utf8_lossy(&found);
+        let found = found.trim_end();
+        if found == FORMAT {
+            return Ok(Some(()));
         }
+        Err(StoreError::Format {
+            path: self.path.clone(),
+            found: found.chars().take(40).collect(),
+            known: FORMAT,
+        })
+    }
+}
+
+impl HighWatermark {
+    fn encode(self) -> [u8; WATERMARK_LEN] {
+        let mut bytes = [0; WATERMARK_LEN];
+        bytes[..4].copy_from_slice(&self.segment.to_be_bytes());
+        bytes[4..8].copy_from_slice(&self.offset.to_be_bytes());
+        let checksum = crc32c::crc32c(&bytes[..8]);
+        bytes[8..12].copy_from_slice(&checksum.to_be_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; WATERMARK_LEN] = bytes.try_into().ok()?;
+        let number = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+        let watermark = Self {
+            segment: number(0)?,
+            offset: number(4)?,
+        };
+        (watermark.encode() == *bytes).then_some(watermark)
+    }
+
+    /// Stores the watermark, without a sync.
+    pub(super) fn write(self, file: &File) -> io::Result<()> {
+        file.write_all_at(&self.encode(), 0)
     }
 }
 
@@ -113,17 +208,91 @@ pub(super) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     }
 }
 
+/// The numbers of the segments in a directory, ascending. A directory that does not exist counts as empty.
+pub(super) fn segment_numbers(directory: &Path) -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in none_if_missing(fs::read_dir(directory))?.into_iter().flatten() {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
+        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Returns whether `path` leads to the open file.
+pub(super) fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
+    let (open, found) = (file.metadata()?, fs::metadata(path)?);
+    Ok((open.dev(), open.ino()) == (found.dev(), found.ino()))
+}
+
+/// Turns a [`NotFound`](ErrorKind::NotFound) error into `None`.
+pub(super) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a file. Returns `None` if it does not exist.
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    none_if_missing(fs::read(path))
+}
+
+/// Writes a file atomically and durably: after a crash it has either its old or its new content.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(PRIVATE)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_parent(path)
+}
+
+/// Makes the creation, renaming or removal of `path` durable.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
 fn lock_file(path: &Path) -> Result<File, StoreError> {
     let cannot = cannot_use(path);
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(PRIVATE)
         .open(path.join("LOCK"))
         .map_err(&cannot)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.into())),
         Err(TryLockError::Error(error)) => Err(cannot(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_watermark_is_read_and_a_damaged_one_ignored() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = Directory::lock(&parent.path().join("data")).unwrap();
+        let file = directory.open_watermark().unwrap();
+        assert_eq!(directory.read_watermark().unwrap(), None);
+        for offset in [7, 9] {
+            let watermark = HighWatermark { segment: 3, offset };
+            watermark.write(&file).unwrap();
+            assert_eq!(directory.read_watermark().unwrap(), Some(watermark));
+        }
+        file.write_all_at(&[1], 0).unwrap();
+        assert_eq!(directory.read_watermark().unwrap(), None);
     }
 }

@@ -1,46 +1,64 @@
-//! A store on disk: the logs in an embedded database (fjall, a log-structured merge tree), one directory per server.
+//! A store on disk: one log for all rooms, in segments, in one directory per server.
 //!
 //! | file | content |
 //! |---|---|
 //! | `LOCK` | locked by the server that has the directory open |
 //! | `FORMAT` | the version of the directory's layout |
 //! | `secret` | the key of session tokens |
-//! | `db` | the database |
-//! | `heads` | the high watermarks of the logs |
-//! | `cut` | the tails that recovery has truncated from journals, until it has verified that they are not needed |
-//! | `unsynced` | exists while the store has unsynced writes |
+//! | `log` | the [segments](super::segment) of the log |
+//! | `watermark` | the [high watermark](super::directory::HighWatermark) of the log |
+//! | `backup` | exists in a copy that no server has opened yet |
+//!
+//! Models: Kafka's and Apache Iggy's segments and sparse indexes; TiKV's raft-engine, which keeps many small logs in one, with
+//! group commit and rewriting; Bitcask, which keeps where everything is in memory.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
+use tracing::warn;
 
-use super::anchors::Anchors;
-use super::committer::{Committer, Observer};
-use super::directory::{Directory, cannot_use};
-use super::log_stats::LogStats;
-use super::opening::Opened;
-use super::tables::{Durability, Tables, decode_record_key, record_key};
-use super::unsynced_marker::UnsyncedMarker;
-use super::watermarks::HighWatermarks;
-use super::writer::Writer;
-use super::{Append, AppendFuture, Bounds, Log, LogId, Record, Retention, Store, StoreError, StoreUsage};
-use crate::domain::{Epoch, RoomName, Sequence, WallTime};
+use super::catalog::{Catalog, LogState};
+use super::compactor::{Compactor, CompactorHandle};
+use super::directory::{Directory, cannot_use, none_if_missing, sync_parent};
+use super::recovery::{Loaded, boot_id};
+use super::salvage::{Void, resolve, salvage};
+use super::segment::Segment;
+use super::writer::{Change, LogWriter, Writer};
+use super::{
+    Append, AppendFuture, Bounds, Log, LogId, Observer, Record, Retention, Store, StoreError, StoreUsage,
+};
+use crate::domain::{ReplayError, RoomName, Sequence, WallTime};
+
+/// The size of segments is this share of the limit of the total size.
+const SEGMENT_SHARE: u64 = 64;
+
+/// The size of a segment when the disk is nearly full, in bytes.
+const MIN_SEGMENT_LEN: u64 = 64 << 10;
+
+/// What acknowledged events survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Durability {
+    /// A crash of the machine: every commit is synced to the disk.
+    #[default]
+    Sync,
+    /// A crash of the process: commits are written to the operating system, and a power cut may lose the newest.
+    Os,
+}
 
 /// A store on disk. Dropping it blocks until the queued appends are written, and releases the directory.
 pub struct DiskStore {
     directory: Arc<Directory>,
-    tables: Tables,
-    max_rooms: usize,
-    rooms: Mutex<HashMap<RoomName, (LogId, Epoch)>>,
-    next_log: Mutex<u32>,
-    stats: Arc<Mutex<HashMap<LogId, LogStats>>>,
+    catalog: Arc<Mutex<Catalog>>,
+    options: DiskOptions,
     secret: [u8; 32],
     torn_bytes: u64,
     writer: Writer,
-    thread: Option<JoinHandle<()>>,
+    compactor: Arc<CompactorHandle>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// How a [`DiskStore`] is opened.
@@ -52,56 +70,82 @@ pub struct DiskOptions {
     pub retention: Retention,
     /// The maximum number of rooms.
     pub max_rooms: usize,
-    /// Whether to continue a log that has lost acknowledged events, under a new epoch, instead of refusing to open it.
+    /// Whether to continue without acknowledged events that are lost, instead of refusing to open. The logs concerned get a new
+    /// epoch.
     pub accept_loss: bool,
 }
 
+impl DiskOptions {
+    /// The size of a segment that has place for an append of `size` bytes, and its size if the disk is nearly full.
+    pub(super) fn segment_len(&self, size: usize) -> (u32, u32) {
+        let share = (self.retention.max_total_bytes / SEGMENT_SHARE).clamp(1 << 20, 64 << 20);
+        let needed = size.saturating_add(super::segment::SEGMENT_HEADER_LEN as usize) as u64;
+        let len = |share: u64| u32::try_from(share.max(needed)).unwrap_or(u32::MAX);
+        (len(share), len(MIN_SEGMENT_LEN))
+    }
+}
+
 impl DiskStore {
-    /// Opens the directory at `path`, creating it if it does not exist. Blocks while all logs are read and verified.
+    /// Opens the directory at `path`, creating it if it does not exist. Blocks while the newest segment and the indexes of the
+    /// others are read; with `accept_loss`, after damage, while everything is read.
     ///
     /// # Errors
     ///
     /// Fails if the directory cannot be used, is locked by another server, has an unknown format or is damaged. A log that
-    /// has lost acknowledged events counts as damaged unless `accept_loss` is set.
+    /// has lost acknowledged events counts as damaged unless `accept_loss` is set. A failed open changes nothing.
     pub fn open(path: &Path, options: DiskOptions, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
-        let DiskOptions {
-            durability,
-            retention,
-            max_rooms,
-            accept_loss,
-        } = options;
+        let cannot = cannot_use(path);
         let directory = Arc::new(Directory::lock(path)?);
-        let secret = directory.secret().map_err(cannot_use(path))?;
-        let watermarks = HighWatermarks::open(path).map_err(cannot_use(path))?;
-        let Opened {
-            tables,
-            known,
-            kept,
-            next,
-            torn,
-        } = Opened::open(&directory, durability, &watermarks, accept_loss)?;
-        let stats = Arc::new(Mutex::new(kept));
-        let committer = Committer::new(
+        let (mut loaded, mut repairs) = Repairs::load(&directory, &options)?;
+        let secret = directory.secret().map_err(&cannot)?;
+        loaded.clean_up(&directory).map_err(&cannot)?;
+        if loaded.newest().is_none() {
+            let header = loaded.catalog.header(1);
+            let (len, min_len) = options.segment_len(0);
+            let segment = Segment::create(&directory.log(), header, len, min_len).map_err(&cannot)?;
+            loaded.catalog.add_segment(segment);
+        }
+        let newest = loaded.newest().ok_or(StoreError::Failed)?;
+        let is_backup = directory.backup_marker().exists();
+        repairs.renews_all |= is_backup;
+        let torn_bytes = loaded.torn_bytes;
+        let catalog = Arc::new(Mutex::new(loaded.catalog));
+        let compactor = Arc::new(CompactorHandle::default());
+        let mut writer = LogWriter::new(
             Arc::clone(&directory),
-            Anchors::of(&directory).map_err(cannot_use(path))?,
-            tables.clone(),
-            watermarks,
-            retention,
-            Arc::clone(&stats),
-            observer,
+            Arc::clone(&catalog),
+            Arc::clone(&compactor),
+            options,
+            Arc::clone(&observer),
+            directory.open_watermark().map_err(&cannot)?,
+            newest,
+            loaded.end,
         );
-        let (writer, thread) = Writer::start(committer).map_err(cannot_use(path))?;
+        writer.mark_opened(boot_id().unwrap_or([b'?'; 36]))?;
+        repairs.make(&catalog, &mut writer)?;
+        if is_backup {
+            none_if_missing(std::fs::remove_file(directory.backup_marker())).map_err(&cannot)?;
+            sync_parent(&directory.backup_marker()).map_err(&cannot)?;
+        }
+        let thread = Compactor {
+            handle: Arc::clone(&compactor),
+            catalog: Arc::clone(&catalog),
+            directory: directory.log(),
+            segment_len: options.segment_len(0).0.into(),
+            observer,
+        };
+        let mut threads = vec![thread.start().map_err(&cannot)?];
+        let (writer, thread) = Writer::start(writer).map_err(&cannot)?;
+        threads.push(thread);
         Ok(Self {
             directory,
-            tables,
-            max_rooms,
-            rooms: Mutex::new(known),
-            next_log: Mutex::new(next),
-            stats,
+            catalog,
+            options,
             secret,
-            torn_bytes: torn,
+            torn_bytes,
             writer,
-            thread: Some(thread),
+            compactor,
+            threads,
         })
     }
 
@@ -111,21 +155,175 @@ impl DiskStore {
         self.secret
     }
 
-    /// Returns how many bytes of journals were truncated when the directory was opened: those of a torn write, which was
-    /// never acknowledged, and with `accept_loss` also those after damage.
+    /// Returns how many bytes of a torn write, which was never acknowledged, were cut off when the directory was opened.
     #[must_use]
     pub const fn torn_bytes(&self) -> u64 {
         self.torn_bytes
     }
+}
 
-    fn log(&self, (id, epoch): (LogId, Epoch)) -> Result<Log, StoreError> {
-        let snapshot = self.tables.snapshots.get(id.0.to_be_bytes())?;
-        Ok(Log {
-            id,
-            epoch,
-            snapshot: snapshot.map(|bytes| bytes.to_vec().into()),
-        })
+/// What is done about lost events when a store is opened.
+#[derive(Default)]
+struct Repairs {
+    changes: Vec<(LogId, Change)>,
+    /// The logs that have lost events, and which.
+    lost: Vec<(LogId, RoomName, ReplayError)>,
+    /// Whether every log may have lost events.
+    renews_all: bool,
+    /// The ends of the logs as their indexes say, before damage is given up.
+    ends: Option<Vec<(LogId, Sequence)>>,
+}
+
+impl Repairs {
+    /// Loads the log. If events are lost and that is accepted, gives them up.
+    fn load(directory: &Directory, options: &DiskOptions) -> Result<(Loaded, Self), StoreError> {
+        let mut repairs = Self::default();
+        let (len, _) = options.segment_len(0);
+        loop {
+            let loaded = match Loaded::load(directory, true) {
+                Err(error) if error.is_damage() && options.accept_loss && !repairs.renews_all => {
+                    warn!(event = "log_salvaged", %error, "the log is damaged, which is accepted; what is valid is kept");
+                    repairs.renews_all = true;
+                    salvage(directory, &Void::new(), len)?;
+                    continue;
+                }
+                loaded => loaded?,
+            };
+            repairs.renews_all |= loaded.was_cut;
+            if options.accept_loss && repairs.ends.is_none() {
+                let logs = loaded.catalog.logs.iter();
+                repairs.ends = Some(logs.map(|(log, state)| (*log, state.last)).collect());
+                if loaded.find_damage()? {
+                    warn!(
+                        event = "log_salvaged",
+                        "records are damaged, which is accepted; what is valid is kept"
+                    );
+                    salvage(directory, &Void::new(), len)?;
+                    continue;
+                }
+            }
+            let names = loaded.lost.iter().filter_map(|(log, error)| {
+                let room = loaded.catalog.logs.get(log)?.room.clone();
+                Some((*log, room, *error))
+            });
+            let lost: Vec<_> = names.collect();
+            if !options.accept_loss && !repairs.renews_all {
+                if let Some((_, room, why)) = lost.first() {
+                    let (room, why) = (room.clone(), *why);
+                    return Err(StoreError::Log { room, why });
+                }
+                if !loaded.catalog.orphans().is_empty() {
+                    return Err(StoreError::Damaged {
+                        path: directory.log(),
+                        offset: 0,
+                        why: "it has records of a room whose creation is missing".into(),
+                    });
+                }
+            }
+            for log in loaded.catalog.orphans() {
+                warn!(
+                    event = "log_lost",
+                    log = log.0,
+                    "the name of a room is lost, which is accepted, and with it its log"
+                );
+            }
+            repairs.lost.extend(lost);
+            let (void, changes) = resolve(&loaded.catalog, &loaded.lost);
+            if void.is_empty() {
+                repairs.changes = changes;
+                repairs.find_lost_ends(&loaded.catalog);
+                return Ok((loaded, repairs));
+            }
+            salvage(directory, &void, len)?;
+        }
     }
+
+    /// Notes the logs that end earlier than their indexes said before damage was given up.
+    fn find_lost_ends(&mut self, catalog: &Catalog) {
+        for (log, end) in self.ends.iter().flatten() {
+            let Some(state) = catalog.logs.get(log) else {
+                continue;
+            };
+            let is_noted = self.lost.iter().any(|(noted, ..)| noted == log);
+            if state.last < *end && !is_noted {
+                let (after, next) = (state.last, end.next());
+                self.lost
+                    .push((*log, state.room.clone(), ReplayError::Gap { after, next }));
+            }
+        }
+    }
+
+    /// Writes the changes, and gives the logs concerned new epochs.
+    fn make(self, catalog: &Mutex<Catalog>, writer: &mut LogWriter) -> Result<(), StoreError> {
+        let mut changes = self.changes;
+        {
+            let mut catalog = catalog.lock();
+            let mut concerned: Vec<LogId> = if self.renews_all {
+                catalog.logs.keys().copied().collect()
+            } else {
+                self.lost.iter().map(|(log, ..)| *log).collect()
+            };
+            let has_ended = |log: &LogId| {
+                changes
+                    .iter()
+                    .any(|(other, change)| other == log && matches!(change, Change::End))
+            };
+            concerned.retain(|log| !has_ended(log));
+            let renewals: Vec<_> = concerned
+                .into_iter()
+                .map(|log| (log, Change::Renew(catalog.next_epoch(now()))))
+                .collect();
+            changes.extend(renewals);
+        }
+        for (_, room, why) in &self.lost {
+            warn!(event = "log_truncated", %room, %why, "events are lost, which is accepted; the room has a new epoch");
+        }
+        if self.renews_all {
+            let rooms = catalog.lock().logs.len();
+            warn!(
+                event = "epochs_renewed",
+                rooms, "events may be missing in any room; every room has a new epoch"
+            );
+        }
+        writer.commit(changes).into_iter().collect()
+    }
+}
+
+/// Reads records as [`Store::records`].
+pub(super) fn read_records(
+    catalog: &Mutex<Catalog>,
+    log: LogId,
+    after: Sequence,
+    max_bytes: usize,
+) -> Result<Vec<Record>, StoreError> {
+    let first = catalog.lock().log(log)?.first;
+    let mut next = after.next().max(first);
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    loop {
+        let located = catalog.lock().locate(log, next);
+        let Some(located) = located else { break };
+        let (segment, positions) = located.positions(log, next)?;
+        let read = segment.read_records(log, &positions, max_bytes - bytes)?;
+        for record in read {
+            if record.last() < next {
+                continue;
+            }
+            // Only the first record may start earlier than at the event that is next.
+            if record.first > next || (!records.is_empty() && record.first != next) {
+                return Err(segment.damaged(segment.data_end(), "its index lacks records"));
+            }
+            bytes += record.frames.len();
+            if !records.is_empty() && bytes > max_bytes {
+                return Ok(records);
+            }
+            next = record.last().next();
+            records.push(record);
+        }
+        if bytes >= max_bytes {
+            break;
+        }
+    }
+    Ok(records)
 }
 
 impl Store for DiskStore {
@@ -134,89 +332,112 @@ impl Store for DiskStore {
     }
 
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
-        // Held during the write, so that a room is created only once. Readers do not take this lock.
-        let mut next = self.next_log.lock();
-        let (found, count) = {
-            let rooms = self.rooms.lock();
-            (rooms.get(room).copied(), rooms.len())
-        };
-        let entry = match found {
-            Some(entry) => entry,
-            None if count >= self.max_rooms => return Err(StoreError::TooManyRooms(count)),
-            None => {
-                let entry = (LogId(*next), Epoch::created_at(at));
-                // The id is not reused even if the write fails, because the write may have reached the disk.
-                *next = next.saturating_add(1);
-                self.tables.create_log(room, entry.0, entry.1)?;
-                self.stats.lock().insert(entry.0, LogStats::EMPTY);
-                self.rooms.lock().insert(room.clone(), entry);
-                entry
+        let mut catalog = self.catalog.lock();
+        if let Some(log) = catalog.rooms.get(room).copied() {
+            let epoch = catalog.log(log)?.epoch;
+            return Ok(Log { id: log, epoch });
+        }
+        if catalog.rooms.len() >= self.options.max_rooms {
+            return Err(StoreError::TooManyRooms(catalog.rooms.len()));
+        }
+        // It is written with the first append, which costs no sync of its own.
+        let (id, epoch) = catalog.allocate(at);
+        catalog.insert(id, LogState::new(room.clone(), epoch, at));
+        Ok(Log { id, epoch })
+    }
+
+    fn find(&self, room: &RoomName) -> Option<Log> {
+        let catalog = self.catalog.lock();
+        let id = *catalog.rooms.get(room)?;
+        let epoch = catalog.logs.get(&id)?.epoch;
+        Some(Log { id, epoch })
+    }
+
+    fn rooms(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomName> {
+        let catalog = self.catalog.lock();
+        let rooms = catalog.rooms.keys();
+        match after {
+            None => rooms.take(limit).cloned().collect(),
+            Some(after) => {
+                let rooms = catalog.rooms.range((
+                    std::ops::Bound::Excluded(after.clone()),
+                    std::ops::Bound::Unbounded,
+                ));
+                rooms.take(limit).map(|(room, _)| room.clone()).collect()
             }
-        };
-        drop(next);
-        self.log(entry)
+        }
     }
 
-    fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
-        let entry = self.rooms.lock().get(room).copied();
-        entry.map(|entry| self.log(entry)).transpose()
+    fn unfinished(&self) -> Vec<RoomName> {
+        let catalog = self.catalog.lock();
+        let unfinished = catalog
+            .logs
+            .values()
+            .filter(|log| log.status.is_occupied || log.covered < log.last);
+        unfinished.map(|log| log.room.clone()).collect()
     }
 
-    fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
-        let mut rooms: Vec<_> = self.rooms.lock().keys().cloned().collect();
-        rooms.sort_unstable();
-        Ok(rooms)
+    fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName> {
+        let catalog = self.catalog.lock();
+        let unused = catalog.logs.values().filter(|log| log.is_unused(at));
+        unused.take(limit).map(|log| log.room.clone()).collect()
     }
 
-    fn exists(&self, room: &RoomName) -> bool {
-        self.rooms.lock().contains_key(room)
+    fn is_unused(&self, log: LogId, at: WallTime) -> bool {
+        self.catalog
+            .lock()
+            .logs
+            .get(&log)
+            .is_some_and(|log| log.is_unused(at))
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
-        let stats = self.stats.lock().get(&log).copied().ok_or(StoreError::Failed)?;
-        Ok(Bounds {
-            first: stats.first,
-            last: stats.last,
-        })
+        Ok(self.catalog.lock().log(log)?.bounds())
+    }
+
+    fn snapshot(&self, log: LogId) -> Result<Option<Bytes>, StoreError> {
+        let (place, segment) = {
+            let catalog = self.catalog.lock();
+            let Some(place) = catalog.log(log)?.snapshot else {
+                return Ok(None);
+            };
+            (place, catalog.segment(place.segment).cloned())
+        };
+        let segment = segment.ok_or(StoreError::Failed)?;
+        Ok(Some(segment.read_entry(place.offset, place.len)?.body))
     }
 
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {
-        let records = &self.tables.records;
-        // The next event may be in the middle of a record.
-        let next = after.next();
-        let before = records
-            .range(record_key(log, Sequence::ZERO)..=record_key(log, next))
-            .next_back();
-        let from = match before {
-            Some(entry) => decode_record_key(&entry.key()?)?,
-            None => next,
-        };
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        for entry in records.range(record_key(log, from)..=record_key(log, Sequence::new(u64::MAX))) {
-            let (key, value) = entry.into_inner()?;
-            let record = Record::decode(decode_record_key(&key)?, value.to_vec().into())?;
-            if record.last() <= after {
-                continue;
-            }
-            bytes += record.frames.len();
-            if !found.is_empty() && bytes > max_bytes {
-                break;
-            }
-            found.push(record);
-        }
-        Ok(found)
+        read_records(&self.catalog, log, after, max_bytes)
     }
 
     fn append(&self, log: LogId, append: Append) -> AppendFuture<'_> {
-        self.writer.append(log, append)
+        self.writer.submit(log, Change::Append(append))
+    }
+
+    fn end(&self, log: LogId) -> AppendFuture<'_> {
+        self.writer.submit(log, Change::End)
+    }
+
+    fn snapshot_interval(&self) -> u64 {
+        let rooms = self.catalog.lock().rooms.len();
+        self.options.retention.snapshot_interval(rooms)
     }
 
     fn usage(&self) -> StoreUsage {
-        let events = self.stats.lock().values().map(LogStats::events).sum();
+        let catalog = self.catalog.lock();
+        let (needed, garbage) = catalog.disk_usage();
+        let active = catalog
+            .segments
+            .last_key_value()
+            .map_or(0, |(_, state)| u64::from(state.segment.len));
         StoreUsage {
-            events,
-            bytes: self.tables.db.disk_space().unwrap_or_default(),
+            rooms: catalog.rooms.len(),
+            events: catalog.events,
+            retained: catalog.bytes,
+            bytes: needed + garbage + active,
+            garbage,
+            segments: catalog.segments.len(),
             available: self.directory.available(),
         }
     }
@@ -224,16 +445,18 @@ impl Store for DiskStore {
 
 impl Drop for DiskStore {
     fn drop(&mut self) {
+        self.compactor.stop();
         self.writer.close();
-        if let Some(thread) = self.thread.take() {
-            // If the thread has panicked, the waiting appends have failed already.
+        for thread in self.threads.drain(..) {
+            // If a thread has panicked, the waiting appends have failed already.
             thread.join().ok();
         }
-        // If this sync fails, the marker stays, and the next start treats events as lost if the system was rebooted.
-        if self.tables.durability == Durability::Os && self.tables.sync().is_ok() {
-            UnsyncedMarker::new(self.directory.path()).remove().ok();
-        }
     }
+}
+
+fn now() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

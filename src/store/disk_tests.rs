@@ -1,13 +1,12 @@
 //! Tests of both stores: they return what was appended, and the store on disk does so after a restart too.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::super::{MemoryStore, encode_snapshot, read_page};
+use super::super::{EncodedSnapshot, MemoryStore, RoomStatus, encode_snapshot, read_page};
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
 
@@ -20,6 +19,17 @@ pub(super) struct DataDir {
 impl DataDir {
     pub(super) fn new() -> Self {
         let parent = tempfile::tempdir().unwrap();
+        Self {
+            path: parent.path().join("data"),
+            _parent: parent,
+        }
+    }
+
+    /// In a file system in memory if there is one, where thousands of opens take little time.
+    pub(super) fn in_memory() -> Self {
+        let parent = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         Self {
             path: parent.path().join("data"),
             _parent: parent,
@@ -50,13 +60,27 @@ impl DataDir {
 
 pub(super) const OPTIONS: DiskOptions = DiskOptions {
     durability: Durability::Sync,
-    retention: Retention::ON_DISK,
+    retention: SMALL,
     max_rooms: 4,
     accept_loss: false,
 };
 
+/// Limits with segments of 1 MiB.
+pub(super) const SMALL: Retention = Retention {
+    max_total_bytes: 64 << 20,
+    ..Retention::ON_DISK
+};
+
+pub(super) struct NoObserver;
+
+impl Observer for NoObserver {
+    fn committed(&self, _: Duration) {}
+    fn rewritten(&self, _: u64, _: Duration) {}
+    fn waited(&self) {}
+}
+
 pub(super) fn open(path: &Path, options: DiskOptions) -> Result<DiskStore, StoreError> {
-    DiskStore::open(path, options, Arc::new(|_| {}))
+    DiskStore::open(path, options, Arc::new(NoObserver))
 }
 
 /// Asserts that the message of `error` contains `expected`.
@@ -64,43 +88,70 @@ pub(super) fn assert_says(error: &StoreError, expected: &str) {
     assert!(error.to_string().contains(expected), "{error}");
 }
 
-pub(super) fn open_tea(store: &DiskStore) -> LogId {
-    store.open(&room("tea"), WallTime::from_millis(7)).unwrap().id
+pub(super) fn open_room(store: &dyn Store, name: &str) -> Log {
+    store.open(&room(name), WallTime::from_millis(7)).unwrap()
+}
+
+pub(super) fn open_tea(store: &dyn Store) -> LogId {
+    open_room(store, "tea").id
 }
 
 pub(super) fn room(name: &str) -> RoomName {
     RoomName::try_from(name).unwrap()
 }
 
-/// Returns a record of events whose payload is their sequence.
-pub(super) fn record(first: u64, events: u32) -> Record {
+/// Returns a record of events whose payload starts with their sequence and has `len` bytes.
+pub(super) fn long_record(first: u64, events: u32, len: u32) -> Record {
     let frames: Vec<u8> = (0..events)
         .flat_map(|i| {
-            let sequence = (first + u64::from(i)).to_be_bytes();
-            [&[0, 0, 0, 0, 8], sequence.as_slice()].concat()
+            let mut frame = vec![0; 5 + len as usize];
+            frame[1..5].copy_from_slice(&len.to_be_bytes());
+            frame[5..13].copy_from_slice(&(first + u64::from(i)).to_be_bytes());
+            frame
         })
         .collect();
     Record {
         first: Sequence::new(first),
         events,
+        at: now(),
         resumable: Vec::new(),
         frames: frames.into(),
     }
 }
 
-pub(super) fn snapshot(last: u64) -> Bytes {
+/// Returns a record of events whose payload is their sequence.
+pub(super) fn record(first: u64, events: u32) -> Record {
+    long_record(first, events, 8)
+}
+
+pub(super) fn snapshot(last: u64) -> EncodedSnapshot {
     encode_snapshot(&Snapshot {
         time: LamportTime::default(),
         last: Sequence::new(last),
         next_id: 1,
+        has_messages: true,
         participants: Vec::new(),
-        has_messages: false,
         recovery_time: LamportTime::default(),
     })
 }
 
-pub(super) async fn append(store: &dyn Store, log: LogId, records: Vec<Record>, snapshot: Option<Bytes>) {
-    store.append(log, Append { records, snapshot }).await.unwrap();
+pub(super) const STATUS: RoomStatus = RoomStatus {
+    is_occupied: false,
+    has_messages: true,
+};
+
+pub(super) async fn append(
+    store: &dyn Store,
+    log: LogId,
+    records: Vec<Record>,
+    snapshot: Option<EncodedSnapshot>,
+) {
+    let append = Append {
+        records,
+        snapshot,
+        status: STATUS,
+    };
+    store.append(log, append).await.unwrap();
 }
 
 pub(super) fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
@@ -113,8 +164,20 @@ pub(super) fn sequences(store: &dyn Store, log: LogId, after: u64) -> Vec<u64> {
     )
     .unwrap();
     super::super::frames(page.bytes)
-        .map(|frame| u64::from_be_bytes(frame[5..].try_into().unwrap()))
+        .map(|frame| u64::from_be_bytes(frame[5..13].try_into().unwrap()))
         .collect()
+}
+
+pub(super) async fn until(what: &str, is_met: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_met() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(super) fn segments(data: &DataDir) -> Vec<u32> {
+    super::super::directory::segment_numbers(&data.path.join("log")).unwrap()
 }
 
 #[tokio::test]
@@ -123,17 +186,18 @@ async fn both_stores_return_the_same_events() {
     let disk = data.open();
     let memory = MemoryStore::new(Retention::ON_DISK, 4);
     for store in [&disk as &dyn Store, &memory] {
-        let tea = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
-        let milk = store.open(&room("milk"), WallTime::from_millis(8)).unwrap();
+        let tea = open_room(store, "tea");
+        let milk = open_room(store, "milk");
         assert_eq!(store.bounds(tea.id).unwrap(), Bounds::EMPTY);
         append(store, tea.id, vec![record(1, 2), record(3, 1)], None).await;
         append(store, milk.id, vec![record(1, 1)], None).await;
         append(store, tea.id, vec![record(4, 3)], None).await;
-        assert_eq!(store.rooms().unwrap(), [room("milk"), room("tea")]);
-        assert_eq!(
-            store.open(&room("tea"), WallTime::from_millis(99)).unwrap().epoch,
-            tea.epoch
-        );
+        assert_eq!(store.rooms(None, 9), [room("milk"), room("tea")]);
+        assert_eq!(store.rooms(Some(&room("milk")), 9), [room("tea")]);
+        assert_eq!(store.rooms(None, 1), [room("milk")]);
+        let again = store.open(&room("tea"), WallTime::from_millis(99)).unwrap();
+        assert_eq!((again, store.find(&room("tea"))), (tea, Some(tea)));
+        assert!(milk.epoch > tea.epoch);
         assert_eq!(
             store.bounds(tea.id).unwrap(),
             Bounds {
@@ -146,13 +210,36 @@ async fn both_stores_return_the_same_events() {
         assert_eq!(sequences(store, milk.id, 0), [1]);
         assert!(sequences(store, tea.id, 6).is_empty());
         for more in ["a", "b"] {
-            store.open(&room(more), WallTime::default()).unwrap();
+            open_room(store, more);
         }
-        assert_eq!(
-            store.open(&room("c"), WallTime::default()).map(drop),
-            Err(StoreError::TooManyRooms(4))
-        );
-        assert!(store.find(&room("c")).unwrap().is_none());
+        let fifth = store.open(&room("c"), WallTime::default()).map(drop);
+        assert_eq!(fifth, Err(StoreError::TooManyRooms(4)));
+        assert_eq!(store.find(&room("c")), None);
+    }
+}
+
+#[tokio::test]
+async fn records_that_do_not_continue_the_log_are_rejected() {
+    let data = DataDir::new();
+    let disk = data.open();
+    let memory = MemoryStore::new(Retention::ON_DISK, 4);
+    for store in [&disk as &dyn Store, &memory] {
+        let log = open_tea(store);
+        append(store, log, vec![record(1, 2)], None).await;
+        for records in [
+            vec![record(4, 1)],
+            vec![record(2, 1)],
+            vec![record(3, 1), record(5, 1)],
+        ] {
+            let append = Append {
+                records,
+                ..Append::default()
+            };
+            let error = store.append(log, append).await.unwrap_err();
+            assert!(matches!(error, StoreError::NotContiguous { .. }), "{error}");
+        }
+        append(store, log, vec![record(3, 1)], None).await;
+        assert_eq!(sequences(store, log, 0), [1, 2, 3]);
     }
 }
 
@@ -161,22 +248,92 @@ async fn appended_events_survive_a_restart() {
     let data = DataDir::new();
     let store = data.open();
     let secret = store.secret();
-    let log = store.open(&room("tea"), WallTime::from_millis(7)).unwrap();
+    let log = open_room(&store, "tea");
     append(&store, log.id, vec![record(1, 5)], Some(snapshot(5))).await;
     drop(store);
     let store = data.open();
     assert_eq!(store.secret(), secret);
-    let found = store.find(&room("tea")).unwrap().unwrap();
-    assert_eq!(
-        (found.id, found.epoch, found.snapshot),
-        (log.id, log.epoch, Some(snapshot(5)))
-    );
+    assert_eq!(store.find(&room("tea")), Some(log));
+    assert_eq!(store.snapshot(log.id).unwrap(), Some(snapshot(5).bytes));
     assert_eq!(sequences(&store, log.id, 0), [1, 2, 3, 4, 5]);
     // The id of the log is not reused.
-    assert_ne!(
-        store.open(&room("milk"), WallTime::from_millis(9)).unwrap().id,
-        log.id
-    );
+    assert_ne!(open_room(&store, "milk").id, log.id);
+}
+
+#[tokio::test]
+async fn rooms_with_participants_or_events_that_no_snapshot_covers_are_unfinished() {
+    let data = DataDir::new();
+    let store = data.open();
+    let occupied = RoomStatus {
+        is_occupied: true,
+        has_messages: true,
+    };
+    for (name, status, snapshot) in [
+        ("covered", STATUS, Some(snapshot(1))),
+        ("occupied", occupied, Some(snapshot(1))),
+        ("uncovered", STATUS, None),
+    ] {
+        let log = open_room(&store, name);
+        let append = Append {
+            records: vec![record(1, 1)],
+            snapshot,
+            status,
+        };
+        store.append(log.id, append).await.unwrap();
+    }
+    let unfinished = |store: &DiskStore| {
+        let mut unfinished = store.unfinished();
+        unfinished.sort_unstable();
+        unfinished
+    };
+    let expected = [room("occupied"), room("uncovered")];
+    assert_eq!(unfinished(&store), expected);
+    drop(store);
+    assert_eq!(unfinished(&data.open()), expected);
+}
+
+#[tokio::test]
+async fn pages_are_read_from_sealed_segments_and_the_newest_one() {
+    let data = DataDir::new();
+    let store = data.open();
+    let logs = ["tea", "milk"].map(|name| open_room(&store, name).id);
+    for n in 0..40 {
+        for log in logs {
+            append(&store, log, vec![long_record(n * 3 + 1, 3, 40_000)], None).await;
+        }
+    }
+    assert!(segments(&data).len() > 4);
+    let check = |store: &DiskStore| {
+        for log in logs {
+            for after in [0, 1, 50, 59, 60, 61, 100, 118, 119] {
+                assert_eq!(
+                    sequences(store, log, after),
+                    (after + 1..=120).collect::<Vec<_>>()
+                );
+                let page = read_page(store, log, Sequence::new(after), Sequence::new(120), 200_000).unwrap();
+                assert!(
+                    (1..=6).contains(&page.events),
+                    "{} events after {after}",
+                    page.events
+                );
+            }
+        }
+    };
+    check(&store);
+    drop(store);
+    check(&data.open());
+}
+
+#[tokio::test]
+async fn an_append_larger_than_a_segment_is_stored() {
+    let data = DataDir::new();
+    let store = data.open();
+    let log = open_tea(&store);
+    append(&store, log, vec![long_record(1, 1, 5_000_000)], None).await;
+    append(&store, log, vec![record(2, 1)], None).await;
+    drop(store);
+    let store = data.open();
+    assert_eq!(sequences(&store, log, 0), [1, 2]);
 }
 
 #[tokio::test]
@@ -184,30 +341,38 @@ async fn retention_removes_the_oldest_records_that_a_snapshot_covers() {
     let data = DataDir::new();
     let retention = Retention {
         max_events: 32,
-        ..Retention::ON_DISK
+        ..SMALL
     };
     let store = data.open_with(retention);
-    let log = store.open(&room("tea"), WallTime::default()).unwrap();
+    let log = open_tea(&store);
     for n in 0..100 {
         append(
             &store,
-            log.id,
+            log,
             vec![record(n + 1, 1)],
             (n == 69).then(|| snapshot(70)),
         )
         .await;
     }
-    let bounds = store.bounds(log.id).unwrap();
+    until("nothing is removed", || {
+        store.bounds(log).unwrap().first.get() >= 65
+    })
+    .await;
+    let bounds = store.bounds(log).unwrap();
     assert_eq!(bounds.last.get(), 100);
-    assert!((65..=69).contains(&bounds.first.get()), "{bounds:?}");
-    assert_eq!(
-        sequences(&store, log.id, bounds.first.get() - 1).len() as u64,
-        101 - bounds.first.get()
+    assert!((65..=71).contains(&bounds.first.get()), "{bounds:?}");
+    let retained = sequences(&store, log, bounds.first.get() - 1);
+    assert!(
+        retained.is_empty() || retained.last() == Some(&100),
+        "{retained:?}"
     );
     assert!(
-        sequences(&store, log.id, 3).is_empty(),
+        sequences(&store, log, 3).is_empty(),
         "removed events are not skipped"
     );
+    drop(store);
+    let reopened = data.open_with(retention).bounds(log).unwrap();
+    assert!(bounds.first <= reopened.first && reopened.last == bounds.last);
 }
 
 #[tokio::test]
@@ -220,19 +385,14 @@ async fn the_largest_log_is_trimmed_when_the_total_size_is_exceeded() {
     let disk = data.open_with(retention);
     let memory = MemoryStore::new(retention, 4);
     for store in [&disk as &dyn Store, &memory] {
-        let [tea, milk] = ["tea", "milk"].map(|name| store.open(&room(name), WallTime::default()).unwrap());
-        append(store, milk.id, vec![record(1, 1_000)], Some(snapshot(1_000))).await;
+        let [tea, milk] = ["tea", "milk"].map(|name| open_room(store, name).id);
+        append(store, milk, vec![record(1, 1_000)], Some(snapshot(1_000))).await;
         for n in 0..100 {
             let first = n * 200 + 1;
-            append(
-                store,
-                tea.id,
-                vec![record(first, 200)],
-                Some(snapshot(first + 199)),
-            )
-            .await;
+            append(store, tea, vec![record(first, 200)], Some(snapshot(first + 199))).await;
         }
-        let (tea, milk) = (store.bounds(tea.id).unwrap(), store.bounds(milk.id).unwrap());
+        until("the limit is exceeded", || store.usage().retained <= 100_000).await;
+        let (tea, milk) = (store.bounds(tea).unwrap(), store.bounds(milk).unwrap());
         assert_eq!(
             (milk.first.get(), milk.last.get()),
             (1, 1_000),
@@ -240,174 +400,222 @@ async fn the_largest_log_is_trimmed_when_the_total_size_is_exceeded() {
         );
         assert_eq!(tea.last.get(), 20_000);
         // An event takes 13 bytes.
-        assert!((12_000..14_000).contains(&tea.first.get()), "{tea:?}");
+        assert!((12_000..15_000).contains(&tea.first.get()), "{tea:?}");
         let events = 1_000 + 20_001 - tea.first.get();
         assert_eq!(store.usage().events, events);
     }
-    assert!(memory.usage().bytes <= 100_000);
 }
+
+const HOUR: Retention = Retention {
+    max_age: Some(Duration::from_secs(3_600)),
+    ..SMALL
+};
 
 #[tokio::test]
 async fn expired_events_are_removed_on_append() {
-    let old = |sequence| dated(sequence, Duration::from_secs(sequence));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let old = |sequence| dated(sequence, WallTime::from_millis(sequence * 1_000));
     let data = DataDir::new();
-    let retention = Retention {
-        max_age: Some(Duration::from_secs(3_600)),
-        ..Retention::ON_DISK
-    };
-    let disk = data.open_with(retention);
-    let memory = MemoryStore::new(retention, 4);
+    let disk = data.open_with(HOUR);
+    let memory = MemoryStore::new(HOUR, 4);
     for store in [&disk as &dyn Store, &memory] {
-        let log = store.open(&room("tea"), WallTime::default()).unwrap();
-        let first = || store.bounds(log.id).unwrap().first.get();
-        append(store, log.id, vec![old(1), dated(2, now), old(3), old(4)], None).await;
+        let log = open_tea(store);
+        let first = || store.bounds(log).unwrap().first.get();
+        append(store, log, vec![old(1), old(2), dated(3, now())], None).await;
         assert_eq!(first(), 1, "no snapshot covers it");
-        append(store, log.id, Vec::new(), Some(snapshot(3))).await;
-        assert_eq!(first(), 2, "the next one has not expired");
+        append(store, log, Vec::new(), Some(snapshot(3))).await;
+        until("expired events remain", || first() == 3).await;
     }
 }
 
 #[tokio::test]
 async fn expired_events_are_removed_from_idle_logs() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let data = DataDir::new();
     let store = data.open_with(Retention {
         max_age: Some(Duration::from_secs(1)),
-        ..Retention::ON_DISK
+        ..SMALL
     });
-    let log = store.open(&room("tea"), WallTime::default()).unwrap();
+    let log = open_tea(&store);
     append(
         &store,
-        log.id,
-        vec![dated(1, now), dated(2, now)],
+        log,
+        vec![dated(1, now()), dated(2, now())],
         Some(snapshot(2)),
     )
     .await;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while store.bounds(log.id).unwrap().first.get() != 2 {
-        assert!(Instant::now() < deadline, "the first event is still there");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("events remain", || store.bounds(log).unwrap().first.get() == 3).await;
+    // Their sequences are not used again, not even after a restart.
+    drop(store);
+    let store = data.open();
+    assert_eq!(store.bounds(log).unwrap().last.get(), 2);
+    append(&store, log, vec![record(3, 1)], None).await;
 }
 
-/// Returns a record of one event that was broadcast at `time`, a Unix time.
-fn dated(sequence: u64, time: Duration) -> Record {
-    use prost::Message;
+#[tokio::test]
+async fn events_behind_one_from_the_future_expire() {
+    let data = DataDir::new();
+    let store = data.open_with(HOUR);
+    let log = open_tea(&store);
+    let future = WallTime::from_millis(now().as_millis() + 10_000_000);
+    let old = WallTime::from_millis(1_000);
+    let records = vec![dated(1, future), dated(2, old), dated(3, now())];
+    append(&store, log, records, Some(snapshot(3))).await;
+    until("expired events remain", || {
+        store.bounds(log).unwrap().first.get() == 3
+    })
+    .await;
+}
 
-    let message = crate::proto::ServerMessage {
-        broadcast_time: Some(prost_types::Timestamp {
-            seconds: time.as_secs().try_into().unwrap(),
-            nanos: 0,
-        }),
-        ..Default::default()
-    };
-    let bytes = message.encode_to_vec();
-    let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+/// Returns a record of one event that was broadcast at `at`.
+fn dated(sequence: u64, at: WallTime) -> Record {
     Record {
-        frames: [&[0], length.as_slice(), &bytes].concat().into(),
+        at,
         ..record(sequence, 1)
     }
 }
 
 #[tokio::test]
-async fn a_torn_write_is_cut_off_and_counted() {
+async fn rooms_without_messages_and_expired_ones_are_unused_and_make_place_when_they_end() {
     let data = DataDir::new();
-    let store = data.open();
-    assert_eq!(store.torn_bytes(), 0);
-    let log = open_tea(&store);
-    append(&store, log, vec![record(1, 2)], None).await;
-    let journal = data.path.join("db/0.jnl");
-    let written = || -> usize {
-        let bytes = fs::read(&journal).unwrap();
-        bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1
-    };
-    let first = written();
-    append(&store, log, vec![record(3, 5)], None).await;
-    let second = written();
-    drop(store);
-    // Simulates a crash before the last byte was written and the watermark was stored.
-    let file = OpenOptions::new().write(true).open(&journal).unwrap();
-    file.set_len(second as u64 - 1).unwrap();
-    fs::remove_file(data.path.join("heads")).unwrap();
-
-    let store = data.open();
-    assert_eq!(store.torn_bytes(), (second - 1 - first) as u64);
-    assert_eq!(sequences(&store, log, 0), [1, 2]);
-    append(&store, log, vec![record(3, 1)], None).await;
-    drop(store);
-    let store = data.open();
-    assert_eq!(store.torn_bytes(), 0);
-    assert_eq!(sequences(&store, log, 0), [1, 2, 3]);
-}
-
-#[tokio::test]
-async fn a_gap_is_reported_with_its_bounds() {
-    let data = DataDir::new();
-    let store = data.open();
-    let log = open_tea(&store);
-    append(&store, log, vec![record(1, 2), record(5, 1)], None).await;
-    drop(store);
-    let error = data.open_error();
-    assert_eq!(
-        error.to_string(),
-        "the log of room \"tea\" is damaged: events 3 to 4 are missing"
-    );
-}
-
-#[tokio::test]
-async fn a_truncated_log_opens_only_with_accept_loss_and_gets_a_new_epoch() {
-    let data = DataDir::new();
-    let store = data.open();
-    let log = open_tea(&store);
-    append(&store, log, vec![record(1, 5)], None).await;
-    drop(store);
-    // Simulates that two more events were acknowledged.
-    HighWatermarks::open(&data.path)
-        .unwrap()
-        .set(log, Sequence::new(7))
-        .unwrap();
-    let error = data.open_error();
-    assert!(error.is_damage());
-    assert!(
-        error
-            .to_string()
-            .starts_with("the log of room \"tea\" ends at event 5, but events up to 7 were acknowledged"),
-        "{error}"
-    );
-    let accepted = data.open_accepting_loss();
-    let found = accepted.find(&room("tea")).unwrap().unwrap();
-    assert_eq!(found.id, log);
-    // The epoch is not just the next number, because that one may have been used and lost too.
-    assert!(found.epoch.get() > 1_700_000_000_000, "{}", found.epoch);
-    assert_eq!(sequences(&accepted, log, 0), [1, 2, 3, 4, 5]);
-    drop(accepted);
-    // The loss has to be accepted only once.
-    let store = data.open();
-    assert_eq!(store.find(&room("tea")).unwrap().unwrap().epoch, found.epoch);
-}
-
-#[tokio::test]
-async fn the_log_id_of_a_lost_room_is_not_reused() {
-    let data = DataDir::new();
-    let store = data.open();
-    let log = open_tea(&store);
-    append(&store, log, vec![record(1, 5)], None).await;
-    store.tables.rooms.remove("tea").unwrap();
-    drop(store);
-    let error = data.open_error();
-    assert_says(&error, "a room whose name is gone");
-    for accept_loss in [true, false] {
-        let store = if accept_loss {
-            data.open_accepting_loss()
-        } else {
-            data.open()
+    let disk = data.open_with(HOUR);
+    let memory = MemoryStore::new(SMALL, 4);
+    for store in [&disk as &dyn Store, &memory] {
+        let later = WallTime::from_millis(now().as_millis() + 602_000);
+        let status = |is_occupied, has_messages| RoomStatus {
+            is_occupied,
+            has_messages,
         };
-        for name in ["coffee", "tea"] {
-            let other = store.open(&room(name), WallTime::from_millis(8)).unwrap();
-            assert!(other.id > log);
-            assert_eq!(sequences(&store, other.id, 0), [0; 0]);
+        for (name, status) in [
+            ("silent", status(false, false)),
+            ("occupied", status(true, false)),
+            ("said", status(false, true)),
+        ] {
+            let log = open_room(store, name);
+            let append = Append {
+                records: vec![record(1, 1)],
+                snapshot: None,
+                status,
+            };
+            store.append(log.id, append).await.unwrap();
         }
+        assert!(store.unused(now(), 9).is_empty());
+        assert_eq!(store.unused(later, 9), [room("silent")]);
+        let silent = open_room(store, "silent");
+        assert!(store.is_unused(silent.id, later));
+        store.end(silent.id).await.unwrap();
+        assert_eq!(store.find(&room("silent")), None);
+        assert!(store.bounds(silent.id).is_err());
+        let again = open_room(store, "silent");
+        assert!(again.epoch > silent.epoch && again.id != silent.id);
+        assert_eq!(store.bounds(again.id).unwrap(), Bounds::EMPTY);
+    }
+    drop(disk);
+    let disk = data.open();
+    assert_eq!(disk.rooms(None, 9), [room("occupied"), room("said")]);
+}
+
+#[tokio::test]
+async fn a_room_whose_log_has_expired_is_unused() {
+    let data = DataDir::new();
+    let store = data.open_with(HOUR);
+    let log = open_tea(&store);
+    append(
+        &store,
+        log,
+        vec![dated(1, WallTime::from_millis(1_000))],
+        Some(snapshot(1)),
+    )
+    .await;
+    until("the event remains", || {
+        store.bounds(log).unwrap().first.get() == 2
+    })
+    .await;
+    assert_eq!(store.unused(now(), 9), [room("tea")]);
+}
+
+/// Fills `data` with `rounds` of 100 KB in each of two rooms, of which one keeps everything and one little.
+async fn fill(store: &DiskStore, rounds: u64) {
+    let [tea, milk] = ["tea", "milk"].map(|name| open_room(store, name).id);
+    for n in 1..=rounds {
+        append(store, tea, vec![long_record(n, 1, 80_000)], Some(snapshot(n))).await;
+        if n % 8 == 0 {
+            append(store, milk, vec![long_record(n / 8, 1, 20_000)], None).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_disk_holds_little_more_than_what_is_retained() {
+    let data = DataDir::new();
+    let retention = Retention {
+        max_bytes: 1 << 20,
+        ..SMALL
+    };
+    let store = data.open_with(retention);
+    fill(&store, 400).await;
+    let usage = store.usage();
+    let limit = usage.retained * 13 / 10 + (3 << 20);
+    assert!(usage.bytes <= limit, "{usage:?}");
+    let [tea, milk] = ["tea", "milk"].map(|name| open_room(&store, name).id);
+    let check = |store: &DiskStore| {
+        let first = store.bounds(tea).unwrap().first.get();
+        assert!(first > 380, "{first}");
+        assert_eq!(
+            sequences(store, tea, first - 1),
+            (first..=400).collect::<Vec<_>>()
+        );
+        assert_eq!(sequences(store, milk, 0), (1..=50).collect::<Vec<_>>());
+        assert_eq!(store.snapshot(tea).unwrap(), Some(snapshot(400).bytes));
+    };
+    check(&store);
+    until("garbage remains", || store.usage().garbage < 1 << 20).await;
+    check(&store);
+    let on_disk: u64 = fs::read_dir(data.path.join("log"))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(on_disk <= limit, "{on_disk}");
+    drop(store);
+    let store = data.open_with(retention);
+    check(&store);
+    assert!(store.usage().garbage < 2 << 20, "{:?}", store.usage());
+}
+
+#[tokio::test]
+async fn segments_whose_records_are_all_gone_are_removed() {
+    let data = DataDir::new();
+    let store = data.open_with(Retention {
+        max_events: 1,
+        ..SMALL
+    });
+    let log = open_tea(&store);
+    for n in 1..=60 {
+        append(&store, log, vec![long_record(n, 1, 100_000)], Some(snapshot(n))).await;
+    }
+    let count = || segments(&data).len();
+    until("segments remain", || count() <= 3).await;
+    drop(store);
+    let store = data.open();
+    assert_eq!(sequences(&store, log, 59), [60]);
+}
+
+#[tokio::test]
+async fn an_ended_room_leaves_nothing_behind_after_compaction() {
+    let data = DataDir::new();
+    let store = data.open();
+    let [tea, milk] = ["tea", "milk"].map(|name| open_room(&store, name).id);
+    for n in 1..=30 {
+        append(&store, tea, vec![long_record(n, 1, 100_000)], None).await;
+    }
+    store.end(tea).await.unwrap();
+    for n in 1..=30 {
+        append(&store, milk, vec![long_record(n, 1, 100_000)], None).await;
+    }
+    drop(store);
+    for _ in 0..2 {
+        let store = data.open();
+        assert_eq!(store.rooms(None, 9), [room("milk")]);
+        assert_eq!(sequences(&store, milk, 0).len(), 30);
+        until("garbage remains", || store.usage().garbage < 200_000).await;
     }
 }
 
@@ -425,16 +633,18 @@ fn a_directory_is_locked_by_one_server() {
 fn an_unknown_format_is_rejected() {
     let data = DataDir::new();
     drop(data.open());
-    fs::write(data.path.join("FORMAT"), "chitchat 2\n").unwrap();
-    let error = data.open_error();
-    assert!(
-        matches!(&error, StoreError::Format { found, .. } if found == "chitchat 2"),
-        "{error}"
-    );
+    for format in ["chitchat 1", "chitchat 3"] {
+        fs::write(data.path.join("FORMAT"), format!("{format}\n")).unwrap();
+        let error = data.open_error();
+        assert!(
+            matches!(&error, StoreError::Format { found, .. } if found == format),
+            "{error}"
+        );
+    }
     fs::remove_file(data.path.join("FORMAT")).unwrap();
     let error = data.open_error();
     assert!(error.is_damage(), "{error}");
-    assert_says(&error, "`FORMAT` beside it is missing");
+    assert_says(&error, "FORMAT is damaged at byte 0: it is missing");
 }
 
 #[test]
@@ -443,4 +653,23 @@ fn an_unusable_directory_is_reported() {
     fs::write(&data.path, "a file").unwrap();
     let error = data.open_error();
     assert!(matches!(error, StoreError::Directory { .. }), "{error}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn files_are_readable_by_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let data = DataDir::new();
+    let store = data.open();
+    append(&store, open_tea(&store), vec![record(1, 1)], None).await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data.path), 0o700);
+    for directory in [data.path.clone(), data.path.join("log")] {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let expected = if path.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(mode(&path), expected, "{}", path.display());
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! The errors of a store.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::domain::{ReplayError, RoomName, Sequence};
 
-/// An error of a store. It is cheap to clone because a failed commit is reported to every append in it.
+/// An error of a store. It is cheap to clone because a failed write is reported to every append in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages describe the fields")]
 pub enum StoreError {
@@ -15,38 +16,41 @@ pub enum StoreError {
     #[error("the data directory {} is in use by another server; give each server its own", .0.display())]
     Locked(PathBuf),
     /// The data directory was written by an unknown version of this program.
-    #[error("the data directory {} has format {found:?}; this version knows {known:?}", path.display())]
+    #[error(
+        "the data directory {} has format {found:?}; this version knows {known:?}; use the version that wrote it, or another \
+         directory",
+        path.display()
+    )]
     Format {
         path: PathBuf,
         found: String,
         known: &'static str,
     },
-    /// The database reported an error while reading or writing.
+    /// The operating system reported an error while reading or writing.
     #[error("the store failed: {0}")]
-    Database(String),
-    /// The database is damaged and cannot be opened.
-    #[error("the database in {} is damaged ({why}); restore the data directory from a copy", path.display())]
-    Unreadable { path: PathBuf, why: String },
-    /// A log ends before its high watermark: acknowledged events are missing.
+    Io(String),
+    /// A file of the log is damaged or missing.
     #[error(
-        "{what} ends at event {last}, but events up to {noted} were acknowledged: the database in {} is damaged; restore the \
-         data directory from a copy, or start once with --accept-loss to continue without them",
+        "{} is damaged at byte {offset}: {why}; restore the data directory from a copy, or start once with --accept-loss to \
+         continue without what is lost",
         path.display()
     )]
-    Truncated {
-        path: PathBuf,
-        what: String,
-        last: Sequence,
-        noted: Sequence,
-    },
+    Damaged { path: PathBuf, offset: u64, why: String },
     /// An earlier failure has stopped the store, or a [`LogId`](super::LogId) is unknown.
     #[error("the store has failed; fix the cause and restart the server")]
     Failed,
-    /// A record or another entry of the database is damaged.
+    /// A record was appended that does not continue its log.
+    #[error("a record starts at event {first}, but the log ends at {last}")]
+    NotContiguous { last: Sequence, first: Sequence },
+    /// A record or a snapshot is damaged.
     #[error("the record at event {sequence} is damaged: {why}")]
     Record { sequence: Sequence, why: &'static str },
     /// The records of a log do not form a valid history.
-    #[error("the log of room {:?} is damaged: {why}", room.as_str())]
+    #[error(
+        "the log of room {:?} is damaged: {why}; restore the data directory from a copy, or start once with --accept-loss to \
+         continue without what is lost",
+        room.as_str()
+    )]
     Log { room: RoomName, why: ReplayError },
     /// The limit of rooms is reached.
     #[error("there are {0} rooms, which is the limit")]
@@ -54,24 +58,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The error for a file that cannot be read although it may be intact.
+    pub(super) fn cannot_read(path: &Path, error: &io::Error) -> Self {
+        Self::Io(format!("cannot read {}: {error}", path.display()))
+    }
+
     /// Returns whether stored data is damaged, as opposed to a failure to read or write it.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
         matches!(
             self,
-            Self::Unreadable { .. } | Self::Truncated { .. } | Self::Record { .. } | Self::Log { .. }
+            Self::Damaged { .. } | Self::Record { .. } | Self::Log { .. }
         )
     }
 
     /// Returns whether the store as a whole is unusable, as opposed to a single log.
     #[must_use]
     pub const fn is_store_failure(&self) -> bool {
-        matches!(self, Self::Directory { .. } | Self::Database(_) | Self::Failed)
-    }
-}
-
-impl From<fjall::Error> for StoreError {
-    fn from(error: fjall::Error) -> Self {
-        Self::Database(error.to_string())
+        matches!(self, Self::Directory { .. } | Self::Io(_) | Self::Failed)
     }
 }

@@ -1,12 +1,14 @@
 //! A store in memory, for tests, benchmarks and servers whose rooms need not outlive the process.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    Append, AppendFuture, Bounds, Log, LogId, Record, Retention, Store, StoreError, StoreUsage,
-    decode_snapshot,
+    Append, AppendFuture, Bounds, EncodedSnapshot, Log, LogId, Record, Retention, RoomStatus, Store,
+    StoreError, StoreUsage,
 };
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
@@ -22,19 +24,23 @@ pub struct MemoryStore {
 struct State {
     /// The size of the frames of all logs, in bytes.
     total: u64,
-    by_name: BTreeMap<RoomName, usize>,
-    logs: Vec<MemoryLog>,
+    rooms: BTreeMap<RoomName, LogId>,
+    logs: HashMap<LogId, MemoryLog>,
+    next_log: LogId,
+    newest_epoch: Option<Epoch>,
 }
 
 struct MemoryLog {
+    room: RoomName,
     epoch: Epoch,
     records: VecDeque<Record>,
     last: Sequence,
     events: u64,
     bytes: u64,
-    snapshot: Option<bytes::Bytes>,
-    /// The sequence up to which the snapshot covers the log.
-    covered: Sequence,
+    snapshot: Option<EncodedSnapshot>,
+    status: RoomStatus,
+    /// When the newest event was broadcast, or the room was created.
+    newest_at: WallTime,
 }
 
 impl MemoryStore {
@@ -50,11 +56,19 @@ impl MemoryStore {
 }
 
 impl MemoryLog {
+    fn is_unused(&self, at: WallTime) -> bool {
+        !self.status.is_occupied && !self.status.has_messages && super::is_quiet(self.newest_at, at)
+    }
+
     /// Removes the oldest records while `should_remove` returns true and the snapshot covers them. Keeps the newest record.
     fn remove_while(&mut self, should_remove: impl Fn(&Self, &Record) -> bool) {
+        let covered = self
+            .snapshot
+            .as_ref()
+            .map_or(Sequence::ZERO, |snapshot| snapshot.last);
         while let Some(oldest) = self.records.front()
             && self.records.len() > 1
-            && oldest.last() <= self.covered
+            && oldest.last() <= covered
             && should_remove(self, oldest)
         {
             self.events -= u64::from(oldest.events);
@@ -65,28 +79,35 @@ impl MemoryLog {
 }
 
 impl State {
-    fn log(&self, id: LogId) -> Result<&MemoryLog, StoreError> {
-        self.logs.get(id.0 as usize).ok_or(StoreError::Failed)
+    fn log(&self, log: LogId) -> Result<&MemoryLog, StoreError> {
+        self.logs.get(&log).ok_or(StoreError::Failed)
     }
 
-    fn append(&mut self, id: LogId, append: Append, retention: &Retention) -> Result<(), StoreError> {
-        let log = self.logs.get_mut(id.0 as usize).ok_or(StoreError::Failed)?;
+    fn append(&mut self, log: LogId, append: Append, retention: &Retention) -> Result<(), StoreError> {
+        let log = self.logs.get_mut(&log).ok_or(StoreError::Failed)?;
+        let mut last = log.last;
+        for record in &append.records {
+            if record.first != last.next() {
+                let first = record.first;
+                return Err(StoreError::NotContiguous { last, first });
+            }
+            last = record.last();
+        }
         let before = log.bytes;
         for record in append.records {
             log.last = record.last();
+            log.newest_at = record.at;
+            log.status = append.status;
             log.events += u64::from(record.events);
             log.bytes += record.frames.len() as u64;
             log.records.push_back(record);
         }
-        if let Some(snapshot) = append.snapshot {
-            log.covered = decode_snapshot(&snapshot)?.last;
-            log.snapshot = Some(snapshot);
-        }
+        log.snapshot = append.snapshot.or(log.snapshot.take());
         let cutoff = retention.cutoff();
         log.remove_while(|log, oldest| {
             log.events > retention.max_events
                 || log.bytes > retention.max_bytes
-                || cutoff.is_some_and(|cutoff| oldest.is_older_than(cutoff))
+                || cutoff.is_some_and(|cutoff| oldest.at < cutoff)
         });
         self.total = self.total - before + log.bytes;
         if self.total > retention.max_total_bytes {
@@ -98,20 +119,18 @@ impl State {
     /// Removes the oldest records of the largest log until the total size is within `limit`, as far as its snapshot covers
     /// them.
     fn evict_largest(&mut self, limit: u64) {
-        if let Some(largest) = self.logs.iter_mut().max_by_key(|log| log.bytes) {
+        if let Some(largest) = self.logs.values_mut().max_by_key(|log| log.bytes) {
             let others = self.total - largest.bytes;
             largest.remove_while(|log, _| others + log.bytes > limit);
             self.total = others + largest.bytes;
         }
     }
 
-    fn describe(&self, index: usize) -> Option<Log> {
-        let (id, log) = (u32::try_from(index).ok()?, self.logs.get(index)?);
-        Some(Log {
-            id: LogId(id),
-            epoch: log.epoch,
-            snapshot: log.snapshot.clone(),
-        })
+    fn end(&mut self, log: LogId) {
+        if let Some(log) = self.logs.remove(&log) {
+            self.rooms.remove(&log.room);
+            self.total -= log.bytes;
+        }
     }
 }
 
@@ -122,40 +141,62 @@ impl Store for MemoryStore {
 
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError> {
         let mut state = self.state.lock();
-        let index = match state.by_name.get(room) {
-            Some(index) => *index,
-            None if state.logs.len() >= self.max_rooms => {
-                return Err(StoreError::TooManyRooms(state.logs.len()));
-            }
-            None => {
-                state.logs.push(MemoryLog {
-                    epoch: Epoch::created_at(at),
-                    records: VecDeque::new(),
-                    last: Sequence::ZERO,
-                    events: 0,
-                    bytes: 0,
-                    snapshot: None,
-                    covered: Sequence::ZERO,
-                });
-                let index = state.logs.len() - 1;
-                state.by_name.insert(room.clone(), index);
-                index
-            }
+        if let Some(id) = state.rooms.get(room).copied() {
+            let epoch = state.log(id)?.epoch;
+            return Ok(Log { id, epoch });
+        }
+        if state.rooms.len() >= self.max_rooms {
+            return Err(StoreError::TooManyRooms(state.rooms.len()));
+        }
+        let id = state.next_log;
+        let epoch = state
+            .newest_epoch
+            .map_or_else(|| Epoch::created_at(at), |newest| newest.renewed(at));
+        let log = MemoryLog {
+            room: room.clone(),
+            epoch,
+            records: VecDeque::new(),
+            last: Sequence::ZERO,
+            events: 0,
+            bytes: 0,
+            snapshot: None,
+            status: RoomStatus::default(),
+            newest_at: at,
         };
-        state.describe(index).ok_or(StoreError::Failed)
+        state.next_log = LogId(id.0.saturating_add(1));
+        state.newest_epoch = Some(epoch);
+        state.rooms.insert(room.clone(), id);
+        state.logs.insert(id, log);
+        Ok(Log { id, epoch })
     }
 
-    fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
+    fn find(&self, room: &RoomName) -> Option<Log> {
         let state = self.state.lock();
-        Ok(state.by_name.get(room).and_then(|index| state.describe(*index)))
+        let id = *state.rooms.get(room)?;
+        let epoch = state.logs.get(&id)?.epoch;
+        Some(Log { id, epoch })
     }
 
-    fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
-        Ok(self.state.lock().by_name.keys().cloned().collect())
+    fn rooms(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomName> {
+        let state = self.state.lock();
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rooms = state.rooms.range::<RoomName, _>((after, Bound::Unbounded));
+        rooms.take(limit).map(|(room, _)| room.clone()).collect()
     }
 
-    fn exists(&self, room: &RoomName) -> bool {
-        self.state.lock().by_name.contains_key(room)
+    fn unfinished(&self) -> Vec<RoomName> {
+        // It does not outlive the process, and with it the actors.
+        Vec::new()
+    }
+
+    fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName> {
+        let state = self.state.lock();
+        let unused = state.logs.values().filter(|log| log.is_unused(at));
+        unused.take(limit).map(|log| log.room.clone()).collect()
+    }
+
+    fn is_unused(&self, log: LogId, at: WallTime) -> bool {
+        self.state.lock().log(log).is_ok_and(|log| log.is_unused(at))
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {
@@ -169,6 +210,15 @@ impl Store for MemoryStore {
             first,
             last: log.last,
         })
+    }
+
+    fn snapshot(&self, log: LogId) -> Result<Option<Bytes>, StoreError> {
+        let state = self.state.lock();
+        Ok(state
+            .log(log)?
+            .snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.bytes.clone()))
     }
 
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {
@@ -189,11 +239,25 @@ impl Store for MemoryStore {
         Box::pin(std::future::ready(result))
     }
 
+    fn end(&self, log: LogId) -> AppendFuture<'_> {
+        self.state.lock().end(log);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn snapshot_interval(&self) -> u64 {
+        let rooms = self.state.lock().rooms.len();
+        self.retention.snapshot_interval(rooms)
+    }
+
     fn usage(&self) -> StoreUsage {
         let state = self.state.lock();
         StoreUsage {
-            events: state.logs.iter().map(|log| log.events).sum(),
+            rooms: state.rooms.len(),
+            events: state.logs.values().map(|log| log.events).sum(),
+            retained: state.total,
             bytes: state.total,
+            garbage: 0,
+            segments: 0,
             available: None,
         }
     }

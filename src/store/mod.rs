@@ -3,51 +3,45 @@
 //! A log is a sequence of *records*. Each record holds the events of one batch as the bytes that are sent over the wire, so
 //! what is durable is, byte for byte, what every subscriber receives, and a lagging reader is served stored bytes unchanged.
 //!
-//! Two implementations stand behind the [`Store`] trait: a database on disk and memory. Every store guarantees:
+//! Two implementations stand behind the [`Store`] trait: a segmented log on disk and memory. Every store guarantees:
 //!
 //! - Once [`Store::append`] has completed successfully, the records survive every crash that the store's durability covers.
 //! - Failures are final: after the first failed append the store accepts no more.
 //!
-//! Callers must append contiguous records: each starts at the sequence after the end of the previous one. An append does not
-//! verify this, but the store on disk reports a gap as damage when it is opened.
+//! Records are contiguous: each starts at the sequence after the end of the previous one. An append that does not is rejected.
 
-mod anchors;
-mod committer;
+mod catalog;
+mod compactor;
 mod directory;
 mod disk;
+mod entry;
 mod error;
-mod files;
-mod journal;
-mod journals;
-mod log_stats;
 mod memory;
-mod opening;
 mod page;
-mod parts;
 mod record;
+mod recovery;
 mod retention;
+mod salvage;
+mod segment;
 mod snapshot;
-mod tables;
-mod unsynced_marker;
-mod watermarks;
+mod summary;
 mod writer;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-pub use committer::Observer;
-pub use disk::{DiskOptions, DiskStore};
+pub use disk::{DiskOptions, DiskStore, Durability};
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use page::{Page, read_page, read_page_back};
 pub use record::{Record, frames};
 pub use retention::Retention;
-pub use snapshot::{decode_snapshot, encode_snapshot};
-pub use tables::Durability;
+pub use snapshot::{EncodedSnapshot, decode_snapshot, encode_snapshot};
 
 /// Stores the rooms' logs.
 ///
@@ -57,29 +51,30 @@ pub trait Store: Send + Sync + 'static {
     /// Returns whether methods may block on a disk.
     fn is_blocking(&self) -> bool;
 
-    /// Returns the log of `room`, creating it if it does not exist. The epoch of a new log derives from `at`.
+    /// Returns the log of `room`, creating it if it does not exist. Does not block: a new log is stored with its first append.
+    /// Its epoch derives from `at`, and no log of this store has had it.
     ///
     /// # Errors
     ///
-    /// Fails if the log cannot be read or created, or if the limit of rooms is reached.
+    /// Fails if the limit of rooms is reached.
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError>;
 
-    /// Returns the log of `room`, or `None` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the store cannot be read.
-    fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError>;
+    /// Returns the log of `room`, or `None` if there is none. Does not block.
+    fn find(&self, room: &RoomName) -> Option<Log>;
 
-    /// Returns whether `room` has a log. Does not block.
-    fn exists(&self, room: &RoomName) -> bool;
+    /// Returns at most `limit` names of rooms that have a log, in order, starting after `after`. Does not block.
+    fn rooms(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomName>;
 
-    /// Returns the names of all rooms that have a log, sorted.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the store cannot be read.
-    fn rooms(&self) -> Result<Vec<RoomName>, StoreError>;
+    /// Returns the rooms whose actors have work to do although nobody asks for them: participants were in them when they were
+    /// last appended to, or no snapshot covers their newest events.
+    fn unfinished(&self) -> Vec<RoomName>;
+
+    /// Returns at most `limit` rooms whose logs are unused. Does not block.
+    fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName>;
+
+    /// Returns whether nobody needs a log at the time `at`: its room has been without participants for [`UNUSED_AFTER`], and
+    /// nobody has said anything in it, or all events have expired.
+    fn is_unused(&self, log: LogId, at: WallTime) -> bool;
 
     /// Returns the range of events that a log holds. Does not block.
     ///
@@ -87,6 +82,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Fails if the log does not exist.
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError>;
+
+    /// Returns the newest snapshot of the room, encoded by [`encode_snapshot`].
+    ///
+    /// # Errors
+    ///
+    /// Fails if the store cannot be read or the snapshot is damaged.
+    fn snapshot(&self, log: LogId) -> Result<Option<Bytes>, StoreError>;
 
     /// Returns consecutive records, starting with the one that contains the event after `after`, or with the oldest one if
     /// retention has removed that event. Stops before the record with which the frames would exceed `max_bytes` in total, but
@@ -97,14 +99,21 @@ pub trait Store: Send + Sync + 'static {
     /// Fails if the store cannot be read or a record is damaged.
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError>;
 
-    /// Appends to a log. Does not block. The append starts with the call, and the future completes once it is durable.
-    /// Dropping the future does not cancel the append.
+    /// Appends to a log. The future completes once the append is durable. The append waits its turn until there is place in the
+    /// store's queue; dropping the future cancels it only before that.
     ///
     /// # Errors
     ///
-    /// The future fails if the append cannot be written, or with [`StoreError::Failed`] after an earlier failure. After a
-    /// write error it is unknown whether the append is stored.
+    /// The future fails with [`StoreError::NotContiguous`] if the records do not continue the log, if the append cannot be
+    /// written, or with [`StoreError::Failed`] after an earlier failure. After a write error it is unknown whether the append is
+    /// stored.
     fn append(&self, log: LogId, append: Append) -> AppendFuture<'_>;
+
+    /// Ends a log: removes its records and its room. A room with the same name gets another log. As [`Store::append`].
+    fn end(&self, log: LogId) -> AppendFuture<'_>;
+
+    /// Returns how many bytes of events a room may append without a snapshot, so that retention can remove enough.
+    fn snapshot_interval(&self) -> u64;
 
     /// Returns the amount of stored data, for metrics. Blocks at most for the system call that reads the free space.
     fn usage(&self) -> StoreUsage;
@@ -113,19 +122,38 @@ pub trait Store: Send + Sync + 'static {
 /// The future of [`Store::append`]. Completes once the append is durable or has failed.
 pub type AppendFuture<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
 
+/// A room without participants in which nobody has said anything is unused after this time, and so is one whose events have
+/// expired.
+pub const UNUSED_AFTER: Duration = Duration::from_secs(600);
+
+/// Whether a room whose newest event or creation was at `newest` has been quiet for [`UNUSED_AFTER`] at the time `at`.
+fn is_quiet(newest: WallTime, at: WallTime) -> bool {
+    u128::from(at.as_millis().saturating_sub(newest.as_millis())) >= UNUSED_AFTER.as_millis()
+}
+
+/// Observes a store. Called on the store's threads, so its methods must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Called after each commit. `took` is the time to write the commit and to make it as durable as configured.
+    fn committed(&self, took: Duration);
+
+    /// Called after segments were rewritten without what is not retained any more, as one of `bytes` bytes.
+    fn rewritten(&self, bytes: u64, took: Duration);
+
+    /// Called when a commit had to wait until segments were rewritten, so that the disk does not fill.
+    fn waited(&self);
+}
+
 /// Identifies a log within its store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LogId(pub(crate) u32);
 
 /// The log of one room.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
     /// Identifies the log in calls to the store.
     pub id: LogId,
     /// Changes whenever sequence numbers that clients may have seen could be reused.
     pub epoch: Epoch,
-    /// The newest snapshot of the room, encoded by [`encode_snapshot`].
-    pub snapshot: Option<Bytes>,
 }
 
 /// The range of events that a log holds, both ends included. The log is empty if `first` is greater than `last`.
@@ -151,22 +179,54 @@ impl Bounds {
     }
 }
 
-/// What one call to [`Store::append`] stores, atomically.
+/// What one call to [`Store::append`] stores. After a crash, a part of it from the start may be stored.
 #[derive(Debug, Default)]
 pub struct Append {
     /// The new records, in order.
     pub records: Vec<Record>,
-    /// A snapshot of the room after these records, encoded by [`encode_snapshot`].
-    pub snapshot: Option<Bytes>,
+    /// A snapshot of the room after these records.
+    pub snapshot: Option<EncodedSnapshot>,
+    /// The status of the room after these records.
+    pub status: RoomStatus,
+}
+
+/// What a store notes about a room with each record, so that it need not ask the room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RoomStatus {
+    /// Whether the room has participants.
+    pub is_occupied: bool,
+    /// Whether a message was ever sent to the room.
+    pub has_messages: bool,
+}
+
+impl RoomStatus {
+    fn to_bits(self) -> u8 {
+        u8::from(self.is_occupied) | u8::from(self.has_messages) << 1
+    }
+
+    const fn from_bits(bits: u8) -> Self {
+        Self {
+            is_occupied: bits & 1 != 0,
+            has_messages: bits & 2 != 0,
+        }
+    }
 }
 
 /// How much a store holds, and how much space is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreUsage {
+    /// The number of rooms.
+    pub rooms: usize,
     /// The number of events in all logs.
     pub events: u64,
-    /// The bytes used: on disk with the database's overhead, in memory those of the events alone.
+    /// The size of the retained events, in bytes, as far as retention counts it.
+    pub retained: u64,
+    /// The bytes used: on disk those of all segments, in memory those of the events alone.
     pub bytes: u64,
+    /// The bytes of segments that are not needed any more and have not been removed yet.
+    pub garbage: u64,
+    /// The number of segments.
+    pub segments: usize,
     /// The free bytes on the file system of the data directory; `None` in memory.
     pub available: Option<u64>,
 }

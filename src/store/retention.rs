@@ -1,10 +1,28 @@
-//! The limits of the logs' size and age.
+//! Retention: how much of the logs is kept, and which records are removed to keep to it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
+
+use super::catalog::Catalog;
+use super::segment::READ_POSITIONS;
+use super::summary::{Position, seconds};
+use super::{LogId, StoreError};
+use crate::domain::{Sequence, WallTime};
+
+/// A limit may be exceeded by 1/`SLACK_DIVISOR` of itself before records are removed, so that most commits remove none. The
+/// total size keeps to its limit; once it is reached, as much more is removed.
+const SLACK_DIVISOR: u64 = 16;
+
+/// The maximum number of records that are removed from a log at a time, so that a lowered limit does not block the writer.
+const MAX_REMOVED_RECORDS: usize = 4_096;
+
+/// The maximum number of logs that are trimmed at a time to keep to a limit that concerns all.
+const MAX_TRIMMED_LOGS: usize = 16;
+
 /// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
-/// snapshot covers them. The newest record of a log always stays. A store on disk lets events and bytes exceed their limits
-/// by 1/16 before it removes any.
+/// snapshot covers them. Only age removes the newest record of a log. A store on disk lets the events and bytes of a log exceed
+/// their limits by 1/16 before it removes any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// The maximum number of events per log.
@@ -15,6 +33,29 @@ pub struct Retention {
     pub max_age: Option<Duration>,
     /// The maximum size of all logs together, in bytes. The largest logs are trimmed first.
     pub max_total_bytes: u64,
+}
+
+/// The removal of the oldest records of a log.
+pub(super) struct Trim {
+    pub(super) log: LogId,
+    /// The first event that is retained.
+    pub(super) first: Sequence,
+    events: u64,
+    bytes: u64,
+    /// The size of the removed records in each segment.
+    by_segment: Vec<(u32, u64)>,
+}
+
+impl Trim {
+    /// Updates the sizes, once the truncation is applied.
+    pub(super) fn account(&self, catalog: &mut Catalog) {
+        for (segment, bytes) in &self.by_segment {
+            catalog.discard(*segment, *bytes);
+        }
+        catalog.events = catalog.events.saturating_sub(self.events);
+        catalog.resize(self.log, |bytes| bytes.saturating_sub(self.bytes));
+        catalog.forget_segments(self.log);
+    }
 }
 
 impl Retention {
@@ -34,9 +75,168 @@ impl Retention {
         max_total_bytes: 8 << 30,
     };
 
-    /// Returns the Unix time before which broadcasts have expired, or `None` if age is unlimited.
-    pub(super) fn cutoff(&self) -> Option<Duration> {
+    /// Returns the time before which broadcasts have expired, or `None` if age is unlimited.
+    pub(super) fn cutoff(&self) -> Option<WallTime> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.max_age.map(|max_age| now.saturating_sub(max_age))
+        let cutoff = now.saturating_sub(self.max_age?);
+        Some(WallTime::from_millis(
+            u64::try_from(cutoff.as_millis()).unwrap_or(u64::MAX),
+        ))
     }
+
+    /// How many bytes a log may grow without a new snapshot, so that enough can be removed to keep to the limits: a quarter of
+    /// the total size, divided among all rooms.
+    pub(super) fn snapshot_interval(&self, rooms: usize) -> u64 {
+        let share = self.max_total_bytes / 4 / (rooms.max(1) as u64);
+        share.min(self.max_bytes / 4).clamp(16 << 10, 8 << 20)
+    }
+
+    /// Plans what to remove from a log that exceeds its limits.
+    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Result<Option<Trim>, StoreError> {
+        let (events, bytes) = match catalog.lock().logs.get(&log) {
+            Some(state) => (state.events(), state.bytes),
+            None => return Ok(None),
+        };
+        if events <= with_slack(self.max_events) && bytes <= with_slack(self.max_bytes) {
+            return self.plan_expired(catalog, log);
+        }
+        let excess_events = events.saturating_sub(self.max_events);
+        let excess_bytes = bytes.saturating_sub(self.max_bytes);
+        let trim = plan_trim(catalog, log, |trim, _| {
+            trim.events < excess_events || trim.bytes < excess_bytes
+        })?;
+        match trim {
+            Some(trim) => Ok(Some(trim)),
+            None => self.plan_expired(catalog, log),
+        }
+    }
+
+    /// Plans what to remove from the largest logs if all together are too large.
+    pub(super) fn plan_total(
+        &self,
+        catalog: &Mutex<Catalog>,
+        trims: &mut Vec<Trim>,
+    ) -> Result<(), StoreError> {
+        let (total, largest) = {
+            let catalog = catalog.lock();
+            if catalog.bytes <= self.max_total_bytes {
+                return Ok(());
+            }
+            let largest = catalog.by_size.iter().rev().take(MAX_TRIMMED_LOGS);
+            (catalog.bytes, largest.copied().collect::<Vec<_>>())
+        };
+        let mut excess = total - self.max_total_bytes + self.max_total_bytes / SLACK_DIVISOR;
+        for (_, log) in largest {
+            // A log that is trimmed for its own limits already is trimmed further next time.
+            if excess == 0 || trims.iter().any(|trim| trim.log == log) {
+                continue;
+            }
+            if let Some(trim) = plan_trim(catalog, log, |trim, _| trim.bytes < excess)? {
+                excess = excess.saturating_sub(trim.bytes);
+                trims.push(trim);
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans the removal of expired events of some logs. Returns whether there are more.
+    pub(super) fn plan_expiry(&self, catalog: &Mutex<Catalog>) -> Result<(Vec<Trim>, bool), StoreError> {
+        let Some(cutoff) = self.cutoff().map(seconds) else {
+            return Ok(Default::default());
+        };
+        let expired: Vec<LogId> = {
+            let catalog = catalog.lock();
+            let logs = catalog.logs.iter();
+            let expired = logs.filter(|(_, state)| state.oldest_at < cutoff && state.first <= state.covered);
+            expired.map(|(log, _)| *log).take(MAX_TRIMMED_LOGS).collect()
+        };
+        let mut trims = Vec::new();
+        for log in &expired {
+            trims.extend(self.plan_expired(catalog, *log)?);
+        }
+        // A log whose expired records no snapshot covers is found again, but not at once.
+        let has_more = expired.len() == MAX_TRIMMED_LOGS && !trims.is_empty();
+        Ok((trims, has_more))
+    }
+
+    /// Plans the removal of the events up to the newest expired one. Events before it have been there for longer, even if the
+    /// clock was ahead when they were broadcast.
+    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Result<Option<Trim>, StoreError> {
+        let Some(cutoff) = self.cutoff().map(seconds) else {
+            return Ok(None);
+        };
+        let Some(mut next) = catalog.lock().newest_expired(log, cutoff) else {
+            return Ok(None);
+        };
+        let mut newest_expired = None;
+        while let Some(located) = locate(catalog, log, next) {
+            let (_, positions) = located.positions(log, next)?;
+            let expired = positions.iter().rev().find(|position| position.at < cutoff);
+            newest_expired = expired.map(|position| position.first).or(newest_expired);
+            match positions.last() {
+                Some(last) if last.first > next => next = last.first,
+                _ => break,
+            }
+        }
+        plan_trim(catalog, log, |_, position| {
+            newest_expired.is_some_and(|newest| position.first <= newest)
+        })
+    }
+}
+
+fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super::catalog::Located> {
+    catalog.lock().locate(log, next)
+}
+
+/// Plans the removal of the oldest records of `log`, while `should_remove` returns true for what is planned so far and the next
+/// record, and a snapshot covers the record.
+fn plan_trim(
+    catalog: &Mutex<Catalog>,
+    log: LogId,
+    should_remove: impl Fn(&Trim, &Position) -> bool,
+) -> Result<Option<Trim>, StoreError> {
+    let (first, end, covered) = match catalog.lock().logs.get(&log) {
+        Some(state) => (state.first, state.last.next(), state.covered),
+        None => return Ok(None),
+    };
+    let mut trim = Trim {
+        log,
+        first,
+        events: 0,
+        bytes: 0,
+        by_segment: Vec::new(),
+    };
+    let mut removed = 0;
+    while let Some(located) = locate(catalog, log, trim.first) {
+        let (segment, positions) = located.positions(log, trim.first)?;
+        let segment_end = segment.log(log).map_or(end, |records| records.last.next());
+        // A record ends where the next one starts. If more may follow, the end of the last one is not known yet.
+        let has_all = positions.len() < READ_POSITIONS as usize;
+        let ends = positions.iter().skip(1).map(|position| position.first);
+        let ends = ends.chain(has_all.then_some(segment_end));
+        let (before, mut bytes) = (trim.first, 0);
+        for (position, next) in positions.iter().zip(ends) {
+            let is_removable = next.previous() <= covered && removed < MAX_REMOVED_RECORDS;
+            if !is_removable || !should_remove(&trim, position) {
+                removed = MAX_REMOVED_RECORDS;
+                break;
+            }
+            removed += 1;
+            trim.events += next.get() - trim.first.get();
+            trim.first = next;
+            trim.bytes += position.cost();
+            bytes += position.cost();
+        }
+        if bytes > 0 {
+            trim.by_segment.push((segment.number(), bytes));
+        }
+        if removed >= MAX_REMOVED_RECORDS || trim.first == before {
+            break;
+        }
+    }
+    Ok((trim.first > first).then_some(trim))
+}
+
+const fn with_slack(limit: u64) -> u64 {
+    limit.saturating_add(limit / SLACK_DIVISOR)
 }

@@ -37,9 +37,18 @@ struct ParticipantProto {
     is_resumable: bool,
 }
 
-/// Encodes a snapshot for [`Append::snapshot`](super::Append::snapshot).
+/// A snapshot for [`Append::snapshot`](super::Append::snapshot).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedSnapshot {
+    /// The newest event that it covers.
+    pub last: Sequence,
+    /// Decoded by [`decode_snapshot`].
+    pub bytes: bytes::Bytes,
+}
+
+/// Encodes a snapshot.
 #[must_use]
-pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
+pub fn encode_snapshot(snapshot: &Snapshot) -> EncodedSnapshot {
     let participants = snapshot
         .participants
         .iter()
@@ -58,7 +67,10 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> bytes::Bytes {
         has_messages: Some(snapshot.has_messages),
         recovery_time: snapshot.recovery_time.get(),
     };
-    proto.encode_to_vec().into()
+    EncodedSnapshot {
+        last: snapshot.last,
+        bytes: proto.encode_to_vec().into(),
+    }
 }
 
 /// Decodes a snapshot that [`encode_snapshot`] encoded.
@@ -122,7 +134,7 @@ mod tests {
             has_messages: false,
             recovery_time: LamportTime::from_wire(11).unwrap(),
         };
-        assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));
+        assert_eq!(decode_snapshot(&encode_snapshot(&snapshot).bytes), Ok(snapshot));
         assert!(decode_snapshot(b"nonsense").is_err());
     }
 

@@ -1,85 +1,499 @@
-//! The writer thread: commits all queued appends, of all rooms, as one batch with one sync (group commit).
+//! The writer: the thread that appends to the log.
+//!
+//! All appends that wait, of all rooms, are written together and made durable with one sync (group commit). Then they are
+//! applied to the catalog, and their futures complete.
 
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::error;
 
-use super::committer::Committer;
-use super::{Append, AppendFuture, LogId, StoreError};
+use super::catalog::{Catalog, encode_room};
+use super::compactor::CompactorHandle;
+use super::directory::{Directory, HighWatermark};
+use super::entry::{EntryKind, HEADER_LEN, Header, encode};
+use super::retention::Trim;
+use super::segment::{BootId, Segment};
+use super::summary::Place;
+use super::{Append, AppendFuture, DiskOptions, Durability, LogId, Observer, StoreError};
+use crate::domain::{Epoch, Sequence};
+use crate::failpoint;
+
+/// The size of the appends that may wait, in bytes. A larger append is written alone.
+const QUEUE_BYTES: usize = 8 << 20;
 
 /// The interval at which idle logs are checked for expired events.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 60_000 });
 
-/// An append in the queue. The hub awaits each append of a room before the next one, which bounds the queue.
-struct QueuedAppend {
-    log: LogId,
-    append: Append,
-    done: oneshot::Sender<Result<(), StoreError>>,
+/// If a write fails while fewer bytes than this are free, the disk is reported as full.
+const DISK_FULL_BELOW: u64 = 1 << 20;
+
+/// A change of one log.
+pub(super) enum Change {
+    Append(Append),
+    /// The log ends.
+    End,
+    /// The log continues under another epoch.
+    Renew(Epoch),
+    /// The events before this one are given up.
+    Truncate(Sequence),
 }
 
-/// A handle to the writer thread.
+struct Queued {
+    log: LogId,
+    change: Change,
+    done: oneshot::Sender<Result<(), StoreError>>,
+    /// The place in the queue.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The queue of the writer thread.
+///
+/// It is bounded in bytes. Waiting appends are admitted in the order in which they came, so a room that appends much does
+/// not keep out others.
 pub(super) struct Writer {
     /// `None` once closed.
-    queue: Mutex<Option<Sender<QueuedAppend>>>,
+    queue: Mutex<Option<Sender<Queued>>>,
+    capacity: Arc<Semaphore>,
 }
 
 impl Writer {
     /// Starts the thread.
-    pub(super) fn start(committer: Committer) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(super) fn start(writer: LogWriter) -> io::Result<(Self, JoinHandle<()>)> {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || run(committer, &receiver))?;
-        let queue = Mutex::new(Some(sender));
-        Ok((Self { queue }, thread))
+            .spawn(move || run(writer, &receiver))?;
+        let writer = Self {
+            queue: Mutex::new(Some(sender)),
+            capacity: Arc::new(Semaphore::new(QUEUE_BYTES)),
+        };
+        Ok((writer, thread))
     }
 
-    /// Queues an append. The future completes once the append is durable; it fails if the queue is closed.
-    pub(super) fn append(&self, log: LogId, append: Append) -> AppendFuture<'static> {
-        let (done, result) = oneshot::channel();
-        // If the queue is closed or the thread has ended, `done` is dropped, and the future below fails.
-        if let Some(queue) = &*self.queue.lock() {
-            queue.send(QueuedAppend { log, append, done }).ok();
-        }
-        Box::pin(async move { result.await.unwrap_or(Err(StoreError::Failed)) })
+    /// Queues a change. The future completes once the change is durable; it fails if the queue is closed.
+    pub(super) fn submit(&self, log: LogId, change: Change) -> AppendFuture<'_> {
+        let size = change.size().min(QUEUE_BYTES);
+        Box::pin(async move {
+            let size = u32::try_from(size).unwrap_or(u32::MAX);
+            let capacity = Arc::clone(&self.capacity).acquire_many_owned(size).await;
+            let permit = capacity.map_err(|_| StoreError::Failed)?;
+            let (done, result) = oneshot::channel();
+            // If the queue is closed or the thread has ended, `done` is dropped, and the future fails.
+            if let Some(queue) = &*self.queue.lock() {
+                let queued = Queued {
+                    log,
+                    change,
+                    done,
+                    _permit: permit,
+                };
+                queue.send(queued).ok();
+            }
+            result.await.unwrap_or(Err(StoreError::Failed))
+        })
     }
 
-    /// Closes the queue. The thread ends once it has committed the queued appends.
+    /// Closes the queue. The thread ends once it has written what is queued.
     pub(super) fn close(&self) {
         self.queue.lock().take();
+        self.capacity.close();
     }
 }
 
-fn run(mut committer: Committer, queue: &Receiver<QueuedAppend>) {
+impl Change {
+    /// The size of the entries, in bytes, at most.
+    fn size(&self) -> usize {
+        // The entry that names the room of a new log.
+        let room = 2 * HEADER_LEN + 8 + crate::domain::limits::MAX_NAME_CHARS * 4;
+        let Self::Append(append) = self else { return room };
+        let entry = |len: usize| HEADER_LEN + len + 8;
+        let records = append.records.iter();
+        let records: usize = records
+            .map(|record| entry(record.frames.len() + 4 + 4 * record.resumable.len()))
+            .sum();
+        room + records
+            + append
+                .snapshot
+                .as_ref()
+                .map_or(0, |snapshot| entry(snapshot.bytes.len()))
+    }
+}
+
+fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
     loop {
-        let first = match queue.recv_timeout(expire_at.saturating_duration_since(Instant::now())) {
+        let wait = if writer.trims.is_empty() {
+            expire_at.saturating_duration_since(Instant::now())
+        } else {
+            Duration::ZERO
+        };
+        let first = match queue.recv_timeout(wait) {
             Ok(first) => Some(first),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         };
-        let (mut appends, done): (Vec<_>, Vec<_>) = first
-            .into_iter()
-            .chain(queue.try_iter())
-            .map(|QueuedAppend { log, append, done }| ((log, append), done))
-            .unzip();
+        let queued: Vec<Queued> = first.into_iter().chain(queue.try_iter()).collect();
         if Instant::now() >= expire_at {
-            expire_at = Instant::now() + EXPIRY_INTERVAL;
-            // Committing an append, even an empty one, applies retention.
-            appends.extend(
-                committer
-                    .logs_to_expire()
-                    .into_iter()
-                    .map(|log| (log, Append::default())),
-            );
+            let has_more = writer.expire();
+            expire_at = Instant::now() + if has_more { Duration::ZERO } else { EXPIRY_INTERVAL };
         }
-        let result = committer.commit(appends);
-        for done in done {
+        let (changes, done): (Vec<_>, Vec<_>) = queued
+            .into_iter()
+            .map(|queued| ((queued.log, queued.change), (queued.done, queued._permit)))
+            .unzip();
+        let results = writer.commit(changes);
+        for ((done, _permit), result) in done.into_iter().zip(results) {
             // The future may have been dropped.
-            done.send(result.clone()).ok();
+            done.send(result).ok();
+        }
+    }
+    writer.close();
+}
+
+/// An entry that is in the buffer and not durable yet.
+struct Staged {
+    place: Place,
+    header: Header,
+    /// The body of those entries that the catalog reads.
+    body: Vec<u8>,
+}
+
+/// The state of the writer thread.
+pub(super) struct LogWriter {
+    pub(super) directory: Arc<Directory>,
+    pub(super) catalog: Arc<Mutex<Catalog>>,
+    pub(super) compactor: Arc<CompactorHandle>,
+    pub(super) options: DiskOptions,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) watermark: File,
+    pub(super) active: Arc<Segment>,
+    /// Where the entries of the segment that is not sealed end.
+    pub(super) end: u32,
+    /// The encoded entries that are written next, at `end`.
+    pub(super) buffer: BytesMut,
+    staged: Vec<Staged>,
+    /// What retention removes with the next commit.
+    trims: Vec<Trim>,
+    has_failed: bool,
+}
+
+impl LogWriter {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of the open store, passed once"
+    )]
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        catalog: Arc<Mutex<Catalog>>,
+        compactor: Arc<CompactorHandle>,
+        options: DiskOptions,
+        observer: Arc<dyn Observer>,
+        watermark: File,
+        active: Arc<Segment>,
+        end: u32,
+    ) -> Self {
+        Self {
+            directory,
+            catalog,
+            compactor,
+            options,
+            observer,
+            watermark,
+            active,
+            end,
+            buffer: BytesMut::new(),
+            staged: Vec::new(),
+            trims: Vec::new(),
+            has_failed: false,
+        }
+    }
+
+    /// Commits `changes`. Blocks until they are as durable as configured. Returns a result for each.
+    ///
+    /// A change that does not continue its log fails alone. After an error of the disk everything fails, now and later,
+    /// because the content of the disk is then unknown.
+    pub(super) fn commit(&mut self, changes: Vec<(LogId, Change)>) -> Vec<Result<(), StoreError>> {
+        let count = changes.len();
+        if self.has_failed {
+            return vec![Err(StoreError::Failed); count];
+        }
+        match self.try_commit(changes) {
+            Ok(results) => results,
+            Err(failure) => {
+                self.has_failed = true;
+                error!(event = "store_failed", error = %failure, "the store failed; nothing is acknowledged any more");
+                vec![Err(failure); count]
+            }
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        changes: Vec<(LogId, Change)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let mut results = Vec::with_capacity(changes.len());
+        let mut ends: HashMap<LogId, Sequence> = HashMap::new();
+        for (log, change) in changes {
+            self.make_room(change.size())?;
+            results.push(self.stage_change(log, change, &mut ends));
+        }
+        let trims = std::mem::take(&mut self.trims);
+        for trim in &trims {
+            self.make_room(2 * HEADER_LEN)?;
+            self.stage(Header::new(EntryKind::Truncate, trim.log, trim.first), &[]);
+        }
+        self.flush(self.options.durability == Durability::Sync)?;
+        if !trims.is_empty() {
+            let mut catalog = self.catalog.lock();
+            for trim in &trims {
+                trim.account(&mut catalog);
+            }
+            drop(catalog);
+            self.compactor.wake();
+        }
+        self.plan_trims(ends.keys())?;
+        Ok(results)
+    }
+
+    /// Stages the entries of a change. `ends` has the ends of the logs that are staged already.
+    fn stage_change(
+        &mut self,
+        log: LogId,
+        change: Change,
+        ends: &mut HashMap<LogId, Sequence>,
+    ) -> Result<(), StoreError> {
+        let (mut end, room) = {
+            let catalog = self.catalog.lock();
+            let state = catalog.log(log)?;
+            let header = Header {
+                at: state.created_at,
+                ..Header::new(EntryKind::Room, log, state.first)
+            };
+            let is_new = state.room_entry.is_none() && !ends.contains_key(&log);
+            let is_named = is_new || matches!(change, Change::Renew(_));
+            let epoch = match change {
+                Change::Renew(epoch) => epoch,
+                _ => state.epoch,
+            };
+            let room = is_named.then(|| (header, encode_room(epoch, &state.room)));
+            (ends.get(&log).copied().unwrap_or(state.last), room)
+        };
+        if let Change::Append(append) = &change {
+            let mut expected = end;
+            for record in &append.records {
+                if record.first != expected.next() {
+                    let (last, first) = (expected, record.first);
+                    return Err(StoreError::NotContiguous { last, first });
+                }
+                expected = record.last();
+            }
+        }
+        if let Some((header, body)) = room {
+            self.stage(header, &[&body]);
+        }
+        match change {
+            Change::Renew(_) => {}
+            Change::End => self.stage(Header::new(EntryKind::End, log, Sequence::ZERO), &[]),
+            Change::Truncate(first) => self.stage(Header::new(EntryKind::Truncate, log, first), &[]),
+            Change::Append(append) => {
+                for record in &append.records {
+                    let header = Header {
+                        status: append.status,
+                        events: record.events,
+                        at: record.at,
+                        ..Header::new(EntryKind::Records, log, record.first)
+                    };
+                    self.stage(header, &[&record.encode_prefix(), &record.frames]);
+                    end = record.last();
+                }
+                if let Some(snapshot) = append.snapshot {
+                    self.stage(
+                        Header::new(EntryKind::Snapshot, log, snapshot.last),
+                        &[&snapshot.bytes],
+                    );
+                }
+            }
+        }
+        ends.insert(log, end);
+        Ok(())
+    }
+
+    fn stage(&mut self, header: Header, body: &[&[u8]]) {
+        // A segment is shorter than 4 GiB.
+        let offset = self.end + u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
+        let segment = self.active.number();
+        let len = encode(&mut self.buffer, segment, self.end, header, body);
+        let is_read = matches!(header.kind, EntryKind::Room | EntryKind::Unsynced);
+        self.staged.push(Staged {
+            place: Place { segment, offset, len },
+            header,
+            body: if is_read { body.concat() } else { Vec::new() },
+        });
+    }
+
+    /// Ensures that an entry of `size` bytes fits into the segment, if need be by starting the next one.
+    fn make_room(&mut self, size: usize) -> Result<(), StoreError> {
+        let needed = self.end as usize + self.buffer.len() + size;
+        if needed <= self.active.len as usize {
+            return Ok(());
+        }
+        self.flush(self.options.durability == Durability::Sync)?;
+        self.roll(size)
+    }
+
+    /// Writes what is staged, makes it durable if `sync` says so, and applies it to the catalog.
+    fn flush(&mut self, sync: bool) -> Result<(), StoreError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        if self.compactor.wait_for_space(&self.catalog)? {
+            self.observer.waited();
+        }
+        let started = Instant::now();
+        self.write(sync).map_err(|error| self.describe_failure(&error))?;
+        self.observer.committed(started.elapsed());
+        self.end += u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
+        self.buffer.clear();
+        if !failpoint::is_enabled("skip-sync") {
+            self.check_in_place()?;
+            let watermark = HighWatermark {
+                segment: self.active.number(),
+                offset: self.end,
+            };
+            watermark
+                .write(&self.watermark)
+                .map_err(|error| self.describe_failure(&error))?;
+        }
+        let mut catalog = self.catalog.lock();
+        for Staged { place, header, body } in self.staged.drain(..) {
+            // Only damage makes this fail, and these entries were just made.
+            catalog
+                .apply(place, &header, &body)
+                .map_err(|why| self.active.damaged(place.offset, why))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, sync: bool) -> io::Result<()> {
+        failpoint::hit("before-write");
+        self.active.write(&self.buffer, self.end)?;
+        failpoint::hit("before-sync");
+        if failpoint::is_enabled("slow-sync") {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if failpoint::fails("before-sync") {
+            return Err(io::Error::other("simulated disk failure"));
+        }
+        if sync {
+            self.active.sync()?;
+        }
+        failpoint::hit("after-sync");
+        Ok(())
+    }
+
+    /// Seals the segment and continues in a new one, which has place for `size` bytes.
+    ///
+    /// The new segment is created first: a sealed segment always has a successor, so that the loss of the newest segment is
+    /// noticed.
+    fn roll(&mut self, size: usize) -> Result<(), StoreError> {
+        let (header, summaries) = {
+            let catalog = self.catalog.lock();
+            let number = self.active.number().checked_add(1).ok_or(StoreError::Failed)?;
+            (catalog.header(number), Arc::clone(&catalog.active))
+        };
+        let (len, min_len) = self.options.segment_len(size);
+        let rolled = Segment::create(&self.directory.log(), header, len, min_len)
+            .and_then(|next| Ok((next, self.active.seal(self.end, &summaries)?)));
+        let (next, sealed) = rolled.map_err(|error| self.describe_failure(&error))?;
+        drop(summaries);
+        self.active = self.catalog.lock().roll(sealed, next);
+        self.end = super::segment::SEGMENT_HEADER_LEN;
+        self.compactor.wake();
+        Ok(())
+    }
+
+    /// Fails if the log is not where it was opened: what is written is then not where the next start looks for it.
+    fn check_in_place(&self) -> Result<(), StoreError> {
+        self.directory.check_in_place()?;
+        match self.active.is_at_its_path() {
+            Ok(true) => Ok(()),
+            moved => Err(StoreError::Directory {
+                path: self.directory.path().into(),
+                why: match moved {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => error.to_string(),
+                    _ => "its log was removed or moved".into(),
+                },
+            }),
+        }
+    }
+
+    fn describe_failure(&self, error: &io::Error) -> StoreError {
+        let full = match self.directory.available() {
+            Some(available) if available < DISK_FULL_BELOW => {
+                format!(" (the disk is full: {available} bytes are free)")
+            }
+            _ => String::new(),
+        };
+        let path = self.directory.path().display();
+        StoreError::Io(format!("cannot write in {path}: {error}{full}"))
+    }
+
+    /// Plans what retention removes from the logs that have grown, and from the largest ones if all together are too large.
+    fn plan_trims<'a>(&mut self, logs: impl Iterator<Item = &'a LogId>) -> Result<(), StoreError> {
+        let retention = &self.options.retention;
+        for log in logs {
+            self.trims.extend(retention.plan(&self.catalog, *log)?);
+        }
+        retention.plan_total(&self.catalog, &mut self.trims)
+    }
+
+    /// Plans the removal of expired events of idle logs. Returns whether there are more.
+    fn expire(&mut self) -> bool {
+        let (trims, has_more) = self
+            .options
+            .retention
+            .plan_expiry(&self.catalog)
+            .unwrap_or_default();
+        self.trims.extend(trims);
+        has_more
+    }
+
+    /// Makes everything that was written durable, and notes it in the log; with [`Durability::Os`], notes that what follows is
+    /// not synced.
+    pub(super) fn mark_opened(&mut self, boot: BootId) -> Result<(), StoreError> {
+        let was_unsynced = self.catalog.lock().unsynced.is_some();
+        match self.options.durability {
+            Durability::Os => self.stage(
+                Header::new(EntryKind::Unsynced, LogId(0), Sequence::ZERO),
+                &[&boot],
+            ),
+            Durability::Sync if was_unsynced => {
+                self.stage(Header::new(EntryKind::Synced, LogId(0), Sequence::ZERO), &[])
+            }
+            Durability::Sync => {}
+        }
+        self.flush(true)
+    }
+
+    /// Makes everything that was written durable, and notes it in the log.
+    fn close(&mut self) {
+        if self.has_failed {
+            return;
+        }
+        let closed = self.make_room(HEADER_LEN).and_then(|()| {
+            self.stage(Header::new(EntryKind::Synced, LogId(0), Sequence::ZERO), &[]);
+            self.flush(true)
+        });
+        if let Err(error) = closed {
+            error!(event = "store_failed", %error, "the store could not be closed in order");
         }
     }
 }

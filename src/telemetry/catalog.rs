@@ -159,7 +159,28 @@ catalog! {
     STORE_BYTES = gauge(
         "chitchat_store_bytes",
         &[],
-        "Size of the store in bytes, on disk with the overhead of the database.",
+        "Size of the store in bytes: on disk that of all segments.",
+    );
+    STORE_RETAINED = gauge(
+        "chitchat_store_retained_bytes",
+        &[],
+        "Bytes of the events that are retained, as retention counts them."
+    );
+    STORE_GARBAGE = gauge(
+        "chitchat_store_garbage_bytes",
+        &[],
+        "Bytes on disk of what is not retained any more and has not been removed yet."
+    );
+    STORE_SEGMENTS = gauge("chitchat_store_segments", &[], "Segments of the log.");
+    STORE_REWRITTEN = counter(
+        "chitchat_store_rewritten_bytes_total",
+        &[],
+        "Bytes of the log that were rewritten without what is not retained any more."
+    );
+    STORE_WAITS = counter(
+        "chitchat_store_waits_total",
+        &[],
+        "Commits that waited until segments were rewritten, so that the disk does not fill."
     );
     STORE_EVENTS = gauge("chitchat_store_events", &[], "Events in the store.");
     STORE_AVAILABLE = gauge(

@@ -81,7 +81,12 @@ pub struct Metrics {
     pub(super) causality_violations: Counter,
     /// Weak, because the store holds this as its observer.
     store: OnceLock<Weak<dyn Store>>,
+    pub(super) store_rewritten: Counter,
+    pub(super) store_waits: Counter,
     store_bytes: Gauge,
+    store_retained: Gauge,
+    store_garbage: Gauge,
+    store_segments: Gauge,
     store_events: Gauge,
     store_available: Gauge,
     /// Unary calls, by index in `MEASURED_METHODS` and status code.
@@ -148,7 +153,12 @@ impl Metrics {
             store_sync: Histogram::default(),
             causality_violations: counter(&catalog::CAUSALITY_VIOLATIONS, &[]),
             store: OnceLock::new(),
+            store_rewritten: counter(&catalog::STORE_REWRITTEN, &[]),
+            store_waits: counter(&catalog::STORE_WAITS, &[]),
             store_bytes: gauge(&catalog::STORE_BYTES),
+            store_retained: gauge(&catalog::STORE_RETAINED),
+            store_garbage: gauge(&catalog::STORE_GARBAGE),
+            store_segments: gauge(&catalog::STORE_SEGMENTS),
             store_events: gauge(&catalog::STORE_EVENTS),
             store_available: gauge(&catalog::STORE_AVAILABLE),
             calls: Default::default(),
@@ -197,8 +207,12 @@ impl Metrics {
     fn update_store_gauges(&self) {
         if let Some(StoreUsage {
             events,
+            retained,
             bytes,
+            garbage,
+            segments,
             available,
+            ..
         }) = self
             .store
             .get()
@@ -207,6 +221,9 @@ impl Metrics {
         {
             self.store_events.set(events as f64);
             self.store_bytes.set(bytes as f64);
+            self.store_retained.set(retained as f64);
+            self.store_garbage.set(garbage as f64);
+            self.store_segments.set(segments as f64);
             self.store_available
                 .set(available.map_or(f64::INFINITY, |free| free as f64));
         }

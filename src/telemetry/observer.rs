@@ -162,6 +162,14 @@ impl store::Observer for TelemetryObserver {
     fn committed(&self, took: Duration) {
         self.metrics.store_sync.record(took, 1);
     }
+
+    fn rewritten(&self, bytes: u64, _took: Duration) {
+        self.metrics.store_rewritten.increment(bytes);
+    }
+
+    fn waited(&self) {
+        self.metrics.store_waits.increment(1);
+    }
 }
 
 impl rpc::Observer for TelemetryObserver {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use chitchat::domain::{Join, Name, RoomName, Rules, Sequence, Timestamp, WallTime};
 use chitchat::hub::{Hub, HubError, HubOptions, JoinRequest};
 use chitchat::store::{
@@ -19,7 +20,7 @@ const DAMAGED: StoreError = StoreError::Record {
 };
 
 fn full() -> StoreError {
-    StoreError::Database("no space left".into())
+    StoreError::Io("no space left".into())
 }
 
 impl Store for Failing {
@@ -35,16 +36,36 @@ impl Store for Failing {
         }
     }
 
-    fn find(&self, room: &RoomName) -> Result<Option<Log>, StoreError> {
+    fn find(&self, room: &RoomName) -> Option<Log> {
         self.0.find(room)
     }
 
-    fn exists(&self, room: &RoomName) -> bool {
-        self.0.exists(room)
+    fn rooms(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomName> {
+        self.0.rooms(after, limit)
     }
 
-    fn rooms(&self) -> Result<Vec<RoomName>, StoreError> {
-        self.0.rooms()
+    fn unfinished(&self) -> Vec<RoomName> {
+        self.0.unfinished()
+    }
+
+    fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName> {
+        self.0.unused(at, limit)
+    }
+
+    fn is_unused(&self, log: LogId, at: WallTime) -> bool {
+        self.0.is_unused(log, at)
+    }
+
+    fn snapshot(&self, log: LogId) -> Result<Option<Bytes>, StoreError> {
+        self.0.snapshot(log)
+    }
+
+    fn end(&self, log: LogId) -> AppendFuture<'_> {
+        self.0.end(log)
+    }
+
+    fn snapshot_interval(&self) -> u64 {
+        self.0.snapshot_interval()
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {

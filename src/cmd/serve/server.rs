@@ -21,7 +21,7 @@ use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{CHAT_SERVICE, Listener, Rates, StreamingService, UnaryLimits, UnaryService, decode_limit};
-use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError};
+use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError, StoreUsage};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
 
 /// Decode limit in bytes for requests to the health and reflection services, which consist of a name.
@@ -87,7 +87,7 @@ impl Server {
         let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
-        recover(&hub).instrument(info_span!("recover")).await?;
+        hub.recover();
         let local_addr = listener
             .local_addr()
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
@@ -146,6 +146,9 @@ impl Server {
         let (listen, admin) = (self.local_addr, self.admin_addr);
         info!(event = "serving", %listen, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), abort.clone()));
+        let ending = draining.clone();
+        let hub = Arc::clone(&self.hub);
+        tokio::spawn(async move { ending.run_until_cancelled(hub.end_unused_rooms()).await });
         let serving_admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
 
         let cause = tokio::select! {
@@ -244,6 +247,8 @@ fn open_store(
                     bytes, "a crash had interrupted a write; its remains were truncated"
                 );
             }
+            let StoreUsage { rooms, events, .. } = store.usage();
+            info!(event = "store_recovered", rooms, events, "store recovered");
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
@@ -257,15 +262,6 @@ fn cannot_open(error: StoreError) -> Failure {
     } else {
         Failure::Io(line)
     }
-}
-
-async fn recover(hub: &Arc<Hub>) -> Result<(), Failure> {
-    let hub = Arc::clone(hub);
-    let recovered = tokio::task::spawn_blocking(move || hub.recover()).await;
-    let recovered = recovered.map_err(|error| Failure::Software(format!("recovery failed: {error}")))?;
-    let (rooms, events) = recovered.map_err(|error| Failure::Data(error.to_string()))?;
-    info!(event = "store_recovered", rooms, events, "store recovered");
-    Ok(())
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

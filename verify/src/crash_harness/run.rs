@@ -219,6 +219,15 @@ impl Run {
 
     /// Reads the log of the room and its epoch.
     pub async fn log(&self) -> (Vec<Arc<chitchat::proto::ServerMessage>>, u64) {
+        self.try_log().await.unwrap()
+    }
+
+    /// Like [`Run::log`], of a server that may be unable to read it.
+    ///
+    /// # Errors
+    ///
+    /// The status with which the server answers.
+    pub async fn try_log(&self) -> Result<(Vec<Arc<chitchat::proto::ServerMessage>>, u64), tonic::Status> {
         let mut client = self.connect().await;
         let mut log = Vec::new();
         let mut after = 0;
@@ -228,9 +237,9 @@ impl Run {
                 page: Some(Page::AfterSequence(after)),
                 limit: 1_000,
             };
-            let response = client.get_history(request).await.unwrap().into_inner();
+            let response = client.get_history(request).await?.into_inner();
             let Some(last) = response.messages.last() else {
-                return (log, response.epoch);
+                return Ok((log, response.epoch));
             };
             after = last.sequence;
             log.extend(

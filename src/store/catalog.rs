@@ -1,0 +1,631 @@
+//! What the store keeps in memory: the rooms and their logs, the segments, and the index of the segment that is not sealed.
+//!
+//! The catalog is a function of the log. The writer applies each entry once it is durable; opening the store applies the same
+//! entries, or, for sealed segments, their summaries.
+//!
+//! Entries that nobody needs are *garbage*: records that retention has removed, snapshots that have been replaced, everything
+//! of logs that have ended. The compactor removes them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::entry::{EntryKind, Header};
+use super::segment::{BootId, READ_POSITIONS, Segment, SegmentHeader};
+use super::summary::{LogRecords, LogSummary, Place, Position, StoredSummary, Summaries};
+use super::{Bounds, LogId, RoomStatus, StoreError};
+use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
+
+/// The logs and segments of a store.
+#[derive(Default)]
+pub(super) struct Catalog {
+    pub(super) rooms: BTreeMap<RoomName, LogId>,
+    pub(super) logs: HashMap<LogId, LogState>,
+    /// The logs by the size of their records.
+    pub(super) by_size: BTreeSet<(u64, LogId)>,
+    /// The segments by number. The last one is not sealed.
+    pub(super) segments: BTreeMap<u32, SegmentState>,
+    /// The index of the segment that is not sealed. Shared while the segment is being sealed.
+    pub(super) active: Arc<Summaries>,
+    /// The number of events in all logs.
+    pub(super) events: u64,
+    /// The size of the records of all logs, in bytes, with their positions.
+    pub(super) bytes: u64,
+    /// Logs with entries, whose room is not known. They must have ended later.
+    orphans: HashSet<LogId>,
+    next_log: LogId,
+    newest_epoch: u64,
+    /// The boot on which unsynced writes were made since the latest orderly shutdown.
+    pub(super) unsynced: Option<BootId>,
+}
+
+/// The log of a room.
+pub(super) struct LogState {
+    pub(super) room: RoomName,
+    pub(super) epoch: Epoch,
+    /// When the room was created.
+    pub(super) created_at: WallTime,
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
+    /// The size of the retained records, in bytes, with their positions.
+    pub(super) bytes: u64,
+    pub(super) snapshot: Option<Place>,
+    /// The newest event that the snapshot covers.
+    pub(super) covered: Sequence,
+    /// The entry that names the room; `None` until it is written with the first append.
+    pub(super) room_entry: Option<Place>,
+    /// The segment with the newest truncation.
+    pub(super) truncated_in: Option<u32>,
+    /// The segments that have records of the log, ascending. Several numbers may lead to one segment.
+    segments: Vec<u32>,
+    pub(super) status: RoomStatus,
+    /// At most the oldest time of a record, as [`Position::at`].
+    pub(super) oldest_at: u32,
+    /// The time of the newest record.
+    pub(super) newest_at: u32,
+    /// The newest gap between the records: the events before and after it.
+    gap: Option<(Sequence, Sequence)>,
+}
+
+/// A segment and its garbage.
+pub(super) struct SegmentState {
+    pub(super) segment: Arc<Segment>,
+    /// In bytes.
+    pub(super) garbage: u64,
+}
+
+/// Where to read records of a log from.
+pub(super) struct Located {
+    pub(super) segment: Arc<Segment>,
+    /// The positions in the segment that is not sealed; those of a sealed one are read from it.
+    positions: Option<Vec<Position>>,
+}
+
+impl Located {
+    /// Reads positions, starting with that of the record that contains `next`.
+    pub(super) fn positions(
+        self,
+        log: LogId,
+        next: Sequence,
+    ) -> Result<(Arc<Segment>, Vec<Position>), StoreError> {
+        let positions = match self.positions {
+            Some(positions) => positions,
+            None => self.segment.positions(log, next)?,
+        };
+        Ok((self.segment, positions))
+    }
+}
+
+impl LogState {
+    pub(super) const fn new(room: RoomName, epoch: Epoch, created_at: WallTime) -> Self {
+        Self {
+            room,
+            epoch,
+            created_at,
+            first: Bounds::EMPTY.first,
+            last: Bounds::EMPTY.last,
+            bytes: 0,
+            snapshot: None,
+            covered: Sequence::ZERO,
+            room_entry: None,
+            truncated_in: None,
+            segments: Vec::new(),
+            status: RoomStatus {
+                is_occupied: false,
+                has_messages: false,
+            },
+            oldest_at: u32::MAX,
+            newest_at: 0,
+            gap: None,
+        }
+    }
+
+    pub(super) const fn bounds(&self) -> Bounds {
+        Bounds {
+            first: self.first,
+            last: self.last,
+        }
+    }
+
+    /// Returns the number of events.
+    pub(super) const fn events(&self) -> u64 {
+        (self.last.get() + 1).saturating_sub(self.first.get())
+    }
+
+    /// See [`Store::is_unused`](super::Store::is_unused).
+    pub(super) fn is_unused(&self, at: WallTime) -> bool {
+        let newest = WallTime::from_millis(u64::from(self.newest_at) * 1000).max(self.created_at);
+        let is_needed = self.status.is_occupied || (self.status.has_messages && self.first <= self.last);
+        !is_needed && super::is_quiet(newest, at)
+    }
+
+    /// Notes records of a segment.
+    fn extend(&mut self, segment: u32, records: &LogRecords) {
+        let end = self.last.max(self.first.previous());
+        if records.first > end.next() {
+            self.gap = Some((end, records.first));
+        }
+        self.last = self.last.max(records.last);
+        self.oldest_at = self.oldest_at.min(records.oldest_at);
+        self.newest_at = records.newest_at;
+        if self.segments.last() != Some(&segment) {
+            self.segments.push(segment);
+        }
+    }
+
+    fn truncate(&mut self, first: Sequence, segment: u32) {
+        self.truncated_in = Some(segment);
+        self.first = self.first.max(first);
+        // All events may be gone, but their sequences are not used again.
+        self.last = self.last.max(self.first.previous());
+    }
+
+    /// The events that are lost, as those before and after a gap.
+    fn lost(&self) -> Option<ReplayError> {
+        let gap = self.gap.filter(|(_, next)| *next > self.first);
+        let unexplained_start = (self.covered < self.first.previous()).then_some((self.covered, self.first));
+        let missing_end = (self.covered > self.last).then(|| (self.last, self.covered.next()));
+        let (after, next) = gap.or(unexplained_start).or(missing_end)?;
+        Some(ReplayError::Gap { after, next })
+    }
+}
+
+impl Catalog {
+    pub(super) fn log(&self, log: LogId) -> Result<&LogState, StoreError> {
+        self.logs.get(&log).ok_or(StoreError::Failed)
+    }
+
+    /// The segment with this number, or into which it was merged.
+    pub(super) fn segment(&self, number: u32) -> Option<&Arc<Segment>> {
+        let (_, state) = self.segments.range(..=number).next_back()?;
+        Some(&state.segment)
+    }
+
+    /// The header of a new segment.
+    pub(super) fn header(&self, number: u32) -> SegmentHeader {
+        SegmentHeader {
+            number,
+            covers_to: number,
+            next_log: self.next_log,
+            newest_epoch: self.newest_epoch,
+            unsynced: self.unsynced,
+        }
+    }
+
+    /// Adds a segment without entries, or whose entries are applied next.
+    pub(super) fn add_segment(&mut self, segment: Segment) -> Arc<Segment> {
+        let header = segment.header;
+        self.next_log = self.next_log.max(header.next_log);
+        self.newest_epoch = self.newest_epoch.max(header.newest_epoch);
+        self.unsynced = header.unsynced;
+        self.active = Arc::default();
+        let segment = Arc::new(segment);
+        let state = SegmentState {
+            segment: Arc::clone(&segment),
+            garbage: 0,
+        };
+        self.segments.insert(header.number, state);
+        segment
+    }
+
+    /// Replaces the segment that is not sealed by its sealed form and a new segment.
+    pub(super) fn roll(&mut self, sealed: Segment, active: Segment) -> Arc<Segment> {
+        if let Some(state) = self.segments.get_mut(&sealed.number()) {
+            state.segment = Arc::new(sealed);
+        }
+        self.add_segment(active)
+    }
+
+    /// Notes that an entry has become garbage.
+    pub(super) fn discard(&mut self, segment: u32, bytes: u64) {
+        if let Some((_, state)) = self.segments.range_mut(..=segment).next_back() {
+            state.garbage += bytes;
+        }
+    }
+
+    /// The id and the epoch of a log that is created at `at`. Neither was ever used.
+    pub(super) fn allocate(&mut self, at: WallTime) -> (LogId, Epoch) {
+        let log = self.next_log;
+        self.next_log = LogId(log.0.saturating_add(1));
+        (log, self.next_epoch(at))
+    }
+
+    /// An epoch that is newer than every other.
+    pub(super) fn next_epoch(&mut self, at: WallTime) -> Epoch {
+        let epoch = Epoch::from_wire(self.newest_epoch)
+            .map_or_else(|| Epoch::created_at(at), |newest| newest.renewed(at));
+        self.newest_epoch = epoch.get();
+        epoch
+    }
+
+    pub(super) fn insert(&mut self, log: LogId, state: LogState) {
+        self.newest_epoch = self.newest_epoch.max(state.epoch.get());
+        self.next_log = self.next_log.max(LogId(log.0.saturating_add(1)));
+        self.rooms.insert(state.room.clone(), log);
+        self.by_size.insert((state.bytes, log));
+        self.logs.insert(log, state);
+    }
+
+    /// Applies an entry of the segment that is not sealed.
+    ///
+    /// # Errors
+    ///
+    /// The entry cannot be where it is: the log is damaged.
+    pub(super) fn apply(&mut self, place: Place, header: &Header, body: &[u8]) -> Result<(), &'static str> {
+        match header.kind {
+            EntryKind::Unsynced => {
+                self.unsynced = Some(body.try_into().map_err(|_| "a boot id has a wrong length")?);
+                return Ok(());
+            }
+            EntryKind::Synced => {
+                self.unsynced = None;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let mut added = LogSummary::default();
+        added.add(place, header);
+        Arc::make_mut(&mut self.active)
+            .entry(header.log)
+            .or_default()
+            .add(place, header);
+        let facts = StoredSummary {
+            records: added.records(header.log, 0),
+            facts: added,
+        };
+        self.apply_summary(place.segment, &facts, Some((header, body)))?;
+        if header.kind == EntryKind::Records && self.logs.contains_key(&header.log) {
+            self.events += u64::from(header.events);
+            self.resize(header.log, |bytes| bytes + u64::from(facts.records.bytes));
+        }
+        Ok(())
+    }
+
+    /// Applies what a segment has of a log. `room` is the entry that names the room, if the summary refers to one.
+    ///
+    /// # Errors
+    ///
+    /// The summary cannot follow what was applied before: the log is damaged.
+    pub(super) fn apply_summary(
+        &mut self,
+        segment: u32,
+        summary: &StoredSummary,
+        room: Option<(&Header, &[u8])>,
+    ) -> Result<(), &'static str> {
+        let (records, facts) = (&summary.records, &summary.facts);
+        let log = records.log;
+        self.next_log = self.next_log.max(LogId(log.0.saturating_add(1)));
+        if let (Some((header, body)), Some(place)) = (room, facts.room) {
+            self.apply_room(log, place, header, body)?;
+        }
+        if facts.has_ended {
+            self.orphans.remove(&log);
+            self.remove(log);
+            return Ok(());
+        }
+        let Some(state) = self.logs.get_mut(&log) else {
+            // The compactor removes the entry that names a room once its log has ended.
+            self.orphans.insert(log);
+            return Ok(());
+        };
+        if records.records > 0 {
+            state.extend(segment, records);
+            state.status = facts.status;
+        }
+        if let Some(first) = facts.truncated_to {
+            state.truncate(first, segment);
+        }
+        if let Some((place, covered)) = facts.snapshot {
+            state.covered = covered;
+            if let Some(replaced) = state.snapshot.replace(place) {
+                self.discard(replaced.segment, replaced.size());
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_room(
+        &mut self,
+        log: LogId,
+        place: Place,
+        header: &Header,
+        body: &[u8],
+    ) -> Result<(), &'static str> {
+        let (epoch, name) = decode_room(body).ok_or("the entry of a room is malformed")?;
+        if self.rooms.get(&name).is_some_and(|other| *other != log) {
+            return Err("two logs belong to the same room");
+        }
+        self.newest_epoch = self.newest_epoch.max(epoch.get());
+        if !self.logs.contains_key(&log) {
+            self.insert(log, LogState::new(name, epoch, header.at));
+        }
+        if let Some(state) = self.logs.get_mut(&log) {
+            state.epoch = epoch;
+            state.first = state.first.max(header.sequence);
+            state.last = state.last.max(state.first.previous());
+            state.room_entry = Some(place);
+        }
+        Ok(())
+    }
+
+    /// Checks the logs once everything is applied, and computes all sizes. Returns the logs that have lost events.
+    ///
+    /// # Errors
+    ///
+    /// The index of a segment cannot be read or is damaged.
+    pub(super) fn finish(&mut self) -> Result<Vec<(LogId, ReplayError)>, StoreError> {
+        (self.events, self.bytes) = (0, 0);
+        let mut sizes: HashMap<LogId, u64> = HashMap::new();
+        let mut garbage: BTreeMap<u32, u64> = BTreeMap::new();
+        for (number, state) in &self.segments {
+            let mut live = 0;
+            for records in self.records_in(&state.segment) {
+                let size = self.retained_size(&state.segment, &records)?;
+                live += size;
+                *sizes.entry(records.log).or_default() += size;
+            }
+            garbage.insert(*number, state.segment.entries_size().saturating_sub(live));
+        }
+        self.by_size.clear();
+        for (log, state) in &mut self.logs {
+            state.bytes = sizes.get(log).copied().unwrap_or(0);
+            self.events += state.events();
+            self.bytes += state.bytes;
+            self.by_size.insert((state.bytes, *log));
+            for place in [state.snapshot, state.room_entry].into_iter().flatten() {
+                if let Some((_, garbage)) = garbage.range_mut(..=place.segment).next_back() {
+                    *garbage = garbage.saturating_sub(place.size());
+                }
+            }
+        }
+        for (state, garbage) in self.segments.values_mut().zip(garbage.into_values()) {
+            state.garbage = garbage;
+        }
+        let lost = self
+            .logs
+            .iter()
+            .filter_map(|(log, state)| Some((*log, state.lost()?)));
+        Ok(lost.collect())
+    }
+
+    /// The logs with entries whose room is not known although they have not ended.
+    pub(super) const fn orphans(&self) -> &HashSet<LogId> {
+        &self.orphans
+    }
+
+    fn records_in(&self, segment: &Segment) -> Vec<LogRecords> {
+        match &segment.sealed {
+            Some(sealed) => sealed.logs.clone(),
+            None => {
+                let all = self.active.iter().map(|(log, summary)| summary.records(*log, 0));
+                all.filter(|records| records.records > 0).collect()
+            }
+        }
+    }
+
+    /// The size of those records that are retained.
+    fn retained_size(&self, segment: &Segment, records: &LogRecords) -> Result<u64, StoreError> {
+        let all = u64::from(records.bytes);
+        let Some(log) = self
+            .logs
+            .get(&records.log)
+            .filter(|log| records.last >= log.first)
+        else {
+            return Ok(0);
+        };
+        if records.first >= log.first {
+            return Ok(all);
+        }
+        let (mut size, mut next) = (0, log.first);
+        loop {
+            let positions = match segment.sealed {
+                Some(_) => segment.positions(records.log, next)?,
+                None => self.active_positions(records.log, next).to_vec(),
+            };
+            size += positions.iter().map(Position::cost).sum::<u64>();
+            match positions.last() {
+                // There may be more. They start with the last one, which was counted.
+                Some(last) if positions.len() == READ_POSITIONS as usize => {
+                    next = last.first;
+                    size -= last.cost();
+                }
+                _ => return Ok(size.min(all)),
+            }
+        }
+    }
+
+    /// Removes a log that has ended. Its entries become garbage.
+    fn remove(&mut self, log: LogId) {
+        let Some(state) = self.logs.remove(&log) else {
+            return;
+        };
+        if self.rooms.get(&state.room) == Some(&log) {
+            self.rooms.remove(&state.room);
+        }
+        self.by_size.remove(&(state.bytes, log));
+        self.events = self.events.saturating_sub(state.events());
+        self.bytes = self.bytes.saturating_sub(state.bytes);
+        for place in [state.snapshot, state.room_entry].into_iter().flatten() {
+            self.discard(place.segment, place.size());
+        }
+        // A log ends when it has no message or has expired, so its records are few and in its newest segment.
+        if let Some(newest) = state.segments.last() {
+            self.discard(*newest, state.bytes);
+        }
+    }
+
+    /// Changes the size of a log.
+    pub(super) fn resize(&mut self, log: LogId, change: impl FnOnce(u64) -> u64) {
+        if let Some(state) = self.logs.get_mut(&log) {
+            self.by_size.remove(&(state.bytes, log));
+            let before = state.bytes;
+            state.bytes = change(before);
+            self.bytes = self.bytes.saturating_sub(before) + state.bytes;
+            self.by_size.insert((state.bytes, log));
+        }
+    }
+
+    /// Removes the numbers of the segments that have no retained records of a log any more.
+    pub(super) fn forget_segments(&mut self, log: LogId) {
+        let Some(state) = self.logs.get(&log) else { return };
+        let is_before = |number: &u32| self.is_before(*number, log, state.first);
+        let before = state.segments.partition_point(is_before);
+        let oldest = state.segments.get(before..).unwrap_or_default().iter();
+        let oldest = oldest.filter_map(|number| self.oldest_in(*number, log)).min();
+        if let Some(state) = self.logs.get_mut(&log) {
+            state.segments.drain(..before);
+            state.oldest_at = oldest.unwrap_or(u32::MAX);
+        }
+    }
+
+    /// Whether the segment has only records of `log` before `next`.
+    fn is_before(&self, number: u32, log: LogId, next: Sequence) -> bool {
+        self.segment(number).is_some_and(|segment| match segment.sealed {
+            Some(_) => segment.log(log).is_none_or(|records| records.last < next),
+            None => false,
+        })
+    }
+
+    /// The oldest time of a record of `log` in a segment.
+    pub(super) fn oldest_in(&self, number: u32, log: LogId) -> Option<u32> {
+        let segment = self.segment(number)?;
+        match segment.sealed {
+            Some(_) => segment.log(log).map(|records| records.oldest_at),
+            None => self
+                .active
+                .get(&log)?
+                .positions
+                .iter()
+                .map(|position| position.at)
+                .min(),
+        }
+    }
+
+    /// The first event of `log` in its newest segment with a record that is older than `cutoff`.
+    pub(super) fn newest_expired(&self, log: LogId, cutoff: u32) -> Option<Sequence> {
+        let numbers = &self.logs.get(&log)?.segments;
+        let mut numbers = numbers.iter().rev();
+        let number = *numbers.find(|number| {
+            self.oldest_in(**number, log)
+                .is_some_and(|oldest| oldest < cutoff)
+        })?;
+        let segment = self.segment(number)?;
+        match segment.sealed {
+            Some(_) => segment.log(log).map(|records| records.first),
+            None => self
+                .active
+                .get(&log)?
+                .positions
+                .first()
+                .map(|position| position.first),
+        }
+    }
+
+    /// Where the record with the event `next` is, or the first record after it. `None` if the log ends before `next`.
+    pub(super) fn locate(&self, log: LogId, next: Sequence) -> Option<Located> {
+        let state = self.logs.get(&log)?;
+        if next > state.last {
+            return None;
+        }
+        let next = next.max(state.first);
+        let before = state
+            .segments
+            .partition_point(|number| self.is_before(*number, log, next));
+        let segment = Arc::clone(self.segment(*state.segments.get(before)?)?);
+        let positions = segment
+            .sealed
+            .is_none()
+            .then(|| self.active_positions(log, next).to_vec());
+        Some(Located { segment, positions })
+    }
+
+    /// Positions in the segment that is not sealed, starting with that of the record that contains `next`.
+    fn active_positions(&self, log: LogId, next: Sequence) -> &[Position] {
+        let positions = self
+            .active
+            .get(&log)
+            .map_or(&[][..], |summary| summary.positions.as_slice());
+        let from = positions
+            .partition_point(|position| position.first <= next)
+            .saturating_sub(1);
+        let upto = positions.len().min(from + READ_POSITIONS as usize);
+        positions.get(from..upto).unwrap_or_default()
+    }
+
+    /// What the sealed segments have that is needed, and their garbage, in bytes.
+    pub(super) fn disk_usage(&self) -> (u64, u64) {
+        let sealed = self
+            .segments
+            .values()
+            .filter(|state| state.segment.sealed.is_some());
+        sealed.fold((0, 0), |(needed, garbage), state| {
+            let len = u64::from(state.segment.len);
+            (
+                needed + len.saturating_sub(state.garbage),
+                garbage + state.garbage,
+            )
+        })
+    }
+
+    /// Whether the compactor must keep an entry of a sealed segment that covers the segments up to `covers_to`.
+    /// `is_oldest` says that there is no older segment.
+    pub(super) fn is_needed(&self, place: Place, header: &Header, covers_to: u32, is_oldest: bool) -> bool {
+        let log = self.logs.get(&header.log);
+        match header.kind {
+            EntryKind::Records => log.is_some_and(|log| header.last() >= log.first),
+            EntryKind::Snapshot => log.is_some_and(|log| log.snapshot == Some(place)),
+            // All of them are kept, so that the room of each record is known before the record.
+            EntryKind::Room => log.is_some(),
+            EntryKind::Truncate => log.is_some_and(|log| {
+                let is_here = log
+                    .truncated_in
+                    .is_some_and(|number| (place.segment..=covers_to).contains(&number));
+                is_here && header.sequence == log.first
+            }),
+            // Without it, older entries would bring the log back.
+            EntryKind::End => !is_oldest,
+            // The header of the newest segment says it.
+            EntryKind::Unsynced | EntryKind::Synced => false,
+        }
+    }
+
+    /// Puts a rewritten segment in the place of those that it covers.
+    pub(super) fn replace(&mut self, segment: Segment, summaries: &Summaries) -> Result<(), StoreError> {
+        let (number, covers_to) = (segment.number(), segment.header.covers_to);
+        let is_covered = |place: &Place| (number..=covers_to).contains(&place.segment);
+        for (log, summary) in summaries {
+            let Some(state) = self.logs.get_mut(log) else {
+                continue;
+            };
+            if state.snapshot.as_ref().is_some_and(is_covered) {
+                state.snapshot = summary.snapshot.map(|(place, _)| place);
+            }
+            if state.room_entry.as_ref().is_some_and(is_covered) {
+                state.room_entry = summary.room;
+            }
+        }
+        // Retention may have removed more while the entries were copied.
+        let mut garbage = 0;
+        for records in segment.sealed.iter().flat_map(|sealed| &sealed.logs) {
+            garbage += u64::from(records.bytes) - self.retained_size(&segment, records)?;
+        }
+        self.segments
+            .retain(|other, _| !(number..=covers_to).contains(other));
+        let segment = Arc::new(segment);
+        self.segments.insert(number, SegmentState { segment, garbage });
+        Ok(())
+    }
+}
+
+/// The body of the entry that names a room.
+pub(super) fn encode_room(epoch: Epoch, room: &RoomName) -> Vec<u8> {
+    [&epoch.get().to_be_bytes(), room.as_str().as_bytes()].concat()
+}
+
+fn decode_room(body: &[u8]) -> Option<(Epoch, RoomName)> {
+    let (epoch, name) = body.split_first_chunk()?;
+    let name = std::str::from_utf8(name).ok()?;
+    Some((
+        Epoch::from_wire(u64::from_be_bytes(*epoch))?,
+        RoomName::try_from(name).ok()?,
+    ))
+}

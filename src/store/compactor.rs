@@ -1,0 +1,336 @@
+//! The compactor: the thread that removes garbage from sealed segments.
+//!
+//! It replaces a run of adjacent segments by one that has only the entries that are needed, under the number of the first. The
+//! replacement is written to a temporary file and renamed, so that after a crash there is either the old segment or the new
+//! one; the other segments of the run are removed last, and the next start removes those that a crash has left.
+//!
+//! It works when garbage is more than [`BACKGROUND_PERCENT`] of what is needed, at a bounded rate; and when it would be more
+//! than [`LIMIT_PERCENT`], the writer waits for it.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use parking_lot::{Condvar, Mutex};
+use tracing::error;
+
+use super::catalog::{Catalog, SegmentState};
+use super::directory::none_if_missing;
+use super::entry::{Header, encode};
+use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader, segment_path};
+use super::summary::{Place, Summaries};
+use super::{Observer, StoreError};
+use crate::failpoint;
+
+/// Compaction starts when the garbage is more than this percentage of what is needed.
+const BACKGROUND_PERCENT: u64 = 20;
+
+/// The writer waits while the garbage is more than this percentage of what is needed.
+const LIMIT_PERCENT: u64 = 30;
+
+/// How many bytes per second are rewritten in the background. No limit while the writer waits.
+const BYTES_PER_SECOND: u64 = 64 << 20;
+
+/// How many bytes are written at a time.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// How often the compactor looks for work without being woken.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A segment with less garbage than this percentage is not rewritten.
+const MIN_PERCENT: u64 = 5;
+
+/// A segment with at least this percentage of garbage is removed at once.
+const DEAD_PERCENT: u64 = 98;
+
+/// The connection between the writer and the compactor.
+#[derive(Default)]
+pub(super) struct CompactorHandle {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether the thread runs. Before it does, nobody waits for it.
+    is_running: bool,
+    is_stopped: bool,
+    /// Whether the writer waits.
+    is_urgent: bool,
+    /// The number of completed rewrites, and of searches that found nothing to rewrite.
+    rounds: u64,
+    failure: Option<StoreError>,
+}
+
+impl CompactorHandle {
+    /// Tells the compactor to look for work.
+    pub(super) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Stops the thread. A rewrite that is not complete is abandoned.
+    pub(super) fn stop(&self) {
+        self.state.lock().is_stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Blocks while there is more garbage than the limit and the compactor can remove some. Returns whether it has blocked.
+    ///
+    /// # Errors
+    ///
+    /// The compactor has failed.
+    pub(super) fn wait_for_space(&self, catalog: &Mutex<Catalog>) -> Result<bool, StoreError> {
+        let mut state = self.state.lock();
+        let mut has_waited = false;
+        loop {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
+            if !state.is_running
+                || state.is_stopped
+                || !is_above(catalog, LIMIT_PERCENT)
+                || pick(&catalog.lock(), true).is_none()
+            {
+                state.is_urgent = false;
+                return Ok(has_waited);
+            }
+            (state.is_urgent, has_waited) = (true, true);
+            self.changed.notify_all();
+            let rounds = state.rounds;
+            self.changed.wait_while_for(
+                &mut state,
+                |state| state.rounds == rounds && state.failure.is_none(),
+                IDLE_INTERVAL,
+            );
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.state.lock().is_stopped
+    }
+
+    /// Sleeps as long as `written` bytes since `started` are ahead of the rate.
+    fn pace(&self, started: Instant, written: u64) {
+        let due = Duration::from_micros(written.saturating_mul(1_000_000) / BYTES_PER_SECOND);
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(
+            &mut state,
+            |state| !state.is_stopped && !state.is_urgent,
+            due.saturating_sub(started.elapsed()),
+        );
+    }
+}
+
+/// The compactor's thread.
+pub(super) struct Compactor {
+    pub(super) handle: Arc<CompactorHandle>,
+    pub(super) catalog: Arc<Mutex<Catalog>>,
+    /// The directory of the segments.
+    pub(super) directory: PathBuf,
+    /// The largest size of what a run of segments is merged into, in bytes.
+    pub(super) segment_len: u64,
+    pub(super) observer: Arc<dyn Observer>,
+}
+
+impl Compactor {
+    pub(super) fn start(self) -> io::Result<JoinHandle<()>> {
+        self.handle.state.lock().is_running = true;
+        std::thread::Builder::new()
+            .name("store-compactor".into())
+            .spawn(move || self.run())
+    }
+
+    fn run(self) {
+        loop {
+            let result = self.compact();
+            let mut state = self.handle.state.lock();
+            state.rounds += 1;
+            if let Err(failure) = &result {
+                error!(event = "compaction_failed", error = %failure, "segments cannot be rewritten");
+                state.failure = Some(failure.clone());
+            }
+            self.handle.changed.notify_all();
+            if state.is_stopped || result.is_err() {
+                return;
+            }
+            if !matches!(result, Ok(true)) {
+                self.handle.changed.wait_for(&mut state, IDLE_INTERVAL);
+            }
+        }
+    }
+
+    /// Rewrites one run of segments. Returns false if there is none to rewrite.
+    fn compact(&self) -> Result<bool, StoreError> {
+        let is_above = is_above(&self.catalog, BACKGROUND_PERCENT);
+        let run = {
+            let catalog = self.catalog.lock();
+            let Some(number) = pick(&catalog, is_above) else {
+                return Ok(false);
+            };
+            self.extend(&catalog, number)
+        };
+        let started = Instant::now();
+        let Some((segment, summaries)) = self.rewrite(&run)? else {
+            return Ok(false);
+        };
+        let bytes = segment.len;
+        let removed = run
+            .iter()
+            .skip(1)
+            .map(|segment| segment_path(&self.directory, segment.number()));
+        let replaced = segment.replace();
+        replaced.map_err(|error| cannot_write(&segment, &error))?;
+        self.catalog.lock().replace(segment, &summaries)?;
+        for path in removed {
+            failpoint::hit("rewrite-unlink");
+            none_if_missing(fs::remove_file(&path))
+                .map_err(|error| StoreError::cannot_read(&path, &error))?;
+        }
+        self.observer.rewritten(bytes.into(), started.elapsed());
+        Ok(true)
+    }
+
+    /// The run of segments around `number` that is rewritten together: neighbours of which little is needed join it.
+    fn extend(&self, catalog: &Catalog, number: u32) -> Vec<Arc<Segment>> {
+        let mut size = 0;
+        let mut joins = |state: &SegmentState, is_first: bool| {
+            let needed = u64::from(state.segment.len).saturating_sub(state.garbage);
+            let is_small = size + needed <= self.segment_len && needed <= self.segment_len / 4;
+            let joins = state.segment.sealed.is_some() && (is_first || is_small);
+            size += if joins { needed } else { 0 };
+            joins
+        };
+        let mut run = VecDeque::new();
+        for (_, state) in catalog.segments.range(number..) {
+            if !joins(state, run.is_empty()) {
+                break;
+            }
+            run.push_back(Arc::clone(&state.segment));
+        }
+        for (_, state) in catalog.segments.range(..number).rev() {
+            if !joins(state, false) {
+                break;
+            }
+            run.push_front(Arc::clone(&state.segment));
+        }
+        run.into()
+    }
+
+    /// Writes what is needed of `run` to a new segment, which is sealed but not in its place yet. `None` if the compactor is
+    /// stopped.
+    fn rewrite(&self, run: &[Arc<Segment>]) -> Result<Option<(Segment, Summaries)>, StoreError> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return Ok(None);
+        };
+        let mut header = first.header;
+        header.covers_to = last.header.covers_to;
+        let started = Instant::now();
+        let mut replacement = Replacement::create(&self.directory, header)?;
+        for source in run {
+            let mut is_stopped = false;
+            let end = source.scan(|place, entry| {
+                if is_stopped || !self.is_needed(place, &entry.header, source, header.number == 1) {
+                    return Ok(());
+                }
+                if replacement.push(&entry.header, &entry.body)? {
+                    self.handle.pace(started, replacement.end.into());
+                    is_stopped = self.handle.is_stopped();
+                }
+                Ok(())
+            })?;
+            if is_stopped {
+                return Ok(None);
+            }
+            if end < source.data_end() {
+                return Err(source.damaged(end, "the entry there is damaged"));
+            }
+        }
+        replacement.seal().map(Some)
+    }
+
+    fn is_needed(&self, place: Place, header: &Header, source: &Segment, is_oldest: bool) -> bool {
+        let covers_to = source.header.covers_to;
+        self.catalog.lock().is_needed(place, header, covers_to, is_oldest)
+    }
+}
+
+/// A segment that is written to replace others.
+pub(super) struct Replacement {
+    segment: Segment,
+    buffer: BytesMut,
+    /// Where the entries end that are written.
+    end: u32,
+    summaries: Summaries,
+}
+
+impl Replacement {
+    pub(super) fn create(directory: &Path, header: SegmentHeader) -> Result<Self, StoreError> {
+        let segment = Segment::create_replacement(directory, header);
+        let segment = segment
+            .map_err(|error| StoreError::Io(format!("cannot write in {}: {error}", directory.display())))?;
+        Ok(Self {
+            segment,
+            buffer: BytesMut::new(),
+            end: SEGMENT_HEADER_LEN,
+            summaries: Summaries::new(),
+        })
+    }
+
+    /// Adds an entry. Returns true if this caused a write.
+    pub(super) fn push(&mut self, header: &Header, body: &[u8]) -> Result<bool, StoreError> {
+        let segment = self.segment.number();
+        let offset = self.end + u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
+        let len = encode(&mut self.buffer, segment, self.end, *header, &[body]);
+        let place = Place { segment, offset, len };
+        self.summaries.entry(header.log).or_default().add(place, header);
+        let is_full = self.buffer.len() >= WRITE_BYTES;
+        if is_full {
+            self.write()?;
+        }
+        Ok(is_full)
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        let written = self.segment.write(&self.buffer, self.end);
+        written.map_err(|error| cannot_write(&self.segment, &error))?;
+        self.end += u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Seals the segment. It gets into its place with [`Segment::replace`].
+    pub(super) fn seal(mut self) -> Result<(Segment, Summaries), StoreError> {
+        self.write()?;
+        failpoint::hit("rewrite-written");
+        let sealed = self.segment.seal(self.end, &self.summaries);
+        let sealed = sealed.map_err(|error| cannot_write(&self.segment, &error))?;
+        Ok((sealed, self.summaries))
+    }
+}
+
+pub(super) fn cannot_write(segment: &Segment, error: &io::Error) -> StoreError {
+    StoreError::Io(format!("cannot write {}: {error}", segment.path.display()))
+}
+
+/// Whether the garbage is more than this percentage of what is needed. The segment that is not sealed does not count.
+fn is_above(catalog: &Mutex<Catalog>, percent: u64) -> bool {
+    let (needed, garbage) = catalog.lock().disk_usage();
+    garbage * 100 > needed * percent
+}
+
+/// The segment with the largest share of garbage, if it is worth rewriting. Unless `is_above`, only a dead one is.
+fn pick(catalog: &Catalog, is_above: bool) -> Option<u32> {
+    let sealed = catalog
+        .segments
+        .iter()
+        .filter(|(_, state)| state.segment.sealed.is_some());
+    let percent = |state: &SegmentState| state.garbage * 100 / u64::from(state.segment.len.max(1));
+    let (number, state) = sealed.max_by_key(|(_, state)| percent(state))?;
+    let is_worth = percent(state) >= if is_above { MIN_PERCENT } else { DEAD_PERCENT };
+    is_worth.then_some(*number)
+}

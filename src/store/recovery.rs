@@ -1,0 +1,225 @@
+//! Opening the log of a data directory.
+//!
+//! Only the newest segment is read as a whole. Of the others, the index is read and verified; their entries are verified when
+//! they are read. What may be missing after a crash is decidable:
+//!
+//! - The end of the newest segment may be torn by a write that was not acknowledged. It is cut off. Anything invalid before the
+//!   high watermark, or followed by a later write, is damage.
+//! - A segment may be left that an interrupted compaction has replaced, or that was created and not used yet. It is removed.
+//! - Everything else that is missing or invalid is damage. With `accept_loss`, [`salvage`](super::salvage) gives up what is lost.
+//!
+//! An open that fails changes nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::catalog::Catalog;
+use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers};
+use super::entry::Entries;
+use super::salvage::{Void, is_intact};
+use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
+use super::summary::StoredSummary;
+use super::{LogId, StoreError};
+use crate::domain::ReplayError;
+
+/// The log of a directory, read but not changed.
+pub(super) struct Loaded {
+    pub(super) catalog: Catalog,
+    /// Where the entries of the newest segment end.
+    pub(super) end: u32,
+    /// The size of a torn write after that, in bytes.
+    pub(super) torn_bytes: u64,
+    /// Logs that have lost events.
+    pub(super) lost: Vec<(LogId, ReplayError)>,
+    /// Whether unsynced writes were made before the machine was restarted, so that events may be lost.
+    pub(super) was_cut: bool,
+    /// Files that the log does not consist of any more.
+    leftovers: Vec<PathBuf>,
+}
+
+impl Loaded {
+    /// Reads the log of `directory`.
+    ///
+    /// # Errors
+    ///
+    /// The log is damaged or cannot be read.
+    pub(super) fn load(directory: &Directory, is_writable: bool) -> Result<Self, StoreError> {
+        let cannot = cannot_use(directory.path());
+        let watermark = directory.read_watermark().map_err(&cannot)?;
+        let (mut segments, leftovers) = open_segments(&directory.log(), watermark, is_writable)?;
+        let mut loaded = Self {
+            catalog: Catalog::default(),
+            end: SEGMENT_HEADER_LEN,
+            torn_bytes: 0,
+            lost: Vec::new(),
+            was_cut: false,
+            leftovers,
+        };
+        let Some((newest, _)) = segments.pop() else {
+            return Ok(loaded);
+        };
+        for (segment, summaries) in segments {
+            loaded.add_sealed(segment, &summaries)?;
+        }
+        loaded.add_newest(newest, watermark)?;
+        loaded.lost = loaded.catalog.finish()?;
+        Ok(loaded)
+    }
+
+    fn add_sealed(&mut self, segment: Segment, summaries: &[StoredSummary]) -> Result<(), StoreError> {
+        let segment = self.catalog.add_segment(segment);
+        for summary in summaries {
+            let room = match summary.facts.room {
+                Some(place) => Some((place.offset, segment.read_entry(place.offset, place.len)?)),
+                None => None,
+            };
+            let offset = room.as_ref().map_or(segment.data_end(), |(offset, _)| *offset);
+            let room = room.as_ref().map(|(_, entry)| (&entry.header, &entry.body[..]));
+            let applied = self.catalog.apply_summary(segment.number(), summary, room);
+            applied.map_err(|why| segment.damaged(offset, why))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the entries of the segment that is not sealed, and decides what follows them.
+    fn add_newest(&mut self, segment: Segment, watermark: Option<HighWatermark>) -> Result<(), StoreError> {
+        let segment = self.catalog.add_segment(segment);
+        self.end = segment.scan(|place, entry| {
+            let applied = self.catalog.apply(place, &entry.header, &entry.body);
+            applied.map_err(|why| segment.damaged(place.offset, why))
+        })?;
+        self.was_cut = self
+            .catalog
+            .unsynced
+            .is_some_and(|unsynced| Some(unsynced) != boot_id());
+        let written = segment.find_written_end(self.end)?;
+        self.torn_bytes = u64::from(written - self.end);
+        // Unsynced writes may be lost in any order.
+        if self.was_cut {
+            return Ok(());
+        }
+        let noted = watermark.filter(|noted| noted.segment == segment.number() && noted.offset > self.end);
+        if let Some(noted) = noted {
+            let why = format!(
+                "its entries end there, but entries up to byte {} were acknowledged",
+                noted.offset
+            );
+            return Err(segment.damaged(self.end, &why));
+        }
+        let mut after = Entries::new(segment.number(), segment.read(0, written)?, self.end);
+        while let Some(entry) = after.resynchronize() {
+            if entry.write_start > self.end {
+                return Err(segment.damaged(self.end, "the entry there is damaged, and later ones follow"));
+            }
+            after.next();
+        }
+        Ok(())
+    }
+
+    /// Removes files that the log does not consist of any more, and what is torn.
+    pub(super) fn clean_up(&self, directory: &Directory) -> std::io::Result<()> {
+        let log = directory.log();
+        for entry in fs::read_dir(&log)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                fs::remove_file(path)?;
+            }
+        }
+        for path in &self.leftovers {
+            fs::remove_file(path)?;
+        }
+        if let Some((_, newest)) = self.catalog.segments.last_key_value()
+            && (self.torn_bytes > 0 || !self.leftovers.is_empty())
+        {
+            newest.segment.cut(self.end)?;
+        }
+        Ok(())
+    }
+
+    /// Reads all sealed segments. Returns whether an entry is damaged.
+    pub(super) fn find_damage(&self) -> Result<bool, StoreError> {
+        for state in self.catalog.segments.values() {
+            if state.segment.sealed.is_some() && !is_intact(&state.segment, &Void::new())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The newest segment; `None` if the directory is new.
+    pub(super) fn newest(&self) -> Option<Arc<Segment>> {
+        let (_, state) = self.catalog.segments.last_key_value()?;
+        Some(Arc::clone(&state.segment))
+    }
+}
+
+type OpenSegments = Vec<(Segment, Vec<StoredSummary>)>;
+
+/// Opens the segments that the log consists of, in order: all sealed but the last one. Also returns the paths of other
+/// segments.
+fn open_segments(
+    log: &Path,
+    watermark: Option<HighWatermark>,
+    is_writable: bool,
+) -> Result<(OpenSegments, Vec<PathBuf>), StoreError> {
+    let (mut segments, mut leftovers) = (OpenSegments::new(), Vec::new());
+    let mut expected = 1;
+    for number in segment_numbers(log).map_err(cannot_use(log))? {
+        let path = segment_path(log, number);
+        if number < expected {
+            leftovers.push(path);
+            continue;
+        }
+        if number > expected {
+            return Err(missing(log, expected));
+        }
+        let (segment, summaries) = Segment::open(&path, is_writable)?;
+        if segment.number() != number {
+            return Err(segment.damaged(0, "it is another segment"));
+        }
+        expected = segment.header.covers_to.saturating_add(1);
+        segments.push((segment, summaries));
+    }
+    if watermark.is_some_and(|noted| noted.segment >= expected) {
+        return Err(missing(log, expected));
+    }
+    if segments.last().is_some_and(|(newest, _)| newest.sealed.is_some()) {
+        // A segment is created before the one before it is sealed.
+        return Err(missing(log, expected));
+    }
+    let unsealed: Vec<u32> = segments
+        .iter()
+        .filter(|(segment, _)| segment.sealed.is_none())
+        .map(|(segment, _)| segment.number())
+        .collect();
+    if let [number, .., newest] = unsealed[..] {
+        let has_entries = match segments.last() {
+            Some((segment, _)) => segment.find_written_end(SEGMENT_HEADER_LEN)? > SEGMENT_HEADER_LEN,
+            None => false,
+        };
+        let is_interrupted = unsealed.len() == 2 && !has_entries && number + 1 == newest;
+        if !is_interrupted {
+            let (segment, _) = Segment::open(&segment_path(log, number), false)?;
+            return Err(segment.damaged(segment.len, "its index is missing or damaged"));
+        }
+        // Sealing was interrupted. The segment before the new one continues to be the newest.
+        segments.pop();
+        leftovers.push(segment_path(log, newest));
+    }
+    Ok((segments, leftovers))
+}
+
+fn missing(log: &Path, number: u32) -> StoreError {
+    StoreError::Damaged {
+        path: segment_path(log, number),
+        offset: 0,
+        why: "it is missing".into(),
+    }
+}
+
+/// The kernel's boot id. `None` on systems without one.
+pub(super) fn boot_id() -> Option<BootId> {
+    let id = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    id.first_chunk().copied()
+}

@@ -1,0 +1,533 @@
+//! Segments: the files of the log.
+//!
+//! A segment is a header, entries, and, once it is *sealed*, an index of the records in it. Only the newest segment is not
+//! sealed: it is appended to. A sealed segment never changes; the compactor replaces it as a whole. All numbers are
+//! big-endian.
+//!
+//! | part | bytes | content |
+//! |---|---|---|
+//! | header | 128 | [`SegmentHeader`] |
+//! | entries | | see [`entry`](super::entry) |
+//! | positions | 20 each | the [`Position`] of each record, by log and sequence, with a checksum |
+//! | directory | 76 each | what the segment has of each log, see [`summary`](super::summary) |
+//! | trailer | 32 | where the parts begin, and their checksums |
+//!
+//! Models: Kafka's segments with their indexes, and the index at the end of an SSTable.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::directory::{PRIVATE, sync_parent};
+use super::entry::{Entries, Entry, decode, padded};
+use super::summary::{LogRecords, POSITION_LEN, Place, Position, SUMMARY_LEN, StoredSummary, Summaries};
+use super::{LogId, Record, StoreError};
+use crate::domain::Sequence;
+use crate::failpoint;
+
+/// The length of a segment's header, in bytes.
+pub(super) const SEGMENT_HEADER_LEN: u32 = 128;
+
+const HEADER_MAGIC: &[u8; 8] = b"chitlog2";
+const TRAILER_MAGIC: &[u8; 8] = b"sealed 2";
+const TRAILER_LEN: u32 = 32;
+
+/// How many positions are read at a time.
+pub(super) const READ_POSITIONS: u32 = 1024;
+
+/// How many bytes of entries are read at a time.
+const SCAN_BYTES: u32 = 1 << 20;
+
+/// The kernel's boot id, which changes with each start of the machine.
+pub(super) type BootId = [u8; 36];
+
+/// The header of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    /// The segment's number. Numbers are dense: 1, 2, 3, …
+    pub(super) number: u32,
+    /// The number of the last segment whose entries are in this one. Greater than `number` once the compactor has merged
+    /// several segments.
+    pub(super) covers_to: u32,
+    /// The id of the next new log when the segment was created.
+    pub(super) next_log: LogId,
+    /// The newest epoch when the segment was created.
+    pub(super) newest_epoch: u64,
+    /// The machine's boot on which unsynced writes were made when the segment was created.
+    pub(super) unsynced: Option<BootId>,
+}
+
+/// A segment's file.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) header: SegmentHeader,
+    pub(super) path: PathBuf,
+    file: File,
+    /// The length of the file, in bytes.
+    pub(super) len: u32,
+    /// The end of the entries and the records of each log, by log; `None` unless the segment is sealed.
+    pub(super) sealed: Option<Sealed>,
+}
+
+#[derive(Debug)]
+pub(super) struct Sealed {
+    /// Where the entries end and the positions begin.
+    pub(super) data_end: u32,
+    pub(super) logs: Vec<LogRecords>,
+}
+
+/// The path of a segment in the directory of the log.
+pub(super) fn segment_path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{number:010}.log"))
+}
+
+impl Segment {
+    /// Creates a segment of `len` bytes, atomically and durably. The space is allocated, so that a sync writes no metadata.
+    /// If the disk has not that much left, the segment is smaller, but not smaller than `min_len`.
+    pub(super) fn create(
+        directory: &Path,
+        header: SegmentHeader,
+        len: u32,
+        min_len: u32,
+    ) -> io::Result<Self> {
+        let path = segment_path(directory, header.number);
+        let temporary = path.with_extension("new");
+        let file = create_file(&temporary)?;
+        failpoint::hit("segment-created");
+        let len = allocate_most(&file, len, min_len)?;
+        file.write_all_at(&header.encode(), 0)?;
+        file.sync_all()?;
+        failpoint::hit("segment-synced");
+        if !failpoint::is_enabled("skip-sync") {
+            std::fs::rename(&temporary, &path)?;
+        }
+        failpoint::hit("segment-renamed");
+        sync_parent(&path)?;
+        Ok(Self {
+            header,
+            path,
+            file,
+            len,
+            sealed: None,
+        })
+    }
+
+    /// Creates the replacement of some segments in a temporary file. It becomes visible with [`Segment::replace`].
+    pub(super) fn create_replacement(directory: &Path, header: SegmentHeader) -> io::Result<Self> {
+        let path = segment_path(directory, header.number);
+        let file = create_file(&path.with_extension("new"))?;
+        file.write_all_at(&header.encode(), 0)?;
+        Ok(Self {
+            header,
+            path,
+            file,
+            len: SEGMENT_HEADER_LEN,
+            sealed: None,
+        })
+    }
+
+    /// Renames a sealed replacement to the name of the segment that it replaces. Durable on return.
+    pub(super) fn replace(&self) -> io::Result<()> {
+        std::fs::rename(self.path.with_extension("new"), &self.path)?;
+        failpoint::hit("rewrite-renamed");
+        sync_parent(&self.path)
+    }
+
+    /// Opens the segment at `path`. A sealed one is opened with its index.
+    pub(super) fn open(path: &Path, is_writable: bool) -> Result<(Self, Vec<StoredSummary>), StoreError> {
+        let mut segment = Self::open_damaged(path, 0, is_writable)?;
+        if segment.len < SEGMENT_HEADER_LEN {
+            return Err(segment.damaged(segment.len, "it ends within its header"));
+        }
+        let header = SegmentHeader::decode(&segment.read(0, SEGMENT_HEADER_LEN)?);
+        segment.header = header.ok_or_else(|| segment.damaged(0, "its header is damaged"))?;
+        let summaries = segment.read_directory()?;
+        Ok((segment, summaries))
+    }
+
+    /// Opens the file at `path` as segment `number` whatever is in it.
+    pub(super) fn open_damaged(path: &Path, number: u32, is_writable: bool) -> Result<Self, StoreError> {
+        let cannot_read = |error: io::Error| StoreError::cannot_read(path, &error);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(is_writable)
+            .open(path)
+            .map_err(cannot_read)?;
+        let len = file.metadata().map_err(cannot_read)?.len();
+        let len = u32::try_from(len).map_err(|_| damaged(path, 0, "it is too long"))?;
+        let header = SegmentHeader {
+            number,
+            covers_to: number,
+            next_log: LogId(0),
+            newest_epoch: 0,
+            unsynced: None,
+        };
+        Ok(Self {
+            header,
+            path: path.into(),
+            file,
+            len,
+            sealed: None,
+        })
+    }
+
+    /// The error for damage at `offset`.
+    pub(super) fn damaged(&self, offset: u32, why: &str) -> StoreError {
+        damaged(&self.path, offset, why)
+    }
+
+    pub(super) const fn number(&self) -> u32 {
+        self.header.number
+    }
+
+    /// Reads `len` bytes at `offset`.
+    pub(super) fn read(&self, offset: u32, len: u32) -> Result<Bytes, StoreError> {
+        let mut bytes = BytesMut::zeroed(len as usize);
+        match self.file.read_exact_at(&mut bytes, offset.into()) {
+            Ok(()) => Ok(bytes.freeze()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.damaged(offset, "it ends there"))
+            }
+            Err(error) => Err(StoreError::cannot_read(&self.path, &error)),
+        }
+    }
+
+    /// Where the entries end; of a segment that is not sealed, the end of the file.
+    pub(super) fn data_end(&self) -> u32 {
+        self.sealed.as_ref().map_or(self.len, |sealed| sealed.data_end)
+    }
+
+    /// The size of the entries of a sealed segment, in bytes, with the positions of the records.
+    pub(super) fn entries_size(&self) -> u64 {
+        let Some(sealed) = &self.sealed else { return 0 };
+        let records: u64 = sealed.logs.iter().map(|records| u64::from(records.records)).sum();
+        u64::from(sealed.data_end - SEGMENT_HEADER_LEN) + records * u64::from(POSITION_LEN)
+    }
+
+    /// Reads the whole file.
+    pub(super) fn read_file(&self) -> Result<Bytes, StoreError> {
+        self.read(0, self.len)
+    }
+
+    /// Where the last byte after `from` is that is not zero; `from` if there is none.
+    pub(super) fn find_written_end(&self, from: u32) -> Result<u32, StoreError> {
+        let zeros = vec![0; SCAN_BYTES as usize];
+        let (mut at, mut end) = (from, from);
+        while at < self.len {
+            let part = self.read(at, SCAN_BYTES.min(self.len - at))?;
+            // A comparison of slices is much faster than a search for a byte.
+            if part[..] != zeros[..part.len()] {
+                let last = part.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+                end = at + len_u32(&part[..last]) + 1;
+            }
+            at += len_u32(&part);
+        }
+        Ok(end)
+    }
+
+    /// Reads the entries from the start, part by part, and passes them to `visit`. Returns where the valid entries end.
+    pub(super) fn scan(
+        &self,
+        mut visit: impl FnMut(Place, Entry) -> Result<(), StoreError>,
+    ) -> Result<u32, StoreError> {
+        let (mut at, mut part) = (SEGMENT_HEADER_LEN, SCAN_BYTES);
+        loop {
+            let len = part.min(self.data_end() - at);
+            let mut entries = Entries::new(self.number(), self.read(at, len)?, 0);
+            for (offset, entry) in entries.by_ref() {
+                let place = Place {
+                    segment: self.number(),
+                    offset: at + offset,
+                    len: entry.len(),
+                };
+                visit(place, entry)?;
+            }
+            at += entries.offset().min(len);
+            if entries.offset() > 0 {
+                part = SCAN_BYTES;
+            } else if at + len >= self.data_end() {
+                return Ok(at);
+            } else {
+                // The entry is longer than the part, or invalid.
+                part = part.saturating_mul(2);
+            }
+        }
+    }
+
+    /// Reads one entry.
+    pub(super) fn read_entry(&self, offset: u32, len: u32) -> Result<Entry, StoreError> {
+        let bytes = self.read(offset, len)?;
+        decode(self.number(), &bytes).ok_or_else(|| self.damaged(offset, "the entry there is damaged"))
+    }
+
+    /// Reads the records of `log` at `positions`, until their frames would exceed `max_bytes` in total, but at least one.
+    /// Records that are next to each other are read together.
+    pub(super) fn read_records(
+        &self,
+        log: LogId,
+        positions: &[Position],
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let mut rest = positions;
+        while let Some(start) = rest.first() {
+            let mut end = start.offset;
+            let is_next = |position: &&Position| {
+                let is_adjacent = position.offset == padded(end) || position.offset == start.offset;
+                let fits = (position.offset - start.offset) as usize <= max_bytes;
+                end = position.offset + position.len;
+                is_adjacent && fits
+            };
+            let count = rest.iter().take_while(is_next).count();
+            let (run, others) = rest.split_at(count.max(1));
+            rest = others;
+            let end = run.last().map_or(start.offset, |last| last.offset + last.len);
+            let read = self.read(start.offset, end - start.offset)?;
+            for position in run {
+                let at = (position.offset - start.offset) as usize;
+                let entry = decode(self.number(), &read.slice(at..));
+                let entry = entry
+                    .filter(|entry| entry.header.log == log && entry.header.sequence == position.first)
+                    .ok_or_else(|| self.damaged(position.offset, "the record there is damaged"))?;
+                let header = entry.header;
+                let record = Record::decode(header.sequence, header.events, header.at, entry.body)?;
+                bytes += record.frames.len();
+                if !records.is_empty() && bytes > max_bytes {
+                    return Ok(records);
+                }
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Writes at the end of the entries.
+    pub(super) fn write(&self, bytes: &[u8], offset: u32) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset.into())
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Returns whether the path still leads to this file.
+    pub(super) fn is_at_its_path(&self) -> io::Result<bool> {
+        super::directory::is_same_file(&self.file, &self.path)
+    }
+
+    /// Removes everything after `end` and allocates the space anew, so that it contains zeros. Durable on return.
+    pub(super) fn cut(&self, end: u32) -> io::Result<()> {
+        self.file.set_len(end.into())?;
+        allocate(&self.file, self.len)?;
+        self.file.sync_all()
+    }
+
+    /// Seals the segment, whose entries end at `data_end`: writes the index, and truncates the file behind it. Durable on
+    /// return.
+    pub(super) fn seal(&self, data_end: u32, summaries: &Summaries) -> io::Result<Self> {
+        let (mut positions, mut directory) = (BytesMut::new(), BytesMut::new());
+        let mut logs = Vec::new();
+        for (log, summary) in summaries {
+            let records = summary.records(*log, len_u32(&positions) / POSITION_LEN);
+            for position in &summary.positions {
+                position.encode(&mut positions, self.number(), records.first);
+            }
+            summary.encode(&mut directory, &records);
+            if records.records > 0 {
+                logs.push(records);
+            }
+        }
+        let trailer = encode_trailer(self.number(), data_end, &positions, &directory);
+        let index = [&positions[..], &directory[..], &trailer[..]].concat();
+        self.file.write_all_at(&index, data_end.into())?;
+        failpoint::hit("seal-written");
+        let len = data_end + len_u32(&index);
+        self.file.set_len(len.into())?;
+        self.file.sync_all()?;
+        failpoint::hit("seal-synced");
+        Ok(Self {
+            header: self.header,
+            path: self.path.clone(),
+            file: self.file.try_clone()?,
+            len,
+            sealed: Some(Sealed { data_end, logs }),
+        })
+    }
+
+    /// Reads the directory if the segment is sealed. Its entries are sorted by log.
+    fn read_directory(&mut self) -> Result<Vec<StoredSummary>, StoreError> {
+        let Some(trailer_at) = self.len.checked_sub(TRAILER_LEN) else {
+            return Ok(Vec::new());
+        };
+        let trailer = self.read(trailer_at, TRAILER_LEN)?;
+        let Some((data_end, logs, checksum)) = decode_trailer(self.number(), &trailer) else {
+            return Ok(Vec::new());
+        };
+        let start = logs
+            .checked_mul(SUMMARY_LEN)
+            .and_then(|len| trailer_at.checked_sub(len));
+        let start = start.ok_or_else(|| self.damaged(trailer_at, "its index is damaged"))?;
+        let mut directory = self.read(start, trailer_at - start)?;
+        if crc32c::crc32c(&directory) != checksum {
+            return Err(self.damaged(start, "its index is damaged"));
+        }
+        let mut summaries = Vec::new();
+        while directory.has_remaining() {
+            summaries.push(StoredSummary::decode(&mut directory, self.number()));
+        }
+        let logs = summaries.iter().map(|summary| summary.records);
+        let logs = logs.filter(|records| records.records > 0).collect();
+        self.sealed = Some(Sealed { data_end, logs });
+        Ok(summaries)
+    }
+
+    /// What a sealed segment has of a log.
+    pub(super) fn log(&self, log: LogId) -> Option<&LogRecords> {
+        let logs = &self.sealed.as_ref()?.logs;
+        let found = logs.binary_search_by_key(&log, |records| records.log).ok()?;
+        logs.get(found)
+    }
+
+    /// Reads positions of records, starting with the one that contains `next`, or the first one if that is older. Returns
+    /// at most [`READ_POSITIONS`]. The segment must be sealed.
+    pub(super) fn positions(&self, log: LogId, next: Sequence) -> Result<Vec<Position>, StoreError> {
+        let Some(records) = self.log(log) else {
+            return Ok(Vec::new());
+        };
+        let (mut low, mut high) = (0, records.records);
+        // The first position after `next`: all before `low` are not, all from `high` are.
+        while low < high {
+            let middle = u32::midpoint(low, high);
+            if self
+                .read_positions(records, middle, 1)?
+                .first()
+                .is_some_and(|read| read.first <= next)
+            {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let from = low.saturating_sub(1);
+        self.read_positions(records, from, (records.records - from).min(READ_POSITIONS))
+    }
+
+    fn read_positions(
+        &self,
+        records: &LogRecords,
+        from: u32,
+        count: u32,
+    ) -> Result<Vec<Position>, StoreError> {
+        let start = self.sealed.as_ref().map_or(0, |sealed| sealed.data_end);
+        let offset = start + (records.positions_at + from) * POSITION_LEN;
+        let bytes = self.read(offset, count * POSITION_LEN)?;
+        let positions = bytes.chunks_exact(POSITION_LEN as usize);
+        let positions = positions.map(|bytes| Position::decode(bytes, self.number(), records.first));
+        let positions: Option<_> = positions.collect();
+        positions.ok_or_else(|| self.damaged(offset, "its index is damaged"))
+    }
+}
+
+impl SegmentHeader {
+    fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(SEGMENT_HEADER_LEN as usize);
+        bytes.put_slice(HEADER_MAGIC);
+        bytes.put_u32(self.number);
+        bytes.put_u32(self.covers_to);
+        bytes.put_u32(self.next_log.0);
+        bytes.put_u64(self.newest_epoch);
+        bytes.put_slice(&self.unsynced.unwrap_or([0; 36]));
+        bytes.resize(SEGMENT_HEADER_LEN as usize - 4, 0);
+        bytes.put_u32(crc32c::crc32c(&bytes));
+        bytes.freeze()
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let (content, checksum) = bytes.split_last_chunk()?;
+        if crc32c::crc32c(content) != u32::from_be_bytes(*checksum) || !content.starts_with(HEADER_MAGIC) {
+            return None;
+        }
+        bytes.advance(HEADER_MAGIC.len());
+        let header = Self {
+            number: bytes.get_u32(),
+            covers_to: bytes.get_u32(),
+            next_log: LogId(bytes.get_u32()),
+            newest_epoch: bytes.get_u64(),
+            unsynced: bytes.first_chunk().copied().filter(|id| *id != [0; 36]),
+        };
+        (header.number > 0 && header.covers_to >= header.number).then_some(header)
+    }
+}
+
+fn encode_trailer(number: u32, data_end: u32, positions: &[u8], directory: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(TRAILER_LEN as usize);
+    bytes.put_slice(TRAILER_MAGIC);
+    bytes.put_u32(number);
+    bytes.put_u32(data_end);
+    bytes.put_u32(len_u32(positions) / POSITION_LEN);
+    bytes.put_u32(len_u32(directory) / SUMMARY_LEN);
+    bytes.put_u32(crc32c::crc32c(directory));
+    bytes.put_u32(crc32c::crc32c(&bytes));
+    bytes.freeze()
+}
+
+/// Returns where the entries end, the number of logs in the directory, and the directory's checksum. `None` if the bytes are
+/// not a trailer.
+fn decode_trailer(number: u32, bytes: &[u8]) -> Option<(u32, u32, u32)> {
+    let (content, checksum) = bytes.split_last_chunk()?;
+    let is_trailer = crc32c::crc32c(content) == u32::from_be_bytes(*checksum);
+    let mut rest = content.strip_prefix(TRAILER_MAGIC).filter(|_| is_trailer)?;
+    let (stored_number, data_end) = (rest.get_u32(), rest.get_u32());
+    rest.advance(4);
+    let (logs, checksum) = (rest.get_u32(), rest.get_u32());
+    (stored_number == number).then_some((data_end, logs, checksum))
+}
+
+/// Allocates the first `len` bytes of a file, or as many as the disk has left, if they are at least `min_len`. Returns the
+/// number.
+fn allocate_most(file: &File, mut len: u32, min_len: u32) -> io::Result<u32> {
+    loop {
+        match allocate(file, len) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && len > min_len => {
+                len = (len / 2).max(min_len);
+            }
+            result => return result.map(|()| len),
+        }
+    }
+}
+
+/// Allocates the first `len` bytes of a file.
+fn allocate(file: &File, len: u32) -> io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len.into()) {
+        // Some file systems cannot allocate in advance.
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(len.into()),
+        result => Ok(result?),
+    }
+}
+
+fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .mode(PRIVATE)
+        .open(path)
+}
+
+fn damaged(path: &Path, offset: u32, why: &str) -> StoreError {
+    StoreError::Damaged {
+        path: path.into(),
+        offset: offset.into(),
+        why: why.into(),
+    }
+}
+
+/// A segment is shorter than 4 GiB, and so is every part of it.
+fn len_u32(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,229 @@
+//! The index of a segment: where the records of each log are, and what else the segment says about the log.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::entry::{EntryKind, Header, padded};
+use super::{LogId, RoomStatus};
+use crate::domain::{Sequence, WallTime};
+
+/// The length of a stored [`Position`], in bytes.
+pub(super) const POSITION_LEN: u32 = 20;
+
+/// The length of a stored [`LogSummary`] without its positions, in bytes.
+pub(super) const SUMMARY_LEN: u32 = 76;
+
+/// Where a record is in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The record's first sequence.
+    pub(super) first: Sequence,
+    pub(super) offset: u32,
+    /// The length of the entry, without the padding.
+    pub(super) len: u32,
+    /// The Unix time of the record's newest event, in seconds.
+    pub(super) at: u32,
+}
+
+/// Where an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) segment: u32,
+    pub(super) offset: u32,
+    /// The length of the entry, without the padding.
+    pub(super) len: u32,
+}
+
+impl Place {
+    /// The bytes that the entry takes in its segment.
+    pub(super) const fn size(&self) -> u64 {
+        padded(self.len) as u64
+    }
+}
+
+/// The records of one log in a sealed segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LogRecords {
+    pub(super) log: LogId,
+    /// The index of the log's first position.
+    pub(super) positions_at: u32,
+    pub(super) records: u32,
+    /// The size of the records, in bytes, with their positions.
+    pub(super) bytes: u32,
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
+    /// The oldest time of a record, as [`Position::at`].
+    pub(super) oldest_at: u32,
+    /// The time of the newest record.
+    pub(super) newest_at: u32,
+}
+
+/// What a segment has of one log: the positions of its records, and the newest of its other entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct LogSummary {
+    pub(super) positions: Vec<Position>,
+    /// The newest event in the segment.
+    pub(super) last: Sequence,
+    /// The status with the newest record.
+    pub(super) status: RoomStatus,
+    pub(super) truncated_to: Option<Sequence>,
+    /// The snapshot, and the newest event that it covers.
+    pub(super) snapshot: Option<(Place, Sequence)>,
+    pub(super) room: Option<Place>,
+    pub(super) has_ended: bool,
+}
+
+/// What a segment has of each log.
+pub(super) type Summaries = BTreeMap<LogId, LogSummary>;
+
+/// A summary as stored: with the location of its positions instead of the positions.
+pub(super) struct StoredSummary {
+    pub(super) records: LogRecords,
+    pub(super) facts: LogSummary,
+}
+
+impl Position {
+    /// `base` is the first sequence of the log in segment `segment`.
+    pub(super) fn encode(&self, bytes: &mut BytesMut, segment: u32, base: Sequence) {
+        let start = bytes.len();
+        // A segment has less than 4 GiB, and so fewer events than that.
+        bytes.put_u32(u32::try_from(self.first.get() - base.get()).unwrap_or(u32::MAX));
+        bytes.put_u32(self.offset);
+        bytes.put_u32(self.len);
+        bytes.put_u32(self.at);
+        let checksum = checksum(segment, base, &bytes[start..]);
+        bytes.put_u32(checksum);
+    }
+
+    pub(super) fn decode(mut bytes: &[u8], segment: u32, base: Sequence) -> Option<Self> {
+        let (content, stored) = bytes.split_last_chunk()?;
+        if checksum(segment, base, content) != u32::from_be_bytes(*stored) {
+            return None;
+        }
+        Some(Self {
+            first: Sequence::new(base.get() + u64::from(bytes.get_u32())),
+            offset: bytes.get_u32(),
+            len: bytes.get_u32(),
+            at: bytes.get_u32(),
+        })
+    }
+
+    /// The bytes that the record takes in its segment, with its position.
+    pub(super) const fn cost(&self) -> u64 {
+        padded(self.len) as u64 + POSITION_LEN as u64
+    }
+}
+
+impl LogSummary {
+    /// Adds an entry of the log.
+    pub(super) fn add(&mut self, place: Place, header: &Header) {
+        match header.kind {
+            EntryKind::Records => {
+                self.positions.push(Position {
+                    first: header.sequence,
+                    offset: place.offset,
+                    len: place.len,
+                    at: seconds(header.at),
+                });
+                self.last = header.last();
+                self.status = header.status;
+            }
+            EntryKind::Snapshot => self.snapshot = Some((place, header.sequence)),
+            EntryKind::Room => self.room = Some(place),
+            EntryKind::Truncate => self.truncated_to = Some(header.sequence),
+            EntryKind::End => self.has_ended = true,
+            EntryKind::Unsynced | EntryKind::Synced => {}
+        }
+    }
+
+    /// The records, whose positions start at index `positions_at`.
+    pub(super) fn records(&self, log: LogId, positions_at: u32) -> LogRecords {
+        let bytes: u64 = self.positions.iter().map(Position::cost).sum();
+        LogRecords {
+            log,
+            positions_at,
+            records: u32::try_from(self.positions.len()).unwrap_or(u32::MAX),
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            first: self
+                .positions
+                .first()
+                .map_or(Sequence::ZERO, |position| position.first),
+            last: self.last,
+            oldest_at: self
+                .positions
+                .iter()
+                .map(|position| position.at)
+                .min()
+                .unwrap_or(0),
+            newest_at: self.positions.last().map_or(0, |position| position.at),
+        }
+    }
+
+    pub(super) fn encode(&self, bytes: &mut BytesMut, records: &LogRecords) {
+        bytes.put_u32(records.log.0);
+        bytes.put_u16(0);
+        bytes.put_u8(self.status.to_bits());
+        bytes.put_u8(self.has_ended.into());
+        bytes.put_u32(records.positions_at);
+        bytes.put_u32(records.records);
+        bytes.put_u32(records.bytes);
+        bytes.put_u64(records.first.get());
+        bytes.put_u64(records.last.get());
+        bytes.put_u32(records.oldest_at);
+        bytes.put_u32(records.newest_at);
+        bytes.put_u64(self.truncated_to.unwrap_or_default().get());
+        let (snapshot, covered) = self.snapshot.unzip();
+        bytes.put_u64(covered.unwrap_or_default().get());
+        for place in [snapshot, self.room] {
+            bytes.put_u32(place.map_or(0, |place| place.offset));
+            bytes.put_u32(place.map_or(0, |place| place.len));
+        }
+    }
+}
+
+impl StoredSummary {
+    /// Decodes the next [`SUMMARY_LEN`] bytes.
+    pub(super) fn decode(bytes: &mut Bytes, segment: u32) -> Self {
+        let log = LogId(bytes.get_u32());
+        bytes.advance(2);
+        let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
+        let records = LogRecords {
+            log,
+            positions_at: bytes.get_u32(),
+            records: bytes.get_u32(),
+            bytes: bytes.get_u32(),
+            first: Sequence::new(bytes.get_u64()),
+            last: Sequence::new(bytes.get_u64()),
+            oldest_at: bytes.get_u32(),
+            newest_at: bytes.get_u32(),
+        };
+        let truncated_to = Some(Sequence::new(bytes.get_u64())).filter(|first| *first > Sequence::ZERO);
+        let covered = Sequence::new(bytes.get_u64());
+        let [snapshot, room] = [(); 2].map(|()| {
+            let (offset, len) = (bytes.get_u32(), bytes.get_u32());
+            (len > 0).then_some(Place { segment, offset, len })
+        });
+        let facts = LogSummary {
+            positions: Vec::new(),
+            last: records.last,
+            status: RoomStatus::from_bits(status),
+            truncated_to,
+            snapshot: snapshot.map(|place| (place, covered)),
+            room,
+            has_ended: has_ended != 0,
+        };
+        Self { records, facts }
+    }
+}
+
+fn checksum(segment: u32, base: Sequence, bytes: &[u8]) -> u32 {
+    let checksum = crc32c::crc32c(&segment.to_be_bytes());
+    let checksum = crc32c::crc32c_append(checksum, &base.get().to_be_bytes());
+    crc32c::crc32c_append(checksum, bytes)
+}
+
+/// A Unix time in seconds, as [`Position::at`].
+pub(super) fn seconds(at: WallTime) -> u32 {
+    u32::try_from(at.as_millis() / 1000).unwrap_or(u32::MAX)
+}
