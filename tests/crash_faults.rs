@@ -304,7 +304,7 @@ async fn a_crash_at_any_step_of_a_segments_life_loses_nothing() {
             for (message_id, sequence) in acknowledged.iter().filter(|(_, sequence)| **sequence >= first) {
                 let stored = sequence
                     .checked_sub(first)
-                    .and_then(|index| log.get(index as usize));
+                    .and_then(|index| log.get(usize::try_from(index).unwrap()));
                 let stored = stored.map(|message| message.message_id.as_str());
                 assert_eq!(
                     stored,

@@ -476,7 +476,7 @@ impl LogWriter {
                 &[&boot],
             ),
             Durability::Sync if was_unsynced => {
-                self.stage(Header::new(EntryKind::Synced, LogId(0), Sequence::ZERO), &[])
+                self.stage(Header::new(EntryKind::Synced, LogId(0), Sequence::ZERO), &[]);
             }
             Durability::Sync => {}
         }
