@@ -338,10 +338,10 @@ mod tests {
         let mistakes = config.check(MAX_CONNECTIONS).unwrap_err();
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         assert!(
-            mistakes[0].starts_with("the limits need 697 MiB, and --max-memory is 512 MiB: 245 MiB for"),
+            mistakes[0].starts_with("the limits need 729 MiB, and --max-memory is 512 MiB: 245 MiB for"),
             "{mistakes:?}"
         );
-        config.max_memory = 700 << 20;
+        config.max_memory = 730 << 20;
         assert_eq!(config.check(MAX_CONNECTIONS), Ok(()));
     }
 

@@ -8,6 +8,9 @@ pub const CONNECTION_BYTES: u64 = 25 * 1024;
 /// Roughly the memory of a query in progress, in bytes: a page as it is stored, decoded and encoded.
 const QUERY_BYTES: u64 = 8 << 20;
 
+/// The size of a page of the store, in bytes.
+const PAGE_BYTES: u64 = 128 * 1024;
+
 /// The parts into which the memory is divided.
 const PARTS: u64 = 16;
 
@@ -53,6 +56,7 @@ fn budgets(share: u64) -> BudgetLimits {
         received_per_connection: defaults.received_per_connection.min(total / 4),
         responses: total,
         responses_per_connection: defaults.responses_per_connection.min(total / 4),
+        pages: size((share / 2 / PAGE_BYTES).max(8)),
         queries: size((share / QUERY_BYTES).clamp(1, MAX_QUERIES)),
     }
 }
@@ -62,6 +66,7 @@ pub fn transit_bytes(budgets: &BudgetLimits) -> u64 {
     let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     bytes(budgets.received)
         .saturating_add(bytes(budgets.responses))
+        .saturating_add(bytes(budgets.pages).saturating_mul(PAGE_BYTES))
         .saturating_add(bytes(budgets.queries).saturating_mul(QUERY_BYTES))
 }
 

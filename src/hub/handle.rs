@@ -216,6 +216,11 @@ impl Member {
         self.reader.poll_next(cx)
     }
 
+    /// See [`Reader::is_catching_up`].
+    pub(crate) const fn is_catching_up(&self) -> bool {
+        self.reader.is_catching_up()
+    }
+
     /// The unread bytes; see [`Reader::lag`].
     pub(crate) fn lag(&self) -> u64 {
         self.reader.lag()

@@ -63,6 +63,11 @@ impl Reader {
         }
     }
 
+    /// Whether the next item is a page of the store.
+    pub(crate) const fn is_catching_up(&self) -> bool {
+        self.catch_up.is_some()
+    }
+
     /// The next item, as [`Cursor::poll_next`], except that [`FeedItem::Lagged`] means that the next event is not in the
     /// store either.
     ///
@@ -93,6 +98,9 @@ impl Reader {
                     let upto = self.cursor.skip_to_end();
                     if after < upto {
                         self.catch_up = Some(CatchUp::new(after, upto, self.cursor.feed()));
+                        // The caller decides when a page is read.
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
                     }
                 }
                 item => return Poll::Ready(item),

@@ -1,5 +1,6 @@
 //! Budgets for the memory that clients can make the server hold: per connection and for all connections together.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,6 +11,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// How many queries one connection can have in progress. Its other queries wait, so that a client with many of them does not
 /// delay the queries of other connections.
 const QUERIES_PER_CONNECTION: usize = 2;
+
+/// How many pages of the store the streams of one connection can hold that catch up. The others wait.
+const PAGES_PER_CONNECTION: usize = 8;
 
 /// A number of bytes that can be reserved.
 #[derive(Debug)]
@@ -139,6 +143,8 @@ pub struct BudgetLimits {
     pub responses: usize,
     /// The same, per connection.
     pub responses_per_connection: usize,
+    /// How many pages of the store, of about 128 KiB, the streams that catch up can hold together.
+    pub pages: usize,
     /// How many queries (`GetHistory`, `ListRooms`, `ListParticipants`) are in progress at a time. Each holds a few MiB.
     pub queries: usize,
 }
@@ -150,6 +156,7 @@ impl Default for BudgetLimits {
             received_per_connection: 4 << 20,
             responses: 64 << 20,
             responses_per_connection: 8 << 20,
+            pages: 256,
             queries: 8,
         }
     }
@@ -162,6 +169,7 @@ pub(super) struct ServerBudgets {
     received: Arc<Budget>,
     responses: Arc<Budget>,
     queries: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
 }
 
 impl ServerBudgets {
@@ -171,6 +179,7 @@ impl ServerBudgets {
             received: Budget::new(limits.received),
             responses: Budget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
+            pages: Arc::new(Semaphore::new(limits.pages)),
         }
     }
 
@@ -181,6 +190,8 @@ impl ServerBudgets {
             responses: self.responses.child(self.limits.responses_per_connection),
             own_queries: Semaphore::new(QUERIES_PER_CONNECTION),
             all_queries: Arc::clone(&self.queries),
+            own_pages: Arc::new(Semaphore::new(PAGES_PER_CONNECTION)),
+            all_pages: Arc::clone(&self.pages),
         })
     }
 }
@@ -192,6 +203,29 @@ pub(super) struct ConnectionBudgets {
     pub(super) responses: Arc<Budget>,
     own_queries: Semaphore,
     all_queries: Arc<Semaphore>,
+    /// Permits for the pages of this connection, to be acquired before one of `all_pages`.
+    pub(super) own_pages: Arc<Semaphore>,
+    pub(super) all_pages: Arc<Semaphore>,
+}
+
+/// The connection that a request came on.
+pub(super) struct Connection {
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) budgets: Arc<ConnectionBudgets>,
+}
+
+/// The address of the client, as an extension of each request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+impl Connection {
+    /// The connection of a request with these extensions.
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        Self {
+            peer: extensions.get::<Peer>().map(|peer| peer.0),
+            budgets: ConnectionBudgets::of(extensions),
+        }
+    }
 }
 
 impl ConnectionBudgets {

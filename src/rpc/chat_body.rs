@@ -4,7 +4,6 @@
 //! Polling the body also reads the client's messages. So a stream needs no task of its own, and a client that does not read
 //! is not read from: once its window is exhausted, the body is not polled.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -16,12 +15,14 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::budget::{Connection, ConnectionBudgets};
 use super::convert::join_request;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::joined_stream::{JoinedStream, Output, StreamEnd};
 use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
+use super::page_gate::PageGate;
 use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
 use crate::domain::{Timestamp, TraceContext};
@@ -33,6 +34,7 @@ pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Inbound<JoinMsgLeave>,
     rates: Arc<Rates>,
+    budgets: Arc<ConnectionBudgets>,
     state: State,
     outcome: StreamOutcome,
 }
@@ -64,15 +66,16 @@ impl ChatBody {
         inbound: Inbound<JoinMsgLeave>,
         draining: CancellationToken,
         rates: Arc<Rates>,
-        peer: Option<SocketAddr>,
+        connection: Connection,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             hub,
             inbound,
             rates,
+            budgets: connection.budgets,
             state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
-            outcome: StreamOutcome::new(StreamingMethod::Chat, peer, observer),
+            outcome: StreamOutcome::new(StreamingMethod::Chat, connection.peer, observer),
         }
     }
 
@@ -192,6 +195,7 @@ impl ChatBody {
             self.hub.options().resume_grace,
             joining.uses_extensions,
             self.rates.messages(),
+            PageGate::new(Arc::clone(&self.budgets)),
         );
         self.state = State::Joined(Box::new(stream));
     }

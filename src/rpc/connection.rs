@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
-use super::budget::{BudgetLimits, ConnectionBudgets};
+use super::budget::{BudgetLimits, ConnectionBudgets, Peer};
 use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
 use super::observer::CutReason;
@@ -41,10 +41,6 @@ const MAX_HEADER_LIST_SIZE: u32 = 16 * 1024;
 /// How many streams that a client has reset may wait to be accepted. More are taken for a "rapid reset" attack
 /// (CVE-2023-44487), and h2 closes the connection.
 const MAX_PENDING_RESETS: usize = 20;
-
-/// The address of the client, as an extension of each request.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
 
 /// The limits and timeouts of the gRPC port's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ mod inbound;
 mod joined_stream;
 mod listener;
 mod observer;
+mod page_gate;
 mod prefixed_io;
 mod rates;
 mod stall_detector;

@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -18,9 +17,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::ConnectionBudgets;
+use super::budget::Connection;
 use super::chat_body::ChatBody;
-use super::connection::Peer;
 use super::inbound::Inbound;
 use super::observer::Observer;
 use super::rates::Rates;
@@ -79,25 +77,25 @@ impl<S> StreamingService<S> {
 
     fn chat(&self, request: Request<Body>) -> Response<Body> {
         let limit = decode_limit(self.hub.rules().max_message_chars);
-        respond(request, limit, |inbound, peer| {
+        respond(request, limit, |inbound, connection| {
             ChatBody::new(
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
                 Arc::clone(&self.rates),
-                peer,
+                connection,
                 Arc::clone(&self.observer),
             )
         })
     }
 
     fn subscribe(&self, request: Request<Body>) -> Response<Body> {
-        respond(request, SMALL_REQUEST, |inbound, peer| {
+        respond(request, SMALL_REQUEST, |inbound, connection| {
             SubscribeBody::new(
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
-                peer,
+                connection,
                 Arc::clone(&self.observer),
             )
         })
@@ -109,7 +107,7 @@ impl<S> StreamingService<S> {
 fn respond<M, B>(
     request: Request<Body>,
     limit: usize,
-    make_body: impl FnOnce(Inbound<M>, Option<SocketAddr>) -> B,
+    make_body: impl FnOnce(Inbound<M>, Connection) -> B,
 ) -> Response<Body>
 where
     M: prost::Message + Default,
@@ -124,10 +122,10 @@ where
             .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
         return response;
     }
-    let budgets = ConnectionBudgets::of(request.extensions());
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let inbound = Inbound::new(request.into_body(), limit, Arc::clone(&budgets.received));
-    let mut response = Response::new(Body::new(make_body(inbound, peer)));
+    let connection = Connection::of(request.extensions());
+    let received = Arc::clone(&connection.budgets.received);
+    let inbound = Inbound::new(request.into_body(), limit, received);
+    let mut response = Response::new(Body::new(make_body(inbound, connection)));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -1,6 +1,5 @@
 //! The response body of a Subscribe call: a room's events for a client that is not a participant.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,11 +10,13 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::budget::Connection;
 use super::convert::room_name;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::observer::{Observer, StreamingMethod};
+use super::page_gate::PageGate;
 use super::stream_outcome::StreamOutcome;
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
@@ -24,6 +25,7 @@ use crate::reason::Reason;
 
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
+    pages: PageGate,
     state: State,
     outcome: StreamOutcome,
 }
@@ -48,7 +50,7 @@ impl SubscribeBody {
         hub: Arc<Hub>,
         inbound: Inbound<SubscribeRequest>,
         draining: CancellationToken,
-        peer: Option<SocketAddr>,
+        connection: Connection,
         observer: Arc<dyn Observer>,
     ) -> Self {
         let awaiting = AwaitingRequest {
@@ -57,8 +59,9 @@ impl SubscribeBody {
         };
         Self {
             hub,
+            pages: PageGate::new(connection.budgets),
             state: State::AwaitingRequest(Box::new(awaiting)),
-            outcome: StreamOutcome::new(StreamingMethod::Subscribe, peer, observer),
+            outcome: StreamOutcome::new(StreamingMethod::Subscribe, connection.peer, observer),
         }
     }
 
@@ -126,7 +129,14 @@ impl Body for SubscribeBody {
                     Err(error) => this.reject(&error.into()),
                 },
                 State::Reading(reader) => {
+                    let is_catching_up = reader.is_catching_up();
+                    if is_catching_up {
+                        ready!(this.pages.poll_open(cx));
+                    }
                     let error = match ready!(reader.poll_next(cx)) {
+                        FeedItem::Events(page) if is_catching_up => {
+                            return Poll::Ready(Some(Ok(Frame::data(this.pages.count(page)))));
+                        }
                         FeedItem::Events(bytes) | FeedItem::Notice(bytes) => {
                             return Poll::Ready(Some(Ok(Frame::data(bytes))));
                         }

@@ -9,8 +9,7 @@ use bytes::Bytes;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::budget::ConnectionBudgets;
-use super::connection::Peer;
+use super::budget::{ConnectionBudgets, Peer};
 use super::convert::{client_name, first_sequence, message_id, room_name};
 use super::error::RpcError;
 use super::observer::Observer;

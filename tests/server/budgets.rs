@@ -1,6 +1,7 @@
 //! Clients that make the server hold what they do not read, or what they do not send to its end.
 
-use chitchat::proto::{GetHistoryRequest, ListParticipantsRequest, SendMessageRequest};
+use chitchat::proto::subscribe_request::Start;
+use chitchat::proto::{GetHistoryRequest, ListParticipantsRequest, SendMessageRequest, SubscribeRequest};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -119,6 +120,39 @@ async fn messages_that_are_sent_in_part_take_no_more_than_their_budget() {
         .await;
     assert_eq!(flood.ping().await, PING);
     pair.chat("still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_are_not_read_hold_few_pages_of_the_log() {
+    let server = TestServer::start().await;
+    let mut pair = Pair::join(&server).await;
+    with_history(&server).await;
+    let before = server.metric("chitchat_deliveries_total").await;
+    // A window of one byte, so that each stream has something to send.
+    let mut greedy = RawConnection::open(&server, 1).await;
+    let request = SubscribeRequest {
+        room: "tea".into(),
+        start: Some(Start::Last(10_000)),
+    };
+    for stream in (1..400).step_by(2) {
+        let request = frame(DATA, END_STREAM, stream, &grpc(&request));
+        greedy.send(&[call(stream, "Subscribe"), request].concat()).await;
+    }
+    server
+        .wait_for_metric("chitchat_streams_started_total{method=\"Subscribe\"}", 200.0)
+        .await;
+    assert_eq!(greedy.ping().await, PING);
+    pair.chat("still here").await;
+    // Eight pages of 128 KiB have some 500 messages of 2 KB; all 200 streams would hold more than ten thousand.
+    let delivered = server.metric("chitchat_deliveries_total").await - before;
+    assert!(delivered < 1_000.0, "{delivered}");
+    drop(greedy);
+    // A client that reads gets all of it.
+    let mut calls = server.client().await;
+    let mut stream = calls.subscribe(request).await.unwrap().into_inner();
+    for _ in 0..500 {
+        stream.message().await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
