@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fs};
 
 use chitchat::domain::{
     Attachment, Command, EventKind, Join, Leave, Message, MessageId, Name, Outcome, ParticipantId, Room,
-    Rules, Say, Text, Timestamp, WallTime,
+    Rules, Say, Session, Text, Timestamp, WallTime,
 };
-use chitchat::proto::{JoinMsgLeave, ServerMessage};
+use chitchat::proto::{JoinMsgLeave, ServerMessage, Welcome};
 
 use crate::harness::{Client, TestServer, join, leave, message};
 
@@ -26,6 +27,7 @@ enum Action {
         name: String,
         id: i32,
         at: i64,
+        is_resumable: bool,
     },
     Say {
         name: String,
@@ -37,7 +39,15 @@ enum Action {
         name: String,
         at: i64,
     },
+    /// The connection is lost, of a participant who cannot resume.
     Vanish {
+        name: String,
+    },
+    /// The connection is lost, of a participant who can resume.
+    Drop {
+        name: String,
+    },
+    Resume {
         name: String,
     },
 }
@@ -59,6 +69,7 @@ impl Action {
                 name,
                 id: option("as").map_or(0, |id| id.parse().unwrap()),
                 at,
+                is_resumable: words.contains(&"resumably"),
             },
             "says" => Self::Say {
                 name,
@@ -68,6 +79,8 @@ impl Action {
             },
             "leaves" => Self::Leave { name, at },
             "vanishes" => Self::Vanish { name },
+            "drops" => Self::Drop { name },
+            "resumes" => Self::Resume { name },
             verb => panic!("unknown action {verb}: {line}"),
         }
     }
@@ -101,22 +114,32 @@ fn rejected(name: &str, reason: &str) -> String {
     format!("{name} is refused: {reason}")
 }
 
+fn resumed(name: &str) -> String {
+    format!("{name} has resumed")
+}
+
 /// The room of the domain, without a server.
 struct RoomAlone {
     room: Room,
+    sessions: BTreeMap<String, Session>,
     attachments: BTreeMap<String, Attachment>,
 }
 
 impl RoomAlone {
     fn perform(&mut self, action: Action) -> Vec<String> {
         let (name, command) = match action {
-            Action::Join { name, id, at } => {
+            Action::Join {
+                name,
+                id,
+                at,
+                is_resumable,
+            } => {
                 let join = Join {
                     session: None,
                     id: ParticipantId::from_wire(id),
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(at),
-                    is_resumable: false,
+                    is_resumable,
                     trace: None,
                 };
                 (name, Command::Join(join))
@@ -141,9 +164,20 @@ impl RoomAlone {
                 };
                 (name, Command::Leave(leave))
             }
-            Action::Vanish { name } => {
+            Action::Vanish { name } | Action::Drop { name } => {
                 let attachment = self.attachments[&name];
                 (name, Command::Detach(attachment))
+            }
+            Action::Resume { name } => {
+                let join = Join {
+                    session: Some(self.sessions[&name]),
+                    id: None,
+                    name: Name::try_from(name.as_str()).unwrap(),
+                    timestamp: Timestamp(0),
+                    is_resumable: true,
+                    trace: None,
+                };
+                (name, Command::Join(join))
             }
         };
         let is_private = matches!(command, Command::Say(_));
@@ -151,8 +185,16 @@ impl RoomAlone {
         let outcome = self.room.apply(command, WallTime::default());
         match outcome {
             Outcome::Accepted(_) | Outcome::Joined { .. } => {
-                if let Outcome::Joined { attachment, .. } = outcome {
-                    self.attachments.insert(name.clone(), attachment);
+                if let Outcome::Joined {
+                    joined, attachment, ..
+                } = &outcome
+                {
+                    self.attachments.insert(name.clone(), *attachment);
+                    let session = Session {
+                        participant: joined.participant,
+                        join_sequence: joined.sequence,
+                    };
+                    self.sessions.insert(name, session);
                 }
                 let events = outcome.events().map(|event| {
                     let kind = match event.kind {
@@ -161,7 +203,7 @@ impl RoomAlone {
                         EventKind::Leave => "LEAVE",
                     };
                     let (sequence, time) = (event.sequence.get(), event.time.get());
-                    broadcast(sequence, time, kind, &name, &event.display_text())
+                    broadcast(sequence, time, kind, event.name.as_str(), &event.display_text())
                 });
                 events.collect()
             }
@@ -183,7 +225,13 @@ impl RoomAlone {
                 }
                 answers
             }
-            Outcome::Resumed { .. } | Outcome::Lost | Outcome::Ignored => panic!("{outcome:?}"),
+            Outcome::Resumed { attachment, .. } => {
+                let answer = resumed(&name);
+                self.attachments.insert(name, attachment);
+                vec![answer]
+            }
+            Outcome::Lost => Vec::new(),
+            Outcome::Ignored => panic!("{outcome:?}"),
         }
     }
 }
@@ -192,6 +240,8 @@ impl RoomAlone {
 struct RealServer {
     server: TestServer,
     clients: BTreeMap<String, Client>,
+    /// The latest welcomes of those who can resume.
+    welcomes: BTreeMap<String, Welcome>,
 }
 
 impl RealServer {
@@ -218,26 +268,27 @@ impl RealServer {
 
     async fn perform(&mut self, action: Action) -> Vec<Option<String>> {
         match action {
-            Action::Join { name, id, at } => {
-                let mut client = self.server.open().await;
-                client
-                    .send(JoinMsgLeave {
-                        id,
-                        timestamp: at,
-                        ..join(&name)
-                    })
-                    .await;
-                match client.try_next().await {
-                    Ok(message) => {
-                        let own = Self::format(&message);
-                        if let Some(event) = self.next_event().await {
-                            assert_eq!(event, own);
-                        }
-                        self.clients.insert(name, client);
-                        vec![Some(own)]
-                    }
-                    Err(status) => vec![Some(rejected(&name, status.message()))],
-                }
+            Action::Join {
+                name,
+                id,
+                at,
+                is_resumable,
+            } => {
+                let first = JoinMsgLeave {
+                    id,
+                    timestamp: at,
+                    wants_welcome: is_resumable,
+                    ..join(&name)
+                };
+                self.enter(name, first).await
+            }
+            Action::Resume { name } => {
+                let welcome = &self.welcomes[&name];
+                let first = JoinMsgLeave {
+                    session_token: welcome.session_token.clone(),
+                    ..join(&name)
+                };
+                self.enter(name, first).await
             }
             Action::Say { name, id, at, text } => {
                 let sender = self.clients.get_mut(&name).unwrap();
@@ -271,8 +322,54 @@ impl RealServer {
                 drop(self.clients.remove(&name).unwrap());
                 vec![self.next_event().await]
             }
+            Action::Drop { name } => {
+                drop(self.clients.remove(&name).unwrap());
+                let connected = self.clients.len() as f64;
+                let metric = "chitchat_connected_clients";
+                self.server.wait_for_metric(metric, connected).await;
+                Vec::new()
+            }
         }
     }
+
+    /// Opens a stream with a JOIN.
+    async fn enter(&mut self, name: String, first: JoinMsgLeave) -> Vec<Option<String>> {
+        let (token, has_welcome) = (first.session_token.clone(), uses_extensions(&first));
+        let mut client = self.server.open().await;
+        client.send(first).await;
+        let own = match client.try_next().await {
+            Ok(message) if has_welcome => {
+                let welcome = message.welcome.expect("the first message is the welcome");
+                let is_resumed = welcome.session_token == token;
+                self.welcomes.insert(name.clone(), welcome);
+                if is_resumed {
+                    let answer = resumed(&name);
+                    self.clients.insert(name, client);
+                    return vec![Some(answer)];
+                }
+                client.next().await
+            }
+            Ok(message) => message,
+            Err(status) => return vec![Some(rejected(&name, status.message()))],
+        };
+        let own = Self::format(&own);
+        // Those who had the name or the id leave first.
+        let mut answers = Vec::new();
+        while let Some(event) = self.next_event().await {
+            if event == own {
+                break;
+            }
+            answers.push(Some(event));
+        }
+        answers.push(Some(own));
+        self.clients.insert(name, client);
+        answers
+    }
+}
+
+/// Whether the server answers this JOIN with a welcome.
+fn uses_extensions(join: &JoinMsgLeave) -> bool {
+    join.wants_welcome || !join.session_token.is_empty()
 }
 
 fn scripts() -> Vec<PathBuf> {
@@ -306,6 +403,7 @@ fn the_room_alone_answers_as_written() {
         let script = fs::read_to_string(&path).unwrap();
         let mut room = RoomAlone {
             room: Room::new(RULES),
+            sessions: BTreeMap::new(),
             attachments: BTreeMap::new(),
         };
         let mut written = String::new();
@@ -328,10 +426,15 @@ fn the_room_alone_answers_as_written() {
 async fn the_server_answers_as_written() {
     for path in scripts() {
         let script = fs::read_to_string(&path).unwrap();
-        let server = TestServer::with(|config| config.rules = RULES).await;
+        let server = TestServer::with(|config| {
+            config.rules = RULES;
+            config.hub.resume_grace = Duration::from_secs(60);
+        })
+        .await;
         let mut server = RealServer {
             server,
             clients: BTreeMap::new(),
+            welcomes: BTreeMap::new(),
         };
         for (line, expected) in blocks(&script) {
             let Some(action) = line.strip_prefix("> ") else {
