@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use chitchat_verify::check;
-use chitchat_verify::crash_harness::{self, Run, ServerFixture, seed};
+use chitchat_verify::crash_harness::{Run, ServerFixture, seed};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -56,11 +56,7 @@ async fn a_stopped_server_violates_no_invariant() {
     for _ in 0..3 {
         let enough = run.acknowledged() + PER_ROUND;
         run.allow_sends(PER_ROUND);
-        let deadline = Instant::now() + crash_harness::TIMEOUT;
-        while run.acknowledged() < enough {
-            assert!(Instant::now() < deadline, "no more acknowledgements");
-            tokio::time::sleep(Duration::from_micros(500)).await;
-        }
+        run.wait_for_total(enough).await;
         server.signal(Signal::SIGSTOP);
         tokio::time::sleep(Duration::from_secs(4)).await;
         server.signal(Signal::SIGCONT);
@@ -108,14 +104,7 @@ async fn crash(rounds: u64) {
         }
         // Kill the server in the middle of the round, at a random instruction.
         let enough = before + random.random_range(1..PER_ROUND * 4);
-        let deadline = Instant::now() + crash_harness::TIMEOUT;
-        while run.acknowledged() < enough {
-            assert!(
-                Instant::now() < deadline,
-                "round {round}: no more acknowledgements"
-            );
-            tokio::time::sleep(Duration::from_micros(500)).await;
-        }
+        run.wait_for_total(enough).await;
         tokio::time::sleep(Duration::from_micros(random.random_range(0..3_000))).await;
         block_in_place(|| server.kill());
         server = block_in_place(|| fixture.start());

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::{ClientHistory, History, Position, Roster};
 use chitchat::proto::chat_service_client::ChatServiceClient;
@@ -144,6 +145,19 @@ impl Run {
                     progress.acknowledged == progress.sent
                 })
                 .await;
+        }
+    }
+
+    /// Waits until [`Self::acknowledged`] is at least `count`. Panics after [`TIMEOUT`].
+    pub async fn wait_for_total(&self, count: u64) {
+        let deadline = Instant::now() + TIMEOUT;
+        while self.acknowledged() < count {
+            assert!(
+                Instant::now() < deadline,
+                "timeout: {} messages are acknowledged, not {count}",
+                self.acknowledged()
+            );
+            tokio::time::sleep(Duration::from_micros(500)).await;
         }
     }
 
