@@ -114,7 +114,7 @@ impl Client {
 
 /// Passes the events of one read to the clients of the connection.
 #[derive(Debug)]
-pub(super) struct Batch<'a> {
+pub(super) struct EventBatch<'a> {
     pub(super) clients: &'a mut [Client],
     pub(super) latency: &'a mut Latency,
     pub(super) phase: Phase,
@@ -148,7 +148,7 @@ impl BatchCounts {
             counters.joined.add(self.joined);
         }
         if self.delivered > 0 {
-            if within(phase, now) {
+            if is_measured(phase, now) {
                 counters.measured.add(self.delivered);
             }
             counters.last_delivery_at.raise_to(now);
@@ -162,14 +162,14 @@ impl BatchCounts {
 }
 
 /// Whether `time` is within the measured time.
-fn within(phase: Phase, time: u64) -> bool {
+fn is_measured(phase: Phase, time: u64) -> bool {
     match phase {
         Phase::Run { begin, end, .. } | Phase::Drain { begin, end, .. } => (begin..end).contains(&time),
         Phase::Join | Phase::Leave => false,
     }
 }
 
-impl Batch<'_> {
+impl EventBatch<'_> {
     /// Handles an event that is not a message of this run.
     #[cold]
     fn on_other_event(&mut self, slot: usize, event: &Event<'_>) {
@@ -194,7 +194,7 @@ impl Batch<'_> {
     }
 }
 
-impl EventSink for Batch<'_> {
+impl EventSink for EventBatch<'_> {
     fn joined(&mut self, slot: usize) {
         if let Some(client) = self.clients.get_mut(slot)
             && !std::mem::replace(&mut client.joined, true)
@@ -240,7 +240,7 @@ impl EventSink for Batch<'_> {
             return;
         }
         self.counts.delivered += 1;
-        if within(self.phase, header.intended) {
+        if is_measured(self.phase, header.intended) {
             self.latency.record(self.now.saturating_sub(header.intended));
         }
         if let Some(own) = &client.publisher
@@ -284,7 +284,7 @@ mod tests {
         }
         let mut clients = [Client::new(0, 2, 4, None)];
         let mut latency = Latency::new().unwrap();
-        let mut batch = Batch {
+        let mut batch = EventBatch {
             clients: &mut clients,
             latency: &mut latency,
             phase: Phase::Run {

@@ -196,7 +196,7 @@ impl Bench {
     fn run(self) -> Result<(), Failure> {
         let json = self.json;
         let plan = self.plan();
-        let errors = plan.errors();
+        let errors = plan.validate();
         if !errors.is_empty() {
             return Err(Failure::Usage(errors.join("; ")));
         }

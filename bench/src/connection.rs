@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Batch, BatchCounts, Client, ClientResult};
+use super::client::{BatchCounts, Client, ClientResult, EventBatch};
 use super::codec::{Codec, ConnectionError, DecodeCache};
 use super::latency::Latency;
 use super::publisher::Publisher;
@@ -153,7 +153,6 @@ impl<C: Codec> Connection<C> {
         if disconnect.is_none() {
             self.leave().await;
         }
-        shared.counters.closed.add(1);
         if self.clients.is_empty() && disconnect.is_some() {
             return vec![ClientResult {
                 disconnect,
@@ -287,7 +286,7 @@ impl<C: Codec> Connection<C> {
         let input = buffer.get(..unparsed + count).unwrap_or_default();
         let now = context.shared.now();
         let mut latency = context.latency.borrow_mut();
-        let mut batch = Batch {
+        let mut batch = EventBatch {
             clients: &mut self.clients,
             latency: &mut latency,
             phase,

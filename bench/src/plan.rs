@@ -123,8 +123,8 @@ impl Plan {
         self.subscribers.saturating_add(self.publishers)
     }
 
-    /// Describes everything that is invalid about the plan.
-    pub fn errors(&self) -> Vec<String> {
+    /// Returns a line for each error in the plan; empty if the plan is valid.
+    pub fn validate(&self) -> Vec<String> {
         let mut errors = Vec::new();
         let mut require = |right: bool, text: String| {
             if !right {
@@ -251,7 +251,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_valid_plan_has_no_errors() {
-        assert_eq!(plan().errors(), Vec::<String>::new());
+        assert_eq!(plan().validate(), Vec::<String>::new());
         assert_eq!(plan().check_files(), Ok(()));
     }
 
@@ -264,18 +264,18 @@ pub(super) mod tests {
             load: Load::Window(0),
             ..plan()
         };
-        assert_eq!(invalid.errors().len(), 5, "{:?}", invalid.errors());
+        assert_eq!(invalid.validate().len(), 5, "{:?}", invalid.validate());
         let redis = Plan {
             protocol: Protocol::Redis,
             connections: Some(1),
             ..plan()
         };
-        assert_eq!(redis.errors().len(), 1);
+        assert_eq!(redis.validate().len(), 1);
         let limit = Plan {
             protocol: Protocol::Limit,
             rooms: 2,
             ..plan()
         };
-        assert_eq!(limit.errors().len(), 1);
+        assert_eq!(limit.validate().len(), 1);
     }
 }

@@ -18,7 +18,7 @@ const MAX_REASONS: usize = 5;
 
 /// What the coordinator measured. Times are in nanoseconds since the run's origin.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Measured {
+pub(super) struct Measurement {
     pub(super) joined_in: u64,
     pub(super) settled_in: u64,
     pub(super) begin: u64,
@@ -80,7 +80,7 @@ pub struct Report {
     /// Clients and publishing connections that were disconnected before they left.
     pub disconnects: u64,
     /// The first few distinct disconnect reasons.
-    pub reasons: Vec<String>,
+    pub disconnect_reasons: Vec<String>,
     /// Resource usage of the server's process, if its process id was given.
     pub resources: Option<Resources>,
     /// CPU time of the generator within the measured time, in microseconds.
@@ -91,7 +91,7 @@ impl Report {
     pub(super) fn new(
         plan: &Plan,
         shared: &RunState,
-        measured: Measured,
+        measured: Measurement,
         resources: Option<Resources>,
         results: Vec<WorkerResult>,
     ) -> Result<Self, BenchError> {
@@ -143,7 +143,7 @@ impl Report {
             rejected,
             first_rejection,
             disconnects,
-            reasons,
+            disconnect_reasons: reasons,
             resources,
             generator_cpu_microseconds: measured.generator_cpu,
         })
@@ -243,7 +243,7 @@ impl Report {
             "refused": self.rejected,
             "refusal": self.first_rejection,
             "cut": self.disconnects,
-            "cut_reasons": self.reasons,
+            "cut_reasons": self.disconnect_reasons,
             "ok": self.violations().is_empty(),
             "server": self.resources.map(|used| json!({
                 "cpu_us": used.cpu_microseconds,
@@ -335,7 +335,7 @@ impl fmt::Display for Table<'_> {
             )?;
         }
         row("connections cut", grouped(report.disconnects))?;
-        for reason in &report.reasons {
+        for reason in &report.disconnect_reasons {
             row("", reason.clone())?;
         }
         if let (Some(used), Some(cpu), Some(memory)) = (
@@ -425,7 +425,7 @@ mod tests {
     use super::*;
 
     fn report(clients: Vec<ClientResult>) -> Report {
-        let measured = Measured {
+        let measured = Measurement {
             joined_in: 1_000_000,
             settled_in: 2_000_000,
             begin: 0,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::error::BenchError;
 use super::plan::{Load, Plan, Until};
 use super::process::Process;
-use super::report::{Measured, Report, Resources};
+use super::report::{Measurement, Report, Resources};
 use super::run_state::{Counter, Phase, RunState};
 use super::schedule::{Schedule, pace};
 use super::worker::{Worker, WorkerResult, groups};
@@ -47,7 +47,7 @@ pub fn run(plan: Plan) -> Result<Report, BenchError> {
 ///
 /// As [`run`].
 pub fn run_traced(plan: Plan, spans: &ClientSpans) -> Result<Report, BenchError> {
-    if let Some(error) = plan.errors().into_iter().next() {
+    if let Some(error) = plan.validate().into_iter().next() {
         return Err(BenchError::Plan(error));
     }
     plan.check_files()?;
@@ -160,7 +160,7 @@ impl Coordinator {
         Ok(workers)
     }
 
-    fn run_phases(&mut self, before: Sample) -> Result<(Measured, Option<Resources>), BenchError> {
+    fn run_phases(&mut self, before: Sample) -> Result<(Measurement, Option<Resources>), BenchError> {
         let joining_cpu = before.cpu;
         self.join()?;
         let counters = &self.shared.counters;
@@ -168,7 +168,7 @@ impl Coordinator {
         let settled_in = self.settle()?.max(joined_in);
         let idle = self.sample_resources()?;
         let (begin, end, at_begin, at_end) = self.send()?;
-        let measured = Measured {
+        let measured = Measurement {
             joined_in,
             settled_in,
             begin,

@@ -40,8 +40,6 @@ pub(super) struct Counters {
     pub(super) finished: AtomicU64,
     /// Clients whose connection or stream ended before they left.
     pub(super) disconnects: AtomicU64,
-    /// Connections that have been closed.
-    pub(super) closed: AtomicU64,
 }
 
 /// The state that the threads of a run share.

@@ -402,7 +402,7 @@ fn an_altered_text_is_detected() {
 fn a_disconnected_stream_is_reported_with_its_reason() {
     let report = run_with_fault(Fault::Disconnect);
     assert_eq!(report.disconnects, 1);
-    assert_eq!(report.reasons, ["grpc-status 8: you are too slow"]);
+    assert_eq!(report.disconnect_reasons, ["grpc-status 8: you are too slow"]);
 }
 
 #[test]
