@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::client::escape;
 use crate::proto::{Notice, Participant, RoomSummary, ServerMessage};
+use crate::store::{RoomView, ViewSummary};
 
 /// Serializes `value` as one line. Characters that are unsafe to display are written as JSON escapes.
 pub(super) fn line(value: &Value) -> String {
@@ -68,6 +69,29 @@ pub(super) fn room(room: &RoomSummary) -> Value {
         "first_sequence": room.first_sequence,
         "last_sequence": room.last_sequence,
         "timestamp": room.timestamp,
+    })
+}
+
+pub(super) fn store_summary(summary: &ViewSummary) -> Value {
+    json!({
+        "rooms": summary.rooms,
+        "events": summary.events,
+        "retained_bytes": summary.retained,
+        "segments": summary.segments,
+        "bytes": summary.bytes,
+        "garbage_bytes": summary.garbage,
+        "torn_bytes": summary.torn_bytes,
+        "in_use": summary.is_in_use,
+    })
+}
+
+pub(super) fn stored_room(room: &RoomView) -> Value {
+    json!({
+        "room": room.room.as_str(),
+        "epoch": room.epoch.get(),
+        "first_sequence": room.bounds.first.get(),
+        "last_sequence": room.bounds.last.get(),
+        "bytes": room.bytes,
     })
 }
 

@@ -16,6 +16,7 @@ mod rooms;
 mod send;
 pub mod serve;
 mod stderr;
+mod store;
 mod tail;
 mod who;
 
@@ -49,6 +50,7 @@ enum Command {
     Rooms(rooms::RoomsCommand),
     Health(health::HealthCommand),
     Doctor(Box<doctor::DoctorCommand>),
+    Store(store::StoreCommand),
     #[command(hide = true, alias = "bench-limit-server")]
     Bench(bench::Bench),
 }
@@ -65,6 +67,7 @@ impl Command {
             Self::Rooms(command) => command.run(),
             Self::Health(command) => command.run(),
             Self::Doctor(command) => command.run(),
+            Self::Store(command) => command.run(),
             Self::Bench(command) => command.run(),
         }
     }

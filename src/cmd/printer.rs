@@ -33,6 +33,11 @@ impl Printer {
         }
     }
 
+    /// A printer of JSON objects.
+    pub(super) fn json() -> Self {
+        Self::new(&JsonArg { json: true })
+    }
+
     pub(super) const fn is_closed(&self) -> bool {
         self.closed
     }

@@ -42,25 +42,55 @@ impl Directory {
     /// Locks the directory at `path`, creating it if it does not exist.
     pub(super) fn lock(path: &Path) -> Result<Self, StoreError> {
         let cannot = cannot_use(path);
-        let builder = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
-        builder(path).map_err(&cannot)?;
+        create_private(path).map_err(&cannot)?;
         let directory = Self {
             path: path.into(),
             lock: Some(lock_file(path)?),
         };
         if directory.read_format()?.is_none() {
-            let format = format!("{FORMAT}\n");
-            write_atomically(&path.join("FORMAT"), format.as_bytes()).map_err(&cannot)?;
+            directory.write_format().map_err(&cannot)?;
         }
-        builder(&directory.log()).map_err(&cannot)?;
+        directory.create_log().map_err(&cannot)?;
         Ok(directory)
     }
 
-    /// Opens a directory to read it, without a lock.
-    pub(super) fn read_only(path: &Path) -> Result<Self, StoreError> {
+    /// Creates an empty directory at `path`.
+    pub(super) fn create_empty(path: &Path) -> Result<Self, StoreError> {
+        let cannot = cannot_use(path);
+        create_private(path).map_err(&cannot)?;
+        if fs::read_dir(path).map_err(&cannot)?.next().is_some() {
+            return Err(StoreError::Directory {
+                path: path.into(),
+                why: "it is not empty".into(),
+            });
+        }
         let directory = Self {
             path: path.into(),
             lock: None,
+        };
+        directory.create_log().map_err(&cannot)?;
+        Ok(directory)
+    }
+
+    pub(super) fn create_log(&self) -> io::Result<()> {
+        create_private(&self.log())
+    }
+
+    pub(super) fn write_format(&self) -> io::Result<()> {
+        write_atomically(&self.path.join("FORMAT"), format!("{FORMAT}\n").as_bytes())
+    }
+
+    /// Whether no server uses the directory, and none can start.
+    pub(super) const fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Opens a directory to read it. Locks it unless a server uses it or it cannot be written.
+    pub(super) fn read_only(path: &Path) -> Result<Self, StoreError> {
+        let lock = path.join("LOCK").exists().then(|| lock_file(path));
+        let directory = Self {
+            path: path.into(),
+            lock: lock.and_then(Result::ok),
         };
         match directory.read_format()? {
             Some(()) => Ok(directory),
@@ -259,6 +289,11 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent()
         .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// Creates a directory, and those above it, for its owner alone.
+fn create_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn lock_file(path: &Path) -> Result<File, StoreError> {

@@ -289,6 +289,19 @@ impl Repairs {
     }
 }
 
+/// Reads a snapshot as [`Store::snapshot`].
+pub(super) fn read_snapshot(catalog: &Mutex<Catalog>, log: LogId) -> Result<Option<Bytes>, StoreError> {
+    let (place, segment) = {
+        let catalog = catalog.lock();
+        let Some(place) = catalog.log(log)?.snapshot else {
+            return Ok(None);
+        };
+        (place, catalog.segment(place.segment).cloned())
+    };
+    let segment = segment.ok_or(StoreError::Failed)?;
+    Ok(Some(segment.read_entry(place.offset, place.len)?.body))
+}
+
 /// Reads records as [`Store::records`].
 pub(super) fn read_records(
     catalog: &Mutex<Catalog>,
@@ -396,15 +409,7 @@ impl Store for DiskStore {
     }
 
     fn snapshot(&self, log: LogId) -> Result<Option<Bytes>, StoreError> {
-        let (place, segment) = {
-            let catalog = self.catalog.lock();
-            let Some(place) = catalog.log(log)?.snapshot else {
-                return Ok(None);
-            };
-            (place, catalog.segment(place.segment).cloned())
-        };
-        let segment = segment.ok_or(StoreError::Failed)?;
-        Ok(Some(segment.read_entry(place.offset, place.len)?.body))
+        read_snapshot(&self.catalog, log)
     }
 
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError> {

@@ -25,6 +25,7 @@ mod salvage;
 mod segment;
 mod snapshot;
 mod summary;
+mod view;
 mod writer;
 
 use std::future::Future;
@@ -42,6 +43,7 @@ pub use page::{Page, read_page, read_page_back};
 pub use record::{Record, frames};
 pub use retention::Retention;
 pub use snapshot::{EncodedSnapshot, decode_snapshot, encode_snapshot};
+pub use view::{RoomView, StoreView, ViewSummary};
 
 /// Stores the rooms' logs.
 ///

@@ -62,7 +62,7 @@ impl Loaded {
         for (segment, summaries) in segments {
             loaded.add_sealed(segment, &summaries)?;
         }
-        loaded.add_newest(newest, watermark)?;
+        loaded.add_newest(newest, watermark, directory.is_locked())?;
         loaded.lost = loaded.catalog.finish()?;
         Ok(loaded)
     }
@@ -83,7 +83,12 @@ impl Loaded {
     }
 
     /// Reads the entries of the segment that is not sealed, and decides what follows them.
-    fn add_newest(&mut self, segment: Segment, watermark: Option<HighWatermark>) -> Result<(), StoreError> {
+    fn add_newest(
+        &mut self,
+        segment: Segment,
+        watermark: Option<HighWatermark>,
+        is_locked: bool,
+    ) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
         self.end = segment.scan(|place, entry| {
             let applied = self.catalog.apply(place, &entry.header, &entry.body);
@@ -95,8 +100,8 @@ impl Loaded {
             .is_some_and(|unsynced| Some(unsynced) != boot_id());
         let written = segment.find_written_end(self.end)?;
         self.torn_bytes = u64::from(written - self.end);
-        // Unsynced writes may be lost in any order.
-        if self.was_cut {
+        // Unsynced writes may be lost in any order. And while a server writes, more follows at any time.
+        if self.was_cut || !is_locked {
             return Ok(());
         }
         let noted = watermark.filter(|noted| noted.segment == segment.number() && noted.offset > self.end);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::directory::{PRIVATE, sync_parent};
+use super::directory::{PRIVATE, is_same_file, sync_parent};
 use super::entry::{Entries, Entry, decode, padded};
 use super::summary::{LogRecords, POSITION_LEN, Place, Position, SUMMARY_LEN, StoredSummary, Summaries};
 use super::{LogId, Record, StoreError};
@@ -314,9 +314,9 @@ impl Segment {
         self.file.sync_data()
     }
 
-    /// Returns whether the path still leads to this file.
-    pub(super) fn is_at_its_path(&self) -> io::Result<bool> {
-        super::directory::is_same_file(&self.file, &self.path)
+    /// Returns whether `path` leads to this file.
+    pub(super) fn is_at(&self, path: &Path) -> io::Result<bool> {
+        is_same_file(&self.file, path)
     }
 
     /// Removes everything after `end` and allocates the space anew, so that it contains zeros. Durable on return.

@@ -423,7 +423,7 @@ impl LogWriter {
     /// Fails if the log is not where it was opened: what is written is then not where the next start looks for it.
     fn check_in_place(&self) -> Result<(), StoreError> {
         self.directory.check_in_place()?;
-        match self.active.is_at_its_path() {
+        match self.active.is_at(&self.active.path) {
             Ok(true) => Ok(()),
             moved => Err(StoreError::Directory {
                 path: self.directory.path().into(),
