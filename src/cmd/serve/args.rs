@@ -61,8 +61,8 @@ pub struct Args {
     )]
     durability: Durability,
 
-    /// Start even if acknowledged events are missing from the end of a room's log after disk damage: the room gets a new
-    /// epoch. A log whose room name is lost is removed. Without this flag the server refuses to start
+    /// Start even if acknowledged events are lost after disk damage: everything is read, what is valid is kept, and the rooms
+    /// concerned get a new epoch. A log whose room name is lost is removed. Without this flag the server refuses to start
     #[arg(long, env = "CHITCHAT_ACCEPT_LOSS", help_heading = "Store")]
     accept_loss: bool,
 
