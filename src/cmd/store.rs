@@ -48,8 +48,9 @@ enum Action {
     },
     /// Copy a data directory
     ///
-    /// The copy is consistent, and has everything that was acknowledged before. Within a file system it takes hardly any
-    /// space. A server that is started with it gives every room a new epoch, so that no client takes new events for old ones.
+    /// The copy is consistent, and contains everything that was acknowledged before the command started. A copy within the
+    /// same file system takes hardly any space. A server that is started on the copy gives every room a new epoch, so that no
+    /// client mistakes new events for old ones.
     Backup {
         #[command(flatten)]
         data: DataDirArg,

@@ -1,4 +1,4 @@
-//! Limits how many log lines clients can cause.
+//! Limits the rate of log lines that clients can cause.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,14 +6,13 @@ use metrics::Counter;
 
 use super::rate_limiter::RateLimiter;
 
-/// How many lines of one event are logged per second: enough to follow a busy server, and a bounded load for what collects
-/// the log.
+/// How many lines of one event are logged per second: enough to follow a busy server, and few enough not to overload a log collector.
 const LINES_PER_SECOND: u32 = 100;
 
-/// After a pause, as many as in this time are logged at once.
+/// The size of a burst, as the time in which its lines accrue at that rate.
 const BURST_SECONDS: u32 = 10;
 
-/// The events of the log that a client can cause as often as it likes.
+/// The log events that a client can cause as often as it likes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LogEvent {
     ClientJoined,
@@ -57,7 +56,7 @@ impl LogEvent {
     }
 }
 
-/// Which lines are logged.
+/// A rate limiter for each [`LogEvent`].
 pub(super) struct LogLimits([Limit; LogEvent::ALL.len()]);
 
 struct Limit {
@@ -104,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_lines_is_cut_and_counted() {
+    fn lines_over_the_limit_are_left_out_and_counted() {
         let limits = LogLimits::new(|_| Counter::noop());
         let logged: Vec<Permit> = (0..100_000)
             .filter_map(|_| limits.permit(LogEvent::ClientJoined))

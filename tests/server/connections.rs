@@ -1,4 +1,4 @@
-//! Connections that cost and do nothing.
+//! Connections that use the server's resources without making calls.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ async fn a_connection_without_streams_is_closed_even_if_it_answers_pings() {
     }
     assert!(has_pinged && has_said_goodbye);
     server.wait_for_metric(&cut("idle"), 1.0).await;
-    // A connection with a stream stays, however quiet it is.
+    // A connection with an open stream is kept, even if nothing is sent on it.
     ada.say(0, "still here").await;
     assert_eq!(ada.next_line().await.2, "still here");
 }
@@ -137,7 +137,7 @@ async fn an_address_has_its_own_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn surplus_connections_do_not_delay_those_who_come_after_them() {
+async fn connections_over_the_limit_do_not_delay_later_ones() {
     let server = TestServer::with(|config| config.transport.max_connections = 1).await;
     let ada = server.join("Ada").await;
     let mut silent = Vec::new();

@@ -1,4 +1,4 @@
-//! Clients that do too much in a short time.
+//! Clients that exceed their rate limits.
 
 use chitchat::proto::{JoinMsgLeave, NoticeCode, SendMessageRequest};
 use tonic::{Code, Status};
@@ -13,7 +13,7 @@ fn assert_limited(status: &Status, reason: &str) {
 }
 
 #[tokio::test]
-async fn a_participant_that_sends_too_fast_is_told_so_and_its_stream_goes_on() {
+async fn a_participant_that_sends_too_fast_gets_a_notice_and_keeps_its_stream() {
     let server = TestServer::with(|config| config.transport.rates.messages = Some(1)).await;
     let mut fast = server.join("Ada").await;
     let mut other = server.join("Bob").await;
@@ -25,42 +25,42 @@ async fn a_participant_that_sends_too_fast_is_told_so_and_its_stream_goes_on() {
         })
         .await;
     }
-    let (mut broadcast, mut refused) = (0, Vec::new());
-    while broadcast + refused.len() < 30 {
+    let (mut broadcast, mut rejected) = (0, Vec::new());
+    while broadcast + rejected.len() < 30 {
         let received = fast.next().await;
         match received.notice {
             None => broadcast += 1,
             Some(notice) => {
                 assert_eq!(notice.code(), NoticeCode::TooFast);
                 assert!(notice.retry_delay.is_some());
-                refused.push(received.message_id);
+                rejected.push(received.message_id);
             }
         }
     }
     // The burst, and one more for each second that this took.
     assert!((10..25).contains(&broadcast), "{broadcast}");
-    assert_eq!(refused[0], "m10");
-    // The others have limits of their own.
+    assert_eq!(rejected[0], "m10");
+    // Each participant has its own limit.
     other.say(0, "hello").await;
     while other.next_line().await.2 != "hello" {}
     while fast.next_line().await.2 != "hello" {}
-    let refusals = "chitchat_events_rejected_total{reason=\"too_fast\"";
-    assert_eq!(server.metric(refusals).await, refused.len() as f64);
+    let rejections = "chitchat_events_rejected_total{reason=\"too_fast\"";
+    assert_eq!(server.metric(rejections).await, rejected.len() as f64);
 }
 
 #[tokio::test]
 async fn an_address_may_not_join_too_fast() {
     let server = TestServer::with(|config| config.transport.rates.joins = 1).await;
-    let mut refused = None;
+    let mut rejected = None;
     for n in 0..100 {
         let mut client = server.open().await;
         client.send(join(&format!("client {n}"))).await;
         if let Err(status) = client.try_next().await {
-            refused = Some((n, status));
+            rejected = Some((n, status));
             break;
         }
     }
-    let (joined, status) = refused.expect("a JOIN is refused");
+    let (joined, status) = rejected.expect("a JOIN is rejected");
     assert!(joined >= 20, "{joined}");
     assert_limited(&status, "JOINS_TOO_FAST");
 }

@@ -1,4 +1,4 @@
-//! A client that sends HTTP/2 frames one by one, for what no client library would send.
+//! A client that builds each HTTP/2 frame itself, to send what no client library would.
 
 use chitchat::proto::JoinMsgLeave;
 use prost::Message;
