@@ -52,8 +52,9 @@ fn budgets(share: u64) -> BudgetLimits {
     let defaults = BudgetLimits::default();
     let total = size(share.min(MAX_BUDGET));
     BudgetLimits {
-        received: total,
-        received_per_connection: defaults.received_per_connection.min(total / 4),
+        received: total / 2,
+        received_per_connection: defaults.received_per_connection.min(total / 8),
+        unread: total / 2,
         responses: total,
         responses_per_connection: defaults.responses_per_connection.min(total / 4),
         pages: size((share / 2 / PAGE_BYTES).max(8)),
@@ -65,6 +66,7 @@ fn budgets(share: u64) -> BudgetLimits {
 pub fn transit_bytes(budgets: &BudgetLimits) -> u64 {
     let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     bytes(budgets.received)
+        .saturating_add(bytes(budgets.unread))
         .saturating_add(bytes(budgets.responses))
         .saturating_add(bytes(budgets.pages).saturating_mul(PAGE_BYTES))
         .saturating_add(bytes(budgets.queries).saturating_mul(QUERY_BYTES))

@@ -15,6 +15,60 @@ const QUERIES_PER_CONNECTION: usize = 2;
 /// How many pages of the store the streams of one connection can hold that catch up. The others wait.
 const PAGES_PER_CONNECTION: usize = 8;
 
+/// A connection with less unread than this is not cut: the window of one stream.
+const FAIR_UNREAD: usize = 64 * 1024;
+
+/// The bytes of messages that a connection has received and its streams have not read: h2 holds them.
+///
+/// What a stream has not read when it ends stays counted until the connection has no stream.
+#[derive(Debug)]
+pub(super) struct Unread {
+    own: AtomicUsize,
+    /// Of all connections together.
+    all: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl Unread {
+    fn new(all: Arc<AtomicUsize>, limit: usize) -> Self {
+        Self {
+            own: AtomicUsize::new(0),
+            all,
+            limit,
+        }
+    }
+
+    /// Counts bytes that were received. Returns false if all connections together have too much unread, and this one has
+    /// more than [`FAIR_UNREAD`] of it.
+    pub(super) fn add(&self, bytes: usize) -> bool {
+        let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        all <= self.limit || own <= FAIR_UNREAD
+    }
+
+    /// Counts bytes that were read.
+    pub(super) fn remove(&self, bytes: usize) {
+        let subtract = |own: usize| Some(own.saturating_sub(bytes));
+        let before = self
+            .own
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
+        let removed = before.unwrap_or_default().min(bytes);
+        self.all.fetch_sub(removed, Ordering::Relaxed);
+    }
+
+    /// There is no stream, and so nothing unread.
+    pub(super) fn clear(&self) {
+        let own = self.own.swap(0, Ordering::Relaxed);
+        self.all.fetch_sub(own, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// A number of bytes that can be reserved.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -139,6 +193,9 @@ pub struct BudgetLimits {
     pub received: usize,
     /// The same, per connection.
     pub received_per_connection: usize,
+    /// Bytes that are received and that no stream has read yet, of all connections together. Beyond it, connections that have
+    /// more of them than the window of a stream are closed.
+    pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
     /// The same, per connection.
@@ -152,8 +209,9 @@ pub struct BudgetLimits {
 impl Default for BudgetLimits {
     fn default() -> Self {
         Self {
-            received: 64 << 20,
+            received: 32 << 20,
             received_per_connection: 4 << 20,
+            unread: 32 << 20,
             responses: 64 << 20,
             responses_per_connection: 8 << 20,
             pages: 256,
@@ -167,6 +225,7 @@ impl Default for BudgetLimits {
 pub(super) struct ServerBudgets {
     limits: BudgetLimits,
     received: Arc<Budget>,
+    unread: Arc<AtomicUsize>,
     responses: Arc<Budget>,
     queries: Arc<Semaphore>,
     pages: Arc<Semaphore>,
@@ -177,6 +236,7 @@ impl ServerBudgets {
         Self {
             limits,
             received: Budget::new(limits.received),
+            unread: Arc::default(),
             responses: Budget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
             pages: Arc::new(Semaphore::new(limits.pages)),
@@ -187,6 +247,7 @@ impl ServerBudgets {
     pub(super) fn connection(&self) -> Arc<ConnectionBudgets> {
         Arc::new(ConnectionBudgets {
             received: self.received.child(self.limits.received_per_connection),
+            unread: Unread::new(Arc::clone(&self.unread), self.limits.unread),
             responses: self.responses.child(self.limits.responses_per_connection),
             own_queries: Semaphore::new(QUERIES_PER_CONNECTION),
             all_queries: Arc::clone(&self.queries),
@@ -200,6 +261,7 @@ impl ServerBudgets {
 #[derive(Debug)]
 pub(super) struct ConnectionBudgets {
     pub(super) received: Arc<Budget>,
+    pub(super) unread: Unread,
     pub(super) responses: Arc<Budget>,
     own_queries: Semaphore,
     all_queries: Arc<Semaphore>,
@@ -247,6 +309,23 @@ impl ConnectionBudgets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_with_much_unread_is_cut_when_all_have_too_much() {
+        let all = Arc::default();
+        let connection = || Unread::new(Arc::clone(&all), 3 * FAIR_UNREAD);
+        let (large, small) = (connection(), connection());
+        assert!(large.add(3 * FAIR_UNREAD));
+        assert!(small.add(FAIR_UNREAD));
+        assert!(!large.add(1));
+        large.remove(FAIR_UNREAD + 1);
+        assert!(small.add(0) && large.add(0));
+        // More than it has: what an earlier stream has received.
+        small.remove(2 * FAIR_UNREAD);
+        assert_eq!(all.load(Ordering::Relaxed), 2 * FAIR_UNREAD);
+        drop(large);
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn a_reservation_counts_for_the_connection_and_for_the_server_until_it_is_dropped() {

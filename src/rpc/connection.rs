@@ -92,7 +92,7 @@ pub(super) enum ConnectionEnd {
     Closed,
     /// It did not begin with the HTTP/2 preface, or not in time.
     NotHttp2,
-    /// It had no streams for too long, or it flooded the server with frames.
+    /// The server closed it.
     Cut(CutReason),
 }
 
@@ -118,10 +118,11 @@ where
     let Ok(io) = io else {
         return ConnectionEnd::NotHttp2;
     };
-    let io = CorkedIo::new(io);
+    let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
+    let extension = Arc::clone(&budgets);
     let service = service
         .map_request(move |mut request: Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(Arc::clone(&budgets));
+            request.extensions_mut().insert(Arc::clone(&extension));
             request.extensions_mut().insert(Peer(peer));
             request.map(Body::new)
         })
@@ -161,10 +162,11 @@ where
         limits.stall_timeout,
         limits.idle_timeout,
         &close,
+        &budgets.unread,
     )
     .await;
-    if io.with(PrefixedIo::has_flooded) {
-        ConnectionEnd::Cut(CutReason::Flood)
+    if let Some(reason) = io.with(PrefixedIo::cut) {
+        ConnectionEnd::Cut(reason)
     } else if was_idle {
         ConnectionEnd::Cut(CutReason::Idle)
     } else {

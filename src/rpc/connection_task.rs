@@ -16,6 +16,7 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Unread;
 use super::corked_io::CorkedIo;
 use super::stall_detector::{STALL_TICKS, StallDetector};
 use super::sub_waker::SubWaker;
@@ -118,6 +119,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs `connection`, which spawns its streams on `executor` and writes to `io`, until it ends or a write fails. The
 /// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled. A connection
 /// that has no stream for `idle_timeout` is told to close by `close`; returns whether it was.
+/// `unread` counts what the streams have not read.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
@@ -127,6 +129,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     stall_timeout: Duration,
     idle_timeout: Duration,
     close: &CancellationToken,
+    unread: &Unread,
 ) -> bool {
     let mut connection = pin!(connection);
     let connection_waker = SubWaker::new();
@@ -145,6 +148,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
         }
         let polled = poll_rounds(cx, connection.as_mut(), &connection_waker, &mut streams);
         let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
+        if streams.tasks.is_empty() {
+            unread.clear();
+        }
         if is_broken || polled.is_ready() || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
             return Poll::Ready(());
         }

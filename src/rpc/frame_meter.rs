@@ -20,6 +20,7 @@ const SENT_BYTES_PER_FRAME: f64 = 16.0;
 /// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them.
 const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 
+const DATA: u8 = 0;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 
@@ -38,8 +39,8 @@ struct FrameScanner {
 }
 
 impl FrameScanner {
-    /// Calls `on_frame` with the type of each frame whose header ends in the next `bytes`.
-    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8)) {
+    /// Calls `on_frame` with the type and the length of each frame whose header ends in the next `bytes`.
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8, usize)) {
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
@@ -52,7 +53,7 @@ impl FrameScanner {
                 self.header_len = 0;
                 let [a, b, c, kind, ..] = self.header;
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                on_frame(kind);
+                on_frame(kind, self.payload);
             }
         }
     }
@@ -77,14 +78,17 @@ impl FrameMeter {
         }
     }
 
-    /// Counts the frames in the next bytes of the connection.
+    /// Counts the frames in the next bytes of the connection. Returns how many bytes of DATA are in them.
     ///
     /// # Errors
     ///
     /// There are too many of them. The connection should be closed.
-    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<(), Flood> {
-        let mut cost = 0.0;
-        self.read.scan(bytes, |kind| {
+    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<usize, Flood> {
+        let (mut cost, mut data) = (0.0, 0);
+        self.read.scan(bytes, |kind, len| {
+            if kind == DATA {
+                data += len;
+            }
             cost += match kind {
                 kind if UNMETERED.contains(&kind) => 0.0,
                 // The answer to a PING must not pay for the next one.
@@ -99,14 +103,18 @@ impl FrameMeter {
             self.allowance = (self.allowance + refill).min(BURST);
         }
         self.allowance -= cost;
-        if self.allowance < 0.0 { Err(Flood) } else { Ok(()) }
+        if self.allowance < 0.0 {
+            Err(Flood)
+        } else {
+            Ok(data)
+        }
     }
 
     /// Counts the frames in bytes that were sent on the connection.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(super) fn on_written(&mut self, bytes: &[u8]) {
         let mut cost = 0.0;
-        self.written.scan(bytes, |kind| {
+        self.written.scan(bytes, |kind, _| {
             if kind == RST_STREAM {
                 cost += 2.0;
             }

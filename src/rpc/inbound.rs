@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::budget::{Budget, Reservation};
+use super::budget::{ConnectionBudgets, Reservation};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
 use crate::reason::Reason;
@@ -33,7 +33,7 @@ pub(super) enum InboundError {
 pub(super) struct Inbound<M> {
     body: Body,
     limit: usize,
-    budget: Arc<Budget>,
+    budgets: Arc<ConnectionBudgets>,
     /// The rest of the newest DATA frame.
     frame: Bytes,
     partial: Partial,
@@ -52,11 +52,11 @@ struct Partial {
 
 impl<M: Message + Default> Inbound<M> {
     /// Messages of more than `limit` bytes are rejected.
-    pub(super) fn new(body: Body, limit: usize, budget: Arc<Budget>) -> Self {
+    pub(super) fn new(body: Body, limit: usize, budgets: Arc<ConnectionBudgets>) -> Self {
         Self {
             body,
             limit,
-            budget,
+            budgets,
             frame: Bytes::new(),
             partial: Partial::default(),
             message: PhantomData,
@@ -77,6 +77,7 @@ impl<M: Message + Default> Inbound<M> {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
+                        self.budgets.unread.remove(data.len());
                         self.frame = data;
                     }
                 }
@@ -110,7 +111,11 @@ impl<M: Message + Default> Inbound<M> {
                 && let Some(header) = partial.bytes.first_chunk()
             {
                 let len = HEADER_LEN + payload_len(header, self.limit)?;
-                let reservation = self.budget.try_reserve(len).ok_or_else(too_much_received)?;
+                let reservation = self
+                    .budgets
+                    .received
+                    .try_reserve(len)
+                    .ok_or_else(too_much_received)?;
                 partial.reservation = Some(reservation);
                 partial.bytes.reserve_exact(len - HEADER_LEN);
                 partial.len = Some(len);
@@ -149,6 +154,7 @@ mod tests {
     use http_body::Frame;
     use tonic::Code;
 
+    use super::super::budget::{BudgetLimits, ServerBudgets};
     use super::*;
     use crate::proto::ListParticipantsRequest;
 
@@ -181,8 +187,16 @@ mod tests {
         framed
     }
 
-    fn inbound(frames: Vec<Vec<u8>>, budget: &Arc<Budget>) -> Inbound<ListParticipantsRequest> {
-        Inbound::new(Body::new(Frames(frames.into_iter())), 100, Arc::clone(budget))
+    fn budgets(received: usize) -> Arc<ConnectionBudgets> {
+        let limits = BudgetLimits {
+            received,
+            ..BudgetLimits::default()
+        };
+        ServerBudgets::new(limits).connection()
+    }
+
+    fn inbound(frames: Vec<Vec<u8>>, budgets: &Arc<ConnectionBudgets>) -> Inbound<ListParticipantsRequest> {
+        Inbound::new(Body::new(Frames(frames.into_iter())), 100, Arc::clone(budgets))
     }
 
     /// The rooms that the messages name, until the body stays open or there is an error.
@@ -202,11 +216,11 @@ mod tests {
 
     #[tokio::test]
     async fn messages_are_decoded_however_they_are_cut_into_frames() {
-        let budget = Budget::new(1_000);
+        let budgets = budgets(1_000);
         let bytes = [framed("tea"), framed(""), framed("a longer name"), framed("milk")].concat();
         for size in 1..=bytes.len() {
             let frames = bytes.chunks(size).map(<[u8]>::to_vec).collect();
-            let (rooms, error) = read(&mut inbound(frames, &budget));
+            let (rooms, error) = read(&mut inbound(frames, &budgets));
             assert_eq!(
                 (rooms.join(","), error),
                 ("tea,,a longer name,milk".into(), None),
@@ -214,33 +228,33 @@ mod tests {
             );
         }
         assert!(
-            budget.try_reserve(1_000).is_some(),
+            budgets.received.try_reserve(1_000).is_some(),
             "nothing is reserved any more"
         );
     }
 
     #[tokio::test]
     async fn an_incomplete_message_takes_its_whole_length_from_the_budget() {
-        let budget = Budget::new(150);
+        let budgets = budgets(150);
         let start = || vec![framed(&"x".repeat(90))[..6].to_vec()];
-        let mut one = inbound(start(), &budget);
-        let mut other = inbound(start(), &budget);
+        let mut one = inbound(start(), &budgets);
+        let mut other = inbound(start(), &budgets);
         assert_eq!(read(&mut one), (Vec::new(), None));
         assert_eq!(read(&mut other), (Vec::new(), Some(Code::ResourceExhausted)));
         drop(one);
-        assert_eq!(read(&mut inbound(start(), &budget)), (Vec::new(), None));
+        assert_eq!(read(&mut inbound(start(), &budgets)), (Vec::new(), None));
     }
 
     #[tokio::test]
     async fn too_long_and_compressed_messages_are_rejected_by_their_headers() {
-        let budget = Budget::new(1_000);
+        let budgets = budgets(1_000);
         for (header, code) in [
             ([0, 0, 0, 0, 101], Code::OutOfRange),
             ([1, 0, 0, 0, 1], Code::Internal),
         ] {
             for size in [1, 5] {
                 let frames = header.chunks(size).map(<[u8]>::to_vec).collect();
-                assert_eq!(read(&mut inbound(frames, &budget)), (Vec::new(), Some(code)));
+                assert_eq!(read(&mut inbound(frames, &budgets)), (Vec::new(), Some(code)));
             }
         }
     }

@@ -93,6 +93,8 @@ pub enum CutReason {
     Idle,
     /// It sent too many frames that carry no data.
     Flood,
+    /// Its streams have not read much of what it sent, and the server holds too much of that.
+    Unread,
 }
 
 /// Receives what happens on connections and streams. Implementations must be cheap and must not block.

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::budget::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
+use super::observer::CutReason;
 
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -20,7 +23,9 @@ pub(super) struct PrefixedIo<T> {
     /// How many bytes of the preface have been replayed.
     replayed: usize,
     meter: FrameMeter,
-    has_flooded: bool,
+    /// Counts what is received.
+    budgets: Option<Arc<ConnectionBudgets>>,
+    cut: Option<CutReason>,
 }
 
 /// The connection did not begin with the HTTP/2 preface, or not in time.
@@ -55,7 +60,8 @@ impl<T: AsyncRead + Unpin> PrefixedIo<T> {
             io,
             replayed: 0,
             meter: FrameMeter::new(),
-            has_flooded: false,
+            budgets: None,
+            cut: None,
         })
     }
 }
@@ -75,16 +81,36 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        let metered = self.meter.on_read(&buf.filled()[before..]);
-        self.has_flooded |= metered.is_err();
-        Poll::Ready(metered.map_err(io::Error::other))
+        let cut = match self.meter.on_read(&buf.filled()[before..]) {
+            Ok(data) => {
+                let is_allowed = self
+                    .budgets
+                    .as_ref()
+                    .is_none_or(|budgets| budgets.unread.add(data));
+                (!is_allowed).then_some(CutReason::Unread)
+            }
+            Err(_) => Some(CutReason::Flood),
+        };
+        self.cut = self.cut.or(cut);
+        Poll::Ready(match cut {
+            None => Ok(()),
+            Some(_) => Err(io::ErrorKind::ConnectionAborted.into()),
+        })
     }
 }
 
 impl<T> PrefixedIo<T> {
-    /// Whether reading has failed because of a flood of frames.
-    pub(super) const fn has_flooded(&self) -> bool {
-        self.has_flooded
+    /// Counts what is received in `budgets`.
+    pub(super) fn counted(self, budgets: Arc<ConnectionBudgets>) -> Self {
+        Self {
+            budgets: Some(budgets),
+            ..self
+        }
+    }
+
+    /// Why reading has failed, if the server has cut the connection.
+    pub(super) const fn cut(&self) -> Option<CutReason> {
+        self.cut
     }
 }
 

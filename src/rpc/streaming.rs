@@ -123,8 +123,8 @@ where
         return response;
     }
     let connection = Connection::of(request.extensions());
-    let received = Arc::clone(&connection.budgets.received);
-    let inbound = Inbound::new(request.into_body(), limit, received);
+    let budgets = Arc::clone(&connection.budgets);
+    let inbound = Inbound::new(request.into_body(), limit, budgets);
     let mut response = Response::new(Body::new(make_body(inbound, connection)));
     response
         .headers_mut()

@@ -253,6 +253,7 @@ impl RequestBody {
     }
 
     fn receive(&mut self, mut data: &[u8]) -> Result<(), RpcError> {
+        self.budgets.unread.remove(data.len());
         while !data.is_empty() {
             if self.missing == 0 {
                 let (header, rest) = data.split_at(data.len().min(HEADER_LEN - self.header.len()));

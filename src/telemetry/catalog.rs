@@ -99,7 +99,7 @@ catalog! {
     CONNECTIONS_CUT = counter(
         "chitchat_connections_cut_total",
         &["reason"],
-        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data.",
+        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: it sent more than its streams read, and the server held too much of that.",
     );
     ACCEPT_ERRORS = counter(
         "chitchat_accept_errors_total",

@@ -67,6 +67,7 @@ pub struct Metrics {
     pub(super) refused_protocol: Counter,
     pub(super) cut_idle: Counter,
     pub(super) cut_flood: Counter,
+    pub(super) cut_unread: Counter,
     pub(super) accept_errors: Counter,
     pub(super) streams_started: [Counter; StreamingMethod::ALL.len()],
     pub(super) deliveries: Counter,
@@ -138,6 +139,7 @@ impl Metrics {
             refused_address: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "address".into())]),
             cut_idle: counter(&catalog::CONNECTIONS_CUT, &[("reason", "idle".into())]),
             cut_flood: counter(&catalog::CONNECTIONS_CUT, &[("reason", "flood".into())]),
+            cut_unread: counter(&catalog::CONNECTIONS_CUT, &[("reason", "unread".into())]),
             accept_errors: counter(&catalog::ACCEPT_ERRORS, &[]),
             refused_protocol: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "protocol".into())]),
             streams_started: StreamingMethod::ALL

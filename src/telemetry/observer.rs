@@ -207,6 +207,12 @@ impl rpc::Observer for TelemetryObserver {
                     warn!(event = "connection_closed", %peer, reason = "flood", left_out, "connection closed: it sent too many frames that carry no data");
                 }
             }
+            CutReason::Unread => {
+                self.metrics.cut_unread.increment(1);
+                if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
+                    warn!(event = "connection_closed", %peer, reason = "unread", left_out, "connection closed: it sent more than its streams read");
+                }
+            }
         }
     }
 

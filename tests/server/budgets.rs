@@ -2,11 +2,12 @@
 
 use chitchat::proto::subscribe_request::Start;
 use chitchat::proto::{GetHistoryRequest, ListParticipantsRequest, SendMessageRequest, SubscribeRequest};
+use tokio::io::AsyncWriteExt;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::harness::{Client, TestServer, message};
-use crate::raw_http2::{DATA, END_STREAM, PING, RawConnection, call, frame, grpc};
+use crate::harness::{Client, TestServer, join, message};
+use crate::raw_http2::{DATA, END_STREAM, PING, RawConnection, WINDOW_UPDATE, call, data, frame, grpc};
 
 /// Two participants on connections of their own, who chat while others misbehave.
 struct Pair {
@@ -152,6 +153,45 @@ async fn streams_that_are_not_read_hold_few_pages_of_the_log() {
     let mut stream = calls.subscribe(request).await.unwrap().into_inner();
     for _ in 0..500 {
         stream.message().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_send_and_do_not_read_are_closed_when_memory_is_short() {
+    let server = TestServer::with(|config| config.transport.budgets.unread = 1 << 20).await;
+    let mut pair = Pair::join(&server).await;
+    let text = frame(DATA, 0, 0, &grpc(&message(0, &"x".repeat(2_000))).repeat(7));
+    let streams = || (1..20_u32).step_by(2);
+    let mut floods = Vec::new();
+    for n in 0..4 {
+        let mut flood = RawConnection::open(&server, 0).await;
+        // The server opens the window of the connection.
+        while flood.next().await.kind != WINDOW_UPDATE {}
+        for stream in streams() {
+            let join = data(stream, &join(&format!("client {n} {stream}")));
+            flood.send(&[call(stream, "Chat"), join].concat()).await;
+        }
+        floods.push(flood);
+    }
+    // From now on the streams wait for their clients and read nothing more.
+    server.wait_for_metric("chitchat_connected_clients", 42.0).await;
+    for flood in &mut floods {
+        for stream in streams() {
+            let mut sent = text.repeat(4);
+            for frame in sent.chunks_mut(text.len()) {
+                frame[5..9].copy_from_slice(&stream.to_be_bytes());
+            }
+            // Fails once the connection is closed.
+            flood.socket.write_all(&sent).await.ok();
+        }
+    }
+    // Each sends 560 kB. The first fits.
+    let cut = "chitchat_connections_cut_total{reason=\"unread\"}";
+    server.wait_for_metric(cut, 3.0).await;
+    // The others have left or are lost. Those who read go on.
+    pair.one.say(0, "still here").await;
+    for client in [&mut pair.one, &mut pair.other] {
+        while client.next_line().await.2 != "still here" {}
     }
 }
 
