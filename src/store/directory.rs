@@ -152,7 +152,7 @@ impl Directory {
         Ok(secret)
     }
 
-    /// The marker of a copy that [`backup`](super::backup) made and no server has opened.
+    /// The marker of a copy that [`backup`](super::StoreView::backup) made and no server has opened.
     pub(super) fn backup_marker(&self) -> PathBuf {
         self.path.join("backup")
     }
