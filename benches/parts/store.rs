@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chitchat::domain::Sequence;
+use chitchat::domain::{RoomName, Sequence};
 use chitchat::store::{
     Append, DiskOptions, DiskStore, Durability, LogId, MemoryStore, Observer, Record, Retention, RoomStatus,
     Store, read_page,
@@ -82,6 +82,72 @@ fn open(path: &Path, durability: Durability) -> DiskStore {
     DiskStore::open(path, options, Arc::new(NoObserver)).expect("the store can be opened")
 }
 
+/// The number of rooms of the store that is opened.
+const ROOMS: u64 = 10_000;
+
+/// Opens a store with `CHITCHAT_BENCH_STORE_BYTES` (128 MiB by default) in [`ROOMS`] rooms, and prints how much memory that takes.
+fn open_filled(criterion: &mut Criterion) {
+    let bytes = std::env::var("CHITCHAT_BENCH_STORE_BYTES")
+        .map_or(128 << 20, |bytes| bytes.parse().expect("a number"));
+    let directory = directory();
+    let options = DiskOptions {
+        durability: Durability::Os,
+        retention: Retention {
+            max_total_bytes: u64::MAX,
+            ..Retention::ON_DISK
+        },
+        max_rooms: usize::try_from(ROOMS).expect("a small number"),
+        accept_loss: false,
+    };
+    let open =
+        || DiskStore::open(directory.path(), options, Arc::new(NoObserver)).expect("the store can be opened");
+    let store = open();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("the runtime can be built");
+    let frames = frames(64).0;
+    let record_bytes = frames.len() as u64;
+    for round in 0..(bytes / ROOMS / record_bytes).max(1) {
+        for room in 0..ROOMS {
+            let room = RoomName::try_from(format!("room{room}").as_str()).expect("it is a name");
+            let log = store.open(&room, NOW).expect("the log can be created").id;
+            let record = Record {
+                first: Sequence::new(round * 64 + 1),
+                events: 64,
+                at: NOW,
+                resumable: Vec::new(),
+                frames: frames.clone(),
+            };
+            let append = Append {
+                records: vec![record],
+                ..Append::default()
+            };
+            runtime
+                .block_on(store.append(log, append))
+                .expect("the append succeeds");
+        }
+    }
+    println!(
+        "{} bytes in {} segments",
+        store.usage().bytes,
+        store.usage().segments
+    );
+    drop(store);
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .map(str::to_owned);
+        line.unwrap_or_default()
+    };
+    println!("before: {}", resident());
+    let store = open();
+    println!("open: {}", resident());
+    drop(store);
+    criterion.bench_function("store/open 10,000 rooms", |bencher| bencher.iter(open));
+}
+
 pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("store");
     // Appends fill the disk for as long as they are measured.
@@ -116,4 +182,5 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         },
     );
     group.finish();
+    open_filled(criterion);
 }

@@ -59,7 +59,7 @@ pub(super) struct LogState {
     segments: Vec<u32>,
     pub(super) status: RoomStatus,
     /// At most the oldest time of a record, as [`Position::at`].
-    pub(super) oldest_at: u32,
+    oldest_at: u32,
     /// The time of the newest record.
     pub(super) newest_at: u32,
     /// The newest gap between the records: the events before and after it.
@@ -136,6 +136,11 @@ impl LogState {
         let newest = WallTime::from_millis(u64::from(self.newest_at) * 1000).max(self.created_at);
         let is_needed = self.status.is_occupied || (self.status.has_messages && self.first <= self.last);
         !is_needed && super::is_quiet(newest, at)
+    }
+
+    /// Whether a record may be older than `cutoff` and be removed.
+    pub(super) const fn has_expired(&self, cutoff: u32) -> bool {
+        self.oldest_at < cutoff && self.first.get() <= self.covered.get()
     }
 
     /// Notes records of a segment.
@@ -490,13 +495,7 @@ impl Catalog {
         let segment = self.segment(number)?;
         match segment.sealed {
             Some(_) => segment.log(log).map(|records| records.oldest_at),
-            None => self
-                .active
-                .get(&log)?
-                .positions
-                .iter()
-                .map(|position| position.at)
-                .min(),
+            None => self.active.get(&log).map(|summary| summary.oldest_at),
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use super::super::Durability;
 use super::super::directory::HighWatermark;
 use super::super::segment::segment_path;
 use super::tests::{

@@ -85,6 +85,10 @@ impl Directory {
         self.lock.is_some()
     }
 
+    pub(super) fn unlock(&mut self) {
+        self.lock = None;
+    }
+
     /// Opens a directory to read it. Locks it unless a server uses it or it cannot be written.
     pub(super) fn read_only(path: &Path) -> Result<Self, StoreError> {
         let lock = path.join("LOCK").exists().then(|| lock_file(path));

@@ -29,25 +29,9 @@ use super::salvage::{Void, resolve, salvage};
 use super::segment::Segment;
 use super::writer::{Change, LogWriter, Writer};
 use super::{
-    Append, AppendFuture, Bounds, Log, LogId, Observer, Record, Retention, Store, StoreError, StoreUsage,
+    Append, AppendFuture, Bounds, DiskOptions, Log, LogId, Observer, Record, Store, StoreError, StoreUsage,
 };
 use crate::domain::{ReplayError, RoomName, Sequence, WallTime};
-
-/// The size of segments is this share of the limit of the total size.
-const SEGMENT_SHARE: u64 = 64;
-
-/// The size of a segment when the disk is nearly full, in bytes.
-const MIN_SEGMENT_LEN: u64 = 64 << 10;
-
-/// What acknowledged events survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Durability {
-    /// A crash of the machine: every commit is synced to the disk.
-    #[default]
-    Sync,
-    /// A crash of the process: commits are written to the operating system, and a power cut may lose the newest.
-    Os,
-}
 
 /// A store on disk. Dropping it blocks until the queued appends are written, and releases the directory.
 pub struct DiskStore {
@@ -59,30 +43,6 @@ pub struct DiskStore {
     writer: Writer,
     compactor: Arc<CompactorHandle>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// How a [`DiskStore`] is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskOptions {
-    /// What acknowledged events survive.
-    pub durability: Durability,
-    /// How much of each log is kept.
-    pub retention: Retention,
-    /// The maximum number of rooms.
-    pub max_rooms: usize,
-    /// Whether to continue without acknowledged events that are lost, instead of refusing to open. The logs concerned get a new
-    /// epoch.
-    pub accept_loss: bool,
-}
-
-impl DiskOptions {
-    /// The size of a segment that has place for an append of `size` bytes, and its size if the disk is nearly full.
-    pub(super) fn segment_len(&self, size: usize) -> (u32, u32) {
-        let share = (self.retention.max_total_bytes / SEGMENT_SHARE).clamp(1 << 20, 64 << 20);
-        let needed = size.saturating_add(super::segment::SEGMENT_HEADER_LEN as usize) as u64;
-        let len = |share: u64| u32::try_from(share.max(needed)).unwrap_or(u32::MAX);
-        (len(share), len(MIN_SEGMENT_LEN))
-    }
 }
 
 impl DiskStore {

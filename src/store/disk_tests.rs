@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::super::{EncodedSnapshot, MemoryStore, RoomStatus, encode_snapshot, read_page};
+use super::super::{
+    Durability, EncodedSnapshot, MemoryStore, Retention, RoomStatus, encode_snapshot, read_page,
+};
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
 

@@ -17,6 +17,7 @@ mod disk;
 mod entry;
 mod error;
 mod memory;
+mod options;
 mod page;
 mod record;
 mod recovery;
@@ -36,9 +37,10 @@ use bytes::Bytes;
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
-pub use disk::{DiskOptions, DiskStore, Durability};
+pub use disk::DiskStore;
 pub use error::StoreError;
 pub use memory::MemoryStore;
+pub use options::{DiskOptions, Durability};
 pub use page::{Page, read_page, read_page_back};
 pub use record::{Record, frames};
 pub use retention::Retention;

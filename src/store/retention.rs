@@ -147,7 +147,7 @@ impl Retention {
         let expired: Vec<LogId> = {
             let catalog = catalog.lock();
             let logs = catalog.logs.iter();
-            let expired = logs.filter(|(_, state)| state.oldest_at < cutoff && state.first <= state.covered);
+            let expired = logs.filter(|(_, state)| state.has_expired(cutoff));
             expired.map(|(log, _)| *log).take(MAX_TRIMMED_LOGS).collect()
         };
         let mut trims = Vec::new();
@@ -165,8 +165,19 @@ impl Retention {
         let Some(cutoff) = self.cutoff().map(seconds) else {
             return Ok(None);
         };
-        let Some(mut next) = catalog.lock().newest_expired(log, cutoff) else {
-            return Ok(None);
+        let mut next = {
+            let catalog = catalog.lock();
+            let is_candidate = catalog
+                .logs
+                .get(&log)
+                .is_some_and(|state| state.has_expired(cutoff));
+            match is_candidate
+                .then(|| catalog.newest_expired(log, cutoff))
+                .flatten()
+            {
+                Some(next) => next,
+                None => return Ok(None),
+            }
         };
         let mut newest_expired = None;
         while let Some(located) = locate(catalog, log, next) {

@@ -63,6 +63,8 @@ pub(super) struct LogRecords {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct LogSummary {
     pub(super) positions: Vec<Position>,
+    /// The oldest time of a record, as [`Position::at`]; zero if there is none.
+    pub(super) oldest_at: u32,
     /// The newest event in the segment.
     pub(super) last: Sequence,
     /// The status with the newest record.
@@ -120,11 +122,17 @@ impl LogSummary {
     pub(super) fn add(&mut self, place: Place, header: &Header) {
         match header.kind {
             EntryKind::Records => {
+                let at = seconds(header.at);
+                self.oldest_at = if self.positions.is_empty() {
+                    at
+                } else {
+                    self.oldest_at.min(at)
+                };
                 self.positions.push(Position {
                     first: header.sequence,
                     offset: place.offset,
                     len: place.len,
-                    at: seconds(header.at),
+                    at,
                 });
                 self.last = header.last();
                 self.status = header.status;
@@ -150,12 +158,7 @@ impl LogSummary {
                 .first()
                 .map_or(Sequence::ZERO, |position| position.first),
             last: self.last,
-            oldest_at: self
-                .positions
-                .iter()
-                .map(|position| position.at)
-                .min()
-                .unwrap_or(0),
+            oldest_at: self.oldest_at,
             newest_at: self.positions.last().map_or(0, |position| position.at),
         }
     }
@@ -206,6 +209,7 @@ impl StoredSummary {
         });
         let facts = LogSummary {
             positions: Vec::new(),
+            oldest_at: records.oldest_at,
             last: records.last,
             status: RoomStatus::from_bits(status),
             truncated_to,

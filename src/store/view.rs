@@ -27,7 +27,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A view of a data directory. It shows the events that were durable when it was opened, and changes nothing.
 pub struct StoreView {
-    directory: Directory,
+    is_in_use: bool,
     catalog: Mutex<Catalog>,
     /// Where the entries of the newest segment end.
     end: u32,
@@ -71,13 +71,14 @@ pub struct RoomView {
 }
 
 impl StoreView {
-    /// Opens the data directory at `path`. If no server uses it, none can start while the view is open.
+    /// Opens the data directory at `path`. If no server uses it, none can start until this returns.
     ///
     /// # Errors
     ///
     /// It is not a data directory, is damaged or cannot be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let directory = Directory::read_only(path)?;
+        let mut directory = Directory::read_only(path)?;
+        let is_in_use = !directory.is_locked();
         let mut attempts = 1..;
         loop {
             match Loaded::load(&directory, false) {
@@ -86,8 +87,10 @@ impl StoreView {
                         let room = loaded.catalog.log(*log)?.room.clone();
                         return Err(StoreError::Log { room, why: *why });
                     }
+                    // What is open stays as it is.
+                    directory.unlock();
                     return Ok(Self {
-                        directory,
+                        is_in_use,
                         catalog: Mutex::new(loaded.catalog),
                         end: loaded.end,
                         torn_bytes: loaded.torn_bytes,
@@ -114,7 +117,7 @@ impl StoreView {
             bytes: needed + garbage + u64::from(self.end),
             garbage,
             torn_bytes: self.torn_bytes,
-            is_in_use: !self.directory.is_locked(),
+            is_in_use: self.is_in_use,
         }
     }
 

@@ -8,12 +8,13 @@ use crate::process::percent_decoded;
 use crate::{files, metric_names, runbook};
 
 /// Grafana's units in use. Grafana shows a misspelled one as it is.
-const UNITS: [&str; 9] = [
+const UNITS: [&str; 10] = [
     "short",
     "none",
     "percentunit",
     "s",
     "bytes",
+    "Bps",
     "mps",
     "eps",
     "reqps",

@@ -71,7 +71,12 @@ impl Server {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections, otlp.clone()));
         let observer = TelemetryObserver::new(Arc::clone(&metrics), otlp.tracer().cloned());
         let calls = UnaryCallLayer::new(Arc::clone(&metrics), otlp.tracer().cloned());
-        let (store, secret) = open_store(&config, Arc::new(observer.clone()))?;
+        let (store, secret) = info_span!("recover").in_scope(|| {
+            let opened = open_store(&config, Arc::new(observer.clone()))?;
+            let StoreUsage { rooms, events, .. } = opened.0.usage();
+            info!(event = "store_recovered", rooms, events, "store recovered");
+            Ok::<_, Failure>(opened)
+        })?;
         metrics.observe_store(&store);
         let hub = Hub::new(
             config.rules,
@@ -247,8 +252,6 @@ fn open_store(
                     bytes, "a crash had interrupted a write; its remains were truncated"
                 );
             }
-            let StoreUsage { rooms, events, .. } = store.usage();
-            info!(event = "store_recovered", rooms, events, "store recovered");
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
