@@ -115,7 +115,14 @@ fn a_taken_port_is_reported_on_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(
-        Command::new(CHITCHAT).args(["serve", "--admin", "127.0.0.1:0", "--listen", &address]),
+        Command::new(CHITCHAT).args([
+            "serve",
+            "--in-memory",
+            "--admin",
+            "127.0.0.1:0",
+            "--listen",
+            &address,
+        ]),
         "",
     );
     assert_eq!(output.status.code(), Some(69), "{output:?}");
