@@ -362,13 +362,16 @@ impl Catalog {
         let mut sizes: HashMap<LogId, u64> = HashMap::new();
         let mut garbage: BTreeMap<u32, u64> = BTreeMap::new();
         for (number, state) in &self.segments {
-            let mut live = 0;
+            let (mut all, mut live) = (state.segment.entries_size(), 0);
             for records in self.records_in(&state.segment) {
                 let size = self.retained_size(&state.segment, &records)?;
                 live += size;
+                if state.segment.sealed.is_none() {
+                    all += u64::from(records.bytes);
+                }
                 *sizes.entry(records.log).or_default() += size;
             }
-            garbage.insert(*number, state.segment.entries_size().saturating_sub(live));
+            garbage.insert(*number, all.saturating_sub(live));
         }
         self.by_size.clear();
         for (log, state) in &mut self.logs {

@@ -42,7 +42,11 @@ impl Directory {
     /// Locks the directory at `path`, creating it if it does not exist.
     pub(super) fn lock(path: &Path) -> Result<Self, StoreError> {
         let cannot = cannot_use(path);
+        let is_new = !path.exists();
         create_private(path).map_err(&cannot)?;
+        if is_new {
+            sync_parent(&path.canonicalize().map_err(&cannot)?).map_err(&cannot)?;
+        }
         let directory = Self {
             path: path.into(),
             lock: Some(lock_file(path)?),
@@ -73,7 +77,8 @@ impl Directory {
     }
 
     pub(super) fn create_log(&self) -> io::Result<()> {
-        create_private(&self.log())
+        create_private(&self.log())?;
+        sync_parent(&self.log())
     }
 
     pub(super) fn write_format(&self) -> io::Result<()> {

@@ -516,6 +516,27 @@ async fn rooms_without_messages_and_expired_ones_are_unused_and_make_place_when_
 }
 
 #[tokio::test]
+async fn a_log_may_end_while_retention_removes_its_events() {
+    let data = DataDir::in_memory();
+    let options = DiskOptions {
+        retention: Retention {
+            max_events: 1,
+            ..SMALL
+        },
+        max_rooms: 1_000,
+        ..OPTIONS
+    };
+    let store = open(&data.path, options).unwrap();
+    for n in 0..300 {
+        let log = open_room(&store, &format!("room{n}")).id;
+        append(&store, log, vec![record(1, 1), record(2, 1)], Some(snapshot(2))).await;
+        store.end(log).await.unwrap();
+    }
+    drop(store);
+    assert!(open(&data.path, options).unwrap().rooms(None, 9).is_empty());
+}
+
+#[tokio::test]
 async fn a_room_whose_log_has_expired_is_unused() {
     let data = DataDir::new();
     let store = data.open_with(HOUR);

@@ -241,11 +241,17 @@ impl LogWriter {
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let mut results = Vec::with_capacity(changes.len());
         let mut ends: HashMap<LogId, Sequence> = HashMap::new();
+        let mut ended = Vec::new();
         for (log, change) in changes {
             self.make_room(change.size())?;
+            if matches!(change, Change::End) {
+                ended.push(log);
+            }
             results.push(self.stage_change(log, change, &mut ends));
         }
-        let trims = std::mem::take(&mut self.trims);
+        let mut trims = std::mem::take(&mut self.trims);
+        // Nothing may follow the end of a log.
+        trims.retain(|trim| !ended.contains(&trim.log));
         for trim in &trims {
             self.make_room(2 * HEADER_LEN)?;
             self.stage(Header::new(EntryKind::Truncate, trim.log, trim.first), &[]);
