@@ -85,6 +85,8 @@ class ChitChat(System):
 
     def command(self, binary, directory, port):
         serve = [binary, "serve", "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0"]
+        if "--in-memory" in self.store:
+            return [*serve, *self.store]
         return [*serve, "--data-dir", directory / "data", *self.store]
 
 

@@ -107,13 +107,12 @@ def talk(address):
     assert not received[0].HasField("notice") and not received[0].HasField("welcome"), received
 
     # The limit counts characters: 354 of two bytes each.
-    before = alex.time
     alex.say("å" * 354)
     notice = alex.receive()
     assert (notice.sender_id, notice.sender_name) == (0, "Server"), notice
     assert notice.type == chat_pb2.MESSAGE, notice
     assert notice.msg_stream == "Message too long (354 chars). Limit is 128.", notice
-    assert notice.timestamp > before, "the rejected message advances the clock"
+    assert notice.timestamp == received[0].timestamp + 1, "the rejected message ticks the clock, and is not merged"
 
     # Aske gets no notice, and the stream of Alex continues.
     alex.say("å" * 128)
