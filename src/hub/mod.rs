@@ -65,7 +65,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -94,13 +94,16 @@ pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
 /// How often unused rooms are looked for.
 const END_INTERVAL: Duration = Duration::from_secs(30);
 
+/// The maximum number of rooms that are loaded at a time after a restart although nobody asks for them.
+const MAX_RECOVERING_ROOMS: usize = 256;
+
 /// The maximum number of unused rooms that end at a time.
 const MAX_ENDED_ROOMS: usize = 1_000;
 
 /// What the task of a room does first.
 enum Start {
     Load,
-    Recovered(Box<Result<Recovered, StoreError>>),
+    Recovered(Box<Result<Recovered, StoreError>>, OwnedSemaphorePermit),
     /// Ends the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
     End,
 }
@@ -168,13 +171,17 @@ impl Hub {
     pub(crate) fn recover(self: &Arc<Self>) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
+            let permits = Arc::new(Semaphore::new(MAX_RECOVERING_ROOMS));
             // One after the other, so that rooms that are asked for do not wait for the disk.
             for name in hub.context.store.unfinished() {
-                let Ok(Lookup::Inserted(room)) = hub.registry.get_or_insert(&name) else {
+                // A drain ends the rooms that hold the permits, and then no room is inserted any more.
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                let (Ok(permit), Ok(Lookup::Inserted(room))) = (permit, hub.registry.get_or_insert(&name))
+                else {
                     continue;
                 };
                 let recovered = hub.recover_room(&room).await;
-                hub.spawn_actor(room, Start::Recovered(Box::new(recovered)));
+                hub.spawn_actor(room, Start::Recovered(Box::new(recovered), permit));
             }
         });
     }
@@ -358,8 +365,12 @@ impl Hub {
     fn spawn_actor(self: &Arc<Self>, room: Arc<RoomHandle>, start: Start) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
+            let mut recovery_permit = None;
             let recovered = match start {
-                Start::Recovered(recovered) => Some(*recovered),
+                Start::Recovered(recovered, permit) => {
+                    recovery_permit = Some(permit);
+                    Some(*recovered)
+                }
                 Start::Load => Some(hub.recover_room(&room).await),
                 Start::End => match hub.end_unused(&room.name).await {
                     Err(error) => Some(Err(error)),
@@ -370,7 +381,8 @@ impl Hub {
             match recovered {
                 None => {}
                 Some(Ok(recovered)) => {
-                    let actor = RoomActor::new(recovered, hub.context.clone(), Arc::clone(&room));
+                    let context = hub.context.clone();
+                    let actor = RoomActor::new(recovered, context, Arc::clone(&room), recovery_permit);
                     if let Err(error) = actor.run().await {
                         hub.fail(error);
                     }

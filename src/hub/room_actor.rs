@@ -12,6 +12,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::batch::{Chunk, Effect};
@@ -49,6 +50,9 @@ pub(super) struct RoomActor {
     snapshots: SnapshotSchedule,
     /// Reused by each publication.
     woken: Vec<Waker>,
+    /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
+    /// wait to be idle.
+    recovery_permit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer to a request. It is sent after the publication: the feed must not be locked, because a [`Member`] or [`Reader`]
@@ -61,7 +65,12 @@ enum Answer {
 }
 
 impl RoomActor {
-    pub(super) fn new(recovered: Recovered, context: HubContext, handle: Arc<RoomHandle>) -> Self {
+    pub(super) fn new(
+        recovered: Recovered,
+        context: HubContext,
+        handle: Arc<RoomHandle>,
+        recovery_permit: Option<OwnedSemaphorePermit>,
+    ) -> Self {
         let Recovered {
             room,
             log,
@@ -80,6 +89,7 @@ impl RoomActor {
             handle,
             cursors: HashMap::new(),
             woken: Vec::new(),
+            recovery_permit,
         }
     }
 
@@ -97,10 +107,14 @@ impl RoomActor {
         loop {
             let interval = self.batch_interval();
             self.coalesce_until(next_batch_due).await;
+            let idle_timeout = match self.recovery_permit {
+                Some(_) => Duration::ZERO,
+                None => IDLE_TIMEOUT,
+            };
             let wake_at = self
                 .sessions
                 .next_grace_deadline()
-                .unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
+                .unwrap_or_else(|| Instant::now() + idle_timeout);
             tokio::select! {
                 biased;
                 is_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)) => {
@@ -108,10 +122,14 @@ impl RoomActor {
                         // With a snapshot the room's clock continues exactly where it stops.
                         return self.write_snapshot().await;
                     }
+                    self.recovery_permit = None;
                 }
                 () = tokio::time::sleep_until(wake_at) => {
                     if self.on_timer().await? {
                         return Ok(());
+                    }
+                    if self.sessions.next_grace_deadline().is_none() {
+                        self.recovery_permit = None;
                     }
                 }
             }
