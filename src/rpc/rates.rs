@@ -15,6 +15,10 @@ use crate::reason::Reason;
 /// client with many addresses must not lock out everybody else.
 const MAX_ADDRESSES: usize = 65_536;
 
+/// How often addresses are forgotten that have no usage any more: looking at all of them takes a millisecond, and a client with
+/// many addresses could cause it with each request.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How many seconds' worth of messages a participant may send at once.
 const MESSAGE_BURST_SECONDS: u32 = 10;
 
@@ -113,7 +117,14 @@ impl MessageRate {
 #[derive(Debug)]
 struct AddressRate {
     rate: Rate,
-    usages: Mutex<HashMap<IpAddr, Usage>>,
+    usages: Mutex<Usages>,
+}
+
+#[derive(Debug, Default)]
+struct Usages {
+    by_address: HashMap<IpAddr, Usage>,
+    /// When addresses that have no usage any more were last forgotten.
+    swept_at: Option<Instant>,
 }
 
 impl AddressRate {
@@ -128,14 +139,21 @@ impl AddressRate {
         // A request that came on no connection shares a limit with others of that kind.
         let address = network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
         let now = Instant::now();
-        let mut usages = self.usages.lock();
-        if usages.len() >= MAX_ADDRESSES && !usages.contains_key(&address) {
-            usages.retain(|_, usage| usage.0.is_some_and(|next| next > now));
-            if usages.len() >= MAX_ADDRESSES {
+        let usages = &mut *self.usages.lock();
+        let by_address = &mut usages.by_address;
+        if by_address.len() >= MAX_ADDRESSES && !by_address.contains_key(&address) {
+            if usages
+                .swept_at
+                .is_none_or(|swept_at| now - swept_at >= SWEEP_INTERVAL)
+            {
+                by_address.retain(|_, usage| usage.0.is_some_and(|next| next > now));
+                usages.swept_at = Some(now);
+            }
+            if by_address.len() >= MAX_ADDRESSES {
                 return Ok(());
             }
         }
-        usages.entry(address).or_default().try_acquire(self.rate, now)
+        by_address.entry(address).or_default().try_acquire(self.rate, now)
     }
 }
 
@@ -258,10 +276,10 @@ mod tests {
         for n in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
             assert!(rate.try_acquire(address(n)).is_ok());
         }
-        assert_eq!(rate.usages.lock().len(), MAX_ADDRESSES);
+        assert_eq!(rate.usages.lock().by_address.len(), MAX_ADDRESSES);
         assert!(rate.try_acquire(address(7)).is_err());
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(rate.try_acquire(address(u32::MAX)).is_ok());
-        assert_eq!(rate.usages.lock().len(), 1);
+        assert_eq!(rate.usages.lock().by_address.len(), 1);
     }
 }
