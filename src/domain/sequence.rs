@@ -34,6 +34,12 @@ impl Sequence {
         Self(self.0.saturating_add(1))
     }
 
+    /// The last of `count` positions that start with this one; the position before it if there are none.
+    #[must_use]
+    pub const fn last_of(self, count: u32) -> Self {
+        Self(self.0.saturating_add(count as u64).saturating_sub(1))
+    }
+
     /// The position before this one; [`Sequence::ZERO`] for [`Sequence::ZERO`].
     #[must_use]
     pub const fn previous(self) -> Self {

@@ -90,7 +90,7 @@ impl Header {
 
     /// The last sequence of [`EntryKind::Records`].
     pub(super) fn last(&self) -> Sequence {
-        Sequence::new((self.sequence.get() + u64::from(self.events)).saturating_sub(1))
+        self.sequence.last_of(self.events)
     }
 }
 

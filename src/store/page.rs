@@ -22,7 +22,7 @@ impl Page {
     /// Returns the sequence of the last event, or the one before `first` if the page is empty.
     #[must_use]
     pub fn last(&self) -> Sequence {
-        Sequence::new((self.first.get() + u64::from(self.events)).saturating_sub(1))
+        self.first.last_of(self.events)
     }
 }
 

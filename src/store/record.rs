@@ -30,7 +30,7 @@ impl Record {
     /// Returns the sequence of the last event.
     #[must_use]
     pub fn last(&self) -> Sequence {
-        Sequence::new((self.first.get() + u64::from(self.events)).saturating_sub(1))
+        self.first.last_of(self.events)
     }
 
     /// The encoding of everything before the frames.
