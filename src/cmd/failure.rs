@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::client::{ClientError, escape};
 use crate::signals::Signal;
+use crate::store::StoreError;
 
 const EX_USAGE: u8 = 64;
 
@@ -118,6 +119,17 @@ impl From<ClientError> for Failure {
             | ClientError::StreamEnded
             | ClientError::Internal { .. }
             | ClientError::Closed => Self::Unavailable(line),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let line = error.to_string();
+        if error.is_damage() {
+            Self::Data(line)
+        } else {
+            Self::Io(line)
         }
     }
 }

@@ -8,6 +8,7 @@ use super::Failure;
 use super::json;
 use super::printer::{JsonArg, Printer};
 use super::stderr::note;
+use crate::config::DEFAULT_DATA_DIR;
 use crate::domain::{RoomName, Sequence};
 use crate::hub::frame;
 use crate::store::{RoomView, StoreError, StoreView, ViewSummary, decode_snapshot, frames};
@@ -67,7 +68,7 @@ struct DataDirArg {
         long,
         env = "CHITCHAT_DATA_DIR",
         value_name = "DIR",
-        default_value = "./chitchat-data"
+        default_value = DEFAULT_DATA_DIR
     )]
     data_dir: PathBuf,
 }
@@ -79,7 +80,7 @@ impl StoreCommand {
             Action::Check { data } => check(&data.open()?),
             Action::Export { data, room } => export(&data.open()?, room.as_ref()),
             Action::Backup { data, destination } => {
-                let view = StoreView::backup(&data.data_dir, &destination).map_err(failure)?;
+                let view = StoreView::backup(&data.data_dir, &destination)?;
                 let ViewSummary { rooms, events, .. } = view.summary();
                 note(format_args!(
                     "copied {events} events of {rooms} rooms to {}",
@@ -93,15 +94,7 @@ impl StoreCommand {
 
 impl DataDirArg {
     fn open(&self) -> Result<StoreView, Failure> {
-        StoreView::open(&self.data_dir).map_err(failure)
-    }
-}
-
-fn failure(error: StoreError) -> Failure {
-    if error.is_damage() {
-        Failure::Data(error.to_string())
-    } else {
-        Failure::Io(error.to_string())
+        Ok(StoreView::open(&self.data_dir)?)
     }
 }
 
@@ -153,13 +146,13 @@ fn format_room(room: &RoomView) -> String {
 
 /// Reads every entry, and every event through the index. Prints each damage that it finds.
 fn check(view: &StoreView) -> Result<(), Failure> {
-    let mut damage = view.find_damage().map_err(failure)?;
+    let mut damage = view.find_damage()?;
     let mut events = 0;
     for room in view.rooms() {
         match check_room(view, &room) {
             Ok(found) => events += found,
             Err(error) if error.is_damage() => damage.push(error),
-            Err(error) => return Err(failure(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     damage.iter().for_each(note);
@@ -219,7 +212,7 @@ fn export(view: &StoreView, only: Option<&RoomName>) -> Result<(), Failure> {
         count += 1;
         let mut last: Sequence = room.bounds.first.previous();
         loop {
-            let records = view.records(room.log, last, READ_BYTES).map_err(failure)?;
+            let records = view.records(room.log, last, READ_BYTES)?;
             let Some(newest) = records.last() else { break };
             for frame in records.iter().flat_map(|record| frames(record.frames.clone())) {
                 if let Some(message) =

@@ -244,7 +244,7 @@ fn open_store(
                 max_rooms: config.hub.max_rooms,
                 accept_loss: *accept_loss,
             };
-            let store = DiskStore::open(directory, options, observer).map_err(cannot_open)?;
+            let store = DiskStore::open(directory, options, observer)?;
             if store.torn_bytes() > 0 {
                 let bytes = store.torn_bytes();
                 warn!(
@@ -255,15 +255,6 @@ fn open_store(
             let secret = store.secret();
             Ok((Arc::new(store), secret))
         }
-    }
-}
-
-fn cannot_open(error: StoreError) -> Failure {
-    let line = error.to_string();
-    if error.is_damage() {
-        Failure::Data(line)
-    } else {
-        Failure::Io(line)
     }
 }
 
