@@ -36,3 +36,5 @@ pub mod signals;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+mod wall_clock;

@@ -10,7 +10,7 @@ use std::process::Command;
 /// The layers, from the lowest to the highest. A module may use modules of lower layers, and those of its own layer as
 /// long as there is no cycle.
 const LAYERS: [&[&str]; 6] = [
-    &["domain", "failpoint", "procfs", "proto"],
+    &["domain", "failpoint", "procfs", "proto", "wall_clock"],
     &["reason", "store"],
     &["hub"],
     &["rpc"],
@@ -26,7 +26,7 @@ const MAY_USE_CLIENT: [&str; 2] = ["telemetry", "cmd"];
 const SERVER_CRATES: [&str; 8] = [
     "axum",
     "clap",
-    "fjall",
+    "crc32c",
     "metrics",
     "opentelemetry",
     "opentelemetry-otlp",

@@ -1,11 +1,10 @@
 //! The options, the store and the other objects that all rooms of a hub share.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::observer::Observer;
 use super::session_token::SessionTokens;
-use crate::domain::WallTime;
 use crate::store::Store;
 
 /// What all rooms of a hub share. Cheap to clone.
@@ -43,12 +42,4 @@ impl Default for HubOptions {
             retain_age: None,
         }
     }
-}
-
-/// The wall clock's time, which the domain takes as an argument; 1970 if the clock is set to before that.
-pub(super) fn wall_time() -> WallTime {
-    let millis = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis());
-    WallTime::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }

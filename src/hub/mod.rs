@@ -70,7 +70,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use self::context::{HubContext, wall_time};
+use self::context::HubContext;
 use self::handle::{Reply, Request, RoomHandle};
 use self::mailbox::Sender;
 use self::recovery::Recovered;
@@ -81,6 +81,7 @@ use crate::domain::{
     Command, LamportTime, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules, Sequence,
 };
 use crate::store::{Store, StoreError};
+use crate::wall_clock::wall_time;
 
 pub use context::HubOptions;
 pub use feed::{CloseReason, Cursor, CursorKey, Feed, FeedItem, Publication};

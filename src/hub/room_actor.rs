@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::batch::{Chunk, Effect};
-use super::context::{HubContext, wall_time};
+use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Member, Reply, Request, RoomHandle};
 use super::observer::StoredBatch;
@@ -28,6 +28,7 @@ use super::snapshot_schedule::SnapshotSchedule;
 use crate::domain::{Attachment, Room, Sequence};
 use crate::failpoint;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
+use crate::wall_clock::wall_time;
 
 /// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);

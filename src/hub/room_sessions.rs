@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::batch::{Batch, Chunk, Effect};
-use super::context::{HubContext, wall_time};
+use super::context::HubContext;
 use super::feed::CloseReason;
 use super::frame;
 use super::grace_timers::GraceTimers;
@@ -31,6 +31,7 @@ use crate::domain::{
 };
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
+use crate::wall_clock::wall_time;
 
 /// The maximum number of past events that a client can ask a stream to start with.
 const MAX_HISTORY: u32 = 10_000;

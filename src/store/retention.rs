@@ -1,6 +1,6 @@
 //! Retention: how much of the logs is kept, and which records are removed to keep to it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -9,6 +9,7 @@ use super::segment::READ_POSITIONS;
 use super::summary::{Position, seconds};
 use super::{LogId, StoreError};
 use crate::domain::{Sequence, WallTime};
+use crate::wall_clock::wall_time;
 
 /// A limit may be exceeded by 1/`SLACK_DIVISOR` of itself before records are removed, so that most commits remove none. The
 /// total size keeps to its limit; once it is reached, as much more is removed.
@@ -77,11 +78,9 @@ impl Retention {
 
     /// Returns the time before which broadcasts have expired, or `None` if age is unlimited.
     pub(super) fn cutoff(&self) -> Option<WallTime> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let cutoff = now.saturating_sub(self.max_age?);
-        Some(WallTime::from_millis(
-            u64::try_from(cutoff.as_millis()).unwrap_or(u64::MAX),
-        ))
+        let max_age = u64::try_from(self.max_age?.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = wall_time().as_millis().saturating_sub(max_age);
+        Some(WallTime::from_millis(cutoff))
     }
 
     /// How many bytes a log may grow without a new snapshot, so that enough can be removed to keep to the limits: a quarter of
