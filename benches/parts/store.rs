@@ -68,7 +68,7 @@ struct NoObserver;
 
 impl Observer for NoObserver {
     fn committed(&self, _: Duration) {}
-    fn rewritten(&self, _: u64, _: Duration) {}
+    fn rewritten(&self, _: u64) {}
     fn waited(&self) {}
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::entry::{EntryKind, Header};
 use super::segment::{BootId, READ_POSITIONS, Segment, SegmentHeader};
-use super::summary::{LogRecords, LogSummary, Place, Position, StoredSummary, Summaries};
+use super::summary::{LogFacts, LogRecords, Place, Position, StoredSummary, Summaries};
 use super::{Bounds, LogId, RoomStatus, StoreError};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 
@@ -267,20 +267,17 @@ impl Catalog {
             }
             _ => {}
         }
-        let mut added = LogSummary::default();
-        added.add(place, header);
         Arc::make_mut(&mut self.active)
             .entry(header.log)
             .or_default()
             .add(place, header);
-        let facts = StoredSummary {
-            records: added.records(header.log, 0),
-            facts: added,
-        };
-        self.apply_summary(place.segment, &facts, Some((header, body)))?;
-        if header.kind == EntryKind::Records && self.logs.contains_key(&header.log) {
+        let records = LogRecords::of_entry(place, header);
+        let mut facts = LogFacts::default();
+        facts.add(place, header);
+        self.apply_summary(place.segment, &(records, facts), Some((header, body)))?;
+        if records.records > 0 && self.logs.contains_key(&header.log) {
             self.events += u64::from(header.events);
-            self.resize(header.log, |bytes| bytes + u64::from(facts.records.bytes));
+            self.resize(header.log, |bytes| bytes + u64::from(records.bytes));
         }
         Ok(())
     }
@@ -293,10 +290,9 @@ impl Catalog {
     pub(super) fn apply_summary(
         &mut self,
         segment: u32,
-        summary: &StoredSummary,
+        (records, facts): &StoredSummary,
         room: Option<(&Header, &[u8])>,
     ) -> Result<(), &'static str> {
-        let (records, facts) = (&summary.records, &summary.facts);
         let log = records.log;
         self.next_log = self.next_log.max(LogId(log.0.saturating_add(1)));
         if let (Some((header, body)), Some(place)) = (room, facts.room) {
@@ -599,10 +595,10 @@ impl Catalog {
                 continue;
             };
             if state.snapshot.as_ref().is_some_and(is_covered) {
-                state.snapshot = summary.snapshot.map(|(place, _)| place);
+                state.snapshot = summary.facts().snapshot.map(|(place, _)| place);
             }
             if state.room_entry.as_ref().is_some_and(is_covered) {
-                state.room_entry = summary.room;
+                state.room_entry = summary.facts().room;
             }
         }
         // Retention may have removed more while the entries were copied.

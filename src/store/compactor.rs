@@ -174,7 +174,6 @@ impl Compactor {
             };
             self.extend(&catalog, number)
         };
-        let started = Instant::now();
         let Some((segment, summaries)) = self.rewrite(&run)? else {
             return Ok(false);
         };
@@ -184,14 +183,14 @@ impl Compactor {
             .skip(1)
             .map(|segment| segment_path(&self.directory, segment.number()));
         let replaced = segment.replace();
-        replaced.map_err(|error| cannot_write(&segment, &error))?;
+        replaced.map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
         self.catalog.lock().replace(segment, &summaries)?;
         for path in removed {
             failpoint::hit("rewrite-unlink");
             none_if_missing(fs::remove_file(&path))
-                .map_err(|error| StoreError::cannot_read(&path, &error))?;
+                .map_err(|error| StoreError::cannot("remove", &path, &error))?;
         }
-        self.observer.rewritten(bytes.into(), started.elapsed());
+        self.observer.rewritten(bytes.into());
         Ok(true)
     }
 
@@ -297,7 +296,7 @@ impl Replacement {
 
     fn write(&mut self) -> Result<(), StoreError> {
         let written = self.segment.write(&self.buffer, self.end);
-        written.map_err(|error| cannot_write(&self.segment, &error))?;
+        written.map_err(|error| StoreError::cannot("write", &self.segment.path, &error))?;
         self.end += u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
         self.buffer.clear();
         Ok(())
@@ -308,13 +307,9 @@ impl Replacement {
         self.write()?;
         failpoint::hit("rewrite-written");
         let sealed = self.segment.seal(self.end, &self.summaries);
-        let sealed = sealed.map_err(|error| cannot_write(&self.segment, &error))?;
+        let sealed = sealed.map_err(|error| StoreError::cannot("write", &self.segment.path, &error))?;
         Ok((sealed, self.summaries))
     }
-}
-
-pub(super) fn cannot_write(segment: &Segment, error: &io::Error) -> StoreError {
-    StoreError::Io(format!("cannot write {}: {error}", segment.path.display()))
 }
 
 /// Whether the garbage is more than this percentage of what is needed. The segment that is not sealed does not count.

@@ -68,12 +68,10 @@ impl Directory {
                 why: "it is not empty".into(),
             });
         }
-        let directory = Self {
+        Ok(Self {
             path: path.into(),
             lock: None,
-        };
-        directory.create_log().map_err(&cannot)?;
-        Ok(directory)
+        })
     }
 
     pub(super) fn create_log(&self) -> io::Result<()> {

@@ -12,10 +12,10 @@
 //! Models: Kafka's and Apache Iggy's segments and sparse indexes; TiKV's raft-engine, which keeps many small logs in one, with
 //! group commit and rewriting; Bitcask, which keeps where everything is in memory.
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -32,6 +32,7 @@ use super::{
     Append, AppendFuture, Bounds, DiskOptions, Log, LogId, Observer, Record, Store, StoreError, StoreUsage,
 };
 use crate::domain::{ReplayError, RoomName, Sequence, WallTime};
+use crate::wall_clock::wall_time;
 
 /// A store on disk. Dropping it blocks until the queued appends are written, and releases the directory.
 pub struct DiskStore {
@@ -231,7 +232,7 @@ impl Repairs {
             concerned.retain(|log| !has_ended(log));
             let renewals: Vec<_> = concerned
                 .into_iter()
-                .map(|log| (log, Change::Renew(catalog.next_epoch(now()))))
+                .map(|log| (log, Change::Renew(catalog.next_epoch(wall_time()))))
                 .collect();
             changes.extend(renewals);
         }
@@ -328,17 +329,9 @@ impl Store for DiskStore {
 
     fn rooms(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomName> {
         let catalog = self.catalog.lock();
-        let rooms = catalog.rooms.keys();
-        match after {
-            None => rooms.take(limit).cloned().collect(),
-            Some(after) => {
-                let rooms = catalog.rooms.range((
-                    std::ops::Bound::Excluded(after.clone()),
-                    std::ops::Bound::Unbounded,
-                ));
-                rooms.take(limit).map(|(room, _)| room.clone()).collect()
-            }
-        }
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rooms = catalog.rooms.range::<RoomName, _>((after, Bound::Unbounded));
+        rooms.take(limit).map(|(room, _)| room.clone()).collect()
     }
 
     fn unfinished(&self) -> Vec<RoomName> {
@@ -390,6 +383,8 @@ impl Store for DiskStore {
     }
 
     fn usage(&self) -> StoreUsage {
+        // Before the lock is taken, because it asks the file system.
+        let available = self.directory.available();
         let catalog = self.catalog.lock();
         let (needed, garbage) = catalog.disk_usage();
         let active = catalog
@@ -403,7 +398,7 @@ impl Store for DiskStore {
             bytes: needed + garbage + active,
             garbage,
             segments: catalog.segments.len(),
-            available: self.directory.available(),
+            available,
         }
     }
 }
@@ -417,11 +412,6 @@ impl Drop for DiskStore {
             thread.join().ok();
         }
     }
-}
-
-fn now() -> WallTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    WallTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

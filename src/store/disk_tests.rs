@@ -77,7 +77,7 @@ pub(super) struct NoObserver;
 
 impl Observer for NoObserver {
     fn committed(&self, _: Duration) {}
-    fn rewritten(&self, _: u64, _: Duration) {}
+    fn rewritten(&self, _: u64) {}
     fn waited(&self) {}
 }
 
@@ -115,7 +115,7 @@ pub(super) fn long_record(first: u64, events: u32, len: u32) -> Record {
     Record {
         first: Sequence::new(first),
         events,
-        at: now(),
+        at: wall_time(),
         resumable: Vec::new(),
         frames: frames.into(),
     }
@@ -422,7 +422,7 @@ async fn expired_events_are_removed_on_append() {
     for store in [&disk as &dyn Store, &memory] {
         let log = open_tea(store);
         let first = || store.bounds(log).unwrap().first.get();
-        append(store, log, vec![old(1), old(2), dated(3, now())], None).await;
+        append(store, log, vec![old(1), old(2), dated(3, wall_time())], None).await;
         assert_eq!(first(), 1, "no snapshot covers it");
         append(store, log, Vec::new(), Some(snapshot(3))).await;
         until("expired events remain", || first() == 3).await;
@@ -440,7 +440,7 @@ async fn expired_events_are_removed_from_idle_logs() {
     append(
         &store,
         log,
-        vec![dated(1, now()), dated(2, now())],
+        vec![dated(1, wall_time()), dated(2, wall_time())],
         Some(snapshot(2)),
     )
     .await;
@@ -457,9 +457,9 @@ async fn events_behind_one_from_the_future_expire() {
     let data = DataDir::new();
     let store = data.open_with(HOUR);
     let log = open_tea(&store);
-    let future = WallTime::from_millis(now().as_millis() + 10_000_000);
+    let future = WallTime::from_millis(wall_time().as_millis() + 10_000_000);
     let old = WallTime::from_millis(1_000);
-    let records = vec![dated(1, future), dated(2, old), dated(3, now())];
+    let records = vec![dated(1, future), dated(2, old), dated(3, wall_time())];
     append(&store, log, records, Some(snapshot(3))).await;
     until("expired events remain", || {
         store.bounds(log).unwrap().first.get() == 3
@@ -481,7 +481,7 @@ async fn rooms_without_messages_and_expired_ones_are_unused_and_make_place_when_
     let disk = data.open_with(HOUR);
     let memory = MemoryStore::new(SMALL, 4);
     for store in [&disk as &dyn Store, &memory] {
-        let later = WallTime::from_millis(now().as_millis() + 602_000);
+        let later = WallTime::from_millis(wall_time().as_millis() + 602_000);
         let status = |is_occupied, has_messages| RoomStatus {
             is_occupied,
             has_messages,
@@ -499,7 +499,7 @@ async fn rooms_without_messages_and_expired_ones_are_unused_and_make_place_when_
             };
             store.append(log.id, append).await.unwrap();
         }
-        assert!(store.unused(now(), 9).is_empty());
+        assert!(store.unused(wall_time(), 9).is_empty());
         assert_eq!(store.unused(later, 9), [room("silent")]);
         let silent = open_room(store, "silent");
         assert!(store.is_unused(silent.id, later));
@@ -552,7 +552,7 @@ async fn a_room_whose_log_has_expired_is_unused() {
         store.bounds(log).unwrap().first.get() == 2
     })
     .await;
-    assert_eq!(store.unused(now(), 9), [room("tea")]);
+    assert_eq!(store.unused(wall_time(), 9), [room("tea")]);
 }
 
 /// Fills `data` with `rounds` of 100 KB in each of two rooms, of which one keeps everything and one little.

@@ -58,9 +58,9 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The error for a file that cannot be read although it may be intact.
-    pub(super) fn cannot_read(path: &Path, error: &io::Error) -> Self {
-        Self::Io(format!("cannot read {}: {error}", path.display()))
+    /// The error for a file that the operating system does not let us `act` on, such as read or write, although it may be intact.
+    pub(super) fn cannot(act: &str, path: &Path, error: &io::Error) -> Self {
+        Self::Io(format!("cannot {act} {}: {error}", path.display()))
     }
 
     /// Returns whether stored data is damaged, as opposed to a failure to read or write it.

@@ -141,7 +141,7 @@ pub trait Observer: Send + Sync + 'static {
     fn committed(&self, took: Duration);
 
     /// Called after segments were rewritten without what is not retained any more, as one of `bytes` bytes.
-    fn rewritten(&self, bytes: u64, took: Duration);
+    fn rewritten(&self, bytes: u64);
 
     /// Called when a commit had to wait until segments were rewritten, so that the disk does not fill.
     fn waited(&self);

@@ -70,7 +70,7 @@ impl Loaded {
     fn add_sealed(&mut self, segment: Segment, summaries: &[StoredSummary]) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
         for summary in summaries {
-            let room = match summary.facts.room {
+            let room = match summary.1.room {
                 Some(place) => Some((place.offset, segment.read_entry(place.offset, place.len)?)),
                 None => None,
             };
@@ -193,24 +193,20 @@ fn open_segments(
         // A segment is created before the one before it is sealed.
         return Err(missing(log, expected));
     }
-    let unsealed: Vec<u32> = segments
-        .iter()
-        .filter(|(segment, _)| segment.sealed.is_none())
-        .map(|(segment, _)| segment.number())
-        .collect();
-    if let [number, .., newest] = unsealed[..] {
-        let has_entries = match segments.last() {
-            Some((segment, _)) => segment.find_written_end(SEGMENT_HEADER_LEN)? > SEGMENT_HEADER_LEN,
-            None => false,
-        };
-        let is_interrupted = unsealed.len() == 2 && !has_entries && number + 1 == newest;
-        if !is_interrupted {
-            let (segment, _) = Segment::open(&segment_path(log, number), false)?;
-            return Err(segment.damaged(segment.len, "its index is missing or damaged"));
-        }
+    let Some(((newest, _), older)) = segments.split_last() else {
+        return Ok((segments, leftovers));
+    };
+    let unsealed = older.iter().map(|(segment, _)| segment);
+    let unsealed: Vec<&Segment> = unsealed.filter(|segment| segment.sealed.is_none()).collect();
+    let is_newest_empty = newest.find_written_end(SEGMENT_HEADER_LEN)? == SEGMENT_HEADER_LEN;
+    match unsealed[..] {
+        [] => {}
         // Sealing was interrupted. The segment before the new one continues to be the newest.
-        segments.pop();
-        leftovers.push(segment_path(log, newest));
+        [segment] if is_newest_empty && segment.number() + 1 == newest.number() => {
+            leftovers.push(newest.path.clone());
+            segments.pop();
+        }
+        [segment, ..] => return Err(segment.damaged(segment.len, "its index is missing or damaged")),
     }
     Ok((segments, leftovers))
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::catalog::Catalog;
-use super::compactor::{Replacement, cannot_write};
+use super::compactor::Replacement;
 use super::directory::{Directory, cannot_use, none_if_missing, segment_numbers};
 use super::entry::{Entries, Entry, EntryKind, Header};
 use super::segment::{SEGMENT_HEADER_LEN, Segment, segment_path};
@@ -104,10 +104,10 @@ fn rewrite(
     let (segment, _) = replacement.seal()?;
     segment
         .replace()
-        .map_err(|error| cannot_write(&segment, &error))?;
+        .map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
     if source.number() != segment.number() {
         let removed = none_if_missing(std::fs::remove_file(&source.path));
-        removed.map_err(|error| StoreError::cannot_read(&source.path, &error))?;
+        removed.map_err(|error| StoreError::cannot("remove", &source.path, &error))?;
     }
     Ok(())
 }

@@ -23,7 +23,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::directory::{PRIVATE, is_same_file, sync_parent};
 use super::entry::{Entries, Entry, decode, padded};
-use super::summary::{LogRecords, POSITION_LEN, Place, Position, SUMMARY_LEN, StoredSummary, Summaries};
+use super::summary::{
+    LogRecords, POSITION_LEN, Place, Position, SUMMARY_LEN, StoredSummary, Summaries, decode_summary,
+};
 use super::{LogId, Record, StoreError};
 use crate::domain::Sequence;
 use crate::failpoint;
@@ -150,7 +152,7 @@ impl Segment {
 
     /// Opens the file at `path` as segment `number` whatever is in it.
     pub(super) fn open_damaged(path: &Path, number: u32, is_writable: bool) -> Result<Self, StoreError> {
-        let cannot_read = |error: io::Error| StoreError::cannot_read(path, &error);
+        let cannot_read = |error: io::Error| StoreError::cannot("read", path, &error);
         let file = OpenOptions::new()
             .read(true)
             .write(is_writable)
@@ -191,7 +193,7 @@ impl Segment {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(self.damaged(offset, "it ends there"))
             }
-            Err(error) => Err(StoreError::cannot_read(&self.path, &error)),
+            Err(error) => Err(StoreError::cannot("read", &self.path, &error)),
         }
     }
 
@@ -377,9 +379,9 @@ impl Segment {
         }
         let mut summaries = Vec::new();
         while directory.has_remaining() {
-            summaries.push(StoredSummary::decode(&mut directory, self.number()));
+            summaries.push(decode_summary(&mut directory, self.number()));
         }
-        let logs = summaries.iter().map(|summary| summary.records);
+        let logs = summaries.iter().map(|(records, _)| *records);
         let logs = logs.filter(|records| records.records > 0).collect();
         self.sealed = Some(Sealed { data_end, logs });
         Ok(summaries)

@@ -60,13 +60,19 @@ pub(super) struct LogRecords {
 }
 
 /// What a segment has of one log: the positions of its records, and the newest of its other entries.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct LogSummary {
     pub(super) positions: Vec<Position>,
     /// The oldest time of a record, as [`Position::at`]; zero if there is none.
     pub(super) oldest_at: u32,
     /// The newest event in the segment.
-    pub(super) last: Sequence,
+    last: Sequence,
+    facts: LogFacts,
+}
+
+/// What the newest entries of a log in a segment say about it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LogFacts {
     /// The status with the newest record.
     pub(super) status: RoomStatus,
     pub(super) truncated_to: Option<Sequence>,
@@ -80,12 +86,19 @@ pub(super) struct LogSummary {
 pub(super) type Summaries = BTreeMap<LogId, LogSummary>;
 
 /// A summary as stored: with the location of its positions instead of the positions.
-pub(super) struct StoredSummary {
-    pub(super) records: LogRecords,
-    pub(super) facts: LogSummary,
-}
+pub(super) type StoredSummary = (LogRecords, LogFacts);
 
 impl Position {
+    /// The position of an entry with records.
+    fn new(place: Place, header: &Header) -> Self {
+        Self {
+            first: header.sequence,
+            offset: place.offset,
+            len: place.len,
+            at: seconds(header.at),
+        }
+    }
+
     /// `base` is the first sequence of the log in segment `segment`.
     pub(super) fn encode(&self, bytes: &mut BytesMut, segment: u32, base: Sequence) {
         let start = bytes.len();
@@ -120,29 +133,15 @@ impl Position {
 impl LogSummary {
     /// Adds an entry of the log.
     pub(super) fn add(&mut self, place: Place, header: &Header) {
-        match header.kind {
-            EntryKind::Records => {
-                let at = seconds(header.at);
-                self.oldest_at = if self.positions.is_empty() {
-                    at
-                } else {
-                    self.oldest_at.min(at)
-                };
-                self.positions.push(Position {
-                    first: header.sequence,
-                    offset: place.offset,
-                    len: place.len,
-                    at,
-                });
-                self.last = header.last();
-                self.status = header.status;
+        if header.kind == EntryKind::Records {
+            let position = Position::new(place, header);
+            if self.positions.is_empty() || position.at < self.oldest_at {
+                self.oldest_at = position.at;
             }
-            EntryKind::Snapshot => self.snapshot = Some((place, header.sequence)),
-            EntryKind::Room => self.room = Some(place),
-            EntryKind::Truncate => self.truncated_to = Some(header.sequence),
-            EntryKind::End => self.has_ended = true,
-            EntryKind::Unsynced | EntryKind::Synced => {}
+            self.positions.push(position);
+            self.last = header.last();
         }
+        self.facts.add(place, header);
     }
 
     /// The records, whose positions start at index `positions_at`.
@@ -163,11 +162,13 @@ impl LogSummary {
         }
     }
 
+    /// Appends the stored form, without the positions. `records` are those of this summary.
     pub(super) fn encode(&self, bytes: &mut BytesMut, records: &LogRecords) {
+        let facts = &self.facts;
         bytes.put_u32(records.log.0);
         bytes.put_u16(0);
-        bytes.put_u8(self.status.to_bits());
-        bytes.put_u8(self.has_ended.into());
+        bytes.put_u8(facts.status.to_bits());
+        bytes.put_u8(facts.has_ended.into());
         bytes.put_u32(records.positions_at);
         bytes.put_u32(records.records);
         bytes.put_u32(records.bytes);
@@ -175,50 +176,81 @@ impl LogSummary {
         bytes.put_u64(records.last.get());
         bytes.put_u32(records.oldest_at);
         bytes.put_u32(records.newest_at);
-        bytes.put_u64(self.truncated_to.unwrap_or_default().get());
-        let (snapshot, covered) = self.snapshot.unzip();
+        bytes.put_u64(facts.truncated_to.unwrap_or_default().get());
+        let (snapshot, covered) = facts.snapshot.unzip();
         bytes.put_u64(covered.unwrap_or_default().get());
-        for place in [snapshot, self.room] {
+        for place in [snapshot, facts.room] {
             bytes.put_u32(place.map_or(0, |place| place.offset));
             bytes.put_u32(place.map_or(0, |place| place.len));
         }
     }
+
+    pub(super) const fn facts(&self) -> &LogFacts {
+        &self.facts
+    }
 }
 
-impl StoredSummary {
-    /// Decodes the next [`SUMMARY_LEN`] bytes.
-    pub(super) fn decode(bytes: &mut Bytes, segment: u32) -> Self {
-        let log = LogId(bytes.get_u32());
-        bytes.advance(2);
-        let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
-        let records = LogRecords {
-            log,
-            positions_at: bytes.get_u32(),
-            records: bytes.get_u32(),
-            bytes: bytes.get_u32(),
-            first: Sequence::new(bytes.get_u64()),
-            last: Sequence::new(bytes.get_u64()),
-            oldest_at: bytes.get_u32(),
-            newest_at: bytes.get_u32(),
-        };
-        let truncated_to = Some(Sequence::new(bytes.get_u64())).filter(|first| *first > Sequence::ZERO);
-        let covered = Sequence::new(bytes.get_u64());
-        let [snapshot, room] = [(); 2].map(|()| {
-            let (offset, len) = (bytes.get_u32(), bytes.get_u32());
-            (len > 0).then_some(Place { segment, offset, len })
-        });
-        let facts = LogSummary {
-            positions: Vec::new(),
-            oldest_at: records.oldest_at,
-            last: records.last,
-            status: RoomStatus::from_bits(status),
-            truncated_to,
-            snapshot: snapshot.map(|place| (place, covered)),
-            room,
-            has_ended: has_ended != 0,
-        };
-        Self { records, facts }
+impl LogRecords {
+    /// The records of a single entry: one, or none if it is of another kind.
+    pub(super) fn of_entry(place: Place, header: &Header) -> Self {
+        let is_record = header.kind == EntryKind::Records;
+        let position = Position::new(place, header);
+        Self {
+            log: header.log,
+            positions_at: 0,
+            records: is_record.into(),
+            bytes: u32::try_from(position.cost()).unwrap_or(u32::MAX),
+            first: position.first,
+            last: header.last(),
+            oldest_at: position.at,
+            newest_at: position.at,
+        }
     }
+}
+
+impl LogFacts {
+    /// Adds an entry of the log.
+    pub(super) fn add(&mut self, place: Place, header: &Header) {
+        match header.kind {
+            EntryKind::Records => self.status = header.status,
+            EntryKind::Snapshot => self.snapshot = Some((place, header.sequence)),
+            EntryKind::Room => self.room = Some(place),
+            EntryKind::Truncate => self.truncated_to = Some(header.sequence),
+            EntryKind::End => self.has_ended = true,
+            EntryKind::Unsynced | EntryKind::Synced => {}
+        }
+    }
+}
+
+/// Decodes the next [`SUMMARY_LEN`] bytes, which are of segment `segment`.
+pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> StoredSummary {
+    let log = LogId(bytes.get_u32());
+    bytes.advance(2);
+    let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
+    let records = LogRecords {
+        log,
+        positions_at: bytes.get_u32(),
+        records: bytes.get_u32(),
+        bytes: bytes.get_u32(),
+        first: Sequence::new(bytes.get_u64()),
+        last: Sequence::new(bytes.get_u64()),
+        oldest_at: bytes.get_u32(),
+        newest_at: bytes.get_u32(),
+    };
+    let truncated_to = Some(Sequence::new(bytes.get_u64())).filter(|first| *first > Sequence::ZERO);
+    let covered = Sequence::new(bytes.get_u64());
+    let [snapshot, room] = [(); 2].map(|()| {
+        let (offset, len) = (bytes.get_u32(), bytes.get_u32());
+        (len > 0).then_some(Place { segment, offset, len })
+    });
+    let facts = LogFacts {
+        status: RoomStatus::from_bits(status),
+        truncated_to,
+        snapshot: snapshot.map(|place| (place, covered)),
+        room,
+        has_ended: has_ended != 0,
+    };
+    (records, facts)
 }
 
 fn checksum(segment: u32, base: Sequence, bytes: &[u8]) -> u32 {

@@ -13,7 +13,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::catalog::Catalog;
-use super::directory::{Directory, HighWatermark, cannot_use, sync_parent, write_atomically};
+use super::directory::{
+    Directory, HighWatermark, cannot_use, none_if_missing, sync_parent, write_atomically,
+};
 use super::disk::read_records;
 use super::recovery::Loaded;
 use super::{Bounds, LogId, Record, StoreError};
@@ -200,7 +202,7 @@ impl StoreView {
                     match bytes {
                         Ok(bytes) => write_atomically(&destination.join(name), &bytes).map_err(&cannot)?,
                         Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(StoreError::cannot_read(&source.join(name), &error)),
+                        Err(error) => return Err(StoreError::cannot("read", &source.join(name), &error)),
                     }
                 }
                 // Without it, the copy is not a data directory: an interrupted backup is not taken for a complete one.
@@ -217,7 +219,7 @@ impl StoreView {
 
     /// Copies the segments of this view. Returns false if one of them has been replaced meanwhile.
     fn copy_segments(&self, copy: &Directory) -> io::Result<bool> {
-        fs::remove_dir_all(copy.log())?;
+        none_if_missing(fs::remove_dir_all(copy.log()))?;
         copy.create_log()?;
         let catalog = self.catalog.lock();
         for state in catalog.segments.values() {

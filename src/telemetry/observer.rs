@@ -163,7 +163,7 @@ impl store::Observer for TelemetryObserver {
         self.metrics.store_sync.record(took, 1);
     }
 
-    fn rewritten(&self, bytes: u64, _took: Duration) {
+    fn rewritten(&self, bytes: u64) {
         self.metrics.store_rewritten.increment(bytes);
     }
 
