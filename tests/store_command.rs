@@ -143,7 +143,21 @@ async fn a_backup_that_is_taken_under_load_is_complete_and_gets_new_epochs() {
         &fixture.data_dir,
     );
     assert_eq!(again.status.code(), Some(74));
+    let nothing = fixture.path("nothing");
+    let failed = store(&["backup", nothing.to_str().unwrap()], &fixture.path("nowhere"));
+    assert_eq!((failed.status.code(), nothing.exists()), (Some(74), false));
     block_in_place(|| server.stop());
+
+    // Damage of a copy is found everywhere, also at its end.
+    let damaged = fixture.path("backup-1");
+    let segments = std::fs::read_dir(damaged.join("log")).unwrap();
+    let newest = segments.map(|entry| entry.unwrap().path()).max().unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let last = bytes.len() - 100;
+    bytes[last] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    let checked = store(&["check"], &damaged);
+    assert!(!checked.status.success(), "{checked:?}");
 
     // Restore.
     let mut restored = ServerFixture::new(CHITCHAT, &options);

@@ -391,6 +391,32 @@ async fn damage_within_a_sealed_segment_is_given_up_per_room() {
 }
 
 #[tokio::test]
+async fn an_interrupted_repair_gives_every_room_a_new_epoch() {
+    for damaged_at in [10, 150_000] {
+        let data = sealed().await;
+        let epochs = |store: &DiskStore| {
+            let rooms = store.rooms(None, 9);
+            rooms
+                .iter()
+                .map(|room| store.find(room).unwrap().epoch)
+                .collect::<Vec<_>>()
+        };
+        let before = epochs(&data.open());
+        flip(&segment(&data, 2), damaged_at);
+        let options = DiskOptions {
+            accept_loss: true,
+            ..OPTIONS
+        };
+        // As if the process was killed as soon as the log is repaired.
+        drop(Repairs::load(&Directory::lock(&data.path).unwrap(), &options).unwrap());
+        let after = epochs(&data.open_accepting_loss());
+        assert!(before.iter().zip(&after).all(|(before, after)| before < after));
+        // Once.
+        assert_eq!(epochs(&data.open()), after);
+    }
+}
+
+#[tokio::test]
 async fn an_interrupted_roll_is_continued() {
     let data = stored().await;
     let store = data.open();
@@ -475,7 +501,7 @@ async fn a_copy_of_a_backup_gets_new_epochs_once() {
     let data = stored().await;
     let epochs = |store: &DiskStore| ["tea", "milk"].map(|name| store.find(&room(name)).unwrap().epoch);
     let before = epochs(&data.open());
-    fs::write(data.path.join("backup"), "").unwrap();
+    fs::write(data.path.join("renew-epochs"), "").unwrap();
     let after = epochs(&data.open());
     assert!(after[0] > before[0] && after[1] > before[1]);
     assert_eq!(epochs(&data.open()), after);

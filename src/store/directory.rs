@@ -15,14 +15,19 @@ pub(super) const FORMAT: &str = "chitchat 2";
 /// The mode of files: chat data is readable by its owner alone.
 pub(super) const PRIVATE: u32 = 0o600;
 
+/// The file that says that every room needs a new epoch.
+const RENEW_EPOCHS: &str = "renew-epochs";
+
 /// The length of the high watermark's file, in bytes.
 const WATERMARK_LEN: usize = 16;
 
 /// A data directory.
 pub(super) struct Directory {
     path: PathBuf,
-    /// Holds the lock; `None` if the directory is only read.
+    /// Holds the lock.
     lock: Option<File>,
+    /// Whether a server has the lock.
+    is_in_use: bool,
 }
 
 /// How far the log is known to be durable: up to an offset in a segment.
@@ -50,6 +55,7 @@ impl Directory {
         let directory = Self {
             path: path.into(),
             lock: Some(lock_file(path)?),
+            is_in_use: false,
         };
         if directory.read_format()?.is_none() {
             directory.write_format().map_err(&cannot)?;
@@ -71,6 +77,7 @@ impl Directory {
         Ok(Self {
             path: path.into(),
             lock: None,
+            is_in_use: false,
         })
     }
 
@@ -83,21 +90,28 @@ impl Directory {
         write_atomically(&self.path.join("FORMAT"), format!("{FORMAT}\n").as_bytes())
     }
 
-    /// Whether no server uses the directory, and none can start.
-    pub(super) const fn is_locked(&self) -> bool {
-        self.lock.is_some()
+    /// Whether a server used the directory when it was opened to be read.
+    pub(super) const fn is_in_use(&self) -> bool {
+        self.is_in_use
     }
 
     pub(super) fn unlock(&mut self) {
         self.lock = None;
     }
 
-    /// Opens a directory to read it. Locks it unless a server uses it or it cannot be written.
+    /// Opens a directory to read it. Locks it unless a server uses it or it has no file to lock, as a copy.
     pub(super) fn read_only(path: &Path) -> Result<Self, StoreError> {
-        let lock = path.join("LOCK").exists().then(|| lock_file(path));
+        let cannot = cannot_use(path);
+        let lock = none_if_missing(File::open(path.join("LOCK"))).map_err(&cannot)?;
+        let is_in_use = match lock.as_ref().map(File::try_lock) {
+            None | Some(Ok(())) => false,
+            Some(Err(TryLockError::WouldBlock)) => true,
+            Some(Err(TryLockError::Error(error))) => return Err(cannot(error)),
+        };
         let directory = Self {
             path: path.into(),
-            lock: lock.and_then(Result::ok),
+            lock,
+            is_in_use,
         };
         match directory.read_format()? {
             Some(()) => Ok(directory),
@@ -159,9 +173,22 @@ impl Directory {
         Ok(secret)
     }
 
-    /// The marker of a copy that [`backup`](super::StoreView::backup) made and no server has opened.
-    pub(super) fn backup_marker(&self) -> PathBuf {
-        self.path.join("backup")
+    /// Whether every room needs a new epoch: the directory is a copy that no server has opened yet, or a repair was interrupted.
+    pub(super) fn renews_epochs(&self) -> bool {
+        self.path.join(RENEW_EPOCHS).exists()
+    }
+
+    /// Notes, durably, whether every room needs a new epoch.
+    pub(super) fn set_renews_epochs(&self, renews: bool) -> io::Result<()> {
+        let marker = self.path.join(RENEW_EPOCHS);
+        match renews {
+            _ if renews == marker.exists() => Ok(()),
+            true => write_atomically(&marker, &[]),
+            false => {
+                fs::remove_file(&marker)?;
+                sync_parent(&marker)
+            }
+        }
     }
 
     /// Opens the file of the high watermark.

@@ -7,7 +7,7 @@
 //! | `secret` | the key of session tokens |
 //! | `log` | the [segments](super::segment) of the log |
 //! | `watermark` | the [high watermark](super::directory::HighWatermark) of the log |
-//! | `backup` | exists in a copy that no server has opened yet |
+//! | `renew-epochs` | exists while every room needs a new epoch: in a copy, and until a repair is complete |
 //!
 //! Models: Kafka's and Apache Iggy's segments and sparse indexes; TiKV's raft-engine, which keeps many small logs in one, with
 //! group commit and rewriting; Bitcask, which keeps where everything is in memory.
@@ -23,7 +23,7 @@ use tracing::warn;
 
 use super::catalog::{Catalog, LogState};
 use super::compactor::{Compactor, CompactorHandle};
-use super::directory::{Directory, cannot_use, none_if_missing, sync_parent};
+use super::directory::{Directory, cannot_use};
 use super::recovery::{Loaded, boot_id};
 use super::salvage::{Void, resolve, salvage};
 use super::segment::Segment;
@@ -57,7 +57,7 @@ impl DiskStore {
     pub fn open(path: &Path, options: DiskOptions, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
         let cannot = cannot_use(path);
         let directory = Arc::new(Directory::lock(path)?);
-        let (mut loaded, mut repairs) = Repairs::load(&directory, &options)?;
+        let (mut loaded, repairs) = Repairs::load(&directory, &options)?;
         let secret = directory.secret().map_err(&cannot)?;
         loaded.clean_up(&directory).map_err(&cannot)?;
         if loaded.newest().is_none() {
@@ -67,8 +67,6 @@ impl DiskStore {
             loaded.catalog.add_segment(segment);
         }
         let newest = loaded.newest().ok_or(StoreError::Failed)?;
-        let is_backup = directory.backup_marker().exists();
-        repairs.renews_all |= is_backup;
         let torn_bytes = loaded.torn_bytes;
         let catalog = Arc::new(Mutex::new(loaded.catalog));
         let compactor = Arc::new(CompactorHandle::default());
@@ -82,12 +80,10 @@ impl DiskStore {
             newest,
             loaded.end,
         );
-        writer.mark_opened(boot_id().unwrap_or([b'?'; 36]))?;
+        // In this order: after a crash in between, the next open does the same again.
         repairs.make(&catalog, &mut writer)?;
-        if is_backup {
-            none_if_missing(std::fs::remove_file(directory.backup_marker())).map_err(&cannot)?;
-            sync_parent(&directory.backup_marker()).map_err(&cannot)?;
-        }
+        writer.mark_opened(boot_id().unwrap_or([b'?'; 36]))?;
+        directory.set_renews_epochs(false).map_err(&cannot)?;
         let thread = Compactor {
             handle: Arc::clone(&compactor),
             catalog: Arc::clone(&catalog),
@@ -138,19 +134,29 @@ struct Repairs {
 impl Repairs {
     /// Loads the log. If events are lost and that is accepted, gives them up.
     fn load(directory: &Directory, options: &DiskOptions) -> Result<(Loaded, Self), StoreError> {
-        let mut repairs = Self::default();
-        let (len, _) = options.segment_len(0);
+        let mut repairs = Self {
+            renews_all: directory.renews_epochs(),
+            ..Self::default()
+        };
+        let mut is_salvaged = false;
+        // Interrupted, it is not known afterwards what was lost.
+        let salvage = |void: &Void, unsynced| {
+            directory
+                .set_renews_epochs(true)
+                .map_err(cannot_use(directory.path()))?;
+            salvage(directory, void, unsynced, options)
+        };
         loop {
             let loaded = match Loaded::load(directory, true) {
-                Err(error) if error.is_damage() && options.accept_loss && !repairs.renews_all => {
+                Err(error) if error.is_damage() && options.accept_loss && !is_salvaged => {
                     warn!(event = "log_salvaged", %error, "the log is damaged, which is accepted; what is valid is kept");
-                    repairs.renews_all = true;
-                    salvage(directory, &Void::new(), len)?;
+                    (repairs.renews_all, is_salvaged) = (true, true);
+                    salvage(&Void::new(), None)?;
                     continue;
                 }
                 loaded => loaded?,
             };
-            repairs.renews_all |= loaded.was_cut;
+            repairs.renews_all |= loaded.rebooted_unsynced;
             if options.accept_loss && repairs.ends.is_none() {
                 let logs = loaded.catalog.logs.iter();
                 repairs.ends = Some(logs.map(|(log, state)| (*log, state.last)).collect());
@@ -159,7 +165,7 @@ impl Repairs {
                         event = "log_salvaged",
                         "records are damaged, which is accepted; what is valid is kept"
                     );
-                    salvage(directory, &Void::new(), len)?;
+                    salvage(&Void::new(), loaded.catalog.unsynced)?;
                     continue;
                 }
             }
@@ -168,7 +174,7 @@ impl Repairs {
                 Some((*log, room, *error))
             });
             let lost: Vec<_> = names.collect();
-            if !options.accept_loss && !repairs.renews_all {
+            if !options.accept_loss && !loaded.rebooted_unsynced {
                 if let Some((_, room, why)) = lost.first() {
                     let (room, why) = (room.clone(), *why);
                     return Err(StoreError::Log { room, why });
@@ -195,7 +201,7 @@ impl Repairs {
                 repairs.find_lost_ends(&loaded.catalog);
                 return Ok((loaded, repairs));
             }
-            salvage(directory, &void, len)?;
+            salvage(&void, loaded.catalog.unsynced)?;
         }
     }
 

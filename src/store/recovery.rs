@@ -32,8 +32,8 @@ pub(super) struct Loaded {
     pub(super) torn_bytes: u64,
     /// Logs that have lost events.
     pub(super) lost: Vec<(LogId, ReplayError)>,
-    /// Whether unsynced writes were made before the machine was restarted, so that events may be lost.
-    pub(super) was_cut: bool,
+    /// Whether the machine was restarted after unsynced writes, so that events may be lost.
+    pub(super) rebooted_unsynced: bool,
     /// Files that the log does not consist of any more.
     leftovers: Vec<PathBuf>,
 }
@@ -53,7 +53,7 @@ impl Loaded {
             end: SEGMENT_HEADER_LEN,
             torn_bytes: 0,
             lost: Vec::new(),
-            was_cut: false,
+            rebooted_unsynced: false,
             leftovers,
         };
         let Some((newest, _)) = segments.pop() else {
@@ -62,7 +62,7 @@ impl Loaded {
         for (segment, summaries) in segments {
             loaded.add_sealed(segment, &summaries)?;
         }
-        loaded.add_newest(newest, watermark, directory.is_locked())?;
+        loaded.add_newest(newest, watermark, directory.is_in_use())?;
         loaded.lost = loaded.catalog.finish()?;
         Ok(loaded)
     }
@@ -87,21 +87,21 @@ impl Loaded {
         &mut self,
         segment: Segment,
         watermark: Option<HighWatermark>,
-        is_locked: bool,
+        is_in_use: bool,
     ) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
         self.end = segment.scan(|place, entry| {
             let applied = self.catalog.apply(place, &entry.header, &entry.body);
             applied.map_err(|why| segment.damaged(place.offset, why))
         })?;
-        self.was_cut = self
+        self.rebooted_unsynced = self
             .catalog
             .unsynced
             .is_some_and(|unsynced| Some(unsynced) != boot_id());
         let written = segment.find_written_end(self.end)?;
         self.torn_bytes = u64::from(written - self.end);
-        // Unsynced writes may be lost in any order. And while a server writes, more follows at any time.
-        if self.was_cut || !is_locked {
+        if self.rebooted_unsynced {
+            // Unsynced writes may be lost in any order.
             return Ok(());
         }
         let noted = watermark.filter(|noted| noted.segment == segment.number() && noted.offset > self.end);
@@ -111,6 +111,10 @@ impl Loaded {
                 noted.offset
             );
             return Err(segment.damaged(self.end, &why));
+        }
+        if is_in_use {
+            // The server may have written more since the entries were read.
+            return Ok(());
         }
         let mut after = Entries::new(segment.number(), segment.read(0, written)?, self.end);
         while let Some(entry) = after.resynchronize() {

@@ -12,17 +12,22 @@ use super::catalog::Catalog;
 use super::compactor::Replacement;
 use super::directory::{Directory, cannot_use, none_if_missing, segment_numbers};
 use super::entry::{Entries, Entry, EntryKind, Header};
-use super::segment::{SEGMENT_HEADER_LEN, Segment, segment_path};
+use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
 use super::writer::Change;
-use super::{LogId, StoreError};
+use super::{DiskOptions, LogId, StoreError};
 use crate::domain::{ReplayError, Sequence};
 
 /// The logs of which everything after an event is given up; everything at all if that is [`Sequence::ZERO`].
 pub(super) type Void = HashMap<LogId, Sequence>;
 
-/// Rewrites the segments of `directory` that are damaged or have entries of `void`, and adds a newest segment of `len` bytes.
-/// Interrupted, it can be repeated.
-pub(super) fn salvage(directory: &Directory, void: &Void, len: u32) -> Result<(), StoreError> {
+/// Rewrites the segments of `directory` that are damaged or have entries of `void`, and adds a newest segment. `unsynced` is
+/// the boot on which unsynced writes were made, if that is known. Interrupted, it can be repeated.
+pub(super) fn salvage(
+    directory: &Directory,
+    void: &Void,
+    unsynced: Option<BootId>,
+    options: &DiskOptions,
+) -> Result<(), StoreError> {
     let log = directory.log();
     let mut sources: Vec<Segment> = Vec::new();
     for number in segment_numbers(&log).map_err(cannot_use(&log))? {
@@ -52,8 +57,9 @@ pub(super) fn salvage(directory: &Directory, void: &Void, len: u32) -> Result<()
         rewrite(directory, source, covers, void)?;
     }
     let mut header = header.unwrap_or_else(|| Catalog::default().header(next));
-    (header.number, header.covers_to, header.unsynced) = (next, next, None);
-    Segment::create(&log, header, len, len.min(1 << 20)).map_err(cannot_use(&log))?;
+    (header.number, header.covers_to, header.unsynced) = (next, next, unsynced);
+    let (len, min_len) = options.segment_len(0);
+    Segment::create(&log, header, len, min_len).map_err(cannot_use(&log))?;
     Ok(())
 }
 

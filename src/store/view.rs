@@ -4,7 +4,7 @@
 //! view is consistent once all segments are open. If the set of segments changes while they are being opened, the view is
 //! opened again.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
@@ -13,9 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::catalog::Catalog;
-use super::directory::{
-    Directory, HighWatermark, cannot_use, none_if_missing, sync_parent, write_atomically,
-};
+use super::directory::{Directory, HighWatermark, cannot_use, none_if_missing, write_atomically};
 use super::disk::read_records;
 use super::recovery::Loaded;
 use super::{Bounds, LogId, Record, StoreError};
@@ -80,7 +78,7 @@ impl StoreView {
     /// It is not a data directory, is damaged or cannot be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let mut directory = Directory::read_only(path)?;
-        let is_in_use = !directory.is_locked();
+        let is_in_use = directory.is_in_use();
         let mut attempts = 1..;
         loop {
             match Loaded::load(&directory, false) {
@@ -98,7 +96,7 @@ impl StoreView {
                         torn_bytes: loaded.torn_bytes,
                     });
                 }
-                Err(error) if directory.is_locked() || attempts.next() == Some(ATTEMPTS) => {
+                Err(error) if !is_in_use || attempts.next() == Some(ATTEMPTS) => {
                     return Err(error);
                 }
                 Err(_) => std::thread::sleep(RETRY_INTERVAL),
@@ -190,31 +188,42 @@ impl StoreView {
     ///
     /// The source is damaged or cannot be read, or the destination is not empty or cannot be written.
     pub fn backup(source: &Path, destination: &Path) -> Result<Self, StoreError> {
-        let cannot = cannot_use(destination);
+        let mut view = Self::open(source)?;
         let copy = Directory::create_empty(destination)?;
-        for _ in 0..ATTEMPTS {
-            let view = Self::open(source)?;
-            if view.copy_segments(&copy).map_err(&cannot)? {
-                for (name, bytes) in [
-                    ("secret", fs::read(source.join("secret"))),
-                    ("backup", Ok(Vec::new())),
-                ] {
-                    match bytes {
-                        Ok(bytes) => write_atomically(&destination.join(name), &bytes).map_err(&cannot)?,
-                        Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(StoreError::cannot("read", &source.join(name), &error)),
-                    }
-                }
-                // Without it, the copy is not a data directory: an interrupted backup is not taken for a complete one.
-                copy.write_format().map_err(&cannot)?;
-                return Ok(view);
+        let secret = source.join("secret");
+        let secret = none_if_missing(fs::read(&secret))
+            .map_err(|error| StoreError::cannot("read", &secret, &error))?;
+        let mut copied = view.copy_to(&copy, secret.as_deref());
+        for _ in 1..ATTEMPTS {
+            if !matches!(copied, Ok(false)) {
+                break;
             }
             std::thread::sleep(RETRY_INTERVAL);
+            view = Self::open(source)?;
+            copied = view.copy_to(&copy, secret.as_deref());
         }
-        Err(StoreError::Io(format!(
-            "cannot copy {}: its segments change too fast",
-            source.display()
-        )))
+        match copied {
+            Ok(true) => Ok(view),
+            Ok(false) => Err(StoreError::Io(format!(
+                "cannot copy {}: its segments change too fast",
+                source.display()
+            ))),
+            Err(error) => Err(cannot_use(destination)(error)),
+        }
+    }
+
+    /// Copies what this view shows. Returns false if a segment has been replaced meanwhile.
+    fn copy_to(&self, copy: &Directory, secret: Option<&[u8]>) -> io::Result<bool> {
+        if !self.copy_segments(copy)? {
+            return Ok(false);
+        }
+        if let Some(secret) = secret {
+            write_atomically(&copy.path().join("secret"), secret)?;
+        }
+        copy.set_renews_epochs(true)?;
+        // Without it, the copy is not a data directory: an interrupted backup is not taken for a complete one.
+        copy.write_format()?;
+        Ok(true)
     }
 
     /// Copies the segments of this view. Returns false if one of them has been replaced meanwhile.
@@ -243,7 +252,7 @@ impl StoreView {
                 Err(_) => write_atomically(&target, &segment.read_file().map_err(io::Error::other)?)?,
             }
         }
-        sync_parent(&copy.log().join("."))?;
+        File::open(copy.log())?.sync_all()?;
         Ok(true)
     }
 }
