@@ -55,7 +55,7 @@ pub(super) struct LogState {
     pub(super) room_entry: Option<Place>,
     /// The segment with the newest truncation.
     pub(super) truncated_in: Option<u32>,
-    /// The segments that have records of the log, ascending. Several numbers may lead to one segment.
+    /// The segments that have records of the log, ascending.
     segments: Vec<u32>,
     pub(super) status: RoomStatus,
     /// At most the oldest time of a record, as [`Position::at`].
@@ -71,6 +71,15 @@ pub(super) struct SegmentState {
     pub(super) segment: Arc<Segment>,
     /// In bytes.
     pub(super) garbage: u64,
+    /// Whether an entry is damaged, so that the segment cannot be rewritten.
+    pub(super) is_damaged: bool,
+}
+
+impl SegmentState {
+    /// Whether the compactor can rewrite the segment.
+    pub(super) fn is_rewritable(&self) -> bool {
+        self.segment.sealed.is_some() && !self.is_damaged
+    }
 }
 
 /// Where to read records of a log from.
@@ -207,6 +216,7 @@ impl Catalog {
         let state = SegmentState {
             segment: Arc::clone(&segment),
             garbage: 0,
+            is_damaged: false,
         };
         self.segments.insert(header.number, state);
         segment
@@ -224,6 +234,13 @@ impl Catalog {
     pub(super) fn discard(&mut self, segment: u32, bytes: u64) {
         if let Some((_, state)) = self.segments.range_mut(..=segment).next_back() {
             state.garbage += bytes;
+        }
+    }
+
+    /// Notes that an entry of a segment is damaged.
+    pub(super) fn set_damaged(&mut self, segment: u32) {
+        if let Some(state) = self.segments.get_mut(&segment) {
+            state.is_damaged = true;
         }
     }
 
@@ -358,16 +375,26 @@ impl Catalog {
         let mut sizes: HashMap<LogId, u64> = HashMap::new();
         let mut garbage: BTreeMap<u32, u64> = BTreeMap::new();
         for (number, state) in &self.segments {
-            let (mut all, mut live) = (state.segment.entries_size(), 0);
-            for records in self.records_in(&state.segment) {
-                let size = self.retained_size(&state.segment, &records)?;
+            let segment = &state.segment;
+            let mut live = 0;
+            let mut add = |log: LogId, size: u64| {
                 live += size;
-                if state.segment.sealed.is_none() {
-                    all += u64::from(records.bytes);
+                *sizes.entry(log).or_default() += size;
+            };
+            match &segment.sealed {
+                Some(sealed) => {
+                    for records in &sealed.logs {
+                        add(records.log, self.retained_size(segment, records)?);
+                    }
                 }
-                *sizes.entry(records.log).or_default() += size;
+                None => {
+                    for (log, summary) in &*self.active {
+                        let state = self.logs.get(log);
+                        add(*log, state.map_or(0, |state| summary.retained(state.first)));
+                    }
+                }
             }
-            garbage.insert(*number, all.saturating_sub(live));
+            garbage.insert(*number, self.entries_size(segment).saturating_sub(live));
         }
         self.by_size.clear();
         for (log, state) in &mut self.logs {
@@ -396,24 +423,20 @@ impl Catalog {
         &self.orphans
     }
 
-    fn records_in(&self, segment: &Segment) -> Vec<LogRecords> {
-        match &segment.sealed {
-            Some(sealed) => sealed.logs.clone(),
-            None => {
-                let all = self.active.iter().map(|(log, summary)| summary.records(*log, 0));
-                all.filter(|records| records.records > 0).collect()
-            }
+    /// The size of the entries of a segment, in bytes, with the positions of the records. Of the segment that is not sealed,
+    /// only that of the records.
+    fn entries_size(&self, segment: &Segment) -> u64 {
+        match segment.sealed {
+            Some(_) => segment.entries_size(),
+            None => self.active.values().map(|summary| summary.bytes).sum(),
         }
     }
 
-    /// The size of those records that are retained.
+    /// The size of those records of a sealed segment that are retained.
     fn retained_size(&self, segment: &Segment, records: &LogRecords) -> Result<u64, StoreError> {
         let all = u64::from(records.bytes);
-        let Some(log) = self
-            .logs
-            .get(&records.log)
-            .filter(|log| records.last >= log.first)
-        else {
+        let log = self.logs.get(&records.log);
+        let Some(log) = log.filter(|log| records.last >= log.first) else {
             return Ok(0);
         };
         if records.first >= log.first {
@@ -421,10 +444,7 @@ impl Catalog {
         }
         let (mut size, mut next) = (0, log.first);
         loop {
-            let positions = match segment.sealed {
-                Some(_) => segment.positions(records.log, next)?,
-                None => self.active_positions(records.log, next).to_vec(),
-            };
+            let positions = segment.positions(records.log, next)?;
             size += positions.iter().map(Position::cost).sum::<u64>();
             match positions.last() {
                 // There may be more. They start with the last one, which was counted.
@@ -451,9 +471,15 @@ impl Catalog {
         for place in [state.snapshot, state.room_entry].into_iter().flatten() {
             self.discard(place.segment, place.size());
         }
-        // A log ends when it has no message or has expired, so its records are few and in its newest segment.
-        if let Some(newest) = state.segments.last() {
-            self.discard(*newest, state.bytes);
+        // Of the oldest segment with retained records, some may have been removed before.
+        let mut retained = state.bytes;
+        for number in state.segments.iter().rev() {
+            let in_segment = self
+                .records(*number, log)
+                .map_or(0, |records| records.bytes.into());
+            let bytes = retained.min(in_segment);
+            self.discard(*number, bytes);
+            retained -= bytes;
         }
     }
 
@@ -473,49 +499,53 @@ impl Catalog {
         let Some(state) = self.logs.get(&log) else { return };
         let is_before = |number: &u32| self.is_before(*number, log, state.first);
         let before = state.segments.partition_point(is_before);
-        let oldest = state.segments.get(before..).unwrap_or_default().iter();
-        let oldest = oldest.filter_map(|number| self.oldest_in(*number, log)).min();
         if let Some(state) = self.logs.get_mut(&log) {
             state.segments.drain(..before);
-            state.oldest_at = oldest.unwrap_or(u32::MAX);
         }
+        // The segment of the oldest retained record may have older ones.
+        let oldest_at = self.oldest_in(log, 0);
+        if let Some(state) = self.logs.get_mut(&log) {
+            state.oldest_at = oldest_at;
+        }
+    }
+
+    /// Notes that `oldest_at` is the time of the oldest retained record of `log` in `segment`, which has its first ones.
+    pub(super) fn set_oldest(&mut self, log: LogId, segment: &Segment, oldest_at: u32) {
+        let oldest_at = oldest_at.min(self.oldest_in(log, segment.header.covers_to + 1));
+        if let Some(state) = self.logs.get_mut(&log) {
+            state.oldest_at = oldest_at;
+        }
+    }
+
+    /// The oldest time of a record of `log` in the segments from the number `from`.
+    fn oldest_in(&self, log: LogId, from: u32) -> u32 {
+        let numbers = self.logs.get(&log).into_iter().flat_map(|state| &state.segments);
+        let records = numbers.filter(|number| **number >= from);
+        let records = records.filter_map(|number| self.records(*number, log));
+        records.map(|records| records.oldest_at).min().unwrap_or(u32::MAX)
+    }
+
+    /// The records of `log` in a segment, if there are any.
+    fn records(&self, number: u32, log: LogId) -> Option<LogRecords> {
+        let segment = self.segment(number)?;
+        let records = match segment.sealed {
+            Some(_) => segment.log(log).copied(),
+            None => self.active.get(&log).map(|summary| summary.records(log, 0)),
+        };
+        records.filter(|records| records.records > 0)
     }
 
     /// Whether the segment has only records of `log` before `next`.
     fn is_before(&self, number: u32, log: LogId, next: Sequence) -> bool {
-        self.segment(number).is_some_and(|segment| match segment.sealed {
-            Some(_) => segment.log(log).is_none_or(|records| records.last < next),
-            None => false,
-        })
-    }
-
-    /// The oldest time of a record of `log` in a segment.
-    pub(super) fn oldest_in(&self, number: u32, log: LogId) -> Option<u32> {
-        let segment = self.segment(number)?;
-        match segment.sealed {
-            Some(_) => segment.log(log).map(|records| records.oldest_at),
-            None => self.active.get(&log).map(|summary| summary.oldest_at),
-        }
+        self.records(number, log)
+            .is_none_or(|records| records.last < next)
     }
 
     /// The first event of `log` in its newest segment with a record that is older than `cutoff`.
     pub(super) fn newest_expired(&self, log: LogId, cutoff: u32) -> Option<Sequence> {
-        let numbers = &self.logs.get(&log)?.segments;
-        let mut numbers = numbers.iter().rev();
-        let number = *numbers.find(|number| {
-            self.oldest_in(**number, log)
-                .is_some_and(|oldest| oldest < cutoff)
-        })?;
-        let segment = self.segment(number)?;
-        match segment.sealed {
-            Some(_) => segment.log(log).map(|records| records.first),
-            None => self
-                .active
-                .get(&log)?
-                .positions
-                .first()
-                .map(|position| position.first),
-        }
+        let numbers = self.logs.get(&log)?.segments.iter().rev();
+        let mut records = numbers.filter_map(|number| self.records(*number, log));
+        Some(records.find(|records| records.oldest_at < cutoff)?.first)
     }
 
     /// Where the record with the event `next` is, or the first record after it. `None` if the log ends before `next`.
@@ -564,9 +594,9 @@ impl Catalog {
         })
     }
 
-    /// Whether the compactor must keep an entry of a sealed segment that covers the segments up to `covers_to`.
-    /// `is_oldest` says that there is no older segment.
-    pub(super) fn is_needed(&self, place: Place, header: &Header, covers_to: u32, is_oldest: bool) -> bool {
+    /// Whether the compactor must keep an entry of a sealed segment that covers the segments up to `covers_to`, when it
+    /// rewrites a run of segments that starts with `run_start`.
+    pub(super) fn is_needed(&self, place: Place, header: &Header, covers_to: u32, run_start: u32) -> bool {
         let log = self.logs.get(&header.log);
         match header.kind {
             EntryKind::Records => log.is_some_and(|log| header.last() >= log.first),
@@ -579,38 +609,50 @@ impl Catalog {
                     .is_some_and(|number| (place.segment..=covers_to).contains(&number));
                 is_here && header.sequence == log.first
             }),
-            // Without it, older entries would bring the log back.
-            EntryKind::End => !is_oldest,
+            // Without it, older entries would bring the log back. Those in the run are removed.
+            EntryKind::End => {
+                let mut older = self.segments.range(..run_start);
+                older.any(|(_, state)| state.segment.log(header.log).is_some())
+            }
             // The header of the newest segment says it.
             EntryKind::Unsynced | EntryKind::Synced => false,
         }
     }
 
-    /// Puts a rewritten segment in the place of those that it covers.
-    pub(super) fn replace(&mut self, segment: Segment, summaries: &Summaries) -> Result<(), StoreError> {
+    /// Puts a rewritten segment in the place of those that it covers. Some of it may have become garbage while it was written.
+    pub(super) fn replace(&mut self, segment: Segment, summaries: &Summaries) {
         let (number, covers_to) = (segment.number(), segment.header.covers_to);
-        let is_covered = |place: &Place| (number..=covers_to).contains(&place.segment);
+        let is_covered = |number: u32| (segment.number()..=covers_to).contains(&number);
+        let mut needed = 0;
         for (log, summary) in summaries {
             let Some(state) = self.logs.get_mut(log) else {
                 continue;
             };
-            if state.snapshot.as_ref().is_some_and(is_covered) {
-                state.snapshot = summary.facts().snapshot.map(|(place, _)| place);
+            let snapshot = summary.facts().snapshot.map(|(place, _)| place);
+            for (place, moved) in [
+                (&mut state.snapshot, snapshot),
+                (&mut state.room_entry, summary.facts().room),
+            ] {
+                if place.is_some_and(|place| is_covered(place.segment)) {
+                    *place = moved;
+                    needed += moved.map_or(0, |moved| moved.size());
+                }
             }
-            if state.room_entry.as_ref().is_some_and(is_covered) {
-                state.room_entry = summary.facts().room;
+            needed += summary.retained(state.first);
+            for covered in state.segments.iter_mut().filter(|number| is_covered(**number)) {
+                *covered = number;
             }
+            state.segments.dedup();
         }
-        // Retention may have removed more while the entries were copied.
-        let mut garbage = 0;
-        for records in segment.sealed.iter().flat_map(|sealed| &sealed.logs) {
-            garbage += u64::from(records.bytes) - self.retained_size(&segment, records)?;
-        }
-        self.segments
-            .retain(|other, _| !(number..=covers_to).contains(other));
+        let garbage = segment.entries_size().saturating_sub(needed);
+        self.segments.retain(|other, _| !is_covered(*other));
         let segment = Arc::new(segment);
-        self.segments.insert(number, SegmentState { segment, garbage });
-        Ok(())
+        let state = SegmentState {
+            segment,
+            garbage,
+            is_damaged: false,
+        };
+        self.segments.insert(number, state);
     }
 }
 

@@ -64,7 +64,8 @@ struct State {
     is_urgent: bool,
     /// The number of completed rewrites, and of searches that found nothing to rewrite.
     rounds: u64,
-    failure: Option<StoreError>,
+    /// Whether the latest rewrite failed. It is tried again, and nobody waits for it.
+    has_failed: bool,
 }
 
 impl CompactorHandle {
@@ -80,33 +81,24 @@ impl CompactorHandle {
     }
 
     /// Blocks while there is more garbage than the limit and the compactor can remove some. Returns whether it has blocked.
-    ///
-    /// # Errors
-    ///
-    /// The compactor has failed.
-    pub(super) fn wait_for_space(&self, catalog: &Mutex<Catalog>) -> Result<bool, StoreError> {
+    pub(super) fn wait_for_space(&self, catalog: &Mutex<Catalog>) -> bool {
         let mut state = self.state.lock();
         let mut has_waited = false;
         loop {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
             if !state.is_running
                 || state.is_stopped
+                || state.has_failed
                 || !is_above(catalog, LIMIT_PERCENT)
                 || pick(&catalog.lock(), true).is_none()
             {
                 state.is_urgent = false;
-                return Ok(has_waited);
+                return has_waited;
             }
             (state.is_urgent, has_waited) = (true, true);
             self.changed.notify_all();
             let rounds = state.rounds;
-            self.changed.wait_while_for(
-                &mut state,
-                |state| state.rounds == rounds && state.failure.is_none(),
-                IDLE_INTERVAL,
-            );
+            self.changed
+                .wait_while_for(&mut state, |state| state.rounds == rounds, IDLE_INTERVAL);
         }
     }
 
@@ -150,12 +142,14 @@ impl Compactor {
             let result = self.compact();
             let mut state = self.handle.state.lock();
             state.rounds += 1;
-            if let Err(failure) = &result {
-                error!(event = "compaction_failed", error = %failure, "segments cannot be rewritten");
-                state.failure = Some(failure.clone());
+            if let Err(error) = &result
+                && !state.has_failed
+            {
+                error!(event = "compaction_failed", %error, "segments cannot be rewritten; it is tried again");
             }
+            state.has_failed = result.is_err();
             self.handle.changed.notify_all();
-            if state.is_stopped || result.is_err() {
+            if state.is_stopped {
                 return;
             }
             if !matches!(result, Ok(true)) {
@@ -184,7 +178,7 @@ impl Compactor {
             .map(|segment| segment_path(&self.directory, segment.number()));
         let replaced = segment.replace();
         replaced.map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
-        self.catalog.lock().replace(segment, &summaries)?;
+        self.catalog.lock().replace(segment, &summaries);
         for path in removed {
             failpoint::hit("rewrite-unlink");
             none_if_missing(fs::remove_file(&path))
@@ -200,7 +194,7 @@ impl Compactor {
         let mut joins = |state: &SegmentState, is_first: bool| {
             let needed = u64::from(state.segment.len).saturating_sub(state.garbage);
             let is_small = size + needed <= self.segment_len && needed <= self.segment_len / 4;
-            let joins = state.segment.sealed.is_some() && (is_first || is_small);
+            let joins = state.is_rewritable() && (is_first || is_small);
             size += if joins { needed } else { 0 };
             joins
         };
@@ -233,7 +227,7 @@ impl Compactor {
         for source in run {
             let mut is_stopped = false;
             let end = source.scan(|place, entry| {
-                if is_stopped || !self.is_needed(place, &entry.header, source, header.number == 1) {
+                if is_stopped || !self.is_needed(place, &entry.header, source, header.number) {
                     return Ok(());
                 }
                 if replacement.push(&entry.header, &entry.body)? {
@@ -246,15 +240,16 @@ impl Compactor {
                 return Ok(None);
             }
             if end < source.data_end() {
+                self.catalog.lock().set_damaged(source.number());
                 return Err(source.damaged(end, "the entry there is damaged"));
             }
         }
         replacement.seal().map(Some)
     }
 
-    fn is_needed(&self, place: Place, header: &Header, source: &Segment, is_oldest: bool) -> bool {
+    fn is_needed(&self, place: Place, header: &Header, source: &Segment, run_start: u32) -> bool {
         let covers_to = source.header.covers_to;
-        self.catalog.lock().is_needed(place, header, covers_to, is_oldest)
+        self.catalog.lock().is_needed(place, header, covers_to, run_start)
     }
 }
 
@@ -320,10 +315,7 @@ fn is_above(catalog: &Mutex<Catalog>, percent: u64) -> bool {
 
 /// The segment with the largest share of garbage, if it is worth rewriting. Unless `is_above`, only a dead one is.
 fn pick(catalog: &Catalog, is_above: bool) -> Option<u32> {
-    let sealed = catalog
-        .segments
-        .iter()
-        .filter(|(_, state)| state.segment.sealed.is_some());
+    let sealed = catalog.segments.iter().filter(|(_, state)| state.is_rewritable());
     let percent = |state: &SegmentState| state.garbage * 100 / u64::from(state.segment.len.max(1));
     let (number, state) = sealed.max_by_key(|(_, state)| percent(state))?;
     let is_worth = percent(state) >= if is_above { MIN_PERCENT } else { DEAD_PERCENT };

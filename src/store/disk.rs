@@ -84,16 +84,16 @@ impl DiskStore {
         repairs.make(&catalog, &mut writer)?;
         writer.mark_opened(boot_id().unwrap_or([b'?'; 36]))?;
         directory.set_renews_epochs(false).map_err(&cannot)?;
-        let thread = Compactor {
+        // If the second thread cannot be started, the first one ends because its queue is dropped.
+        let (writer, writer_thread) = Writer::start(writer).map_err(&cannot)?;
+        let compactor_thread = Compactor {
             handle: Arc::clone(&compactor),
             catalog: Arc::clone(&catalog),
             directory: directory.log(),
             segment_len: options.segment_len(0).0.into(),
             observer,
         };
-        let mut threads = vec![thread.start().map_err(&cannot)?];
-        let (writer, thread) = Writer::start(writer).map_err(&cannot)?;
-        threads.push(thread);
+        let threads = vec![writer_thread, compactor_thread.start().map_err(&cannot)?];
         Ok(Self {
             directory,
             catalog,
@@ -276,11 +276,19 @@ pub(super) fn read_records(
     after: Sequence,
     max_bytes: usize,
 ) -> Result<Vec<Record>, StoreError> {
-    let first = catalog.lock().log(log)?.first;
-    let mut next = after.next().max(first);
+    let mut next = after.next();
     let (mut records, mut bytes) = (Vec::new(), 0);
     loop {
-        let located = catalog.lock().locate(log, next);
+        let (first, located) = {
+            let catalog = catalog.lock();
+            let first = catalog.log(log)?.first;
+            (first, catalog.locate(log, next.max(first)))
+        };
+        if first > next && !records.is_empty() {
+            // Retention has removed what follows.
+            break;
+        }
+        next = next.max(first);
         let Some(located) = located else { break };
         let (segment, positions) = located.positions(log, next)?;
         let read = segment.read_records(log, &positions, max_bytes - bytes)?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tracing::warn;
 
 use super::catalog::Catalog;
 use super::segment::READ_POSITIONS;
@@ -91,10 +92,11 @@ impl Retention {
     }
 
     /// Plans what to remove from a log that exceeds its limits.
-    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Result<Option<Trim>, StoreError> {
-        let (events, bytes) = match catalog.lock().logs.get(&log) {
-            Some(state) => (state.events(), state.bytes),
-            None => return Ok(None),
+    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
+        let (events, bytes) = {
+            let catalog = catalog.lock();
+            let state = catalog.logs.get(&log)?;
+            (state.events(), state.bytes)
         };
         if events <= with_slack(self.max_events) && bytes <= with_slack(self.max_bytes) {
             return self.plan_expired(catalog, log);
@@ -103,23 +105,16 @@ impl Retention {
         let excess_bytes = bytes.saturating_sub(self.max_bytes);
         let trim = plan_trim(catalog, log, |trim, _| {
             trim.events < excess_events || trim.bytes < excess_bytes
-        })?;
-        match trim {
-            Some(trim) => Ok(Some(trim)),
-            None => self.plan_expired(catalog, log),
-        }
+        });
+        trim.or_else(|| self.plan_expired(catalog, log))
     }
 
     /// Plans what to remove from the largest logs if all together are too large.
-    pub(super) fn plan_total(
-        &self,
-        catalog: &Mutex<Catalog>,
-        trims: &mut Vec<Trim>,
-    ) -> Result<(), StoreError> {
+    pub(super) fn plan_total(&self, catalog: &Mutex<Catalog>, trims: &mut Vec<Trim>) {
         let (total, largest) = {
             let catalog = catalog.lock();
             if catalog.bytes <= self.max_total_bytes {
-                return Ok(());
+                return;
             }
             let largest = catalog.by_size.iter().rev().take(MAX_TRIMMED_LOGS);
             (catalog.bytes, largest.copied().collect::<Vec<_>>())
@@ -130,68 +125,85 @@ impl Retention {
             if excess == 0 || trims.iter().any(|trim| trim.log == log) {
                 continue;
             }
-            if let Some(trim) = plan_trim(catalog, log, |trim, _| trim.bytes < excess)? {
+            if let Some(trim) = plan_trim(catalog, log, |trim, _| trim.bytes < excess) {
                 excess = excess.saturating_sub(trim.bytes);
                 trims.push(trim);
             }
         }
-        Ok(())
     }
 
-    /// Plans the removal of expired events of some logs. Returns whether there are more.
-    pub(super) fn plan_expiry(&self, catalog: &Mutex<Catalog>) -> Result<(Vec<Trim>, bool), StoreError> {
-        let Some(cutoff) = self.cutoff().map(seconds) else {
-            return Ok(Default::default());
-        };
-        let expired: Vec<LogId> = {
+    /// Plans the removal of expired events of the first logs after `after` that have any. Returns the last of them if there may
+    /// be more.
+    pub(super) fn plan_expiry(
+        &self,
+        catalog: &Mutex<Catalog>,
+        after: Option<LogId>,
+        trims: &mut Vec<Trim>,
+    ) -> Option<LogId> {
+        let cutoff = self.cutoff().map(seconds)?;
+        let mut expired: Vec<LogId> = {
             let catalog = catalog.lock();
             let logs = catalog.logs.iter();
-            let expired = logs.filter(|(_, state)| state.has_expired(cutoff));
-            expired.map(|(log, _)| *log).take(MAX_TRIMMED_LOGS).collect()
+            let expired = logs.filter(|(log, state)| Some(**log) > after && state.has_expired(cutoff));
+            expired.map(|(log, _)| *log).collect()
         };
-        let mut trims = Vec::new();
-        for log in &expired {
-            trims.extend(self.plan_expired(catalog, *log)?);
+        expired.sort_unstable();
+        let last = expired.get(MAX_TRIMMED_LOGS - 1).copied();
+        for log in expired.into_iter().take(MAX_TRIMMED_LOGS) {
+            if trims.iter().all(|trim| trim.log != log) {
+                trims.extend(self.plan_expired(catalog, log));
+            }
         }
-        // A log whose expired records no snapshot covers is found again, but not at once.
-        let has_more = expired.len() == MAX_TRIMMED_LOGS && !trims.is_empty();
-        Ok((trims, has_more))
+        last
     }
 
     /// Plans the removal of the events up to the newest expired one. Events before it have been there for longer, even if the
     /// clock was ahead when they were broadcast.
-    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Result<Option<Trim>, StoreError> {
-        let Some(cutoff) = self.cutoff().map(seconds) else {
-            return Ok(None);
-        };
-        let mut next = {
+    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
+        let cutoff = self.cutoff().map(seconds)?;
+        let from = {
             let catalog = catalog.lock();
-            let is_candidate = catalog
-                .logs
-                .get(&log)
-                .is_some_and(|state| state.has_expired(cutoff));
-            match is_candidate
-                .then(|| catalog.newest_expired(log, cutoff))
-                .flatten()
-            {
-                Some(next) => next,
-                None => return Ok(None),
-            }
+            catalog.logs.get(&log).filter(|state| state.has_expired(cutoff))?;
+            catalog.newest_expired(log, cutoff)?
         };
-        let mut newest_expired = None;
-        while let Some(located) = locate(catalog, log, next) {
-            let (_, positions) = located.positions(log, next)?;
-            let expired = positions.iter().rev().find(|position| position.at < cutoff);
-            newest_expired = expired.map(|position| position.first).or(newest_expired);
-            match positions.last() {
-                Some(last) if last.first > next => next = last.first,
-                _ => break,
+        let newest_expired =
+            find_expired(catalog, log, from, cutoff).unwrap_or_else(|error| report(log, &error))?;
+        plan_trim(catalog, log, |_, position| position.first <= newest_expired)
+    }
+}
+
+/// Returns the first event of the newest record that is older than `cutoff` in the segment with the event `from`. If none is,
+/// the segment has expired records only in what was removed before, which is then noted.
+fn find_expired(
+    catalog: &Mutex<Catalog>,
+    log: LogId,
+    from: Sequence,
+    cutoff: u32,
+) -> Result<Option<Sequence>, StoreError> {
+    let (mut newest_expired, mut oldest_at, mut next) = (None, u32::MAX, from);
+    while let Some(located) = locate(catalog, log, next) {
+        let (segment, positions) = located.positions(log, next)?;
+        let expired = positions.iter().rev().find(|position| position.at < cutoff);
+        newest_expired = expired.map(|position| position.first).or(newest_expired);
+        let oldest = positions.iter().map(|position| position.at).min();
+        oldest_at = oldest_at.min(oldest.unwrap_or(u32::MAX));
+        match positions.last() {
+            Some(last) if last.first > next => next = last.first,
+            _ => {
+                if newest_expired.is_none() {
+                    catalog.lock().set_oldest(log, &segment, oldest_at);
+                }
+                break;
             }
         }
-        plan_trim(catalog, log, |_, position| {
-            newest_expired.is_some_and(|newest| position.first <= newest)
-        })
     }
+    Ok(newest_expired)
+}
+
+/// Reports that nothing can be removed from a log.
+fn report<T>(log: LogId, error: &StoreError) -> Option<T> {
+    warn!(event = "retention_failed", log = log.0, %error, "old events cannot be removed");
+    None
 }
 
 fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super::catalog::Located> {
@@ -201,6 +213,14 @@ fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super:
 /// Plans the removal of the oldest records of `log`, while `should_remove` returns true for what is planned so far and the next
 /// record, and a snapshot covers the record.
 fn plan_trim(
+    catalog: &Mutex<Catalog>,
+    log: LogId,
+    should_remove: impl Fn(&Trim, &Position) -> bool,
+) -> Option<Trim> {
+    try_plan_trim(catalog, log, should_remove).unwrap_or_else(|error| report(log, &error))
+}
+
+fn try_plan_trim(
     catalog: &Mutex<Catalog>,
     log: LogId,
     should_remove: impl Fn(&Trim, &Position) -> bool,

@@ -70,7 +70,7 @@ pub(super) struct Segment {
     file: File,
     /// The length of the file, in bytes.
     pub(super) len: u32,
-    /// The end of the entries and the records of each log, by log; `None` unless the segment is sealed.
+    /// What the index says; `None` unless the segment is sealed.
     pub(super) sealed: Option<Sealed>,
 }
 
@@ -78,6 +78,7 @@ pub(super) struct Segment {
 pub(super) struct Sealed {
     /// Where the entries end and the positions begin.
     pub(super) data_end: u32,
+    /// The logs with entries in the segment, by id.
     pub(super) logs: Vec<LogRecords>,
 }
 
@@ -339,9 +340,7 @@ impl Segment {
                 position.encode(&mut positions, self.number(), records.first);
             }
             summary.encode(&mut directory, &records);
-            if records.records > 0 {
-                logs.push(records);
-            }
+            logs.push(records);
         }
         let trailer = encode_trailer(self.number(), data_end, &positions, &directory);
         let index = [&positions[..], &directory[..], &trailer[..]].concat();
@@ -381,8 +380,7 @@ impl Segment {
         while directory.has_remaining() {
             summaries.push(decode_summary(&mut directory, self.number()));
         }
-        let logs = summaries.iter().map(|(records, _)| *records);
-        let logs = logs.filter(|records| records.records > 0).collect();
+        let logs = summaries.iter().map(|(records, _)| *records).collect();
         self.sealed = Some(Sealed { data_end, logs });
         Ok(summaries)
     }

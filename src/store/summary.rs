@@ -64,7 +64,9 @@ pub(super) struct LogRecords {
 pub(super) struct LogSummary {
     pub(super) positions: Vec<Position>,
     /// The oldest time of a record, as [`Position::at`]; zero if there is none.
-    pub(super) oldest_at: u32,
+    oldest_at: u32,
+    /// The size of the records, in bytes, with their positions.
+    pub(super) bytes: u64,
     /// The newest event in the segment.
     last: Sequence,
     facts: LogFacts,
@@ -138,20 +140,30 @@ impl LogSummary {
             if self.positions.is_empty() || position.at < self.oldest_at {
                 self.oldest_at = position.at;
             }
+            self.bytes += position.cost();
             self.positions.push(position);
             self.last = header.last();
         }
         self.facts.add(place, header);
     }
 
+    /// The size of those records that contain events from `first` on, in bytes, with their positions.
+    pub(super) fn retained(&self, first: Sequence) -> u64 {
+        if self.last < first {
+            return 0;
+        }
+        let after = self.positions.partition_point(|position| position.first <= first);
+        let retained = self.positions.get(after.saturating_sub(1)..).unwrap_or_default();
+        retained.iter().map(Position::cost).sum()
+    }
+
     /// The records, whose positions start at index `positions_at`.
     pub(super) fn records(&self, log: LogId, positions_at: u32) -> LogRecords {
-        let bytes: u64 = self.positions.iter().map(Position::cost).sum();
         LogRecords {
             log,
             positions_at,
             records: u32::try_from(self.positions.len()).unwrap_or(u32::MAX),
-            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            bytes: u32::try_from(self.bytes).unwrap_or(u32::MAX),
             first: self
                 .positions
                 .first()

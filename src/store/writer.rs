@@ -129,6 +129,7 @@ impl Change {
 
 fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
+    let mut expired = None;
     loop {
         let wait = if writer.trims.is_empty() {
             expire_at.saturating_duration_since(Instant::now())
@@ -142,7 +143,9 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
         };
         let queued: Vec<Queued> = first.into_iter().chain(queue.try_iter()).collect();
         if Instant::now() >= expire_at {
-            let has_more = writer.expire();
+            let retention = &writer.options.retention;
+            expired = retention.plan_expiry(&writer.catalog, expired, &mut writer.trims);
+            let has_more = expired.is_some();
             expire_at = Instant::now() + if has_more { Duration::ZERO } else { EXPIRY_INTERVAL };
         }
         let (changes, done): (Vec<_>, Vec<_>) = queued
@@ -223,6 +226,7 @@ impl LogWriter {
     pub(super) fn commit(&mut self, changes: Vec<(LogId, Change)>) -> Vec<Result<(), StoreError>> {
         let count = changes.len();
         if self.has_failed {
+            self.trims.clear();
             return vec![Err(StoreError::Failed); count];
         }
         match self.try_commit(changes) {
@@ -265,7 +269,12 @@ impl LogWriter {
             drop(catalog);
             self.compactor.wake();
         }
-        self.plan_trims(ends.keys())?;
+        // What is left of a log is planned once the removal before it is applied.
+        for log in ends.keys() {
+            self.trims
+                .extend(self.options.retention.plan(&self.catalog, *log));
+        }
+        self.options.retention.plan_total(&self.catalog, &mut self.trims);
         Ok(results)
     }
 
@@ -360,7 +369,7 @@ impl LogWriter {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        if self.compactor.wait_for_space(&self.catalog)? {
+        if self.compactor.wait_for_space(&self.catalog) {
             self.observer.waited();
         }
         let started = Instant::now();
@@ -450,26 +459,6 @@ impl LogWriter {
         };
         let path = self.directory.path().display();
         StoreError::Io(format!("cannot write in {path}: {error}{full}"))
-    }
-
-    /// Plans what retention removes from the logs that have grown, and from the largest ones if all together are too large.
-    fn plan_trims<'a>(&mut self, logs: impl Iterator<Item = &'a LogId>) -> Result<(), StoreError> {
-        let retention = &self.options.retention;
-        for log in logs {
-            self.trims.extend(retention.plan(&self.catalog, *log)?);
-        }
-        retention.plan_total(&self.catalog, &mut self.trims)
-    }
-
-    /// Plans the removal of expired events of idle logs. Returns whether there are more.
-    fn expire(&mut self) -> bool {
-        let (trims, has_more) = self
-            .options
-            .retention
-            .plan_expiry(&self.catalog)
-            .unwrap_or_default();
-        self.trims.extend(trims);
-        has_more
     }
 
     /// Makes everything that was written durable, and notes it in the log; with [`Durability::Os`], notes that what follows is
