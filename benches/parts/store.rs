@@ -69,7 +69,7 @@ struct NoObserver;
 impl Observer for NoObserver {
     fn committed(&self, _: Duration) {}
     fn rewritten(&self, _: u64) {}
-    fn waited(&self) {}
+    fn write_stalled(&self) {}
 }
 
 fn open(path: &Path, durability: Durability) -> DiskStore {

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::entry::{EntryKind, Header};
-use super::segment::{BootId, READ_POSITIONS, Segment, SegmentHeader};
-use super::summary::{LogFacts, LogRecords, Place, Position, StoredSummary, Summaries};
+use super::segment::{BootId, READ_INDEX_ENTRIES, Segment, SegmentHeader};
+use super::summary::{EntryLocation, IndexEntry, LogFacts, LogRecords, LogSummary, SegmentIndex};
 use super::{Bounds, LogId, RoomStatus, StoreError};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 
@@ -25,10 +25,10 @@ pub(super) struct Catalog {
     /// The segments by number. The last one is not sealed.
     pub(super) segments: BTreeMap<u32, SegmentState>,
     /// The index of the segment that is not sealed. Shared while the segment is being sealed.
-    pub(super) active: Arc<Summaries>,
+    pub(super) active: Arc<SegmentIndex>,
     /// The number of events in all logs.
     pub(super) events: u64,
-    /// The size of the records of all logs, in bytes, with their positions.
+    /// The size of the records of all logs, in bytes, with their index entries.
     pub(super) bytes: u64,
     /// Logs with entries, whose room is not known. They must have ended later.
     orphans: HashSet<LogId>,
@@ -46,19 +46,19 @@ pub(super) struct LogState {
     pub(super) created_at: WallTime,
     pub(super) first: Sequence,
     pub(super) last: Sequence,
-    /// The size of the retained records, in bytes, with their positions.
+    /// The size of the retained records, in bytes, with their index entries.
     pub(super) bytes: u64,
-    pub(super) snapshot: Option<Place>,
+    pub(super) snapshot: Option<EntryLocation>,
     /// The newest event that the snapshot covers.
-    pub(super) covered: Sequence,
+    pub(super) snapshot_sequence: Sequence,
     /// The entry that names the room; `None` until it is written with the first append.
-    pub(super) room_entry: Option<Place>,
+    pub(super) room_entry: Option<EntryLocation>,
     /// The segment with the newest truncation.
     pub(super) truncated_in: Option<u32>,
     /// The segments that have records of the log, ascending.
     segments: Vec<u32>,
     pub(super) status: RoomStatus,
-    /// At most the oldest time of a record, as [`Position::at`].
+    /// At most the oldest time of a record, as [`IndexEntry::at`].
     oldest_at: u32,
     /// The time of the newest record.
     pub(super) newest_at: u32,
@@ -83,24 +83,24 @@ impl SegmentState {
 }
 
 /// Where to read records of a log from.
-pub(super) struct Located {
+pub(super) struct ReadSource {
     pub(super) segment: Arc<Segment>,
-    /// The positions in the segment that is not sealed; those of a sealed one are read from it.
-    positions: Option<Vec<Position>>,
+    /// The index of the segment that is not sealed; that of a sealed one is read from it.
+    index: Option<Vec<IndexEntry>>,
 }
 
-impl Located {
-    /// Reads positions, starting with that of the record that contains `next`.
-    pub(super) fn positions(
+impl ReadSource {
+    /// Returns index entries, starting with that of the record that contains `next`.
+    pub(super) fn index(
         self,
         log: LogId,
         next: Sequence,
-    ) -> Result<(Arc<Segment>, Vec<Position>), StoreError> {
-        let positions = match self.positions {
-            Some(positions) => positions,
-            None => self.segment.positions(log, next)?,
+    ) -> Result<(Arc<Segment>, Vec<IndexEntry>), StoreError> {
+        let index = match self.index {
+            Some(index) => index,
+            None => self.segment.index(log, next)?,
         };
-        Ok((self.segment, positions))
+        Ok((self.segment, index))
     }
 }
 
@@ -114,7 +114,7 @@ impl LogState {
             last: Bounds::EMPTY.last,
             bytes: 0,
             snapshot: None,
-            covered: Sequence::ZERO,
+            snapshot_sequence: Sequence::ZERO,
             room_entry: None,
             truncated_in: None,
             segments: Vec::new(),
@@ -149,7 +149,7 @@ impl LogState {
 
     /// Whether a record may be older than `cutoff` and be removed.
     pub(super) const fn has_expired(&self, cutoff: u32) -> bool {
-        self.oldest_at < cutoff && self.first.get() <= self.covered.get()
+        self.oldest_at < cutoff && self.first.get() <= self.snapshot_sequence.get()
     }
 
     /// Notes records of a segment.
@@ -176,8 +176,10 @@ impl LogState {
     /// The events that are lost, as those before and after a gap.
     fn lost(&self) -> Option<ReplayError> {
         let gap = self.gap.filter(|(_, next)| *next > self.first);
-        let unexplained_start = (self.covered < self.first.previous()).then_some((self.covered, self.first));
-        let missing_end = (self.covered > self.last).then(|| (self.last, self.covered.next()));
+        let unexplained_start =
+            (self.snapshot_sequence < self.first.previous()).then_some((self.snapshot_sequence, self.first));
+        let missing_end =
+            (self.snapshot_sequence > self.last).then(|| (self.last, self.snapshot_sequence.next()));
         let (after, next) = gap.or(unexplained_start).or(missing_end)?;
         Some(ReplayError::Gap { after, next })
     }
@@ -192,6 +194,26 @@ impl Catalog {
     pub(super) fn segment(&self, number: u32) -> Option<&Arc<Segment>> {
         let (_, state) = self.segments.range(..=number).next_back()?;
         Some(&state.segment)
+    }
+
+    /// Reads all entries of all sealed segments. Returns the first damage of each.
+    ///
+    /// # Errors
+    ///
+    /// A segment cannot be read.
+    pub(super) fn find_damage(&self) -> Result<Vec<StoreError>, StoreError> {
+        let mut damage = Vec::new();
+        let sealed = self
+            .segments
+            .values()
+            .filter(|state| state.segment.sealed.is_some());
+        for state in sealed {
+            match state.segment.verify() {
+                Err(error) if error.is_damage() => damage.push(error),
+                result => result?,
+            }
+        }
+        Ok(damage)
     }
 
     /// The header of a new segment.
@@ -272,7 +294,12 @@ impl Catalog {
     /// # Errors
     ///
     /// The entry cannot be where it is: the log is damaged.
-    pub(super) fn apply(&mut self, place: Place, header: &Header, body: &[u8]) -> Result<(), &'static str> {
+    pub(super) fn apply(
+        &mut self,
+        location: EntryLocation,
+        header: &Header,
+        body: &[u8],
+    ) -> Result<(), &'static str> {
         match header.kind {
             EntryKind::Unsynced => {
                 self.unsynced = Some(body.try_into().map_err(|_| "a boot id has a wrong length")?);
@@ -287,11 +314,11 @@ impl Catalog {
         Arc::make_mut(&mut self.active)
             .entry(header.log)
             .or_default()
-            .add(place, header);
-        let records = LogRecords::of_entry(place, header);
+            .add(location, header);
+        let records = LogRecords::of_entry(location, header);
         let mut facts = LogFacts::default();
-        facts.add(place, header);
-        self.apply_summary(place.segment, &(records, facts), Some((header, body)))?;
+        facts.add(location, header);
+        self.apply_summary(location.segment, &(records, facts), Some((header, body)))?;
         if records.records > 0 && self.logs.contains_key(&header.log) {
             self.events += u64::from(header.events);
             self.resize(header.log, |bytes| bytes + u64::from(records.bytes));
@@ -307,13 +334,13 @@ impl Catalog {
     pub(super) fn apply_summary(
         &mut self,
         segment: u32,
-        (records, facts): &StoredSummary,
+        (records, facts): &LogSummary,
         room: Option<(&Header, &[u8])>,
     ) -> Result<(), &'static str> {
         let log = records.log;
         self.next_log = self.next_log.max(LogId(log.0.saturating_add(1)));
-        if let (Some((header, body)), Some(place)) = (room, facts.room) {
-            self.apply_room(log, place, header, body)?;
+        if let (Some((header, body)), Some(location)) = (room, facts.room) {
+            self.apply_room(log, location, header, body)?;
         }
         if facts.has_ended {
             self.orphans.remove(&log);
@@ -332,9 +359,9 @@ impl Catalog {
         if let Some(first) = facts.truncated_to {
             state.truncate(first, segment);
         }
-        if let Some((place, covered)) = facts.snapshot {
-            state.covered = covered;
-            if let Some(replaced) = state.snapshot.replace(place) {
+        if let Some((location, covered)) = facts.snapshot {
+            state.snapshot_sequence = covered;
+            if let Some(replaced) = state.snapshot.replace(location) {
                 self.discard(replaced.segment, replaced.size());
             }
         }
@@ -344,7 +371,7 @@ impl Catalog {
     fn apply_room(
         &mut self,
         log: LogId,
-        place: Place,
+        location: EntryLocation,
         header: &Header,
         body: &[u8],
     ) -> Result<(), &'static str> {
@@ -360,7 +387,7 @@ impl Catalog {
             state.epoch = epoch;
             state.first = state.first.max(header.sequence);
             state.last = state.last.max(state.first.previous());
-            state.room_entry = Some(place);
+            state.room_entry = Some(location);
         }
         Ok(())
     }
@@ -402,9 +429,9 @@ impl Catalog {
             self.events += state.events();
             self.bytes += state.bytes;
             self.by_size.insert((state.bytes, *log));
-            for place in [state.snapshot, state.room_entry].into_iter().flatten() {
-                if let Some((_, garbage)) = garbage.range_mut(..=place.segment).next_back() {
-                    *garbage = garbage.saturating_sub(place.size());
+            for location in [state.snapshot, state.room_entry].into_iter().flatten() {
+                if let Some((_, garbage)) = garbage.range_mut(..=location.segment).next_back() {
+                    *garbage = garbage.saturating_sub(location.size());
                 }
             }
         }
@@ -444,11 +471,11 @@ impl Catalog {
         }
         let (mut size, mut next) = (0, log.first);
         loop {
-            let positions = segment.positions(records.log, next)?;
-            size += positions.iter().map(Position::cost).sum::<u64>();
-            match positions.last() {
+            let index = segment.index(records.log, next)?;
+            size += index.iter().map(IndexEntry::cost).sum::<u64>();
+            match index.last() {
                 // There may be more. They start with the last one, which was counted.
-                Some(last) if positions.len() == READ_POSITIONS as usize => {
+                Some(last) if index.len() == READ_INDEX_ENTRIES as usize => {
                     next = last.first;
                     size -= last.cost();
                 }
@@ -468,8 +495,8 @@ impl Catalog {
         self.by_size.remove(&(state.bytes, log));
         self.events = self.events.saturating_sub(state.events());
         self.bytes = self.bytes.saturating_sub(state.bytes);
-        for place in [state.snapshot, state.room_entry].into_iter().flatten() {
-            self.discard(place.segment, place.size());
+        for location in [state.snapshot, state.room_entry].into_iter().flatten() {
+            self.discard(location.segment, location.size());
         }
         // Of the oldest segment with retained records, some may have been removed before.
         let mut retained = state.bytes;
@@ -549,7 +576,7 @@ impl Catalog {
     }
 
     /// Where the record with the event `next` is, or the first record after it. `None` if the log ends before `next`.
-    pub(super) fn locate(&self, log: LogId, next: Sequence) -> Option<Located> {
+    pub(super) fn locate(&self, log: LogId, next: Sequence) -> Option<ReadSource> {
         let state = self.logs.get(&log)?;
         if next > state.last {
             return None;
@@ -559,24 +586,24 @@ impl Catalog {
             .segments
             .partition_point(|number| self.is_before(*number, log, next));
         let segment = Arc::clone(self.segment(*state.segments.get(before)?)?);
-        let positions = segment
+        let index = segment
             .sealed
             .is_none()
-            .then(|| self.active_positions(log, next).to_vec());
-        Some(Located { segment, positions })
+            .then(|| self.active_index(log, next).to_vec());
+        Some(ReadSource { segment, index })
     }
 
-    /// Positions in the segment that is not sealed, starting with that of the record that contains `next`.
-    fn active_positions(&self, log: LogId, next: Sequence) -> &[Position] {
-        let positions = self
+    /// Index entries of the segment that is not sealed, starting with that of the record that contains `next`.
+    fn active_index(&self, log: LogId, next: Sequence) -> &[IndexEntry] {
+        let index = self
             .active
             .get(&log)
-            .map_or(&[][..], |summary| summary.positions.as_slice());
-        let from = positions
-            .partition_point(|position| position.first <= next)
+            .map_or(&[][..], |summary| summary.entries.as_slice());
+        let from = index
+            .partition_point(|indexed| indexed.first <= next)
             .saturating_sub(1);
-        let upto = positions.len().min(from + READ_POSITIONS as usize);
-        positions.get(from..upto).unwrap_or_default()
+        let upto = index.len().min(from + READ_INDEX_ENTRIES as usize);
+        index.get(from..upto).unwrap_or_default()
     }
 
     /// What the sealed segments have that is needed, and their garbage, in bytes.
@@ -596,17 +623,23 @@ impl Catalog {
 
     /// Whether the compactor must keep an entry of a sealed segment that covers the segments up to `covers_to`, when it
     /// rewrites a run of segments that starts with `run_start`.
-    pub(super) fn is_needed(&self, place: Place, header: &Header, covers_to: u32, run_start: u32) -> bool {
+    pub(super) fn is_needed(
+        &self,
+        location: EntryLocation,
+        header: &Header,
+        covers_to: u32,
+        run_start: u32,
+    ) -> bool {
         let log = self.logs.get(&header.log);
         match header.kind {
             EntryKind::Records => log.is_some_and(|log| header.last() >= log.first),
-            EntryKind::Snapshot => log.is_some_and(|log| log.snapshot == Some(place)),
+            EntryKind::Snapshot => log.is_some_and(|log| log.snapshot == Some(location)),
             // All of them are kept, so that the room of each record is known before the record.
             EntryKind::Room => log.is_some(),
             EntryKind::Truncate => log.is_some_and(|log| {
                 let is_here = log
                     .truncated_in
-                    .is_some_and(|number| (place.segment..=covers_to).contains(&number));
+                    .is_some_and(|number| (location.segment..=covers_to).contains(&number));
                 is_here && header.sequence == log.first
             }),
             // Without it, older entries would bring the log back. Those in the run are removed.
@@ -620,7 +653,7 @@ impl Catalog {
     }
 
     /// Puts a rewritten segment in the place of those that it covers. Some of it may have become garbage while it was written.
-    pub(super) fn replace(&mut self, segment: Segment, summaries: &Summaries) {
+    pub(super) fn replace(&mut self, segment: Segment, summaries: &SegmentIndex) {
         let (number, covers_to) = (segment.number(), segment.header.covers_to);
         let is_covered = |number: u32| (segment.number()..=covers_to).contains(&number);
         let mut needed = 0;
@@ -628,13 +661,13 @@ impl Catalog {
             let Some(state) = self.logs.get_mut(log) else {
                 continue;
             };
-            let snapshot = summary.facts().snapshot.map(|(place, _)| place);
-            for (place, moved) in [
+            let snapshot = summary.facts().snapshot.map(|(location, _)| location);
+            for (location, moved) in [
                 (&mut state.snapshot, snapshot),
                 (&mut state.room_entry, summary.facts().room),
             ] {
-                if place.is_some_and(|place| is_covered(place.segment)) {
-                    *place = moved;
+                if location.is_some_and(|location| is_covered(location.segment)) {
+                    *location = moved;
                     needed += moved.map_or(0, |moved| moved.size());
                 }
             }

@@ -23,7 +23,7 @@ use super::catalog::{Catalog, SegmentState};
 use super::directory::none_if_missing;
 use super::entry::{Header, encode};
 use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader, segment_path};
-use super::summary::{Place, Summaries};
+use super::summary::{EntryLocation, SegmentIndex};
 use super::{Observer, StoreError};
 use crate::failpoint;
 
@@ -216,7 +216,7 @@ impl Compactor {
 
     /// Writes what is needed of `run` to a new segment, which is sealed but not in its place yet. `None` if the compactor is
     /// stopped.
-    fn rewrite(&self, run: &[Arc<Segment>]) -> Result<Option<(Segment, Summaries)>, StoreError> {
+    fn rewrite(&self, run: &[Arc<Segment>]) -> Result<Option<(Segment, SegmentIndex)>, StoreError> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else {
             return Ok(None);
         };
@@ -226,8 +226,8 @@ impl Compactor {
         let mut replacement = Replacement::create(&self.directory, header)?;
         for source in run {
             let mut is_stopped = false;
-            let end = source.scan(|place, entry| {
-                if is_stopped || !self.is_needed(place, &entry.header, source, header.number) {
+            let end = source.scan(|location, entry| {
+                if is_stopped || !self.is_needed(location, &entry.header, source, header.number) {
                     return Ok(());
                 }
                 if replacement.push(&entry.header, &entry.body)? {
@@ -247,9 +247,11 @@ impl Compactor {
         replacement.seal().map(Some)
     }
 
-    fn is_needed(&self, place: Place, header: &Header, source: &Segment, run_start: u32) -> bool {
+    fn is_needed(&self, location: EntryLocation, header: &Header, source: &Segment, run_start: u32) -> bool {
         let covers_to = source.header.covers_to;
-        self.catalog.lock().is_needed(place, header, covers_to, run_start)
+        self.catalog
+            .lock()
+            .is_needed(location, header, covers_to, run_start)
     }
 }
 
@@ -259,7 +261,7 @@ pub(super) struct Replacement {
     buffer: BytesMut,
     /// Where the entries end that are written.
     end: u32,
-    summaries: Summaries,
+    summaries: SegmentIndex,
 }
 
 impl Replacement {
@@ -271,7 +273,7 @@ impl Replacement {
             segment,
             buffer: BytesMut::new(),
             end: SEGMENT_HEADER_LEN,
-            summaries: Summaries::new(),
+            summaries: SegmentIndex::new(),
         })
     }
 
@@ -280,8 +282,11 @@ impl Replacement {
         let segment = self.segment.number();
         let offset = self.end + u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
         let len = encode(&mut self.buffer, segment, self.end, *header, &[body]);
-        let place = Place { segment, offset, len };
-        self.summaries.entry(header.log).or_default().add(place, header);
+        let location = EntryLocation { segment, offset, len };
+        self.summaries
+            .entry(header.log)
+            .or_default()
+            .add(location, header);
         let is_full = self.buffer.len() >= WRITE_BYTES;
         if is_full {
             self.write()?;
@@ -298,7 +303,7 @@ impl Replacement {
     }
 
     /// Seals the segment. It gets into its place with [`Segment::replace`].
-    pub(super) fn seal(mut self) -> Result<(Segment, Summaries), StoreError> {
+    pub(super) fn seal(mut self) -> Result<(Segment, SegmentIndex), StoreError> {
         self.write()?;
         failpoint::hit("rewrite-written");
         let sealed = self.segment.seal(self.end, &self.summaries);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Durability;
 use super::super::directory::HighWatermark;
+use super::super::salvage::Repairs;
 use super::super::segment::segment_path;
 use super::tests::{
     DataDir, OPTIONS, STATUS, append, assert_says, long_record, open, open_room, open_tea, record, room,
@@ -541,7 +542,7 @@ async fn a_power_cut_with_unsynced_writes_gives_every_room_a_new_epoch() {
     let copy = copy_of(&data);
     let path = segment(&copy, 1);
     bytes[at..at + 36].fill(b'0');
-    let entry = at - super::super::entry::HEADER_LEN;
+    let entry = at - super::super::entry::ENTRY_HEADER_LEN;
     let mut checksum = crc32c::crc32c(&1_u32.to_be_bytes());
     checksum = crc32c::crc32c_append(checksum, &bytes[entry + 4..at + 36]);
     bytes[entry..entry + 4].copy_from_slice(&checksum.to_be_bytes());

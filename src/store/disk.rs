@@ -19,20 +19,18 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tracing::warn;
 
 use super::catalog::{Catalog, LogState};
 use super::compactor::{Compactor, CompactorHandle};
 use super::directory::{Directory, cannot_use};
-use super::recovery::{Loaded, boot_id};
-use super::salvage::{Void, resolve, salvage};
+use super::recovery::boot_id;
+use super::salvage::Repairs;
 use super::segment::Segment;
 use super::writer::{Change, LogWriter, Writer};
 use super::{
     Append, AppendFuture, Bounds, DiskOptions, Log, LogId, Observer, Record, Store, StoreError, StoreUsage,
 };
-use crate::domain::{ReplayError, RoomName, Sequence, WallTime};
-use crate::wall_clock::wall_time;
+use crate::domain::{RoomName, Sequence, WallTime};
 
 /// A store on disk. Dropping it blocks until the queued appends are written, and releases the directory.
 pub struct DiskStore {
@@ -66,20 +64,9 @@ impl DiskStore {
             let segment = Segment::create(&directory.log(), header, len, min_len).map_err(&cannot)?;
             loaded.catalog.add_segment(segment);
         }
-        let newest = loaded.newest().ok_or(StoreError::Failed)?;
         let torn_bytes = loaded.torn_bytes;
-        let catalog = Arc::new(Mutex::new(loaded.catalog));
-        let compactor = Arc::new(CompactorHandle::default());
-        let mut writer = LogWriter::new(
-            Arc::clone(&directory),
-            Arc::clone(&catalog),
-            Arc::clone(&compactor),
-            options,
-            Arc::clone(&observer),
-            directory.open_watermark().map_err(&cannot)?,
-            newest,
-            loaded.end,
-        );
+        let mut writer = LogWriter::new(Arc::clone(&directory), loaded, options, Arc::clone(&observer))?;
+        let (catalog, compactor) = (Arc::clone(&writer.catalog), Arc::clone(&writer.compactor));
         // In this order: after a crash in between, the next open does the same again.
         repairs.make(&catalog, &mut writer)?;
         writer.mark_opened(boot_id().unwrap_or([b'?'; 36]))?;
@@ -119,154 +106,17 @@ impl DiskStore {
     }
 }
 
-/// What is done about lost events when a store is opened.
-#[derive(Default)]
-struct Repairs {
-    changes: Vec<(LogId, Change)>,
-    /// The logs that have lost events, and which.
-    lost: Vec<(LogId, RoomName, ReplayError)>,
-    /// Whether every log may have lost events.
-    renews_all: bool,
-    /// The ends of the logs as their indexes say, before damage is given up.
-    ends: Option<Vec<(LogId, Sequence)>>,
-}
-
-impl Repairs {
-    /// Loads the log. If events are lost and that is accepted, gives them up.
-    fn load(directory: &Directory, options: &DiskOptions) -> Result<(Loaded, Self), StoreError> {
-        let mut repairs = Self {
-            renews_all: directory.renews_epochs(),
-            ..Self::default()
-        };
-        let mut is_salvaged = false;
-        // Interrupted, it is not known afterwards what was lost.
-        let salvage = |void: &Void, unsynced| {
-            directory
-                .set_renews_epochs(true)
-                .map_err(cannot_use(directory.path()))?;
-            salvage(directory, void, unsynced, options)
-        };
-        loop {
-            let loaded = match Loaded::load(directory, true) {
-                Err(error) if error.is_damage() && options.accept_loss && !is_salvaged => {
-                    warn!(event = "log_salvaged", %error, "the log is damaged, which is accepted; what is valid is kept");
-                    (repairs.renews_all, is_salvaged) = (true, true);
-                    salvage(&Void::new(), None)?;
-                    continue;
-                }
-                loaded => loaded?,
-            };
-            repairs.renews_all |= loaded.rebooted_unsynced;
-            if options.accept_loss && repairs.ends.is_none() {
-                let logs = loaded.catalog.logs.iter();
-                repairs.ends = Some(logs.map(|(log, state)| (*log, state.last)).collect());
-                if loaded.find_damage()? {
-                    warn!(
-                        event = "log_salvaged",
-                        "records are damaged, which is accepted; what is valid is kept"
-                    );
-                    salvage(&Void::new(), loaded.catalog.unsynced)?;
-                    continue;
-                }
-            }
-            let names = loaded.lost.iter().filter_map(|(log, error)| {
-                let room = loaded.catalog.logs.get(log)?.room.clone();
-                Some((*log, room, *error))
-            });
-            let lost: Vec<_> = names.collect();
-            if !options.accept_loss && !loaded.rebooted_unsynced {
-                if let Some((_, room, why)) = lost.first() {
-                    let (room, why) = (room.clone(), *why);
-                    return Err(StoreError::Log { room, why });
-                }
-                if !loaded.catalog.orphans().is_empty() {
-                    return Err(StoreError::Damaged {
-                        path: directory.log(),
-                        offset: 0,
-                        why: "it has records of a room whose creation is missing".into(),
-                    });
-                }
-            }
-            for log in loaded.catalog.orphans() {
-                warn!(
-                    event = "log_lost",
-                    log = log.0,
-                    "the name of a room is lost, which is accepted, and with it its log"
-                );
-            }
-            repairs.lost.extend(lost);
-            let (void, changes) = resolve(&loaded.catalog, &loaded.lost);
-            if void.is_empty() {
-                repairs.changes = changes;
-                repairs.find_lost_ends(&loaded.catalog);
-                return Ok((loaded, repairs));
-            }
-            salvage(&void, loaded.catalog.unsynced)?;
-        }
-    }
-
-    /// Notes the logs that end earlier than their indexes said before damage was given up.
-    fn find_lost_ends(&mut self, catalog: &Catalog) {
-        for (log, end) in self.ends.iter().flatten() {
-            let Some(state) = catalog.logs.get(log) else {
-                continue;
-            };
-            let is_noted = self.lost.iter().any(|(noted, ..)| noted == log);
-            if state.last < *end && !is_noted {
-                let (after, next) = (state.last, end.next());
-                self.lost
-                    .push((*log, state.room.clone(), ReplayError::Gap { after, next }));
-            }
-        }
-    }
-
-    /// Writes the changes, and gives the logs concerned new epochs.
-    fn make(self, catalog: &Mutex<Catalog>, writer: &mut LogWriter) -> Result<(), StoreError> {
-        let mut changes = self.changes;
-        {
-            let mut catalog = catalog.lock();
-            let mut concerned: Vec<LogId> = if self.renews_all {
-                catalog.logs.keys().copied().collect()
-            } else {
-                self.lost.iter().map(|(log, ..)| *log).collect()
-            };
-            let has_ended = |log: &LogId| {
-                changes
-                    .iter()
-                    .any(|(other, change)| other == log && matches!(change, Change::End))
-            };
-            concerned.retain(|log| !has_ended(log));
-            let renewals: Vec<_> = concerned
-                .into_iter()
-                .map(|log| (log, Change::Renew(catalog.next_epoch(wall_time()))))
-                .collect();
-            changes.extend(renewals);
-        }
-        for (_, room, why) in &self.lost {
-            warn!(event = "log_truncated", %room, %why, "events are lost, which is accepted; the room has a new epoch");
-        }
-        if self.renews_all {
-            let rooms = catalog.lock().logs.len();
-            warn!(
-                event = "epochs_renewed",
-                rooms, "events may be missing in any room; every room has a new epoch"
-            );
-        }
-        writer.commit(changes).into_iter().collect()
-    }
-}
-
 /// Reads a snapshot as [`Store::snapshot`].
 pub(super) fn read_snapshot(catalog: &Mutex<Catalog>, log: LogId) -> Result<Option<Bytes>, StoreError> {
-    let (place, segment) = {
+    let (location, segment) = {
         let catalog = catalog.lock();
-        let Some(place) = catalog.log(log)?.snapshot else {
+        let Some(location) = catalog.log(log)?.snapshot else {
             return Ok(None);
         };
-        (place, catalog.segment(place.segment).cloned())
+        (location, catalog.segment(location.segment).cloned())
     };
     let segment = segment.ok_or(StoreError::Failed)?;
-    Ok(Some(segment.read_entry(place.offset, place.len)?.body))
+    Ok(Some(segment.read_entry(location.offset, location.len)?.body))
 }
 
 /// Reads records as [`Store::records`].
@@ -279,7 +129,7 @@ pub(super) fn read_records(
     let mut next = after.next();
     let (mut records, mut bytes) = (Vec::new(), 0);
     loop {
-        let (first, located) = {
+        let (first, source) = {
             let catalog = catalog.lock();
             let first = catalog.log(log)?.first;
             (first, catalog.locate(log, next.max(first)))
@@ -289,9 +139,9 @@ pub(super) fn read_records(
             break;
         }
         next = next.max(first);
-        let Some(located) = located else { break };
-        let (segment, positions) = located.positions(log, next)?;
-        let read = segment.read_records(log, &positions, max_bytes - bytes)?;
+        let Some(source) = source else { break };
+        let (segment, index) = source.index(log, next)?;
+        let read = segment.read_records(log, &index, max_bytes - bytes)?;
         for record in read {
             if record.last() < next {
                 continue;
@@ -353,7 +203,7 @@ impl Store for DiskStore {
         let unfinished = catalog
             .logs
             .values()
-            .filter(|log| log.status.is_occupied || log.covered < log.last);
+            .filter(|log| log.status.is_occupied || log.snapshot_sequence < log.last);
         unfinished.map(|log| log.room.clone()).collect()
     }
 

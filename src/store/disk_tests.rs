@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::super::entry::{Entry, EntryKind};
-use super::super::summary::Place;
+use super::super::summary::EntryLocation;
 use super::super::{
     Durability, EncodedSnapshot, MemoryStore, Retention, RoomStatus, encode_snapshot, read_page,
 };
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
+use crate::wall_clock::wall_time;
 
 /// A data directory, which is removed after the test.
 pub(super) struct DataDir {
@@ -80,7 +81,7 @@ pub(super) struct NoObserver;
 impl Observer for NoObserver {
     fn committed(&self, _: Duration) {}
     fn rewritten(&self, _: u64) {}
-    fn waited(&self) {}
+    fn write_stalled(&self) {}
 }
 
 pub(super) fn open(path: &Path, options: DiskOptions) -> Result<DiskStore, StoreError> {
@@ -716,8 +717,10 @@ async fn a_damaged_record_stops_neither_the_rewriting_of_other_segments_nor_appe
     let segment = Arc::clone(store.catalog.lock().segment(1).unwrap());
     let milk = open_room(&store, "milk").id;
     let mut kept = None;
-    let find = |place: Place, entry: Entry| {
-        kept = Some(place.offset).filter(|_| entry.header.log == milk).or(kept);
+    let find = |location: EntryLocation, entry: Entry| {
+        kept = Some(location.offset)
+            .filter(|_| entry.header.log == milk)
+            .or(kept);
         Ok(())
     };
     segment.scan(find).unwrap();

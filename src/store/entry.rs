@@ -1,6 +1,6 @@
 //! Entries: what the log consists of.
 //!
-//! An entry is a header of [`HEADER_LEN`] bytes and a body, padded with zeros to a multiple of [`ALIGNMENT`]. All numbers
+//! An entry is a header of [`ENTRY_HEADER_LEN`] bytes and a body, padded with zeros to a multiple of [`ALIGNMENT`]. All numbers
 //! are big-endian:
 //!
 //! | bytes | content |
@@ -25,7 +25,7 @@ use super::{LogId, RoomStatus};
 use crate::domain::{Sequence, WallTime};
 
 /// The length of an entry's header, in bytes.
-pub(super) const HEADER_LEN: usize = 40;
+pub(super) const ENTRY_HEADER_LEN: usize = 40;
 
 /// Entries start at multiples of this, which makes the search for entries after damage fast.
 const ALIGNMENT: u32 = 8;
@@ -107,7 +107,7 @@ impl Entry {
     /// The length of header and body, without the padding.
     pub(super) fn len(&self) -> u32 {
         // The length was read from a field of this size.
-        u32::try_from(HEADER_LEN + self.body.len()).unwrap_or(u32::MAX)
+        u32::try_from(ENTRY_HEADER_LEN + self.body.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -126,7 +126,7 @@ pub(super) fn encode(
     body: &[&[u8]],
 ) -> u32 {
     let start = buffer.len();
-    let len: usize = HEADER_LEN + body.iter().map(|part| part.len()).sum::<usize>();
+    let len: usize = ENTRY_HEADER_LEN + body.iter().map(|part| part.len()).sum::<usize>();
     // The size of one append is bounded far below 4 GiB.
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     buffer.put_u32(0);
@@ -154,7 +154,7 @@ pub(super) fn decode(segment: u32, bytes: &Bytes) -> Option<Entry> {
     // No text has such a byte, so the search for entries after damage seldom computes a checksum in vain.
     let kind = bytes.get(8)?;
     let kind = EntryKind::ALL.into_iter().find(|known| *known as u8 == *kind)?;
-    if len < HEADER_LEN || len > bytes.len() {
+    if len < ENTRY_HEADER_LEN || len > bytes.len() {
         return None;
     }
     let mut bytes = bytes.slice(..len);
@@ -209,7 +209,7 @@ impl Entries {
 
     /// Continues at the next valid entry after an invalid one. Returns `None` if there is none.
     pub(super) fn resynchronize(&mut self) -> Option<Entry> {
-        while (self.offset as usize) + HEADER_LEN <= self.bytes.len() {
+        while (self.offset as usize) + ENTRY_HEADER_LEN <= self.bytes.len() {
             if let Some(entry) = self.peek() {
                 return Some(entry);
             }
@@ -220,7 +220,7 @@ impl Entries {
 
     fn peek(&self) -> Option<Entry> {
         let rest = self.bytes.len().checked_sub(self.offset as usize)?;
-        (rest >= HEADER_LEN).then(|| decode(self.segment, &self.bytes.slice(self.offset as usize..)))?
+        (rest >= ENTRY_HEADER_LEN).then(|| decode(self.segment, &self.bytes.slice(self.offset as usize..)))?
     }
 }
 

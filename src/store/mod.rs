@@ -77,7 +77,8 @@ pub trait Store: Send + Sync + 'static {
     fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName>;
 
     /// Returns whether nobody needs a log at the time `at`: its room has been without participants for [`UNUSED_AFTER`], and
-    /// nobody has said anything in it, or all events have expired.
+    /// nobody has said anything in it, or all events have expired. A store in memory keeps the newest events of a log, so there
+    /// a room in which something was said is never unused.
     fn is_unused(&self, log: LogId, at: WallTime) -> bool;
 
     /// Returns the range of events that a log holds. Does not block.
@@ -144,7 +145,7 @@ pub trait Observer: Send + Sync + 'static {
     fn rewritten(&self, bytes: u64);
 
     /// Called when a commit had to wait until segments were rewritten, so that the disk does not fill.
-    fn waited(&self);
+    fn write_stalled(&self);
 }
 
 /// Identifies a log within its store.

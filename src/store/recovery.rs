@@ -1,7 +1,7 @@
 //! Opening the log of a data directory.
 //!
-//! Only the newest segment is read as a whole. Of the others, the index is read and verified; their entries are verified when
-//! they are read. What may be missing after a crash is decidable:
+//! Only the newest segment is read as a whole. Of the others, the summaries are read and verified; their index entries and
+//! entries are verified when they are read. What may be missing after a crash is decidable:
 //!
 //! - The end of the newest segment may be torn by a write that was not acknowledged. It is cut off. Anything invalid before the
 //!   high watermark, or followed by a later write, is damage.
@@ -17,9 +17,8 @@ use std::sync::Arc;
 use super::catalog::Catalog;
 use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers};
 use super::entry::Entries;
-use super::salvage::{Void, is_intact};
 use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
-use super::summary::StoredSummary;
+use super::summary::LogSummary;
 use super::{LogId, StoreError};
 use crate::domain::ReplayError;
 
@@ -67,11 +66,14 @@ impl Loaded {
         Ok(loaded)
     }
 
-    fn add_sealed(&mut self, segment: Segment, summaries: &[StoredSummary]) -> Result<(), StoreError> {
+    fn add_sealed(&mut self, segment: Segment, summaries: &[LogSummary]) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
         for summary in summaries {
             let room = match summary.1.room {
-                Some(place) => Some((place.offset, segment.read_entry(place.offset, place.len)?)),
+                Some(location) => Some((
+                    location.offset,
+                    segment.read_entry(location.offset, location.len)?,
+                )),
                 None => None,
             };
             let offset = room.as_ref().map_or(segment.data_end(), |(offset, _)| *offset);
@@ -90,9 +92,9 @@ impl Loaded {
         is_in_use: bool,
     ) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
-        self.end = segment.scan(|place, entry| {
-            let applied = self.catalog.apply(place, &entry.header, &entry.body);
-            applied.map_err(|why| segment.damaged(place.offset, why))
+        self.end = segment.scan(|location, entry| {
+            let applied = self.catalog.apply(location, &entry.header, &entry.body);
+            applied.map_err(|why| segment.damaged(location.offset, why))
         })?;
         self.rebooted_unsynced = self
             .catalog
@@ -141,19 +143,9 @@ impl Loaded {
         if let Some((_, newest)) = self.catalog.segments.last_key_value()
             && (self.torn_bytes > 0 || !self.leftovers.is_empty())
         {
-            newest.segment.cut(self.end)?;
+            newest.segment.truncate_to(self.end)?;
         }
         Ok(())
-    }
-
-    /// Reads all sealed segments. Returns whether an entry is damaged.
-    pub(super) fn find_damage(&self) -> Result<bool, StoreError> {
-        for state in self.catalog.segments.values() {
-            if state.segment.sealed.is_some() && !is_intact(&state.segment, &Void::new())? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// The newest segment; `None` if the directory is new.
@@ -163,7 +155,7 @@ impl Loaded {
     }
 }
 
-type OpenSegments = Vec<(Segment, Vec<StoredSummary>)>;
+type OpenSegments = Vec<(Segment, Vec<LogSummary>)>;
 
 /// Opens the segments that the log consists of, in order: all sealed but the last one. Also returns the paths of other
 /// segments.

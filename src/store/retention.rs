@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::catalog::Catalog;
-use super::segment::READ_POSITIONS;
-use super::summary::{Position, seconds};
+use super::segment::READ_INDEX_ENTRIES;
+use super::summary::{IndexEntry, seconds};
 use super::{LogId, StoreError};
 use crate::domain::{Sequence, WallTime};
 use crate::wall_clock::wall_time;
@@ -20,7 +20,7 @@ const SLACK_DIVISOR: u64 = 16;
 const MAX_REMOVED_RECORDS: usize = 4_096;
 
 /// The maximum number of logs that are trimmed at a time to keep to a limit that concerns all.
-const MAX_TRIMMED_LOGS: usize = 16;
+const MAX_TRUNCATED_LOGS: usize = 16;
 
 /// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
 /// snapshot covers them. Only age removes the newest record of a log. A store on disk lets the events and bytes of a log exceed
@@ -38,7 +38,7 @@ pub struct Retention {
 }
 
 /// The removal of the oldest records of a log.
-pub(super) struct Trim {
+pub(super) struct Truncation {
     pub(super) log: LogId,
     /// The first event that is retained.
     pub(super) first: Sequence,
@@ -48,7 +48,7 @@ pub(super) struct Trim {
     by_segment: Vec<(u32, u64)>,
 }
 
-impl Trim {
+impl Truncation {
     /// Updates the sizes, once the truncation is applied.
     pub(super) fn account(&self, catalog: &mut Catalog) {
         for (segment, bytes) in &self.by_segment {
@@ -92,7 +92,7 @@ impl Retention {
     }
 
     /// Plans what to remove from a log that exceeds its limits.
-    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
+    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Truncation> {
         let (events, bytes) = {
             let catalog = catalog.lock();
             let state = catalog.logs.get(&log)?;
@@ -103,31 +103,32 @@ impl Retention {
         }
         let excess_events = events.saturating_sub(self.max_events);
         let excess_bytes = bytes.saturating_sub(self.max_bytes);
-        let trim = plan_trim(catalog, log, |trim, _| {
-            trim.events < excess_events || trim.bytes < excess_bytes
+        let truncation = plan_truncation(catalog, log, |truncation, _| {
+            truncation.events < excess_events || truncation.bytes < excess_bytes
         });
-        trim.or_else(|| self.plan_expired(catalog, log))
+        truncation.or_else(|| self.plan_expired(catalog, log))
     }
 
     /// Plans what to remove from the largest logs if all together are too large.
-    pub(super) fn plan_total(&self, catalog: &Mutex<Catalog>, trims: &mut Vec<Trim>) {
+    pub(super) fn plan_total(&self, catalog: &Mutex<Catalog>, truncations: &mut Vec<Truncation>) {
         let (total, largest) = {
             let catalog = catalog.lock();
             if catalog.bytes <= self.max_total_bytes {
                 return;
             }
-            let largest = catalog.by_size.iter().rev().take(MAX_TRIMMED_LOGS);
+            let largest = catalog.by_size.iter().rev().take(MAX_TRUNCATED_LOGS);
             (catalog.bytes, largest.copied().collect::<Vec<_>>())
         };
         let mut excess = total - self.max_total_bytes + self.max_total_bytes / SLACK_DIVISOR;
         for (_, log) in largest {
             // A log that is trimmed for its own limits already is trimmed further next time.
-            if excess == 0 || trims.iter().any(|trim| trim.log == log) {
+            if excess == 0 || truncations.iter().any(|truncation| truncation.log == log) {
                 continue;
             }
-            if let Some(trim) = plan_trim(catalog, log, |trim, _| trim.bytes < excess) {
-                excess = excess.saturating_sub(trim.bytes);
-                trims.push(trim);
+            if let Some(truncation) = plan_truncation(catalog, log, |truncation, _| truncation.bytes < excess)
+            {
+                excess = excess.saturating_sub(truncation.bytes);
+                truncations.push(truncation);
             }
         }
     }
@@ -138,7 +139,7 @@ impl Retention {
         &self,
         catalog: &Mutex<Catalog>,
         after: Option<LogId>,
-        trims: &mut Vec<Trim>,
+        truncations: &mut Vec<Truncation>,
     ) -> Option<LogId> {
         let cutoff = self.cutoff().map(seconds)?;
         let mut expired: Vec<LogId> = {
@@ -148,10 +149,10 @@ impl Retention {
             expired.map(|(log, _)| *log).collect()
         };
         expired.sort_unstable();
-        let last = expired.get(MAX_TRIMMED_LOGS - 1).copied();
-        for log in expired.into_iter().take(MAX_TRIMMED_LOGS) {
-            if trims.iter().all(|trim| trim.log != log) {
-                trims.extend(self.plan_expired(catalog, log));
+        let last = expired.get(MAX_TRUNCATED_LOGS - 1).copied();
+        for log in expired.into_iter().take(MAX_TRUNCATED_LOGS) {
+            if truncations.iter().all(|truncation| truncation.log != log) {
+                truncations.extend(self.plan_expired(catalog, log));
             }
         }
         last
@@ -159,7 +160,7 @@ impl Retention {
 
     /// Plans the removal of the events up to the newest expired one. Events before it have been there for longer, even if the
     /// clock was ahead when they were broadcast.
-    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
+    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Truncation> {
         let cutoff = self.cutoff().map(seconds)?;
         let from = {
             let catalog = catalog.lock();
@@ -168,7 +169,7 @@ impl Retention {
         };
         let newest_expired =
             find_expired(catalog, log, from, cutoff).unwrap_or_else(|error| report(log, &error))?;
-        plan_trim(catalog, log, |_, position| position.first <= newest_expired)
+        plan_truncation(catalog, log, |_, indexed| indexed.first <= newest_expired)
     }
 }
 
@@ -181,13 +182,13 @@ fn find_expired(
     cutoff: u32,
 ) -> Result<Option<Sequence>, StoreError> {
     let (mut newest_expired, mut oldest_at, mut next) = (None, u32::MAX, from);
-    while let Some(located) = locate(catalog, log, next) {
-        let (segment, positions) = located.positions(log, next)?;
-        let expired = positions.iter().rev().find(|position| position.at < cutoff);
-        newest_expired = expired.map(|position| position.first).or(newest_expired);
-        let oldest = positions.iter().map(|position| position.at).min();
+    while let Some(source) = locate(catalog, log, next) {
+        let (segment, index) = source.index(log, next)?;
+        let expired = index.iter().rev().find(|indexed| indexed.at < cutoff);
+        newest_expired = expired.map(|indexed| indexed.first).or(newest_expired);
+        let oldest = index.iter().map(|indexed| indexed.at).min();
         oldest_at = oldest_at.min(oldest.unwrap_or(u32::MAX));
-        match positions.last() {
+        match index.last() {
             Some(last) if last.first > next => next = last.first,
             _ => {
                 if newest_expired.is_none() {
@@ -206,30 +207,30 @@ fn report<T>(log: LogId, error: &StoreError) -> Option<T> {
     None
 }
 
-fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super::catalog::Located> {
+fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super::catalog::ReadSource> {
     catalog.lock().locate(log, next)
 }
 
 /// Plans the removal of the oldest records of `log`, while `should_remove` returns true for what is planned so far and the next
 /// record, and a snapshot covers the record.
-fn plan_trim(
+fn plan_truncation(
     catalog: &Mutex<Catalog>,
     log: LogId,
-    should_remove: impl Fn(&Trim, &Position) -> bool,
-) -> Option<Trim> {
-    try_plan_trim(catalog, log, should_remove).unwrap_or_else(|error| report(log, &error))
+    should_remove: impl Fn(&Truncation, &IndexEntry) -> bool,
+) -> Option<Truncation> {
+    try_plan_truncation(catalog, log, should_remove).unwrap_or_else(|error| report(log, &error))
 }
 
-fn try_plan_trim(
+fn try_plan_truncation(
     catalog: &Mutex<Catalog>,
     log: LogId,
-    should_remove: impl Fn(&Trim, &Position) -> bool,
-) -> Result<Option<Trim>, StoreError> {
+    should_remove: impl Fn(&Truncation, &IndexEntry) -> bool,
+) -> Result<Option<Truncation>, StoreError> {
     let (first, end, covered) = match catalog.lock().logs.get(&log) {
-        Some(state) => (state.first, state.last.next(), state.covered),
+        Some(state) => (state.first, state.last.next(), state.snapshot_sequence),
         None => return Ok(None),
     };
-    let mut trim = Trim {
+    let mut truncation = Truncation {
         log,
         first,
         events: 0,
@@ -237,34 +238,34 @@ fn try_plan_trim(
         by_segment: Vec::new(),
     };
     let mut removed = 0;
-    while let Some(located) = locate(catalog, log, trim.first) {
-        let (segment, positions) = located.positions(log, trim.first)?;
+    while let Some(source) = locate(catalog, log, truncation.first) {
+        let (segment, index) = source.index(log, truncation.first)?;
         let segment_end = segment.log(log).map_or(end, |records| records.last.next());
         // A record ends where the next one starts. If more may follow, the end of the last one is not known yet.
-        let has_all = positions.len() < READ_POSITIONS as usize;
-        let ends = positions.iter().skip(1).map(|position| position.first);
+        let has_all = index.len() < READ_INDEX_ENTRIES as usize;
+        let ends = index.iter().skip(1).map(|indexed| indexed.first);
         let ends = ends.chain(has_all.then_some(segment_end));
-        let (before, mut bytes) = (trim.first, 0);
-        for (position, next) in positions.iter().zip(ends) {
+        let (before, mut bytes) = (truncation.first, 0);
+        for (indexed, next) in index.iter().zip(ends) {
             let is_removable = next.previous() <= covered && removed < MAX_REMOVED_RECORDS;
-            if !is_removable || !should_remove(&trim, position) {
+            if !is_removable || !should_remove(&truncation, indexed) {
                 removed = MAX_REMOVED_RECORDS;
                 break;
             }
             removed += 1;
-            trim.events += next.get() - trim.first.get();
-            trim.first = next;
-            trim.bytes += position.cost();
-            bytes += position.cost();
+            truncation.events += next.get() - truncation.first.get();
+            truncation.first = next;
+            truncation.bytes += indexed.cost();
+            bytes += indexed.cost();
         }
         if bytes > 0 {
-            trim.by_segment.push((segment.number(), bytes));
+            truncation.by_segment.push((segment.number(), bytes));
         }
-        if removed >= MAX_REMOVED_RECORDS || trim.first == before {
+        if removed >= MAX_REMOVED_RECORDS || truncation.first == before {
             break;
         }
     }
-    Ok((trim.first > first).then_some(trim))
+    Ok((truncation.first > first).then_some(truncation))
 }
 
 const fn with_slack(limit: u64) -> u64 {

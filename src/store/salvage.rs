@@ -7,24 +7,165 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
+use tracing::warn;
 
 use super::catalog::Catalog;
 use super::compactor::Replacement;
 use super::directory::{Directory, cannot_use, none_if_missing, segment_numbers};
 use super::entry::{Entries, Entry, EntryKind, Header};
+use super::recovery::Loaded;
 use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
-use super::writer::Change;
+use super::writer::{Change, LogWriter};
 use super::{DiskOptions, LogId, StoreError};
-use crate::domain::{ReplayError, Sequence};
+use crate::domain::{ReplayError, RoomName, Sequence};
+use crate::wall_clock::wall_time;
+
+/// What is done about lost events when a store is opened.
+#[derive(Default)]
+pub(super) struct Repairs {
+    changes: Vec<(LogId, Change)>,
+    /// The logs that have lost events, and which.
+    lost: Vec<(LogId, RoomName, ReplayError)>,
+    /// Whether every log may have lost events.
+    renews_all: bool,
+    /// The ends of the logs as their indexes say, before damage is given up.
+    ends: Option<Vec<(LogId, Sequence)>>,
+}
+
+impl Repairs {
+    /// Loads the log. If events are lost and that is accepted, gives them up.
+    pub(super) fn load(directory: &Directory, options: &DiskOptions) -> Result<(Loaded, Self), StoreError> {
+        let mut repairs = Self {
+            renews_all: directory.renews_epochs(),
+            ..Self::default()
+        };
+        let mut is_salvaged = false;
+        // Interrupted, it is not known afterwards what was lost.
+        let salvage = |truncate_after: &TruncateAfter, unsynced| {
+            directory
+                .set_renews_epochs(true)
+                .map_err(cannot_use(directory.path()))?;
+            salvage(directory, truncate_after, unsynced, options)
+        };
+        loop {
+            let loaded = match Loaded::load(directory, true) {
+                Err(error) if error.is_damage() && options.accept_loss && !is_salvaged => {
+                    warn!(event = "log_salvaged", %error, "the log is damaged, which is accepted; what is valid is kept");
+                    (repairs.renews_all, is_salvaged) = (true, true);
+                    salvage(&TruncateAfter::new(), None)?;
+                    continue;
+                }
+                loaded => loaded?,
+            };
+            repairs.renews_all |= loaded.rebooted_unsynced;
+            if options.accept_loss && repairs.ends.is_none() {
+                let logs = loaded.catalog.logs.iter();
+                repairs.ends = Some(logs.map(|(log, state)| (*log, state.last)).collect());
+                if !loaded.catalog.find_damage()?.is_empty() {
+                    warn!(
+                        event = "log_salvaged",
+                        "records are damaged, which is accepted; what is valid is kept"
+                    );
+                    salvage(&TruncateAfter::new(), loaded.catalog.unsynced)?;
+                    continue;
+                }
+            }
+            let names = loaded.lost.iter().filter_map(|(log, error)| {
+                let room = loaded.catalog.logs.get(log)?.room.clone();
+                Some((*log, room, *error))
+            });
+            let lost: Vec<_> = names.collect();
+            if !options.accept_loss && !loaded.rebooted_unsynced {
+                if let Some((_, room, why)) = lost.first() {
+                    let (room, why) = (room.clone(), *why);
+                    return Err(StoreError::Log { room, why });
+                }
+                if !loaded.catalog.orphans().is_empty() {
+                    return Err(StoreError::Damaged {
+                        path: directory.log(),
+                        offset: 0,
+                        why: "it has records of a room whose creation is missing".into(),
+                    });
+                }
+            }
+            for log in loaded.catalog.orphans() {
+                warn!(
+                    event = "log_lost",
+                    log = log.0,
+                    "the name of a room is lost, which is accepted, and with it its log"
+                );
+            }
+            repairs.lost.extend(lost);
+            let (truncate_after, changes) = resolve(&loaded.catalog, &loaded.lost);
+            if truncate_after.is_empty() {
+                repairs.changes = changes;
+                repairs.find_lost_ends(&loaded.catalog);
+                return Ok((loaded, repairs));
+            }
+            salvage(&truncate_after, loaded.catalog.unsynced)?;
+        }
+    }
+
+    /// Notes the logs that end earlier than their indexes said before damage was given up.
+    fn find_lost_ends(&mut self, catalog: &Catalog) {
+        for (log, end) in self.ends.iter().flatten() {
+            let Some(state) = catalog.logs.get(log) else {
+                continue;
+            };
+            let is_noted = self.lost.iter().any(|(noted, ..)| noted == log);
+            if state.last < *end && !is_noted {
+                let (after, next) = (state.last, end.next());
+                self.lost
+                    .push((*log, state.room.clone(), ReplayError::Gap { after, next }));
+            }
+        }
+    }
+
+    /// Writes the changes, and gives the logs concerned new epochs.
+    pub(super) fn make(self, catalog: &Mutex<Catalog>, writer: &mut LogWriter) -> Result<(), StoreError> {
+        let mut changes = self.changes;
+        {
+            let mut catalog = catalog.lock();
+            let mut concerned: Vec<LogId> = if self.renews_all {
+                catalog.logs.keys().copied().collect()
+            } else {
+                self.lost.iter().map(|(log, ..)| *log).collect()
+            };
+            let has_ended = |log: &LogId| {
+                changes
+                    .iter()
+                    .any(|(other, change)| other == log && matches!(change, Change::End))
+            };
+            concerned.retain(|log| !has_ended(log));
+            let renewals: Vec<_> = concerned
+                .into_iter()
+                .map(|log| (log, Change::Renew(catalog.next_epoch(wall_time()))))
+                .collect();
+            changes.extend(renewals);
+        }
+        for (_, room, why) in &self.lost {
+            warn!(event = "log_truncated", %room, %why, "events are lost, which is accepted; the room has a new epoch");
+        }
+        if self.renews_all {
+            let rooms = catalog.lock().logs.len();
+            warn!(
+                event = "epochs_renewed",
+                rooms, "events may be missing in any room; every room has a new epoch"
+            );
+        }
+        writer.commit(changes).into_iter().collect()
+    }
+}
 
 /// The logs of which everything after an event is given up; everything at all if that is [`Sequence::ZERO`].
-pub(super) type Void = HashMap<LogId, Sequence>;
+type TruncateAfter = HashMap<LogId, Sequence>;
 
-/// Rewrites the segments of `directory` that are damaged or have entries of `void`, and adds a newest segment. `unsynced` is
+/// Rewrites the segments of `directory` that are damaged or have entries of `truncate_after`, and adds a newest segment. `unsynced` is
 /// the boot on which unsynced writes were made, if that is known. Interrupted, it can be repeated.
-pub(super) fn salvage(
+fn salvage(
     directory: &Directory,
-    void: &Void,
+    truncate_after: &TruncateAfter,
     unsynced: Option<BootId>,
     options: &DiskOptions,
 ) -> Result<(), StoreError> {
@@ -51,10 +192,10 @@ pub(super) fn salvage(
         let covers = (next, until.unwrap_or(source.header.covers_to));
         next = covers.1.checked_add(1).ok_or(StoreError::Failed)?;
         header = Some(source.header);
-        if covers == (source.number(), source.header.covers_to) && is_intact(source, void)? {
+        if covers == (source.number(), source.header.covers_to) && is_intact(source, truncate_after)? {
             continue;
         }
-        rewrite(directory, source, covers, void)?;
+        rewrite(directory, source, covers, truncate_after)?;
     }
     let mut header = header.unwrap_or_else(|| Catalog::default().header(next));
     (header.number, header.covers_to, header.unsynced) = (next, next, unsynced);
@@ -63,23 +204,25 @@ pub(super) fn salvage(
     Ok(())
 }
 
-pub(super) fn is_intact(source: &Segment, void: &Void) -> Result<bool, StoreError> {
-    let mut has_void = false;
+fn is_intact(source: &Segment, truncate_after: &TruncateAfter) -> Result<bool, StoreError> {
+    let mut has_discarded = false;
     let end = source.scan(|_, entry| {
-        has_void |= is_void(&entry, void);
+        has_discarded |= is_discarded(&entry, truncate_after);
         Ok(())
     })?;
-    Ok(source.sealed.is_some() && end == source.data_end() && !has_void)
+    Ok(source.sealed.is_some() && end == source.data_end() && !has_discarded)
 }
 
-fn is_void(entry: &Entry, void: &Void) -> bool {
+fn is_discarded(entry: &Entry, truncate_after: &TruncateAfter) -> bool {
     let header = &entry.header;
-    void.get(&header.log).is_some_and(|last| match header.kind {
-        _ if *last == Sequence::ZERO => true,
-        EntryKind::Records => header.last() > *last,
-        EntryKind::Snapshot => header.sequence > *last,
-        _ => false,
-    })
+    truncate_after
+        .get(&header.log)
+        .is_some_and(|last| match header.kind {
+            _ if *last == Sequence::ZERO => true,
+            EntryKind::Records => header.last() > *last,
+            EntryKind::Snapshot => header.sequence > *last,
+            _ => false,
+        })
 }
 
 /// Replaces `source` by a segment with its valid entries that covers the numbers `covers`, both included.
@@ -87,12 +230,13 @@ fn rewrite(
     directory: &Directory,
     source: &Segment,
     covers: (u32, u32),
-    void: &Void,
+    truncate_after: &TruncateAfter,
 ) -> Result<(), StoreError> {
     let mut header = source.header;
     (header.number, header.covers_to) = covers;
     let bytes = source.read_file()?;
-    let entries = || valid_entries(source.number(), bytes.clone()).filter(|entry| !is_void(entry, void));
+    let entries =
+        || valid_entries(source.number(), bytes.clone()).filter(|entry| !is_discarded(entry, truncate_after));
     // The index of a segment states a range of events per log, so there must be no gap in it.
     let mut ranges: HashMap<LogId, Range> = HashMap::new();
     for entry in entries() {
@@ -131,7 +275,7 @@ fn valid_entries(segment: u32, bytes: Bytes) -> impl Iterator<Item = Entry> {
 #[derive(Default)]
 struct Range {
     last: Sequence,
-    covered: Sequence,
+    snapshot_sequence: Sequence,
     /// The newest gap: the events before and after it.
     gap: Option<(Sequence, Sequence)>,
 }
@@ -145,7 +289,7 @@ impl Range {
                 }
                 self.last = header.last();
             }
-            EntryKind::Snapshot => self.covered = header.sequence,
+            EntryKind::Snapshot => self.snapshot_sequence = header.sequence,
             _ => {}
         }
     }
@@ -155,7 +299,7 @@ impl Range {
         let Some((after, next)) = self.gap.filter(|_| header.kind == EntryKind::Records) else {
             return true;
         };
-        if self.covered >= next.previous() {
+        if self.snapshot_sequence >= next.previous() {
             header.sequence >= next
         } else {
             header.last() <= after
@@ -164,10 +308,10 @@ impl Range {
 }
 
 /// What to do about the logs that have lost events: what to give up after an event, which needs [`salvage`], and changes.
-pub(super) fn resolve(catalog: &Catalog, lost: &[(LogId, ReplayError)]) -> (Void, Vec<(LogId, Change)>) {
+fn resolve(catalog: &Catalog, lost: &[(LogId, ReplayError)]) -> (TruncateAfter, Vec<(LogId, Change)>) {
     // The rooms of these logs are not known.
     let orphans = catalog.orphans().iter().map(|log| (*log, Sequence::ZERO));
-    let (mut void, mut changes): (Void, _) = (orphans.collect(), Vec::new());
+    let (mut truncate_after, mut changes): (TruncateAfter, _) = (orphans.collect(), Vec::new());
     for (log, error) in lost {
         let ReplayError::Gap { after, next } = *error else {
             continue;
@@ -175,13 +319,13 @@ pub(super) fn resolve(catalog: &Catalog, lost: &[(LogId, ReplayError)]) -> (Void
         let Some(state) = catalog.logs.get(log) else {
             continue;
         };
-        if state.covered >= next.previous() {
+        if state.snapshot_sequence >= next.previous() {
             changes.push((*log, Change::Truncate(next)));
         } else if after >= state.first {
-            void.insert(*log, after);
+            truncate_after.insert(*log, after);
         } else {
             changes.push((*log, Change::End));
         }
     }
-    (void, changes)
+    (truncate_after, changes)
 }

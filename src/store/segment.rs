@@ -8,8 +8,8 @@
 //! |---|---|---|
 //! | header | 128 | [`SegmentHeader`] |
 //! | entries | | see [`entry`](super::entry) |
-//! | positions | 20 each | the [`Position`] of each record, by log and sequence, with a checksum |
-//! | directory | 76 each | what the segment has of each log, see [`summary`](super::summary) |
+//! | index entries | 20 each | the [`IndexEntry`] of each record, by log and sequence, with a checksum |
+//! | summaries | 76 each | what the segment has of each log, see [`LogSummary`] |
 //! | trailer | 32 | where the parts begin, and their checksums |
 //!
 //! Models: Kafka's segments with their indexes, and the index at the end of an SSTable.
@@ -24,7 +24,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::directory::{PRIVATE, is_same_file, sync_parent};
 use super::entry::{Entries, Entry, decode, padded};
 use super::summary::{
-    LogRecords, POSITION_LEN, Place, Position, SUMMARY_LEN, StoredSummary, Summaries, decode_summary,
+    EntryLocation, INDEX_ENTRY_LEN, IndexEntry, LogRecords, LogSummary, SUMMARY_LEN, SegmentIndex,
+    decode_summary,
 };
 use super::{LogId, Record, StoreError};
 use crate::domain::Sequence;
@@ -38,7 +39,7 @@ const TRAILER_MAGIC: &[u8; 8] = b"sealed 2";
 const TRAILER_LEN: u32 = 32;
 
 /// How many positions are read at a time.
-pub(super) const READ_POSITIONS: u32 = 1024;
+pub(super) const READ_INDEX_ENTRIES: u32 = 1024;
 
 /// How many bytes of entries are read at a time.
 const SCAN_BYTES: u32 = 1 << 20;
@@ -76,7 +77,7 @@ pub(super) struct Segment {
 
 #[derive(Debug)]
 pub(super) struct Sealed {
-    /// Where the entries end and the positions begin.
+    /// Where the entries end and the index begins.
     pub(super) data_end: u32,
     /// The logs with entries in the segment, by id.
     pub(super) logs: Vec<LogRecords>,
@@ -140,14 +141,14 @@ impl Segment {
     }
 
     /// Opens the segment at `path`. A sealed one is opened with its index.
-    pub(super) fn open(path: &Path, is_writable: bool) -> Result<(Self, Vec<StoredSummary>), StoreError> {
+    pub(super) fn open(path: &Path, is_writable: bool) -> Result<(Self, Vec<LogSummary>), StoreError> {
         let mut segment = Self::open_damaged(path, 0, is_writable)?;
         if segment.len < SEGMENT_HEADER_LEN {
             return Err(segment.damaged(segment.len, "it ends within its header"));
         }
         let header = SegmentHeader::decode(&segment.read(0, SEGMENT_HEADER_LEN)?);
         segment.header = header.ok_or_else(|| segment.damaged(0, "its header is damaged"))?;
-        let summaries = segment.read_directory()?;
+        let summaries = segment.read_summaries()?;
         Ok((segment, summaries))
     }
 
@@ -207,7 +208,7 @@ impl Segment {
     pub(super) fn entries_size(&self) -> u64 {
         let Some(sealed) = &self.sealed else { return 0 };
         let records: u64 = sealed.logs.iter().map(|records| u64::from(records.records)).sum();
-        u64::from(sealed.data_end - SEGMENT_HEADER_LEN) + records * u64::from(POSITION_LEN)
+        u64::from(sealed.data_end - SEGMENT_HEADER_LEN) + records * u64::from(INDEX_ENTRY_LEN)
     }
 
     /// Reads the whole file.
@@ -234,19 +235,19 @@ impl Segment {
     /// Reads the entries from the start, part by part, and passes them to `visit`. Returns where the valid entries end.
     pub(super) fn scan(
         &self,
-        mut visit: impl FnMut(Place, Entry) -> Result<(), StoreError>,
+        mut visit: impl FnMut(EntryLocation, Entry) -> Result<(), StoreError>,
     ) -> Result<u32, StoreError> {
         let (mut at, mut part) = (SEGMENT_HEADER_LEN, SCAN_BYTES);
         loop {
             let len = part.min(self.data_end() - at);
             let mut entries = Entries::new(self.number(), self.read(at, len)?, 0);
             for (offset, entry) in entries.by_ref() {
-                let place = Place {
+                let location = EntryLocation {
                     segment: self.number(),
                     offset: at + offset,
                     len: entry.len(),
                 };
-                visit(place, entry)?;
+                visit(location, entry)?;
             }
             at += entries.offset().min(len);
             if entries.offset() > 0 {
@@ -260,29 +261,41 @@ impl Segment {
         }
     }
 
+    /// Reads all entries of a sealed segment.
+    ///
+    /// # Errors
+    ///
+    /// An entry is damaged, or the file cannot be read.
+    pub(super) fn verify(&self) -> Result<(), StoreError> {
+        match self.scan(|_, _| Ok(()))? {
+            end if end == self.data_end() => Ok(()),
+            end => Err(self.damaged(end, "the entry there is damaged")),
+        }
+    }
+
     /// Reads one entry.
     pub(super) fn read_entry(&self, offset: u32, len: u32) -> Result<Entry, StoreError> {
         let bytes = self.read(offset, len)?;
         decode(self.number(), &bytes).ok_or_else(|| self.damaged(offset, "the entry there is damaged"))
     }
 
-    /// Reads the records of `log` at `positions`, until their frames would exceed `max_bytes` in total, but at least one.
+    /// Reads the records of `log` that `index` has, until their frames would exceed `max_bytes` in total, but at least one.
     /// Records that are next to each other are read together.
     pub(super) fn read_records(
         &self,
         log: LogId,
-        positions: &[Position],
+        index: &[IndexEntry],
         max_bytes: usize,
     ) -> Result<Vec<Record>, StoreError> {
         let mut records = Vec::new();
         let mut bytes = 0;
-        let mut rest = positions;
+        let mut rest = index;
         while let Some(start) = rest.first() {
             let mut end = start.offset;
-            let is_next = |position: &&Position| {
-                let is_adjacent = position.offset == padded(end) || position.offset == start.offset;
-                let fits = (position.offset - start.offset) as usize <= max_bytes;
-                end = position.offset + position.len;
+            let is_next = |indexed: &&IndexEntry| {
+                let is_adjacent = indexed.offset == padded(end) || indexed.offset == start.offset;
+                let fits = (indexed.offset - start.offset) as usize <= max_bytes;
+                end = indexed.offset + indexed.len;
                 is_adjacent && fits
             };
             let count = rest.iter().take_while(is_next).count();
@@ -290,12 +303,12 @@ impl Segment {
             rest = others;
             let end = run.last().map_or(start.offset, |last| last.offset + last.len);
             let read = self.read(start.offset, end - start.offset)?;
-            for position in run {
-                let at = (position.offset - start.offset) as usize;
+            for indexed in run {
+                let at = (indexed.offset - start.offset) as usize;
                 let entry = decode(self.number(), &read.slice(at..));
                 let entry = entry
-                    .filter(|entry| entry.header.log == log && entry.header.sequence == position.first)
-                    .ok_or_else(|| self.damaged(position.offset, "the record there is damaged"))?;
+                    .filter(|entry| entry.header.log == log && entry.header.sequence == indexed.first)
+                    .ok_or_else(|| self.damaged(indexed.offset, "the record there is damaged"))?;
                 let header = entry.header;
                 let record = Record::decode(header.sequence, header.events, header.at, entry.body)?;
                 bytes += record.frames.len();
@@ -323,7 +336,7 @@ impl Segment {
     }
 
     /// Removes everything after `end` and allocates the space anew, so that it contains zeros. Durable on return.
-    pub(super) fn cut(&self, end: u32) -> io::Result<()> {
+    pub(super) fn truncate_to(&self, end: u32) -> io::Result<()> {
         self.file.set_len(end.into())?;
         allocate(&self.file, self.len)?;
         self.file.sync_all()
@@ -331,19 +344,19 @@ impl Segment {
 
     /// Seals the segment, whose entries end at `data_end`: writes the index, and truncates the file behind it. Durable on
     /// return.
-    pub(super) fn seal(&self, data_end: u32, summaries: &Summaries) -> io::Result<Self> {
-        let (mut positions, mut directory) = (BytesMut::new(), BytesMut::new());
+    pub(super) fn seal(&self, data_end: u32, index: &SegmentIndex) -> io::Result<Self> {
+        let (mut entries, mut summaries) = (BytesMut::new(), BytesMut::new());
         let mut logs = Vec::new();
-        for (log, summary) in summaries {
-            let records = summary.records(*log, len_u32(&positions) / POSITION_LEN);
-            for position in &summary.positions {
-                position.encode(&mut positions, self.number(), records.first);
+        for (log, log_index) in index {
+            let records = log_index.records(*log, len_u32(&entries) / INDEX_ENTRY_LEN);
+            for indexed in &log_index.entries {
+                indexed.encode(&mut entries, self.number(), records.first);
             }
-            summary.encode(&mut directory, &records);
+            log_index.encode(&mut summaries, &records);
             logs.push(records);
         }
-        let trailer = encode_trailer(self.number(), data_end, &positions, &directory);
-        let index = [&positions[..], &directory[..], &trailer[..]].concat();
+        let trailer = encode_trailer(self.number(), data_end, &entries, &summaries);
+        let index = [&entries[..], &summaries[..], &trailer[..]].concat();
         self.file.write_all_at(&index, data_end.into())?;
         failpoint::hit("seal-written");
         let len = data_end + len_u32(&index);
@@ -359,8 +372,8 @@ impl Segment {
         })
     }
 
-    /// Reads the directory if the segment is sealed. Its entries are sorted by log.
-    fn read_directory(&mut self) -> Result<Vec<StoredSummary>, StoreError> {
+    /// Reads the summaries if the segment is sealed. They are sorted by log.
+    fn read_summaries(&mut self) -> Result<Vec<LogSummary>, StoreError> {
         let Some(trailer_at) = self.len.checked_sub(TRAILER_LEN) else {
             return Ok(Vec::new());
         };
@@ -372,13 +385,13 @@ impl Segment {
             .checked_mul(SUMMARY_LEN)
             .and_then(|len| trailer_at.checked_sub(len));
         let start = start.ok_or_else(|| self.damaged(trailer_at, "its index is damaged"))?;
-        let mut directory = self.read(start, trailer_at - start)?;
-        if crc32c::crc32c(&directory) != checksum {
+        let mut bytes = self.read(start, trailer_at - start)?;
+        if crc32c::crc32c(&bytes) != checksum {
             return Err(self.damaged(start, "its index is damaged"));
         }
         let mut summaries = Vec::new();
-        while directory.has_remaining() {
-            summaries.push(decode_summary(&mut directory, self.number()));
+        while bytes.has_remaining() {
+            summaries.push(decode_summary(&mut bytes, self.number()));
         }
         let logs = summaries.iter().map(|(records, _)| *records).collect();
         self.sealed = Some(Sealed { data_end, logs });
@@ -392,18 +405,18 @@ impl Segment {
         logs.get(found)
     }
 
-    /// Reads positions of records, starting with the one that contains `next`, or the first one if that is older. Returns
-    /// at most [`READ_POSITIONS`]. The segment must be sealed.
-    pub(super) fn positions(&self, log: LogId, next: Sequence) -> Result<Vec<Position>, StoreError> {
+    /// Reads index entries of `log`, starting with that of the record that contains `next`, or of the first one. Returns
+    /// at most [`READ_INDEX_ENTRIES`]. The segment must be sealed.
+    pub(super) fn index(&self, log: LogId, next: Sequence) -> Result<Vec<IndexEntry>, StoreError> {
         let Some(records) = self.log(log) else {
             return Ok(Vec::new());
         };
         let (mut low, mut high) = (0, records.records);
-        // The first position after `next`: all before `low` are not, all from `high` are.
+        // The first entry after `next`: all before `low` are not, all from `high` are.
         while low < high {
             let middle = u32::midpoint(low, high);
             if self
-                .read_positions(records, middle, 1)?
+                .read_index_entries(records, middle, 1)?
                 .first()
                 .is_some_and(|read| read.first <= next)
             {
@@ -413,22 +426,22 @@ impl Segment {
             }
         }
         let from = low.saturating_sub(1);
-        self.read_positions(records, from, (records.records - from).min(READ_POSITIONS))
+        self.read_index_entries(records, from, (records.records - from).min(READ_INDEX_ENTRIES))
     }
 
-    fn read_positions(
+    fn read_index_entries(
         &self,
         records: &LogRecords,
         from: u32,
         count: u32,
-    ) -> Result<Vec<Position>, StoreError> {
+    ) -> Result<Vec<IndexEntry>, StoreError> {
         let start = self.sealed.as_ref().map_or(0, |sealed| sealed.data_end);
-        let offset = start + (records.positions_at + from) * POSITION_LEN;
-        let bytes = self.read(offset, count * POSITION_LEN)?;
-        let positions = bytes.chunks_exact(POSITION_LEN as usize);
-        let positions = positions.map(|bytes| Position::decode(bytes, self.number(), records.first));
-        let positions: Option<_> = positions.collect();
-        positions.ok_or_else(|| self.damaged(offset, "its index is damaged"))
+        let offset = start + (records.index_at + from) * INDEX_ENTRY_LEN;
+        let bytes = self.read(offset, count * INDEX_ENTRY_LEN)?;
+        let index = bytes.chunks_exact(INDEX_ENTRY_LEN as usize);
+        let index = index.map(|bytes| IndexEntry::decode(bytes, self.number(), records.first));
+        let index: Option<_> = index.collect();
+        index.ok_or_else(|| self.damaged(offset, "its index is damaged"))
     }
 }
 
@@ -463,19 +476,19 @@ impl SegmentHeader {
     }
 }
 
-fn encode_trailer(number: u32, data_end: u32, positions: &[u8], directory: &[u8]) -> Bytes {
+fn encode_trailer(number: u32, data_end: u32, entries: &[u8], summaries: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(TRAILER_LEN as usize);
     bytes.put_slice(TRAILER_MAGIC);
     bytes.put_u32(number);
     bytes.put_u32(data_end);
-    bytes.put_u32(len_u32(positions) / POSITION_LEN);
-    bytes.put_u32(len_u32(directory) / SUMMARY_LEN);
-    bytes.put_u32(crc32c::crc32c(directory));
+    bytes.put_u32(len_u32(entries) / INDEX_ENTRY_LEN);
+    bytes.put_u32(len_u32(summaries) / SUMMARY_LEN);
+    bytes.put_u32(crc32c::crc32c(summaries));
     bytes.put_u32(crc32c::crc32c(&bytes));
     bytes.freeze()
 }
 
-/// Returns where the entries end, the number of logs in the directory, and the directory's checksum. `None` if the bytes are
+/// Returns where the entries end, the number of summaries, and their checksum. `None` if the bytes are
 /// not a trailer.
 fn decode_trailer(number: u32, bytes: &[u8]) -> Option<(u32, u32, u32)> {
     let (content, checksum) = bytes.split_last_chunk()?;

@@ -8,15 +8,15 @@ use super::entry::{EntryKind, Header, padded};
 use super::{LogId, RoomStatus};
 use crate::domain::{Sequence, WallTime};
 
-/// The length of a stored [`Position`], in bytes.
-pub(super) const POSITION_LEN: u32 = 20;
+/// The length of a stored [`IndexEntry`], in bytes.
+pub(super) const INDEX_ENTRY_LEN: u32 = 20;
 
-/// The length of a stored [`LogSummary`] without its positions, in bytes.
+/// The length of a stored [`LogSummary`], in bytes.
 pub(super) const SUMMARY_LEN: u32 = 76;
 
 /// Where a record is in its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position {
+pub(super) struct IndexEntry {
     /// The record's first sequence.
     pub(super) first: Sequence,
     pub(super) offset: u32,
@@ -28,14 +28,14 @@ pub(super) struct Position {
 
 /// Where an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct EntryLocation {
     pub(super) segment: u32,
     pub(super) offset: u32,
     /// The length of the entry, without the padding.
     pub(super) len: u32,
 }
 
-impl Place {
+impl EntryLocation {
     /// The bytes that the entry takes in its segment.
     pub(super) const fn size(&self) -> u64 {
         padded(self.len) as u64
@@ -46,26 +46,26 @@ impl Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogRecords {
     pub(super) log: LogId,
-    /// The index of the log's first position.
-    pub(super) positions_at: u32,
+    /// How many index entries are before the log's first.
+    pub(super) index_at: u32,
     pub(super) records: u32,
-    /// The size of the records, in bytes, with their positions.
+    /// The size of the records, in bytes, with their index entries.
     pub(super) bytes: u32,
     pub(super) first: Sequence,
     pub(super) last: Sequence,
-    /// The oldest time of a record, as [`Position::at`].
+    /// The oldest time of a record, as [`IndexEntry::at`].
     pub(super) oldest_at: u32,
     /// The time of the newest record.
     pub(super) newest_at: u32,
 }
 
-/// What a segment has of one log: the positions of its records, and the newest of its other entries.
+/// The index of one log in a segment: where its records are, and the newest of its other entries.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LogSummary {
-    pub(super) positions: Vec<Position>,
-    /// The oldest time of a record, as [`Position::at`]; zero if there is none.
+pub(super) struct LogIndex {
+    pub(super) entries: Vec<IndexEntry>,
+    /// The oldest time of a record, as [`IndexEntry::at`]; zero if there is none.
     oldest_at: u32,
-    /// The size of the records, in bytes, with their positions.
+    /// The size of the records, in bytes, with their index entries.
     pub(super) bytes: u64,
     /// The newest event in the segment.
     last: Sequence,
@@ -79,24 +79,23 @@ pub(super) struct LogFacts {
     pub(super) status: RoomStatus,
     pub(super) truncated_to: Option<Sequence>,
     /// The snapshot, and the newest event that it covers.
-    pub(super) snapshot: Option<(Place, Sequence)>,
-    pub(super) room: Option<Place>,
+    pub(super) snapshot: Option<(EntryLocation, Sequence)>,
+    pub(super) room: Option<EntryLocation>,
     pub(super) has_ended: bool,
 }
 
-/// What a segment has of each log.
-pub(super) type Summaries = BTreeMap<LogId, LogSummary>;
+/// The index of a segment.
+pub(super) type SegmentIndex = BTreeMap<LogId, LogIndex>;
 
-/// A summary as stored: with the location of its positions instead of the positions.
-pub(super) type StoredSummary = (LogRecords, LogFacts);
+/// What a sealed segment has of one log, without the index entries.
+pub(super) type LogSummary = (LogRecords, LogFacts);
 
-impl Position {
-    /// The position of an entry with records.
-    fn new(place: Place, header: &Header) -> Self {
+impl IndexEntry {
+    fn new(location: EntryLocation, header: &Header) -> Self {
         Self {
             first: header.sequence,
-            offset: place.offset,
-            len: place.len,
+            offset: location.offset,
+            len: location.len,
             at: seconds(header.at),
         }
     }
@@ -126,62 +125,62 @@ impl Position {
         })
     }
 
-    /// The bytes that the record takes in its segment, with its position.
+    /// The bytes that the record takes in its segment, with its index entry.
     pub(super) const fn cost(&self) -> u64 {
-        padded(self.len) as u64 + POSITION_LEN as u64
+        padded(self.len) as u64 + INDEX_ENTRY_LEN as u64
     }
 }
 
-impl LogSummary {
+impl LogIndex {
     /// Adds an entry of the log.
-    pub(super) fn add(&mut self, place: Place, header: &Header) {
+    pub(super) fn add(&mut self, location: EntryLocation, header: &Header) {
         if header.kind == EntryKind::Records {
-            let position = Position::new(place, header);
-            if self.positions.is_empty() || position.at < self.oldest_at {
-                self.oldest_at = position.at;
+            let indexed = IndexEntry::new(location, header);
+            if self.entries.is_empty() || indexed.at < self.oldest_at {
+                self.oldest_at = indexed.at;
             }
-            self.bytes += position.cost();
-            self.positions.push(position);
+            self.bytes += indexed.cost();
+            self.entries.push(indexed);
             self.last = header.last();
         }
-        self.facts.add(place, header);
+        self.facts.add(location, header);
     }
 
-    /// The size of those records that contain events from `first` on, in bytes, with their positions.
+    /// The size of those records that contain events from `first` on, in bytes, with their index entries.
     pub(super) fn retained(&self, first: Sequence) -> u64 {
         if self.last < first {
             return 0;
         }
-        let after = self.positions.partition_point(|position| position.first <= first);
-        let retained = self.positions.get(after.saturating_sub(1)..).unwrap_or_default();
-        retained.iter().map(Position::cost).sum()
+        let after = self.entries.partition_point(|indexed| indexed.first <= first);
+        let retained = self.entries.get(after.saturating_sub(1)..).unwrap_or_default();
+        retained.iter().map(IndexEntry::cost).sum()
     }
 
-    /// The records, whose positions start at index `positions_at`.
-    pub(super) fn records(&self, log: LogId, positions_at: u32) -> LogRecords {
+    /// Summarizes the records, before which there are `index_at` index entries.
+    pub(super) fn records(&self, log: LogId, index_at: u32) -> LogRecords {
         LogRecords {
             log,
-            positions_at,
-            records: u32::try_from(self.positions.len()).unwrap_or(u32::MAX),
+            index_at,
+            records: u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
             bytes: u32::try_from(self.bytes).unwrap_or(u32::MAX),
             first: self
-                .positions
+                .entries
                 .first()
-                .map_or(Sequence::ZERO, |position| position.first),
+                .map_or(Sequence::ZERO, |indexed| indexed.first),
             last: self.last,
             oldest_at: self.oldest_at,
-            newest_at: self.positions.last().map_or(0, |position| position.at),
+            newest_at: self.entries.last().map_or(0, |indexed| indexed.at),
         }
     }
 
-    /// Appends the stored form, without the positions. `records` are those of this summary.
+    /// Appends the stored form of the summary with `records`.
     pub(super) fn encode(&self, bytes: &mut BytesMut, records: &LogRecords) {
         let facts = &self.facts;
         bytes.put_u32(records.log.0);
         bytes.put_u16(0);
         bytes.put_u8(facts.status.to_bits());
         bytes.put_u8(facts.has_ended.into());
-        bytes.put_u32(records.positions_at);
+        bytes.put_u32(records.index_at);
         bytes.put_u32(records.records);
         bytes.put_u32(records.bytes);
         bytes.put_u64(records.first.get());
@@ -191,9 +190,9 @@ impl LogSummary {
         bytes.put_u64(facts.truncated_to.unwrap_or_default().get());
         let (snapshot, covered) = facts.snapshot.unzip();
         bytes.put_u64(covered.unwrap_or_default().get());
-        for place in [snapshot, facts.room] {
-            bytes.put_u32(place.map_or(0, |place| place.offset));
-            bytes.put_u32(place.map_or(0, |place| place.len));
+        for location in [snapshot, facts.room] {
+            bytes.put_u32(location.map_or(0, |location| location.offset));
+            bytes.put_u32(location.map_or(0, |location| location.len));
         }
     }
 
@@ -204,29 +203,29 @@ impl LogSummary {
 
 impl LogRecords {
     /// The records of a single entry: one, or none if it is of another kind.
-    pub(super) fn of_entry(place: Place, header: &Header) -> Self {
+    pub(super) fn of_entry(location: EntryLocation, header: &Header) -> Self {
         let is_record = header.kind == EntryKind::Records;
-        let position = Position::new(place, header);
+        let indexed = IndexEntry::new(location, header);
         Self {
             log: header.log,
-            positions_at: 0,
+            index_at: 0,
             records: is_record.into(),
-            bytes: u32::try_from(position.cost()).unwrap_or(u32::MAX),
-            first: position.first,
+            bytes: u32::try_from(indexed.cost()).unwrap_or(u32::MAX),
+            first: indexed.first,
             last: header.last(),
-            oldest_at: position.at,
-            newest_at: position.at,
+            oldest_at: indexed.at,
+            newest_at: indexed.at,
         }
     }
 }
 
 impl LogFacts {
     /// Adds an entry of the log.
-    pub(super) fn add(&mut self, place: Place, header: &Header) {
+    pub(super) fn add(&mut self, location: EntryLocation, header: &Header) {
         match header.kind {
             EntryKind::Records => self.status = header.status,
-            EntryKind::Snapshot => self.snapshot = Some((place, header.sequence)),
-            EntryKind::Room => self.room = Some(place),
+            EntryKind::Snapshot => self.snapshot = Some((location, header.sequence)),
+            EntryKind::Room => self.room = Some(location),
             EntryKind::Truncate => self.truncated_to = Some(header.sequence),
             EntryKind::End => self.has_ended = true,
             EntryKind::Unsynced | EntryKind::Synced => {}
@@ -235,13 +234,13 @@ impl LogFacts {
 }
 
 /// Decodes the next [`SUMMARY_LEN`] bytes, which are of segment `segment`.
-pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> StoredSummary {
+pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     let log = LogId(bytes.get_u32());
     bytes.advance(2);
     let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
     let records = LogRecords {
         log,
-        positions_at: bytes.get_u32(),
+        index_at: bytes.get_u32(),
         records: bytes.get_u32(),
         bytes: bytes.get_u32(),
         first: Sequence::new(bytes.get_u64()),
@@ -253,12 +252,12 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> StoredSummary {
     let covered = Sequence::new(bytes.get_u64());
     let [snapshot, room] = [(); 2].map(|()| {
         let (offset, len) = (bytes.get_u32(), bytes.get_u32());
-        (len > 0).then_some(Place { segment, offset, len })
+        (len > 0).then_some(EntryLocation { segment, offset, len })
     });
     let facts = LogFacts {
         status: RoomStatus::from_bits(status),
         truncated_to,
-        snapshot: snapshot.map(|place| (place, covered)),
+        snapshot: snapshot.map(|location| (location, covered)),
         room,
         has_ended: has_ended != 0,
     };
@@ -271,7 +270,7 @@ fn checksum(segment: u32, base: Sequence, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(checksum, bytes)
 }
 
-/// A Unix time in seconds, as [`Position::at`].
+/// A Unix time in seconds, as [`IndexEntry::at`].
 pub(super) fn seconds(at: WallTime) -> u32 {
     u32::try_from(at.as_millis() / 1000).unwrap_or(u32::MAX)
 }

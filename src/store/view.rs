@@ -163,21 +163,7 @@ impl StoreView {
     ///
     /// A segment cannot be read.
     pub fn find_damage(&self) -> Result<Vec<StoreError>, StoreError> {
-        let catalog = self.catalog.lock();
-        let segments: Vec<_> = catalog
-            .segments
-            .values()
-            .map(|state| state.segment.clone())
-            .collect();
-        drop(catalog);
-        let mut damage = Vec::new();
-        for segment in segments.iter().filter(|segment| segment.sealed.is_some()) {
-            let end = segment.scan(|_, _| Ok(()))?;
-            if end < segment.data_end() {
-                damage.push(segment.damaged(end, "the entry there is damaged"));
-            }
-        }
-        Ok(damage)
+        self.catalog.lock().find_damage()
     }
 
     /// Copies the data directory at `source` to `destination`, which must be empty or not exist. Sealed segments are linked if

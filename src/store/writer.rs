@@ -18,11 +18,12 @@ use tracing::error;
 
 use super::catalog::{Catalog, encode_room};
 use super::compactor::CompactorHandle;
-use super::directory::{Directory, HighWatermark};
-use super::entry::{EntryKind, HEADER_LEN, Header, encode};
-use super::retention::Trim;
+use super::directory::{Directory, HighWatermark, cannot_use};
+use super::entry::{ENTRY_HEADER_LEN, EntryKind, Header, encode};
+use super::recovery::Loaded;
+use super::retention::Truncation;
 use super::segment::{BootId, Segment};
-use super::summary::Place;
+use super::summary::EntryLocation;
 use super::{Append, AppendFuture, DiskOptions, Durability, LogId, Observer, StoreError};
 use crate::domain::{Epoch, Sequence};
 use crate::failpoint;
@@ -112,9 +113,9 @@ impl Change {
     /// The size of the entries, in bytes, at most.
     fn size(&self) -> usize {
         // The entry that names the room of a new log.
-        let room = 2 * HEADER_LEN + 8 + crate::domain::limits::MAX_NAME_CHARS * 4;
+        let room = 2 * ENTRY_HEADER_LEN + 8 + crate::domain::limits::MAX_NAME_CHARS * 4;
         let Self::Append(append) = self else { return room };
-        let entry = |len: usize| HEADER_LEN + len + 8;
+        let entry = |len: usize| ENTRY_HEADER_LEN + len + 8;
         let records = append.records.iter();
         let records: usize = records
             .map(|record| entry(record.frames.len() + 4 + 4 * record.resumable.len()))
@@ -131,7 +132,7 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
     let mut expired = None;
     loop {
-        let wait = if writer.trims.is_empty() {
+        let wait = if writer.truncations.is_empty() {
             expire_at.saturating_duration_since(Instant::now())
         } else {
             Duration::ZERO
@@ -144,7 +145,7 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
         let queued: Vec<Queued> = first.into_iter().chain(queue.try_iter()).collect();
         if Instant::now() >= expire_at {
             let retention = &writer.options.retention;
-            expired = retention.plan_expiry(&writer.catalog, expired, &mut writer.trims);
+            expired = retention.plan_expiry(&writer.catalog, expired, &mut writer.truncations);
             let has_more = expired.is_some();
             expire_at = Instant::now() + if has_more { Duration::ZERO } else { EXPIRY_INTERVAL };
         }
@@ -163,7 +164,7 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
 
 /// An entry that is in the buffer and not durable yet.
 struct Staged {
-    place: Place,
+    location: EntryLocation,
     header: Header,
     /// The body of those entries that the catalog reads.
     body: Vec<u8>,
@@ -171,52 +172,46 @@ struct Staged {
 
 /// The state of the writer thread.
 pub(super) struct LogWriter {
-    pub(super) directory: Arc<Directory>,
+    directory: Arc<Directory>,
     pub(super) catalog: Arc<Mutex<Catalog>>,
     pub(super) compactor: Arc<CompactorHandle>,
-    pub(super) options: DiskOptions,
-    pub(super) observer: Arc<dyn Observer>,
-    pub(super) watermark: File,
-    pub(super) active: Arc<Segment>,
+    options: DiskOptions,
+    observer: Arc<dyn Observer>,
+    watermark: File,
+    active: Arc<Segment>,
     /// Where the entries of the segment that is not sealed end.
-    pub(super) end: u32,
+    end: u32,
     /// The encoded entries that are written next, at `end`.
-    pub(super) buffer: BytesMut,
+    buffer: BytesMut,
     staged: Vec<Staged>,
     /// What retention removes with the next commit.
-    trims: Vec<Trim>,
+    truncations: Vec<Truncation>,
     has_failed: bool,
 }
 
 impl LogWriter {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of the open store, passed once"
-    )]
+    /// Continues the log that was loaded from `directory`.
     pub(super) fn new(
         directory: Arc<Directory>,
-        catalog: Arc<Mutex<Catalog>>,
-        compactor: Arc<CompactorHandle>,
+        loaded: Loaded,
         options: DiskOptions,
         observer: Arc<dyn Observer>,
-        watermark: File,
-        active: Arc<Segment>,
-        end: u32,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StoreError> {
+        let watermark = directory.open_watermark();
+        Ok(Self {
+            active: loaded.newest().ok_or(StoreError::Failed)?,
+            watermark: watermark.map_err(cannot_use(directory.path()))?,
             directory,
-            catalog,
-            compactor,
+            catalog: Arc::new(Mutex::new(loaded.catalog)),
+            compactor: Arc::default(),
             options,
             observer,
-            watermark,
-            active,
-            end,
+            end: loaded.end,
             buffer: BytesMut::new(),
             staged: Vec::new(),
-            trims: Vec::new(),
+            truncations: Vec::new(),
             has_failed: false,
-        }
+        })
     }
 
     /// Commits `changes`. Blocks until they are as durable as configured. Returns a result for each.
@@ -226,7 +221,7 @@ impl LogWriter {
     pub(super) fn commit(&mut self, changes: Vec<(LogId, Change)>) -> Vec<Result<(), StoreError>> {
         let count = changes.len();
         if self.has_failed {
-            self.trims.clear();
+            self.truncations.clear();
             return vec![Err(StoreError::Failed); count];
         }
         match self.try_commit(changes) {
@@ -247,34 +242,39 @@ impl LogWriter {
         let mut ends: HashMap<LogId, Sequence> = HashMap::new();
         let mut ended = Vec::new();
         for (log, change) in changes {
-            self.make_room(change.size())?;
+            self.ensure_capacity(change.size())?;
             if matches!(change, Change::End) {
                 ended.push(log);
             }
             results.push(self.stage_change(log, change, &mut ends));
         }
-        let mut trims = std::mem::take(&mut self.trims);
+        let mut truncations = std::mem::take(&mut self.truncations);
         // Nothing may follow the end of a log.
-        trims.retain(|trim| !ended.contains(&trim.log));
-        for trim in &trims {
-            self.make_room(2 * HEADER_LEN)?;
-            self.stage(Header::new(EntryKind::Truncate, trim.log, trim.first), &[]);
+        truncations.retain(|truncation| !ended.contains(&truncation.log));
+        for truncation in &truncations {
+            self.ensure_capacity(2 * ENTRY_HEADER_LEN)?;
+            self.stage(
+                Header::new(EntryKind::Truncate, truncation.log, truncation.first),
+                &[],
+            );
         }
         self.flush(self.options.durability == Durability::Sync)?;
-        if !trims.is_empty() {
+        if !truncations.is_empty() {
             let mut catalog = self.catalog.lock();
-            for trim in &trims {
-                trim.account(&mut catalog);
+            for truncation in &truncations {
+                truncation.account(&mut catalog);
             }
             drop(catalog);
             self.compactor.wake();
         }
         // What is left of a log is planned once the removal before it is applied.
         for log in ends.keys() {
-            self.trims
+            self.truncations
                 .extend(self.options.retention.plan(&self.catalog, *log));
         }
-        self.options.retention.plan_total(&self.catalog, &mut self.trims);
+        self.options
+            .retention
+            .plan_total(&self.catalog, &mut self.truncations);
         Ok(results)
     }
 
@@ -348,14 +348,14 @@ impl LogWriter {
         let len = encode(&mut self.buffer, segment, self.end, header, body);
         let is_read = matches!(header.kind, EntryKind::Room | EntryKind::Unsynced);
         self.staged.push(Staged {
-            place: Place { segment, offset, len },
+            location: EntryLocation { segment, offset, len },
             header,
             body: if is_read { body.concat() } else { Vec::new() },
         });
     }
 
     /// Ensures that an entry of `size` bytes fits into the segment, if need be by starting the next one.
-    fn make_room(&mut self, size: usize) -> Result<(), StoreError> {
+    fn ensure_capacity(&mut self, size: usize) -> Result<(), StoreError> {
         let needed = self.end as usize + self.buffer.len() + size;
         if needed <= self.active.len as usize {
             return Ok(());
@@ -370,7 +370,7 @@ impl LogWriter {
             return Ok(());
         }
         if self.compactor.wait_for_space(&self.catalog) {
-            self.observer.waited();
+            self.observer.write_stalled();
         }
         let started = Instant::now();
         self.write(sync).map_err(|error| self.describe_failure(&error))?;
@@ -388,11 +388,16 @@ impl LogWriter {
                 .map_err(|error| self.describe_failure(&error))?;
         }
         let mut catalog = self.catalog.lock();
-        for Staged { place, header, body } in self.staged.drain(..) {
+        for Staged {
+            location,
+            header,
+            body,
+        } in self.staged.drain(..)
+        {
             // Only damage makes this fail, and these entries were just made.
             catalog
-                .apply(place, &header, &body)
-                .map_err(|why| self.active.damaged(place.offset, why))?;
+                .apply(location, &header, &body)
+                .map_err(|why| self.active.damaged(location.offset, why))?;
         }
         Ok(())
     }
@@ -483,7 +488,7 @@ impl LogWriter {
         if self.has_failed {
             return;
         }
-        let closed = self.make_room(HEADER_LEN).and_then(|()| {
+        let closed = self.ensure_capacity(ENTRY_HEADER_LEN).and_then(|()| {
             self.stage(Header::new(EntryKind::Synced, LogId(0), Sequence::ZERO), &[]);
             self.flush(true)
         });

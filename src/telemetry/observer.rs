@@ -167,7 +167,7 @@ impl store::Observer for TelemetryObserver {
         self.metrics.store_rewritten.increment(bytes);
     }
 
-    fn waited(&self) {
+    fn write_stalled(&self) {
         self.metrics.store_waits.increment(1);
     }
 }
