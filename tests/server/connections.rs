@@ -10,8 +10,7 @@ use tonic_types::StatusExt;
 
 use crate::harness::{TIMEOUT, TestServer, join, message};
 use crate::raw_http2::{
-    ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, RawConnection, SETTINGS, WINDOW_UPDATE, call,
-    data, frame,
+    ACK, DATA, GOAWAY, PING, PRIORITY, RawConnection, SETTINGS, WINDOW_UPDATE, call, data, frame,
 };
 
 fn cut(reason: &str) -> String {
@@ -99,7 +98,7 @@ async fn messages_that_come_after_a_refused_join_do_not_end_other_streams() {
         while ended < batch.len() {
             let received = gateway.next().await;
             assert_ne!(received.kind, GOAWAY);
-            ended += usize::from(received.kind == HEADERS && received.flags & END_STREAM != 0);
+            ended += usize::from(received.is_end_of_stream());
         }
     }
     for stream in &refused {
@@ -117,23 +116,32 @@ async fn messages_that_come_after_a_refused_join_do_not_end_other_streams() {
 }
 
 #[tokio::test]
-async fn an_address_has_its_own_limit() {
-    let server = TestServer::with(|config| config.transport.max_connections_per_address = 2).await;
-    let one = server.join("one").await;
-    let _two = server.join("two").await;
-    let status = server
-        .client()
-        .await
-        .chat(tokio_stream::pending())
-        .await
-        .unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.get_details_retry_info().is_some());
-    let refused = "chitchat_connections_refused_total{reason=\"address\"}";
-    assert_eq!(server.metric(refused).await, 1.0);
-    drop(one);
-    server.wait_for_metric("chitchat_connections_open", 1.0).await;
-    server.join("three").await;
+async fn connections_over_a_limit_are_rejected_with_a_status() {
+    for reason in ["limit", "address"] {
+        let server = TestServer::with(|config| {
+            let limits = &mut config.transport;
+            match reason {
+                "limit" => limits.max_connections = 2,
+                _ => limits.max_connections_per_address = 2,
+            }
+        })
+        .await;
+        let one = server.join("one").await;
+        let _two = server.join("two").await;
+        let status = server
+            .client()
+            .await
+            .chat(tokio_stream::pending())
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        assert!(status.get_details_retry_info().is_some());
+        let refused = format!("chitchat_connections_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(server.metric(&refused).await, 1.0);
+        drop(one);
+        server.wait_for_metric("chitchat_connections_open", 1.0).await;
+        server.join("three").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,30 +70,6 @@ async fn a_client_that_does_not_disconnect_does_not_prolong_the_drain() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_are_rejected_with_a_status() {
-    let server = TestServer::with(|config| config.transport.max_connections = 2).await;
-    let one = server.join("one").await;
-    let _two = server.join("two").await;
-    let status = server
-        .client()
-        .await
-        .chat(tokio_stream::pending())
-        .await
-        .unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.get_details_retry_info().is_some());
-    assert_eq!(
-        server
-            .metric("chitchat_connections_refused_total{reason=\"limit\"}")
-            .await,
-        1.0
-    );
-    drop(one);
-    server.wait_for_metric("chitchat_connections_open", 1.0).await;
-    server.join("three").await;
-}
-
-#[tokio::test]
 async fn rooms_over_the_limit_are_rejected() {
     let server = TestServer::with(|config| config.hub.max_rooms = 2).await;
     let enter = async |room: &str| {

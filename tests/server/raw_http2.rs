@@ -72,6 +72,12 @@ pub struct Received {
     pub payload: Vec<u8>,
 }
 
+impl Received {
+    pub const fn is_end_of_stream(&self) -> bool {
+        self.kind == HEADERS && self.flags & END_STREAM != 0
+    }
+}
+
 /// A connection on which the test sends the frames.
 pub struct RawConnection {
     pub socket: TcpStream,
