@@ -9,10 +9,10 @@ use crate::admin;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
-use crate::memory_plan::{CONNECTION_BYTES, MemoryPlan, transit_bytes};
+use crate::memory_plan::{CONNECTION_BYTES, MemoryPlan, room_bytes, transport_bytes};
 use crate::procfs::memory_limit;
 use crate::rpc::TransportLimits;
-use crate::store::{Durability, Retention};
+use crate::store::{DiskOptions, Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
 /// Minimum of `--feed-bytes`: several batches, so that a subscriber that keeps up never lags.
@@ -24,8 +24,8 @@ const MIN_RETAINED_EVENTS: u64 = 1_000;
 /// Minimum of `--retain-bytes` and `--retain-total-bytes`.
 const MIN_RETAINED_BYTES: u64 = 1 << 20;
 
-/// File descriptors that gRPC connections must leave free: one for each connection of the admin port, and 64 for listeners,
-/// files and the runtime.
+/// File descriptors that gRPC connections must leave free beside those of the store: one for each connection of the admin
+/// port, and 64 for listeners, files and the runtime.
 const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
 
 /// Minimum of `--max-memory`.
@@ -35,7 +35,7 @@ const MIN_MEMORY: u64 = 128 << 20;
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// Maximum of `--max-connections`, unless the limit of open files allows fewer.
-const MAX_CONNECTIONS: usize = 100_000;
+const MAX_CONNECTIONS: u64 = 100_000;
 
 /// Where the rooms' logs are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,9 +108,9 @@ impl Default for Config {
     }
 }
 
-/// Raises the process's soft limit of open files (`RLIMIT_NOFILE`) to the hard limit. Returns how many gRPC connections that
-/// allows, at most 100,000.
-pub fn raise_fd_limit() -> usize {
+/// Raises the process's soft limit of open files (`RLIMIT_NOFILE`) to the hard limit. Returns that limit; `None` if there is
+/// none.
+pub fn raise_fd_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -122,12 +122,24 @@ pub fn raise_fd_limit() -> usize {
         },
     )
     .is_ok();
-    let descriptors = if raised { maximum } else { current };
-    descriptors.map_or(MAX_CONNECTIONS, |limit| {
-        usize::try_from(limit.saturating_sub(RESERVED_DESCRIPTORS))
-            .unwrap_or(MAX_CONNECTIONS)
-            .min(MAX_CONNECTIONS)
-    })
+    if raised { maximum } else { current }
+}
+
+/// How many file descriptors a server needs beside those of its gRPC connections.
+const fn reserved_descriptors(is_in_memory: bool, retention: &Retention) -> u64 {
+    let segments = if is_in_memory {
+        0
+    } else {
+        DiskOptions::max_segments(retention)
+    };
+    RESERVED_DESCRIPTORS + segments
+}
+
+/// How many gRPC connections the limit of open files allows, at most 100,000.
+pub fn connection_ceiling(fd_limit: Option<u64>, is_in_memory: bool, retention: &Retention) -> usize {
+    let reserved = reserved_descriptors(is_in_memory, retention);
+    let connections = fd_limit.map_or(MAX_CONNECTIONS, |limit| limit.saturating_sub(reserved));
+    usize::try_from(connections.min(MAX_CONNECTIONS)).unwrap_or(usize::MAX)
 }
 
 /// The default of `--max-memory`: what the cgroup or the machine has.
@@ -147,16 +159,15 @@ pub const fn default_max_connections_per_address(max_connections: usize) -> usiz
 }
 
 impl Config {
-    /// Validates the configuration. `connection_ceiling` is the number of connections that the system allows, see
-    /// [`raise_fd_limit`].
+    /// Validates the configuration. `fd_limit` is the limit of open files, see [`raise_fd_limit`].
     ///
     /// # Errors
     ///
     /// All mistakes, one line each: the flag, its value, and the valid range.
-    pub fn check(&self, connection_ceiling: usize) -> Result<(), Vec<String>> {
+    pub fn check(&self, fd_limit: Option<u64>) -> Result<(), Vec<String>> {
         let mut mistakes = Mistakes::default();
         self.check_rooms(&mut mistakes);
-        self.check_connections(connection_ceiling, &mut mistakes);
+        self.check_connections(fd_limit, &mut mistakes);
         self.check_retention(&mut mistakes);
         self.check_memory(&mut mistakes);
         if let Err(error) = self.logs.check() {
@@ -196,7 +207,7 @@ impl Config {
         mistakes.require_at_least("--feed-bytes", self.hub.feed_bytes, MIN_FEED_BYTES);
     }
 
-    fn check_connections(&self, connection_ceiling: usize, mistakes: &mut Mistakes) {
+    fn check_connections(&self, fd_limit: Option<u64>, mistakes: &mut Mistakes) {
         let TransportLimits {
             max_connections,
             max_connections_per_address,
@@ -212,10 +223,13 @@ impl Config {
         mistakes.require_at_least("--message-rate", rates.messages.unwrap_or(1), 1);
         mistakes.require_at_least("--join-rate", rates.joins, 1);
         mistakes.require_at_least("--new-room-rate", rates.new_rooms, 1);
+        let is_in_memory = self.store == StoreOptions::Memory;
+        let connection_ceiling = connection_ceiling(fd_limit, is_in_memory, &self.retention);
         if connection_ceiling == 0 {
-            let min = RESERVED_DESCRIPTORS + 1;
+            let min = reserved_descriptors(is_in_memory, &self.retention) + 1;
             mistakes.0.push(format!(
-                "the limit of open files (ulimit -n) allows no connections; it must be {min} or more"
+                "the limit of open files (ulimit -n) allows no connections; it must be {min} or more, or --retain-total-bytes \
+                 lower"
             ));
         } else {
             mistakes.require(
@@ -261,19 +275,20 @@ impl Config {
             StoreOptions::Memory => self.retention.max_total_bytes,
             StoreOptions::Disk { .. } => 0,
         };
-        let transit = transit_bytes(&self.transport.budgets);
+        let transport = transport_bytes(&self.transport.budgets);
         let feed = u64::try_from(self.hub.feed_bytes).unwrap_or(u64::MAX);
-        let needed = [connections, logs, transit, feed]
+        let rooms = room_bytes(&self.hub.budgets).max(feed);
+        let needed = [connections, logs, transport, rooms]
             .into_iter()
             .fold(0, u64::saturating_add);
         if needed > self.max_memory {
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-            let [needed, limit, connections, logs, transit, feed] =
-                [needed, self.max_memory, connections, logs, transit, feed].map(mib);
+            let [needed, limit, connections, logs, transport, rooms] =
+                [needed, self.max_memory, connections, logs, transport, rooms].map(mib);
             mistakes.0.push(format!(
                 "the limits need {needed} MiB, and --max-memory is {limit} MiB: {connections} MiB for --max-connections, {logs} \
-                 MiB for --retain-total-bytes in memory, {transit} MiB for messages and responses in transit, {feed} MiB for \
-                 --feed-bytes; lower one of them"
+                 MiB for --retain-total-bytes in memory, {transport} MiB for messages, responses and streams, {rooms} MiB for \
+                 the mailboxes and feeds of rooms (--feed-bytes); lower one of them"
             ));
         }
     }
@@ -313,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_default_configuration_is_valid() {
-        assert_eq!(Config::default().check(MAX_CONNECTIONS), Ok(()));
+        assert_eq!(Config::default().check(None), Ok(()));
     }
 
     #[test]
@@ -324,7 +339,7 @@ mod tests {
         config.transport.max_connections = 101;
         config.logs.filter = "=loud=".into();
         config.admin = config.listen;
-        let mistakes = config.check(100).unwrap_err();
+        let mistakes = config.check(Some(96 + 169 + 100)).unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
         assert_eq!(mistakes[0], "--max-message-chars is 0; it must be 1 to 100000");
     }
@@ -335,24 +350,26 @@ mod tests {
             retention: Retention::IN_MEMORY,
             ..Config::default()
         };
-        let mistakes = config.check(MAX_CONNECTIONS).unwrap_err();
+        let mistakes = config.check(None).unwrap_err();
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         assert!(
-            mistakes[0].starts_with("the limits need 729 MiB, and --max-memory is 512 MiB: 245 MiB for"),
+            mistakes[0].starts_with("the limits need 757 MiB, and --max-memory is 512 MiB: 245 MiB for"),
             "{mistakes:?}"
         );
-        config.max_memory = 730 << 20;
-        assert_eq!(config.check(MAX_CONNECTIONS), Ok(()));
+        config.max_memory = 758 << 20;
+        assert_eq!(config.check(None), Ok(()));
     }
 
     #[test]
     fn a_limit_of_open_files_that_allows_no_connections_is_named() {
         let mut config = Config::default();
         config.transport.max_connections = default_max_connections(&MemoryPlan::new(1 << 30, false), 0);
-        let mistakes = config.check(0).unwrap_err();
+        let mistakes = config.check(Some(265)).unwrap_err();
         assert_eq!(
             mistakes,
-            ["the limit of open files (ulimit -n) allows no connections; it must be 97 or more"]
+            [
+                "the limit of open files (ulimit -n) allows no connections; it must be 266 or more, or --retain-total-bytes lower"
+            ]
         );
     }
 }

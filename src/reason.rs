@@ -67,6 +67,8 @@ pub enum Reason {
     TooManyRooms,
     /// The server has as many connections as the limit allows.
     TooManyConnections,
+    /// There are too many streams beyond those that each connection may have.
+    TooManyStreams,
     /// The room does not exist.
     NoRoom,
     /// The log does not contain the events after the requested position.
@@ -87,7 +89,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -116,6 +118,7 @@ impl Reason {
         Self::RoomFull,
         Self::TooManyRooms,
         Self::TooManyConnections,
+        Self::TooManyStreams,
         Self::NoRoom,
         Self::NotKept,
         Self::PageTokenInvalid,
@@ -158,6 +161,7 @@ impl Reason {
             Self::RoomFull => "ROOM_FULL",
             Self::TooManyRooms => "TOO_MANY_ROOMS",
             Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
+            Self::TooManyStreams => "TOO_MANY_STREAMS",
             Self::NoRoom => "NO_ROOM",
             Self::NotKept => "NOT_KEPT",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
@@ -189,6 +193,7 @@ impl Reason {
             Self::RoomFull
             | Self::TooManyRooms
             | Self::TooManyConnections
+            | Self::TooManyStreams
             | Self::ReceiveBudgetExceeded
             | Self::ResponseBudgetExceeded
             | Self::TooFast
@@ -223,7 +228,9 @@ impl Reason {
     #[must_use]
     pub const fn retry_delay(self) -> Option<Duration> {
         match self {
-            Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections => Some(Duration::from_secs(5)),
+            Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections | Self::TooManyStreams => {
+                Some(Duration::from_secs(5))
+            }
             Self::Draining
             | Self::RoomFailed
             | Self::ReceiveBudgetExceeded

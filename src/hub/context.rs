@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::observer::Observer;
 use super::session_token::SessionTokens;
+use super::used_bytes::UsedBytes;
 use crate::store::Store;
 
 /// What all rooms of a hub share. Cheap to clone.
@@ -13,7 +16,11 @@ pub(super) struct HubContext {
     pub(super) options: HubOptions,
     pub(super) store: Arc<dyn Store>,
     pub(super) tokens: SessionTokens,
+    /// Permits to read a page from the disk.
+    pub(super) page_reads: Arc<Semaphore>,
     pub(super) observer: Arc<dyn Observer>,
+    /// What the feeds of all rooms hold.
+    pub(super) feed_bytes: Arc<UsedBytes>,
 }
 
 /// The options of a hub.
@@ -23,6 +30,8 @@ pub struct HubOptions {
     pub max_rooms: usize,
     /// The capacity of a room's feed, in bytes: a subscriber that lags by more is served from the store.
     pub feed_bytes: usize,
+    /// The memory of all rooms together.
+    pub budgets: RoomBudgets,
     /// How long a disconnected participant may resume its session before it leaves.
     pub resume_grace: Duration,
     /// The longest interval between two batches of a busy room with many subscribers.
@@ -37,9 +46,28 @@ impl Default for HubOptions {
         Self {
             max_rooms: 10_000,
             feed_bytes: 4 << 20,
+            budgets: RoomBudgets::default(),
             resume_grace: Duration::from_secs(10),
             coalesce: Duration::from_millis(50),
             retain_age: None,
+        }
+    }
+}
+
+/// The memory that all rooms together may take, in bytes. Beyond it each room makes do with little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomBudgets {
+    /// What feeds hold for slow readers.
+    pub feeds: usize,
+    /// Requests that wait in mailboxes, or to be stored.
+    pub mailboxes: usize,
+}
+
+impl Default for RoomBudgets {
+    fn default() -> Self {
+        Self {
+            feeds: 32 << 20,
+            mailboxes: 32 << 20,
         }
     }
 }

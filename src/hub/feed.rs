@@ -23,7 +23,8 @@
 //!
 //! - A cursor yields each event after its start once and in order, and each of its notices between the two events where it
 //!   was published.
-//! - The feed retains at most its capacity and one batch, no matter how slow a subscriber is. What everybody has read is
+//! - The feed retains at most its capacity and one batch, no matter how slow a subscriber is, and little if all feeds together
+//!   retain too much. What everybody has read is
 //!   freed at once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips on its own. Its reader
 //!   then continues from the store.
 //! - Publishing never waits for a subscriber.
@@ -39,16 +40,23 @@ use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
 use super::observer::{FanOut, Observer};
+use super::used_bytes::UsedBytes;
 use crate::domain::{Rejection, Sequence};
 
 /// Small batches are merged into blocks of up to this size, in bytes, while a subscriber has yet to read them, so that it
 /// then reads few large slices; a transport frame has 16 KiB. While all subscribers keep up, nothing is copied.
 const MERGED_BLOCK: usize = 16 * 1024;
 
+/// The capacity of a feed while all feeds together exceed their budget, in bytes: the newest batches, for readers that keep
+/// up.
+const MIN_CAPACITY: usize = 128 * 1024;
+
 /// The newest part of one room's log.
 pub struct Feed {
     capacity: usize,
     observer: Arc<dyn Observer>,
+    /// What all feeds retain.
+    used: Arc<UsedBytes>,
     /// The number of lagging readers, which are served from the store.
     lagging: AtomicUsize,
     state: Mutex<State>,
@@ -152,9 +160,14 @@ pub enum CloseReason {
 }
 
 impl Feed {
-    /// A feed of the events after `last` that retains at most `capacity` bytes.
+    /// A feed of the events after `last` that retains at most `capacity` bytes. What it retains is added to `used`.
     #[must_use]
-    pub fn new(capacity: usize, last: Sequence, observer: Arc<dyn Observer>) -> Arc<Self> {
+    pub fn new(
+        capacity: usize,
+        last: Sequence,
+        observer: Arc<dyn Observer>,
+        used: Arc<UsedBytes>,
+    ) -> Arc<Self> {
         let state = State {
             blocks: VecDeque::new(),
             runs: VecDeque::new(),
@@ -169,6 +182,7 @@ impl Feed {
         Arc::new(Self {
             capacity,
             observer,
+            used,
             lagging: AtomicUsize::new(0),
             state: Mutex::new(state),
         })
@@ -179,6 +193,7 @@ impl Feed {
     pub fn publish<'a>(self: &'a Arc<Self>, bytes: Bytes, woken: &'a mut Vec<Waker>) -> Publication<'a> {
         let mut state = self.state.lock();
         if !bytes.is_empty() {
+            self.used.add(bytes.len());
             state.append(bytes);
         }
         Publication {
@@ -203,6 +218,14 @@ impl Feed {
 
     pub(super) fn cursor_count(&self) -> usize {
         self.state.lock().cursors.len()
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        let blocks = &self.state.get_mut().blocks;
+        self.used
+            .remove(blocks.iter().map(|block| block.bytes.len()).sum());
     }
 }
 
@@ -235,34 +258,42 @@ impl State {
     }
 
     /// Frees the runs that everybody has read, and the blocks without runs.
-    fn trim(&mut self, now: Instant, observer: &dyn Observer) {
+    fn trim(&mut self, now: Instant, feed: &Feed) {
         while let Some(run) = self.runs.pop_front_if(|run| run.waiting == 0) {
-            observer.fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
+            feed.observer
+                .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
             self.first_run += 1;
         }
-        self.trim_blocks();
+        self.trim_blocks(feed);
     }
 
-    fn trim_blocks(&mut self) {
+    fn trim_blocks(&mut self, feed: &Feed) {
         let start = self.runs.front().map_or(self.end, |run| run.start);
-        while self
+        while let Some(block) = self
             .blocks
             .pop_front_if(|block| block.start + block.bytes.len() as u64 <= start)
-            .is_some()
-        {}
+        {
+            feed.used.remove(block.bytes.len());
+        }
     }
 
-    /// Drops the oldest runs, read or not, until at most `capacity` bytes are retained.
-    fn enforce_capacity(&mut self, capacity: usize, now: Instant, observer: &dyn Observer) {
+    /// Drops the oldest runs, read or not, until no more bytes are retained than the capacity allows.
+    fn enforce_capacity(&mut self, now: Instant, feed: &Feed) {
+        let capacity = if feed.used.is_exceeded() {
+            feed.capacity.min(MIN_CAPACITY)
+        } else {
+            feed.capacity
+        };
         while let Some(run) = self.runs.front()
             && self.end - run.start > capacity as u64
         {
             // The cursors that have yet to read it lag from now on, and do not count.
-            observer.fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
+            feed.observer
+                .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
             self.runs.pop_front();
             self.first_run += 1;
         }
-        self.trim_blocks();
+        self.trim_blocks(feed);
     }
 
     fn park(&mut self, cursor: usize, cx: &Context<'_>) {
@@ -408,8 +439,8 @@ impl Drop for Publication<'_> {
         };
         if self.has_grown {
             let now = Instant::now();
-            state.trim(now, &*self.feed.observer);
-            state.enforce_capacity(self.feed.capacity, now, &*self.feed.observer);
+            state.trim(now, self.feed);
+            state.enforce_capacity(now, self.feed);
             let state = &mut *state;
             for cursor in state.parked.drain(..) {
                 let slot = &mut state.cursors[cursor];
@@ -460,7 +491,7 @@ impl Cursor {
                 run.waiting -= 1;
             }
             state.at_end += 1;
-            state.trim(Instant::now(), &*self.feed.observer);
+            state.trim(Instant::now(), &self.feed);
         }
         upto
     }
@@ -538,7 +569,7 @@ impl Cursor {
             Some(run) => run.waiting += 1,
             None => state.at_end += 1,
         }
-        state.trim(now, observer);
+        state.trim(now, &self.feed);
         bytes
     }
 }
@@ -553,7 +584,7 @@ impl Drop for Cursor {
             state.at_end -= 1;
         } else if let Some(run) = state.run_mut(slot.run) {
             run.waiting -= 1;
-            state.trim(Instant::now(), &*self.feed.observer);
+            state.trim(Instant::now(), &self.feed);
         }
     }
 }

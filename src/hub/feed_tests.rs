@@ -38,6 +38,10 @@ impl Observer for Counts {
     fn resumed(&self, _: bool) {}
 }
 
+fn used() -> Arc<UsedBytes> {
+    Arc::new(UsedBytes::new(usize::MAX))
+}
+
 fn cx() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
@@ -60,8 +64,30 @@ fn events(item: Poll<FeedItem>) -> Bytes {
 }
 
 #[test]
+fn all_feeds_together_retain_no_more_than_their_budget() {
+    static BATCH: [u8; 64 * 1024] = [0; 64 * 1024];
+    let used = Arc::new(UsedBytes::new(1 << 20));
+    let retained = |feed: &Arc<Feed>| feed.state.lock().blocks.len();
+    let feeds: Vec<(Arc<Feed>, Cursor)> = (0..3)
+        .map(|_| {
+            let counts = Arc::new(Counts::default());
+            let feed = Feed::new(1 << 20, Sequence::ZERO, counts, Arc::clone(&used));
+            let cursor = subscribe(&feed);
+            (0..15).for_each(|_| publish(&feed, &BATCH));
+            (feed, cursor)
+        })
+        .collect();
+    let blocks: Vec<usize> = feeds.iter().map(|(feed, _)| retained(feed)).collect();
+    // The readers of the others are served from the store.
+    assert_eq!(blocks, [15, 0, 0]);
+    drop(feeds);
+    used.add(1 << 20);
+    assert!(!used.is_exceeded());
+}
+
+#[test]
 fn unread_events_of_one_block_are_one_slice() {
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()));
+    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()), used());
     let mut cursor = subscribe(&feed);
     for bytes in [b"one ", b"two ", b"more"] {
         publish(&feed, bytes);
@@ -74,7 +100,7 @@ fn unread_events_of_one_block_are_one_slice() {
 
 #[test]
 fn cursors_that_keep_up_share_the_memory_of_the_batch() {
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()));
+    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()), used());
     let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));
     publish(&feed, b"shared");
     assert_eq!(
@@ -89,7 +115,7 @@ fn cursors_that_keep_up_share_the_memory_of_the_batch() {
 
 #[test]
 fn a_pending_cursor_is_parked_once() {
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()));
+    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()), used());
     let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));
     for _ in 0..5 {
         assert_eq!(one.poll_next(&cx()), Poll::Pending);
@@ -106,7 +132,12 @@ fn a_pending_cursor_is_parked_once() {
 #[test]
 fn a_lagging_cursor_is_told_and_retains_no_memory() {
     let counts = Arc::new(Counts::default());
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::clone(&counts) as Arc<dyn Observer>);
+    let feed = Feed::new(
+        CAPACITY,
+        Sequence::ZERO,
+        Arc::clone(&counts) as Arc<dyn Observer>,
+        used(),
+    );
     let (mut slow, mut fast) = (subscribe(&feed), subscribe(&feed));
     for _ in 0..1_000 {
         publish(&feed, b"0123456789");
@@ -180,7 +211,7 @@ proptest! {
     fn each_cursor_yields_the_same_as_a_list_of_its_own(actions in actions()) {
         // Large enough that no cursor lags.
         let counts = Arc::new(Counts::default());
-        let feed = Feed::new(1 << 20, Sequence::ZERO, Arc::clone(&counts) as Arc<dyn Observer>);
+        let feed = Feed::new(1 << 20, Sequence::ZERO, Arc::clone(&counts) as Arc<dyn Observer>, used());
         let mut readers: Vec<(Cursor, Expected)> = Vec::new();
         let mut next = 0_u8;
         let mut delivered = 0;

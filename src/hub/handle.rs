@@ -13,6 +13,7 @@ use super::mailbox::{Closed, Mailbox, Sender, Weight};
 use super::observer::Observer;
 use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
+use super::used_bytes::UsedBytes;
 use crate::domain::{
     Attachment, LamportTime, Leave, Message, ParticipantId, Post, RoomName, Say, Timestamp, TraceContext,
 };
@@ -120,10 +121,10 @@ pub(super) struct RoomHandle {
 }
 
 impl RoomHandle {
-    pub(super) fn new(name: RoomName) -> Arc<Self> {
+    pub(super) fn new(name: RoomName, mailbox_bytes: Arc<UsedBytes>) -> Arc<Self> {
         Arc::new(Self {
             name,
-            mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY)),
+            mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY, mailbox_bytes)),
             time: AtomicI64::new(0),
             participants: AtomicU32::new(0),
         })
@@ -214,11 +215,6 @@ impl Member {
     /// The next item for this participant; see [`Reader::poll_next`].
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         self.reader.poll_next(cx)
-    }
-
-    /// See [`Reader::is_catching_up`].
-    pub(crate) const fn is_catching_up(&self) -> bool {
-        self.reader.is_catching_up()
     }
 
     /// The unread bytes; see [`Reader::lag`].

@@ -7,15 +7,24 @@
 //!
 //! - First in, first out, so each sender's items keep their order.
 //! - Bounded by weight. A sender that finds the queue full waits, and is woken when the consumer has taken a batch.
+//! - All mailboxes together are bounded, too: beyond that each accepts little at a time.
+//! - Fair: those who wait may exceed the capacity by as much again with each batch that is taken, so a sender that pushes
+//!   without a pause delays nobody by more than a few batches, and all who wait have their turn.
 //! - [`Sender::push_reserved`] never waits. A sender calls it at most once, when it departs, so the number of senders bounds
 //!   how far the queue can exceed its capacity.
-//!
-//! There is no fairness between waiting senders: all are woken and race.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+
+use super::used_bytes::UsedBytes;
+
+/// The capacity while all mailboxes together exceed their budget: a dozen short messages.
+const MIN_CAPACITY: usize = 4 * 1024;
+
+/// By how many times the capacity those who wait may exceed it.
+const MAX_TURNS: usize = 3;
 
 /// An item of a mailbox, which takes a share of its capacity.
 pub(super) trait Weight {
@@ -32,6 +41,8 @@ pub(crate) struct Closed;
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
     capacity: usize,
+    /// The weight of the items of all mailboxes.
+    used: Arc<UsedBytes>,
     state: Mutex<State<T>>,
 }
 
@@ -39,6 +50,8 @@ pub(super) struct Mailbox<T> {
 struct State<T> {
     items: Vec<T>,
     weight: usize,
+    /// The weight of the batch that was taken last. The consumer has finished with it when it takes the next one.
+    taken: usize,
     is_closed: bool,
     /// The consumer, while it waits for items.
     consumer: Option<Waker>,
@@ -50,21 +63,26 @@ struct State<T> {
     batch: u64,
 }
 
-/// The position of a sender's waker in `waiting`, so that repeated polls register it once.
+/// A sender that waits.
 #[derive(Debug, Clone, Copy)]
 struct Ticket {
+    /// The batch before which its waker is in `waiting`, at `index`, so that repeated polls register it once.
     batch: u64,
     index: usize,
+    /// The batch before which it began to wait.
+    since: u64,
 }
 
 impl<T: Weight> Mailbox<T> {
     /// A mailbox for items of at most `capacity` in total weight. A heavier item is accepted if the mailbox is empty.
-    pub(super) const fn new(capacity: usize) -> Self {
+    pub(super) const fn new(capacity: usize, used: Arc<UsedBytes>) -> Self {
         Self {
             capacity,
+            used,
             state: Mutex::new(State {
                 items: Vec::new(),
                 weight: 0,
+                taken: 0,
                 is_closed: false,
                 consumer: None,
                 coalescing: None,
@@ -80,6 +98,7 @@ impl<T: Weight> Mailbox<T> {
     /// task may wait here.
     pub(super) fn poll_take(&self, cx: &mut Context<'_>, batch: &mut Vec<T>) -> Poll<bool> {
         let mut state = self.state.lock();
+        self.used.remove(std::mem::take(&mut state.taken));
         if state.items.is_empty() {
             if state.is_closed {
                 return Poll::Ready(false);
@@ -94,7 +113,7 @@ impl<T: Weight> Mailbox<T> {
             return Poll::Pending;
         }
         std::mem::swap(&mut state.items, batch);
-        state.weight = 0;
+        state.taken = std::mem::take(&mut state.weight);
         state.batch += 1;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -133,6 +152,24 @@ impl<T: Weight> Mailbox<T> {
     pub(super) fn is_closed(&self) -> bool {
         self.state.lock().is_closed
     }
+
+    /// The capacity for a sender that has waited for so many batches.
+    fn capacity_after(&self, batches: u64) -> usize {
+        let capacity = if self.used.is_exceeded() {
+            self.capacity.min(MIN_CAPACITY)
+        } else {
+            self.capacity
+        };
+        let turns = usize::try_from(batches).unwrap_or(MAX_TURNS).min(MAX_TURNS);
+        capacity.saturating_mul(1 + turns)
+    }
+}
+
+impl<T> Drop for Mailbox<T> {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        self.used.remove(state.weight + state.taken);
+    }
 }
 
 /// Pushes items into a mailbox.
@@ -167,13 +204,16 @@ impl<T: Weight> Sender<T> {
         if state.is_closed {
             return Poll::Ready(Err(Closed));
         }
-        if state.weight > 0 && state.weight + weight > self.mailbox.capacity {
+        let since = self.ticket.map_or(state.batch, |ticket| ticket.since);
+        let capacity = self.mailbox.capacity_after(state.batch - since);
+        if state.weight > 0 && state.weight + weight > capacity {
             match self.ticket.filter(|ticket| ticket.batch == state.batch) {
                 Some(ticket) => state.waiting[ticket.index].clone_from(cx.waker()),
                 None => {
                     self.ticket = Some(Ticket {
                         batch: state.batch,
                         index: state.waiting.len(),
+                        since,
                     });
                     state.waiting.push(cx.waker().clone());
                 }
@@ -185,6 +225,8 @@ impl<T: Weight> Sender<T> {
             }
             return Poll::Pending;
         }
+        self.ticket = None;
+        self.mailbox.used.add(weight);
         let consumer = item.take().and_then(|item| state.push(item, weight));
         drop(state);
         if let Some(waker) = consumer {
@@ -204,6 +246,7 @@ impl<T: Weight> Sender<T> {
         if state.is_closed {
             return Err(Closed);
         }
+        self.mailbox.used.add(weight);
         let consumer = state.push(item, weight);
         drop(state);
         if let Some(waker) = consumer {
@@ -236,13 +279,17 @@ mod tests {
         Context::from_waker(Waker::noop())
     }
 
+    fn mailbox(capacity: usize) -> Arc<Mailbox<u32>> {
+        Arc::new(Mailbox::new(capacity, Arc::new(UsedBytes::new(1_000_000))))
+    }
+
     fn push(sender: &mut Sender<u32>, item: u32) -> Poll<Result<(), Closed>> {
         sender.poll_push(&mut cx(), &mut Some(item))
     }
 
     #[test]
     fn all_items_are_taken_at_once_in_order() {
-        let mailbox = Arc::new(Mailbox::new(9));
+        let mailbox = mailbox(9);
         let (mut one, mut other) = (
             Sender::new(Arc::clone(&mailbox)),
             Sender::new(Arc::clone(&mailbox)),
@@ -259,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_waiting_sender_is_registered_once() {
-        let mailbox = Arc::new(Mailbox::new(2));
+        let mailbox = mailbox(2);
         let mut sender = Sender::new(Arc::clone(&mailbox));
         for item in 0..2 {
             assert_eq!(push(&mut sender, item), Poll::Ready(Ok(())));
@@ -277,8 +324,53 @@ mod tests {
     }
 
     #[test]
+    fn a_sender_that_never_pauses_does_not_keep_out_another() {
+        let mailbox = mailbox(100);
+        let mut greedy: Vec<_> = (0..10).map(|_| Sender::new(Arc::clone(&mailbox))).collect();
+        let mut patient = Sender::new(Arc::clone(&mailbox));
+        let mut batch = Vec::new();
+        // Those who are greedy are always first.
+        for round in 0.. {
+            for sender in &mut greedy {
+                while push(sender, 0).is_ready() {}
+            }
+            if push(&mut patient, 7).is_ready() {
+                break;
+            }
+            assert!(round < 2, "it has waited for {round} batches");
+            assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+            assert!(batch.len() <= 4 * 100);
+            batch.clear();
+        }
+    }
+
+    #[test]
+    fn all_mailboxes_together_are_bounded() {
+        let used = Arc::new(UsedBytes::new(10_000));
+        let fill = || {
+            let mailbox = Arc::new(Mailbox::new(8_000, Arc::clone(&used)));
+            let mut sender = Sender::new(Arc::clone(&mailbox));
+            let count = (0..).take_while(|_| push(&mut sender, 0).is_ready()).count();
+            (mailbox, count)
+        };
+        let (one, first) = fill();
+        let (other, second) = fill();
+        let (third, last) = fill();
+        assert_eq!((first, second, last), (8_000, 4_096, 4_096));
+        let mut batch = Vec::new();
+        assert_eq!(one.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        drop((other, third));
+        assert!(!used.is_exceeded());
+        // A batch counts until the next one is taken.
+        assert_eq!(fill().1, 4_096);
+        batch.clear();
+        assert_eq!(one.poll_take(&mut cx(), &mut batch), Poll::Pending);
+        assert_eq!(fill().1, 8_000);
+    }
+
+    #[test]
     fn a_coalescing_consumer_is_woken_when_the_mailbox_is_full_or_closed() {
-        let mailbox = Arc::new(Mailbox::new(1));
+        let mailbox = mailbox(1);
         let mut sender = Sender::new(Arc::clone(&mailbox));
         assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
         assert_eq!(mailbox.poll_full(&cx()), Poll::Pending);
@@ -295,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_closed_mailbox_yields_its_items_and_accepts_no_more() {
-        let mailbox = Arc::new(Mailbox::new(2));
+        let mailbox = mailbox(2);
         let mut sender = Sender::new(Arc::clone(&mailbox));
         assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
         mailbox.close();

@@ -29,19 +29,20 @@
 //! - All subscribers of a room see the same events in the same order, and none that is not durable.
 //! - Each JOIN is followed by exactly one LEAVE: whenever a stream ends, its [`Member`] is dropped, and the mailbox always
 //!   accepts the request that the drop sends.
-//! - Memory is bounded: per room by the mailbox, the feed and one batch; per subscriber by one page of the store.
+//! - Memory is bounded: per room by the mailbox, the feed and one batch; per subscriber by one page of the store; and of all
+//!   mailboxes and all feeds together by [`RoomBudgets`].
 //! - No subscriber delays the actor or another subscriber.
 //!
 //! # Caveats
 //!
 //! - If an append fails, the room and then the process end. Events of the failed batch may be in the log although nobody
 //!   has seen them; clients send the messages again with the same message ids.
-//! - The mailbox is not fair: senders that wait for capacity race.
 //! - A busy room with many subscribers delays its batches by up to [`HubOptions::coalesce`] to save wake-ups.
 //! - Grace periods are measured by the actor, because the fold has no clock: after a restart they start anew.
 //! - A client that joins under a lost participant's name, without the token of its session, evicts that participant.
 
 mod batch;
+mod blocking;
 mod context;
 mod feed;
 pub mod frame;
@@ -59,6 +60,7 @@ mod room_actor;
 mod room_sessions;
 mod session_token;
 mod snapshot_schedule;
+mod used_bytes;
 
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
@@ -70,6 +72,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
+use self::blocking::blocking;
 use self::context::HubContext;
 use self::handle::{Reply, Request, RoomHandle};
 use self::mailbox::Sender;
@@ -83,7 +86,7 @@ use crate::domain::{
 use crate::store::{Store, StoreError};
 use crate::wall_clock::wall_time;
 
-pub use context::HubOptions;
+pub use context::{HubOptions, RoomBudgets};
 pub use feed::{CloseReason, Cursor, CursorKey, Feed, FeedItem, Publication};
 pub use handle::Member;
 pub(crate) use history::{HistoryPage, HistoryRange, RoomSummary};
@@ -91,12 +94,16 @@ pub use observer::{AcceptedEvent, FanOut, MessageTrace, Observer, RejectedMessag
 pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
+pub use used_bytes::UsedBytes;
 
 /// How often unused rooms are looked for.
 const END_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The maximum number of rooms that are loaded at a time after a restart although nobody asks for them.
 const MAX_RECOVERING_ROOMS: usize = 256;
+
+/// The maximum number of pages that readers who lag read from the disk at a time. The others wait their turn.
+const MAX_PAGE_READS: usize = 16;
 
 /// The maximum number of unused rooms that end at a time.
 const MAX_ENDED_ROOMS: usize = 1_000;
@@ -138,9 +145,11 @@ impl Hub {
                 options,
                 store,
                 tokens: SessionTokens::new(secret),
+                page_reads: Arc::new(Semaphore::new(MAX_PAGE_READS)),
                 observer,
+                feed_bytes: Arc::new(UsedBytes::new(options.budgets.feeds)),
             },
-            registry: Arc::default(),
+            registry: Arc::new(Registry::new(UsedBytes::new(options.budgets.mailboxes))),
             actors: TaskTracker::new(),
             failed: CancellationToken::new(),
             cause: OnceLock::new(),
@@ -264,28 +273,38 @@ impl Hub {
             .await
     }
 
-    /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`.
+    /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`. `permit` is held
+    /// as long as this takes, even if the future is dropped.
     pub(crate) async fn history(
         &self,
         room: RoomName,
         range: HistoryRange,
         limit: u32,
         max_bytes: usize,
+        permit: impl Send + 'static,
     ) -> Result<HistoryPage, HubError> {
         self.check_exists(&room)?;
         let store = Arc::clone(&self.context.store);
-        blocking(move || history::read_history(&*store, room, range, limit, max_bytes)).await
+        blocking(permit, move || {
+            history::read_history(&*store, room, range, limit, max_bytes)
+        })
+        .await?
     }
 
-    /// At most `limit` rooms, by name, starting after the room `after`.
+    /// At most `limit` rooms, by name, starting after the room `after`. `permit` is held as long as this takes, even if the
+    /// future is dropped.
     pub(crate) async fn list_rooms(
         &self,
         after: Option<RoomName>,
         limit: usize,
+        permit: impl Send + 'static,
     ) -> Result<Vec<RoomSummary>, HubError> {
         let store = Arc::clone(&self.context.store);
         let registry = Arc::clone(&self.registry);
-        blocking(move || history::list_rooms(&*store, &registry, after.as_ref(), limit)).await
+        blocking(permit, move || {
+            history::list_rooms(&*store, &registry, after.as_ref(), limit)
+        })
+        .await?
     }
 
     /// Closes every stream after the events that its room has accepted, tells the clients to return after about `retry`,
@@ -444,12 +463,4 @@ impl Hub {
         self.registry.fail();
         self.failed.cancel();
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, HubError> + Send + 'static,
-) -> Result<T, HubError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(HubError::Failed))
 }

@@ -1,23 +1,28 @@
 //! A reader of a room's log: from the store until it has caught up, then from the feed, and from the store again when it
 //! lags. No event is skipped or repeated: the range that is read from the store ends at the cursor's position in the feed.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::task::JoinHandle;
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
+use super::blocking::blocking;
+use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, Feed, FeedItem};
 use super::observer::Observer;
+use super::request::HubError;
 use crate::domain::Sequence;
-use crate::store::{LogId, Page, Store, StoreError, read_page};
+use crate::store::{LogId, Page, Store, read_page};
 
-/// The size of a page, in bytes. It bounds what a lagging reader holds in memory.
-const PAGE_BYTES: usize = 128 * 1024;
+/// The size of a page, in bytes: that of a block of the feed. The transport holds one page of a reader whose client does not
+/// read, as it holds one block of a live reader.
+const PAGE_BYTES: usize = 64 * 1024;
 
 /// A reader of a room's log.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
+    page_reads: Arc<Semaphore>,
     log: LogId,
     cursor: Cursor,
     observer: Arc<dyn Observer>,
@@ -29,27 +34,22 @@ struct CatchUp {
     after: Sequence,
     upto: Sequence,
     /// The page that is being read.
-    page: Option<JoinHandle<Result<Page, StoreError>>>,
+    page: Option<BoxFuture<'static, Result<Page, HubError>>>,
     /// Counts the readers that catch up.
     feed: Arc<Feed>,
 }
 
 impl Reader {
     /// A reader of the events after `after`. `cursor` stands at or past it, and the events in between are in the store.
-    pub(super) fn new(
-        store: Arc<dyn Store>,
-        log: LogId,
-        cursor: Cursor,
-        after: Sequence,
-        observer: Arc<dyn Observer>,
-    ) -> Self {
+    pub(super) fn new(context: &HubContext, log: LogId, cursor: Cursor, after: Sequence) -> Self {
         let upto = cursor.position();
         let catch_up = (after < upto).then(|| CatchUp::new(after, upto, cursor.feed()));
         Self {
-            store,
+            store: Arc::clone(&context.store),
+            page_reads: Arc::clone(&context.page_reads),
             log,
             cursor,
-            observer,
+            observer: Arc::clone(&context.observer),
             catch_up,
         }
     }
@@ -63,11 +63,6 @@ impl Reader {
         }
     }
 
-    /// Whether the next item is a page of the store.
-    pub(crate) const fn is_catching_up(&self) -> bool {
-        self.catch_up.is_some()
-    }
-
     /// The next item, as [`Cursor::poll_next`], except that [`FeedItem::Lagged`] means that the next event is not in the
     /// store either.
     ///
@@ -75,9 +70,9 @@ impl Reader {
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         loop {
             if let Some(catch_up) = &mut self.catch_up {
-                let page = match ready!(catch_up.poll_page(cx, &self.store, self.log)) {
+                let page = match ready!(catch_up.poll_page(cx, &self.store, &self.page_reads, self.log)) {
                     Ok(page) => page,
-                    Err(error) if error.is_damage() => {
+                    Err(HubError::Damaged) => {
                         return Poll::Ready(FeedItem::Closed(CloseReason::Damaged));
                     }
                     Err(_) => return Poll::Ready(FeedItem::Closed(CloseReason::Failed)),
@@ -98,9 +93,6 @@ impl Reader {
                     let upto = self.cursor.skip_to_end();
                     if after < upto {
                         self.catch_up = Some(CatchUp::new(after, upto, self.cursor.feed()));
-                        // The caller decides when a page is read.
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
                     }
                 }
                 item => return Poll::Ready(item),
@@ -124,19 +116,26 @@ impl CatchUp {
         &mut self,
         cx: &mut Context<'_>,
         store: &Arc<dyn Store>,
+        page_reads: &Arc<Semaphore>,
         log: LogId,
-    ) -> Poll<Result<Page, StoreError>> {
+    ) -> Poll<Result<Page, HubError>> {
         let (after, upto) = (self.after, self.upto);
         if !store.is_blocking() {
-            return Poll::Ready(read_page(&**store, log, after, upto, PAGE_BYTES));
+            let read = read_page(&**store, log, after, upto, PAGE_BYTES);
+            return Poll::Ready(read.map_err(HubError::from));
         }
         let page = self.page.get_or_insert_with(|| {
-            let store = Arc::clone(store);
-            tokio::task::spawn_blocking(move || read_page(&*store, log, after, upto, PAGE_BYTES))
+            let (store, reads) = (Arc::clone(store), Arc::clone(page_reads));
+            Box::pin(async move {
+                // The semaphore is never closed.
+                let permit = reads.acquire_owned().await.ok();
+                let read = move || read_page(&*store, log, after, upto, PAGE_BYTES);
+                Ok(blocking(permit, read).await??)
+            })
         });
-        let read = ready!(Pin::new(page).poll(cx));
+        let read = ready!(page.as_mut().poll(cx));
         self.page = None;
-        Poll::Ready(read.unwrap_or(Err(StoreError::Failed)))
+        Poll::Ready(read)
     }
 }
 

@@ -7,15 +7,17 @@ use parking_lot::Mutex;
 
 use super::handle::RoomHandle;
 use super::request::HubError;
+use super::used_bytes::UsedBytes;
 use crate::domain::RoomName;
 
 /// The running rooms, by name.
 ///
 /// A handle is registered before its actor starts and removed after its actor has ended. Between the closing of a room's
 /// mailbox and its removal, a new handle may replace it.
-#[derive(Default)]
 pub(super) struct Registry {
     state: Mutex<State>,
+    /// What all mailboxes hold.
+    mailbox_bytes: Arc<UsedBytes>,
 }
 
 #[derive(Default)]
@@ -33,6 +35,13 @@ pub(super) enum Lookup {
 }
 
 impl Registry {
+    pub(super) fn new(mailbox_bytes: UsedBytes) -> Self {
+        Self {
+            state: Mutex::default(),
+            mailbox_bytes: Arc::new(mailbox_bytes),
+        }
+    }
+
     pub(super) fn get(&self, name: &RoomName) -> Option<Arc<RoomHandle>> {
         self.state.lock().rooms.get(name).cloned()
     }
@@ -50,7 +59,7 @@ impl Registry {
         if let Some(room) = state.rooms.get(name).filter(|room| !room.mailbox.is_closed()) {
             return Ok(Lookup::Running(Arc::clone(room)));
         }
-        let room = RoomHandle::new(name.clone());
+        let room = RoomHandle::new(name.clone(), Arc::clone(&self.mailbox_bytes));
         state.rooms.insert(name.clone(), Arc::clone(&room));
         Ok(Lookup::Inserted(room))
     }

@@ -82,7 +82,12 @@ impl RoomActor {
         let options = &context.options;
         let last = room.last();
         Self {
-            feed: Feed::new(options.feed_bytes, last, Arc::clone(&context.observer)),
+            feed: Feed::new(
+                options.feed_bytes,
+                last,
+                Arc::clone(&context.observer),
+                Arc::clone(&context.feed_bytes),
+            ),
             log: log.id,
             snapshots: SnapshotSchedule::new(snapshot_sequence, bytes_since_snapshot, options.retain_age),
             sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
@@ -346,8 +351,7 @@ impl RoomActor {
     }
 
     fn reader(&self, cursor: Cursor, after: Sequence) -> Reader {
-        let HubContext { store, observer, .. } = &self.context;
-        Reader::new(Arc::clone(store), self.log, cursor, after, Arc::clone(observer))
+        Reader::new(&self.context, self.log, cursor, after)
     }
 }
 

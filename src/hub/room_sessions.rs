@@ -111,6 +111,8 @@ impl RoomSessions {
             Request::Leave { leave, meta } => self.handle_leave(leave, &meta, at),
             Request::Disconnected(attachment) => self.on_disconnect(attachment, at),
             Request::Subscribe { start, reply } => self.handle_subscribe(start, reply),
+            // A caller that has cancelled must not make the room work.
+            Request::Info { reply, .. } if reply.is_closed() => {}
             Request::Info { after, limit, reply } => {
                 let info = self.info(after, limit);
                 self.batch.push(Effect::Info { info, reply });

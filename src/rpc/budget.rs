@@ -1,29 +1,38 @@
 //! Budgets for the memory that clients can make the server hold: per connection and for all connections together.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::Extensions;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::address_limit::{AddressLimit, AddressPermit};
+use super::error::RpcError;
+use crate::reason::Reason;
 
 /// How many queries one connection can have in progress. Its other queries wait, so that a client with many of them does not
 /// delay the queries of other connections.
 const QUERIES_PER_CONNECTION: usize = 2;
 
-/// How many pages of the store the streams of one connection can hold that catch up. The others wait.
-const PAGES_PER_CONNECTION: usize = 8;
+/// How many streams of each connection are always allowed. The memory of a connection includes them.
+const RESERVED_STREAMS: usize = 2;
 
-/// A connection with less unread than this is not cut: the window of one stream.
-const FAIR_UNREAD: usize = 64 * 1024;
+/// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
+pub(super) const STREAM_WINDOW: u32 = 65_535;
 
-/// The bytes of messages that a connection has received and its streams have not read: h2 holds them.
+/// A connection with less unread than this is not closed.
+const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
+
+/// The bytes of messages that a connection has received and its requests have not read: h2 holds them.
 ///
-/// What a stream has not read when it ends stays counted until the connection has no stream.
+/// What arrives for a request that has ended, and padding, is not read but discarded by h2. [`Unread::settle`] forgets it.
 #[derive(Debug)]
 pub(super) struct Unread {
     own: AtomicUsize,
+    /// The requests that can still read something.
+    requests: AtomicUsize,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
     limit: usize,
@@ -33,6 +42,7 @@ impl Unread {
     fn new(all: Arc<AtomicUsize>, limit: usize) -> Self {
         Self {
             own: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
             all,
             limit,
         }
@@ -56,17 +66,69 @@ impl Unread {
         self.all.fetch_sub(removed, Ordering::Relaxed);
     }
 
-    /// There is no stream, and so nothing unread.
-    pub(super) fn clear(&self) {
-        let own = self.own.swap(0, Ordering::Relaxed);
-        self.all.fetch_sub(own, Ordering::Relaxed);
+    /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun.
+    pub(super) fn settle(&self) {
+        let most = self.requests.load(Ordering::Relaxed).saturating_mul(FAIR_UNREAD);
+        let discarded = self.own.load(Ordering::Relaxed).saturating_sub(most);
+        if discarded > 0 {
+            self.remove(discarded);
+        }
     }
 }
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        self.clear();
+        self.remove(self.own.load(Ordering::Relaxed));
     }
+}
+
+/// A request that can read from its connection until this is dropped.
+#[derive(Debug)]
+pub(super) struct ReadingRequest(Arc<ConnectionBudgets>);
+
+impl ReadingRequest {
+    /// Counts bytes that it has read.
+    pub(super) fn read(&self, bytes: usize) {
+        self.0.unread.remove(bytes);
+    }
+}
+
+impl Drop for ReadingRequest {
+    fn drop(&mut self) {
+        self.0.unread.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The streams of a connection whose clients do not accept what the server has for them: h2 holds it.
+#[derive(Debug)]
+pub(super) struct StalledStreams {
+    own: AtomicUsize,
+    /// Of all connections together.
+    all: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl StalledStreams {
+    /// Sets how many there are on this connection. Returns whether all connections together have more than the limit.
+    pub(super) fn update(&self, own: usize) -> bool {
+        let before = self.own.swap(own, Ordering::Relaxed);
+        self.all.fetch_add(own, Ordering::Relaxed);
+        self.all.fetch_sub(before, Ordering::Relaxed) - before > self.limit
+    }
+}
+
+impl Drop for StalledStreams {
+    fn drop(&mut self) {
+        self.update(0);
+    }
+}
+
+/// Allows one stream until it is dropped.
+#[derive(Debug)]
+pub(super) struct StreamPermit {
+    _place: OwnedSemaphorePermit,
+    /// `None` for a reserved stream.
+    _address: Option<AddressPermit>,
 }
 
 /// A number of bytes that can be reserved.
@@ -200,8 +262,14 @@ pub struct BudgetLimits {
     pub responses: usize,
     /// The same, per connection.
     pub responses_per_connection: usize,
-    /// How many pages of the store, of about 128 KiB, the streams that catch up can hold together.
-    pub pages: usize,
+    /// How many streams may be open beyond the two that each connection always may have. One address may have three quarters of
+    /// them.
+    pub streams: usize,
+    /// How many streams may hold data that their clients do not accept for [`TransportLimits::stall_timeout`]. While there are
+    /// more, these streams are ended within seconds. Each holds up to 128 KiB.
+    ///
+    /// [`TransportLimits::stall_timeout`]: super::TransportLimits::stall_timeout
+    pub stalled_streams: usize,
     /// How many queries (`GetHistory`, `ListRooms`, `ListParticipants`) are in progress at a time. Each holds a few MiB.
     pub queries: usize,
 }
@@ -212,10 +280,11 @@ impl Default for BudgetLimits {
             received: 32 << 20,
             received_per_connection: 4 << 20,
             unread: 32 << 20,
-            responses: 64 << 20,
+            responses: 32 << 20,
             responses_per_connection: 8 << 20,
-            pages: 256,
-            queries: 8,
+            streams: 4_096,
+            stalled_streams: 256,
+            queries: 4,
         }
     }
 }
@@ -228,7 +297,9 @@ pub(super) struct ServerBudgets {
     unread: Arc<AtomicUsize>,
     responses: Arc<Budget>,
     queries: Arc<Semaphore>,
-    pages: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    stream_addresses: Arc<AddressLimit>,
+    stalled: Arc<AtomicUsize>,
 }
 
 impl ServerBudgets {
@@ -239,20 +310,29 @@ impl ServerBudgets {
             unread: Arc::default(),
             responses: Budget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
-            pages: Arc::new(Semaphore::new(limits.pages)),
+            streams: Arc::new(Semaphore::new(limits.streams)),
+            stream_addresses: AddressLimit::new(limits.streams - limits.streams / 4),
+            stalled: Arc::default(),
         }
     }
 
-    /// The budgets of a new connection.
-    pub(super) fn connection(&self) -> Arc<ConnectionBudgets> {
+    /// The budgets of a new connection from `address`.
+    pub(super) fn connection(&self, address: IpAddr) -> Arc<ConnectionBudgets> {
         Arc::new(ConnectionBudgets {
             received: self.received.child(self.limits.received_per_connection),
             unread: Unread::new(Arc::clone(&self.unread), self.limits.unread),
             responses: self.responses.child(self.limits.responses_per_connection),
-            own_queries: Semaphore::new(QUERIES_PER_CONNECTION),
+            own_queries: Arc::new(Semaphore::new(QUERIES_PER_CONNECTION)),
             all_queries: Arc::clone(&self.queries),
-            own_pages: Arc::new(Semaphore::new(PAGES_PER_CONNECTION)),
-            all_pages: Arc::clone(&self.pages),
+            reserved_streams: Arc::new(Semaphore::new(RESERVED_STREAMS)),
+            all_streams: Arc::clone(&self.streams),
+            stream_addresses: Arc::clone(&self.stream_addresses),
+            address,
+            stalled: StalledStreams {
+                own: AtomicUsize::new(0),
+                all: Arc::clone(&self.stalled),
+                limit: self.limits.stalled_streams,
+            },
         })
     }
 }
@@ -263,15 +343,17 @@ pub(super) struct ConnectionBudgets {
     pub(super) received: Arc<Budget>,
     pub(super) unread: Unread,
     pub(super) responses: Arc<Budget>,
-    own_queries: Semaphore,
+    own_queries: Arc<Semaphore>,
     all_queries: Arc<Semaphore>,
-    /// Permits for the pages of this connection, to be acquired before one of `all_pages`.
-    pub(super) own_pages: Arc<Semaphore>,
-    pub(super) all_pages: Arc<Semaphore>,
+    reserved_streams: Arc<Semaphore>,
+    all_streams: Arc<Semaphore>,
+    stream_addresses: Arc<AddressLimit>,
+    address: IpAddr,
+    pub(super) stalled: StalledStreams,
 }
 
 /// The connection that a request came on.
-pub(super) struct Connection {
+pub(super) struct ConnectionInfo {
     pub(super) peer: Option<SocketAddr>,
     pub(super) budgets: Arc<ConnectionBudgets>,
 }
@@ -280,7 +362,7 @@ pub(super) struct Connection {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-impl Connection {
+impl ConnectionInfo {
     /// The connection of a request with these extensions.
     pub(super) fn of(extensions: &Extensions) -> Self {
         Self {
@@ -295,20 +377,108 @@ impl ConnectionBudgets {
     pub(super) fn of(extensions: &Extensions) -> Arc<Self> {
         let budgets = extensions.get::<Arc<Self>>().cloned();
         // A request that came on no connection has budgets of its own.
-        budgets.unwrap_or_else(|| ServerBudgets::new(BudgetLimits::default()).connection())
+        budgets.unwrap_or_else(|| {
+            ServerBudgets::new(BudgetLimits::default()).connection(Ipv4Addr::UNSPECIFIED.into())
+        })
+    }
+
+    /// Opens a stream.
+    ///
+    /// # Errors
+    ///
+    /// There are too many.
+    pub(super) fn open_stream(&self) -> Result<StreamPermit, RpcError> {
+        let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
+        if let Some(place) = acquire(&self.reserved_streams) {
+            let permit = StreamPermit {
+                _place: place,
+                _address: None,
+            };
+            return Ok(permit);
+        }
+        let pooled = self.stream_addresses.try_acquire(self.address);
+        let pooled = pooled.and_then(|address| Some((acquire(&self.all_streams)?, address)));
+        let (place, address) = pooled.ok_or_else(|| {
+            RpcError::new(
+                Reason::TooManyStreams,
+                "too many streams are open; end one, or open it on another connection",
+            )
+        })?;
+        Ok(StreamPermit {
+            _place: place,
+            _address: Some(address),
+        })
+    }
+
+    /// Counts a request that is begun.
+    pub(super) fn begin_request(self: &Arc<Self>) -> ReadingRequest {
+        self.unread.requests.fetch_add(1, Ordering::Relaxed);
+        ReadingRequest(Arc::clone(self))
     }
 
     /// Waits until this connection's turn to run a query. The query may run until the permits are dropped.
-    pub(super) async fn start_query(&self) -> [Option<SemaphorePermit<'_>>; 2] {
+    pub(super) async fn start_query(&self) -> [Option<OwnedSemaphorePermit>; 2] {
         // Errors would mean that the semaphores are closed, which they never are.
-        let own = self.own_queries.acquire().await.ok();
-        [own, self.all_queries.acquire().await.ok()]
+        let own = Arc::clone(&self.own_queries).acquire_owned().await.ok();
+        let all = Arc::clone(&self.all_queries).acquire_owned().await.ok();
+        [own, all]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_h2_has_discarded_does_not_stay_counted() {
+        let server = ServerBudgets::new(BudgetLimits::default());
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        let chat = connection.begin_request();
+        for _ in 0..1_000 {
+            let upload = connection.begin_request();
+            connection.unread.add(10_000);
+            upload.read(1_000);
+            drop(upload);
+            connection.unread.settle();
+            assert!(connection.unread.own.load(Ordering::Relaxed) <= FAIR_UNREAD);
+        }
+        drop(chat);
+        connection.unread.settle();
+        assert_eq!(server.unread.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn streams_beyond_those_of_each_connection_share_a_limit_and_an_address_does_not_get_all() {
+        let server = ServerBudgets::new(BudgetLimits {
+            streams: 4,
+            ..BudgetLimits::default()
+        });
+        let open = |connection: &Arc<ConnectionBudgets>| -> Vec<StreamPermit> {
+            std::iter::from_fn(|| connection.open_stream().ok()).collect()
+        };
+        let one = server.connection("192.0.2.1".parse().unwrap());
+        let other = server.connection("192.0.2.1".parse().unwrap());
+        let stranger = server.connection("192.0.2.2".parse().unwrap());
+        let held = open(&one);
+        assert_eq!((held.len(), open(&other).len(), open(&stranger).len()), (5, 2, 3));
+        drop(held);
+        assert_eq!(open(&other).len(), 5);
+    }
+
+    #[test]
+    fn stalled_streams_are_counted_as_long_as_their_connection_exists() {
+        let server = ServerBudgets::new(BudgetLimits {
+            stalled_streams: 3,
+            ..BudgetLimits::default()
+        });
+        let connection = || server.connection(Ipv4Addr::LOCALHOST.into());
+        let (one, other) = (connection(), connection());
+        assert!(!one.stalled.update(3));
+        assert!(other.stalled.update(1));
+        assert!(!one.stalled.update(2));
+        drop(other);
+        assert!(!one.stalled.update(3));
+    }
 
     #[test]
     fn a_connection_with_much_unread_is_cut_when_all_have_too_much() {

@@ -15,14 +15,13 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::budget::{Connection, ConnectionBudgets};
+use super::budget::ConnectionInfo;
 use super::convert::join_request;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::joined_stream::{JoinedStream, Output, StreamEnd};
 use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
-use super::page_gate::PageGate;
 use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
 use crate::domain::{Timestamp, TraceContext};
@@ -34,7 +33,6 @@ pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Inbound<JoinMsgLeave>,
     rates: Arc<Rates>,
-    budgets: Arc<ConnectionBudgets>,
     state: State,
     outcome: StreamOutcome,
 }
@@ -66,14 +64,13 @@ impl ChatBody {
         inbound: Inbound<JoinMsgLeave>,
         draining: CancellationToken,
         rates: Arc<Rates>,
-        connection: Connection,
+        connection: &ConnectionInfo,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             hub,
             inbound,
             rates,
-            budgets: connection.budgets,
             state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
             outcome: StreamOutcome::new(StreamingMethod::Chat, connection.peer, observer),
         }
@@ -195,7 +192,6 @@ impl ChatBody {
             self.hub.options().resume_grace,
             joining.uses_extensions,
             self.rates.messages(),
-            PageGate::new(Arc::clone(&self.budgets)),
         );
         self.state = State::Joined(Box::new(stream));
     }

@@ -14,12 +14,12 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tower::{Service, ServiceExt};
+use tower::{Service, ServiceExt, service_fn};
 
-use super::budget::{BudgetLimits, ConnectionBudgets, Peer};
+use super::budget::{BudgetLimits, ConnectionBudgets, Peer, STREAM_WINDOW};
 use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
-use super::observer::CutReason;
+use super::observer::{CutReason, Observer};
 use super::prefixed_io::PrefixedIo;
 use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
@@ -28,9 +28,6 @@ use super::stall_detector::MonitoredBody;
 /// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of 1-byte frames (7,281 frames in a
 /// [`STREAM_WINDOW`], 1.8 MB of charge each).
 const CONNECTION_WINDOW: u32 = 8 << 20;
-
-/// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
-const STREAM_WINDOW: u32 = 65_535;
 
 /// How many bytes h2 buffers per stream for a client that does not read.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -103,6 +100,7 @@ pub(super) async fn serve<T, S>(
     service: S,
     limits: TransportLimits,
     budgets: Arc<ConnectionBudgets>,
+    observer: Arc<dyn Observer>,
     draining: CancellationToken,
 ) -> ConnectionEnd
 where
@@ -119,14 +117,23 @@ where
         return ConnectionEnd::NotHttp2;
     };
     let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
-    let extension = Arc::clone(&budgets);
-    let service = service
-        .map_request(move |mut request: Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(Arc::clone(&extension));
-            request.extensions_mut().insert(Peer(peer));
-            request.map(Body::new)
-        })
-        .map_response(|response| response.map(MonitoredBody::new));
+    let stream_budgets = Arc::clone(&budgets);
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        let permit = stream_budgets.open_stream();
+        request.extensions_mut().insert(Arc::clone(&stream_budgets));
+        request.extensions_mut().insert(Peer(peer));
+        let (service, observer) = (service.clone(), Arc::clone(&observer));
+        async move {
+            let (response, permit) = match permit {
+                Ok(permit) => (service.oneshot(request.map(Body::new)).await?, Some(permit)),
+                Err(error) => {
+                    error.report(&*observer);
+                    (error.to_status().into_http(), None)
+                }
+            };
+            Ok::<_, Infallible>(response.map(|body| MonitoredBody::new(body, permit)))
+        }
+    });
     let executor = StreamExecutor::default();
     let mut connection = pin!(
         http2::Builder::new(executor.clone())
@@ -162,7 +169,7 @@ where
         limits.stall_timeout,
         limits.idle_timeout,
         &close,
-        &budgets.unread,
+        &budgets,
     )
     .await;
     if let Some(reason) = io.with(PrefixedIo::cut) {

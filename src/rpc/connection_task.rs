@@ -16,15 +16,21 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::budget::Unread;
+use super::budget::{ConnectionBudgets, StalledStreams, Unread};
 use super::corked_io::CorkedIo;
-use super::stall_detector::{STALL_TICKS, StallDetector};
+use super::stall_detector::StallDetector;
 use super::sub_waker::SubWaker;
 
 /// How many times one poll of the task polls the streams and the connection at most. More than once, so that the streams
 /// handle at once what the connection has read, and their responses go out in the same write. Bounded, so that a client that
 /// never stops sending does not starve other connections.
 const MAX_ROUNDS: usize = 4;
+
+/// The interval at which streams are looked for whose clients accept no data.
+const STALL_TICK: Duration = Duration::from_secs(3);
+
+/// After how many of these ticks a stream counts as stalled: it has accepted nothing for at least one interval.
+const MIN_STALL_TICKS: u32 = 2;
 
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -61,6 +67,7 @@ impl StreamTask {
 
     fn cancel(&mut self) {
         let future = self.future.take();
+        self.stall_detector.end();
         self.stall_detector.scope(|| drop(future));
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -106,10 +113,22 @@ impl Streams {
         }
     }
 
-    fn cancel_stalled(&mut self) {
-        for task in self.tasks.iter_mut().filter(|task| task.stall_detector.tick()) {
-            task.cancel();
+    /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of them.
+    fn cancel_stalled(&mut self, max_ticks: u32, stalled: &StalledStreams) {
+        let mut count = 0;
+        for task in self.tasks.iter_mut() {
+            task.stall_detector.tick();
+            count += usize::from(task.stall_detector.stalled_ticks() >= MIN_STALL_TICKS);
         }
+        let are_too_many = stalled.update(count);
+        let limit = if are_too_many { MIN_STALL_TICKS } else { max_ticks };
+        for task in self.tasks.iter_mut() {
+            if task.stall_detector.stalled_ticks() >= limit {
+                task.cancel();
+                count -= 1;
+            }
+        }
+        stalled.update(count);
     }
 }
 
@@ -119,7 +138,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs `connection`, which spawns its streams on `executor` and writes to `io`, until it ends or a write fails. The
 /// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled. A connection
 /// that has no stream for `idle_timeout` is told to close by `close`; returns whether it was.
-/// `unread` counts what the streams have not read.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
@@ -129,7 +147,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     stall_timeout: Duration,
     idle_timeout: Duration,
     close: &CancellationToken,
-    unread: &Unread,
+    budgets: &ConnectionBudgets,
 ) -> bool {
     let mut connection = pin!(connection);
     let connection_waker = SubWaker::new();
@@ -138,19 +156,25 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
         tasks: FuturesUnordered::new(),
         waker: SubWaker::new(),
     };
-    let period = stall_timeout / u32::from(STALL_TICKS - 1);
+    let period = STALL_TICK.min(stall_timeout / 3);
+    let max_ticks = stall_timeout.as_millis().div_ceil(period.as_millis().max(1)) + 1;
+    let max_ticks = u32::try_from(max_ticks).unwrap_or(u32::MAX);
     let mut stall_ticks = interval_at(Instant::now() + period, period);
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
     poll_fn(|cx| {
-        while stall_ticks.poll_tick(cx).is_ready() {
-            streams.cancel_stalled();
+        // Without streams there are no ticks, so that a connection that does nothing costs nothing.
+        while !streams.tasks.is_empty() && stall_ticks.poll_tick(cx).is_ready() {
+            streams.cancel_stalled(max_ticks, &budgets.stalled);
         }
-        let polled = poll_rounds(cx, connection.as_mut(), &connection_waker, &mut streams);
+        let polled = poll_rounds(
+            cx,
+            connection.as_mut(),
+            &connection_waker,
+            &mut streams,
+            &budgets.unread,
+        );
         let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
-        if streams.tasks.is_empty() {
-            unread.clear();
-        }
         if is_broken || polled.is_ready() || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
             return Poll::Ready(());
         }
@@ -206,6 +230,7 @@ fn poll_rounds(
     mut connection: Pin<&mut impl Future>,
     connection_waker: &SubWaker,
     streams: &mut Streams,
+    unread: &Unread,
 ) -> Poll<()> {
     for _ in 0..MAX_ROUNDS {
         streams.waker.begin_poll(cx.waker());
@@ -222,6 +247,8 @@ fn poll_rounds(
         streams.accept_spawned();
         // Not `&&`: both wakers must wake the task from now on.
         if streams.waker.end_poll() & connection_waker.end_poll() {
+            // All streams have been polled, and so have begun to read their requests.
+            unread.settle();
             return Poll::Pending;
         }
         if !has_budget_remaining() {

@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::budget::{ConnectionBudgets, Reservation};
+use super::budget::{ConnectionBudgets, ReadingRequest, Reservation};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
 use crate::reason::Reason;
@@ -34,6 +34,8 @@ pub(super) struct Inbound<M> {
     body: Body,
     limit: usize,
     budgets: Arc<ConnectionBudgets>,
+    /// `None` once there is nothing more to read.
+    request: Option<ReadingRequest>,
     /// The rest of the newest DATA frame.
     frame: Bytes,
     partial: Partial,
@@ -56,6 +58,7 @@ impl<M: Message + Default> Inbound<M> {
         Self {
             body,
             limit,
+            request: Some(budgets.begin_request()),
             budgets,
             frame: Bytes::new(),
             partial: Partial::default(),
@@ -77,11 +80,14 @@ impl<M: Message + Default> Inbound<M> {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.budgets.unread.remove(data.len());
+                        if let Some(request) = &self.request {
+                            request.read(data.len());
+                        }
                         self.frame = data;
                     }
                 }
                 Some(Err(status)) => return Poll::Ready(Some(Err(InboundError::Lost(status)))),
+                None if self.request.take().is_some() => {}
                 None if self.partial.bytes.is_empty() => return Poll::Ready(None),
                 None => {
                     let error = RpcError::new(Reason::Undecodable, "the stream ended within a message");
@@ -192,7 +198,7 @@ mod tests {
             received,
             ..BudgetLimits::default()
         };
-        ServerBudgets::new(limits).connection()
+        ServerBudgets::new(limits).connection([127, 0, 0, 1].into())
     }
 
     fn inbound(frames: Vec<Vec<u8>>, budgets: &Arc<ConnectionBudgets>) -> Inbound<ListParticipantsRequest> {

@@ -11,7 +11,6 @@ use super::convert::{first_sequence, message_id};
 use super::error::RpcError;
 use super::inbound::{Inbound, InboundError};
 use super::observer::Observer;
-use super::page_gate::PageGate;
 use super::rates::MessageRate;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
 use crate::domain::{Message, MessageId, Rules, Text, Timestamp, TraceContext};
@@ -38,7 +37,6 @@ pub(super) struct JoinedStream {
     welcome: Option<Bytes>,
     is_reading: bool,
     rate: MessageRate,
-    pages: PageGate,
     /// The notice that the newest message came too fast, until it is sent.
     notice: Option<Bytes>,
     /// Why the client's half of the stream ended, and the status unless it is OK. The stream ends with them once the room has
@@ -83,7 +81,6 @@ impl JoinedStream {
         resume_grace: Duration,
         uses_extensions: bool,
         rate: MessageRate,
-        pages: PageGate,
     ) -> Self {
         let mut stream = Self {
             member,
@@ -93,7 +90,6 @@ impl JoinedStream {
             welcome: None,
             is_reading: true,
             rate,
-            pages,
             notice: None,
             inbound_end: None,
         };
@@ -113,14 +109,7 @@ impl JoinedStream {
         if let Some(private) = self.welcome.take().or_else(|| self.notice.take()) {
             return Poll::Ready(Output::Data(private));
         }
-        let is_catching_up = self.member.is_catching_up();
-        if is_catching_up && self.pages.poll_open(cx).is_pending() {
-            return Poll::Pending;
-        }
         let output = match self.member.poll_next(cx) {
-            Poll::Ready(FeedItem::Events(page)) if is_catching_up => {
-                Poll::Ready(Output::Data(self.pages.count(page)))
-            }
             // A notice answers a message of the client. Its next messages are not read before it has received the answer.
             Poll::Ready(FeedItem::Notice(bytes)) => return Poll::Ready(Output::Data(bytes)),
             Poll::Ready(FeedItem::Events(bytes)) => Poll::Ready(Output::Data(bytes)),

@@ -166,11 +166,19 @@ impl Listener {
     {
         let (observer, limits) = (Arc::clone(&self.observer), self.limits);
         let (draining, abort) = (draining.clone(), abort.clone());
-        let budgets = self.budgets.connection();
+        let budgets = self.budgets.connection(peer.ip());
         self.tasks.spawn(async move {
             observer.connection_opened();
             // Created inside the async block: a captured future would occupy its memory twice.
-            let connection = connection::serve(stream, peer, service, limits, budgets, draining);
+            let connection = connection::serve(
+                stream,
+                peer,
+                service,
+                limits,
+                budgets,
+                Arc::clone(&observer),
+                draining,
+            );
             let served = abort.run_until_cancelled(connection).await;
             match served {
                 Some(ConnectionEnd::NotHttp2) => observer.connection_not_http2(peer),
@@ -213,7 +221,8 @@ impl Listener {
             peer,
             service,
             self.limits,
-            self.budgets.connection(),
+            self.budgets.connection(peer.ip()),
+            Arc::clone(&self.observer),
             draining.clone(),
         );
         let abort = abort.clone();

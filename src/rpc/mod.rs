@@ -15,7 +15,6 @@ mod inbound;
 mod joined_stream;
 mod listener;
 mod observer;
-mod page_gate;
 mod prefixed_io;
 mod rates;
 mod stall_detector;

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -15,43 +15,55 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Status;
 
-/// After how many ticks without progress a stream counts as stalled.
-pub(super) const STALL_TICKS: u8 = 4;
+use super::budget::StreamPermit;
 
 /// The stream waits for events, not for the client.
-const IDLE: u8 = u8::MAX;
+const IDLE: u32 = u32::MAX;
+
+/// The stream was ended because its client accepts no data.
+const STALLED: u32 = IDLE - 1;
 
 thread_local! {
     /// The detector of the stream that is being polled or dropped on this thread.
     static CURRENT: RefCell<Option<Arc<StallDetector>>> = const { RefCell::new(None) };
 }
 
-/// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`].
+/// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`] or [`STALLED`].
 #[derive(Debug)]
-pub(super) struct StallDetector(AtomicU8);
+pub(super) struct StallDetector(AtomicU32);
 
 impl Default for StallDetector {
     /// A call that has not responded yet waits for the server, not for the client.
     fn default() -> Self {
-        Self(AtomicU8::new(IDLE))
+        Self(AtomicU32::new(IDLE))
     }
 }
 
 impl StallDetector {
-    /// Counts a tick. Returns whether the stream has stalled.
-    pub(super) fn tick(&self) -> bool {
+    /// Counts a tick.
+    pub(super) fn tick(&self) {
         // Only the connection's task calls this and polls the body, so load and store do not race.
-        match self.0.load(Ordering::Relaxed) {
-            IDLE => false,
-            ticks => {
-                self.0.store((ticks + 1).min(STALL_TICKS), Ordering::Relaxed);
-                ticks + 1 >= STALL_TICKS
-            }
+        let ticks = self.0.load(Ordering::Relaxed);
+        if ticks < STALLED - 1 {
+            self.0.store(ticks + 1, Ordering::Relaxed);
         }
     }
 
+    /// The number of ticks for which the client has accepted nothing.
+    pub(super) fn stalled_ticks(&self) -> u32 {
+        match self.0.load(Ordering::Relaxed) {
+            IDLE | STALLED => 0,
+            ticks => ticks,
+        }
+    }
+
+    /// The stream ends because it has stalled for too long.
+    pub(super) fn end(&self) {
+        self.0.store(STALLED, Ordering::Relaxed);
+    }
+
     fn has_stalled(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == STALL_TICKS
+        self.0.load(Ordering::Relaxed) == STALLED
     }
 
     /// Runs `work`, which polls or drops the stream, with this detector as [`CURRENT`].
@@ -74,15 +86,17 @@ pin_project! {
         #[pin]
         body: B,
         detector: Option<Arc<StallDetector>>,
+        permit: Option<StreamPermit>,
     }
 }
 
 impl<B> MonitoredBody<B> {
     /// Wraps the body of the stream that is being polled.
-    pub(super) fn new(body: B) -> Self {
+    pub(super) fn new(body: B, permit: Option<StreamPermit>) -> Self {
         Self {
             body,
             detector: CURRENT.with_borrow(Clone::clone),
+            permit,
         }
     }
 }
@@ -142,23 +156,22 @@ mod tests {
     fn a_stream_stalls_when_its_data_is_not_accepted_but_not_when_it_is_idle() {
         let detector = Arc::new(StallDetector::default());
         let script = Script([Poll::Pending, data(), data()].into());
-        let mut body = detector.scope(|| Box::pin(MonitoredBody::new(script)));
+        let mut body = detector.scope(|| Box::pin(MonitoredBody::new(script, None)));
         let mut poll = || body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop()));
         assert!(poll().is_pending());
-        for _ in 0..3 * STALL_TICKS {
-            assert!(!detector.tick());
-        }
+        let ticks = |count: u32| {
+            (0..count).for_each(|_| detector.tick());
+            detector.stalled_ticks()
+        };
+        assert_eq!(ticks(9), 0);
         assert!(poll().is_ready());
-        for _ in 1..STALL_TICKS {
-            assert!(!detector.tick());
-        }
+        assert_eq!(ticks(3), 3);
         // The client has accepted the data and gets more.
         assert!(poll().is_ready());
-        for _ in 1..STALL_TICKS {
-            assert!(!detector.tick());
-        }
+        assert_eq!(ticks(2), 2);
         assert!(!detector.scope(has_stalled));
-        assert!(detector.tick());
+        detector.end();
+        assert_eq!(ticks(1), 0);
         assert!(detector.scope(has_stalled));
         assert!(!has_stalled());
     }

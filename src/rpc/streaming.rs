@@ -17,7 +17,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::Connection;
+use super::budget::ConnectionInfo;
 use super::chat_body::ChatBody;
 use super::inbound::Inbound;
 use super::observer::Observer;
@@ -107,7 +107,7 @@ impl<S> StreamingService<S> {
 fn respond<M, B>(
     request: Request<Body>,
     limit: usize,
-    make_body: impl FnOnce(Inbound<M>, Connection) -> B,
+    make_body: impl FnOnce(Inbound<M>, &ConnectionInfo) -> B,
 ) -> Response<Body>
 where
     M: prost::Message + Default,
@@ -122,10 +122,10 @@ where
             .insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
         return response;
     }
-    let connection = Connection::of(request.extensions());
+    let connection = ConnectionInfo::of(request.extensions());
     let budgets = Arc::clone(&connection.budgets);
     let inbound = Inbound::new(request.into_body(), limit, budgets);
-    let mut response = Response::new(Body::new(make_body(inbound, connection)));
+    let mut response = Response::new(Body::new(make_body(inbound, &connection)));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

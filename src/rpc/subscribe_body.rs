@@ -10,13 +10,12 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::budget::Connection;
+use super::budget::ConnectionInfo;
 use super::convert::room_name;
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::observer::{Observer, StreamingMethod};
-use super::page_gate::PageGate;
 use super::stream_outcome::StreamOutcome;
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
@@ -25,7 +24,6 @@ use crate::reason::Reason;
 
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
-    pages: PageGate,
     state: State,
     outcome: StreamOutcome,
 }
@@ -50,7 +48,7 @@ impl SubscribeBody {
         hub: Arc<Hub>,
         inbound: Inbound<SubscribeRequest>,
         draining: CancellationToken,
-        connection: Connection,
+        connection: &ConnectionInfo,
         observer: Arc<dyn Observer>,
     ) -> Self {
         let awaiting = AwaitingRequest {
@@ -59,7 +57,6 @@ impl SubscribeBody {
         };
         Self {
             hub,
-            pages: PageGate::new(connection.budgets),
             state: State::AwaitingRequest(Box::new(awaiting)),
             outcome: StreamOutcome::new(StreamingMethod::Subscribe, connection.peer, observer),
         }
@@ -129,14 +126,7 @@ impl Body for SubscribeBody {
                     Err(error) => this.reject(&error.into()),
                 },
                 State::Reading(reader) => {
-                    let is_catching_up = reader.is_catching_up();
-                    if is_catching_up {
-                        ready!(this.pages.poll_open(cx));
-                    }
                     let error = match ready!(reader.poll_next(cx)) {
-                        FeedItem::Events(page) if is_catching_up => {
-                            return Poll::Ready(Some(Ok(Frame::data(this.pages.count(page)))));
-                        }
                         FeedItem::Events(bytes) | FeedItem::Notice(bytes) => {
                             return Poll::Ready(Some(Ok(Frame::data(bytes))));
                         }

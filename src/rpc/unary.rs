@@ -1,6 +1,5 @@
 //! The unary methods of the chat service.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +8,7 @@ use bytes::Bytes;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::budget::{ConnectionBudgets, Peer};
+use super::budget::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{client_name, first_sequence, message_id, room_name};
 use super::error::RpcError;
 use super::observer::Observer;
@@ -86,7 +85,7 @@ impl UnaryService {
         &self,
         request: SendMessageRequest,
         meta: RequestMeta,
-        address: Option<IpAddr>,
+        connection: &ConnectionInfo,
     ) -> Result<SendMessageResponse, RpcError> {
         let room = room_name(&request.room)?;
         let post = Post {
@@ -98,11 +97,13 @@ impl UnaryService {
                 trace: TraceContext::parse(&request.traceparent, &request.tracestate),
             },
         };
+        let address = connection.peer.map(|peer| peer.ip());
         self.rates.post(address, !self.hub.has_room(&room))?;
         let (broadcast, repeated) = match self.hub.post(&room, post, meta).await? {
             PostOutcome::Broadcast(message) => (*message, false),
             PostOutcome::Repeated(original) => (
-                self.original_message(room, original, request.message_id).await?,
+                self.original_message(room, original, request.message_id, &connection.budgets)
+                    .await?,
                 true,
             ),
         };
@@ -119,9 +120,11 @@ impl UnaryService {
         room: RoomName,
         sequence: Sequence,
         message_id: String,
+        budgets: &ConnectionBudgets,
     ) -> Result<ServerMessage, RpcError> {
+        let permits = budgets.start_query().await;
         let range = HistoryRange::Before(sequence.next());
-        let history = self.hub.history(room, range, 1, MAX_PAGE_BYTES).await?;
+        let history = self.hub.history(room, range, 1, MAX_PAGE_BYTES, permits).await?;
         let retained = decode_messages(history.page.bytes)
             .pop()
             .filter(|message| message.sequence == sequence.get());
@@ -133,7 +136,11 @@ impl UnaryService {
         }))
     }
 
-    async fn get_history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse, RpcError> {
+    async fn get_history(
+        &self,
+        request: GetHistoryRequest,
+        budgets: &ConnectionBudgets,
+    ) -> Result<GetHistoryResponse, RpcError> {
         let room = room_name(&request.room)?;
         let range = match request.page {
             None => HistoryRange::Newest,
@@ -141,7 +148,11 @@ impl UnaryService {
             Some(Page::BeforeSequence(before)) => HistoryRange::Before(Sequence::new(before)),
         };
         let limit = page_size(request.limit);
-        let history = self.hub.history(room, range, limit, MAX_PAGE_BYTES).await?;
+        let permits = budgets.start_query().await;
+        let history = self
+            .hub
+            .history(room, range, limit, MAX_PAGE_BYTES, permits)
+            .await?;
         Ok(GetHistoryResponse {
             messages: decode_messages(history.page.bytes),
             epoch: history.epoch.get(),
@@ -150,15 +161,20 @@ impl UnaryService {
         })
     }
 
-    async fn list_rooms(&self, request: ListRoomsRequest) -> Result<ListRoomsResponse, RpcError> {
+    async fn list_rooms(
+        &self,
+        request: ListRoomsRequest,
+        budgets: &ConnectionBudgets,
+    ) -> Result<ListRoomsResponse, RpcError> {
         // The token is the name of the last room of the page before.
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(RoomName::try_from(token).map_err(|_| invalid_page_token())?),
         };
         let size = page_size(request.page_size) as usize;
+        let permits = budgets.start_query().await;
         // One more than the page has tells whether there is another page.
-        let mut summaries = self.hub.list_rooms(after, size + 1).await?;
+        let mut summaries = self.hub.list_rooms(after, size + 1, permits).await?;
         let has_more = summaries.len() > size;
         summaries.truncate(size);
         let last = summaries.last().filter(|_| has_more);
@@ -237,8 +253,8 @@ impl ChatService for UnaryService {
             received_at: Instant::now(),
             stream_trace: request.extensions().get::<Arc<TraceContext>>().cloned(),
         };
-        let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-        let result = Self::send_message(self, request.into_inner(), meta, address).await;
+        let connection = ConnectionInfo::of(request.extensions());
+        let result = Self::send_message(self, request.into_inner(), meta, &connection).await;
         self.respond(result)
     }
 
@@ -247,8 +263,7 @@ impl ChatService for UnaryService {
         request: Request<GetHistoryRequest>,
     ) -> Result<Response<GetHistoryResponse>, Status> {
         let budgets = ConnectionBudgets::of(request.extensions());
-        let _permits = budgets.start_query().await;
-        let result = Self::get_history(self, request.into_inner()).await;
+        let result = Self::get_history(self, request.into_inner(), &budgets).await;
         self.respond(result)
     }
 
@@ -257,8 +272,7 @@ impl ChatService for UnaryService {
         request: Request<ListRoomsRequest>,
     ) -> Result<Response<ListRoomsResponse>, Status> {
         let budgets = ConnectionBudgets::of(request.extensions());
-        let _permits = budgets.start_query().await;
-        let result = Self::list_rooms(self, request.into_inner()).await;
+        let result = Self::list_rooms(self, request.into_inner(), &budgets).await;
         self.respond(result)
     }
 

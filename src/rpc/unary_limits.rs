@@ -14,7 +14,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::{ConnectionBudgets, Reservation};
+use super::budget::{ConnectionBudgets, ReadingRequest, Reservation};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
 use super::observer::Observer;
@@ -228,6 +228,7 @@ struct RequestBody {
     /// Whether the client may send any number of messages and keep the stream open.
     is_stream: bool,
     budgets: Arc<ConnectionBudgets>,
+    request: ReadingRequest,
     observer: Arc<dyn Observer>,
     header: Vec<u8>,
     /// How much of the current message is missing. Zero between messages.
@@ -243,6 +244,7 @@ impl RequestBody {
             body,
             limit: SMALL_REQUEST,
             is_stream: false,
+            request: budgets.begin_request(),
             budgets,
             observer,
             header: Vec::new(),
@@ -253,7 +255,7 @@ impl RequestBody {
     }
 
     fn receive(&mut self, mut data: &[u8]) -> Result<(), RpcError> {
-        self.budgets.unread.remove(data.len());
+        self.request.read(data.len());
         while !data.is_empty() {
             if self.missing == 0 {
                 let (header, rest) = data.split_at(data.len().min(HEADER_LEN - self.header.len()));

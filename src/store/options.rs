@@ -33,10 +33,30 @@ pub struct DiskOptions {
     pub accept_loss: bool,
 }
 
+/// The size of a segment, in bytes, unless an append is larger.
+const fn segment_share(retention: &Retention) -> u64 {
+    let share = retention.max_total_bytes / SEGMENT_SHARE;
+    if share < 1 << 20 {
+        1 << 20
+    } else if share > 64 << 20 {
+        64 << 20
+    } else {
+        share
+    }
+}
+
 impl DiskOptions {
+    /// The number of segments, which are open files, that a store with this retention has at most: 1.3 times what is retained,
+    /// and two.
+    #[must_use]
+    pub const fn max_segments(retention: &Retention) -> u64 {
+        let retained = retention.max_total_bytes.div_ceil(segment_share(retention));
+        retained.saturating_mul(13).div_ceil(10) + 2
+    }
+
     /// The size of a segment that has place for an append of `size` bytes, and its size if the disk is nearly full.
     pub(super) fn segment_len(&self, size: usize) -> (u32, u32) {
-        let share = (self.retention.max_total_bytes / SEGMENT_SHARE).clamp(1 << 20, 64 << 20);
+        let share = segment_share(&self.retention);
         let needed = size.saturating_add(SEGMENT_HEADER_LEN as usize) as u64;
         let len = |share: u64| u32::try_from(share.max(needed)).unwrap_or(u32::MAX);
         (len(share), len(MIN_SEGMENT_LEN))

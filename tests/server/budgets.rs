@@ -127,35 +127,108 @@ async fn messages_that_are_sent_in_part_take_no_more_than_their_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_are_not_read_hold_few_pages_of_the_log() {
-    let server = TestServer::start().await;
+async fn streams_that_are_not_read_take_nothing_from_others_and_are_ended_when_there_are_many() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::stored_in(directory.path(), |config| {
+        config.transport.budgets.stalled_streams = 50;
+    })
+    .await;
     let mut pair = Pair::join(&server).await;
     with_history(&server).await;
-    let before = server.metric("chitchat_deliveries_total").await;
-    // A window of one byte, so that each stream has something to send.
-    let mut greedy = RawConnection::open(&server, 1).await;
     let request = SubscribeRequest {
         room: "tea".into(),
         start: Some(Start::Last(10_000)),
     };
-    for stream in (1..400).step_by(2) {
-        let request = frame(DATA, END_STREAM, stream, &grpc(&request));
-        greedy.send(&[call(stream, "Subscribe"), request].concat()).await;
+    let mut greedy = Vec::new();
+    for _ in 0..10 {
+        // A window of one byte, so that each stream has something to send.
+        let mut connection = RawConnection::open(&server, 1).await;
+        for stream in (1..40).step_by(2) {
+            let request = frame(DATA, END_STREAM, stream, &grpc(&request));
+            connection
+                .send(&[call(stream, "Subscribe"), request].concat())
+                .await;
+        }
+        greedy.push(connection);
     }
     server
         .wait_for_metric("chitchat_streams_started_total{method=\"Subscribe\"}", 200.0)
         .await;
-    assert_eq!(greedy.ping().await, PING);
-    pair.chat("still here").await;
-    // Eight pages of 128 KiB have some 500 messages of 2 KB; all 200 streams would hold more than ten thousand.
-    let delivered = server.metric("chitchat_deliveries_total").await - before;
-    assert!(delivered < 1_000.0, "{delivered}");
-    drop(greedy);
     // A client that reads gets all of it.
     let mut calls = server.client().await;
     let mut stream = calls.subscribe(request).await.unwrap().into_inner();
     for _ in 0..500 {
-        stream.message().await.unwrap().unwrap();
+        timeout(TIMEOUT, stream.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+    pair.chat("still here").await;
+    let ended = "chitchat_streams_ended_total{reason=\"slow\",method=\"Subscribe\"}";
+    let ending = async {
+        while server.metric(ended).await < 150.0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(TIMEOUT, ending).await.expect("the streams are ended");
+    pair.chat("still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_beyond_the_limit_are_refused_and_each_connection_can_have_two() {
+    let server = TestServer::with(|config| config.transport.budgets.streams = 40).await;
+    let mut greedy = RawConnection::open(&server, 65_535).await;
+    for stream in (1..200).step_by(2) {
+        greedy.send(&call(stream, "Chat")).await;
+    }
+    // An address has at most three quarters of them, and two for each connection.
+    server
+        .wait_for_metric(&rejected("too_many_streams"), 100.0 - 32.0)
+        .await;
+    let channel = server.channel().await;
+    let mut streams = Vec::new();
+    for name in ["Ada", "Bob"] {
+        let mut client = Client::open(channel.clone()).await;
+        client.send(join(name)).await;
+        client.next().await;
+        streams.push(client);
+    }
+    let refused = chitchat::proto::chat_service_client::ChatServiceClient::new(channel)
+        .list_participants(ListParticipantsRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(
+        refused.get_details_error_info().unwrap().reason,
+        "TOO_MANY_STREAMS"
+    );
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+    drop(greedy);
+    server.wait_for_metric("chitchat_connections_open", 1.0).await;
+    let mut client = Client::open(server.channel().await).await;
+    client.send(join("Cleo")).await;
+    client.next().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_too_late_for_its_stream_does_not_count_as_unread() {
+    let server = TestServer::with(|config| config.transport.budgets.unread = 256 << 10).await;
+    let mut gateway = RawConnection::open(&server, 65_535).await;
+    gateway
+        .send(&[call(1, "Chat"), data(1, &join("Ada"))].concat())
+        .await;
+    let late = frame(DATA, 0, 0, &[0; 16_000]);
+    for stream in (3..203).step_by(2) {
+        // An invalid name.
+        gateway
+            .send(&[call(stream, "Chat"), data(stream, &join(""))].concat())
+            .await;
+        while !gateway.next().await.is_end_of_stream() {}
+        let mut late = late.clone();
+        late[5..9].copy_from_slice(&u32::to_be_bytes(stream));
+        gateway.send(&late).await;
+        assert_eq!(gateway.ping().await, PING);
     }
 }
 

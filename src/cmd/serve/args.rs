@@ -8,7 +8,8 @@ use clap::Args as ClapArgs;
 
 use crate::cmd::parse::{duration, integer, size, socket_address};
 use crate::config::{
-    Config, DEFAULT_DATA_DIR, StoreOptions, default_max_connections, default_max_connections_per_address,
+    Config, DEFAULT_DATA_DIR, StoreOptions, connection_ceiling, default_max_connections,
+    default_max_connections_per_address,
 };
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -135,8 +136,8 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
-    /// Maximum number of connections; one takes about 25KiB [default: as many as fit into half of the memory and the limit of
-    /// open files, at most 100000]
+    /// Maximum number of connections; one takes about 25KiB [default: as many as fit into three eighths of the memory and the
+    /// limit of open files, at most 100000]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
@@ -270,14 +271,11 @@ impl Args {
         line.into_iter().collect()
     }
 
-    /// Converts the flags to the server's configuration. The system allows `connection_ceiling` connections and has
-    /// `system_memory` bytes of memory.
-    pub(super) fn into_config(self, connection_ceiling: usize, system_memory: u64) -> Config {
+    /// Converts the flags to the server's configuration. The system allows `fd_limit` open files and has `system_memory` bytes
+    /// of memory.
+    pub(super) fn into_config(self, fd_limit: Option<u64>, system_memory: u64) -> Config {
         let max_memory = self.max_memory.unwrap_or(system_memory);
         let plan = MemoryPlan::new(max_memory, self.in_memory);
-        let max_connections = self
-            .max_connections
-            .unwrap_or_else(|| default_max_connections(&plan, connection_ceiling));
         let default_retention = if self.in_memory {
             Retention {
                 max_total_bytes: Retention::IN_MEMORY.max_total_bytes.min(plan.logs),
@@ -287,6 +285,17 @@ impl Args {
             Retention::ON_DISK
         };
         let max_age = (!self.retain_age.is_zero()).then_some(self.retain_age);
+        let retention = Retention {
+            max_events: self.retain_events.unwrap_or(default_retention.max_events),
+            max_bytes: self.retain_bytes.unwrap_or(default_retention.max_bytes),
+            max_age,
+            max_total_bytes: self
+                .retain_total_bytes
+                .unwrap_or(default_retention.max_total_bytes),
+        };
+        let max_connections = self.max_connections.unwrap_or_else(|| {
+            default_max_connections(&plan, connection_ceiling(fd_limit, self.in_memory, &retention))
+        });
         Config {
             listen: self.listen,
             admin: self.admin,
@@ -299,18 +308,12 @@ impl Args {
             hub: HubOptions {
                 max_rooms: self.max_rooms,
                 feed_bytes: self.feed_bytes,
+                budgets: plan.rooms,
                 resume_grace: self.resume_grace,
                 coalesce: self.coalesce,
                 retain_age: max_age,
             },
-            retention: Retention {
-                max_events: self.retain_events.unwrap_or(default_retention.max_events),
-                max_bytes: self.retain_bytes.unwrap_or(default_retention.max_bytes),
-                max_age,
-                max_total_bytes: self
-                    .retain_total_bytes
-                    .unwrap_or(default_retention.max_total_bytes),
-            },
+            retention,
             store: if self.in_memory {
                 StoreOptions::Memory
             } else {
@@ -337,7 +340,7 @@ impl Args {
                     new_rooms: self.new_room_rate,
                     new_rooms_burst: u32::try_from(self.max_rooms / 4).unwrap_or(u32::MAX),
                 },
-                budgets: plan.budgets,
+                budgets: plan.transport,
             },
             max_memory,
             drain_timeout: self.drain_timeout,
@@ -367,7 +370,7 @@ mod tests {
     }
 
     fn config(flags: &[&str]) -> Config {
-        args(flags).into_config(17, 512 << 20)
+        args(flags).into_config(Some(96 + 169 + 17), 512 << 20)
     }
 
     #[test]

@@ -25,12 +25,12 @@ use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs
 /// If the configuration is wrong, a port cannot be bound, or the store cannot be opened or fails.
 pub fn run(args: Args) -> Result<(), Failure> {
     let threads = args.worker_threads;
-    let connection_ceiling = raise_fd_limit();
+    let fd_limit = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
     let contradictions = args.contradictions();
-    let config = args.into_config(connection_ceiling, system_memory());
+    let config = args.into_config(fd_limit, system_memory());
     let mut mistakes = contradictions;
-    mistakes.extend(config.check(connection_ceiling).err().unwrap_or_default());
+    mistakes.extend(config.check(fd_limit).err().unwrap_or_default());
     let mut otlp_options = OtlpOptions::from_env().unwrap_or_else(|wrong| {
         mistakes.extend(wrong);
         OtlpOptions::default()
