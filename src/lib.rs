@@ -20,6 +20,9 @@ pub mod cmd;
 pub mod config;
 #[cfg(feature = "server")]
 mod failpoint;
+#[cfg(any(feature = "fuzzing", all(test, feature = "server")))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod hub;
 #[cfg(feature = "server")]

@@ -9,18 +9,19 @@ use std::process::Command;
 
 /// The layers, from the lowest to the highest. A module may use modules of lower layers, and those of its own layer as
 /// long as there is no cycle.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &["domain", "failpoint", "procfs", "proto", "wall_clock"],
     &["reason", "store"],
     &["hub"],
     &["rpc"],
     &["admin", "config", "memory_plan", "signals", "telemetry"],
     &["cmd"],
+    &["fuzzing"],
 ];
 
-/// What the client library may use. Only `telemetry` and `cmd` may use the client library.
+/// What the client library may use. Only these other modules may use the client library.
 const CLIENT_MAY_USE: [&str; 2] = ["domain", "proto"];
-const MAY_USE_CLIENT: [&str; 2] = ["telemetry", "cmd"];
+const MAY_USE_CLIENT: [&str; 3] = ["telemetry", "cmd", "fuzzing"];
 
 /// Crates that a program with the client library alone must not depend on.
 const SERVER_CRATES: [&str; 8] = [

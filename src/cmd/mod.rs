@@ -100,6 +100,19 @@ pub fn run_program<C: CommandFactory + FromArgMatches>(
     }
 }
 
+/// Fuzz target: command lines, one argument per line.
+#[cfg(any(feature = "fuzzing", test))]
+pub(crate) fn fuzz_options(bytes: &[u8]) {
+    let arguments = String::from_utf8_lossy(bytes);
+    let arguments = std::iter::once("chitchat").chain(arguments.split('\n'));
+    if let Ok(Cli {
+        command: Command::Serve(args),
+    }) = Cli::try_parse_from(arguments)
+    {
+        args.fuzz();
+    }
+}
+
 /// Makes `command` and its subcommands lenient about environment variables: an empty variable counts as unset (compose
 /// files pass on unset variables as empty strings), and switches accept `1`, `yes` and `on` as well as `true`.
 fn normalize_env(command: clap::Command) -> clap::Command {

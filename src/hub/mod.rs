@@ -94,6 +94,8 @@ pub use observer::{AcceptedEvent, FanOut, MessageTrace, Observer, RejectedMessag
 pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
+#[cfg(any(feature = "fuzzing", test))]
+pub(crate) use session_token::fuzz_tokens;
 pub use used_bytes::UsedBytes;
 
 /// How often unused rooms are looked for.

@@ -68,6 +68,37 @@ impl SessionTokens {
     }
 }
 
+/// Fuzz target: a token that the server did not issue is never valid, and one that it issued is.
+#[cfg(any(feature = "fuzzing", test))]
+pub(crate) fn fuzz_tokens(bytes: &[u8]) {
+    use crate::domain::WallTime;
+
+    let tokens = SessionTokens::new(&[7; 32]);
+    let (room, epoch) = (RoomName::default(), Epoch::created_at(WallTime::from_millis(1)));
+    let presented = String::from_utf8_lossy(bytes);
+    if let Some(session) = tokens.verify(&presented, &room, epoch) {
+        // Numbers may have leading zeros, and digits may be in upper case.
+        let issued = tokens.issue(&room, epoch, session);
+        let (tag, presented_tag) = (issued.rsplit('.').next(), presented.rsplit('.').next());
+        assert_eq!(tag.map(str::to_owned), presented_tag.map(str::to_lowercase));
+    }
+    if let Some((id, rest)) = bytes.split_first_chunk()
+        && let Some(sequence) = rest.first_chunk()
+        && let Some(participant) = ParticipantId::from_wire(i32::from_be_bytes(*id))
+    {
+        let session = Session {
+            participant,
+            join_sequence: Sequence::new(u64::from_be_bytes(*sequence)),
+        };
+        let issued = tokens.issue(&room, epoch, session);
+        assert_eq!(tokens.verify(&issued, &room, epoch), Some(session));
+        assert_eq!(
+            tokens.verify(&issued, &room, epoch.renewed(WallTime::default())),
+            None
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,8 @@ mod error;
 mod first_message;
 mod frame_meter;
 mod framing;
+#[cfg(any(feature = "fuzzing", test))]
+pub(crate) mod fuzzing;
 mod inbound;
 mod joined_stream;
 mod listener;

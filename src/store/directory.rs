@@ -18,7 +18,10 @@ pub(super) const PRIVATE: u32 = 0o600;
 /// The file that says that every room needs a new epoch.
 const RENEW_EPOCHS: &str = "renew-epochs";
 
-/// The length of the high watermark's file, in bytes.
+/// The file of the high watermark.
+const WATERMARK: &str = "watermark";
+
+/// Its length, in bytes.
 const WATERMARK_LEN: usize = 16;
 
 /// A data directory.
@@ -199,12 +202,16 @@ impl Directory {
             .read(true)
             .write(true)
             .mode(PRIVATE)
-            .open(self.path.join("watermark"))
+            .open(self.path.join(WATERMARK))
+    }
+
+    pub(super) fn remove_watermark(&self) -> io::Result<()> {
+        none_if_missing(fs::remove_file(self.path.join(WATERMARK))).map(drop)
     }
 
     /// Reads the high watermark. `None` if it is missing or damaged.
     pub(super) fn read_watermark(&self) -> io::Result<Option<HighWatermark>> {
-        let bytes = read(&self.path.join("watermark"))?;
+        let bytes = read(&self.path.join(WATERMARK))?;
         Ok(bytes.and_then(|bytes| HighWatermark::decode(&bytes)))
     }
 

@@ -16,6 +16,8 @@ mod directory;
 mod disk;
 mod entry;
 mod error;
+#[cfg(any(feature = "fuzzing", test))]
+pub(crate) mod fuzzing;
 mod memory;
 mod options;
 mod page;

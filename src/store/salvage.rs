@@ -201,7 +201,8 @@ fn salvage(
     (header.number, header.covers_to, header.unsynced) = (next, next, unsynced);
     let (len, min_len) = options.segment_len(0);
     Segment::create(&log, header, len, min_len).map_err(cannot_use(&log))?;
-    Ok(())
+    // What was durable is given up.
+    directory.remove_watermark().map_err(cannot_use(directory.path()))
 }
 
 fn is_intact(source: &Segment, truncate_after: &TruncateAfter) -> Result<bool, StoreError> {

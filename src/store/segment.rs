@@ -218,16 +218,18 @@ impl Segment {
 
     /// Where the last byte after `from` is that is not zero; `from` if there is none.
     pub(super) fn find_written_end(&self, from: u32) -> Result<u32, StoreError> {
-        let zeros = vec![0; SCAN_BYTES as usize];
+        // A comparison of slices is much faster than a search for a byte.
+        const ZEROS: [u8; 4096] = [0; 4096];
         let (mut at, mut end) = (from, from);
         while at < self.len {
             let part = self.read(at, SCAN_BYTES.min(self.len - at))?;
-            // A comparison of slices is much faster than a search for a byte.
-            if part[..] != zeros[..part.len()] {
-                let last = part.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-                end = at + len_u32(&part[..last]) + 1;
+            for block in part.chunks(ZEROS.len()) {
+                if *block != ZEROS[..block.len()] {
+                    let last = block.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+                    end = at + len_u32(&block[..last]) + 1;
+                }
+                at += len_u32(block);
             }
-            at += len_u32(&part);
         }
         Ok(end)
     }
@@ -239,7 +241,7 @@ impl Segment {
     ) -> Result<u32, StoreError> {
         let (mut at, mut part) = (SEGMENT_HEADER_LEN, SCAN_BYTES);
         loop {
-            let len = part.min(self.data_end() - at);
+            let len = part.min(self.data_end().saturating_sub(at));
             let mut entries = Entries::new(self.number(), self.read(at, len)?, 0);
             for (offset, entry) in entries.by_ref() {
                 let location = EntryLocation {

@@ -258,6 +258,14 @@ impl Args {
             .unwrap_or(DEFAULT_REMOTE_LIMIT_PER_SECOND)
     }
 
+    /// Checks the configuration as a start does.
+    #[cfg(any(feature = "fuzzing", test))]
+    pub(in crate::cmd) fn fuzz(self) {
+        self.contradictions();
+        let fd_limit = Some(10_000);
+        self.into_config(fd_limit, 1 << 30).check(fd_limit).ok();
+    }
+
     /// Flags that contradict each other, one line each.
     pub(super) fn contradictions(&self) -> Vec<String> {
         let data_dir = self.data_dir.as_ref().filter(|_| self.in_memory);

@@ -1,0 +1,83 @@
+//! Fuzz targets: what clients send.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::runtime::Runtime;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::budget::{BudgetLimits, ServerBudgets};
+use super::convert::join_request;
+use super::frame_meter::FrameMeter;
+use super::inbound::Inbound;
+use crate::proto::JoinMsgLeave;
+
+/// The limit on the size of a message, in bytes.
+const LIMIT: usize = 1_000;
+
+/// For timeouts, which never elapse here.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().build().expect("a runtime with a timer")
+});
+
+/// A body of the given frames.
+struct Frames(VecDeque<Bytes>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.0.pop_front().map(|data| Ok(Frame::data(data))))
+    }
+}
+
+/// The messages of a stream, in DATA frames of any size: the first byte is the size, the rest is the stream.
+pub(crate) fn requests(bytes: &[u8]) {
+    let Some((size, stream)) = bytes.split_first() else {
+        return;
+    };
+    let _runtime = RUNTIME.enter();
+    let chunks = stream.chunks(usize::from(*size).max(1));
+    let frames = Frames(chunks.map(Bytes::copy_from_slice).collect());
+    let limits = BudgetLimits {
+        received: 2 * LIMIT,
+        ..BudgetLimits::default()
+    };
+    let budgets = ServerBudgets::new(limits).connection(Ipv4Addr::LOCALHOST.into());
+    let mut inbound: Inbound<JoinMsgLeave> = Inbound::new(Body::new(frames), LIMIT, Arc::clone(&budgets));
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(Some(Ok(message))) = inbound.poll_next(&mut cx) {
+        join_request(message).ok();
+    }
+    drop(inbound);
+    assert!(
+        budgets.received.try_reserve(2 * LIMIT).is_some(),
+        "nothing is reserved any more"
+    );
+}
+
+/// The bytes of a connection, in reads of any size.
+pub(crate) fn frames(bytes: &[u8]) {
+    let Some((size, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let (mut whole, mut parts) = (FrameMeter::new(), FrameMeter::new());
+    let mut data = Some(0);
+    for part in bytes.chunks(usize::from(*size).max(1)) {
+        let read = parts.on_read(part).ok();
+        data = data.zip(read).map(|(data, read)| data + read);
+    }
+    assert_eq!(whole.on_read(bytes).ok(), data);
+    whole.on_written(bytes);
+}
