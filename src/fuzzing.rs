@@ -100,7 +100,7 @@ mod tests {
             assert!(!corpus.is_empty(), "{name}");
             corpus.iter().for_each(|input| target(input));
             // A store is opened several times for each input.
-            let rounds = if name == "damage" { ROUNDS / 20 } else { ROUNDS };
+            let rounds = if name == "damage" { ROUNDS / 40 } else { ROUNDS };
             for _ in 0..rounds {
                 let mut input = corpus.choose(&mut random).unwrap().clone();
                 mutate(&mut input, corpus.choose(&mut random).unwrap(), &mut random);

@@ -173,7 +173,7 @@ fn break_file(path: &Path, fault: &[u8]) {
         2 => file.write_all_at(&[0; 64], at),
         // Within the first entries and the header.
         3 => file.write_all_at(&[c], at % 1_024),
-        _ => file.write_all_at(&[b], len - 1 - at % 1_024.min(len)),
+        _ => file.write_all_at(&[b], len.saturating_sub(1 + at % 1_024)),
     };
     done.expect("a file can be changed");
 }
