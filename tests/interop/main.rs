@@ -1,4 +1,4 @@
-//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpcurl, buf), its
+//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpcurl, buf, h2spec), its
 //! command line, and the signals of a process manager.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -8,6 +8,7 @@ mod process;
 mod command_line;
 mod grpcio;
 mod grpcurl;
+mod h2spec;
 mod logs;
 mod reflection;
 mod signals;

@@ -224,6 +224,10 @@ pub fn grpcurl() -> Option<String> {
     external_program("CHITCHAT_TEST_GRPCURL", "grpcurl", &["-version"])
 }
 
+pub fn h2spec() -> Option<String> {
+    external_program("CHITCHAT_TEST_H2SPEC", "h2spec", &["--version"])
+}
+
 pub fn buf() -> Option<String> {
     external_program("CHITCHAT_TEST_BUF", "buf", &["--version"])
 }
