@@ -22,9 +22,10 @@ LABEL org.opencontainers.image.title="Chit Chat" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /out/chitchat /out/chitchat-bench /usr/local/bin/
 COPY --from=build --chown=65532:65532 /out/data /data
-# All addresses of the container; who can reach them is decided where the ports are published. For a log that outlives the
-# container, mount a volume at /data.
+# All addresses of the container; who can reach them is decided where the ports are published, hence plain text unless there is
+# a certificate (CHITCHAT_TLS_CERT, CHITCHAT_TLS_KEY). For a log that outlives the container, mount a volume at /data.
 ENV CHITCHAT_LISTEN=0.0.0.0:50052 \
+    CHITCHAT_INSECURE=true \
     CHITCHAT_ADMIN=0.0.0.0:9464 \
     CHITCHAT_DATA_DIR=/data
 USER 65532:65532

@@ -11,7 +11,7 @@ use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
 use crate::memory_plan::{CONNECTION_BYTES, MemoryPlan, room_bytes, transport_bytes};
 use crate::procfs::memory_limit;
-use crate::rpc::TransportLimits;
+use crate::rpc::{ServerTls, TlsFiles, TransportLimits};
 use crate::store::{DiskOptions, Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
@@ -61,6 +61,10 @@ pub const DEFAULT_DATA_DIR: &str = "./chitchat-data";
 pub struct Config {
     /// The address of the gRPC port. Port 0 binds a free port.
     pub listen: SocketAddr,
+    /// The server's certificate. `None` if the gRPC port does not use TLS.
+    pub tls: Option<TlsFiles>,
+    /// Whether other machines may reach the gRPC port without TLS.
+    pub insecure: bool,
     /// The address of the admin port. Port 0 binds a free port.
     pub admin: SocketAddr,
     /// The rules of every room.
@@ -88,6 +92,8 @@ impl Default for Config {
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
             listen: local(50_052),
+            tls: None,
+            insecure: false,
             admin: local(9_464),
             rules: Rules::default(),
             hub: HubOptions::default(),
@@ -170,6 +176,7 @@ impl Config {
         self.check_connections(fd_limit, &mut mistakes);
         self.check_retention(&mut mistakes);
         self.check_memory(&mut mistakes);
+        self.check_tls(&mut mistakes);
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;
             mistakes.0.push(format!(
@@ -261,6 +268,22 @@ impl Config {
         }
     }
 
+    fn check_tls(&self, mistakes: &mut Mistakes) {
+        match &self.tls {
+            Some(files) => mistakes.0.extend(
+                ServerTls::load(files.clone())
+                    .err()
+                    .map(|error| error.to_string()),
+            ),
+            None if self.insecure || self.listen.ip().is_loopback() => {}
+            None => mistakes.0.push(format!(
+                "--listen is {}, which other machines can reach, and there is no TLS; set --tls-cert and --tls-key, or \
+                 --insecure if a proxy or the network encrypts",
+                self.listen
+            )),
+        }
+    }
+
     /// Whether what clients can fill fits into the memory.
     fn check_memory(&self, mistakes: &mut Mistakes) {
         mistakes.require(
@@ -343,6 +366,44 @@ mod tests {
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
         assert_eq!(mistakes[0], "--max-message-chars is 0; it must be 1 to 100000");
     }
+
+    #[test]
+    fn plain_text_beyond_this_machine_must_be_asked_for() {
+        for (listen, insecure, mistakes) in [
+            ("127.0.0.2:1", false, 0),
+            ("[::1]:1", false, 0),
+            ("0.0.0.0:1", false, 1),
+            ("[::]:1", false, 1),
+            ("192.0.2.1:1", false, 1),
+            ("0.0.0.0:1", true, 0),
+        ] {
+            let config = Config {
+                listen: listen.parse().unwrap(),
+                insecure,
+                ..Config::default()
+            };
+            let found = config.check(None).err().unwrap_or_default();
+            assert_eq!(found.len(), mistakes, "{listen}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_read_is_a_mistake() {
+        let config = Config {
+            tls: Some(TlsFiles {
+                certificate: "missing.pem".into(),
+                key: "missing.pem".into(),
+                client_ca: None,
+            }),
+            ..Config::default()
+        };
+        let mistakes = config.check(None).unwrap_err();
+        assert!(
+            mistakes[0].starts_with("--tls-cert missing.pem cannot be read: "),
+            "{mistakes:?}"
+        );
+    }
+
     #[test]
     fn limits_that_do_not_fit_into_the_memory_are_refused() {
         let mut config = Config {

@@ -11,6 +11,8 @@ pub mod client;
 )]
 pub mod domain;
 pub mod proto;
+#[cfg(feature = "tls")]
+mod tls;
 
 #[cfg(feature = "server")]
 pub mod admin;

@@ -69,6 +69,8 @@ pub enum Reason {
     TooManyConnections,
     /// There are too many streams beyond those that each connection may have.
     TooManyStreams,
+    /// The connection is not encrypted, and the server requires TLS.
+    TlsRequired,
     /// The room does not exist.
     NoRoom,
     /// The log does not contain the events after the requested position.
@@ -89,7 +91,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -119,6 +121,7 @@ impl Reason {
         Self::TooManyRooms,
         Self::TooManyConnections,
         Self::TooManyStreams,
+        Self::TlsRequired,
         Self::NoRoom,
         Self::NotKept,
         Self::PageTokenInvalid,
@@ -162,6 +165,7 @@ impl Reason {
             Self::TooManyRooms => "TOO_MANY_ROOMS",
             Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
             Self::TooManyStreams => "TOO_MANY_STREAMS",
+            Self::TlsRequired => "TLS_REQUIRED",
             Self::NoRoom => "NO_ROOM",
             Self::NotKept => "NOT_KEPT",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
@@ -178,7 +182,7 @@ impl Reason {
     pub const fn code(self) -> Code {
         match self {
             Self::Left | Self::HalfClosed | Self::ConnectionLost | Self::Stalled => Code::Ok,
-            Self::NotJoined | Self::SecondJoin => Code::FailedPrecondition,
+            Self::NotJoined | Self::SecondJoin | Self::TlsRequired => Code::FailedPrecondition,
             Self::JoinTimeout | Self::RequestTimeout => Code::DeadlineExceeded,
             Self::UnknownType
             | Self::NameInvalid

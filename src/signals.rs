@@ -86,11 +86,40 @@ impl Signals {
     }
 }
 
-/// A stream of SIGHUP, which by default would end the process.
-///
-/// # Errors
-///
-/// If the handler cannot be installed.
-pub fn hangups() -> io::Result<unix::Signal> {
-    signal(SignalKind::hangup())
+/// A signal that asks the process to do something else than to end. By default it would end the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// SIGHUP.
+    Hangup,
+    /// SIGUSR1.
+    User1,
+}
+
+/// A stream of [`Request`]s.
+pub struct Requests {
+    hangup: unix::Signal,
+    user1: unix::Signal,
+}
+
+impl Requests {
+    /// Installs the signal handlers. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If a handler cannot be installed.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Waits for the next signal; `None` if there will be no more. Cancellation safe: no signal is lost if the future is
+    /// dropped.
+    pub async fn next(&mut self) -> Option<Request> {
+        tokio::select! {
+            received = self.hangup.recv() => received.map(|()| Request::Hangup),
+            received = self.user1.recv() => received.map(|()| Request::User1),
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 /// The layers, from the lowest to the highest. A module may use modules of lower layers, and those of its own layer as
 /// long as there is no cycle.
 const LAYERS: [&[&str]; 7] = [
-    &["domain", "failpoint", "procfs", "proto", "wall_clock"],
+    &["domain", "failpoint", "procfs", "proto", "tls", "wall_clock"],
     &["reason", "store"],
     &["hub"],
     &["rpc"],
@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// What the client library may use. Only these other modules may use the client library.
-const CLIENT_MAY_USE: [&str; 2] = ["domain", "proto"];
+const CLIENT_MAY_USE: [&str; 3] = ["domain", "proto", "tls"];
 const MAY_USE_CLIENT: [&str; 3] = ["telemetry", "cmd", "fuzzing"];
 
 /// Crates that a program with the client library alone must not depend on.

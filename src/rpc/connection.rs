@@ -19,7 +19,7 @@ use tower::{Service, ServiceExt, service_fn};
 use super::budget::{BudgetLimits, ConnectionBudgets, Peer, STREAM_WINDOW};
 use super::connection_task::{self, StreamExecutor};
 use super::corked_io::CorkedIo;
-use super::observer::{CutReason, Observer};
+use super::observer::{CutReason, Observer, SetupError};
 use super::prefixed_io::PrefixedIo;
 use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
@@ -52,7 +52,7 @@ pub struct TransportLimits {
     pub rates: RateLimits,
     /// The memory that the messages and responses in transit may take.
     pub budgets: BudgetLimits,
-    /// Time limit for the HTTP/2 preface.
+    /// Time limit for the TLS handshake, and then for the HTTP/2 preface.
     pub handshake_timeout: Duration,
     /// How long a connection may have no stream before it is closed.
     pub idle_timeout: Duration,
@@ -83,12 +83,12 @@ impl Default for TransportLimits {
 }
 
 /// How a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum ConnectionEnd {
     /// The client or the network closed it, or the server has drained.
     Closed,
-    /// It did not begin with the HTTP/2 preface, or not in time.
-    NotHttp2,
+    /// It did not become an HTTP/2 connection.
+    SetupFailed(SetupError),
     /// The server closed it.
     Cut(CutReason),
 }
@@ -114,7 +114,7 @@ where
         return ConnectionEnd::Closed;
     };
     let Ok(io) = io else {
-        return ConnectionEnd::NotHttp2;
+        return ConnectionEnd::SetupFailed(SetupError::NotHttp2);
     };
     let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
     let stream_budgets = Arc::clone(&budgets);

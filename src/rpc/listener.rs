@@ -1,6 +1,7 @@
 //! Accepts connections and serves each in a task of its own.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,10 +16,12 @@ use tonic::body::Body;
 use tower::{Service, service_fn};
 
 use super::address_limit::{AddressLimit, AddressPermit};
-use super::budget::ServerBudgets;
+use super::budget::{ConnectionBudgets, ServerBudgets};
 use super::connection::{self, ConnectionEnd, TransportLimits};
 use super::error::RpcError;
-use super::observer::{ConnectionLimit, Observer};
+use super::observer::{ConnectionLimit, Observer, SetupError};
+use super::server_tls::ServerTls;
+use super::transport::{Accepted, Transport};
 use crate::reason::Reason;
 
 /// Length of the accept queue; Linux caps it at `net.core.somaxconn`. When the queue is full, Linux ignores new connections,
@@ -28,7 +31,7 @@ const BACKLOG: u32 = 4_096;
 /// How many connections beyond the limit are served an error at the same time. Further ones are closed without one.
 const MAX_REJECTING: usize = 16;
 
-/// How long a connection beyond the limit is served that error.
+/// How long a connection is served an error, beyond the limit or without the TLS that the port requires.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait after `accept` failed for lack of file descriptors or memory, rather than spin.
@@ -41,6 +44,7 @@ type Permits = (OwnedSemaphorePermit, AddressPermit);
 pub struct Listener {
     listener: TcpListener,
     limits: TransportLimits,
+    tls: Option<Arc<ServerTls>>,
     observer: Arc<dyn Observer>,
     budgets: ServerBudgets,
     connections: Arc<Semaphore>,
@@ -50,7 +54,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address`. Port 0 binds a free port. Must be called within a Tokio runtime.
+    /// Listens on `address`, with TLS if it is given. Port 0 binds a free port. Must be called within a Tokio runtime.
     ///
     /// # Errors
     ///
@@ -58,6 +62,7 @@ impl Listener {
     pub async fn bind(
         address: SocketAddr,
         limits: TransportLimits,
+        tls: Option<Arc<ServerTls>>,
         observer: Arc<dyn Observer>,
     ) -> io::Result<Self> {
         let socket = match address {
@@ -70,6 +75,7 @@ impl Listener {
         Ok(Self {
             listener,
             limits,
+            tls,
             observer,
             budgets: ServerBudgets::new(limits.budgets),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
@@ -164,15 +170,15 @@ impl Listener {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
     {
-        let (observer, limits) = (Arc::clone(&self.observer), self.limits);
+        let (observer, limits, tls) = (Arc::clone(&self.observer), self.limits, self.tls.clone());
         let (draining, abort) = (draining.clone(), abort.clone());
         let budgets = self.budgets.connection(peer.ip());
         self.tasks.spawn(async move {
             observer.connection_opened();
             // Created inside the async block: a captured future would occupy its memory twice.
-            let connection = connection::serve(
-                stream,
-                peer,
+            let connection = serve(
+                (stream, peer),
+                tls,
                 service,
                 limits,
                 budgets,
@@ -181,7 +187,7 @@ impl Listener {
             );
             let served = abort.run_until_cancelled(connection).await;
             match served {
-                Some(ConnectionEnd::NotHttp2) => observer.connection_not_http2(peer),
+                Some(ConnectionEnd::SetupFailed(error)) => observer.connection_setup_failed(peer, &error),
                 Some(ConnectionEnd::Cut(reason)) => observer.connection_cut(peer, reason),
                 Some(ConnectionEnd::Closed) | None => {}
             }
@@ -204,22 +210,18 @@ impl Listener {
         let Ok(permit) = Arc::clone(&self.rejecting).try_acquire_owned() else {
             return;
         };
-        let service = service_fn(move |_: Request<Body>| async move {
-            let message = match limit {
-                ConnectionLimit::Server(limit) => {
-                    format!("the server has {limit} connections, which is the limit; try again later")
-                }
-                ConnectionLimit::Address(limit) => {
-                    format!("your address has {limit} connections, which is the limit; close one of them")
-                }
-            };
-            let error = RpcError::new(Reason::TooManyConnections, message);
-            Ok::<_, Infallible>(error.to_status().into_http())
-        });
-        let connection = connection::serve(
-            stream,
-            peer,
-            service,
+        let message = match limit {
+            ConnectionLimit::Server(limit) => {
+                format!("the server has {limit} connections, which is the limit; try again later")
+            }
+            ConnectionLimit::Address(limit) => {
+                format!("your address has {limit} connections, which is the limit; close one of them")
+            }
+        };
+        let connection = serve(
+            (stream, peer),
+            self.tls.clone(),
+            error_service(RpcError::new(Reason::TooManyConnections, message)),
             self.limits,
             self.budgets.connection(peer.ip()),
             Arc::clone(&self.observer),
@@ -234,4 +236,52 @@ impl Listener {
             drop(permit);
         });
     }
+}
+
+/// Serves a connection, after the TLS handshake if there is `tls`.
+async fn serve<S>(
+    (stream, peer): (TcpStream, SocketAddr),
+    tls: Option<Arc<ServerTls>>,
+    service: S,
+    limits: TransportLimits,
+    budgets: Arc<ConnectionBudgets>,
+    observer: Arc<dyn Observer>,
+    draining: CancellationToken,
+) -> ConnectionEnd
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    // A connection that is not set up has no streams to wait for.
+    let accepting = Transport::accept(stream, tls.as_deref(), limits.handshake_timeout);
+    let Some(accepted) = draining.run_until_cancelled(accepting).await else {
+        return ConnectionEnd::Closed;
+    };
+    drop(tls);
+    match accepted {
+        Ok(Accepted::Ready(io)) => {
+            connection::serve(io, peer, service, limits, budgets, observer, draining).await
+        }
+        Ok(Accepted::NeedsTls(io)) => {
+            let message = "this port requires TLS; connect with https://";
+            let service = error_service(RpcError::new(Reason::TlsRequired, message));
+            // Boxed, because it is rare and would take memory in the task of every connection.
+            let serving = Box::pin(connection::serve(
+                io, peer, service, limits, budgets, observer, draining,
+            ));
+            tokio::time::timeout(REJECT_TIMEOUT, serving).await.ok();
+            ConnectionEnd::SetupFailed(SetupError::PlainText)
+        }
+        Err(error) => ConnectionEnd::SetupFailed(error),
+    }
+}
+
+/// A service that answers every call with `error`.
+fn error_service(
+    error: RpcError,
+) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ 'static {
+    service_fn(move |_: Request<Body>| ready(Ok(error.to_status().into_http())))
 }

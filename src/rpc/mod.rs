@@ -2,6 +2,7 @@
 
 mod address_limit;
 mod budget;
+mod certificate_expiry;
 mod chat_body;
 mod connection;
 mod connection_task;
@@ -19,11 +20,13 @@ mod listener;
 mod observer;
 mod prefixed_io;
 mod rates;
+mod server_tls;
 mod stall_detector;
 mod stream_outcome;
 mod streaming;
 mod sub_waker;
 mod subscribe_body;
+mod transport;
 mod unary;
 mod unary_limits;
 
@@ -31,9 +34,11 @@ pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
 pub use listener::Listener;
 pub use observer::{
-    ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, StreamEnded, StreamingMethod,
+    ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, SetupError, StreamEnded,
+    StreamingMethod,
 };
 pub use rates::{RateLimits, Rates};
+pub use server_tls::{ServerTls, ServerTlsError, TlsFiles};
 pub use streaming::{StreamingService, decode_limit};
 pub use unary::UnaryService;
 pub use unary_limits::UnaryLimits;

@@ -1,9 +1,10 @@
 //! What the gRPC server reports to telemetry. The hub has an observer of its own: [`crate::hub::Observer`].
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::domain::{LamportTime, Sequence, Timestamp, TraceContext};
 use crate::proto::EventType;
@@ -97,6 +98,26 @@ pub enum CutReason {
     Unread,
 }
 
+/// Why a connection did not become an HTTP/2 connection.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// It did not begin with the HTTP/2 preface, or not in time.
+    #[error("no valid HTTP/2 preface")]
+    NotHttp2,
+    /// The TLS handshake was not completed within `--handshake-timeout`.
+    #[error("the TLS handshake was not completed within --handshake-timeout")]
+    Timeout,
+    /// The client does not use TLS, and the server does.
+    #[error("the client does not use TLS, which this port requires")]
+    PlainText,
+    /// The client uses TLS, and the server does not.
+    #[error("the client uses TLS, which this port does not; it needs --tls-cert and --tls-key")]
+    UnexpectedTls,
+    /// The TLS handshake failed.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(io::Error),
+}
+
 /// Receives what happens on connections and streams. Implementations must be cheap and must not block.
 pub trait Observer: Send + Sync + 'static {
     /// A connection was accepted.
@@ -109,8 +130,12 @@ pub trait Observer: Send + Sync + 'static {
     fn connection_cut(&self, peer: SocketAddr, reason: CutReason);
     /// A connection could not be accepted, most often for lack of file descriptors.
     fn accept_failed(&self, error: &io::Error);
-    /// A connection was closed because it did not begin with the HTTP/2 preface in time.
-    fn connection_not_http2(&self, peer: SocketAddr);
+    /// A connection was closed because it did not become an HTTP/2 connection.
+    fn connection_setup_failed(&self, peer: SocketAddr, error: &SetupError);
+    /// The files with the server's certificate were read again and are in use. The certificate expires at `not_after`.
+    fn tls_reloaded(&self, not_after: Option<SystemTime>);
+    /// The files with the server's certificate were read again and are not valid. What was in use before still is.
+    fn tls_reload_failed(&self, error: &dyn Error);
     /// A stream was opened.
     fn stream_started(&self, method: StreamingMethod);
     /// A message of a Chat stream was decoded.

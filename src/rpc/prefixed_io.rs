@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use super::budget::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
 use super::observer::CutReason;
+use super::transport::answer_http1;
 
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -32,23 +33,20 @@ pub(super) struct PrefixedIo<T> {
 #[derive(Debug)]
 pub(super) struct NotHttp2;
 
-impl<T: AsyncRead + Unpin> PrefixedIo<T> {
-    /// Reads the preface from `io`.
+impl<T: AsyncRead + AsyncWrite + Unpin> PrefixedIo<T> {
+    /// Reads the preface from `io`. Answers a client that speaks HTTP/1 instead.
     ///
     /// # Errors
     ///
     /// If `io` yields anything else, or not all of it within `timeout`.
     pub(super) async fn accept(mut io: T, timeout: Duration) -> Result<Self, NotHttp2> {
+        let mut preface = [0; PREFACE.len()];
+        let mut len = 0;
         let read = async {
-            let mut preface = [0; PREFACE.len()];
-            let mut len = 0;
-            while len < PREFACE.len() {
+            while len < PREFACE.len() && PREFACE.starts_with(&preface[..len]) {
                 match io.read(&mut preface[len..]).await {
                     Ok(read @ 1..) => len += read,
                     Ok(0) | Err(_) => return Err(NotHttp2),
-                }
-                if !PREFACE.starts_with(&preface[..len]) {
-                    return Err(NotHttp2);
                 }
             }
             Ok(())
@@ -56,6 +54,10 @@ impl<T: AsyncRead + Unpin> PrefixedIo<T> {
         tokio::time::timeout(timeout, read)
             .await
             .map_err(|_| NotHttp2)??;
+        if preface != *PREFACE {
+            answer_http1(io, &preface[..len]).await;
+            return Err(NotHttp2);
+        }
         Ok(Self {
             io,
             replayed: 0,
@@ -158,8 +160,25 @@ mod tests {
     #[tokio::test]
     async fn another_protocol_is_rejected_at_the_first_differing_byte() {
         let (mut client, server) = tokio::io::duplex(64);
-        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        client.write_all(b"PRI * HTTP/1").await.unwrap();
         assert!(PrefixedIo::accept(server, Duration::from_secs(60)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_speaks_http1_is_told() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: chat\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        let accepting = PrefixedIo::accept(server, Duration::from_secs(60));
+        let (accepted, _) = tokio::join!(accepting, client.read_to_string(&mut answer));
+        assert!(accepted.is_err());
+        assert!(
+            answer.starts_with("HTTP/1.1 505 ") && answer.contains("HTTP/2"),
+            "{answer}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -94,12 +94,22 @@ catalog! {
     CONNECTIONS_REFUSED = counter(
         "chitchat_connections_refused_total",
         &["reason"],
-        "Refused connections. Reason limit: the limit of connections was reached; address: that of one address; protocol: no valid HTTP/2 preface in time.",
+        "Refused connections. Reason limit: the limit of connections was reached; address: that of one address; protocol: no valid HTTP/2 preface in time; plain_text: no TLS, which the server requires; tls: TLS, which the server does not use; handshake: the TLS handshake failed, or was not completed in time.",
     );
     CONNECTIONS_CUT = counter(
         "chitchat_connections_cut_total",
         &["reason"],
         "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: it sent more than its streams read, and the server held too much of that.",
+    );
+    TLS_CERTIFICATE_EXPIRY = gauge(
+        "chitchat_tls_certificate_expiry_timestamp_seconds",
+        &[],
+        "When the server's certificate, or the first one of its issuers, expires, as Unix time; +Inf without TLS.",
+    );
+    TLS_RELOADS = counter(
+        "chitchat_tls_reloads_total",
+        &["outcome"],
+        "How often the server's certificate was read again, because its files had changed or on request. Outcome failure: the files were not valid, and the server uses what it had before.",
     );
     ACCEPT_ERRORS = counter(
         "chitchat_accept_errors_total",

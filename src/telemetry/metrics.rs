@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -65,6 +65,12 @@ pub struct Metrics {
     pub(super) refused_at_limit: Counter,
     pub(super) refused_address: Counter,
     pub(super) refused_protocol: Counter,
+    pub(super) refused_plain_text: Counter,
+    pub(super) refused_tls: Counter,
+    pub(super) refused_handshake: Counter,
+    pub(super) certificate_expiry: Gauge,
+    pub(super) tls_reloads: Counter,
+    pub(super) tls_reload_failures: Counter,
     pub(super) cut_idle: Counter,
     pub(super) cut_flood: Counter,
     pub(super) cut_unread: Counter,
@@ -130,6 +136,8 @@ impl Metrics {
         register_gauge(&recorder, &catalog::BUILD_INFO, &build).set(1.0);
         let limit = u32::try_from(max_connections).unwrap_or(u32::MAX);
         gauge(&catalog::CONNECTIONS_LIMIT).set(limit);
+        let certificate_expiry = gauge(&catalog::TLS_CERTIFICATE_EXPIRY);
+        certificate_expiry.set(f64::INFINITY);
         Self {
             handle: recorder.handle(),
             connected_clients: gauge(&catalog::CONNECTED_CLIENTS),
@@ -142,6 +150,12 @@ impl Metrics {
             cut_unread: counter(&catalog::CONNECTIONS_CUT, &[("reason", "unread".into())]),
             accept_errors: counter(&catalog::ACCEPT_ERRORS, &[]),
             refused_protocol: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "protocol".into())]),
+            refused_plain_text: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "plain_text".into())]),
+            refused_tls: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "tls".into())]),
+            refused_handshake: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "handshake".into())]),
+            certificate_expiry,
+            tls_reloads: counter(&catalog::TLS_RELOADS, &[("outcome", "success".into())]),
+            tls_reload_failures: counter(&catalog::TLS_RELOADS, &[("outcome", "failure".into())]),
             streams_started: StreamingMethod::ALL
                 .map(|method| counter(&catalog::STREAMS_STARTED, &[("method", method.as_str().into())])),
             deliveries: counter(&catalog::DELIVERIES, &[]),
@@ -203,6 +217,13 @@ impl Metrics {
     /// store. The store is held weakly; once it is dropped, the page shows its last usage.
     pub fn observe_store(&self, store: &Arc<dyn Store>) {
         self.store.set(Arc::downgrade(store)).ok();
+    }
+
+    /// Sets when the server's certificate expires; zero if that is not known.
+    pub fn set_certificate_expiry(&self, not_after: Option<SystemTime>) {
+        let since_epoch = not_after.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        self.certificate_expiry
+            .set(since_epoch.unwrap_or_default().as_secs_f64());
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]

@@ -1,5 +1,6 @@
 //! Implements the observer traits of the hub, the store and the transport.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use crate::domain::{LamportTime, Rejection, RoomName, Sequence, TraceContext};
 use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::{ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, StreamEnded, StreamingMethod};
+use crate::rpc::{
+    ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, SetupError, StreamEnded, StreamingMethod,
+};
 use crate::{hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
@@ -34,6 +37,25 @@ impl TelemetryObserver {
     #[must_use]
     pub const fn new(metrics: Arc<Metrics>, tracer: Option<Tracer>) -> Self {
         Self { metrics, tracer }
+    }
+
+    /// Records that new connections use a certificate that expires at `not_after`.
+    pub fn certificate_in_use(&self, not_after: Option<SystemTime>) {
+        self.metrics.set_certificate_expiry(not_after);
+        let time = not_after.map(|at| humantime::format_rfc3339_seconds(at).to_string());
+        if not_after.is_some_and(|at| at <= SystemTime::now()) {
+            error!(
+                event = "certificate_expired",
+                not_after = time,
+                "the certificate has expired: clients refuse it"
+            );
+        } else {
+            info!(
+                event = "certificate_loaded",
+                not_after = time,
+                "certificate loaded"
+            );
+        }
     }
 
     fn permit(&self, event: LogEvent) -> Option<Permit> {
@@ -223,11 +245,27 @@ impl rpc::Observer for TelemetryObserver {
         }
     }
 
-    fn connection_not_http2(&self, peer: SocketAddr) {
-        self.metrics.refused_protocol.increment(1);
+    fn connection_setup_failed(&self, peer: SocketAddr, error: &SetupError) {
+        let (counter, reason) = match error {
+            SetupError::NotHttp2 => (&self.metrics.refused_protocol, "protocol"),
+            SetupError::PlainText => (&self.metrics.refused_plain_text, "plain_text"),
+            SetupError::UnexpectedTls => (&self.metrics.refused_tls, "tls"),
+            SetupError::Timeout | SetupError::Handshake(_) => (&self.metrics.refused_handshake, "handshake"),
+        };
+        counter.increment(1);
         if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
-            info!(event = "connection_closed", %peer, reason = "protocol", left_out, "connection closed: no valid HTTP/2 preface");
+            info!(event = "connection_closed", %peer, reason, left_out, "connection closed: {error}");
         }
+    }
+
+    fn tls_reloaded(&self, not_after: Option<SystemTime>) {
+        self.metrics.tls_reloads.increment(1);
+        self.certificate_in_use(not_after);
+    }
+
+    fn tls_reload_failed(&self, error: &dyn Error) {
+        self.metrics.tls_reload_failures.increment(1);
+        error!(event = "tls_reload_failed", %error, "the certificate was not replaced; the previous one is still in use");
     }
 
     fn stream_started(&self, method: StreamingMethod) {

@@ -15,6 +15,7 @@ fn all_configuration_errors_are_reported_at_once() {
         .args(["serve", "--listen", &address, "--admin", &address])
         .args(["--max-message-chars", "0", "--feed-bytes", "7"])
         .args(["--keepalive-interval", "1ms", "--log", "=loud="])
+        .args(["--tls-cert", "missing.pem", "--tls-key", "missing.pem"])
         .env("CHITCHAT_MAX_ROOMS", "0");
     let output = run(&mut serve, "");
     assert_eq!(output.status.code(), Some(78), "{output:?}");
@@ -27,11 +28,12 @@ fn all_configuration_errors_are_reported_at_once() {
         "--keepalive-interval is 1ms",
         "--log is \"=loud=\"",
         "--max-rooms is 0",
+        "--tls-cert missing.pem cannot be read",
     ] {
         let lines = stderr.lines().filter(|line| line.contains(flag)).count();
         assert_eq!(lines, 1, "{flag} in {stderr}");
     }
-    assert_eq!(stderr.lines().count(), 6, "{stderr}");
+    assert_eq!(stderr.lines().count(), 7, "{stderr}");
 }
 
 #[test]
@@ -42,6 +44,7 @@ fn usage_errors_exit_with_64() {
         &["serve", "--drain-timeout", "soon"],
         &["serve", "--keepalive-interval", "500000000000years"],
         &["serve", "--worker-threads", "100000"],
+        &["serve", "--tls-cert", "cert.pem"],
         &["chat", "--name", "Ada", "--timeout", "12000years"],
         &["no-such-command"],
         &["chat"],
@@ -50,6 +53,25 @@ fn usage_errors_exit_with_64() {
         let output = run(Command::new(CHITCHAT).args(arguments), "");
         assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
         assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn other_machines_are_not_served_in_plain_text_by_accident() {
+    let mut serve = Command::new(CHITCHAT);
+    serve.args([
+        "serve",
+        "--in-memory",
+        "--listen",
+        "0.0.0.0:0",
+        "--admin",
+        "127.0.0.1:0",
+    ]);
+    let output = run(&mut serve, "");
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    let stderr = text(&output.stderr);
+    for part in ["0.0.0.0:0", "--tls-cert", "--insecure"] {
+        assert!(stderr.contains(part), "{stderr}");
     }
 }
 

@@ -2,6 +2,8 @@
 //! command line, and the signals of a process manager.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+#[path = "../certificates/mod.rs"]
+mod certificates;
 #[path = "../process/mod.rs"]
 mod process;
 

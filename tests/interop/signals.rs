@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::certificates::Authority;
 use crate::process::{CHITCHAT, Process, Server, is_ci, run, serve, skip, text};
 
 /// Starts a `chat` that has joined.
@@ -89,15 +90,41 @@ fn a_signal_that_comes_twice_within_a_moment_is_one() {
 }
 
 #[test]
-fn sighup_makes_the_log_verbose_and_back() {
+fn sighup_and_sigusr1_make_the_log_verbose_and_back() {
     let mut server = serve(&["--log", "chitchat=info"]);
-    for filter in ["debug", "chitchat=info", "debug"] {
-        server.signal(Signal::SIGHUP);
+    for (signal, filter) in [
+        (Signal::SIGHUP, "debug"),
+        (Signal::SIGUSR1, "chitchat=info"),
+        (Signal::SIGHUP, "debug"),
+    ] {
+        server.signal(signal);
         server.log_line(&format!(
             "\"event\":\"log_filter_changed\",\"filter\":\"{filter}\""
         ));
     }
     let _ada = participant(&server, "Ada");
+    server.stop();
+}
+
+#[test]
+fn with_tls_sighup_reads_the_certificate_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let issued = Authority::new("test").issue(directory.path(), "server", &["localhost"]);
+    let [certificate, key] = [&issued.certificate, &issued.key].map(|path| path.to_str().unwrap());
+    let mut server = serve(&["--tls-cert", certificate, "--tls-key", key]);
+    assert!(
+        server.announcement.contains("(gRPC over TLS)"),
+        "{}",
+        server.announcement
+    );
+    server.log_line("\"event\":\"certificate_loaded\",\"not_after\":\"3001-01-01T00:00:00Z\"");
+    server.signal(Signal::SIGHUP);
+    server.log_line("\"event\":\"certificate_loaded\"");
+    fs::write(&issued.key, "no key").unwrap();
+    let failed = server.log_line("\"event\":\"tls_reload_failed\"");
+    assert!(failed.contains("contains no private key"), "{failed}");
+    server.signal(Signal::SIGUSR1);
+    server.log_line("\"event\":\"log_filter_changed\",\"filter\":\"debug\"");
     server.stop();
 }
 

@@ -210,18 +210,18 @@ async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
 #[tokio::test]
 async fn connections_that_do_not_speak_http2_are_closed() {
     let (server, mut witness) = with_witness().await;
-    let garbage: [&[u8]; 4] = [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\0\0\0\0\0\0\0\0",
-        b"\x16\x03\x01\x02\x00\x01",
-        b"PRI * HTTP/2.0\r\n\r\nXX",
+    let garbage: [(&[u8], &str); 4] = [
+        (b"GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 505 "),
+        (b"\x16\x03\x01\x02\x00\x01", "HTTP/1.1 400 "),
+        (b"\0\0\0\0\0\0\0\0", ""),
+        (b"PRI * HTTP/2.0\r\n\r\nXX", ""),
     ];
-    for bytes in garbage {
+    for (bytes, answer) in garbage {
         let mut stream = TcpStream::connect(server.listen).await.unwrap();
         stream.write_all(bytes).await.unwrap();
-        // The server closes or resets the connection without sending anything.
         let response = read_to_end(&mut stream).await;
-        assert!(response.is_empty(), "{response:?}");
+        assert!(response.starts_with(answer.as_bytes()), "{response:?}");
+        assert_eq!(response.is_empty(), answer.is_empty(), "{response:?}");
     }
     // After the preface the server may send a GOAWAY.
     let mut stream = TcpStream::connect(server.listen).await.unwrap();
@@ -231,10 +231,10 @@ async fn connections_that_do_not_speak_http2_are_closed() {
         .unwrap();
     read_to_end(&mut stream).await;
     server
-        .wait_for_metric(
-            "chitchat_connections_refused_total{reason=\"protocol\"}",
-            garbage.len() as f64,
-        )
+        .wait_for_metric("chitchat_connections_refused_total{reason=\"protocol\"}", 3.0)
+        .await;
+    server
+        .wait_for_metric("chitchat_connections_refused_total{reason=\"tls\"}", 1.0)
         .await;
     assert_undisturbed(&mut witness, 1).await;
 }

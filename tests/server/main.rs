@@ -9,6 +9,9 @@
     reason = "a test panics when it fails"
 )]
 
+#[path = "../certificates/mod.rs"]
+mod certificates;
+
 mod admin;
 mod bad_input;
 mod budgets;
@@ -28,3 +31,4 @@ mod retention;
 mod sessions;
 mod small_frames;
 mod store_failures;
+mod tls;

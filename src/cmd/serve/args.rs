@@ -15,7 +15,7 @@ use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
 use crate::hub::HubOptions;
 use crate::memory_plan::MemoryPlan;
-use crate::rpc::{RateLimits, TransportLimits};
+use crate::rpc::{RateLimits, TlsFiles, TransportLimits};
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
@@ -43,6 +43,41 @@ pub struct Args {
         help_heading = "Ports"
     )]
     admin: SocketAddr,
+
+    /// Certificate of the server and of its issuers, without the root (PEM); replaced while the server runs when the file
+    /// changes or on SIGHUP
+    #[arg(
+        long,
+        env = "CHITCHAT_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key",
+        help_heading = "TLS"
+    )]
+    tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert (PEM)
+    #[arg(
+        long,
+        env = "CHITCHAT_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "TLS"
+    )]
+    tls_key: Option<PathBuf>,
+
+    /// Accept only clients with a certificate that one of the issuers in this file has signed (PEM)
+    #[arg(
+        long,
+        env = "CHITCHAT_TLS_CLIENT_CA",
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "TLS"
+    )]
+    tls_client_ca: Option<PathBuf>,
+
+    /// Let other machines connect without TLS; has no effect with --tls-cert
+    #[arg(long, env = "CHITCHAT_INSECURE", help_heading = "TLS")]
+    insecure: bool,
 
     /// Directory for the rooms' logs [default: ./chitchat-data]
     #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", help_heading = "Store")]
@@ -174,7 +209,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_NEW_ROOM_RATE", value_name = "N", default_value_t = RateLimits::default().new_rooms, value_parser = integer::<u32>, help_heading = "Connections")]
     new_room_rate: u32,
 
-    /// How long a new connection may take to begin with HTTP/2, at least 1s
+    /// How long a new connection may take for the TLS handshake, and then to begin with HTTP/2, at least 1s
     #[arg(long, env = "CHITCHAT_HANDSHAKE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Connections")]
     handshake_timeout: Duration,
 
@@ -213,8 +248,8 @@ pub struct Args {
     )]
     pub(super) worker_threads: Option<u16>,
 
-    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas. SIGHUP switches to
-    /// debug, the next SIGHUP back
+    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas. SIGUSR1 switches to
+    /// debug, the next SIGUSR1 back; without TLS, SIGHUP does the same
     #[arg(
         long,
         env = "CHITCHAT_LOG",
@@ -306,6 +341,15 @@ impl Args {
         });
         Config {
             listen: self.listen,
+            tls: self
+                .tls_cert
+                .zip(self.tls_key)
+                .map(|(certificate, key)| TlsFiles {
+                    certificate,
+                    key,
+                    client_ca: self.tls_client_ca,
+                }),
+            insecure: self.insecure,
             admin: self.admin,
             rules: Rules {
                 max_message_chars: self.max_message_chars,

@@ -14,7 +14,7 @@ pub use server::Server;
 use super::Failure;
 use super::stderr::note;
 use crate::config::{Config, raise_fd_limit, system_memory};
-use crate::signals::{self, Signals};
+use crate::signals::{Request, Requests, Signals};
 use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs};
 
 /// Runs a server until a signal stops it and it has drained. Must not be called within a Tokio runtime. A second signal
@@ -77,15 +77,17 @@ fn otlp_error(error: ExporterBuildError) -> Failure {
 async fn serve(config: Config, otlp: OtlpPipeline, mut logs: LogGuard) -> Result<(), Failure> {
     let no_signals = |error: io::Error| system_error("listen for signals", &error);
     let mut signals = Signals::listen().map_err(no_signals)?;
-    let mut hangups = signals::hangups().map_err(no_signals)?;
+    let mut requests = Requests::listen().map_err(no_signals)?;
     let is_json = config.logs.format == LogFormat::Json;
     let server = Server::bind_with_otlp(config, otlp).await?;
+    let tls = server.tls().cloned();
     // A container's stderr is parsed together with its log, so it contains nothing but JSON if the log does. The event
     // `serving` has the same addresses.
     if !is_json {
         note(format_args!(
-            "listening on {} (gRPC) and {} (admin)",
+            "listening on {} (gRPC{}) and {} (admin)",
             server.local_addr(),
+            if tls.is_some() { " over TLS" } else { "" },
             server.admin_addr()
         ));
     }
@@ -98,14 +100,17 @@ async fn serve(config: Config, otlp: OtlpPipeline, mut logs: LogGuard) -> Result
         });
         first.as_str()
     });
-    let toggle_log = async {
-        while hangups.recv().await.is_some() {
-            logs.toggle_verbose();
+    let obey_requests = async {
+        while let Some(request) = requests.next().await {
+            match (&tls, request) {
+                (Some(tls), Request::Hangup) => tls.request_reload(),
+                (None, Request::Hangup) | (_, Request::User1) => logs.toggle_verbose(),
+            }
         }
     };
     tokio::select! {
         served = served => served,
-        () = toggle_log => Err(Failure::Software("the signals have ended".into())),
+        () = obey_requests => Err(Failure::Software("the signals have ended".into())),
     }
 }
 

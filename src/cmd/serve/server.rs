@@ -20,7 +20,9 @@ use crate::config::{Config, StoreOptions};
 use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
-use crate::rpc::{CHAT_SERVICE, Listener, Rates, StreamingService, UnaryLimits, UnaryService, decode_limit};
+use crate::rpc::{
+    CHAT_SERVICE, Listener, Rates, ServerTls, StreamingService, UnaryLimits, UnaryService, decode_limit,
+};
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError, StoreUsage};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
 
@@ -42,6 +44,7 @@ pub struct Server {
     config: Config,
     hub: Arc<Hub>,
     listener: Listener,
+    tls: Option<Arc<ServerTls>>,
     admin: AdminServer,
     readiness: Readiness,
     observer: TelemetryObserver,
@@ -56,7 +59,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
+    /// [`Failure::Config`] if the certificate cannot be used, [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
     /// [`Failure::Data`] if it is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         Self::bind_with_otlp(config, OtlpPipeline::default()).await
@@ -71,6 +74,12 @@ impl Server {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections, otlp.clone()));
         let observer = TelemetryObserver::new(Arc::clone(&metrics), otlp.tracer().cloned());
         let calls = UnaryCallLayer::new(Arc::clone(&metrics), otlp.tracer().cloned());
+        let tls = config.tls.clone().map(ServerTls::load).transpose();
+        let tls = tls.map_err(|error| Failure::Config(vec![error.to_string()]))?;
+        if let Some(tls) = &tls {
+            observer.certificate_in_use(tls.not_after());
+        }
+        let tls = tls.map(Arc::new);
         let (store, secret) = info_span!("recover").in_scope(|| {
             let opened = open_store(&config, Arc::new(observer.clone()))?;
             let StoreUsage { rooms, events, .. } = opened.0.usage();
@@ -86,7 +95,8 @@ impl Server {
             Arc::new(observer.clone()),
         );
         let readiness = Readiness::default();
-        let listener = Listener::bind(config.listen, config.transport, Arc::new(observer.clone()))
+        let rpc_observer = Arc::new(observer.clone());
+        let listener = Listener::bind(config.listen, config.transport, tls.clone(), rpc_observer)
             .await
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
         let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
@@ -103,6 +113,7 @@ impl Server {
             config,
             hub,
             listener,
+            tls,
             admin,
             readiness,
             observer,
@@ -117,6 +128,12 @@ impl Server {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// TLS of the gRPC port, if it uses it.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
+        self.tls.as_ref()
     }
 
     /// The bound address of the admin port.
@@ -154,6 +171,10 @@ impl Server {
         let ending = draining.clone();
         let hub = Arc::clone(&self.hub);
         tokio::spawn(async move { ending.run_until_cancelled(hub.end_unused_rooms()).await });
+        if let Some(tls) = self.tls {
+            let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
+            tokio::spawn(async move { watching.run_until_cancelled(tls.watch(observer)).await });
+        }
         let serving_admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
 
         let cause = tokio::select! {

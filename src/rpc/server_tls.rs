@@ -1,0 +1,287 @@
+//! TLS of the gRPC port: the certificate, which is replaced while the server runs, and the handshake.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{Acceptor, WebPkiClientVerifier};
+use rustls::{InconsistentKeys, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::certificate_expiry::not_after;
+use super::observer::Observer;
+use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
+
+/// How often the files are read to find out whether they have changed.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How many bytes a client may send in a handshake: more than a long chain of certificates needs. They are buffered, and are
+/// as many as a connection takes in the memory plan.
+const MAX_HANDSHAKE_BYTES: usize = 24 * 1024;
+
+/// How many handshakes are computed in one turn of the scheduler. Signing takes up to a millisecond. When all clients reconnect
+/// at once, more would delay the messages of those who are connected.
+const CONCURRENT_HANDSHAKES: usize = 4;
+
+/// The files with the server's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those of its issuers, without the root (PEM).
+    pub certificate: PathBuf,
+    /// The private key (PEM).
+    pub key: PathBuf,
+    /// The issuers of the certificates that clients must have (PEM). `None` if clients need no certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Why the server's certificate cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServerTlsError {
+    /// The file with the certificate is wrong.
+    #[error("--tls-cert {0}")]
+    Certificate(FileError),
+    /// The file with the key is wrong.
+    #[error("--tls-key {0}")]
+    Key(FileError),
+    /// The file with the issuers of clients' certificates is wrong.
+    #[error("--tls-client-ca {0}")]
+    ClientCa(FileError),
+    /// The key does not belong to the certificate.
+    #[error(
+        "--tls-key {} is not the key of the first certificate in --tls-cert {}",
+        .0.key.display(), .0.certificate.display()
+    )]
+    OtherKey(TlsFiles),
+    /// The TLS library rejects them.
+    #[error("--tls-cert {} with --tls-key {} cannot be used: {reason}", .files.certificate.display(), .files.key.display())]
+    Unusable {
+        /// The files.
+        files: TlsFiles,
+        /// The reason that the library gives.
+        reason: String,
+    },
+}
+
+/// The content of the files.
+#[derive(Debug, PartialEq, Eq)]
+struct Credentials {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    client_ca: Option<Vec<CertificateDer<'static>>>,
+}
+
+impl Credentials {
+    fn read(files: &TlsFiles) -> Result<Self, ServerTlsError> {
+        let client_ca = files.client_ca.as_deref().map(read_certificates).transpose();
+        Ok(Self {
+            chain: read_certificates(&files.certificate).map_err(ServerTlsError::Certificate)?,
+            key: read_private_key(&files.key).map_err(ServerTlsError::Key)?,
+            client_ca: client_ca.map_err(ServerTlsError::ClientCa)?,
+        })
+    }
+
+    fn config(&self, files: &TlsFiles) -> Result<ServerConfig, ServerTlsError> {
+        let unusable = |reason: &dyn ToString| ServerTlsError::Unusable {
+            files: files.clone(),
+            reason: reason.to_string(),
+        };
+        let builder = ServerConfig::builder_with_provider(crypto_provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| unusable(&error))?;
+        let builder = match (&self.client_ca, &files.client_ca) {
+            (Some(certificates), Some(path)) => {
+                let roots = roots(path, certificates.iter().cloned()).map_err(ServerTlsError::ClientCa)?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto_provider())
+                        .build()
+                        .map_err(|error| unusable(&error))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        let mut config = builder
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| match error {
+                rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                    ServerTlsError::OtherKey(files.clone())
+                }
+                error => unusable(&error),
+            })?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // Clients that reconnect need no signature. The keys of the tickets end with the certificate, so that a client whose
+        // issuer is no longer trusted cannot resume.
+        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|error| unusable(&error))?;
+        Ok(config)
+    }
+
+    /// When the first certificate of the chain expires.
+    fn not_after(&self) -> Option<SystemTime> {
+        self.chain
+            .iter()
+            .filter_map(|certificate| not_after(certificate))
+            .min()
+    }
+}
+
+/// The server's certificate, and the handshakes that use it.
+pub struct ServerTls {
+    files: TlsFiles,
+    config: RwLock<Arc<ServerConfig>>,
+    /// What the files contained when they were last read.
+    last_read: Mutex<Result<Credentials, ServerTlsError>>,
+    reload_requested: Notify,
+    computing: Semaphore,
+}
+
+impl ServerTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read, or they do not fit together.
+    pub fn load(files: TlsFiles) -> Result<Self, ServerTlsError> {
+        let credentials = Credentials::read(&files)?;
+        let config = credentials.config(&files)?;
+        Ok(Self {
+            files,
+            config: RwLock::new(Arc::new(config)),
+            last_read: Mutex::new(Ok(credentials)),
+            reload_requested: Notify::new(),
+            computing: Semaphore::new(CONCURRENT_HANDSHAKES),
+        })
+    }
+
+    /// When the first certificate of the chain expires; `None` if that cannot be read.
+    #[must_use]
+    pub fn not_after(&self) -> Option<SystemTime> {
+        let last_read = self.last_read.lock();
+        last_read.as_ref().ok().and_then(Credentials::not_after)
+    }
+
+    /// Makes [`ServerTls::watch`] read the files at once.
+    pub fn request_reload(&self) {
+        self.reload_requested.notify_one();
+    }
+
+    /// Reads the files every two seconds and when a reload is requested. New connections use what they contain; if it is not
+    /// valid they use what they used before, and `observer` learns of it.
+    pub async fn watch(self: Arc<Self>, observer: Arc<dyn Observer>) {
+        loop {
+            let is_requested = tokio::select! {
+                () = tokio::time::sleep(POLL_INTERVAL) => false,
+                () = self.reload_requested.notified() => true,
+            };
+            let (this, observer) = (Arc::clone(&self), Arc::clone(&observer));
+            // Reading can block, for example on a network file system.
+            tokio::task::spawn_blocking(move || this.reload(is_requested, &*observer))
+                .await
+                .ok();
+        }
+    }
+
+    fn reload(&self, is_requested: bool, observer: &dyn Observer) {
+        let credentials = Credentials::read(&self.files);
+        let mut last_read = self.last_read.lock();
+        if *last_read == credentials && !is_requested {
+            return;
+        }
+        let config = match &credentials {
+            Ok(credentials) => credentials.config(&self.files),
+            Err(error) => Err(error.clone()),
+        };
+        match config {
+            Ok(config) => {
+                *self.config.write() = Arc::new(config);
+                observer.tls_reloaded(credentials.as_ref().ok().and_then(Credentials::not_after));
+            }
+            Err(error) => observer.tls_reload_failed(&error),
+        }
+        *last_read = credentials;
+    }
+
+    /// Performs the handshake with a client that has begun one. The caller limits the time.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<HandshakeIo>> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), HandshakeIo::new(stream)).await?;
+        // Whoever has not sent its half of the handshake does not keep others waiting.
+        let computing = self.computing.acquire().await;
+        let config = Arc::clone(&self.config.read());
+        let handshake = start.into_stream(config);
+        tokio::task::yield_now().await;
+        drop(computing);
+        let mut stream = handshake.await?;
+        stream.get_mut().0.remaining = None;
+        Ok(stream)
+    }
+}
+
+/// A socket of which no more than [`MAX_HANDSHAKE_BYTES`] can be read until the handshake is completed.
+#[derive(Debug)]
+pub(super) struct HandshakeIo {
+    stream: TcpStream,
+    /// `None` once the handshake is completed.
+    remaining: Option<usize>,
+}
+
+impl HandshakeIo {
+    const fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            remaining: Some(MAX_HANDSHAKE_BYTES),
+        }
+    }
+}
+
+impl AsyncRead for HandshakeIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = buf.filled().len() - before;
+        if let Some(remaining) = &mut self.remaining {
+            let Some(rest) = remaining.checked_sub(read) else {
+                let error = format!("the client sent more than {MAX_HANDSHAKE_BYTES} bytes");
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            };
+            *remaining = rest;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HandshakeIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

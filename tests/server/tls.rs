@@ -1,0 +1,334 @@
+//! TLS of the gRPC port.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chitchat::rpc::TlsFiles;
+use hyper_util::rt::TokioIo;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt;
+
+use crate::certificates::{Authority, Issued};
+use crate::harness::{Client, TIMEOUT, TestServer, join};
+
+/// An authority, and a server for `localhost` with a certificate from it.
+struct Encrypted {
+    directory: TempDir,
+    authority: Authority,
+    issued: Issued,
+    server: TestServer,
+}
+
+impl Encrypted {
+    async fn start() -> Self {
+        Self::with(|_, _, _| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut chitchat::config::Config, &mut TlsFiles, &Path)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::new("test");
+        authority.write(directory.path().join("ca.pem"));
+        let issued = authority.issue(directory.path(), "server", &["localhost"]);
+        let mut files = TlsFiles {
+            certificate: issued.certificate.clone(),
+            key: issued.key.clone(),
+            client_ca: None,
+        };
+        let server = TestServer::with(|config| {
+            change(config, &mut files, directory.path());
+            config.tls = Some(files);
+        })
+        .await;
+        Self {
+            directory,
+            authority,
+            issued,
+            server,
+        }
+    }
+
+    fn client_config(&self, identity: Option<&Issued>) -> ClientConfig {
+        client_config(self.directory.path(), identity)
+    }
+
+    async fn join(&self, name: &str) -> Client {
+        let channel = channel(self.server.listen, self.client_config(None))
+            .await
+            .unwrap();
+        let mut client = Client::open(channel).await;
+        client.send(join(name)).await;
+        assert_eq!(client.next().await.sender_name, name);
+        client
+    }
+}
+
+/// Trusts `ca.pem` in `directory`.
+fn client_config(directory: &Path, identity: Option<&Issued>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap())
+        .unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some(Issued { certificate, key }) => {
+            let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
+            let key = PrivateKeyDer::from_pem_file(key).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+async fn connect(address: SocketAddr, config: ClientConfig) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+async fn channel(address: SocketAddr, config: ClientConfig) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_| {
+        let config = config.clone();
+        async move { connect(address, config).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("https://localhost");
+    endpoint.connect_with_connector(connector).await
+}
+
+fn refused(reason: &str) -> String {
+    format!("chitchat_connections_refused_total{{reason=\"{reason}\"}}")
+}
+
+fn reloads(outcome: &str) -> String {
+    format!("chitchat_tls_reloads_total{{outcome=\"{outcome}\"}}")
+}
+
+/// The beginning of a handshake: a record that contains the first bytes of a ClientHello of 60,000 bytes.
+fn begun_handshake(payload: usize) -> Vec<u8> {
+    let mut record = vec![22, 3, 1];
+    record.extend(u16::try_from(payload).unwrap().to_be_bytes());
+    let mut hello = vec![1, 0, 0xea, 0x60, 3, 3];
+    hello.resize(payload, 7);
+    record.extend(hello);
+    record
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    // The connection may be reset.
+    let reading = stream.read_to_end(&mut received);
+    timeout(TIMEOUT, reading)
+        .await
+        .expect("the connection is closed")
+        .ok();
+    received
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn participants_chat_over_tls() {
+    let encrypted = Encrypted::start().await;
+    let mut ada = encrypted.join("Ada").await;
+    let bob = encrypted.join("Bob").await;
+    assert_eq!(ada.next().await.sender_name, "Bob");
+    // More than one TLS record and one buffer of the connection.
+    let text = "x".repeat(2_000);
+    for _ in 0..200 {
+        bob.say(0, &text).await;
+    }
+    for _ in 0..200 {
+        assert_eq!(ada.next_line().await.2, text);
+    }
+    let expiry = "chitchat_tls_certificate_expiry_timestamp_seconds";
+    assert_eq!(encrypted.server.metric(expiry).await, 32_535_216_000.0);
+    encrypted.server.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_open_handshakes_delay_nobody_and_are_closed() {
+    const HALF_OPEN: usize = 1_000;
+    chitchat::config::raise_fd_limit();
+    let encrypted = Encrypted::with(|config, _, _| {
+        config.transport.handshake_timeout = Duration::from_secs(3);
+    })
+    .await;
+    let mut half_open = Vec::new();
+    for _ in 0..HALF_OPEN {
+        let mut stream = TcpStream::connect(encrypted.server.listen).await.unwrap();
+        stream.write_all(&begun_handshake(100)).await.unwrap();
+        half_open.push(stream);
+    }
+    encrypted.join("Ada").await;
+    for stream in &mut half_open {
+        read_to_end(stream).await;
+    }
+    let metric = refused("handshake");
+    encrypted.server.wait_for_metric(&metric, HALF_OPEN as f64).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_has_a_maximum_length() {
+    let encrypted = Encrypted::start().await;
+    let mut stream = TcpStream::connect(encrypted.server.listen).await.unwrap();
+    for _ in 0..2 {
+        stream.write_all(&begun_handshake(16_000)).await.unwrap();
+    }
+    read_to_end(&mut stream).await;
+    encrypted.server.wait_for_metric(&refused("handshake"), 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_count_as_connections_of_their_address() {
+    let encrypted = Encrypted::with(|config, _, _| {
+        config.transport.max_connections_per_address = 1;
+    })
+    .await;
+    let mut begun = TcpStream::connect(encrypted.server.listen).await.unwrap();
+    begun.write_all(&begun_handshake(100)).await.unwrap();
+    encrypted
+        .server
+        .wait_for_metric("chitchat_connections_open", 1.0)
+        .await;
+    let channel = channel(encrypted.server.listen, encrypted.client_config(None))
+        .await
+        .unwrap();
+    let mut chat = chitchat::proto::chat_service_client::ChatServiceClient::new(channel);
+    let status = chat.chat(tokio_stream::pending()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_tls_is_told_that_it_is_required() {
+    let encrypted = Encrypted::start().await;
+    let mut client = encrypted.server.client().await;
+    let status = client.chat(tokio_stream::pending()).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(status.message().contains("requires TLS"), "{status}");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "TLS_REQUIRED");
+    drop(client);
+    encrypted
+        .server
+        .wait_for_metric(&refused("plain_text"), 1.0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_tls_is_told_that_there_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    Authority::new("test").write(directory.path().join("ca.pem"));
+    let server = TestServer::start().await;
+    let error = connect(server.listen, client_config(directory.path(), None))
+        .await
+        .unwrap_err();
+    let reason = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
+    assert!(matches!(reason, rustls::Error::InvalidMessage(_)), "{reason}");
+    let mut stream = TcpStream::connect(server.listen).await.unwrap();
+    stream.write_all(&begun_handshake(100)).await.unwrap();
+    let answer = String::from_utf8(read_to_end(&mut stream).await).unwrap();
+    assert!(answer.contains("does not use TLS"), "{answer}");
+    server.wait_for_metric(&refused("tls"), 2.0).await;
+    // The server goes on.
+    server.join("Ada").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_is_refused_within_the_handshake_or_with_an_answer() {
+    let encrypted = Encrypted::start().await;
+    let mut config = encrypted.client_config(None);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let error = connect(encrypted.server.listen, config.clone())
+        .await
+        .unwrap_err();
+    let reason = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
+    let expected = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+    assert_eq!(*reason, expected);
+    encrypted.server.wait_for_metric(&refused("handshake"), 1.0).await;
+
+    config.alpn_protocols.clear();
+    let mut stream = connect(encrypted.server.listen, config).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let reading = stream.read_to_string(&mut answer);
+    timeout(TIMEOUT, reading).await.expect("an answer").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
+    encrypted.server.wait_for_metric(&refused("protocol"), 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_clients_with_a_certificate_of_the_issuer_are_accepted() {
+    let encrypted = Encrypted::with(|_, files, directory| {
+        files.client_ca = Some(directory.join("ca.pem"));
+    })
+    .await;
+    let (directory, listen) = (encrypted.directory.path(), encrypted.server.listen);
+    let member = encrypted.authority.issue_for_client(directory, "member");
+    let channel = channel(listen, encrypted.client_config(Some(&member)))
+        .await
+        .unwrap();
+    let mut ada = Client::open(channel).await;
+    ada.send(join("Ada")).await;
+    ada.next().await;
+
+    let stranger = Authority::new("other").issue_for_client(directory, "stranger");
+    for (identity, expected) in [
+        (None, AlertDescription::CertificateRequired),
+        (Some(&stranger), AlertDescription::UnknownCA),
+    ] {
+        // With TLS 1.3 the client learns of it when it reads.
+        let mut stream = connect(listen, encrypted.client_config(identity)).await.unwrap();
+        let reading = stream.read_u8();
+        let error = timeout(TIMEOUT, reading).await.expect("an alert").unwrap_err();
+        let reason = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
+        assert_eq!(*reason, rustls::Error::AlertReceived(expected));
+    }
+    encrypted.server.wait_for_metric(&refused("handshake"), 2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_replaced_without_ending_connections() {
+    let encrypted = Encrypted::start().await;
+    let mut ada = encrypted.join("Ada").await;
+    let certificate_in_use = async || {
+        let stream = connect(encrypted.server.listen, encrypted.client_config(None)).await;
+        let stream = stream.unwrap();
+        let chain = stream.get_ref().1.peer_certificates().unwrap();
+        chain[0].clone().into_owned()
+    };
+    let before = certificate_in_use().await;
+
+    // The key is not that of the certificate, as when only one of them has been replaced.
+    let directory = tempfile::tempdir().unwrap();
+    let newer = encrypted
+        .authority
+        .issue_for_years(directory.path(), "newer", &["localhost"], [2001, 3002]);
+    std::fs::copy(&newer.certificate, &encrypted.issued.certificate).unwrap();
+    encrypted.server.wait_for_metric(&reloads("failure"), 1.0).await;
+    assert_eq!(certificate_in_use().await, before);
+    assert_eq!(encrypted.server.metric(&reloads("success")).await, 0.0);
+
+    std::fs::copy(&newer.key, &encrypted.issued.key).unwrap();
+    encrypted.server.wait_for_metric(&reloads("success"), 1.0).await;
+    let expected = CertificateDer::from_pem_file(&newer.certificate).unwrap();
+    assert_eq!(certificate_in_use().await, expected);
+    let expiry = "chitchat_tls_certificate_expiry_timestamp_seconds";
+    assert_eq!(encrypted.server.metric(expiry).await, 32_566_752_000.0);
+    ada.say(0, "still here").await;
+    assert_eq!(ada.next_line().await.2, "still here");
+}
