@@ -1,6 +1,7 @@
 //! The command line: one module per command, and what they share.
 
 mod bench;
+mod certs;
 mod chat;
 mod client_args;
 mod client_runtime;
@@ -51,6 +52,7 @@ enum Command {
     Health(health::HealthCommand),
     Doctor(Box<doctor::DoctorCommand>),
     Store(store::StoreCommand),
+    Certs(certs::CertsCommand),
     #[command(hide = true, alias = "bench-limit-server")]
     Bench(bench::Bench),
 }
@@ -68,6 +70,7 @@ impl Command {
             Self::Health(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Store(command) => command.run(),
+            Self::Certs(command) => command.run(),
             Self::Bench(command) => command.run(),
         }
     }
