@@ -1,7 +1,7 @@
 //! Chit Chat: a gRPC chat server in which a room is an ordered log, and its client library.
 //!
 //! A program that only talks to a server depends on this crate without its default features: it gets [`client`],
-//! [`domain`] and [`proto`]. The feature `server` adds the server and the commands. ARCHITECTURE.md describes how the
+//! [`domain`] and [`proto`], with the feature `tls` also for `https://`. The feature `server` adds the server and the commands. ARCHITECTURE.md describes how the
 //! modules are layered.
 
 pub mod client;

@@ -27,6 +27,7 @@ fn impatient() -> ConnectOptions {
         response_timeout: Duration::from_millis(200),
         keepalive_interval: Duration::from_millis(100),
         keepalive_timeout: Duration::from_millis(100),
+        ..ConnectOptions::default()
     }
 }
 

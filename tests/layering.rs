@@ -346,6 +346,8 @@ fn the_client_library_depends_on_no_crate_of_the_server() {
             "--package",
             "chitchat",
             "--no-default-features",
+            "--features",
+            "tls",
         ])
         .args(["--edges", "normal", "--prefix", "none", "--format", "{lib}"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -354,7 +356,7 @@ fn the_client_library_depends_on_no_crate_of_the_server() {
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
     let tree = String::from_utf8(tree.stdout).unwrap();
     let crates: BTreeSet<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
-    assert!(crates.contains("tonic"), "{tree}");
+    assert!(crates.contains("tonic") && crates.contains("rustls"), "{tree}");
     for name in SERVER_CRATES {
         assert!(
             !crates.contains(&*name.replace('-', "_")),

@@ -1,5 +1,7 @@
 //! The connection to one server, and the calls that can be made on it.
 
+use std::error::Error;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +18,9 @@ use tonic_health::pb::health_client::HealthClient;
 use super::error::ClientError;
 use super::server_address::ServerAddress;
 use super::session_state::{SEND_QUEUE_LEN, SessionState};
+#[cfg(feature = "tls")]
+use super::tls::{self, TlsOptions};
+use super::tls_error::TlsError;
 use crate::proto::chat_service_client::ChatServiceClient;
 use crate::proto::{
     GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest, ListParticipantsResponse,
@@ -41,6 +46,9 @@ pub struct ConnectOptions {
     pub keepalive_interval: Duration,
     /// How long to wait for the acknowledgement of a keepalive ping before the connection is closed. Default: 10 s.
     pub keepalive_timeout: Duration,
+    /// Whom to trust if the address begins with `https://`. An error if it does not and this is not the default.
+    #[cfg(feature = "tls")]
+    pub tls: TlsOptions,
 }
 
 impl Default for ConnectOptions {
@@ -49,6 +57,8 @@ impl Default for ConnectOptions {
             response_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(10),
+            #[cfg(feature = "tls")]
+            tls: TlsOptions::default(),
         }
     }
 }
@@ -64,6 +74,8 @@ pub struct Connection {
     channel: Channel,
     address: ServerAddress,
     response_timeout: Duration,
+    /// Why the connection has broken, if TLS is the reason.
+    tls_failure: Arc<OnceLock<TlsError>>,
 }
 
 /// State of a service as reported by `grpc.health.v1.Health`.
@@ -96,7 +108,7 @@ impl Connection {
     /// Connects to the server at `address`. Makes one attempt.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] if the connection is refused or breaks, [`ClientError::Timeout`] if it is not
+    /// [`ClientError::Unreachable`] if the connection is refused or breaks, [`ClientError::Tls`] if it is not secure, [`ClientError::Timeout`] if it is not
     /// established within [`ConnectOptions::response_timeout`].
     ///
     /// # Cancel safety
@@ -107,16 +119,16 @@ impl Connection {
             .keep_alive_timeout(options.keepalive_timeout)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let channel = with_timeout(options.response_timeout, address, endpoint.connect())
+        let tls_failure = Arc::default();
+        let connecting = connect(&endpoint, address, options, &tls_failure);
+        let channel = with_timeout(options.response_timeout, address, connecting)
             .await?
-            .map_err(|error| ClientError::Unreachable {
-                address: address.clone(),
-                source: Box::new(error),
-            })?;
+            .map_err(|error| ClientError::unreachable(error, address))?;
         Ok(Self {
             channel,
             address: address.clone(),
             response_timeout: options.response_timeout,
+            tls_failure,
         })
     }
 
@@ -141,7 +153,7 @@ impl Connection {
                 ServingStatus::ServiceUnknown => Health::ServiceUnknown,
             }),
             Err(status) if status.code() == Code::NotFound => Ok(Health::ServiceUnknown),
-            Err(status) => Err(ClientError::before_first_response(status, &self.address)),
+            Err(status) => Err(self.error(status)),
         }
     }
 
@@ -233,7 +245,7 @@ impl Connection {
         };
         self.with_timeout(calling)
             .await?
-            .map_err(|status| ClientError::before_first_response(status, &self.address))
+            .map_err(|status| self.error(status))
     }
 
     fn client(&self, decode_limit: usize) -> ChatServiceClient<Channel> {
@@ -253,13 +265,55 @@ impl Connection {
     ) -> Result<T, ClientError> {
         match self.with_timeout(response).await? {
             Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(ClientError::before_first_response(status, &self.address)),
+            Err(status) => Err(self.error(status)),
+        }
+    }
+
+    /// Converts the status of a call that failed before its first response.
+    fn error(&self, status: Status) -> ClientError {
+        let address = self.address.clone();
+        match self.tls_failure.get() {
+            Some(error) if status.source().is_some() => ClientError::Tls {
+                address,
+                error: error.clone(),
+            },
+            _ => ClientError::before_first_response(status, &address),
         }
     }
 
     async fn with_timeout<F: Future>(&self, response: F) -> Result<F::Output, ClientError> {
         with_timeout(self.response_timeout, &self.address, response).await
     }
+}
+
+#[cfg(feature = "tls")]
+async fn connect(
+    endpoint: &Endpoint,
+    address: &ServerAddress,
+    options: &ConnectOptions,
+    tls_failure: &Arc<OnceLock<TlsError>>,
+) -> Result<Channel, Box<dyn Error + Send + Sync>> {
+    if address.is_tls() {
+        return tls::connect(endpoint, address.host(), &options.tls, tls_failure).await;
+    }
+    if options.tls != TlsOptions::default() {
+        let error = "there are options for TLS, but the address does not begin with https://";
+        return Err(TlsError::Options(error.into()).into());
+    }
+    Ok(endpoint.connect().await?)
+}
+
+#[cfg(not(feature = "tls"))]
+async fn connect(
+    endpoint: &Endpoint,
+    address: &ServerAddress,
+    _: &ConnectOptions,
+    _: &Arc<OnceLock<TlsError>>,
+) -> Result<Channel, Box<dyn Error + Send + Sync>> {
+    if address.is_tls() {
+        return Err(TlsError::Unsupported.into());
+    }
+    Ok(endpoint.connect().await?)
 }
 
 async fn with_timeout<F: Future>(

@@ -8,11 +8,13 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::server_address::ServerAddress;
+use super::tls_error::TlsError;
 
 // Values of `google.rpc.ErrorInfo.reason`.
 const NAME_TAKEN: &str = "NAME_TAKEN";
 const TAKEN_OVER: &str = "TAKEN_OVER";
 const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
+const TLS_REQUIRED: &str = "TLS_REQUIRED";
 
 /// Why a call, a stream or a session failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,15 @@ pub enum ClientError {
         address: ServerAddress,
         /// The transport's error.
         source: Box<dyn StdError + Send + Sync>,
+    },
+    /// No connection could be established because the client and the server do not agree on TLS, or one does not trust the
+    /// other. Permanent, except [`TlsError::Handshake`].
+    #[error("no secure connection to {address}: {error}")]
+    Tls {
+        /// The server's address.
+        address: ServerAddress,
+        /// What is wrong.
+        error: TlsError,
     },
     /// The server did not respond in time.
     #[error("{address} did not answer within {}", humantime::format_duration(*.waited))]
@@ -131,7 +142,7 @@ impl fmt::Display for RootCause<'_> {
 fn hint(error: &(dyn StdError + 'static)) -> &'static str {
     let mut causes = std::iter::successors(Some(error), |error| (*error).source());
     if causes.any(<dyn StdError>::is::<hyper::Error>) {
-        "; is that the port for gRPC, without TLS?"
+        "; is that the port for gRPC, and does it expect TLS (https://)?"
     } else {
         ""
     }
@@ -149,6 +160,7 @@ impl ClientError {
             | Self::ConnectionLost(_)
             | Self::StreamEnded => true,
             Self::Rejected(rejection) => rejection.retry_after.is_some(),
+            Self::Tls { error, .. } => matches!(error, TlsError::Handshake(_)),
             Self::Internal { code, .. } => matches!(code, Code::Cancelled | Code::DeadlineExceeded),
             Self::Unimplemented { .. }
             | Self::TakenOver { .. }
@@ -188,12 +200,22 @@ impl ClientError {
     /// reported as [`Unreachable`](Self::Unreachable).
     pub(super) fn before_first_response(status: Status, address: &ServerAddress) -> Self {
         match Self::from(status) {
-            Self::ConnectionLost(status) => Self::Unreachable {
+            Self::ConnectionLost(status) => Self::unreachable(Box::new(status), address),
+            Self::Rejected(rejection) if rejection.reason == TLS_REQUIRED => Self::Tls {
                 address: address.clone(),
-                source: Box::new(status),
+                error: TlsError::Required,
             },
             error => error,
         }
+    }
+
+    /// Converts the reason why no connection could be established.
+    pub(super) fn unreachable(source: Box<dyn StdError + Send + Sync>, address: &ServerAddress) -> Self {
+        let address = address.clone();
+        if let Some(error) = TlsError::find(source.as_ref()) {
+            return Self::Tls { address, error };
+        }
+        Self::Unreachable { address, source }
     }
 }
 

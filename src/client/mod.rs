@@ -15,6 +15,8 @@
 //! within [`ConnectOptions::keepalive_interval`] + [`ConnectOptions::keepalive_timeout`]. Every failure is a
 //! [`ClientError`].
 //!
+//! Addresses that begin with `https://` need the feature `tls`; `ConnectOptions::tls` says whom to trust.
+//!
 //! Names and texts are not sanitized. Use [`escape`] or [`format_message`] before printing them to a terminal.
 //!
 //! # Example
@@ -62,6 +64,9 @@ mod server_address;
 mod session;
 mod session_state;
 mod subscription;
+#[cfg(feature = "tls")]
+mod tls;
+mod tls_error;
 
 pub use crate::domain::{MessageId, TraceContext};
 pub use connection::{ConnectOptions, Connection, Health};
@@ -76,3 +81,6 @@ pub use server_address::{AddressError, DEFAULT_PORT, ServerAddress};
 pub use session::Session;
 pub use session_state::JoinOptions;
 pub use subscription::{StartPosition, Subscription};
+#[cfg(feature = "tls")]
+pub use tls::TlsOptions;
+pub use tls_error::TlsError;

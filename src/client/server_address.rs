@@ -9,10 +9,13 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 /// The port of a [`ServerAddress`] that is parsed from a string without a port.
 pub const DEFAULT_PORT: u16 = 50052;
 
-/// The host and port of a server, parsed from `host:port` or `host` (with [`DEFAULT_PORT`]), optionally prefixed with
-/// `http://`. IPv6 addresses are in brackets.
+/// The host and port of a server, parsed from `host:port` or `host` (with [`DEFAULT_PORT`]). With the prefix `https://` the
+/// connection uses TLS; the prefix `http://` is optional. IPv6 addresses are in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ServerAddress(Authority);
+pub struct ServerAddress {
+    authority: Authority,
+    is_tls: bool,
+}
 
 /// Why a string is not a [`ServerAddress`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,16 +26,28 @@ pub enum AddressError {
     /// The port is not a number from 1 to 65535.
     #[error("the port must be a number from 1 to 65535")]
     Port,
-    /// The scheme is not `http`.
-    #[error("expected host:port or http://host:port; other schemes are not supported")]
+    /// The scheme is neither `http` nor `https`.
+    #[error("expected host:port, http://host:port or https://host:port")]
     Scheme,
 }
 
 impl ServerAddress {
+    /// Whether the connection uses TLS.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// The host, in brackets if it is an IPv6 address.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.authority.host()
+    }
+
     pub(super) fn uri(&self) -> Uri {
         let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(self.0.clone());
+        parts.scheme = Some(if self.is_tls { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Some(self.authority.clone());
         parts.path_and_query = Some(PathAndQuery::from_static("/"));
         Uri::from_parts(parts).expect("a scheme, an authority and a path make a URI")
     }
@@ -43,10 +58,11 @@ impl FromStr for ServerAddress {
 
     fn from_str(raw: &str) -> Result<Self, AddressError> {
         let raw = raw.trim();
-        let rest = match raw.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        let (rest, is_tls) = match raw.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (rest, false),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (rest, true),
             Some(_) => return Err(AddressError::Scheme),
-            None => raw,
+            None => (raw, false),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let authority: Authority = rest.parse().map_err(|_| AddressError::Malformed)?;
@@ -69,13 +85,17 @@ impl FromStr for ServerAddress {
             return Err(AddressError::Port);
         }
         let authority = format!("{host}:{port}");
-        authority.parse().map(Self).map_err(|_| AddressError::Malformed)
+        let authority = authority.parse().map_err(|_| AddressError::Malformed)?;
+        Ok(Self { authority, is_tls })
     }
 }
 
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.0.as_str())
+        if self.is_tls {
+            return f.pad(&format!("https://{}", self.authority));
+        }
+        f.pad(self.authority.as_str())
     }
 }
 
@@ -96,6 +116,8 @@ mod tests {
             ("localhost", "localhost:50052"),
             ("[::1]:7", "[::1]:7"),
             ("http://[::1]", "[::1]:50052"),
+            ("https://chat.example", "https://chat.example:50052"),
+            ("HTTPS://[::1]:7/", "https://[::1]:7"),
         ] {
             assert_eq!(parse(raw).as_deref(), Ok(address), "{raw}");
         }
@@ -114,7 +136,8 @@ mod tests {
             ("localhost:0", AddressError::Port),
             ("localhost:65536", AddressError::Port),
             ("localhost:chat", AddressError::Port),
-            ("https://localhost:1", AddressError::Scheme),
+            ("https://localhost:x", AddressError::Port),
+            ("ftp://localhost:1", AddressError::Scheme),
             ("unix:///run/chat", AddressError::Scheme),
         ] {
             let parsed = parse(raw);
@@ -129,5 +152,7 @@ mod tests {
     fn an_address_converts_to_a_uri() {
         let address: ServerAddress = "[::1]:7".parse().unwrap();
         assert_eq!(address.uri().to_string(), "http://[::1]:7/");
+        let address: ServerAddress = "https://chat.example".parse().unwrap();
+        assert_eq!(address.uri().to_string(), "https://chat.example:50052/");
     }
 }

@@ -1,17 +1,18 @@
 //! The flags that several client commands have in common.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::Failure;
 use super::parse::{duration, timeout};
-use crate::client::{ConnectOptions, Connection, RetryPolicy, ServerAddress};
+use crate::client::{ConnectOptions, Connection, RetryPolicy, ServerAddress, TlsOptions};
 use crate::domain::{Name, RoomName};
 
 #[derive(Debug, Args)]
 pub(super) struct ServerArg {
-    /// Address of the server: host:port or http://host:port
+    /// Address of the server: host:port, or https://host:port for TLS
     #[arg(
         long,
         env = "CHITCHAT_SERVER",
@@ -19,6 +20,33 @@ pub(super) struct ServerArg {
         default_value = "127.0.0.1:50052"
     )]
     pub(super) server: ServerAddress,
+    /// Trust the issuers in this file (PEM) instead of those that the system trusts
+    #[arg(long, env = "CHITCHAT_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Your certificate, if the server wants one (PEM)
+    #[arg(long, env = "CHITCHAT_CERT", value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Private key of --cert (PEM)
+    #[arg(long, env = "CHITCHAT_KEY", value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Name that the server's certificate must have [default: the host of --server]
+    #[arg(long, env = "CHITCHAT_SERVER_NAME", value_name = "NAME")]
+    server_name: Option<String>,
+}
+
+impl ServerArg {
+    pub(super) fn options(&self, response_timeout: Duration) -> ConnectOptions {
+        ConnectOptions {
+            response_timeout,
+            tls: TlsOptions {
+                ca: self.ca.clone(),
+                certificate: self.cert.clone(),
+                key: self.key.clone(),
+                server_name: self.server_name.clone(),
+            },
+            ..ConnectOptions::default()
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -36,10 +64,7 @@ impl ConnectArgs {
     }
 
     pub(super) fn options(&self) -> ConnectOptions {
-        ConnectOptions {
-            response_timeout: self.timeout,
-            ..ConnectOptions::default()
-        }
+        self.server.options(self.timeout)
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Failure> {

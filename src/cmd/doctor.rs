@@ -16,7 +16,7 @@ use super::parse;
 use super::printer::{JsonArg, Printer};
 use super::{Failure, client_runtime};
 use crate::client::{
-    ClientError, Connection, Event, Health, JoinOptions, RetryPolicy, SendObserver, Session,
+    ClientError, Connection, Event, Health, JoinOptions, RetryPolicy, SendObserver, Session, TlsError,
 };
 use crate::domain::{RoomName, TraceContext};
 use crate::proto::ServerMessage;
@@ -69,6 +69,32 @@ const METRICS: &str = "metrics";
 const PROMETHEUS: &str = "prometheus";
 const TEMPO: &str = "tempo";
 const LOKI: &str = "loki";
+
+/// What to do about a server that cannot be reached.
+const fn remedy(error: &ClientError) -> &'static str {
+    let ClientError::Tls { error, .. } = error else {
+        return "start the server with `chitchat serve`, or give its address with --server";
+    };
+    match error {
+        TlsError::Expired { .. } => "renew the certificate of --tls-cert on the server",
+        TlsError::NotYetValid { .. } => "set the clock of this machine",
+        TlsError::WrongName { .. } => {
+            "use one of these names in --server, or give one with --server-name if the address is right"
+        }
+        TlsError::UnknownIssuer => {
+            "give the certificate of its issuer with --ca, and put those between both into --tls-cert on the server"
+        }
+        TlsError::InvalidCertificate(_) => "replace the certificate of --tls-cert on the server",
+        TlsError::PlainText => "use http:// in --server, or start the server with --tls-cert and --tls-key",
+        TlsError::Required => "use https:// in --server",
+        TlsError::ClientCertificateRequired | TlsError::ClientCertificateRejected(_) => {
+            "give a certificate from an issuer in --tls-client-ca of the server with --cert and --key"
+        }
+        TlsError::NoHttp2 => "give the address of the port for gRPC with --server",
+        TlsError::Handshake(_) => "check the server's log: connection_closed has the reason",
+        TlsError::Options(_) | TlsError::Unsupported => "correct the options of this command",
+    }
+}
 
 struct Acknowledged {
     broadcast: ServerMessage,
@@ -129,7 +155,6 @@ impl DoctorCommand {
 
     async fn check_server(&self) -> Link {
         let server = self.connect.server();
-        let remedy = "start the server with `chitchat serve`, or give its address with --server";
         let check = async {
             let connection = Connection::open(server, &self.connect.options()).await?;
             connection.health("").await
@@ -141,7 +166,7 @@ impl DoctorCommand {
                 format!("{server} is {}", state.as_str()),
                 "check the server's log",
             ),
-            Err(error) => Link::broken(SERVER, error.to_string(), remedy),
+            Err(error) => Link::broken(SERVER, error.to_string(), remedy(&error)),
         }
     }
 

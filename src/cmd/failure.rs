@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use tonic::Code;
 
-use crate::client::{ClientError, escape};
+use crate::client::{ClientError, TlsError, escape};
 use crate::signals::Signal;
 use crate::store::StoreError;
 
@@ -109,8 +109,17 @@ impl From<ClientError> for Failure {
             ClientError::Rejected(rejection) if rejection.code == Code::NotFound => Self::NotFound(line),
             ClientError::OutOfRange { .. } => Self::NotFound(line),
             ClientError::Rejected(_) | ClientError::TakenOver { .. } => Self::Rejected(line),
+            ClientError::Tls {
+                error: TlsError::ClientCertificateRequired | TlsError::ClientCertificateRejected(_),
+                ..
+            } => Self::Rejected(line),
+            ClientError::Tls {
+                error: TlsError::Options(_) | TlsError::Unsupported,
+                ..
+            } => Self::Config(vec![line]),
             ClientError::WindowFull => Self::Software(line),
             ClientError::Unreachable { .. }
+            | ClientError::Tls { .. }
             | ClientError::Timeout { .. }
             | ClientError::Unimplemented { .. }
             | ClientError::Unavailable { .. }

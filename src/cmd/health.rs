@@ -8,7 +8,7 @@ use clap::Args;
 use super::client_args::ServerArg;
 use super::parse::timeout;
 use super::{Failure, client_runtime};
-use crate::client::{ConnectOptions, Connection, Health};
+use crate::client::{Connection, Health};
 
 /// Query the server's health service, for container health checks
 ///
@@ -32,10 +32,7 @@ impl HealthCommand {
 
     async fn check(self) -> Result<(), Failure> {
         let server = &self.server.server;
-        let options = ConnectOptions {
-            response_timeout: self.timeout,
-            ..ConnectOptions::default()
-        };
+        let options = self.server.options(self.timeout);
         let check = async {
             Connection::open(server, &options)
                 .await?

@@ -16,6 +16,7 @@ mod framing;
 pub(crate) mod fuzzing;
 mod inbound;
 mod joined_stream;
+mod linger;
 mod listener;
 mod observer;
 mod prefixed_io;

@@ -18,6 +18,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate_expiry::not_after;
+use super::linger::linger;
 use super::observer::Observer;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
 
@@ -217,7 +218,14 @@ impl ServerTls {
         let handshake = start.into_stream(config);
         tokio::task::yield_now().await;
         drop(computing);
-        let mut stream = handshake.await?;
+        let mut stream = match handshake.into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, io)) => {
+                // The client must be able to read the alert, which says what is wrong.
+                linger(io.stream).await;
+                return Err(error);
+            }
+        };
         stream.get_mut().0.remaining = None;
         Ok(stream)
     }

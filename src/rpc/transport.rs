@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::linger::linger;
 use super::observer::SetupError;
 use super::server_tls::{HandshakeIo, ServerTls};
 
@@ -25,11 +26,8 @@ const NO_HTTP1: &[u8] =
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
     This port serves gRPC, which needs HTTP/2\n";
 
-/// How long a client may take to read such an answer.
+/// How long a client may take to accept such an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How much is read of what a client has sent, so that closing the connection does not discard the answer.
-const MAX_DISCARDED: u64 = 64 * 1024;
 
 /// A connection, encrypted or not.
 pub(super) enum Transport {
@@ -92,13 +90,10 @@ pub(super) async fn answer_http1<T: AsyncRead + AsyncWrite + Unpin>(io: T, recei
 
 /// Sends `text` and closes the connection.
 async fn answer<T: AsyncRead + AsyncWrite + Unpin>(mut io: T, text: &[u8]) {
-    let answering = async {
-        io.write_all(text).await?;
-        io.shutdown().await?;
-        tokio::io::copy(&mut io.take(MAX_DISCARDED), &mut tokio::io::sink()).await
-    };
     // The answer is a courtesy.
-    timeout(ANSWER_TIMEOUT, answering).await.ok();
+    if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, io.write_all(text)).await {
+        linger(io).await;
+    }
 }
 
 impl AsyncRead for Transport {
