@@ -16,6 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::error::ClientError;
+use super::grpc_channel::GrpcChannel;
 use super::server_address::ServerAddress;
 use super::session_state::{SEND_QUEUE_LEN, SessionState};
 #[cfg(feature = "tls")]
@@ -71,7 +72,7 @@ impl Default for ConnectOptions {
 /// Each call fails with [`ClientError::Timeout`] after [`ConnectOptions::response_timeout`].
 #[derive(Debug, Clone)]
 pub struct Connection {
-    channel: Channel,
+    channel: GrpcChannel,
     address: ServerAddress,
     response_timeout: Duration,
     /// Why the connection has broken, if TLS is the reason.
@@ -125,7 +126,7 @@ impl Connection {
             .await?
             .map_err(|error| ClientError::unreachable(error, address))?;
         Ok(Self {
-            channel,
+            channel: GrpcChannel(channel),
             address: address.clone(),
             response_timeout: options.response_timeout,
             tls_failure,
@@ -248,7 +249,7 @@ impl Connection {
             .map_err(|status| self.error(status))
     }
 
-    fn client(&self, decode_limit: usize) -> ChatServiceClient<Channel> {
+    fn client(&self, decode_limit: usize) -> ChatServiceClient<GrpcChannel> {
         ChatServiceClient::new(self.channel.clone()).max_decoding_message_size(decode_limit)
     }
 

@@ -56,6 +56,7 @@ mod error;
 pub mod escape;
 mod event;
 mod format;
+mod grpc_channel;
 mod history;
 mod outbox;
 mod publisher;
