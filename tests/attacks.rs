@@ -1,0 +1,574 @@
+//! Attacks by clients that send what no client library would and read little, all on one server, while others chat.
+//!
+//! `ATTACK_SECONDS=600 cargo test --test attacks -- --ignored --nocapture` runs them for ten minutes, in random order
+//! (`CHITCHAT_SEED`), two at a time.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+#[path = "frames/mod.rs"]
+mod frames;
+#[path = "process/mod.rs"]
+mod process;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use chitchat::proto::{
+    GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ResumePoint, SendMessageRequest,
+    SubscribeRequest, subscribe_request,
+};
+use chitchat_verify::check;
+use chitchat_verify::crash_harness::{Run, seed};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::{JoinSet, block_in_place};
+use tokio::time::{sleep, timeout};
+
+use frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
+use frames::{call, data, frame, grpc, preface};
+use process::{Server, http_request, serve_at, unused_address, wait_until};
+
+/// What the server is allowed to use, and what it is held to.
+const MAX_MEMORY: u64 = 512 << 20;
+
+const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
+
+/// What the attackers of one kind do.
+struct Attack {
+    name: &'static str,
+    /// How many connections at a time.
+    connections: usize,
+    /// The window of each stream for responses, in bytes.
+    window: u32,
+    /// Whether the attacker reads what the server sends.
+    reads: bool,
+    /// How many payloads a connection sends before it is dropped.
+    payloads: usize,
+    /// The next bytes.
+    payload: fn(&mut Attacker) -> Vec<u8>,
+}
+
+/// The state of one connection.
+struct Attacker {
+    random: StdRng,
+    stream: u32,
+}
+
+impl Attacker {
+    /// The id of the next stream.
+    fn next_stream(&mut self) -> u32 {
+        self.stream += 2;
+        self.stream
+    }
+
+    fn text(&mut self, len: usize) -> String {
+        (0..len).map(|_| self.random.random_range('a'..='z')).collect()
+    }
+
+    /// A call with one message.
+    fn call(&mut self, method: &str, message: &impl prost::Message) -> Vec<u8> {
+        let stream = self.next_stream();
+        let message = frame(DATA, END_STREAM, stream, &grpc(message));
+        [call(stream, method), message].concat()
+    }
+
+    /// A stream that stays open after its JOIN.
+    fn join(&mut self, room: String) -> Vec<u8> {
+        let stream = self.next_stream();
+        let join = JoinMsgLeave {
+            room,
+            client_name: self.text(12),
+            timestamp: self.random.random(),
+            id: self.random.random(),
+            history: self.random.random_range(0..200),
+            wants_welcome: true,
+            ..JoinMsgLeave::default()
+        };
+        [call(stream, "Chat"), data(stream, &join)].concat()
+    }
+}
+
+fn repeated(count: usize, frame: &[u8]) -> Vec<u8> {
+    frame.repeat(count)
+}
+
+const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "connections that send nothing",
+        connections: 300,
+        window: 0,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |_| Vec::new(),
+    },
+    Attack {
+        name: "PRIORITY frames",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |_| repeated(1_000, &frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 9])),
+    },
+    Attack {
+        name: "WINDOW_UPDATE frames",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |_| repeated(1_000, &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+    },
+    Attack {
+        name: "PINGs whose answers are not read",
+        connections: 8,
+        window: 65_535,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |_| repeated(1_000, &frame(PING, 0, 0, &[1; 8])),
+    },
+    Attack {
+        name: "SETTINGS whose answers are not read",
+        connections: 8,
+        window: 65_535,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |_| repeated(500, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])),
+    },
+    Attack {
+        name: "streams that are reset at once",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            let mut bytes = Vec::new();
+            for _ in 0..100 {
+                bytes.extend(attacker.join("lobby".into()));
+                bytes.extend(frame(RST_STREAM, 0, attacker.stream, &[0, 0, 0, 8]));
+            }
+            bytes
+        },
+    },
+    Attack {
+        name: "headers without end",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: 200,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                attacker.next_stream();
+                return frame(HEADERS, 0, attacker.stream, &[]);
+            }
+            let field = [&[0, 4][..], b"name", &[127, 0][..], &[b'x'; 127]].concat();
+            frame(CONTINUATION, 0, attacker.stream, &field)
+        },
+    },
+    Attack {
+        name: "messages that never end",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: 1_000,
+        payload: |attacker| {
+            let stream = attacker.next_stream();
+            let mut partial = grpc(&SendMessageRequest {
+                msg: "x".repeat(60_000),
+                ..SendMessageRequest::default()
+            });
+            partial.truncate(30_000);
+            let mut bytes = call(stream, "Chat");
+            for part in partial.chunks(16_000) {
+                bytes.extend(frame(DATA, 0, stream, part));
+            }
+            bytes
+        },
+    },
+    Attack {
+        name: "empty DATA frames",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                return attacker.join("lobby".into());
+            }
+            repeated(1_000, &frame(DATA, 0, attacker.stream, &[]))
+        },
+    },
+    Attack {
+        name: "history that nobody reads",
+        connections: 16,
+        window: 0,
+        reads: false,
+        payloads: 400,
+        payload: |attacker| {
+            let request = GetHistoryRequest {
+                room: "tea".into(),
+                limit: 1_000,
+                ..GetHistoryRequest::default()
+            };
+            attacker.call("GetHistory", &request)
+        },
+    },
+    Attack {
+        name: "lists that nobody reads",
+        connections: 16,
+        window: 0,
+        reads: false,
+        payloads: 400,
+        payload: |attacker| {
+            let request = ListParticipantsRequest {
+                room: "lobby".into(),
+                ..ListParticipantsRequest::default()
+            };
+            attacker.call("ListParticipants", &request)
+        },
+    },
+    Attack {
+        name: "subscribers that do not read",
+        connections: 32,
+        window: 1,
+        reads: false,
+        payloads: 100,
+        payload: |attacker| {
+            let request = SubscribeRequest {
+                room: "tea".into(),
+                start: Some(subscribe_request::Start::Last(10_000)),
+            };
+            attacker.call("Subscribe", &request)
+        },
+    },
+    Attack {
+        name: "participants that are lost",
+        connections: 16,
+        window: 65_535,
+        reads: true,
+        payloads: 30,
+        payload: |attacker| {
+            let room = ["lobby", "milk"][usize::from(attacker.random.random::<bool>())];
+            (0..10).flat_map(|_| attacker.join(room.into())).collect()
+        },
+    },
+    Attack {
+        name: "rooms that nobody needs",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: 100,
+        payload: |attacker| {
+            let room = attacker.text(20);
+            attacker.join(room)
+        },
+    },
+    Attack {
+        name: "forged tokens and places",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: 300,
+        payload: |attacker| {
+            let stream = attacker.next_stream();
+            let join = JoinMsgLeave {
+                room: "tea".into(),
+                client_name: "\u{1d159}".into(),
+                session_token: format!(
+                    "{:x}.{:x}.{:032x}",
+                    attacker.stream,
+                    1,
+                    attacker.random.random::<u128>()
+                ),
+                resume: Some(ResumePoint {
+                    epoch: attacker.random.random(),
+                    sequence: attacker.random.random(),
+                }),
+                ..JoinMsgLeave::default()
+            };
+            [call(stream, "Chat"), data(stream, &join)].concat()
+        },
+    },
+    Attack {
+        name: "posts that drive the clock",
+        connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            let request = SendMessageRequest {
+                room: "lobby".into(),
+                client_name: attacker.text(8),
+                msg: attacker.text(1_000),
+                timestamp: attacker.random.random(),
+                message_id: attacker.text(16),
+                ..SendMessageRequest::default()
+            };
+            attacker.call("SendMessage", &request)
+        },
+    },
+    Attack {
+        name: "members that flood",
+        connections: 4,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                return attacker.join("milk".into());
+            }
+            let message = JoinMsgLeave {
+                msg: attacker.text(100),
+                r#type: 1,
+                timestamp: 1,
+                ..JoinMsgLeave::default()
+            };
+            repeated(200, &data(attacker.stream, &message))
+        },
+    },
+    Attack {
+        name: "bytes without meaning",
+        connections: 16,
+        window: 65_535,
+        reads: true,
+        payloads: 20,
+        payload: |attacker| {
+            let mut bytes = vec![0; 2_000];
+            attacker.random.fill_bytes(&mut bytes);
+            bytes
+        },
+    },
+    Attack {
+        name: "valid frames in a wrong order",
+        connections: 16,
+        window: 65_535,
+        reads: true,
+        payloads: 50,
+        payload: |attacker| {
+            let kind = attacker.random.random_range(0..12);
+            let flags = attacker.random.random_range(0..8) | END_HEADERS;
+            let stream = attacker.random.random_range(0..40);
+            let mut payload = vec![0; attacker.random.random_range(0..40)];
+            attacker.random.fill_bytes(&mut payload);
+            frame(kind, flags, stream, &payload)
+        },
+    },
+];
+
+/// Connects from another address than the clients that chat, as other people would.
+async fn connect(to: SocketAddr, from: u8) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, from], 0))).unwrap();
+    timeout(Duration::from_secs(2), socket.connect(to))
+        .await
+        .ok()?
+        .ok()
+}
+
+/// Repeats an attack on one connection after the other.
+async fn attack(attack: &'static Attack, server: SocketAddr, seed: u64, until: Instant) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut read = vec![0; 1 << 16];
+    while Instant::now() < until {
+        let from = random.random_range(2..6);
+        let Some(mut socket) = connect(server, from).await else {
+            sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let mut attacker = Attacker {
+            random: StdRng::seed_from_u64(random.random()),
+            stream: 1,
+        };
+        let mut bytes = preface(attack.window);
+        let mut payloads = 0;
+        while Instant::now() < until && payloads < attack.payloads {
+            bytes.extend((attack.payload)(&mut attacker));
+            payloads += 1;
+            // A server that does not read does what it should.
+            match timeout(Duration::from_millis(200), socket.write_all(&bytes)).await {
+                Ok(Err(_)) => break,
+                Ok(Ok(())) | Err(_) => bytes.clear(),
+            }
+            if attack.reads && matches!(socket.try_read(&mut read), Ok(0)) {
+                break;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Keeps connections to the admin port busy with requests that never end.
+async fn attack_admin(admin: SocketAddr, until: Instant) {
+    while Instant::now() < until {
+        let Some(mut socket) = connect(admin, 2).await else {
+            sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        for byte in b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: "
+            .iter()
+            .chain([b'x'].iter().cycle())
+        {
+            if Instant::now() >= until || socket.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    /// In bytes.
+    memory: u64,
+    descriptors: usize,
+    threads: u64,
+}
+
+fn usage(process: u32) -> Usage {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let field = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    Usage {
+        memory: field("VmRSS:") << 10,
+        descriptors: fs::read_dir(format!("/proc/{process}/fd")).unwrap().count(),
+        threads: field("Threads:"),
+    }
+}
+
+/// The value of a metric without labels.
+fn metric(server: &Server, name: &str) -> f64 {
+    let metrics = server.get("/metrics");
+    let line = metrics.lines().find(|line| line.split(' ').next() == Some(name));
+    line.unwrap_or_else(|| panic!("no {name}"))
+        .rsplit(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// Runs all attacks, two at a time, for `seconds` in all. Asserts that clients which behave well go on, that the server keeps
+/// to its memory, and that it uses no more than before once the attackers are gone.
+async fn run_attacks(seconds: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let flags = [
+        "--max-memory",
+        "512MiB",
+        "--resume-grace",
+        "5s",
+        "--stall-timeout",
+        "5s",
+        "--log",
+        "off",
+        "--data-dir",
+        data.to_str().unwrap(),
+    ];
+    let mut server = block_in_place(|| serve_at(unused_address(), &flags));
+    let mut run = Run::new(server.address, seed());
+    for (name, window) in [("Ada", 4), ("Bob", 4), ("Eve", 0)] {
+        run.add_client(name, window);
+    }
+    run.allow_sends(200);
+    run.wait_for_acknowledgements().await;
+    let before = usage(server.id());
+
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut order: Vec<usize> = (0..ATTACKS.len()).collect();
+    order.shuffle(&mut random);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let rounds = order.len().div_ceil(2);
+    let per_round = Duration::from_secs(seconds)
+        .div_f64(rounds as f64)
+        .max(Duration::from_secs(2))
+        .min(Duration::from_secs(20));
+    let mut peak = before;
+    let mut next = 0;
+    while Instant::now() < end || next < order.len() {
+        let pair = [order[next % order.len()], order[(next + 1) % order.len()]].map(|index| &ATTACKS[index]);
+        next += 2;
+        let until = Instant::now() + per_round;
+        let mut attackers = JoinSet::new();
+        for kind in pair {
+            for _ in 0..kind.connections {
+                attackers.spawn(attack(kind, server.address, random.random(), until));
+            }
+        }
+        for _ in 0..40 {
+            attackers.spawn(attack_admin(server.admin, until));
+        }
+        let (mut messages, mut slowest) = (0, Duration::ZERO);
+        while Instant::now() < until {
+            let started = Instant::now();
+            let acknowledged = run.acknowledged();
+            run.allow_sends(5);
+            run.wait_for_total(acknowledged + 10).await;
+            let took = started.elapsed();
+            (messages, slowest) = (messages + 10, slowest.max(took));
+            let live = block_in_place(|| {
+                http_request(
+                    server.admin,
+                    "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                )
+            });
+            assert!(
+                live.is_some_and(|live| live.starts_with("HTTP/1.1 200")),
+                "{}: /livez",
+                pair[0].name
+            );
+            let now = usage(server.id());
+            assert!(
+                now.memory < MAX_MEMORY,
+                "{} and {}: {now:?}",
+                pair[0].name,
+                pair[1].name
+            );
+            peak.memory = peak.memory.max(now.memory);
+            peak.descriptors = peak.descriptors.max(now.descriptors);
+            sleep(Duration::from_millis(50)).await;
+        }
+        attackers.join_all().await;
+        println!(
+            "{} + {}: {messages} messages, ten of them took at most {slowest:?}, {} MiB",
+            pair[0].name,
+            pair[1].name,
+            usage(server.id()).memory >> 20
+        );
+    }
+    println!("before {before:?}, at most {peak:?}");
+
+    run.wait_for_acknowledgements().await;
+    let history = run.finish().await;
+    let violations = check(&history);
+    assert!(violations.is_empty(), "{:?}", violations.first());
+    block_in_place(|| {
+        wait_until("the connections end", || {
+            (metric(&server, "chitchat_connections_open") < 2.0).then_some(())
+        });
+        let after = wait_until("descriptors and threads are given back", || {
+            let after = usage(server.id());
+            (after.descriptors <= before.descriptors + 8 && after.threads <= before.threads + 8)
+                .then_some(after)
+        });
+        println!("after {after:?}");
+        server.stop();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_go_on_during_attacks() {
+    run_attacks(20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes ten minutes"]
+async fn others_go_on_during_attacks_for_long() {
+    let seconds = std::env::var("ATTACK_SECONDS").ok();
+    run_attacks(seconds.map_or(600, |seconds| seconds.parse().unwrap())).await;
+}
