@@ -1,5 +1,6 @@
 //! Attacks by clients that send what no client library would and read little, all on one server, while others chat.
 //!
+//! `cargo test --test attacks latency -- --ignored --nocapture` measures how long messages of others take meanwhile.
 //! `ATTACK_SECONDS=600 cargo test --test attacks -- --ignored --nocapture` runs them for ten minutes, in random order
 //! (`CHITCHAT_SEED`), two at a time.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
@@ -11,8 +12,10 @@ mod process;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{
     GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ResumePoint, SendMessageRequest,
     SubscribeRequest, subscribe_request,
@@ -26,6 +29,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
 
 use frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
 use frames::{call, data, frame, grpc, preface};
@@ -561,6 +565,61 @@ async fn run_attacks(seconds: u64) {
     });
 }
 
+/// The seconds of CPU time that a process has used.
+fn cpu_seconds(process: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<f64> = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse().unwrap())
+        .collect();
+    // A tick is 10 ms.
+    fields.iter().sum::<f64>() / 100.0
+}
+
+/// Sends a message every 20 ms until `until`, and returns the median and the 99th percentile of the times until they were
+/// acknowledged, in milliseconds, and how much CPU the server and this process used, in cores.
+async fn measure(server: &Server, until: Instant) -> (f64, f64, f64) {
+    let cpu = || cpu_seconds(server.id()) + cpu_seconds(std::process::id());
+    let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap();
+    let mut client = ChatServiceClient::new(channel.connect().await.unwrap());
+    let (started, before) = (Instant::now(), cpu());
+    let mut times = Vec::new();
+    while Instant::now() < until {
+        let sent = Instant::now();
+        let request = SendMessageRequest {
+            room: "quiet".into(),
+            client_name: "Ada".into(),
+            msg: "Hello".into(),
+            ..SendMessageRequest::default()
+        };
+        client.send_message(request).await.unwrap();
+        times.push(sent.elapsed().as_secs_f64() * 1e3);
+        sleep(Duration::from_millis(20)).await;
+    }
+    times.sort_by(f64::total_cmp);
+    let cores = (cpu() - before) / started.elapsed().as_secs_f64();
+    (times[times.len() / 2], times[times.len() * 99 / 100], cores)
+}
+
+/// Uses about `cores` of CPU until `until`.
+fn burn(cores: f64, until: Instant) -> Vec<thread::JoinHandle<()>> {
+    let threads: u8 = if cores > 1.0 { 2 } else { 1 };
+    let busy = Duration::from_millis(10).mul_f64((cores / f64::from(threads)).clamp(0.0, 1.0));
+    let burn = move || {
+        while Instant::now() < until {
+            let end = Instant::now() + busy;
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+            thread::sleep(Duration::from_millis(10) - busy);
+        }
+    };
+    (0..threads).map(|_| thread::spawn(burn)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn others_go_on_during_attacks() {
     run_attacks(20).await;
@@ -571,4 +630,45 @@ async fn others_go_on_during_attacks() {
 async fn others_go_on_during_attacks_for_long() {
     let seconds = std::env::var("ATTACK_SECONDS").ok();
     run_attacks(seconds.map_or(600, |seconds| seconds.parse().unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, which takes some minutes"]
+async fn latency_during_attacks_and_beside_as_much_other_work() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let flags = [
+        "--max-memory",
+        "512MiB",
+        "--log",
+        "off",
+        "--data-dir",
+        data.to_str().unwrap(),
+    ];
+    let server = block_in_place(|| serve_at(unused_address(), &flags));
+    let soon = || Instant::now() + Duration::from_secs(8);
+    let (p50, p99, idle) = measure(&server, soon()).await;
+    println!(
+        "| attack | cores | p50 ms | p99 ms | control p50 | control p99 | p99 ratio |\n|---|---|---|---|---|---|---|"
+    );
+    println!("| none | {idle:.2} | {p50:.2} | {p99:.2} | | | |");
+    for kind in ATTACKS {
+        let until = soon();
+        let mut attackers = JoinSet::new();
+        for seed in 0..kind.connections as u64 {
+            attackers.spawn(attack(kind, server.address, seed, until));
+        }
+        let (p50, p99, cores) = measure(&server, until).await;
+        attackers.join_all().await;
+        sleep(Duration::from_secs(1)).await;
+        let until = soon();
+        let burners = burn(cores - idle, until);
+        let (control_p50, control_p99, _) = measure(&server, until).await;
+        burners.into_iter().for_each(|burner| burner.join().unwrap());
+        println!(
+            "| {} | {cores:.2} | {p50:.2} | {p99:.2} | {control_p50:.2} | {control_p99:.2} | {:.2} |",
+            kind.name,
+            p99 / control_p99
+        );
+    }
 }
