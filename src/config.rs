@@ -50,6 +50,8 @@ pub enum StoreOptions {
         durability: Durability,
         /// Whether to start even though a log has lost acknowledged events at its end. The log then gets a new epoch.
         accept_loss: bool,
+        /// How long to wait until another server that uses the directory has ended.
+        wait: Option<Duration>,
     },
 }
 
@@ -101,6 +103,7 @@ impl Default for Config {
                 directory: DEFAULT_DATA_DIR.into(),
                 durability: Durability::Sync,
                 accept_loss: false,
+                wait: None,
             },
             retention: Retention::ON_DISK,
             transport: TransportLimits::default(),

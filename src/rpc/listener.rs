@@ -59,7 +59,7 @@ impl Listener {
     /// # Errors
     ///
     /// If the address cannot be bound.
-    pub async fn bind(
+    pub fn bind(
         address: SocketAddr,
         limits: TransportLimits,
         tls: Option<Arc<ServerTls>>,
@@ -71,8 +71,31 @@ impl Listener {
         }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        let listener = socket.listen(BACKLOG)?;
-        Ok(Self {
+        Ok(Self::new(socket.listen(BACKLOG)?, limits, tls, observer))
+    }
+
+    /// Serves on a socket that listens already. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the socket cannot be used.
+    pub fn from_std(
+        listener: std::net::TcpListener,
+        limits: TransportLimits,
+        tls: Option<Arc<ServerTls>>,
+        observer: Arc<dyn Observer>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::new(TcpListener::from_std(listener)?, limits, tls, observer))
+    }
+
+    fn new(
+        listener: TcpListener,
+        limits: TransportLimits,
+        tls: Option<Arc<ServerTls>>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self {
             listener,
             limits,
             tls,
@@ -82,7 +105,7 @@ impl Listener {
             addresses: AddressLimit::new(limits.max_connections_per_address),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             tasks: TaskTracker::new(),
-        })
+        }
     }
 
     /// The bound address.

@@ -11,6 +11,7 @@ mod command_line;
 mod grpcio;
 mod grpcurl;
 mod h2spec;
+mod handover;
 mod logs;
 mod reflection;
 mod signals;

@@ -13,7 +13,7 @@ fn systemd_analyze() -> Option<String> {
 }
 
 #[test]
-fn systemd_accepts_the_unit() {
+fn systemd_accepts_the_units() {
     let Some(program) = systemd_analyze() else { return };
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("chitchat.service");
@@ -21,7 +21,13 @@ fn systemd_accepts_the_unit() {
     let installed = files::text(UNIT).replace("/usr/local/bin/chitchat", CHITCHAT);
     assert!(installed.contains(&format!("ExecStart={CHITCHAT} serve\n")));
     fs::write(&unit, installed).unwrap();
-    let output = Command::new(program).arg("verify").arg(&unit).output().unwrap();
+    let socket = folder.path().join("chitchat.socket");
+    fs::write(&socket, files::text("deploy/systemd/chitchat.socket")).unwrap();
+    let output = Command::new(program)
+        .arg("verify")
+        .args([&unit, &socket])
+        .output()
+        .unwrap();
     let stderr = text(&output.stderr);
     let ours: Vec<&str> = stderr.lines().filter(|line| line.contains("chitchat")).collect();
     assert!(ours.is_empty(), "{ours:#?}");

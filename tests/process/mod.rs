@@ -81,9 +81,12 @@ pub fn serve_at(listen: SocketAddr, flags: &[&str]) -> Server {
 }
 
 impl Server {
-    /// Starts `command` and waits until it announces its addresses.
     fn start(command: &mut Command) -> Self {
-        let process = Process::start(command);
+        Self::from_process(Process::start(command))
+    }
+
+    /// Waits until the server announces its addresses.
+    pub fn from_process(process: Process) -> Self {
         let announcement = process.stderr_line("chitchat: listening on ");
         let mut addresses = announcement
             .split_whitespace()

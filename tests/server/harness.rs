@@ -61,6 +61,7 @@ impl TestServer {
                 directory: directory.to_owned(),
                 durability: Durability::Os,
                 accept_loss: false,
+                wait: None,
             };
             config.hub.resume_grace = Duration::from_secs(60);
             change(config);

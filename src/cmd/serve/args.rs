@@ -83,6 +83,17 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", help_heading = "Store")]
     data_dir: Option<PathBuf>,
 
+    /// If another server uses the data directory, wait until it has ended, at most this long: for a restart in which the new
+    /// server starts before the old one is stopped
+    #[arg(
+        long,
+        env = "CHITCHAT_WAIT_FOR_DATA_DIR",
+        value_name = "TIME",
+        value_parser = duration,
+        help_heading = "Store"
+    )]
+    wait_for_data_dir: Option<Duration>,
+
     /// Keep the logs in memory only; they are lost when the process ends
     #[arg(long, env = "CHITCHAT_IN_MEMORY", help_heading = "Store")]
     in_memory: bool,
@@ -373,6 +384,7 @@ impl Args {
                     directory: self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
                     durability: self.durability,
                     accept_loss: self.accept_loss,
+                    wait: self.wait_for_data_dir,
                 }
             },
             transport: TransportLimits {

@@ -4,7 +4,9 @@ mod args;
 mod server;
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 
+use listenfd::ListenFd;
 use opentelemetry_otlp::ExporterBuildError;
 use tracing::warn;
 
@@ -28,7 +30,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let fd_limit = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
     let contradictions = args.contradictions();
-    let config = args.into_config(fd_limit, system_memory());
+    let mut config = args.into_config(fd_limit, system_memory());
+    let socket = passed_socket()?;
+    if let Some((_, address)) = &socket {
+        config.listen = *address;
+    }
     let mut mistakes = contradictions;
     mistakes.extend(config.check(fd_limit).err().unwrap_or_default());
     let mut otlp_options = OtlpOptions::from_env().unwrap_or_else(|wrong| {
@@ -59,7 +65,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
                 "RUST_LOG has no effect; set --log or CHITCHAT_LOG"
             );
         }
-        serve(config, otlp, logs).await
+        serve(config, otlp, logs, socket.map(|(socket, _)| socket)).await
     });
     // Dropping the runtime would wait for its blocking threads without a timeout, and a DNS lookup in one of them can take
     // longer than the rest of the drain timeout. The store has been closed by tasks, whose threads end at once.
@@ -74,12 +80,34 @@ fn otlp_error(error: ExporterBuildError) -> Failure {
     Failure::Config(vec![format!("OTEL_EXPORTER_OTLP_*: {error}")])
 }
 
-async fn serve(config: Config, otlp: OtlpPipeline, mut logs: LogGuard) -> Result<(), Failure> {
+/// The socket that a service manager has passed, and its address, by the protocol of systemd.
+fn passed_socket() -> Result<Option<(TcpListener, SocketAddr)>, Failure> {
+    let socket = ListenFd::from_env().take_tcp_listener(0);
+    let with_address = socket.and_then(|socket| {
+        let address = socket.as_ref().map(TcpListener::local_addr).transpose()?;
+        Ok(socket.zip(address))
+    });
+    with_address.map_err(|error| system_error("use the socket in LISTEN_FDS", &error))
+}
+
+async fn serve(
+    config: Config,
+    otlp: OtlpPipeline,
+    mut logs: LogGuard,
+    socket: Option<TcpListener>,
+) -> Result<(), Failure> {
     let no_signals = |error: io::Error| system_error("listen for signals", &error);
     let mut signals = Signals::listen().map_err(no_signals)?;
     let mut requests = Requests::listen().map_err(no_signals)?;
     let is_json = config.logs.format == LogFormat::Json;
-    let server = Server::bind_with_otlp(config, otlp).await?;
+    let server = tokio::select! {
+        server = Server::bind_with(config, otlp, socket) => server?,
+        // It may wait for another server.
+        signal = signals.next() => {
+            note(format_args!("{signal} before it was ready"));
+            return Ok(());
+        }
+    };
     let tls = server.tls().cloned();
     // A container's stderr is parsed together with its log, so it contains nothing but JSON if the log does. The event
     // `serving` has the same addresses.

@@ -1,11 +1,11 @@
 //! Assembles the server from its parts.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -32,6 +32,9 @@ const SMALL_REQUEST_BYTES: usize = 4 * 1024;
 /// The average delay after which clients are asked to reconnect when the server drains: long enough for another server to
 /// take over.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+
+/// How often to try whether another server still uses the data directory.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The drain timeout divided by this is reserved for exporting the last spans and log lines.
 const FLUSH_SHARE: u32 = 4;
@@ -62,15 +65,20 @@ impl Server {
     /// [`Failure::Config`] if the certificate cannot be used, [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
     /// [`Failure::Data`] if it is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
-        Self::bind_with_otlp(config, OtlpPipeline::default()).await
+        Self::bind_with(config, OtlpPipeline::default(), None).await
     }
 
-    /// Like [`Server::bind`]; also exports traces and logs through `otlp`, which [`Server::run`] shuts down at its end.
+    /// Like [`Server::bind`]; also exports traces and logs through `otlp`, which [`Server::run`] shuts down at its end. Serves
+    /// on `socket`, if a service manager has passed one, in place of the configured address.
     ///
     /// # Errors
     ///
     /// The errors of [`Server::bind`].
-    pub async fn bind_with_otlp(config: Config, otlp: OtlpPipeline) -> Result<Self, Failure> {
+    pub async fn bind_with(
+        config: Config,
+        otlp: OtlpPipeline,
+        socket: Option<TcpListener>,
+    ) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new(config.transport.max_connections, otlp.clone()));
         let observer = TelemetryObserver::new(Arc::clone(&metrics), otlp.tracer().cloned());
         let calls = UnaryCallLayer::new(Arc::clone(&metrics), otlp.tracer().cloned());
@@ -80,12 +88,13 @@ impl Server {
             observer.certificate_in_use(tls.not_after());
         }
         let tls = tls.map(Arc::new);
-        let (store, secret) = info_span!("recover").in_scope(|| {
-            let opened = open_store(&config, Arc::new(observer.clone()))?;
+        let recover = async {
+            let opened = open_store(&config, Arc::new(observer.clone())).await?;
             let StoreUsage { rooms, events, .. } = opened.0.usage();
             info!(event = "store_recovered", rooms, events, "store recovered");
             Ok::<_, Failure>(opened)
-        })?;
+        };
+        let (store, secret) = recover.instrument(info_span!("recover")).await?;
         metrics.observe_store(&store);
         let hub = Hub::new(
             config.rules,
@@ -96,9 +105,11 @@ impl Server {
         );
         let readiness = Readiness::default();
         let rpc_observer = Arc::new(observer.clone());
-        let listener = Listener::bind(config.listen, config.transport, tls.clone(), rpc_observer)
-            .await
-            .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
+        let listener = match socket {
+            Some(socket) => Listener::from_std(socket, config.transport, tls.clone(), rpc_observer),
+            None => Listener::bind(config.listen, config.transport, tls.clone(), rpc_observer),
+        };
+        let listener = listener.map_err(|error| cannot_bind("--listen", config.listen, &error))?;
         let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
@@ -244,7 +255,7 @@ fn store_result(hub: &Hub) -> Result<(), Failure> {
 }
 
 /// Opens the store. Also returns the secret that session tokens are signed with.
-fn open_store(
+async fn open_store(
     config: &Config,
     observer: Arc<dyn store::Observer>,
 ) -> Result<(Arc<dyn Store>, [u8; 32]), Failure> {
@@ -258,6 +269,7 @@ fn open_store(
             directory,
             durability,
             accept_loss,
+            wait,
         } => {
             let options = DiskOptions {
                 durability: *durability,
@@ -265,7 +277,17 @@ fn open_store(
                 max_rooms: config.hub.max_rooms,
                 accept_loss: *accept_loss,
             };
-            let store = DiskStore::open(directory, options, observer)?;
+            let open = || DiskStore::open(directory, options, Arc::clone(&observer));
+            let mut opened = open();
+            if let (Err(StoreError::Locked(_)), Some(wait)) = (&opened, wait) {
+                let deadline = Instant::now() + *wait;
+                info!(event = "waiting", directory = %directory.display(), "waiting until another server has ended");
+                while matches!(opened, Err(StoreError::Locked(_))) && Instant::now() < deadline {
+                    sleep(LOCK_INTERVAL).await;
+                    opened = open();
+                }
+            }
+            let store = opened?;
             if store.torn_bytes() > 0 {
                 let bytes = store.torn_bytes();
                 warn!(
