@@ -25,8 +25,8 @@ const MIN_RETAINED_EVENTS: u64 = 1_000;
 const MIN_RETAINED_BYTES: u64 = 1 << 20;
 
 /// File descriptors that gRPC connections must leave free beside those of the store: one for each connection of the admin
-/// port, and 64 for listeners, files and the runtime.
-const RESERVED_DESCRIPTORS: u64 = 64 + admin::MAX_CONNECTIONS as u64;
+/// port, and 32 for listeners, files and the runtime, which are 16 of an idle server.
+const RESERVED_DESCRIPTORS: u64 = 32 + admin::MAX_CONNECTIONS as u64;
 
 /// Minimum of `--max-memory`.
 const MIN_MEMORY: u64 = 128 << 20;
@@ -365,7 +365,7 @@ mod tests {
         config.transport.max_connections = 101;
         config.logs.filter = "=loud=".into();
         config.admin = config.listen;
-        let mistakes = config.check(Some(96 + 169 + 100)).unwrap_err();
+        let mistakes = config.check(Some(64 + 169 + 100)).unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
         assert_eq!(mistakes[0], "--max-message-chars is 0; it must be 1 to 100000");
     }
@@ -428,11 +428,11 @@ mod tests {
     fn a_limit_of_open_files_that_allows_no_connections_is_named() {
         let mut config = Config::default();
         config.transport.max_connections = default_max_connections(&MemoryPlan::new(1 << 30, false), 0);
-        let mistakes = config.check(Some(265)).unwrap_err();
+        let mistakes = config.check(Some(233)).unwrap_err();
         assert_eq!(
             mistakes,
             [
-                "the limit of open files (ulimit -n) allows no connections; it must be 266 or more, or --retain-total-bytes lower"
+                "the limit of open files (ulimit -n) allows no connections; it must be 234 or more, or --retain-total-bytes lower"
             ]
         );
     }

@@ -2,7 +2,7 @@
 //!
 //! `cargo test --test attacks latency -- --ignored --nocapture` measures how long messages of others take meanwhile.
 //! `ATTACK_SECONDS=600 cargo test --test attacks -- --ignored --nocapture` runs them for ten minutes, in random order
-//! (`CHITCHAT_SEED`), two at a time.
+//! (`CRASH_SEED`), two at a time; `ATTACKS=posts,headers` chooses those with these words in their names.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 #[path = "frames/mod.rs"]
@@ -484,7 +484,10 @@ async fn run_attacks(seconds: u64) {
     let before = usage(server.id());
 
     let mut random = StdRng::seed_from_u64(seed());
-    let mut order: Vec<usize> = (0..ATTACKS.len()).collect();
+    let only = std::env::var("ATTACKS").unwrap_or_default();
+    let mut order: Vec<usize> = (0..ATTACKS.len())
+        .filter(|index| only.is_empty() || only.split(',').any(|part| ATTACKS[*index].name.contains(part)))
+        .collect();
     order.shuffle(&mut random);
     let end = Instant::now() + Duration::from_secs(seconds);
     let rounds = order.len().div_ceil(2);
