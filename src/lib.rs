@@ -32,6 +32,8 @@ pub mod memory_plan;
 #[cfg(feature = "server")]
 pub mod procfs;
 #[cfg(feature = "server")]
+mod rate_limiter;
+#[cfg(feature = "server")]
 pub mod reason;
 #[cfg(feature = "server")]
 pub mod rpc;

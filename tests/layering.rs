@@ -10,7 +10,15 @@ use std::process::Command;
 /// The layers, from the lowest to the highest. A module may use modules of lower layers, and those of its own layer as
 /// long as there is no cycle.
 const LAYERS: [&[&str]; 7] = [
-    &["domain", "failpoint", "procfs", "proto", "tls", "wall_clock"],
+    &[
+        "domain",
+        "failpoint",
+        "procfs",
+        "proto",
+        "rate_limiter",
+        "tls",
+        "wall_clock",
+    ],
     &["reason", "store"],
     &["hub"],
     &["rpc"],

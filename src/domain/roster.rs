@@ -24,7 +24,7 @@ pub(super) struct Roster {
     last_attachment: u64,
 }
 
-/// What the log does not have of a participant.
+/// The state of a participant that is not in the log.
 #[derive(Debug, Clone)]
 struct State {
     /// Kept because computing them is expensive.

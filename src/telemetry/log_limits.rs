@@ -1,16 +1,18 @@
 //! Limits the rate of log lines that clients can cause.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use metrics::Counter;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::rate_limiter::RateLimiter;
+use crate::rate_limiter::{Rate, RateLimiter};
 
 /// How many lines of one event are logged per second: enough to follow a busy server, and few enough not to overload a log collector.
 const LINES_PER_SECOND: u32 = 100;
 
-/// The size of a burst, as the time in which its lines accrue at that rate.
-const BURST_SECONDS: u32 = 10;
+/// How many lines of one event are logged at once after a pause.
+const BURST: u32 = 1_000;
 
 /// The log events that a client can cause as often as it likes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,42 +59,53 @@ impl LogEvent {
 }
 
 /// A rate limiter for each [`LogEvent`].
-pub(super) struct LogLimits([Limit; LogEvent::ALL.len()]);
-
-struct Limit {
-    limiter: RateLimiter,
-    /// Lines that were left out since the last one that was logged.
-    left_out: AtomicU64,
-    total: Counter,
+pub(super) struct LogLimits {
+    rate: Rate,
+    limits: [Limit; LogEvent::ALL.len()],
 }
 
-/// Permission to log a line, which should say how many before it were left out, if any.
+struct Limit {
+    state: Mutex<State>,
+    suppressed: Counter,
+}
+
+#[derive(Default)]
+struct State {
+    limiter: RateLimiter,
+    /// The lines that were suppressed since the last one that was logged.
+    suppressed: u64,
+}
+
+/// Permission to log a line, which should say how many before it were suppressed, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Permit {
-    pub(super) left_out: Option<u64>,
+    pub(super) suppressed: Option<u64>,
 }
 
 impl LogLimits {
-    /// `left_out` returns the counter of lines of an event that are left out.
-    pub(super) fn new(left_out: impl Fn(LogEvent) -> Counter) -> Self {
-        Self(LogEvent::ALL.map(|event| Limit {
-            limiter: RateLimiter::new(LINES_PER_SECOND, BURST_SECONDS),
-            left_out: AtomicU64::new(0),
-            total: left_out(event),
-        }))
+    /// `suppressed` returns the counter of an event's lines that are suppressed.
+    pub(super) fn new(suppressed: impl Fn(LogEvent) -> Counter) -> Self {
+        Self {
+            rate: Rate::new(LINES_PER_SECOND, Duration::from_secs(1), BURST),
+            limits: LogEvent::ALL.map(|event| Limit {
+                state: Mutex::default(),
+                suppressed: suppressed(event),
+            }),
+        }
     }
 
-    /// `None` if the line is to be left out.
+    /// `None` if the line must be suppressed.
     pub(super) fn permit(&self, event: LogEvent) -> Option<Permit> {
-        let limit = &self.0[event as usize];
-        if limit.limiter.try_acquire() {
-            let left_out = limit.left_out.swap(0, Ordering::Relaxed);
+        let limit = &self.limits[event as usize];
+        let mut state = limit.state.lock();
+        if state.limiter.try_acquire(self.rate, Instant::now()).is_ok() {
+            let suppressed = std::mem::take(&mut state.suppressed);
             Some(Permit {
-                left_out: (left_out > 0).then_some(left_out),
+                suppressed: (suppressed > 0).then_some(suppressed),
             })
         } else {
-            limit.left_out.fetch_add(1, Ordering::Relaxed);
-            limit.total.increment(1);
+            state.suppressed += 1;
+            limit.suppressed.increment(1);
             None
         }
     }
@@ -103,17 +116,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_over_the_limit_are_left_out_and_counted() {
+    fn lines_over_the_limit_are_suppressed_and_counted() {
         let limits = LogLimits::new(|_| Counter::noop());
         let logged: Vec<Permit> = (0..100_000)
             .filter_map(|_| limits.permit(LogEvent::ClientJoined))
             .collect();
         // The burst, and one more for each hundredth of a second that the loop takes.
         assert!((1_000..10_000).contains(&logged.len()), "{}", logged.len());
-        assert!(logged[..1_000].iter().all(|permit| permit.left_out.is_none()));
-        let left_out: u64 = logged.iter().filter_map(|permit| permit.left_out).sum();
-        let pending = limits.0[0].left_out.load(Ordering::Relaxed);
-        assert_eq!(logged.len() as u64 + left_out + pending, 100_000);
+        assert!(logged[..1_000].iter().all(|permit| permit.suppressed.is_none()));
+        let suppressed: u64 = logged.iter().filter_map(|permit| permit.suppressed).sum();
+        let pending = limits.limits[0].state.lock().suppressed;
+        assert_eq!(logged.len() as u64 + suppressed + pending, 100_000);
         assert!(
             limits.permit(LogEvent::ClientLeft).is_some(),
             "each event has its own limit"

@@ -12,7 +12,6 @@ mod metrics;
 mod observer;
 mod otlp;
 mod process;
-mod rate_limiter;
 mod unary_calls;
 
 pub use catalog::{CATALOG, Definition, Kind};

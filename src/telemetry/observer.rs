@@ -112,9 +112,9 @@ impl hub::Observer for TelemetryObserver {
     fn command_rejected(&self, rejection: &Rejection) {
         self.metrics.event_rejected(Reason::from(rejection));
         if let Rejection::Clock(error) = rejection
-            && let Some(Permit { left_out }) = self.permit(LogEvent::ClockRefused)
+            && let Some(Permit { suppressed }) = self.permit(LogEvent::ClockRefused)
         {
-            debug!(event = "clock_refused", %error, left_out, "timestamp rejected");
+            debug!(event = "clock_refused", %error, suppressed, "timestamp rejected");
         }
     }
 
@@ -210,8 +210,8 @@ impl rpc::Observer for TelemetryObserver {
             ConnectionLimit::Address(limit) => (&self.metrics.refused_address, limit, "address"),
         };
         counter.increment(1);
-        if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionRefused) {
-            warn!(event = "connection_refused", %peer, limit, of = which, left_out, "connection refused: a limit of connections is reached");
+        if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionRefused) {
+            warn!(event = "connection_refused", %peer, limit, of = which, suppressed, "connection refused: a limit of connections is reached");
         }
     }
 
@@ -219,20 +219,20 @@ impl rpc::Observer for TelemetryObserver {
         match reason {
             CutReason::Idle => {
                 self.metrics.cut_idle.increment(1);
-                if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
-                    debug!(event = "connection_closed", %peer, reason = "idle", left_out, "connection closed: it had no stream");
+                if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
+                    debug!(event = "connection_closed", %peer, reason = "idle", suppressed, "connection closed: it had no stream");
                 }
             }
             CutReason::Flood => {
                 self.metrics.cut_flood.increment(1);
-                if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "flood", left_out, "connection closed: it sent too many frames that carry no data");
+                if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
+                    warn!(event = "connection_closed", %peer, reason = "flood", suppressed, "connection closed: it sent too many frames that carry no data");
                 }
             }
             CutReason::Unread => {
                 self.metrics.cut_unread.increment(1);
-                if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "unread", left_out, "connection closed: it sent more than its streams read");
+                if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
+                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read");
                 }
             }
         }
@@ -240,8 +240,8 @@ impl rpc::Observer for TelemetryObserver {
 
     fn accept_failed(&self, error: &io::Error) {
         self.metrics.accept_errors.increment(1);
-        if let Some(Permit { left_out }) = self.permit(LogEvent::AcceptFailed) {
-            warn!(event = "accept_failed", %error, left_out, "a connection could not be accepted");
+        if let Some(Permit { suppressed }) = self.permit(LogEvent::AcceptFailed) {
+            warn!(event = "accept_failed", %error, suppressed, "a connection could not be accepted");
         }
     }
 
@@ -253,8 +253,8 @@ impl rpc::Observer for TelemetryObserver {
             SetupError::Timeout | SetupError::Handshake(_) => (&self.metrics.refused_handshake, "handshake"),
         };
         counter.increment(1);
-        if let Some(Permit { left_out }) = self.permit(LogEvent::ConnectionClosed) {
-            info!(event = "connection_closed", %peer, reason, left_out, "connection closed: {error}");
+        if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
+            info!(event = "connection_closed", %peer, reason, suppressed, "connection closed: {error}");
         }
     }
 
@@ -298,16 +298,16 @@ impl rpc::Observer for TelemetryObserver {
         } = participant_info;
         let peer = peer.map(display);
         if accepted.sequence.is_some() {
-            if let Some(Permit { left_out }) = self.permit(LogEvent::ClientJoined) {
+            if let Some(Permit { suppressed }) = self.permit(LogEvent::ClientJoined) {
                 info!(
                     event = "client_joined",
-                    room, participant, name, peer, left_out, "client joined"
+                    room, participant, name, peer, suppressed, "client joined"
                 );
             }
-        } else if let Some(Permit { left_out }) = self.permit(LogEvent::ClientResumed) {
+        } else if let Some(Permit { suppressed }) = self.permit(LogEvent::ClientResumed) {
             info!(
                 event = "client_resumed",
-                room, participant, name, peer, left_out, "client resumed"
+                room, participant, name, peer, suppressed, "client resumed"
             );
         }
         trace
@@ -334,27 +334,27 @@ impl rpc::Observer for TelemetryObserver {
         else {
             if why.is_rejection()
                 && why != Reason::Draining
-                && let Some(Permit { left_out }) = self.permit(LogEvent::ClientRefused)
+                && let Some(Permit { suppressed }) = self.permit(LogEvent::ClientRefused)
             {
                 info!(
                     event = "client_refused",
-                    peer, reason, detail, left_out, "client refused"
+                    peer, reason, detail, suppressed, "client refused"
                 );
             }
             return;
         };
         let _guard = enter_trace(trace.as_deref());
         if why == Reason::ConnectionLost {
-            if let Some(Permit { left_out }) = self.permit(LogEvent::ClientLost) {
+            if let Some(Permit { suppressed }) = self.permit(LogEvent::ClientLost) {
                 info!(
                     event = "client_lost",
-                    room, participant, name, peer, reason, left_out, "client lost"
+                    room, participant, name, peer, reason, suppressed, "client lost"
                 );
             }
-        } else if let Some(Permit { left_out }) = self.permit(LogEvent::ClientLeft) {
+        } else if let Some(Permit { suppressed }) = self.permit(LogEvent::ClientLeft) {
             info!(
                 event = "client_left",
-                room, participant, name, peer, reason, detail, left_out, "client left"
+                room, participant, name, peer, reason, detail, suppressed, "client left"
             );
         }
     }

@@ -1,10 +1,14 @@
 //! Which messages are traced.
 
+use std::time::Duration;
+
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use crate::telemetry::rate_limiter::RateLimiter;
+use crate::rate_limiter::{Rate, RateLimiter};
 
 /// The threshold of the ratio 1. As in the SDK, the threshold is compared with the low 64 bits of the trace id, shifted right
 /// by one, so that all services with the same ratio sample the same traces.
@@ -86,7 +90,9 @@ pub(super) struct Sampler {
     /// A trace is recorded if the low 64 bits of its id, shifted right by one, are below this.
     threshold: u64,
     parent_decides: bool,
-    remote_limit: RateLimiter,
+    /// `None` if the ratio always decides.
+    remote_limit: Option<Rate>,
+    remote_limiter: Mutex<RateLimiter>,
 }
 
 impl Sampler {
@@ -101,7 +107,11 @@ impl Sampler {
         Self {
             threshold,
             parent_decides: options.parent_decides,
-            remote_limit: RateLimiter::new(options.remote_limit_per_second, 1),
+            remote_limit: (options.remote_limit_per_second > 0).then(|| {
+                let limit = options.remote_limit_per_second;
+                Rate::new(limit, Duration::from_secs(1), limit)
+            }),
+            remote_limiter: Mutex::default(),
         }
     }
 
@@ -130,8 +140,15 @@ impl Sampler {
         // Senders can also choose trace ids below the threshold, so the limit applies in both cases.
         is_requested
             && (self.threshold == MAX_THRESHOLD
-                || self.remote_limit.try_acquire()
+                || self.is_within_remote_limit()
                 || self.is_below_threshold(rand::random()))
+    }
+
+    fn is_within_remote_limit(&self) -> bool {
+        self.remote_limit.is_some_and(|rate| {
+            let acquired = self.remote_limiter.lock().try_acquire(rate, Instant::now());
+            acquired.is_ok()
+        })
     }
 
     const fn is_below_threshold(&self, low: u64) -> bool {
