@@ -233,6 +233,7 @@ impl Config {
         mistakes.require_at_least("--message-rate", rates.messages.unwrap_or(1), 1);
         mistakes.require_at_least("--join-rate", rates.joins, 1);
         mistakes.require_at_least("--new-room-rate", rates.new_rooms, 1);
+        mistakes.require_at_least("--max-rooms-per-address", rates.rooms_per_address, 1);
         let is_in_memory = self.store == StoreOptions::Memory;
         let connection_ceiling = connection_ceiling(fd_limit, is_in_memory, &self.retention);
         if connection_ceiling == 0 {
@@ -323,11 +324,21 @@ impl Config {
         let Retention {
             max_events,
             max_bytes,
-            max_age: _,
+            max_age,
             max_total_bytes,
         } = self.retention;
         mistakes.require_at_least("--retain-events", max_events, MIN_RETAINED_EVENTS);
         mistakes.require_at_least("--retain-bytes", max_bytes, MIN_RETAINED_BYTES);
+        if let Some(max_age) = max_age {
+            let age = humantime::format_duration(max_age);
+            let is_valid = max_age >= Duration::from_secs(1);
+            mistakes.require(
+                is_valid,
+                "--retain-age",
+                age,
+                "1s or more; without it there is no limit",
+            );
+        }
         mistakes.require_at_least("--retain-total-bytes", max_total_bytes, MIN_RETAINED_BYTES);
     }
 }

@@ -39,6 +39,8 @@ pub enum Reason {
     JoinsTooFast,
     /// The address creates rooms too fast.
     NewRoomsTooFast,
+    /// As many rooms that the address has created exist as the limit allows.
+    TooManyRoomsPerAddress,
     /// A second JOIN came on the same stream.
     SecondJoin,
     /// The event type is not defined in the protocol.
@@ -106,6 +108,7 @@ impl Reason {
         Self::TooFast,
         Self::JoinsTooFast,
         Self::NewRoomsTooFast,
+        Self::TooManyRoomsPerAddress,
         Self::SecondJoin,
         Self::UnknownType,
         Self::NameInvalid,
@@ -150,6 +153,7 @@ impl Reason {
             Self::TooFast => "TOO_FAST",
             Self::JoinsTooFast => "JOINS_TOO_FAST",
             Self::NewRoomsTooFast => "NEW_ROOMS_TOO_FAST",
+            Self::TooManyRoomsPerAddress => "TOO_MANY_ROOMS_PER_ADDRESS",
             Self::SecondJoin => "SECOND_JOIN",
             Self::UnknownType => "UNKNOWN_TYPE",
             Self::NameInvalid => "NAME_INVALID",
@@ -202,7 +206,8 @@ impl Reason {
             | Self::ResponseBudgetExceeded
             | Self::TooFast
             | Self::JoinsTooFast
-            | Self::NewRoomsTooFast => Code::ResourceExhausted,
+            | Self::NewRoomsTooFast
+            | Self::TooManyRoomsPerAddress => Code::ResourceExhausted,
             Self::NoRoom => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
@@ -232,9 +237,11 @@ impl Reason {
     #[must_use]
     pub const fn retry_delay(self) -> Option<Duration> {
         match self {
-            Self::RoomFull | Self::TooManyRooms | Self::TooManyConnections | Self::TooManyStreams => {
-                Some(Duration::from_secs(5))
-            }
+            Self::RoomFull
+            | Self::TooManyRooms
+            | Self::TooManyRoomsPerAddress
+            | Self::TooManyConnections
+            | Self::TooManyStreams => Some(Duration::from_secs(5)),
             Self::Draining
             | Self::RoomFailed
             | Self::ReceiveBudgetExceeded

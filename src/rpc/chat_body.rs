@@ -111,9 +111,10 @@ impl ChatBody {
             )),
         };
         let limited = request.and_then(|request| {
-            let is_new_room = !self.hub.has_room(&request.room);
             let address = self.outcome.peer.map(|peer| peer.ip());
-            self.rates.join(address, is_new_room).map(|()| request)
+            self.rates.join(address)?;
+            self.rates.enter(address, &request.room, &self.hub)?;
+            Ok(request)
         });
         match limited {
             Ok(request) => self.join(request),

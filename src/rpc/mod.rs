@@ -21,6 +21,7 @@ mod listener;
 mod observer;
 mod prefixed_io;
 mod rates;
+mod room_places;
 mod server_tls;
 mod stall_detector;
 mod stream_outcome;

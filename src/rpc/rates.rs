@@ -1,4 +1,4 @@
-//! Limits how often clients may do something: the generic cell rate algorithm (ITU-T I.371).
+//! Limits how often clients may do something.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,13 +9,17 @@ use tokio::time::Instant;
 
 use super::address_limit::network;
 use super::error::RpcError;
+use super::room_places::RoomPlaces;
+use crate::domain::RoomName;
+use crate::hub::Hub;
+use crate::rate_limiter::{Rate, RateLimiter};
 use crate::reason::Reason;
 
 /// How many addresses are remembered at most. Beyond that new addresses are not limited: other limits hold for them, and a
 /// client with many addresses must not lock out everybody else.
 const MAX_ADDRESSES: usize = 65_536;
 
-/// How often addresses are forgotten that have no usage any more: looking at all of them takes a millisecond, and a client with
+/// How often addresses are forgotten that have used up nothing any more: looking at all of them takes a millisecond, and a client with
 /// many addresses could cause it with each request.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -31,12 +35,12 @@ const JOIN_BURST_SECONDS: u32 = 20;
 pub struct RateLimits {
     /// Messages per second of one participant, or posted without a stream from one address. `None` for no limit.
     pub messages: Option<u32>,
-    /// JOINs per second from one address.
+    /// JOINs and subscriptions per second from one address.
     pub joins: u32,
     /// Rooms per minute that one address may create.
     pub new_rooms: u32,
-    /// Rooms that one address may create at once.
-    pub new_rooms_burst: u32,
+    /// How many rooms may exist that one address has created since the start. It may create them at once.
+    pub rooms_per_address: usize,
 }
 
 impl Default for RateLimits {
@@ -45,44 +49,8 @@ impl Default for RateLimits {
             messages: None,
             joins: 1_000,
             new_rooms: 60,
-            new_rooms_burst: 2_500,
+            rooms_per_address: 2_500,
         }
-    }
-}
-
-/// A rate, and how much may happen at once.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    interval: Duration,
-    burst: u32,
-}
-
-impl Rate {
-    fn new(count: u32, per: Duration, burst: u32) -> Self {
-        Self {
-            interval: per / count.max(1),
-            burst: burst.max(1),
-        }
-    }
-}
-
-/// How much of a rate is used up: the theoretical arrival time of the next event.
-#[derive(Debug, Clone, Copy, Default)]
-struct Usage(Option<Instant>);
-
-impl Usage {
-    /// # Errors
-    ///
-    /// The rate is exceeded; it is not if the event comes after this time.
-    fn try_acquire(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
-        let next = self.0.map_or(now, |next| next.max(now)) + rate.interval;
-        let ahead = next - now;
-        let allowed = rate.interval * rate.burst;
-        if ahead > allowed {
-            return Err(ahead - allowed);
-        }
-        self.0 = Some(next);
-        Ok(())
     }
 }
 
@@ -90,7 +58,7 @@ impl Usage {
 #[derive(Debug)]
 pub(super) struct MessageRate {
     rate: Option<Rate>,
-    usage: Usage,
+    limiter: RateLimiter,
 }
 
 impl MessageRate {
@@ -101,7 +69,7 @@ impl MessageRate {
     /// The participant sends too fast.
     pub(super) fn try_acquire(&mut self) -> Result<(), RpcError> {
         self.rate.map_or(Ok(()), |rate| {
-            let acquired = self.usage.try_acquire(rate, Instant::now());
+            let acquired = self.limiter.try_acquire(rate, Instant::now());
             acquired.map_err(|delay| {
                 RpcError::new(
                     Reason::TooFast,
@@ -117,13 +85,13 @@ impl MessageRate {
 #[derive(Debug)]
 struct AddressRate {
     rate: Rate,
-    usages: Mutex<Usages>,
+    limiters: Mutex<Limiters>,
 }
 
 #[derive(Debug, Default)]
-struct Usages {
-    by_address: HashMap<IpAddr, Usage>,
-    /// When addresses that have no usage any more were last forgotten.
+struct Limiters {
+    by_address: HashMap<IpAddr, RateLimiter>,
+    /// When addresses that have used up nothing any more were last forgotten.
     swept_at: Option<Instant>,
 }
 
@@ -131,23 +99,22 @@ impl AddressRate {
     fn new(rate: Rate) -> Self {
         Self {
             rate,
-            usages: Mutex::default(),
+            limiters: Mutex::default(),
         }
     }
 
     fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
-        // A request that came on no connection shares a limit with others of that kind.
-        let address = network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
+        let address = known(address);
         let now = Instant::now();
-        let usages = &mut *self.usages.lock();
-        let by_address = &mut usages.by_address;
+        let limiters = &mut *self.limiters.lock();
+        let by_address = &mut limiters.by_address;
         if by_address.len() >= MAX_ADDRESSES && !by_address.contains_key(&address) {
-            if usages
+            if limiters
                 .swept_at
                 .is_none_or(|swept_at| now - swept_at >= SWEEP_INTERVAL)
             {
-                by_address.retain(|_, usage| usage.0.is_some_and(|next| next > now));
-                usages.swept_at = Some(now);
+                by_address.retain(|_, limiter| !limiter.is_unused(now));
+                limiters.swept_at = Some(now);
             }
             if by_address.len() >= MAX_ADDRESSES {
                 return Ok(());
@@ -157,6 +124,11 @@ impl AddressRate {
     }
 }
 
+/// What counts as the address of a request. Requests that came on no connection have one in common.
+fn known(address: Option<IpAddr>) -> IpAddr {
+    network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
+}
+
 /// The rates of all clients of a server.
 #[derive(Debug)]
 pub struct Rates {
@@ -164,6 +136,7 @@ pub struct Rates {
     posts: Option<AddressRate>,
     joins: AddressRate,
     new_rooms: AddressRate,
+    room_places: RoomPlaces,
 }
 
 impl Rates {
@@ -185,41 +158,41 @@ impl Rates {
             new_rooms: AddressRate::new(Rate::new(
                 limits.new_rooms,
                 Duration::from_secs(60),
-                limits.new_rooms_burst,
+                u32::try_from(limits.rooms_per_address).unwrap_or(u32::MAX),
             )),
+            room_places: RoomPlaces::new(limits.rooms_per_address),
         }
     }
 
     /// The rate of a new participant.
-    pub(super) const fn messages(&self) -> MessageRate {
+    pub(super) fn messages(&self) -> MessageRate {
         MessageRate {
             rate: self.messages,
-            usage: Usage(None),
+            limiter: RateLimiter::default(),
         }
     }
 
-    /// Counts a JOIN from `address`, and the room that it creates if `is_new_room`.
+    /// Counts a JOIN or a subscription from `address`.
     ///
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn join(&self, address: Option<IpAddr>, is_new_room: bool) -> Result<(), RpcError> {
+    pub(super) fn join(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
         self.joins.try_acquire(address).map_err(|delay| {
             RpcError::new(
                 Reason::JoinsTooFast,
-                "too many JOINs from your address; wait before the next one",
+                "too many JOINs and subscriptions from your address; wait before the next one",
             )
             .with_retry_delay(delay)
-        })?;
-        self.new_room(address, is_new_room)
+        })
     }
 
-    /// Counts a message that is posted without a stream from `address`, and the room that it creates if `is_new_room`.
+    /// Counts a message that is posted without a stream from `address`.
     ///
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn post(&self, address: Option<IpAddr>, is_new_room: bool) -> Result<(), RpcError> {
+    pub(super) fn post(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
         let acquired = self
             .posts
             .as_ref()
@@ -230,13 +203,26 @@ impl Rates {
                 "too many messages from your address; wait before the next one",
             )
             .with_retry_delay(delay)
-        })?;
-        self.new_room(address, is_new_room)
+        })
     }
 
-    fn new_room(&self, address: Option<IpAddr>, is_new_room: bool) -> Result<(), RpcError> {
-        if !is_new_room {
+    /// Counts `room` if a request from `address` creates it. The lobby does not count.
+    ///
+    /// # Errors
+    ///
+    /// The address has created too many.
+    pub(super) fn enter(&self, address: Option<IpAddr>, room: &RoomName, hub: &Hub) -> Result<(), RpcError> {
+        if hub.has_room(room) || *room == RoomName::default() {
             return Ok(());
+        }
+        if !self
+            .room_places
+            .try_create(known(address), room, |room| hub.has_room(room))
+        {
+            return Err(RpcError::new(
+                Reason::TooManyRoomsPerAddress,
+                "too many rooms that were created from your address exist; use an existing room",
+            ));
         }
         self.new_rooms.try_acquire(address).map_err(|delay| {
             RpcError::new(
@@ -260,10 +246,10 @@ mod tests {
         });
         let one = Some("192.0.2.1".parse().unwrap());
         let other = Some("192.0.2.2".parse().unwrap());
-        let count = |address| (0..1_000).filter(|_| rates.join(address, false).is_ok()).count();
+        let count = |address| (0..1_000).filter(|_| rates.join(address).is_ok()).count();
         assert_eq!(count(one), 200);
         assert_eq!(count(other), 200);
-        let error = rates.join(one, false).unwrap_err();
+        let error = rates.join(one).unwrap_err();
         assert_eq!(error.retry_delay(), Some(Duration::from_millis(100)));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(count(one), 10);
@@ -276,10 +262,10 @@ mod tests {
         for n in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
             assert!(rate.try_acquire(address(n)).is_ok());
         }
-        assert_eq!(rate.usages.lock().by_address.len(), MAX_ADDRESSES);
+        assert_eq!(rate.limiters.lock().by_address.len(), MAX_ADDRESSES);
         assert!(rate.try_acquire(address(7)).is_err());
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(rate.try_acquire(address(u32::MAX)).is_ok());
-        assert_eq!(rate.usages.lock().by_address.len(), 1);
+        assert_eq!(rate.limiters.lock().by_address.len(), 1);
     }
 }

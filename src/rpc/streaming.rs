@@ -95,6 +95,7 @@ impl<S> StreamingService<S> {
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
+                Arc::clone(&self.rates),
                 connection,
                 Arc::clone(&self.observer),
             )

@@ -16,6 +16,7 @@ use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
 use super::observer::{Observer, StreamingMethod};
+use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
@@ -24,6 +25,7 @@ use crate::reason::Reason;
 
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
+    rates: Arc<Rates>,
     state: State,
     outcome: StreamOutcome,
 }
@@ -48,6 +50,7 @@ impl SubscribeBody {
         hub: Arc<Hub>,
         inbound: Inbound<SubscribeRequest>,
         draining: CancellationToken,
+        rates: Arc<Rates>,
         connection: &ConnectionInfo,
         observer: Arc<dyn Observer>,
     ) -> Self {
@@ -57,6 +60,7 @@ impl SubscribeBody {
         };
         Self {
             hub,
+            rates,
             state: State::AwaitingRequest(Box::new(awaiting)),
             outcome: StreamOutcome::new(StreamingMethod::Subscribe, connection.peer, observer),
         }
@@ -99,7 +103,9 @@ impl SubscribeBody {
             Some(Start::After(point)) => StartPosition::After(point.into()),
             Some(Start::Last(count)) => StartPosition::Last(count),
         };
-        match room_name(&request.room) {
+        let address = self.outcome.peer.map(|peer| peer.ip());
+        let room = self.rates.join(address).and_then(|()| room_name(&request.room));
+        match room {
             Ok(room) => {
                 let hub = Arc::clone(&self.hub);
                 self.state = State::Subscribing(Box::pin(async move { hub.subscribe(&room, start).await }));

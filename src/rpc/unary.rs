@@ -98,7 +98,8 @@ impl UnaryService {
             },
         };
         let address = connection.peer.map(|peer| peer.ip());
-        self.rates.post(address, !self.hub.has_room(&room))?;
+        self.rates.post(address)?;
+        self.rates.enter(address, &room, &self.hub)?;
         let (broadcast, repeated) = match self.hub.post(&room, post, meta).await? {
             PostOutcome::Broadcast(message) => (*message, false),
             PostOutcome::Repeated(original) => (

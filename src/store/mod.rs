@@ -62,7 +62,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Fails if the limit of rooms is reached.
+    /// Fails if the limit of rooms is reached, unless `room` is the lobby.
     fn open(&self, room: &RoomName, at: WallTime) -> Result<Log, StoreError>;
 
     /// Returns the log of `room`, or `None` if there is none. Does not block.
@@ -132,6 +132,11 @@ pub type AppendFuture<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> 
 /// A room without participants in which nobody has said anything is unused after this time, and so is one whose events have
 /// expired.
 pub const UNUSED_AFTER: Duration = Duration::from_secs(600);
+
+/// Whether a room can be created even if there are as many as the limit allows: the lobby, where everybody starts.
+fn is_reserved(room: &RoomName) -> bool {
+    *room == RoomName::default()
+}
 
 /// Whether a room whose newest event or creation was at `newest` has been quiet for [`UNUSED_AFTER`] at the time `at`.
 fn is_quiet(newest: WallTime, at: WallTime) -> bool {

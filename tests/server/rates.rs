@@ -66,10 +66,10 @@ async fn an_address_may_not_join_too_fast() {
 }
 
 #[tokio::test]
-async fn an_address_may_not_create_rooms_too_fast() {
+async fn an_address_may_not_create_all_rooms() {
     let server = TestServer::with(|config| {
         config.transport.rates.new_rooms = 1;
-        config.transport.rates.new_rooms_burst = 3;
+        config.transport.rates.rooms_per_address = 3;
     })
     .await;
     let mut calls = server.client().await;
@@ -85,12 +85,14 @@ async fn an_address_may_not_create_rooms_too_fast() {
     for room in ["one", "two", "three"] {
         post(room).await.unwrap();
     }
-    assert_limited(&post("four").await.unwrap_err(), "NEW_ROOMS_TOO_FAST");
+    let refused = post("four").await.unwrap_err();
+    assert_limited(&refused, "TOO_MANY_ROOMS_PER_ADDRESS");
     let in_new_room = JoinMsgLeave {
         room: "five".into(),
         ..join("Ada")
     };
-    assert_limited(&server.end_after(in_new_room).await, "NEW_ROOMS_TOO_FAST");
-    // Rooms that exist are not affected.
+    assert_limited(&server.end_after(in_new_room).await, "TOO_MANY_ROOMS_PER_ADDRESS");
+    // Rooms that exist are not affected, nor is the lobby.
     post("three").await.unwrap();
+    server.join("Bob").await;
 }

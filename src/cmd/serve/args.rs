@@ -133,9 +133,15 @@ pub struct Args {
     )]
     retain_bytes: Option<u64>,
 
-    /// Age up to which each room retains events; 0s = no limit
-    #[arg(long, env = "CHITCHAT_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s", help_heading = "Store")]
-    retain_age: Duration,
+    /// Age up to which each room retains events, at least 1s [default: no limit]
+    #[arg(
+        long,
+        env = "CHITCHAT_RETAIN_AGE",
+        value_name = "TIME",
+        value_parser = duration,
+        help_heading = "Store"
+    )]
+    retain_age: Option<Duration>,
 
     /// Size of the events that all rooms together retain, at least 1MiB; beyond it the largest room loses its oldest events
     /// [default: 8GiB, in memory 256MiB or half of the memory]
@@ -212,11 +218,15 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_MESSAGE_RATE", value_name = "N", value_parser = integer::<u32>, help_heading = "Connections")]
     message_rate: Option<u32>,
 
-    /// Joins per second from one address, at least 1, after twenty times as many at once
+    /// Joins and subscriptions per second from one address, at least 1, after twenty times as many at once
     #[arg(long, env = "CHITCHAT_JOIN_RATE", value_name = "N", default_value_t = RateLimits::default().joins, value_parser = integer::<u32>, help_heading = "Connections")]
     join_rate: u32,
 
-    /// Rooms per minute that one address may create, at least 1, after a quarter of all rooms at once
+    /// Maximum number of existing rooms that one address has created, at least 1 [default: a quarter of all]
+    #[arg(long, env = "CHITCHAT_MAX_ROOMS_PER_ADDRESS", value_name = "N", value_parser = integer::<usize>, help_heading = "Connections")]
+    max_rooms_per_address: Option<usize>,
+
+    /// Rooms per minute that one address may create, at least 1, after as many at once as it may have
     #[arg(long, env = "CHITCHAT_NEW_ROOM_RATE", value_name = "N", default_value_t = RateLimits::default().new_rooms, value_parser = integer::<u32>, help_heading = "Connections")]
     new_room_rate: u32,
 
@@ -338,7 +348,7 @@ impl Args {
         } else {
             Retention::ON_DISK
         };
-        let max_age = (!self.retain_age.is_zero()).then_some(self.retain_age);
+        let max_age = self.retain_age;
         let retention = Retention {
             max_events: self.retain_events.unwrap_or(default_retention.max_events),
             max_bytes: self.retain_bytes.unwrap_or(default_retention.max_bytes),
@@ -402,7 +412,9 @@ impl Args {
                     messages: self.message_rate,
                     joins: self.join_rate,
                     new_rooms: self.new_room_rate,
-                    new_rooms_burst: u32::try_from(self.max_rooms / 4).unwrap_or(u32::MAX),
+                    rooms_per_address: self
+                        .max_rooms_per_address
+                        .unwrap_or_else(|| (self.max_rooms / 4).max(1)),
                 },
                 budgets: plan.transport,
             },
