@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::address_limit::{AddressLimit, AddressPermit};
+use super::address_budgets::{AddressBudgets, Addresses, share};
 use super::error::RpcError;
 use crate::reason::Reason;
 
@@ -33,27 +33,30 @@ pub(super) struct Unread {
     own: AtomicUsize,
     /// The requests that can still read something.
     requests: AtomicUsize,
+    address: Arc<AddressBudgets>,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
     limit: usize,
 }
 
 impl Unread {
-    fn new(all: Arc<AtomicUsize>, limit: usize) -> Self {
+    fn new(address: Arc<AddressBudgets>, all: Arc<AtomicUsize>, limit: usize) -> Self {
         Self {
             own: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            address,
             all,
             limit,
         }
     }
 
     /// Counts bytes that were received. Returns false if all connections together have too much unread, and this one has
-    /// more than [`FAIR_UNREAD`] of it.
+    /// more than [`FAIR_UNREAD`] of it, or its address more than its share.
     pub(super) fn add(&self, bytes: usize) -> bool {
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        all <= self.limit || own <= FAIR_UNREAD
+        all <= self.limit || (own <= FAIR_UNREAD && address <= share(self.limit))
     }
 
     /// Counts bytes that were read.
@@ -63,6 +66,7 @@ impl Unread {
             .own
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
         let removed = before.unwrap_or_default().min(bytes);
+        self.address.unread.fetch_sub(removed, Ordering::Relaxed);
         self.all.fetch_sub(removed, Ordering::Relaxed);
     }
 
@@ -128,7 +132,7 @@ impl Drop for StalledStreams {
 pub(super) struct StreamPermit {
     _place: OwnedSemaphorePermit,
     /// `None` for a reserved stream.
-    _address: Option<AddressPermit>,
+    _address: Option<OwnedSemaphorePermit>,
 }
 
 /// A number of bytes that can be reserved.
@@ -150,7 +154,7 @@ impl Budget {
     }
 
     /// A part of this budget.
-    fn child(self: &Arc<Self>, limit: usize) -> Arc<Self> {
+    pub(super) fn child(self: &Arc<Self>, limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
@@ -248,7 +252,7 @@ impl AsRef<[u8]> for Reserved {
     }
 }
 
-/// The sizes of the budgets, in bytes.
+/// The sizes of the budgets, in bytes. One address has at most three quarters of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetLimits {
     /// Messages that are received in part and cannot be decoded yet, of all connections together.
@@ -262,8 +266,7 @@ pub struct BudgetLimits {
     pub responses: usize,
     /// The same, per connection.
     pub responses_per_connection: usize,
-    /// How many streams may be open beyond the two that each connection always may have. One address may have three quarters of
-    /// them.
+    /// How many streams may be open beyond the two that each connection always may have.
     pub streams: usize,
     /// How many streams may hold data that their clients do not accept for [`TransportLimits::stall_timeout`]. While there are
     /// more, these streams are ended within seconds. Each holds up to 128 KiB.
@@ -293,40 +296,56 @@ impl Default for BudgetLimits {
 #[derive(Debug)]
 pub(super) struct ServerBudgets {
     limits: BudgetLimits,
+    connections_per_address: usize,
+    pub(super) addresses: Addresses,
     received: Arc<Budget>,
     unread: Arc<AtomicUsize>,
     responses: Arc<Budget>,
     queries: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    stream_addresses: Arc<AddressLimit>,
     stalled: Arc<AtomicUsize>,
 }
 
 impl ServerBudgets {
-    pub(super) fn new(limits: BudgetLimits) -> Self {
+    pub(super) fn new(limits: BudgetLimits, connections_per_address: usize) -> Self {
         Self {
             limits,
+            connections_per_address,
+            addresses: Addresses::default(),
             received: Budget::new(limits.received),
             unread: Arc::default(),
             responses: Budget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
             streams: Arc::new(Semaphore::new(limits.streams)),
-            stream_addresses: AddressLimit::new(limits.streams - limits.streams / 4),
             stalled: Arc::default(),
         }
     }
 
+    /// The budgets of an address.
+    pub(super) fn address(&self, address: IpAddr) -> Arc<AddressBudgets> {
+        let limits = &self.limits;
+        self.addresses.get_or_insert_with(address, || AddressBudgets {
+            connections: Arc::new(Semaphore::new(self.connections_per_address)),
+            streams: Arc::new(Semaphore::new(share(limits.streams))),
+            queries: Arc::new(Semaphore::new(share(limits.queries))),
+            received: self.received.child(share(limits.received)),
+            responses: self.responses.child(share(limits.responses)),
+            unread: AtomicUsize::new(0),
+        })
+    }
+
     /// The budgets of a new connection from `address`.
     pub(super) fn connection(&self, address: IpAddr) -> Arc<ConnectionBudgets> {
+        let address = self.address(address);
+        let limits = &self.limits;
         Arc::new(ConnectionBudgets {
-            received: self.received.child(self.limits.received_per_connection),
-            unread: Unread::new(Arc::clone(&self.unread), self.limits.unread),
-            responses: self.responses.child(self.limits.responses_per_connection),
+            received: address.received.child(limits.received_per_connection),
+            unread: Unread::new(Arc::clone(&address), Arc::clone(&self.unread), limits.unread),
+            responses: address.responses.child(limits.responses_per_connection),
             own_queries: Arc::new(Semaphore::new(QUERIES_PER_CONNECTION)),
             all_queries: Arc::clone(&self.queries),
             reserved_streams: Arc::new(Semaphore::new(RESERVED_STREAMS)),
             all_streams: Arc::clone(&self.streams),
-            stream_addresses: Arc::clone(&self.stream_addresses),
             address,
             stalled: StalledStreams {
                 own: AtomicUsize::new(0),
@@ -347,8 +366,7 @@ pub(super) struct ConnectionBudgets {
     all_queries: Arc<Semaphore>,
     reserved_streams: Arc<Semaphore>,
     all_streams: Arc<Semaphore>,
-    stream_addresses: Arc<AddressLimit>,
-    address: IpAddr,
+    pub(super) address: Arc<AddressBudgets>,
     pub(super) stalled: StalledStreams,
 }
 
@@ -378,7 +396,7 @@ impl ConnectionBudgets {
         let budgets = extensions.get::<Arc<Self>>().cloned();
         // A request that came on no connection has budgets of its own.
         budgets.unwrap_or_else(|| {
-            ServerBudgets::new(BudgetLimits::default()).connection(Ipv4Addr::UNSPECIFIED.into())
+            ServerBudgets::new(BudgetLimits::default(), 1).connection(Ipv4Addr::UNSPECIFIED.into())
         })
     }
 
@@ -396,7 +414,7 @@ impl ConnectionBudgets {
             };
             return Ok(permit);
         }
-        let pooled = self.stream_addresses.try_acquire(self.address);
+        let pooled = acquire(&self.address.streams);
         let pooled = pooled.and_then(|address| Some((acquire(&self.all_streams)?, address)));
         let (place, address) = pooled.ok_or_else(|| {
             RpcError::new(
@@ -417,11 +435,12 @@ impl ConnectionBudgets {
     }
 
     /// Waits until this connection's turn to run a query. The query may run until the permits are dropped.
-    pub(super) async fn start_query(&self) -> [Option<OwnedSemaphorePermit>; 2] {
+    pub(super) async fn start_query(&self) -> [Option<OwnedSemaphorePermit>; 3] {
         // Errors would mean that the semaphores are closed, which they never are.
         let own = Arc::clone(&self.own_queries).acquire_owned().await.ok();
+        let address = Arc::clone(&self.address.queries).acquire_owned().await.ok();
         let all = Arc::clone(&self.all_queries).acquire_owned().await.ok();
-        [own, all]
+        [own, address, all]
     }
 }
 
@@ -429,9 +448,13 @@ impl ConnectionBudgets {
 mod tests {
     use super::*;
 
+    fn server(limits: BudgetLimits) -> ServerBudgets {
+        ServerBudgets::new(limits, 10)
+    }
+
     #[test]
     fn what_h2_has_discarded_does_not_stay_counted() {
-        let server = ServerBudgets::new(BudgetLimits::default());
+        let server = server(BudgetLimits::default());
         let connection = server.connection(Ipv4Addr::LOCALHOST.into());
         let chat = connection.begin_request();
         for _ in 0..1_000 {
@@ -449,7 +472,7 @@ mod tests {
 
     #[test]
     fn streams_beyond_those_of_each_connection_share_a_limit_and_an_address_does_not_get_all() {
-        let server = ServerBudgets::new(BudgetLimits {
+        let server = server(BudgetLimits {
             streams: 4,
             ..BudgetLimits::default()
         });
@@ -467,7 +490,7 @@ mod tests {
 
     #[test]
     fn stalled_streams_are_counted_as_long_as_their_connection_exists() {
-        let server = ServerBudgets::new(BudgetLimits {
+        let server = server(BudgetLimits {
             stalled_streams: 3,
             ..BudgetLimits::default()
         });
@@ -482,9 +505,13 @@ mod tests {
 
     #[test]
     fn a_connection_with_much_unread_is_cut_when_all_have_too_much() {
-        let all = Arc::default();
-        let connection = || Unread::new(Arc::clone(&all), 3 * FAIR_UNREAD);
-        let (large, small) = (connection(), connection());
+        let server = server(BudgetLimits {
+            unread: 3 * FAIR_UNREAD,
+            ..BudgetLimits::default()
+        });
+        let connection = |address: [u8; 4]| server.connection(address.into());
+        let (large, small) = (connection([192, 0, 2, 1]), connection([192, 0, 2, 2]));
+        let [large, small] = [&large.unread, &small.unread];
         assert!(large.add(3 * FAIR_UNREAD));
         assert!(small.add(FAIR_UNREAD));
         assert!(!large.add(1));
@@ -492,9 +519,22 @@ mod tests {
         assert!(small.add(0) && large.add(0));
         // More than it has: what an earlier stream has received.
         small.remove(2 * FAIR_UNREAD);
-        assert_eq!(all.load(Ordering::Relaxed), 2 * FAIR_UNREAD);
-        drop(large);
-        assert_eq!(all.load(Ordering::Relaxed), 0);
+        assert_eq!(server.unread.load(Ordering::Relaxed), 2 * FAIR_UNREAD);
+    }
+
+    #[test]
+    fn many_connections_of_one_address_do_not_have_more_unread_than_its_share() {
+        let server = server(BudgetLimits {
+            unread: 400,
+            ..BudgetLimits::default()
+        });
+        let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
+        let other = server.connection([192, 0, 2, 2].into());
+        assert!(one.iter().all(|connection| connection.unread.add(100)));
+        assert!(other.unread.add(100));
+        assert!(!one[0].unread.add(1));
+        drop(one);
+        assert_eq!(server.unread.load(Ordering::Relaxed), 100);
     }
 
     #[test]

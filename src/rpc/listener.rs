@@ -15,7 +15,6 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, service_fn};
 
-use super::address_limit::{AddressLimit, AddressPermit};
 use super::budget::{ConnectionBudgets, ServerBudgets};
 use super::connection::{self, ConnectionEnd, TransportLimits};
 use super::error::RpcError;
@@ -38,7 +37,7 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What counts a connection until it is dropped.
-type Permits = (OwnedSemaphorePermit, AddressPermit);
+type Permits = [OwnedSemaphorePermit; 2];
 
 /// A bound port and the tasks that serve its connections.
 pub struct Listener {
@@ -48,7 +47,6 @@ pub struct Listener {
     observer: Arc<dyn Observer>,
     budgets: ServerBudgets,
     connections: Arc<Semaphore>,
-    addresses: Arc<AddressLimit>,
     rejecting: Arc<Semaphore>,
     tasks: TaskTracker,
 }
@@ -100,9 +98,8 @@ impl Listener {
             limits,
             tls,
             observer,
-            budgets: ServerBudgets::new(limits.budgets),
+            budgets: ServerBudgets::new(limits.budgets, limits.max_connections_per_address),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
-            addresses: AddressLimit::new(limits.max_connections_per_address),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             tasks: TaskTracker::new(),
         }
@@ -130,9 +127,13 @@ impl Listener {
         while let Some((stream, peer)) = self.accept(&draining).await {
             // Disables Nagle's algorithm, so that short messages do not wait for acknowledgements. Failure only costs latency.
             stream.set_nodelay(true).ok();
-            match self.admit(peer) {
-                Ok(permits) => self.spawn(stream, peer, service.clone(), permits, &draining, &abort),
-                Err(limit) => self.reject(stream, peer, limit, &draining, &abort),
+            let budgets = self.budgets.connection(peer.ip());
+            match self.admit(&budgets) {
+                Ok(permits) => {
+                    let service = service.clone();
+                    self.spawn(stream, peer, service, budgets, permits, &draining, &abort);
+                }
+                Err(limit) => self.reject(stream, peer, limit, budgets, &draining, &abort),
             }
         }
         drop(self.listener);
@@ -164,21 +165,20 @@ impl Listener {
         }
     }
 
-    /// Counts a connection from `peer`, unless a limit is reached.
-    fn admit(&self, peer: SocketAddr) -> Result<Permits, ConnectionLimit> {
+    /// Counts a connection, unless a limit is reached.
+    fn admit(&self, budgets: &ConnectionBudgets) -> Result<Permits, ConnectionLimit> {
         let TransportLimits {
             max_connections,
             max_connections_per_address,
             ..
         } = self.limits;
-        let address = self
-            .addresses
-            .try_acquire(peer.ip())
-            .ok_or(ConnectionLimit::Address(max_connections_per_address))?;
+        let address = Arc::clone(&budgets.address.connections)
+            .try_acquire_owned()
+            .map_err(|_| ConnectionLimit::Address(max_connections_per_address))?;
         let connection = Arc::clone(&self.connections)
             .try_acquire_owned()
             .map_err(|_| ConnectionLimit::Server(max_connections))?;
-        Ok((connection, address))
+        Ok([connection, address])
     }
 
     fn spawn<S>(
@@ -186,6 +186,7 @@ impl Listener {
         stream: TcpStream,
         peer: SocketAddr,
         service: S,
+        budgets: Arc<ConnectionBudgets>,
         permits: Permits,
         draining: &CancellationToken,
         abort: &CancellationToken,
@@ -195,7 +196,6 @@ impl Listener {
     {
         let (observer, limits, tls) = (Arc::clone(&self.observer), self.limits, self.tls.clone());
         let (draining, abort) = (draining.clone(), abort.clone());
-        let budgets = self.budgets.connection(peer.ip());
         self.tasks.spawn(async move {
             observer.connection_opened();
             // Created inside the async block: a captured future would occupy its memory twice.
@@ -225,6 +225,7 @@ impl Listener {
         stream: TcpStream,
         peer: SocketAddr,
         limit: ConnectionLimit,
+        budgets: Arc<ConnectionBudgets>,
         draining: &CancellationToken,
         abort: &CancellationToken,
     ) {
@@ -246,7 +247,7 @@ impl Listener {
             self.tls.clone(),
             error_service(RpcError::new(Reason::TooManyConnections, message)),
             self.limits,
-            self.budgets.connection(peer.ip()),
+            budgets,
             Arc::clone(&self.observer),
             draining.clone(),
         );

@@ -1,6 +1,6 @@
 //! The gRPC server: accepts connections, runs their streams and serves the methods of the chat service.
 
-mod address_limit;
+mod address_budgets;
 mod budget;
 mod certificate_expiry;
 mod chat_body;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::address_limit::network;
+use super::address_budgets::network;
 use super::error::RpcError;
 use super::room_places::RoomPlaces;
 use crate::domain::RoomName;

@@ -63,7 +63,7 @@ fn rejected(reason: &str) -> String {
 async fn responses_that_are_not_read_take_no_more_than_their_budget() {
     let server = TestServer::with(|config| {
         config.transport.budgets.responses_per_connection = 3 << 20;
-        config.transport.budgets.responses = 5 << 20;
+        config.transport.budgets.responses = 7 << 20;
     })
     .await;
     let mut pair = Pair::join(&server).await;
@@ -79,7 +79,8 @@ async fn responses_that_are_not_read_take_no_more_than_their_budget() {
         }
         greedy.push(connection);
     }
-    // Each response has 1.05 MB: three of them fit into the budget of a connection, five into that of all.
+    // Each response has 1.05 MB: three of them fit into the budget of a connection, five into the
+    // share of an address.
     server
         .wait_for_metric(&rejected("response_budget_exceeded"), 35.0)
         .await;

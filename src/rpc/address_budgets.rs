@@ -1,0 +1,97 @@
+//! The budgets of the connections from one address.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::budget::Budget;
+
+/// The budgets that all connections from one address share.
+#[derive(Debug)]
+pub(super) struct AddressBudgets {
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) streams: Arc<Semaphore>,
+    pub(super) queries: Arc<Semaphore>,
+    pub(super) received: Arc<Budget>,
+    pub(super) responses: Arc<Budget>,
+    /// The bytes that are received and that no request has read yet.
+    pub(super) unread: AtomicUsize,
+}
+
+/// The addresses that have connections.
+#[derive(Debug, Default)]
+pub(super) struct Addresses(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    by_network: HashMap<IpAddr, Weak<AddressBudgets>>,
+    /// The number of entries at which those without connections are removed.
+    prune_at: usize,
+}
+
+impl Addresses {
+    /// The budgets of `address`, made by `new` unless it has connections.
+    pub(super) fn get_or_insert_with(
+        &self,
+        address: IpAddr,
+        new: impl FnOnce() -> AddressBudgets,
+    ) -> Arc<AddressBudgets> {
+        let mut state = self.0.lock();
+        if state.by_network.len() >= state.prune_at {
+            state.by_network.retain(|_, budgets| budgets.strong_count() > 0);
+            state.prune_at = 2 * state.by_network.len() + 1;
+        }
+        let entry = state.by_network.entry(network(address)).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let budgets = Arc::new(new());
+            *entry = Arc::downgrade(&budgets);
+            budgets
+        })
+    }
+}
+
+/// The part of `limit` that one address may have.
+pub(super) const fn share(limit: usize) -> usize {
+    limit - limit / 4
+}
+
+/// What counts as one address: an IPv4 address, or a /64 network of IPv6, of which each host can choose its addresses.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::*;
+
+    #[test]
+    fn the_connections_of_an_address_share_its_budgets() {
+        let server = ServerBudgets::new(BudgetLimits::default(), 2);
+        let get = |address: &str| server.address(address.parse().unwrap());
+        let acquire = |address: &str| {
+            let budgets = get(address);
+            let permit = Arc::clone(&budgets.connections).try_acquire_owned().ok()?;
+            Some((budgets, permit))
+        };
+        let one = acquire("192.0.2.1");
+        let two = acquire("::ffff:192.0.2.1");
+        assert!(one.is_some() && two.is_some() && acquire("192.0.2.1").is_none());
+        let other = [acquire("2001:db8::1"), acquire("2001:db8::2")];
+        assert!(acquire("2001:db8::3").is_none() && acquire("2001:db8:0:1::").is_some());
+        drop(one);
+        assert!(acquire("192.0.2.1").is_some());
+        drop((two, other));
+        for last in 0..100 {
+            get(&format!("192.0.2.{last}"));
+        }
+        assert!(server.addresses.0.lock().by_network.len() < 3);
+    }
+}
