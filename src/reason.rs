@@ -93,7 +93,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,

@@ -8,18 +8,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use chitchat::domain::limits::{
-    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD,
-    MAX_CLOCK_AHEAD_CEILING, MAX_MARKS_PER_LETTER, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN,
-    MAX_NAME_CHARS,
-};
-use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, serve_flags, succeed, text};
+use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, text};
 
 const CARGO_RUN: &str = "cargo run --release --";
 
 const README: &str = "README.md";
 const GRPCURL: &str = "docs/grpcurl.md";
-const LIMITS: &str = "docs/limits.md";
 
 fn document(path: &str) -> String {
     fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()
@@ -195,87 +189,6 @@ fn commands_print_what_is_shown() {
         let printed: Vec<_> = printed.lines().map(|line| normalize(line, &server)).collect();
         let output: Vec<_> = output.iter().map(|line| normalize(line, &server)).collect();
         assert_eq!(printed, output, "{command}");
-    }
-}
-
-#[test]
-fn flags_and_limits_are_as_shown() {
-    let limits = document(LIMITS);
-    let rows: Vec<Vec<&str>> = limits
-        .lines()
-        .filter_map(|line| {
-            Some(
-                line.strip_prefix("| ")?
-                    .strip_suffix(" |")?
-                    .split(" | ")
-                    .collect(),
-            )
-        })
-        .collect();
-
-    let flags = serve_flags();
-    let help = succeed(Command::new(CHITCHAT).args(["serve", "--help"]), "");
-    let help: Vec<&str> = help.split_whitespace().collect();
-    let help = help.join(" ");
-    let mut shown = Vec::new();
-    for row in rows
-        .iter()
-        .filter(|row| row.len() == 4 && row[0].starts_with("`--"))
-    {
-        let name = row[0].trim_matches('`');
-        let flag = flags.iter().find(|flag| flag.name == name);
-        let flag = flag.unwrap_or_else(|| panic!("serve has no {name}"));
-        assert_eq!(row[1].trim_matches('`'), flag.variable, "{name}");
-        match (&flag.default, row[2]) {
-            (Some(default), shown) => assert_eq!(shown, default, "{name}"),
-            (None, "off") => {}
-            (None, shown) => assert!(help.contains(&format!("[default: {shown}]")), "{name}: {shown}"),
-        }
-        shown.push(name);
-    }
-    let limits = flags
-        .iter()
-        .filter(|flag| ["Store:", "Rooms:", "Connections:"].contains(&flag.heading.as_str()));
-    for limit in limits {
-        assert!(
-            shown.contains(&limit.name.as_str()),
-            "{} is not shown",
-            limit.name
-        );
-    }
-
-    assert_eq!(LATE_CLOCK, 1 << 52);
-    for (what, value) in [
-        (
-            "a name of a participant or a room",
-            format!("{MAX_NAME_CHARS} characters"),
-        ),
-        (
-            "combining marks on one letter of a participant's name",
-            MAX_MARKS_PER_LETTER.to_string(),
-        ),
-        (
-            "a message id",
-            format!("{MAX_MESSAGE_ID_LEN} visible ASCII characters"),
-        ),
-        (
-            "message ids remembered per room",
-            format!("those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained"),
-        ),
-        (
-            "`--max-message-chars`",
-            format!("at most {MAX_MESSAGE_CHARS_CEILING}"),
-        ),
-        (
-            "`--max-clock-ahead`",
-            format!("at most {MAX_CLOCK_AHEAD_CEILING}; {LATE_MAX_CLOCK_AHEAD} beyond the Lamport time 2^52"),
-        ),
-        (
-            "an id that a participant chooses",
-            format!("any but 0 and {FIRST_ASSIGNED_ID} to {LAST_ASSIGNED_ID}, which rooms assign"),
-        ),
-    ] {
-        assert!(rows.contains(&vec![what, &value]), "no row says {what}: {value}");
     }
 }
 

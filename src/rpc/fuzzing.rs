@@ -51,10 +51,10 @@ pub(crate) fn requests(bytes: &[u8]) {
     let chunks = stream.chunks(usize::from(*size).max(1));
     let frames = Frames(chunks.map(Bytes::copy_from_slice).collect());
     let limits = BudgetLimits {
-        received: 2 * LIMIT,
+        received: 4 * LIMIT,
         ..BudgetLimits::default()
     };
-    let budgets = ServerBudgets::new(limits).connection(Ipv4Addr::LOCALHOST.into());
+    let budgets = ServerBudgets::new(limits, 1).connection(Ipv4Addr::LOCALHOST.into());
     let mut inbound: Inbound<JoinMsgLeave> = Inbound::new(Body::new(frames), LIMIT, Arc::clone(&budgets));
     let mut cx = Context::from_waker(Waker::noop());
     while let Poll::Ready(Some(Ok(message))) = inbound.poll_next(&mut cx) {
@@ -62,7 +62,7 @@ pub(crate) fn requests(bytes: &[u8]) {
     }
     drop(inbound);
     assert!(
-        budgets.received.try_reserve(2 * LIMIT).is_some(),
+        budgets.received.try_reserve(3 * LIMIT).is_some(),
         "nothing is reserved any more"
     );
 }

@@ -254,6 +254,7 @@ pub struct Flag {
     pub heading: String,
     pub name: String,
     pub variable: String,
+    /// The default value, or what the description says of it.
     pub default: Option<String>,
 }
 
@@ -261,22 +262,29 @@ pub struct Flag {
 pub fn serve_flags() -> Vec<Flag> {
     let help = succeed(Command::new(CHITCHAT).args(["serve", "--help"]), "");
     let mut flags: Vec<Flag> = Vec::new();
-    let (mut heading, mut name) = (String::new(), String::new());
+    let (mut heading, mut name, mut description) = (String::new(), String::new(), String::new());
+    let default = |text: &str| {
+        let (_, default) = text.split_once("[default: ")?;
+        Some(default.split_once(']')?.0.to_owned())
+    };
     for line in help.lines() {
         let words = line.trim();
         if !line.starts_with(' ') {
             heading = line.to_owned();
         } else if words.starts_with("--") {
             name = words.split(' ').next().unwrap_or_default().to_owned();
+            description.clear();
         } else if let Some(variable) = words.strip_prefix("[env: ") {
             flags.push(Flag {
                 heading: heading.clone(),
                 name: name.clone(),
                 variable: variable.split('=').next().unwrap_or_default().to_owned(),
-                default: None,
+                default: default(&description),
             });
-        } else if let (Some(default), Some(flag)) = (words.strip_prefix("[default: "), flags.last_mut()) {
-            flag.default = default.strip_suffix(']').map(str::to_owned);
+        } else if let Some(flag) = flags.last_mut().filter(|flag| flag.name == name) {
+            flag.default = default(words).or(flag.default.take());
+        } else {
+            description = format!("{description} {words}");
         }
     }
     assert!(!flags.is_empty(), "{help}");

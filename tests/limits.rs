@@ -1,0 +1,452 @@
+//! The table of limits in `docs/limits.md`, made from the flags of the server and the limits in its code.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod process;
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+use std::{env, fs};
+
+use chitchat::domain::limits::{
+    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD,
+    MAX_CLOCK_AHEAD_CEILING, MAX_MARKS_PER_LETTER, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN,
+    MAX_NAME_CHARS,
+};
+use chitchat::proto::NoticeCode;
+use chitchat::reason::Reason;
+use chitchat::telemetry::CATALOG;
+use process::{CHECKOUT, serve_flags};
+
+const BEGIN: &str =
+    "<!-- Made by tests/limits.rs: change it there, then UPDATE=1 cargo test --test limits. -->\n";
+const END: &str = "<!-- The end of what is made. -->\n";
+
+/// Flags of the sections Store, Rooms and Connections that limit nothing.
+const NOT_LIMITS: [&str; 6] = [
+    "--data-dir",
+    "--in-memory",
+    "--durability",
+    "--accept-loss",
+    "--allow-duplicate-names",
+    "--keepalive-interval",
+];
+
+/// How much is allowed.
+enum Bound {
+    Flag(&'static str),
+    Fixed(String),
+}
+
+use Bound::{Fixed, Flag};
+
+/// What happens beyond a limit.
+enum Beyond {
+    Rejected(Reason),
+    /// What happens, and the metric that counts it; empty if none does.
+    Other(&'static str, &'static str),
+}
+
+use Beyond::{Other, Rejected};
+
+fn fixed(value: impl Into<String>) -> Bound {
+    Fixed(value.into())
+}
+
+/// What is limited, with its reason where that is not obvious; how much is allowed; and what happens beyond it.
+fn limits() -> Vec<(&'static str, Bound, Beyond)> {
+    assert_eq!(LATE_CLOCK, 1 << 52, "the table says so");
+    vec![
+        (
+            "characters of a text",
+            Flag("--max-message-chars"),
+            Rejected(Reason::MessageTooLong),
+        ),
+        (
+            "the value of that flag: memory is reserved for each message in transit",
+            fixed(MAX_MESSAGE_CHARS_CEILING.to_string()),
+            Other("no start", ""),
+        ),
+        (
+            "how far the Lamport time of a client may be ahead of its room's",
+            Flag("--max-clock-ahead"),
+            Rejected(Reason::TimestampOutOfRange),
+        ),
+        (
+            "the value of that flag",
+            fixed(MAX_CLOCK_AHEAD_CEILING.to_string()),
+            Other("no start", ""),
+        ),
+        (
+            "how far it may be ahead from the Lamport time 2^52 on, so that no clock leaves its range",
+            fixed(LATE_MAX_CLOCK_AHEAD.to_string()),
+            Rejected(Reason::TimestampOutOfRange),
+        ),
+        (
+            "a name of a participant or a room",
+            fixed(format!("{MAX_NAME_CHARS} characters")),
+            Rejected(Reason::NameInvalid),
+        ),
+        (
+            "combining marks on one letter of a participant's name: stacks of them cover other lines",
+            fixed(MAX_MARKS_PER_LETTER.to_string()),
+            Rejected(Reason::NameInvalid),
+        ),
+        (
+            "an id that a participant chooses",
+            fixed(format!(
+                "any but 0 and {FIRST_ASSIGNED_ID} to {LAST_ASSIGNED_ID}, which rooms assign"
+            )),
+            Rejected(Reason::IdTaken),
+        ),
+        (
+            "a message id",
+            fixed(format!("{MAX_MESSAGE_ID_LEN} visible ASCII characters")),
+            Rejected(Reason::MessageIdInvalid),
+        ),
+        (
+            "message ids remembered per room",
+            fixed(format!(
+                "those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained"
+            )),
+            Other("an older one is accepted again", ""),
+        ),
+        (
+            "a request without a text",
+            fixed("4 KiB"),
+            Rejected(Reason::RequestTooLarge),
+        ),
+        (
+            "a request with a text",
+            fixed(
+                "4 bytes per character of `--max-message-chars`, at least 64 KiB, and 4 KiB for its other fields",
+            ),
+            Rejected(Reason::RequestTooLarge),
+        ),
+        (
+            "a page of history, rooms or participants",
+            fixed("1000 entries, about 2 MiB"),
+            Other("the page ends", ""),
+        ),
+        (
+            "participants of a room",
+            Flag("--max-participants"),
+            Rejected(Reason::RoomFull),
+        ),
+        (
+            "rooms; the lobby can always be created",
+            Flag("--max-rooms"),
+            Rejected(Reason::TooManyRooms),
+        ),
+        (
+            "existing rooms that one address has created since the start, so that a single one never takes all",
+            Flag("--max-rooms-per-address"),
+            Rejected(Reason::TooManyRoomsPerAddress),
+        ),
+        (
+            "rooms per minute that one address creates, after as many at once as it may have",
+            Flag("--new-room-rate"),
+            Rejected(Reason::NewRoomsTooFast),
+        ),
+        (
+            "joins and subscriptions per second from one address, after twenty times as many at once: when a server has restarted, everybody behind a proxy joins again",
+            Flag("--join-rate"),
+            Rejected(Reason::JoinsTooFast),
+        ),
+        (
+            "messages per second of a participant (of an address with `SendMessage`), after ten times as many at once",
+            Flag("--message-rate"),
+            Rejected(Reason::TooFast),
+        ),
+        (
+            "connections; one takes about 25 KiB. The store keeps its segments open, 169 files with the default of `--retain-total-bytes`",
+            Flag("--max-connections"),
+            Rejected(Reason::TooManyConnections),
+        ),
+        (
+            "connections from one address, so that a single one never takes all; raise it if all clients come through one proxy",
+            Flag("--max-connections-per-address"),
+            Rejected(Reason::TooManyConnections),
+        ),
+        (
+            "streams of a connection",
+            Flag("--max-streams-per-connection"),
+            Other("REFUSED_STREAM of HTTP/2", ""),
+        ),
+        (
+            "streams in all",
+            fixed("two on each connection; beyond them one share, of 8 KiB each"),
+            Rejected(Reason::TooManyStreams),
+        ),
+        (
+            "how long a connection may take for the TLS handshake, and then to begin with HTTP/2",
+            Flag("--handshake-timeout"),
+            Other(
+                "it is closed",
+                "chitchat_connections_refused_total{reason=\"protocol\"}",
+            ),
+        ),
+        (
+            "how long a connection may have no stream, even if it answers PINGs",
+            Flag("--idle-timeout"),
+            Other("it is closed", "chitchat_connections_cut_total{reason=\"idle\"}"),
+        ),
+        (
+            "how long the answer to a PING may take, which is sent after the silence of `--keepalive-interval`",
+            Flag("--keepalive-timeout"),
+            Other(
+                "the connection is closed",
+                "chitchat_streams_ended_total{reason=\"lost\"}",
+            ),
+        ),
+        (
+            "how long the first message of a stream may take",
+            fixed("60 s"),
+            Rejected(Reason::JoinTimeout),
+        ),
+        (
+            "how long a client may read nothing from a stream that has something for it",
+            Flag("--stall-timeout"),
+            Other(
+                "the stream is ended",
+                "chitchat_streams_ended_total{reason=\"slow\"}",
+            ),
+        ),
+        (
+            "streams whose clients do not read: the transport holds what they do not accept",
+            fixed("one share in all, of 128 KiB each"),
+            Other(
+                "those that are not read for 3 to 6 s are ended, instead of after `--stall-timeout`",
+                "chitchat_streams_ended_total{reason=\"slow\"}",
+            ),
+        ),
+        (
+            "messages received in part; each takes its whole length",
+            fixed("4 MiB per connection, one share in all"),
+            Rejected(Reason::ReceiveBudgetExceeded),
+        ),
+        (
+            "how long the rest of such a message may take",
+            fixed("60 s"),
+            Rejected(Reason::RequestTimeout),
+        ),
+        (
+            "bytes received that no request has read yet",
+            fixed("8 MiB per connection, one share in all"),
+            Other(
+                "the client may not send more; beyond the share, connections that have more than 64 KiB of them are closed, and those of an address that has more than its part",
+                "chitchat_connections_cut_total{reason=\"unread\"}",
+            ),
+        ),
+        (
+            "responses of unary calls that are not read",
+            fixed("8 MiB per connection, one share in all"),
+            Rejected(Reason::ResponseBudgetExceeded),
+        ),
+        (
+            "`GetHistory`, `ListRooms` and `ListParticipants` in progress",
+            fixed("2 per connection; in all one share, of 8 MiB each, at most 64"),
+            Other("others wait", ""),
+        ),
+        (
+            "pages of the log that are read at a time for subscribers that lag",
+            fixed("16, of 64 KiB"),
+            Other("others wait", ""),
+        ),
+        (
+            "requests that wait in the mailbox of a room or to be stored",
+            fixed(
+                "1 MiB per room, at most four while senders wait for their turns; one share in all, beyond it 4 KiB per room",
+            ),
+            Other("senders wait, and are not read from", ""),
+        ),
+        (
+            "events in memory for slow readers of a room",
+            Flag("--feed-bytes"),
+            Other("the reader is served from the log", "chitchat_subscribers_behind"),
+        ),
+        (
+            "the same of all rooms",
+            fixed("one share, beyond it 128 KiB per room"),
+            Other("the reader is served from the log", "chitchat_subscribers_behind"),
+        ),
+        (
+            "frames without data on a connection (PRIORITY, WINDOW_UPDATE, PING, SETTINGS, RST_STREAM, unknown ones)",
+            fixed("8192 at once, 512 per second, and one per 16 bytes that the server sends"),
+            Other(
+                "the connection is closed",
+                "chitchat_connections_cut_total{reason=\"flood\"}",
+            ),
+        ),
+        (
+            "log lines of one event that clients cause",
+            fixed("1000 at once, 100 per second"),
+            Other("they are suppressed", "chitchat_log_lines_left_out_total"),
+        ),
+        (
+            "messages per second that are traced because their senders ask for it",
+            Flag("--trace-remote-limit"),
+            Other("the server's own ratio decides", ""),
+        ),
+        (
+            "what a client sends in a TLS handshake",
+            fixed("24 KiB"),
+            Other(
+                "the connection is closed",
+                "chitchat_connections_refused_total{reason=\"handshake\"}",
+            ),
+        ),
+        (
+            "TLS handshakes that are computed at a time",
+            fixed("4 in each turn of the scheduler"),
+            Other("others wait", ""),
+        ),
+        (
+            "connections of the admin port",
+            fixed("32"),
+            Other(
+                "a further one takes the place of the oldest of the address that has the most",
+                "",
+            ),
+        ),
+        (
+            "how long a client that lost its connection may take to resume",
+            Flag("--resume-grace"),
+            Other("its LEAVE is broadcast", ""),
+        ),
+        (
+            "how long events of a busy room with many subscribers are collected; the first after a pause never waits",
+            Flag("--coalesce"),
+            Other("they are broadcast", ""),
+        ),
+        (
+            "events that a room retains",
+            Flag("--retain-events"),
+            Other("the oldest are removed", "chitchat_store_events"),
+        ),
+        (
+            "bytes that a room retains",
+            Flag("--retain-bytes"),
+            Other("the oldest events are removed", "chitchat_store_retained_bytes"),
+        ),
+        (
+            "age of the events that a room retains",
+            Flag("--retain-age"),
+            Other("they are removed", ""),
+        ),
+        (
+            "bytes that all rooms retain",
+            Flag("--retain-total-bytes"),
+            Other(
+                "the largest log loses its oldest events",
+                "chitchat_store_retained_bytes",
+            ),
+        ),
+        (
+            "memory that the limits may need",
+            Flag("--max-memory"),
+            Other("no start", ""),
+        ),
+        (
+            "how long the server may take to end after SIGTERM",
+            Flag("--drain-timeout"),
+            Other("connections are closed", ""),
+        ),
+    ]
+}
+
+/// What a client is told, and the metric that counts it.
+fn beyond(beyond: &Beyond) -> (String, String) {
+    match *beyond {
+        Rejected(reason) => {
+            let name = reason.as_str();
+            let label = name.to_lowercase();
+            let told = match reason.notice_code() {
+                NoticeCode::Unspecified => format!("`{name}`"),
+                _ => format!("`{name}`, as a notice"),
+            };
+            (
+                told,
+                format!("chitchat_events_rejected_total{{reason=\"{label}\"}}"),
+            )
+        }
+        Other(happens, metric) => (happens.into(), metric.into()),
+    }
+}
+
+fn table() -> String {
+    let flags = serve_flags();
+    let mut table =
+        String::from("| what is limited | to | beyond it | counted by |\n| --- | --- | --- | --- |\n");
+    for (what, bound, then) in &limits() {
+        let bound = match bound {
+            Fixed(value) => value.clone(),
+            Flag(name) => {
+                let flag = flags.iter().find(|flag| flag.name == *name);
+                let flag = flag.unwrap_or_else(|| panic!("serve has no {name}"));
+                let variable = name.trim_start_matches('-').replace('-', "_").to_uppercase();
+                assert_eq!(flag.variable, format!("CHITCHAT_{variable}"));
+                let default = flag.default.as_ref();
+                format!("`{name}`: {}", default.unwrap_or_else(|| panic!("{name}")))
+            }
+        };
+        let (told, metric) = beyond(then);
+        let name = metric.split('{').next().unwrap();
+        let exists = CATALOG.iter().any(|definition| definition.name == name);
+        assert!(exists || name.is_empty(), "no metric {name}");
+        let metric = if metric.is_empty() {
+            metric
+        } else {
+            format!("`{metric}`")
+        };
+        writeln!(table, "| {what} | {bound} | {told} | {metric} |").unwrap();
+    }
+    table
+}
+
+#[test]
+fn the_limits_are_documented() {
+    let path = Path::new(CHECKOUT).join("docs/limits.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let made = format!("{before}{BEGIN}\n{}\n{END}{after}", table());
+    if env::var_os("UPDATE").is_some() {
+        fs::write(&path, &made).unwrap();
+    } else {
+        assert!(
+            page == made,
+            "docs/limits.md is out of date: run UPDATE=1 cargo test --test limits"
+        );
+    }
+}
+
+#[test]
+fn every_flag_that_limits_something_is_in_the_table() {
+    let limits = limits();
+    let shown: BTreeSet<&str> = limits
+        .iter()
+        .filter_map(|(_, bound, _)| match bound {
+            Flag(name) => Some(*name),
+            Fixed(_) => None,
+        })
+        .chain(NOT_LIMITS)
+        .collect();
+    for flag in serve_flags() {
+        let is_limit = ["Store:", "Rooms:", "Connections:"].contains(&flag.heading.as_str());
+        assert!(!is_limit || shown.contains(flag.name.as_str()), "{}", flag.name);
+    }
+}
+
+#[test]
+fn every_rejection_for_lack_of_something_is_in_the_table() {
+    let limits = limits();
+    for reason in Reason::ALL {
+        if reason.code() == tonic::Code::ResourceExhausted {
+            let is_shown = limits
+                .iter()
+                .any(|(_, _, beyond)| matches!(beyond, Rejected(shown) if *shown == reason));
+            assert!(is_shown, "{reason:?}");
+        }
+    }
+}
