@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::budget::Budget;
+use super::byte_budget::Budget;
 
 /// The budgets that all connections from one address share.
 #[derive(Debug)]

@@ -12,7 +12,8 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::budget::{ConnectionBudgets, ReadingRequest, Reservation};
+use super::budget::{ConnectionBudgets, ReadingRequest};
+use super::byte_budget::Reservation;
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
 use crate::reason::Reason;

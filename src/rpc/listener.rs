@@ -131,7 +131,7 @@ impl Listener {
             match self.admit(&budgets) {
                 Ok(permits) => {
                     let service = service.clone();
-                    self.spawn(stream, peer, service, budgets, permits, &draining, &abort);
+                    self.spawn((stream, peer), service, budgets, permits, &draining, &abort);
                 }
                 Err(limit) => self.reject(stream, peer, limit, budgets, &draining, &abort),
             }
@@ -183,8 +183,7 @@ impl Listener {
 
     fn spawn<S>(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        (stream, peer): (TcpStream, SocketAddr),
         service: S,
         budgets: Arc<ConnectionBudgets>,
         permits: Permits,

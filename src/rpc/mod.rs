@@ -2,6 +2,7 @@
 
 mod address_budgets;
 mod budget;
+mod byte_budget;
 mod certificate_expiry;
 mod chat_body;
 mod connection;

@@ -14,7 +14,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::{ConnectionBudgets, ReadingRequest, Reservation};
+use super::budget::{ConnectionBudgets, ReadingRequest};
+use super::byte_budget::Reservation;
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
 use super::observer::Observer;
