@@ -3,10 +3,10 @@
 use crate::hub::RoomBudgets;
 use crate::rpc::BudgetLimits;
 
-/// Roughly the memory of a connection with two streams, in bytes.
+/// Roughly the memory of a connection with one stream, in bytes. The second one that each may have fits into what remains.
 pub const CONNECTION_BYTES: u64 = 25 * 1024;
 
-/// Roughly the memory of a further stream of a connection, in bytes.
+/// Roughly the memory of a further stream of a connection, in bytes: 6 KiB, and the message that it is handling.
 const STREAM_BYTES: u64 = 8 * 1024;
 
 /// What the transport holds for a stream whose client does not read, in bytes: a block of the feed or a page of the log, and

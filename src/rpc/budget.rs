@@ -16,7 +16,7 @@ use crate::reason::Reason;
 /// delay the queries of other connections.
 const QUERIES_PER_CONNECTION: usize = 2;
 
-/// How many streams of each connection are always allowed. The memory of a connection includes them.
+/// How many streams of each connection are always allowed.
 const RESERVED_STREAMS: usize = 2;
 
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.

@@ -163,10 +163,6 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
     poll_fn(|cx| {
-        // Without streams there are no ticks, so that a connection that does nothing costs nothing.
-        while !streams.tasks.is_empty() && stall_ticks.poll_tick(cx).is_ready() {
-            streams.cancel_stalled(max_ticks, &budgets.stalled);
-        }
         let polled = poll_rounds(
             cx,
             connection.as_mut(),
@@ -174,6 +170,10 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             &mut streams,
             &budgets.unread,
         );
+        // Without streams there are no ticks, so that a connection that does nothing costs nothing.
+        while !streams.tasks.is_empty() && stall_ticks.poll_tick(cx).is_ready() {
+            streams.cancel_stalled(max_ticks, &budgets.stalled);
+        }
         let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
         if is_broken || polled.is_ready() || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
             return Poll::Ready(());
