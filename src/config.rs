@@ -227,6 +227,7 @@ impl Config {
             keepalive_interval,
             keepalive_timeout,
             stall_timeout,
+            max_stream_age,
             rates,
             budgets: _,
         } = self.transport;
@@ -260,6 +261,7 @@ impl Config {
             ("--keepalive-interval", keepalive_interval),
             ("--keepalive-timeout", keepalive_timeout),
             ("--stall-timeout", stall_timeout),
+            ("--max-stream-age", max_stream_age.unwrap_or(Duration::MAX)),
         ] {
             let is_valid = value >= Duration::from_secs(1);
             mistakes.require(is_valid, flag, humantime::format_duration(value), "1s or more");

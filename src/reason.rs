@@ -83,6 +83,10 @@ pub enum Reason {
     TakenOver,
     /// The events that the subscriber has yet to read are no longer retained.
     FellBehind,
+    /// The deadline that the client has set for the call is over.
+    DeadlineExceeded,
+    /// The stream is as old as streams may become.
+    StreamAged,
     /// The server is shutting down.
     Draining,
     /// The room has stopped after an error of the server.
@@ -93,7 +97,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 41] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -130,6 +134,8 @@ impl Reason {
         Self::PageTokenInvalid,
         Self::TakenOver,
         Self::FellBehind,
+        Self::DeadlineExceeded,
+        Self::StreamAged,
         Self::Draining,
         Self::RoomFailed,
         Self::LogDamaged,
@@ -175,6 +181,8 @@ impl Reason {
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
             Self::TakenOver => "TAKEN_OVER",
             Self::FellBehind => "FELL_BEHIND",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::StreamAged => "STREAM_AGED",
             Self::Draining => "DRAINING",
             Self::RoomFailed => "ROOM_FAILED",
             Self::LogDamaged => "LOG_DAMAGED",
@@ -187,7 +195,7 @@ impl Reason {
         match self {
             Self::Left | Self::HalfClosed | Self::ConnectionLost | Self::Stalled => Code::Ok,
             Self::NotJoined | Self::SecondJoin | Self::TlsRequired => Code::FailedPrecondition,
-            Self::JoinTimeout | Self::RequestTimeout => Code::DeadlineExceeded,
+            Self::JoinTimeout | Self::RequestTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::UnknownType
             | Self::NameInvalid
             | Self::TimestampOutOfRange
@@ -211,7 +219,7 @@ impl Reason {
             Self::NoRoom => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
-            Self::Draining | Self::RoomFailed => Code::Unavailable,
+            Self::StreamAged | Self::Draining | Self::RoomFailed => Code::Unavailable,
             Self::LogDamaged => Code::DataLoss,
         }
     }
@@ -228,7 +236,7 @@ impl Reason {
             Self::MessageIdTaken => NoticeCode::MessageIdTaken,
             Self::TakenOver => NoticeCode::TakenOver,
             Self::FellBehind => NoticeCode::FellBehind,
-            Self::Draining | Self::RoomFailed => NoticeCode::Reconnect,
+            Self::StreamAged | Self::Draining | Self::RoomFailed => NoticeCode::Reconnect,
             _ => NoticeCode::Unspecified,
         }
     }
@@ -250,7 +258,7 @@ impl Reason {
             | Self::JoinsTooFast
             | Self::NewRoomsTooFast => Some(Duration::from_secs(1)),
             // The client could join again at once; the delay only prevents a tight loop.
-            Self::FellBehind => Some(Duration::from_millis(100)),
+            Self::FellBehind | Self::StreamAged => Some(Duration::from_millis(100)),
             _ => None,
         }
     }
@@ -260,7 +268,12 @@ impl Reason {
     pub const fn is_rejection(self) -> bool {
         !matches!(
             self,
-            Self::Left | Self::HalfClosed | Self::ConnectionLost | Self::Stalled
+            Self::Left
+                | Self::HalfClosed
+                | Self::ConnectionLost
+                | Self::Stalled
+                | Self::DeadlineExceeded
+                | Self::StreamAged
         )
     }
 
@@ -282,6 +295,8 @@ impl Reason {
             Self::HalfClosed => "closed",
             Self::ConnectionLost => "lost",
             Self::Stalled | Self::FellBehind => "slow",
+            Self::DeadlineExceeded => "deadline",
+            Self::StreamAged => "aged",
             Self::TakenOver => "taken_over",
             Self::Draining => "drain",
             // If the room fails before, it has rejected the JOIN.

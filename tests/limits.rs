@@ -213,6 +213,22 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
+            "age of a stream, give or take a tenth, so that a load balancer can distribute it anew",
+            Flag("--max-stream-age"),
+            Other(
+                "its client is told to connect again, and resumes (one of the first version leaves the room)",
+                "chitchat_streams_ended_total{reason=\"aged\"}",
+            ),
+        ),
+        (
+            "duration of a call: what its client sets in `grpc-timeout`",
+            fixed("no limit by the server"),
+            Other(
+                "DEADLINE_EXCEEDED",
+                "chitchat_streams_ended_total{reason=\"deadline\"}",
+            ),
+        ),
+        (
             "streams whose clients do not read: the transport holds what they do not accept",
             fixed("one share in all, of 128 KiB each"),
             Other(

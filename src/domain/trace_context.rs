@@ -1,5 +1,6 @@
 //! The W3C trace context of a message. The domain carries it from the sender to the receivers and never interprets it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ const TRACE_ID: Range<usize> = 3..35;
 const SPAN_ID: Range<usize> = 36..52;
 const FLAGS: Range<usize> = 53..55;
 
-/// A well-formed W3C trace context (<https://www.w3.org/TR/trace-context/>) of version 00. Cheap to clone.
+/// A well-formed W3C trace context (<https://www.w3.org/TR/trace-context/>), as version 00. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     traceparent: Arc<str>,
@@ -24,15 +25,13 @@ impl TraceContext {
     /// other than printable ASCII and tab is dropped; the `traceparent` is kept.
     #[must_use]
     pub fn parse(traceparent: &str, tracestate: &str) -> Option<Self> {
-        if !is_traceparent(traceparent) {
-            return None;
-        }
+        let traceparent = version_00(traceparent)?;
         let is_valid = tracestate.len() <= MAX_TRACESTATE_LEN
             && tracestate
                 .bytes()
                 .all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
         Some(Self {
-            traceparent: traceparent.into(),
+            traceparent: traceparent.as_ref().into(),
             tracestate: if is_valid { tracestate.into() } else { "".into() },
         })
     }
@@ -88,6 +87,27 @@ impl TraceContext {
     }
 }
 
+/// The fields of a `traceparent` as one of version 00. Later versions begin with the same fields, of whose flags only the first is
+/// known to mean the same. `None` if it is malformed.
+fn version_00(raw: &str) -> Option<Cow<'_, str>> {
+    if raw.starts_with("00") {
+        return is_traceparent(raw).then_some(raw.into());
+    }
+    let (fields, rest) = raw.split_at_checked(MAX_TRACEPARENT_LEN)?;
+    let (version, fields) = fields.split_at_checked(2)?;
+    let is_version = version.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && version != "ff";
+    if !is_version || !(rest.is_empty() || rest.starts_with('-')) {
+        return None;
+    }
+    let mut context = format!("00{fields}");
+    if !is_traceparent(&context) {
+        return None;
+    }
+    let flags = u8::from_str_radix(&context[FLAGS], 16).ok()? & 1;
+    context.replace_range(FLAGS, &format!("{flags:02x}"));
+    Some(context.into())
+}
+
 /// `00-<32 hex>-<16 hex>-<2 hex>`, in lower case, neither id all zeros.
 fn is_traceparent(raw: &str) -> bool {
     let lower_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -132,6 +152,22 @@ mod tests {
     }
 
     #[test]
+    fn a_later_version_is_read_as_far_as_it_is_known() {
+        for (raw, expected) in [
+            ("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "01"),
+            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-09", "01"),
+            (
+                "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-fe-what-else",
+                "00",
+            ),
+        ] {
+            let context = TraceContext::parse(raw, "a=b").unwrap();
+            assert_eq!(context.traceparent(), format!("{}{expected}", &PARENT[..53]));
+            assert_eq!(context.tracestate(), "a=b");
+        }
+    }
+
+    #[test]
     fn a_malformed_field_is_dropped() {
         for wrong in [
             "",
@@ -140,6 +176,11 @@ mod tests {
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-else",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01.what-else",
+            "0x-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-\u{e4}",
             "00-0af7651916cd43dd8448eb211c80319cb7ad6b7169203331--01",
         ] {
             assert_eq!(TraceContext::parse(wrong, "a=b"), None, "{wrong}");

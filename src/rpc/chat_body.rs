@@ -24,6 +24,7 @@ use super::joined_stream::{JoinedStream, Output, StreamEnd};
 use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
+use super::time_limit::StreamLimit;
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Hub, HubError, JoinRequest, Member};
 use crate::proto::{EventType, JoinMsgLeave};
@@ -33,6 +34,7 @@ pub(super) struct ChatBody {
     hub: Arc<Hub>,
     inbound: Inbound<JoinMsgLeave>,
     rates: Arc<Rates>,
+    limit: StreamLimit,
     state: State,
     outcome: StreamOutcome,
 }
@@ -64,6 +66,7 @@ impl ChatBody {
         inbound: Inbound<JoinMsgLeave>,
         draining: CancellationToken,
         rates: Arc<Rates>,
+        limit: StreamLimit,
         connection: &ConnectionInfo,
         observer: Arc<dyn Observer>,
     ) -> Self {
@@ -71,6 +74,7 @@ impl ChatBody {
             hub,
             inbound,
             rates,
+            limit,
             state: State::AwaitingJoin(FirstMessageDeadline::new(draining)),
             outcome: StreamOutcome::new(StreamingMethod::Chat, connection.peer, observer),
         }
@@ -88,6 +92,18 @@ impl ChatBody {
             notice,
             status: Box::new(status),
         };
+    }
+
+    /// Ends the stream if it has lasted as long as it may.
+    fn poll_limit(&mut self, cx: &mut Context<'_>) {
+        let Poll::Ready(error) = self.limit.poll(cx) else {
+            return;
+        };
+        match &self.state {
+            State::Joined(stream) => self.end(stream.end_with_notice(&error)),
+            State::AwaitingJoin(_) | State::Joining(_) => self.reject(error),
+            State::Ending { .. } | State::Ended => {}
+        }
     }
 
     fn poll_awaiting_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -207,6 +223,7 @@ impl Body for ChatBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        this.poll_limit(cx);
         loop {
             match &mut this.state {
                 State::AwaitingJoin(_) => ready!(this.poll_awaiting_join(cx)),

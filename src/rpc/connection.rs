@@ -63,6 +63,9 @@ pub struct TransportLimits {
     /// How long a stream may have data that its client does not accept. Then the stream is cancelled, at most a third of
     /// this time late.
     pub stall_timeout: Duration,
+    /// The age at which a stream is ended, give or take a tenth, so that its client connects again. `None` if streams may last for
+    /// ever.
+    pub max_stream_age: Option<Duration>,
 }
 
 impl Default for TransportLimits {
@@ -78,6 +81,7 @@ impl Default for TransportLimits {
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(20),
             stall_timeout: Duration::from_secs(300),
+            max_stream_age: None,
         }
     }
 }

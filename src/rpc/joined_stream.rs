@@ -251,7 +251,7 @@ impl JoinedStream {
         }
     }
 
-    fn end_with_notice(&self, error: &RpcError) -> StreamEnd {
+    pub(super) fn end_with_notice(&self, error: &RpcError) -> StreamEnd {
         StreamEnd {
             reason: error.reason(),
             status: error.to_status(),

@@ -15,6 +15,7 @@ mod frame_meter;
 mod framing;
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) mod fuzzing;
+mod health;
 mod inbound;
 mod joined_stream;
 mod linger;
@@ -29,12 +30,14 @@ mod stream_outcome;
 mod streaming;
 mod sub_waker;
 mod subscribe_body;
+mod time_limit;
 mod transport;
 mod unary;
 mod unary_limits;
 
 pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
+pub use health::HealthChecks;
 pub use listener::Listener;
 pub use observer::{
     ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, SetupError, StreamEnded,

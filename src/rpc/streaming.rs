@@ -7,11 +7,12 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
@@ -23,11 +24,14 @@ use super::inbound::Inbound;
 use super::observer::Observer;
 use super::rates::Rates;
 use super::subscribe_body::SubscribeBody;
+use super::time_limit::StreamLimit;
 use super::unary_limits::SMALL_REQUEST;
 use crate::hub::Hub;
 
 const CHAT_PATH: &str = "/itu.chitchat.ChatService/Chat";
 const SUBSCRIBE_PATH: &str = "/itu.chitchat.ChatService/Subscribe";
+
+const GRPC: &[u8] = b"application/grpc";
 
 /// Allowance in bytes for the fields of a message other than its text: names, ids, tokens, trace context.
 const ENVELOPE: usize = 4 * 1024;
@@ -54,16 +58,18 @@ pub struct StreamingService<S> {
     hub: Arc<Hub>,
     draining: CancellationToken,
     rates: Arc<Rates>,
+    max_age: Option<Duration>,
     observer: Arc<dyn Observer>,
 }
 
 impl<S> StreamingService<S> {
-    /// Wraps `inner`. When `draining` is cancelled, streams whose first message has not arrived end.
+    /// Wraps `inner`. When `draining` is cancelled, streams whose first message has not arrived end; all end at `max_age`.
     pub fn new(
         inner: S,
         hub: Arc<Hub>,
         draining: CancellationToken,
         rates: Arc<Rates>,
+        max_age: Option<Duration>,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
@@ -71,18 +77,21 @@ impl<S> StreamingService<S> {
             hub,
             draining,
             rates,
+            max_age,
             observer,
         }
     }
 
     fn chat(&self, request: Request<Body>) -> Response<Body> {
         let limit = decode_limit(self.hub.rules().max_message_chars);
+        let time_limit = StreamLimit::new(request.headers(), self.max_age);
         respond(request, limit, |inbound, connection| {
             ChatBody::new(
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
                 Arc::clone(&self.rates),
+                time_limit,
                 connection,
                 Arc::clone(&self.observer),
             )
@@ -90,12 +99,14 @@ impl<S> StreamingService<S> {
     }
 
     fn subscribe(&self, request: Request<Body>) -> Response<Body> {
+        let time_limit = StreamLimit::new(request.headers(), self.max_age);
         respond(request, SMALL_REQUEST, |inbound, connection| {
             SubscribeBody::new(
                 Arc::clone(&self.hub),
                 inbound,
                 self.draining.clone(),
                 Arc::clone(&self.rates),
+                time_limit,
                 connection,
                 Arc::clone(&self.observer),
             )
@@ -133,6 +144,25 @@ where
     response
 }
 
+/// Whether the content type is one of gRPC with protobuf messages.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    let subtype = value.and_then(|value| value.split_at_checked(GRPC.len()));
+    subtype.is_some_and(|(grpc, rest)| {
+        let rest = rest.strip_prefix(b"+proto").unwrap_or(rest);
+        grpc.eq_ignore_ascii_case(GRPC) && matches!(rest, [] | [b';' | b' ', ..])
+    })
+}
+
+fn unsupported_media_type() -> Response<Body> {
+    let text = "This port serves gRPC: the content type must be application/grpc\n";
+    let mut response = Response::new(Body::new(text.to_owned()));
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
 impl<S> Service<Request<Body>> for StreamingService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
@@ -146,6 +176,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            return Either::Left(ready(Ok(unsupported_media_type())));
+        }
         match request.uri().path() {
             CHAT_PATH => Either::Left(ready(Ok(self.chat(request)))),
             SUBSCRIBE_PATH => Either::Left(ready(Ok(self.subscribe(request)))),

@@ -18,6 +18,7 @@ use super::inbound::{Inbound, InboundError};
 use super::observer::{Observer, StreamingMethod};
 use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
+use super::time_limit::StreamLimit;
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start;
@@ -26,6 +27,7 @@ use crate::reason::Reason;
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
     rates: Arc<Rates>,
+    limit: StreamLimit,
     state: State,
     outcome: StreamOutcome,
 }
@@ -51,6 +53,7 @@ impl SubscribeBody {
         inbound: Inbound<SubscribeRequest>,
         draining: CancellationToken,
         rates: Arc<Rates>,
+        limit: StreamLimit,
         connection: &ConnectionInfo,
         observer: Arc<dyn Observer>,
     ) -> Self {
@@ -61,6 +64,7 @@ impl SubscribeBody {
         Self {
             hub,
             rates,
+            limit,
             state: State::AwaitingRequest(Box::new(awaiting)),
             outcome: StreamOutcome::new(StreamingMethod::Subscribe, connection.peer, observer),
         }
@@ -124,6 +128,11 @@ impl Body for SubscribeBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        if let Poll::Ready(error) = this.limit.poll(cx)
+            && !matches!(this.state, State::Ending(_) | State::Ended)
+        {
+            this.reject(&error);
+        }
         loop {
             match &mut this.state {
                 State::AwaitingRequest(_) => ready!(this.poll_awaiting_request(cx)),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
@@ -19,6 +20,7 @@ use super::byte_budget::Reservation;
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
 use super::observer::Observer;
+use super::time_limit::{LimitedBody, deadline, respond_by};
 use crate::reason::Reason;
 
 /// Maximum size of a request that contains no text, in bytes: names, tokens and positions.
@@ -54,15 +56,22 @@ pub struct UnaryLimits<S> {
     inner: S,
     /// Maximum size of a `SendMessage` request, in bytes.
     post_limit: usize,
+    draining: CancellationToken,
     observer: Arc<dyn Observer>,
 }
 
 impl<S> UnaryLimits<S> {
-    /// Wraps `inner`. Requests with a text may have `post_limit` bytes.
-    pub fn new(inner: S, post_limit: usize, observer: Arc<dyn Observer>) -> Self {
+    /// Wraps `inner`. Requests with a text may have `post_limit` bytes. When `draining` is cancelled, streams of requests end.
+    pub fn new(
+        inner: S,
+        post_limit: usize,
+        draining: CancellationToken,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         Self {
             inner,
             post_limit,
+            draining,
             observer,
         }
     }
@@ -93,23 +102,35 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = self.method(request.uri().path());
         let is_stream = request.uri().path().starts_with(REFLECTION);
+        let draining = is_stream.then(|| Box::pin(self.draining.clone().cancelled_owned()));
+        let deadline = deadline(request.headers());
         let budgets = ConnectionBudgets::of(request.extensions());
         let observer = Arc::clone(&self.observer);
         let request = request.map(|body| {
             Body::new(RequestBody {
                 limit: method.request,
-                is_stream,
+                draining,
                 ..RequestBody::new(body, Arc::clone(&budgets), Arc::clone(&observer))
             })
         });
         let response = self.inner.call(request);
         Box::pin(async move {
-            let responded = match method.kind {
-                MethodKind::Other => Ok(response.await?),
-                MethodKind::Command => respond_to_command(response, &budgets).await,
-                MethodKind::Query => respond_to_query(response, &budgets).await,
+            let responding = async {
+                match method.kind {
+                    MethodKind::Other => {
+                        let Ok(response) = response.await;
+                        Ok(match deadline {
+                            Some(deadline) => {
+                                response.map(|body| Body::new(LimitedBody::new(body, deadline)))
+                            }
+                            None => response,
+                        })
+                    }
+                    MethodKind::Command => respond_to_command(response, &budgets).await,
+                    MethodKind::Query => respond_to_query(response, &budgets).await,
+                }
             };
-            Ok(match responded {
+            Ok(match respond_by(deadline, responding).await {
                 Ok(response) => complete_error(response, &*observer),
                 Err(error) => {
                     error.report(&*observer);
@@ -226,8 +247,8 @@ impl HttpBody for ResponseBody {
 struct RequestBody {
     body: Body,
     limit: usize,
-    /// Whether the client may send any number of messages and keep the stream open.
-    is_stream: bool,
+    /// If the client may send any number of messages and keep the stream open: until the server drains.
+    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     budgets: Arc<ConnectionBudgets>,
     request: ReadingRequest,
     observer: Arc<dyn Observer>,
@@ -244,7 +265,7 @@ impl RequestBody {
         Self {
             body,
             limit: SMALL_REQUEST,
-            is_stream: false,
+            draining: None,
             request: budgets.begin_request(),
             budgets,
             observer,
@@ -289,7 +310,7 @@ impl RequestBody {
 
     fn complete(&mut self) {
         self.reservation = None;
-        if self.is_stream {
+        if self.draining.is_some() {
             self.timeout = None;
         }
     }
@@ -310,6 +331,11 @@ impl HttpBody for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            if let Some(draining) = &mut this.draining
+                && draining.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(None);
+            }
             if let Some(timeout) = &mut this.timeout {
                 ready!(timeout.as_mut().poll(cx));
                 this.timeout = None;

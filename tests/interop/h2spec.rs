@@ -5,10 +5,7 @@ use std::process::Command;
 use crate::process::{h2spec, run, serve, text};
 
 /// The checks that fail, which do not show a fault of the server: h2spec is made for a web server.
-const EXPECTED_FAILURES: [&str; 4] = [
-    // A request that is not gRPC is answered without a body, and h2spec waits for one.
-    "Sends a WINDOW_UPDATE frame on half-closed (remote) stream",
-    "Sends a PRIORITY frame on half-closed (remote) stream",
+const EXPECTED_FAILURES: [&str; 2] = [
     // The connection is closed while bytes of it are unread, so the system resets it.
     "Sends invalid connection preface",
     // Streams are answered at once, so there are never too many at a time.

@@ -48,8 +48,9 @@ async fn status_without_first_message(method: &str) -> Status {
     );
     let others = service_fn(|_: Request<Body>| ready(Ok::<_, Infallible>(Response::new(Body::empty()))));
     let rates = Arc::new(Rates::new(RateLimits::default()));
-    let route = StreamingService::new(others, hub, CancellationToken::new(), rates, observer);
+    let route = StreamingService::new(others, hub, CancellationToken::new(), rates, None, observer);
     let request = Request::post(format!("/itu.chitchat.ChatService/{method}"))
+        .header("content-type", "application/grpc")
         .body(Body::new(Silence))
         .unwrap();
     let mut body = route.oneshot(request).await.unwrap().into_body();

@@ -25,6 +25,7 @@ mod harness;
 mod leaving;
 mod load;
 mod newer_fields;
+mod proxies;
 mod rates;
 mod raw_http2;
 mod retention;

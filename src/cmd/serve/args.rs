@@ -250,6 +250,11 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "5m", help_heading = "Connections")]
     stall_timeout: Duration,
 
+    /// End streams of this age, give or take a tenth, so that their clients connect again and a load balancer can distribute
+    /// them anew, at least 1s [default: no limit]
+    #[arg(long, env = "CHITCHAT_MAX_STREAM_AGE", value_name = "TIME", value_parser = duration, help_heading = "Connections")]
+    max_stream_age: Option<Duration>,
+
     /// Memory that the process may use, at least 128MiB; limits that need more are refused, and other defaults depend on it
     /// [default: what the cgroup or the machine has]
     #[arg(long, env = "CHITCHAT_MAX_MEMORY", value_name = "SIZE", value_parser = size::<u64>, help_heading = "Process")]
@@ -406,6 +411,7 @@ impl Args {
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
                 stall_timeout: self.stall_timeout,
+                max_stream_age: self.max_stream_age,
                 handshake_timeout: self.handshake_timeout,
                 idle_timeout: self.idle_timeout,
                 rates: RateLimits {

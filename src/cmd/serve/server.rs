@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
@@ -21,7 +21,8 @@ use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{
-    CHAT_SERVICE, Listener, Rates, ServerTls, StreamingService, UnaryLimits, UnaryService, decode_limit,
+    CHAT_SERVICE, HealthChecks, Listener, Rates, ServerTls, StreamingService, UnaryLimits, UnaryService,
+    decode_limit,
 };
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError, StoreUsage};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
@@ -165,7 +166,7 @@ impl Server {
     ///
     /// Not safe: if the future is dropped, the server continues in background tasks and is not drained.
     pub async fn run(self, shutdown: impl Future<Output = &'static str>) -> Result<(), Failure> {
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let health = HealthReporter::new();
         // No client can query this before the listener accepts connections.
         set_health(&health, ServingStatus::Serving).await;
         self.readiness.set(true);
@@ -175,7 +176,8 @@ impl Server {
             CancellationToken::new(),
             CancellationToken::new(),
         );
-        let routes = self.routes(health_service, draining.clone());
+        let health_checks = HealthChecks::new(health.clone(), draining.clone());
+        let routes = self.routes(health_checks, draining.clone());
         let (listen, admin) = (self.local_addr, self.admin_addr);
         info!(event = "serving", %listen, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), abort.clone()));
@@ -225,7 +227,7 @@ impl Server {
     /// The services on the gRPC port.
     fn routes(
         &self,
-        health: HealthServer<impl Health>,
+        health: HealthChecks,
         draining: CancellationToken,
     ) -> <UnaryCallLayer as Layer<StreamingService<UnaryLimits<Routes>>>>::Service {
         let observer = Arc::new(self.observer.clone());
@@ -233,10 +235,12 @@ impl Server {
         let unary = UnaryService::new(Arc::clone(&self.hub), Arc::clone(&rates), observer.clone());
         let post_limit = decode_limit(self.config.rules.max_message_chars);
         let chat = ChatServiceServer::new(unary).max_decoding_message_size(post_limit);
-        let health = health.max_decoding_message_size(SMALL_REQUEST_BYTES);
+        let health = HealthServer::new(health).max_decoding_message_size(SMALL_REQUEST_BYTES);
         let routes = add_reflection(Routes::new(chat).add_service(health)).prepare();
-        let limited = UnaryLimits::new(routes, post_limit, observer.clone());
-        let service = StreamingService::new(limited, Arc::clone(&self.hub), draining, rates, observer);
+        let limited = UnaryLimits::new(routes, post_limit, draining.clone(), observer.clone());
+        let max_age = self.config.transport.max_stream_age;
+        let hub = Arc::clone(&self.hub);
+        let service = StreamingService::new(limited, hub, draining, rates, max_age, observer);
         self.calls.layer(service)
     }
 }
@@ -348,6 +352,7 @@ mod tests {
     use tokio_stream::StreamExt as _;
     use tonic::Request;
     use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_server::Health as _;
     use tonic_health::server::HealthService;
 
     use super::*;
