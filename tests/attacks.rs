@@ -205,6 +205,19 @@ const ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "messages byte by byte, which are not read",
+        connections: 200,
+        window: 0,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                return attacker.join("lobby".into());
+            }
+            repeated(1_000, &frame(DATA, 0, attacker.stream, &[0]))
+        },
+    },
+    Attack {
         name: "history that nobody reads",
         connections: 16,
         window: 0,

@@ -25,7 +25,14 @@ pub(super) const STREAM_WINDOW: u32 = 65_535;
 /// A connection with less unread than this is not closed.
 const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
 
-/// The bytes of messages that a connection has received and its requests have not read: h2 holds them.
+/// What a DATA frame counts as at least, in bytes: h2 keeps each in a slot of its own.
+pub(super) const MIN_FRAME_BYTES: usize = 256;
+
+/// The most that one request can have unread: its window full of the shortest messages, which have 9 bytes.
+const MAX_REQUEST_UNREAD: usize = STREAM_WINDOW as usize / 9 * MIN_FRAME_BYTES;
+
+/// The bytes of messages that a connection has received and its requests have not read: h2 holds them. Each frame counts as at
+/// least [`MIN_FRAME_BYTES`].
 ///
 /// What arrives for a request that has ended, and padding, is not read but discarded by h2. [`Unread::settle`] forgets it.
 #[derive(Debug)]
@@ -72,7 +79,10 @@ impl Unread {
 
     /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun.
     pub(super) fn settle(&self) {
-        let most = self.requests.load(Ordering::Relaxed).saturating_mul(FAIR_UNREAD);
+        let most = self
+            .requests
+            .load(Ordering::Relaxed)
+            .saturating_mul(MAX_REQUEST_UNREAD);
         let discarded = self.own.load(Ordering::Relaxed).saturating_sub(most);
         if discarded > 0 {
             self.remove(discarded);
@@ -91,9 +101,9 @@ impl Drop for Unread {
 pub(super) struct ReadingRequest(Arc<ConnectionBudgets>);
 
 impl ReadingRequest {
-    /// Counts bytes that it has read.
+    /// Counts a DATA frame that it has read.
     pub(super) fn read(&self, bytes: usize) {
-        self.0.unread.remove(bytes);
+        self.0.unread.remove(bytes.max(MIN_FRAME_BYTES));
     }
 }
 
@@ -346,7 +356,7 @@ mod tests {
             upload.read(1_000);
             drop(upload);
             connection.unread.settle();
-            assert!(connection.unread.own.load(Ordering::Relaxed) <= FAIR_UNREAD);
+            assert!(connection.unread.own.load(Ordering::Relaxed) <= MAX_REQUEST_UNREAD);
         }
         drop(chat);
         connection.unread.settle();

@@ -25,8 +25,8 @@ use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
 
 /// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
-/// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of 1-byte frames (7,281 frames in a
-/// [`STREAM_WINDOW`], 1.8 MB of charge each).
+/// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of the shortest messages, which have 9
+/// bytes (7,281 in a [`STREAM_WINDOW`], 1.8 MB of charge each).
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// How many bytes h2 buffers per stream for a client that does not read.

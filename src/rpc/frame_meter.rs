@@ -3,6 +3,8 @@
 
 use tokio::time::Instant;
 
+use super::budget::MIN_FRAME_BYTES;
+
 /// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
 const HEADER_LEN: usize = 9;
 
@@ -78,7 +80,8 @@ impl FrameMeter {
         }
     }
 
-    /// Counts the frames in the next bytes of the connection. Returns how many bytes of DATA are in them.
+    /// Counts the frames in the next bytes of the connection. Returns how many bytes of DATA are in them, at least
+    /// [`MIN_FRAME_BYTES`] of each frame.
     ///
     /// # Errors
     ///
@@ -87,7 +90,7 @@ impl FrameMeter {
         let (mut cost, mut data) = (0.0, 0);
         self.read.scan(bytes, |kind, len| {
             if kind == DATA {
-                data += len;
+                data += len.max(MIN_FRAME_BYTES);
             }
             cost += match kind {
                 kind if UNMETERED.contains(&kind) => 0.0,
