@@ -237,7 +237,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "messages received in part; each takes its whole length",
+            "messages in transit: received in part, of which each takes its whole length, or waiting for their room",
             fixed("4 MiB per connection, one share in all"),
             Rejected(Reason::ReceiveBudgetExceeded),
         ),

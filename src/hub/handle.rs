@@ -231,6 +231,11 @@ impl Member {
         self.sender.poll_push(cx, &mut self.unsent)
     }
 
+    /// Roughly the bytes of the message that does not fit into the mailbox yet.
+    pub(crate) fn unsent_weight(&self) -> usize {
+        self.unsent.as_ref().map_or(0, Weight::weight)
+    }
+
     /// Sends a message to the room. Its position in the room's order is decided once [`Member::poll_ready`] is ready again.
     pub(crate) fn say(&mut self, message: Message, received_at: Instant) {
         let say = Say {

@@ -1,4 +1,4 @@
-//! The framing of gRPC messages, and the limits on messages that arrive in part.
+//! The framing of gRPC messages, and the limits on messages in transit.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(super) fn payload_len(header: &[u8; HEADER_LEN], limit: usize) -> Result<usi
 pub(super) fn too_much_received() -> RpcError {
     RpcError::new(
         Reason::ReceiveBudgetExceeded,
-        "too many messages are received in part; send each message as a whole",
+        "too many messages are in transit; send each as a whole, and wait for the answers to earlier ones",
     )
 }
 

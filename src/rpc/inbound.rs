@@ -67,6 +67,12 @@ impl<M: Message + Default> Inbound<M> {
         }
     }
 
+    /// Reserves memory for a message that was read and waits to be handled. `None` if the connection's budget does not have that
+    /// much.
+    pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        self.budgets.received.try_reserve(bytes)
+    }
+
     /// The next message; `None` when the client has ended its half of the stream.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<M, InboundError>>> {
         loop {

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tonic::{Code, Status};
 
+use super::byte_budget::Reservation;
 use super::convert::{first_sequence, message_id};
 use super::error::RpcError;
+use super::framing::too_much_received;
 use super::inbound::{Inbound, InboundError};
 use super::observer::Observer;
 use super::rates::MessageRate;
@@ -37,6 +39,8 @@ pub(super) struct JoinedStream {
     welcome: Option<Bytes>,
     is_reading: bool,
     rate: MessageRate,
+    /// Accounts for a message that waits for space in the room's mailbox.
+    in_transit: Option<Reservation>,
     /// The notice that the newest message came too fast, until it is sent.
     notice: Option<Bytes>,
     /// Why the client's half of the stream ended, and the status unless it is OK. The stream ends with them once the room has
@@ -90,6 +94,7 @@ impl JoinedStream {
             welcome: None,
             is_reading: true,
             rate,
+            in_transit: None,
             notice: None,
             inbound_end: None,
         };
@@ -139,13 +144,21 @@ impl JoinedStream {
     ) {
         for _ in 0..MAX_BURST {
             match self.member.poll_ready(cx) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => self.in_transit = None,
                 // The room has stopped. The feed yields the reason, which ends this stream.
                 Poll::Ready(Err(_)) => {
                     self.is_reading = false;
                     return;
                 }
-                Poll::Pending => return,
+                Poll::Pending => {
+                    if self.in_transit.is_none() {
+                        self.in_transit = inbound.reserve(self.member.unsent_weight());
+                        if self.in_transit.is_none() {
+                            self.reject(&too_much_received(), observer);
+                        }
+                    }
+                    return;
+                }
             }
             let Poll::Ready(received) = inbound.poll_next(cx) else {
                 return;
@@ -316,5 +329,84 @@ impl JoinedStream {
             welcome: Some(welcome),
             ..self.private_message()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::Waker;
+
+    use http_body::Frame;
+    use prost::Message as _;
+    use tonic::body::Body;
+
+    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::super::rates::{RateLimits, Rates};
+    use super::*;
+    use crate::hub::{Hub, HubOptions, JoinRequest};
+    use crate::store::{MemoryStore, Retention};
+    use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
+
+    /// A client that sends the same message without end.
+    struct Repeated(Bytes);
+
+    impl http_body::Body for Repeated {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Ready(Some(Ok(Frame::data(self.0.clone()))))
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_that_wait_for_a_full_mailbox_take_no_more_than_their_budget() {
+        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+        let observer = Arc::new(TelemetryObserver::new(metrics, None));
+        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 1));
+        let options = HubOptions::default();
+        let hub = Hub::new(Rules::default(), options, store, &[0; 32], observer.clone());
+        let limits = BudgetLimits {
+            received: 20_000,
+            ..BudgetLimits::default()
+        };
+        let budgets = ServerBudgets::new(limits, 1).connection([127, 0, 0, 1].into());
+        let rates = Rates::new(RateLimits::default());
+        let mut streams = Vec::new();
+        for n in 0..10 {
+            let join = JoinMsgLeave {
+                client_name: format!("client {n}"),
+                ..JoinMsgLeave::default()
+            };
+            let request: JoinRequest = super::super::convert::join_request(join).unwrap();
+            let member = hub.join(request, Instant::now()).await.unwrap();
+            let stream = JoinedStream::new(member, Rules::default(), Duration::ZERO, false, rates.messages());
+            let message = JoinMsgLeave {
+                msg: "x".repeat(2_000),
+                r#type: EventType::Message.into(),
+                ..JoinMsgLeave::default()
+            };
+            let payload = message.encode_to_vec();
+            let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+            let body = Body::new(Repeated([&[0], &len[..], &payload].concat().into()));
+            streams.push((stream, Inbound::new(body, 10_000, Arc::clone(&budgets))));
+        }
+        // The room's actor does not run meanwhile, so its mailbox fills.
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..20 {
+            for (stream, inbound) in &mut streams {
+                stream.read_inbound(&mut cx, inbound, &*observer);
+            }
+        }
+        let waiting = streams.iter().filter(|(stream, _)| stream.in_transit.is_some());
+        let rejected = streams.iter().filter(|(stream, _)| !stream.is_reading);
+        assert_eq!((waiting.count(), rejected.count()), (6, 4));
+        drop(streams);
+        assert!(budgets.received.try_reserve(15_000).is_some());
     }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::budget::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{client_name, first_sequence, message_id, room_name};
 use super::error::RpcError;
+use super::framing::too_much_received;
 use super::observer::Observer;
 use super::rates::Rates;
 use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
@@ -87,6 +89,10 @@ impl UnaryService {
         meta: RequestMeta,
         connection: &ConnectionInfo,
     ) -> Result<SendMessageResponse, RpcError> {
+        // The message takes memory until the room has taken it.
+        let received = &connection.budgets.received;
+        let reservation = received.try_reserve(request.encoded_len());
+        let _in_transit = reservation.ok_or_else(too_much_received)?;
         let room = room_name(&request.room)?;
         let post = Post {
             name: client_name(&request.client_name)?,
