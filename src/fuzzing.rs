@@ -5,16 +5,17 @@
 
 use crate::client::escape;
 use crate::domain::{MessageId, Name, RoomName, Text, TraceContext};
-use crate::{cmd, hub, rpc, store};
+use crate::{auth, cmd, hub, rpc, store};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// The fuzz targets, by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("damage", store::fuzzing::damage),
     ("entries", store::fuzzing::entries),
     ("frames", rpc::fuzzing::frames),
+    ("jwt", auth::fuzz_tokens),
     ("names", names),
     ("options", cmd::fuzz_options),
     ("requests", rpc::fuzzing::requests),

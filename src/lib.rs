@@ -17,9 +17,13 @@ mod tls;
 #[cfg(feature = "server")]
 pub mod admin;
 #[cfg(feature = "server")]
+pub mod auth;
+#[cfg(feature = "server")]
 pub mod cmd;
 #[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
+mod der;
 #[cfg(feature = "server")]
 mod failpoint;
 #[cfg(any(feature = "fuzzing", all(test, feature = "server")))]

@@ -11,6 +11,7 @@ use std::process::Command;
 /// long as there is no cycle.
 const LAYERS: [&[&str]; 7] = [
     &[
+        "der",
         "domain",
         "failpoint",
         "procfs",
@@ -19,7 +20,7 @@ const LAYERS: [&[&str]; 7] = [
         "tls",
         "wall_clock",
     ],
-    &["reason", "store"],
+    &["auth", "reason", "store"],
     &["hub"],
     &["rpc"],
     &["admin", "config", "memory_plan", "signals", "telemetry"],

@@ -19,6 +19,7 @@ pub mod serve;
 mod stderr;
 mod store;
 mod tail;
+mod token;
 mod who;
 
 use std::ffi::OsString;
@@ -53,6 +54,7 @@ enum Command {
     Doctor(Box<doctor::DoctorCommand>),
     Store(store::StoreCommand),
     Certs(certs::CertsCommand),
+    Token(token::TokenCommand),
     #[command(hide = true, alias = "bench-limit-server")]
     Bench(bench::Bench),
 }
@@ -71,6 +73,7 @@ impl Command {
             Self::Doctor(command) => command.run(),
             Self::Store(command) => command.run(),
             Self::Certs(command) => command.run(),
+            Self::Token(command) => command.run(),
             Self::Bench(command) => command.run(),
         }
     }

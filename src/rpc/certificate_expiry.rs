@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use crate::der::element;
+
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const EXPLICIT_VERSION: u8 = 0xa0;
@@ -21,22 +23,6 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     let (_, _not_before, rest) = element(validity)?;
     let (tag, not_after, _) = element(rest)?;
     time(tag, std::str::from_utf8(not_after).ok()?)
-}
-
-/// Splits DER into the tag and the content of its first element, and what follows it.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, length], rest) = der.split_first_chunk()?;
-    let (length, rest) = if length < 0x80 {
-        (length.into(), rest)
-    } else {
-        let (bytes, rest) = rest.split_at_checked((length & 0x7f).into())?;
-        let length = bytes.iter().try_fold(0_usize, |length, byte| {
-            Some(length.checked_mul(256)? | usize::from(*byte))
-        });
-        (length?, rest)
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some((tag, content, rest))
 }
 
 /// Parses `YYMMDDHHMMSSZ` (years 1950 to 2049) or `YYYYMMDDHHMMSSZ`.
