@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::admin;
+use crate::auth::AuthOptions;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
@@ -67,6 +68,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// Whether other machines may reach the gRPC port without TLS.
     pub insecure: bool,
+    /// Which tokens the server accepts. `None` if it requires none.
+    pub auth: Option<AuthOptions>,
     /// The address of the admin port. Port 0 binds a free port.
     pub admin: SocketAddr,
     /// The rules of every room.
@@ -96,6 +99,7 @@ impl Default for Config {
             listen: local(50_052),
             tls: None,
             insecure: false,
+            auth: None,
             admin: local(9_464),
             rules: Rules::default(),
             hub: HubOptions::default(),

@@ -73,6 +73,30 @@ pub enum Reason {
     TooManyStreams,
     /// The connection is not encrypted, and the server requires TLS.
     TlsRequired,
+    /// The call has no token, and the server requires one.
+    TokenMissing,
+    /// The token is not one, or lacks something that it must say.
+    TokenMalformed,
+    /// The token is signed with an algorithm that its key is not for, or not at all.
+    TokenAlgorithm,
+    /// The server does not have the key of the token.
+    TokenKeyUnknown,
+    /// The signature of the token is not valid.
+    TokenSignature,
+    /// The token has expired.
+    TokenExpired,
+    /// The token is not valid yet.
+    TokenNotYetValid,
+    /// The token is for another audience.
+    TokenAudience,
+    /// The token is from another issuer.
+    TokenIssuer,
+    /// The token does not grant the right.
+    RightNotGranted,
+    /// The token does not grant the room.
+    RoomNotGranted,
+    /// The token is for another name.
+    NameNotGranted,
     /// The room does not exist.
     NoRoom,
     /// The log does not contain the events after the requested position.
@@ -97,7 +121,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 53] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -129,6 +153,18 @@ impl Reason {
         Self::TooManyConnections,
         Self::TooManyStreams,
         Self::TlsRequired,
+        Self::TokenMissing,
+        Self::TokenMalformed,
+        Self::TokenAlgorithm,
+        Self::TokenKeyUnknown,
+        Self::TokenSignature,
+        Self::TokenExpired,
+        Self::TokenNotYetValid,
+        Self::TokenAudience,
+        Self::TokenIssuer,
+        Self::RightNotGranted,
+        Self::RoomNotGranted,
+        Self::NameNotGranted,
         Self::NoRoom,
         Self::NotKept,
         Self::PageTokenInvalid,
@@ -176,6 +212,18 @@ impl Reason {
             Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
             Self::TooManyStreams => "TOO_MANY_STREAMS",
             Self::TlsRequired => "TLS_REQUIRED",
+            Self::TokenMissing => "TOKEN_MISSING",
+            Self::TokenMalformed => "TOKEN_MALFORMED",
+            Self::TokenAlgorithm => "TOKEN_ALGORITHM",
+            Self::TokenKeyUnknown => "TOKEN_KEY_UNKNOWN",
+            Self::TokenSignature => "TOKEN_SIGNATURE",
+            Self::TokenExpired => "TOKEN_EXPIRED",
+            Self::TokenNotYetValid => "TOKEN_NOT_YET_VALID",
+            Self::TokenAudience => "TOKEN_AUDIENCE",
+            Self::TokenIssuer => "TOKEN_ISSUER",
+            Self::RightNotGranted => "RIGHT_NOT_GRANTED",
+            Self::RoomNotGranted => "ROOM_NOT_GRANTED",
+            Self::NameNotGranted => "NAME_NOT_GRANTED",
             Self::NoRoom => "NO_ROOM",
             Self::NotKept => "NOT_KEPT",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
@@ -216,6 +264,16 @@ impl Reason {
             | Self::JoinsTooFast
             | Self::NewRoomsTooFast
             | Self::TooManyRoomsPerAddress => Code::ResourceExhausted,
+            Self::TokenMissing
+            | Self::TokenMalformed
+            | Self::TokenAlgorithm
+            | Self::TokenKeyUnknown
+            | Self::TokenSignature
+            | Self::TokenExpired
+            | Self::TokenNotYetValid
+            | Self::TokenAudience
+            | Self::TokenIssuer => Code::Unauthenticated,
+            Self::RightNotGranted | Self::RoomNotGranted | Self::NameNotGranted => Code::PermissionDenied,
             Self::NoRoom => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
@@ -299,6 +357,7 @@ impl Reason {
             Self::StreamAged => "aged",
             Self::TakenOver => "taken_over",
             Self::Draining => "drain",
+            Self::TokenExpired if has_joined => "expired",
             // If the room fails before, it has rejected the JOIN.
             Self::RoomFailed | Self::LogDamaged if has_joined => "error",
             _ => "refused",

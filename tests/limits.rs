@@ -8,6 +8,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
+use chitchat::auth::MAX_TOKEN_BYTES;
 use chitchat::domain::limits::{
     DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD,
     MAX_CLOCK_AHEAD_CEILING, MAX_MARKS_PER_LETTER, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN,
@@ -303,6 +304,19 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "messages per second that are traced because their senders ask for it",
             Flag("--trace-remote-limit"),
             Other("the server's own ratio decides", ""),
+        ),
+        (
+            "a token, which grants up to 32 patterns of rooms",
+            fixed(format!("{} KiB", MAX_TOKEN_BYTES / 1024)),
+            Rejected(Reason::TokenMalformed),
+        ),
+        (
+            "keys of tokens",
+            fixed("64, in a file of 1 MiB"),
+            Other(
+                "no start, or the previous keys stay in use",
+                "chitchat_auth_keys_reloads_total{outcome=\"failure\"}",
+            ),
         ),
         (
             "what a client sends in a TLS handshake",

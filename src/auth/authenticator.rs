@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use std::{fs, io};
 
 use parking_lot::{Mutex, RwLock};
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::caller::{Anonymous, Caller, Identity};
 use super::key_set::KeySet;
 use super::token::{Requirements, TokenError, verify};
+use crate::wall_clock::unix_time;
 
 /// How often the file is read to find out whether it has changed.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -115,7 +116,7 @@ impl Authenticator {
     fn verify(&self, token: &[u8], cached: &CachedToken) -> Result<Arc<Identity>, TokenError> {
         let keys = Arc::clone(&self.keys.read());
         let digest = digest(&SHA256, token);
-        let now = now();
+        let now = unix_time();
         let mut entry = cached.0.lock();
         if let Some(entry) = &*entry
             && entry.digest.as_ref() == digest.as_ref()
@@ -184,12 +185,6 @@ impl Authenticator {
     }
 }
 
-/// Seconds since 1970; 0 if the clock is set to before that.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
-}
-
 /// The token of an `authorization` header (RFC 6750), whose scheme may be in upper or lower case.
 fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
@@ -247,13 +242,13 @@ mod tests {
             name: Some("Ada".into()),
             rooms: vec!["tea".into()],
             rights: vec!["read".into(), "write".into(), "fly".into()],
-            expires_at: now() + 60,
+            expires_at: unix_time() + 60,
         }
     }
 
     fn claims() -> Value {
         json!({
-            "iss": ISSUER, "aud": ["chat.example", "other.example"], "sub": "ada", "exp": now() + 60,
+            "iss": ISSUER, "aud": ["chat.example", "other.example"], "sub": "ada", "exp": unix_time() + 60,
             "rooms": ["tea"], "rights": ["read"],
         })
     }
@@ -388,7 +383,7 @@ mod tests {
         };
         let is_malformed = |error| matches!(error, TokenError::Malformed(_));
         assert_eq!(
-            refused(&|claims| claims["exp"] = json!(now() - 60)),
+            refused(&|claims| claims["exp"] = json!(unix_time() - 60)),
             TokenError::Expired
         );
         assert_eq!(refused(&|claims| claims["exp"] = json!(1.5)), TokenError::Expired);
@@ -396,7 +391,7 @@ mod tests {
         assert!(is_malformed(refused(&|claims| claims["exp"] = json!(-1))));
         assert!(is_malformed(refused(&remove("exp"))));
         assert_eq!(
-            refused(&|claims| claims["nbf"] = json!(now() + 600)),
+            refused(&|claims| claims["nbf"] = json!(unix_time() + 600)),
             TokenError::NotYetValid
         );
         assert_eq!(

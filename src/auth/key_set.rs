@@ -133,7 +133,7 @@ mod tests {
         let secret = r#"{"kty":"oct","kid":"a","k":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}"#;
         let others = r#"{"kty":"EC","crv":"P-521"},{"kty":"RSA","use":"enc"},{"kty":"new"}"#;
         let set = KeySet::parse(format!("{{\"keys\":[{others},{secret}]}}").as_bytes());
-        let set = set.ok().expect("a set");
+        let set = set.expect("a set");
         assert_eq!(set.len(), 1);
         assert!(set.find(Some("a")).is_some() && set.find(None).is_some());
         assert!(set.find(Some("../../etc/passwd")).is_none());

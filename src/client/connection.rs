@@ -22,6 +22,7 @@ use super::session_state::{SEND_QUEUE_LEN, SessionState};
 #[cfg(feature = "tls")]
 use super::tls::{self, TlsOptions};
 use super::tls_error::TlsError;
+use super::token::Token;
 use crate::proto::chat_service_client::ChatServiceClient;
 use crate::proto::{
     GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest, ListParticipantsResponse,
@@ -50,6 +51,8 @@ pub struct ConnectOptions {
     /// Whom to trust if the address begins with `https://`. An error if it does not and this is not the default.
     #[cfg(feature = "tls")]
     pub tls: TlsOptions,
+    /// The token that each call sends. Default: none.
+    pub token: Option<Token>,
 }
 
 impl Default for ConnectOptions {
@@ -60,6 +63,7 @@ impl Default for ConnectOptions {
             keepalive_timeout: Duration::from_secs(10),
             #[cfg(feature = "tls")]
             tls: TlsOptions::default(),
+            token: None,
         }
     }
 }
@@ -110,7 +114,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`ClientError::Unreachable`] if the connection is refused or breaks, [`ClientError::Tls`] if it is not secure, [`ClientError::Timeout`] if it is not
-    /// established within [`ConnectOptions::response_timeout`].
+    /// established within [`ConnectOptions::response_timeout`], [`ClientError::Token`] if there is no token where one should be.
     ///
     /// # Cancel safety
     /// Dropping the future aborts the attempt.
@@ -120,13 +124,17 @@ impl Connection {
             .keep_alive_timeout(options.keepalive_timeout)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
+        let authorization = match &options.token {
+            Some(token) => Some(token.authorization().await.map_err(ClientError::Token)?),
+            None => None,
+        };
         let tls_failure = Arc::default();
         let connecting = connect(&endpoint, address, options, &tls_failure);
         let channel = with_timeout(options.response_timeout, address, connecting)
             .await?
             .map_err(|error| ClientError::unreachable(error, address))?;
         Ok(Self {
-            channel: GrpcChannel(channel),
+            channel: GrpcChannel::new(channel, authorization),
             address: address.clone(),
             response_timeout: options.response_timeout,
             tls_failure,

@@ -15,6 +15,7 @@ const NAME_TAKEN: &str = "NAME_TAKEN";
 const TAKEN_OVER: &str = "TAKEN_OVER";
 const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
 const TLS_REQUIRED: &str = "TLS_REQUIRED";
+const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
 
 /// Why a call, a stream or a session failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum ClientError {
         /// What is wrong.
         error: TlsError,
     },
+    /// There is no token where [`ConnectOptions::token`](super::ConnectOptions::token) says. Permanent.
+    #[error("{0}")]
+    Token(String),
     /// The server did not respond in time.
     #[error("{address} did not answer within {}", humantime::format_duration(*.waited))]
     Timeout {
@@ -163,6 +167,7 @@ impl ClientError {
             Self::Tls { error, .. } => matches!(error, TlsError::Handshake(_)),
             Self::Internal { code, .. } => matches!(code, Code::Cancelled | Code::DeadlineExceeded),
             Self::Unimplemented { .. }
+            | Self::Token(_)
             | Self::TakenOver { .. }
             | Self::OutOfRange { .. }
             | Self::WindowFull
@@ -173,11 +178,12 @@ impl ClientError {
     /// Whether a client that has already joined or read a room should try to reconnect after this error.
     ///
     /// In addition to [transient](Self::is_transient) errors, this includes a taken name, because the client's own earlier
-    /// session may hold it until the grace period has expired, and a missing room, because it may be created again.
+    /// session may hold it until the grace period has expired, a missing room, because it may be created again, and an expired
+    /// token, because its file may have been renewed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.is_transient()
-            || matches!(self, Self::Rejected(rejection) if rejection.reason == NAME_TAKEN || rejection.code == Code::NotFound)
+            || matches!(self, Self::Rejected(rejection) if [NAME_TAKEN, TOKEN_EXPIRED].contains(&rejection.reason.as_str()) || rejection.code == Code::NotFound)
     }
 
     /// The delay after which the server asks to retry; `None` if it did not ask for one.
@@ -293,6 +299,7 @@ mod tests {
             (Code::Unavailable, "DRAINING"),
             (Code::Aborted, "FELL_BEHIND"),
             (Code::AlreadyExists, "NAME_TAKEN"),
+            (Code::Unauthenticated, "TOKEN_EXPIRED"),
             (Code::DeadlineExceeded, "JOIN_TIMEOUT"),
         ] {
             assert!(of(code, reason).is_retryable(), "{reason}");
@@ -302,6 +309,8 @@ mod tests {
             (Code::AlreadyExists, "ID_TAKEN"),
             (Code::InvalidArgument, "NAME_INVALID"),
             (Code::OutOfRange, ""),
+            (Code::Unauthenticated, "TOKEN_SIGNATURE"),
+            (Code::PermissionDenied, "ROOM_NOT_GRANTED"),
             (Code::Unimplemented, ""),
             (Code::Internal, ""),
         ] {

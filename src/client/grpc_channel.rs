@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame};
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -14,12 +14,24 @@ use tonic::transport::{Channel, Error};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// A channel whose responses have a gRPC status, always.
+/// A channel whose requests have the token, if there is one, and whose responses have a gRPC status, always.
 ///
 /// tonic decodes whatever it receives: of the web page with which a proxy answers when it does not reach the server it says that
 /// the compression flag is 60, which is `<`.
 #[derive(Debug, Clone)]
-pub(super) struct GrpcChannel(pub(super) Channel);
+pub(super) struct GrpcChannel {
+    channel: Channel,
+    authorization: Option<HeaderValue>,
+}
+
+impl GrpcChannel {
+    pub(super) const fn new(channel: Channel, authorization: Option<HeaderValue>) -> Self {
+        Self {
+            channel,
+            authorization,
+        }
+    }
+}
 
 impl Service<Request<Body>> for GrpcChannel {
     type Response = Response<Body>;
@@ -27,11 +39,14 @@ impl Service<Request<Body>> for GrpcChannel {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.0.poll_ready(cx)
+        self.channel.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let response = self.0.call(request);
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        let response = self.channel.call(request);
         Box::pin(async move {
             let response = response.await?;
             if let Some(status) = foreign_status(response.status(), response.headers()) {

@@ -16,6 +16,7 @@
 //! [`ClientError`].
 //!
 //! Addresses that begin with `https://` need the feature `tls`; `ConnectOptions::tls` says whom to trust.
+//! [`ConnectOptions::token`] authenticates the client to a server that requires it.
 //!
 //! Names and texts are not sanitized. Use [`escape`] or [`format_message`] before printing them to a terminal.
 //!
@@ -68,6 +69,7 @@ mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
 mod tls_error;
+mod token;
 
 pub use crate::domain::{MessageId, TraceContext};
 pub use connection::{ConnectOptions, Connection, Health};
@@ -85,3 +87,4 @@ pub use subscription::{StartPosition, Subscription};
 #[cfg(feature = "tls")]
 pub use tls::TlsOptions;
 pub use tls_error::TlsError;
+pub use token::Token;

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Failure;
 use super::parse::{duration, timeout};
-use crate::client::{ConnectOptions, Connection, RetryPolicy, ServerAddress, TlsOptions};
+use crate::client::{ConnectOptions, Connection, RetryPolicy, ServerAddress, TlsOptions, Token};
 use crate::domain::{Name, RoomName};
 
 #[derive(Debug, Args)]
@@ -32,6 +32,10 @@ pub(super) struct ServerArg {
     /// Name that the server's certificate must have [default: the host of --server]
     #[arg(long, env = "CHITCHAT_SERVER_NAME", value_name = "NAME")]
     server_name: Option<String>,
+    /// Send the token in this file with each call; it is read for each connection. A token in the variable CHITCHAT_TOKEN is sent if
+    /// there is no file
+    #[arg(long, env = "CHITCHAT_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 impl ServerArg {
@@ -44,7 +48,17 @@ impl ServerArg {
                 key: self.key.clone(),
                 server_name: self.server_name.clone(),
             },
+            token: self.token(),
             ..ConnectOptions::default()
+        }
+    }
+
+    /// There is no flag for the token itself, because other users can see the arguments of a process.
+    fn token(&self) -> Option<Token> {
+        let variable = || std::env::var("CHITCHAT_TOKEN").ok();
+        match &self.token_file {
+            Some(path) => Some(Token::File(path.clone())),
+            None => variable().filter(|token| !token.is_empty()).map(Token::Value),
         }
     }
 }

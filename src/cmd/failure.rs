@@ -117,6 +117,7 @@ impl From<ClientError> for Failure {
                 error: TlsError::Options(_) | TlsError::Unsupported,
                 ..
             } => Self::Config(vec![line]),
+            ClientError::Token(_) => Self::Config(vec![line]),
             ClientError::WindowFull => Self::Software(line),
             ClientError::Unreachable { .. }
             | ClientError::Tls { .. }

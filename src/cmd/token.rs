@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Args;
 use rcgen::{KeyPair, PKCS_ED25519};
@@ -15,6 +15,7 @@ use super::parse::timeout;
 use super::stderr::note;
 use crate::auth::{Grant, Right, RoomPatterns, SigningKey};
 use crate::domain::Name;
+use crate::wall_clock::unix_time;
 
 const KEY_FILE: &str = "token-key.pem";
 const PUBLIC_FILE: &str = "jwks.json";
@@ -70,7 +71,6 @@ fn right(raw: &str) -> Result<String, String> {
 impl TokenCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let key = self.key()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let token = key.issue(&Grant {
             issuer: self.issuer,
             audience: self.audience,
@@ -78,7 +78,7 @@ impl TokenCommand {
             name: self.name.map(|name| name.as_str().to_owned()),
             rooms: self.rooms,
             rights: self.rights,
-            expires_at: (now + self.ttl).as_secs(),
+            expires_at: unix_time() + self.ttl.as_secs(),
         });
         writeln!(io::stdout(), "{token}")
             .map_err(|error| Failure::Io(format!("cannot write to stdout: {error}")))

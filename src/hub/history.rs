@@ -68,15 +68,27 @@ pub(super) fn read_history(
     })
 }
 
-/// At most `limit` rooms, by name, starting after the room `after`.
+/// At most `limit` of the rooms that are visible, by name, starting after the room `after`.
 pub(super) fn list_rooms(
     store: &dyn Store,
     registry: &Registry,
-    after: Option<&RoomName>,
+    mut after: Option<RoomName>,
     limit: usize,
+    is_visible: impl Fn(&RoomName) -> bool,
 ) -> Result<Vec<RoomSummary>, HubError> {
+    let mut rooms = Vec::new();
+    loop {
+        let names = store.rooms(after.as_ref(), limit);
+        let is_last = names.len() < limit;
+        after = names.last().cloned();
+        rooms.extend(names.into_iter().filter(&is_visible));
+        if is_last || rooms.len() >= limit {
+            break;
+        }
+    }
+    rooms.truncate(limit);
     let mut summaries = Vec::new();
-    for room in store.rooms(after, limit) {
+    for room in rooms {
         let Some(log) = store.find(&room) else { continue };
         let bounds = store.bounds(log.id)?;
         let (time, participants) = registry.get(&room).map_or((0, 0), |room| room.stats());

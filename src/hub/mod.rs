@@ -299,12 +299,13 @@ impl Hub {
         &self,
         after: Option<RoomName>,
         limit: usize,
+        is_visible: impl Fn(&RoomName) -> bool + Send + 'static,
         permit: impl Send + 'static,
     ) -> Result<Vec<RoomSummary>, HubError> {
         let store = Arc::clone(&self.context.store);
         let registry = Arc::clone(&self.registry);
         blocking(permit, move || {
-            history::list_rooms(&*store, &registry, after.as_ref(), limit)
+            history::list_rooms(&*store, &registry, after, limit, is_visible)
         })
         .await?
     }

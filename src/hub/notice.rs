@@ -15,11 +15,11 @@ pub(super) fn rejected(
 ) -> ServerMessage {
     let notice = Notice {
         code: Reason::from(rejection).notice_code().into(),
-        retry_delay: None,
         original_sequence: match rejection {
             Rejection::MessageIdTaken { original, .. } => original.get(),
             _ => 0,
         },
+        ..Notice::default()
     };
     private(room, epoch, notice, rejection.to_string(), time, message_id)
 }
@@ -34,8 +34,8 @@ pub(super) fn repeated(
 ) -> ServerMessage {
     let notice = Notice {
         code: NoticeCode::MessageRepeated.into(),
-        retry_delay: None,
         original_sequence: original.get(),
+        ..Notice::default()
     };
     let text = format!("Message was broadcast before, at sequence {original}.");
     private(room, epoch, notice, text, time, message_id)

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::address_budgets::{AddressBudgets, Addresses, share};
 use super::byte_budget::Budget;
 use super::error::RpcError;
+use crate::auth::{Anonymous, Caller};
 use crate::reason::Reason;
 
 /// How many queries one connection can have in progress. Its other queries wait, so that a client with many of them does not
@@ -263,8 +264,9 @@ pub(super) struct ConnectionBudgets {
     pub(super) stalled: StalledStreams,
 }
 
-/// The connection that a request came on.
+/// The connection that a request came on, and who makes the request.
 pub(super) struct ConnectionInfo {
+    pub(super) caller: Caller,
     pub(super) peer: Option<SocketAddr>,
     pub(super) budgets: Arc<ConnectionBudgets>,
 }
@@ -276,7 +278,10 @@ pub(super) struct Peer(pub(super) SocketAddr);
 impl ConnectionInfo {
     /// The connection of a request with these extensions.
     pub(super) fn of(extensions: &Extensions) -> Self {
+        let caller = extensions.get::<Caller>().cloned();
         Self {
+            // A request that was not authenticated may do nothing.
+            caller: caller.unwrap_or(Caller::Anonymous(Anonymous::None)),
             peer: extensions.get::<Peer>().map(|peer| peer.0),
             budgets: ConnectionBudgets::of(extensions),
         }

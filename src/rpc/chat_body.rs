@@ -25,6 +25,8 @@ use super::observer::{JoinAccepted, Observer, ParticipantInfo, StreamingMethod};
 use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
 use super::time_limit::StreamLimit;
+use super::token_expiry::TokenExpiry;
+use crate::auth::{Caller, Right};
 use crate::domain::{Timestamp, TraceContext};
 use crate::hub::{Hub, HubError, JoinRequest, Member};
 use crate::proto::{EventType, JoinMsgLeave};
@@ -32,6 +34,7 @@ use crate::reason::Reason;
 
 pub(super) struct ChatBody {
     hub: Arc<Hub>,
+    caller: Caller,
     inbound: Inbound<JoinMsgLeave>,
     rates: Arc<Rates>,
     limit: StreamLimit,
@@ -72,6 +75,7 @@ impl ChatBody {
     ) -> Self {
         Self {
             hub,
+            caller: connection.caller.clone(),
             inbound,
             rates,
             limit,
@@ -127,6 +131,10 @@ impl ChatBody {
             )),
         };
         let limited = request.and_then(|request| {
+            let is_new_room = !self.hub.has_room(&request.room);
+            self.caller.check_write(&request.room, is_new_room)?;
+            // A participant receives what is said.
+            self.caller.check(Right::Read, &request.room)?;
             let address = self.outcome.peer.map(|peer| peer.ip());
             self.rates.join(address)?;
             self.rates.enter(address, &request.room, &self.hub)?;
@@ -139,10 +147,12 @@ impl ChatBody {
         Poll::Ready(())
     }
 
-    fn check_first_message(&self, message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
+    fn check_first_message(&self, mut message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
         match EventType::try_from(message.r#type) {
             Ok(EventType::Join) => {
                 self.outcome.observer.received(EventType::Join);
+                let name = self.caller.name(&message.client_name)?.to_owned();
+                message.client_name = name;
                 join_request(message)
             }
             Ok(EventType::Message | EventType::Leave) => Err(RpcError::new(
@@ -186,6 +196,11 @@ impl ChatBody {
             return;
         };
         let info = member.info();
+        // The session that it resumes can be of another name.
+        if let Err(denied) = self.caller.name(info.name.as_str()) {
+            self.reject(denied.into());
+            return;
+        }
         let mut participant = ParticipantInfo {
             room: member.room().to_string(),
             participant: info.participant.get(),
@@ -209,6 +224,7 @@ impl ChatBody {
             self.hub.options().resume_grace,
             joining.uses_extensions,
             self.rates.messages(),
+            TokenExpiry::of(&self.caller),
         );
         self.state = State::Joined(Box::new(stream));
     }

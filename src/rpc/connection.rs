@@ -23,6 +23,7 @@ use super::observer::{CutReason, Observer, SetupError};
 use super::prefixed_io::PrefixedIo;
 use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
+use crate::auth::CachedToken;
 
 /// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
 /// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of the shortest messages, which have 9
@@ -122,10 +123,12 @@ where
     };
     let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
     let stream_budgets = Arc::clone(&budgets);
+    let cached_token = Arc::<CachedToken>::default();
     let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let permit = stream_budgets.open_stream();
         request.extensions_mut().insert(Arc::clone(&stream_budgets));
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(Arc::clone(&cached_token));
         let (service, observer) = (service.clone(), Arc::clone(&observer));
         async move {
             let (response, permit) = match permit {

@@ -11,6 +11,7 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::observer::Observer;
+use crate::auth::{Denied, TokenError};
 use crate::domain::{NameError, Rejection};
 use crate::hub::{CloseReason, HubError};
 use crate::reason::Reason;
@@ -100,6 +101,35 @@ impl From<&Rejection> for RpcError {
             is_reported: true,
             ..Self::new(rejection.into(), rejection.to_string())
         }
+    }
+}
+
+impl From<TokenError> for RpcError {
+    fn from(error: TokenError) -> Self {
+        let reason = match error {
+            TokenError::Missing => Reason::TokenMissing,
+            TokenError::Malformed(_) => Reason::TokenMalformed,
+            TokenError::Algorithm => Reason::TokenAlgorithm,
+            TokenError::UnknownKey => Reason::TokenKeyUnknown,
+            TokenError::Signature => Reason::TokenSignature,
+            TokenError::Expired => Reason::TokenExpired,
+            TokenError::NotYetValid => Reason::TokenNotYetValid,
+            TokenError::Audience => Reason::TokenAudience,
+            TokenError::Issuer => Reason::TokenIssuer,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+impl From<Denied> for RpcError {
+    fn from(denied: Denied) -> Self {
+        let reason = match &denied {
+            Denied::Anonymous(_) => Reason::TokenMissing,
+            Denied::Right(_) => Reason::RightNotGranted,
+            Denied::Room(_) => Reason::RoomNotGranted,
+            Denied::Name(_) => Reason::NameNotGranted,
+        };
+        Self::new(reason, denied.to_string())
     }
 }
 

@@ -14,11 +14,13 @@ use super::framing::too_much_received;
 use super::inbound::{Inbound, InboundError};
 use super::observer::Observer;
 use super::rates::MessageRate;
+use super::token_expiry::{ExpiryState, TokenExpiry};
+use crate::auth::TokenError;
 use crate::domain::limits::{MAX_MESSAGE_ID_LEN, MAX_NAME_CHARS, SERVER_NAME};
 use crate::domain::{Message, MessageId, Rules, Text, Timestamp, TraceContext};
 use crate::hub::frame;
 use crate::hub::{CloseReason, FeedItem, Member};
-use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, ServerMessage, Welcome};
+use crate::proto::{EventType, JoinMsgLeave, Limits, Notice, NoticeCode, ServerMessage, Welcome};
 use crate::reason::Reason;
 
 /// While more bytes than this wait to be sent to a client, its messages are not read: a client that sends must also receive.
@@ -41,6 +43,8 @@ pub(super) struct JoinedStream {
     rate: MessageRate,
     /// Accounts for a message that waits for space in the room's mailbox.
     in_transit: Option<Reservation>,
+    /// `None` if the client has no token.
+    token_expiry: Option<TokenExpiry>,
     /// The notice that the newest message came too fast, until it is sent.
     notice: Option<Bytes>,
     /// Why the client's half of the stream ended, and the status unless it is OK. The stream ends with them once the room has
@@ -85,6 +89,7 @@ impl JoinedStream {
         resume_grace: Duration,
         uses_extensions: bool,
         rate: MessageRate,
+        token_expiry: Option<TokenExpiry>,
     ) -> Self {
         let mut stream = Self {
             member,
@@ -95,6 +100,7 @@ impl JoinedStream {
             is_reading: true,
             rate,
             in_transit: None,
+            token_expiry,
             notice: None,
             inbound_end: None,
         };
@@ -113,6 +119,9 @@ impl JoinedStream {
     ) -> Poll<Output> {
         if let Some(private) = self.welcome.take().or_else(|| self.notice.take()) {
             return Poll::Ready(Output::Data(private));
+        }
+        if let Some(output) = self.poll_token(cx) {
+            return Poll::Ready(output);
         }
         let output = match self.member.poll_next(cx) {
             // A notice answers a message of the client. Its next messages are not read before it has received the answer.
@@ -133,6 +142,36 @@ impl JoinedStream {
             return Poll::Ready(Output::Data(notice));
         }
         output
+    }
+
+    /// What the client receives because its token has expired, or is about to.
+    fn poll_token(&mut self, cx: &mut Context<'_>) -> Option<Output> {
+        while let Poll::Ready(state) = self.token_expiry.as_mut()?.poll(cx) {
+            match state {
+                ExpiryState::Expired => {
+                    return Some(Output::End(RpcError::from(TokenError::Expired).into()));
+                }
+                ExpiryState::Soon(remaining) if self.uses_extensions => {
+                    return Some(Output::Data(self.expiry_notice(remaining)));
+                }
+                ExpiryState::Soon(_) => {}
+            }
+        }
+        None
+    }
+
+    fn expiry_notice(&self, remaining: Duration) -> Bytes {
+        let notice = Notice {
+            code: NoticeCode::TokenExpires.into(),
+            expires_in: remaining.try_into().ok(),
+            ..Notice::default()
+        };
+        let remaining = humantime::format_duration(remaining);
+        frame::encode(&ServerMessage {
+            msg_stream: format!("your token expires in {remaining}; join again with a new one"),
+            notice: Some(notice),
+            ..self.private_message()
+        })
     }
 
     /// Handles what the client has sent, as long as the room's mailbox has space.
@@ -277,7 +316,7 @@ impl JoinedStream {
         let notice = Notice {
             code: error.reason().notice_code().into(),
             retry_delay: error.retry_delay().and_then(|delay| delay.try_into().ok()),
-            original_sequence: 0,
+            ..Notice::default()
         };
         // An invalid id is not echoed.
         let message_id =
@@ -385,7 +424,14 @@ mod tests {
             };
             let request: JoinRequest = super::super::convert::join_request(join).unwrap();
             let member = hub.join(request, Instant::now()).await.unwrap();
-            let stream = JoinedStream::new(member, Rules::default(), Duration::ZERO, false, rates.messages());
+            let stream = JoinedStream::new(
+                member,
+                Rules::default(),
+                Duration::ZERO,
+                false,
+                rates.messages(),
+                None,
+            );
             let message = JoinMsgLeave {
                 msg: "x".repeat(2_000),
                 r#type: EventType::Message.into(),

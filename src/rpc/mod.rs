@@ -1,6 +1,7 @@
 //! The gRPC server: accepts connections, runs their streams and serves the methods of the chat service.
 
 mod address_budgets;
+mod authentication;
 mod budget;
 mod byte_budget;
 mod certificate_expiry;
@@ -31,10 +32,12 @@ mod streaming;
 mod sub_waker;
 mod subscribe_body;
 mod time_limit;
+mod token_expiry;
 mod transport;
 mod unary;
 mod unary_limits;
 
+pub use authentication::AuthenticationService;
 pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
 pub use health::HealthChecks;

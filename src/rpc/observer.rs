@@ -142,6 +142,8 @@ pub trait Observer: Send + Sync + 'static {
     fn received(&self, kind: EventType);
     /// A call, a stream or a message was rejected before it reached a room.
     fn rejected(&self, reason: Reason);
+    /// A call was rejected because its token is missing or not valid. `detail` is the message of the status.
+    fn sign_in_refused(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str);
     /// A JOIN was accepted. Returns the context of the span that records it, or `None` if it is not sampled.
     fn joined(&self, participant: &ParticipantInfo, accepted: &JoinAccepted<'_>)
     -> Option<Arc<TraceContext>>;

@@ -19,6 +19,8 @@ use super::observer::{Observer, StreamingMethod};
 use super::rates::Rates;
 use super::stream_outcome::StreamOutcome;
 use super::time_limit::StreamLimit;
+use super::token_expiry::TokenExpiry;
+use crate::auth::{Caller, Right, TokenError};
 use crate::hub::{FeedItem, Hub, HubError, Reader, StartPosition};
 use crate::proto::SubscribeRequest;
 use crate::proto::subscribe_request::Start;
@@ -26,6 +28,8 @@ use crate::reason::Reason;
 
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
+    caller: Caller,
+    token_expiry: Option<TokenExpiry>,
     rates: Arc<Rates>,
     limit: StreamLimit,
     state: State,
@@ -63,6 +67,8 @@ impl SubscribeBody {
         };
         Self {
             hub,
+            caller: connection.caller.clone(),
+            token_expiry: TokenExpiry::of(&connection.caller),
             rates,
             limit,
             state: State::AwaitingRequest(Box::new(awaiting)),
@@ -108,7 +114,11 @@ impl SubscribeBody {
             Some(Start::Last(count)) => StartPosition::Last(count),
         };
         let address = self.outcome.peer.map(|peer| peer.ip());
-        let room = self.rates.join(address).and_then(|()| room_name(&request.room));
+        let room = self.rates.join(address).and_then(|()| {
+            let room = room_name(&request.room)?;
+            self.caller.check(Right::Read, &room)?;
+            Ok(room)
+        });
         match room {
             Ok(room) => {
                 let hub = Arc::clone(&self.hub);
@@ -141,6 +151,11 @@ impl Body for SubscribeBody {
                     Err(error) => this.reject(&error.into()),
                 },
                 State::Reading(reader) => {
+                    let expiry = this.token_expiry.as_mut();
+                    if expiry.is_some_and(|expiry| expiry.poll_expired(cx).is_ready()) {
+                        this.reject(&TokenError::Expired.into());
+                        continue;
+                    }
                     let error = match ready!(reader.poll_next(cx)) {
                         FeedItem::Events(bytes) | FeedItem::Notice(bytes) => {
                             return Poll::Ready(Some(Ok(Frame::data(bytes))));

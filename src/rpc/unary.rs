@@ -15,6 +15,7 @@ use super::error::RpcError;
 use super::framing::too_much_received;
 use super::observer::Observer;
 use super::rates::Rates;
+use crate::auth::{Caller, Right};
 use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
 use crate::hub::{HistoryRange, Hub, PostOutcome, RequestMeta};
@@ -94,8 +95,10 @@ impl UnaryService {
         let reservation = received.try_reserve(request.encoded_len());
         let _in_transit = reservation.ok_or_else(too_much_received)?;
         let room = room_name(&request.room)?;
+        let is_new_room = !self.hub.has_room(&room);
+        connection.caller.check_write(&room, is_new_room)?;
         let post = Post {
-            name: client_name(&request.client_name)?,
+            name: client_name(connection.caller.name(&request.client_name)?)?,
             message: Message {
                 timestamp: Timestamp(request.timestamp),
                 text: Text::parse(&request.msg, self.hub.rules().max_message_chars),
@@ -146,16 +149,17 @@ impl UnaryService {
     async fn get_history(
         &self,
         request: GetHistoryRequest,
-        budgets: &ConnectionBudgets,
+        connection: &ConnectionInfo,
     ) -> Result<GetHistoryResponse, RpcError> {
         let room = room_name(&request.room)?;
+        connection.caller.check(Right::Read, &room)?;
         let range = match request.page {
             None => HistoryRange::Newest,
             Some(Page::AfterSequence(after)) => HistoryRange::After(Sequence::new(after)),
             Some(Page::BeforeSequence(before)) => HistoryRange::Before(Sequence::new(before)),
         };
         let limit = page_size(request.limit);
-        let permits = budgets.start_query().await;
+        let permits = connection.budgets.start_query().await;
         let history = self
             .hub
             .history(room, range, limit, MAX_PAGE_BYTES, permits)
@@ -171,8 +175,10 @@ impl UnaryService {
     async fn list_rooms(
         &self,
         request: ListRoomsRequest,
-        budgets: &ConnectionBudgets,
+        connection: ConnectionInfo,
     ) -> Result<ListRoomsResponse, RpcError> {
+        let ConnectionInfo { caller, budgets, .. } = connection;
+        caller.check_right(Right::Read)?;
         // The token is the name of the last room of the page before.
         let after = match request.page_token.as_str() {
             "" => None,
@@ -181,7 +187,9 @@ impl UnaryService {
         let size = page_size(request.page_size) as usize;
         let permits = budgets.start_query().await;
         // One more than the page has tells whether there is another page.
-        let mut summaries = self.hub.list_rooms(after, size + 1, permits).await?;
+        let may_read = move |room: &RoomName| caller.check(Right::Read, room).is_ok();
+        let listed = self.hub.list_rooms(after, size + 1, may_read, permits);
+        let mut summaries = listed.await?;
         let has_more = summaries.len() > size;
         summaries.truncate(size);
         let last = summaries.last().filter(|_| has_more);
@@ -203,6 +211,7 @@ impl UnaryService {
     async fn list_participants(
         &self,
         request: ListParticipantsRequest,
+        caller: &Caller,
     ) -> Result<ListParticipantsResponse, RpcError> {
         // The token is the id of the last participant of the page before.
         let after = match request.page_token.as_str() {
@@ -214,6 +223,7 @@ impl UnaryService {
         };
         let size = page_size(request.page_size) as usize;
         let room = room_name(&request.room)?;
+        caller.check(Right::Read, &room)?;
         // One more than the page has tells whether there is another page.
         let mut info = self.hub.room_info(&room, after, size + 1).await?;
         let has_more = info.participants.len() > size;
@@ -269,8 +279,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<GetHistoryRequest>,
     ) -> Result<Response<GetHistoryResponse>, Status> {
-        let budgets = ConnectionBudgets::of(request.extensions());
-        let result = Self::get_history(self, request.into_inner(), &budgets).await;
+        let connection = ConnectionInfo::of(request.extensions());
+        let result = Self::get_history(self, request.into_inner(), &connection).await;
         self.respond(result)
     }
 
@@ -278,8 +288,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<ListRoomsRequest>,
     ) -> Result<Response<ListRoomsResponse>, Status> {
-        let budgets = ConnectionBudgets::of(request.extensions());
-        let result = Self::list_rooms(self, request.into_inner(), &budgets).await;
+        let connection = ConnectionInfo::of(request.extensions());
+        let result = Self::list_rooms(self, request.into_inner(), connection).await;
         self.respond(result)
     }
 
@@ -287,9 +297,9 @@ impl ChatService for UnaryService {
         &self,
         request: Request<ListParticipantsRequest>,
     ) -> Result<Response<ListParticipantsResponse>, Status> {
-        let budgets = ConnectionBudgets::of(request.extensions());
+        let ConnectionInfo { caller, budgets, .. } = ConnectionInfo::of(request.extensions());
         let _permits = budgets.start_query().await;
-        let result = Self::list_participants(self, request.into_inner()).await;
+        let result = Self::list_participants(self, request.into_inner(), &caller).await;
         self.respond(result)
     }
 }

@@ -106,6 +106,11 @@ catalog! {
         &[],
         "When the server's certificate, or the first one of its issuers, expires, as Unix time; +Inf without TLS.",
     );
+    AUTH_KEYS_RELOADS = counter(
+        "chitchat_auth_keys_reloads_total",
+        &["outcome"],
+        "How often the keys of tokens were read again, because their file had changed or on request. Outcome failure: the file was not valid, and the server uses what it had before.",
+    );
     TLS_RELOADS = counter(
         "chitchat_tls_reloads_total",
         &["outcome"],

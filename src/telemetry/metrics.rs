@@ -69,6 +69,8 @@ pub struct Metrics {
     pub(super) refused_tls: Counter,
     pub(super) refused_handshake: Counter,
     pub(super) certificate_expiry: Gauge,
+    pub(super) auth_keys_reloads: Counter,
+    pub(super) auth_keys_reload_failures: Counter,
     pub(super) tls_reloads: Counter,
     pub(super) tls_reload_failures: Counter,
     pub(super) cut_idle: Counter,
@@ -154,6 +156,8 @@ impl Metrics {
             refused_tls: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "tls".into())]),
             refused_handshake: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "handshake".into())]),
             certificate_expiry,
+            auth_keys_reloads: counter(&catalog::AUTH_KEYS_RELOADS, &[("outcome", "success".into())]),
+            auth_keys_reload_failures: counter(&catalog::AUTH_KEYS_RELOADS, &[("outcome", "failure".into())]),
             tls_reloads: counter(&catalog::TLS_RELOADS, &[("outcome", "success".into())]),
             tls_reload_failures: counter(&catalog::TLS_RELOADS, &[("outcome", "failure".into())]),
             streams_started: StreamingMethod::ALL

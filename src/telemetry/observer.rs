@@ -23,7 +23,7 @@ use crate::reason::Reason;
 use crate::rpc::{
     ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, SetupError, StreamEnded, StreamingMethod,
 };
-use crate::{hub, rpc, store};
+use crate::{auth, hub, rpc, store};
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
 #[derive(Clone)]
@@ -194,6 +194,18 @@ impl store::Observer for TelemetryObserver {
     }
 }
 
+impl auth::Observer for TelemetryObserver {
+    fn keys_reloaded(&self, count: usize) {
+        self.metrics.auth_keys_reloads.increment(1);
+        info!(event = "auth_keys_loaded", count, "keys of tokens loaded");
+    }
+
+    fn keys_reload_failed(&self, error: &dyn Error) {
+        self.metrics.auth_keys_reload_failures.increment(1);
+        error!(event = "auth_keys_reload_failed", %error, "the keys of tokens were not replaced; the previous ones are still in use");
+    }
+}
+
 impl rpc::Observer for TelemetryObserver {
     fn connection_opened(&self) {
         self.metrics.connections_open.increment(1.0);
@@ -278,6 +290,18 @@ impl rpc::Observer for TelemetryObserver {
 
     fn rejected(&self, reason: Reason) {
         self.metrics.event_rejected(reason);
+    }
+
+    fn sign_in_refused(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str) {
+        self.metrics.event_rejected(reason);
+        if let Some(Permit { suppressed }) = self.permit(LogEvent::ClientRefused) {
+            let reason = reason.as_str().to_lowercase();
+            let peer = peer.map(display);
+            info!(
+                event = "client_refused",
+                peer, reason, detail, suppressed, "client refused"
+            );
+        }
     }
 
     fn joined(

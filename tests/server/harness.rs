@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 /// Upper bound for every wait. Even a busy machine needs much less.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
@@ -184,20 +184,24 @@ pub struct Client {
 
 impl Client {
     pub async fn open(channel: Channel) -> Self {
+        Self::open_with(channel, None).await.unwrap()
+    }
+
+    /// Opens a stream with the value of an `authorization` header. An error if the server ends it at once.
+    pub async fn open_with(channel: Channel, authorization: Option<&str>) -> Result<Self, Status> {
         let (outgoing, messages) = mpsc::channel(1024);
         let mut chat = ChatServiceClient::new(channel);
+        let request = with_authorization(ReceiverStream::new(messages), authorization);
         // The server sends the response headers before the first message.
-        let call = chat.chat(ReceiverStream::new(messages));
-        let incoming = timeout(TIMEOUT, call)
+        let incoming = timeout(TIMEOUT, chat.chat(request))
             .await
-            .expect("the server sends its headers")
-            .unwrap()
+            .expect("the server sends its headers")?
             .into_inner();
-        Self {
+        Ok(Self {
             outgoing: Some(outgoing),
             incoming,
             id: 0,
-        }
+        })
     }
 
     pub async fn send(&self, message: JoinMsgLeave) {
@@ -243,6 +247,17 @@ impl Client {
             }
         }
     }
+}
+
+/// A request with the value of an `authorization` header.
+pub fn with_authorization<T>(request: T, authorization: Option<&str>) -> Request<T> {
+    let mut request = Request::new(request);
+    if let Some(value) = authorization {
+        request
+            .metadata_mut()
+            .insert("authorization", value.parse().unwrap());
+    }
+    request
 }
 
 /// A JOIN of a client of the first version.

@@ -33,3 +33,4 @@ mod sessions;
 mod small_frames;
 mod store_failures;
 mod tls;
+mod tokens;

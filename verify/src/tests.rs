@@ -428,6 +428,7 @@ fn i9_a_repeated_notice_names_an_event_that_is_not_there() {
             code: NoticeCode::MessageRepeated.into(),
             retry_delay: None,
             original_sequence: 5,
+            ..Notice::default()
         }),
         ..ServerMessage::default()
     });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
+use crate::auth::{Anonymous, AuthOptions};
 use crate::cmd::parse::{duration, integer, size, socket_address};
 use crate::config::{
     Config, DEFAULT_DATA_DIR, StoreOptions, connection_ceiling, default_max_connections,
@@ -78,6 +79,48 @@ pub struct Args {
     /// Let other machines connect without TLS; has no effect with --tls-cert
     #[arg(long, env = "CHITCHAT_INSECURE", help_heading = "TLS")]
     insecure: bool,
+
+    /// Require tokens that are signed with one of the keys in this file: a JSON Web Key Set, or one public key (PEM); read again when
+    /// it changes or on SIGHUP
+    #[arg(
+        long,
+        env = "CHITCHAT_AUTH_KEYS",
+        value_name = "FILE",
+        requires_all = ["auth_issuer", "auth_audience"],
+        help_heading = "Tokens"
+    )]
+    auth_keys: Option<PathBuf>,
+
+    /// Issuer that tokens must have (iss)
+    #[arg(
+        long,
+        env = "CHITCHAT_AUTH_ISSUER",
+        value_name = "TEXT",
+        requires = "auth_keys",
+        help_heading = "Tokens"
+    )]
+    auth_issuer: Option<String>,
+
+    /// Audience that tokens must be for (aud): a name of this server
+    #[arg(
+        long,
+        env = "CHITCHAT_AUTH_AUDIENCE",
+        value_name = "TEXT",
+        requires = "auth_keys",
+        help_heading = "Tokens"
+    )]
+    auth_audience: Option<String>,
+
+    /// What callers without a token may do with --auth-keys, in all rooms: nothing, read, or also join, send and create rooms
+    /// [default: none]
+    #[arg(
+        long,
+        env = "CHITCHAT_ANONYMOUS",
+        value_name = "WHAT",
+        requires = "auth_keys",
+        help_heading = "Tokens"
+    )]
+    anonymous: Option<Anonymous>,
 
     /// Directory for the rooms' logs [default: ./chitchat-data]
     #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", help_heading = "Store")]
@@ -275,7 +318,7 @@ pub struct Args {
     pub(super) worker_threads: Option<u16>,
 
     /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas. SIGUSR1 switches to
-    /// debug, the next SIGUSR1 back; without TLS, SIGHUP does the same
+    /// debug, the next SIGUSR1 back; without TLS and tokens, SIGHUP does the same
     #[arg(
         long,
         env = "CHITCHAT_LOG",
@@ -376,6 +419,14 @@ impl Args {
                     client_ca: self.tls_client_ca,
                 }),
             insecure: self.insecure,
+            auth: self.auth_keys.zip(self.auth_issuer.zip(self.auth_audience)).map(
+                |(keys, (issuer, audience))| AuthOptions {
+                    keys,
+                    issuer,
+                    audience,
+                    anonymous: self.anonymous.unwrap_or_default(),
+                },
+            ),
             admin: self.admin,
             rules: Rules {
                 max_message_chars: self.max_message_chars,

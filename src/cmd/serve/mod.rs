@@ -108,7 +108,7 @@ async fn serve(
             return Ok(());
         }
     };
-    let tls = server.tls().cloned();
+    let (tls, authenticator) = (server.tls().cloned(), server.authenticator().cloned());
     // A container's stderr is parsed together with its log, so it contains nothing but JSON if the log does. The event
     // `serving` has the same addresses.
     if !is_json {
@@ -130,9 +130,16 @@ async fn serve(
     });
     let obey_requests = async {
         while let Some(request) = requests.next().await {
-            match (&tls, request) {
-                (Some(tls), Request::Hangup) => tls.request_reload(),
-                (None, Request::Hangup) | (_, Request::User1) => logs.toggle_verbose(),
+            let has_files = tls.is_some() || authenticator.is_some();
+            if request == Request::User1 || !has_files {
+                logs.toggle_verbose();
+                continue;
+            }
+            if let Some(tls) = &tls {
+                tls.request_reload();
+            }
+            if let Some(authenticator) = &authenticator {
+                authenticator.request_reload();
             }
         }
     };

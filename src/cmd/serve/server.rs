@@ -15,14 +15,15 @@ use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::admin::{AdminServer, Readiness};
+use crate::auth::Authenticator;
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
 use crate::hub::Hub;
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{
-    CHAT_SERVICE, HealthChecks, Listener, Rates, ServerTls, StreamingService, UnaryLimits, UnaryService,
-    decode_limit,
+    AuthenticationService, CHAT_SERVICE, HealthChecks, Listener, Rates, ServerTls, StreamingService,
+    UnaryLimits, UnaryService, decode_limit,
 };
 use crate::store::{self, DiskOptions, DiskStore, MemoryStore, Store, StoreError, StoreUsage};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver, UnaryCallLayer};
@@ -49,6 +50,7 @@ pub struct Server {
     hub: Arc<Hub>,
     listener: Listener,
     tls: Option<Arc<ServerTls>>,
+    authenticator: Option<Arc<Authenticator>>,
     admin: AdminServer,
     readiness: Readiness,
     observer: TelemetryObserver,
@@ -63,7 +65,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Failure::Config`] if the certificate cannot be used, [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
+    /// [`Failure::Config`] if the certificate or the keys of tokens cannot be used, [`Failure::Unavailable`] if a port cannot be bound, [`Failure::Io`] if the store cannot be opened,
     /// [`Failure::Data`] if it is damaged.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         Self::bind_with(config, OtlpPipeline::default(), None).await
@@ -89,6 +91,8 @@ impl Server {
             observer.certificate_in_use(tls.not_after());
         }
         let tls = tls.map(Arc::new);
+        let authenticator = config.auth.clone().map(Authenticator::load).transpose();
+        let authenticator = authenticator.map_err(|error| Failure::Config(vec![error.to_string()]))?;
         let recover = async {
             let opened = open_store(&config, Arc::new(observer.clone())).await?;
             let StoreUsage { rooms, events, .. } = opened.0.usage();
@@ -126,6 +130,7 @@ impl Server {
             hub,
             listener,
             tls,
+            authenticator: authenticator.map(Arc::new),
             admin,
             readiness,
             observer,
@@ -146,6 +151,12 @@ impl Server {
     #[must_use]
     pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
         self.tls.as_ref()
+    }
+
+    /// The verification of tokens, if the server requires them.
+    #[must_use]
+    pub const fn authenticator(&self) -> Option<&Arc<Authenticator>> {
+        self.authenticator.as_ref()
     }
 
     /// The bound address of the admin port.
@@ -188,6 +199,11 @@ impl Server {
             let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
             tokio::spawn(async move { watching.run_until_cancelled(tls.watch(observer)).await });
         }
+        if let Some(authenticator) = self.authenticator {
+            let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
+            let watch = authenticator.watch(observer);
+            tokio::spawn(async move { watching.run_until_cancelled(watch).await });
+        }
         let serving_admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
 
         let cause = tokio::select! {
@@ -229,7 +245,8 @@ impl Server {
         &self,
         health: HealthChecks,
         draining: CancellationToken,
-    ) -> <UnaryCallLayer as Layer<StreamingService<UnaryLimits<Routes>>>>::Service {
+    ) -> <UnaryCallLayer as Layer<AuthenticationService<StreamingService<UnaryLimits<Routes>>>>>::Service
+    {
         let observer = Arc::new(self.observer.clone());
         let rates = Arc::new(Rates::new(self.config.transport.rates));
         let unary = UnaryService::new(Arc::clone(&self.hub), Arc::clone(&rates), observer.clone());
@@ -240,8 +257,10 @@ impl Server {
         let limited = UnaryLimits::new(routes, post_limit, draining.clone(), observer.clone());
         let max_age = self.config.transport.max_stream_age;
         let hub = Arc::clone(&self.hub);
-        let service = StreamingService::new(limited, hub, draining, rates, max_age, observer);
-        self.calls.layer(service)
+        let service = StreamingService::new(limited, hub, draining, rates, max_age, observer.clone());
+        let authenticator = self.authenticator.clone();
+        self.calls
+            .layer(AuthenticationService::new(service, authenticator, observer))
     }
 }
 
