@@ -10,9 +10,9 @@ use crate::auth::AuthOptions;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
-use crate::memory_plan::{CONNECTION_BYTES, MemoryPlan, room_bytes, transport_bytes};
+use crate::memory_plan::{MemoryPlan, connection_bytes, room_bytes, transport_bytes};
 use crate::procfs::memory_limit;
-use crate::rpc::{ServerTls, TlsFiles, TransportLimits};
+use crate::rpc::{Network, ServerTls, TlsFiles, TransportLimits};
 use crate::store::{DiskOptions, Durability, Retention};
 use crate::telemetry::{LogFormat, LogOptions};
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The server's certificate. `None` if the gRPC port does not use TLS.
     pub tls: Option<TlsFiles>,
+    /// The proxies whose connections begin with a header of the PROXY protocol.
+    pub proxies: Vec<Network>,
     /// Whether other machines may reach the gRPC port without TLS.
     pub insecure: bool,
     /// Which tokens the server accepts. `None` if it requires none.
@@ -98,6 +100,7 @@ impl Default for Config {
         Self {
             listen: local(50_052),
             tls: None,
+            proxies: Vec::new(),
             insecure: false,
             auth: None,
             admin: local(9_464),
@@ -161,8 +164,8 @@ pub fn system_memory() -> u64 {
 }
 
 /// The default of `--max-connections`: as many as fit into their share of the memory, and at most `connection_ceiling`.
-pub fn default_max_connections(plan: &MemoryPlan, connection_ceiling: usize) -> usize {
-    let fitting = usize::try_from(plan.connections / CONNECTION_BYTES).unwrap_or(usize::MAX);
+pub fn default_max_connections(plan: &MemoryPlan, connection_ceiling: usize, is_tls: bool) -> usize {
+    let fitting = usize::try_from(plan.connections / connection_bytes(is_tls)).unwrap_or(usize::MAX);
     fitting.clamp(1, connection_ceiling.max(1))
 }
 
@@ -303,7 +306,7 @@ impl Config {
             format!("{MIN_MEMORY} or more"),
         );
         let connections = u64::try_from(self.transport.max_connections).unwrap_or(u64::MAX);
-        let connections = connections.saturating_mul(CONNECTION_BYTES);
+        let connections = connections.saturating_mul(connection_bytes(self.tls.is_some()));
         let logs = match self.store {
             StoreOptions::Memory => self.retention.max_total_bytes,
             StoreOptions::Disk { .. } => 0,
@@ -418,10 +421,8 @@ mod tests {
             ..Config::default()
         };
         let mistakes = config.check(None).unwrap_err();
-        assert!(
-            mistakes[0].starts_with("--tls-cert missing.pem cannot be read: "),
-            "{mistakes:?}"
-        );
+        let is_named = |line: &String| line.starts_with("--tls-cert missing.pem cannot be read: ");
+        assert!(mistakes.iter().any(is_named), "{mistakes:?}");
     }
 
     #[test]
@@ -444,7 +445,8 @@ mod tests {
     #[test]
     fn a_limit_of_open_files_that_allows_no_connections_is_named() {
         let mut config = Config::default();
-        config.transport.max_connections = default_max_connections(&MemoryPlan::new(1 << 30, false), 0);
+        config.transport.max_connections =
+            default_max_connections(&MemoryPlan::new(1 << 30, false), 0, false);
         let mistakes = config.check(Some(233)).unwrap_err();
         assert_eq!(
             mistakes,

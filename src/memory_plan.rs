@@ -4,7 +4,7 @@ use crate::hub::RoomBudgets;
 use crate::rpc::BudgetLimits;
 
 /// Roughly the memory of a connection with one stream, in bytes. The second one that each may have fits into what remains.
-pub const CONNECTION_BYTES: u64 = 25 * 1024;
+const CONNECTION_BYTES: u64 = 25 * 1024;
 
 /// Roughly the memory of a further stream of a connection, in bytes: 6 KiB, and the message that it is handling.
 const STREAM_BYTES: u64 = 8 * 1024;
@@ -12,6 +12,19 @@ const STREAM_BYTES: u64 = 8 * 1024;
 /// What the transport holds for a stream whose client does not read, in bytes: a block of the feed or a page of the log, and
 /// what fits into the send buffer.
 const STALLED_STREAM_BYTES: u64 = 128 * 1024;
+
+/// What TLS adds to that.
+const TLS_BYTES: u64 = 10 * 1024;
+
+/// Roughly the memory of a connection, in bytes.
+#[must_use]
+pub const fn connection_bytes(is_tls: bool) -> u64 {
+    if is_tls {
+        CONNECTION_BYTES + TLS_BYTES
+    } else {
+        CONNECTION_BYTES
+    }
+}
 
 /// Roughly the memory of a query in progress, in bytes: a page as it is stored, decoded and encoded.
 const QUERY_BYTES: u64 = 8 << 20;

@@ -4,12 +4,15 @@ use std::convert::Infallible;
 use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -19,6 +22,7 @@ use super::budget::{ConnectionBudgets, ServerBudgets};
 use super::connection::{self, ConnectionEnd, TransportLimits};
 use super::error::RpcError;
 use super::observer::{ConnectionLimit, Observer, SetupError};
+use super::proxy_protocol::{Network, read_header};
 use super::server_tls::ServerTls;
 use super::transport::{Accepted, Transport};
 use crate::reason::Reason;
@@ -36,6 +40,12 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait after `accept` failed for lack of file descriptors or memory, rather than spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// How many connections of proxies may not have sent the address of their client yet. A proxy sends it at once.
+const MAX_PROXY_HEADERS: usize = 256;
+
+/// A connection of a proxy with the address of its client, or that of the proxy and what is wrong.
+type ProxiedConnection = Result<(TcpStream, SocketAddr), (SocketAddr, SetupError)>;
+
 /// What counts a connection until it is dropped.
 type Permits = [OwnedSemaphorePermit; 2];
 
@@ -44,6 +54,8 @@ pub struct Listener {
     listener: TcpListener,
     limits: TransportLimits,
     tls: Option<Arc<ServerTls>>,
+    /// The proxies whose connections begin with the address of their client.
+    proxies: Vec<Network>,
     observer: Arc<dyn Observer>,
     budgets: ServerBudgets,
     connections: Arc<Semaphore>,
@@ -97,12 +109,19 @@ impl Listener {
             listener,
             limits,
             tls,
+            proxies: Vec::new(),
             observer,
             budgets: ServerBudgets::new(limits.budgets, limits.max_connections_per_address),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// Reads the addresses of clients from the connections of `proxies` (PROXY protocol, version 2).
+    #[must_use]
+    pub fn with_proxies(self, proxies: Vec<Network>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// The bound address.
@@ -124,7 +143,8 @@ impl Listener {
     {
         let abort = abort.child_token();
         let _guard = abort.clone().drop_guard();
-        while let Some((stream, peer)) = self.accept(&draining).await {
+        let mut headers = JoinSet::new();
+        while let Some((stream, peer)) = self.accept(&draining, &mut headers).await {
             // Disables Nagle's algorithm, so that short messages do not wait for acknowledgements. Failure only costs latency.
             stream.set_nodelay(true).ok();
             let budgets = self.budgets.connection(peer.ip());
@@ -141,13 +161,34 @@ impl Listener {
         self.tasks.wait().await;
     }
 
-    async fn accept(&self, draining: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+    /// The next connection with the address of its client. `headers` are the connections of proxies from which that is read.
+    async fn accept(
+        &self,
+        draining: &CancellationToken,
+        headers: &mut JoinSet<ProxiedConnection>,
+    ) -> Option<(TcpStream, SocketAddr)> {
         loop {
             let accepted = tokio::select! {
                 () = draining.cancelled() => return None,
+                Some(read) = headers.join_next() => match read {
+                    Ok(Ok(connection)) => return Some(connection),
+                    Ok(Err((peer, error))) => {
+                        self.observer.connection_setup_failed(peer, &error);
+                        continue;
+                    }
+                    Err(_) => continue,
+                },
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
+                Ok((stream, peer)) if self.proxies.iter().any(|proxy| proxy.contains(peer.ip())) => {
+                    if headers.len() < MAX_PROXY_HEADERS {
+                        headers.spawn(read_client_address(stream, peer, self.limits.handshake_timeout));
+                    } else {
+                        self.observer
+                            .connection_rejected(peer, ConnectionLimit::Server(MAX_PROXY_HEADERS));
+                    }
+                }
                 Ok(accepted) => return Some(accepted),
                 // Errors of this connection, not of the listener.
                 Err(error)
@@ -197,8 +238,8 @@ impl Listener {
         let (draining, abort) = (draining.clone(), abort.clone());
         self.tasks.spawn(async move {
             observer.connection_opened();
-            // Created inside the async block: a captured future would occupy its memory twice.
-            let connection = serve(
+            // Created inside the async block and not moved: otherwise it would occupy its memory twice.
+            let connection = pin!(serve(
                 (stream, peer),
                 tls,
                 service,
@@ -206,7 +247,7 @@ impl Listener {
                 budgets,
                 Arc::clone(&observer),
                 draining,
-            );
+            ));
             let served = abort.run_until_cancelled(connection).await;
             match served {
                 Some(ConnectionEnd::SetupFailed(error)) => observer.connection_setup_failed(peer, &error),
@@ -254,10 +295,22 @@ impl Listener {
         self.tasks.spawn(async move {
             // It does not matter whether the client, the timeout or the shutdown ended it.
             let _ended = abort
-                .run_until_cancelled(tokio::time::timeout(REJECT_TIMEOUT, connection))
+                .run_until_cancelled(timeout(REJECT_TIMEOUT, connection))
                 .await;
             drop(permit);
         });
+    }
+}
+
+/// Reads the address of its client from a proxy's connection.
+async fn read_client_address(mut stream: TcpStream, proxy: SocketAddr, limit: Duration) -> ProxiedConnection {
+    match timeout(limit, read_header(&mut stream)).await {
+        Ok(Ok(client)) => Ok((stream, client.unwrap_or(proxy))),
+        Ok(Err(error)) => Err((proxy, SetupError::ProxyHeader(error))),
+        Err(_) => Err((
+            proxy,
+            SetupError::ProxyHeader(io::Error::from(io::ErrorKind::TimedOut).into()),
+        )),
     }
 }
 
@@ -277,7 +330,8 @@ where
 {
     // A connection that is not set up has no streams to wait for.
     let accepting = Transport::accept(stream, tls.as_deref(), limits.handshake_timeout);
-    let Some(accepted) = draining.run_until_cancelled(accepting).await else {
+    // Boxed, so that it takes no memory in the task once it is completed.
+    let Some(accepted) = draining.run_until_cancelled(Box::pin(accepting)).await else {
         return ConnectionEnd::Closed;
     };
     drop(tls);
@@ -292,7 +346,7 @@ where
             let serving = Box::pin(connection::serve(
                 io, peer, service, limits, budgets, observer, draining,
             ));
-            tokio::time::timeout(REJECT_TIMEOUT, serving).await.ok();
+            timeout(REJECT_TIMEOUT, serving).await.ok();
             ConnectionEnd::SetupFailed(SetupError::PlainText)
         }
         Err(error) => ConnectionEnd::SetupFailed(error),

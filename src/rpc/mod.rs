@@ -23,6 +23,7 @@ mod linger;
 mod listener;
 mod observer;
 mod prefixed_io;
+mod proxy_protocol;
 mod rates;
 mod room_places;
 mod server_tls;
@@ -46,6 +47,7 @@ pub use observer::{
     ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, SetupError, StreamEnded,
     StreamingMethod,
 };
+pub use proxy_protocol::{Network, NetworkError, ProxyHeaderError};
 pub use rates::{RateLimits, Rates};
 pub use server_tls::{ServerTls, ServerTlsError, TlsFiles};
 pub use streaming::{StreamingService, decode_limit};

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::proxy_protocol::ProxyHeaderError;
 use crate::domain::{LamportTime, Sequence, Timestamp, TraceContext};
 use crate::proto::EventType;
 use crate::reason::Reason;
@@ -113,6 +114,9 @@ pub enum SetupError {
     /// The client uses TLS, and the server does not.
     #[error("the client uses TLS, which this port does not; it needs --tls-cert and --tls-key")]
     UnexpectedTls,
+    /// The connection of a proxy does not begin with a valid header of the PROXY protocol.
+    #[error("the PROXY protocol, which this proxy must use: {0}")]
+    ProxyHeader(ProxyHeaderError),
     /// The TLS handshake failed.
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),

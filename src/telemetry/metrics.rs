@@ -68,6 +68,7 @@ pub struct Metrics {
     pub(super) refused_plain_text: Counter,
     pub(super) refused_tls: Counter,
     pub(super) refused_handshake: Counter,
+    pub(super) refused_proxy_header: Counter,
     pub(super) certificate_expiry: Gauge,
     pub(super) auth_keys_reloads: Counter,
     pub(super) auth_keys_reload_failures: Counter,
@@ -155,6 +156,10 @@ impl Metrics {
             refused_plain_text: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "plain_text".into())]),
             refused_tls: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "tls".into())]),
             refused_handshake: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "handshake".into())]),
+            refused_proxy_header: counter(
+                &catalog::CONNECTIONS_REFUSED,
+                &[("reason", "proxy_header".into())],
+            ),
             certificate_expiry,
             auth_keys_reloads: counter(&catalog::AUTH_KEYS_RELOADS, &[("outcome", "success".into())]),
             auth_keys_reload_failures: counter(&catalog::AUTH_KEYS_RELOADS, &[("outcome", "failure".into())]),

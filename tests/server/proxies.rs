@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
+use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, GetHistoryRequest, JoinMsgLeave, NoticeCode, SubscribeRequest};
 use http::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
 use response_body::read_to_string;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, IntoRequest};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -227,4 +232,68 @@ async fn a_stream_that_reaches_its_age_is_told_to_connect_again() {
     // No notice, which the first version does not know.
     assert_eq!(alex.next().await.sequence, joined.sequence + 1);
     assert_eq!(alex.end().await.code(), Code::Unavailable);
+}
+
+/// A header of the PROXY protocol for a client with this IPv4 address.
+fn proxy_header(client: [u8; 4]) -> Vec<u8> {
+    let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c";
+    [fixed, &client[..], &[127, 0, 0, 1, 0x12, 0x34, 0, 80]].concat()
+}
+
+/// Connects like a proxy for a client with this address.
+async fn proxied(server: &TestServer, client: [u8; 4]) -> Result<Channel, tonic::transport::Error> {
+    let address = server.listen;
+    let connector = tower::service_fn(move |_| async move {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(&proxy_header(client)).await?;
+        Ok::<_, std::io::Error>(TokioIo::new(stream))
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(connector).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_per_address_see_the_clients_behind_a_listed_proxy() {
+    let server = TestServer::with(|config| {
+        config.proxies = vec!["127.0.0.0/8".parse().unwrap()];
+        config.transport.max_connections_per_address = 1;
+    })
+    .await;
+    // Connections that have sent nothing yet are nobody's, and delay nobody.
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(server.listen).await.unwrap());
+    }
+    let mut clients = Vec::new();
+    for (address, name) in [([192, 0, 2, 1], "Ada"), ([192, 0, 2, 2], "Bob")] {
+        let mut client = Client::open(proxied(&server, address).await.unwrap()).await;
+        client.send(join(name)).await;
+        client.next().await;
+        clients.push(client);
+    }
+    let mut again = ChatServiceClient::new(proxied(&server, [192, 0, 2, 1]).await.unwrap());
+    let status = again.chat(tokio_stream::pending()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+
+    // A listed proxy must say whom it connects.
+    let mut stream = TcpStream::connect(server.listen).await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    server
+        .wait_for_metric("chitchat_connections_refused_total{reason=\"proxy_header\"}", 1.0)
+        .await;
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_no_listed_proxy_cannot_choose_its_address() {
+    let server = TestServer::with(|config| config.proxies = vec!["192.0.2.0/24".parse().unwrap()]).await;
+    let mut stream = TcpStream::connect(server.listen).await.unwrap();
+    stream.write_all(&proxy_header([198, 51, 100, 7])).await.unwrap();
+    server
+        .wait_for_metric("chitchat_connections_refused_total{reason=\"protocol\"}", 1.0)
+        .await;
+    server.join("Ada").await;
 }

@@ -16,7 +16,7 @@ use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
 use crate::hub::HubOptions;
 use crate::memory_plan::MemoryPlan;
-use crate::rpc::{RateLimits, TlsFiles, TransportLimits};
+use crate::rpc::{Network, RateLimits, TlsFiles, TransportLimits};
 use crate::store::{Durability, Retention};
 use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
@@ -231,8 +231,8 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_COALESCE", value_name = "TIME", value_parser = duration, default_value = "50ms", help_heading = "Rooms")]
     coalesce: Duration,
 
-    /// Maximum number of connections; one takes about 25KiB [default: as many as fit into three eighths of the memory and the
-    /// limit of open files, at most 100000]
+    /// Maximum number of connections; one takes about 25KiB, with TLS 35KiB [default: as many as fit into three eighths of the
+    /// memory and the limit of open files, at most 100000]
     #[arg(
         long,
         env = "CHITCHAT_MAX_CONNECTIONS",
@@ -272,6 +272,17 @@ pub struct Args {
     /// Rooms per minute that one address may create, at least 1, after as many at once as it may have
     #[arg(long, env = "CHITCHAT_NEW_ROOM_RATE", value_name = "N", default_value_t = RateLimits::default().new_rooms, value_parser = integer::<u32>, help_heading = "Connections")]
     new_room_rate: u32,
+
+    /// Addresses or networks of proxies, separated by commas, whose connections begin with a header of the PROXY protocol
+    /// (version 2): limits per address and logs then see their clients
+    #[arg(
+        long,
+        env = "CHITCHAT_PROXY_PROTOCOL_FROM",
+        value_name = "NET",
+        value_delimiter = ',',
+        help_heading = "Ports"
+    )]
+    proxy_protocol_from: Vec<Network>,
 
     /// How long a new connection may take for the TLS handshake, and then to begin with HTTP/2, at least 1s
     #[arg(long, env = "CHITCHAT_HANDSHAKE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Connections")]
@@ -406,7 +417,8 @@ impl Args {
                 .unwrap_or(default_retention.max_total_bytes),
         };
         let max_connections = self.max_connections.unwrap_or_else(|| {
-            default_max_connections(&plan, connection_ceiling(fd_limit, self.in_memory, &retention))
+            let ceiling = connection_ceiling(fd_limit, self.in_memory, &retention);
+            default_max_connections(&plan, ceiling, self.tls_cert.is_some())
         });
         Config {
             listen: self.listen,
@@ -418,6 +430,7 @@ impl Args {
                     key,
                     client_ca: self.tls_client_ca,
                 }),
+            proxies: self.proxy_protocol_from,
             insecure: self.insecure,
             auth: self.auth_keys.zip(self.auth_issuer.zip(self.auth_audience)).map(
                 |(keys, (issuer, audience))| AuthOptions {
@@ -503,7 +516,7 @@ mod tests {
     }
 
     fn config(flags: &[&str]) -> Config {
-        args(flags).into_config(Some(96 + 169 + 17), 512 << 20)
+        args(flags).into_config(Some(64 + 169 + 17), 512 << 20)
     }
 
     #[test]

@@ -114,7 +114,9 @@ impl Server {
             Some(socket) => Listener::from_std(socket, config.transport, tls.clone(), rpc_observer),
             None => Listener::bind(config.listen, config.transport, tls.clone(), rpc_observer),
         };
-        let listener = listener.map_err(|error| cannot_bind("--listen", config.listen, &error))?;
+        let listener = listener
+            .map_err(|error| cannot_bind("--listen", config.listen, &error))?
+            .with_proxies(config.proxies.clone());
         let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
