@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::address_budgets::{AddressBudgets, Addresses, share};
 use super::byte_budget::Budget;
 use super::error::RpcError;
+use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
 use crate::auth::{Anonymous, Caller};
 use crate::reason::Reason;
 
@@ -26,12 +27,6 @@ pub(super) const STREAM_WINDOW: u32 = 65_535;
 /// A connection with less unread than this is not closed.
 const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
 
-/// What a DATA frame counts as at least, in bytes: h2 keeps each in a slot of its own.
-pub(super) const MIN_FRAME_BYTES: usize = 256;
-
-/// The most that one request can have unread: its window full of the shortest messages, which have 9 bytes.
-const MAX_REQUEST_UNREAD: usize = STREAM_WINDOW as usize / 9 * MIN_FRAME_BYTES;
-
 /// The bytes of messages that a connection has received and its requests have not read: h2 holds them. Each frame counts as at
 /// least [`MIN_FRAME_BYTES`].
 ///
@@ -39,6 +34,8 @@ const MAX_REQUEST_UNREAD: usize = STREAM_WINDOW as usize / 9 * MIN_FRAME_BYTES;
 #[derive(Debug)]
 pub(super) struct Unread {
     own: AtomicUsize,
+    /// What the windows of the requests bound: the same, but without the minimum of a frame.
+    payload: AtomicUsize,
     /// The requests that can still read something.
     requests: AtomicUsize,
     address: Arc<AddressBudgets>,
@@ -51,6 +48,7 @@ impl Unread {
     fn new(address: Arc<AddressBudgets>, all: Arc<AtomicUsize>, limit: usize) -> Self {
         Self {
             own: AtomicUsize::new(0),
+            payload: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             address,
             all,
@@ -58,17 +56,26 @@ impl Unread {
         }
     }
 
-    /// Counts bytes that were received. Returns false if all connections together have too much unread, and this one has
+    /// Counts what was received. Returns false if all connections together have too much unread, and this one has
     /// more than [`FAIR_UNREAD`] of it, or its address more than its share.
-    pub(super) fn add(&self, bytes: usize) -> bool {
+    pub(super) fn add(&self, data: DataFrames) -> bool {
+        let bytes = data.charge;
+        self.payload.fetch_add(data.payload, Ordering::Relaxed);
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
         all <= self.limit || (own <= FAIR_UNREAD && address <= share(self.limit))
     }
 
-    /// Counts bytes that were read.
-    pub(super) fn remove(&self, bytes: usize) {
+    /// Counts a DATA frame that was read.
+    fn read(&self, payload: usize) {
+        let before = self.payload.load(Ordering::Relaxed);
+        self.payload
+            .store(before.saturating_sub(payload), Ordering::Relaxed);
+        self.remove(payload.max(MIN_FRAME_BYTES));
+    }
+
+    fn remove(&self, bytes: usize) {
         let subtract = |own: usize| Some(own.saturating_sub(bytes));
         let before = self
             .own
@@ -83,10 +90,13 @@ impl Unread {
         let most = self
             .requests
             .load(Ordering::Relaxed)
-            .saturating_mul(MAX_REQUEST_UNREAD);
-        let discarded = self.own.load(Ordering::Relaxed).saturating_sub(most);
-        if discarded > 0 {
-            self.remove(discarded);
+            .saturating_mul(STREAM_WINDOW as usize);
+        let payload = self.payload.load(Ordering::Relaxed);
+        if payload > most {
+            // How long the frames were that were discarded is not known.
+            let own = self.own.load(Ordering::Relaxed);
+            self.remove(own - own.saturating_mul(most) / payload);
+            self.payload.store(most, Ordering::Relaxed);
         }
     }
 }
@@ -104,7 +114,7 @@ pub(super) struct ReadingRequest(Arc<ConnectionBudgets>);
 impl ReadingRequest {
     /// Counts a DATA frame that it has read.
     pub(super) fn read(&self, bytes: usize) {
-        self.0.unread.remove(bytes.max(MIN_FRAME_BYTES));
+        self.0.unread.read(bytes);
     }
 }
 
@@ -346,6 +356,13 @@ impl ConnectionBudgets {
 mod tests {
     use super::*;
 
+    fn data(bytes: usize) -> DataFrames {
+        DataFrames {
+            payload: bytes,
+            charge: bytes,
+        }
+    }
+
     fn server(limits: BudgetLimits) -> ServerBudgets {
         ServerBudgets::new(limits, 10)
     }
@@ -357,11 +374,11 @@ mod tests {
         let chat = connection.begin_request();
         for _ in 0..1_000 {
             let upload = connection.begin_request();
-            connection.unread.add(10_000);
+            connection.unread.add(data(10_000));
             upload.read(1_000);
             drop(upload);
             connection.unread.settle();
-            assert!(connection.unread.own.load(Ordering::Relaxed) <= MAX_REQUEST_UNREAD);
+            assert!(connection.unread.own.load(Ordering::Relaxed) <= FAIR_UNREAD);
         }
         drop(chat);
         connection.unread.settle();
@@ -410,11 +427,11 @@ mod tests {
         let connection = |address: [u8; 4]| server.connection(address.into());
         let (large, small) = (connection([192, 0, 2, 1]), connection([192, 0, 2, 2]));
         let [large, small] = [&large.unread, &small.unread];
-        assert!(large.add(3 * FAIR_UNREAD));
-        assert!(small.add(FAIR_UNREAD));
-        assert!(!large.add(1));
+        assert!(large.add(data(3 * FAIR_UNREAD)));
+        assert!(small.add(data(FAIR_UNREAD)));
+        assert!(!large.add(data(1)));
         large.remove(FAIR_UNREAD + 1);
-        assert!(small.add(0) && large.add(0));
+        assert!(small.add(data(0)) && large.add(data(0)));
         // More than it has: what an earlier stream has received.
         small.remove(2 * FAIR_UNREAD);
         assert_eq!(server.unread.load(Ordering::Relaxed), 2 * FAIR_UNREAD);
@@ -428,9 +445,9 @@ mod tests {
         });
         let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(one.iter().all(|connection| connection.unread.add(100)));
-        assert!(other.unread.add(100));
-        assert!(!one[0].unread.add(1));
+        assert!(one.iter().all(|connection| connection.unread.add(data(100))));
+        assert!(other.unread.add(data(100)));
+        assert!(!one[0].unread.add(data(1)));
         drop(one);
         assert_eq!(server.unread.load(Ordering::Relaxed), 100);
     }

@@ -1,9 +1,12 @@
 //! Recognizes connections that send frames which cost work and carry nothing: floods of PRIORITY, WINDOW_UPDATE, PING and
 //! the like, and of frames for streams that have ended, to which h2 responds with RST_STREAM. h2 accepts any number of them.
 
+use std::ops::AddAssign;
+
 use tokio::time::Instant;
 
-use super::budget::MIN_FRAME_BYTES;
+/// What a DATA frame is charged at least, in bytes: h2 keeps each in a slot of its own.
+pub(super) const MIN_FRAME_BYTES: usize = 256;
 
 /// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
 const HEADER_LEN: usize = 9;
@@ -61,6 +64,22 @@ impl FrameScanner {
     }
 }
 
+/// The DATA frames in some bytes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct DataFrames {
+    /// How many bytes they have.
+    pub(super) payload: usize,
+    /// The same, with at least [`MIN_FRAME_BYTES`] for each.
+    pub(super) charge: usize,
+}
+
+impl AddAssign for DataFrames {
+    fn add_assign(&mut self, other: Self) {
+        self.payload += other.payload;
+        self.charge += other.charge;
+    }
+}
+
 /// Counts the frames of a connection.
 #[derive(Debug)]
 pub(super) struct FrameMeter {
@@ -80,17 +99,19 @@ impl FrameMeter {
         }
     }
 
-    /// Counts the frames in the next bytes of the connection. Returns how many bytes of DATA are in them, at least
-    /// [`MIN_FRAME_BYTES`] of each frame.
+    /// Counts the frames in the next bytes of the connection. Returns the DATA frames among them.
     ///
     /// # Errors
     ///
     /// There are too many of them. The connection should be closed.
-    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<usize, Flood> {
-        let (mut cost, mut data) = (0.0, 0);
+    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<DataFrames, Flood> {
+        let (mut cost, mut data) = (0.0, DataFrames::default());
         self.read.scan(bytes, |kind, len| {
             if kind == DATA {
-                data += len.max(MIN_FRAME_BYTES);
+                data += DataFrames {
+                    payload: len,
+                    charge: len.max(MIN_FRAME_BYTES),
+                };
             }
             cost += match kind {
                 kind if UNMETERED.contains(&kind) => 0.0,

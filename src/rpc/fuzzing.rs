@@ -14,7 +14,7 @@ use tonic::body::Body;
 
 use super::budget::{BudgetLimits, ServerBudgets};
 use super::convert::join_request;
-use super::frame_meter::FrameMeter;
+use super::frame_meter::{DataFrames, FrameMeter};
 use super::inbound::Inbound;
 use crate::proto::JoinMsgLeave;
 
@@ -73,10 +73,13 @@ pub(crate) fn frames(bytes: &[u8]) {
         return;
     };
     let (mut whole, mut parts) = (FrameMeter::new(), FrameMeter::new());
-    let mut data = Some(0);
+    let mut data = Some(DataFrames::default());
     for part in bytes.chunks(usize::from(*size).max(1)) {
         let read = parts.on_read(part).ok();
-        data = data.zip(read).map(|(data, read)| data + read);
+        data = data.zip(read).map(|(mut data, read)| {
+            data += read;
+            data
+        });
     }
     assert_eq!(whole.on_read(bytes).ok(), data);
     whole.on_written(bytes);
