@@ -32,6 +32,9 @@ const STALL_TICK: Duration = Duration::from_secs(3);
 /// After how many of these ticks a stream counts as stalled: it has accepted nothing for at least one interval.
 const MIN_STALL_TICKS: u32 = 2;
 
+/// A connection whose socket does not accept this many bytes counts as a stalled stream too.
+const BLOCKED_BYTES: usize = 16 * 1024;
+
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The executor that hyper spawns streams on. Queues them for the connection's task instead of spawning tokio tasks.
@@ -113,9 +116,10 @@ impl Streams {
         }
     }
 
-    /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of them.
-    fn cancel_stalled(&mut self, max_ticks: u32, stalled: &StalledStreams) {
-        let mut count = 0;
+    /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of them. Returns
+    /// whether the connection should be closed, because its socket `is_blocked`, too.
+    fn cancel_stalled(&mut self, max_ticks: u32, is_blocked: bool, stalled: &StalledStreams) -> bool {
+        let mut count = usize::from(is_blocked);
         for task in self.tasks.iter_mut() {
             task.stall_detector.tick();
             count += usize::from(task.stall_detector.stalled_ticks() >= MIN_STALL_TICKS);
@@ -129,6 +133,7 @@ impl Streams {
             }
         }
         stalled.update(count);
+        are_too_many && is_blocked
     }
 }
 
@@ -162,6 +167,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut stall_ticks = interval_at(Instant::now() + period, period);
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
+    let mut blocked_ticks = 0;
     poll_fn(|cx| {
         let polled = poll_rounds(
             cx,
@@ -170,13 +176,17 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             &mut streams,
             &budgets.unread,
         );
-        // Without streams there are no ticks, so that a connection that does nothing costs nothing.
-        while !streams.tasks.is_empty() && stall_ticks.poll_tick(cx).is_ready() {
-            streams.cancel_stalled(max_ticks, &budgets.stalled);
-        }
         let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
         if is_broken || polled.is_ready() || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
             return Poll::Ready(());
+        }
+        // Without streams there are no ticks, so that a connection that does nothing costs nothing.
+        let is_blocked = io.blocked_bytes() >= BLOCKED_BYTES;
+        while (is_blocked || !streams.tasks.is_empty()) && stall_ticks.poll_tick(cx).is_ready() {
+            blocked_ticks = if is_blocked { blocked_ticks + 1 } else { 0 };
+            if streams.cancel_stalled(max_ticks, blocked_ticks >= MIN_STALL_TICKS, &budgets.stalled) {
+                return Poll::Ready(());
+            }
         }
         Poll::Pending
     })
@@ -258,4 +268,46 @@ fn poll_rounds(
     // Yield to the other tasks of this thread.
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncWriteExt as _, duplex};
+    use tokio::time::timeout;
+
+    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::*;
+
+    /// Runs a connection whose client reads nothing. Returns whether the server closes it within a minute.
+    async fn is_closed(stalled_streams: usize) -> bool {
+        let (io, _client) = duplex(1);
+        let io = CorkedIo::new(io);
+        io.clone().write_all(&[0; BLOCKED_BYTES + 10]).await.unwrap();
+        let limits = BudgetLimits {
+            stalled_streams,
+            ..BudgetLimits::default()
+        };
+        let budgets = ServerBudgets::new(limits, 10).connection(Ipv4Addr::LOCALHOST.into());
+        let hour = Duration::from_secs(3_600);
+        let close = CancellationToken::new();
+        let connection = run(
+            pending::<()>(),
+            StreamExecutor::default(),
+            io,
+            hour,
+            hour,
+            &close,
+            &budgets,
+        );
+        timeout(Duration::from_secs(60), connection).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_socket_is_blocked_is_closed_when_too_many_are() {
+        assert!(is_closed(0).await);
+        assert!(!is_closed(1).await);
+    }
 }

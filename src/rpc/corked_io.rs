@@ -49,6 +49,16 @@ impl<T> CorkedIo<T> {
 }
 
 impl<T> CorkedIo<T> {
+    /// How many bytes the socket does not accept.
+    pub(super) fn blocked_bytes(&self) -> usize {
+        let corked = self.0.lock();
+        if corked.is_blocked {
+            corked.buffer.len() - corked.written
+        } else {
+            0
+        }
+    }
+
     /// Looks at the socket.
     pub(super) fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(&self.0.lock().io)
