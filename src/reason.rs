@@ -97,6 +97,8 @@ pub enum Reason {
     RoomNotGranted,
     /// The token is for another name.
     NameNotGranted,
+    /// The owner of the participant's name has joined.
+    NameClaimed,
     /// The room does not exist.
     NoRoom,
     /// The log does not contain the events after the requested position.
@@ -121,7 +123,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 54] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -165,6 +167,7 @@ impl Reason {
         Self::RightNotGranted,
         Self::RoomNotGranted,
         Self::NameNotGranted,
+        Self::NameClaimed,
         Self::NoRoom,
         Self::NotKept,
         Self::PageTokenInvalid,
@@ -224,6 +227,7 @@ impl Reason {
             Self::RightNotGranted => "RIGHT_NOT_GRANTED",
             Self::RoomNotGranted => "ROOM_NOT_GRANTED",
             Self::NameNotGranted => "NAME_NOT_GRANTED",
+            Self::NameClaimed => "NAME_CLAIMED",
             Self::NoRoom => "NO_ROOM",
             Self::NotKept => "NOT_KEPT",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
@@ -273,7 +277,9 @@ impl Reason {
             | Self::TokenNotYetValid
             | Self::TokenAudience
             | Self::TokenIssuer => Code::Unauthenticated,
-            Self::RightNotGranted | Self::RoomNotGranted | Self::NameNotGranted => Code::PermissionDenied,
+            Self::RightNotGranted | Self::RoomNotGranted | Self::NameNotGranted | Self::NameClaimed => {
+                Code::PermissionDenied
+            }
             Self::NoRoom => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
@@ -355,7 +361,7 @@ impl Reason {
             Self::Stalled | Self::FellBehind => "slow",
             Self::DeadlineExceeded => "deadline",
             Self::StreamAged => "aged",
-            Self::TakenOver => "taken_over",
+            Self::TakenOver | Self::NameClaimed => "taken_over",
             Self::Draining => "drain",
             Self::TokenExpired if has_joined => "expired",
             // If the room fails before, it has rejected the JOIN.

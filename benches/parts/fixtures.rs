@@ -37,6 +37,7 @@ pub(crate) fn join(id: i32) -> Join {
         id: ParticipantId::from_wire(id),
         name: Name::try_from(format!("person {id}").as_str()).expect("the name is valid"),
         timestamp: Timestamp(0),
+        owner: None,
         is_resumable: true,
         trace: None,
     }

@@ -239,6 +239,13 @@ impl Caller {
         }
     }
 
+    /// Who owns the caller's name: the subject of the token, if that has a name.
+    #[must_use]
+    pub fn name_owner(&self) -> Option<Arc<str>> {
+        let identity = self.identity()?;
+        identity.name.as_ref().map(|_| Arc::clone(&identity.subject))
+    }
+
     /// What the caller's token says.
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {

@@ -1,5 +1,7 @@
 //! The commands of a room.
 
+use std::sync::Arc;
+
 use super::{
     Attachment, MessageId, MessageIdError, Name, ParticipantId, Session, Text, TextError, Timestamp,
     TraceContext,
@@ -27,12 +29,15 @@ pub enum Command {
 /// Enters a room, or attaches a new stream to a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Join {
-    /// The session to resume, which the client has proved to be its own. If it has ended, the client enters anew.
+    /// The session to resume, which the client has proved to be its own. If it has ended, or has a name that another owns, the client
+    /// enters anew.
     pub session: Option<Session>,
     /// The id that the client chose; `None` if the room is to assign one.
     pub id: Option<ParticipantId>,
     /// The participant's name.
     pub name: Name,
+    /// Who owns the name, if the client has proved that it does.
+    pub owner: Option<Arc<str>>,
     /// The client's Lamport time.
     pub timestamp: Timestamp,
     /// Whether the client can resume its session after its connection is lost.

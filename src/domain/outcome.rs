@@ -13,8 +13,10 @@ pub enum Outcome {
     Accepted(Event),
     /// The participant has entered the room.
     Joined {
-        /// The LEAVEs of lost participants that had the id or the name, which precede the JOIN in the log.
+        /// The LEAVEs of participants that had the id or the name, which precede the JOIN in the log.
         evicted: Vec<Event>,
+        /// The attachments of those that were not lost: they had a name whose owner has joined.
+        displaced: Vec<Attachment>,
         /// The JOIN.
         joined: Event,
         /// The participant's first attachment.

@@ -7,6 +7,7 @@
 //! - A participant is in the roster from its JOIN in the log to its LEAVE in the log.
 //! - A command that is rejected or ignored changes nothing, except that a text that is too long ticks the clock.
 //! - Only a participant's current attachment speaks for it.
+//! - A participant that owns its name leaves for nobody but its owner. One that does not, leaves when the owner joins.
 //! - The cost of a command depends neither on the number of participants nor on how many of them are lost.
 //! - A room that is recovered from what was stored continues later than all times that the room has shown, if a snapshot is
 //!   stored whenever [`Room::needs_snapshot`] says so.
@@ -16,6 +17,7 @@
 //! is detached, and that grace periods expire.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::dedup_window::{DedupWindow, Seen};
 use super::limits::CLOCK_RESERVE;
@@ -292,25 +294,29 @@ impl Room {
 
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {
         let timestamp = self.check_timestamp(join.timestamp)?;
-        if let Some(resumed) = join.session.and_then(|session| self.resume(session)) {
+        if let Some(resumed) = join.session.and_then(|session| self.resume(session, &join)) {
             return Ok(resumed);
         }
         let Join {
             id,
             name,
+            owner,
             is_resumable,
             trace,
             ..
         } = join;
         let skeletons = skeletons(&name);
-        let places = self.places_to_vacate(id, &name, &skeletons);
+        let places = self.places_to_vacate(id, &name, owner.as_ref(), &skeletons);
         let vacated = places.as_ref().map_or(0, Vec::len);
         let remaining = self.participants().len().saturating_sub(vacated);
         if remaining >= self.rules.max_participants {
             return Err(Rejection::RoomFull(remaining));
         }
         // The JOIN is accepted from here on.
-        let evicted = places?
+        let places = places?;
+        let attachments = places.iter().map(|id| self.roster.current_attachment(*id));
+        let displaced = attachments.flatten().collect();
+        let evicted = places
             .into_iter()
             .filter_map(|participant| self.leave_now(participant, at))
             .collect();
@@ -323,20 +329,30 @@ impl Room {
             is_resumable,
         };
         let attachment = self.roster.insert(id, participant, skeletons);
+        self.roster.set_owner(id, owner);
         Ok(Outcome::Joined {
             evicted,
+            displaced,
             joined: self.accept(time, at, id, name, EventKind::Join, trace),
             attachment,
         })
     }
 
-    /// Attaches a new stream to a session; `None` if the session has ended.
-    fn resume(&mut self, session: Session) -> Option<Outcome> {
+    /// Attaches a new stream to a session; `None` if the session has ended, or the name of one of the two is owned and does not fit.
+    fn resume(&mut self, session: Session, join: &Join) -> Option<Outcome> {
         let participant = self.roster.get(session.participant)?;
-        if participant.join_sequence != session.join_sequence {
+        let owns_other = join.owner.is_some() && participant.name != join.name;
+        if participant.join_sequence != session.join_sequence
+            || owns_other
+            || !self.yields(session.participant, join.owner.as_ref())
+        {
             return None;
         }
         let name = participant.name.clone();
+        // The owners in a room are forgotten when it is restored.
+        if join.owner.is_some() {
+            self.roster.set_owner(session.participant, join.owner.clone());
+        }
         let (attachment, replaced) = self.roster.attach(session.participant)?;
         Some(Outcome::Resumed {
             session,
@@ -346,12 +362,20 @@ impl Room {
         })
     }
 
-    /// The lost participants that have the id or the name. They leave for somebody who joins, most often the same person
-    /// with a restarted client, who would otherwise have to wait until the grace period expires.
+    /// Whether a participant leaves, once it is lost, for somebody who joins and who is `owner` if that is not `None`.
+    fn yields(&self, participant: ParticipantId, owner: Option<&Arc<str>>) -> bool {
+        let own = self.roster.owner(participant);
+        own.is_none() || own == owner
+    }
+
+    /// The participants that leave for somebody who joins: those that have a name whose owner joins, and lost ones that have the id or
+    /// the name. That is most often the same person with a restarted client, who would otherwise have to wait until the grace period
+    /// expires.
     fn places_to_vacate(
         &self,
         id: Option<ParticipantId>,
         name: &Name,
+        owner: Option<&Arc<str>>,
         skeletons: &Skeletons,
     ) -> Result<Vec<ParticipantId>, Rejection> {
         let mut places = Vec::new();
@@ -359,7 +383,7 @@ impl Room {
             if id.is_assigned() {
                 return Err(Rejection::IdReserved(id));
             }
-            if self.is_attached(id) {
+            if self.is_attached(id) || !self.yields(id, owner) {
                 return Err(Rejection::IdTaken(id));
             }
             places.extend(self.roster.get(id).map(|_| id));
@@ -375,7 +399,9 @@ impl Room {
             let Some(holder) = holders.next() else { continue };
             // Several have the name only if they joined while that was allowed. They are not searched for somebody who is
             // not lost.
-            if self.is_attached(holder) || holders.next().is_some() {
+            let is_displaced = owner.is_some() && self.roster.owner(holder).is_none();
+            let remains = self.is_attached(holder) || !self.yields(holder, owner);
+            if (remains && !is_displaced) || holders.next().is_some() {
                 return Err(name_taken());
             }
             if !places.contains(&holder) {

@@ -51,18 +51,28 @@ fn names() -> impl Strategy<Value = Name> {
 }
 
 fn joins() -> impl Strategy<Value = Action> {
-    let join = (prop::option::of(ids()), names(), timestamps(), any::<bool>());
-    (join, prop::option::of(any::<Index>())).prop_map(|((id, name, timestamp, is_resumable), session)| {
-        let join = Join {
-            session: None,
-            id,
-            name,
-            timestamp,
-            is_resumable,
-            trace: None,
-        };
-        Action::Join { join, session }
-    })
+    let owner = prop::option::weighted(0.3, "[st]".prop_map(Arc::<str>::from));
+    let join = (
+        prop::option::of(ids()),
+        names(),
+        owner,
+        timestamps(),
+        any::<bool>(),
+    );
+    (join, prop::option::of(any::<Index>())).prop_map(
+        |((id, name, owner, timestamp, is_resumable), session)| {
+            let join = Join {
+                session: None,
+                id,
+                name,
+                timestamp,
+                owner,
+                is_resumable,
+                trace: None,
+            };
+            Action::Join { join, session }
+        },
+    )
 }
 
 fn messages() -> impl Strategy<Value = Message> {
@@ -268,6 +278,50 @@ proptest! {
     }
 
     #[test]
+    fn the_owner_of_a_name_leaves_for_nobody_else_and_others_leave_for_the_owner(actions in actions()) {
+        let mut owners: BTreeMap<ParticipantId, Arc<str>> = BTreeMap::new();
+        perform(&mut Room::new(rules()), actions, |before, room, command, outcome| {
+            let (join, is_joined) = match command {
+                Command::Join(join) => (Some(join), matches!(outcome, Outcome::Joined { .. })),
+                _ => (None, false),
+            };
+            for event in outcome.events().filter(|event| event.kind == EventKind::Leave) {
+                if let (Some(owner), Some(join)) = (owners.remove(&event.participant), join) {
+                    prop_assert_eq!(Some(&owner), join.owner.as_ref(), "only its owner takes its place");
+                }
+            }
+            match outcome {
+                Outcome::Joined { displaced, attachment, .. } => {
+                    for gone in displaced {
+                        let name = &before.participants()[&gone.participant].name;
+                        prop_assert!(before.is_attached(gone.participant) && !room.is_attached(gone.participant));
+                        prop_assert!(before.roster.owner(gone.participant).is_none());
+                        prop_assert!(join.is_some_and(|join| join.owner.is_some() && join.name.is_confusable_with(name)));
+                    }
+                    let owner = join.and_then(|join| join.owner.clone());
+                    owners.extend(owner.map(|owner| (attachment.participant, owner)));
+                }
+                Outcome::Resumed { session, name, .. } => {
+                    let owner = join.and_then(|join| join.owner.clone());
+                    let id = session.participant;
+                    prop_assert!(owners.get(&id).is_none_or(|own| Some(own) == owner.as_ref()));
+                    prop_assert!(owner.is_none() || join.is_some_and(|join| join.name == *name));
+                    owners.extend(owner.map(|owner| (id, owner)));
+                }
+                _ => {}
+            }
+            // Without ids and limits in the way, an owner is kept out by owners only.
+            if let (Some(join), false, Outcome::Rejected { rejection: Rejection::NameTaken(_), .. }) = (join, is_joined, outcome)
+                && join.owner.is_some()
+            {
+                let holders = before.participants().iter().filter(|(_, holder)| holder.name.is_confusable_with(&join.name));
+                prop_assert!(holders.clone().any(|(id, _)| owners.contains_key(id)));
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
     fn only_the_newest_attachment_of_a_participant_who_is_not_lost_speaks_for_it(actions in actions()) {
         let mut current: BTreeMap<ParticipantId, Attachment> = BTreeMap::new();
         let mut is_lost: BTreeSet<ParticipantId> = BTreeSet::new();
@@ -392,6 +446,7 @@ fn join(name: &str, id: i32) -> Command {
         id: ParticipantId::from_wire(id),
         name,
         timestamp: Timestamp(0),
+        owner: None,
         is_resumable: true,
         trace: None,
     })
@@ -465,6 +520,66 @@ fn a_name_belongs_to_one_participant_at_a_time() {
     ));
     accepted(&mut room, leave(ada));
     joined(&mut room, "ADA", 2);
+}
+
+/// The JOIN of the owner of a name.
+fn join_as(owner: &str, name: &str, id: i32) -> Command {
+    match join(name, id) {
+        Command::Join(join) => Command::Join(Join {
+            owner: Some(owner.into()),
+            ..join
+        }),
+        other => other,
+    }
+}
+
+#[test]
+fn the_owner_of_a_name_takes_it_from_whoever_does_not_own_it() {
+    let mut room = Room::new(rules());
+    let stranger = joined(&mut room, "ada", 1);
+    let Outcome::Joined {
+        evicted, displaced, ..
+    } = room.apply(join_as("a", "Аda", 2), WallTime::default())
+    else {
+        unreachable!("the owner joins");
+    };
+    assert_eq!(displaced, [stranger]);
+    assert_eq!((evicted.len(), evicted[0].name.as_str()), (1, "ada"));
+    // What the stream that is gone still sends has no effect.
+    let said = room.apply(
+        Command::Say(Say {
+            attachment: stranger,
+            message: message("x", None),
+        }),
+        WallTime::default(),
+    );
+    assert_eq!(said, Outcome::Ignored);
+    for other in [join("Ada", 3), join_as("b", "Ada", 3), join_as("a", "Ada", 3)] {
+        assert!(matches!(rejection(&mut room, other), Rejection::NameTaken(_)));
+    }
+    let post = post("Ada", message("x", None));
+    assert!(matches!(rejection(&mut room, post), Rejection::NameTaken(_)));
+}
+
+#[test]
+fn an_owner_that_is_lost_keeps_its_name_and_id_from_others() {
+    let mut room = Room::new(rules());
+    let Outcome::Joined { attachment, .. } = room.apply(join_as("a", "Ada", 1), WallTime::default()) else {
+        unreachable!("the owner joins");
+    };
+    assert_eq!(
+        room.apply(Command::Detach(attachment), WallTime::default()),
+        Outcome::Lost
+    );
+    for other in [join("ada", 2), join_as("b", "Ada", 2)] {
+        assert!(matches!(rejection(&mut room, other), Rejection::NameTaken(_)));
+    }
+    assert!(matches!(
+        rejection(&mut room, join("Bob", 1)),
+        Rejection::IdTaken(_)
+    ));
+    let again = room.apply(join_as("a", "Ada", 2), WallTime::default());
+    assert!(matches!(again, Outcome::Joined { evicted, .. } if evicted.len() == 1));
 }
 
 #[test]

@@ -33,6 +33,8 @@ struct State {
     attachment: u64,
     /// Whether the newest attachment is gone.
     is_lost: bool,
+    /// Who owns the name.
+    owner: Option<Arc<str>>,
 }
 
 impl Roster {
@@ -91,6 +93,7 @@ impl Roster {
             skeletons,
             attachment: self.last_attachment,
             is_lost: false,
+            owner: None,
         };
         self.states.insert(id, state);
         Attachment {
@@ -127,6 +130,17 @@ impl Roster {
             number: self.last_attachment,
         };
         Some((attachment, previous))
+    }
+
+    /// Who owns the name of this participant, if anybody.
+    pub(super) fn owner(&self, id: ParticipantId) -> Option<&Arc<str>> {
+        self.states.get(&id)?.owner.as_ref()
+    }
+
+    pub(super) fn set_owner(&mut self, id: ParticipantId, owner: Option<Arc<str>>) {
+        if let Some(state) = self.states.get_mut(&id) {
+            state.owner = owner;
+        }
     }
 
     /// The participant is lost, because its current attachment is gone.

@@ -151,6 +151,8 @@ pub enum CloseReason {
     Rejected(Rejection),
     /// The session was resumed on another stream.
     TakenOver,
+    /// The owner of the participant's name has joined.
+    NameClaimed,
     /// The server is draining. The client should connect again after about this delay.
     Draining(Duration),
     /// The room has failed. The client should connect again.

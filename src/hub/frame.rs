@@ -187,7 +187,7 @@ mod tests {
             let (epoch, name) = (Epoch::created_at(at), RoomName::try_from("tea").unwrap());
             let mut room = Room::new(Rules { max_clock_ahead: i64::MAX, ..Rules::default() });
             let trace = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1");
-            let join = Join { session: None, id: Some(id), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), is_resumable: false, trace: None };
+            let join = Join { session: None, id: Some(id), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), owner: None, is_resumable: false, trace: None };
             let (joined, attachment) = joined(&mut room, join, at);
             let say = Say {
                 attachment,

@@ -62,6 +62,7 @@ mod tests {
                     id: None,
                     name: Name::try_from(format!("p{number}").as_str()).unwrap(),
                     timestamp: Timestamp(0),
+                    owner: None,
                     is_resumable: true,
                     trace: None,
                 };

@@ -140,9 +140,14 @@ impl RoomSessions {
         let (session, name, attachment, joined) = match self.room.apply(Command::Join(join), at) {
             Outcome::Joined {
                 evicted,
+                displaced,
                 joined,
                 attachment,
             } => {
+                for attachment in displaced {
+                    let reason = CloseReason::NameClaimed;
+                    self.batch.push(Effect::Detach { attachment, reason });
+                }
                 for event in evicted {
                     time = event.time;
                     self.append(event, None, meta);

@@ -84,6 +84,7 @@ mod tests {
             id: None,
             name: Name::try_from("Ada").unwrap(),
             timestamp: Timestamp(0),
+            owner: None,
             is_resumable: false,
             trace: None,
         };

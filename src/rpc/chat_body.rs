@@ -153,7 +153,9 @@ impl ChatBody {
                 self.outcome.observer.received(EventType::Join);
                 let name = self.caller.name(&message.client_name)?.to_owned();
                 message.client_name = name;
-                join_request(message)
+                let mut request = join_request(message)?;
+                request.join.owner = self.caller.name_owner();
+                Ok(request)
             }
             Ok(EventType::Message | EventType::Leave) => Err(RpcError::new(
                 Reason::NotJoined,
@@ -196,11 +198,6 @@ impl ChatBody {
             return;
         };
         let info = member.info();
-        // The session that it resumes can be of another name.
-        if let Err(denied) = self.caller.name(info.name.as_str()) {
-            self.reject(denied.into());
-            return;
-        }
         let mut participant = ParticipantInfo {
             room: member.room().to_string(),
             participant: info.participant.get(),

@@ -47,6 +47,7 @@ pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcErro
         id: ParticipantId::from_wire(message.id),
         name: client_name(&message.client_name)?,
         timestamp: Timestamp(message.timestamp),
+        owner: None,
         is_resumable: uses_extensions(&message),
         trace: TraceContext::parse(&message.traceparent, &message.tracestate),
     };

@@ -155,6 +155,10 @@ impl From<CloseReason> for RpcError {
             CloseReason::TakenOver => {
                 Self::new(Reason::TakenOver, "a newer connection has resumed the session")
             }
+            CloseReason::NameClaimed => Self::new(
+                Reason::NameClaimed,
+                "the owner of your name has joined; join with another name",
+            ),
             CloseReason::Draining(delay) => Self {
                 retry_delay: Some(jittered(delay)),
                 ..Self::draining()

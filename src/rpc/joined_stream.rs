@@ -298,7 +298,7 @@ impl JoinedStream {
             }
             CloseReason::Rejected(rejection) => RpcError::from(&rejection).into(),
             // There is no notice for what a client can do nothing about.
-            CloseReason::Damaged => RpcError::from(CloseReason::Damaged).into(),
+            reason @ (CloseReason::Damaged | CloseReason::NameClaimed) => RpcError::from(reason).into(),
             reason => self.end_with_notice(&reason.into()),
         }
     }

@@ -139,6 +139,7 @@ impl RoomAlone {
                     id: ParticipantId::from_wire(id),
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(at),
+                    owner: None,
                     is_resumable,
                     trace: None,
                 };
@@ -174,6 +175,7 @@ impl RoomAlone {
                     id: None,
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(0),
+                    owner: None,
                     is_resumable: true,
                     trace: None,
                 };

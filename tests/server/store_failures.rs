@@ -99,6 +99,7 @@ async fn a_damaged_log_fails_its_room_and_a_failed_store_fails_the_server() {
                 id: None,
                 name: Name::try_from("Ada").unwrap(),
                 timestamp: Timestamp(0),
+                owner: None,
                 is_resumable: false,
                 trace: None,
             },

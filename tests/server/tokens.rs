@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use chitchat::auth::{Anonymous, AuthOptions, Grant, SigningKey};
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{
-    GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ListRoomsRequest, NoticeCode,
+    EventType, GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ListRoomsRequest, NoticeCode,
     SendMessageRequest, SubscribeRequest,
 };
 use rcgen::{KeyPair, PKCS_ED25519};
@@ -80,6 +80,15 @@ impl Protected {
 
     fn issue(&self, grant: &Grant) -> String {
         bearer(&self.key.issue(grant))
+    }
+
+    /// A token for everything, under one name.
+    fn named(&self, name: &str) -> String {
+        self.issue(&Grant {
+            subject: name.to_lowercase(),
+            name: Some(name.into()),
+            ..grant(&["*"], &["read", "write", "create"])
+        })
     }
 
     async fn chat(&self, authorization: &str, first: JoinMsgLeave) -> Client {
@@ -354,11 +363,7 @@ async fn health_and_reflection_need_no_token() {
 #[tokio::test]
 async fn a_participant_has_the_name_of_the_token() {
     let protected = Protected::start(Anonymous::None).await;
-    let named = Grant {
-        name: Some("Ada".into()),
-        ..grant(&["*"], &["read", "write", "create"])
-    };
-    let ada = protected.issue(&named);
+    let ada = protected.named("Ada");
     let mut client = protected.chat(&ada, join("")).await;
     assert_eq!(client.next().await.sender_name, "Ada");
     let mut other = protected.chat(&ada, join("Bob")).await;
@@ -389,21 +394,65 @@ async fn a_participant_has_the_name_of_the_token() {
 
 #[tokio::test]
 async fn a_session_of_another_name_cannot_be_resumed() {
-    let protected = Protected::start(Anonymous::None).await;
-    let of = |name: &str| {
-        protected.issue(&Grant {
-            name: Some(name.into()),
-            ..grant(&["*"], &["read", "write", "create"])
-        })
-    };
-    let mut ada = protected.chat(&of("Ada"), join_wanting_welcome("")).await;
-    let token = ada.next().await.welcome.unwrap().session_token;
+    let protected = Protected::start(Anonymous::Write).await;
+    let mut ada = protected
+        .chat(&protected.named("Ada"), join_wanting_welcome(""))
+        .await;
+    let welcome = ada.next().await.welcome.unwrap();
     let first = JoinMsgLeave {
-        session_token: token,
+        session_token: welcome.session_token,
         ..join_wanting_welcome("")
     };
-    let status = protected.chat(&of("Bob"), first).await.end().await;
-    assert_eq!(reason(&status), "NAME_NOT_GRANTED");
+    let mut bob = protected.chat(&protected.named("Bob"), first.clone()).await;
+    let other = bob.next().await.welcome.unwrap();
+    assert_ne!(other.participant_id, welcome.participant_id);
+    assert_eq!(bob.next().await.sender_name, "Bob");
+    // Nor can a caller without a token resume it.
+    let first = JoinMsgLeave {
+        client_name: "Ada".into(),
+        ..first
+    };
+    let status = protected.server.end_after(first).await;
+    assert_eq!(reason(&status), "NAME_TAKEN");
+}
+
+#[tokio::test]
+async fn the_owner_of_a_name_takes_it_from_whoever_has_it() {
+    let protected = Protected::start(Anonymous::Write).await;
+    let mut stranger = protected.server.join("Аda").await;
+    let mut witness = protected.server.join("Zoe").await;
+    let mut ada = protected
+        .chat(&protected.named("Ada"), join_wanting_welcome(""))
+        .await;
+    let status = stranger.end().await;
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::PermissionDenied, "NAME_CLAIMED")
+    );
+    let left = witness.next().await;
+    assert_eq!(
+        (left.r#type(), left.sender_name.as_str()),
+        (EventType::Leave, "Аda")
+    );
+    let joined = witness.next().await;
+    assert_eq!(
+        (joined.r#type(), joined.sender_name.as_str()),
+        (EventType::Join, "Ada")
+    );
+    assert!(ada.next().await.welcome.is_some());
+    let refused = protected.server.end_after(join("ada")).await;
+    assert_eq!(reason(&refused), "NAME_TAKEN");
+    // Lost, but not gone.
+    drop(ada);
+    protected
+        .server
+        .wait_for_metric(
+            "chitchat_streams_ended_total{reason=\"lost\",method=\"Chat\"}",
+            1.0,
+        )
+        .await;
+    let refused = protected.server.end_after(join("ada")).await;
+    assert_eq!(reason(&refused), "NAME_TAKEN");
 }
 
 #[tokio::test]
