@@ -178,11 +178,18 @@ impl ClientError {
     /// Whether a client that has already joined or read a room should try to reconnect after this error.
     ///
     /// In addition to [transient](Self::is_transient) errors, this includes a taken name, because the client's own earlier
-    /// session may hold it until the grace period has expired, a missing room, because it may be created again, and an expired
-    /// token, because its file may have been renewed.
+    /// session may hold it until the grace period has expired, a missing room, because it may be created again, an expired
+    /// token, because its file may have been renewed, and certificates that cannot be used, because their files may be in the middle of a renewal.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.is_transient()
+            || matches!(
+                self,
+                Self::Tls {
+                    error: TlsError::Options(_),
+                    ..
+                }
+            )
             || matches!(self, Self::Rejected(rejection) if [NAME_TAKEN, TOKEN_EXPIRED].contains(&rejection.reason.as_str()) || rejection.code == Code::NotFound)
     }
 
