@@ -15,7 +15,7 @@ use chitchat::client::{
     ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, ServerAddress, Session, TlsError,
     TlsOptions,
 };
-use process::{CHITCHAT, Server, TIMEOUT, run, serve, serve_at, succeed, text, unused_address};
+use process::{CHITCHAT, Process, Server, TIMEOUT, run, serve, serve_at, succeed, text, unused_address};
 use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
 
@@ -308,4 +308,50 @@ fn the_names_of_a_certificate_are_checked() {
 fn assert_fails_with_usage(output: &Output) {
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     assert!(text(&output.stderr).contains("chat.example"), "{output:?}");
+}
+
+/// The commands of a section of the README, one per line.
+fn commands(heading: &str) -> Vec<String> {
+    let readme = fs::read_to_string(Path::new(process::CHECKOUT).join("README.md")).unwrap();
+    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
+    let (_, block) = section.split_once("```sh\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    block
+        .replace("\\\n", "")
+        .lines()
+        .map(|line| line.split(" #").next().unwrap().trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_readme_shows_how_to_run_on_a_public_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen = unused_address();
+    let commands = commands("Run it on a public host");
+    let [certs, token, serve, chat] = &commands[..] else {
+        panic!("{commands:?}");
+    };
+    let shell = |command: &str| {
+        let script = command
+            .replace("chat.example:50052", &format!("localhost:{}", listen.port()))
+            .replace("chat.example", "localhost")
+            .replace("0.0.0.0:50052", &listen.to_string());
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &script])
+            .current_dir(&directory)
+            .env(
+                "PATH",
+                format!("{}:/bin:/usr/bin", path(Path::new(CHITCHAT).parent().unwrap())),
+            )
+            .env("CHITCHAT_IN_MEMORY", "true")
+            .env("CHITCHAT_ADMIN", "127.0.0.1:0");
+        shell
+    };
+    succeed(&mut shell(certs), "");
+    succeed(&mut shell(token), "");
+    let server = Process::start(&mut shell(&format!("exec {serve}")));
+    server.stdout_line("serving");
+    let chat = succeed(&mut shell(chat), "Hello\n");
+    assert!(chat.contains("Ada: Hello"), "{chat}");
 }
