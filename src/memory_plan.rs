@@ -76,7 +76,7 @@ impl MemoryPlan {
                 received_per_connection: (bytes / 8).min(4 << 20),
                 unread: bytes,
                 responses: bytes,
-                // A whole page of history, which has about 2 MiB, and a bit.
+                // A whole page of history, which has about 2 MiB, and 1 MiB more.
                 responses_per_connection: (bytes / 2).clamp(3 << 20, 8 << 20),
                 streams: size(budget / STREAM_BYTES),
                 stalled_streams: size(budget / STALLED_STREAM_BYTES),

@@ -88,20 +88,20 @@ impl Signals {
 
 /// A signal that asks the process to do something else than to end. By default it would end the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
+pub enum ControlSignal {
     /// SIGHUP.
     Hangup,
     /// SIGUSR1.
     User1,
 }
 
-/// A stream of [`Request`]s.
-pub struct Requests {
+/// A stream of [`ControlSignal`]s.
+pub struct ControlSignals {
     hangup: unix::Signal,
     user1: unix::Signal,
 }
 
-impl Requests {
+impl ControlSignals {
     /// Installs the signal handlers. Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -116,10 +116,10 @@ impl Requests {
 
     /// Waits for the next signal; `None` if there will be no more. Cancellation safe: no signal is lost if the future is
     /// dropped.
-    pub async fn next(&mut self) -> Option<Request> {
+    pub async fn next(&mut self) -> Option<ControlSignal> {
         tokio::select! {
-            received = self.hangup.recv() => received.map(|()| Request::Hangup),
-            received = self.user1.recv() => received.map(|()| Request::User1),
+            received = self.hangup.recv() => received.map(|()| ControlSignal::Hangup),
+            received = self.user1.recv() => received.map(|()| ControlSignal::User1),
         }
     }
 }

@@ -34,8 +34,7 @@ use crate::proto::{
 /// `--max-message-chars` can permit (100,000 characters of 4 bytes).
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Decode limit in bytes for the response to a unary call: well above a page of history. A list of participants has no
-/// pages.
+/// Decode limit in bytes for the response to a unary call: well above a page of history or of participants.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Timeouts and keepalive of a [`Connection`].

@@ -49,7 +49,7 @@ impl Service<Request<Body>> for GrpcChannel {
         let response = self.channel.call(request);
         Box::pin(async move {
             let response = response.await?;
-            if let Some(status) = foreign_status(response.status(), response.headers()) {
+            if let Some(status) = status_from_http(response.status(), response.headers()) {
                 return Ok(status.into_http());
             }
             let has_status = response.headers().contains_key(Status::GRPC_STATUS);
@@ -59,7 +59,7 @@ impl Service<Request<Body>> for GrpcChannel {
 }
 
 /// The status for a response that is not one of gRPC.
-fn foreign_status(http: StatusCode, headers: &HeaderMap) -> Option<Status> {
+fn status_from_http(http: StatusCode, headers: &HeaderMap) -> Option<Status> {
     let content_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
     let is_grpc = content_type.is_some_and(|value| value.starts_with(b"application/grpc"));
     if headers.contains_key(Status::GRPC_STATUS) || (http == StatusCode::OK && is_grpc) {
@@ -136,19 +136,19 @@ mod tests {
             (403, Code::PermissionDenied),
             (200, Code::Unknown),
         ] {
-            let status = foreign_status(StatusCode::from_u16(http).unwrap(), &html).unwrap();
+            let status = status_from_http(StatusCode::from_u16(http).unwrap(), &html).unwrap();
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(&http.to_string()), "{status}");
         }
         let grpc = HeaderMap::from_iter([(CONTENT_TYPE, "application/grpc+proto".parse().unwrap())]);
-        assert!(foreign_status(StatusCode::OK, &grpc).is_none());
-        assert!(foreign_status(StatusCode::BAD_GATEWAY, &grpc).is_some());
+        assert!(status_from_http(StatusCode::OK, &grpc).is_none());
+        assert!(status_from_http(StatusCode::BAD_GATEWAY, &grpc).is_some());
     }
 
     #[test]
     fn the_delay_that_a_proxy_asks_for_is_kept() {
         let headers = HeaderMap::from_iter([(RETRY_AFTER, "7".parse().unwrap())]);
-        let status = foreign_status(StatusCode::SERVICE_UNAVAILABLE, &headers).unwrap();
+        let status = status_from_http(StatusCode::SERVICE_UNAVAILABLE, &headers).unwrap();
         let delay = status.get_details_retry_info().unwrap().retry_delay;
         assert_eq!(delay, Some(Duration::from_secs(7)));
     }

@@ -24,8 +24,7 @@
 //! - A cursor yields each event after its start once and in order, and each of its notices between the two events where it
 //!   was published.
 //! - The feed retains at most its capacity and one batch, no matter how slow a subscriber is, and little if all feeds together
-//!   retain too much. What everybody has read is
-//!   freed at once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips on its own. Its reader
+//!   retain too much. What everybody has read is freed at once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips on its own. Its reader
 //!   then continues from the store.
 //! - Publishing never waits for a subscriber.
 

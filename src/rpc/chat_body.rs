@@ -1,8 +1,8 @@
-//! The response body of a Chat call: one state machine for the whole stream, which h2 polls whenever the client's
-//! flow-control window has space.
+//! The response body of a Chat call: one state machine for the whole stream, which hyper polls whenever the client has
+//! accepted what it returned before.
 //!
 //! Polling the body also reads the client's messages. So a stream needs no task of its own, and a client that does not read
-//! is not read from: once its window is exhausted, the body is not polled.
+//! is not read from: once its window is exhausted, hyper holds one more piece of the body and does not poll it.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -339,7 +339,7 @@ where
         Ok(Accepted::Ready(io)) => {
             connection::serve(io, peer, service, limits, budgets, observer, draining).await
         }
-        Ok(Accepted::NeedsTls(io)) => {
+        Ok(Accepted::PlaintextOnTlsPort(io)) => {
             let message = "this port requires TLS; connect with https://";
             let service = error_service(RpcError::new(Reason::TlsRequired, message));
             // Boxed, because it is rare and would take memory in the task of every connection.

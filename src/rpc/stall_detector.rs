@@ -1,6 +1,6 @@
 //! Detects streams whose client accepts no data.
 //!
-//! h2 polls a response body only when the client has accepted the data before. So a body that has returned data and is not
+//! hyper polls a response body only when the client has accepted the data before. So a body that has returned data and is not
 //! polled again belongs to a stalled client. The body itself cannot notice that, precisely because it is not polled: the
 //! connection's task ends the stream.
 

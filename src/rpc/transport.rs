@@ -40,7 +40,7 @@ pub(super) enum Accepted {
     /// It is as the server expects.
     Ready(Transport),
     /// It is not encrypted, but should be.
-    NeedsTls(Transport),
+    PlaintextOnTlsPort(Transport),
 }
 
 impl Transport {
@@ -58,7 +58,7 @@ impl Transport {
             };
             match (tls, is_tls) {
                 (None, false) => Ok(Accepted::Ready(Self::Plain(stream))),
-                (Some(_), false) => Ok(Accepted::NeedsTls(Self::Plain(stream))),
+                (Some(_), false) => Ok(Accepted::PlaintextOnTlsPort(Self::Plain(stream))),
                 (None, true) => {
                     answer(stream, NO_TLS).await;
                     Err(SetupError::UnexpectedTls)

@@ -16,7 +16,7 @@ pub use server::Server;
 use super::Failure;
 use super::stderr::note;
 use crate::config::{Config, raise_fd_limit, system_memory};
-use crate::signals::{Request, Requests, Signals};
+use crate::signals::{ControlSignal, ControlSignals, Signals};
 use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs};
 
 /// Runs a server until a signal stops it and it has drained. Must not be called within a Tokio runtime. A second signal
@@ -98,7 +98,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let no_signals = |error: io::Error| system_error("listen for signals", &error);
     let mut signals = Signals::listen().map_err(no_signals)?;
-    let mut requests = Requests::listen().map_err(no_signals)?;
+    let mut requests = ControlSignals::listen().map_err(no_signals)?;
     let is_json = config.logs.format == LogFormat::Json;
     let server = tokio::select! {
         server = Server::bind_with(config, otlp, socket) => server?,
@@ -128,10 +128,10 @@ async fn serve(
         });
         first.as_str()
     });
-    let obey_requests = async {
+    let handle_control_signals = async {
         while let Some(request) = requests.next().await {
             let has_files = tls.is_some() || authenticator.is_some();
-            if request == Request::User1 || !has_files {
+            if request == ControlSignal::User1 || !has_files {
                 logs.toggle_verbose();
                 continue;
             }
@@ -145,7 +145,7 @@ async fn serve(
     };
     tokio::select! {
         served = served => served,
-        () = obey_requests => Err(Failure::Software("the signals have ended".into())),
+        () = handle_control_signals => Err(Failure::Software("the signals have ended".into())),
     }
 }
 
