@@ -656,28 +656,28 @@ impl Catalog {
     pub(super) fn replace(&mut self, segment: Segment, summaries: &SegmentIndex) {
         let (number, covers_to) = (segment.number(), segment.header.covers_to);
         let is_covered = |number: u32| (segment.number()..=covers_to).contains(&number);
-        let mut needed = 0;
-        for (log, summary) in summaries {
+        let mut garbage = 0;
+        for (log, index) in summaries {
             let Some(state) = self.logs.get_mut(log) else {
+                garbage += index.bytes;
                 continue;
             };
-            let snapshot = summary.facts().snapshot.map(|(location, _)| location);
-            for (location, moved) in [
-                (&mut state.snapshot, snapshot),
-                (&mut state.room_entry, summary.facts().room),
-            ] {
-                if location.is_some_and(|location| is_covered(location.segment)) {
-                    *location = moved;
-                    needed += moved.map_or(0, |moved| moved.size());
-                }
+            garbage += index.bytes - index.retained(state.first);
+            let is_moved = |location: &EntryLocation| is_covered(location.segment);
+            let snapshot = index.facts().snapshot.map(|(location, _)| location);
+            if state.snapshot.as_ref().is_some_and(is_moved) {
+                state.snapshot = snapshot;
+            } else {
+                garbage += snapshot.map_or(0, |replaced| replaced.size());
             }
-            needed += summary.retained(state.first);
+            if state.room_entry.as_ref().is_some_and(is_moved) {
+                state.room_entry = index.facts().room;
+            }
             for covered in state.segments.iter_mut().filter(|number| is_covered(**number)) {
                 *covered = number;
             }
             state.segments.dedup();
         }
-        let garbage = segment.entries_size().saturating_sub(needed);
         self.segments.retain(|other, _| !is_covered(*other));
         let segment = Arc::new(segment);
         let state = SegmentState {

@@ -66,6 +66,8 @@ struct State {
     rounds: u64,
     /// Whether the latest rewrite failed. It is tried again, and nobody waits for it.
     has_failed: bool,
+    /// Whether the latest round has not made the log smaller.
+    is_idle: bool,
 }
 
 impl CompactorHandle {
@@ -99,6 +101,10 @@ impl CompactorHandle {
             let rounds = state.rounds;
             self.changed
                 .wait_while_for(&mut state, |state| state.rounds == rounds, IDLE_INTERVAL);
+            if state.rounds != rounds && state.is_idle {
+                state.is_urgent = false;
+                return has_waited;
+            }
         }
     }
 
@@ -148,17 +154,18 @@ impl Compactor {
                 error!(event = "compaction_failed", %error, "segments cannot be rewritten; it is tried again");
             }
             state.has_failed = result.is_err();
+            state.is_idle = !matches!(result, Ok(true));
             self.handle.changed.notify_all();
             if state.is_stopped {
                 return;
             }
-            if !matches!(result, Ok(true)) {
+            if state.is_idle {
                 self.handle.changed.wait_for(&mut state, IDLE_INTERVAL);
             }
         }
     }
 
-    /// Rewrites one run of segments. Returns false if there is none to rewrite.
+    /// Rewrites one run of segments. Returns whether the log has become smaller by it.
     fn compact(&self) -> Result<bool, StoreError> {
         let is_above = is_above(&self.catalog, BACKGROUND_PERCENT);
         let run = {
@@ -171,7 +178,8 @@ impl Compactor {
         let Some((segment, summaries)) = self.rewrite(&run)? else {
             return Ok(false);
         };
-        let bytes = segment.len;
+        let bytes = u64::from(segment.len);
+        let before: u64 = run.iter().map(|segment| u64::from(segment.len)).sum();
         let removed = run
             .iter()
             .skip(1)
@@ -184,8 +192,8 @@ impl Compactor {
             none_if_missing(fs::remove_file(&path))
                 .map_err(|error| StoreError::cannot("remove", &path, &error))?;
         }
-        self.observer.rewritten(bytes.into());
-        Ok(true)
+        self.observer.rewritten(bytes);
+        Ok(bytes < before)
     }
 
     /// The run of segments around `number` that is rewritten together: neighbours of which little is needed join it.
