@@ -7,7 +7,8 @@ COPY proto proto
 COPY src src
 COPY bench/Cargo.toml bench/Cargo.toml
 COPY bench/src bench/src
-COPY fuzz fuzz
+COPY fuzz/Cargo.toml fuzz/Cargo.toml
+COPY fuzz/src fuzz/src
 COPY verify verify
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \

@@ -416,7 +416,7 @@ fn invalid_arguments_are_usage_errors() {
         &["chat", "--name", " "],
         &["chat", "--name", "E\u{202e}ve"],
         &["chat", "--name", "bot", "--room", "a\tb"],
-        &["chat", "--name", "bot", "--server", "https://localhost:1"],
+        &["chat", "--name", "bot", "--server", "ftp://localhost:1"],
         &["chat", "--name", "bot", "--timeout", "0s"],
         &["chat", "--name", "bot", "--patience", "2"],
         &["health", "--server", "nowhere:"],

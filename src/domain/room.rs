@@ -205,7 +205,7 @@ impl Room {
             message_id: Some(id),
         } = &event.kind
         {
-            self.dedup.insert(id.clone(), text, event.sequence);
+            self.dedup.insert(id, text, event.sequence);
         }
     }
 
@@ -453,7 +453,7 @@ impl Room {
                     let id = id.clone();
                     return Err(Rejection::MessageIdTaken { id, original });
                 }
-                None => self.dedup.insert(id.clone(), &text, self.last.next()),
+                None => self.dedup.insert(id, &text, self.last.next()),
             }
         }
         let time = self.clock.merge(timestamp);
