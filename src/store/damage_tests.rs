@@ -29,12 +29,11 @@ fn entries(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
                 continue;
             }
             let mut bytes = fs::read(&entry).unwrap();
-            bytes.truncate(
-                bytes
-                    .iter()
-                    .rposition(|byte| *byte != 0)
-                    .map_or(0, |last| last + 1),
-            );
+            // The key of session tokens may end with a zero.
+            if !entry.ends_with("secret") {
+                let end = bytes.iter().rposition(|byte| *byte != 0);
+                bytes.truncate(end.map_or(0, |last| last + 1));
+            }
             found.insert(name, Some(bytes));
         }
     }
