@@ -26,6 +26,8 @@ pub mod config;
 mod der;
 #[cfg(feature = "server")]
 mod failpoint;
+#[cfg(feature = "server")]
+mod file_watcher;
 #[cfg(any(feature = "fuzzing", all(test, feature = "server")))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -14,6 +14,7 @@ const LAYERS: [&[&str]; 7] = [
         "der",
         "domain",
         "failpoint",
+        "file_watcher",
         "procfs",
         "proto",
         "rate_limiter",

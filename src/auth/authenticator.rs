@@ -3,20 +3,16 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fs, io};
 
 use parking_lot::{Mutex, RwLock};
 use ring::digest::{Digest, SHA256, digest};
-use tokio::sync::Notify;
 
 use super::caller::{Anonymous, Caller, Identity};
 use super::key_set::KeySet;
 use super::token::{Requirements, TokenError, verify};
+use crate::file_watcher::FileWatcher;
 use crate::wall_clock::unix_time;
-
-/// How often the file is read to find out whether it has changed.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Maximum size of the file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -56,9 +52,7 @@ pub trait Observer: Send + Sync + 'static {
 pub struct Authenticator {
     options: AuthOptions,
     keys: RwLock<Arc<KeySet>>,
-    /// The result of reading the file the last time.
-    last_read: Mutex<Result<Vec<u8>, KeysError>>,
-    reload_requested: Notify,
+    file: FileWatcher<Result<Vec<u8>, KeysError>>,
 }
 
 /// The token that was verified last on a connection. Verifying takes up to a tenth of a millisecond, and most connections use one
@@ -86,8 +80,7 @@ impl Authenticator {
         Ok(Self {
             options,
             keys: RwLock::new(Arc::new(keys)),
-            last_read: Mutex::new(Ok(content)),
-            reload_requested: Notify::new(),
+            file: FileWatcher::new(Ok(content)),
         })
     }
 
@@ -144,44 +137,33 @@ impl Authenticator {
 
     /// Makes [`Authenticator::watch`] read the file at once.
     pub fn request_reload(&self) {
-        self.reload_requested.notify_one();
+        self.file.request();
     }
 
     /// Reads the file every two seconds and when a reload is requested. New calls need what it contains; if that is not valid they need
     /// what they needed before, and `observer` learns of it.
     pub async fn watch(self: Arc<Self>, observer: Arc<dyn Observer>) {
-        loop {
-            let is_requested = tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => false,
-                () = self.reload_requested.notified() => true,
-            };
-            let (this, observer) = (Arc::clone(&self), Arc::clone(&observer));
-            // Reading can block, for example on a network file system.
-            tokio::task::spawn_blocking(move || this.reload(is_requested, &*observer))
-                .await
-                .ok();
-        }
+        let this = Arc::clone(&self);
+        let reload = move |is_requested| this.reload(is_requested, &*observer);
+        self.file.watch(reload).await;
     }
 
     fn reload(&self, is_requested: bool, observer: &dyn Observer) {
-        let content = read(&self.options.keys);
-        let mut last_read = self.last_read.lock();
-        if *last_read == content && !is_requested {
-            return;
-        }
-        let keys = match &content {
-            Ok(content) => parse(&self.options.keys, content),
-            Err(error) => Err(error.clone()),
-        };
-        match keys {
-            Ok(keys) => {
-                let count = keys.len();
-                *self.keys.write() = Arc::new(keys);
-                observer.keys_reloaded(count);
+        let path = &self.options.keys;
+        self.file.update(read(path), is_requested, |content| {
+            let keys = match content {
+                Ok(content) => parse(path, content),
+                Err(error) => Err(error.clone()),
+            };
+            match keys {
+                Ok(keys) => {
+                    let count = keys.len();
+                    *self.keys.write() = Arc::new(keys);
+                    observer.keys_reloaded(count);
+                }
+                Err(error) => observer.keys_reload_failed(&error),
             }
-            Err(error) => observer.keys_reload_failed(&error),
-        }
-        *last_read = content;
+        });
     }
 }
 

@@ -5,25 +5,23 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{Acceptor, WebPkiClientVerifier};
 use rustls::{InconsistentKeys, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate_expiry::not_after;
 use super::linger::linger;
 use super::observer::Observer;
+use crate::file_watcher::FileWatcher;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
-
-/// How often the files are read to find out whether they have changed.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How many bytes a client may send in a handshake: more than a long chain of certificates needs. They are buffered, and are
 /// as many as a connection takes in the memory plan.
@@ -137,9 +135,7 @@ impl Credentials {
 pub struct ServerTls {
     files: TlsFiles,
     config: RwLock<Arc<ServerConfig>>,
-    /// What the files contained when they were last read.
-    last_read: Mutex<Result<Credentials, ServerTlsError>>,
-    reload_requested: Notify,
+    credentials: FileWatcher<Result<Credentials, ServerTlsError>>,
     computing: Semaphore,
 }
 
@@ -155,8 +151,7 @@ impl ServerTls {
         Ok(Self {
             files,
             config: RwLock::new(Arc::new(config)),
-            last_read: Mutex::new(Ok(credentials)),
-            reload_requested: Notify::new(),
+            credentials: FileWatcher::new(Ok(credentials)),
             computing: Semaphore::new(CONCURRENT_HANDSHAKES),
         })
     }
@@ -164,49 +159,38 @@ impl ServerTls {
     /// When the first certificate of the chain expires; `None` if that cannot be read.
     #[must_use]
     pub fn not_after(&self) -> Option<SystemTime> {
-        let last_read = self.last_read.lock();
-        last_read.as_ref().ok().and_then(Credentials::not_after)
+        self.credentials
+            .with(|read| read.as_ref().ok().and_then(Credentials::not_after))
     }
 
     /// Makes [`ServerTls::watch`] read the files at once.
     pub fn request_reload(&self) {
-        self.reload_requested.notify_one();
+        self.credentials.request();
     }
 
     /// Reads the files every two seconds and when a reload is requested. New connections use what they contain; if it is not
     /// valid they use what they used before, and `observer` learns of it.
     pub async fn watch(self: Arc<Self>, observer: Arc<dyn Observer>) {
-        loop {
-            let is_requested = tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => false,
-                () = self.reload_requested.notified() => true,
-            };
-            let (this, observer) = (Arc::clone(&self), Arc::clone(&observer));
-            // Reading can block, for example on a network file system.
-            tokio::task::spawn_blocking(move || this.reload(is_requested, &*observer))
-                .await
-                .ok();
-        }
+        let this = Arc::clone(&self);
+        let reload = move |is_requested| this.reload(is_requested, &*observer);
+        self.credentials.watch(reload).await;
     }
 
     fn reload(&self, is_requested: bool, observer: &dyn Observer) {
         let credentials = Credentials::read(&self.files);
-        let mut last_read = self.last_read.lock();
-        if *last_read == credentials && !is_requested {
-            return;
-        }
-        let config = match &credentials {
-            Ok(credentials) => credentials.config(&self.files),
-            Err(error) => Err(error.clone()),
-        };
-        match config {
-            Ok(config) => {
-                *self.config.write() = Arc::new(config);
-                observer.tls_reloaded(credentials.as_ref().ok().and_then(Credentials::not_after));
+        self.credentials.update(credentials, is_requested, |credentials| {
+            let config = match credentials {
+                Ok(credentials) => credentials.config(&self.files),
+                Err(error) => Err(error.clone()),
+            };
+            match config {
+                Ok(config) => {
+                    *self.config.write() = Arc::new(config);
+                    observer.tls_reloaded(credentials.as_ref().ok().and_then(Credentials::not_after));
+                }
+                Err(error) => observer.tls_reload_failed(&error),
             }
-            Err(error) => observer.tls_reload_failed(&error),
-        }
-        *last_read = credentials;
+        });
     }
 
     /// Performs the handshake with a client that has begun one. The caller limits the time.
