@@ -19,6 +19,10 @@ use crate::store::{LogId, Page, Store, read_page};
 /// read, as it holds one block of a live reader.
 const PAGE_BYTES: usize = 64 * 1024;
 
+/// The size of a reader's first page. Each next one, which is read once the client has accepted the one before, may be twice as
+/// large: many readers that never read make the transport hold little.
+const FIRST_PAGE_BYTES: usize = 4 * 1024;
+
 /// A reader of a room's log.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
@@ -27,6 +31,8 @@ pub(crate) struct Reader {
     cursor: Cursor,
     observer: Arc<dyn Observer>,
     catch_up: Option<CatchUp>,
+    /// The size of the next page, in bytes.
+    page_bytes: usize,
 }
 
 /// The range to read from the store before the cursor is read again.
@@ -51,6 +57,7 @@ impl Reader {
             cursor,
             observer: Arc::clone(&context.observer),
             catch_up,
+            page_bytes: FIRST_PAGE_BYTES,
         }
     }
 
@@ -70,7 +77,8 @@ impl Reader {
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         loop {
             if let Some(catch_up) = &mut self.catch_up {
-                let page = match ready!(catch_up.poll_page(cx, &self.store, &self.page_reads, self.log)) {
+                let page = catch_up.poll_page(cx, &self.store, &self.page_reads, self.log, self.page_bytes);
+                let page = match ready!(page) {
                     Ok(page) => page,
                     Err(HubError::Damaged) => {
                         return Poll::Ready(FeedItem::Closed(CloseReason::Damaged));
@@ -84,6 +92,7 @@ impl Reader {
                 if catch_up.after >= catch_up.upto {
                     self.catch_up = None;
                 }
+                self.page_bytes = PAGE_BYTES.min(2 * self.page_bytes);
                 self.observer.delivered_from_store(page.events);
                 return Poll::Ready(FeedItem::Events(page.bytes));
             }
@@ -118,10 +127,11 @@ impl CatchUp {
         store: &Arc<dyn Store>,
         page_reads: &Arc<Semaphore>,
         log: LogId,
+        max_bytes: usize,
     ) -> Poll<Result<Page, HubError>> {
         let (after, upto) = (self.after, self.upto);
         if !store.is_blocking() {
-            let read = read_page(&**store, log, after, upto, PAGE_BYTES);
+            let read = read_page(&**store, log, after, upto, max_bytes);
             return Poll::Ready(read.map_err(HubError::from));
         }
         let page = self.page.get_or_insert_with(|| {
@@ -129,7 +139,7 @@ impl CatchUp {
             Box::pin(async move {
                 // The semaphore is never closed.
                 let permit = reads.acquire_owned().await.ok();
-                let read = move || read_page(&*store, log, after, upto, PAGE_BYTES);
+                let read = move || read_page(&*store, log, after, upto, max_bytes);
                 Ok(blocking(permit, read).await??)
             })
         });

@@ -24,10 +24,32 @@ impl Page {
     pub fn last(&self) -> Sequence {
         self.first.last_of(self.events)
     }
+
+    /// The first events, of at most `max_bytes` but at least one. They are copied unless they are all of them, so that whoever
+    /// does not read a short page does not make the server keep a long one.
+    fn first_events(self, max_bytes: usize) -> Self {
+        if self.bytes.len() <= max_bytes {
+            return self;
+        }
+        let (mut len, mut events) = (0, 0);
+        for frame in frames(self.bytes.clone()) {
+            if events > 0 && len + frame.len() > max_bytes {
+                break;
+            }
+            len += frame.len();
+            events += 1;
+        }
+        Self {
+            bytes: Bytes::copy_from_slice(&self.bytes[..len]),
+            first: self.first,
+            events,
+        }
+    }
 }
 
-/// Reads the events after `after` up to and including `upto`, oldest first. Stops before the record with which the page would
-/// exceed `max_bytes`, but reads at least one record. The page is empty if the log does not hold the event after `after`.
+/// Reads the events after `after` up to and including `upto`, oldest first, until they would exceed `max_bytes`, but at least one.
+/// Also stops before a record that does not fit in whole, unless it is the first. The page is empty if the log does not hold the
+/// event after `after`.
 ///
 /// Blocks if [`Store::is_blocking`] returns true.
 ///
@@ -42,7 +64,7 @@ pub fn read_page(
     max_bytes: usize,
 ) -> Result<Page, StoreError> {
     let records = store.records(log, after, max_bytes)?;
-    extract(&records, after, upto)
+    Ok(extract(&records, after, upto)?.first_events(max_bytes))
 }
 
 /// Like [`read_page`], but keeps the newest events of the range, up to `max_bytes` and at least one, instead of the oldest.
@@ -173,7 +195,14 @@ mod tests {
             let expected: Vec<u8> = (after + 1..=upto.min(first - 1)).map(|n| n.to_le_bytes()[0]).collect();
             let got: Vec<u8> = frames(page.bytes.clone()).map(|frame| frame[5]).collect();
             prop_assert_eq!(page.events as usize, expected.len());
-            prop_assert_eq!(got, expected);
+            prop_assert_eq!(&got, &expected);
+            for max_bytes in 0..page.bytes.len() {
+                let start = page.clone().first_events(max_bytes);
+                let events = (max_bytes / frames(page.bytes.clone()).next().unwrap().len()).max(1);
+                let got: Vec<u8> = frames(start.bytes.clone()).map(|frame| frame[5]).collect();
+                prop_assert_eq!((start.first, start.events as usize), (page.first, events));
+                prop_assert_eq!(&got, &expected[..events]);
+            }
         }
     }
 }
