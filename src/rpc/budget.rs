@@ -8,7 +8,7 @@ use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::address_budgets::{AddressBudgets, Addresses, share};
-use super::byte_budget::Budget;
+use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
 use crate::auth::{Anonymous, Caller};
@@ -23,6 +23,9 @@ const RESERVED_STREAMS: usize = 2;
 
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 pub(super) const STREAM_WINDOW: u32 = 65_535;
+
+/// Messages in transit of up to this size, in bytes, need no part of a budget: the memory of a stream includes one.
+const SMALL_MESSAGE: usize = 2 * 1024;
 
 /// A connection with less unread than this is not closed.
 const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
@@ -263,7 +266,7 @@ impl ServerBudgets {
 /// The budgets of one connection. An `Arc` of them is an extension of each request.
 #[derive(Debug)]
 pub(super) struct ConnectionBudgets {
-    pub(super) received: Arc<Budget>,
+    received: Arc<Budget>,
     pub(super) unread: Unread,
     pub(super) responses: Arc<Budget>,
     own_queries: Arc<Semaphore>,
@@ -333,6 +336,24 @@ impl ConnectionBudgets {
         Ok(StreamPermit {
             _place: place,
             _address: Some(address),
+        })
+    }
+
+    /// Reserves memory for a message in transit: one that is received in part, or waits to be handled. `None` if it is small.
+    ///
+    /// # Errors
+    ///
+    /// There are too many.
+    pub(super) fn reserve_received(&self, bytes: usize) -> Result<Option<Reservation>, RpcError> {
+        if bytes <= SMALL_MESSAGE {
+            return Ok(None);
+        }
+        let reserved = self.received.try_reserve(bytes);
+        reserved.map(Some).ok_or_else(|| {
+            RpcError::new(
+                Reason::ReceiveBudgetExceeded,
+                "too many messages are in transit; send each as a whole, and wait for the answers to earlier ones",
+            )
         })
     }
 

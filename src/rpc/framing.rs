@@ -32,13 +32,6 @@ pub(super) fn payload_len(header: &[u8; HEADER_LEN], limit: usize) -> Result<usi
     }
 }
 
-pub(super) fn too_much_received() -> RpcError {
-    RpcError::new(
-        Reason::ReceiveBudgetExceeded,
-        "too many messages are in transit; send each as a whole, and wait for the answers to earlier ones",
-    )
-}
-
 pub(super) fn too_slow() -> RpcError {
     let limit = humantime::format_duration(PARTIAL_TIMEOUT);
     RpcError::new(

@@ -15,7 +15,7 @@ use tonic::body::Body;
 use super::budget::{ConnectionBudgets, ReadingRequest};
 use super::byte_budget::Reservation;
 use super::error::RpcError;
-use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
+use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
 use crate::reason::Reason;
 
 /// Why no more messages can be read from a stream.
@@ -67,10 +67,9 @@ impl<M: Message + Default> Inbound<M> {
         }
     }
 
-    /// Reserves memory for a message that was read and waits to be handled. `None` if the connection's budget does not have that
-    /// much.
-    pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
-        self.budgets.received.try_reserve(bytes)
+    /// Reserves memory for a message that was read and waits to be handled, as [`ConnectionBudgets::reserve_received`].
+    pub(super) fn reserve(&self, bytes: usize) -> Result<Option<Reservation>, RpcError> {
+        self.budgets.reserve_received(bytes)
     }
 
     /// The next message; `None` when the client has ended its half of the stream.
@@ -124,12 +123,7 @@ impl<M: Message + Default> Inbound<M> {
                 && let Some(header) = partial.bytes.first_chunk()
             {
                 let len = HEADER_LEN + payload_len(header, self.limit)?;
-                let reservation = self
-                    .budgets
-                    .received
-                    .try_reserve(len)
-                    .ok_or_else(too_much_received)?;
-                partial.reservation = Some(reservation);
+                partial.reservation = self.budgets.reserve_received(len)?;
                 partial.bytes.reserve_exact(len - HEADER_LEN);
                 partial.len = Some(len);
             }
@@ -209,7 +203,7 @@ mod tests {
     }
 
     fn inbound(frames: Vec<Vec<u8>>, budgets: &Arc<ConnectionBudgets>) -> Inbound<ListParticipantsRequest> {
-        Inbound::new(Body::new(Frames(frames.into_iter())), 100, Arc::clone(budgets))
+        Inbound::new(Body::new(Frames(frames.into_iter())), 4_000, Arc::clone(budgets))
     }
 
     /// The rooms that the messages name, until the body stays open or there is an error.
@@ -229,40 +223,44 @@ mod tests {
 
     #[tokio::test]
     async fn messages_are_decoded_however_they_are_cut_into_frames() {
-        let budgets = budgets(1_000);
-        let bytes = [framed("tea"), framed(""), framed("a longer name"), framed("milk")].concat();
-        for size in 1..=bytes.len() {
+        let budgets = budgets(5_000);
+        let long = "x".repeat(3_000);
+        let bytes = [framed("tea"), framed(""), framed(&long), framed("milk")].concat();
+        for size in (1..30).chain([1_000, bytes.len() - 1, bytes.len()]) {
             let frames = bytes.chunks(size).map(<[u8]>::to_vec).collect();
             let (rooms, error) = read(&mut inbound(frames, &budgets));
             assert_eq!(
                 (rooms.join(","), error),
-                ("tea,,a longer name,milk".into(), None),
+                (format!("tea,,{long},milk"), None),
                 "{size}"
             );
         }
         assert!(
-            budgets.received.try_reserve(750).is_some(),
+            budgets.reserve_received(3_750).is_ok(),
             "nothing is reserved any more"
         );
     }
 
     #[tokio::test]
     async fn an_incomplete_message_takes_its_whole_length_from_the_budget() {
-        let budgets = budgets(150);
-        let start = || vec![framed(&"x".repeat(90))[..6].to_vec()];
+        let budgets = budgets(5_000);
+        let start = || vec![framed(&"x".repeat(3_000))[..6].to_vec()];
         let mut one = inbound(start(), &budgets);
         let mut other = inbound(start(), &budgets);
         assert_eq!(read(&mut one), (Vec::new(), None));
         assert_eq!(read(&mut other), (Vec::new(), Some(Code::ResourceExhausted)));
         drop(one);
         assert_eq!(read(&mut inbound(start(), &budgets)), (Vec::new(), None));
+        let small = vec![framed("small")[..6].to_vec()];
+        let _held = budgets.reserve_received(3_500);
+        assert_eq!(read(&mut inbound(small, &budgets)), (Vec::new(), None));
     }
 
     #[tokio::test]
     async fn too_long_and_compressed_messages_are_rejected_by_their_headers() {
         let budgets = budgets(1_000);
         for (header, code) in [
-            ([0, 0, 0, 0, 101], Code::OutOfRange),
+            ([0, 0, 0, 0x0f, 0xa1], Code::OutOfRange),
             ([1, 0, 0, 0, 1], Code::Internal),
         ] {
             for size in [1, 5] {

@@ -10,7 +10,6 @@ use tonic::{Code, Status};
 use super::byte_budget::Reservation;
 use super::convert::{first_sequence, message_id};
 use super::error::RpcError;
-use super::framing::too_much_received;
 use super::inbound::{Inbound, InboundError};
 use super::observer::Observer;
 use super::rates::MessageRate;
@@ -191,9 +190,13 @@ impl JoinedStream {
                 }
                 Poll::Pending => {
                     if self.in_transit.is_none() {
-                        self.in_transit = inbound.reserve(self.member.unsent_weight());
-                        if self.in_transit.is_none() {
-                            self.reject(&too_much_received(), observer);
+                        match inbound.reserve(self.member.unsent_weight()) {
+                            Ok(reservation) => self.in_transit = reservation,
+                            // The session is not to blame, so it can be resumed.
+                            Err(error) => {
+                                error.report(observer);
+                                self.detach(error.reason(), Some(error.to_status()));
+                            }
                         }
                     }
                     return;
@@ -433,7 +436,7 @@ mod tests {
                 None,
             );
             let message = JoinMsgLeave {
-                msg: "x".repeat(2_000),
+                msg: "ü".repeat(2_000),
                 r#type: EventType::Message.into(),
                 ..JoinMsgLeave::default()
             };
@@ -451,8 +454,8 @@ mod tests {
         }
         let waiting = streams.iter().filter(|(stream, _)| stream.in_transit.is_some());
         let rejected = streams.iter().filter(|(stream, _)| !stream.is_reading);
-        assert_eq!((waiting.count(), rejected.count()), (6, 4));
+        assert_eq!((waiting.count(), rejected.count()), (3, 7));
         drop(streams);
-        assert!(budgets.received.try_reserve(15_000).is_some());
+        assert!(budgets.reserve_received(15_000).is_ok());
     }
 }

@@ -12,7 +12,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::budget::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{client_name, first_sequence, message_id, room_name};
 use super::error::RpcError;
-use super::framing::too_much_received;
 use super::observer::Observer;
 use super::rates::Rates;
 use crate::auth::{Caller, Right};
@@ -91,9 +90,7 @@ impl UnaryService {
         connection: &ConnectionInfo,
     ) -> Result<SendMessageResponse, RpcError> {
         // The message takes memory until the room has taken it.
-        let received = &connection.budgets.received;
-        let reservation = received.try_reserve(request.encoded_len());
-        let _in_transit = reservation.ok_or_else(too_much_received)?;
+        let _in_transit = connection.budgets.reserve_received(request.encoded_len())?;
         let room = room_name(&request.room)?;
         let is_new_room = !self.hub.has_room(&room);
         connection.caller.check_write(&room, is_new_room)?;

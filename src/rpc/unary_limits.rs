@@ -18,7 +18,7 @@ use tower::Service;
 use super::budget::{ConnectionBudgets, ReadingRequest};
 use super::byte_budget::Reservation;
 use super::error::RpcError;
-use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_much_received, too_slow};
+use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
 use super::observer::Observer;
 use super::time_limit::{LimitedBody, deadline, respond_by};
 use crate::reason::Reason;
@@ -285,8 +285,7 @@ impl RequestBody {
                 data = rest;
                 if let Some(header) = self.header.first_chunk() {
                     self.missing = payload_len(header, self.limit)?;
-                    let reserved = self.budgets.received.try_reserve(HEADER_LEN + self.missing);
-                    self.reservation = Some(reserved.ok_or_else(too_much_received)?);
+                    self.reservation = self.budgets.reserve_received(HEADER_LEN + self.missing)?;
                     self.header.clear();
                     if self.missing == 0 {
                         self.complete();
