@@ -56,7 +56,7 @@ impl MemoryPlan {
     #[must_use]
     pub fn new(memory: u64, is_in_memory: bool) -> Self {
         let part = memory / PARTS;
-        // Logs in memory take half of it. There are eight budgets.
+        // Logs in memory take half of it. There are nine budgets.
         let (connections, logs, budget) = if is_in_memory {
             (2 * part, 8 * part, part / 2)
         } else {
@@ -70,6 +70,7 @@ impl MemoryPlan {
             rooms: RoomBudgets {
                 feeds: bytes,
                 mailboxes: bytes,
+                message_ids: bytes / 2,
             },
             transport: BudgetLimits {
                 received: bytes,
@@ -88,7 +89,15 @@ impl MemoryPlan {
 
 /// The most that the rooms' budgets allow clients to take, in bytes.
 pub fn room_bytes(budgets: &RoomBudgets) -> u64 {
-    count(budgets.feeds).saturating_add(count(budgets.mailboxes))
+    [
+        budgets.feeds,
+        budgets.mailboxes,
+        budgets.message_ids,
+        budgets.message_ids,
+    ]
+    .into_iter()
+    .map(count)
+    .fold(0, u64::saturating_add)
 }
 
 /// The most that the transport's budgets allow clients to take, in bytes.

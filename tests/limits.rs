@@ -108,7 +108,8 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "message ids remembered per room",
             fixed(format!(
-                "those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained"
+                "those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained; if all rooms together remember more \
+                 than half a share, of 48 bytes each, its part of that, but at least 256"
             )),
             Other("an older one is accepted again", ""),
         ),
@@ -238,7 +239,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "messages in transit: received in part, of which each takes its whole length, or waiting for their room",
+            "messages of more than 2 KiB in transit: received in part, of which each takes its whole length, or waiting for their room",
             fixed("4 MiB per connection, one share in all"),
             Rejected(Reason::ReceiveBudgetExceeded),
         ),
@@ -267,7 +268,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "pages of the log that are read at a time for subscribers that lag",
-            fixed("16, of 64 KiB"),
+            fixed("16, of 4 KiB at first, and up to 64 KiB as the subscriber reads on"),
             Other("others wait", ""),
         ),
         (

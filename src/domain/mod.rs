@@ -24,6 +24,8 @@ mod skeleton;
 mod text;
 mod trace_context;
 
+pub(crate) use dedup_window::DEDUP_ENTRY_BYTES;
+
 pub use clock::{ClockError, LamportClock, LamportTime, Timestamp, WallTime};
 pub use command::{Command, Join, Leave, Message, Post, Say};
 pub use event::{Event, EventKind};

@@ -287,9 +287,15 @@ impl Room {
         &self.rules
     }
 
-    /// Empties the deduplication window. For fault injection.
-    pub(crate) fn forget_message_ids(&mut self) {
-        self.dedup = DedupWindow::default();
+    /// How many message ids the deduplication window has.
+    pub(crate) fn message_ids(&self) -> usize {
+        self.dedup.len()
+    }
+
+    /// Drops all but the newest `len` message ids of the deduplication window. Replicas of a room must do the same at the same
+    /// position in its order.
+    pub(crate) fn truncate_message_ids(&mut self, len: usize) {
+        self.dedup.truncate(len);
     }
 
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {

@@ -21,6 +21,8 @@ pub(super) struct HubContext {
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
     pub(super) feed_bytes: Arc<UsedBytes>,
+    /// What the message ids take that all rooms remember.
+    pub(super) message_id_bytes: Arc<UsedBytes>,
 }
 
 /// The options of a hub.
@@ -61,6 +63,9 @@ pub struct RoomBudgets {
     pub feeds: usize,
     /// Requests that wait in mailboxes, or to be stored.
     pub mailboxes: usize,
+    /// The message ids that the rooms remember. Rooms that have few of them, or receive nothing, keep theirs even beyond it: all
+    /// together have at most twice as much.
+    pub message_ids: usize,
 }
 
 impl Default for RoomBudgets {
@@ -68,6 +73,7 @@ impl Default for RoomBudgets {
         Self {
             feeds: 32 << 20,
             mailboxes: 32 << 20,
+            message_ids: 16 << 20,
         }
     }
 }

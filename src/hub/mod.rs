@@ -150,6 +150,7 @@ impl Hub {
                 page_reads: Arc::new(Semaphore::new(MAX_PAGE_READS)),
                 observer,
                 feed_bytes: Arc::new(UsedBytes::new(options.budgets.feeds)),
+                message_id_bytes: Arc::new(UsedBytes::new(options.budgets.message_ids)),
             },
             registry: Arc::new(Registry::new(UsedBytes::new(options.budgets.mailboxes))),
             actors: TaskTracker::new(),

@@ -25,7 +25,8 @@ use super::recovery::Recovered;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
-use crate::domain::{Attachment, Room, Sequence};
+use super::used_bytes::RoomUse;
+use crate::domain::{Attachment, DEDUP_ENTRY_BYTES, Room, Sequence};
 use crate::failpoint;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 use crate::wall_clock::wall_time;
@@ -39,6 +40,9 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
+/// How many of its newest message ids a room remembers at least.
+const MIN_MESSAGE_IDS: usize = 256;
+
 /// Runs one room.
 pub(super) struct RoomActor {
     sessions: RoomSessions,
@@ -49,6 +53,7 @@ pub(super) struct RoomActor {
     /// The cursors of the attachments whose stream has started and not closed.
     cursors: HashMap<Attachment, CursorKey>,
     snapshots: SnapshotSchedule,
+    message_ids: RoomUse,
     /// Reused by each publication.
     woken: Vec<Waker>,
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
@@ -91,6 +96,7 @@ impl RoomActor {
             log: log.id,
             snapshots: SnapshotSchedule::new(snapshot_sequence, bytes_since_snapshot, options.retain_age),
             sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
+            message_ids: RoomUse::new(Arc::clone(&context.message_id_bytes)),
             context,
             handle,
             cursors: HashMap::new(),
@@ -106,6 +112,7 @@ impl RoomActor {
     /// The store has failed. Nothing that is not durable has been published.
     pub(super) async fn run(mut self) -> Result<(), StoreError> {
         self.sessions.restore_lost();
+        self.limit_message_ids();
         self.commit().await?;
         let mailbox = Arc::clone(&self.handle.mailbox);
         let mut requests = Vec::new();
@@ -196,6 +203,21 @@ impl RoomActor {
             self.sessions.handle(request, at);
         }
         self.sessions.expire_grace(at);
+        self.limit_message_ids();
+    }
+
+    /// Forgets the oldest message ids if all rooms together remember too many and this one more than its part.
+    fn limit_message_ids(&mut self) {
+        let ids = self.room().message_ids();
+        if let Some(share) = self.message_ids.set(ids * DEDUP_ENTRY_BYTES) {
+            let most = (share / DEDUP_ENTRY_BYTES).max(MIN_MESSAGE_IDS);
+            if ids > most {
+                // Not one by one, because it takes time to free memory.
+                let kept = (most / 2).max(MIN_MESSAGE_IDS);
+                self.sessions.truncate_message_ids(kept);
+                self.message_ids.set(kept * DEDUP_ENTRY_BYTES);
+            }
+        }
     }
 
     const fn room(&self) -> &Room {
@@ -400,5 +422,65 @@ impl Drop for RoomActor {
             .publish(Bytes::new(), &mut self.woken)
             .close_all(&CloseReason::Failed);
         self.context.observer.room_closed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Hub, HubOptions, RequestMeta, RoomBudgets};
+    use super::*;
+    use crate::domain::{Message, MessageId, Name, Post, RoomName, Rules, Text, Timestamp};
+    use crate::store::{MemoryStore, Retention};
+    use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
+
+    /// Posts a message with the id `n` to `room`. Returns whether it is a repeat.
+    async fn is_repeat(hub: &Arc<Hub>, room: &RoomName, n: usize) -> bool {
+        let post = Post {
+            name: Name::try_from("poster").unwrap(),
+            message: Message {
+                timestamp: Timestamp(0),
+                text: Text::parse("hi", 10),
+                message_id: Some(MessageId::try_from(format!("m{n}").as_str())),
+                trace: None,
+            },
+        };
+        let meta = RequestMeta {
+            received_at: std::time::Instant::now(),
+            stream_trace: None,
+        };
+        let outcome = hub.post(room, post, meta).await.unwrap();
+        matches!(outcome, PostOutcome::Repeated(_))
+    }
+
+    #[tokio::test]
+    async fn rooms_share_the_memory_for_message_ids_and_each_remembers_its_newest() {
+        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+        let observer = Arc::new(TelemetryObserver::new(metrics, None));
+        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 3));
+        let options = HubOptions {
+            budgets: RoomBudgets {
+                message_ids: 1_000 * DEDUP_ENTRY_BYTES,
+                ..RoomBudgets::default()
+            },
+            ..HubOptions::default()
+        };
+        let hub = Hub::new(Rules::default(), options, store, &[0; 32], observer);
+        let [one, other] = ["one", "other"].map(|room| RoomName::try_from(room).unwrap());
+        for n in 0..900 {
+            assert!(!is_repeat(&hub, &one, n).await);
+        }
+        for n in 0..600 {
+            assert!(!is_repeat(&hub, &other, n).await);
+        }
+        assert!(is_repeat(&hub, &one, 0).await, "alone, it has the whole budget");
+        assert!(!is_repeat(&hub, &other, 0).await, "it has more than its half");
+        for n in 600 - MIN_MESSAGE_IDS + 1..600 {
+            assert!(is_repeat(&hub, &other, n).await, "{n}");
+        }
+        for n in 900..910 {
+            is_repeat(&hub, &one, n).await;
+        }
+        assert!(!is_repeat(&hub, &one, 0).await, "it has more than its half");
+        assert!(is_repeat(&hub, &one, 909).await);
     }
 }
