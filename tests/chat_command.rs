@@ -412,8 +412,7 @@ fn a_closed_stdout_ends_the_command_without_an_error() {
 #[test]
 fn invalid_arguments_are_usage_errors() {
     for arguments in [
-        &["chat"][..],
-        &["chat", "--name", " "],
+        &["chat", "--name", " "][..],
         &["chat", "--name", "E\u{202e}ve"],
         &["chat", "--name", "bot", "--room", "a\tb"],
         &["chat", "--name", "bot", "--server", "ftp://localhost:1"],

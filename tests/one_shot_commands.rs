@@ -80,8 +80,7 @@ fn history_shows_a_message_as_send_printed_it() {
     assert_eq!(run_lines(server.address, &["history", "--room", "tea"]), sent);
 
     let sent = run_json(server.address, &[&arguments[..], &["--json"]].concat());
-    let broadcast = &sent[0]["broadcast"];
-    assert_eq!(sent[0]["repeated"], false);
+    let broadcast = &sent[0];
     assert_eq!(broadcast["sequence"], 2);
     assert_eq!(broadcast["type"], "MESSAGE");
     assert_eq!(broadcast["room"], "tea");
@@ -280,13 +279,63 @@ fn rejections_have_distinct_exit_codes() {
     );
 
     for arguments in [
-        &["send", "hi"][..],
+        &["send", " \n"][..],
         &["history", "--limit", "-1"],
         &["tail", "--count", "many"],
         &["who", "--room", "\u{202e}"],
     ] {
         assert_eq!(run(server.address, arguments).code, Some(64), "{arguments:?}");
     }
+}
+
+#[test]
+fn a_default_name_that_is_taken_gets_a_number() {
+    let server = serve(&[]);
+    let as_ada = |arguments: &[&str]| {
+        let mut command = command(server.address, arguments);
+        command.env("USER", "ada");
+        command
+    };
+    let first = Process::start(&mut as_ada(&["chat", "tea"]));
+    assert!(first.line().contains("Participant ada joined"));
+    let second = Process::start(&mut as_ada(&["chat", "tea"]));
+    assert!(second.line().contains("Participant ada-2 joined"));
+    let sent = process::run(&mut as_ada(&["send", "-r", "tea", "hello"]), "").into();
+    assert!(succeeded(sent)[0].ends_with("] ada-3: hello"));
+    // A name that was asked for stays as it is.
+    let finished = run_with(server.address, &["chat", "-u", "ada", "-r", "tea"], "");
+    assert_eq!(finished.code, Some(77), "{finished:?}");
+}
+
+#[test]
+fn chat_records_what_it_sends_and_receives() {
+    let server = serve(&["--max-message-chars", "10"]);
+    let long = "x".repeat(11);
+    let input = format!("hello\n{long}\n");
+    let finished = run_with(server.address, &["chat", "tea", "-u", "Ada", "--json"], &input);
+    let records: Vec<Value> = finished
+        .lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let sent: Vec<&Value> = records.iter().filter_map(|record| record.get("sent")).collect();
+    let types: Vec<&str> = sent.iter().map(|sent| sent["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["JOIN", "MESSAGE", "MESSAGE", "LEAVE"], "{finished:?}");
+    let received: Vec<&Value> = records
+        .iter()
+        .filter(|record| record["received_time"].is_string())
+        .collect();
+    assert_eq!(received.len(), 3, "{finished:?}");
+    assert_eq!(received[1]["message_id"], sent[1]["message_id"]);
+    assert_eq!(received[2]["message_id"], sent[2]["message_id"]);
+    assert_eq!(received[2]["notice"]["code"], "NOTICE_CODE_MESSAGE_TOO_LONG");
+}
+
+#[test]
+fn send_reads_stdin_for_a_dash() {
+    let server = serve(&[]);
+    let sent = run_with(server.address, &["send", "-u", "bot", "-"], "one\ntwo\n");
+    assert_eq!(succeeded(sent).len(), 2);
 }
 
 #[test]

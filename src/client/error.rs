@@ -204,6 +204,12 @@ impl ClientError {
         }
     }
 
+    /// Whether a participant of the room has the client's name.
+    #[must_use]
+    pub fn is_name_taken(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.reason == NAME_TAKEN)
+    }
+
     /// Whether the client's Lamport time is too far ahead of the room's.
     pub(super) fn is_timestamp_out_of_range(&self) -> bool {
         matches!(self, Self::Rejected(rejection) if rejection.reason == TIMESTAMP_OUT_OF_RANGE)

@@ -64,6 +64,11 @@ impl Publisher {
         })
     }
 
+    /// Posts further messages as `name`.
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        self.name = name.into();
+    }
+
     /// Posts `text` and waits for its acknowledgement. Retries transient errors as the retry policy permits.
     ///
     /// # Errors

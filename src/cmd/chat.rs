@@ -16,9 +16,11 @@ use clap::Args;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArg};
+use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArgs};
+use super::printer::JsonArg;
 use super::{Failure, client_runtime};
 use crate::client::{JoinOptions, Session};
+use crate::domain::Name;
 use crate::signals::Signals;
 use crate::telemetry::ClientSpans;
 use chat_loop::{ChatLoop, ChatOptions};
@@ -34,16 +36,19 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// On a terminal, press Enter to send a line; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, each line of stdin is sent, up to
 /// the end of the input or a line /leave; the command exits with 0 if all of them were broadcast. If the connection is
 /// lost, the client reconnects, shows the events it has missed, and sends the lines that are not acknowledged again.
+/// With --json it also prints what it sends, so that `chitchat diagram` can show what it had received by then.
 #[derive(Debug, Args)]
 pub(super) struct ChatCommand {
     #[command(flatten)]
     name: NameArg,
     #[command(flatten)]
-    room: RoomArg,
+    room: RoomArgs,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
     retry: RetryArg,
+    #[command(flatten)]
+    json: JsonArg,
 }
 
 impl ChatCommand {
@@ -54,12 +59,16 @@ impl ChatCommand {
     async fn chat(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
-        let session = tokio::select! {
+        let (name, session) = tokio::select! {
             session = self.join() => session?,
             signal = signals.next() => return Err(Failure::Interrupted(signal)),
         };
 
-        let (terminal, inputs, output) = open_io()?;
+        let (terminal, inputs, output) = if self.json.json {
+            (None, input::read_stdin()?, Output::stdout()?)
+        } else {
+            open_io()?
+        };
         // On a terminal, notes are printed among the messages.
         let notes = match terminal {
             Some(_) => None,
@@ -69,7 +78,9 @@ impl ChatCommand {
             // A user sees rejections; a script needs the exit code.
             is_scripted: !stdin().is_terminal(),
             response_timeout: self.connect.timeout,
-            room: self.room.room.clone(),
+            name,
+            room: self.room.room().clone(),
+            is_json: self.json.json,
             spans,
         };
         let ended = ChatLoop::new(session, options)
@@ -91,10 +102,14 @@ impl ChatCommand {
         ended.and(written)
     }
 
-    async fn join(&self) -> Result<Session, Failure> {
-        let join = JoinOptions::new(self.name.name.as_str()).room(self.room.room.as_str());
-        let retry = self.retry.policy();
-        Ok(Session::join(self.connect.server(), &self.connect.options(), retry, join).await?)
+    async fn join(&self) -> Result<(Name, Session), Failure> {
+        let options = self.connect.options();
+        let joining = self.name.attempt(async |name| {
+            let join = JoinOptions::new(name.as_str()).room(self.room.room().as_str());
+            let session = Session::join(self.connect.server(), &options, self.retry.policy(), join).await?;
+            Ok((name.clone(), session))
+        });
+        Ok(joining.await?)
     }
 }
 

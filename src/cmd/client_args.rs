@@ -7,34 +7,58 @@ use clap::Args;
 
 use super::Failure;
 use super::parse::{duration, timeout};
-use crate::client::{ConnectOptions, Connection, RetryPolicy, ServerAddress, TlsOptions, Token};
+use crate::client::{ClientError, ConnectOptions, Connection, RetryPolicy, ServerAddress, TlsOptions, Token};
 use crate::domain::{Name, RoomName};
 
 #[derive(Debug, Args)]
 pub(super) struct ServerArg {
     /// Address of the server: host:port, or https://host:port for TLS
     #[arg(
+        short,
         long,
         env = "CHITCHAT_SERVER",
         value_name = "ADDR",
-        default_value = "127.0.0.1:50052"
+        default_value = "127.0.0.1:50052",
+        help_heading = "Connection"
     )]
     pub(super) server: ServerAddress,
     /// Trust the issuers in this file (PEM) instead of those that the system trusts
-    #[arg(long, env = "CHITCHAT_CA", value_name = "FILE")]
+    #[arg(long, env = "CHITCHAT_CA", value_name = "FILE", help_heading = "Connection")]
     ca: Option<PathBuf>,
     /// Your certificate, if the server wants one (PEM)
-    #[arg(long, env = "CHITCHAT_CERT", value_name = "FILE", requires = "key")]
+    #[arg(
+        long,
+        env = "CHITCHAT_CERT",
+        value_name = "FILE",
+        requires = "key",
+        help_heading = "Connection"
+    )]
     cert: Option<PathBuf>,
     /// Private key of --cert (PEM)
-    #[arg(long, env = "CHITCHAT_KEY", value_name = "FILE", requires = "cert")]
+    #[arg(
+        long,
+        env = "CHITCHAT_KEY",
+        value_name = "FILE",
+        requires = "cert",
+        help_heading = "Connection"
+    )]
     key: Option<PathBuf>,
     /// Name that the server's certificate must have [default: the host of --server]
-    #[arg(long, env = "CHITCHAT_SERVER_NAME", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "CHITCHAT_SERVER_NAME",
+        value_name = "NAME",
+        help_heading = "Connection"
+    )]
     server_name: Option<String>,
     /// Send the token in this file with each call; it is read for each connection. A token in the variable CHITCHAT_TOKEN is sent if
     /// there is no file
-    #[arg(long, env = "CHITCHAT_TOKEN_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "CHITCHAT_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     token_file: Option<PathBuf>,
 }
 
@@ -68,7 +92,7 @@ pub(super) struct ConnectArgs {
     #[command(flatten)]
     server: ServerArg,
     /// How long to wait for the connection and for each response of the server
-    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = timeout)]
+    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = timeout, help_heading = "Connection")]
     pub(super) timeout: Duration,
 }
 
@@ -90,7 +114,7 @@ impl ConnectArgs {
 pub(super) struct RetryArg {
     /// How long to try to reconnect after the connection is lost or the server stops responding; 0s = do not
     /// reconnect. The first connection is attempted once
-    #[arg(long, env = "CHITCHAT_PATIENCE", value_name = "TIME", default_value = "2m", value_parser = duration)]
+    #[arg(long, env = "CHITCHAT_PATIENCE", value_name = "TIME", default_value = "2m", value_parser = duration, help_heading = "Connection")]
     patience: Duration,
 }
 
@@ -105,10 +129,48 @@ impl RetryArg {
 
 #[derive(Debug, Args)]
 pub(super) struct NameArg {
-    /// Your name in the room
-    #[arg(long, env = "CHITCHAT_NAME", value_parser = name)]
-    pub(super) name: Name,
+    /// Your name in the room [default: that of your user account, followed by -2, -3, ... if it is taken]
+    #[arg(short = 'u', long, env = "CHITCHAT_NAME", value_parser = name)]
+    name: Option<Name>,
 }
+
+impl NameArg {
+    /// The name that was given or, if there is none, default names in the order of preference.
+    pub(super) fn candidates(&self) -> Vec<Name> {
+        if let Some(name) = &self.name {
+            return vec![name.clone()];
+        }
+        let account = ["USER", "LOGNAME"]
+            .iter()
+            .find_map(|variable| Name::try_from(std::env::var(variable).ok()?.as_str()).ok());
+        let account = account.as_ref().map_or(GUEST, Name::as_str);
+        let numbered = (2..=MAX_DEFAULT_NAMES).map(|number| format!("{account}-{number}"));
+        std::iter::once(account.to_owned())
+            .chain(numbered)
+            .filter_map(|name| Name::try_from(name.as_str()).ok())
+            .collect()
+    }
+
+    /// Calls `attempt` with the name or, while that is taken, with further default names.
+    pub(super) async fn attempt<T>(
+        &self,
+        mut attempt: impl AsyncFnMut(&Name) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let mut result = Err(ClientError::Closed);
+        for name in self.candidates() {
+            result = attempt(&name).await;
+            if !result.as_ref().is_err_and(ClientError::is_name_taken) {
+                break;
+            }
+        }
+        result
+    }
+}
+
+/// The default name if the user account has no usable one.
+const GUEST: &str = "guest";
+/// How many default names are tried.
+const MAX_DEFAULT_NAMES: u32 = 9;
 
 fn name(raw: &str) -> Result<Name, String> {
     Name::try_from(raw).map_err(|error| format!("it {error}"))
@@ -117,8 +179,24 @@ fn name(raw: &str) -> Result<Name, String> {
 #[derive(Debug, Args)]
 pub(super) struct RoomArg {
     /// Name of the room
-    #[arg(long, env = "CHITCHAT_ROOM", value_parser = room, default_value = RoomName::LOBBY)]
+    #[arg(short, long, env = "CHITCHAT_ROOM", value_name = "ROOM", value_parser = room, default_value = RoomName::LOBBY)]
     pub(super) room: RoomName,
+}
+
+/// The room as an argument without a flag, or as [`RoomArg`].
+#[derive(Debug, Args)]
+pub(super) struct RoomArgs {
+    /// Name of the room; the same as --room
+    #[arg(value_name = "ROOM", value_parser = room)]
+    positional_room: Option<RoomName>,
+    #[command(flatten)]
+    flag: RoomArg,
+}
+
+impl RoomArgs {
+    pub(super) fn room(&self) -> &RoomName {
+        self.positional_room.as_ref().unwrap_or(&self.flag.room)
+    }
 }
 
 pub(super) fn room(raw: &str) -> Result<RoomName, String> {

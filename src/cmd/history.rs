@@ -3,7 +3,7 @@
 use clap::Args;
 use tokio_stream::StreamExt as _;
 
-use super::client_args::{ConnectArgs, RoomArg};
+use super::client_args::{ConnectArgs, RoomArgs};
 use super::parse::integer;
 use super::printer::{JsonArg, Printer};
 use super::stderr::note;
@@ -17,7 +17,7 @@ use crate::domain::RoomName;
 #[derive(Debug, Args)]
 pub(super) struct HistoryCommand {
     /// Print at most this many events
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = integer::<u64>)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = integer::<u64>)]
     limit: u64,
     /// Print only events after this sequence number, the oldest of them if there are more than --limit
     #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>)]
@@ -26,7 +26,7 @@ pub(super) struct HistoryCommand {
     #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>)]
     before: Option<u64>,
     #[command(flatten)]
-    room: RoomArg,
+    room: RoomArgs,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -46,7 +46,7 @@ impl HistoryCommand {
             before: self.before,
         };
         let mut printer = Printer::new(&self.json);
-        print(&connection, &self.room.room, query, u64::MAX, &mut printer).await
+        print(&connection, self.room.room(), query, u64::MAX, &mut printer).await
     }
 }
 

@@ -4,11 +4,13 @@
 //! always present. Unlike in the JSON mapping of Protobuf, 64-bit integers are numbers.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
+use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::client::escape;
-use crate::proto::{Notice, Participant, RoomSummary, ServerMessage};
+use crate::client::{PublishAck, escape};
+use crate::proto::{JoinMsgLeave, Notice, Participant, RoomSummary, ServerMessage};
 use crate::store::{RoomView, ViewSummary};
 
 /// Serializes `value` as one line. Characters that are unsafe to display are written as JSON escapes.
@@ -50,6 +52,39 @@ pub(super) fn message(message: &ServerMessage) -> Value {
         }
     }
     object
+}
+
+/// A message, and when this client received it.
+pub(super) fn received(message: &ServerMessage, at: SystemTime) -> Value {
+    let mut object = self::message(message);
+    if let Value::Object(object) = &mut object {
+        let time = Timestamp::from(at).to_string();
+        object.insert("received_time".to_owned(), time.into());
+    }
+    object
+}
+
+/// A message that this client has posted, with `repeated` if the server had already broadcast it.
+pub(super) fn published(ack: &PublishAck) -> Value {
+    let mut object = message(&ack.broadcast);
+    if let (Value::Object(object), true) = (&mut object, ack.repeated) {
+        object.insert("repeated".to_owned(), true.into());
+    }
+    object
+}
+
+/// A message that this client has sent.
+pub(super) fn sent(call: &JoinMsgLeave) -> Value {
+    let mut object = json!({
+        "type": call.r#type().as_str_name(),
+        "client_name": call.client_name,
+        "room": call.room,
+    });
+    if let Value::Object(object) = &mut object {
+        insert_if_set(object, "msg", &call.msg);
+        insert_if_set(object, "message_id", &call.message_id);
+    }
+    json!({ "sent": object })
 }
 
 pub(super) fn participant(participant: &Participant) -> Value {

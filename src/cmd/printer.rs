@@ -13,7 +13,7 @@ use crate::proto::ServerMessage;
 pub(super) struct JsonArg {
     /// Print one JSON object per line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Prints lines to stdout, as text or JSON. Once the reader has closed the pipe (`| head -1`), output is discarded and

@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -16,7 +15,11 @@ use super::printer::{JsonArg, Printer};
 use super::stderr::note;
 use super::{Failure, client_runtime, json};
 use crate::client::{ClientError, PublishAck, Publisher, Rejection, SendObserver, escape, format_message};
+use crate::domain::Name;
 use crate::telemetry::ClientSpans;
+
+/// The text that stands for stdin.
+const STDIN: &str = "-";
 
 /// How long to wait for the server before a note says so.
 const NOTE_DELAY: Duration = Duration::from_secs(1);
@@ -24,10 +27,11 @@ const NOTE_DELAY: Duration = Duration::from_secs(1);
 /// Post messages to a room without joining it
 ///
 /// Posts TEXT, or each line of stdin that is not empty, and prints each message as it was broadcast. A message is
-/// broadcast once, even if its response is lost and it is sent again. Exits with 0 if all messages were broadcast.
+/// broadcast once, even if its response is lost and it is sent again. Exits with 0 if all messages were broadcast, with 65 if the
+/// server rejected one.
 #[derive(Debug, Args)]
 pub(super) struct SendCommand {
-    /// Text of the message [default: each line of stdin is a message]
+    /// Text of the message; `-` or nothing = each line of stdin is a message
     text: Option<String>,
     #[command(flatten)]
     name: NameArg,
@@ -49,13 +53,21 @@ impl SendCommand {
     async fn send(self, spans: ClientSpans) -> Result<(), Failure> {
         let policy = self.retry.policy();
         let patience = policy.patience;
-        let (name, room) = (self.name.name.as_str(), self.room.room.as_str());
+        let room = self.room.room.as_str();
+        let text = self.text.as_deref().filter(|text| *text != STDIN).map(str::trim);
+        if text.is_some_and(str::is_empty) {
+            return Err(Failure::Usage("the text is empty".to_owned()));
+        }
+        let mut names = self.name.candidates().into_iter();
+        let name = names
+            .next()
+            .map_or_else(String::new, |name| name.as_str().to_owned());
         let options = self.connect.options();
         let opening = Publisher::open(self.connect.server(), &options, policy, name, room);
         let mut publisher = note_if_slow(opening, patience).await?;
         let mut printer = Printer::new(&self.json);
-        if let Some(text) = &self.text {
-            let publishing = publish(&mut publisher, &spans, room, text.trim());
+        if let Some(text) = text {
+            let publishing = publish(&mut publisher, &mut names, &spans, room, text);
             return match note_if_slow(publishing, patience).await {
                 Ok(ack) => print(&mut printer, &ack),
                 Err(error) => Err(match rejected_text(&error) {
@@ -72,7 +84,7 @@ impl SendCommand {
             if text.is_empty() {
                 continue;
             }
-            let publishing = publish(&mut publisher, &spans, room, text);
+            let publishing = publish(&mut publisher, &mut names, &spans, room, text);
             match note_if_slow(publishing, patience).await {
                 Ok(ack) => print(&mut printer, &ack)?,
                 Err(error) => match rejected_text(&error) {
@@ -102,15 +114,26 @@ async fn note_if_slow<T>(response: impl Future<Output = T>, patience: Duration) 
     }
 }
 
+/// Posts `text` and, while the publisher's name is taken, renames it to the next of `names`.
 async fn publish(
     publisher: &mut Publisher,
+    names: &mut impl Iterator<Item = Name>,
     spans: &ClientSpans,
     room: &str,
     text: &str,
 ) -> Result<PublishAck, ClientError> {
     let span = spans.start_send(room, text.len());
     let observer = span.as_deref().map(|span| span as &dyn SendObserver);
-    let ack = publisher.publish_with_observer(text, observer).await;
+    let ack = loop {
+        let ack = publisher.publish_with_observer(text, observer).await;
+        match &ack {
+            Err(error) if error.is_name_taken() => match names.next() {
+                Some(name) => publisher.set_name(name.as_str()),
+                None => break ack,
+            },
+            _ => break ack,
+        }
+    };
     if let (Some(span), Ok(ack)) = (&span, &ack) {
         span.record_acknowledged(&ack.broadcast);
     }
@@ -133,6 +156,6 @@ fn print(printer: &mut Printer, ack: &PublishAck) -> Result<(), Failure> {
             0 => format!("broadcast before, as event {}", ack.broadcast.sequence),
             _ => format_message(&ack.broadcast),
         },
-        || json!({ "broadcast": json::message(&ack.broadcast), "repeated": ack.repeated }),
+        || json::published(ack),
     )
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio_stream::StreamExt as _;
 
-use super::client_args::{ConnectArgs, RetryArg, RoomArg};
+use super::client_args::{ConnectArgs, RetryArg, RoomArgs};
 use super::parse::integer;
 use super::printer::{JsonArg, Printer};
 use super::stderr::{RECONNECTED, RECONNECTING, note};
@@ -27,7 +27,7 @@ const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub(super) struct TailCommand {
     /// Number of past events to start with
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = integer::<u32>)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = integer::<u32>)]
     last: u32,
     /// Continue with events as they happen (the default)
     #[arg(long, overrides_with = "no_follow")]
@@ -39,7 +39,7 @@ pub(super) struct TailCommand {
     #[arg(long, value_name = "N", value_parser = integer::<u64>)]
     count: Option<u64>,
     #[command(flatten)]
-    room: RoomArg,
+    room: RoomArgs,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -63,13 +63,13 @@ impl TailCommand {
                 after: None,
                 before: None,
             };
-            return history::print(&connection, &self.room.room, query, remaining, &mut printer).await;
+            return history::print(&connection, self.room.room(), query, remaining, &mut printer).await;
         }
         let mut subscription = Subscription::open(
             self.connect.server(),
             &self.connect.options(),
             self.retry.policy(),
-            self.room.room.as_str(),
+            self.room.room().as_str(),
             StartPosition::Last(self.last),
         )
         .await?;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::client_args::{ConnectArgs, RoomArg};
+use super::client_args::{ConnectArgs, RoomArgs};
 use super::printer::{JsonArg, Printer};
 use super::{Failure, client_runtime, json};
 use crate::client::escape;
@@ -15,7 +15,7 @@ const PAGE_SIZE: u32 = 1_000;
 #[derive(Debug, Args)]
 pub(super) struct WhoCommand {
     #[command(flatten)]
-    room: RoomArg,
+    room: RoomArgs,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -29,7 +29,7 @@ impl WhoCommand {
 
     async fn list(self) -> Result<(), Failure> {
         let mut request = ListParticipantsRequest {
-            room: self.room.room.as_str().to_owned(),
+            room: self.room.room().as_str().to_owned(),
             page_size: PAGE_SIZE,
             ..ListParticipantsRequest::default()
         };

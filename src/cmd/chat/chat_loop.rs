@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::StreamExt as _;
@@ -13,9 +14,10 @@ use super::output::Output;
 use crate::client::{ClientError, Event, SendObserver, Session, format_message};
 use crate::cmd::Failure;
 use crate::cmd::failure::Rejections;
+use crate::cmd::json;
 use crate::cmd::stderr::{RECONNECTED, RECONNECTING};
-use crate::domain::RoomName;
-use crate::proto::{NoticeCode, ServerMessage};
+use crate::domain::{Name, RoomName};
+use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ServerMessage};
 use crate::signals::Signals;
 use crate::telemetry::{ClientSpans, SendSpan};
 
@@ -27,7 +29,10 @@ pub(super) struct ChatOptions {
     pub(super) is_scripted: bool,
     /// How long the server may take to answer the JOIN and, if scripted, until the next line is acknowledged.
     pub(super) response_timeout: Duration,
+    pub(super) name: Name,
     pub(super) room: RoomName,
+    /// Whether to write JSON objects: the messages as they are received, and the calls as they are sent.
+    pub(super) is_json: bool,
     pub(super) spans: ClientSpans,
 }
 
@@ -97,10 +102,17 @@ impl ChatLoop {
         signals: &mut Signals,
     ) -> Result<(), Failure> {
         let mut open_output = Some(output);
+        self.log_sent(output, EventType::Join);
         loop {
+            let was_leaving = self.phase == Phase::Leaving;
             let takes_input = self.phase == Phase::Open && self.has_joined && self.session.has_capacity();
             tokio::select! {
-                input = inputs.recv(), if takes_input => self.on_input(input.unwrap_or(Input::Leave)),
+                (input, permit) = next_input(&mut inputs, output, self.options.is_json), if takes_input => {
+                    let sent = self.on_input(input);
+                    if let (Some(sent), Some(permit)) = (sent, permit) {
+                        permit.send(json::line(&sent));
+                    }
+                }
                 received = receive(&mut self.session, open_output) => match received {
                     Received::Event(event, permit) => {
                         let is_note = !matches!(event, Event::Message(_));
@@ -130,10 +142,14 @@ impl ChatLoop {
                     self.deadline = Some(Instant::now() + self.options.response_timeout);
                 }
             }
+            if !was_leaving && self.phase == Phase::Leaving {
+                self.log_sent(output, EventType::Leave);
+            }
         }
     }
 
-    fn on_input(&mut self, input: Input) {
+    /// Handles an input, and returns the record of the message that is sent for it.
+    fn on_input(&mut self, input: Input) -> Option<Value> {
         match input {
             Input::Line { number, text } => {
                 let span = self
@@ -141,20 +157,43 @@ impl ChatLoop {
                     .spans
                     .start_send(self.options.room.as_str(), text.len());
                 let observer = span.clone().map(|span| span as Arc<dyn SendObserver>);
+                let sent = self.sent(EventType::Message, &text);
                 // If the session has failed, its stream yields the error.
-                if let Ok(message_id) = self.session.send_with_observer(text, observer) {
-                    if self.lines.is_empty() {
-                        self.restart_deadline();
-                    }
-                    self.lines
-                        .insert(message_id.as_str().to_owned(), Line { number, span });
+                let message_id = self.session.send_with_observer(text, observer).ok()?;
+                if self.lines.is_empty() {
+                    self.restart_deadline();
                 }
+                let message_id = message_id.as_str().to_owned();
+                let sent = JoinMsgLeave {
+                    message_id: message_id.clone(),
+                    ..sent
+                };
+                self.lines.insert(message_id, Line { number, span });
+                return Some(json::sent(&sent));
             }
             Input::Leave => self.finish(),
             Input::Failed(failure) => {
                 self.input_failure = Some(failure);
                 self.finish();
             }
+        }
+        None
+    }
+
+    fn sent(&self, r#type: EventType, text: &str) -> JoinMsgLeave {
+        JoinMsgLeave {
+            client_name: self.options.name.as_str().to_owned(),
+            room: self.options.room.as_str().to_owned(),
+            msg: text.to_owned(),
+            r#type: r#type.into(),
+            ..JoinMsgLeave::default()
+        }
+    }
+
+    /// Writes the record of a JOIN or LEAVE, unless the output is full.
+    fn log_sent(&self, output: &Output, r#type: EventType) {
+        if self.options.is_json {
+            output.try_send(json::line(&json::sent(&self.sent(r#type, ""))));
         }
     }
 
@@ -196,7 +235,13 @@ impl ChatLoop {
                 }
                 self.on_answer(&message);
                 // A retransmission is not shown a second time.
-                let line = (!is_repeated(&message)).then(|| format_message(&message));
+                let line = (!is_repeated(&message)).then(|| {
+                    if self.options.is_json {
+                        json::line(&json::received(&message, received_at))
+                    } else {
+                        format_message(&message)
+                    }
+                });
                 self.options
                     .spans
                     .record_received(&message, self.session.lamport_time(), received_at);
@@ -300,6 +345,16 @@ impl ChatLoop {
             Ok(())
         }
     }
+}
+
+/// Waits for the next input; first, if `is_json`, for capacity to write the record of what is sent. Cancel safe.
+async fn next_input<'a>(
+    inputs: &mut mpsc::Receiver<Input>,
+    output: &'a Output,
+    is_json: bool,
+) -> (Input, Option<mpsc::Permit<'a, String>>) {
+    let permit = if is_json { output.reserve().await } else { None };
+    (inputs.recv().await.unwrap_or(Input::Leave), permit)
 }
 
 /// Waits for capacity to show an event, then for the event. Cancel safe.
