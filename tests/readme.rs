@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, text};
+use process::{CHECKOUT, CHITCHAT, Process, Server, grpcurl, run, serve, succeed, text};
 
 const CARGO_RUN: &str = "cargo run --release --";
 
@@ -151,6 +151,11 @@ fn the_conversation_happens_as_shown() {
         }
         assert_eq!(client.wait().code(), Some(0), "{name}");
     }
+    let drawn = section("Draw it");
+    let (_, drawn) = drawn.split_once("```mermaid\n").unwrap();
+    let mut diagram = Command::new(CHITCHAT);
+    diagram.args(["diagram", "--server", &server.address.to_string()]);
+    assert_eq!(drawn.split("```").next().unwrap(), succeed(&mut diagram, ""));
     // The announcement and the log of the server are written by two threads, in any order.
     let (announced, logged): (Vec<&String>, _) = server_example
         .output

@@ -5,6 +5,7 @@ mod certs;
 mod chat;
 mod client_args;
 mod client_runtime;
+mod diagram;
 mod doctor;
 mod failure;
 mod health;
@@ -52,6 +53,7 @@ enum Command {
     History(history::HistoryCommand),
     Who(who::WhoCommand),
     Rooms(rooms::RoomsCommand),
+    Diagram(diagram::DiagramCommand),
     Health(health::HealthCommand),
     Doctor(Box<doctor::DoctorCommand>),
     Store(store::StoreCommand),
@@ -71,6 +73,7 @@ impl Command {
             Self::History(command) => command.run(),
             Self::Who(command) => command.run(),
             Self::Rooms(command) => command.run(),
+            Self::Diagram(command) => command.run(),
             Self::Health(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Store(command) => command.run(),

@@ -5,7 +5,7 @@ use clap::Args;
 use super::client_args::{ConnectArgs, RoomArgs};
 use super::printer::{JsonArg, Printer};
 use super::{Failure, client_runtime, json};
-use crate::client::escape;
+use crate::client::{Connection, escape};
 use crate::proto::{ListParticipantsRequest, Participant};
 
 /// The largest page that the server returns.
@@ -28,22 +28,8 @@ impl WhoCommand {
     }
 
     async fn list(self) -> Result<(), Failure> {
-        let mut request = ListParticipantsRequest {
-            room: self.room.room().as_str().to_owned(),
-            page_size: PAGE_SIZE,
-            ..ListParticipantsRequest::default()
-        };
         let connection = self.connect.connect().await?;
-        let mut participants = Vec::new();
-        loop {
-            let page = connection.list_participants(request.clone()).await?;
-            let is_last = page.next_page_token.is_empty() || page.participants.is_empty();
-            participants.extend(page.participants);
-            if is_last {
-                break;
-            }
-            request.page_token = page.next_page_token;
-        }
+        let mut participants = list(&connection, self.room.room().as_str()).await?;
         participants.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         let mut printer = Printer::new(&self.json);
         for participant in &participants {
@@ -53,6 +39,25 @@ impl WhoCommand {
             )?;
         }
         Ok(())
+    }
+}
+
+/// Reads all pages of the list of a room's participants.
+pub(super) async fn list(connection: &Connection, room: &str) -> Result<Vec<Participant>, Failure> {
+    let mut request = ListParticipantsRequest {
+        room: room.to_owned(),
+        page_size: PAGE_SIZE,
+        ..ListParticipantsRequest::default()
+    };
+    let mut participants = Vec::new();
+    loop {
+        let page = connection.list_participants(request.clone()).await?;
+        let is_last = page.next_page_token.is_empty() || page.participants.is_empty();
+        participants.extend(page.participants);
+        if is_last {
+            return Ok(participants);
+        }
+        request.page_token = page.next_page_token;
     }
 }
 
