@@ -99,6 +99,20 @@ pub enum Reason {
     NameNotGranted,
     /// The owner of the participant's name has joined.
     NameClaimed,
+    /// A moderator has removed the participant.
+    Removed,
+    /// A moderator has banned the client from the room.
+    Banned,
+    /// A moderator has closed the room.
+    RoomClosed,
+    /// A moderator has deleted the room.
+    RoomDeleted,
+    /// The room has as many bans as the limit allows.
+    TooManyBans,
+    /// The participant or ban that a moderator names does not exist.
+    TargetNotFound,
+    /// What a moderator asks for is not complete, or invalid.
+    ModerationInvalid,
     /// The room does not exist.
     NoRoom,
     /// The log does not contain the events after the requested position.
@@ -123,7 +137,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 61] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -168,6 +182,13 @@ impl Reason {
         Self::RoomNotGranted,
         Self::NameNotGranted,
         Self::NameClaimed,
+        Self::Removed,
+        Self::Banned,
+        Self::RoomClosed,
+        Self::RoomDeleted,
+        Self::TooManyBans,
+        Self::TargetNotFound,
+        Self::ModerationInvalid,
         Self::NoRoom,
         Self::NotKept,
         Self::PageTokenInvalid,
@@ -228,6 +249,13 @@ impl Reason {
             Self::RoomNotGranted => "ROOM_NOT_GRANTED",
             Self::NameNotGranted => "NAME_NOT_GRANTED",
             Self::NameClaimed => "NAME_CLAIMED",
+            Self::Removed => "REMOVED",
+            Self::Banned => "BANNED",
+            Self::RoomClosed => "ROOM_CLOSED",
+            Self::RoomDeleted => "ROOM_DELETED",
+            Self::TooManyBans => "TOO_MANY_BANS",
+            Self::TargetNotFound => "TARGET_NOT_FOUND",
+            Self::ModerationInvalid => "MODERATION_INVALID",
             Self::NoRoom => "NO_ROOM",
             Self::NotKept => "NOT_KEPT",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
@@ -255,6 +283,7 @@ impl Reason {
             | Self::MessageInvalid
             | Self::MessageIdInvalid
             | Self::PageTokenInvalid
+            | Self::ModerationInvalid
             | Self::RequestMissing => Code::InvalidArgument,
             Self::Undecodable => Code::Internal,
             Self::MessageIdTaken | Self::IdTaken | Self::NameTaken => Code::AlreadyExists,
@@ -267,7 +296,8 @@ impl Reason {
             | Self::TooFast
             | Self::JoinsTooFast
             | Self::NewRoomsTooFast
-            | Self::TooManyRoomsPerAddress => Code::ResourceExhausted,
+            | Self::TooManyRoomsPerAddress
+            | Self::TooManyBans => Code::ResourceExhausted,
             Self::TokenMissing
             | Self::TokenMalformed
             | Self::TokenAlgorithm
@@ -277,10 +307,15 @@ impl Reason {
             | Self::TokenNotYetValid
             | Self::TokenAudience
             | Self::TokenIssuer => Code::Unauthenticated,
-            Self::RightNotGranted | Self::RoomNotGranted | Self::NameNotGranted | Self::NameClaimed => {
-                Code::PermissionDenied
-            }
-            Self::NoRoom => Code::NotFound,
+            Self::RightNotGranted
+            | Self::RoomNotGranted
+            | Self::NameNotGranted
+            | Self::NameClaimed
+            | Self::Removed
+            | Self::Banned
+            | Self::RoomClosed
+            | Self::RoomDeleted => Code::PermissionDenied,
+            Self::NoRoom | Self::TargetNotFound => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
             Self::StreamAged | Self::Draining | Self::RoomFailed => Code::Unavailable,
@@ -300,6 +335,7 @@ impl Reason {
             Self::MessageIdTaken => NoticeCode::MessageIdTaken,
             Self::TakenOver => NoticeCode::TakenOver,
             Self::FellBehind => NoticeCode::FellBehind,
+            Self::RoomClosed => NoticeCode::RoomClosed,
             Self::StreamAged | Self::Draining | Self::RoomFailed => NoticeCode::Reconnect,
             _ => NoticeCode::Unspecified,
         }
@@ -363,6 +399,7 @@ impl Reason {
             Self::StreamAged => "aged",
             Self::TakenOver | Self::NameClaimed => "taken_over",
             Self::Draining => "drain",
+            Self::Removed | Self::Banned | Self::RoomDeleted if has_joined => "moderated",
             Self::TokenExpired if has_joined => "expired",
             // If the room fails before, it has rejected the JOIN.
             Self::RoomFailed | Self::LogDamaged if has_joined => "error",
@@ -382,6 +419,11 @@ impl From<&Rejection> for Reason {
             Rejection::IdTaken(_) | Rejection::IdReserved(_) => Self::IdTaken,
             Rejection::NameTaken(_) => Self::NameTaken,
             Rejection::RoomFull(_) => Self::RoomFull,
+            Rejection::Banned { .. } => Self::Banned,
+            Rejection::RoomClosed => Self::RoomClosed,
+            Rejection::RoomDeleted => Self::RoomDeleted,
+            Rejection::TooManyBans(_) => Self::TooManyBans,
+            Rejection::TargetNotFound(_) => Self::TargetNotFound,
         }
     }
 }

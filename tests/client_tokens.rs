@@ -198,9 +198,9 @@ fn sighup_reads_the_keys_again() {
 }
 
 #[test]
-fn no_token_is_logged_at_any_level() {
+fn no_token_and_no_text_is_logged_at_any_level() {
     let issuer = Issuer::new();
-    let good = issuer.token(&["--name", "Ada"]);
+    let good = issuer.token(&["--name", "Ada", "--rights", "read,write,create,moderate"]);
     let other = issuer.token(&["--audience", "planted-audience"]);
     let mut server = issuer.serve(&["--log", "trace"]);
     let planted = "planted-secret.planted-claims.planted-signature";
@@ -212,13 +212,22 @@ fn no_token_is_logged_at_any_level() {
     for token in [good.as_str(), &other, planted] {
         outputs.push(call(token, "chat", &["--name", "Ada"]));
         outputs.push(call(token, "send", &["--name", "Ada", "hello"]));
+        call(token, "send", &["--name", "Ada", "unspeakable"]);
+        let address = server.address.to_string();
+        let mut moderate = Command::new(CHITCHAT);
+        moderate.args(["moderate", "close", "lobby", "--server", &address]);
+        outputs.push(run(moderate.env("CHITCHAT_TOKEN", token), ""));
+        outputs.push(call(token, "send", &["--name", "Ada", "hello"]));
         outputs.push(call(token, "rooms", &[]));
         outputs.push(call(token, "tail", &["--room", "none", "--patience", "0s"]));
     }
     server.stop();
     let log = server.rest_of_log();
     let has = |part: &str| log.iter().any(|line| line.contains(part));
-    assert!(has("client_joined") && has("\"token_malformed\""), "{log:?}");
+    assert!(
+        has("client_joined") && has("\"token_malformed\"") && has("\"audit\""),
+        "{log:?}"
+    );
     let secrets = [
         good.split('.').nth(1).unwrap(),
         good.rsplit('.').next().unwrap(),
@@ -226,6 +235,7 @@ fn no_token_is_logged_at_any_level() {
         other.rsplit('.').next().unwrap(),
         "planted",
         "Bearer ey",
+        "unspeakable",
     ];
     let printed = outputs
         .iter()
@@ -235,6 +245,90 @@ fn no_token_is_logged_at_any_level() {
             assert!(!line.contains(secret), "{line}");
         }
     }
+}
+
+#[test]
+fn a_moderator_decides_on_the_command_line_and_it_is_on_record() {
+    let issuer = Issuer::new();
+    let moderator = issuer.token_file(
+        "moderator",
+        &["--subject", "eva", "--rights", "read,write,create,moderate"],
+    );
+    let member = issuer.token_file("member", &["--subject", "bob"]);
+    let mut server = issuer.serve(&["--log", "warn,audit=info"]);
+    let mut command = client(&server, "chat");
+    command.args(["tea", "--name", "Bob", "--token-file", &member]);
+    let mut bob = Process::start(&mut command);
+    bob.write_line("hello");
+    bob.stdout_line("Bob: hello");
+    let moderate = |token: &str, arguments: &[&str]| {
+        let mut command = Command::new(CHITCHAT);
+        command.arg("moderate").args(arguments);
+        command.args(["--server", &server.address.to_string(), "--token-file", token]);
+        run(&mut command, "")
+    };
+    assert_refused(
+        &moderate(&member, &["close", "tea"]),
+        77,
+        "your token does not grant the right to moderate in a room",
+    );
+    let succeeds = |arguments: &[&str]| {
+        let output = moderate(&moderator, arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).trim().to_owned()
+    };
+    let ban = succeeds(&["ban", "tea", "--name", "BOB", "--for", "1h", "--reason", "spam"]);
+    assert_eq!(ban, "1 participant has left");
+    bob.stderr_line("you are banned from this room until ");
+    assert_eq!(bob.wait().code(), Some(77));
+    let listed = succeeds(&["bans", "tea"]);
+    assert!(
+        listed.starts_with("name BOB until ") && listed.ends_with(": spam"),
+        "{listed}"
+    );
+    let json = succeeds(&["bans", "tea", "--json"]);
+    assert!(json.contains("\"name\":\"BOB\""), "{json}");
+    assert_eq!(succeeds(&["unban", "tea", "--name", "bob"]), "");
+    for arguments in [
+        ["close", "tea"],
+        ["reopen", "tea"],
+        ["delete", "tea"],
+        ["delete", "lobby"],
+    ] {
+        let output = moderate(&moderator, &arguments);
+        assert_eq!(output.status.success(), arguments[1] == "tea", "{arguments:?}");
+    }
+    for incomplete in [
+        &["ban", "tea", "--name", "Bob"][..],
+        &["ban", "tea", "--for", "1h"],
+        &["delete"],
+        &["remove", "tea", "--id", "7", "--name", "Bob"],
+    ] {
+        assert_eq!(
+            moderate(&moderator, incomplete).status.code(),
+            Some(64),
+            "{incomplete:?}"
+        );
+    }
+    server.stop();
+    let log = server.rest_of_log();
+    let records: Vec<&String> = log
+        .iter()
+        .filter(|line| line.contains("\"target\":\"audit\""))
+        .collect();
+    let actions = ["ban", "unban", "close", "reopen", "delete"];
+    assert_eq!(records.len(), actions.len(), "{log:?}");
+    for (record, action) in records.iter().zip(actions) {
+        for part in [
+            "\"subject\":\"eva\"",
+            "\"room\":\"tea\"",
+            &format!("\"action\":\"{action}\""),
+        ] {
+            assert!(record.contains(part), "{record}");
+        }
+    }
+    let expected = "\"on\":\"name BOB\",\"duration_seconds\":3600,\"reason\":\"spam\",\"removed\":1";
+    assert!(records[0].contains(expected), "{}", records[0]);
 }
 
 #[test]

@@ -10,9 +10,9 @@ use std::{env, fs};
 
 use chitchat::auth::MAX_TOKEN_BYTES;
 use chitchat::domain::limits::{
-    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD,
+    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD, MAX_BANS,
     MAX_CLOCK_AHEAD_CEILING, MAX_MARKS_PER_LETTER, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN,
-    MAX_NAME_CHARS,
+    MAX_NAME_CHARS, MAX_REASON_CHARS,
 };
 use chitchat::proto::NoticeCode;
 use chitchat::reason::Reason;
@@ -134,6 +134,16 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "participants of a room",
             Flag("--max-participants"),
             Rejected(Reason::RoomFull),
+        ),
+        (
+            "bans of a room, of up to ten years",
+            fixed(MAX_BANS.to_string()),
+            Rejected(Reason::TooManyBans),
+        ),
+        (
+            "the reason that a moderator gives",
+            fixed(format!("{MAX_REASON_CHARS} characters")),
+            Rejected(Reason::ModerationInvalid),
         ),
         (
             "rooms; the lobby can always be created",
@@ -262,7 +272,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::ResponseBudgetExceeded),
         ),
         (
-            "`GetHistory`, `ListRooms` and `ListParticipants` in progress",
+            "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress",
             fixed("2 per connection; in all one share, of 8 MiB each, at most 64"),
             Other("others wait", ""),
         ),

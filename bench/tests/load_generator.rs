@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use chitchat::proto::chat_service_server::{ChatService, ChatServiceServer};
 use chitchat::proto::{
-    EventType, GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest,
-    ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, SendMessageRequest, SendMessageResponse,
-    ServerMessage, SubscribeRequest,
+    EventType, GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListBansRequest, ListBansResponse,
+    ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ModerateRequest,
+    ModerateResponse, SendMessageRequest, SendMessageResponse, ServerMessage, SubscribeRequest,
 };
 use chitchat_bench::{BenchError, Http2Settings, Load, Plan, Protocol, Report, Until};
 use tokio::sync::mpsc;
@@ -210,6 +210,14 @@ impl ChatService for Chat {
         _: Request<ListParticipantsRequest>,
     ) -> Result<Response<ListParticipantsResponse>, Status> {
         Err(Status::unimplemented("not here"))
+    }
+
+    async fn moderate(&self, _: Request<ModerateRequest>) -> Result<Response<ModerateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_bans(&self, _: Request<ListBansRequest>) -> Result<Response<ListBansResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use chitchat::domain::Sequence;
+use chitchat::domain::{Origin, Sequence};
 use chitchat::hub::{Cursor, Feed, FeedItem, HubOptions, UsedBytes};
 use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -29,7 +29,9 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         let mut woken = Vec::new();
         let mut cursors: Vec<Cursor> = {
             let mut publication = feed.publish(bytes::Bytes::new(), &mut woken);
-            (0..readers).map(|_| publication.subscribe()).collect()
+            (0..readers)
+                .map(|_| publication.subscribe(Origin::default()))
+                .collect()
         };
         let context = Context::from_waker(Waker::noop());
         let name = format!("publish {batch} and read, readers");

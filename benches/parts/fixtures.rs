@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use chitchat::domain::{
-    Attachment, Command, Epoch, Event, Join, Message, Name, Outcome, ParticipantId, Room, RoomName, Rules,
-    Say, Text, Timestamp, WallTime,
+    Attachment, Command, Epoch, Event, Join, Message, Name, Origin, Outcome, ParticipantId, Room, RoomName,
+    Rules, Say, Text, Timestamp, WallTime,
 };
 use chitchat::hub::frame;
 
@@ -38,6 +38,7 @@ pub(crate) fn join(id: i32) -> Join {
         name: Name::try_from(format!("person {id}").as_str()).expect("the name is valid"),
         timestamp: Timestamp(0),
         owner: None,
+        origin: Origin::default(),
         is_resumable: true,
         trace: None,
     }

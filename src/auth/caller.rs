@@ -156,7 +156,7 @@ impl fmt::Display for Anonymous {
 /// Who makes a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// Anyone, on a server without keys.
+    /// Anyone, on a server without keys: may do everything but moderate.
     Unrestricted,
     /// A caller without a token.
     Anonymous(Anonymous),
@@ -170,6 +170,11 @@ pub enum Denied {
     /// It takes a token.
     #[error("this needs a token with the right to {}; send it as \"authorization: Bearer ...\"", .0.as_str())]
     Anonymous(Right),
+    /// Without keys, nobody is known who could have the right.
+    #[error(
+        "nobody has the right to moderate on a server without keys; the operator can start it with --auth-keys"
+    )]
+    NoKeys,
     /// The token does not grant the right.
     #[error("your token does not grant the right to {} in a room", .0.as_str())]
     Right(Right),
@@ -202,6 +207,7 @@ impl Caller {
     /// If the caller does not.
     pub fn check_right(&self, right: Right) -> Result<(), Denied> {
         match self {
+            Self::Unrestricted if right == Right::Moderate => Err(Denied::NoKeys),
             Self::Anonymous(anonymous) if !anonymous.rights().contains(right) => {
                 Err(Denied::Anonymous(right))
             }
@@ -354,7 +360,11 @@ mod tests {
         assert_eq!(read.check_write(&tea, false), denied(Right::Write));
         assert_eq!(write.check_write(&tea, true), Ok(()));
         assert_eq!(write.check(Right::Moderate, &tea), denied(Right::Moderate));
-        assert_eq!(Caller::Unrestricted.check(Right::Moderate, &tea), Ok(()));
+        assert_eq!(Caller::Unrestricted.check_write(&tea, true), Ok(()));
+        assert_eq!(
+            Caller::Unrestricted.check(Right::Moderate, &tea),
+            Err(Denied::NoKeys)
+        );
     }
 
     #[test]

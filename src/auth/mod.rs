@@ -17,6 +17,7 @@ pub use caller::{Anonymous, Caller, Denied, Identity, Right, Rights, RoomPattern
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use fuzzing::fuzz_tokens;
 pub use signing_key::{Grant, SigningKey};
+pub(crate) use token::MAX_SUBJECT;
 pub use token::TokenError;
 
 /// Maximum length of a token, in bytes. Beyond it the headers of a request come close to their own limit.

@@ -16,7 +16,7 @@ use crate::domain::Name;
 const LEEWAY: u64 = 10;
 
 /// Maximum length of a subject, in bytes.
-const MAX_SUBJECT: usize = 256;
+pub(crate) const MAX_SUBJECT: usize = 256;
 
 /// Why a token is not accepted. The texts contain nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

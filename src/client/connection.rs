@@ -25,9 +25,9 @@ use super::tls_error::TlsError;
 use super::token::Token;
 use crate::proto::chat_service_client::ChatServiceClient;
 use crate::proto::{
-    GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest, ListParticipantsResponse,
-    ListRoomsRequest, ListRoomsResponse, SendMessageRequest, SendMessageResponse, ServerMessage,
-    SubscribeRequest,
+    GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListBansRequest, ListBansResponse,
+    ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ModerateRequest,
+    ModerateResponse, SendMessageRequest, SendMessageResponse, ServerMessage, SubscribeRequest,
 };
 
 /// Decode limit in bytes for one message of a stream: more than twice the size of the longest text that the server's flag
@@ -222,6 +222,31 @@ impl Connection {
         let mut client = self.client(MAX_RESPONSE_BYTES);
         self.respond(client.list_participants(self.with_deadline(request)))
             .await
+    }
+
+    /// Carries out a moderator's decision.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`] with [`Code::PermissionDenied`] if the token does not grant the right, with [`Code::NotFound`] if there
+    /// is no such room, participant or ban, or any failure of a unary call.
+    ///
+    /// # Cancel safety
+    /// The server may have carried it out all the same.
+    pub async fn moderate(&self, request: ModerateRequest) -> Result<ModerateResponse, ClientError> {
+        let mut client = self.client(MAX_RESPONSE_BYTES);
+        self.respond(client.moderate(self.with_deadline(request))).await
+    }
+
+    /// Lists the bans of a room.
+    ///
+    /// # Errors
+    /// As [`Connection::moderate`].
+    ///
+    /// # Cancel safety
+    /// Safe: the call has no effect on the server.
+    pub async fn list_bans(&self, request: ListBansRequest) -> Result<ListBansResponse, ClientError> {
+        let mut client = self.client(MAX_RESPONSE_BYTES);
+        self.respond(client.list_bans(self.with_deadline(request))).await
     }
 
     /// Opens a `Subscribe` stream and waits for its response headers.

@@ -10,7 +10,8 @@ use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::client::{PublishAck, escape};
-use crate::proto::{JoinMsgLeave, Notice, Participant, RoomSummary, ServerMessage};
+use crate::proto::moderation_target::Target;
+use crate::proto::{Ban, JoinMsgLeave, Notice, Participant, RoomSummary, ServerMessage};
 use crate::store::{RoomView, ViewSummary};
 
 /// Serializes `value` as one line. Characters that are unsafe to display are written as JSON escapes.
@@ -94,6 +95,29 @@ pub(super) fn participant(participant: &Participant) -> Value {
         "joined_timestamp": participant.joined_timestamp,
         "connected": participant.connected,
     })
+}
+
+pub(super) fn removed(count: u32) -> Value {
+    json!({ "removed": count })
+}
+
+pub(super) fn ban(ban: &Ban) -> Value {
+    let mut object = json!({
+        "expire_time": ban.expire_time.map(|time| time.to_string()),
+        "reason": ban.reason,
+    });
+    if let Value::Object(object) = &mut object
+        && let Some(target) = ban.target.as_ref().and_then(|target| target.target.as_ref())
+    {
+        let (field, value) = match target {
+            Target::Name(name) => ("name", name.as_str().into()),
+            Target::Subject(subject) => ("subject", subject.as_str().into()),
+            Target::Address(address) => ("address", address.as_str().into()),
+            Target::ParticipantId(id) => ("participant_id", Value::from(*id)),
+        };
+        object.insert(field.to_owned(), value);
+    }
+    object
 }
 
 pub(super) fn room(room: &RoomSummary) -> Value {

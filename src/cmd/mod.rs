@@ -12,6 +12,7 @@ mod health;
 mod history;
 mod json;
 mod lines;
+mod moderate;
 mod parse;
 mod printer;
 mod rooms;
@@ -54,6 +55,7 @@ enum Command {
     Who(who::WhoCommand),
     Rooms(rooms::RoomsCommand),
     Diagram(diagram::DiagramCommand),
+    Moderate(moderate::ModerateCommand),
     Health(health::HealthCommand),
     Doctor(Box<doctor::DoctorCommand>),
     Store(store::StoreCommand),
@@ -74,6 +76,7 @@ impl Command {
             Self::Who(command) => command.run(),
             Self::Rooms(command) => command.run(),
             Self::Diagram(command) => command.run(),
+            Self::Moderate(command) => command.run(),
             Self::Health(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Store(command) => command.run(),

@@ -9,7 +9,7 @@ use super::{Failure, json};
 use crate::client::format_message;
 use crate::proto::ServerMessage;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct JsonArg {
     /// Print one JSON object per line
     #[arg(long)]

@@ -2,6 +2,7 @@
 //! a client's timestamp cannot make the clock overflow. Also wall time, which is recorded but orders nothing.
 
 use std::fmt;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::limits::{LATE_CLOCK, LATE_MAX_CLOCK_AHEAD};
 
@@ -113,11 +114,17 @@ impl LamportClock {
     }
 }
 
-/// Milliseconds since 1970-01-01T00:00:00Z. Recorded for display; it orders nothing.
+/// The last millisecond of the year 9999.
+const LAST_WRITABLE: u64 = 253_402_300_799_999;
+
+/// Milliseconds since 1970-01-01T00:00:00Z. It orders nothing: it is recorded for display, and ends bans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WallTime(u64);
 
 impl WallTime {
+    /// Later than every other.
+    pub const MAX: Self = Self(u64::MAX);
+
     /// The time this many milliseconds after the epoch.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
@@ -128,6 +135,14 @@ impl WallTime {
     #[must_use]
     pub const fn as_millis(self) -> u64 {
         self.0
+    }
+
+    /// As RFC 3339 writes it, in seconds: `2026-11-26T12:00:00Z`.
+    #[must_use]
+    pub fn display(self) -> impl fmt::Display {
+        // The year 9999 is the last one that can be written.
+        let time = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST_WRITABLE));
+        humantime::format_rfc3339_seconds(time)
     }
 }
 

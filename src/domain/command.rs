@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Attachment, MessageId, MessageIdError, Name, ParticipantId, Session, Text, TextError, Timestamp,
-    TraceContext,
+    Attachment, MessageId, MessageIdError, Moderation, Name, Origin, ParticipantId, Session, Text, TextError,
+    Timestamp, TraceContext,
 };
 
 /// A command to a room. The order in which a room applies its commands is the order of its log.
@@ -24,6 +24,8 @@ pub enum Command {
     ///
     /// Grace periods are measured by whoever issues the commands, because the fold has no clock of its own.
     ExpireGrace(Attachment),
+    /// Decide about what others do. Whoever issues this command has checked that the moderator may.
+    Moderate(Moderation),
 }
 
 /// Enters a room, or attaches a new stream to a session.
@@ -38,6 +40,8 @@ pub struct Join {
     pub name: Name,
     /// Who owns the name, if the client has proved that it does.
     pub owner: Option<Arc<str>>,
+    /// Who joins.
+    pub origin: Origin,
     /// The client's Lamport time.
     pub timestamp: Timestamp,
     /// Whether the client can resume its session after its connection is lost.
@@ -60,6 +64,8 @@ pub struct Say {
 pub struct Post {
     /// The name to send it under, which must not be a participant's.
     pub name: Name,
+    /// Who sends it.
+    pub origin: Origin,
     /// The message.
     pub message: Message,
 }

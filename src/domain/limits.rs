@@ -1,5 +1,7 @@
 //! Every limit of the domain, with its reason.
 
+use std::time::Duration;
+
 /// The longest name of a participant or a room, in characters. A longer one would leave no space for a text on a line of 80
 /// columns, and every broadcast carries both names.
 pub const MAX_NAME_CHARS: usize = 64;
@@ -46,6 +48,15 @@ pub const CLOCK_RESERVE: i64 = 1_000;
 /// The name of the server as a sender. No participant may have it, because the first version's clients show nothing but
 /// the name.
 pub const SERVER_NAME: &str = "Server";
+
+/// The maximum number of bans of a room. Each is compared with whoever joins, and a snapshot lists them all.
+pub const MAX_BANS: usize = 256;
+
+/// The longest ban: one that is meant to last is a matter of tokens.
+pub const MAX_BAN_TIME: Duration = Duration::from_secs(10 * 366 * 86_400);
+
+/// The longest reason that a moderator gives, in characters: a sentence or two.
+pub const MAX_REASON_CHARS: usize = 200;
 
 /// The default of [`Rules::max_message_chars`]: a long paragraph.
 pub const DEFAULT_MAX_MESSAGE_CHARS: usize = 2_000;

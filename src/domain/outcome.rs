@@ -3,7 +3,7 @@
 use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID};
 use super::{
     Attachment, ClockError, Event, LamportTime, MessageId, MessageIdError, Name, ParticipantId, Sequence,
-    Session, TextError,
+    Session, Text, TextError, WallTime,
 };
 
 /// What a room decided about a command.
@@ -38,6 +38,13 @@ pub enum Outcome {
     /// The command has no effect, because its attachment is not what it takes it for: a newer one has taken over, or the
     /// participant has left or is no longer lost. Nobody is told.
     Ignored,
+    /// A moderator's decision has been carried out.
+    Moderated {
+        /// The LEAVEs of those whom it makes leave.
+        removed: Vec<Event>,
+        /// The attachments of those that were not lost.
+        attachments: Vec<Attachment>,
+    },
     /// The message is in the log already, under the same message id. Only its sender is told.
     Repeated {
         /// The original event.
@@ -60,6 +67,7 @@ impl Outcome {
         let (before, event) = match self {
             Self::Accepted(event) => (&[][..], Some(event)),
             Self::Joined { evicted, joined, .. } => (&evicted[..], Some(joined)),
+            Self::Moderated { removed, .. } => (&removed[..], None),
             _ => (&[][..], None),
         };
         before.iter().chain(event)
@@ -100,4 +108,32 @@ pub enum Rejection {
     /// The room has reached its limit of participants.
     #[error("the room is full: it has {0} participants, which is the limit")]
     RoomFull(usize),
+    /// A ban keeps the client out.
+    #[error("you are banned from this room until {}{}", .until.display(), because(.reason))]
+    Banned {
+        /// When the ban ends.
+        until: WallTime,
+        /// Why the moderator has banned the client.
+        reason: Text,
+    },
+    /// A moderator has closed the room.
+    #[error("the room is closed; only moderators can join it or send messages")]
+    RoomClosed,
+    /// A moderator has deleted the room.
+    #[error("a moderator has deleted the room")]
+    RoomDeleted,
+    /// The room has reached its limit of bans.
+    #[error("the room has {0} bans, which is the limit; end one that is not needed any more")]
+    TooManyBans(usize),
+    /// Nobody in the room is meant by what a moderator has asked for, or there is no such ban.
+    #[error("there is no such {0} in this room")]
+    TargetNotFound(&'static str),
+}
+
+/// The end of a sentence that tells a moderator's reason, if there is one.
+pub(crate) fn because(reason: &Text) -> String {
+    match reason.as_str() {
+        "" => String::new(),
+        reason => format!(": {reason}"),
+    }
 }

@@ -8,7 +8,9 @@
 //! - A command that is rejected or ignored changes nothing, except that a text that is too long ticks the clock.
 //! - Only a participant's current attachment speaks for it.
 //! - A participant that owns its name leaves for nobody but its owner. One that does not, leaves when the owner joins.
-//! - The cost of a command depends neither on the number of participants nor on how many of them are lost.
+//! - The cost of a command depends neither on the number of participants nor on how many of them are lost, except for those of
+//!   moderators.
+//! - Whom a ban keeps out is not in the room, unless the room was restored and has not seen it since.
 //! - A room that is recovered from what was stored continues later than all times that the room has shown, if a snapshot is
 //!   stored whenever [`Room::needs_snapshot`] says so.
 //!
@@ -21,18 +23,20 @@ use std::sync::Arc;
 
 use super::dedup_window::{DedupWindow, Seen};
 use super::limits::CLOCK_RESERVE;
+use super::moderation::{Bans, Matcher};
 use super::roster::Roster;
 use super::skeleton::{Skeletons, skeletons};
 use super::{
-    Attachment, Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, Message, Name, Outcome,
-    Participant, ParticipantId, Post, Rejection, Rules, Say, Sequence, Session, TextError, Timestamp,
-    TraceContext, WallTime,
+    Attachment, Ban, Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, Message, Moderation,
+    Name, Origin, Outcome, Participant, ParticipantId, Post, Rejection, RemoveTarget, Rules, Say, Sequence,
+    Session, TextError, Timestamp, TraceContext, WallTime,
 };
 
 /// The state of one room after some prefix of its log.
 ///
 /// [`Room::apply`] extends the log, [`Room::replay`] rebuilds the state from it. Both lead to the same state, except for what
-/// is not in the log: all participants of a replayed room are lost, and [`Room::finish_recovery`] makes up for the ticks.
+/// is not in the log: all participants of a replayed room are lost, and [`Room::finish_recovery`] makes up for the ticks. Bans, and
+/// whether the room is closed, are in snapshots alone.
 #[derive(Debug, Clone)]
 pub struct Room {
     rules: Rules,
@@ -43,6 +47,11 @@ pub struct Room {
     has_messages: bool,
     /// The time at which a room continues that is recovered from the events so far and the newest snapshot.
     recovery_time: LamportTime,
+    bans: Bans,
+    is_closed: bool,
+    is_deleted: bool,
+    /// Whether the newest snapshot does not have the bans, or whether the room is closed.
+    is_moderation_unsaved: bool,
 }
 
 /// The state of a room without its deduplication window, which can be restored from the log.
@@ -60,6 +69,20 @@ pub struct Snapshot {
     pub has_messages: bool,
     /// The Lamport time at which the room continues if no event follows.
     pub recovery_time: LamportTime,
+    /// The bans, some of which may have ended.
+    pub bans: Vec<Ban>,
+    /// Whether a moderator has closed the room.
+    pub is_closed: bool,
+}
+
+impl Snapshot {
+    /// Until when the room keeps somebody out; [`WallTime::MAX`] for a closed room.
+    #[must_use]
+    pub fn kept_until(&self) -> WallTime {
+        let bans = self.bans.iter().map(|ban| ban.until);
+        let closed = self.is_closed.then_some(WallTime::MAX);
+        bans.chain(closed).max().unwrap_or_default()
+    }
 }
 
 /// Why a log cannot be replayed.
@@ -99,6 +122,10 @@ impl Room {
             dedup: DedupWindow::default(),
             has_messages: false,
             recovery_time: LamportTime::default(),
+            bans: Bans::default(),
+            is_closed: false,
+            is_deleted: false,
+            is_moderation_unsaved: false,
         }
     }
 
@@ -113,12 +140,16 @@ impl Room {
             participants,
             has_messages,
             recovery_time,
+            bans,
+            is_closed,
         } = snapshot;
         let mut room = Self::new(rules);
         room.clock = LamportClock::at(time);
         room.last = last;
         room.has_messages = has_messages;
         room.recovery_time = recovery_time;
+        room.bans = Bans::restore(bans);
+        room.is_closed = is_closed;
         room.roster.set_next_id(next_id);
         for (id, participant) in participants {
             room.roster.restore(id, participant);
@@ -126,15 +157,17 @@ impl Room {
         room
     }
 
-    /// Applies a command. `at` is the wall clock's time, which is recorded and has no influence.
+    /// Applies a command. `at` is the wall clock's time, which is recorded, and decides which bans have ended. It has no other influence.
     pub fn apply(&mut self, command: Command, at: WallTime) -> Outcome {
         let outcome = match command {
+            _ if self.is_deleted => Err(Rejection::RoomDeleted),
             Command::Join(join) => self.join(join, at),
             Command::Say(say) => self.say(say, at),
             Command::Post(post) => self.post(post, at),
             Command::Leave(leave) => self.leave(leave, at),
             Command::Detach(attachment) => Ok(self.detach(attachment, at)),
             Command::ExpireGrace(attachment) => Ok(self.expire_grace(attachment, at)),
+            Command::Moderate(moderation) => self.moderate(moderation, at),
         };
         outcome.unwrap_or_else(|rejection| Outcome::Rejected {
             rejection,
@@ -213,11 +246,12 @@ impl Room {
     #[must_use]
     pub fn take_snapshot(&mut self) -> Snapshot {
         let mut clock = self.clock;
-        if self.needs_snapshot() {
+        if self.clock.now() > self.recovery_time {
             // So that the ticks that follow do not need one each.
             clock.skip(CLOCK_RESERVE);
         }
         self.recovery_time = clock.now();
+        self.is_moderation_unsaved = false;
         Snapshot {
             time: self.clock.now(),
             last: self.last,
@@ -229,14 +263,16 @@ impl Room {
                 .collect(),
             has_messages: self.has_messages,
             recovery_time: self.recovery_time,
+            bans: self.bans.iter().cloned().collect(),
+            is_closed: self.is_closed,
         }
     }
 
-    /// Whether a snapshot must be stored before anybody sees the room's time: there were so many ticks since the last event
-    /// that a recovered room would continue earlier.
+    /// Whether a snapshot must be stored before anybody sees the room's time or a moderator's command is answered: there were so many
+    /// ticks since the last event that a recovered room would continue earlier, or it would not know what moderators have decided.
     #[must_use]
     pub fn needs_snapshot(&self) -> bool {
-        self.clock.now() > self.recovery_time
+        self.clock.now() > self.recovery_time || self.is_moderation_unsaved
     }
 
     /// The participants who are lost, each with the attachment that is gone.
@@ -281,6 +317,35 @@ impl Room {
         self.roster.participants()
     }
 
+    /// The bans that have not ended at the time `at`.
+    pub fn bans(&self, at: WallTime) -> impl Iterator<Item = &Ban> {
+        self.bans.iter().filter(move |ban| ban.until > at)
+    }
+
+    /// Whether a moderator has closed the room.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Whether a moderator has deleted the room. It then rejects every command.
+    #[must_use]
+    pub const fn is_deleted(&self) -> bool {
+        self.is_deleted
+    }
+
+    /// Checks that a client may read the room at the time `at` without joining it. It has no name there.
+    ///
+    /// # Errors
+    ///
+    /// The room is deleted, or a ban keeps the client out.
+    pub fn check_reader(&self, origin: &Origin, at: WallTime) -> Result<(), Rejection> {
+        if self.is_deleted {
+            return Err(Rejection::RoomDeleted);
+        }
+        self.check_banned(None, origin, at)
+    }
+
     /// The rules that the room was created with.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
@@ -300,18 +365,21 @@ impl Room {
 
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {
         let timestamp = self.check_timestamp(join.timestamp)?;
-        if let Some(resumed) = join.session.and_then(|session| self.resume(session, &join)) {
+        let skeletons = skeletons(&join.name);
+        self.check_banned(Some(&skeletons), &join.origin, at)?;
+        if let Some(resumed) = join.session.and_then(|session| self.resume(session, &join, at)) {
             return Ok(resumed);
         }
+        self.check_open(&join.origin)?;
         let Join {
             id,
             name,
             owner,
+            origin,
             is_resumable,
             trace,
             ..
         } = join;
-        let skeletons = skeletons(&name);
         let places = self.places_to_vacate(id, &name, owner.as_ref(), &skeletons);
         let vacated = places.as_ref().map_or(0, Vec::len);
         let remaining = self.participants().len().saturating_sub(vacated);
@@ -336,6 +404,7 @@ impl Room {
         };
         let attachment = self.roster.insert(id, participant, skeletons);
         self.roster.set_owner(id, owner);
+        self.roster.set_origin(id, origin);
         Ok(Outcome::Joined {
             evicted,
             displaced,
@@ -344,13 +413,17 @@ impl Room {
         })
     }
 
-    /// Attaches a new stream to a session; `None` if the session has ended, or the name of one of the two is owned and does not fit.
-    fn resume(&mut self, session: Session, join: &Join) -> Option<Outcome> {
+    /// Attaches a new stream to a session; `None` if the session has ended, the name of one of the two is owned and does not fit, or the
+    /// name of the session is banned.
+    fn resume(&mut self, session: Session, join: &Join, at: WallTime) -> Option<Outcome> {
         let participant = self.roster.get(session.participant)?;
         let owns_other = join.owner.is_some() && participant.name != join.name;
         if participant.join_sequence != session.join_sequence
             || owns_other
             || !self.yields(session.participant, join.owner.as_ref())
+            || self
+                .check_banned(self.roster.skeletons(session.participant), &join.origin, at)
+                .is_err()
         {
             return None;
         }
@@ -359,6 +432,7 @@ impl Room {
         if join.owner.is_some() {
             self.roster.set_owner(session.participant, join.owner.clone());
         }
+        self.roster.set_origin(session.participant, join.origin.clone());
         let (attachment, replaced) = self.roster.attach(session.participant)?;
         Some(Outcome::Resumed {
             session,
@@ -419,16 +493,26 @@ impl Room {
 
     fn say(&mut self, say: Say, at: WallTime) -> Result<Outcome, Rejection> {
         let Say { attachment, message } = say;
-        match self.name_of(attachment) {
-            Some(name) => self.message(|_| attachment.participant, name, message, at),
-            None => Ok(Outcome::Ignored),
+        let Some(name) = self.name_of(attachment) else {
+            return Ok(Outcome::Ignored);
+        };
+        if let Some(origin) = self.roster.origin(attachment.participant) {
+            self.check_open(origin)?;
         }
+        self.message(|_| attachment.participant, name, message, at)
     }
 
     fn post(&mut self, post: Post, at: WallTime) -> Result<Outcome, Rejection> {
-        let Post { name, message } = post;
+        let Post {
+            name,
+            origin,
+            message,
+        } = post;
+        let skeletons = skeletons(&name);
+        self.check_banned(Some(&skeletons), &origin, at)?;
+        self.check_open(&origin)?;
         // A repeat is answered even if somebody has the name by now: most likely the sender itself, who has joined.
-        if !self.is_name_available(&name) && !self.is_repeat(&message) {
+        if !self.is_name_available(&skeletons) && !self.is_repeat(&message) {
             return Err(Rejection::NameTaken(name));
         }
         self.message(Roster::allocate_id, name, message, at)
@@ -517,6 +601,67 @@ impl Room {
             .map_or(Outcome::Ignored, Outcome::Accepted)
     }
 
+    fn moderate(&mut self, moderation: Moderation, at: WallTime) -> Result<Outcome, Rejection> {
+        let mut leaving = Vec::new();
+        match moderation {
+            Moderation::Remove { who, .. } => {
+                leaving = match who {
+                    RemoveTarget::Participant(id) => self.roster.get(id).map(|_| id).into_iter().collect(),
+                    RemoveTarget::All(target) => self.roster.matching(&Matcher::new(target)),
+                };
+                if leaving.is_empty() {
+                    return Err(Rejection::TargetNotFound("participant"));
+                }
+                return Ok(self.remove(leaving, at));
+            }
+            Moderation::Ban(ban) => {
+                let matcher = self.bans.insert(ban, at)?;
+                leaving = self.roster.matching(&matcher);
+            }
+            Moderation::Unban(target) => {
+                if !self.bans.remove(target, at) {
+                    return Err(Rejection::TargetNotFound("ban"));
+                }
+            }
+            Moderation::Close => self.is_closed = true,
+            Moderation::Reopen => self.is_closed = false,
+            Moderation::Delete => self.is_deleted = true,
+        }
+        self.is_moderation_unsaved = true;
+        Ok(self.remove(leaving, at))
+    }
+
+    fn remove(&mut self, leaving: Vec<ParticipantId>, at: WallTime) -> Outcome {
+        let attachments = leaving.iter().map(|id| self.roster.current_attachment(*id));
+        let attachments = attachments.flatten().collect();
+        let leaving = leaving.into_iter();
+        Outcome::Moderated {
+            removed: leaving.filter_map(|id| self.leave_now(id, at)).collect(),
+            attachments,
+        }
+    }
+
+    /// Checks that no ban keeps a client out, whose name has these skeletons.
+    fn check_banned(
+        &self,
+        skeletons: Option<&Skeletons>,
+        origin: &Origin,
+        at: WallTime,
+    ) -> Result<(), Rejection> {
+        self.bans.find(skeletons, origin, at).map_or(Ok(()), |ban| {
+            let (until, reason) = (ban.until, ban.reason.clone());
+            Err(Rejection::Banned { until, reason })
+        })
+    }
+
+    /// Checks that a client may join or say something, as far as the room may be closed.
+    const fn check_open(&self, origin: &Origin) -> Result<(), Rejection> {
+        if self.is_closed && !origin.is_moderator {
+            return Err(Rejection::RoomClosed);
+        }
+        Ok(())
+    }
+
     /// Makes a participant leave for whom the server acts; `None` if it is not in the room.
     fn leave_now(&mut self, participant: ParticipantId, at: WallTime) -> Option<Event> {
         let name = self.roster.remove(participant)?.name;
@@ -536,14 +681,13 @@ impl Room {
         Ok(self.clock.check(timestamp, self.rules.max_clock_ahead)?)
     }
 
-    /// Whether somebody outside the room may post under `name`.
-    fn is_name_available(&self, name: &Name) -> bool {
-        let skeletons = skeletons(name);
+    /// Whether somebody outside the room may post under a name with these skeletons.
+    fn is_name_available(&self, skeletons: &Skeletons) -> bool {
         let is_taken = || {
-            let mut confusable = self.roster.confusable(&skeletons);
+            let mut confusable = self.roster.confusable(skeletons);
             confusable.any(|mut holders| holders.next().is_some())
         };
-        !self.roster.is_reserved(&skeletons) && (self.rules.allow_duplicate_names || !is_taken())
+        !self.roster.is_reserved(skeletons) && (self.rules.allow_duplicate_names || !is_taken())
     }
 
     fn is_repeat(&self, message: &Message) -> bool {

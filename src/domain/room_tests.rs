@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID};
-use super::super::{MessageId, Name, Text, TextError, Timestamp};
+use super::super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, MAX_BANS, MAX_REASON_CHARS};
+use super::super::{BanTarget, MessageId, Name, Text, TextError, Timestamp};
 use super::*;
 
 const MAX_AHEAD: i64 = 1_000;
@@ -24,12 +24,18 @@ fn rules() -> Rules {
 /// What somebody does. Sessions and attachments are chosen from those that have been, so most commands make sense.
 #[derive(Debug, Clone)]
 enum Action {
-    Join { join: Join, session: Option<Index> },
+    Join {
+        join: Join,
+        session: Option<Index>,
+    },
     Say(Index, Message),
     Post(Post),
     Leave(Index, Option<Timestamp>),
     Detach(Index),
     ExpireGrace(Index),
+    Moderate(Moderation),
+    /// The wall clock advances by some milliseconds.
+    Wait(u64),
 }
 
 fn timestamps() -> impl Strategy<Value = Timestamp> {
@@ -50,23 +56,71 @@ fn names() -> impl Strategy<Value = Name> {
     "[a-eA-E]".prop_map(|name| Name::try_from(name.as_str()).unwrap())
 }
 
+fn origins() -> impl Strategy<Value = Origin> {
+    let subject = prop::option::of("[st]".prop_map(Arc::<str>::from));
+    let address = (1..3_u8).prop_map(|last| [192, 0, 2, last].into());
+    (subject, prop::option::of(address), prop::bool::weighted(0.1)).prop_map(
+        |(subject, address, is_moderator)| Origin {
+            subject,
+            address,
+            is_moderator,
+        },
+    )
+}
+
+fn ban_targets() -> impl Strategy<Value = BanTarget> {
+    prop_oneof![
+        names().prop_map(BanTarget::Name),
+        "[st]".prop_map(|subject| BanTarget::Subject(subject.into())),
+        (1..3_u8).prop_map(|last| BanTarget::Address([192, 0, 2, last].into())),
+    ]
+}
+
+fn reason() -> Text {
+    Text::parse("spam", MAX_REASON_CHARS).unwrap()
+}
+
+fn moderations() -> impl Strategy<Value = Moderation> {
+    let remove = |who| Moderation::Remove {
+        who,
+        reason: reason(),
+    };
+    let ban = |(target, until)| {
+        Moderation::Ban(Ban {
+            target,
+            until: WallTime::from_millis(until),
+            reason: reason(),
+        })
+    };
+    prop_oneof![
+        1 => ids().prop_map(RemoveTarget::Participant).prop_map(remove),
+        1 => ban_targets().prop_map(RemoveTarget::All).prop_map(remove),
+        2 => (ban_targets(), 0..100_u64).prop_map(ban),
+        2 => ban_targets().prop_map(Moderation::Unban),
+        1 => Just(Moderation::Close),
+        2 => Just(Moderation::Reopen),
+    ]
+}
+
 fn joins() -> impl Strategy<Value = Action> {
     let owner = prop::option::weighted(0.3, "[st]".prop_map(Arc::<str>::from));
     let join = (
         prop::option::of(ids()),
         names(),
         owner,
+        origins(),
         timestamps(),
         any::<bool>(),
     );
     (join, prop::option::of(any::<Index>())).prop_map(
-        |((id, name, owner, timestamp, is_resumable), session)| {
+        |((id, name, owner, origin, timestamp, is_resumable), session)| {
             let join = Join {
                 session: None,
                 id,
                 name,
                 timestamp,
                 owner,
+                origin,
                 is_resumable,
                 trace: None,
             };
@@ -90,10 +144,12 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
     let action = prop_oneof![
         4 => joins(),
         6 => (any::<Index>(), messages()).prop_map(|(attachment, message)| Action::Say(attachment, message)),
-        1 => (names(), messages()).prop_map(|(name, message)| Action::Post(Post { name, message })),
+        1 => (names(), origins(), messages()).prop_map(|(name, origin, message)| Action::Post(Post { name, origin, message })),
         2 => (any::<Index>(), prop::option::of(timestamps())).prop_map(|(attachment, timestamp)| Action::Leave(attachment, timestamp)),
         2 => any::<Index>().prop_map(Action::Detach),
         1 => any::<Index>().prop_map(Action::ExpireGrace),
+        1 => moderations().prop_map(Action::Moderate),
+        1 => (0..20_u64).prop_map(Action::Wait),
     ];
     prop::collection::vec(action, 0..120)
 }
@@ -104,7 +160,7 @@ fn timestamp_of(command: &Command) -> Option<i64> {
         Command::Say(say) => say.message.timestamp,
         Command::Post(post) => post.message.timestamp,
         Command::Leave(leave) => leave.timestamp?,
-        Command::Detach(_) | Command::ExpireGrace(_) => return None,
+        Command::Detach(_) | Command::ExpireGrace(_) | Command::Moderate(_) => return None,
     };
     Some(timestamp.0)
 }
@@ -115,7 +171,7 @@ fn attachment_of(command: &Command) -> Option<Attachment> {
         Command::Say(say) => Some(say.attachment),
         Command::Leave(leave) => Some(leave.attachment),
         Command::Detach(attachment) | Command::ExpireGrace(attachment) => Some(*attachment),
-        Command::Join(_) | Command::Post(_) => None,
+        Command::Join(_) | Command::Post(_) | Command::Moderate(_) => None,
     }
 }
 
@@ -124,11 +180,16 @@ fn attachment_of(command: &Command) -> Option<Attachment> {
 struct History {
     sessions: Vec<Session>,
     attachments: Vec<Attachment>,
+    /// In milliseconds.
+    now: u64,
 }
 
 impl History {
     /// `None` if there was no attachment yet.
-    fn command(&self, action: Action) -> Option<Command> {
+    fn command(&mut self, action: Action) -> Option<Command> {
+        if let Action::Wait(millis) = action {
+            self.now += millis;
+        }
         let attachment = |index: Index| {
             let is_any = !self.attachments.is_empty();
             is_any.then(|| *index.get(&self.attachments))
@@ -151,6 +212,8 @@ impl History {
             }),
             Action::Detach(index) => Command::Detach(attachment(index)?),
             Action::ExpireGrace(index) => Command::ExpireGrace(attachment(index)?),
+            Action::Moderate(moderation) => Command::Moderate(moderation),
+            Action::Wait(_) => return None,
         })
     }
 
@@ -171,11 +234,11 @@ impl History {
     }
 }
 
-/// Applies the actions, and calls `check` with the room before and after each command, the command, and its outcome.
+/// Applies the actions, and calls `check` with the room before and after each command, the command and its time, and its outcome.
 fn perform(
     room: &mut Room,
     actions: Vec<Action>,
-    mut check: impl FnMut(&Room, &mut Room, &Command, &Outcome) -> Result<(), TestCaseError>,
+    mut check: impl FnMut(&Room, &mut Room, (&Command, WallTime), &Outcome) -> Result<(), TestCaseError>,
 ) -> Result<(), TestCaseError> {
     let mut history = History::default();
     for action in actions {
@@ -183,9 +246,10 @@ fn perform(
             continue;
         };
         let before = room.clone();
-        let outcome = room.apply(command.clone(), WallTime::default());
+        let at = WallTime::from_millis(history.now);
+        let outcome = room.apply(command.clone(), at);
         history.remember(&outcome);
-        check(&before, room, &command, &outcome)?;
+        check(&before, room, (&command, at), &outcome)?;
     }
     Ok(())
 }
@@ -210,7 +274,7 @@ proptest! {
     fn times_increase_sequences_are_dense_and_the_roster_follows_the_log(actions in actions()) {
         let mut roster: BTreeMap<ParticipantId, Name> = BTreeMap::new();
         let mut said: BTreeMap<MessageId, Sequence> = BTreeMap::new();
-        perform(&mut Room::new(rules()), actions, |before, room, command, outcome| {
+        perform(&mut Room::new(rules()), actions, |before, room, (command, _), outcome| {
             let (mut time, mut last) = (before.time(), before.last());
             for event in outcome.events() {
                 prop_assert_eq!(event.sequence, last.next());
@@ -264,7 +328,7 @@ proptest! {
                 }
                 Outcome::Repeated { time, .. } => *time,
                 Outcome::Resumed { .. } | Outcome::Lost | Outcome::Ignored => before.time(),
-                Outcome::Accepted(_) | Outcome::Joined { .. } => return Ok(()),
+                Outcome::Accepted(_) | Outcome::Joined { .. } | Outcome::Moderated { .. } => return Ok(()),
             };
             prop_assert_eq!(room.time(), time);
             prop_assert_eq!(room.last(), before.last());
@@ -280,7 +344,7 @@ proptest! {
     #[test]
     fn the_owner_of_a_name_leaves_for_nobody_else_and_others_leave_for_the_owner(actions in actions()) {
         let mut owners: BTreeMap<ParticipantId, Arc<str>> = BTreeMap::new();
-        perform(&mut Room::new(rules()), actions, |before, room, command, outcome| {
+        perform(&mut Room::new(rules()), actions, |before, room, (command, _), outcome| {
             let (join, is_joined) = match command {
                 Command::Join(join) => (Some(join), matches!(outcome, Outcome::Joined { .. })),
                 _ => (None, false),
@@ -325,7 +389,7 @@ proptest! {
     fn only_the_newest_attachment_of_a_participant_who_is_not_lost_speaks_for_it(actions in actions()) {
         let mut current: BTreeMap<ParticipantId, Attachment> = BTreeMap::new();
         let mut is_lost: BTreeSet<ParticipantId> = BTreeSet::new();
-        perform(&mut Room::new(rules()), actions, |_, room, command, outcome| {
+        perform(&mut Room::new(rules()), actions, |_, room, (command, _), outcome| {
             if let Some(attachment) = attachment_of(command) {
                 let participant = attachment.participant;
                 let must_be_lost = matches!(command, Command::ExpireGrace(_));
@@ -356,10 +420,36 @@ proptest! {
     }
 
     #[test]
+    fn bans_and_closed_rooms_keep_out_all_but_moderators(actions in actions()) {
+        perform(&mut Room::new(rules()), actions, |before, room, (command, at), outcome| {
+            for id in room.participants().keys() {
+                let origin = room.roster.origin(*id).unwrap();
+                let skeletons = skeletons(&room.participants()[id].name);
+                prop_assert_eq!(room.bans.find(Some(&skeletons), origin, at), None, "{:?}", origin);
+            }
+            let speaker = match command {
+                Command::Join(join) if matches!(outcome, Outcome::Joined { .. }) => Some(&join.origin),
+                Command::Post(post) if matches!(outcome, Outcome::Accepted(_)) => Some(&post.origin),
+                Command::Say(say) if matches!(outcome, Outcome::Accepted(_)) => {
+                    before.roster.origin(say.attachment.participant)
+                }
+                _ => None,
+            };
+            prop_assert!(speaker.is_none_or(|origin| !before.is_closed() || origin.is_moderator));
+            if let Command::Post(post) = command
+                && let Outcome::Accepted(_) | Outcome::Repeated { .. } = outcome
+            {
+                prop_assert_eq!(before.bans.find(Some(&skeletons(&post.name)), &post.origin, at), None);
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
     fn the_same_commands_yield_the_same_outcomes(actions in actions()) {
         let mut other = Room::new(rules());
-        perform(&mut Room::new(rules()), actions, |_, _, command, outcome| {
-            prop_assert_eq!(&other.apply(command.clone(), WallTime::default()), outcome);
+        perform(&mut Room::new(rules()), actions, |_, _, (command, at), outcome| {
+            prop_assert_eq!(&other.apply(command.clone(), at), outcome);
             Ok(())
         })?;
     }
@@ -371,7 +461,7 @@ proptest! {
         room.roster.set_next_id(LAST_ASSIGNED_ID - 2);
         replayed.roster.set_next_id(LAST_ASSIGNED_ID - 2);
         let mut count = 0;
-        perform(&mut room, actions, |before, room, command, outcome| {
+        perform(&mut room, actions, |before, room, (command, _), outcome| {
             for event in outcome.events() {
                 prop_assert_eq!(replayed.replay(event, false), Ok(()));
             }
@@ -406,7 +496,7 @@ proptest! {
         // What the store has, and the latest time that anybody has seen.
         let (mut snapshot, mut log) = (room.take_snapshot(), Vec::new());
         let (mut shown, mut count) = (room.time(), 0);
-        perform(&mut room, actions, |_, room, command, outcome| {
+        perform(&mut room, actions, |_, room, (command, _), outcome| {
             log.extend(outcome.events().cloned());
             if let Command::Say(Say { attachment, .. }) = command {
                 // More ticks than a room may show without a snapshot.
@@ -424,6 +514,8 @@ proptest! {
             prop_assert!(room.time() >= shown);
             shown = room.time();
             if restarts.contains(&count) {
+                let bans: Vec<Ban> = room.bans.iter().cloned().collect();
+                let is_closed = room.is_closed();
                 *room = Room::restore(rules(), snapshot.clone());
                 for event in log.iter().filter(|event| event.sequence > snapshot.last) {
                     prop_assert_eq!(room.replay(event, true), Ok(()));
@@ -432,6 +524,7 @@ proptest! {
                 prop_assert!(room.time() >= shown, "{} < {}", room.time(), shown);
                 prop_assert!(room.time().get() <= shown.get() + CLOCK_RESERVE);
                 prop_assert!(!room.needs_snapshot());
+                prop_assert_eq!((room.bans.iter().cloned().collect(), room.is_closed()), (bans, is_closed));
             }
             count += 1;
             Ok(())
@@ -447,6 +540,7 @@ fn join(name: &str, id: i32) -> Command {
         name,
         timestamp: Timestamp(0),
         owner: None,
+        origin: Origin::default(),
         is_resumable: true,
         trace: None,
     })
@@ -489,7 +583,11 @@ fn message(text: &str, message_id: Option<&str>) -> Message {
 
 fn post(name: &str, message: Message) -> Command {
     let name = Name::try_from(name).unwrap();
-    Command::Post(Post { name, message })
+    Command::Post(Post {
+        name,
+        origin: Origin::default(),
+        message,
+    })
 }
 
 fn accepted(room: &mut Room, command: Command) -> Event {
@@ -828,4 +926,117 @@ proptest! {
         let (after, next) = (Sequence::new(gap as u64), Sequence::new(gap as u64 + 2));
         prop_assert_eq!(error, Some(ReplayError::Gap { after, next }));
     }
+}
+
+fn ban(target: BanTarget, until: u64) -> Command {
+    Command::Moderate(Moderation::Ban(Ban {
+        target,
+        until: WallTime::from_millis(until),
+        reason: reason(),
+    }))
+}
+
+fn name(name: &str) -> BanTarget {
+    BanTarget::Name(Name::try_from(name).unwrap())
+}
+
+/// The names of those who leave because of a moderator's command.
+fn removed(room: &mut Room, command: Command) -> Vec<String> {
+    match room.apply(command, WallTime::default()) {
+        Outcome::Moderated { removed, .. } => removed.iter().map(|event| event.name.to_string()).collect(),
+        other => panic!("not moderated: {other:?}"),
+    }
+}
+
+#[test]
+fn a_ban_of_a_name_covers_every_spelling_until_it_ends() {
+    let mut room = Room::new(rules());
+    joined(&mut room, "Ada", 1);
+    joined_and_lost(&mut room, "Bob", 2);
+    assert_eq!(removed(&mut room, ban(name("АDА"), 100)), ["Ada"]);
+    for spelling in ["Ada", "ADA", "Аdа"] {
+        let rejection = rejection(&mut room, join(spelling, 3));
+        assert!(matches!(rejection, Rejection::Banned { .. }), "{spelling}");
+        assert_eq!(
+            rejection.to_string(),
+            "you are banned from this room until 1970-01-01T00:00:00Z: spam"
+        );
+    }
+    assert!(matches!(
+        rejection(&mut room, post("ada", message("hi", None))),
+        Rejection::Banned { .. }
+    ));
+    let later = room.apply(join("Ada", 3), WallTime::from_millis(100));
+    assert!(matches!(later, Outcome::Joined { .. }), "{later:?}");
+    assert_eq!(room.bans(WallTime::from_millis(100)).count(), 0);
+}
+
+#[test]
+fn a_ban_ends_under_any_spelling_of_its_name() {
+    let mut room = Room::new(rules());
+    removed(&mut room, ban(name("Ada"), 100));
+    removed(&mut room, ban(name("Ada"), 200));
+    assert_eq!(room.bans(WallTime::default()).count(), 1);
+    let unban = |target| Command::Moderate(Moderation::Unban(target));
+    removed(&mut room, unban(name("Аdа")));
+    joined(&mut room, "Ada", 1);
+    assert_eq!(
+        rejection(&mut room, unban(name("Ada"))),
+        Rejection::TargetNotFound("ban")
+    );
+}
+
+#[test]
+fn a_room_has_no_more_bans_than_its_limit_of_which_ended_ones_do_not_count() {
+    let mut room = Room::new(rules());
+    let subject = |number: usize| BanTarget::Subject(number.to_string().into());
+    for number in 0..MAX_BANS {
+        removed(&mut room, ban(subject(number), 100));
+    }
+    let one_more = || ban(subject(MAX_BANS), 200);
+    assert_eq!(rejection(&mut room, one_more()), Rejection::TooManyBans(MAX_BANS));
+    removed(&mut room, ban(subject(0), 150));
+    let later = room.apply(one_more(), WallTime::from_millis(120));
+    assert!(matches!(later, Outcome::Moderated { .. }));
+    assert_eq!(room.take_snapshot().bans.len(), 2);
+}
+
+#[test]
+fn participants_are_removed_by_id_and_may_join_again() {
+    let mut room = Room::new(rules());
+    joined(&mut room, "Ada", 1);
+    let remove = || {
+        Command::Moderate(Moderation::Remove {
+            who: RemoveTarget::Participant(ParticipantId::from_wire(1).unwrap()),
+            reason: reason(),
+        })
+    };
+    assert_eq!(removed(&mut room, remove()), ["Ada"]);
+    assert!(!room.needs_snapshot(), "the log has it");
+    assert_eq!(
+        rejection(&mut room, remove()),
+        Rejection::TargetNotFound("participant")
+    );
+    joined(&mut room, "Ada", 1);
+}
+
+#[test]
+fn a_deleted_room_rejects_every_command() {
+    let mut room = Room::new(rules());
+    let ada = joined(&mut room, "Ada", 1);
+    assert!(removed(&mut room, Command::Moderate(Moderation::Delete)).is_empty());
+    let last = room.last();
+    for command in [
+        join("Bob", 2),
+        leave(ada),
+        Command::Detach(ada),
+        Command::Moderate(Moderation::Reopen),
+    ] {
+        assert_eq!(rejection(&mut room, command), Rejection::RoomDeleted);
+    }
+    assert_eq!(room.last(), last);
+    assert!(
+        room.check_reader(&Origin::default(), WallTime::default())
+            .is_err()
+    );
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, SERVER_NAME};
+use super::moderation::Matcher;
 use super::skeleton::{Skeletons, skeletons};
-use super::{Attachment, Name, Participant, ParticipantId};
+use super::{Attachment, Name, Origin, Participant, ParticipantId};
 
 /// The participants of a room, by id and by skeleton of their names, and their attachments.
 ///
@@ -35,6 +36,7 @@ struct State {
     is_lost: bool,
     /// Who owns the name.
     owner: Option<Arc<str>>,
+    origin: Origin,
 }
 
 impl Roster {
@@ -94,6 +96,7 @@ impl Roster {
             attachment: self.last_attachment,
             is_lost: false,
             owner: None,
+            origin: Origin::default(),
         };
         self.states.insert(id, state);
         Attachment {
@@ -141,6 +144,29 @@ impl Roster {
         if let Some(state) = self.states.get_mut(&id) {
             state.owner = owner;
         }
+    }
+
+    pub(super) fn skeletons(&self, id: ParticipantId) -> Option<&Skeletons> {
+        self.states.get(&id).map(|state| &state.skeletons)
+    }
+
+    pub(super) fn origin(&self, id: ParticipantId) -> Option<&Origin> {
+        self.states.get(&id).map(|state| &state.origin)
+    }
+
+    pub(super) fn set_origin(&mut self, id: ParticipantId, origin: Origin) {
+        if let Some(state) = self.states.get_mut(&id) {
+            state.origin = origin;
+        }
+    }
+
+    /// The participants that a moderator means, by ascending id. Takes time for each participant.
+    pub(super) fn matching(&self, matcher: &Matcher) -> Vec<ParticipantId> {
+        let is_meant = |id: &&ParticipantId| {
+            let state = self.states.get(id);
+            state.is_some_and(|state| matcher.matches(Some(&state.skeletons), &state.origin))
+        };
+        self.by_id.keys().filter(is_meant).copied().collect()
     }
 
     /// The participant is lost, because its current attachment is gone.

@@ -10,7 +10,7 @@ use super::handle::{Member, Reply};
 use super::observer::MessageTrace;
 use super::reader::Reader;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
-use crate::domain::{Attachment, Epoch, Event, LamportTime, RoomName, Sequence, WallTime};
+use crate::domain::{Attachment, BanTarget, Epoch, Event, LamportTime, Origin, RoomName, Sequence, WallTime};
 use crate::failpoint;
 use crate::proto::EventType;
 use crate::store::{Record, frames};
@@ -59,7 +59,11 @@ pub(super) enum Effect {
     /// A participant's stream starts.
     Attach { info: JoinInfo, reply: Reply<Member> },
     /// A subscriber's stream starts, with the event after `after`.
-    Subscribe { after: Sequence, reply: Reply<Reader> },
+    Subscribe {
+        after: Sequence,
+        origin: Origin,
+        reply: Reply<Reader>,
+    },
     /// One participant receives a private message.
     Notify { attachment: Attachment, notice: Bytes },
     /// A participant's stream closes.
@@ -69,6 +73,8 @@ pub(super) enum Effect {
     },
     /// All streams close.
     CloseAll(CloseReason),
+    /// The streams of banned readers close.
+    CloseBanned { target: BanTarget, reason: CloseReason },
     /// A post is answered.
     Posted {
         outcome: PostOutcome,
@@ -76,6 +82,8 @@ pub(super) enum Effect {
     },
     /// A request for the roster is answered.
     Info { info: RoomInfo, reply: Reply<RoomInfo> },
+    /// A moderator's command is answered with the number of participants that it has removed.
+    Moderated { removed: usize, reply: Reply<usize> },
 }
 
 impl Batch {

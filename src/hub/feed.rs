@@ -40,7 +40,7 @@ use slab::Slab;
 
 use super::observer::{FanOut, Observer};
 use super::used_bytes::UsedBytes;
-use crate::domain::{Rejection, Sequence};
+use crate::domain::{BanTarget, Origin, Rejection, Sequence, Text};
 
 /// Small batches are merged into blocks of up to this size, in bytes, while a subscriber has yet to read them, so that it
 /// then reads few large slices; a transport frame has 16 KiB. While all subscribers keep up, nothing is copied.
@@ -107,6 +107,8 @@ struct Slot {
     close: Option<Close>,
     /// The last event that was read.
     position: Sequence,
+    /// Whose the cursor is, unless it is a participant's.
+    reader: Origin,
     waker: Option<Waker>,
     /// The index in `parked`.
     parked: Option<usize>,
@@ -146,12 +148,14 @@ pub enum FeedItem {
 pub enum CloseReason {
     /// The participant left.
     Left,
-    /// The participant's last command was rejected in a way that ends the stream.
+    /// The participant's last command was rejected in a way that ends the stream, or would be from now on.
     Rejected(Rejection),
     /// The session was resumed on another stream.
     TakenOver,
     /// The owner of the participant's name has joined.
     NameClaimed,
+    /// A moderator has removed the participant, for this reason.
+    Removed(Text),
     /// The server is draining. The client should connect again after about this delay.
     Draining(Duration),
     /// The room has failed. The client should connect again.
@@ -359,9 +363,9 @@ impl Publication<'_> {
         self.has_grown = true;
     }
 
-    /// Creates a cursor that yields the events after this point.
+    /// Creates a cursor that yields the events after this point. `reader` is whose it is, unless it is a participant's.
     #[must_use]
-    pub fn subscribe(&mut self) -> Cursor {
+    pub fn subscribe(&mut self, reader: Origin) -> Cursor {
         let feed = Arc::clone(self.feed);
         let state = self.state();
         let run = state.next_run();
@@ -374,6 +378,7 @@ impl Publication<'_> {
             notices: VecDeque::new(),
             close: None,
             position,
+            reader,
             waker: None,
             parked: None,
         };
@@ -410,8 +415,18 @@ impl Publication<'_> {
 
     /// Closes every cursor at this point.
     pub fn close_all(&mut self, reason: &CloseReason) {
+        self.close_where(|_| true, reason);
+    }
+
+    /// Closes the cursors of banned readers at this point. Those of participants close when these leave.
+    pub fn close_banned(&mut self, target: &BanTarget, reason: &CloseReason) {
+        self.close_where(|slot| target.is_origin(&slot.reader), reason);
+    }
+
+    fn close_where(&mut self, is_meant: impl Fn(&Slot) -> bool, reason: &CloseReason) {
         let cursors = self.state().cursors.iter();
         let keys: Vec<_> = cursors
+            .filter(|(_, slot)| is_meant(slot))
             .map(|(index, slot)| CursorKey { index, id: slot.id })
             .collect();
         for key in keys {
@@ -465,6 +480,13 @@ impl Cursor {
     #[must_use]
     pub const fn key(&self) -> CursorKey {
         self.key
+    }
+
+    /// Why the cursor closes, if it does.
+    pub(super) fn close_reason(&self) -> Option<CloseReason> {
+        let state = self.feed.state.lock();
+        let slot = state.cursors.get(self.key.index)?;
+        slot.close.as_ref().map(|close| close.reason.clone())
     }
 
     pub(super) const fn feed(&self) -> &Arc<Feed> {

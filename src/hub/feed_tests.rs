@@ -53,7 +53,8 @@ fn publish(feed: &Arc<Feed>, bytes: &'static [u8]) {
 }
 
 fn subscribe(feed: &Arc<Feed>) -> Cursor {
-    feed.publish(Bytes::new(), &mut Vec::new()).subscribe()
+    feed.publish(Bytes::new(), &mut Vec::new())
+        .subscribe(Origin::default())
 }
 
 fn events(item: Poll<FeedItem>) -> Bytes {
@@ -237,7 +238,7 @@ proptest! {
                                     next = next.wrapping_add(1);
                                 }
                             }
-                            Step::Subscribe => subscribed.push((publication.subscribe(), Expected::default())),
+                            Step::Subscribe => subscribed.push((publication.subscribe(Origin::default()), Expected::default())),
                             Step::Notify(index) => {
                                 if let Some((cursor, expected)) = readers.get_mut(index)
                                     && !expected.is_closed

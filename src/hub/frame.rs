@@ -143,7 +143,7 @@ fn put_time(buffer: &mut BytesMut, field: u32, at: WallTime) {
 }
 
 /// A wall time as the contract has it.
-fn timestamp(at: WallTime) -> prost_types::Timestamp {
+pub(crate) fn timestamp(at: WallTime) -> prost_types::Timestamp {
     let millis = at.as_millis();
     prost_types::Timestamp {
         // Neither saturates: a 1000th of a u64 fits an i64, and less than a second in nanoseconds an i32.
@@ -157,7 +157,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{Attachment, Command, Join, Outcome, Room, Rules, Say, Timestamp};
+    use crate::domain::{Attachment, Command, Join, Origin, Outcome, Room, Rules, Say, Timestamp};
 
     fn joined(room: &mut Room, join: Join, at: WallTime) -> (Event, Attachment) {
         match room.apply(Command::Join(join), at) {
@@ -187,7 +187,7 @@ mod tests {
             let (epoch, name) = (Epoch::created_at(at), RoomName::try_from("tea").unwrap());
             let mut room = Room::new(Rules { max_clock_ahead: i64::MAX, ..Rules::default() });
             let trace = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1");
-            let join = Join { session: None, id: Some(id), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), owner: None, is_resumable: false, trace: None };
+            let join = Join { session: None, id: Some(id), name: Name::try_from("Ada").unwrap(), timestamp: Timestamp(0), owner: None, origin: Origin::default(), is_resumable: false, trace: None };
             let (joined, attachment) = joined(&mut room, join, at);
             let say = Say {
                 attachment,

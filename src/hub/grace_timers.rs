@@ -51,7 +51,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{Command, Join, Name, Outcome, Room, Rules, Timestamp, WallTime};
+    use crate::domain::{Command, Join, Name, Origin, Outcome, Room, Rules, Timestamp, WallTime};
 
     fn attachments(count: usize) -> Vec<Attachment> {
         let mut room = Room::new(Rules::default());
@@ -63,6 +63,7 @@ mod tests {
                     name: Name::try_from(format!("p{number}").as_str()).unwrap(),
                     timestamp: Timestamp(0),
                     owner: None,
+                    origin: Origin::default(),
                     is_resumable: true,
                     trace: None,
                 };

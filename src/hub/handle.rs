@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -15,7 +15,8 @@ use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use super::used_bytes::UsedBytes;
 use crate::domain::{
-    Attachment, LamportTime, Leave, Message, ParticipantId, Post, RoomName, Say, Timestamp, TraceContext,
+    Attachment, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, RoomName, Say,
+    Timestamp, TraceContext,
 };
 
 /// The capacity of a room's mailbox, in bytes: several thousand short messages, enough to amortize the wake-up of a batch,
@@ -52,7 +53,13 @@ pub(super) enum Request {
     Disconnected(Attachment),
     Subscribe {
         start: StartPosition,
+        origin: Origin,
         reply: Reply<Reader>,
+    },
+    /// Answered with the number of participants that leave.
+    Moderate {
+        moderation: Box<Moderation>,
+        reply: Reply<usize>,
     },
     /// Asks for at most `limit` participants, by id, starting after the participant `after`.
     Info {
@@ -72,7 +79,11 @@ impl Request {
             | Self::Say { meta, .. }
             | Self::Post { meta, .. }
             | Self::Leave { meta, .. } => Some(meta.received_at),
-            Self::Disconnected(_) | Self::Subscribe { .. } | Self::Info { .. } | Self::Close(_) => None,
+            Self::Disconnected(_)
+            | Self::Subscribe { .. }
+            | Self::Moderate { .. }
+            | Self::Info { .. }
+            | Self::Close(_) => None,
         }
     }
 
@@ -82,6 +93,7 @@ impl Request {
             Self::Join { reply, .. } => drop(reply.send(Err(error))),
             Self::Post { reply, .. } => drop(reply.send(Err(error))),
             Self::Subscribe { reply, .. } => drop(reply.send(Err(error))),
+            Self::Moderate { reply, .. } => drop(reply.send(Err(error))),
             Self::Info { reply, .. } => drop(reply.send(Err(error))),
             Self::Say { .. } | Self::Leave { .. } | Self::Disconnected(_) | Self::Close(_) => {}
         }
@@ -128,6 +140,18 @@ impl RoomHandle {
             time: AtomicI64::new(0),
             participants: AtomicU32::new(0),
         })
+    }
+
+    /// Closes the mailbox, and answers the requests in it with an error.
+    pub(super) fn reject_all(&self, error: &HubError) {
+        self.mailbox.close();
+        let mut requests = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        while self.mailbox.poll_take(&mut cx, &mut requests) == Poll::Ready(true) {
+            for request in requests.drain(..) {
+                request.fail(error.clone());
+            }
+        }
     }
 
     /// Updates what [`RoomHandle::stats`] returns.

@@ -64,7 +64,6 @@ mod used_bytes;
 
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -81,7 +80,8 @@ use self::registry::{Lookup, Registry};
 use self::room_actor::RoomActor;
 use self::session_token::SessionTokens;
 use crate::domain::{
-    Command, LamportTime, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules, Sequence,
+    Command, LamportTime, Moderation, Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules,
+    Sequence,
 };
 use crate::store::{Store, StoreError};
 use crate::wall_clock::wall_time;
@@ -259,9 +259,23 @@ impl Hub {
         self: &Arc<Self>,
         room: &RoomName,
         start: StartPosition,
+        origin: Origin,
     ) -> Result<Reader, HubError> {
         self.check_exists(room)?;
-        self.call(room, |reply| Request::Subscribe { start, reply }).await
+        self.call(room, |reply| Request::Subscribe { start, origin, reply })
+            .await
+    }
+
+    /// Carries out a moderator's decision. Returns how many participants leave because of it, once it is durable.
+    pub(crate) async fn moderate(
+        self: &Arc<Self>,
+        room: &RoomName,
+        moderation: Moderation,
+    ) -> Result<usize, HubError> {
+        self.check_exists(room)?;
+        let moderation = Box::new(moderation);
+        self.call(room, |reply| Request::Moderate { moderation, reply })
+            .await
     }
 
     /// At most `limit` participants of a room, by id, starting after the participant `after`.
@@ -445,14 +459,7 @@ impl Hub {
 
     /// Fails the requests for a room that cannot start; and the hub, unless only this room's log is at fault.
     fn on_recovery_failed(&self, room: &RoomHandle, error: StoreError) {
-        room.mailbox.close();
-        let mut requests = Vec::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        while room.mailbox.poll_take(&mut cx, &mut requests) == Poll::Ready(true) {
-            for request in requests.drain(..) {
-                request.fail(error.clone().into());
-            }
-        }
+        room.reject_all(&error.clone().into());
         if error.is_store_failure() {
             self.fail(error);
         } else if !matches!(error, StoreError::TooManyRooms(_)) {

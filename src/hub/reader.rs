@@ -83,7 +83,11 @@ impl Reader {
                     Err(HubError::Damaged) => {
                         return Poll::Ready(FeedItem::Closed(CloseReason::Damaged));
                     }
-                    Err(_) => return Poll::Ready(FeedItem::Closed(CloseReason::Failed)),
+                    // The log of a room that was deleted cannot be read.
+                    Err(_) => {
+                        let reason = self.cursor.close_reason().unwrap_or(CloseReason::Failed);
+                        return Poll::Ready(FeedItem::Closed(reason));
+                    }
                 };
                 if page.events == 0 {
                     return Poll::Ready(FeedItem::Lagged);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::domain::{
-    Attachment, Epoch, Join, LamportTime, Name, Participant, ParticipantId, Rejection, RoomName, Sequence,
-    TraceContext,
+    Attachment, Ban, Epoch, Join, LamportTime, Name, Participant, ParticipantId, Rejection, RoomName,
+    Sequence, TraceContext,
 };
 use crate::proto::ServerMessage;
 use crate::store::{Bounds, StoreError};
@@ -120,6 +120,10 @@ pub(crate) struct RoomInfo {
     pub(crate) time: LamportTime,
     /// The participants, by ascending id.
     pub(crate) participants: Vec<RosterEntry>,
+    /// The bans that have not ended.
+    pub(crate) bans: Vec<Ban>,
+    /// Whether a moderator has closed the room.
+    pub(crate) is_closed: bool,
 }
 
 /// One participant of a room.

@@ -26,7 +26,7 @@ use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use super::used_bytes::RoomUse;
-use crate::domain::{Attachment, DEDUP_ENTRY_BYTES, Room, Sequence};
+use crate::domain::{Attachment, DEDUP_ENTRY_BYTES, Origin, Rejection, Room, Sequence};
 use crate::failpoint;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 use crate::wall_clock::wall_time;
@@ -68,6 +68,7 @@ enum Answer {
     Subscribed(Cursor, Sequence, Reply<Reader>),
     Posted(PostOutcome, Reply<PostOutcome>),
     Info(RoomInfo, Reply<RoomInfo>),
+    Moderated(usize, Reply<usize>),
 }
 
 impl RoomActor {
@@ -154,6 +155,10 @@ impl RoomActor {
             next_batch_due = received_at.min(now).max(next_batch_due + interval);
             self.apply(&mut requests);
             self.commit().await?;
+            if self.room().is_deleted() {
+                self.close_deleted();
+                return Ok(());
+            }
             // Subscribers that were woken run before the mailbox is drained again. It fills meanwhile.
             tokio::task::yield_now().await;
         }
@@ -231,6 +236,9 @@ impl RoomActor {
             return Ok(());
         }
         self.store(&mut chunks).await?;
+        if self.room().is_deleted() {
+            self.context.store.end(self.log).await?;
+        }
         self.handle
             .publish_stats(self.room().time(), self.room().participants().len());
         for mut chunk in chunks {
@@ -239,6 +247,15 @@ impl RoomActor {
             failpoint::hit("after-publish");
         }
         Ok(())
+    }
+
+    /// Closes all streams of a room that a moderator has deleted, and rejects what waits in the mailbox.
+    fn close_deleted(&mut self) {
+        let reason = CloseReason::Rejected(Rejection::RoomDeleted);
+        self.feed
+            .publish(Bytes::new(), &mut self.woken)
+            .close_all(&reason);
+        self.handle.reject_all(&Rejection::RoomDeleted.into());
     }
 
     /// Appends the chunks' events to the log, with a snapshot if one is due, and waits until they are durable.
@@ -369,6 +386,7 @@ impl RoomActor {
             }
             Answer::Posted(outcome, reply) => drop(reply.send(Ok(outcome))),
             Answer::Info(info, reply) => drop(reply.send(Ok(info))),
+            Answer::Moderated(removed, reply) => drop(reply.send(Ok(removed))),
         }
     }
 
@@ -390,12 +408,13 @@ fn perform(
             received_at,
         } => publication.push_run(len, events, received_at),
         Effect::Attach { info, reply } => {
-            let cursor = publication.subscribe();
+            let cursor = publication.subscribe(Origin::default());
             cursors.insert(info.attachment, cursor.key());
             return Some(Answer::Attached(cursor, info, reply));
         }
-        Effect::Subscribe { after, reply } => {
-            return Some(Answer::Subscribed(publication.subscribe(), after, reply));
+        Effect::Subscribe { after, origin, reply } => {
+            let cursor = publication.subscribe(origin);
+            return Some(Answer::Subscribed(cursor, after, reply));
         }
         Effect::Notify { attachment, notice } => {
             if let Some(&cursor) = cursors.get(&attachment) {
@@ -408,8 +427,10 @@ fn perform(
             }
         }
         Effect::CloseAll(reason) => publication.close_all(&reason),
+        Effect::CloseBanned { target, reason } => publication.close_banned(&target, &reason),
         Effect::Posted { outcome, reply } => return Some(Answer::Posted(outcome, reply)),
         Effect::Info { info, reply } => return Some(Answer::Info(info, reply)),
+        Effect::Moderated { removed, reply } => return Some(Answer::Moderated(removed, reply)),
     }
     None
 }
@@ -437,6 +458,7 @@ mod tests {
     async fn is_repeat(hub: &Arc<Hub>, room: &RoomName, n: usize) -> bool {
         let post = Post {
             name: Name::try_from("poster").unwrap(),
+            origin: Origin::default(),
             message: Message {
                 timestamp: Timestamp(0),
                 text: Text::parse("hi", 10),

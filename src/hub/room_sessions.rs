@@ -26,8 +26,8 @@ use super::request::{
     StartPosition, StreamStart,
 };
 use crate::domain::{
-    Attachment, Command, Epoch, Event, LamportTime, Leave, Message, Outcome, ParticipantId, Post, Rejection,
-    Room, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
+    Attachment, Ban, Command, Epoch, Event, LamportTime, Leave, Message, Moderation, Origin, Outcome,
+    ParticipantId, Post, Rejection, Room, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
 };
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
@@ -110,11 +110,12 @@ impl RoomSessions {
             Request::Post { post, meta, reply } => self.handle_post(*post, reply, &meta, at),
             Request::Leave { leave, meta } => self.handle_leave(leave, &meta, at),
             Request::Disconnected(attachment) => self.on_disconnect(attachment, at),
-            Request::Subscribe { start, reply } => self.handle_subscribe(start, reply),
+            Request::Subscribe { start, origin, reply } => self.handle_subscribe(start, origin, reply, at),
+            Request::Moderate { moderation, reply } => self.handle_moderate(*moderation, reply, at),
             // A caller that has cancelled must not make the room work.
             Request::Info { reply, .. } if reply.is_closed() => {}
             Request::Info { after, limit, reply } => {
-                let info = self.info(after, limit);
+                let info = self.info(after, limit, at);
                 self.batch.push(Effect::Info { info, reply });
             }
             Request::Close(reason) => self.batch.push(Effect::CloseAll(reason)),
@@ -241,7 +242,11 @@ impl RoomSessions {
         }
     }
 
-    fn handle_subscribe(&mut self, start: StartPosition, reply: Reply<Reader>) {
+    fn handle_subscribe(&mut self, start: StartPosition, origin: Origin, reply: Reply<Reader>, at: WallTime) {
+        if let Err(rejection) = self.room.check_reader(&origin, at) {
+            self.context.observer.command_rejected(&rejection);
+            return fail(reply, rejection.into());
+        }
         let Ok(bounds) = self.bounds() else {
             return fail(reply, HubError::Failed);
         };
@@ -258,7 +263,44 @@ impl RoomSessions {
                 after
             }
         };
-        self.batch.push(Effect::Subscribe { after, reply });
+        self.batch.push(Effect::Subscribe { after, origin, reply });
+    }
+
+    fn handle_moderate(&mut self, moderation: Moderation, reply: Reply<usize>, at: WallTime) {
+        let (reason, banned) = match &moderation {
+            Moderation::Ban(Ban {
+                target,
+                until,
+                reason,
+            }) => {
+                let (until, reason) = (*until, reason.clone());
+                let reason = CloseReason::Rejected(Rejection::Banned { until, reason });
+                (reason, Some(target.clone()))
+            }
+            Moderation::Remove { reason, .. } => (CloseReason::Removed(reason.clone()), None),
+            // Nobody leaves.
+            _ => (CloseReason::Left, None),
+        };
+        let (removed, attachments) = match self.room.apply(Command::Moderate(moderation), at) {
+            Outcome::Moderated { removed, attachments } => (removed, attachments),
+            outcome => return self.reject(reply, outcome),
+        };
+        // They do not see their own LEAVE.
+        for attachment in attachments {
+            let reason = reason.clone();
+            self.batch.push(Effect::Detach { attachment, reason });
+        }
+        if let Some(target) = banned {
+            self.batch.push(Effect::CloseBanned { target, reason });
+        }
+        let count = removed.len();
+        for event in removed {
+            self.append(event, None, &RequestMeta::now());
+        }
+        self.batch.push(Effect::Moderated {
+            removed: count,
+            reply,
+        });
     }
 
     fn handle_say(&mut self, say: Say, meta: &RequestMeta, at: WallTime) {
@@ -422,7 +464,7 @@ impl RoomSessions {
         );
     }
 
-    fn info(&self, after: Option<ParticipantId>, limit: usize) -> RoomInfo {
+    fn info(&self, after: Option<ParticipantId>, limit: usize, at: WallTime) -> RoomInfo {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let participants = self.room.participants().range((start, Bound::Unbounded));
         RoomInfo {
@@ -436,6 +478,8 @@ impl RoomSessions {
                     is_connected: self.room.is_attached(*id),
                 })
                 .collect(),
+            bans: self.room.bans(at).cloned().collect(),
+            is_closed: self.room.is_closed(),
         }
     }
 

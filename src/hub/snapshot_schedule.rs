@@ -73,7 +73,7 @@ impl SnapshotSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Command, Join, Name, Rules, Timestamp, WallTime};
+    use crate::domain::{Command, Join, Name, Origin, Rules, Timestamp, WallTime};
 
     const INTERVAL: u64 = 1 << 20;
 
@@ -85,6 +85,7 @@ mod tests {
             name: Name::try_from("Ada").unwrap(),
             timestamp: Timestamp(0),
             owner: None,
+            origin: Origin::default(),
             is_resumable: false,
             trace: None,
         };

@@ -180,7 +180,7 @@ pub struct BudgetLimits {
     ///
     /// [`TransportLimits::stall_timeout`]: super::TransportLimits::stall_timeout
     pub stalled_streams: usize,
-    /// How many queries (`GetHistory`, `ListRooms`, `ListParticipants`) are in progress at a time. Each holds a few MiB.
+    /// How many queries (`GetHistory`, `ListRooms`, `ListParticipants`, `ListBans`) are in progress at a time. Each holds a few MiB.
     pub queries: usize,
 }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::budget::ConnectionInfo;
-use super::convert::join_request;
+use super::convert::{join_request, origin};
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
@@ -155,6 +155,7 @@ impl ChatBody {
                 message.client_name = name;
                 let mut request = join_request(message)?;
                 request.join.owner = self.caller.name_owner();
+                request.join.origin = origin(&self.caller, self.outcome.peer, &request.room);
                 Ok(request)
             }
             Ok(EventType::Message | EventType::Leave) => Err(RpcError::new(

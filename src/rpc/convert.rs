@@ -1,8 +1,13 @@
 //! Conversions between wire messages and domain values.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::address_budgets::network;
 use super::error::RpcError;
+use crate::auth::{Caller, Right};
 use crate::domain::{
-    Join, MessageId, MessageIdError, Name, ParticipantId, RoomName, Sequence, Timestamp, TraceContext,
+    Join, MessageId, MessageIdError, Name, Origin, ParticipantId, RoomName, Sequence, Timestamp, TraceContext,
 };
 use crate::hub::{JoinRequest, ResumePoint};
 use crate::proto::{self, JoinMsgLeave};
@@ -39,6 +44,15 @@ pub(super) fn first_sequence(bounds: Bounds) -> u64 {
     }
 }
 
+/// Who makes a call, as far as the moderators of `room` are concerned.
+pub(super) fn origin(caller: &Caller, peer: Option<SocketAddr>, room: &RoomName) -> Origin {
+    Origin {
+        subject: caller.identity().map(|identity| Arc::clone(&identity.subject)),
+        address: peer.map(|peer| network(peer.ip())),
+        is_moderator: caller.check(Right::Moderate, room).is_ok(),
+    }
+}
+
 /// Validates a JOIN.
 pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcError> {
     let room = room_name(&message.room)?;
@@ -48,6 +62,7 @@ pub(super) fn join_request(message: JoinMsgLeave) -> Result<JoinRequest, RpcErro
         name: client_name(&message.client_name)?,
         timestamp: Timestamp(message.timestamp),
         owner: None,
+        origin: Origin::default(),
         is_resumable: uses_extensions(&message),
         trace: TraceContext::parse(&message.traceparent, &message.tracestate),
     };

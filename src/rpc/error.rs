@@ -12,7 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::observer::Observer;
 use crate::auth::{Denied, TokenError};
-use crate::domain::{NameError, Rejection};
+use crate::domain::{NameError, Rejection, WallTime, because};
 use crate::hub::{CloseReason, HubError};
 use crate::reason::Reason;
 
@@ -28,6 +28,8 @@ pub(super) struct RpcError {
     retry_delay: Option<Duration>,
     /// Whether the hub has already reported the rejection to its own observer.
     is_reported: bool,
+    /// When the ban ends that is the reason.
+    until: Option<WallTime>,
 }
 
 impl RpcError {
@@ -37,6 +39,7 @@ impl RpcError {
             message: message.into(),
             retry_delay: reason.retry_delay().map(jittered),
             is_reported: false,
+            until: None,
         }
     }
 
@@ -87,7 +90,11 @@ impl RpcError {
 
     /// The status, with an `ErrorInfo`, and with a `RetryInfo` if the client should try again.
     pub(super) fn to_status(&self) -> Status {
-        let mut details = ErrorDetails::with_error_info(self.reason.as_str(), DOMAIN, HashMap::new());
+        let until = self
+            .until
+            .map(|until| ("until".to_owned(), until.display().to_string()));
+        let metadata: HashMap<_, _> = until.into_iter().collect();
+        let mut details = ErrorDetails::with_error_info(self.reason.as_str(), DOMAIN, metadata);
         if let Some(delay) = self.retry_delay {
             details.set_retry_info(Some(delay));
         }
@@ -99,6 +106,10 @@ impl From<&Rejection> for RpcError {
     fn from(rejection: &Rejection) -> Self {
         Self {
             is_reported: true,
+            until: match rejection {
+                Rejection::Banned { until, .. } => Some(*until),
+                _ => None,
+            },
             ..Self::new(rejection.into(), rejection.to_string())
         }
     }
@@ -125,7 +136,7 @@ impl From<Denied> for RpcError {
     fn from(denied: Denied) -> Self {
         let reason = match &denied {
             Denied::Anonymous(_) => Reason::TokenMissing,
-            Denied::Right(_) => Reason::RightNotGranted,
+            Denied::NoKeys | Denied::Right(_) => Reason::RightNotGranted,
             Denied::Room(_) => Reason::RoomNotGranted,
             Denied::Name(_) => Reason::NameNotGranted,
         };
@@ -158,6 +169,10 @@ impl From<CloseReason> for RpcError {
             CloseReason::NameClaimed => Self::new(
                 Reason::NameClaimed,
                 "the owner of your name has joined; join with another name",
+            ),
+            CloseReason::Removed(reason) => Self::new(
+                Reason::Removed,
+                format!("a moderator has removed you from the room{}", because(&reason)),
             ),
             CloseReason::Draining(delay) => Self {
                 retry_delay: Some(jittered(delay)),

@@ -21,6 +21,7 @@ mod inbound;
 mod joined_stream;
 mod linger;
 mod listener;
+mod moderation;
 mod observer;
 mod prefixed_io;
 mod proxy_protocol;
@@ -44,8 +45,8 @@ pub use connection::TransportLimits;
 pub use health::HealthChecks;
 pub use listener::Listener;
 pub use observer::{
-    ConnectionLimit, CutReason, JoinAccepted, Observer, ParticipantInfo, SetupError, StreamEnded,
-    StreamingMethod,
+    ConnectionLimit, CutReason, JoinAccepted, ModerationAction, ModerationReport, Observer, ParticipantInfo,
+    SetupError, StreamEnded, StreamingMethod,
 };
 pub use proxy_protocol::{Network, NetworkError, ProxyHeaderError};
 pub use rates::{RateLimits, Rates};

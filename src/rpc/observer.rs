@@ -4,10 +4,10 @@ use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::proxy_protocol::ProxyHeaderError;
-use crate::domain::{LamportTime, Sequence, Timestamp, TraceContext};
+use crate::domain::{LamportTime, RoomName, Sequence, Timestamp, TraceContext};
 use crate::proto::EventType;
 use crate::reason::Reason;
 
@@ -79,6 +79,69 @@ impl StreamingMethod {
     }
 }
 
+/// What a moderator has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ModerationAction {
+    /// Removed participants.
+    Remove,
+    /// Banned somebody.
+    Ban,
+    /// Ended a ban.
+    Unban,
+    /// Closed a room.
+    Close,
+    /// Reopened a room.
+    Reopen,
+    /// Deleted a room.
+    Delete,
+}
+
+impl ModerationAction {
+    /// All actions, in the order of their discriminants, which index the counters.
+    pub const ALL: [Self; 6] = [
+        Self::Remove,
+        Self::Ban,
+        Self::Unban,
+        Self::Close,
+        Self::Reopen,
+        Self::Delete,
+    ];
+
+    /// The action in metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Remove => "remove",
+            Self::Ban => "ban",
+            Self::Unban => "unban",
+            Self::Close => "close",
+            Self::Reopen => "reopen",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// A moderator's decision that has been carried out, for the audit log.
+#[derive(Debug, Clone, Copy)]
+pub struct ModerationReport<'a> {
+    /// The moderator: the subject of the token.
+    pub subject: &'a str,
+    /// The address of the moderator.
+    pub peer: Option<SocketAddr>,
+    /// The room.
+    pub room: &'a RoomName,
+    /// What was done.
+    pub action: ModerationAction,
+    /// To whom; empty if to the room.
+    pub target: &'a str,
+    /// How long a ban holds.
+    pub duration: Option<Duration>,
+    /// Why, as the moderator says; may be empty.
+    pub reason: &'a str,
+    /// How many participants leave because of it.
+    pub removed: usize,
+}
+
 /// A limit on connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionLimit {
@@ -148,6 +211,8 @@ pub trait Observer: Send + Sync + 'static {
     fn rejected(&self, reason: Reason);
     /// A call was rejected because its token is missing or not valid. `detail` is the message of the status.
     fn sign_in_refused(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str);
+    /// A moderator's decision has been carried out.
+    fn moderated(&self, report: &ModerationReport<'_>);
     /// A JOIN was accepted. Returns the context of the span that records it, or `None` if it is not sampled.
     fn joined(&self, participant: &ParticipantInfo, accepted: &JoinAccepted<'_>)
     -> Option<Arc<TraceContext>>;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::budget::ConnectionInfo;
-use super::convert::room_name;
+use super::convert::{origin, room_name};
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
 use super::inbound::{Inbound, InboundError};
@@ -122,7 +122,9 @@ impl SubscribeBody {
         match room {
             Ok(room) => {
                 let hub = Arc::clone(&self.hub);
-                self.state = State::Subscribing(Box::pin(async move { hub.subscribe(&room, start).await }));
+                let origin = origin(&self.caller, self.outcome.peer, &room);
+                self.state =
+                    State::Subscribing(Box::pin(async move { hub.subscribe(&room, start, origin).await }));
             }
             Err(error) => self.reject(&error),
         }

@@ -10,9 +10,10 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::budget::{ConnectionBudgets, ConnectionInfo};
-use super::convert::{client_name, first_sequence, message_id, room_name};
+use super::convert::{client_name, first_sequence, message_id, origin, room_name};
 use super::error::RpcError;
-use super::observer::Observer;
+use super::moderation::{self, Decision};
+use super::observer::{ModerationReport, Observer};
 use super::rates::Rates;
 use crate::auth::{Caller, Right};
 use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
@@ -21,12 +22,14 @@ use crate::hub::{HistoryRange, Hub, PostOutcome, RequestMeta};
 use crate::proto::chat_service_server::ChatService;
 use crate::proto::get_history_request::Page;
 use crate::proto::{
-    GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest, ListParticipantsResponse,
-    ListRoomsRequest, ListRoomsResponse, Participant, RoomSummary, SendMessageRequest, SendMessageResponse,
-    ServerMessage, SubscribeRequest,
+    GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListBansRequest, ListBansResponse,
+    ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ModerateRequest,
+    ModerateResponse, Participant, RoomSummary, SendMessageRequest, SendMessageResponse, ServerMessage,
+    SubscribeRequest,
 };
 use crate::reason::Reason;
 use crate::store::frames;
+use crate::wall_clock::wall_time;
 
 /// Number of entries per page if the client sets no limit.
 const DEFAULT_PAGE_SIZE: u32 = 100;
@@ -96,6 +99,7 @@ impl UnaryService {
         connection.caller.check_write(&room, is_new_room)?;
         let post = Post {
             name: client_name(connection.caller.name(&request.client_name)?)?,
+            origin: origin(&connection.caller, connection.peer, &room),
             message: Message {
                 timestamp: Timestamp(request.timestamp),
                 text: Text::parse(&request.msg, self.hub.rules().max_message_chars),
@@ -244,6 +248,48 @@ impl UnaryService {
             next_page_token,
         })
     }
+
+    async fn moderate(
+        &self,
+        request: ModerateRequest,
+        connection: &ConnectionInfo,
+    ) -> Result<ModerateResponse, RpcError> {
+        let room = room_name(&request.room)?;
+        connection.caller.check(Right::Moderate, &room)?;
+        self.rates.post(connection.peer.map(|peer| peer.ip()))?;
+        let reason = moderation::reason(&request.reason)?;
+        let decision = Decision::parse(request, reason.clone(), wall_time())?;
+        let removed = self.hub.moderate(&room, decision.moderation).await?;
+        let identity = connection.caller.identity();
+        self.observer.moderated(&ModerationReport {
+            // Only somebody who is known has the right.
+            subject: identity.map_or("", |identity| &identity.subject),
+            peer: connection.peer,
+            room: &room,
+            action: decision.action,
+            target: &decision.target,
+            duration: decision.duration,
+            reason: reason.as_str(),
+            removed,
+        });
+        Ok(ModerateResponse {
+            removed: u32::try_from(removed).unwrap_or(u32::MAX),
+        })
+    }
+
+    async fn list_bans(
+        &self,
+        request: ListBansRequest,
+        caller: &Caller,
+    ) -> Result<ListBansResponse, RpcError> {
+        let room = room_name(&request.room)?;
+        caller.check(Right::Moderate, &room)?;
+        let info = self.hub.room_info(&room, None, 0).await?;
+        Ok(ListBansResponse {
+            bans: info.bans.into_iter().map(Into::into).collect(),
+            closed: info.is_closed,
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -297,6 +343,25 @@ impl ChatService for UnaryService {
         let ConnectionInfo { caller, budgets, .. } = ConnectionInfo::of(request.extensions());
         let _permits = budgets.start_query().await;
         let result = Self::list_participants(self, request.into_inner(), &caller).await;
+        self.respond(result)
+    }
+
+    async fn moderate(
+        &self,
+        request: Request<ModerateRequest>,
+    ) -> Result<Response<ModerateResponse>, Status> {
+        let connection = ConnectionInfo::of(request.extensions());
+        let result = Self::moderate(self, request.into_inner(), &connection).await;
+        self.respond(result)
+    }
+
+    async fn list_bans(
+        &self,
+        request: Request<ListBansRequest>,
+    ) -> Result<Response<ListBansResponse>, Status> {
+        let ConnectionInfo { caller, budgets, .. } = ConnectionInfo::of(request.extensions());
+        let _permits = budgets.start_query().await;
+        let result = Self::list_bans(self, request.into_inner(), &caller).await;
         self.respond(result)
     }
 }

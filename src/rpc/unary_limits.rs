@@ -79,7 +79,10 @@ impl<S> UnaryLimits<S> {
     fn method(&self, path: &str) -> MethodLimits {
         let (request, kind) = match path.strip_prefix("/itu.chitchat.ChatService/") {
             Some("SendMessage") => (self.post_limit, MethodKind::Command),
-            Some("GetHistory" | "ListRooms" | "ListParticipants") => (SMALL_REQUEST, MethodKind::Query),
+            Some("Moderate") => (SMALL_REQUEST, MethodKind::Command),
+            Some("GetHistory" | "ListRooms" | "ListParticipants" | "ListBans") => {
+                (SMALL_REQUEST, MethodKind::Query)
+            }
             _ => (SMALL_REQUEST, MethodKind::Other),
         };
         MethodLimits { request, kind }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::entry::{EntryKind, Header};
 use super::segment::{BootId, READ_INDEX_ENTRIES, Segment, SegmentHeader};
-use super::summary::{EntryLocation, IndexEntry, LogFacts, LogRecords, LogSummary, SegmentIndex};
+use super::summary::{EntryLocation, IndexEntry, KeptUntil, LogFacts, LogRecords, LogSummary, SegmentIndex};
 use super::{Bounds, LogId, RoomStatus, StoreError};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 
@@ -51,6 +51,7 @@ pub(super) struct LogState {
     pub(super) snapshot: Option<EntryLocation>,
     /// The newest event that the snapshot covers.
     pub(super) snapshot_sequence: Sequence,
+    kept_until: KeptUntil,
     /// The entry that names the room; `None` until it is written with the first append.
     pub(super) room_entry: Option<EntryLocation>,
     /// The segment with the newest truncation.
@@ -115,6 +116,7 @@ impl LogState {
             bytes: 0,
             snapshot: None,
             snapshot_sequence: Sequence::ZERO,
+            kept_until: KeptUntil::NEVER,
             room_entry: None,
             truncated_in: None,
             segments: Vec::new(),
@@ -144,7 +146,7 @@ impl LogState {
     pub(super) fn is_unused(&self, at: WallTime) -> bool {
         let newest = WallTime::from_millis(u64::from(self.newest_at) * 1000).max(self.created_at);
         let is_needed = self.status.is_occupied || (self.status.has_messages && self.first <= self.last);
-        !is_needed && super::is_quiet(newest, at)
+        !is_needed && self.kept_until.has_passed(at) && super::is_quiet(newest, at)
     }
 
     /// Whether a record may be older than `cutoff` and be removed.
@@ -361,6 +363,7 @@ impl Catalog {
         }
         if let Some((location, covered)) = facts.snapshot {
             state.snapshot_sequence = covered;
+            state.kept_until = facts.kept_until;
             if let Some(replaced) = state.snapshot.replace(location) {
                 self.discard(replaced.segment, replaced.size());
             }

@@ -137,6 +137,8 @@ pub(super) fn snapshot(last: u64) -> EncodedSnapshot {
         has_messages: true,
         participants: Vec::new(),
         recovery_time: LamportTime::default(),
+        bans: Vec::new(),
+        is_closed: false,
     })
 }
 
@@ -541,6 +543,59 @@ async fn rooms_without_messages_and_expired_ones_are_unused_and_make_place_when_
     drop(disk);
     let disk = data.open();
     assert_eq!(disk.rooms(None, 9), [room("occupied"), room("said")]);
+}
+
+#[tokio::test]
+async fn a_moderated_room_is_kept_until_its_last_ban_has_ended() {
+    let data = DataDir::new();
+    let days = |days: u64| WallTime::from_millis(wall_time().as_millis() + days * 86_400_000);
+    let memory = MemoryStore::new(SMALL, 4);
+    let moderated = |kept_until| Append {
+        records: Vec::new(),
+        snapshot: Some(EncodedSnapshot {
+            kept_until,
+            ..snapshot(1)
+        }),
+        status: RoomStatus::default(),
+    };
+    let disk = data.open_with(HOUR);
+    for store in [&disk as &dyn Store, &memory] {
+        for (name, kept_until) in [
+            ("banned", days(2)),
+            ("closed", WallTime::MAX),
+            ("reopened", days(2)),
+        ] {
+            let log = open_room(store, name);
+            let first = Append {
+                records: vec![record(1, 1)],
+                ..moderated(kept_until)
+            };
+            store.append(log.id, first).await.unwrap();
+        }
+        let reopened = open_room(store, "reopened");
+        let second = moderated(WallTime::default());
+        store.append(reopened.id, second).await.unwrap();
+    }
+    let assert_unused = |store: &dyn Store| {
+        assert_eq!(store.unused(days(1), 9), [room("reopened")]);
+        let mut later = store.unused(days(4), 9);
+        later.sort();
+        assert_eq!(later, [room("banned"), room("reopened")]);
+    };
+    assert_unused(&disk);
+    assert_unused(&memory);
+    drop(disk);
+    let disk = data.open_with(HOUR);
+    assert_unused(&disk);
+    // From the indexes of sealed segments, too.
+    let filler = open_room(&disk, "filler");
+    for sequence in 1..30 {
+        append(&disk, filler.id, vec![long_record(sequence, 1, 80_000)], None).await;
+    }
+    drop(disk);
+    let disk = data.open_with(HOUR);
+    assert!(disk.usage().segments > 1);
+    assert_unused(&disk);
 }
 
 #[tokio::test]

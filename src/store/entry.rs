@@ -36,7 +36,7 @@ const ALIGNMENT: u32 = 8;
 pub(super) enum EntryKind {
     /// One [`Record`](super::Record): its first sequence, the time of its newest event, the record.
     Records = 1,
-    /// A snapshot of a room: the newest event that it covers; the snapshot.
+    /// A snapshot of a room: the newest event that it covers, [`kept_until`](super::EncodedSnapshot::kept_until); the snapshot.
     Snapshot = 2,
     /// The room of a log: its first retained sequence, when it was created; its epoch (8 bytes) and its name. Written before
     /// the first entry of a log, and again whenever the epoch changes.

@@ -119,6 +119,8 @@ fn append(first: Sequence, len: usize, has_snapshot: bool) -> Append {
         has_messages: true,
         participants: Vec::new(),
         recovery_time: LamportTime::default(),
+        bans: Vec::new(),
+        is_closed: false,
     };
     Append {
         records: vec![Record {

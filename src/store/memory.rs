@@ -57,7 +57,14 @@ impl MemoryStore {
 
 impl MemoryLog {
     fn is_unused(&self, at: WallTime) -> bool {
-        !self.status.is_occupied && !self.status.has_messages && super::is_quiet(self.newest_at, at)
+        let is_kept = self
+            .snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.kept_until > at);
+        !self.status.is_occupied
+            && !self.status.has_messages
+            && !is_kept
+            && super::is_quiet(self.newest_at, at)
     }
 
     /// Removes the oldest records while `should_remove` returns true and the snapshot covers them. Keeps the newest record.

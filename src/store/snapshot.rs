@@ -3,7 +3,10 @@
 use prost::Message;
 
 use super::StoreError;
-use crate::domain::{LamportTime, Name, Participant, ParticipantId, Sequence, Snapshot};
+use crate::domain::limits::MAX_REASON_CHARS;
+use crate::domain::{
+    Ban, BanTarget, LamportTime, Name, Participant, ParticipantId, Sequence, Snapshot, Text, WallTime,
+};
 
 #[derive(Clone, PartialEq, Message)]
 struct SnapshotProto {
@@ -21,6 +24,59 @@ struct SnapshotProto {
     /// Zero in snapshots of earlier versions.
     #[prost(int64, tag = "6")]
     recovery_time: i64,
+    #[prost(message, repeated, tag = "7")]
+    bans: Vec<BanProto>,
+    #[prost(bool, tag = "8")]
+    is_closed: bool,
+}
+
+/// One of `name`, `subject` and `address` is set.
+#[derive(Clone, PartialEq, Message)]
+struct BanProto {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    subject: String,
+    #[prost(string, tag = "3")]
+    address: String,
+    /// In milliseconds since 1970.
+    #[prost(uint64, tag = "4")]
+    until: u64,
+    #[prost(string, tag = "5")]
+    reason: String,
+}
+
+impl From<&Ban> for BanProto {
+    fn from(ban: &Ban) -> Self {
+        let mut proto = Self {
+            until: ban.until.as_millis(),
+            reason: ban.reason.as_str().into(),
+            ..Self::default()
+        };
+        match &ban.target {
+            BanTarget::Name(name) => proto.name = name.to_string(),
+            BanTarget::Subject(subject) => proto.subject = subject.to_string(),
+            BanTarget::Address(address) => proto.address = address.to_string(),
+        }
+        proto
+    }
+}
+
+impl BanProto {
+    fn decode(self) -> Option<Ban> {
+        let target = if !self.name.is_empty() {
+            BanTarget::Name(Name::from_stored(&self.name)?)
+        } else if !self.subject.is_empty() {
+            BanTarget::Subject(self.subject.into())
+        } else {
+            BanTarget::Address(self.address.parse().ok()?)
+        };
+        Some(Ban {
+            target,
+            until: WallTime::from_millis(self.until),
+            reason: Text::parse(&self.reason, MAX_REASON_CHARS).ok()?,
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -42,6 +98,8 @@ struct ParticipantProto {
 pub struct EncodedSnapshot {
     /// The newest event that it covers.
     pub last: Sequence,
+    /// Until when the log must not end although nobody uses it: [`Snapshot::kept_until`].
+    pub kept_until: WallTime,
     /// Decoded by [`decode_snapshot`].
     pub bytes: bytes::Bytes,
 }
@@ -66,9 +124,12 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> EncodedSnapshot {
         participants: participants.collect(),
         has_messages: Some(snapshot.has_messages),
         recovery_time: snapshot.recovery_time.get(),
+        bans: snapshot.bans.iter().map(BanProto::from).collect(),
+        is_closed: snapshot.is_closed,
     };
     EncodedSnapshot {
         last: snapshot.last,
+        kept_until: snapshot.kept_until(),
         bytes: proto.encode_to_vec().into(),
     }
 }
@@ -105,6 +166,12 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
             // Where it is unknown there may have been messages.
             has_messages: proto.has_messages.unwrap_or(true),
             recovery_time: LamportTime::from_wire(proto.recovery_time.max(proto.time))?,
+            bans: proto
+                .bans
+                .into_iter()
+                .map(BanProto::decode)
+                .collect::<Option<_>>()?,
+            is_closed: proto.is_closed,
         })
     });
     snapshot.ok_or(StoreError::Record {
@@ -133,6 +200,18 @@ mod tests {
             participants: vec![(ParticipantId::from_wire(-4).unwrap(), participant)],
             has_messages: false,
             recovery_time: LamportTime::from_wire(11).unwrap(),
+            bans: [
+                BanTarget::Name(Name::from_stored("Bob: no").unwrap()),
+                BanTarget::Subject("bob@example".into()),
+                BanTarget::Address("2001:db8::".parse().unwrap()),
+            ]
+            .map(|target| Ban {
+                target,
+                until: WallTime::from_millis(99),
+                reason: Text::parse("spam", MAX_REASON_CHARS).unwrap(),
+            })
+            .into(),
+            is_closed: true,
         };
         assert_eq!(decode_snapshot(&encode_snapshot(&snapshot).bytes), Ok(snapshot));
         assert!(decode_snapshot(b"nonsense").is_err());

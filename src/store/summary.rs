@@ -14,6 +14,8 @@ pub(super) const INDEX_ENTRY_LEN: u32 = 20;
 /// The length of a stored [`LogSummary`], in bytes.
 pub(super) const SUMMARY_LEN: u32 = 76;
 
+const MILLIS_PER_DAY: u64 = 86_400_000;
+
 /// Where a record is in its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IndexEntry {
@@ -80,8 +82,26 @@ pub(super) struct LogFacts {
     pub(super) truncated_to: Option<Sequence>,
     /// The snapshot, and the newest event that it covers.
     pub(super) snapshot: Option<(EntryLocation, Sequence)>,
+    pub(super) kept_until: KeptUntil,
     pub(super) room: Option<EntryLocation>,
     pub(super) has_ended: bool,
+}
+
+/// Until when a log must not end although nobody uses it, as its newest snapshot says: in days since 1970, rounded up. The highest
+/// number means for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct KeptUntil(u16);
+
+impl KeptUntil {
+    pub(super) const NEVER: Self = Self(0);
+
+    fn new(time: WallTime) -> Self {
+        Self(u16::try_from(time.as_millis().div_ceil(MILLIS_PER_DAY)).unwrap_or(u16::MAX))
+    }
+
+    pub(super) const fn has_passed(self, at: WallTime) -> bool {
+        self.0 < u16::MAX && at.as_millis() >= self.0 as u64 * MILLIS_PER_DAY
+    }
 }
 
 /// The index of a segment.
@@ -177,7 +197,7 @@ impl LogIndex {
     pub(super) fn encode(&self, bytes: &mut BytesMut, records: &LogRecords) {
         let facts = &self.facts;
         bytes.put_u32(records.log.0);
-        bytes.put_u16(0);
+        bytes.put_u16(facts.kept_until.0);
         bytes.put_u8(facts.status.to_bits());
         bytes.put_u8(facts.has_ended.into());
         bytes.put_u32(records.index_at);
@@ -224,7 +244,10 @@ impl LogFacts {
     pub(super) fn add(&mut self, location: EntryLocation, header: &Header) {
         match header.kind {
             EntryKind::Records => self.status = header.status,
-            EntryKind::Snapshot => self.snapshot = Some((location, header.sequence)),
+            EntryKind::Snapshot => {
+                self.snapshot = Some((location, header.sequence));
+                self.kept_until = KeptUntil::new(header.at);
+            }
             EntryKind::Room => self.room = Some(location),
             EntryKind::Truncate => self.truncated_to = Some(header.sequence),
             EntryKind::End => self.has_ended = true,
@@ -236,7 +259,7 @@ impl LogFacts {
 /// Decodes the next [`SUMMARY_LEN`] bytes, which are of segment `segment`.
 pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     let log = LogId(bytes.get_u32());
-    bytes.advance(2);
+    let kept_until = KeptUntil(bytes.get_u16());
     let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
     let records = LogRecords {
         log,
@@ -258,6 +281,7 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
         status: RoomStatus::from_bits(status),
         truncated_to,
         snapshot: snapshot.map(|location| (location, covered)),
+        kept_until,
         room,
         has_ended: has_ended != 0,
     };

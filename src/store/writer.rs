@@ -330,10 +330,11 @@ impl LogWriter {
                     end = record.last();
                 }
                 if let Some(snapshot) = append.snapshot {
-                    self.stage(
-                        Header::new(EntryKind::Snapshot, log, snapshot.last),
-                        &[&snapshot.bytes],
-                    );
+                    let header = Header {
+                        at: snapshot.kept_until,
+                        ..Header::new(EntryKind::Snapshot, log, snapshot.last)
+                    };
+                    self.stage(header, &[&snapshot.bytes]);
                 }
             }
         }

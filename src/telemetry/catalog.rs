@@ -131,6 +131,11 @@ catalog! {
         &["reason", "method"],
         "Streams that ended, by reason.",
     );
+    MODERATION_ACTIONS = counter(
+        "chitchat_moderation_actions_total",
+        &["action"],
+        "What moderators have done. Each has a log line with target audit.",
+    );
     EVENTS_RECEIVED = counter(
         "chitchat_events_received_total",
         &["kind"],

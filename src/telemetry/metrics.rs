@@ -20,15 +20,17 @@ use super::process::{process_metrics, runtime_metrics};
 use crate::domain::LamportTime;
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::StreamingMethod;
+use crate::rpc::{ModerationAction, StreamingMethod};
 use crate::store::{Store, StoreUsage};
 
 /// The unary methods that are measured.
-pub(super) const MEASURED_METHODS: [&str; 5] = [
+pub(super) const MEASURED_METHODS: [&str; 7] = [
     "itu.chitchat.ChatService/SendMessage",
     "itu.chitchat.ChatService/GetHistory",
     "itu.chitchat.ChatService/ListRooms",
     "itu.chitchat.ChatService/ListParticipants",
+    "itu.chitchat.ChatService/Moderate",
+    "itu.chitchat.ChatService/ListBans",
     HEALTH_CHECK,
 ];
 
@@ -79,6 +81,7 @@ pub struct Metrics {
     pub(super) cut_unread: Counter,
     pub(super) accept_errors: Counter,
     pub(super) streams_started: [Counter; StreamingMethod::ALL.len()],
+    pub(super) moderation_actions: [Counter; ModerationAction::ALL.len()],
     pub(super) deliveries: Counter,
     pub(super) lagging_subscribers: Gauge,
     pub(super) resumes_complete: Counter,
@@ -165,6 +168,12 @@ impl Metrics {
             auth_keys_reload_failures: counter(&catalog::AUTH_KEYS_RELOADS, &[("outcome", "failure".into())]),
             tls_reloads: counter(&catalog::TLS_RELOADS, &[("outcome", "success".into())]),
             tls_reload_failures: counter(&catalog::TLS_RELOADS, &[("outcome", "failure".into())]),
+            moderation_actions: ModerationAction::ALL.map(|action| {
+                counter(
+                    &catalog::MODERATION_ACTIONS,
+                    &[("action", action.as_str().into())],
+                )
+            }),
             streams_started: StreamingMethod::ALL
                 .map(|method| counter(&catalog::STREAMS_STARTED, &[("method", method.as_str().into())])),
             deliveries: counter(&catalog::DELIVERIES, &[]),

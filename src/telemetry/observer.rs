@@ -21,9 +21,13 @@ use crate::hub::{AcceptedEvent, MessageTrace, RejectedMessage};
 use crate::proto::EventType;
 use crate::reason::Reason;
 use crate::rpc::{
-    ConnectionLimit, CutReason, JoinAccepted, ParticipantInfo, SetupError, StreamEnded, StreamingMethod,
+    ConnectionLimit, CutReason, JoinAccepted, ModerationReport, ParticipantInfo, SetupError, StreamEnded,
+    StreamingMethod,
 };
 use crate::{auth, hub, rpc, store};
+
+/// The target of log lines that are kept as evidence.
+const AUDIT_TARGET: &str = "audit";
 
 /// Records what the hub, the store and the transport report as metrics, log lines and spans.
 #[derive(Clone)]
@@ -303,6 +307,34 @@ impl rpc::Observer for TelemetryObserver {
                 peer, reason, detail, suppressed, "client refused"
             );
         }
+    }
+
+    fn moderated(&self, report: &ModerationReport<'_>) {
+        self.metrics.moderation_actions[report.action as usize].increment(1);
+        let ModerationReport {
+            subject,
+            peer,
+            room,
+            action,
+            target,
+            duration,
+            reason,
+            removed,
+        } = *report;
+        // Not limited: what a moderator does is always on record.
+        info!(
+            target: AUDIT_TARGET,
+            event = "moderated",
+            subject,
+            peer = peer.map(display),
+            %room,
+            action = action.as_str(),
+            on = target,
+            duration_seconds = duration.map(|duration| duration.as_secs()),
+            reason,
+            removed,
+            "a moderator has decided"
+        );
     }
 
     fn joined(

@@ -12,10 +12,10 @@ use chitchat::proto::chat_service_server::{ChatService, ChatServiceServer};
 use chitchat::proto::get_history_request::Page;
 use chitchat::proto::subscribe_request::Start;
 use chitchat::proto::{
-    EventType, GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest,
-    ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, Notice, NoticeCode, Participant,
-    ResumePoint, RoomSummary, SendMessageRequest, SendMessageResponse, ServerMessage, SubscribeRequest,
-    Welcome,
+    EventType, GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListBansRequest, ListBansResponse,
+    ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ModerateRequest,
+    ModerateResponse, Notice, NoticeCode, Participant, ResumePoint, RoomSummary, SendMessageRequest,
+    SendMessageResponse, ServerMessage, SubscribeRequest, Welcome,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -698,5 +698,13 @@ impl ChatService for FakeServer {
             timestamp: room.time,
             ..ListParticipantsResponse::default()
         }))
+    }
+
+    async fn moderate(&self, _: Request<ModerateRequest>) -> Result<Response<ModerateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_bans(&self, _: Request<ListBansRequest>) -> Result<Response<ListBansResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 }

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chitchat::proto::chat_service_server::{ChatService, ChatServiceServer};
 use chitchat::proto::{
-    EventType, GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListParticipantsRequest,
-    ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, Notice, NoticeCode, SendMessageRequest,
-    SendMessageResponse, ServerMessage, SubscribeRequest, Welcome,
+    EventType, GetHistoryRequest, GetHistoryResponse, JoinMsgLeave, ListBansRequest, ListBansResponse,
+    ListParticipantsRequest, ListParticipantsResponse, ListRoomsRequest, ListRoomsResponse, ModerateRequest,
+    ModerateResponse, Notice, NoticeCode, SendMessageRequest, SendMessageResponse, ServerMessage,
+    SubscribeRequest, Welcome,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
@@ -231,6 +232,14 @@ impl ChatService for Faults {
         &self,
         _: Request<ListParticipantsRequest>,
     ) -> Result<Response<ListParticipantsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn moderate(&self, _: Request<ModerateRequest>) -> Result<Response<ModerateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_bans(&self, _: Request<ListBansRequest>) -> Result<Response<ListBansResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 }

@@ -6,13 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
+use chitchat::auth::Anonymous;
 use chitchat::domain::{
-    Attachment, Command, EventKind, Join, Leave, Message, MessageId, Name, Outcome, ParticipantId, Room,
-    Rules, Say, Session, Text, Timestamp, WallTime,
+    Attachment, Ban, BanTarget, Command, EventKind, Join, Leave, Message, MessageId, Moderation, Name,
+    Origin, Outcome, ParticipantId, Rejection, RemoveTarget, Room, Rules, Say, Session, Text, Timestamp,
+    WallTime,
 };
-use chitchat::proto::{JoinMsgLeave, ServerMessage, Welcome};
+use chitchat::proto::moderate_request::Action as ModerateAction;
+use chitchat::proto::moderation_target::Target;
+use chitchat::proto::{self, JoinMsgLeave, ModerationTarget, RoomAction, ServerMessage, Welcome};
 
-use crate::harness::{Client, TestServer, join, leave, message};
+use crate::harness::{Client, join, leave, message};
+use crate::tokens::Protected;
 
 const RULES: Rules = Rules {
     max_message_chars: 128,
@@ -50,7 +55,16 @@ enum Action {
     Resume {
         name: String,
     },
+    /// `name` is whom it is about; empty if that is the room.
+    Moderate {
+        verb: String,
+        name: String,
+        reason: String,
+    },
 }
+
+/// How long bans hold, in seconds.
+const BAN_SECONDS: i64 = 3_600;
 
 impl Action {
     fn parse(line: &str) -> Self {
@@ -63,6 +77,13 @@ impl Action {
             Some((*words.get(at + 1)?).to_owned())
         };
         let name = words[0].to_owned();
+        if name == "moderator" {
+            return Self::Moderate {
+                verb: words[1].to_owned(),
+                name: words.get(2).map_or_else(String::new, |name| (*name).to_owned()),
+                reason: text.unwrap_or_default().trim().to_owned(),
+            };
+        }
         let at = option("at").map_or(0, |at| at.parse().unwrap());
         match words[1] {
             "joins" => Self::Join {
@@ -111,7 +132,11 @@ fn private(time: i64, name: &str, text: &str) -> String {
 }
 
 fn rejected(name: &str, reason: &str) -> String {
-    format!("{name} is refused: {reason}")
+    // The end of a ban depends on when the script runs.
+    match reason.split_once("until ") {
+        Some((before, after)) => format!("{name} is refused: {before}until TIME{}", &after[20..]),
+        None => format!("{name} is refused: {reason}"),
+    }
 }
 
 fn resumed(name: &str) -> String {
@@ -140,6 +165,7 @@ impl RoomAlone {
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(at),
                     owner: None,
+                    origin: Origin::default(),
                     is_resumable,
                     trace: None,
                 };
@@ -176,11 +202,13 @@ impl RoomAlone {
                     name: Name::try_from(name.as_str()).unwrap(),
                     timestamp: Timestamp(0),
                     owner: None,
+                    origin: Origin::default(),
                     is_resumable: true,
                     trace: None,
                 };
                 (name, Command::Join(join))
             }
+            Action::Moderate { verb, name, reason } => return self.moderate(&verb, &name, &reason),
         };
         let is_private = matches!(command, Command::Say(_));
         let is_leave = matches!(command, Command::Leave(_));
@@ -233,14 +261,69 @@ impl RoomAlone {
                 vec![answer]
             }
             Outcome::Lost => Vec::new(),
-            Outcome::Ignored => panic!("{outcome:?}"),
+            Outcome::Moderated { .. } | Outcome::Ignored => panic!("{outcome:?}"),
+        }
+    }
+
+    fn moderate(&mut self, verb: &str, name: &str, reason: &str) -> Vec<String> {
+        let target = || BanTarget::Name(Name::try_from(name).unwrap());
+        let reason = Text::parse(reason, 200).unwrap();
+        let until = WallTime::from_millis(u64::try_from(BAN_SECONDS).unwrap() * 1_000);
+        let (moderation, told) = match verb {
+            "removes" => {
+                let told = format!("a moderator has removed you from the room: {}", reason.as_str());
+                let who = RemoveTarget::All(target());
+                (Moderation::Remove { who, reason }, told)
+            }
+            "bans" => {
+                let told = Rejection::Banned {
+                    until,
+                    reason: reason.clone(),
+                };
+                let target = target();
+                let ban = Ban {
+                    target,
+                    until,
+                    reason,
+                };
+                (Moderation::Ban(ban), told.to_string())
+            }
+            "unbans" => (Moderation::Unban(target()), String::new()),
+            "closes" => (Moderation::Close, String::new()),
+            "reopens" => (Moderation::Reopen, String::new()),
+            verb => panic!("unknown action {verb}"),
+        };
+        match self
+            .room
+            .apply(Command::Moderate(moderation), WallTime::default())
+        {
+            Outcome::Moderated { removed, attachments } => {
+                let names = self
+                    .attachments
+                    .iter()
+                    .filter(|(_, own)| attachments.contains(own));
+                let told = names.map(|(name, _)| rejected(name, &told));
+                let left = removed.iter().map(|event| {
+                    let (sequence, time) = (event.sequence.get(), event.time.get());
+                    broadcast(
+                        sequence,
+                        time,
+                        "LEAVE",
+                        event.name.as_str(),
+                        &event.display_text(),
+                    )
+                });
+                told.chain(left).collect()
+            }
+            Outcome::Rejected { rejection, .. } => vec![rejected("moderator", &rejection.to_string())],
+            other => panic!("{other:?}"),
         }
     }
 }
 
 /// The real server, with a stream for each participant.
 struct RealServer {
-    server: TestServer,
+    protected: Protected,
     clients: BTreeMap<String, Client>,
     /// The latest welcomes of those who can resume.
     welcomes: BTreeMap<String, Welcome>,
@@ -328,8 +411,45 @@ impl RealServer {
                 drop(self.clients.remove(&name).unwrap());
                 let connected = self.clients.len() as f64;
                 let metric = "chitchat_connected_clients";
-                self.server.wait_for_metric(metric, connected).await;
+                self.protected.server.wait_for_metric(metric, connected).await;
                 Vec::new()
+            }
+            Action::Moderate { verb, name, reason } => {
+                let target = || ModerationTarget {
+                    target: Some(Target::Name(name.clone())),
+                };
+                let action = match verb.as_str() {
+                    "removes" => ModerateAction::Remove(target()),
+                    "bans" => ModerateAction::Ban(proto::Ban {
+                        target: Some(target()),
+                        duration: Some(prost_types::Duration {
+                            seconds: BAN_SECONDS,
+                            nanos: 0,
+                        }),
+                        ..proto::Ban::default()
+                    }),
+                    "unbans" => ModerateAction::Unban(target()),
+                    "closes" => ModerateAction::RoomAction(RoomAction::Close.into()),
+                    _ => ModerateAction::RoomAction(RoomAction::Reopen.into()),
+                };
+                let removed = match self.protected.moderate("", action, &reason).await {
+                    Ok(removed) => removed,
+                    Err(status) => return vec![Some(rejected("moderator", status.message()))],
+                };
+                let mut answers = Vec::new();
+                let parse = |name: &str| Name::try_from(name).unwrap();
+                let mut holders = self.clients.keys();
+                let holder =
+                    holders.find(|holder| removed > 0 && parse(holder).is_confusable_with(&parse(&name)));
+                if let Some(holder) = holder.cloned()
+                    && let Some(mut client) = self.clients.remove(&holder)
+                {
+                    answers.push(Some(rejected(&holder, client.end().await.message())));
+                }
+                for _ in 0..removed {
+                    answers.push(self.next_event().await);
+                }
+                answers
             }
         }
     }
@@ -337,7 +457,7 @@ impl RealServer {
     /// Opens a stream with a JOIN.
     async fn enter(&mut self, name: String, first: JoinMsgLeave) -> Vec<Option<String>> {
         let (token, has_welcome) = (first.session_token.clone(), uses_extensions(&first));
-        let mut client = self.server.open().await;
+        let mut client = self.protected.server.open().await;
         client.send(first).await;
         let own = match client.try_next().await {
             Ok(message) if has_welcome => {
@@ -428,13 +548,13 @@ fn the_room_alone_answers_as_written() {
 async fn the_server_answers_as_written() {
     for path in scripts() {
         let script = fs::read_to_string(&path).unwrap();
-        let server = TestServer::with(|config| {
+        let protected = Protected::start_with(Anonymous::Write, |config| {
             config.rules = RULES;
             config.hub.resume_grace = Duration::from_secs(60);
         })
         .await;
         let mut server = RealServer {
-            server,
+            protected,
             clients: BTreeMap::new(),
             welcomes: BTreeMap::new(),
         };

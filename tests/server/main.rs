@@ -24,6 +24,7 @@ mod first_version;
 mod harness;
 mod leaving;
 mod load;
+mod moderation;
 mod newer_fields;
 mod proxies;
 mod rates;

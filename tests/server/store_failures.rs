@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use chitchat::domain::{Join, Name, RoomName, Rules, Sequence, Timestamp, WallTime};
+use chitchat::domain::{Join, Name, Origin, RoomName, Rules, Sequence, Timestamp, WallTime};
 use chitchat::hub::{Hub, HubError, HubOptions, JoinRequest};
 use chitchat::store::{
     Append, AppendFuture, Bounds, Log, LogId, MemoryStore, Record, Retention, Store, StoreError, StoreUsage,
@@ -100,6 +100,7 @@ async fn a_damaged_log_fails_its_room_and_a_failed_store_fails_the_server() {
                 name: Name::try_from("Ada").unwrap(),
                 timestamp: Timestamp(0),
                 owner: None,
+                origin: Origin::default(),
                 is_resumable: false,
                 trace: None,
             },

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chitchat::auth::{Anonymous, AuthOptions, Grant, SigningKey};
+use chitchat::config::Config;
 use chitchat::proto::chat_service_client::ChatServiceClient;
+use chitchat::proto::moderate_request::Action;
 use chitchat::proto::{
-    EventType, GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ListRoomsRequest, NoticeCode,
-    SendMessageRequest, SubscribeRequest,
+    EventType, GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ListRoomsRequest, ModerateRequest,
+    NoticeCode, SendMessageRequest, SubscribeRequest,
 };
 use rcgen::{KeyPair, PKCS_ED25519};
 use serde_json::{Value, json};
@@ -24,7 +26,7 @@ use crate::harness::{Client, TestServer, join, join_wanting_welcome, message, wi
 /// How long tokens are accepted after they have expired.
 const LEEWAY: u64 = 10;
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -37,7 +39,7 @@ fn bearer(token: &str) -> String {
     format!("Bearer {token}")
 }
 
-fn grant(rooms: &[&str], rights: &[&str]) -> Grant {
+pub fn grant(rooms: &[&str], rights: &[&str]) -> Grant {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
     Grant {
         issuer: "issuer".into(),
@@ -51,14 +53,19 @@ fn grant(rooms: &[&str], rights: &[&str]) -> Grant {
 }
 
 /// A server that requires tokens that are signed with `key`.
-struct Protected {
+pub struct Protected {
     directory: TempDir,
     key: SigningKey,
-    server: TestServer,
+    pub server: TestServer,
 }
 
 impl Protected {
     async fn start(anonymous: Anonymous) -> Self {
+        Self::start_with(anonymous, |_| {}).await
+    }
+
+    /// Starts a server with the default configuration, changed by `change`.
+    pub async fn start_with(anonymous: Anonymous, change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = new_key();
         write_keys(&directory, &[&key]);
@@ -69,6 +76,7 @@ impl Protected {
                 audience: "chat".into(),
                 anonymous,
             });
+            change(config);
         })
         .await;
         Self {
@@ -78,12 +86,32 @@ impl Protected {
         }
     }
 
-    fn issue(&self, grant: &Grant) -> String {
+    pub fn issue(&self, grant: &Grant) -> String {
         bearer(&self.key.issue(grant))
     }
 
+    /// A token with which `mod` may moderate all rooms.
+    pub fn moderator(&self) -> String {
+        self.issue(&Grant {
+            subject: "mod".into(),
+            ..grant(&["*"], &["read", "write", "create", "moderate"])
+        })
+    }
+
+    /// What a moderator does. Returns how many participants leave.
+    pub async fn moderate(&self, room: &str, action: Action, reason: &str) -> Result<u32, Status> {
+        let request = ModerateRequest {
+            room: room.into(),
+            reason: reason.into(),
+            action: Some(action),
+        };
+        let request = with_authorization(request, Some(&self.moderator()));
+        let moderated = self.server.client().await.moderate(request).await?;
+        Ok(moderated.into_inner().removed)
+    }
+
     /// A token for everything, under one name.
-    fn named(&self, name: &str) -> String {
+    pub fn named(&self, name: &str) -> String {
         self.issue(&Grant {
             subject: name.to_lowercase(),
             name: Some(name.into()),
@@ -91,7 +119,7 @@ impl Protected {
         })
     }
 
-    async fn chat(&self, authorization: &str, first: JoinMsgLeave) -> Client {
+    pub async fn chat(&self, authorization: &str, first: JoinMsgLeave) -> Client {
         let channel = self.server.channel().await;
         let client = Client::open_with(channel, Some(authorization)).await.unwrap();
         client.send(first).await;
@@ -153,7 +181,7 @@ fn write_keys(directory: &TempDir, keys: &[&SigningKey]) {
 }
 
 /// The status with which a stream ends that joins and leaves at once.
-async fn chat_once(channel: Channel, authorization: Option<&str>, first: JoinMsgLeave) -> Status {
+pub async fn chat_once(channel: Channel, authorization: Option<&str>, first: JoinMsgLeave) -> Status {
     match Client::open_with(channel, authorization).await {
         Ok(mut client) => {
             client.send(first).await;
@@ -165,7 +193,7 @@ async fn chat_once(channel: Channel, authorization: Option<&str>, first: JoinMsg
 }
 
 /// The status with which a subscription ends before its first event, or OK.
-async fn subscribe(channel: Channel, authorization: Option<&str>, room: &str) -> Status {
+pub async fn subscribe(channel: Channel, authorization: Option<&str>, room: &str) -> Status {
     let request = SubscribeRequest {
         room: room.into(),
         start: Some(chitchat::proto::subscribe_request::Start::Last(1)),
@@ -180,7 +208,7 @@ async fn subscribe(channel: Channel, authorization: Option<&str>, room: &str) ->
     }
 }
 
-fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     let info = status.get_details_error_info();
     info.map(|info| info.reason).unwrap_or_default()
 }
