@@ -1,9 +1,9 @@
 //! Deduplication of messages by message id.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::limits::DEDUP_WINDOW_LEN;
 use super::{MessageId, Sequence, Text};
@@ -11,12 +11,13 @@ use super::{MessageId, Sequence, Text};
 /// Roughly the memory of an entry, in bytes: 24, and at most 12 of the table, both with what they have to grow.
 pub(crate) const DEDUP_ENTRY_BYTES: usize = 48;
 
-/// The newest [`DEDUP_WINDOW_LEN`] message ids of a room and the events that have them.
+/// The message ids of a room's newest [`DEDUP_WINDOW_LEN`] events, and the events that have them.
 ///
-/// Keeps hashes of the ids. Two ids of a full window have the same 64 bits by chance once in 3 * 10^14 messages; then the second
+/// It depends on the log alone, unless it is [truncated](DedupWindow::truncate): a room that is recovered has the same ids as one that
+/// has gone on. Keeps hashes of the ids. Two ids of a full window have the same 64 bits by chance once in 3 * 10^14 messages; then the second
 /// message is rejected.
 ///
-/// Invariant: the table contains the number of each entry exactly once.
+/// Invariants: the sequences of the entries increase; the table contains the number of each entry exactly once.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DedupWindow {
     oldest_first: VecDeque<Entry>,
@@ -46,8 +47,8 @@ pub(super) enum Seen {
 
 impl DedupWindow {
     pub(super) fn get(&self, id: &MessageId, text: &Text) -> Option<Seen> {
-        self.find(hash(id)).map(|entry| {
-            if entry.text_hash == hash(text) {
+        self.find(hash(id.as_str())).map(|entry| {
+            if entry.text_hash == hash(text.as_str()) {
                 Seen::SameText(entry.sequence)
             } else {
                 Seen::OtherText(entry.sequence)
@@ -55,24 +56,34 @@ impl DedupWindow {
         })
     }
 
-    /// Adds an id, unless it is in the window, and drops the oldest one if the window is full.
+    /// Adds the id of a message that is newer than all others, unless the id is in the window.
     pub(super) fn insert(&mut self, id: &MessageId, text: &Text, sequence: Sequence) {
-        let id_hash = hash(id);
+        let id_hash = hash(id.as_str());
         if self.find(id_hash).is_some() {
             return;
         }
-        self.drop_oldest(DEDUP_WINDOW_LEN - 1);
         // The window has less than 2^32 entries.
         #[allow(clippy::cast_possible_truncation)]
         let number = self.first.wrapping_add(self.oldest_first.len() as u32);
         self.oldest_first.push_back(Entry {
             id_hash,
-            text_hash: hash(text),
+            text_hash: hash(text.as_str()),
             sequence,
         });
         let (entries, first) = (&self.oldest_first, self.first);
         let hash_of = |number: &u32| entry(entries, first, *number).map_or(0, |entry| entry.id_hash);
         self.numbers.insert_unique(id_hash, number, hash_of);
+    }
+
+    /// Drops the ids of events that are too old, now that `last` is the newest event.
+    pub(super) fn advance(&mut self, last: Sequence) {
+        while self
+            .oldest_first
+            .front()
+            .is_some_and(|oldest| !is_in_window(oldest.sequence, last))
+        {
+            self.pop_oldest();
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -81,17 +92,17 @@ impl DedupWindow {
 
     /// Drops all but the newest `len` ids, and frees their memory.
     pub(super) fn truncate(&mut self, len: usize) {
-        self.drop_oldest(len);
+        while self.len() > len {
+            self.pop_oldest();
+        }
         self.oldest_first.shrink_to_fit();
         let (entries, first) = (&self.oldest_first, self.first);
         let hash_of = |number: &u32| entry(entries, first, *number).map_or(0, |entry| entry.id_hash);
         self.numbers.shrink_to_fit(hash_of);
     }
 
-    fn drop_oldest(&mut self, len: usize) {
-        while self.oldest_first.len() > len
-            && let Some(oldest) = self.oldest_first.pop_front()
-        {
+    fn pop_oldest(&mut self) {
+        if let Some(oldest) = self.oldest_first.pop_front() {
             let number = self.first;
             self.first = number.wrapping_add(1);
             if let Ok(found) = self.numbers.find_entry(oldest.id_hash, |other| *other == number) {
@@ -114,11 +125,14 @@ fn entry(oldest_first: &VecDeque<Entry>, first: u32, number: u32) -> Option<&Ent
     oldest_first.get(number.wrapping_sub(first) as usize)
 }
 
-/// The same in all calls of one process, because the keys of a new `DefaultHasher` are fixed. Never stored.
-fn hash(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+/// Whether the window has the id of an event when `last` is the newest.
+pub(super) const fn is_in_window(sequence: Sequence, last: Sequence) -> bool {
+    sequence.get().saturating_add(DEDUP_WINDOW_LEN as u64) > last.get()
+}
+
+/// The same on every machine and in every version: replicas must agree on what is a repeat.
+fn hash(value: &str) -> u64 {
+    xxh3_64(value.as_bytes())
 }
 
 #[cfg(test)]
@@ -130,19 +144,31 @@ mod tests {
     }
 
     #[test]
-    fn a_full_window_drops_the_oldest_id() {
+    fn the_window_has_the_ids_of_the_newest_events() {
         let text = Text::parse("hi", 9).unwrap();
         let mut window = DedupWindow::default();
-        for n in 0..=DEDUP_WINDOW_LEN {
-            window.insert(&id(n), &text, Sequence::new(n as u64 + 1));
+        for n in 0..10 {
+            window.insert(&id(n), &text, Sequence::new(2 * n as u64 + 1));
         }
+        let last = Sequence::new(DEDUP_WINDOW_LEN as u64 + 2);
+        window.advance(last);
         assert_eq!(window.get(&id(0), &text), None);
-        assert_eq!(window.get(&id(1), &text), Some(Seen::SameText(Sequence::new(2))));
-        assert_eq!(window.numbers.len(), DEDUP_WINDOW_LEN);
+        assert_eq!(window.get(&id(1), &text), Some(Seen::SameText(Sequence::new(3))));
+        window.advance(last.next());
+        assert_eq!(window.get(&id(1), &text), None);
+        assert_eq!((window.len(), window.numbers.len()), (8, 8));
         let other = Text::parse("ho", 9).unwrap();
         assert_eq!(
-            window.get(&id(1), &other),
-            Some(Seen::OtherText(Sequence::new(2)))
+            window.get(&id(2), &other),
+            Some(Seen::OtherText(Sequence::new(5)))
+        );
+    }
+
+    #[test]
+    fn the_hashes_are_the_same_in_every_version() {
+        assert_eq!(
+            (hash(""), hash("m1")),
+            (0x2d06_8005_38d3_94c2, 0xf4ed_aab5_e5c1_529d)
         );
     }
 

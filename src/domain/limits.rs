@@ -13,7 +13,7 @@ pub const MAX_MARKS_PER_LETTER: usize = 4;
 /// The longest message id, in bytes (it is ASCII). A UUID has 36, a SHA-256 in hexadecimal 64.
 pub const MAX_MESSAGE_ID_LEN: usize = 64;
 
-/// How many of a room's newest message ids are remembered for idempotent sends. A client keeps at most some hundred
+/// In how many of a room's newest events message ids are remembered for idempotent sends. A client keeps at most some hundred
 /// messages unacknowledged and retries within seconds, so this covers the reconnects of a busy room. At up to 80 bytes per
 /// id the memory is bounded by 5 MiB per room.
 pub const DEDUP_WINDOW_LEN: usize = 65_536;

@@ -14,14 +14,14 @@
 //! - A room that is recovered from what was stored continues later than all times that the room has shown, if a snapshot is
 //!   stored whenever [`Room::needs_snapshot`] says so.
 //!
-//! There is no I/O, no wall clock and no randomness: times and identities arrive with the commands. The caller ensures what
+//! There is no I/O, no wall clock and no randomness, nor hashes that differ from process to process: times and identities arrive with the commands. The caller ensures what
 //! the fold cannot know: that a command comes from the attachment or session that it names, that an attachment that is gone
 //! is detached, and that grace periods expire.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::dedup_window::{DedupWindow, Seen};
+use super::dedup_window::{DedupWindow, Seen, is_in_window};
 use super::limits::CLOCK_RESERVE;
 use super::moderation::{Bans, Matcher};
 use super::roster::Roster;
@@ -211,7 +211,7 @@ impl Room {
                     self.roster.replay_assigned(event.participant);
                 }
                 self.has_messages = true;
-                self.remember_message_id(event);
+                self.insert_message_id(event);
             }
             EventKind::Leave => {
                 self.roster
@@ -221,6 +221,7 @@ impl Room {
         }
         self.clock = LamportClock::at(event.time);
         self.last = sequence;
+        self.dedup.advance(sequence);
         self.on_event(event.time);
         Ok(())
     }
@@ -232,7 +233,14 @@ impl Room {
     }
 
     /// Adds an event that precedes the snapshot to the deduplication window, if it is a message with an id.
+    /// Call it for events in the order of the log.
     pub fn remember_message_id(&mut self, event: &Event) {
+        if is_in_window(event.sequence, self.last) {
+            self.insert_message_id(event);
+        }
+    }
+
+    fn insert_message_id(&mut self, event: &Event) {
         if let EventKind::Message {
             text,
             message_id: Some(id),
@@ -357,8 +365,8 @@ impl Room {
         self.dedup.len()
     }
 
-    /// Drops all but the newest `len` message ids of the deduplication window. Replicas of a room must do the same at the same
-    /// position in its order.
+    /// Drops all but the newest `len` message ids of the deduplication window. A single server may decide that by the memory that it
+    /// has; replicas of a room must do the same at the same position in its order.
     pub(crate) fn truncate_message_ids(&mut self, len: usize) {
         self.dedup.truncate(len);
     }
@@ -713,6 +721,7 @@ impl Room {
         trace: Option<TraceContext>,
     ) -> Event {
         self.last = self.last.next();
+        self.dedup.advance(self.last);
         self.on_event(time);
         Event {
             sequence: self.last,

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, MAX_BANS, MAX_REASON_CHARS};
+use super::super::limits::{
+    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, MAX_BANS, MAX_REASON_CHARS,
+};
 use super::super::{BanTarget, MessageId, Name, Text, TextError, Timestamp};
 use super::*;
 
@@ -880,6 +882,38 @@ fn a_text_that_is_too_long_ticks_the_clock_by_one_and_has_no_sequence() {
         panic!("{outcome:?}");
     };
     assert_eq!((time.get(), room.last().get()), (2, 1));
+}
+
+#[test]
+fn a_room_and_one_that_is_recovered_from_its_log_forget_a_message_id_at_the_same_event() {
+    let (mut room, mut log) = (Room::new(rules()), Vec::new());
+    let mut snapshot = room.take_snapshot();
+    log.push(accepted(&mut room, post("bot", message("x", Some("m1")))));
+    while room.last().get() < DEDUP_WINDOW_LEN as u64 {
+        if room.last().get() == 100 {
+            snapshot = room.take_snapshot();
+        }
+        log.push(accepted(&mut room, post("bot", message("y", None))));
+    }
+    let mut recovered = Room::restore(rules(), snapshot.clone());
+    for event in &log {
+        if event.sequence <= snapshot.last {
+            recovered.remember_message_id(event);
+        } else {
+            recovered.replay(event, false).unwrap();
+        }
+    }
+    for mut room in [room, recovered] {
+        let repeat = room.apply(post("bot", message("x", Some("m1"))), WallTime::default());
+        assert!(matches!(repeat, Outcome::Repeated { original, .. } if original.get() == 1));
+        accepted(&mut room, post("bot", message("y", None)));
+        accepted(&mut room, post("bot", message("x", Some("m1"))));
+        // From a snapshot of this moment.
+        let snapshot = room.take_snapshot();
+        let mut recovered = Room::restore(rules(), snapshot);
+        recovered.remember_message_id(&log[0]);
+        assert_eq!(recovered.message_ids(), 0, "it is too old");
+    }
 }
 
 proptest! {
