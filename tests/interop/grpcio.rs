@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::process::{CHECKOUT, python, serve, succeed};
 
 /// Generates the Python code from `proto/` into `directory`.
-fn generate(python: &str, directory: &Path) {
+pub(crate) fn generate(python: &str, directory: &Path) {
     let out = |kind: &str| format!("--{kind}_out={}", directory.display());
     let mut protoc = Command::new(python);
     protoc

@@ -1,4 +1,4 @@
-//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpcurl, buf, h2spec), its
+//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpc-js, grpcurl, buf, h2spec), its
 //! command line, and the signals of a process manager.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -7,6 +7,7 @@ mod certificates;
 #[path = "../process/mod.rs"]
 mod process;
 
+mod client_matrix;
 mod command_line;
 mod grpcio;
 mod grpcurl;
