@@ -12,6 +12,8 @@ pub mod client;
 pub mod domain;
 pub mod proto;
 #[cfg(feature = "tls")]
+mod regular_file;
+#[cfg(feature = "tls")]
 mod tls;
 
 #[cfg(feature = "server")]

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
-use std::{fs, io};
 
 use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::regular_file;
 
 /// The protocol that client and server agree on within the handshake (ALPN): HTTP/2.
 pub(crate) const ALPN: &[u8] = b"h2";
@@ -35,15 +36,11 @@ impl FileError {
             reason: reason.into(),
         }
     }
-
-    fn unreadable(path: &Path, error: &io::Error) -> Self {
-        Self::new(path, format!("cannot be read: {error}"))
-    }
 }
 
 /// Reads the certificates in a file, of which there is at least one.
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let text = fs::read(path).map_err(|error| FileError::unreadable(path, &error))?;
+    let text = regular_file::read(path).map_err(|reason| FileError::new(path, reason))?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|error| FileError::new(path, format!("is not a valid PEM file: {error}")))?;
@@ -56,7 +53,7 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
 
 /// Reads the private key in a file.
 pub(crate) fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
-    let text = fs::read(path).map_err(|error| FileError::unreadable(path, &error))?;
+    let text = regular_file::read(path).map_err(|reason| FileError::new(path, reason))?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
         let reason = match error {
             pem::Error::NoItemsFound => {

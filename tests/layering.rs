@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 7] = [
         "procfs",
         "proto",
         "rate_limiter",
+        "regular_file",
         "tls",
         "wall_clock",
     ],
