@@ -91,6 +91,8 @@ pub enum Reason {
     TokenAudience,
     /// The token is from another issuer.
     TokenIssuer,
+    /// The address sends too many tokens that are not valid.
+    TooManyInvalidTokens,
     /// The token does not grant the right.
     RightNotGranted,
     /// The token does not grant the room.
@@ -137,7 +139,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 61] = [
+    pub const ALL: [Self; 62] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -178,6 +180,7 @@ impl Reason {
         Self::TokenNotYetValid,
         Self::TokenAudience,
         Self::TokenIssuer,
+        Self::TooManyInvalidTokens,
         Self::RightNotGranted,
         Self::RoomNotGranted,
         Self::NameNotGranted,
@@ -245,6 +248,7 @@ impl Reason {
             Self::TokenNotYetValid => "TOKEN_NOT_YET_VALID",
             Self::TokenAudience => "TOKEN_AUDIENCE",
             Self::TokenIssuer => "TOKEN_ISSUER",
+            Self::TooManyInvalidTokens => "TOO_MANY_INVALID_TOKENS",
             Self::RightNotGranted => "RIGHT_NOT_GRANTED",
             Self::RoomNotGranted => "ROOM_NOT_GRANTED",
             Self::NameNotGranted => "NAME_NOT_GRANTED",
@@ -297,7 +301,8 @@ impl Reason {
             | Self::JoinsTooFast
             | Self::NewRoomsTooFast
             | Self::TooManyRoomsPerAddress
-            | Self::TooManyBans => Code::ResourceExhausted,
+            | Self::TooManyBans
+            | Self::TooManyInvalidTokens => Code::ResourceExhausted,
             Self::TokenMissing
             | Self::TokenMalformed
             | Self::TokenAlgorithm

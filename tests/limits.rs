@@ -16,6 +16,7 @@ use chitchat::domain::limits::{
 };
 use chitchat::proto::NoticeCode;
 use chitchat::reason::Reason;
+use chitchat::rpc::RateLimits;
 use chitchat::telemetry::CATALOG;
 use process::{CHECKOUT, serve_flags};
 
@@ -164,6 +165,19 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "joins and subscriptions per second from one address, after twenty times as many at once: when a server has restarted, everybody behind a proxy joins again",
             Flag("--join-rate"),
             Rejected(Reason::JoinsTooFast),
+        ),
+        (
+            "calls per second from one address with a token that is not valid, after ten times as many at once; beyond it tokens are not verified, except for those that a connection uses already",
+            fixed(RateLimits::default().failed_sign_ins.to_string()),
+            Rejected(Reason::TooManyInvalidTokens),
+        ),
+        (
+            "TLS handshakes per second from one address, after as many at once as it may have connections",
+            fixed(RateLimits::default().handshakes.to_string()),
+            Other(
+                "the connection is closed",
+                "chitchat_connections_refused_total{reason=\"address\"}",
+            ),
         ),
         (
             "messages per second of a participant (of an address with `SendMessage`), after ten times as many at once",

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fs, io};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use ring::digest::{Digest, SHA256, digest};
@@ -12,10 +12,8 @@ use super::caller::{Anonymous, Caller, Identity};
 use super::key_set::KeySet;
 use super::token::{Requirements, TokenError, verify};
 use crate::file_watcher::FileWatcher;
+use crate::regular_file;
 use crate::wall_clock::unix_time;
-
-/// Maximum size of the file, in bytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Which tokens a server accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +82,8 @@ impl Authenticator {
         })
     }
 
-    /// The caller that sends the value of an `authorization` header, or none.
+    /// The caller that sends the value of an `authorization` header, or none. A token that is not `cached` is verified unless
+    /// `check_rate` forbids that.
     ///
     /// # Errors
     ///
@@ -93,6 +92,7 @@ impl Authenticator {
         &self,
         authorization: Option<&[u8]>,
         cached: &CachedToken,
+        check_rate: impl FnOnce() -> Result<(), Duration>,
     ) -> Result<Caller, TokenError> {
         let Some(authorization) = authorization else {
             return match self.options.anonymous {
@@ -103,10 +103,15 @@ impl Authenticator {
         let token = bearer(authorization).ok_or(TokenError::Malformed(
             "the header does not begin with \"Bearer \"",
         ))?;
-        self.verify(token, cached).map(Caller::Identified)
+        self.verify(token, cached, check_rate).map(Caller::Identified)
     }
 
-    fn verify(&self, token: &[u8], cached: &CachedToken) -> Result<Arc<Identity>, TokenError> {
+    fn verify(
+        &self,
+        token: &[u8],
+        cached: &CachedToken,
+        check_rate: impl FnOnce() -> Result<(), Duration>,
+    ) -> Result<Arc<Identity>, TokenError> {
         let keys = Arc::clone(&self.keys.read());
         let digest = digest(&SHA256, token);
         let now = unix_time();
@@ -121,6 +126,7 @@ impl Authenticator {
                 Err(TokenError::Expired)
             };
         }
+        check_rate().map_err(TokenError::TooManyInvalid)?;
         let requirements = Requirements {
             issuer: &self.options.issuer,
             audience: &self.options.audience,
@@ -176,23 +182,10 @@ fn bearer(authorization: &[u8]) -> Option<&[u8]> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KeysError> {
-    let failed = |reason| KeysError {
+    regular_file::read(path).map_err(|reason| KeysError {
         path: path.to_owned(),
         reason,
-    };
-    let unreadable = |error: io::Error| failed(format!("cannot be read: {error}"));
-    // Reading something else, such as a pipe, could wait for ever.
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(failed("is not a file".into()));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(failed(format!(
-            "has {} bytes; at most {MAX_FILE_BYTES} are allowed",
-            metadata.len()
-        )));
-    }
-    fs::read(path).map_err(unreadable)
+    })
 }
 
 fn parse(path: &Path, content: &[u8]) -> Result<KeySet, KeysError> {
@@ -204,6 +197,7 @@ fn parse(path: &Path, content: &[u8]) -> Result<KeySet, KeysError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData as _, SigningKey as _};
@@ -279,7 +273,7 @@ mod tests {
         fn check(&self, token: &str) -> Result<Caller, TokenError> {
             let authorization = format!("Bearer {token}");
             self.authenticator
-                .authenticate(Some(authorization.as_bytes()), &self.cached)
+                .authenticate(Some(authorization.as_bytes()), &self.cached, || Ok(()))
         }
 
         fn check_claims(&self, change: impl FnOnce(&mut Value)) -> Result<Caller, TokenError> {
@@ -331,9 +325,10 @@ mod tests {
             assert!(caller.check(Right::Create, &tea).is_err());
         }
         let authorization = format!("bearer  {token} ");
-        let caller = fixture
-            .authenticator
-            .authenticate(Some(authorization.as_bytes()), &fixture.cached);
+        let caller =
+            fixture
+                .authenticator
+                .authenticate(Some(authorization.as_bytes()), &fixture.cached, || Ok(()));
         assert!(caller.is_ok());
     }
 
@@ -394,11 +389,13 @@ mod tests {
             &|claims| claims["rooms"] = json!(vec!["a"; 33])
         )));
         assert!(is_malformed(refused(&|claims| claims["rights"] = json!([1]))));
-        let none = fixture.authenticator.authenticate(None, &fixture.cached);
+        let none = fixture
+            .authenticator
+            .authenticate(None, &fixture.cached, || Ok(()));
         assert_eq!(none, Err(TokenError::Missing));
         let basic = fixture
             .authenticator
-            .authenticate(Some(b"Basic YTpi"), &fixture.cached);
+            .authenticate(Some(b"Basic YTpi"), &fixture.cached, || Ok(()));
         assert!(is_malformed(basic.unwrap_err()));
         for text in ["", "a.b", "a.b.c", &"a".repeat(9_000), "..", "e30.e30."] {
             assert!(is_malformed(fixture.check(text).unwrap_err()), "{text}");
@@ -509,7 +506,9 @@ mod tests {
         let key = new_key();
         let keys = json!({"keys": [key.public_jwk()]}).to_string();
         let fixture = Fixture::with(key, &keys, Anonymous::Read);
-        let caller = fixture.authenticator.authenticate(None, &fixture.cached);
+        let caller = fixture
+            .authenticator
+            .authenticate(None, &fixture.cached, || Ok(()));
         assert_eq!(caller, Ok(Caller::Anonymous(Anonymous::Read)));
         assert!(fixture.check("a.b.c").is_err());
     }

@@ -1,6 +1,7 @@
 //! Verifies a token.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -48,6 +49,9 @@ pub enum TokenError {
     /// It is from another issuer.
     #[error("the token is from another issuer than this server trusts")]
     Issuer,
+    /// It was not verified, because too many before it were not valid. Wait for this time before the next one.
+    #[error("too many tokens from your address were not valid; wait before the next one")]
+    TooManyInvalid(Duration),
 }
 
 /// What a server requires of tokens beside the signature.

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -15,6 +16,7 @@ use super::CHAT_SERVICE;
 use super::budget::Peer;
 use super::error::RpcError;
 use super::observer::Observer;
+use super::rates::Rates;
 use crate::auth::{Authenticator, CachedToken, Caller, TokenError};
 
 /// Passes a call to `S` with its [`Caller`] as an extension, and without its token. Rejects a call of the chat service whose caller
@@ -24,20 +26,27 @@ pub struct AuthenticationService<S> {
     inner: S,
     /// `None` if the server has no keys.
     authenticator: Option<Arc<Authenticator>>,
+    rates: Arc<Rates>,
     observer: Arc<dyn Observer>,
 }
 
 impl<S> AuthenticationService<S> {
     /// Wraps `inner`. Without an `authenticator`, all may call.
-    pub fn new(inner: S, authenticator: Option<Arc<Authenticator>>, observer: Arc<dyn Observer>) -> Self {
+    pub fn new(
+        inner: S,
+        authenticator: Option<Arc<Authenticator>>,
+        rates: Arc<Rates>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         Self {
             inner,
             authenticator,
+            rates,
             observer,
         }
     }
 
-    fn caller(&self, request: &Request<Body>) -> Result<Caller, TokenError> {
+    fn caller(&self, request: &Request<Body>, address: Option<IpAddr>) -> Result<Caller, TokenError> {
         let Some(authenticator) = &self.authenticator else {
             return Ok(Caller::Unrestricted);
         };
@@ -46,10 +55,15 @@ impl<S> AuthenticationService<S> {
         if headers.next().is_some() {
             return Err(TokenError::Malformed("there is more than one"));
         }
-        match request.extensions().get::<Arc<CachedToken>>() {
-            Some(cached) => authenticator.authenticate(authorization, cached),
-            None => authenticator.authenticate(authorization, &CachedToken::default()),
+        let none = Arc::default();
+        let cached = request.extensions().get::<Arc<CachedToken>>().unwrap_or(&none);
+        let result = authenticator.authenticate(authorization, cached, || self.rates.check_sign_ins(address));
+        if let Err(error) = &result
+            && !matches!(error, TokenError::Missing | TokenError::TooManyInvalid(_))
+        {
+            self.rates.sign_in_failed(address);
         }
+        result
     }
 }
 
@@ -72,14 +86,14 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if is_chat(request.uri().path()) {
-            match self.caller(&request) {
+            let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+            match self.caller(&request, peer.map(|peer| peer.ip())) {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
                 }
                 Err(error) => {
                     let error = RpcError::from(error);
                     let status = error.to_status();
-                    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
                     self.observer
                         .sign_in_refused(peer, error.reason(), status.message());
                     return Either::Left(ready(Ok(status.into_http())));

@@ -127,6 +127,9 @@ impl From<TokenError> for RpcError {
             TokenError::NotYetValid => Reason::TokenNotYetValid,
             TokenError::Audience => Reason::TokenAudience,
             TokenError::Issuer => Reason::TokenIssuer,
+            TokenError::TooManyInvalid(delay) => {
+                return Self::new(Reason::TooManyInvalidTokens, error.to_string()).with_retry_delay(delay);
+            }
         };
         Self::new(reason, error.to_string())
     }

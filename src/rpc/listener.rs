@@ -23,8 +23,10 @@ use super::connection::{self, ConnectionEnd, TransportLimits};
 use super::error::RpcError;
 use super::observer::{ConnectionLimit, Observer, SetupError};
 use super::proxy_protocol::{Network, read_header};
+use super::rates::AddressRate;
 use super::server_tls::ServerTls;
-use super::transport::{Accepted, Transport};
+use super::transport::{Accepted, Handshakes, Transport};
+use crate::rate_limiter::Rate;
 use crate::reason::Reason;
 
 /// Length of the accept queue; Linux caps it at `net.core.somaxconn`. When the queue is full, Linux ignores new connections,
@@ -60,6 +62,7 @@ pub struct Listener {
     budgets: ServerBudgets,
     connections: Arc<Semaphore>,
     rejecting: Arc<Semaphore>,
+    handshakes: Arc<AddressRate>,
     tasks: TaskTracker,
 }
 
@@ -114,6 +117,12 @@ impl Listener {
             budgets: ServerBudgets::new(limits.budgets, limits.max_connections_per_address),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
+            handshakes: Arc::new(AddressRate::new(Rate::new(
+                limits.rates.handshakes,
+                Duration::from_secs(1),
+                // When the server has restarted, all connections of a proxy begin at once.
+                u32::try_from(limits.max_connections_per_address).unwrap_or(u32::MAX),
+            ))),
             tasks: TaskTracker::new(),
         }
     }
@@ -234,7 +243,7 @@ impl Listener {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
     {
-        let (observer, limits, tls) = (Arc::clone(&self.observer), self.limits, self.tls.clone());
+        let (observer, limits, tls) = (Arc::clone(&self.observer), self.limits, self.tls());
         let (draining, abort) = (draining.clone(), abort.clone());
         self.tasks.spawn(async move {
             observer.connection_opened();
@@ -257,6 +266,13 @@ impl Listener {
             observer.connection_closed();
             drop(permits);
         });
+    }
+
+    fn tls(&self) -> Option<Handshakes> {
+        Some(Handshakes {
+            tls: Arc::clone(self.tls.as_ref()?),
+            rate: Arc::clone(&self.handshakes),
+        })
     }
 
     /// Answers every call on a connection beyond the limit with an error, for [`REJECT_TIMEOUT`].
@@ -284,7 +300,7 @@ impl Listener {
         };
         let connection = serve(
             (stream, peer),
-            self.tls.clone(),
+            self.tls(),
             error_service(RpcError::new(Reason::TooManyConnections, message)),
             self.limits,
             budgets,
@@ -317,7 +333,7 @@ async fn read_client_address(mut stream: TcpStream, proxy: SocketAddr, limit: Du
 /// Serves a connection, after the TLS handshake if there is `tls`.
 async fn serve<S>(
     (stream, peer): (TcpStream, SocketAddr),
-    tls: Option<Arc<ServerTls>>,
+    tls: Option<Handshakes>,
     service: S,
     limits: TransportLimits,
     budgets: Arc<ConnectionBudgets>,
@@ -329,7 +345,7 @@ where
     S::Future: Send,
 {
     // A connection that is not set up has no streams to wait for.
-    let accepting = Transport::accept(stream, tls.as_deref(), limits.handshake_timeout);
+    let accepting = Transport::accept(stream, peer, tls.as_ref(), limits.handshake_timeout);
     // Boxed, so that it takes no memory in the task once it is completed.
     let Some(accepted) = draining.run_until_cancelled(Box::pin(accepting)).await else {
         return ConnectionEnd::Closed;

@@ -180,6 +180,9 @@ pub enum SetupError {
     /// The connection of a proxy does not begin with a valid header of the PROXY protocol.
     #[error("the PROXY protocol, which this proxy must use: {0}")]
     ProxyHeader(ProxyHeaderError),
+    /// There were too many TLS handshakes from the address.
+    #[error("too many TLS handshakes from this address")]
+    TooManyHandshakes,
     /// The TLS handshake failed.
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),

@@ -41,6 +41,10 @@ pub struct RateLimits {
     pub new_rooms: u32,
     /// How many rooms may exist that one address has created since the start. It may create them at once.
     pub rooms_per_address: usize,
+    /// Calls per second from one address whose token is not valid. Verifying one takes up to a tenth of a millisecond.
+    pub failed_sign_ins: u32,
+    /// TLS handshakes per second from one address. Computing one takes up to a millisecond.
+    pub handshakes: u32,
 }
 
 impl Default for RateLimits {
@@ -50,6 +54,8 @@ impl Default for RateLimits {
             joins: 1_000,
             new_rooms: 60,
             rooms_per_address: 2_500,
+            failed_sign_ins: 100,
+            handshakes: 200,
         }
     }
 }
@@ -81,9 +87,12 @@ impl MessageRate {
     }
 }
 
+/// How many seconds' worth of tokens that are not valid an address may send at once.
+const SIGN_IN_BURST_SECONDS: u32 = 10;
+
 /// A rate for each address.
 #[derive(Debug)]
-struct AddressRate {
+pub(super) struct AddressRate {
     rate: Rate,
     limiters: Mutex<Limiters>,
 }
@@ -96,14 +105,27 @@ struct Limiters {
 }
 
 impl AddressRate {
-    fn new(rate: Rate) -> Self {
+    pub(super) fn new(rate: Rate) -> Self {
         Self {
             rate,
             limiters: Mutex::default(),
         }
     }
 
-    fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+    /// As [`AddressRate::try_acquire`], but counts nothing.
+    fn check(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+        let limiters = self.limiters.lock();
+        let limiter = limiters.by_address.get(&known(address));
+        let mut copy = limiter.copied().unwrap_or_default();
+        copy.try_acquire(self.rate, Instant::now())
+    }
+
+    /// Counts an event from `address`.
+    ///
+    /// # Errors
+    ///
+    /// The rate is exceeded; it is not after this time.
+    pub(super) fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         let address = known(address);
         let now = Instant::now();
         let limiters = &mut *self.limiters.lock();
@@ -136,6 +158,7 @@ pub struct Rates {
     posts: Option<AddressRate>,
     joins: AddressRate,
     new_rooms: AddressRate,
+    failed_sign_ins: AddressRate,
     room_places: RoomPlaces,
 }
 
@@ -160,6 +183,11 @@ impl Rates {
                 Duration::from_secs(60),
                 u32::try_from(limits.rooms_per_address).unwrap_or(u32::MAX),
             )),
+            failed_sign_ins: AddressRate::new(Rate::new(
+                limits.failed_sign_ins,
+                second,
+                limits.failed_sign_ins.saturating_mul(SIGN_IN_BURST_SECONDS),
+            )),
             room_places: RoomPlaces::new(limits.rooms_per_address),
         }
     }
@@ -170,6 +198,21 @@ impl Rates {
             rate: self.messages,
             limiter: RateLimiter::default(),
         }
+    }
+
+    /// Checks that an address has not sent too many tokens that are not valid.
+    ///
+    /// # Errors
+    ///
+    /// It has, and must wait for this time.
+    pub(super) fn check_sign_ins(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+        self.failed_sign_ins.check(address)
+    }
+
+    /// Counts a token from `address` that is not valid.
+    pub(super) fn sign_in_failed(&self, address: Option<IpAddr>) {
+        // Whoever has too many is not asked for further ones.
+        self.failed_sign_ins.try_acquire(address).ok();
     }
 
     /// Counts a JOIN or a subscription from `address`.

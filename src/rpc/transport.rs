@@ -1,7 +1,9 @@
 //! The first bytes of a connection: whether it is encrypted, and the answer to a client that assumes otherwise.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::linger::linger;
 use super::observer::SetupError;
+use super::rates::AddressRate;
 use super::server_tls::{HandshakeIo, ServerTls};
 
 /// The first byte of a TLS connection: a record of the handshake. No text begins with it.
@@ -29,6 +32,12 @@ const NO_HTTP1: &[u8] =
 /// How long a client may take to accept such an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What handshakes need.
+pub(super) struct Handshakes {
+    pub(super) tls: Arc<ServerTls>,
+    pub(super) rate: Arc<AddressRate>,
+}
+
 /// A connection, encrypted or not.
 pub(super) enum Transport {
     Plain(TcpStream),
@@ -44,10 +53,11 @@ pub(super) enum Accepted {
 }
 
 impl Transport {
-    /// Waits for the client's first byte and performs the handshake if there is `tls`, all within `limit`.
+    /// Waits for the client's first byte and performs the handshake if there are `handshakes`, all within `limit`.
     pub(super) async fn accept(
         stream: TcpStream,
-        tls: Option<&ServerTls>,
+        peer: SocketAddr,
+        handshakes: Option<&Handshakes>,
         limit: Duration,
     ) -> Result<Accepted, SetupError> {
         let accepting = async {
@@ -56,20 +66,25 @@ impl Transport {
                 Ok(1..) => first == [TLS_HANDSHAKE],
                 Ok(0) | Err(_) => return Err(SetupError::NotHttp2),
             };
-            match (tls, is_tls) {
+            match (handshakes, is_tls) {
                 (None, false) => Ok(Accepted::Ready(Self::Plain(stream))),
                 (Some(_), false) => Ok(Accepted::PlaintextOnTlsPort(Self::Plain(stream))),
                 (None, true) => {
                     answer(stream, NO_TLS).await;
                     Err(SetupError::UnexpectedTls)
                 }
-                (Some(tls), true) => match tls.accept(stream).await {
-                    Ok(stream) => Ok(Accepted::Ready(Self::Tls(Box::new(stream)))),
-                    Err(error) => Err(SetupError::Handshake(error)),
-                },
+                (Some(Handshakes { tls, rate }), true) => {
+                    if rate.try_acquire(Some(peer.ip())).is_err() {
+                        return Err(SetupError::TooManyHandshakes);
+                    }
+                    match tls.accept(stream).await {
+                        Ok(stream) => Ok(Accepted::Ready(Self::Tls(Box::new(stream)))),
+                        Err(error) => Err(SetupError::Handshake(error)),
+                    }
+                }
             }
         };
-        let late = match tls {
+        let late = match handshakes {
             Some(_) => SetupError::Timeout,
             None => SetupError::NotHttp2,
         };

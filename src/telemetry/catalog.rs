@@ -94,7 +94,7 @@ catalog! {
     CONNECTIONS_REFUSED = counter(
         "chitchat_connections_refused_total",
         &["reason"],
-        "Refused connections. Reason limit: the limit of connections was reached; address: that of one address; protocol: no valid HTTP/2 preface in time; plain_text: no TLS, which the server requires; tls: TLS, which the server does not use; handshake: the TLS handshake failed, or was not completed in time; proxy_header: a proxy did not begin with a valid header of the PROXY protocol.",
+        "Refused connections. Reason limit: the limit of connections was reached; address: that of one address, or too many TLS handshakes from it; protocol: no valid HTTP/2 preface in time; plain_text: no TLS, which the server requires; tls: TLS, which the server does not use; handshake: the TLS handshake failed, or was not completed in time; proxy_header: a proxy did not begin with a valid header of the PROXY protocol.",
     );
     CONNECTIONS_CUT = counter(
         "chitchat_connections_cut_total",

@@ -267,6 +267,7 @@ impl rpc::Observer for TelemetryObserver {
             SetupError::PlainText => (&self.metrics.refused_plain_text, "plain_text"),
             SetupError::UnexpectedTls => (&self.metrics.refused_tls, "tls"),
             SetupError::ProxyHeader(_) => (&self.metrics.refused_proxy_header, "proxy_header"),
+            SetupError::TooManyHandshakes => (&self.metrics.refused_address, "address"),
             SetupError::Timeout | SetupError::Handshake(_) => (&self.metrics.refused_handshake, "handshake"),
         };
         counter.increment(1);

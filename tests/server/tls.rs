@@ -184,6 +184,31 @@ async fn half_open_handshakes_delay_nobody_and_are_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_may_not_begin_too_many_handshakes() {
+    let encrypted = Encrypted::with(|config, _, _| {
+        config.transport.rates.handshakes = 1;
+        config.transport.max_connections_per_address = 8;
+    })
+    .await;
+    let mut closed = 0.0;
+    // One after the other, so the limit of connections is not reached.
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(encrypted.server.listen).await.unwrap();
+        stream.write_all(&begun_handshake(100)).await.unwrap();
+        stream.shutdown().await.unwrap();
+        read_to_end(&mut stream).await;
+        closed += 1.0;
+    }
+    let address = encrypted.server.metric(&refused("address")).await;
+    let handshake = encrypted.server.metric(&refused("handshake")).await;
+    assert!(handshake >= 8.0 && address >= 1.0, "{handshake} {address}");
+    encrypted
+        .server
+        .wait_for_metric("chitchat_connections_refused_total", closed)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_has_a_maximum_length() {
     let encrypted = Encrypted::start().await;
     let mut stream = TcpStream::connect(encrypted.server.listen).await.unwrap();

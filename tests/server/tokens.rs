@@ -605,3 +605,36 @@ async fn a_call_on_a_connection_with_a_valid_token_needs_one_itself() {
     assert!(accepted > 0);
     assert_eq!(reason(&status), "TOKEN_EXPIRED");
 }
+
+#[tokio::test]
+async fn an_address_that_sends_too_many_invalid_tokens_must_wait_with_new_ones() {
+    let protected = Protected::start_with(Anonymous::None, |config| {
+        config.transport.rates.failed_sign_ins = 1;
+    })
+    .await;
+    let all = protected.issue(&grant(&["*"], &["read", "write", "create"]));
+    let channel = protected.server.channel().await;
+    let mut known = ChatServiceClient::new(channel.clone());
+    let list = |authorization: &str| with_authorization(ListRoomsRequest::default(), Some(authorization));
+    known.list_rooms(list(&all)).await.unwrap();
+    let forged = bearer(&new_key().issue(&grant(&["*"], &["read"])));
+    let mut stranger = protected.server.client().await;
+    let mut failed = 0;
+    let status = loop {
+        let status = stranger.list_rooms(list(&forged)).await.unwrap_err();
+        if status.code() != Code::Unauthenticated {
+            break status;
+        }
+        failed += 1;
+        assert!(failed < 1_000);
+    };
+    assert!(failed >= 10, "{failed}");
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::ResourceExhausted, "TOO_MANY_INVALID_TOKENS")
+    );
+    assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    // A connection that has shown its token goes on.
+    known.list_rooms(list(&all)).await.unwrap();
+    drop(channel);
+}

@@ -485,6 +485,7 @@ impl Args {
                     rooms_per_address: self
                         .max_rooms_per_address
                         .unwrap_or_else(|| (self.max_rooms / 4).max(1)),
+                    ..RateLimits::default()
                 },
                 budgets: plan.transport,
             },

@@ -259,10 +259,21 @@ impl Server {
         let limited = UnaryLimits::new(routes, post_limit, draining.clone(), observer.clone());
         let max_age = self.config.transport.max_stream_age;
         let hub = Arc::clone(&self.hub);
-        let service = StreamingService::new(limited, hub, draining, rates, max_age, observer.clone());
+        let service = StreamingService::new(
+            limited,
+            hub,
+            draining,
+            Arc::clone(&rates),
+            max_age,
+            observer.clone(),
+        );
         let authenticator = self.authenticator.clone();
-        self.calls
-            .layer(AuthenticationService::new(service, authenticator, observer))
+        self.calls.layer(AuthenticationService::new(
+            service,
+            authenticator,
+            rates,
+            observer,
+        ))
     }
 }
 
