@@ -4,14 +4,18 @@
 //! here runs them with the stored corpus and random changes of it.
 
 use crate::client::escape;
-use crate::domain::{MessageId, Name, RoomName, Text, TraceContext};
+use crate::domain::{
+    Command, Join, MessageId, Name, Origin, Room, RoomName, RoomState, Rules, Text, Timestamp, TraceContext,
+    WallTime,
+};
 use crate::{auth, cmd, hub, rpc, store};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// The fuzz targets, by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 10] = [
+    ("commands", commands),
     ("damage", store::fuzzing::damage),
     ("entries", store::fuzzing::entries),
     ("frames", rpc::fuzzing::frames),
@@ -19,8 +23,41 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("names", names),
     ("options", cmd::fuzz_options),
     ("requests", rpc::fuzzing::requests),
+    ("room_states", room_states),
     ("tokens", hub::fuzz_tokens),
 ];
+
+/// Commands that replicas exchange.
+fn commands(bytes: &[u8]) {
+    if let Ok(command) = Command::decode(bytes) {
+        let mut again = Vec::new();
+        command.encode(&mut again);
+        assert_eq!(again, bytes, "{command:?}");
+        Room::new(Rules::default()).apply(command, WallTime::default());
+    }
+}
+
+/// States of rooms that replicas exchange.
+fn room_states(bytes: &[u8]) {
+    let Ok(state) = RoomState::decode(bytes) else {
+        return;
+    };
+    assert_eq!(state.encode(), bytes, "{state:?}");
+    if let (Ok(mut room), Some(name)) = (Room::from_state(state.clone()), Name::from_stored("Ada")) {
+        assert_eq!(room.state(), state);
+        let join = Join {
+            session: None,
+            id: None,
+            name,
+            owner: None,
+            origin: Origin::default(),
+            timestamp: Timestamp(0),
+            is_resumable: true,
+            trace: None,
+        };
+        room.apply(Command::Join(join), WallTime::default());
+    }
+}
 
 /// What clients call themselves and write, and how it is displayed.
 fn names(bytes: &[u8]) {

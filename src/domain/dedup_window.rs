@@ -6,6 +6,7 @@ use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::limits::DEDUP_WINDOW_LEN;
+use super::room_state::InvalidState;
 use super::{MessageId, Sequence, Text};
 
 /// Roughly the memory of an entry, in bytes: 24, and at most 12 of the table, both with what they have to grow.
@@ -27,13 +28,14 @@ pub(super) struct DedupWindow {
     numbers: HashTable<u32>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    id_hash: u64,
+/// A message with an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) id_hash: u64,
     /// Tells a repeat from another message with the same id. If the hashes of two texts collide, the second message, whose
     /// sender has used the id twice, is taken for a repeat.
-    text_hash: u64,
-    sequence: Sequence,
+    pub(super) text_hash: u64,
+    pub(super) sequence: Sequence,
 }
 
 /// An earlier message with the same id.
@@ -58,21 +60,45 @@ impl DedupWindow {
 
     /// Adds the id of a message that is newer than all others, unless the id is in the window.
     pub(super) fn insert(&mut self, id: &MessageId, text: &Text, sequence: Sequence) {
-        let id_hash = hash(id.as_str());
-        if self.find(id_hash).is_some() {
-            return;
+        self.insert_entry(Entry {
+            id_hash: hash(id.as_str()),
+            text_hash: hash(text.as_str()),
+            sequence,
+        });
+    }
+
+    /// Returns false if the id is in the window.
+    fn insert_entry(&mut self, new: Entry) -> bool {
+        if self.find(new.id_hash).is_some() {
+            return false;
         }
         // The window has less than 2^32 entries.
         #[allow(clippy::cast_possible_truncation)]
         let number = self.first.wrapping_add(self.oldest_first.len() as u32);
-        self.oldest_first.push_back(Entry {
-            id_hash,
-            text_hash: hash(text.as_str()),
-            sequence,
-        });
+        self.oldest_first.push_back(new);
         let (entries, first) = (&self.oldest_first, self.first);
         let hash_of = |number: &u32| entry(entries, first, *number).map_or(0, |entry| entry.id_hash);
-        self.numbers.insert_unique(id_hash, number, hash_of);
+        self.numbers.insert_unique(new.id_hash, number, hash_of);
+        true
+    }
+
+    /// The window with these entries, when `last` is the newest event.
+    pub(super) fn from_entries(entries: Vec<Entry>, last: Sequence) -> Result<Self, InvalidState> {
+        let mut window = Self::default();
+        let mut previous = Sequence::ZERO;
+        for entry in entries {
+            let is_in_order = previous < entry.sequence && entry.sequence <= last;
+            if !is_in_order || !is_in_window(entry.sequence, last) || !window.insert_entry(entry) {
+                return Err(InvalidState("the message ids are not those of the newest events"));
+            }
+            previous = entry.sequence;
+        }
+        Ok(window)
+    }
+
+    /// The ids, from the oldest to the newest.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.oldest_first.iter()
     }
 
     /// Drops the ids of events that are too old, now that `last` is the newest event.

@@ -71,6 +71,7 @@ pub struct Session {
 pub struct Attachment {
     /// The participant.
     pub participant: ParticipantId,
-    /// The attachments of a room are numbered in the order in which they begin. A room that is restored begins again.
+    /// The attachments of a room are numbered in the order in which they begin. A room that is recovered
+    /// from a log begins again, one that is made from a [`RoomState`](super::RoomState) continues.
     pub(super) number: u64,
 }

@@ -22,8 +22,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::dedup_window::{DedupWindow, Seen, is_in_window};
-use super::limits::CLOCK_RESERVE;
+use super::limits::{CLOCK_RESERVE, MAX_BANS};
 use super::moderation::{Bans, Matcher};
+use super::room_state::{InvalidState, RoomState};
 use super::roster::Roster;
 use super::skeleton::{Skeletons, skeletons};
 use super::{
@@ -281,6 +282,73 @@ impl Room {
     #[must_use]
     pub fn needs_snapshot(&self) -> bool {
         self.clock.now() > self.recovery_time || self.is_moderation_unsaved
+    }
+
+    /// The whole state.
+    #[must_use]
+    pub fn state(&self) -> RoomState {
+        // What the newest snapshot has matters only to a room that is recovered from it.
+        let Self {
+            rules,
+            clock,
+            last,
+            roster,
+            dedup,
+            has_messages,
+            recovery_time: _,
+            bans,
+            is_closed,
+            is_deleted,
+            is_moderation_unsaved: _,
+        } = self;
+        RoomState {
+            rules: *rules,
+            time: clock.now(),
+            last: *last,
+            next_id: roster.next_id(),
+            last_attachment: roster.last_attachment(),
+            has_messages: *has_messages,
+            participants: roster.states().collect(),
+            message_ids: dedup.entries().copied().collect(),
+            bans: bans.iter().cloned().collect(),
+            is_closed: *is_closed,
+            is_deleted: *is_deleted,
+        }
+    }
+
+    /// The room with this state. It decides as the room does whose state it is.
+    ///
+    /// # Errors
+    ///
+    /// No room can have this state.
+    pub fn from_state(state: RoomState) -> Result<Self, InvalidState> {
+        let RoomState {
+            rules,
+            time,
+            last,
+            next_id,
+            last_attachment,
+            has_messages,
+            participants,
+            message_ids,
+            bans,
+            is_closed,
+            is_deleted,
+        } = state;
+        if bans.len() > MAX_BANS {
+            return Err(InvalidState("there are too many bans"));
+        }
+        let mut room = Self::new(rules);
+        room.clock = LamportClock::at(time);
+        room.last = last;
+        room.has_messages = has_messages;
+        room.recovery_time = time;
+        room.roster = Roster::from_states(participants, next_id, last_attachment, last)?;
+        room.dedup = DedupWindow::from_entries(message_ids, last)?;
+        room.bans = Bans::restore(bans);
+        room.is_closed = is_closed;
+        room.is_deleted = is_deleted;
+        Ok(room)
     }
 
     /// The participants who are lost, each with the attachment that is gone.

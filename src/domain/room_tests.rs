@@ -8,7 +8,9 @@ use proptest::sample::Index;
 use super::super::limits::{
     DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, MAX_BANS, MAX_REASON_CHARS,
 };
-use super::super::{BanTarget, MessageId, Name, Text, TextError, Timestamp};
+use super::super::{
+    BanTarget, DecodeError, MAX_ENCODED_COMMAND, MessageId, Name, Text, TextError, Timestamp,
+};
 use super::*;
 
 const MAX_AHEAD: i64 = 1_000;
@@ -916,6 +918,79 @@ fn a_room_and_one_that_is_recovered_from_its_log_forget_a_message_id_at_the_same
     }
 }
 
+#[test]
+fn the_encodings_do_not_change_within_a_version() {
+    let mut room = Room::new(rules());
+    let mut bytes = Vec::new();
+    let join = join_as("a", "Ada", -7);
+    join.encode(&mut bytes);
+    assert_eq!(bytes, b"\x01\x01\0\x01\x0d\x03Ada\x01\x01a\0\0\0\0\x01\0");
+    let attachment = joined(&mut room, "Ada", -7);
+    accepted(
+        &mut room,
+        Command::Say(Say {
+            attachment,
+            message: message("hi", Some("m1")),
+        }),
+    );
+    assert_eq!(room.state().hash(), 0xccb8_ab3e_65be_6a47);
+}
+
+#[test]
+fn states_that_no_room_can_have_are_rejected() {
+    let mut room = Room::new(rules());
+    let ada = joined(&mut room, "Ada", 1);
+    joined(&mut room, "Bob", 2);
+    let say = |id| {
+        Command::Say(Say {
+            attachment: ada,
+            message: message("hi", Some(id)),
+        })
+    };
+    accepted(&mut room, say("m1"));
+    accepted(&mut room, say("m2"));
+    let wrong: [fn(&mut RoomState); 9] = [
+        |state| state.next_id = 1,
+        |state| state.participants.swap(0, 1),
+        |state| state.participants[1].id = state.participants[0].id,
+        |state| state.participants[0].attachment = 0,
+        |state| state.last_attachment = 1,
+        |state| state.last_attachment = u64::MAX,
+        |state| state.message_ids.swap(0, 1),
+        |state| state.message_ids[1].id_hash = state.message_ids[0].id_hash,
+        |state| state.last = Sequence::new(3),
+    ];
+    assert!(Room::from_state(room.state()).is_ok());
+    for damage in wrong {
+        let mut state = room.state();
+        damage(&mut state);
+        assert!(Room::from_state(state.clone()).is_err(), "{state:?}");
+    }
+}
+
+#[test]
+fn only_one_encoding_is_accepted() {
+    let detach = |number: &[u8]| Command::decode(&[&[1, 5, 2][..], number].concat());
+    assert!(detach(&[5]).is_ok());
+    let largest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
+    assert!(detach(&largest).is_ok());
+    for wrong in [
+        &[0x85, 0][..],
+        &[0xff; 11],
+        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2],
+    ] {
+        assert!(
+            matches!(detach(wrong), Err(DecodeError::Malformed(_))),
+            "{wrong:?}"
+        );
+    }
+    assert!(detach(&[]).is_err() && Command::decode(&[1, 9]).is_err());
+    assert_eq!(
+        Command::decode(&vec![1; MAX_ENCODED_COMMAND + 1]),
+        Err(DecodeError::TooLong(MAX_ENCODED_COMMAND + 1))
+    );
+}
+
 proptest! {
     #[test]
     fn a_replayed_log_yields_the_room_that_wrote_it(actions in actions(), cut in 0..120_usize) {
@@ -942,12 +1017,45 @@ proptest! {
             let has_messages = log.iter().any(|event| matches!(event.kind, EventKind::Message { .. }));
             prop_assert_eq!((room.has_messages(), other.has_messages()), (has_messages, has_messages));
             prop_assert_eq!(lost(&other).len(), other.participants().len());
+            prop_assert!(other.dedup.entries().eq(room.dedup.entries()));
             for event in &log {
                 if let EventKind::Message { text, message_id: Some(id) } = &event.kind {
                     prop_assert_eq!(other.dedup.get(id, text), Some(Seen::SameText(event.sequence)));
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_room_that_is_made_from_a_state_decides_as_the_room_whose_state_it_is(actions in actions(), every in 1..8_usize) {
+        let (mut twin, mut count) = (Room::new(rules()), 0);
+        perform(&mut Room::new(rules()), actions, |_, room, (command, at), outcome| {
+            if count % every == 0 {
+                let state = RoomState::decode(&twin.state().encode()).unwrap();
+                twin = Room::from_state(state).unwrap();
+            }
+            count += 1;
+            prop_assert_eq!(&twin.apply(command.clone(), at), outcome);
+            prop_assert_eq!(twin.state(), room.state());
+            prop_assert_eq!(twin.state().hash(), room.state().hash());
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn decoding_a_command_reverses_encoding(actions in actions(), index in any::<Index>()) {
+        perform(&mut Room::new(rules()), actions, |_, _, (command, _), _| {
+            let mut bytes = Vec::new();
+            command.encode(&mut bytes);
+            prop_assert_eq!(&Command::decode(&bytes), &Ok(command.clone()));
+            let cut = index.index(bytes.len());
+            prop_assert!(Command::decode(&bytes[..cut]).is_err(), "{cut} of {bytes:?}");
+            bytes.push(0);
+            prop_assert_eq!(Command::decode(&bytes), Err(DecodeError::TrailingBytes(1)));
+            bytes[0] += 1;
+            prop_assert_eq!(Command::decode(&bytes), Err(DecodeError::UnknownVersion(bytes[0])));
+            Ok(())
+        })?;
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, SERVER_NAME};
 use super::moderation::Matcher;
+use super::room_state::{InvalidState, ParticipantState};
 use super::skeleton::{Skeletons, skeletons};
-use super::{Attachment, Name, Origin, Participant, ParticipantId};
+use super::{Attachment, Name, Origin, Participant, ParticipantId, Sequence};
 
 /// The participants of a room, by id and by skeleton of their names, and their attachments.
 ///
@@ -49,6 +50,74 @@ impl Roster {
             next_id: FIRST_ASSIGNED_ID,
             last_attachment: 0,
         }
+    }
+
+    /// The participants by ascending id, with what is not in the log.
+    pub(super) fn states(&self) -> impl Iterator<Item = ParticipantState> {
+        self.by_id.iter().filter_map(|(id, participant)| {
+            let State {
+                skeletons: _,
+                attachment,
+                is_lost,
+                owner,
+                origin,
+            } = self.states.get(id)?.clone();
+            Some(ParticipantState {
+                id: *id,
+                participant: participant.clone(),
+                attachment,
+                is_lost,
+                owner,
+                origin,
+            })
+        })
+    }
+
+    /// The roster with these participants, of a room whose newest event is `last`.
+    pub(super) fn from_states(
+        participants: Vec<ParticipantState>,
+        next_id: i32,
+        last_attachment: u64,
+        last: Sequence,
+    ) -> Result<Self, InvalidState> {
+        let mut roster = Self::new();
+        roster.set_next_id(next_id);
+        if roster.next_id != next_id {
+            return Err(InvalidState("the next id is not one that rooms assign"));
+        }
+        if last_attachment > u64::MAX / 2 {
+            return Err(InvalidState("there were too many attachments"));
+        }
+        if !participants.is_sorted_by(|one, next| one.id < next.id) {
+            return Err(InvalidState("the participants are not in order"));
+        }
+        for state in participants {
+            let ParticipantState {
+                id,
+                participant,
+                attachment,
+                is_lost,
+                owner,
+                origin,
+            } = state;
+            if !(1..=last_attachment).contains(&attachment) || participant.join_sequence > last {
+                return Err(InvalidState("a participant is newer than the room"));
+            }
+            let skeletons = skeletons(&participant.name);
+            roster.last_attachment = attachment - 1;
+            roster.insert(id, participant, skeletons);
+            roster.set_owner(id, owner);
+            roster.set_origin(id, origin);
+            if is_lost {
+                roster.mark_lost(id);
+            }
+        }
+        roster.last_attachment = last_attachment;
+        Ok(roster)
+    }
+
+    pub(super) const fn last_attachment(&self) -> u64 {
+        self.last_attachment
     }
 
     pub(super) const fn participants(&self) -> &BTreeMap<ParticipantId, Participant> {

@@ -54,6 +54,11 @@ impl Text {
         }
     }
 
+    /// A text that was accepted before, maybe under other rules.
+    pub(super) const fn from_stored(text: Arc<str>) -> Self {
+        Self(text)
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
