@@ -123,3 +123,46 @@ impl ControlSignals {
         }
     }
 }
+
+/// A signal of a shell's job control or of a terminal, for a process that has changed the mode of its terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobSignal {
+    /// SIGTSTP: stop until [`Continue`](Self::Continue).
+    Stop,
+    /// SIGCONT.
+    Continue,
+    /// SIGHUP: the terminal is gone.
+    Hangup,
+}
+
+/// A stream of [`JobSignal`]s.
+pub struct JobSignals {
+    stop: unix::Signal,
+    resume: unix::Signal,
+    hangup: unix::Signal,
+}
+
+impl JobSignals {
+    /// Installs the signal handlers: SIGTSTP no longer stops the process by itself. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If a handler cannot be installed.
+    pub fn listen() -> io::Result<Self> {
+        let raw = |signal: rustix::process::Signal| unix::signal(SignalKind::from_raw(signal.as_raw()));
+        Ok(Self {
+            stop: raw(rustix::process::Signal::TSTP)?,
+            resume: raw(rustix::process::Signal::CONT)?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next signal. Cancellation safe: no signal is lost if the future is dropped.
+    pub async fn next(&mut self) -> JobSignal {
+        tokio::select! {
+            _ = self.stop.recv() => JobSignal::Stop,
+            _ = self.resume.recv() => JobSignal::Continue,
+            _ = self.hangup.recv() => JobSignal::Hangup,
+        }
+    }
+}

@@ -1,14 +1,16 @@
-//! `chitchat chat` on a pseudo-terminal.
+//! `chitchat chat` on a pseudo-terminal, whose screen an emulator keeps.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod faulty_server;
 mod process;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -17,33 +19,81 @@ use std::time::Instant;
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use process::{CHITCHAT, Process, TIMEOUT};
+use process::{CHITCHAT, FREE_PORT, Process, Server, TIMEOUT, serve, serve_at, succeed, wait_until};
+use tempfile::TempDir;
+
+const CTRL_C: &str = "\u{3}";
+const CTRL_D: &str = "\u{4}";
+const CTRL_Z: &str = "\u{1a}";
+const PAGE_UP: &str = "\u{1b}[5~";
+const HOME: &str = "\u{1b}[H";
+const END: &str = "\u{1b}[F";
+const UP: &str = "\u{1b}[A";
+const F2: &str = "\u{1b}OQ";
 
 /// A pseudo-terminal on which `chat` runs.
 struct Terminal {
     process: Process,
     keyboard: File,
     output: mpsc::Receiver<Vec<u8>>,
-    /// The output that no call of [`Self::wait_for`] has matched yet.
-    screen: String,
+    emulator: vt100::Parser,
     /// The command's side of the terminal, to see its mode.
     slave: OwnedFd,
+    /// Where the command keeps its input history.
+    state: TempDir,
 }
 
-impl Terminal {
-    fn chat(server: SocketAddr, kind: &str, flags: &[&str]) -> Self {
+/// How to start a [`Terminal`].
+struct Setup<'a> {
+    server: SocketAddr,
+    name: &'a str,
+    flags: &'a [&'a str],
+    variables: &'a [(&'a str, &'a str)],
+    /// Rows and columns.
+    size: (u16, u16),
+    state: TempDir,
+}
+
+impl<'a> Setup<'a> {
+    fn new(server: SocketAddr) -> Self {
+        Self {
+            server,
+            name: "Ada",
+            flags: &[],
+            variables: &[],
+            size: (24, 80),
+            state: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn flags(self, flags: &'a [&'a str]) -> Self {
+        Self { flags, ..self }
+    }
+
+    fn variables(self, variables: &'a [(&'a str, &'a str)]) -> Self {
+        Self { variables, ..self }
+    }
+
+    fn start(self) -> Terminal {
+        let (rows, columns) = self.size;
         let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
+            ws_row: rows,
+            ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
         let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
         let stdio = || Stdio::from(slave.try_clone().unwrap());
         let child = Command::new(CHITCHAT)
-            .args(["chat", "--server", &server.to_string(), "--name", "Ada"])
-            .args(flags)
-            .env("TERM", kind)
+            .args(["chat", "--server", &self.server.to_string(), "--name", self.name])
+            .args(self.flags)
+            .env("TERM", "xterm")
+            .env("TZ", "UTC")
+            .env("XDG_STATE_HOME", self.state.path())
+            .env_remove("NO_COLOR")
+            .envs(self.variables.iter().copied())
+            // Ctrl-Z stops the process group, which must not be that of the test.
+            .process_group(0)
             .stdin(stdio())
             .stdout(stdio())
             .stderr(stdio())
@@ -60,33 +110,54 @@ impl Terminal {
                 }
             }
         });
-        Self {
+        Terminal {
             process: Process::from(child),
             keyboard,
             output,
-            screen: String::new(),
+            emulator: vt100::Parser::new(nonzero(rows), nonzero(columns), 0),
             slave,
+            state: self.state,
         }
     }
 
+    /// Waits until Ada has joined.
+    fn start_joined(self) -> Terminal {
+        let mut terminal = self.start();
+        terminal.wait("the room", |terminal| {
+            terminal.has_row(" here · L=") && !terminal.has_row("· 0 here")
+        });
+        terminal
+    }
+}
+
+impl Terminal {
     fn type_keys(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until `text` is on the screen, and discards the screen up to its end.
-    fn wait_for(&mut self, text: &str) {
+    fn screen(&self) -> String {
+        self.emulator.screen().contents()
+    }
+
+    fn has_row(&self, text: &str) -> bool {
+        self.screen().lines().any(|row| row.contains(text))
+    }
+
+    /// Waits until the screen is as `is_reached` wants it.
+    fn wait(&mut self, what: &str, is_reached: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + TIMEOUT;
-        loop {
-            if let Some(place) = self.screen.find(text) {
-                self.screen.drain(..place + text.len());
-                return;
-            }
+        while !is_reached(self) {
             let rest = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(rest) {
-                Ok(output) => self.screen.push_str(&String::from_utf8(output).unwrap()),
-                Err(_) => panic!("{text:?} does not appear on {:?}", self.screen),
+                Ok(output) => self.emulator.process(&output),
+                Err(_) => panic!("{what} does not appear:\n{}", self.screen()),
             }
         }
+    }
+
+    /// Waits until a row of the screen contains `text`.
+    fn wait_for(&mut self, text: &str) {
+        self.wait(text, |terminal| terminal.has_row(text));
     }
 
     fn is_raw(&self) -> bool {
@@ -94,92 +165,436 @@ impl Terminal {
         !mode.local_flags.contains(LocalFlags::ICANON)
     }
 
+    fn is_full_screen(&self) -> bool {
+        self.emulator.screen().alternate_screen()
+    }
+
+    /// Asserts that the terminal is as it was before the command.
+    fn assert_restored(&self) {
+        assert!(!self.is_raw());
+        let screen = self.emulator.screen();
+        assert!(!screen.alternate_screen() && !screen.bracketed_paste() && !screen.hide_cursor());
+        assert_eq!(screen.mouse_protocol_mode(), vt100::MouseProtocolMode::None);
+    }
+
     /// Waits until the command has exited, and asserts that it has restored the terminal.
     fn assert_exits(&mut self, code: i32) {
         let status = self.process.wait();
-        assert_eq!(status.code(), Some(code), "{:?}", self.screen);
-        assert!(!self.is_raw());
+        while let Ok(output) = self.output.try_recv() {
+            self.emulator.process(&output);
+        }
+        assert_eq!(status.code(), Some(code), "{}", self.screen());
+        if self.is_full_screen() {
+            self.wait("the usual screen", |terminal| !terminal.is_full_screen());
+        }
+        self.assert_restored();
+    }
+
+    fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
     }
 }
 
-const JOINED: &str = "[L=1] Participant Ada joined Chit Chat at logical time L=1";
+/// Sends each line of `input` to a room, as somebody else.
+fn post(server: SocketAddr, name: &str, input: &str) {
+    let mut chat = Command::new(CHITCHAT);
+    chat.args(["chat", "--server", &server.to_string(), "--name", name]);
+    succeed(&mut chat, input);
+}
 
-/// A terminal on which Ada has joined and the prompt is shown.
-fn start_joined(server: SocketAddr, flags: &[&str]) -> Terminal {
-    let mut terminal = Terminal::chat(server, "xterm", flags);
-    terminal.wait_for(JOINED);
-    terminal.wait_for("> ");
-    terminal
+/// The texts in the log of a room.
+fn texts(server: &Server, room: &str) -> Vec<String> {
+    let mut history = Command::new(CHITCHAT);
+    let address = server.address.to_string();
+    history.args([
+        "history", "--server", &address, "--room", room, "--json", "-n", "1000",
+    ]);
+    let log = succeed(&mut history, "");
+    let events = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    events
+        .filter(|event| event["type"] == "MESSAGE")
+        .map(|event| event["msg_stream"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn nonzero(number: u16) -> NonZeroU16 {
+    NonZeroU16::new(number).unwrap()
+}
+
+fn numbered(count: usize) -> String {
+    (1..=count).map(|line| format!("line {line}.\n")).collect()
 }
 
 #[test]
-fn a_line_is_edited_sent_and_shown_above_the_prompt() {
-    let (_runtime, server) = faulty_server::start_in_background();
-    let mut terminal = start_joined(server, &[]);
-    assert!(terminal.is_raw());
-    // Backspace twice.
+fn a_user_sees_the_history_and_talks() {
+    let server = serve(&[]);
+    post(server.address, "Bob", &numbered(30));
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.wait_for("Bob: line 30.");
+    terminal.wait_for("← Bob left");
+    // The list of the participants, and the status.
+    terminal.wait_for("│ Ada");
+    terminal.wait_for("#lobby · 1 here · L=");
+    assert!(terminal.is_raw() && terminal.is_full_screen());
     terminal.type_keys("helpp\u{7f}\u{7f}lo\r");
     terminal.wait_for("] Ada: hello");
-    terminal.wait_for("> ");
-    terminal.type_keys("attack\r");
-    terminal.wait_for(r#"] "E\u{202e}ve\n" (participant 3): \u{1b}[2Jhi\n[L=9] Bob: boo\u{200b}"#);
-    terminal.wait_for("] Ada: attack");
-    terminal.type_keys("refuse\r");
-    terminal.wait_for("] Server: Message too long");
+    // Alt-Enter.
+    terminal.type_keys("two\u{1b}\rlines\r");
+    terminal.wait("the second line below the first", |terminal| {
+        let screen = terminal.screen();
+        let rows: Vec<&str> = screen.lines().collect();
+        let first = rows.iter().position(|row| row.contains("] Ada: two"));
+        first.is_some_and(|first| rows[first + 1].starts_with("     ") && rows[first + 1].contains(" lines "))
+    });
+    post(server.address, "Cy", "hi Ada\n");
+    terminal.wait_for("] Cy: hi Ada");
+    terminal.wait_for("← Cy left");
     terminal.type_keys("/leave\r");
-    // A rejection that the user has seen is not a failure of the command.
+    terminal.assert_exits(0);
+    assert_eq!(texts(&server, "lobby").len(), 33);
+}
+
+#[test]
+fn older_history_is_loaded_while_the_user_scrolls() {
+    let server = serve(&[]);
+    post(server.address, "Bob", &numbered(500));
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.wait_for("line 500.");
+    terminal.type_keys(PAGE_UP);
+    terminal.wait_for("line 470.");
+    while !terminal.has_row("line 1.") {
+        // At the start of what is loaded, this loads more.
+        terminal.type_keys(HOME);
+        let output = terminal.output.recv_timeout(TIMEOUT).unwrap();
+        terminal.emulator.process(&output);
+    }
+    post(server.address, "Cy", "news\n");
+    terminal.wait_for("↓ 1 new");
+    terminal.type_keys(END);
+    terminal.wait_for("Cy: news");
+    terminal.wait_for("── new ──");
+    terminal.type_keys("/search LINE 7.\r");
+    terminal.wait_for("] Bob: line 7.");
+    terminal.type_keys("\u{1b}");
+    terminal.wait_for("Cy: news");
+    terminal.type_keys(CTRL_D);
     terminal.assert_exits(0);
 }
 
 #[test]
+fn no_line_of_a_paste_is_lost() {
+    let server = serve(&[]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    let lines: Vec<String> = (1..=50).map(|line| format!("pasted {line}")).collect();
+    // Without brackets, each line is sent; some terminals end lines with line feeds.
+    terminal.type_keys(&(lines.join("\r") + "\r"));
+    terminal.wait_for("Ada: pasted 50");
+    terminal.type_keys(&(lines.join("\n") + "\n"));
+    terminal.wait_for("#lobby");
+    // With brackets, it is one text of several lines.
+    terminal.type_keys(&format!("\u{1b}[200~{}\u{1b}[201~", lines.join("\r")));
+    terminal.type_keys("\r/leave\r");
+    terminal.assert_exits(0);
+    let mut expected = lines.clone();
+    expected.extend(lines.clone());
+    expected.push(lines.join("\n"));
+    assert_eq!(texts(&server, "lobby"), expected);
+}
+
+#[test]
+fn a_lost_server_is_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let flags = ["--data-dir", directory.path().to_str().unwrap()];
+    let server = serve_at(FREE_PORT, &flags);
+    let address = server.address;
+    let mut terminal = Setup::new(address).start_joined();
+    terminal.type_keys("before\r");
+    terminal.wait_for("] Ada: before");
+    drop(server);
+    terminal.wait_for("reconnecting…");
+    terminal.type_keys("meanwhile\r");
+    terminal.wait_for("sending… meanwhile");
+    let server = serve_at(address, &flags);
+    terminal.wait_for("] Ada: meanwhile");
+    terminal.wait("the end of reconnecting", |terminal| {
+        !terminal.has_row("reconnecting") && !terminal.has_row("sending")
+    });
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+    assert_eq!(texts(&server, "lobby"), ["before", "meanwhile"]);
+}
+
+#[test]
 fn every_way_to_leave_restores_the_terminal() {
-    let (_runtime, server) = faulty_server::start_in_background();
-    for keys in ["/leave\r", "\u{4}", "\u{3}", "half a line\u{3}"] {
-        let mut terminal = start_joined(server, &[]);
+    let server = serve(&[]);
+    for keys in ["/leave\r", "/quit\r", CTRL_D] {
+        let mut terminal = Setup::new(server.address).start_joined();
         terminal.type_keys(keys);
         terminal.assert_exits(0);
     }
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut terminal = start_joined(server, &[]);
+    // Ctrl-C clears the input, then asks, then leaves.
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.type_keys("half a line");
+    terminal.wait_for("> half a line");
+    terminal.type_keys(CTRL_C);
+    terminal.wait("an empty input", |terminal| !terminal.has_row("half a line"));
+    terminal.type_keys(CTRL_C);
+    terminal.wait_for("Ctrl-C again leaves");
+    terminal.type_keys(CTRL_C);
+    terminal.assert_exits(0);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut terminal = Setup::new(server.address).start_joined();
         terminal.type_keys("half a line");
-        terminal.wait_for("line");
+        terminal.wait_for("> half a line");
         terminal.process.signal(signal);
         terminal.assert_exits(0);
     }
+    assert_eq!(texts(&server, "lobby"), [""; 0]);
 }
 
 #[test]
 fn a_lost_connection_restores_the_terminal() {
     let (_runtime, server) = faulty_server::start_in_background();
-    let mut terminal = start_joined(server, &["--patience", "0s"]);
+    let mut terminal = Setup::new(server).flags(&["--patience", "0s"]).start_joined();
     terminal.type_keys("cut\r");
-    terminal.wait_for("chitchat: the connection was lost: ");
     terminal.assert_exits(69);
+    terminal.wait_for("chitchat: the connection was lost: ");
 }
 
 #[test]
 fn an_unacknowledged_message_is_reported_at_the_end() {
     let (runtime, server) = faulty_server::start_in_background();
-    let mut terminal = start_joined(server, &[]);
+    let mut terminal = Setup::new(server).flags(&["--timeout", "500ms"]).start_joined();
     drop(runtime);
-    terminal.wait_for("reconnecting");
-    terminal.wait_for("> ");
-    terminal.type_keys("anybody there?\r");
-    terminal.wait_for("anybody there?");
-    terminal.wait_for("> ");
-    terminal.type_keys("/leave\r");
-    terminal.wait_for("your last message was not acknowledged");
+    terminal.wait_for("reconnecting…");
+    terminal.type_keys("anybody there?\r/leave\r");
     terminal.assert_exits(69);
+    terminal.wait_for("your last message was not acknowledged");
 }
 
 #[test]
-fn a_dumb_terminal_is_read_line_by_line() {
+fn hostile_texts_leave_the_terminal_intact() {
     let (_runtime, server) = faulty_server::start_in_background();
-    let mut terminal = Terminal::chat(server, "dumb", &[]);
-    terminal.wait_for(JOINED);
-    assert!(!terminal.is_raw());
-    terminal.type_keys("hello\n");
-    terminal.wait_for("] Ada: hello");
-    terminal.type_keys("\u{4}");
+    let mut terminal = Setup::new(server).start_joined();
+    terminal.type_keys("attack\r");
+    terminal.wait_for(r#"] "E\u{202e}ve\n" (participant 3): \u{1b}[2Jhi"#);
+    terminal.wait("the text's second line, indented", |terminal| {
+        let screen = terminal.screen();
+        let row = screen.lines().find(|row| row.contains(r"[L=9] Bob: boo\u{200b}"));
+        row.is_some_and(|row| row.starts_with("  "))
+    });
+    // A rejected text can be read and recalled.
+    terminal.type_keys("refuse\r");
+    terminal.wait_for("-- Message too long");
+    terminal.wait_for("not sent: refuse");
+    terminal.type_keys(UP);
+    terminal.wait_for("> refuse");
+    terminal.type_keys(CTRL_D);
+    terminal.type_keys(CTRL_C);
+    terminal.type_keys(CTRL_D);
     terminal.assert_exits(0);
+}
+
+#[test]
+fn emoji_and_wide_characters_keep_the_columns() {
+    let server = serve(&[]);
+    post(server.address, "山田", "👩\u{200d}💻 ❤\u{fe0f} 山田さん 👍🏽\n");
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.wait_for("山田: 👩💻 ❤ 山田さん");
+    terminal.wait_for("← 山田 left");
+    terminal.wait("the border in one column", |terminal| {
+        let borders: Vec<u16> = (0..22)
+            .filter_map(|row| (0..80).find(|column| is_border(terminal, row, *column)))
+            .collect();
+        borders.len() == 22 && borders.iter().all(|column| *column == 62)
+    });
+    let long = "long ".repeat(390);
+    post(server.address, "Bob", &format!("{long}\n"));
+    terminal.wait_for("← Bob left");
+    assert!(is_border(&terminal, 0, 62) && is_border(&terminal, 21, 62));
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+}
+
+fn is_border(terminal: &Terminal, row: u16, column: u16) -> bool {
+    let cell = terminal.emulator.screen().cell(row, column);
+    cell.is_some_and(|cell| cell.contents() == "│")
+}
+
+#[test]
+fn a_small_screen_is_enough_and_can_be_resized() {
+    let server = serve(&[]);
+    post(
+        server.address,
+        "Bob",
+        "a text that is longer than the screen is wide\n",
+    );
+    let mut terminal = Setup {
+        size: (10, 40),
+        ..Setup::new(server.address)
+    }
+    .start_joined();
+    terminal.wait_for("Bob: a text that is");
+    assert!(!terminal.has_row("│"));
+    terminal.type_keys("hello\r");
+    terminal.wait_for("] Ada: hello");
+    terminal.wait_for("#lobby · 1 here");
+
+    let size = rustix::termios::Winsize {
+        ws_row: 30,
+        ws_col: 100,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&terminal.slave, size).unwrap();
+    terminal.emulator.screen_mut().set_size(nonzero(30), nonzero(100));
+    terminal.process.signal(Signal::SIGWINCH);
+    terminal.wait_for("Bob: a text that is longer than the screen is wide");
+    terminal.wait_for("│ Ada");
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+}
+
+#[test]
+fn without_colour_there_are_only_attributes() {
+    let server = serve(&[]);
+    post(server.address, "Bob", "hi Ada\n");
+    let colours = |terminal: &Terminal| {
+        let screen = terminal.emulator.screen();
+        let cells = (0..24).flat_map(|row| (0..80).map(move |column| (row, column)));
+        let colours = cells.filter_map(|(row, column)| Some(screen.cell(row, column)?.fgcolor()));
+        colours.filter(|colour| *colour != vt100::Color::Default).count()
+    };
+    for (value, has_colour) in [("", true), ("1", false)] {
+        let variables = [("NO_COLOR", value)];
+        let mut terminal = Setup::new(server.address).variables(&variables).start_joined();
+        terminal.wait_for("] Bob: hi Ada");
+        assert_eq!(colours(&terminal) > 0, has_colour);
+        terminal.type_keys("/leave\r");
+        terminal.assert_exits(0);
+    }
+}
+
+#[test]
+fn the_job_can_be_suspended() {
+    let server = serve(&[]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.type_keys(&format!("half a line{CTRL_Z}"));
+    wait_until("the job is stopped", || terminal.is_stopped().then_some(()));
+    terminal.wait("the usual screen", |terminal| !terminal.is_full_screen());
+    terminal.assert_restored();
+    post(server.address, "Bob", "meanwhile\n");
+    terminal.process.signal(Signal::SIGCONT);
+    terminal.wait("the full screen", Terminal::is_full_screen);
+    terminal.wait_for("> half a line");
+    terminal.wait_for("] Bob: meanwhile");
+    assert!(terminal.is_raw());
+    terminal.type_keys("\r");
+    terminal.wait_for("] Ada: half a line");
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+}
+
+#[test]
+fn commands_are_completed_and_unknown_ones_are_not_sent() {
+    let server = serve(&[]);
+    let mut bob = Setup {
+        name: "Bob",
+        ..Setup::new(server.address)
+    }
+    .start_joined();
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.wait_for("2 here");
+    terminal.type_keys("/unknown thing\r");
+    terminal.wait_for("-- there is no command /unknown");
+    terminal.type_keys("//etc\r");
+    terminal.wait_for("] Ada: /etc");
+    terminal.type_keys("bo\thi\r");
+    terminal.wait_for("] Ada: Bob: hi");
+    terminal.type_keys("/me waves\r");
+    terminal.wait_for("] * Ada waves");
+    terminal.type_keys("/wh\t\r");
+    terminal.wait_for("-- 2 here: Ada, Bob");
+    terminal.type_keys(F2);
+    terminal.wait_for("-- F2 returns");
+    assert!(!terminal.has_row("│"));
+    assert_eq!(
+        terminal.emulator.screen().mouse_protocol_mode(),
+        vt100::MouseProtocolMode::None
+    );
+    terminal.type_keys(F2);
+    terminal.wait_for("│ Bob");
+    terminal.type_keys("/clear\r");
+    terminal.wait("an empty screen", |terminal| !terminal.has_row("Ada: /etc"));
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+    assert_eq!(texts(&server, "lobby"), ["/etc", "Bob: hi", "/me waves"]);
+    bob.type_keys("/leave\r");
+    bob.assert_exits(0);
+}
+
+#[test]
+fn another_room_gets_what_is_entered_for_it() {
+    let server = serve(&[]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.type_keys("one\r/join tea\rtwo\r");
+    terminal.wait_for("#tea");
+    terminal.wait_for("] Ada: two");
+    assert!(!terminal.has_row("Ada: one"));
+    terminal.type_keys("/rooms\r");
+    terminal.wait_for("-- lobby: 0 here");
+    terminal.type_keys("/name Ada Lovelace\r");
+    terminal.wait_for("· Ada Lovelace");
+    terminal.type_keys("three\r");
+    terminal.wait_for("] Ada Lovelace: three");
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+    assert_eq!(texts(&server, "lobby"), ["one"]);
+    assert_eq!(texts(&server, "tea"), ["two", "three"]);
+}
+
+#[test]
+fn earlier_inputs_are_remembered() {
+    let server = serve(&[]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.type_keys("remember me\r/leave\r");
+    terminal.assert_exits(0);
+    let mut terminal = Setup {
+        state: terminal.state,
+        ..Setup::new(server.address)
+    }
+    .start_joined();
+    terminal.type_keys(UP);
+    terminal.type_keys(UP);
+    terminal.wait_for("> remember me");
+    terminal.type_keys(CTRL_C);
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+}
+
+#[test]
+fn lines_can_be_chosen_on_a_terminal() {
+    let server = serve(&[]);
+    for (flags, term) in [(&["--plain"][..], "xterm"), (&[], "dumb")] {
+        let variables = [("TERM", term)];
+        let mut terminal = Setup::new(server.address)
+            .flags(flags)
+            .variables(&variables)
+            .start();
+        terminal.wait_for("Participant Ada joined Chit Chat at logical time L=");
+        assert!(!terminal.is_raw());
+        // Lines that are typed ahead are sent, too.
+        terminal.type_keys("one\ntwo\nthree\n");
+        terminal.wait_for("] Ada: three");
+        terminal.wait_for("] Ada: one");
+        terminal.type_keys(CTRL_D);
+        terminal.assert_exits(0);
+    }
+    assert_eq!(
+        texts(&server, "lobby"),
+        ["one", "two", "three", "one", "two", "three"]
+    );
 }

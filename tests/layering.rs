@@ -42,7 +42,7 @@ const SERVER_CRATES: [&str; 8] = [
     "metrics",
     "opentelemetry",
     "opentelemetry-otlp",
-    "rustyline",
+    "ratatui",
     "tracing-subscriber",
 ];
 

@@ -96,7 +96,7 @@ fn the_conversation_happens_as_shown() {
     let mut typed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for Example { command, output } in client_examples {
         let name = command
-            .strip_prefix(&format!("{CARGO_RUN} chat --name "))
+            .strip_prefix(&format!("{CARGO_RUN} chat --plain --name "))
             .unwrap();
         for line in output {
             if let Some(input) = line.strip_prefix("> ") {

@@ -24,20 +24,22 @@ pub fn format_message(message: &ServerMessage) -> String {
     if matches!(message.r#type(), EventType::Join | EventType::Leave) {
         return format!("[L={time}] {text}");
     }
+    format!("[L={time}] {}: {text}", sender_label(message))
+}
+
+/// The name to show for the sender of a text, escaped.
+pub(crate) fn sender_label(message: &ServerMessage) -> String {
     if message.sender_id == 0 {
-        return format!("[L={time}] {SERVER}: {text}");
+        return SERVER.to_owned();
     }
     let name = escape::name(&message.sender_name);
     if Name::try_from(message.sender_name.as_str()).is_err() {
-        return format!(
-            "[L={time}] \"{name}\" (participant {}): {text}",
-            message.sender_id
-        );
+        return format!("\"{name}\" (participant {})", message.sender_id);
     }
     if confusable_skeleton(&name) == confusable_skeleton(SERVER) {
-        return format!("[L={time}] {name} (participant {}): {text}", message.sender_id);
+        return format!("{name} (participant {})", message.sender_id);
     }
-    format!("[L={time}] {name}: {text}")
+    name.into_owned()
 }
 
 /// The UTS 39 skeleton of the lower-case name: confusable names have equal skeletons.

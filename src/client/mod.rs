@@ -76,6 +76,8 @@ pub use connection::{ConnectOptions, Connection, Health};
 pub use error::{ClientError, Rejection};
 pub use event::{Event, Gap};
 pub use format::format_message;
+#[cfg(feature = "server")]
+pub(crate) use format::sender_label;
 pub use history::{History, HistoryQuery};
 pub use outbox::SendObserver;
 pub use publisher::{PublishAck, Publisher};

@@ -1,42 +1,42 @@
-//! `chitchat chat`: takes part in a room, on a terminal or in a pipe.
+//! `chitchat chat`: takes part in a room, on a terminal's full screen or line by line.
 //!
-//! The chat loop runs on the runtime's thread. Reading the input and writing the output can block, so each has a thread of
+//! Both loops run on the runtime's thread. Reading the input and writing the output can block, so each has a thread of
 //! its own and a bounded queue. Every wait for one of these threads has a timeout or ends at a signal, so that an idle
 //! terminal or a blocked pipe does not keep the process alive.
 
+mod answer;
 mod chat_loop;
+mod full_screen;
 mod input;
 mod output;
-mod terminal;
 
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::time::Duration;
 
 use clap::Args;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArgs};
 use super::printer::JsonArg;
 use super::{Failure, client_runtime};
-use crate::client::{JoinOptions, Session};
+use crate::client::{JoinOptions, RetryPolicy, Session};
 use crate::domain::Name;
 use crate::signals::Signals;
 use crate::telemetry::ClientSpans;
 use chat_loop::{ChatLoop, ChatOptions};
-use input::Input;
+use full_screen::Joiner;
 use output::Output;
-use terminal::Terminal;
 
-/// How long a terminal may take to show the last lines.
+/// How long stderr may take to accept the last notes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Take part in a room
 ///
-/// On a terminal, press Enter to send a line; /leave, Ctrl-D or Ctrl-C leaves. In a pipe, each line of stdin is sent, up to
-/// the end of the input or a line /leave; the command exits with 0 if all of them were broadcast. If the connection is
-/// lost, the client reconnects, shows the events it has missed, and sends the lines that are not acknowledged again.
-/// With --json it also prints what it sends, so that `chitchat diagram` can show what it had received by then.
+/// On a terminal, uses the full screen; /help lists its commands and keys. With --plain, or TERM=dumb, or if the input or
+/// output is not a terminal, works line by line: each line of stdin is sent, up to the end of the input or a line /leave;
+/// in a pipe, the command exits with 0 if all of them were broadcast. If the connection is lost, the client reconnects,
+/// shows the events it has missed, and sends the lines that are not acknowledged again. With --json it also prints what it
+/// sends, so that `chitchat diagram` can show what it had received by then.
 #[derive(Debug, Args)]
 pub(super) struct ChatCommand {
     #[command(flatten)]
@@ -47,6 +47,9 @@ pub(super) struct ChatCommand {
     connect: ConnectArgs,
     #[command(flatten)]
     retry: RetryArg,
+    /// Work line by line on a terminal, too
+    #[arg(long, conflicts_with = "json")]
+    plain: bool,
     #[command(flatten)]
     json: JsonArg,
 }
@@ -59,21 +62,27 @@ impl ChatCommand {
     async fn chat(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
+        let is_full_screen = !self.plain && !self.json.json && supports_full_screen();
+        let retry = if is_full_screen {
+            self.retry.lasting_policy()
+        } else {
+            self.retry.policy()
+        };
         let (name, session) = tokio::select! {
-            session = self.join() => session?,
+            session = self.join(&retry) => session?,
             signal = signals.next() => return Err(Failure::Interrupted(signal)),
         };
+        if is_full_screen {
+            let joiner = Joiner {
+                server: self.connect.server().clone(),
+                options: self.connect.options(),
+                retry,
+            };
+            let room = self.room.room().clone();
+            return full_screen::run(joiner, session, name, room, spans, &mut signals).await;
+        }
 
-        let (terminal, inputs, output) = if self.json.json {
-            (None, input::read_stdin()?, Output::stdout()?)
-        } else {
-            open_io()?
-        };
-        // On a terminal, notes are printed among the messages.
-        let notes = match terminal {
-            Some(_) => None,
-            None => Some(Output::stderr()?),
-        };
+        let (inputs, output, notes) = (input::read_stdin()?, Output::stdout()?, Output::stderr()?);
         let options = ChatOptions {
             // A user sees rejections; a script needs the exit code.
             is_scripted: !stdin().is_terminal(),
@@ -84,42 +93,30 @@ impl ChatCommand {
             spans,
         };
         let ended = ChatLoop::new(session, options)
-            .run(inputs, &output, notes.as_ref(), &mut signals)
+            .run(inputs, &output, &notes, &mut signals)
             .await;
-        // A terminal can block for as long as the user searches its history.
-        let flush_timeout = terminal.as_ref().map_or(Duration::MAX, |_| FLUSH_TIMEOUT);
         let written = tokio::select! {
-            written = timeout(flush_timeout, output.close()) => written.unwrap_or(Ok(())),
+            written = output.close() => written,
             signal = signals.next() => Err(Failure::Interrupted(signal)),
         };
-        if let Some(notes) = notes {
-            // Notes that cannot be written are lost.
-            timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
-        }
-        if let Some(terminal) = terminal {
-            terminal.close().await;
-        }
+        // Notes that cannot be written are lost.
+        timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
         ended.and(written)
     }
 
-    async fn join(&self) -> Result<(Name, Session), Failure> {
+    async fn join(&self, retry: &RetryPolicy) -> Result<(Name, Session), Failure> {
         let options = self.connect.options();
         let joining = self.name.attempt(async |name| {
             let join = JoinOptions::new(name.as_str()).room(self.room.room().as_str());
-            let session = Session::join(self.connect.server(), &options, self.retry.policy(), join).await?;
+            let session = Session::join(self.connect.server(), &options, retry.clone(), join).await?;
             Ok((name.clone(), session))
         });
         Ok(joining.await?)
     }
 }
 
-/// Opens the input and the output: with line editing if both are a terminal that supports it, else as plain lines.
-fn open_io() -> Result<(Option<Terminal>, mpsc::Receiver<Input>, Output), Failure> {
-    if stdin().is_terminal()
-        && stdout().is_terminal()
-        && let Some((terminal, inputs, output)) = Terminal::open()?
-    {
-        return Ok((Some(terminal), inputs, output));
-    }
-    Ok((None, input::read_stdin()?, Output::stdout()?))
+/// Whether the command's terminal can show a full screen.
+fn supports_full_screen() -> bool {
+    let term = std::env::var("TERM").unwrap_or_default();
+    stdin().is_terminal() && stdout().is_terminal() && !matches!(term.as_str(), "" | "dumb")
 }

@@ -113,15 +113,24 @@ impl ConnectArgs {
 #[derive(Debug, Args)]
 pub(super) struct RetryArg {
     /// How long to try to reconnect after the connection is lost or the server stops responding; 0s = do not
-    /// reconnect. The first connection is attempted once
-    #[arg(long, env = "CHITCHAT_PATIENCE", value_name = "TIME", default_value = "2m", value_parser = duration, help_heading = "Connection")]
-    patience: Duration,
+    /// reconnect. The first connection is attempted once [default: 2m; the full screen of chat has no limit]
+    #[arg(long, env = "CHITCHAT_PATIENCE", value_name = "TIME", value_parser = duration, help_heading = "Connection")]
+    patience: Option<Duration>,
 }
 
 impl RetryArg {
     pub(super) fn policy(&self) -> RetryPolicy {
+        let default = RetryPolicy::default();
         RetryPolicy {
-            patience: self.patience,
+            patience: self.patience.unwrap_or(default.patience),
+            ..default
+        }
+    }
+
+    /// The policy of a client that a user keeps open.
+    pub(super) fn lasting_policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            patience: self.patience.unwrap_or(Duration::MAX),
             ..RetryPolicy::default()
         }
     }

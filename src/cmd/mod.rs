@@ -21,7 +21,6 @@ pub mod serve;
 mod stderr;
 mod store;
 mod tail;
-#[allow(dead_code, reason = "the commands that show wall-clock times use it")]
 mod time_zone;
 mod token;
 mod who;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::StreamExt as _;
 
+use super::answer::is_repeated;
 use super::input::Input;
 use super::output::Output;
 use crate::client::{ClientError, Event, SendObserver, Session, format_message};
@@ -17,7 +18,7 @@ use crate::cmd::failure::Rejections;
 use crate::cmd::json;
 use crate::cmd::stderr::{RECONNECTED, RECONNECTING};
 use crate::domain::{Name, RoomName};
-use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ServerMessage};
+use crate::proto::{EventType, JoinMsgLeave, ServerMessage};
 use crate::signals::Signals;
 use crate::telemetry::{ClientSpans, SendSpan};
 
@@ -93,12 +94,12 @@ impl ChatLoop {
     }
 
     /// Runs until the participant has left or the session fails. Messages go to `output`. Notes about the connection go to
-    /// `notes`, or to `output` if it is `None`.
+    /// `notes`.
     pub(super) async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
         output: &Output,
-        notes: Option<&Output>,
+        notes: &Output,
         signals: &mut Signals,
     ) -> Result<(), Failure> {
         let mut open_output = Some(output);
@@ -116,9 +117,9 @@ impl ChatLoop {
                 received = receive(&mut self.session, open_output) => match received {
                     Received::Event(event, permit) => {
                         let is_note = !matches!(event, Event::Message(_));
-                        match (self.on_event(event), notes, permit) {
-                            (Some(line), Some(notes), _) if is_note => notes.try_send(line),
-                            (Some(line), _, Some(permit)) => permit.send(line),
+                        match (self.on_event(event), permit) {
+                            (Some(line), _) if is_note => notes.try_send(line),
+                            (Some(line), Some(permit)) => permit.send(line),
                             _ => {}
                         }
                     }
@@ -385,33 +386,5 @@ async fn sleep_until_deadline(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Whether `message` is the notice that a retransmitted message had already been broadcast, which acknowledges it.
-fn is_repeated(message: &ServerMessage) -> bool {
-    message
-        .notice
-        .as_ref()
-        .is_some_and(|notice| notice.code() == NoticeCode::MessageRepeated)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proto::Notice;
-
-    #[test]
-    fn only_the_notice_of_a_repeated_message_acknowledges_it() {
-        let notice = |code: NoticeCode| ServerMessage {
-            notice: Some(Notice {
-                code: code.into(),
-                ..Notice::default()
-            }),
-            ..ServerMessage::default()
-        };
-        assert!(is_repeated(&notice(NoticeCode::MessageRepeated)));
-        assert!(!is_repeated(&notice(NoticeCode::MessageTooLong)));
-        assert!(!is_repeated(&ServerMessage::default()));
     }
 }

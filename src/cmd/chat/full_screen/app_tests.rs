@@ -1,0 +1,399 @@
+use std::time::Duration;
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::*;
+use crate::client::{ClientError, Gap};
+use crate::proto::{Limits, Notice, NoticeCode, Participant};
+
+fn target(name: &str, room: &str) -> Target {
+    Target {
+        name: Name::try_from(name).unwrap(),
+        room: RoomName::try_from(room).unwrap(),
+    }
+}
+
+fn welcome(sequence: u64) -> Welcome {
+    Welcome {
+        sequence,
+        limits: Some(Limits {
+            max_message_chars: 20,
+            ..Limits::default()
+        }),
+        ..Welcome::default()
+    }
+}
+
+fn app() -> App {
+    let mut app = App::new(
+        target("Ada", "tea"),
+        Theme::new(true),
+        TimeZone::utc(),
+        InputHistory::default(),
+    );
+    app.on_joined(app.target.clone(), Some(&welcome(0)));
+    app.on_older(&GetHistoryResponse::default());
+    app.on_roster(ListParticipantsResponse::default());
+    app.take_effects();
+    app
+}
+
+fn message(sequence: u64, sender: &str, text: &str) -> ServerMessage {
+    ServerMessage {
+        sender_id: 7,
+        sender_name: sender.into(),
+        msg_stream: text.into(),
+        r#type: EventType::Message.into(),
+        timestamp: i64::try_from(sequence).unwrap(),
+        sequence,
+        ..ServerMessage::default()
+    }
+}
+
+fn receive(app: &mut App, message: ServerMessage) {
+    app.on_event(Event::Message(Box::new(message)));
+}
+
+fn press(app: &mut App, code: KeyCode, modifiers: KeyModifiers) {
+    app.on_key(KeyEvent::new(code, modifiers));
+}
+
+fn key(app: &mut App, code: KeyCode) {
+    press(app, code, KeyModifiers::NONE);
+}
+
+fn control(app: &mut App, c: char) {
+    press(app, KeyCode::Char(c), KeyModifiers::CONTROL);
+}
+
+fn type_line(app: &mut App, line: &str) {
+    for c in line.chars() {
+        key(app, KeyCode::Char(c));
+    }
+    key(app, KeyCode::Enter);
+}
+
+/// The rows of the timeline.
+fn rows(app: &App) -> Vec<String> {
+    let visible = app.viewport().visible(app.scroll());
+    visible.rows.iter().map(ToString::to_string).collect()
+}
+
+fn shows(app: &App, text: &str) -> bool {
+    rows(app).iter().any(|row| row.contains(text))
+}
+
+fn pending(app: &App) -> Vec<&str> {
+    app.pending.iter().map(|pending| pending.text.as_str()).collect()
+}
+
+/// Gives all entered texts to a session, which calls them 1, 2, ...
+fn send_all(app: &mut App) {
+    let mut id = 0;
+    while let Some(pending) = app.next_unsent() {
+        id += 1;
+        pending.message_id = Some(id.to_string());
+    }
+}
+
+#[test]
+fn an_own_text_waits_until_it_has_its_place() {
+    let mut app = app();
+    type_line(&mut app, "hello");
+    assert_eq!(pending(&app), ["hello"]);
+    send_all(&mut app);
+    receive(&mut app, message(1, "Bob", "first"));
+    assert_eq!(pending(&app), ["hello"]);
+    receive(
+        &mut app,
+        ServerMessage {
+            message_id: "1".into(),
+            ..message(2, "Ada", "hello")
+        },
+    );
+    assert_eq!(pending(&app), [""; 0]);
+    assert!(rows(&app)[1].ends_with("[L=2] Ada: hello"));
+    assert_eq!(app.pending_bytes, 0);
+}
+
+#[test]
+fn a_rejected_text_is_shown_with_the_reason() {
+    let mut app = app();
+    type_line(&mut app, "hello");
+    send_all(&mut app);
+    receive(
+        &mut app,
+        ServerMessage {
+            message_id: "1".into(),
+            notice: Some(Notice {
+                code: NoticeCode::MessageTooLong.into(),
+                ..Notice::default()
+            }),
+            ..message(0, "Server", "Message too long")
+        },
+    );
+    assert_eq!(pending(&app), [""; 0]);
+    assert_eq!(rows(&app), ["-- Message too long", "   not sent: hello"]);
+}
+
+#[test]
+fn a_text_of_too_many_lines_is_split() {
+    assert_eq!(split("a\n\nb", 9), ["a\n\nb"]);
+    assert_eq!(split("aaaa\nbb\ncc\ndddddd", 5), ["aaaa", "bb\ncc", "dddddd"]);
+    let mut app = app();
+    app.on_paste("0123456789\r\n0123456789\r0123456789");
+    key(&mut app, KeyCode::Enter);
+    assert_eq!(pending(&app), ["0123456789"; 3]);
+}
+
+#[test]
+fn an_input_that_cannot_be_queued_is_kept() {
+    let mut app = app();
+    for _ in 0..MAX_PENDING {
+        type_line(&mut app, "x");
+    }
+    type_line(&mut app, "one");
+    type_line(&mut app, "two");
+    assert_eq!(app.pending.len(), MAX_PENDING);
+    assert_eq!(app.editor.text(), "one\ntwo\n");
+}
+
+#[test]
+fn an_unknown_command_is_not_sent() {
+    let mut app = app();
+    type_line(&mut app, "/unknown");
+    assert_eq!(pending(&app), [""; 0]);
+    assert!(shows(&app, "there is no command /unknown"));
+}
+
+#[test]
+fn what_is_entered_while_joining_goes_to_the_next_room_or_nowhere() {
+    let mut app = app();
+    type_line(&mut app, "for tea");
+    type_line(&mut app, "/join coffee");
+    type_line(&mut app, "for coffee");
+    assert!(
+        app.take_effects()
+            .contains(&Effect::Switch(target("Ada", "coffee")))
+    );
+    assert_eq!(app.next_unsent().unwrap().text, "for tea");
+    app.on_join_failed("it is full");
+    assert_eq!(pending(&app), ["for tea"]);
+    assert!(shows(&app, "cannot join coffee as Ada: it is full"));
+    assert!(shows(&app, "not sent: for coffee"));
+
+    type_line(&mut app, "/join coffee");
+    type_line(&mut app, "for coffee");
+    let left: Vec<String> = app
+        .take_pending()
+        .into_iter()
+        .map(|pending| pending.text)
+        .collect();
+    assert_eq!(left, ["for tea"]);
+    app.on_joined(target("Ada", "coffee"), Some(&welcome(3)));
+    assert_eq!(app.next_unsent().unwrap().text, "for coffee");
+    let effects = app.take_effects();
+    assert!(effects.contains(&Effect::LoadOlder(4)) && effects.contains(&Effect::LoadRoster));
+}
+
+#[test]
+fn the_unread_marker_moves_only_when_what_it_marks_was_seen() {
+    let mut app = app();
+    app.resize((40, 6));
+    for sequence in 1..=10 {
+        receive(&mut app, message(sequence, "Bob", "old"));
+    }
+    assert!(!shows(&app, "── new"));
+    app.on_focus(false);
+    receive(&mut app, message(11, "Bob", "eleven"));
+    receive(&mut app, message(12, "Bob", "twelve"));
+    let draw = |app: &mut App| {
+        let keys = app.viewport().visible(app.scroll()).keys;
+        app.on_drawn(keys);
+    };
+    draw(&mut app);
+    // The user has not looked: the marker stays at the first.
+    receive(&mut app, message(13, "Bob", "thirteen"));
+    assert!(rows(&app)[0].contains("── new") && rows(&app)[1].ends_with("eleven"));
+    app.on_focus(true);
+    draw(&mut app);
+    app.on_focus(false);
+    receive(&mut app, message(14, "Bob", "fourteen"));
+    assert!(rows(&app)[2].contains("── new") && rows(&app)[3].ends_with("fourteen"));
+    // Whoever answers has read.
+    app.on_focus(true);
+    draw(&mut app);
+    type_line(&mut app, "yes");
+    assert!(!shows(&app, "── new"));
+}
+
+#[test]
+fn scrolling_keeps_its_place_while_messages_arrive() {
+    let mut app = app();
+    app.resize((40, 6));
+    for sequence in 1..=20 {
+        receive(&mut app, message(sequence, "Bob", &format!("{sequence}.")));
+    }
+    key(&mut app, KeyCode::PageUp);
+    let before = rows(&app);
+    assert!(before[3].ends_with("Bob: 17."));
+    receive(&mut app, message(21, "Bob", "21."));
+    assert_eq!(rows(&app), before);
+    assert_eq!(app.new_below, 1);
+    key(&mut app, KeyCode::Home);
+    assert!(rows(&app)[0].ends_with("Bob: 1."));
+    app.on_wheel(false);
+    assert!(rows(&app)[0].ends_with("Bob: 4."));
+    key(&mut app, KeyCode::End);
+    assert!(rows(&app)[3].ends_with("Bob: 21."));
+    assert_eq!(app.new_below, 0);
+    key(&mut app, KeyCode::PageUp);
+    for _ in 0..3 {
+        key(&mut app, KeyCode::PageDown);
+    }
+    assert_eq!(app.scroll(), None);
+}
+
+#[test]
+fn a_section_far_back_is_left_again() {
+    let mut app = app();
+    app.resize((40, 6));
+    app.limits = TimelineLimits {
+        entries: 10,
+        bytes: usize::MAX,
+    };
+    app.on_joined(target("Ada", "tea"), Some(&welcome(20)));
+    app.take_effects();
+    let page = |first: u64, last: u64| GetHistoryResponse {
+        messages: (first..=last)
+            .map(|sequence| message(sequence, "Bob", &format!("{sequence}.")))
+            .collect(),
+        first_sequence: 1,
+        ..GetHistoryResponse::default()
+    };
+    app.on_older(&page(13, 20));
+    key(&mut app, KeyCode::Home);
+    assert_eq!(app.take_effects(), [Effect::LoadOlder(13)]);
+    app.on_older(&page(5, 12));
+    receive(&mut app, message(21, "Bob", "21."));
+    for _ in 0..5 {
+        key(&mut app, KeyCode::PageDown);
+    }
+    assert!(rows(&app)[3].ends_with("Bob: 14."));
+    assert_eq!(app.take_effects(), [Effect::LoadNewer(14)]);
+    app.on_newer(&page(15, 21));
+    for _ in 0..5 {
+        key(&mut app, KeyCode::PageDown);
+    }
+    assert!(rows(&app)[3].ends_with("Bob: 21."));
+    assert_eq!(app.scroll(), None);
+}
+
+#[test]
+fn a_search_loads_older_history() {
+    let mut app = app();
+    app.on_joined(target("Ada", "tea"), Some(&welcome(20)));
+    app.take_effects();
+    app.on_older(&GetHistoryResponse {
+        messages: vec![message(20, "Bob", "nothing")],
+        first_sequence: 18,
+        ..GetHistoryResponse::default()
+    });
+    type_line(&mut app, "/search FOUND it");
+    assert!(app.take_effects().contains(&Effect::LoadOlder(20)));
+    app.on_older(&GetHistoryResponse {
+        messages: vec![message(18, "Bob", "I have found it."), message(19, "Bob", "no")],
+        first_sequence: 18,
+        ..GetHistoryResponse::default()
+    });
+    let visible = app.viewport().visible(app.scroll());
+    let hit = visible
+        .rows
+        .iter()
+        .flat_map(|row| &row.spans)
+        .find(|span| span.content == "found it");
+    assert_eq!(hit.unwrap().style, app.theme.found());
+    control(&mut app, 'r');
+    assert!(app.hint.as_ref().unwrap().contains("no older place"));
+    key(&mut app, KeyCode::Esc);
+    assert!(app.viewport().needle.is_none());
+}
+
+#[test]
+fn names_and_commands_are_completed() {
+    let mut app = app();
+    let participant = |id, name: &str| Participant {
+        id,
+        name: name.into(),
+        ..Participant::default()
+    };
+    app.on_roster(ListParticipantsResponse {
+        participants: vec![
+            participant(1, "Bob"),
+            participant(2, "Bo Li"),
+            participant(3, "Ada"),
+        ],
+        ..ListParticipantsResponse::default()
+    });
+    let complete = |app: &mut App, input: &str, tabs: usize| {
+        app.editor.set(input);
+        // The next Tab does not continue the last completion.
+        key(app, KeyCode::End);
+        for _ in 0..tabs {
+            key(app, KeyCode::Tab);
+        }
+        app.editor.text().to_owned()
+    };
+    assert_eq!(complete(&mut app, "bo", 1), "Bo Li: ");
+    assert_eq!(complete(&mut app, "bo", 2), "Bob: ");
+    assert_eq!(complete(&mut app, "bo", 3), "Bo Li: ");
+    assert_eq!(complete(&mut app, "ask bob", 1), "ask Bob ");
+    assert_eq!(complete(&mut app, "/wh", 1), "/who ");
+    assert_eq!(complete(&mut app, "nobody", 1), "nobody");
+    assert_eq!(complete(&mut app, "", 1), "");
+}
+
+#[test]
+fn control_c_clears_then_asks_then_leaves() {
+    let mut app = app();
+    app.editor.set("half");
+    control(&mut app, 'c');
+    assert!(app.editor.is_empty());
+    control(&mut app, 'c');
+    key(&mut app, KeyCode::Left);
+    control(&mut app, 'c');
+    assert_eq!(app.take_effects(), []);
+    control(&mut app, 'c');
+    assert_eq!(app.take_effects(), [Effect::Leave]);
+    control(&mut app, 'y');
+    assert_eq!(app.editor.text(), "half");
+}
+
+#[test]
+fn the_connection_is_shown_and_heals() {
+    let mut app = app();
+    app.on_event(Event::Reconnecting {
+        attempt: 1,
+        delay: Duration::ZERO,
+        cause: ClientError::StreamEnded,
+    });
+    assert_eq!(
+        app.reconnecting.as_deref(),
+        Some("the server ended the conversation")
+    );
+    app.on_event(Event::Resumed { recovered: false });
+    app.on_event(Event::Gap(Gap::Expired { first: 3, last: 4 }));
+    assert_eq!(app.reconnecting, None);
+    assert_eq!(app.take_effects(), [Effect::LoadRoster]);
+    assert!(shows(&app, "events 3 to 4 are missing"));
+}
+
+#[test]
+fn a_key_ends_the_plain_lines_and_is_not_lost() {
+    let mut app = app();
+    key(&mut app, KeyCode::F(2));
+    assert_eq!(app.take_effects(), [Effect::ShowBare]);
+    key(&mut app, KeyCode::Char('x'));
+    assert_eq!(app.take_effects(), [Effect::LeaveBare]);
+    assert_eq!(app.editor.text(), "x");
+}
