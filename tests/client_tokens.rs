@@ -150,6 +150,13 @@ fn a_refusal_is_one_line_and_is_not_repeated() {
     let unreadable = chat(&none, &["--name", "Ada"]);
     assert_eq!(unreadable.status.code(), Some(78));
     assert!(text(&unreadable.stderr).contains("cannot be read"));
+    let mut elsewhere = Command::new(CHITCHAT);
+    elsewhere.args(["rooms", "--server", "192.0.2.1:50052", "--token-file", &token]);
+    assert_refused(
+        &run(&mut elsewhere, ""),
+        78,
+        "the token is not sent to 192.0.2.1:50052, because it could be read on the way; use https://, or --insecure-token if a proxy or the network encrypts",
+    );
     succeed(&mut client(&server, "health"), "");
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,6 +53,8 @@ pub struct ConnectOptions {
     pub tls: TlsOptions,
     /// The token that each call sends. Default: none.
     pub token: Option<Token>,
+    /// Whether to send the token to another machine without TLS, where it can be read on the way. Default: no.
+    pub insecure_token: bool,
 }
 
 impl Default for ConnectOptions {
@@ -63,7 +66,23 @@ impl Default for ConnectOptions {
             #[cfg(feature = "tls")]
             tls: TlsOptions::default(),
             token: None,
+            insecure_token: false,
         }
+    }
+}
+
+impl ConnectOptions {
+    /// The value of the `authorization` header for the server at `address`, if it is sent one.
+    async fn authorization(&self, address: &ServerAddress) -> Result<Option<HeaderValue>, ClientError> {
+        let Some(token) = &self.token else {
+            return Ok(None);
+        };
+        if !(address.is_tls() || address.is_local() || self.insecure_token) {
+            return Err(ClientError::Token(format!(
+                "the token is not sent to {address}, because it could be read on the way; use https://, or --insecure-token if a proxy or the network encrypts"
+            )));
+        }
+        Ok(Some(token.authorization().await.map_err(ClientError::Token)?))
     }
 }
 
@@ -113,7 +132,8 @@ impl Connection {
     ///
     /// # Errors
     /// [`ClientError::Unreachable`] if the connection is refused or breaks, [`ClientError::Tls`] if it is not secure, [`ClientError::Timeout`] if it is not
-    /// established within [`ConnectOptions::response_timeout`], [`ClientError::Token`] if there is no token where one should be.
+    /// established within [`ConnectOptions::response_timeout`], [`ClientError::Token`] if there is no token where one should be, or
+    /// it would be sent in plain text.
     ///
     /// # Cancel safety
     /// Dropping the future aborts the attempt.
@@ -123,10 +143,7 @@ impl Connection {
             .keep_alive_timeout(options.keepalive_timeout)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let authorization = match &options.token {
-            Some(token) => Some(token.authorization().await.map_err(ClientError::Token)?),
-            None => None,
-        };
+        let authorization = options.authorization(address).await?;
         let tls_failure = Arc::default();
         let connecting = connect(&endpoint, address, options, &tls_failure);
         let channel = with_timeout(options.response_timeout, address, connecting)

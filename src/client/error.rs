@@ -37,7 +37,8 @@ pub enum ClientError {
         /// What is wrong.
         error: TlsError,
     },
-    /// There is no token where [`ConnectOptions::token`](super::ConnectOptions::token) says. Permanent.
+    /// There is no token where [`ConnectOptions::token`](super::ConnectOptions::token) says, or it would be sent in plain text.
+    /// Permanent.
     #[error("{0}")]
     Token(String),
     /// The server did not respond in time.

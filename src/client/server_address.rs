@@ -1,6 +1,7 @@
 //! The address of a server.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::Uri;
@@ -42,6 +43,15 @@ impl ServerAddress {
     #[must_use]
     pub fn host(&self) -> &str {
         self.authority.host()
+    }
+
+    /// Whether the server is on this machine, so that nobody else can read what is sent to it.
+    pub(super) fn is_local(&self) -> bool {
+        let host = self.host().trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost")
+            || host
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.to_canonical().is_loopback())
     }
 
     pub(super) fn uri(&self) -> Uri {
@@ -105,6 +115,28 @@ mod tests {
 
     fn parse(raw: &str) -> Result<String, AddressError> {
         raw.parse::<ServerAddress>().map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_loopback_addresses_and_localhost_are_local() {
+        let is_local = |address: &str| address.parse::<ServerAddress>().unwrap().is_local();
+        for address in [
+            "localhost",
+            "127.8.0.1:7",
+            "[::1]:7",
+            "[::ffff:127.0.0.1]",
+            "http://LOCALHOST:7",
+        ] {
+            assert!(is_local(address), "{address}");
+        }
+        for address in [
+            "192.0.2.1",
+            "[2001:db8::1]:7",
+            "localhost.example",
+            "chat.example:443",
+        ] {
+            assert!(!is_local(address), "{address}");
+        }
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub(super) struct ServerArg {
         help_heading = "Connection"
     )]
     token_file: Option<PathBuf>,
+    /// Send the token to another machine although the address does not begin with https://: for a network that encrypts
+    #[arg(long, env = "CHITCHAT_INSECURE_TOKEN", help_heading = "Connection")]
+    insecure_token: bool,
 }
 
 impl ServerArg {
@@ -73,6 +76,7 @@ impl ServerArg {
                 server_name: self.server_name.clone(),
             },
             token: self.token(),
+            insecure_token: self.insecure_token,
             ..ConnectOptions::default()
         }
     }
