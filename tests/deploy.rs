@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use process::{CHECKOUT, CHITCHAT, run, serve, serve_flags, text};
+use process::{CHECKOUT, CHITCHAT, run, serve, serve_flags, serve_with, succeed, text};
 
 fn file(path: &str) -> String {
     fs::read_to_string(Path::new(CHECKOUT).join(path)).unwrap()
@@ -50,7 +50,7 @@ fn compose_value<'a>(compose: &'a str, key: &str) -> &'a str {
 #[test]
 fn the_server_has_every_variable_that_is_set() {
     let flags = serve_flags();
-    for path in ["Dockerfile", "deploy/compose.yaml"] {
+    for path in ["Dockerfile", "deploy/compose.yaml", "deploy/compose.tls.yaml"] {
         let variables = variables(&file(path));
         assert!(!variables.is_empty(), "{path}");
         for (name, _) in variables {
@@ -74,6 +74,53 @@ fn the_server_starts_with_what_is_set() {
     assert_eq!(
         text(&output.stderr),
         "chitchat: --max-rooms is 0; it must be 1 or more\n"
+    );
+}
+
+#[test]
+fn with_tls_and_tokens_the_server_runs_and_its_health_check_succeeds() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (secrets, keys) = (path("secrets"), path("keys"));
+    succeed(Command::new(CHITCHAT).args(["certs", &secrets]), "");
+    succeed(Command::new(CHITCHAT).args(["token", &keys]), "");
+    fs::copy(path("keys/jwks.json"), path("secrets/jwks.json")).unwrap();
+    let overlay = file("deploy/compose.tls.yaml");
+    // As the server in the container sees it.
+    let here = |value: &str| value.replace("/run/chitchat", &secrets);
+    let variables: Vec<(String, String)> = variables(&overlay)
+        .into_iter()
+        .map(|(name, value)| {
+            let value = value.split(":-").last().unwrap().trim_end_matches('}');
+            (name, here(value))
+        })
+        .collect();
+    let variables: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let server = serve_with(&[], &variables);
+    let line = overlay.lines().find(|line| line.contains("\"health\"")).unwrap();
+    let mut words = line.split('"').skip(1).step_by(2).map(str::to_owned);
+    assert_eq!(words.nth(1).as_deref(), Some("/usr/local/bin/chitchat"));
+    let arguments = words.map(|word| {
+        let word = word.replace("127.0.0.1:50052", &server.address.to_string());
+        here(&word.replace("${TLS_NAME:-localhost}", "localhost"))
+    });
+    let health = run(Command::new(CHITCHAT).args(arguments), "");
+    assert_eq!(text(&health.stdout), "SERVING\n", "{health:?}");
+    let refused = run(
+        Command::new(CHITCHAT)
+            .args(["rooms", "--ca", &path("secrets/ca.pem")])
+            .args([
+                "--server",
+                &format!("https://localhost:{}", server.address.port()),
+            ]),
+        "",
+    );
+    assert!(
+        text(&refused.stderr).contains("this server needs a token"),
+        "{refused:?}"
     );
 }
 

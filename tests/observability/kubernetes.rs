@@ -10,6 +10,9 @@ use crate::process::{external_program, serve_flags, succeed};
 
 const FOLDER: &str = "deploy/kubernetes";
 
+/// The same with TLS and tokens.
+const TLS_FOLDER: &str = "deploy/kubernetes-tls";
+
 #[test]
 fn every_manifest_matches_its_schema() {
     let Some(kustomize) = external_program("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"]) else {
@@ -25,12 +28,22 @@ fn every_manifest_matches_its_schema() {
     // .ci/tools sets both variables.
     let definitions =
         env::var("CHITCHAT_TEST_OPERATOR_CRDS").expect("CHITCHAT_TEST_OPERATOR_CRDS: see .ci/tools");
-    let built = succeed(Command::new(kustomize).arg("build").arg(files::path(FOLDER)), "");
-    let mut check = Command::new(python);
-    check
-        .arg(files::path("tests/observability/manifests.py"))
-        .arg(definitions);
-    let checked = succeed(&mut check, &built);
+    for folder in [FOLDER, TLS_FOLDER] {
+        let built = succeed(Command::new(&kustomize).arg("build").arg(files::path(folder)), "");
+        let mut check = Command::new(&python);
+        check
+            .arg(files::path("tests/observability/manifests.py"))
+            .arg(&definitions);
+        let checked = succeed(&mut check, &built);
+        assert_complete(&built, &checked);
+        assert_eq!(built.contains("CHITCHAT_TLS_CERT"), folder == TLS_FOLDER);
+        // Each probe of the variant speaks to the admin port.
+        assert_eq!(built.contains("\n          grpc:\n"), folder == FOLDER);
+    }
+}
+
+/// Asserts that what kustomize has built is what it should be, of which `checked` is the list.
+fn assert_complete(built: &str, checked: &str) {
     // kube-prometheus-stack selects by this label.
     for document in built.split("\n---\n") {
         let is_selected = ["kind: PodMonitor\n", "kind: PrometheusRule\n"]
@@ -136,6 +149,30 @@ fn the_pod_agrees_with_the_image() {
     }
     assert_eq!(container["readinessProbe"]["grpc"]["port"], 50052);
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
+}
+
+#[test]
+fn the_variant_with_tls_sets_variables_that_the_server_has_to_files_that_it_mounts() {
+    let set = files::yaml(&format!("{TLS_FOLDER}/statefulset.yaml"));
+    let pod = &set["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let flags = serve_flags();
+    let mounts: Vec<&str> = files::list(container, "volumeMounts")
+        .iter()
+        .map(|mount| files::string(mount, "mountPath"))
+        .collect();
+    for variable in files::list(container, "env") {
+        let (name, value) = (files::string(variable, "name"), files::string(variable, "value"));
+        assert!(flags.iter().any(|flag| flag.variable == name), "{name}");
+        let is_mounted = mounts.iter().any(|mount| value.starts_with(mount));
+        assert_eq!(value.starts_with('/'), is_mounted, "{value}");
+    }
+    for (volume, mount) in files::list(pod, "volumes")
+        .iter()
+        .zip(files::list(container, "volumeMounts"))
+    {
+        assert_eq!(volume["name"], mount["name"]);
+    }
 }
 
 #[test]
