@@ -424,6 +424,7 @@ impl From<&Rejection> for Reason {
             Rejection::IdTaken(_) | Rejection::IdReserved(_) => Self::IdTaken,
             Rejection::NameTaken(_) => Self::NameTaken,
             Rejection::RoomFull(_) => Self::RoomFull,
+            Rejection::Removed(_) => Self::Removed,
             Rejection::Banned { .. } => Self::Banned,
             Rejection::RoomClosed => Self::RoomClosed,
             Rejection::RoomDeleted => Self::RoomDeleted,

@@ -27,6 +27,7 @@ mod skeleton;
 mod text;
 mod trace_context;
 
+#[cfg(feature = "server")]
 pub(crate) use dedup_window::DEDUP_ENTRY_BYTES;
 
 pub use clock::{ClockError, LamportClock, LamportTime, Timestamp, WallTime};
@@ -37,7 +38,6 @@ pub use limits::Rules;
 pub use message_id::{MessageId, MessageIdError};
 pub use moderation::{Ban, BanTarget, Moderation, Origin, RemoveTarget};
 pub use name::{Name, NameError, RoomName};
-pub(crate) use outcome::because;
 pub use outcome::{Outcome, Rejection};
 pub use participant::{Attachment, Participant, ParticipantId, Session};
 pub use room::{ReplayError, Room, Snapshot};

@@ -108,6 +108,9 @@ pub enum Rejection {
     /// The room has reached its limit of participants.
     #[error("the room is full: it has {0} participants, which is the limit")]
     RoomFull(usize),
+    /// A moderator has removed the participant, for this reason. Ends its stream.
+    #[error("a moderator has removed you from the room{}", because(.0))]
+    Removed(Text),
     /// A ban keeps the client out.
     #[error("you are banned from this room until {}{}", .until.display(), because(.reason))]
     Banned {
@@ -131,7 +134,7 @@ pub enum Rejection {
 }
 
 /// The end of a sentence that tells a moderator's reason, if there is one.
-pub(crate) fn because(reason: &Text) -> String {
+fn because(reason: &Text) -> String {
     match reason.as_str() {
         "" => String::new(),
         reason => format!(": {reason}"),

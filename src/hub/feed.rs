@@ -40,7 +40,7 @@ use slab::Slab;
 
 use super::observer::{FanOut, Observer};
 use super::used_bytes::UsedBytes;
-use crate::domain::{BanTarget, Origin, Rejection, Sequence, Text};
+use crate::domain::{BanTarget, Origin, Rejection, Sequence};
 
 /// Small batches are merged into blocks of up to this size, in bytes, while a subscriber has yet to read them, so that it
 /// then reads few large slices; a transport frame has 16 KiB. While all subscribers keep up, nothing is copied.
@@ -154,8 +154,6 @@ pub enum CloseReason {
     TakenOver,
     /// The owner of the participant's name has joined.
     NameClaimed,
-    /// A moderator has removed the participant, for this reason.
-    Removed(Text),
     /// The server is draining. The client should connect again after about this delay.
     Draining(Duration),
     /// The room has failed. The client should connect again.

@@ -277,7 +277,9 @@ impl RoomSessions {
                 let reason = CloseReason::Rejected(Rejection::Banned { until, reason });
                 (reason, Some(target.clone()))
             }
-            Moderation::Remove { reason, .. } => (CloseReason::Removed(reason.clone()), None),
+            Moderation::Remove { reason, .. } => {
+                (CloseReason::Rejected(Rejection::Removed(reason.clone())), None)
+            }
             // Nobody leaves.
             _ => (CloseReason::Left, None),
         };

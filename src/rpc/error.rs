@@ -12,7 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::observer::Observer;
 use crate::auth::{Denied, TokenError};
-use crate::domain::{NameError, Rejection, WallTime, because};
+use crate::domain::{NameError, Rejection, WallTime};
 use crate::hub::{CloseReason, HubError};
 use crate::reason::Reason;
 
@@ -172,10 +172,6 @@ impl From<CloseReason> for RpcError {
             CloseReason::NameClaimed => Self::new(
                 Reason::NameClaimed,
                 "the owner of your name has joined; join with another name",
-            ),
-            CloseReason::Removed(reason) => Self::new(
-                Reason::Removed,
-                format!("a moderator has removed you from the room{}", because(&reason)),
             ),
             CloseReason::Draining(delay) => Self {
                 retry_delay: Some(jittered(delay)),

@@ -301,9 +301,7 @@ impl JoinedStream {
             }
             CloseReason::Rejected(rejection) => RpcError::from(&rejection).into(),
             // There is no notice for what a client can do nothing about.
-            reason @ (CloseReason::Damaged | CloseReason::NameClaimed | CloseReason::Removed(_)) => {
-                RpcError::from(reason).into()
-            }
+            reason @ (CloseReason::Damaged | CloseReason::NameClaimed) => RpcError::from(reason).into(),
             reason => self.end_with_notice(&reason.into()),
         }
     }

@@ -271,9 +271,9 @@ impl RoomAlone {
         let until = WallTime::from_millis(u64::try_from(BAN_SECONDS).unwrap() * 1_000);
         let (moderation, told) = match verb {
             "removes" => {
-                let told = format!("a moderator has removed you from the room: {}", reason.as_str());
+                let told = Rejection::Removed(reason.clone());
                 let who = RemoveTarget::All(target());
-                (Moderation::Remove { who, reason }, told)
+                (Moderation::Remove { who, reason }, told.to_string())
             }
             "bans" => {
                 let told = Rejection::Banned {
