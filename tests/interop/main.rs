@@ -1,4 +1,4 @@
-//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpc-js, grpcurl, buf, h2spec), its
+//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpc-js, grpcurl, buf, h2spec, testssl.sh), its
 //! command line, and the signals of a process manager.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -16,3 +16,4 @@ mod handover;
 mod logs;
 mod reflection;
 mod signals;
+mod testssl;
