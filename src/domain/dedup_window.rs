@@ -6,7 +6,6 @@ use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::limits::DEDUP_WINDOW_LEN;
-use super::room_state::InvalidState;
 use super::{MessageId, Sequence, Text};
 
 /// Roughly the memory of an entry, in bytes: 24, and at most 12 of the table, both with what they have to grow.
@@ -82,18 +81,18 @@ impl DedupWindow {
         true
     }
 
-    /// The window with these entries, when `last` is the newest event.
-    pub(super) fn from_entries(entries: Vec<Entry>, last: Sequence) -> Result<Self, InvalidState> {
+    /// The window with these entries, when `last` is the newest event; `None` if they cannot be those of a window.
+    pub(super) fn from_entries(entries: Vec<Entry>, last: Sequence) -> Option<Self> {
         let mut window = Self::default();
         let mut previous = Sequence::ZERO;
         for entry in entries {
             let is_in_order = previous < entry.sequence && entry.sequence <= last;
             if !is_in_order || !is_in_window(entry.sequence, last) || !window.insert_entry(entry) {
-                return Err(InvalidState("the message ids are not those of the newest events"));
+                return None;
             }
             previous = entry.sequence;
         }
-        Ok(window)
+        Some(window)
     }
 
     /// The ids, from the oldest to the newest.

@@ -344,7 +344,8 @@ impl Room {
         room.has_messages = has_messages;
         room.recovery_time = time;
         room.roster = Roster::from_states(participants, next_id, last_attachment, last)?;
-        room.dedup = DedupWindow::from_entries(message_ids, last)?;
+        room.dedup = DedupWindow::from_entries(message_ids, last)
+            .ok_or(InvalidState("the message ids are not those of the newest events"))?;
         room.bans = Bans::restore(bans);
         room.is_closed = is_closed;
         room.is_deleted = is_deleted;
