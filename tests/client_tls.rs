@@ -15,7 +15,9 @@ use chitchat::client::{
     ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, ServerAddress, Session, TlsError,
     TlsOptions,
 };
-use process::{CHITCHAT, Process, Server, TIMEOUT, run, serve, serve_at, succeed, text, unused_address};
+use process::{
+    CHITCHAT, Process, Server, TIMEOUT, load_generator, run, serve, serve_at, succeed, text, unused_address,
+};
 use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
 
@@ -354,4 +356,34 @@ fn the_readme_shows_how_to_run_on_a_public_host() {
     server.stdout_line("serving");
     let chat = succeed(&mut shell(chat), "Hello\n");
     assert!(chat.contains("Ada: Hello"), "{chat}");
+}
+
+#[test]
+fn the_load_generator_checks_deliveries_over_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new("test");
+    let ca = authority.write(directory.path().join("ca.pem"));
+    let issued = authority.issue(directory.path(), "server", &["localhost"]);
+    let server = serve_tls(&issued, &[]);
+    let address = format!("https://localhost:{}", server.address.port());
+    let bench = |address: &str, ca: &[&str]| {
+        let mut command = Command::new(load_generator());
+        command.args([
+            "--server",
+            address,
+            "--count",
+            "2000",
+            "--subscribers",
+            "8",
+            "--payload",
+            "2000",
+        ]);
+        run(command.args(ca), "")
+    };
+    let output = bench(&address, &["--ca", path(&ca)]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let other = Authority::new("other").write(directory.path().join("other.pem"));
+    let output = bench(&address, &["--ca", path(&other)]);
+    assert!(text(&output.stderr).contains("certificate"), "{output:?}");
+    assert_eq!(bench(&address, &[]).status.code(), Some(64));
 }

@@ -1,6 +1,7 @@
 //! The command line of `chitchat-bench`.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chitchat::client::ServerAddress;
@@ -35,9 +36,12 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Bench {
-    /// The server: host:port or http://host:port (plain TCP, no TLS).
+    /// The server: host:port or, with --ca, https://host:port for TLS.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
     server: ServerAddress,
+    /// The issuers of the certificate of a server with TLS (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// The protocol of the server.
     #[arg(long, value_enum, default_value_t = ProtocolArg::Chitchat)]
     protocol: ProtocolArg,
@@ -171,7 +175,8 @@ impl Bench {
             },
         };
         Plan {
-            server: self.server.to_string(),
+            server: self.server.to_string().trim_start_matches("https://").to_owned(),
+            ca: self.ca,
             protocol,
             subscribers: self.subscribers,
             connections: self.connections,
@@ -195,6 +200,10 @@ impl Bench {
 
     fn run(self) -> Result<(), Failure> {
         let json = self.json;
+        if self.server.is_tls() != self.ca.is_some() {
+            let text = "an address with https:// needs --ca, and --ca such an address".to_owned();
+            return Err(Failure::Usage(text));
+        }
         let plan = self.plan();
         let errors = plan.validate();
         if !errors.is_empty() {

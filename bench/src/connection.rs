@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +16,7 @@ use super::codec::{Codec, ConnectionError, DecodeCache};
 use super::latency::Latency;
 use super::publisher::Publisher;
 use super::run_state::{Counter, Phase, RunState};
+use super::stream::Stream;
 
 /// Size in bytes of the read buffer, which all connections of a thread share.
 const READ_BUFFER: usize = 262_144;
@@ -66,7 +66,7 @@ impl WorkerContext {
 #[derive(Debug)]
 pub(super) struct Connection<C> {
     context: Rc<WorkerContext>,
-    stream: TcpStream,
+    stream: Stream,
     codec: C,
     clients: Vec<Client>,
     publisher: Option<Rc<Publisher>>,
@@ -94,7 +94,7 @@ enum Stop {
 impl<C: Codec> Connection<C> {
     pub(super) fn new(
         context: Rc<WorkerContext>,
-        stream: TcpStream,
+        stream: Stream,
         codec: C,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
@@ -255,6 +255,9 @@ impl<C: Codec> Connection<C> {
     }
 
     fn flush(&mut self) -> Result<(), ConnectionError> {
+        self.stream
+            .flush()
+            .map_err(|error| ConnectionError(format!("cannot write: {error}")))?;
         while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.stream.try_write(rest) {
                 Ok(count) => self.written += count,

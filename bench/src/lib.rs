@@ -27,6 +27,7 @@ mod report;
 mod run;
 mod run_state;
 mod schedule;
+mod stream;
 mod worker;
 
 pub use command::Cli;

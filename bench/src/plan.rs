@@ -1,6 +1,7 @@
 //! The parameters of a run.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::BenchError;
@@ -75,6 +76,8 @@ pub struct Http2Settings {
 pub struct Plan {
     /// `host:port` of the server.
     pub server: String,
+    /// The file with the issuers of the server's certificate (PEM); `None` for plain text.
+    pub ca: Option<PathBuf>,
     /// The protocol of the server.
     pub protocol: Protocol,
     /// The number of clients that only receive.
@@ -169,6 +172,10 @@ impl Plan {
             format!("--connections: {} serves one client a connection", self.protocol),
         );
         require(
+            self.ca.is_none() || self.protocol == Protocol::Chitchat,
+            format!("--ca: {} is spoken in plain text only", self.protocol),
+        );
+        require(
             self.rooms == 1 || self.protocol != Protocol::Limit,
             "--rooms: the limit server has one room".to_owned(),
         );
@@ -228,6 +235,7 @@ pub(super) mod tests {
     pub(crate) fn plan() -> Plan {
         Plan {
             server: "127.0.0.1:0".into(),
+            ca: None,
             protocol: Protocol::Chitchat,
             subscribers: 3,
             connections: None,

@@ -12,6 +12,7 @@ use super::process::Process;
 use super::report::{Measurement, Report, Resources};
 use super::run_state::{Counter, Phase, RunState};
 use super::schedule::{Schedule, pace};
+use super::stream::Tls;
 use super::worker::{Worker, WorkerResult, groups};
 use chitchat::telemetry::ClientSpans;
 
@@ -128,6 +129,8 @@ impl Coordinator {
     fn spawn_workers(&self, address: SocketAddr, spans: &ClientSpans) -> Result<Workers, BenchError> {
         let threads = usize::try_from(self.plan.threads).unwrap_or(1);
         let all = groups(&self.plan);
+        let ca = self.plan.ca.as_deref();
+        let tls = ca.map(|ca| Tls::new(ca, &self.plan.server)).transpose()?;
         let mut workers = Vec::with_capacity(threads);
         for index in 0..threads {
             let worker = Worker {
@@ -137,6 +140,7 @@ impl Coordinator {
                 groups: all.iter().skip(index).step_by(threads).cloned().collect(),
                 wakeups: self.wakeups.clone(),
                 spans: spans.clone(),
+                tls: tls.clone(),
             };
             let thread = thread::Builder::new()
                 .name(format!("bench-{index}"))

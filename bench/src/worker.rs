@@ -19,6 +19,7 @@ use super::latency::Latency;
 use super::plan::{Plan, Protocol};
 use super::publisher::Publisher;
 use super::run_state::RunState;
+use super::stream::{Stream, Tls};
 use chitchat::telemetry::ClientSpans;
 
 /// How many connections of a thread may wait for the server's first byte at a time.
@@ -76,6 +77,8 @@ pub(super) struct Worker {
     /// One per publisher of the run.
     pub(super) wakeups: Vec<Arc<Notify>>,
     pub(super) spans: ClientSpans,
+    /// `None` for plain text.
+    pub(super) tls: Option<Tls>,
 }
 
 impl Worker {
@@ -228,17 +231,22 @@ impl Worker {
     async fn connect(
         &self,
         connect_permits: &Arc<Semaphore>,
-    ) -> Result<(TcpStream, OwnedSemaphorePermit), BenchError> {
+    ) -> Result<(Stream, OwnedSemaphorePermit), BenchError> {
         let failed =
             |why: String| BenchError::Unavailable(format!("cannot connect to {}: {why}", self.plan.server));
         let permit = Arc::clone(connect_permits).acquire_owned().await;
         let permit = permit.map_err(|error| failed(error.to_string()))?;
-        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address))
+        let connecting = async {
+            let stream = TcpStream::connect(self.address).await?;
+            stream.set_nodelay(true)?;
+            match &self.tls {
+                Some(tls) => Stream::handshake(stream, tls).await,
+                None => Ok(Stream::Plain(stream)),
+            }
+        };
+        let stream = timeout(CONNECT_TIMEOUT, connecting)
             .await
             .map_err(|_elapsed| failed(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?
-            .map_err(|error| failed(error.to_string()))?;
-        stream
-            .set_nodelay(true)
             .map_err(|error| failed(error.to_string()))?;
         Ok((stream, permit))
     }

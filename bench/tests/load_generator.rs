@@ -250,6 +250,7 @@ fn serve(fault: Fault) -> SocketAddr {
 fn plan(server: SocketAddr) -> Plan {
     Plan {
         server: server.to_string(),
+        ca: None,
         protocol: Protocol::Chitchat,
         subscribers: 4,
         connections: None,
