@@ -142,6 +142,11 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::TooManyBans),
         ),
         (
+            "decisions of moderators per second from one address, after twenty times as many at once: each can take a snapshot of the room",
+            fixed(RateLimits::default().moderations.to_string()),
+            Rejected(Reason::TooFast),
+        ),
+        (
             "the reason that a moderator gives",
             fixed(format!("{MAX_REASON_CHARS} characters")),
             Rejected(Reason::ModerationInvalid),

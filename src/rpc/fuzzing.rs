@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body::Frame;
+use prost::Message as _;
 use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::body::Body;
@@ -16,7 +17,9 @@ use super::budget::{BudgetLimits, ServerBudgets};
 use super::convert::join_request;
 use super::frame_meter::{DataFrames, FrameMeter};
 use super::inbound::Inbound;
-use crate::proto::JoinMsgLeave;
+use super::moderation::{self, Decision};
+use crate::domain::WallTime;
+use crate::proto::{JoinMsgLeave, ModerateRequest};
 
 /// The limit on the size of a message, in bytes.
 const LIMIT: usize = 4_000;
@@ -47,6 +50,11 @@ pub(crate) fn requests(bytes: &[u8]) {
     let Some((size, stream)) = bytes.split_first() else {
         return;
     };
+    if let Ok(request) = ModerateRequest::decode(stream)
+        && let Ok(reason) = moderation::reason(&request.reason)
+    {
+        Decision::parse(request, reason, WallTime::default()).ok();
+    }
     let _runtime = RUNTIME.enter();
     let chunks = stream.chunks(usize::from(*size).max(1));
     let frames = Frames(chunks.map(Bytes::copy_from_slice).collect());

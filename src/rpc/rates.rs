@@ -43,6 +43,8 @@ pub struct RateLimits {
     pub rooms_per_address: usize,
     /// Calls per second from one address whose token is not valid. Verifying one takes up to a tenth of a millisecond.
     pub failed_sign_ins: u32,
+    /// What moderators do per second from one address. Storing it can take a snapshot of all participants of a room.
+    pub moderations: u32,
     /// TLS handshakes per second from one address. Computing one takes up to a millisecond.
     pub handshakes: u32,
 }
@@ -55,6 +57,7 @@ impl Default for RateLimits {
             new_rooms: 60,
             rooms_per_address: 2_500,
             failed_sign_ins: 100,
+            moderations: 10,
             handshakes: 200,
         }
     }
@@ -89,6 +92,9 @@ impl MessageRate {
 
 /// How many seconds' worth of tokens that are not valid an address may send at once.
 const SIGN_IN_BURST_SECONDS: u32 = 10;
+
+/// How many seconds' worth of decisions moderators at one address may make at once.
+const MODERATION_BURST_SECONDS: u32 = 20;
 
 /// A rate for each address.
 #[derive(Debug)]
@@ -159,6 +165,7 @@ pub struct Rates {
     joins: AddressRate,
     new_rooms: AddressRate,
     failed_sign_ins: AddressRate,
+    moderations: AddressRate,
     room_places: RoomPlaces,
 }
 
@@ -188,6 +195,11 @@ impl Rates {
                 second,
                 limits.failed_sign_ins.saturating_mul(SIGN_IN_BURST_SECONDS),
             )),
+            moderations: AddressRate::new(Rate::new(
+                limits.moderations,
+                second,
+                limits.moderations.saturating_mul(MODERATION_BURST_SECONDS),
+            )),
             room_places: RoomPlaces::new(limits.rooms_per_address),
         }
     }
@@ -198,6 +210,21 @@ impl Rates {
             rate: self.messages,
             limiter: RateLimiter::default(),
         }
+    }
+
+    /// Counts a decision of a moderator at `address`.
+    ///
+    /// # Errors
+    ///
+    /// There are too many.
+    pub(super) fn moderate(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
+        self.moderations.try_acquire(address).map_err(|delay| {
+            RpcError::new(
+                Reason::TooFast,
+                "too many decisions of moderators at your address; wait before the next one",
+            )
+            .with_retry_delay(delay)
+        })
     }
 
     /// Checks that an address has not sent too many tokens that are not valid.

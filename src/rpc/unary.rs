@@ -256,7 +256,7 @@ impl UnaryService {
     ) -> Result<ModerateResponse, RpcError> {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Moderate, &room)?;
-        self.rates.post(connection.peer.map(|peer| peer.ip()))?;
+        self.rates.moderate(connection.peer.map(|peer| peer.ip()))?;
         let reason = moderation::reason(&request.reason)?;
         let decision = Decision::parse(request, reason.clone(), wall_time())?;
         let removed = self.hub.moderate(&room, decision.moderation).await?;

@@ -383,3 +383,26 @@ async fn only_those_with_the_right_moderate() {
     ada.send(message(0, "still open")).await;
     assert_eq!(ada.next().await.msg_stream, "still open");
 }
+
+#[tokio::test]
+async fn moderators_at_one_address_may_not_decide_too_fast() {
+    let protected = Protected::start_with(Anonymous::Write, |config| {
+        config.transport.rates.moderations = 1;
+    })
+    .await;
+    protected.server.join("Ada").await;
+    let mut decided = 0;
+    let status = loop {
+        match protected.moderate("", room(RoomAction::Reopen), "").await {
+            Ok(_) => decided += 1,
+            Err(status) => break status,
+        }
+        assert!(decided < 1_000);
+    };
+    assert!(decided >= 20, "{decided}");
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::ResourceExhausted, "TOO_FAST")
+    );
+    assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+}
