@@ -286,7 +286,8 @@ fn older_history_is_loaded_while_the_user_scrolls() {
 
 #[test]
 fn no_line_of_a_paste_is_lost() {
-    let server = serve(&[]);
+    // A burst of 80, then 8 a second: the last ones have to wait.
+    let server = serve(&["--message-rate", "8"]);
     let mut terminal = Setup::new(server.address).start_joined();
     let lines: Vec<String> = (1..=50).map(|line| format!("pasted {line}")).collect();
     // Without brackets, each line is sent; some terminals end lines with line feeds.

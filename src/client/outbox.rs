@@ -93,14 +93,28 @@ impl Outbox {
         self.sent = 0;
     }
 
-    /// Removes the message with this id. Returns whether it was in the outbox.
-    pub(super) fn remove(&mut self, message_id: &str) -> bool {
+    /// The number of messages in flight.
+    pub(super) const fn in_flight(&self) -> usize {
+        self.sent
+    }
+
+    /// Marks the message with this id, and those after it, as waiting. Returns whether it was in the outbox.
+    pub(super) fn hold(&mut self, message_id: &str) -> bool {
+        let index = self.index(message_id);
+        self.sent = index.map_or(self.sent, |index| self.sent.min(index));
+        index.is_some()
+    }
+
+    fn index(&self, message_id: &str) -> Option<usize> {
         // The server answers in order, so this is nearly always the first one.
-        let Some(index) = self
-            .messages
+        self.messages
             .iter()
             .position(|message| message.message_id.as_str() == message_id)
-        else {
+    }
+
+    /// Removes the message with this id. Returns whether it was in the outbox.
+    pub(super) fn remove(&mut self, message_id: &str) -> bool {
+        let Some(index) = self.index(message_id) else {
             return false;
         };
         self.messages.remove(index);

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
 
 use super::connection::{ChatCall, ConnectOptions, Connection};
@@ -44,6 +44,8 @@ pub struct Session {
     state: SessionState,
     backoff: Backoff,
     connection: ConnectionState<ChatCall>,
+    /// Until when nothing is sent, because the server has rejected a message as too fast.
+    pause: Option<Pin<Box<Sleep>>>,
     /// Events that have not been yielded yet; at most three.
     events: VecDeque<Event>,
 }
@@ -75,6 +77,7 @@ impl Session {
             state,
             backoff: Backoff::new(retry),
             connection: ConnectionState::Closed,
+            pause: None,
             events: VecDeque::new(),
         };
         session.on_connected(call, false);
@@ -111,7 +114,8 @@ impl Session {
     /// is queued.
     ///
     /// A later [`Event::Message`] with this message id is the server's answer: the broadcast event or a notice with the code
-    /// `MESSAGE_REPEATED` acknowledges the message; any other notice rejects it.
+    /// `MESSAGE_REPEATED` acknowledges the message; any other notice rejects it. A message that the server rejects as too fast
+    /// is sent again after the delay that the server asks for, and no notice is yielded.
     ///
     /// # Errors
     /// [`ClientError::WindowFull`] if [`WINDOW`](Self::WINDOW) messages are unacknowledged. [`ClientError::Closed`] after
@@ -181,7 +185,11 @@ impl Session {
             gap,
             message,
             is_progress,
+            pause,
         } = self.state.on_message(message);
+        if let Some(pause) = pause {
+            self.pause = Some(Box::pin(sleep(pause)));
+        }
         if is_progress {
             self.backoff.reset();
         }
@@ -193,6 +201,7 @@ impl Session {
     /// Called when the stream has ended or an attempt to connect has failed.
     fn on_disconnect(&mut self, error: Option<ClientError>) -> Result<(), ClientError> {
         self.connection = ConnectionState::Closed;
+        self.pause = None;
         match self.state.on_disconnect(error) {
             Disconnect::Left => Ok(()),
             Disconnect::Fatal(error) => Err(error),
@@ -210,6 +219,12 @@ impl Session {
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
         match &mut self.connection {
             ConnectionState::Open(call) => {
+                if let Some(pause) = &mut self.pause
+                    && pause.as_mut().poll(cx).is_ready()
+                {
+                    self.pause = None;
+                    self.state.resume_sending();
+                }
                 call.poll_flush(cx, &mut self.state);
                 match ready!(Pin::new(&mut call.incoming).poll_next(cx)) {
                     Some(Ok(message)) => self.on_message(message),

@@ -93,6 +93,11 @@ pub(super) struct SessionState {
     /// earlier connection sent, and the server's deduplication window for message ids is finite.
     send_after: Option<ResumePoint>,
     leave: Leave,
+    /// Whether the server has rejected a message as too fast: until all messages are acknowledged, one is in flight at a time, so
+    /// that no later one overtakes it.
+    is_throttled: bool,
+    /// Whether nothing is sent until [`resume_sending`](Self::resume_sending) is called.
+    is_paused: bool,
     /// The reconnect delay that the server asked for in a notice.
     requested_delay: Option<Duration>,
     /// Set if another connection has taken over the session: the text of the server's notice.
@@ -116,6 +121,8 @@ pub(super) struct Incoming {
     pub(super) message: Option<ServerMessage>,
     /// Whether the message proves that the connection works, so that the backoff is reset.
     pub(super) is_progress: bool,
+    /// How long nothing may be sent, because the server has rejected a message as too fast.
+    pub(super) pause: Option<Duration>,
 }
 
 /// What to do after a connection has ended.
@@ -143,6 +150,8 @@ impl SessionState {
             outbox: Outbox::new(),
             send_after: None,
             leave: Leave::No,
+            is_throttled: false,
+            is_paused: false,
             requested_delay: None,
             taken_over: None,
             clock_was_reset: false,
@@ -213,6 +222,7 @@ impl SessionState {
     pub(super) fn on_joined(&mut self, welcome: Option<Welcome>) -> Option<Gap> {
         let is_reconnect = std::mem::replace(&mut self.has_joined, true);
         self.outbox.rewind();
+        self.is_paused = false;
         self.send_after = None;
         if self.is_leaving() {
             self.leave = Leave::Requested;
@@ -241,14 +251,24 @@ impl SessionState {
             .is_some_and(|position| !self.cursor.has_passed(position))
     }
 
+    /// Whether messages have to wait.
+    fn is_held(&self) -> bool {
+        self.is_catching_up() || self.is_paused || self.is_throttled && self.outbox.in_flight() > 0
+    }
+
+    /// Called after the pause that [`Incoming::pause`] asks for.
+    pub(super) const fn resume_sending(&mut self) {
+        self.is_paused = false;
+    }
+
     /// Whether [`next_frame`](Self::next_frame) has something to send.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.is_catching_up() && (self.outbox.has_unsent() || self.leave == Leave::Requested)
+        !self.is_held() && (self.outbox.has_unsent() || self.leave == Leave::Requested)
     }
 
     /// The next message to send on the current connection.
     pub(super) fn next_frame(&mut self) -> Option<JoinMsgLeave> {
-        if self.is_catching_up() {
+        if self.is_held() {
             return None;
         }
         if let Some(unsent) = self.outbox.next_unsent() {
@@ -282,7 +302,20 @@ impl SessionState {
     /// Processes a message from the server.
     pub(super) fn on_message(&mut self, message: ServerMessage) -> Incoming {
         self.clock.merge(message.timestamp);
+        if let Some(pause) = retry_delay(&message)
+            && self.outbox.hold(&message.message_id)
+        {
+            self.is_throttled = true;
+            self.is_paused = true;
+            return Incoming {
+                gap: None,
+                message: None,
+                is_progress: false,
+                pause: Some(pause),
+            };
+        }
         let was_pending = self.outbox.remove(&message.message_id);
+        self.is_throttled &= self.outbox.len() > 0;
         let is_control = self.on_control_notice(&message);
         let (gap, is_new) = match self.cursor.observe(&message) {
             Observation::Next => (None, true),
@@ -296,6 +329,7 @@ impl SessionState {
             gap,
             is_progress: was_pending || is_event,
             message: (is_new && !is_control).then_some(message),
+            pause: None,
         }
     }
 
@@ -352,6 +386,15 @@ impl SessionState {
         let min_delay = error.retry_after().max(requested_delay);
         Disconnect::Retry(error, min_delay)
     }
+}
+
+/// The delay after which a message that the server has rejected as too fast can be sent again.
+fn retry_delay(message: &ServerMessage) -> Option<Duration> {
+    let notice = message.notice.as_ref()?;
+    let delay = notice
+        .retry_delay
+        .filter(|_| notice.code() == NoticeCode::TooFast)?;
+    delay.try_into().ok()
 }
 
 #[cfg(test)]

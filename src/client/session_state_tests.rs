@@ -511,3 +511,50 @@ fn the_window_bounds_unacknowledged_messages() {
         Err(ClientError::WindowFull)
     ));
 }
+
+#[test]
+fn messages_that_are_too_fast_are_sent_again_in_order() {
+    let mut state = joined();
+    let ids: Vec<MessageId> = (0..3)
+        .map(|_| state.enqueue("text".into(), None).unwrap())
+        .collect();
+    let next = |state: &mut SessionState| state.next_frame().map(|frame| frame.message_id);
+    let acknowledge = |state: &mut SessionState, id: &MessageId, sequence| {
+        let broadcast = ServerMessage {
+            message_id: id.as_str().into(),
+            r#type: EventType::Message.into(),
+            epoch: EPOCH,
+            sequence,
+            ..ServerMessage::default()
+        };
+        assert!(state.on_message(broadcast).message.is_some());
+    };
+    for id in &ids {
+        assert_eq!(next(&mut state).as_deref(), Some(id.as_str()));
+    }
+    for id in &ids[1..] {
+        let rejection = ServerMessage {
+            message_id: id.as_str().into(),
+            ..notice(NoticeCode::TooFast)
+        };
+        let incoming = state.on_message(rejection);
+        assert_eq!(
+            (incoming.pause, incoming.message),
+            (Some(Duration::from_secs(3)), None)
+        );
+    }
+    acknowledge(&mut state, &ids[0], 5);
+    assert!(!state.has_unsent());
+    state.leave();
+    state.resume_sending();
+    for (id, sequence) in ids[1..].iter().zip(6..) {
+        assert_eq!(next(&mut state).as_deref(), Some(id.as_str()));
+        // The next message could overtake this one if it is rejected again.
+        assert!(!state.has_unsent());
+        acknowledge(&mut state, id, sequence);
+    }
+    assert_eq!(
+        state.next_frame().map(|frame| frame.r#type()),
+        Some(EventType::Leave)
+    );
+}

@@ -47,7 +47,7 @@ use tty::Tty;
 /// The shortest time between two drawings.
 const FRAME_INTERVAL: Duration = Duration::from_millis(33);
 
-/// How long to wait for the acknowledgements and the end of the stream after a LEAVE.
+/// How long to wait for the next acknowledgement, and for the end of the stream after a LEAVE.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Capacity of the queue between the keyboard's thread and the loop.
@@ -68,6 +68,11 @@ impl Joiner {
     async fn join(self, target: Target) -> Result<Session, ClientError> {
         let join = JoinOptions::new(target.name.as_str()).room(target.room.as_str());
         Session::join(&self.server, &self.options, self.retry, join).await
+    }
+
+    /// Until when the server may answer the next message or the LEAVE.
+    fn leave_deadline(&self) -> Instant {
+        Instant::now() + self.options.response_timeout.min(LEAVE_TIMEOUT)
     }
 }
 
@@ -302,7 +307,8 @@ impl FullScreen {
         while self.session.has_capacity() {
             let room = self.app.target.room.as_str().to_owned();
             let Some(pending) = self.app.next_unsent() else {
-                if self.leave_deadline.is_some() {
+                // A text that is rejected as too fast is sent again, so LEAVE comes after the acknowledgements.
+                if self.leave_deadline.is_some() && self.app.pending.is_empty() {
                     self.session.leave();
                 }
                 return;
@@ -335,6 +341,11 @@ impl FullScreen {
     }
 
     fn record(&mut self, message: &ServerMessage) {
+        if let Some(deadline) = &mut self.leave_deadline
+            && !message.message_id.is_empty()
+        {
+            *deadline = self.joiner.leave_deadline();
+        }
         if let Some(span) = self.sent.remove(&message.message_id) {
             if message.notice.is_some() && !is_repeated(message) {
                 span.record_rejected(&message.message_id);
@@ -381,7 +392,7 @@ impl FullScreen {
             Answer::Older(Err(ClientError::Unimplemented { .. })) => self.app.timeline.older = Older::Nothing,
             Answer::Roster(Err(ClientError::Unimplemented { .. })) => {}
             Answer::Older(Err(error)) | Answer::Newer(Err(error)) => {
-                self.app.on_load_failed(&error.to_string())
+                self.app.on_load_failed(&error.to_string());
             }
             Answer::Roster(Err(error)) => self.app.note(&format!("cannot list the participants: {error}")),
             Answer::Rooms(Err(error)) => self.app.note(&format!("cannot list the rooms: {error}")),
@@ -390,13 +401,12 @@ impl FullScreen {
 
     /// Leaves the room, after what was entered is sent. The second time, ends at once.
     fn leave(&mut self) {
-        let now = Instant::now();
-        let deadline = if self.leave_deadline.is_some() {
-            now
+        let is_second = self.leave_deadline.is_some();
+        self.leave_deadline = Some(if is_second {
+            Instant::now()
         } else {
-            now + self.joiner.options.response_timeout.min(LEAVE_TIMEOUT)
-        };
-        self.leave_deadline = Some(deadline);
+            self.joiner.leave_deadline()
+        });
         self.joining = None;
         self.app.is_leaving = true;
     }

@@ -638,16 +638,10 @@ impl App {
             KeyCode::Right if control || alt => self.editor.word_right(),
             KeyCode::Left => self.editor.left(),
             KeyCode::Right => self.editor.right(),
-            KeyCode::Up => {
-                if !self.editor.up() {
-                    self.show_input(true);
-                }
-            }
-            KeyCode::Down => {
-                if !self.editor.down() {
-                    self.show_input(false);
-                }
-            }
+            KeyCode::Up if self.editor.up() => {}
+            KeyCode::Down if self.editor.down() => {}
+            KeyCode::Up => self.show_input(true),
+            KeyCode::Down => self.show_input(false),
             KeyCode::PageUp => self.scroll_up(page),
             KeyCode::PageDown => self.scroll_down(page),
             KeyCode::Home if control || self.editor.is_empty() => self.scroll_up(usize::MAX / 2),
@@ -655,11 +649,7 @@ impl App {
             KeyCode::Home => self.editor.home(),
             KeyCode::End => self.editor.end(),
             KeyCode::F(2) => self.show_bare(),
-            KeyCode::Esc => {
-                if self.search.take().is_some() {
-                    self.follow();
-                }
-            }
+            KeyCode::Esc if self.search.take().is_some() => self.follow(),
             _ => {}
         }
     }

@@ -123,7 +123,7 @@ impl LineEditor {
         }
         let column = self.text[start..self.cursor].graphemes(true).count();
         self.cursor = start - 1;
-        self.to_column(column);
+        self.move_to_column(column);
         true
     }
 
@@ -135,11 +135,11 @@ impl LineEditor {
         }
         let column = self.text[self.line_start()..self.cursor].graphemes(true).count();
         self.cursor = end + 1;
-        self.to_column(column);
+        self.move_to_column(column);
         true
     }
 
-    fn to_column(&mut self, column: usize) {
+    fn move_to_column(&mut self, column: usize) {
         let (start, end) = (self.line_start(), self.line_end());
         let mut graphemes = self.text[start..end].grapheme_indices(true);
         self.cursor = graphemes.nth(column).map_or(end, |(at, _)| start + at);
