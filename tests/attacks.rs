@@ -100,7 +100,7 @@ fn repeated(count: usize, frame: &[u8]) -> Vec<u8> {
     frame.repeat(count)
 }
 
-const ATTACKS: &[Attack] = &[
+static ATTACKS: &[Attack] = &[
     Attack {
         name: "connections that send nothing",
         connections: 300,
@@ -470,6 +470,13 @@ fn metric(server: &Server, name: &str) -> f64 {
         .unwrap()
 }
 
+/// The attacks that the environment chooses, or all.
+fn chosen() -> Vec<&'static Attack> {
+    let only = std::env::var("ATTACKS").unwrap_or_default();
+    let is_chosen = |attack: &&Attack| only.split(',').any(|part| attack.name.contains(part));
+    ATTACKS.iter().filter(is_chosen).collect()
+}
+
 /// Runs all attacks, two at a time, for `seconds` in all. Asserts that clients which behave well go on, that the server keeps
 /// to its memory, and that it uses no more than before once the attackers are gone.
 async fn run_attacks(seconds: u64) {
@@ -497,10 +504,7 @@ async fn run_attacks(seconds: u64) {
     let before = usage(server.id());
 
     let mut random = StdRng::seed_from_u64(seed());
-    let only = std::env::var("ATTACKS").unwrap_or_default();
-    let mut order: Vec<usize> = (0..ATTACKS.len())
-        .filter(|index| only.is_empty() || only.split(',').any(|part| ATTACKS[*index].name.contains(part)))
-        .collect();
+    let mut order = chosen();
     order.shuffle(&mut random);
     let end = Instant::now() + Duration::from_secs(seconds);
     let rounds = order.len().div_ceil(2);
@@ -511,7 +515,7 @@ async fn run_attacks(seconds: u64) {
     let mut peak = before;
     let mut next = 0;
     while Instant::now() < end || next < order.len() {
-        let pair = [order[next % order.len()], order[(next + 1) % order.len()]].map(|index| &ATTACKS[index]);
+        let pair = [order[next % order.len()], order[(next + 1) % order.len()]];
         next += 2;
         let until = Instant::now() + per_round;
         let mut attackers = JoinSet::new();
@@ -583,23 +587,28 @@ async fn run_attacks(seconds: u64) {
 
 /// The seconds of CPU time that a process has used.
 fn cpu_seconds(process: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let fields: Vec<f64> = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse().unwrap())
-        .collect();
-    // A tick is 10 ms.
-    fields.iter().sum::<f64>() / 100.0
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    // Exact, unlike the times in `stat`. A thread may end meanwhile.
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("schedstat")).ok());
+    let nanoseconds: f64 = stats
+        .map(|stat| stat.split(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum();
+    nanoseconds / 1e9
 }
 
 /// Sends a message every 20 ms until `until`, and returns the median and the 99th percentile of the times until they were
 /// acknowledged, in milliseconds, and how much CPU the server and this process used, in cores.
-async fn measure(server: &Server, until: Instant) -> (f64, f64, f64) {
-    let cpu = || cpu_seconds(server.id()) + cpu_seconds(std::process::id());
-    let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap();
+fn measure(server: &Server, until: Instant) -> (f64, f64, f64) {
+    let (address, id) = (server.address, server.id());
+    // Not on the runtime of the attackers, which they keep busy.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let measuring = thread::spawn(move || runtime.unwrap().block_on(measure_posts(address, id, until)));
+    block_in_place(|| measuring.join().unwrap())
+}
+
+async fn measure_posts(server: SocketAddr, id: u32, until: Instant) -> (f64, f64, f64) {
+    let cpu = || cpu_seconds(id) + cpu_seconds(std::process::id());
+    let channel = Channel::from_shared(format!("http://{server}")).unwrap();
     let mut client = ChatServiceClient::new(channel.connect().await.unwrap());
     let (started, before) = (Instant::now(), cpu());
     let mut times = Vec::new();
@@ -663,23 +672,23 @@ async fn latency_during_attacks_and_beside_as_much_other_work() {
     ];
     let server = block_in_place(|| serve_at(unused_address(), &flags));
     let soon = || Instant::now() + Duration::from_secs(8);
-    let (p50, p99, idle) = measure(&server, soon()).await;
+    let (p50, p99, idle) = measure(&server, soon());
     println!(
         "| attack | cores | p50 ms | p99 ms | control p50 | control p99 | p99 ratio |\n|---|---|---|---|---|---|---|"
     );
     println!("| none | {idle:.2} | {p50:.2} | {p99:.2} | | | |");
-    for kind in ATTACKS {
+    for kind in chosen() {
         let until = soon();
         let mut attackers = JoinSet::new();
         for seed in 0..kind.connections as u64 {
             attackers.spawn(attack(kind, server.address, seed, until));
         }
-        let (p50, p99, cores) = measure(&server, until).await;
+        let (p50, p99, cores) = measure(&server, until);
         attackers.join_all().await;
         sleep(Duration::from_secs(1)).await;
         let until = soon();
         let burners = burn(cores - idle, until);
-        let (control_p50, control_p99, _) = measure(&server, until).await;
+        let (control_p50, control_p99, _) = measure(&server, until);
         burners.into_iter().for_each(|burner| burner.join().unwrap());
         println!(
             "| {} | {cores:.2} | {p50:.2} | {p99:.2} | {control_p50:.2} | {control_p99:.2} | {:.2} |",

@@ -20,6 +20,8 @@ pub(super) struct AddressBudgets {
     pub(super) responses: Arc<Budget>,
     /// The bytes that are received and that no request has read yet.
     pub(super) unread: AtomicUsize,
+    /// The turns of its busy connections.
+    pub(super) turns: Arc<Semaphore>,
 }
 
 /// The addresses that have connections.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -11,6 +11,7 @@ use super::address_budgets::{AddressBudgets, Addresses, share};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
+use super::turns::turns;
 use crate::auth::{Anonymous, Caller};
 use crate::reason::Reason;
 
@@ -238,6 +239,7 @@ impl ServerBudgets {
             received: self.received.child(share(limits.received)),
             responses: self.responses.child(share(limits.responses)),
             unread: AtomicUsize::new(0),
+            turns: Arc::new(turns()),
         })
     }
 
@@ -248,6 +250,7 @@ impl ServerBudgets {
         Arc::new(ConnectionBudgets {
             received: address.received.child(limits.received_per_connection),
             unread: Unread::new(Arc::clone(&address), Arc::clone(&self.unread), limits.unread),
+            work: AtomicU64::new(0),
             responses: address.responses.child(limits.responses_per_connection),
             own_queries: Arc::new(Semaphore::new(QUERIES_PER_CONNECTION)),
             all_queries: Arc::clone(&self.queries),
@@ -268,6 +271,8 @@ impl ServerBudgets {
 pub(super) struct ConnectionBudgets {
     received: Arc<Budget>,
     pub(super) unread: Unread,
+    /// The work that the frames of the client have made so far.
+    pub(super) work: AtomicU64,
     pub(super) responses: Arc<Budget>,
     own_queries: Arc<Semaphore>,
     all_queries: Arc<Semaphore>,

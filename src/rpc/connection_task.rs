@@ -6,7 +6,8 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, Stream as _};
@@ -20,6 +21,7 @@ use super::budget::{ConnectionBudgets, StalledStreams, Unread};
 use super::corked_io::CorkedIo;
 use super::stall_detector::StallDetector;
 use super::sub_waker::SubWaker;
+use super::turns::Turns;
 
 /// How many times one poll of the task polls the streams and the connection at most. More than once, so that the streams
 /// handle at once what the connection has read, and their responses go out in the same write. Bounded, so that a client that
@@ -168,7 +170,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
     let mut blocked_ticks = 0;
+    let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     poll_fn(|cx| {
+        let _turn = ready!(turns.poll_next(cx, budgets.work.load(Ordering::Relaxed)));
         let polled = poll_rounds(
             cx,
             connection.as_mut(),

@@ -25,7 +25,11 @@ const SENT_BYTES_PER_FRAME: f64 = 16.0;
 /// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them.
 const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 
+/// The work of a call, compared with that of a frame.
+const CALL_WORK: usize = 16;
+
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 
@@ -73,6 +77,14 @@ pub(super) struct DataFrames {
     pub(super) charge: usize,
 }
 
+/// The frames in some bytes that were read from a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct ReadFrames {
+    /// The work that they make: 1 each, but [`CALL_WORK`] for one that begins a call.
+    pub(super) work: usize,
+    pub(super) data: DataFrames,
+}
+
 impl AddAssign for DataFrames {
     fn add_assign(&mut self, other: Self) {
         self.payload += other.payload;
@@ -99,16 +111,17 @@ impl FrameMeter {
         }
     }
 
-    /// Counts the frames in the next bytes of the connection. Returns the DATA frames among them.
+    /// Counts the frames in the next bytes of the connection.
     ///
     /// # Errors
     ///
     /// There are too many of them. The connection should be closed.
-    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<DataFrames, Flood> {
-        let (mut cost, mut data) = (0.0, DataFrames::default());
+    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
+        let (mut cost, mut frames) = (0.0, ReadFrames::default());
         self.read.scan(bytes, |kind, len| {
+            frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
             if kind == DATA {
-                data += DataFrames {
+                frames.data += DataFrames {
                     payload: len,
                     charge: len.max(MIN_FRAME_BYTES),
                 };
@@ -130,7 +143,7 @@ impl FrameMeter {
         if self.allowance < 0.0 {
             Err(Flood)
         } else {
-            Ok(data)
+            Ok(frames)
         }
     }
 

@@ -15,7 +15,7 @@ use tonic::body::Body;
 
 use super::budget::{BudgetLimits, ServerBudgets};
 use super::convert::join_request;
-use super::frame_meter::{DataFrames, FrameMeter};
+use super::frame_meter::{FrameMeter, ReadFrames};
 use super::inbound::Inbound;
 use super::moderation::{self, Decision};
 use crate::domain::WallTime;
@@ -81,14 +81,15 @@ pub(crate) fn frames(bytes: &[u8]) {
         return;
     };
     let (mut whole, mut parts) = (FrameMeter::new(), FrameMeter::new());
-    let mut data = Some(DataFrames::default());
+    let mut frames = Some(ReadFrames::default());
     for part in bytes.chunks(usize::from(*size).max(1)) {
         let read = parts.on_read(part).ok();
-        data = data.zip(read).map(|(mut data, read)| {
-            data += read;
-            data
+        frames = frames.zip(read).map(|(mut frames, read)| {
+            frames.work += read.work;
+            frames.data += read.data;
+            frames
         });
     }
-    assert_eq!(whole.on_read(bytes).ok(), data);
+    assert_eq!(whole.on_read(bytes).ok(), frames);
     whole.on_written(bytes);
 }

@@ -36,6 +36,7 @@ mod subscribe_body;
 mod time_limit;
 mod token_expiry;
 mod transport;
+mod turns;
 mod unary;
 mod unary_limits;
 

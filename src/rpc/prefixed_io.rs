@@ -3,10 +3,12 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 
 use super::budget::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
@@ -15,6 +17,9 @@ use super::transport::answer_http1;
 
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How many frames count as one of the operations of which tokio grants a task 128 each time it runs.
+const WORK_PER_UNIT: usize = 4;
 
 /// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows, and fail
 /// once the client floods the server with frames.
@@ -84,11 +89,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let cut = match self.meter.on_read(&buf.filled()[before..]) {
-            Ok(data) => {
-                let is_allowed = self
-                    .budgets
-                    .as_ref()
-                    .is_none_or(|budgets| budgets.unread.add(data));
+            Ok(frames) => {
+                yield_after(frames.work, cx);
+                let is_allowed = self.budgets.as_ref().is_none_or(|budgets| {
+                    budgets.work.fetch_add(frames.work as u64, Ordering::Relaxed);
+                    budgets.unread.add(frames.data)
+                });
                 (!is_allowed).then_some(CutReason::Unread)
             }
             Err(_) => Some(CutReason::Flood),
@@ -98,6 +104,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             None => Ok(()),
             Some(_) => Err(io::ErrorKind::ConnectionAborted.into()),
         })
+    }
+}
+
+/// Counts work, so that the task yields to other connections when it has done some. Otherwise it would first handle everything
+/// that the socket has.
+fn yield_after(work: usize, cx: &mut Context<'_>) {
+    for _ in 0..work / WORK_PER_UNIT {
+        match poll_proceed(cx) {
+            Poll::Ready(unit) => unit.made_progress(),
+            Poll::Pending => return,
+        }
     }
 }
 
@@ -134,6 +151,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -155,6 +174,40 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(read, [PREFACE.as_slice(), b"rest"].concat());
+    }
+
+    #[tokio::test]
+    async fn many_short_frames_do_not_keep_a_task_from_yielding() {
+        // 2,000 PINGs.
+        let frames = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[0; 8]].concat().repeat(2_000);
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        client
+            .write_all(&[PREFACE.as_slice(), &frames].concat())
+            .await
+            .unwrap();
+        let mut io = PrefixedIo::accept(server, Duration::from_secs(60)).await.unwrap();
+        let mut turns = Vec::new();
+        let mut total = 0;
+        while total < PREFACE.len() + frames.len() {
+            tokio::task::yield_now().await;
+            let read = poll_fn(|cx| {
+                let (mut bytes, mut turn) = ([0; 512], 0);
+                loop {
+                    let mut buf = ReadBuf::new(&mut bytes);
+                    let polled = Pin::new(&mut io).poll_read(cx, &mut buf);
+                    if polled.is_pending() || buf.filled().is_empty() {
+                        return Poll::Ready(turn);
+                    }
+                    turn += buf.filled().len();
+                }
+            });
+            turns.push(read.await);
+            total += turns.last().unwrap();
+        }
+        assert!(
+            turns.len() > 2 && turns.iter().all(|read| *read < 600 * 17),
+            "{turns:?}"
+        );
     }
 
     #[tokio::test]
