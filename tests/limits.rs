@@ -326,6 +326,14 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
+            "busy connections of one address, each with more than a thousand messages or 60 calls in 100 ms",
+            fixed("two per processor at a time"),
+            Other(
+                "others take turns with them, and those that send less do not wait",
+                "",
+            ),
+        ),
+        (
             "log lines of one event that clients cause",
             fixed("1000 at once, 100 per second"),
             Other("they are suppressed", "chitchat_log_lines_left_out_total"),
