@@ -177,7 +177,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::TooManyInvalidTokens),
         ),
         (
-            "TLS handshakes per second from one address, after as many at once as it may have connections",
+            "TLS handshakes per second from one address, after as many at once as it may have connections, at least 200",
             fixed(RateLimits::default().handshakes.to_string()),
             Other(
                 "the connection is closed",

@@ -121,7 +121,9 @@ impl Listener {
                 limits.rates.handshakes,
                 Duration::from_secs(1),
                 // When the server has restarted, all connections of a proxy begin at once.
-                u32::try_from(limits.max_connections_per_address).unwrap_or(u32::MAX),
+                u32::try_from(limits.max_connections_per_address)
+                    .unwrap_or(u32::MAX)
+                    .max(limits.rates.handshakes),
             ))),
             tasks: TaskTracker::new(),
         }
