@@ -47,7 +47,6 @@ fn usage_errors_exit_with_64() {
         &["serve", "--tls-cert", "cert.pem"],
         &["chat", "--name", "Ada", "--timeout", "12000years"],
         &["no-such-command"],
-        &["chat"],
         &[],
     ] {
         let output = run(Command::new(CHITCHAT).args(arguments), "");
