@@ -599,3 +599,132 @@ fn lines_can_be_chosen_on_a_terminal() {
         ["one", "two", "three", "one", "two", "three"]
     );
 }
+
+/// The picture in the README.
+const PICTURE: &str = "docs/chat.svg";
+
+/// Made again by `CHITCHAT_UPDATE_PICTURE=1 cargo test --test chat_terminal picture`.
+#[test]
+fn the_picture_in_the_readme_is_what_a_user_sees() {
+    let server = serve(&[]);
+    let size = (16, 80);
+    let mut terminals = ["Ada", "Bob", "Cy"].map(|name| {
+        let setup = Setup {
+            name,
+            size,
+            ..Setup::new(server.address)
+        };
+        setup.start_joined()
+    });
+    for (speaker, text) in [
+        (0, "Hello Bob, hello Cy"),
+        (1, "Hello Ada, do you see this order too?"),
+        (
+            2,
+            "/me does, and a multi-line text:\u{1b}\rit stays\u{1b}\rin one piece",
+        ),
+    ] {
+        terminals[speaker].type_keys(&format!("{text}\r"));
+        let shown = text.rsplit('\r').next().unwrap();
+        for terminal in &mut terminals {
+            terminal.wait("its place in the order", |terminal| {
+                let has_text = |row: &str| row.contains(shown) && !row.starts_with('>');
+                terminal.screen().lines().any(has_text) && !terminal.has_row("sending…")
+            });
+        }
+    }
+    let [mut ada, _bob, mut cy] = terminals;
+    cy.type_keys("/leave\r");
+    cy.assert_exits(0);
+    ada.wait_for("← Cy left");
+    ada.type_keys("The very sa");
+    ada.wait_for("> The very sa");
+    ada.wait_for("2 here · L=");
+    let picture = picture(&ada);
+    if std::env::var_os("CHITCHAT_UPDATE_PICTURE").is_some() {
+        fs::write(PICTURE, &picture).unwrap();
+    }
+    assert_eq!(fs::read_to_string(PICTURE).unwrap(), picture);
+}
+
+/// The colours of a terminal, in the order of their numbers.
+const PALETTE: [&str; 16] = [
+    "#1e1e2e", "#f38ba8", "#a6e3a1", "#f9e2af", "#89b4fa", "#cba6f7", "#94e2d5", "#cdd6f4", "#585b70",
+    "#f38ba8", "#b7f0b1", "#ffedc0", "#a6c8ff", "#ddc3ff", "#b0f0e6", "#ffffff",
+];
+
+/// The screen as SVG, with a fixed time.
+fn picture(terminal: &Terminal) -> String {
+    let (rows, columns) = terminal.emulator.screen().size();
+    let (rows, columns) = (rows.get(), columns.get());
+    let (width, height) = (columns * 8 + 16, rows * 18 + 16);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
+         font-family=\"monospace\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" rx=\"6\" fill=\"{}\"/>\n",
+        PALETTE[0]
+    );
+    for row in 0..rows {
+        let mut column = 0;
+        while column < columns {
+            let (text, style) = run(terminal, row, column);
+            let (x, length) = (8 + column * 8, u16::try_from(text.chars().count()).unwrap());
+            column += length;
+            if text.trim().is_empty() && !style.1 {
+                continue;
+            }
+            if style.1 {
+                let fill = PALETTE[7];
+                let (y, width) = (8 + row * 18, length * 8);
+                svg +=
+                    &format!("<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"18\" fill=\"{fill}\"/>\n");
+            }
+            let text = with_fixed_time(&text).replace('&', "&amp;").replace('<', "&lt;");
+            let (y, width, style) = (21 + row * 18, length * 8, style.0);
+            svg += &format!(
+                "<text x=\"{x}\" y=\"{y}\" textLength=\"{width}\" xml:space=\"preserve\"{style}>{text}</text>\n"
+            );
+        }
+    }
+    svg + "</svg>\n"
+}
+
+/// The text from a cell on that has one style: its attributes in SVG, and whether it is in reverse video.
+fn run(terminal: &Terminal, row: u16, column: u16) -> (String, (String, bool)) {
+    let screen = terminal.emulator.screen();
+    let style = |column| {
+        let cell = screen.cell(row, column).unwrap();
+        let color = match cell.fgcolor() {
+            _ if cell.inverse() => PALETTE[0],
+            vt100::Color::Idx(index) => PALETTE[usize::from(index)],
+            _ => PALETTE[7],
+        };
+        let bold = if cell.bold() { " font-weight=\"bold\"" } else { "" };
+        let dim = if cell.dim() { " opacity=\"0.6\"" } else { "" };
+        let underline = if cell.underline() {
+            " text-decoration=\"underline\""
+        } else {
+            ""
+        };
+        (format!(" fill=\"{color}\"{bold}{dim}{underline}"), cell.inverse())
+    };
+    let columns = (column..screen.size().1.get()).take_while(|other| style(*other) == style(column));
+    let text = columns.map(|column| {
+        let cell = screen.cell(row, column).unwrap();
+        if cell.has_contents() { cell.contents() } else { " " }.to_owned()
+    });
+    (text.collect(), style(column))
+}
+
+/// Replaces the date or the time of a row.
+fn with_fixed_time(text: &str) -> String {
+    if text.starts_with("── ") {
+        let date = "── Thursday, 26 November 2026 ";
+        let (lines, border) = text.split_at(text.find('│').unwrap_or(text.len()));
+        let rest = lines.chars().count() - date.chars().count();
+        return format!("{date}{}{border}", "─".repeat(rest));
+    }
+    match text.split_once(" [L=") {
+        Some((_, rest)) => format!("12:00 [L={rest}"),
+        None => text.to_owned(),
+    }
+}
