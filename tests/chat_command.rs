@@ -223,8 +223,9 @@ fn names_and_texts_of_others_are_escaped() {
     let time = finished.lines[1].split(']').next().unwrap();
     assert_eq!(
         finished.lines[1],
-        format!(r#"{time}] "E\u{{202e}}ve\n" (participant 3): \u{{1b}}[2Jhi\n[L=9] Bob: boo\u{{200b}}"#)
+        format!(r#"{time}] "E\u{{202e}}ve\n" (participant 3): \u{{1b}}[2Jhi"#)
     );
+    assert_eq!(finished.lines[2], r"  | [L=9] Bob: boo\u{200b}");
     assert_eq!(finished.code, Some(0));
 }
 

@@ -5,12 +5,16 @@
 mod fake_server;
 mod process;
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::Command;
 
 use fake_server::FakeServer;
-use process::{CHITCHAT, FREE_PORT, Finished, Process, serve, serve_at, spawn, unused_address};
+use process::{
+    CHECKOUT, CHITCHAT, FREE_PORT, Finished, Process, load_generator, serve, serve_at, spawn, unused_address,
+};
 use serde_json::{Value, json};
 
 fn command(server: SocketAddr, arguments: &[&str]) -> Command {
@@ -132,8 +136,14 @@ fn who_and_rooms_list_participants_and_rooms() {
     let id = participants[0]["id"].as_i64().unwrap();
     let expected = json!({ "id": id, "name": "Ada", "joined_timestamp": 2, "connected": true });
     assert_eq!(participants, [expected]);
-    let lines = run_lines(server.address, &["who", "--room", "tea"]);
-    assert_eq!(lines, [format!("Ada (participant {id}, here since L=2)")]);
+    let lines = run_lines(server.address, &["who", "tea"]);
+    assert_eq!(
+        lines,
+        [
+            "NAME       ID  SINCE  CONNECTION".to_owned(),
+            format!("Ada   {id}  L=2    yes")
+        ]
+    );
 
     for room in ["room 000", "room 001", "room 002"] {
         run_lines(server.address, &["send", "--name", "bot", "--room", room, "hi"]);
@@ -146,7 +156,8 @@ fn who_and_rooms_list_participants_and_rooms() {
         (&json!(1), &json!(1))
     );
     let lines = run_lines(server.address, &["rooms"]);
-    assert_eq!(lines[3], "tea: 1 participant, events 1 to 1, L=2");
+    assert_eq!(lines[0], "ROOM      PARTICIPANTS  EVENTS  TIME");
+    assert_eq!(lines[4], "tea                  1  1 to 1  L=2");
 }
 
 #[test]
@@ -216,7 +227,7 @@ fn missing_rooms_and_servers_are_reported() {
         &["who", "--room", "nowhere"],
         &["tail", "--room", "nowhere"],
         &["tail", "--room", "nowhere", "--last", "0"],
-        &["tail", "--room", "nowhere", "--no-follow"],
+        &["tail", "nowhere", "--no-follow"],
     ] {
         let finished = run(server.address, arguments);
         assert_eq!(
@@ -339,6 +350,186 @@ fn send_reads_stdin_for_a_dash() {
 }
 
 #[test]
+fn the_lobby_always_exists() {
+    let server = serve(&[]);
+    for arguments in [&["history"][..], &["tail", "--no-follow"]] {
+        assert!(run_lines(server.address, arguments).is_empty(), "{arguments:?}");
+    }
+    assert_eq!(run_lines(server.address, &["who"]).len(), 1);
+}
+
+#[test]
+fn tail_waits_for_a_room_that_does_not_exist_yet() {
+    let server = serve(&[]);
+    let mut tail = start(server.address, &["tail", "tea", "-n", "0", "-f", "--count", "2"]);
+    tail.stderr_line("waiting for the room tea");
+    send(server.address, &["one".into(), "two".into()]);
+    for text in ["one", "two"] {
+        assert!(tail.line().ends_with(text));
+    }
+    assert_eq!(tail.wait().code(), Some(0));
+}
+
+#[test]
+fn history_selects_by_time_and_pattern() {
+    let server = serve(&[]);
+    let lines: Vec<String> = (1..=1_200).map(|number| format!("line {number}")).collect();
+    send(server.address, &lines);
+    let history = |arguments: &[&str]| {
+        let command = ["history", "tea", "--time", "none"];
+        run_lines(server.address, &[&command, arguments].concat())
+    };
+    assert_eq!(
+        history(&["--grep", "^line 1?17$"]),
+        ["bot: line 17", "bot: line 117"]
+    );
+    assert_eq!(history(&["--grep", "BOT"]), [""; 0]);
+    assert_eq!(history(&["--grep", "(?i)BOT", "-n", "1"]), ["bot: line 1200"]);
+    assert_eq!(
+        history(&["--grep", "7$", "--after", "10", "-n", "1"]),
+        ["bot: line 17"]
+    );
+    assert_eq!(history(&["--since", "1h", "-n", "1200"]).len(), 1_200);
+    assert_eq!(
+        history(&["--since", "1h", "--before", "3"]),
+        ["bot: line 1", "bot: line 2"]
+    );
+    assert!(history(&["--until", "1h"]).is_empty());
+    assert!(history(&["--since", "2100-01-01"]).is_empty());
+    for wrong in [&["--grep", "("][..], &["--since", "soon"]] {
+        let finished = run(server.address, &[&["history"], wrong].concat());
+        assert_eq!(finished.code, Some(64), "{finished:?}");
+    }
+}
+
+#[test]
+fn further_lines_of_a_text_are_marked() {
+    let server = serve(&[]);
+    run_lines(server.address, &["send", "-u", "bot", "one\n[L=9] Ada: two"]);
+    run_lines(server.address, &["send", "-u", "bot", r"one\ntwo"]);
+    let lines = run_lines(server.address, &["history", "--time", "none"]);
+    assert_eq!(lines, ["bot: one", "  | [L=9] Ada: two", r"bot: one\ntwo"]);
+    let utc = run_lines(server.address, &["history", "--time", "utc", "-n", "1"]);
+    assert!(
+        utc[0].starts_with("[20") && utc[0].contains("Z] bot: "),
+        "{utc:?}"
+    );
+}
+
+/// Validates `value`, as far as the schema uses JSON Schema.
+fn conforms(schema: &Value, root: &Value, value: &Value) -> bool {
+    let Some(keywords) = schema.as_object() else {
+        return schema == true;
+    };
+    keywords.iter().all(|(keyword, expected)| match keyword.as_str() {
+        "$schema" | "$defs" | "title" | "description" => true,
+        "$ref" => conforms(
+            root.pointer(&expected.as_str().unwrap()[1..]).unwrap(),
+            root,
+            value,
+        ),
+        "oneOf" => {
+            expected
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|one| conforms(one, root, value))
+                .count()
+                == 1
+        }
+        "const" => value == expected,
+        "enum" => expected.as_array().unwrap().contains(value),
+        "minimum" => value
+            .as_i64()
+            .is_some_and(|number| number >= expected.as_i64().unwrap()),
+        "format" => value.as_str().unwrap().parse::<prost_types::Timestamp>().is_ok(),
+        "type" => match expected.as_str().unwrap() {
+            "string" => value.is_string(),
+            "integer" => value.is_i64() || value.is_u64(),
+            "object" => value.is_object(),
+            other => panic!("type {other}"),
+        },
+        "required" => expected
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|key| value.get(key.as_str().unwrap()).is_some()),
+        "properties" => expected
+            .as_object()
+            .unwrap()
+            .iter()
+            .all(|(key, schema)| value.get(key).is_none_or(|value| conforms(schema, root, value))),
+        "additionalProperties" => {
+            let known = keywords["properties"].as_object().unwrap();
+            value
+                .as_object()
+                .unwrap()
+                .keys()
+                .all(|key| known.contains_key(key))
+        }
+        other => panic!("keyword {other}"),
+    })
+}
+
+#[test]
+fn messages_conform_to_the_schema_everywhere() {
+    let schema = fs::read_to_string(Path::new(CHECKOUT).join("docs/message.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let server = serve(&["--max-message-chars", "10"]);
+    let input = format!("hello\n{}\n", "x".repeat(11));
+    let chat = run_with(server.address, &["chat", "-u", "Ada", "--json"], &input).lines;
+    let outputs = [
+        chat,
+        run_lines(server.address, &["send", "-u", "bot", "hi", "--json"]),
+        run_lines(server.address, &["history", "--json"]),
+        run_lines(server.address, &["tail", "--no-follow", "--json"]),
+    ];
+    assert_eq!(outputs.each_ref().map(Vec::len), [7, 1, 4, 4]);
+    for line in outputs.concat() {
+        let value = serde_json::from_str(&line).unwrap();
+        assert!(conforms(&schema, &schema, &value), "{line}");
+    }
+    assert!(!conforms(&schema, &schema, &json!({ "sender_id": 1 })));
+}
+
+#[test]
+fn send_fails_at_once_on_what_is_permanent() {
+    let server = serve(&["--max-rooms", "1"]);
+    run_lines(server.address, &["send", "-u", "bot", "hi"]);
+    // The admin port speaks HTTP/1.
+    let admin = run(server.admin, &["send", "-u", "bot", "hi"]);
+    admin.assert_failed(69, "chitchat: no chat server can be reached at");
+    let limit = run(server.address, &["send", "-u", "bot", "-r", "tea", "hi"]);
+    limit.assert_failed(77, "chitchat: ");
+    // It accepts connections and never answers.
+    let silent = TcpListener::bind(FREE_PORT).unwrap();
+    let arguments = ["send", "-u", "bot", "hi", "--timeout", "200ms"];
+    run(silent.local_addr().unwrap(), &arguments).assert_failed(69, "chitchat: ");
+}
+
+#[test]
+fn the_load_generator_uses_a_room_of_its_own() {
+    let server = serve(&[]);
+    let ada = start(server.address, &["chat", "-u", "Ada"]);
+    ada.line();
+    let generate = |arguments: &[&str]| -> Finished {
+        let mut command = Command::new(load_generator());
+        command
+            .args(["--publishers", "1", "--subscribers", "1", "--count", "5"])
+            .args(arguments);
+        process::run(command.env("CHITCHAT_SERVER", server.address.to_string()), "").into()
+    };
+    assert_eq!(generate(&[]).code, Some(0));
+    assert_eq!(
+        run_lines(server.address, &["history"]).len(),
+        1,
+        "only Ada's JOIN"
+    );
+    generate(&["-r", "lobby"]).assert_failed(64, "chitchat: --room lobby: somebody is in this room");
+    assert_eq!(generate(&["-r", "tea"]).code, Some(0));
+}
+
+#[test]
 fn a_message_whose_response_is_lost_is_sent_again_and_broadcast_once() {
     let (_runtime, server) = FakeServer::start_in_background();
     server.lose_responses(2);
@@ -365,8 +556,8 @@ fn rooms_reads_all_pages() {
         server.say(room, "hi");
     }
     let rooms = run_lines(server.address, &["rooms"]);
-    let names: Vec<&str> = rooms.iter().map(|line| line.split(':').next().unwrap()).collect();
-    assert_eq!(names, ["a", "b", "c", "d", "lobby"]);
+    let names: Vec<&str> = rooms.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(names, ["ROOM", "a", "b", "c", "d", "lobby"]);
 }
 
 #[test]

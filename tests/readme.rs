@@ -198,6 +198,21 @@ fn commands_print_what_is_shown() {
 }
 
 #[test]
+fn the_exit_codes_are_those_of_the_help() {
+    let help = succeed(Command::new(CHITCHAT).arg("--help"), "");
+    let (_, codes) = help.split_once("Exit codes:\n").unwrap();
+    let expected: Vec<String> = codes
+        .lines()
+        .map(|line| line.trim().split_once("  ").unwrap())
+        .map(|(code, meaning)| format!("| {code} | {} |", meaning.trim()))
+        .collect();
+    let section = section("Post from a script");
+    let (_, table) = section.split_once("| code | meaning |\n| --- | --- |\n").unwrap();
+    let shown: Vec<&str> = table.lines().take_while(|line| line.starts_with('|')).collect();
+    assert_eq!(shown, expected);
+}
+
+#[test]
 fn metrics_that_are_mentioned_exist() {
     let metrics = serve(&[]).get("/metrics");
     let readme = document(README);

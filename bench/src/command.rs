@@ -4,8 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chitchat::client::ServerAddress;
+use chitchat::client::{ConnectOptions, Connection, ServerAddress, TlsOptions};
 use chitchat::cmd::{Failure, duration, integer, run_traced};
+use chitchat::domain::RoomName;
+use chitchat::proto::ListParticipantsRequest;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{BenchError, Http2Settings, Load, Plan, Protocol, Until};
@@ -37,7 +39,13 @@ enum Command {
 #[derive(Debug, Args)]
 struct Bench {
     /// The server: host:port or, with --ca, https://host:port for TLS.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
+    #[arg(
+        short,
+        long,
+        env = "CHITCHAT_SERVER",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:50052"
+    )]
     server: ServerAddress,
     /// The issuers of the certificate of a server with TLS (PEM).
     #[arg(long, value_name = "FILE")]
@@ -55,9 +63,12 @@ struct Bench {
     /// Number of connections that the subscribers share [default: one per subscriber].
     #[arg(long, value_name = "N", help_heading = "Clients", value_parser = integer::<u32>)]
     connections: Option<u32>,
-    /// Number of rooms that the clients are distributed over; a single room is the lobby.
+    /// Number of rooms that the clients are distributed over. They are new ones.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clients", value_parser = integer::<u32>)]
     rooms: u32,
+    /// Use this room of Chit Chat instead of a new one. Nobody may be in it.
+    #[arg(short, long, value_name = "ROOM", conflicts_with = "rooms", help_heading = "Clients", value_parser = room)]
+    room: Option<RoomName>,
 
     /// Closed loop: each publisher sends while fewer than N of its messages are outstanding.
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Load", value_parser = integer::<u32>)]
@@ -153,7 +164,7 @@ impl Cli {
 }
 
 impl Bench {
-    fn plan(self) -> Plan {
+    fn plan(&self) -> Plan {
         let protocol = match self.protocol {
             ProtocolArg::Chitchat => Protocol::Chitchat,
             ProtocolArg::Nats => Protocol::Nats,
@@ -176,12 +187,13 @@ impl Bench {
         };
         Plan {
             server: self.server.to_string().trim_start_matches("https://").to_owned(),
-            ca: self.ca,
+            ca: self.ca.clone(),
             protocol,
             subscribers: self.subscribers,
             connections: self.connections,
             publishers: if self.idle { 1 } else { self.publishers },
             rooms: self.rooms,
+            room: self.room.as_ref().map(|room| room.as_str().to_owned()),
             payload: self.payload,
             load,
             until,
@@ -210,7 +222,18 @@ impl Bench {
             return Err(Failure::Usage(errors.join("; ")));
         }
         let running = plan.clone();
+        let (server, room) = (self.server, self.room);
+        let options = ConnectOptions {
+            tls: TlsOptions {
+                ca: self.ca,
+                ..TlsOptions::default()
+            },
+            ..ConnectOptions::default()
+        };
         let report = run_traced(async move |spans| {
+            if let Some(room) = room {
+                refuse_if_occupied(&server, &options, &room).await?;
+            }
             let run = tokio::task::spawn_blocking(move || crate::run_traced(running, &spans));
             let report = run
                 .await
@@ -232,6 +255,31 @@ impl Bench {
         } else {
             Err(Failure::Protocol(violations.join(", ")))
         }
+    }
+}
+
+fn room(raw: &str) -> Result<RoomName, String> {
+    RoomName::try_from(raw).map_err(|error| format!("it {error}"))
+}
+
+/// Fails if somebody is in the room: a run puts more into its log than anybody can read.
+async fn refuse_if_occupied(
+    server: &ServerAddress,
+    options: &ConnectOptions,
+    room: &RoomName,
+) -> Result<(), Failure> {
+    let connection = Connection::open(server, options).await?;
+    let request = ListParticipantsRequest {
+        room: room.as_str().to_owned(),
+        page_size: 1,
+        ..ListParticipantsRequest::default()
+    };
+    match connection.list_participants(request).await.map_err(Failure::from) {
+        Ok(page) if page.participants.is_empty() => Ok(()),
+        Ok(_) => Err(Failure::Usage(format!("--room {room}: somebody is in this room"))),
+        // A new room.
+        Err(Failure::NotFound(_)) => Ok(()),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Plan {
     pub publishers: u32,
     /// The number of rooms that the clients are distributed over.
     pub rooms: u32,
+    /// The room of Chit Chat, if there is one and it is not a new one.
+    pub room: Option<String>,
     /// The length of a text in bytes.
     pub payload: usize,
     /// When a publisher may send.
@@ -180,6 +182,10 @@ impl Plan {
             "--rooms: the limit server has one room".to_owned(),
         );
         require(
+            self.room.is_none() || self.protocol == Protocol::Chitchat,
+            format!("--room: {} has no rooms that can be chosen", self.protocol),
+        );
+        require(
             !matches!(self.load, Load::Window(0)),
             "--outstanding 0: must be at least 1, or nothing would be sent".to_owned(),
         );
@@ -241,6 +247,7 @@ pub(super) mod tests {
             connections: None,
             publishers: 2,
             rooms: 1,
+            room: None,
             payload: 100,
             load: Load::Window(8),
             until: Until::Count(100),

@@ -251,14 +251,14 @@ impl Worker {
         Ok((stream, permit))
     }
 
-    /// A single room of Chit Chat is the lobby. Any other room has the run's id in its name, so that concurrent
-    /// runs do not receive each other's messages.
+    /// A room has the run's id in its name, unless the plan names it, so that concurrent runs do not receive each other's
+    /// messages and nobody else receives them.
     fn slot(&self, letter: &str, number: u32) -> ClientSlot {
         let name = format!("bench-{}-{letter}{number}", std::process::id());
         let room = number % self.plan.rooms.max(1);
-        let room = match self.plan.protocol {
-            Protocol::Chitchat if self.plan.rooms == 1 => String::new(),
-            _ => format!("bench-{}-{room}", self.shared.run_id),
+        let room = match &self.plan.room {
+            Some(room) => room.clone(),
+            None => format!("bench-{}-{room}", self.shared.run_id),
         };
         ClientSlot { name, room }
     }

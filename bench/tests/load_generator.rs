@@ -256,6 +256,7 @@ fn plan(server: SocketAddr) -> Plan {
         connections: None,
         publishers: 2,
         rooms: 1,
+        room: None,
         payload: 100,
         load: Load::Window(8),
         until: Until::Count(500),

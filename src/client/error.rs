@@ -15,6 +15,7 @@ const NAME_TAKEN: &str = "NAME_TAKEN";
 const TAKEN_OVER: &str = "TAKEN_OVER";
 const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
 const TLS_REQUIRED: &str = "TLS_REQUIRED";
+const TOO_MANY_ROOMS: [&str; 2] = ["TOO_MANY_ROOMS", "TOO_MANY_ROOMS_PER_ADDRESS"];
 const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
 
 /// Why a call, a stream or a session failed.
@@ -209,6 +210,11 @@ impl ClientError {
     #[must_use]
     pub fn is_name_taken(&self) -> bool {
         matches!(self, Self::Rejected(rejection) if rejection.reason == NAME_TAKEN)
+    }
+
+    /// Whether the room would be a new one, for which there is no place.
+    pub(super) fn is_room_limit(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if TOO_MANY_ROOMS.contains(&rejection.reason.as_str()))
     }
 
     /// Whether the client's Lamport time is too far ahead of the room's.

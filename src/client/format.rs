@@ -9,22 +9,36 @@ use crate::proto::{EventType, ServerMessage};
 /// The sender that is displayed for private notices.
 const SERVER: &str = "Server";
 
-/// Formats a message as one line, without a line terminator.
+/// What the second and each further line of a text begin with. No message begins like this.
+const CONTINUATION: &str = "  | ";
+
+/// Formats a message for people, without a line terminator at the end.
 ///
 /// A text is formatted as `[L=5] Ada: hello`, a private notice as `[L=6] Server: Message too long …`, and a join or leave
-/// as `[L=7]` followed by the server's description. The number is the Lamport timestamp.
+/// as `[L=7]` followed by the server's description. The number is the Lamport timestamp. Each further line of a text begins with
+/// `  | `, so that no line can pass for a message.
 ///
-/// Names and texts are [escaped](super::escape), so that the line is safe to print on a terminal. A name that a server would
+/// Names and texts are [escaped](super::escape), so that they are safe to print on a terminal. A name that a server would
 /// not accept today, because it could pass for a part of somebody else's line, is quoted. To such a name, and to one that is
 /// confusable with `Server`, the participant id is added.
 #[must_use]
 pub fn format_message(message: &ServerMessage) -> String {
-    let time = message.timestamp;
-    let text = escape::text(&message.msg_stream);
-    if matches!(message.r#type(), EventType::Join | EventType::Leave) {
-        return format!("[L={time}] {text}");
+    format!("[L={}] {}", message.timestamp, format_untimed(message))
+}
+
+/// Formats a message as [`format_message`] does, without its time.
+pub(crate) fn format_untimed(message: &ServerMessage) -> String {
+    let mut lines = message.msg_stream.split('\n').map(escape::text);
+    let mut text = lines.next().unwrap_or_default().into_owned();
+    for line in lines {
+        text.push('\n');
+        text.push_str(CONTINUATION);
+        text.push_str(&line);
     }
-    format!("[L={time}] {}: {text}", sender_label(message))
+    if matches!(message.r#type(), EventType::Join | EventType::Leave) {
+        return text;
+    }
+    format!("{}: {text}", sender_label(message))
 }
 
 /// The name to show for the sender of a text, escaped.
@@ -118,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_never_makes_a_second_line() {
+    fn a_line_of_a_text_never_passes_for_a_message() {
         let forged = message(
             3,
             "E\nve",
@@ -127,8 +141,10 @@ mod tests {
         );
         assert_eq!(
             format_message(&forged),
-            r#"[L=5] "E\nve" (participant 3): hi\n[L=9] Bob: I owe Eve 10 €\u{1b}[A"#
+            "[L=5] \"E\\nve\" (participant 3): hi\n  | [L=9] Bob: I owe Eve 10 €\\u{1b}[A"
         );
+        let typed = message(3, "Eve", EventType::Message, r"hi\nthere");
+        assert_eq!(format_message(&typed), r"[L=5] Eve: hi\nthere");
     }
 
     #[test]

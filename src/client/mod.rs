@@ -77,7 +77,7 @@ pub use error::{ClientError, Rejection};
 pub use event::{Event, Gap};
 pub use format::format_message;
 #[cfg(feature = "server")]
-pub(crate) use format::sender_label;
+pub(crate) use format::{format_untimed, sender_label};
 pub use history::{History, HistoryQuery};
 pub use outbox::SendObserver;
 pub use publisher::{PublishAck, Publisher};

@@ -39,10 +39,10 @@ pub struct PublishAck {
 
 impl Publisher {
     /// Connects to `server` in order to post to `room` as `name`; an empty room stands for the default room. Makes one
-    /// attempt to connect: `retry` applies to publishing.
+    /// attempt to connect, and to get an answer: `retry` applies to publishing.
     ///
     /// # Errors
-    /// The errors of [`Connection::open`].
+    /// The errors of [`Connection::open`], or [`ClientError::Timeout`] if the server does not answer.
     ///
     /// # Cancel safety
     /// Dropping the future aborts the attempt.
@@ -53,8 +53,20 @@ impl Publisher {
         name: impl Into<String>,
         room: impl Into<String>,
     ) -> Result<Self, ClientError> {
+        let connection = Connection::open(server, options).await?;
+        match connection.health("").await {
+            Err(
+                error @ (ClientError::Unreachable { .. }
+                | ClientError::Timeout { .. }
+                | ClientError::Tls { .. }),
+            ) => {
+                return Err(error);
+            }
+            // It answers, whether it offers this service or not.
+            _ => {}
+        }
         Ok(Self {
-            connection: Connection::open(server, options).await?,
+            connection,
             server: server.clone(),
             options: options.clone(),
             retry,
@@ -69,7 +81,8 @@ impl Publisher {
         self.name = name.into();
     }
 
-    /// Posts `text` and waits for its acknowledgement. Retries transient errors as the retry policy permits.
+    /// Posts `text` and waits for its acknowledgement. Retries transient errors as the retry policy permits, except if the room
+    /// does not exist and there are too many rooms.
     ///
     /// # Errors
     /// [`ClientError::Rejected`] if the server rejects the message. Otherwise the error of the last attempt; the message
@@ -98,7 +111,7 @@ impl Publisher {
         let mut backoff = Backoff::new(self.retry.clone());
         loop {
             let error = match self.attempt(text, &message_id, observer).await {
-                Err(error) if error.is_transient() => error,
+                Err(error) if error.is_transient() && !error.is_room_limit() => error,
                 result => return result,
             };
             let Some(attempt) = backoff.next(Instant::now(), error.retry_after(), &mut rand::rng()) else {

@@ -17,6 +17,7 @@ use clap::Args;
 use tokio::time::timeout;
 
 use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArgs};
+use super::message_format::TimeArg;
 use super::printer::JsonArg;
 use super::{Failure, client_runtime};
 use crate::client::{JoinOptions, RetryPolicy, Session};
@@ -50,6 +51,8 @@ pub(super) struct ChatCommand {
     /// Work line by line on a terminal, too
     #[arg(long, conflicts_with = "json")]
     plain: bool,
+    #[command(flatten)]
+    time: TimeArg,
     #[command(flatten)]
     json: JsonArg,
 }
@@ -90,6 +93,7 @@ impl ChatCommand {
             name,
             room: self.room.room().clone(),
             is_json: self.json.json,
+            format: self.time.format(),
             spans,
         };
         let ended = ChatLoop::new(session, options)

@@ -30,8 +30,8 @@ use link::Link;
 /// with a remedy if the link is broken. Exits with 0 if no link is broken, else with 69.
 #[derive(Debug, Args)]
 pub(super) struct DoctorCommand {
-    /// Room to send the message to
-    #[arg(long, value_name = "ROOM", default_value = "doctor", value_parser = client_args::room)]
+    /// Room to send the message to. The lobby exists anyway; any other room is created
+    #[arg(short, long, value_name = "ROOM", default_value = RoomName::LOBBY, value_parser = client_args::room)]
     room: RoomName,
     /// Admin port of the server, such as http://127.0.0.1:9464
     #[arg(long, env = "CHITCHAT_DOCTOR_ADMIN", value_name = "URL")]
@@ -185,7 +185,7 @@ impl DoctorCommand {
     }
 
     async fn send_message(&self, spans: &ClientSpans) -> Result<Acknowledged, ClientError> {
-        const TEXT: &str = "How do you do?";
+        const TEXT: &str = "A message of chitchat doctor: please ignore it.";
         let span = spans.start_send(self.room.as_str(), TEXT.len());
         let observer: Arc<dyn SendObserver> = match &span {
             Some(span) => Arc::<SendSpan>::clone(span),

@@ -12,6 +12,7 @@ mod health;
 mod history;
 mod json;
 mod lines;
+mod message_format;
 mod moderate;
 mod parse;
 mod printer;
@@ -20,6 +21,7 @@ mod send;
 pub mod serve;
 mod stderr;
 mod store;
+mod table;
 mod tail;
 mod time_zone;
 mod token;
@@ -36,9 +38,24 @@ pub use client_runtime::run_traced;
 pub use failure::Failure;
 pub use parse::{duration, integer};
 
+/// Shown in the help, and in the README.
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  success
+   64  the command line is wrong
+   65  the input is wrong: a text is rejected, a line is too long, a log is damaged
+   66  the room, or the part of its log that was asked for, does not exist
+   69  the server cannot be reached, does not answer or is not available
+   70  an internal error
+   74  reading or writing failed
+   76  the server violated the protocol
+   77  the server rejected the request: the name is taken, a limit is reached, a right is missing
+   78  the configuration is wrong
+  130  interrupted by SIGINT (143: by SIGTERM)";
+
 /// A gRPC chat server in which a room is an ordered log, and its clients.
 #[derive(Debug, Parser)]
-#[command(name = "chitchat", version, about, max_term_width = 100)]
+#[command(name = "chitchat", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -5,8 +5,9 @@ use std::io::{self, ErrorKind, Write as _};
 use clap::Args;
 use serde_json::Value;
 
+use super::message_format::MessageFormat;
+use super::table::{self, Align};
 use super::{Failure, json};
-use crate::client::format_message;
 use crate::proto::ServerMessage;
 
 #[derive(Debug, Default, Args)]
@@ -20,14 +21,21 @@ pub(super) struct JsonArg {
 /// [`is_closed`](Self::is_closed) returns true.
 pub(super) struct Printer {
     json: bool,
+    format: MessageFormat,
     out: io::Stdout,
     closed: bool,
 }
 
 impl Printer {
     pub(super) fn new(argument: &JsonArg) -> Self {
+        Self::with_format(argument, MessageFormat::Lamport)
+    }
+
+    /// A printer of messages in `format`.
+    pub(super) fn with_format(argument: &JsonArg, format: MessageFormat) -> Self {
         Self {
             json: argument.json,
+            format,
             out: io::stdout(),
             closed: false,
         }
@@ -43,7 +51,31 @@ impl Printer {
     }
 
     pub(super) fn message(&mut self, message: &ServerMessage) -> Result<(), Failure> {
-        self.print(|| format_message(message), || json::message(message))
+        let line = (!self.json)
+            .then(|| self.format.format(message))
+            .unwrap_or_default();
+        self.print(|| line, || json::message(message))
+    }
+
+    /// Prints `items`, as a table with a `header` or as JSON.
+    pub(super) fn table<T, const N: usize>(
+        &mut self,
+        aligns: [Align; N],
+        header: [&str; N],
+        items: &[T],
+        row: impl Fn(&T) -> [String; N],
+        object: impl Fn(&T) -> Value,
+    ) -> Result<(), Failure> {
+        if self.json {
+            return items
+                .iter()
+                .try_for_each(|item| self.print(String::new, || object(item)));
+        }
+        let header = header.map(str::to_owned);
+        let rows: Vec<[String; N]> = std::iter::once(header).chain(items.iter().map(row)).collect();
+        table::lines(aligns, &rows)
+            .into_iter()
+            .try_for_each(|line| self.print(|| line, || Value::Null))
     }
 
     /// Prints `line`, or `object` if the output is JSON.

@@ -4,11 +4,14 @@ use clap::Args;
 
 use super::client_args::ConnectArgs;
 use super::printer::{JsonArg, Printer};
+use super::table::Align;
 use super::{Failure, client_runtime, json};
 use crate::client::escape;
 use crate::proto::{ListRoomsRequest, RoomSummary};
 
 /// List the rooms, in the order of their names
+///
+/// Prints the number of participants, the sequence numbers of the events that can be read, and the Lamport time of each room.
 #[derive(Debug, Args)]
 pub(super) struct RoomsCommand {
     #[command(flatten)]
@@ -24,17 +27,15 @@ impl RoomsCommand {
 
     async fn list(self) -> Result<(), Failure> {
         let connection = self.connect.connect().await?;
-        let mut printer = Printer::new(&self.json);
+        let mut rooms = Vec::new();
         let mut page_token = String::new();
-        while !printer.is_closed() {
+        loop {
             let request = ListRoomsRequest {
                 page_size: 0,
                 page_token: page_token.clone(),
             };
             let page = connection.list_rooms(request).await?;
-            for room in &page.rooms {
-                printer.print(|| format_room(room), || json::room(room))?;
-            }
+            rooms.extend(page.rooms);
             if page.next_page_token.is_empty() {
                 break;
             }
@@ -46,40 +47,22 @@ impl RoomsCommand {
             }
             page_token = page.next_page_token;
         }
-        Ok(())
+        Printer::new(&self.json).table(ALIGNMENT, HEADER, &rooms, row, json::room)
     }
 }
 
-/// `tea: 3 participants, events 1 to 42, L=57`.
-fn format_room(room: &RoomSummary) -> String {
-    let name = escape::name(&room.room);
-    let people = match room.participants {
-        1 => "1 participant".to_owned(),
-        count => format!("{count} participants"),
-    };
+const HEADER: [&str; 4] = ["ROOM", "PARTICIPANTS", "EVENTS", "TIME"];
+const ALIGNMENT: [Align; 4] = [Align::Left, Align::Right, Align::Left, Align::Left];
+
+fn row(room: &RoomSummary) -> [String; 4] {
     let events = match (room.first_sequence, room.last_sequence) {
-        (0, _) => "no events".to_owned(),
-        (first, last) => format!("events {first} to {last}"),
+        (0, _) => "none".to_owned(),
+        (first, last) => format!("{first} to {last}"),
     };
-    format!("{name}: {people}, {events}, L={}", room.timestamp)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_room_is_formatted_as_one_line() {
-        let mut tea = RoomSummary {
-            room: "tea".into(),
-            participants: 3,
-            epoch: 1,
-            first_sequence: 1,
-            last_sequence: 42,
-            timestamp: 57,
-        };
-        assert_eq!(format_room(&tea), "tea: 3 participants, events 1 to 42, L=57");
-        (tea.participants, tea.first_sequence, tea.last_sequence) = (1, 0, 0);
-        assert_eq!(format_room(&tea), "tea: 1 participant, no events, L=57");
-    }
+    [
+        escape::name(&room.room).into_owned(),
+        room.participants.to_string(),
+        events,
+        format!("L={}", room.timestamp),
+    ]
 }

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::client_args::{ConnectArgs, RoomArgs};
 use super::printer::{JsonArg, Printer};
+use super::table::Align;
 use super::{Failure, client_runtime, json};
 use crate::client::{Connection, escape};
 use crate::proto::{ListParticipantsRequest, Participant};
@@ -31,14 +32,7 @@ impl WhoCommand {
         let connection = self.connect.connect().await?;
         let mut participants = list(&connection, self.room.room().as_str()).await?;
         participants.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
-        let mut printer = Printer::new(&self.json);
-        for participant in &participants {
-            printer.print(
-                || format_participant(participant),
-                || json::participant(participant),
-            )?;
-        }
-        Ok(())
+        Printer::new(&self.json).table(ALIGNMENT, HEADER, &participants, row, json::participant)
     }
 }
 
@@ -61,37 +55,15 @@ pub(super) async fn list(connection: &Connection, room: &str) -> Result<Vec<Part
     }
 }
 
-/// `Ada (participant 1000001, here since L=4)`.
-fn format_participant(participant: &Participant) -> String {
-    let name = escape::name(&participant.name);
-    let Participant {
-        id, joined_timestamp, ..
-    } = participant;
-    let lost = if participant.connected {
-        ""
-    } else {
-        ", connection lost"
-    };
-    format!("{name} (participant {id}, here since L={joined_timestamp}{lost})")
-}
+const HEADER: [&str; 4] = ["NAME", "ID", "SINCE", "CONNECTION"];
+const ALIGNMENT: [Align; 4] = [Align::Left, Align::Right, Align::Left, Align::Left];
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_participant_is_formatted_as_one_line() {
-        let mut ada = Participant {
-            id: 7,
-            name: "A\nda".into(),
-            joined_timestamp: 4,
-            connected: true,
-        };
-        assert_eq!(format_participant(&ada), r"A\nda (participant 7, here since L=4)");
-        ada.connected = false;
-        assert_eq!(
-            format_participant(&ada),
-            r"A\nda (participant 7, here since L=4, connection lost)"
-        );
-    }
+fn row(participant: &Participant) -> [String; 4] {
+    let connection = if participant.connected { "yes" } else { "lost" };
+    [
+        escape::name(&participant.name).into_owned(),
+        participant.id.to_string(),
+        format!("L={}", participant.joined_timestamp),
+        connection.to_owned(),
+    ]
 }

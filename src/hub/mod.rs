@@ -261,7 +261,7 @@ impl Hub {
         start: StartPosition,
         origin: Origin,
     ) -> Result<Reader, HubError> {
-        self.check_exists(room)?;
+        self.check_readable(room)?;
         self.call(room, |reply| Request::Subscribe { start, origin, reply })
             .await
     }
@@ -285,7 +285,7 @@ impl Hub {
         after: Option<ParticipantId>,
         limit: usize,
     ) -> Result<RoomInfo, HubError> {
-        self.check_exists(room)?;
+        self.check_readable(room)?;
         self.call(room, |reply| Request::Info { after, limit, reply })
             .await
     }
@@ -293,14 +293,18 @@ impl Hub {
     /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`. `permit` is held
     /// as long as this takes, even if the future is dropped.
     pub(crate) async fn history(
-        &self,
+        self: &Arc<Self>,
         room: RoomName,
         range: HistoryRange,
         limit: u32,
         max_bytes: usize,
         permit: impl Send + 'static,
     ) -> Result<HistoryPage, HubError> {
-        self.check_exists(&room)?;
+        self.check_readable(&room)?;
+        if !self.has_room(&room) {
+            // The lobby. Starting it gives its log an epoch.
+            self.room_info(&room, None, 0).await?;
+        }
         let store = Arc::clone(&self.context.store);
         blocking(permit, move || {
             history::read_history(&*store, room, range, limit, max_bytes)
@@ -385,6 +389,15 @@ impl Hub {
             Ok(())
         } else {
             Err(HubError::NoRoom(room.clone()))
+        }
+    }
+
+    /// Checks that the room can be read. The lobby always can: it is created if necessary.
+    fn check_readable(&self, room: &RoomName) -> Result<(), HubError> {
+        if room.as_str() == RoomName::LOBBY {
+            Ok(())
+        } else {
+            self.check_exists(room)
         }
     }
 

@@ -12,10 +12,11 @@ use tokio_stream::StreamExt as _;
 use super::answer::is_repeated;
 use super::input::Input;
 use super::output::Output;
-use crate::client::{ClientError, Event, SendObserver, Session, format_message};
+use crate::client::{ClientError, Event, SendObserver, Session};
 use crate::cmd::Failure;
 use crate::cmd::failure::Rejections;
 use crate::cmd::json;
+use crate::cmd::message_format::MessageFormat;
 use crate::cmd::stderr::{RECONNECTED, RECONNECTING};
 use crate::domain::{Name, RoomName};
 use crate::proto::{EventType, JoinMsgLeave, ServerMessage};
@@ -34,6 +35,8 @@ pub(super) struct ChatOptions {
     pub(super) room: RoomName,
     /// Whether to write JSON objects: the messages as they are received, and the calls as they are sent.
     pub(super) is_json: bool,
+    /// How to write messages otherwise.
+    pub(super) format: MessageFormat,
     pub(super) spans: ClientSpans,
 }
 
@@ -240,7 +243,7 @@ impl ChatLoop {
                     if self.options.is_json {
                         json::line(&json::received(&message, received_at))
                     } else {
-                        format_message(&message)
+                        self.options.format.format(&message)
                     }
                 });
                 self.options
