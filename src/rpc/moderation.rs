@@ -49,10 +49,12 @@ impl Decision {
             Action::Ban(ban) => {
                 let time = ban_time(ban.duration)?;
                 duration = Some(time);
-                let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                let until = Duration::from_millis(at.as_millis()) + time;
+                // A whole second, because errors show seconds.
+                let millis = until.as_secs().saturating_add(1).saturating_mul(1_000);
                 Moderation::Ban(Ban {
                     target: ban_target(ban.target.unwrap_or_default(), &mut target)?,
-                    until: WallTime::from_millis(at.as_millis().saturating_add(millis)),
+                    until: WallTime::from_millis(millis),
                     reason,
                 })
             }
@@ -176,7 +178,7 @@ mod tests {
             assert_eq!(decision.target, format!("address {expected}"));
             let expected = Ban {
                 target: BanTarget::Address(expected.parse().unwrap()),
-                until: WallTime::from_millis(65_000),
+                until: WallTime::from_millis(66_000),
                 reason: reason("").unwrap(),
             };
             assert_eq!(decision.moderation, Moderation::Ban(expected));
