@@ -54,16 +54,13 @@ impl Publisher {
         room: impl Into<String>,
     ) -> Result<Self, ClientError> {
         let connection = Connection::open(server, options).await?;
-        match connection.health("").await {
-            Err(
-                error @ (ClientError::Unreachable { .. }
-                | ClientError::Timeout { .. }
-                | ClientError::Tls { .. }),
-            ) => {
-                return Err(error);
-            }
-            // It answers, whether it offers this service or not.
-            _ => {}
+        let health = connection.health("").await;
+        // Any other error is an answer, too: the server need not offer this service.
+        if let Err(
+            error @ (ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Tls { .. }),
+        ) = health
+        {
+            return Err(error);
         }
         Ok(Self {
             connection,

@@ -51,9 +51,11 @@ impl Printer {
     }
 
     pub(super) fn message(&mut self, message: &ServerMessage) -> Result<(), Failure> {
-        let line = (!self.json)
-            .then(|| self.format.format(message))
-            .unwrap_or_default();
+        let line = if self.json {
+            String::new()
+        } else {
+            self.format.format(message)
+        };
         self.print(|| line, || json::message(message))
     }
 
