@@ -8,6 +8,7 @@ mod certificates;
 mod process;
 
 mod client_matrix;
+mod clients;
 mod command_line;
 mod grpcio;
 mod grpcurl;
