@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::client_args::{ConnectArgs, room};
 use super::parse::timeout;
 use super::printer::{JsonArg, Printer};
+use super::stderr::note;
 use super::{Failure, client_runtime, json};
 use crate::client::escape;
 use crate::domain::RoomName;
@@ -182,6 +183,10 @@ async fn list(room: RoomCall, json: &JsonArg) -> Result<(), Failure> {
     };
     let listed = room.connect.connect().await?.list_bans(request).await?;
     let mut printer = Printer::new(json);
+    if listed.closed {
+        // Not on standard output, which has a line for each ban.
+        note("the room is closed");
+    }
     for ban in &listed.bans {
         printer.print(|| format_ban(ban), || json::ban(ban))?;
     }

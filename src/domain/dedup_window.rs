@@ -17,7 +17,7 @@ pub(crate) const DEDUP_ENTRY_BYTES: usize = 48;
 /// has gone on. Keeps hashes of the ids. Two ids of a full window have the same 64 bits by chance once in 3 * 10^14 messages; then the second
 /// message is rejected.
 ///
-/// Invariants: the sequences of the entries increase; the table contains the number of each entry exactly once.
+/// Invariants: the sequences of the entries increase; the table contains the number of the newest entry of each id.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DedupWindow {
     oldest_first: VecDeque<Entry>,
@@ -57,7 +57,8 @@ impl DedupWindow {
         })
     }
 
-    /// Adds the id of a message that is newer than all others, unless the id is in the window.
+    /// Adds the id of a message that is newer than all others. It takes the place of an older one with the same id, which was
+    /// forgotten when the newer one was accepted.
     pub(super) fn insert(&mut self, id: &MessageId, text: &Text, sequence: Sequence) {
         self.insert_entry(Entry {
             id_hash: hash(id.as_str()),
@@ -66,19 +67,18 @@ impl DedupWindow {
         });
     }
 
-    /// Returns false if the id is in the window.
-    fn insert_entry(&mut self, new: Entry) -> bool {
-        if self.find(new.id_hash).is_some() {
-            return false;
-        }
+    fn insert_entry(&mut self, new: Entry) {
         // The window has less than 2^32 entries.
         #[allow(clippy::cast_possible_truncation)]
         let number = self.first.wrapping_add(self.oldest_first.len() as u32);
-        self.oldest_first.push_back(new);
         let (entries, first) = (&self.oldest_first, self.first);
         let hash_of = |number: &u32| entry(entries, first, *number).map_or(0, |entry| entry.id_hash);
-        self.numbers.insert_unique(new.id_hash, number, hash_of);
-        true
+        let is_same = |number: &u32| hash_of(number) == new.id_hash;
+        match self.numbers.find_mut(new.id_hash, is_same) {
+            Some(older) => *older = number,
+            None => drop(self.numbers.insert_unique(new.id_hash, number, hash_of)),
+        }
+        self.oldest_first.push_back(new);
     }
 
     /// The window with these entries, when `last` is the newest event; `None` if they cannot be those of a window.
@@ -87,9 +87,10 @@ impl DedupWindow {
         let mut previous = Sequence::ZERO;
         for entry in entries {
             let is_in_order = previous < entry.sequence && entry.sequence <= last;
-            if !is_in_order || !is_in_window(entry.sequence, last) || !window.insert_entry(entry) {
+            if !is_in_order || !is_in_window(entry.sequence, last) {
                 return None;
             }
+            window.insert_entry(entry);
             previous = entry.sequence;
         }
         Some(window)
@@ -214,7 +215,10 @@ mod tests {
         assert_eq!((kept, window.len()), (vec![7, 8, 9, 10], 4));
         // As when an event is replayed whose id was dropped and used again.
         window.insert(&id(8), &text, Sequence::new(12));
-        assert_eq!(window.get(&id(8), &text), Some(Seen::SameText(Sequence::new(9))));
-        assert_eq!((window.len(), window.numbers.len()), (4, 4));
+        assert_eq!(window.get(&id(8), &text), Some(Seen::SameText(Sequence::new(12))));
+        assert_eq!((window.len(), window.numbers.len()), (5, 4));
+        window.truncate(2);
+        assert!(seen(&window, 8) && seen(&window, 10) && !seen(&window, 9));
+        assert_eq!((window.len(), window.numbers.len()), (2, 2));
     }
 }

@@ -573,8 +573,11 @@ impl Room {
         let Some(name) = self.name_of(attachment) else {
             return Ok(Outcome::Ignored);
         };
-        if let Some(origin) = self.roster.origin(attachment.participant) {
-            self.check_open(origin)?;
+        if let Some(origin) = self.roster.origin(attachment.participant)
+            && let Err(closed) = self.check_open(origin)
+            && !self.is_repeat(&message)
+        {
+            return Err(closed);
         }
         self.message(|_| attachment.participant, name, message, at)
     }
@@ -586,11 +589,17 @@ impl Room {
             message,
         } = post;
         let skeletons = skeletons(&name);
-        self.check_banned(Some(&skeletons), &origin, at)?;
-        self.check_open(&origin)?;
-        // A repeat is answered even if somebody has the name by now: most likely the sender itself, who has joined.
-        if !self.is_name_available(&skeletons) && !self.is_repeat(&message) {
-            return Err(Rejection::NameTaken(name));
+        let mut allowed = self.check_banned(Some(&skeletons), &origin, at);
+        allowed = allowed.and_then(|()| self.check_open(&origin));
+        if allowed.is_ok() && !self.is_name_available(&skeletons) {
+            allowed = Err(Rejection::NameTaken(name.clone()));
+        }
+        // A repeat is answered in any case, because the message is in the log. If somebody has the name by now, that is most likely
+        // the sender itself, who has joined.
+        if let Err(rejection) = allowed
+            && !self.is_repeat(&message)
+        {
+            return Err(rejection);
         }
         self.message(Roster::allocate_id, name, message, at)
     }

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::feed::CloseReason;
 use super::frame;
-use super::handle::{Member, Reply};
+use super::handle::{Member, ModerationReporter, Reply};
 use super::observer::MessageTrace;
 use super::reader::Reader;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
@@ -83,7 +83,11 @@ pub(super) enum Effect {
     /// A request for the roster is answered.
     Info { info: RoomInfo, reply: Reply<RoomInfo> },
     /// A moderator's command is answered with the number of participants that it has removed.
-    Moderated { removed: usize, reply: Reply<usize> },
+    Moderated {
+        removed: usize,
+        report: ModerationReporter,
+        reply: Reply<usize>,
+    },
 }
 
 impl Batch {

@@ -29,6 +29,9 @@ const REQUEST_WEIGHT: usize = 256;
 /// Where the answer to a request goes. Nobody needs the answer if the receiver is gone.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, HubError>>;
 
+/// Reports a moderator's decision, with the number of participants that leave because of it.
+pub(super) type ModerationReporter = Box<dyn FnOnce(usize) + Send + Sync>;
+
 /// A message to a room's actor.
 pub(super) enum Request {
     Join {
@@ -59,6 +62,8 @@ pub(super) enum Request {
     /// Answered with the number of participants that leave.
     Moderate {
         moderation: Box<Moderation>,
+        /// Called with that number once the decision is durable, whether or not anybody waits for the answer.
+        report: ModerationReporter,
         reply: Reply<usize>,
     },
     /// Asks for at most `limit` participants, by id, starting after the participant `after`.

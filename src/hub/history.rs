@@ -4,7 +4,7 @@ use super::frame;
 use super::registry::Registry;
 use super::request::HubError;
 use crate::domain::{Epoch, RoomName, Sequence};
-use crate::store::{Bounds, Page, Store, frames, read_page, read_page_back};
+use crate::store::{Bounds, Page, Store, StoreError, frames, read_page, read_page_back};
 
 /// A page of a room's log.
 #[derive(Debug, Clone)]
@@ -43,7 +43,26 @@ pub(super) fn read_history(
     limit: u32,
     max_bytes: usize,
 ) -> Result<HistoryPage, HubError> {
-    let log = store.find(&room).ok_or(HubError::NoRoom(room))?;
+    match read_log(store, &room, range, limit, max_bytes) {
+        // It has ended meanwhile.
+        Err(_) if store.find(&room).is_none() => Err(HubError::NoRoom(room)),
+        Ok(Some(page)) => Ok(page),
+        Ok(None) => Err(HubError::NoRoom(room)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// [`read_history`] of a room, if it exists.
+fn read_log(
+    store: &dyn Store,
+    room: &RoomName,
+    range: HistoryRange,
+    limit: u32,
+    max_bytes: usize,
+) -> Result<Option<HistoryPage>, StoreError> {
+    let Some(log) = store.find(room) else {
+        return Ok(None);
+    };
     let bounds = store.bounds(log.id)?;
     let limit = u64::from(limit);
     // Earlier events are no longer retained. The page leaves them out, and its bounds say so.
@@ -61,11 +80,11 @@ pub(super) fn read_history(
             read_page(store, log.id, after, upto, max_bytes)?
         }
     };
-    Ok(HistoryPage {
+    Ok(Some(HistoryPage {
         page,
         epoch: log.epoch,
         bounds,
-    })
+    }))
 }
 
 /// At most `limit` of the rooms that are visible, by name, starting after the room `after`.
@@ -89,21 +108,37 @@ pub(super) fn list_rooms(
     rooms.truncate(limit);
     let mut summaries = Vec::new();
     for room in rooms {
-        let Some(log) = store.find(&room) else { continue };
-        let bounds = store.bounds(log.id)?;
-        let (time, participants) = registry.get(&room).map_or((0, 0), |room| room.stats());
-        let newest = read_page(store, log.id, bounds.last.previous(), bounds.last, 1)?;
-        let newest_time = frames(newest.bytes)
-            .last()
-            .and_then(|frame| frame::read_message(&frame))
-            .map_or(0, |message| message.timestamp);
-        summaries.push(RoomSummary {
-            room,
-            participants,
-            time: time.max(newest_time),
-            epoch: log.epoch,
-            bounds,
-        });
+        match summarize(store, registry, room.clone()) {
+            Ok(summary) => summaries.extend(summary),
+            // It has ended meanwhile.
+            Err(_) if store.find(&room).is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(summaries)
+}
+
+/// The summary of a room, if it exists.
+fn summarize(
+    store: &dyn Store,
+    registry: &Registry,
+    room: RoomName,
+) -> Result<Option<RoomSummary>, StoreError> {
+    let Some(log) = store.find(&room) else {
+        return Ok(None);
+    };
+    let bounds = store.bounds(log.id)?;
+    let (time, participants) = registry.get(&room).map_or((0, 0), |room| room.stats());
+    let newest = read_page(store, log.id, bounds.last.previous(), bounds.last, 1)?;
+    let newest_time = frames(newest.bytes)
+        .last()
+        .and_then(|frame| frame::read_message(&frame))
+        .map_or(0, |message| message.timestamp);
+    Ok(Some(RoomSummary {
+        room,
+        participants,
+        time: time.max(newest_time),
+        epoch: log.epoch,
+        bounds,
+    }))
 }

@@ -27,7 +27,7 @@
 //! # Guarantees
 //!
 //! - All subscribers of a room see the same events in the same order, and none that is not durable.
-//! - Each JOIN is followed by exactly one LEAVE: whenever a stream ends, its [`Member`] is dropped, and the mailbox always
+//! - Each JOIN is followed by exactly one LEAVE, unless the room is deleted: whenever a stream ends, its [`Member`] is dropped, and the mailbox always
 //!   accepts the request that the drop sends.
 //! - Memory is bounded: per room by the mailbox, the feed and one batch; per subscriber by one page of the store; and of all
 //!   mailboxes and all feeds together by [`RoomBudgets`].
@@ -266,16 +266,22 @@ impl Hub {
             .await
     }
 
-    /// Carries out a moderator's decision. Returns how many participants leave because of it, once it is durable.
+    /// Carries out a moderator's decision. Returns how many participants leave because of it, once it is durable. Calls `report`
+    /// with their number then, even if the future has been dropped.
     pub(crate) async fn moderate(
         self: &Arc<Self>,
         room: &RoomName,
         moderation: Moderation,
+        report: impl FnOnce(usize) + Send + Sync + 'static,
     ) -> Result<usize, HubError> {
         self.check_exists(room)?;
-        let moderation = Box::new(moderation);
-        self.call(room, |reply| Request::Moderate { moderation, reply })
-            .await
+        let (moderation, report) = (Box::new(moderation), Box::new(report));
+        let request = |reply| Request::Moderate {
+            moderation,
+            report,
+            reply,
+        };
+        self.call(room, request).await
     }
 
     /// At most `limit` participants of a room, by id, starting after the participant `after`.
@@ -354,11 +360,16 @@ impl Hub {
     ) -> Result<T, HubError> {
         let (reply, answer) = oneshot::channel();
         let mut request = Some(request(reply));
+        let existed = self.has_room(name);
         while request.is_some() {
             let room = self.get_or_start(name)?;
             let mut sender = Sender::new(Arc::clone(&room.mailbox));
-            // On error the room was unloaded since the lookup, and the next lookup loads it again.
-            poll_fn(|cx| sender.poll_push(cx, &mut request)).await.ok();
+            let pushed = poll_fn(|cx| sender.poll_push(cx, &mut request)).await;
+            // A moderator has deleted the room, and not everybody who may write to a room may create it again.
+            if pushed.is_err() && existed && !self.has_room(name) {
+                return Err(Rejection::RoomDeleted.into());
+            }
+            // Otherwise the room was unloaded since the lookup, and the next lookup loads it again.
         }
         // A room that ends without an answer has failed.
         answer.await.unwrap_or(Err(HubError::Failed))

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::batch::{Chunk, Effect};
 use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
-use super::handle::{Member, Reply, Request, RoomHandle};
+use super::handle::{Member, ModerationReporter, Reply, Request, RoomHandle};
 use super::observer::StoredBatch;
 use super::reader::Reader;
 use super::recovery::Recovered;
@@ -68,7 +68,7 @@ enum Answer {
     Subscribed(Cursor, Sequence, Reply<Reader>),
     Posted(PostOutcome, Reply<PostOutcome>),
     Info(RoomInfo, Reply<RoomInfo>),
-    Moderated(usize, Reply<usize>),
+    Moderated(usize, ModerationReporter, Reply<usize>),
 }
 
 impl RoomActor {
@@ -237,6 +237,8 @@ impl RoomActor {
         }
         self.store(&mut chunks).await?;
         if self.room().is_deleted() {
+            // First, so that a reader who no longer finds the log knows why.
+            self.close_streams_of_deleted();
             self.context.store.end(self.log).await?;
         }
         self.handle
@@ -251,11 +253,16 @@ impl RoomActor {
 
     /// Closes all streams of a room that a moderator has deleted, and rejects what waits in the mailbox.
     fn close_deleted(&mut self) {
+        // Also those that were attached after the deletion.
+        self.close_streams_of_deleted();
+        self.handle.reject_all(&Rejection::RoomDeleted.into());
+    }
+
+    fn close_streams_of_deleted(&mut self) {
         let reason = CloseReason::Rejected(Rejection::RoomDeleted);
         self.feed
             .publish(Bytes::new(), &mut self.woken)
             .close_all(&reason);
-        self.handle.reject_all(&Rejection::RoomDeleted.into());
     }
 
     /// Appends the chunks' events to the log, with a snapshot if one is due, and waits until they are durable.
@@ -386,7 +393,10 @@ impl RoomActor {
             }
             Answer::Posted(outcome, reply) => drop(reply.send(Ok(outcome))),
             Answer::Info(info, reply) => drop(reply.send(Ok(info))),
-            Answer::Moderated(removed, reply) => drop(reply.send(Ok(removed))),
+            Answer::Moderated(removed, report, reply) => {
+                report(removed);
+                drop(reply.send(Ok(removed)));
+            }
         }
     }
 
@@ -430,7 +440,11 @@ fn perform(
         Effect::CloseBanned { target, reason } => publication.close_banned(&target, &reason),
         Effect::Posted { outcome, reply } => return Some(Answer::Posted(outcome, reply)),
         Effect::Info { info, reply } => return Some(Answer::Info(info, reply)),
-        Effect::Moderated { removed, reply } => return Some(Answer::Moderated(removed, reply)),
+        Effect::Moderated {
+            removed,
+            report,
+            reply,
+        } => return Some(Answer::Moderated(removed, report, reply)),
     }
     None
 }
@@ -448,14 +462,29 @@ impl Drop for RoomActor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Hub, HubOptions, RequestMeta, RoomBudgets};
+    use std::task::Poll;
+
+    use futures_util::future::join_all;
+
+    use super::super::{Hub, HubError, HubOptions, RequestMeta, RoomBudgets};
     use super::*;
-    use crate::domain::{Message, MessageId, Name, Post, RoomName, Rules, Text, Timestamp};
+    use crate::domain::{Message, MessageId, Moderation, Name, Post, RoomName, Rules, Text, Timestamp};
     use crate::store::{MemoryStore, Retention};
     use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
-    /// Posts a message with the id `n` to `room`. Returns whether it is a repeat.
-    async fn is_repeat(hub: &Arc<Hub>, room: &RoomName, n: usize) -> bool {
+    fn hub(budgets: RoomBudgets) -> Arc<Hub> {
+        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+        let observer = Arc::new(TelemetryObserver::new(metrics, None));
+        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 3));
+        let options = HubOptions {
+            budgets,
+            ..HubOptions::default()
+        };
+        Hub::new(Rules::default(), options, store, &[0; 32], observer)
+    }
+
+    /// Posts a message with the id `n` to `room`.
+    async fn post(hub: &Arc<Hub>, room: &RoomName, n: usize) -> Result<PostOutcome, HubError> {
         let post = Post {
             name: Name::try_from("poster").unwrap(),
             origin: Origin::default(),
@@ -466,27 +495,48 @@ mod tests {
                 trace: None,
             },
         };
-        let meta = RequestMeta {
-            received_at: std::time::Instant::now(),
-            stream_trace: None,
-        };
-        let outcome = hub.post(room, post, meta).await.unwrap();
-        matches!(outcome, PostOutcome::Repeated(_))
+        hub.post(room, post, RequestMeta::now()).await
+    }
+
+    async fn is_repeat(hub: &Arc<Hub>, room: &RoomName, n: usize) -> bool {
+        matches!(post(hub, room, n).await.unwrap(), PostOutcome::Repeated(_))
+    }
+
+    #[tokio::test]
+    async fn a_decision_is_reported_even_if_nobody_waits_for_it() {
+        let hub = hub(RoomBudgets::default());
+        let room = RoomName::try_from("tea").unwrap();
+        post(&hub, &room, 0).await.unwrap();
+        let (report, reported) = tokio::sync::oneshot::channel();
+        let mut decision = Box::pin(hub.moderate(&room, Moderation::Close, move |removed| {
+            report.send(removed).ok();
+        }));
+        assert!(poll_fn(|cx| Poll::Ready(decision.as_mut().poll(cx).is_pending())).await);
+        drop(decision);
+        assert_eq!(reported.await, Ok(0));
+    }
+
+    #[tokio::test]
+    async fn nobody_who_waits_for_a_deleted_room_creates_it_again() {
+        let hub = hub(RoomBudgets::default());
+        let room = RoomName::try_from("tea").unwrap();
+        post(&hub, &room, 0).await.unwrap();
+        let deletion = hub.moderate(&room, Moderation::Delete, |_| {});
+        // More than the mailbox holds. The room's actor runs only once all of them wait.
+        let posts = join_all((1..6_000).map(|n| post(&hub, &room, n)));
+        let (deleted, posted) = tokio::join!(deletion, posts);
+        assert_eq!(deleted, Ok(0));
+        let rejected = Err(HubError::Rejected(Rejection::RoomDeleted));
+        assert!(posted.iter().all(|posted| *posted == rejected));
+        assert!(!hub.has_room(&room));
     }
 
     #[tokio::test]
     async fn rooms_share_the_memory_for_message_ids_and_each_remembers_its_newest() {
-        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
-        let observer = Arc::new(TelemetryObserver::new(metrics, None));
-        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 3));
-        let options = HubOptions {
-            budgets: RoomBudgets {
-                message_ids: 1_000 * DEDUP_ENTRY_BYTES,
-                ..RoomBudgets::default()
-            },
-            ..HubOptions::default()
-        };
-        let hub = Hub::new(Rules::default(), options, store, &[0; 32], observer);
+        let hub = hub(RoomBudgets {
+            message_ids: 1_000 * DEDUP_ENTRY_BYTES,
+            ..RoomBudgets::default()
+        });
         let [one, other] = ["one", "other"].map(|room| RoomName::try_from(room).unwrap());
         for n in 0..900 {
             assert!(!is_repeat(&hub, &one, n).await);

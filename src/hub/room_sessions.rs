@@ -17,7 +17,7 @@ use super::context::HubContext;
 use super::feed::CloseReason;
 use super::frame;
 use super::grace_timers::GraceTimers;
-use super::handle::{Member, Reply, Request, RoomHandle};
+use super::handle::{Member, ModerationReporter, Reply, Request, RoomHandle};
 use super::notice;
 use super::observer::{self, AcceptedEvent, MessageTrace};
 use super::reader::Reader;
@@ -111,7 +111,11 @@ impl RoomSessions {
             Request::Leave { leave, meta } => self.handle_leave(leave, &meta, at),
             Request::Disconnected(attachment) => self.on_disconnect(attachment, at),
             Request::Subscribe { start, origin, reply } => self.handle_subscribe(start, origin, reply, at),
-            Request::Moderate { moderation, reply } => self.handle_moderate(*moderation, reply, at),
+            Request::Moderate {
+                moderation,
+                report,
+                reply,
+            } => self.handle_moderate(*moderation, report, reply, at),
             // A caller that has cancelled must not make the room work.
             Request::Info { reply, .. } if reply.is_closed() => {}
             Request::Info { after, limit, reply } => {
@@ -266,7 +270,13 @@ impl RoomSessions {
         self.batch.push(Effect::Subscribe { after, origin, reply });
     }
 
-    fn handle_moderate(&mut self, moderation: Moderation, reply: Reply<usize>, at: WallTime) {
+    fn handle_moderate(
+        &mut self,
+        moderation: Moderation,
+        report: ModerationReporter,
+        reply: Reply<usize>,
+        at: WallTime,
+    ) {
         let (reason, banned) = match &moderation {
             Moderation::Ban(Ban {
                 target,
@@ -301,6 +311,7 @@ impl RoomSessions {
         }
         self.batch.push(Effect::Moderated {
             removed: count,
+            report,
             reply,
         });
     }

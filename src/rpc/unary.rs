@@ -259,19 +259,31 @@ impl UnaryService {
         self.rates.moderate(connection.peer.map(|peer| peer.ip()))?;
         let reason = moderation::reason(&request.reason)?;
         let decision = Decision::parse(request, reason.clone(), wall_time())?;
-        let removed = self.hub.moderate(&room, decision.moderation).await?;
-        let identity = connection.caller.identity();
-        self.observer.moderated(&ModerationReport {
-            // Only somebody who is known has the right.
-            subject: identity.map_or("", |identity| &identity.subject),
-            peer: connection.peer,
-            room: &room,
-            action: decision.action,
-            target: &decision.target,
-            duration: decision.duration,
-            reason: reason.as_str(),
-            removed,
-        });
+        let Decision {
+            moderation,
+            action,
+            target,
+            duration,
+        } = decision;
+        // Only somebody who is known has the right.
+        let subject = connection
+            .caller
+            .identity()
+            .map(|identity| identity.subject.clone());
+        let (observer, peer, in_room) = (Arc::clone(&self.observer), connection.peer, room.clone());
+        let report = move |removed| {
+            observer.moderated(&ModerationReport {
+                subject: subject.as_deref().unwrap_or_default(),
+                peer,
+                room: &in_room,
+                action,
+                target: &target,
+                duration,
+                reason: reason.as_str(),
+                removed,
+            });
+        };
+        let removed = self.hub.moderate(&room, moderation, report).await?;
         Ok(ModerateResponse {
             removed: u32::try_from(removed).unwrap_or(u32::MAX),
         })

@@ -330,7 +330,7 @@ impl rpc::Observer for TelemetryObserver {
             peer = peer.map(display),
             %room,
             action = action.as_str(),
-            on = target,
+            whom = target,
             duration_seconds = duration.map(|duration| duration.as_secs()),
             reason,
             removed,

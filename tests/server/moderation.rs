@@ -182,6 +182,29 @@ async fn a_banned_subject_is_out_at_once_and_stays_out_under_any_name() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_sent_again_is_answered_even_if_its_sender_is_banned_meanwhile() {
+    let protected = Protected::start_with(Anonymous::None, |_| {}).await;
+    let eve = token_of(&protected, "eve");
+    let request = SendMessageRequest {
+        client_name: "Eve".into(),
+        msg: "hello".into(),
+        message_id: "7d3f1c".into(),
+        ..SendMessageRequest::default()
+    };
+    let mut client = protected.server.client().await;
+    let mut send = async || {
+        let request = with_authorization(request.clone(), Some(&eve));
+        client.send_message(request).await.map(|sent| sent.into_inner())
+    };
+    let first = send().await.unwrap();
+    protected.moderate("", ban(subject("eve")), "").await.unwrap();
+    protected.moderate("", room(RoomAction::Close), "").await.unwrap();
+    let again = send().await.unwrap();
+    assert!(again.repeated && !first.repeated);
+    assert_eq!(again.broadcast, first.broadcast);
+}
+
+#[tokio::test]
 async fn a_banned_address_keeps_out_all_but_moderators() {
     let protected = Protected::start_with(Anonymous::Write, |_| {}).await;
     let moderator = protected.moderator();
