@@ -5,6 +5,7 @@ mod certs;
 mod chat;
 mod client_args;
 mod client_runtime;
+mod completions;
 mod diagram;
 mod doctor;
 mod failure;
@@ -77,6 +78,8 @@ enum Command {
     Store(store::StoreCommand),
     Certs(certs::CertsCommand),
     Token(token::TokenCommand),
+    Completions(completions::CompletionsCommand),
+    Man(completions::ManCommand),
     #[command(hide = true, alias = "bench-limit-server")]
     Bench(bench::Bench),
 }
@@ -98,6 +101,8 @@ impl Command {
             Self::Store(command) => command.run(),
             Self::Certs(command) => command.run(),
             Self::Token(command) => command.run(),
+            Self::Completions(command) => command.run(Cli::command()),
+            Self::Man(command) => command.run(Cli::command()),
             Self::Bench(command) => command.run(),
         }
     }

@@ -1,9 +1,10 @@
 //! Errors in flags and environment variables: the messages, and the exit codes of sysexits(3).
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
 
-use crate::process::{CHITCHAT, run, text};
+use crate::process::{CHECKOUT, CHITCHAT, load_generator, run, succeed, text};
 
 #[test]
 fn all_configuration_errors_are_reported_at_once() {
@@ -178,4 +179,39 @@ fn help_and_version_succeed() {
             "{arguments:?}: {output:?}"
         );
     }
+}
+
+#[test]
+fn the_release_archive_is_complete() {
+    let out = tempfile::tempdir().unwrap();
+    // Beside the program under test, so that nothing is built.
+    load_generator();
+    let mut dist = Command::new(Path::new(CHECKOUT).join(".ci/dist"));
+    let archive = succeed(dist.arg(out.path()).arg(CHITCHAT), "");
+    let listed = succeed(Command::new("tar").args(["--list", "--file", archive.trim()]), "");
+    for file in [
+        "/bin/chitchat",
+        "/bin/chitchat-bench",
+        "/man/man1/chitchat.1",
+        "/man/man1/chitchat-chat.1",
+        "/man/man1/chitchat-store-check.1",
+        "/completions/chitchat.bash",
+        "/completions/chitchat.zsh",
+        "/completions/chitchat.fish",
+        "/proto/chat.proto",
+        "/LICENSE-MIT",
+        "/LICENSE-APACHE",
+    ] {
+        assert!(listed.lines().any(|line| line.ends_with(file)), "{file}: {listed}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_flags() {
+    let bash = succeed(Command::new(CHITCHAT).args(["completions", "bash"]), "");
+    assert!(bash.contains("--no-follow") && bash.contains("diagram"), "{bash}");
+    // The shell accepts it.
+    succeed(Command::new("bash").args(["-n", "/dev/stdin"]), &bash);
+    let page = succeed(Command::new(CHITCHAT).arg("man"), "");
+    assert!(page.contains(".TH chitchat 1") && page.contains("Exit codes"), "{page}");
 }
