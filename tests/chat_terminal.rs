@@ -306,6 +306,20 @@ fn no_line_of_a_paste_is_lost() {
 }
 
 #[test]
+fn a_paste_longer_than_the_buffer_of_a_terminal_is_read_to_its_end() {
+    let server = serve(&[]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    let paste: String = (1..=3_000).map(|line| format!("{line:10}\r")).collect();
+    let mut keyboard = terminal.keyboard.try_clone().unwrap();
+    // On a thread of its own, because it waits until the program has read what the buffer does not hold.
+    let pasting = thread::spawn(move || keyboard.write_all(paste.as_bytes()));
+    terminal.wait_for("Ada: 3000");
+    pasting.join().unwrap().unwrap();
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+}
+
+#[test]
 fn a_lost_server_is_found_again() {
     let directory = tempfile::tempdir().unwrap();
     let flags = ["--data-dir", directory.path().to_str().unwrap()];

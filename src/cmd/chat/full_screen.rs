@@ -14,7 +14,7 @@ mod view;
 mod viewport;
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -119,12 +119,20 @@ pub(super) async fn run(
     screen.run(keys, signals).await
 }
 
+/// How often to look whether the terminal is gone: without a controlling terminal there is no SIGHUP then.
+const HANGUP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Reads the keyboard on a thread of its own, which ends with the process.
 fn read_keys() -> Result<mpsc::Receiver<Key>, Failure> {
     let (sender, keys) = mpsc::channel(KEY_QUEUE_LEN);
     spawn_thread("keyboard", move || {
         loop {
-            let key = event::read();
+            let key = match event::poll(HANGUP_CHECK_INTERVAL) {
+                Ok(true) => event::read(),
+                Ok(false) if !tty::is_hung_up() => continue,
+                Ok(false) => Err(ErrorKind::UnexpectedEof.into()),
+                Err(error) => Err(error),
+            };
             let is_last = key.is_err();
             if sender.blocking_send(key).is_err() || is_last {
                 return;

@@ -24,6 +24,7 @@ use ratatui::crossterm::terminal::{
 };
 use ratatui::layout::Rect;
 use ratatui::{Frame, Terminal, TerminalOptions, Viewport};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -35,6 +36,14 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether the terminal is in the mode of the full screen.
 static IS_ACTIVE: AtomicBool = AtomicBool::new(false);
+
+/// Whether the terminal is gone. Its end then has no input for ever, at which nothing waits.
+pub(super) fn is_hung_up() -> bool {
+    let stdin = io::stdin();
+    let mut state = [PollFd::new(&stdin, PollFlags::empty())];
+    let polled = poll(&mut state, Some(&Timespec::default()));
+    polled.is_ok() && state[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}
 
 /// Bytes for the terminal.
 pub(super) struct Output {
