@@ -204,7 +204,11 @@ impl Connector {
             (Some(seen), _) => Some(self.first_retained_after(&connection, seen).await?),
             // The position of the newest event, so that the stream can resume even if it is lost before the first event.
             (None, StartPosition::Now | StartPosition::Last(0)) => Some(self.newest(&connection).await?),
-            (None, StartPosition::Last(_)) => None,
+            (None, StartPosition::Last(_)) => {
+                // Reports an error before the stream begins, such as that there is no such room.
+                self.newest(&connection).await?;
+                None
+            }
         };
         let request_start = match (start, self.start) {
             (Some(start), _) => Some(Start::After(start)),

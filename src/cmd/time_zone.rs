@@ -35,10 +35,10 @@ impl TimeZone {
         if let Ok(time) = raw.parse() {
             return Ok(time);
         }
-        let date_time = match raw.parse::<Time>() {
-            Ok(time) => Some(self.0.to_datetime(now).date().to_datetime(time)),
-            Err(_) => raw.parse::<DateTime>().ok(),
-        };
+        // A date first, because jiff reads the time of one as a time, and "10" too.
+        let time = |raw: &str| raw.contains(':').then(|| raw.parse::<Time>().ok()).flatten();
+        let today = |time| self.0.to_datetime(now).date().to_datetime(time);
+        let date_time = raw.parse::<DateTime>().ok().or_else(|| time(raw).map(today));
         date_time
             .and_then(|date_time| self.0.to_timestamp(date_time).ok())
             .ok_or_else(|| {
@@ -84,7 +84,17 @@ mod tests {
         ] {
             assert_eq!(zone.parse(raw, now), Ok(time.parse().unwrap()), "{raw}");
         }
-        for wrong in ["", "yesterday", "2026-13-01", "25:00", "7", "-2h"] {
+        for wrong in [
+            "",
+            "yesterday",
+            "2026-13-01",
+            "25:00",
+            "7",
+            "10",
+            "1030",
+            "2026",
+            "-2h",
+        ] {
             assert!(zone.parse(wrong, now).is_err(), "{wrong}");
         }
     }
