@@ -435,10 +435,10 @@ mod tests {
         let mistakes = config.check(None).unwrap_err();
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         assert!(
-            mistakes[0].starts_with("the limits need 757 MiB, and --max-memory is 512 MiB: 245 MiB for"),
+            mistakes[0].starts_with("the limits need 728 MiB, and --max-memory is 512 MiB: 184 MiB for"),
             "{mistakes:?}"
         );
-        config.max_memory = 758 << 20;
+        config.max_memory = 729 << 20;
         assert_eq!(config.check(None), Ok(()));
     }
 

@@ -334,7 +334,7 @@ fn a_moderator_decides_on_the_command_line_and_it_is_on_record() {
             assert!(record.contains(part), "{record}");
         }
     }
-    let expected = "\"on\":\"name BOB\",\"duration_seconds\":3600,\"reason\":\"spam\",\"removed\":1";
+    let expected = "\"whom\":\"name BOB\",\"duration_seconds\":3600,\"reason\":\"spam\",\"removed\":1";
     assert!(records[0].contains(expected), "{}", records[0]);
 }
 

@@ -64,7 +64,10 @@ fn write_pages(mut program: Command, directory: &Path) -> Result<(), Failure> {
     program.build();
     let mut commands = vec![program];
     while let Some(command) = commands.pop() {
-        let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+        let name = command
+            .get_display_name()
+            .unwrap_or_else(|| command.get_name())
+            .to_owned();
         let is_shown = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
         commands.extend(command.get_subcommands().filter(is_shown).cloned());
         let path = directory.join(format!("{name}.1"));

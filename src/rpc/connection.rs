@@ -72,8 +72,8 @@ pub struct TransportLimits {
 impl Default for TransportLimits {
     fn default() -> Self {
         Self {
-            max_connections: 10_000,
-            max_connections_per_address: 7_500,
+            max_connections: 7_500,
+            max_connections_per_address: 5_625,
             max_streams_per_connection: 1_000,
             rates: RateLimits::default(),
             budgets: BudgetLimits::default(),

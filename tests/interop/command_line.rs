@@ -202,7 +202,10 @@ fn the_release_archive_is_complete() {
         "/LICENSE-MIT",
         "/LICENSE-APACHE",
     ] {
-        assert!(listed.lines().any(|line| line.ends_with(file)), "{file}: {listed}");
+        assert!(
+            listed.lines().any(|line| line.ends_with(file)),
+            "{file}: {listed}"
+        );
     }
 }
 
@@ -213,5 +216,8 @@ fn completions_and_manual_pages_know_the_flags() {
     // The shell accepts it.
     succeed(Command::new("bash").args(["-n", "/dev/stdin"]), &bash);
     let page = succeed(Command::new(CHITCHAT).arg("man"), "");
-    assert!(page.contains(".TH chitchat 1") && page.contains("Exit codes"), "{page}");
+    assert!(
+        page.contains(".TH chitchat 1") && page.contains("Exit codes"),
+        "{page}"
+    );
 }
