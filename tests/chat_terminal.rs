@@ -51,6 +51,8 @@ struct Setup<'a> {
     variables: &'a [(&'a str, &'a str)],
     /// Rows and columns.
     size: (u16, u16),
+    /// Whether the client belongs to a session with a process that could continue it.
+    has_shell: bool,
     state: TempDir,
 }
 
@@ -62,6 +64,7 @@ impl<'a> Setup<'a> {
             flags: &[],
             variables: &[],
             size: (24, 80),
+            has_shell: true,
             state: tempfile::tempdir().unwrap(),
         }
     }
@@ -84,7 +87,17 @@ impl<'a> Setup<'a> {
         };
         let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
         let stdio = || Stdio::from(slave.try_clone().unwrap());
-        let child = Command::new(CHITCHAT)
+        let mut command = if self.has_shell {
+            let mut command = Command::new(CHITCHAT);
+            // Ctrl-Z stops the process group, which must not be that of the test.
+            command.process_group(0);
+            command
+        } else {
+            let mut command = Command::new("setsid");
+            command.arg(CHITCHAT);
+            command
+        };
+        let child = command
             .args(["chat", "--server", &self.server.to_string(), "--name", self.name])
             .args(self.flags)
             .env("TERM", "xterm")
@@ -92,8 +105,6 @@ impl<'a> Setup<'a> {
             .env("XDG_STATE_HOME", self.state.path())
             .env_remove("NO_COLOR")
             .envs(self.variables.iter().copied())
-            // Ctrl-Z stops the process group, which must not be that of the test.
-            .process_group(0)
             .stdin(stdio())
             .stdout(stdio())
             .stderr(stdio())
@@ -509,6 +520,21 @@ fn the_job_can_be_suspended() {
     assert!(terminal.is_raw());
     terminal.type_keys("\r");
     terminal.wait_for("] Ada: half a line");
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+}
+
+#[test]
+fn the_job_is_not_suspended_if_there_is_no_shell_to_continue_it() {
+    let server = serve(&[]);
+    let mut terminal = Setup {
+        has_shell: false,
+        ..Setup::new(server.address)
+    }
+    .start_joined();
+    terminal.type_keys(CTRL_Z);
+    terminal.wait_for("there is no shell to return to");
+    assert!(terminal.is_raw() && terminal.is_full_screen());
     terminal.type_keys("/leave\r");
     terminal.assert_exits(0);
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ratatui::crossterm::event::{self, Event as TerminalEvent, KeyEventKind, MouseEventKind};
-use rustix::process::{Signal, getpid, getppid, getsid, kill_current_process_group, kill_process};
+use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -113,6 +113,7 @@ pub(super) async fn run(
         joining: None,
         left: JoinSet::new(),
         leave_deadline: None,
+        stop_deadline: None,
         is_dirty: true,
         is_suspended: false,
     };
@@ -142,6 +143,9 @@ fn read_keys() -> Result<mpsc::Receiver<Key>, Failure> {
     Ok(keys)
 }
 
+/// Within which a process that has sent itself a signal to stop is stopped, however busy the machine is.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
 struct FullScreen {
     joiner: Joiner,
     app: App,
@@ -158,6 +162,8 @@ struct FullScreen {
     left: JoinSet<Vec<String>>,
     /// Set when the user is leaving.
     leave_deadline: Option<Instant>,
+    /// Set when the process is to be stopped: it runs at this time only if the system does not stop it.
+    stop_deadline: Option<Instant>,
     /// Whether there is something to draw.
     is_dirty: bool,
     is_suspended: bool,
@@ -225,6 +231,7 @@ impl FullScreen {
                     }
                 }
                 () = sleep_until_deadline(self.leave_deadline) => Next::End(self.on_timeout()),
+                () = sleep_until_deadline(self.stop_deadline) => self.resume(Some("there is no shell to return to")),
             };
             // Plain lines stay as they are, so that they can be selected.
             self.is_dirty |= !self.app.is_bare;
@@ -452,34 +459,38 @@ impl FullScreen {
 
     /// Stops the process group, as Ctrl-Z does on a terminal in its usual mode.
     fn stop_job(&mut self) {
-        // Without a shell that has started the job, nobody could continue it.
-        let session = getsid(None).ok();
-        let shell = getppid().and_then(|parent| getsid(Some(parent)).ok());
-        if shell.is_none() || session != shell || session == Some(getpid()) {
-            self.app.hint = Some("there is no shell to return to".into());
-        } else {
-            kill_current_process_group(Signal::TSTP).ok();
-        }
+        kill_current_process_group(Signal::TSTP).ok();
     }
 
     async fn on_job_signal(&mut self, signal: JobSignal) -> Next {
         match signal {
-            JobSignal::Hangup => self.leave(),
+            JobSignal::Hangup => {
+                self.leave();
+                Next::Continue
+            }
             JobSignal::Stop => {
                 self.tty.leave().await;
                 self.is_suspended = true;
-                // A process always has permission to signal itself.
-                kill_process(getpid(), Signal::STOP).ok();
+                self.stop_deadline = Some(Instant::now() + STOP_TIMEOUT);
+                // SIGTSTP has a handler. SIGTTOU has the default action, which is the same: the system stops the process unless
+                // nobody could continue it (its process group is orphaned). A process always has permission to signal itself.
+                kill_process(getpid(), Signal::TTOU).ok();
+                Next::Continue
             }
-            JobSignal::Continue => {
-                if let Err(failure) = tty::enter() {
-                    return Next::End(Err(failure));
-                }
-                self.is_suspended = false;
-                self.app.resize(tty::size());
-                self.reset();
-            }
+            JobSignal::Continue => self.resume(None),
         }
+    }
+
+    /// Shows the screen again after the process has been stopped, or has not been, which `hint` then says.
+    fn resume(&mut self, hint: Option<&str>) -> Next {
+        if let Err(failure) = tty::enter() {
+            return Next::End(Err(failure));
+        }
+        self.is_suspended = false;
+        self.stop_deadline = None;
+        self.app.hint = hint.map(Into::into);
+        self.app.resize(tty::size());
+        self.reset();
         Next::Continue
     }
 }
