@@ -10,8 +10,21 @@ use super::parse::{duration, timeout};
 use crate::client::{ClientError, ConnectOptions, Connection, RetryPolicy, ServerAddress, TlsOptions, Token};
 use crate::domain::{Name, RoomName};
 
+/// The id of the flag that selects a profile. The commands that have it are the client commands.
+pub(super) const PROFILE: &str = "profile";
+
 #[derive(Debug, Args)]
 pub(super) struct ServerArg {
+    // Only `run_program` uses it.
+    /// Use the settings of this profile in the configuration file; see `chitchat config`
+    #[arg(
+        id = PROFILE,
+        long = PROFILE,
+        env = "CHITCHAT_PROFILE",
+        value_name = "NAME",
+        help_heading = "Connection"
+    )]
+    _profile: Option<String>,
     /// Address of the server: host:port, or https://host:port for TLS
     #[arg(
         short,
@@ -83,12 +96,16 @@ impl ServerArg {
 
     /// There is no flag for the token itself, because other users can see the arguments of a process.
     fn token(&self) -> Option<Token> {
-        let variable = || std::env::var("CHITCHAT_TOKEN").ok();
         match &self.token_file {
             Some(path) => Some(Token::File(path.clone())),
-            None => variable().filter(|token| !token.is_empty()).map(Token::Value),
+            None => token_in_env().map(Token::Value),
         }
     }
+}
+
+pub(super) fn token_in_env() -> Option<String> {
+    let token = std::env::var("CHITCHAT_TOKEN").ok()?;
+    (!token.is_empty()).then_some(token)
 }
 
 #[derive(Debug, Args)]

@@ -6,8 +6,11 @@ mod chat;
 mod client_args;
 mod client_runtime;
 mod completions;
+mod config;
+mod config_file;
 mod diagram;
 mod doctor;
+mod env;
 mod failure;
 mod health;
 mod history;
@@ -26,16 +29,17 @@ mod table;
 mod tail;
 mod time_zone;
 mod token;
+mod user_dir;
 mod who;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::builder::{BoolishValueParser, Resettable};
-use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use client_runtime::run_traced;
+use config_file::ConfigFile;
+use env::{attribute_to_env, normalize_env};
 pub use failure::Failure;
 pub use parse::{duration, integer};
 
@@ -78,6 +82,7 @@ enum Command {
     Store(store::StoreCommand),
     Certs(certs::CertsCommand),
     Token(token::TokenCommand),
+    Config(config::ConfigCommand),
     Completions(completions::CompletionsCommand),
     Man(completions::ManCommand),
     #[command(hide = true, alias = "bench-limit-server")]
@@ -101,6 +106,7 @@ impl Command {
             Self::Store(command) => command.run(),
             Self::Certs(command) => command.run(),
             Self::Token(command) => command.run(),
+            Self::Config(command) => command.run(&Cli::command()),
             Self::Completions(command) => command.run(Cli::command()),
             Self::Man(command) => command.run(Cli::command()),
             Self::Bench(command) => command.run(),
@@ -120,19 +126,32 @@ pub fn run_program<C: CommandFactory + FromArgMatches>(
     run: impl FnOnce(C) -> Result<(), Failure>,
 ) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let mut command = normalize_env(C::command());
-    let parsed = command
-        .try_get_matches_from_mut(&arguments)
-        .map_err(|error| attribute_to_env(error, &command, &arguments))
-        .and_then(|matches| C::from_arg_matches(&matches));
-    let parsed = match parsed {
+    let parsed = match parse_arguments(&arguments) {
         Ok(parsed) => parsed,
-        Err(error) => return failure::report_usage(&error),
+        Err(exit_code) => return exit_code,
     };
     match run(parsed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Parses the command line and, for a client command, the configuration file. Reports what is wrong and returns the exit
+/// code.
+fn parse_arguments<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -> Result<C, ExitCode> {
+    let parse = |command| {
+        let mut command = normalize_env(command);
+        let matches = command.try_get_matches_from_mut(arguments);
+        matches.map_err(|error| failure::report_usage(&attribute_to_env(error, &command, arguments)))
+    };
+    // Without the file, which must not get in the way of the server, of the help and of a wrong command line.
+    let mut matches = parse(C::command())?;
+    if let Some(given) = config_file::client_command(&matches) {
+        let file = ConfigFile::load(&C::command(), given.get_one(client_args::PROFILE));
+        let file = file.map_err(|failure| failure.report())?;
+        matches = parse(file.apply(C::command(), given))?;
+    }
+    C::from_arg_matches(&matches).map_err(|error| failure::report_usage(&error))
 }
 
 /// Fuzz target: command lines, one argument per line.
@@ -146,54 +165,4 @@ pub(crate) fn fuzz_options(bytes: &[u8]) {
     {
         args.fuzz();
     }
-}
-
-/// Makes `command` and its subcommands lenient about environment variables: an empty variable counts as unset (compose
-/// files pass on unset variables as empty strings), and switches accept `1`, `yes` and `on` as well as `true`.
-fn normalize_env(command: clap::Command) -> clap::Command {
-    command.mut_args(normalize_env_arg).mut_subcommands(normalize_env)
-}
-
-fn normalize_env_arg(arg: Arg) -> Arg {
-    let Some(name) = arg.get_env() else {
-        return arg;
-    };
-    if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
-        return arg.env(Resettable::Reset);
-    }
-    match arg.get_action() {
-        ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
-        _ => arg,
-    }
-}
-
-/// If `error`, the result of parsing `arguments`, is about a value from an environment variable, adds the variable's name.
-fn attribute_to_env(mut error: clap::Error, command: &clap::Command, arguments: &[OsString]) -> clap::Error {
-    let (Some(ContextValue::String(flag_usage)), Some(ContextValue::String(value))) = (
-        error.get(ContextKind::InvalidArg),
-        error.get(ContextKind::InvalidValue),
-    ) else {
-        return error;
-    };
-    let flag = flag_usage.split_whitespace().next().unwrap_or_default();
-    let is_given = |argument: &OsString| argument.to_string_lossy().split('=').next() == Some(flag);
-    if arguments.iter().any(is_given) {
-        return error;
-    }
-    let variable = variables(command)
-        .filter(|(long, _)| flag.strip_prefix("--") == Some(long))
-        .find(|(_, variable)| std::env::var(variable).as_ref() == Ok(value));
-    if let Some((_, variable)) = variable {
-        let named = ContextValue::String(format!("{variable}, the variable of {flag_usage}"));
-        error.insert(ContextKind::InvalidArg, named);
-    }
-    error
-}
-
-/// The long flags of `command` and its subcommands that have an environment variable, paired with the variable.
-fn variables(command: &clap::Command) -> Box<dyn Iterator<Item = (&str, &str)> + '_> {
-    let own = command
-        .get_arguments()
-        .filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?)));
-    Box::new(own.chain(command.get_subcommands().flat_map(variables)))
 }

@@ -7,6 +7,7 @@ mod certificates;
 #[path = "../process/mod.rs"]
 mod process;
 
+mod client_config;
 mod client_matrix;
 mod clients;
 mod command_line;

@@ -5,6 +5,8 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::cmd::user_dir::user_dir;
+
 /// The number of inputs that are kept.
 const MAX_INPUTS: usize = 1_000;
 
@@ -68,12 +70,9 @@ pub(super) struct HistoryFile(PathBuf);
 impl HistoryFile {
     /// `$XDG_STATE_HOME/chitchat/history`; `None` if there is no home directory.
     pub(super) fn from_env() -> Option<Self> {
-        let absolute = |variable: &str| {
-            let path = PathBuf::from(std::env::var_os(variable)?);
-            path.is_absolute().then_some(path)
-        };
-        let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
-        Some(Self(state.join("chitchat/history")))
+        Some(Self(
+            user_dir("XDG_STATE_HOME", ".local/state")?.join("chitchat/history"),
+        ))
     }
 
     /// Reads the newest inputs. A file that is much longer than needed is shortened.
