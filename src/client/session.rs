@@ -141,7 +141,7 @@ impl Session {
         Ok(message_id)
     }
 
-    /// Requests to leave the room after the messages sent so far. Returns immediately.
+    /// Requests to leave the room when the messages sent so far are acknowledged or rejected. Returns immediately.
     ///
     /// Keep polling the stream: it yields the outstanding acknowledgements, reconnects if necessary, and then ends. Further
     /// calls have no effect.

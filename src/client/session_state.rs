@@ -75,7 +75,7 @@ impl JoinOptions {
 
 /// The state of a session. Invariants:
 ///
-/// - Messages are sent in order, LEAVE last.
+/// - Messages are sent in order. LEAVE comes last, when none is in flight.
 /// - Messages that are unacknowledged when a connection is lost are retransmitted on the next one under the same ids,
 ///   after the missed events have been read and before new messages.
 /// - Each event of the log is yielded once.
@@ -192,7 +192,7 @@ impl SessionState {
         Ok(self.outbox.push(text, observer))
     }
 
-    /// Accepts no further messages, and sends LEAVE after the last one.
+    /// Accepts no further messages, and sends LEAVE when the last one is answered.
     pub(super) fn leave(&mut self) {
         if self.leave == Leave::No {
             self.leave = Leave::Requested;
@@ -201,6 +201,12 @@ impl SessionState {
 
     const fn is_leaving(&self) -> bool {
         !matches!(self.leave, Leave::No)
+    }
+
+    /// Whether LEAVE is to be sent now. A message that is rejected as too fast is sent again, which LEAVE must not overtake. A
+    /// server that implements only the first version of the protocol answers no message.
+    fn may_send_leave(&self) -> bool {
+        self.leave == Leave::Requested && (self.welcome.is_none() || self.outbox.in_flight() == 0)
     }
 
     /// Whether a connection is no longer needed: the participant is leaving and no message is unacknowledged.
@@ -263,7 +269,7 @@ impl SessionState {
 
     /// Whether [`next_frame`](Self::next_frame) has something to send.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.is_held() && (self.outbox.has_unsent() || self.leave == Leave::Requested)
+        !self.is_held() && (self.outbox.has_unsent() || self.may_send_leave())
     }
 
     /// The next message to send on the current connection.
@@ -288,7 +294,7 @@ impl SessionState {
             }
             return Some(message);
         }
-        if self.leave == Leave::Requested {
+        if self.may_send_leave() {
             self.leave = Leave::Sent;
             return Some(JoinMsgLeave {
                 timestamp: self.clock.tick(),
@@ -364,7 +370,7 @@ impl SessionState {
             return Disconnect::Fatal(ClientError::TakenOver { message });
         }
         let Some(error) = error else {
-            return if self.is_leaving() {
+            return if self.leave == Leave::Sent || self.is_done() {
                 Disconnect::Left
             } else {
                 Disconnect::Retry(ClientError::StreamEnded, requested_delay)

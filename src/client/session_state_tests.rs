@@ -336,23 +336,70 @@ fn a_gap_is_reported_after_an_incomplete_resume() {
 #[test]
 fn leave_is_sent_last_and_again_after_a_reconnect() {
     let mut state = joined();
-    state.enqueue("one".into(), None).unwrap();
+    let one = state.enqueue("one".into(), None).unwrap();
     state.leave();
     assert!(matches!(
         state.enqueue("two".into(), None),
         Err(ClientError::Closed)
     ));
-    for _ in 0..2 {
-        let sent: Vec<EventType> = std::iter::from_fn(|| state.next_frame())
-            .map(|frame| frame.r#type())
-            .collect();
-        assert_eq!(sent, [EventType::Message, EventType::Leave]);
+    let sent = |state: &mut SessionState| -> Vec<EventType> {
+        let frames = std::iter::from_fn(|| state.next_frame());
+        frames.map(|frame| frame.r#type()).collect()
+    };
+    // The message is not acknowledged: it is sent again, however the connection ends.
+    for error in [Some(Status::unavailable("")), None] {
+        assert_eq!(sent(&mut state), [EventType::Message]);
         assert!(!state.has_unsent());
-        let cut = ClientError::from(Status::unavailable(""));
-        assert!(matches!(state.on_disconnect(Some(cut)), Disconnect::Retry(..)));
+        let end = state.on_disconnect(error.map(ClientError::from));
+        assert!(matches!(end, Disconnect::Retry(..)));
         state.on_joined(welcome(EPOCH, 4, true));
     }
+    assert_eq!(sent(&mut state), [EventType::Message]);
+    state.on_message(own(5, &one));
+    for _ in 0..2 {
+        assert!(state.has_unsent());
+        assert_eq!(sent(&mut state), [EventType::Leave]);
+        // The connection that a LEAVE was sent on is lost, and another is there already.
+        state.on_joined(welcome(EPOCH, 5, true));
+    }
     assert!(matches!(state.on_disconnect(None), Disconnect::Left));
+}
+
+#[test]
+fn leave_does_not_wait_for_answers_that_the_first_version_does_not_give() {
+    let mut state = SessionState::new(JoinOptions::new("Ada"));
+    state.join_frame();
+    state.on_joined(None);
+    state.enqueue("one".into(), None).unwrap();
+    state.leave();
+    let sent: Vec<EventType> = std::iter::from_fn(|| state.next_frame())
+        .map(|frame| frame.r#type())
+        .collect();
+    assert_eq!(sent, [EventType::Message, EventType::Leave]);
+    assert!(matches!(state.on_disconnect(None), Disconnect::Left));
+}
+
+#[test]
+fn leave_does_not_overtake_a_message_that_is_sent_again() {
+    let mut state = joined();
+    let one = state.enqueue("one".into(), None).unwrap();
+    state.leave();
+    assert!(state.next_frame().is_some_and(|frame| frame.msg == "one"));
+    assert!(!state.has_unsent());
+    assert_eq!(state.next_frame(), None);
+    state.on_message(ServerMessage {
+        message_id: one.as_str().into(),
+        ..notice(NoticeCode::TooFast)
+    });
+    assert_eq!(state.next_frame(), None);
+    state.resume_sending();
+    assert!(state.next_frame().is_some_and(|frame| frame.msg == "one"));
+    assert_eq!(state.next_frame(), None);
+    state.on_message(own(5, &one));
+    assert_eq!(
+        state.next_frame().map(|frame| frame.r#type()),
+        Some(EventType::Leave)
+    );
 }
 
 fn own(sequence: u64, message_id: &MessageId) -> ServerMessage {
@@ -381,8 +428,8 @@ fn resumed_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
 
 #[test]
 fn nothing_is_retransmitted_before_the_missed_events_are_read() {
-    let (mut state, one, _) = resumed_with_two_events_to_read();
-    state.enqueue("three".into(), None).unwrap();
+    let (mut state, one, two) = resumed_with_two_events_to_read();
+    let three = state.enqueue("three".into(), None).unwrap();
     state.leave();
     let other_message = ServerMessage {
         sender_id: 1,
@@ -393,10 +440,15 @@ fn nothing_is_retransmitted_before_the_missed_events_are_read() {
         assert_eq!(state.next_frame(), None);
         state.on_message(event);
     }
-    let sent: Vec<String> = std::iter::from_fn(|| state.next_frame())
-        .map(|frame| frame.msg)
-        .collect();
-    assert_eq!(sent, ["two", "three", ""]);
+    let sent = |state: &mut SessionState| -> Vec<String> {
+        let frames = std::iter::from_fn(|| state.next_frame());
+        frames.map(|frame| frame.msg).collect()
+    };
+    assert_eq!(sent(&mut state), ["two", "three"]);
+    state.on_message(own(7, &two));
+    state.on_message(own(8, &three));
+    // LEAVE.
+    assert_eq!(sent(&mut state), [""]);
 }
 
 #[test]
