@@ -598,6 +598,121 @@ fn another_room_gets_what_is_entered_for_it() {
 }
 
 #[test]
+fn what_was_entered_in_a_room_is_sent_after_the_user_has_left_it() {
+    // A burst of 40, then 4 a second: longer than the server has for one answer.
+    let server = serve(&["--message-rate", "4"]);
+    let lines: Vec<String> = (1..=52).map(|line| format!("line {line}")).collect();
+    let input = lines.join("\r");
+    for (keys, room) in [
+        ("/join tea\rone\r/quit\r", "tea"),
+        // Lines, without the full screen.
+        ("/leave\r", "coffee"),
+    ] {
+        let is_plain = room == "coffee";
+        let flags: &[&str] = if is_plain { &["--plain", "coffee"] } else { &[] };
+        let mut terminal = Setup::new(server.address)
+            .flags(&[flags, &["--timeout", "2s"]].concat())
+            .start();
+        terminal.wait_for(if is_plain {
+            "Participant Ada joined"
+        } else {
+            "· 1 here"
+        });
+        terminal.type_keys(&format!("{input}\r{keys}"));
+        terminal.assert_exits(0);
+        assert_eq!(texts(&server, if is_plain { room } else { "lobby" }), lines);
+    }
+    assert_eq!(texts(&server, "tea"), ["one"]);
+}
+
+#[test]
+fn what_is_not_acknowledged_in_another_room_is_reported() {
+    let (_runtime, server) = faulty_server::start_in_background();
+    let flags = ["--timeout", "1s"];
+    let mut terminal = Setup::new(server).flags(&flags).start_joined();
+    let lines: Vec<String> = (1..=9).map(|line| format!("silence {line}")).collect();
+    terminal.type_keys(&format!("{}\r/join tea\r", lines.join("\r")));
+    terminal.wait_for("in the room that you have left: silence 9");
+    // In the order of the input.
+    let screen = terminal.screen();
+    let reported = screen.lines().filter_map(|row| row.split_once("have left: "));
+    let reported: Vec<&str> = reported
+        .map(|(_, text)| text.split('│').next().unwrap().trim())
+        .collect();
+    assert_eq!(reported, lines);
+    terminal.type_keys("silence\r/join coffee\r");
+    terminal.wait_for("#coffee");
+    terminal.type_keys("/quit\r");
+    terminal.assert_exits(69);
+    terminal.wait_for("chitchat: your last message was not acknowledged");
+}
+
+#[test]
+fn a_refused_room_does_not_delay_the_end() {
+    let (_runtime, server) = faulty_server::start_in_background();
+    let mut terminal = Setup::new(server).start_joined();
+    let taken = faulty_server::TAKEN;
+    terminal.type_keys(&format!("/name {taken}\rfor nobody\r/quit\r"));
+    terminal.assert_exits(69);
+    terminal.wait_for("chitchat: your last message was not acknowledged");
+}
+
+#[test]
+fn the_case_of_the_name_can_be_changed() {
+    let server = serve(&[]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    terminal.type_keys("one\r/name ADA\rtwo\r");
+    terminal.wait_for("] ADA: two");
+    terminal.wait_for("· 1 here · L=");
+    terminal.type_keys("/quit\r");
+    terminal.assert_exits(0);
+    assert_eq!(texts(&server, "lobby"), ["one", "two"]);
+}
+
+#[test]
+fn a_long_line_can_be_pasted() {
+    let server = serve(&["--max-message-chars", "65536"]);
+    let mut terminal = Setup::new(server.address).start_joined();
+    let mut keyboard = terminal.keyboard.try_clone().unwrap();
+    let paste = format!("{}end", "long ".repeat(12_000));
+    let pasting = thread::spawn(move || keyboard.write_all(format!("{paste}\r").as_bytes()));
+    terminal.wait("the text", |terminal| {
+        let screen = terminal.screen();
+        screen
+            .lines()
+            .any(|row| row.trim_start().starts_with("long") && row.contains("long end"))
+    });
+    pasting.join().unwrap().unwrap();
+    terminal.type_keys("/leave\r");
+    terminal.assert_exits(0);
+    assert_eq!(
+        texts(&server, "lobby"),
+        [format!("{}end", "long ".repeat(12_000))]
+    );
+}
+
+#[test]
+fn the_times_are_those_that_the_user_wants() {
+    let server = serve(&[]);
+    for (time, row) in [("none", "Ada: hi"), ("lamport", "[L="), ("utc", "Z Ada: hi")] {
+        let mut terminal = Setup::new(server.address)
+            .variables(&[("CHITCHAT_TIME", time)])
+            .start_joined();
+        terminal.type_keys("hi\r");
+        terminal.wait(time, |terminal| {
+            let screen = terminal.screen();
+            let mut rows = screen.lines().filter(|line| line.contains("Ada: hi"));
+            rows.next().is_some_and(|line| match time {
+                "utc" => line[5..].starts_with(row),
+                _ => line.starts_with(row),
+            })
+        });
+        terminal.type_keys("/quit\r");
+        terminal.assert_exits(0);
+    }
+}
+
+#[test]
 fn earlier_inputs_are_remembered() {
     let server = serve(&[]);
     let mut terminal = Setup::new(server.address).start_joined();

@@ -82,7 +82,16 @@ impl ChatCommand {
                 retry,
             };
             let room = self.room.room().clone();
-            return full_screen::run(joiner, session, name, room, spans, &mut signals).await;
+            return full_screen::run(
+                joiner,
+                session,
+                name,
+                room,
+                self.time.columns(),
+                spans,
+                &mut signals,
+            )
+            .await;
         }
 
         let (inputs, output, notes) = (input::read_stdin()?, Output::stdout()?, Output::stderr()?);

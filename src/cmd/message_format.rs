@@ -20,15 +20,17 @@ enum TimeStyle {
 
 #[derive(Debug, Args)]
 pub(super) struct TimeArg {
-    /// What to show before each message
-    #[arg(
-        long,
-        env = "CHITCHAT_TIME",
-        value_enum,
-        default_value_t = TimeStyle::Lamport,
-        hide_possible_values = false
-    )]
-    time: TimeStyle,
+    /// What to show before each message [default: lamport; in the full screen of chat, the local and the Lamport time]
+    #[arg(long, env = "CHITCHAT_TIME", value_enum, hide_possible_values = false)]
+    time: Option<TimeStyle>,
+}
+
+/// The times that the full screen shows.
+#[derive(Debug, Clone)]
+pub(super) struct TimeColumns {
+    /// With what is written after the time.
+    pub(super) wall_clock: Option<(TimeZone, &'static str)>,
+    pub(super) has_lamport_time: bool,
 }
 
 /// Formats messages with the time that the user wants.
@@ -45,7 +47,7 @@ pub(super) enum MessageFormat {
 
 impl TimeArg {
     pub(super) fn format(&self) -> MessageFormat {
-        match self.time {
+        match self.time.unwrap_or(TimeStyle::Lamport) {
             TimeStyle::Lamport => MessageFormat::Lamport,
             TimeStyle::Local => MessageFormat::WallClock {
                 zone: TimeZone::local(),
@@ -56,6 +58,17 @@ impl TimeArg {
                 suffix: "Z",
             },
             TimeStyle::None => MessageFormat::Untimed,
+        }
+    }
+
+    pub(super) fn columns(&self) -> TimeColumns {
+        TimeColumns {
+            wall_clock: match self.time {
+                None | Some(TimeStyle::Local) => Some((TimeZone::local(), "")),
+                Some(TimeStyle::Utc) => Some((TimeZone::utc(), "Z")),
+                Some(TimeStyle::Lamport | TimeStyle::None) => None,
+            },
+            has_lamport_time: matches!(self.time, None | Some(TimeStyle::Lamport)),
         }
     }
 }
@@ -100,7 +113,7 @@ mod tests {
             }),
             ..ServerMessage::default()
         };
-        let format = |time, message: &ServerMessage| TimeArg { time }.format().format(message);
+        let format = |time, message: &ServerMessage| TimeArg { time: Some(time) }.format().format(message);
         assert_eq!(format(TimeStyle::Lamport, &message), "[L=5] Ada: one\n  | two");
         assert_eq!(
             format(TimeStyle::Utc, &message),

@@ -15,7 +15,6 @@ impl TimeZone {
         Self(jiff::tz::TimeZone::system())
     }
 
-    #[allow(dead_code, reason = "for the commands that show times in UTC")]
     pub(super) const fn utc() -> Self {
         Self(jiff::tz::TimeZone::UTC)
     }

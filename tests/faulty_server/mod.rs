@@ -137,7 +137,7 @@ impl Faults {
             let answer = match (received.r#type(), received.msg.as_str()) {
                 (EventType::Leave, _) if name == NEVER_RELEASED => return std::future::pending().await,
                 (EventType::Leave, _) | (_, "end") => return Some(()),
-                (_, "silence") => continue,
+                (_, text) if text.starts_with("silence") => continue,
                 (_, "cut") => {
                     self.cut.notify_one();
                     continue;

@@ -23,7 +23,7 @@ use crate::proto::{EventType, JoinMsgLeave, ServerMessage};
 use crate::signals::Signals;
 use crate::telemetry::{ClientSpans, SendSpan};
 
-/// How long to wait for the server to end the stream after a LEAVE.
+/// How long to wait for the next acknowledgement, and for the end of the stream after a LEAVE.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct ChatOptions {
@@ -283,9 +283,8 @@ impl ChatLoop {
             span.record_acknowledged(message);
         }
         if self.phase == Phase::Leaving {
-            return;
-        }
-        if !self.lines.is_empty() {
+            self.deadline = Some(Instant::now() + self.leave_timeout());
+        } else if !self.lines.is_empty() {
             self.restart_deadline();
         } else if self.phase == Phase::Finishing {
             self.leave();

@@ -2,6 +2,7 @@
 
 mod app;
 mod input_history;
+mod left_rooms;
 mod line_editor;
 mod lookups;
 mod roster;
@@ -13,7 +14,7 @@ mod tty;
 mod view;
 mod viewport;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,9 +22,8 @@ use std::time::{Duration, SystemTime};
 
 use ratatui::crossterm::event::{self, Event as TerminalEvent, KeyEventKind, MouseEventKind};
 use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::StreamExt as _;
 
 use super::answer::is_repeated;
@@ -32,13 +32,14 @@ use crate::client::{
     ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, SendObserver, ServerAddress, Session,
 };
 use crate::cmd::Failure;
-use crate::cmd::time_zone::TimeZone;
+use crate::cmd::message_format::TimeColumns;
 use crate::domain::{Name, RoomName};
 use crate::proto::ServerMessage;
 use crate::signals::{JobSignal, JobSignals, Signals};
 use crate::telemetry::{ClientSpans, SendSpan};
 use app::{App, Effect, Target};
 use input_history::{HistoryFile, InputHistory};
+use left_rooms::LeftRooms;
 use lookups::{Answer, Lookups};
 use theme::Theme;
 use timeline::Older;
@@ -50,11 +51,19 @@ const FRAME_INTERVAL: Duration = Duration::from_millis(33);
 /// How long to wait for the next acknowledgement, and for the end of the stream after a LEAVE.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Capacity of the queue between the keyboard's thread and the loop.
+/// Capacity of the queue between the keyboard's thread and the loop, and how many keys are handled before anything else.
 const KEY_QUEUE_LEN: usize = 256;
 
 type Key = Result<TerminalEvent, io::Error>;
-type Joining = Pin<Box<dyn Future<Output = Result<Session, ClientError>> + Send>>;
+type Joining = Pin<Box<dyn Future<Output = Result<Joined, ClientError>> + Send>>;
+
+/// A room that was joined.
+struct Joined {
+    target: Target,
+    session: Session,
+    /// Why the user is there, if another name was wanted.
+    note: Option<String>,
+}
 
 /// How to join rooms.
 #[derive(Debug, Clone)]
@@ -65,14 +74,40 @@ pub(super) struct Joiner {
 }
 
 impl Joiner {
-    async fn join(self, target: Target) -> Result<Session, ClientError> {
+    async fn join(&self, target: Target) -> Result<Joined, ClientError> {
         let join = JoinOptions::new(target.name.as_str()).room(target.room.as_str());
-        Session::join(&self.server, &self.options, self.retry, join).await
+        let session = Session::join(&self.server, &self.options, self.retry.clone(), join).await?;
+        Ok(Joined {
+            target,
+            session,
+            note: None,
+        })
     }
 
-    /// Until when the server may answer the next message or the LEAVE.
-    fn leave_deadline(&self) -> Instant {
-        Instant::now() + self.options.response_timeout.min(LEAVE_TIMEOUT)
+    /// Joins `target` after `has_left`, or `old` again.
+    async fn rejoin(
+        &self,
+        target: Target,
+        old: Target,
+        has_left: oneshot::Receiver<()>,
+    ) -> Result<Joined, ClientError> {
+        // Ends without a value.
+        has_left.await.ok();
+        match self.join(target.clone()).await {
+            Err(error) => {
+                let note = Some(target.join_failure(&error.to_string()));
+                Ok(Joined {
+                    note,
+                    ..self.join(old).await?
+                })
+            }
+            joined => joined,
+        }
+    }
+
+    /// How long the server may take to answer the next message or the LEAVE.
+    fn leave_timeout(&self) -> Duration {
+        self.options.response_timeout.min(LEAVE_TIMEOUT)
     }
 }
 
@@ -82,6 +117,7 @@ pub(super) async fn run(
     session: Session,
     name: Name,
     room: RoomName,
+    times: TimeColumns,
     spans: ClientSpans,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
@@ -94,7 +130,7 @@ pub(super) async fn run(
     let mut app = App::new(
         Target { name, room },
         Theme::from_env(),
-        TimeZone::local(),
+        times,
         InputHistory::new(inputs),
     );
     app.resize(tty::size());
@@ -105,15 +141,16 @@ pub(super) async fn run(
         lookups: Lookups::new(joiner.server.clone(), joiner.options.clone()),
         joiner,
         app,
-        session,
+        session: Some(session),
         tty,
         spans,
         history,
         sent: HashMap::new(),
         joining: None,
-        left: JoinSet::new(),
+        left: LeftRooms::default(),
         leave_deadline: None,
         stop_deadline: None,
+        ended: None,
         is_dirty: true,
         is_suspended: false,
     };
@@ -149,21 +186,23 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 struct FullScreen {
     joiner: Joiner,
     app: App,
-    session: Session,
+    /// `None` while the room is joined again under another name, and at the end.
+    session: Option<Session>,
     tty: Tty,
     lookups: Lookups,
     spans: ClientSpans,
     history: Option<HistoryFile>,
     /// The spans of the messages that are not acknowledged.
     sent: HashMap<String, Arc<SendSpan>>,
-    /// The session in the room that the user wants to go to.
-    joining: Option<(Target, Joining)>,
-    /// The sessions in the rooms that the user has left, which return what was not acknowledged.
-    left: JoinSet<Vec<String>>,
-    /// Set when the user is leaving.
+    /// The room that the user wants to go to.
+    joining: Option<Joining>,
+    left: LeftRooms,
+    /// When the next answer is due, while the user is leaving.
     leave_deadline: Option<Instant>,
     /// Set when the process is to be stopped: it runs at this time only if the system does not stop it.
     stop_deadline: Option<Instant>,
+    /// How the session has ended. Only the rooms that the user has left before are waited for.
+    ended: Option<Result<(), Failure>>,
     /// Whether there is something to draw.
     is_dirty: bool,
     is_suspended: bool,
@@ -181,36 +220,49 @@ impl FullScreen {
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
         let queue = self.tty.queue();
         let mut next_frame = Instant::now();
+        let mut batch = Vec::new();
         let result = loop {
             self.send_pending();
             self.run_effects();
+            if self.left.is_empty()
+                && let Some(ended) = self.ended.take()
+            {
+                break self.result(ended);
+            }
             let draws = self.is_dirty && !self.is_suspended;
             let next = tokio::select! {
-                key = keys.recv() => {
-                    let mut next = self.on_key(key);
-                    // A paste is drawn once.
-                    while let (Next::Continue, Ok(key)) = (&next, keys.try_recv()) {
-                        next = self.on_key(Some(key));
+                // A paste is drawn once.
+                count = keys.recv_many(&mut batch, KEY_QUEUE_LEN) => {
+                    let mut next = Next::Continue;
+                    for key in batch.drain(..) {
+                        if matches!(next, Next::Continue) {
+                            next = self.on_key(key);
+                        }
+                    }
+                    if count == 0 {
+                        next = Next::End(Err(Failure::Io("the terminal is gone".into())));
                     }
                     next
                 }
-                event = self.session.try_next() => self.on_session(event),
+                event = next_event(&mut self.session) => {
+                    self.on_session(event);
+                    Next::Continue
+                }
                 (visit, answer) = self.lookups.next() => {
                     self.on_answer(visit, answer);
                     Next::Continue
                 }
-                joined = next_session(&mut self.joining) => {
+                joined = next_room(&mut self.joining) => {
                     self.on_joined(joined);
                     Next::Continue
                 }
-                Some(unacknowledged) = self.left.join_next() => {
-                    for text in unacknowledged.unwrap_or_default() {
-                        self.app.note(&format!("not acknowledged in the room that you have left: {text}"));
-                    }
+                // Joining a room begins a new timeline, which has no earlier notes.
+                texts = self.left.next(), if self.joining.is_none() => {
+                    self.app.on_left(&texts);
                     Next::Continue
                 }
                 signal = signals.next() => {
-                    if self.leave_deadline.is_some() {
+                    if self.app.is_leaving {
                         Next::End(Err(Failure::Interrupted(signal)))
                     } else {
                         self.leave();
@@ -230,7 +282,10 @@ impl FullScreen {
                         (Err(failure), _) => Next::End(Err(failure)),
                     }
                 }
-                () = sleep_until_deadline(self.leave_deadline) => Next::End(self.on_timeout()),
+                () = sleep_until_deadline(self.leave_deadline) => {
+                    self.on_timeout();
+                    Next::Continue
+                }
                 () = sleep_until_deadline(self.stop_deadline) => self.resume(Some("there is no shell to return to")),
             };
             // Plain lines stay as they are, so that they can be selected.
@@ -259,28 +314,27 @@ impl FullScreen {
         self.is_dirty = true;
     }
 
-    fn on_key(&mut self, key: Option<Key>) -> Next {
+    fn on_key(&mut self, key: Key) -> Next {
         match key {
-            Some(Ok(TerminalEvent::Key(key))) if key.kind != KeyEventKind::Release => self.app.on_key(key),
-            Some(Ok(TerminalEvent::Paste(text))) => self.app.on_paste(&text),
-            Some(Ok(TerminalEvent::Mouse(mouse))) => match mouse.kind {
+            Ok(TerminalEvent::Key(key)) if key.kind != KeyEventKind::Release => self.app.on_key(key),
+            Ok(TerminalEvent::Paste(text)) => self.app.on_paste(&text),
+            Ok(TerminalEvent::Mouse(mouse)) => match mouse.kind {
                 MouseEventKind::ScrollUp => self.app.on_wheel(true),
                 MouseEventKind::ScrollDown => self.app.on_wheel(false),
                 _ => {}
             },
-            Some(Ok(TerminalEvent::Resize(..))) => {
+            Ok(TerminalEvent::Resize(..)) => {
                 self.app.resize(tty::size());
                 self.reset();
             }
-            Some(Ok(TerminalEvent::FocusGained)) => self.app.on_focus(true),
-            Some(Ok(TerminalEvent::FocusLost)) => self.app.on_focus(false),
-            Some(Ok(TerminalEvent::Key(_))) => {}
-            Some(Err(error)) => {
+            Ok(TerminalEvent::FocusGained) => self.app.on_focus(true),
+            Ok(TerminalEvent::FocusLost) => self.app.on_focus(false),
+            Ok(TerminalEvent::Key(_)) => {}
+            Err(error) => {
                 return Next::End(Err(Failure::Io(format!(
                     "cannot read from the terminal: {error}"
                 ))));
             }
-            None => return Next::End(Err(Failure::Io("the terminal is gone".into()))),
         }
         self.run_effects();
         Next::Continue
@@ -291,10 +345,7 @@ impl FullScreen {
         for effect in self.app.take_effects() {
             match effect {
                 Effect::Leave => self.leave(),
-                Effect::Switch(target) => {
-                    let joining = self.joiner.clone().join(target.clone());
-                    self.joining = Some((target, Box::pin(joining)));
-                }
+                Effect::Switch(target) => self.switch(target),
                 Effect::LoadOlder(before) => self.lookups.load_older(visit, &self.app.target.room, before),
                 Effect::LoadNewer(after) => self.lookups.load_newer(visit, &self.app.target.room, after),
                 Effect::LoadRoster => self.lookups.load_roster(visit, &self.app.target.room),
@@ -319,19 +370,21 @@ impl FullScreen {
 
     /// Gives entered texts to the session, as many as it accepts.
     fn send_pending(&mut self) {
-        while self.session.has_capacity() {
+        while let Some(session) = &mut self.session
+            && session.has_capacity()
+        {
             let room = self.app.target.room.as_str().to_owned();
             let Some(pending) = self.app.next_unsent() else {
-                // A text that is rejected as too fast is sent again, so LEAVE comes after the acknowledgements.
-                if self.leave_deadline.is_some() && self.app.pending.is_empty() {
-                    self.session.leave();
+                // What was entered for the next room is sent before the user leaves.
+                if self.app.is_leaving && self.joining.is_none() {
+                    session.leave();
                 }
                 return;
             };
             let span = self.spans.start_send(&room, pending.text.len());
             let observer = span.clone().map(|span| span as Arc<dyn SendObserver>);
             // If the session has failed, its stream yields the error.
-            let Ok(message_id) = self.session.send_with_observer(pending.text.clone(), observer) else {
+            let Ok(message_id) = session.send_with_observer(pending.text.clone(), observer) else {
                 return;
             };
             pending.message_id = Some(message_id.as_str().to_owned());
@@ -341,26 +394,24 @@ impl FullScreen {
         }
     }
 
-    fn on_session(&mut self, event: Result<Option<Event>, ClientError>) -> Next {
+    fn on_session(&mut self, event: Result<Option<Event>, ClientError>) {
         match event {
             Ok(Some(event)) => {
                 if let Event::Message(message) = &event {
                     self.record(message);
                 }
+                let unanswered = self.app.pending.len();
                 self.app.on_event(event);
-                Next::Continue
+                if self.app.pending.len() < unanswered {
+                    self.restart_deadline();
+                }
             }
-            Ok(None) => Next::End(self.on_end(Ok(()))),
-            Err(error) => Next::End(self.on_end(Err(error))),
+            Ok(None) => self.end(Ok(())),
+            Err(error) => self.end(Err(error.into())),
         }
     }
 
     fn record(&mut self, message: &ServerMessage) {
-        if let Some(deadline) = &mut self.leave_deadline
-            && !message.message_id.is_empty()
-        {
-            *deadline = self.joiner.leave_deadline();
-        }
         if let Some(span) = self.sent.remove(&message.message_id) {
             if message.notice.is_some() && !is_repeated(message) {
                 span.record_rejected(&message.message_id);
@@ -368,28 +419,55 @@ impl FullScreen {
                 span.record_acknowledged(message);
             }
         }
-        self.spans
-            .record_received(message, self.session.lamport_time(), SystemTime::now());
+        if let Some(session) = &self.session {
+            self.spans
+                .record_received(message, session.lamport_time(), SystemTime::now());
+        }
     }
 
-    fn on_joined(&mut self, joined: Result<Session, ClientError>) {
-        let Some((target, _)) = self.joining.take() else {
-            return;
-        };
+    fn switch(&mut self, target: Target) {
+        let old = self.app.target.clone();
+        // The server takes such names for one, which is free when the participant has left.
+        let is_same_name = target.room == old.room && target.name.is_confusable_with(&old.name);
+        if self.left.is_full() {
+            let error = "messages in the rooms that you have left are not acknowledged yet";
+            return self.app.on_join_failed(error);
+        }
+        if is_same_name && self.app.reconnecting.is_some() {
+            return self.app.on_join_failed("there is no connection");
+        }
+        let joiner = self.joiner.clone();
+        let has_left = if is_same_name { self.leave_room() } else { None };
+        self.joining = Some(match has_left {
+            Some(has_left) => Box::pin(async move { joiner.rejoin(target, old, has_left).await }),
+            None => Box::pin(async move { joiner.join(target).await }),
+        });
+    }
+
+    /// Leaves the current room in the background.
+    fn leave_room(&mut self) -> Option<oneshot::Receiver<()>> {
+        let session = self.session.take()?;
+        let timeout = self.joiner.leave_timeout();
+        Some(self.left.leave(session, self.app.take_pending(), timeout))
+    }
+
+    fn on_joined(&mut self, joined: Result<Joined, ClientError>) {
+        self.joining = None;
+        self.restart_deadline();
         match joined {
-            Ok(session) => {
-                let old = std::mem::replace(&mut self.session, session);
-                let pending = self.app.take_pending();
-                let (sent, unsent): (Vec<_>, Vec<_>) = pending
-                    .into_iter()
-                    .partition(|pending| pending.message_id.is_some());
-                let sent = sent
-                    .into_iter()
-                    .filter_map(|pending| Some((pending.message_id?, pending.text)));
-                let unsent = unsent.into_iter().map(|pending| pending.text);
-                self.left.spawn(leave_room(old, sent.collect(), unsent.collect()));
-                self.app.on_joined(target, self.session.welcome());
+            Ok(Joined {
+                target,
+                session,
+                note,
+            }) => {
+                self.leave_room();
+                self.app.on_joined(target, session.welcome());
+                self.session = Some(session);
+                if let Some(note) = note {
+                    self.app.note(&note);
+                }
             }
+            Err(error) if self.session.is_none() => self.end(Err(error.into())),
             Err(error) => self.app.on_join_failed(&error.to_string()),
         }
     }
@@ -399,14 +477,16 @@ impl FullScreen {
             return;
         }
         match answer {
-            Answer::Older(Ok(page)) => self.app.on_older(&page),
-            Answer::Newer(Ok(page)) => self.app.on_newer(&page),
+            Answer::Older(before, Ok(page)) => self.app.on_older(before, &page),
+            Answer::Newer(after, Ok(page)) => self.app.on_newer(after, &page),
             Answer::Roster(Ok(list)) => self.app.on_roster(list),
             Answer::Rooms(Ok((rooms, are_all))) => self.app.on_rooms(&rooms, are_all),
             // A server of the first version of the protocol has no such calls.
-            Answer::Older(Err(ClientError::Unimplemented { .. })) => self.app.timeline.older = Older::Nothing,
+            Answer::Older(_, Err(ClientError::Unimplemented { .. })) => {
+                self.app.timeline.older = Older::Nothing;
+            }
             Answer::Roster(Err(ClientError::Unimplemented { .. })) => {}
-            Answer::Older(Err(error)) | Answer::Newer(Err(error)) => {
+            Answer::Older(_, Err(error)) | Answer::Newer(_, Err(error)) => {
                 self.app.on_load_failed(&error.to_string());
             }
             Answer::Roster(Err(error)) => self.app.note(&format!("cannot list the participants: {error}")),
@@ -416,42 +496,56 @@ impl FullScreen {
 
     /// Leaves the room, after what was entered is sent. The second time, ends at once.
     fn leave(&mut self) {
-        let is_second = self.leave_deadline.is_some();
-        self.leave_deadline = Some(if is_second {
-            Instant::now()
-        } else {
-            self.joiner.leave_deadline()
-        });
-        self.joining = None;
+        if self.app.is_leaving {
+            self.left.stop();
+            self.leave_deadline = self.leave_deadline.map(|_| Instant::now());
+            return;
+        }
         self.app.is_leaving = true;
-    }
-
-    /// The texts that are neither acknowledged nor rejected.
-    fn unacknowledged(&self) -> Option<String> {
-        match self.app.pending.len() {
-            0 => None,
-            1 => Some("your last message was not acknowledged".to_owned()),
-            count => Some(format!("your last {count} messages were not acknowledged")),
+        self.leave_deadline = Some(Instant::now());
+        self.restart_deadline();
+        if !self.app.has_input_for_next_room() {
+            self.joining = None;
+        }
+        if self.session.is_none() && self.joining.is_none() {
+            self.end(Ok(()));
         }
     }
 
-    /// The result of the command after the session has ended.
-    fn on_end(&self, end: Result<(), ClientError>) -> Result<(), Failure> {
-        match (end.map_err(Failure::from), self.unacknowledged()) {
-            (Ok(()), Some(messages)) => Err(Failure::Unavailable(messages)),
-            (Err(Failure::Unavailable(reason)), Some(messages)) => {
-                Err(Failure::Unavailable(format!("{reason}; {messages}")))
-            }
-            (result, _) => result,
-        }
+    /// Gives the server the whole time for its next answer, if the user is leaving.
+    fn restart_deadline(&mut self) {
+        let timeout = self.joiner.leave_timeout();
+        self.leave_deadline = self.leave_deadline.map(|_| Instant::now() + timeout);
     }
 
-    /// The result of the command if the server has not answered in time after a LEAVE.
-    fn on_timeout(&self) -> Result<(), Failure> {
-        let reason = "the server did not answer in time";
-        let messages = self.unacknowledged();
-        messages.map_or(Ok(()), |messages| {
-            Err(Failure::Unavailable(format!("{reason}; {messages}")))
+    /// Called when the server has not answered in time.
+    fn on_timeout(&mut self) {
+        // If everything is acknowledged, only the end of the stream has not arrived.
+        let is_acknowledged = self.app.pending.is_empty();
+        let error = Failure::Unavailable("the server did not answer in time".into());
+        self.end(if is_acknowledged { Ok(()) } else { Err(error) });
+    }
+
+    /// Called when the session has ended, or cannot go on.
+    fn end(&mut self, result: Result<(), Failure>) {
+        self.session = None;
+        self.joining = None;
+        self.leave_deadline = None;
+        self.app.is_leaving = true;
+        self.ended = Some(result);
+    }
+
+    /// The result of the command after the session has ended with `ended`.
+    fn result(&self, ended: Result<(), Failure>) -> Result<(), Failure> {
+        let messages = match self.app.unacknowledged() {
+            0 => return ended,
+            1 => "your last message was not acknowledged".to_owned(),
+            count => format!("your last {count} messages were not acknowledged"),
+        };
+        Err(match ended {
+            Ok(()) => Failure::Unavailable(messages),
+            Err(Failure::Unavailable(reason)) => Failure::Unavailable(format!("{reason}; {messages}")),
+            Err(failure) => failure,
         })
     }
 
@@ -504,9 +598,17 @@ async fn ready_to_draw(
     queue.reserve().await.ok()
 }
 
-async fn next_session(joining: &mut Option<(Target, Joining)>) -> Result<Session, ClientError> {
+/// Waits for the next event; pending while there is no session. Cancel safe.
+async fn next_event(session: &mut Option<Session>) -> Result<Option<Event>, ClientError> {
+    match session {
+        Some(session) => session.try_next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_room(joining: &mut Option<Joining>) -> Result<Joined, ClientError> {
     match joining {
-        Some((_, joining)) => joining.await,
+        Some(joining) => joining.await,
         None => std::future::pending().await,
     }
 }
@@ -516,37 +618,4 @@ async fn sleep_until_deadline(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-/// Sends the rest of what was entered in a room, and leaves it. Returns what was not acknowledged in time.
-async fn leave_room(
-    mut session: Session,
-    mut sent: HashMap<String, String>,
-    mut unsent: VecDeque<String>,
-) -> Vec<String> {
-    let leaving = async {
-        loop {
-            while session.has_capacity()
-                && let Some(text) = unsent.front()
-                && let Ok(message_id) = session.send(text.clone())
-            {
-                sent.insert(
-                    message_id.as_str().to_owned(),
-                    unsent.pop_front().unwrap_or_default(),
-                );
-            }
-            if unsent.is_empty() {
-                session.leave();
-            }
-            match session.try_next().await {
-                Ok(Some(Event::Message(message))) if message.notice.is_none() || is_repeated(&message) => {
-                    sent.remove(&message.message_id);
-                }
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return,
-            }
-        }
-    };
-    timeout(LEAVE_TIMEOUT, leaving).await.ok();
-    sent.into_values().chain(unsent).collect()
 }

@@ -15,7 +15,7 @@ use super::timeline::{Entry, Key, Older, Timeline, TimelineLimits};
 use super::viewport::{Position, Viewport};
 use crate::client::Event;
 use crate::cmd::chat::answer::is_repeated;
-use crate::cmd::time_zone::TimeZone;
+use crate::cmd::message_format::TimeColumns;
 use crate::domain::{Name, RoomName};
 use crate::proto::{
     EventType, GetHistoryResponse, ListParticipantsResponse, RoomSummary, ServerMessage, Welcome,
@@ -71,6 +71,14 @@ pub(super) struct Target {
     pub(super) room: RoomName,
 }
 
+impl Target {
+    /// What the user reads if the room cannot be joined.
+    pub(super) fn join_failure(&self, error: &str) -> String {
+        let room = sanitize_name(self.room.as_str());
+        format!("cannot join {room} as {}: {error}", self.name)
+    }
+}
+
 /// A text that was entered and is neither acknowledged nor rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pending {
@@ -107,7 +115,7 @@ pub(super) struct Areas {
 
 pub(super) struct App {
     pub(super) theme: Theme,
-    zone: TimeZone,
+    times: TimeColumns,
     limits: TimelineLimits,
     pub(super) target: Target,
     pub(super) timeline: Timeline,
@@ -116,6 +124,8 @@ pub(super) struct App {
     inputs: InputHistory,
     pub(super) pending: VecDeque<Pending>,
     pending_bytes: usize,
+    /// The number of texts that were not acknowledged while the user was leaving, who may not have seen that.
+    lost: usize,
     /// Counts the rooms that were entered, to tell late answers that concern an earlier one.
     visit: u64,
     /// Where to go, while the next room is being joined.
@@ -146,11 +156,11 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) fn new(target: Target, theme: Theme, zone: TimeZone, inputs: InputHistory) -> Self {
+    pub(super) fn new(target: Target, theme: Theme, times: TimeColumns, inputs: InputHistory) -> Self {
         let limits = TimelineLimits::default();
         Self {
             theme,
-            zone,
+            times,
             limits,
             target,
             timeline: Timeline::new(0, limits),
@@ -159,6 +169,7 @@ impl App {
             inputs,
             pending: VecDeque::new(),
             pending_bytes: 0,
+            lost: 0,
             visit: 0,
             switching: None,
             max_chars: None,
@@ -238,13 +249,19 @@ impl App {
             unread: self.unread,
             needle: self.search.as_ref().map(|search| search.needle.as_str()),
             theme: self.theme,
+            times: &self.times,
             columns: usize::from(area.width),
             rows: usize::from(area.height),
         }
     }
 
-    pub(super) const fn scroll(&self) -> Option<Position> {
-        self.scroll
+    /// Where the user is in the timeline; `None` at its end. What is no longer in memory moves up to the start.
+    pub(super) fn scroll(&self) -> Option<Position> {
+        let position = self.scroll?;
+        match self.timeline.keys() {
+            Some((first, _)) if position.key < first => self.viewport().up(Some(position), 0),
+            _ => Some(position),
+        }
     }
 
     /// Called when these entries were shown.
@@ -294,11 +311,7 @@ impl App {
     /// Called when the next room cannot be joined.
     pub(super) fn on_join_failed(&mut self, error: &str) {
         if let Some(target) = self.switching.take() {
-            self.note(&format!(
-                "cannot join {} as {}: {error}",
-                sanitize_name(target.room.as_str()),
-                target.name
-            ));
+            self.note(&target.join_failure(error));
             // They were meant for that room and no other.
             let (kept, unsent): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.pending)
                 .into_iter()
@@ -306,9 +319,33 @@ impl App {
             self.pending = kept;
             for pending in unsent {
                 self.pending_bytes -= pending.text.len();
-                self.note(&format!("not sent: {}", pending.text));
+                self.note_lost(&format!("not sent: {}", pending.text));
             }
         }
+    }
+
+    /// Called with the texts that were not acknowledged in a room that the user has left.
+    pub(super) fn on_left(&mut self, texts: &[String]) {
+        for text in texts {
+            self.note_lost(&format!(
+                "not acknowledged in the room that you have left: {text}"
+            ));
+        }
+    }
+
+    fn note_lost(&mut self, text: &str) {
+        self.lost += usize::from(self.is_leaving);
+        self.note(text);
+    }
+
+    /// The number of texts that are neither acknowledged nor known to the user as lost.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.pending.len() + self.lost
+    }
+
+    /// Whether something was entered for the room that is being joined.
+    pub(super) fn has_input_for_next_room(&self) -> bool {
+        self.pending.iter().any(|pending| pending.visit > self.visit)
     }
 
     /// Removes what was entered for the room that is being left.
@@ -341,14 +378,15 @@ impl App {
         self.lamport_time = self.lamport_time.max(message.timestamp);
         let answered = self.take_answered(&message.message_id);
         if message.notice.is_some() {
-            if !is_repeated(message) {
-                let unsent = answered.map_or_else(String::new, |text| format!("\nnot sent: {text}"));
-                self.note(&format!("{}{unsent}", message.msg_stream));
+            match answered {
+                _ if is_repeated(message) => {}
+                Some(text) => self.note_lost(&format!("{}\nnot sent: {text}", message.msg_stream)),
+                None => self.note(&message.msg_stream),
             }
             return;
         }
         self.roster.on_event(message);
-        let entry = Entry::from_event(message, self.target.name.as_str(), &self.zone);
+        let entry = self.entry(message);
         let is_others_message = message.r#type() == EventType::Message && answered.is_none();
         let is_away = !self.is_focused || self.scroll.is_some();
         if is_others_message && is_away {
@@ -376,23 +414,24 @@ impl App {
         self.pending.iter_mut().find(is_unsent)
     }
 
-    pub(super) fn on_older(&mut self, page: &GetHistoryResponse) {
+    pub(super) fn on_older(&mut self, before: u64, page: &GetHistoryResponse) {
         let entries = self.entries(page);
-        self.timeline.push_older(entries, page.first_sequence);
+        self.timeline.push_older(before, entries, page.first_sequence);
         self.resume_search();
     }
 
-    pub(super) fn on_newer(&mut self, page: &GetHistoryResponse) {
+    pub(super) fn on_newer(&mut self, after: u64, page: &GetHistoryResponse) {
         let entries = self.entries(page);
-        self.timeline.push_newer(entries);
+        self.timeline.push_newer(after, entries);
     }
 
     fn entries(&self, page: &GetHistoryResponse) -> Vec<Entry> {
-        let me = self.target.name.as_str();
-        let entries = page.messages.iter();
-        entries
-            .map(|event| Entry::from_event(event, me, &self.zone))
-            .collect()
+        page.messages.iter().map(|event| self.entry(event)).collect()
+    }
+
+    fn entry(&self, event: &ServerMessage) -> Entry {
+        let zone = self.times.wall_clock.as_ref().map(|(zone, _)| zone);
+        Entry::from_event(event, self.target.name.as_str(), zone)
     }
 
     pub(super) fn on_load_failed(&mut self, error: &str) {
@@ -433,6 +472,11 @@ impl App {
 
     // Scrolling.
 
+    /// How many rows PgUp and PgDn scroll.
+    fn page(&self) -> usize {
+        usize::from(self.areas().timeline.height).saturating_sub(1).max(1)
+    }
+
     fn load_older(&mut self) {
         if self.timeline.older == Older::Available {
             self.timeline.older = Older::Loading;
@@ -442,7 +486,7 @@ impl App {
 
     fn scroll_up(&mut self, rows: usize) {
         let viewport = self.viewport();
-        let scroll = viewport.up(self.scroll, rows);
+        let scroll = viewport.up(self.scroll(), rows);
         let reaches_start = viewport.visible(scroll).reaches_start;
         self.scroll = scroll;
         if reaches_start {
@@ -451,7 +495,7 @@ impl App {
     }
 
     fn scroll_down(&mut self, rows: usize) {
-        let Some(from) = self.scroll else {
+        let Some(from) = self.scroll() else {
             return;
         };
         match self.viewport().down(from, rows) {
@@ -504,11 +548,14 @@ impl App {
     }
 
     fn search_older(&mut self, pages: usize) {
-        let (Some(search), Some((first, last))) = (&self.search, self.timeline.keys()) else {
+        let Some(search) = &self.search else {
             return;
         };
-        let from = search.at.unwrap_or(last + 1).max(first);
-        let found = (first..from).rev().find(|key| self.is_hit(*key, &search.needle));
+        let keys = self.timeline.keys();
+        let found = keys.and_then(|(first, last)| {
+            let mut older = (first..search.at.unwrap_or(last + 1)).rev();
+            older.find(|key| self.is_hit(*key, &search.needle))
+        });
         if found.is_some() {
             self.show_hit(found);
         } else if self.timeline.older == Older::Nothing {
@@ -519,7 +566,7 @@ impl App {
             if let Some(search) = &mut self.search {
                 search.pages = Some(pages - 1);
                 // What is loaded need not be looked at again.
-                search.at = Some(first);
+                search.at = keys.map(|(first, _)| first);
             }
             self.hint = Some("searching…".into());
             self.load_older();
@@ -527,11 +574,13 @@ impl App {
     }
 
     fn search_newer(&mut self) {
-        let (Some(search), Some((first, last))) = (&self.search, self.timeline.keys()) else {
+        let Some(search) = &self.search else {
             return;
         };
-        let from = search.at.map_or(last + 1, |at| at + 1).max(first);
-        let found = (from..=last).find(|key| self.is_hit(*key, &search.needle));
+        let found = self.timeline.keys().and_then(|(first, last)| {
+            let from = search.at.map_or(last + 1, |at| at + 1).max(first);
+            (from..=last).find(|key| self.is_hit(*key, &search.needle))
+        });
         if found.is_some() {
             self.show_hit(found);
         } else {
@@ -588,11 +637,10 @@ impl App {
         let alt = key.modifiers.contains(KeyModifiers::ALT);
         let was_asked = std::mem::take(&mut self.asked_to_leave);
         let completion = self.completion.take();
-        let page = usize::from(self.areas().timeline.height).saturating_sub(1).max(1);
         if self.is_bare {
             match key.code {
-                KeyCode::PageUp => self.scroll_up(page),
-                KeyCode::PageDown => self.scroll_down(page),
+                KeyCode::PageUp => self.scroll_up(self.page()),
+                KeyCode::PageDown => self.scroll_down(self.page()),
                 KeyCode::F(2) | KeyCode::Esc => return self.begin_key(),
                 _ => {}
             }
@@ -642,8 +690,8 @@ impl App {
             KeyCode::Down if self.editor.down() => {}
             KeyCode::Up => self.show_input(true),
             KeyCode::Down => self.show_input(false),
-            KeyCode::PageUp => self.scroll_up(page),
-            KeyCode::PageDown => self.scroll_down(page),
+            KeyCode::PageUp => self.scroll_up(self.page()),
+            KeyCode::PageDown => self.scroll_down(self.page()),
             KeyCode::Home if control || self.editor.is_empty() => self.scroll_up(usize::MAX / 2),
             KeyCode::End if control || self.editor.is_empty() => self.follow(),
             KeyCode::Home => self.editor.home(),
@@ -785,7 +833,9 @@ impl App {
     }
 
     fn switch(&mut self, target: Target) {
-        if self.switching.is_some() {
+        if self.is_leaving {
+            self.note("you are leaving");
+        } else if self.switching.is_some() {
             self.note("another room is being joined; wait for it");
         } else if target == self.target {
             self.note("you are there already");

@@ -4,6 +4,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::*;
 use crate::client::{ClientError, Gap};
+use crate::cmd::time_zone::TimeZone;
 use crate::proto::{Limits, Notice, NoticeCode, Participant};
 
 fn target(name: &str, room: &str) -> Target {
@@ -28,11 +29,14 @@ fn app() -> App {
     let mut app = App::new(
         target("Ada", "tea"),
         Theme::new(true),
-        TimeZone::utc(),
+        TimeColumns {
+            wall_clock: Some((TimeZone::utc(), "")),
+            has_lamport_time: true,
+        },
         InputHistory::default(),
     );
     app.on_joined(app.target.clone(), Some(&welcome(0)));
-    app.on_older(&GetHistoryResponse::default());
+    app.on_older(1, &GetHistoryResponse::default());
     app.on_roster(ListParticipantsResponse::default());
     app.take_effects();
     app
@@ -271,17 +275,17 @@ fn a_section_far_back_is_left_again() {
         first_sequence: 1,
         ..GetHistoryResponse::default()
     };
-    app.on_older(&page(13, 20));
+    app.on_older(21, &page(13, 20));
     key(&mut app, KeyCode::Home);
     assert_eq!(app.take_effects(), [Effect::LoadOlder(13)]);
-    app.on_older(&page(5, 12));
+    app.on_older(13, &page(5, 12));
     receive(&mut app, message(21, "Bob", "21."));
     for _ in 0..5 {
         key(&mut app, KeyCode::PageDown);
     }
     assert!(rows(&app)[3].ends_with("Bob: 14."));
     assert_eq!(app.take_effects(), [Effect::LoadNewer(14)]);
-    app.on_newer(&page(15, 21));
+    app.on_newer(14, &page(15, 21));
     for _ in 0..5 {
         key(&mut app, KeyCode::PageDown);
     }
@@ -294,18 +298,24 @@ fn a_search_loads_older_history() {
     let mut app = app();
     app.on_joined(target("Ada", "tea"), Some(&welcome(20)));
     app.take_effects();
-    app.on_older(&GetHistoryResponse {
-        messages: vec![message(20, "Bob", "nothing")],
-        first_sequence: 18,
-        ..GetHistoryResponse::default()
-    });
+    app.on_older(
+        21,
+        &GetHistoryResponse {
+            messages: vec![message(20, "Bob", "nothing")],
+            first_sequence: 18,
+            ..GetHistoryResponse::default()
+        },
+    );
     type_line(&mut app, "/search FOUND it");
     assert!(app.take_effects().contains(&Effect::LoadOlder(20)));
-    app.on_older(&GetHistoryResponse {
-        messages: vec![message(18, "Bob", "I have found it."), message(19, "Bob", "no")],
-        first_sequence: 18,
-        ..GetHistoryResponse::default()
-    });
+    app.on_older(
+        20,
+        &GetHistoryResponse {
+            messages: vec![message(18, "Bob", "I have found it."), message(19, "Bob", "no")],
+            first_sequence: 18,
+            ..GetHistoryResponse::default()
+        },
+    );
     let visible = app.viewport().visible(app.scroll());
     let hit = visible
         .rows
@@ -317,6 +327,97 @@ fn a_search_loads_older_history() {
     assert!(app.hint.as_ref().unwrap().contains("no older place"));
     key(&mut app, KeyCode::Esc);
     assert!(app.viewport().needle.is_none());
+}
+
+#[test]
+fn a_search_after_clearing_loads_what_was_cleared() {
+    let mut app = app();
+    receive(&mut app, message(1, "Bob", "found it"));
+    type_line(&mut app, "/clear");
+    type_line(&mut app, "/search found");
+    assert!(app.take_effects().contains(&Effect::LoadOlder(2)));
+    app.on_older(
+        2,
+        &GetHistoryResponse {
+            messages: vec![message(1, "Bob", "found it")],
+            first_sequence: 1,
+            ..GetHistoryResponse::default()
+        },
+    );
+    assert!(shows(&app, "Bob: found it"));
+    assert!(app.scroll().is_some() || app.hint.as_ref().unwrap().starts_with("Ctrl-R"));
+    type_line(&mut app, "/clear");
+    type_line(&mut app, "/search nothing");
+    app.on_older(2, &GetHistoryResponse::default());
+    assert!(app.hint.as_ref().unwrap().contains("no older place"));
+}
+
+#[test]
+fn a_place_that_is_no_longer_in_memory_is_the_nearest_one() {
+    let mut app = app();
+    app.resize((40, 6));
+    app.limits = TimelineLimits {
+        entries: 10,
+        bytes: usize::MAX,
+    };
+    app.on_joined(target("Ada", "tea"), Some(&welcome(0)));
+    let receive_up_to = |app: &mut App, last: u64| {
+        for sequence in app.timeline.newest() + 1..=last {
+            receive(app, message(sequence, "Bob", &format!("{sequence}.")));
+        }
+    };
+    receive_up_to(&mut app, 10);
+    key(&mut app, KeyCode::Home);
+    assert!(rows(&app)[0].ends_with("Bob: 1."));
+    receive_up_to(&mut app, 30);
+    assert!(rows(&app)[0].ends_with("Bob: 21.") && rows(&app)[3].ends_with("Bob: 24."));
+    for code in [KeyCode::PageDown, KeyCode::PageUp] {
+        let last = app.timeline.newest() + 20;
+        receive_up_to(&mut app, last);
+        key(&mut app, code);
+        let expected = if code == KeyCode::PageDown {
+            last - 6
+        } else {
+            last - 9
+        };
+        assert!(
+            rows(&app)[0].ends_with(&format!("Bob: {expected}.")),
+            "{:?}",
+            rows(&app)
+        );
+    }
+}
+
+#[test]
+fn the_user_chooses_the_times() {
+    let at = Some(prost_types::Timestamp {
+        seconds: 1_764_072_000,
+        nanos: 0,
+    });
+    let utc = TimeZone::utc;
+    for (wall_clock, has_lamport_time, shown) in [
+        (Some((utc(), "")), true, "12:00 [L=5] Bob: hi"),
+        (Some((utc(), "Z")), false, "12:00Z Bob: hi"),
+        (None, true, "[L=5] Bob: hi"),
+        (None, false, "Bob: hi"),
+    ] {
+        let mut app = app();
+        app.times = TimeColumns {
+            wall_clock,
+            has_lamport_time,
+        };
+        receive(
+            &mut app,
+            ServerMessage {
+                broadcast_time: at,
+                ..message(5, "Bob", "hi")
+            },
+        );
+        let rows = rows(&app);
+        assert_eq!(rows.last().unwrap(), shown);
+        // The day is one of the times.
+        assert_eq!(rows.len() > 1, app.times.wall_clock.is_some());
+    }
 }
 
 #[test]

@@ -26,8 +26,10 @@ const MAX_ROOMS: u32 = 100;
 /// The result of a call.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Older(Result<GetHistoryResponse, ClientError>),
-    Newer(Result<GetHistoryResponse, ClientError>),
+    /// The page before this sequence number.
+    Older(u64, Result<GetHistoryResponse, ClientError>),
+    /// The page after this sequence number.
+    Newer(u64, Result<GetHistoryResponse, ClientError>),
     Roster(Result<ListParticipantsResponse, ClientError>),
     /// And whether these are all.
     Rooms(Result<(Vec<RoomSummary>, bool), ClientError>),
@@ -156,14 +158,14 @@ impl Lookups {
     pub(super) fn load_older(&mut self, visit: u64, room: &RoomName, before: u64) {
         let (connector, room) = (Arc::clone(&self.connector), room.as_str().to_owned());
         self.spawn(visit, async move {
-            Answer::Older(connector.page(room, Page::BeforeSequence(before)).await)
+            Answer::Older(before, connector.page(room, Page::BeforeSequence(before)).await)
         });
     }
 
     pub(super) fn load_newer(&mut self, visit: u64, room: &RoomName, after: u64) {
         let (connector, room) = (Arc::clone(&self.connector), room.as_str().to_owned());
         self.spawn(visit, async move {
-            Answer::Newer(connector.page(room, Page::AfterSequence(after)).await)
+            Answer::Newer(after, connector.page(room, Page::AfterSequence(after)).await)
         });
     }
 

@@ -24,7 +24,7 @@ pub(super) struct Entry {
     /// The position in the room's log; 0 for what only this user sees.
     pub(super) sequence: u64,
     pub(super) lamport_time: i64,
-    /// When the event was broadcast, in the time zone of the user.
+    /// When the event was broadcast, in the time zone of the user; `None` if that is unknown or not shown.
     pub(super) at: Option<DateTime>,
     pub(super) kind: Kind,
 }
@@ -59,7 +59,7 @@ impl Entry {
     }
 
     /// The entry of an event, as the user with the name `me` sees it.
-    pub(super) fn from_event(event: &ServerMessage, me: &str, zone: &TimeZone) -> Self {
+    pub(super) fn from_event(event: &ServerMessage, me: &str, zone: Option<&TimeZone>) -> Self {
         let kind = match event.r#type() {
             EventType::Message => {
                 let text = sanitize(&event.msg_stream);
@@ -96,7 +96,7 @@ impl Entry {
             at: event
                 .broadcast_time
                 .as_ref()
-                .and_then(|time| zone.date_time(time)),
+                .and_then(|time| zone?.date_time(time)),
             kind,
         }
     }
@@ -260,9 +260,13 @@ impl Timeline {
         self.entries.len() > 1 && (self.entries.len() > self.limits.entries || self.bytes > self.limits.bytes)
     }
 
-    /// Adds the page of events before [`oldest`](Self::oldest). Entries beyond the limits are dropped from the end.
+    /// Adds the page of events before the sequence number `before`, unless the section has begun elsewhere since it was
+    /// requested. Entries beyond the limits are dropped from the end.
     /// `first_sequence` is the sequence number of the oldest retained event, 0 if there is none.
-    pub(super) fn push_older(&mut self, page: Vec<Entry>, first_sequence: u64) {
+    pub(super) fn push_older(&mut self, before: u64, page: Vec<Entry>, first_sequence: u64) {
+        if before != self.oldest {
+            return;
+        }
         self.older = if page.is_empty() {
             Older::Nothing
         } else {
@@ -296,9 +300,12 @@ impl Timeline {
         self.is_detached() && !std::mem::replace(&mut self.is_loading_newer, true)
     }
 
-    /// Adds the page of events after [`newest`](Self::newest).
-    pub(super) fn push_newer(&mut self, page: Vec<Entry>) {
+    /// Adds the page of events after the sequence number `after`, unless the section has ended elsewhere since it was requested.
+    pub(super) fn push_newer(&mut self, after: u64, page: Vec<Entry>) {
         self.is_loading_newer = false;
+        if after != self.newest {
+            return;
+        }
         let is_empty = page.is_empty();
         for entry in page {
             if entry.sequence > self.newest {
@@ -406,7 +413,7 @@ mod tests {
         assert_eq!(timeline.get(keys[4].unwrap()).unwrap().sequence, 15);
         assert_eq!(timeline.get(keys[0].unwrap()), None);
 
-        timeline.push_older(vec![event(11), event(12)], 11);
+        timeline.push_older(13, vec![event(11), event(12)], 11);
         assert_eq!(sequences(&timeline), [11, 12, 13, 14]);
         assert_eq!(timeline.older, Older::Nothing);
         assert_eq!(timeline.get(keys[3].unwrap()).unwrap().sequence, 14);
@@ -415,11 +422,25 @@ mod tests {
         assert_eq!(timeline.push_event(event(17)), None);
         assert!(timeline.start_loading_newer());
         assert!(!timeline.start_loading_newer());
-        timeline.push_newer(vec![event(15), event(16), event(17)]);
+        timeline.push_newer(14, vec![event(15), event(16), event(17)]);
         assert_eq!(sequences(&timeline), [14, 15, 16, 17]);
         assert!(!timeline.is_detached());
         assert_eq!(timeline.older, Older::Available);
         assert!(timeline.push_event(event(18)).is_some());
+    }
+
+    #[test]
+    fn a_page_that_no_longer_fits_leaves_no_gap() {
+        let mut timeline = Timeline::new(10, SMALL);
+        timeline.push_older(11, vec![event(9), event(10)], 1);
+        timeline.push_event(event(11));
+        timeline.clear();
+        timeline.push_older(9, vec![event(7), event(8)], 1);
+        timeline.push_newer(10, vec![event(11)]);
+        assert_eq!(sequences(&timeline), [0; 0]);
+        assert_eq!(timeline.older, Older::Available);
+        timeline.push_older(12, vec![event(10), event(11)], 1);
+        assert_eq!(sequences(&timeline), [10, 11]);
     }
 
     #[test]
@@ -443,7 +464,7 @@ mod tests {
         }
         timeline.clear();
         assert_eq!((timeline.keys(), timeline.oldest()), (None, 4));
-        timeline.push_older(vec![event(2), event(3)], 1);
+        timeline.push_older(4, vec![event(2), event(3)], 1);
         assert_eq!(timeline.older, Older::Available);
         assert_eq!(sequences(&timeline), [2, 3]);
     }

@@ -192,6 +192,7 @@ mod tests {
     use crate::cmd::chat::full_screen::app::Target;
     use crate::cmd::chat::full_screen::input_history::InputHistory;
     use crate::cmd::chat::full_screen::theme::Theme;
+    use crate::cmd::message_format::TimeColumns;
     use crate::cmd::time_zone::TimeZone;
     use crate::domain::{Name, RoomName};
     use crate::proto::{EventType, ListParticipantsResponse, ServerMessage};
@@ -234,7 +235,10 @@ mod tests {
         let mut app = App::new(
             target,
             Theme::new(false),
-            TimeZone::utc(),
+            TimeColumns {
+                wall_clock: Some((TimeZone::utc(), "")),
+                has_lamport_time: true,
+            },
             InputHistory::default(),
         );
         app.on_joined(app.target.clone(), None);

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span};
 use super::text::{truncate, width, wrap};
 use super::theme::Theme;
 use super::timeline::{ACTION, Block, Entry, Key, Kind, Timeline};
+use crate::cmd::message_format::TimeColumns;
 
 /// The longest names that a folded run of joins and leaves shows, in columns.
 const MAX_FOLDED_NAMES: usize = 200;
@@ -20,6 +21,7 @@ pub(super) struct Viewport<'a> {
     /// What is searched for, in lower case.
     pub(super) needle: Option<&'a str>,
     pub(super) theme: Theme,
+    pub(super) times: &'a TimeColumns,
     pub(super) columns: usize,
     pub(super) rows: usize,
 }
@@ -44,10 +46,14 @@ pub(super) struct Visible {
 }
 
 impl Viewport<'_> {
-    /// The position at the end of the timeline.
-    fn bottom(&self) -> Option<Position> {
-        let (_, key) = self.timeline.keys()?;
-        Some(Position { key, hidden: 0 })
+    /// The lowest visible block at `position`, or at the end of the timeline if it is `None`, and how many of its rows are below the
+    /// screen. If the entry is no longer in memory, the nearest one takes its place.
+    fn lowest_block(&self, position: Option<Position>) -> Option<(Block, usize)> {
+        let (first, last) = self.timeline.keys()?;
+        let Position { key, hidden } = position.unwrap_or(Position { key: last, hidden: 0 });
+        let nearest = key.clamp(first, last);
+        let hidden = if nearest == key { hidden } else { 0 };
+        Some((self.timeline.block_at(nearest), hidden))
     }
 
     /// The rows above and including `position`, or the last ones if it is `None`.
@@ -57,14 +63,9 @@ impl Viewport<'_> {
             keys: None,
             reaches_start: true,
         };
-        let Some((first, last)) = self.timeline.keys() else {
+        let Some((mut block, mut hidden)) = self.lowest_block(position) else {
             return visible;
         };
-        let Some(position) = position.or_else(|| self.bottom()) else {
-            return visible;
-        };
-        let mut block = self.timeline.block_at(position.key.clamp(first, last));
-        let mut hidden = position.hidden;
         // From the lowest row up.
         loop {
             let mut rows = self.block_rows(block);
@@ -88,9 +89,8 @@ impl Viewport<'_> {
 
     /// Moves up by `rows`, but not so far that there would be nothing above the screen's first row.
     pub(super) fn up(&self, position: Option<Position>, rows: usize) -> Option<Position> {
-        let from = position.or_else(|| self.bottom())?;
-        let mut block = self.timeline.block_at(from.key);
-        let mut hidden = from.hidden + rows;
+        let (mut block, hidden) = self.lowest_block(position)?;
+        let mut hidden = hidden + rows;
         loop {
             let len = self.block_rows(block).len();
             if hidden < len {
@@ -121,8 +121,7 @@ impl Viewport<'_> {
 
     /// Moves down by `rows`; `None` if the end is reached.
     pub(super) fn down(&self, from: Position, mut rows: usize) -> Option<Position> {
-        let mut block = self.timeline.block_at(from.key);
-        let mut hidden = from.hidden;
+        let (mut block, mut hidden) = self.lowest_block(Some(from))?;
         while rows > hidden {
             rows -= hidden;
             block = self.timeline.block_after(block)?;
@@ -237,10 +236,16 @@ impl Viewport<'_> {
 
     /// `12:34 [L=5] `
     fn times(&self, entry: &Entry) -> Vec<Span<'static>> {
-        let clock = entry
-            .at
-            .map_or_else(|| "--:--".to_owned(), |at| at.strftime("%H:%M").to_string());
-        let times = format!("{clock} [L={}] ", entry.lamport_time);
+        let mut times = String::new();
+        if let Some((_, suffix)) = &self.times.wall_clock {
+            times += &match entry.at {
+                Some(at) => format!("{}{suffix} ", at.strftime("%H:%M")),
+                None => format!("--:--{suffix} "),
+            };
+        }
+        if self.times.has_lamport_time {
+            times += &format!("[L={}] ", entry.lamport_time);
+        }
         vec![Span::styled(times, self.theme.dim())]
     }
 
