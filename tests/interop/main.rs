@@ -1,5 +1,5 @@
-//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpc-js, grpcurl, buf, h2spec, testssl.sh), its
-//! command line, and the signals of a process manager.
+//! The server as a process with external clients (Python's grpcio with code generated from `proto/`, grpc-js, grpc-go, grpc-java, grpcurl, buf, h2spec,
+//! testssl.sh), its command line, and the signals of a process manager.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 #[path = "../certificates/mod.rs"]
