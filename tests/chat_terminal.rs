@@ -581,7 +581,7 @@ fn commands_are_completed_and_unknown_ones_are_not_sent() {
 fn another_room_gets_what_is_entered_for_it() {
     let server = serve(&[]);
     let mut terminal = Setup::new(server.address).start_joined();
-    terminal.type_keys("one\r/join tea\rtwo\r");
+    terminal.type_keys("one\r/join milk\rwhite\r/join juice\r/join tea\rtwo\r");
     terminal.wait_for("#tea");
     terminal.wait_for("] Ada: two");
     assert!(!terminal.has_row("Ada: one"));
@@ -594,6 +594,7 @@ fn another_room_gets_what_is_entered_for_it() {
     terminal.type_keys("/leave\r");
     terminal.assert_exits(0);
     assert_eq!(texts(&server, "lobby"), ["one"]);
+    assert_eq!(texts(&server, "milk"), ["white"]);
     assert_eq!(texts(&server, "tea"), ["two", "three"]);
 }
 

@@ -256,8 +256,7 @@ impl FullScreen {
                     self.on_joined(joined);
                     Next::Continue
                 }
-                // Joining a room begins a new timeline, which has no earlier notes.
-                texts = self.left.next(), if self.joining.is_none() => {
+                texts = self.left.next() => {
                     self.app.on_left(&texts);
                     Next::Continue
                 }
@@ -341,28 +340,39 @@ impl FullScreen {
     }
 
     fn run_effects(&mut self) {
-        let visit = self.app.visit();
-        for effect in self.app.take_effects() {
-            match effect {
-                Effect::Leave => self.leave(),
-                Effect::Switch(target) => self.switch(target),
-                Effect::LoadOlder(before) => self.lookups.load_older(visit, &self.app.target.room, before),
-                Effect::LoadNewer(after) => self.lookups.load_newer(visit, &self.app.target.room, after),
-                Effect::LoadRoster => self.lookups.load_roster(visit, &self.app.target.room),
-                Effect::ListRooms => self.lookups.list_rooms(visit),
-                Effect::Remember(input) => {
-                    if let Some(file) = &self.history
-                        && let Err(error) = file.append(&input)
-                    {
-                        self.app
-                            .note(&format!("the input history cannot be written: {error}"));
-                        self.history = None;
-                    }
-                }
-                Effect::Suspend => self.stop_job(),
-                Effect::Redraw | Effect::LeaveBare => self.reset(),
-                Effect::ShowBare => self.is_dirty = true,
+        loop {
+            let effects = self.app.take_effects();
+            if effects.is_empty() {
+                return;
             }
+            // They may have effects, too.
+            for effect in effects {
+                self.run_effect(effect);
+            }
+        }
+    }
+
+    fn run_effect(&mut self, effect: Effect) {
+        let visit = self.app.visit();
+        match effect {
+            Effect::Leave => self.leave(),
+            Effect::Switch(target) => self.switch(target),
+            Effect::LoadOlder(before) => self.lookups.load_older(visit, &self.app.target.room, before),
+            Effect::LoadNewer(after) => self.lookups.load_newer(visit, &self.app.target.room, after),
+            Effect::LoadRoster => self.lookups.load_roster(visit, &self.app.target.room),
+            Effect::ListRooms => self.lookups.list_rooms(visit),
+            Effect::Remember(input) => {
+                if let Some(file) = &self.history
+                    && let Err(error) = file.append(&input)
+                {
+                    self.app
+                        .note(&format!("the input history cannot be written: {error}"));
+                    self.history = None;
+                }
+            }
+            Effect::Suspend => self.stop_job(),
+            Effect::Redraw | Effect::LeaveBare => self.reset(),
+            Effect::ShowBare => self.is_dirty = true,
         }
     }
 
@@ -375,8 +385,8 @@ impl FullScreen {
         {
             let room = self.app.target.room.as_str().to_owned();
             let Some(pending) = self.app.next_unsent() else {
-                // What was entered for the next room is sent before the user leaves.
-                if self.app.is_leaving && self.joining.is_none() {
+                // What was entered for other rooms is sent before the user leaves.
+                if self.app.is_leaving && !self.app.has_input_for_next_room() {
                     session.leave();
                 }
                 return;

@@ -25,6 +25,9 @@ use crate::proto::{
 const MAX_PENDING: usize = 5_000;
 const MAX_PENDING_BYTES: usize = 4 * 1024 * 1024;
 
+/// How many rooms can be entered ahead. Beyond that, Enter begins a new line, too.
+const MAX_SWITCHING: usize = 16;
+
 /// How many pages a search loads before it asks whether to go on.
 const SEARCH_PAGES: usize = 25;
 
@@ -128,8 +131,10 @@ pub(super) struct App {
     lost: usize,
     /// Counts the rooms that were entered, to tell late answers that concern an earlier one.
     visit: u64,
-    /// Where to go, while the next room is being joined.
-    switching: Option<Target>,
+    /// Where to go, in this order. The first room is being joined.
+    switching: VecDeque<Target>,
+    /// The key of the first note since then.
+    switching_since: Key,
     /// The longest text that the server accepts, in characters.
     max_chars: Option<usize>,
     pub(super) lamport_time: i64,
@@ -171,7 +176,8 @@ impl App {
             pending_bytes: 0,
             lost: 0,
             visit: 0,
-            switching: None,
+            switching: VecDeque::new(),
+            switching_since: 0,
             max_chars: None,
             lamport_time: 0,
             reconnecting: None,
@@ -199,8 +205,8 @@ impl App {
         self.visit
     }
 
-    pub(super) const fn is_switching(&self) -> bool {
-        self.switching.is_some()
+    pub(super) fn is_switching(&self) -> bool {
+        !self.switching.is_empty()
     }
 
     // The screen.
@@ -286,10 +292,15 @@ impl App {
 
     /// Called when the room of `target` is joined.
     pub(super) fn on_joined(&mut self, target: Target, welcome: Option<&Welcome>) {
-        self.visit += u64::from(self.switching.take().is_some());
+        self.visit += u64::from(self.switching.pop_front().is_some());
         self.target = target;
         let newest = welcome.map_or(0, |welcome| welcome.sequence);
+        let notes = self.timeline.take_notes(self.switching_since);
         self.timeline = Timeline::new(newest, self.limits);
+        self.switching_since = 0;
+        for note in notes {
+            self.timeline.push(note);
+        }
         self.roster = Roster::default();
         self.max_chars = welcome
             .and_then(|welcome| welcome.limits.as_ref())
@@ -306,21 +317,39 @@ impl App {
         } else {
             self.timeline.older = Older::Nothing;
         }
+        self.join_next();
     }
 
     /// Called when the next room cannot be joined.
     pub(super) fn on_join_failed(&mut self, error: &str) {
-        if let Some(target) = self.switching.take() {
+        if let Some(target) = self.switching.pop_front() {
             self.note(&target.join_failure(error));
             // They were meant for that room and no other.
-            let (kept, unsent): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.pending)
-                .into_iter()
-                .partition(|pending| pending.visit == self.visit);
-            self.pending = kept;
-            for pending in unsent {
-                self.pending_bytes -= pending.text.len();
+            for pending in self.take_entered_in(self.visit + 1) {
                 self.note_lost(&format!("not sent: {}", pending.text));
             }
+            self.skip_visit();
+            self.join_next();
+        }
+    }
+
+    /// What was entered for the next room is for the current one, and so on.
+    fn skip_visit(&mut self) {
+        for pending in &mut self.pending {
+            pending.visit -= u64::from(pending.visit > self.visit);
+        }
+    }
+
+    /// Joins the next room that the user wants to go to, if any. Someone who leaves goes there only to say something.
+    fn join_next(&mut self) {
+        while self.switching.front() == Some(&self.target) {
+            self.switching.pop_front();
+            self.skip_visit();
+        }
+        if let Some(target) = self.switching.front()
+            && (!self.is_leaving || self.has_input_for_next_room())
+        {
+            self.effects.push(Effect::Switch(target.clone()));
         }
     }
 
@@ -343,14 +372,17 @@ impl App {
         self.pending.len() + self.lost
     }
 
-    /// Whether something was entered for the room that is being joined.
+    /// Whether something was entered for a room that is not joined yet.
     pub(super) fn has_input_for_next_room(&self) -> bool {
         self.pending.iter().any(|pending| pending.visit > self.visit)
     }
 
-    /// Removes what was entered for the room that is being left.
+    /// Removes what was entered in the current room, which is being left.
     pub(super) fn take_pending(&mut self) -> Vec<Pending> {
-        let visit = self.visit;
+        self.take_entered_in(self.visit)
+    }
+
+    fn take_entered_in(&mut self, visit: u64) -> Vec<Pending> {
         let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
             .into_iter()
             .partition(|pending| pending.visit == visit);
@@ -776,9 +808,10 @@ impl App {
             self.editor.take();
             return;
         }
-        if self.pending.len() >= MAX_PENDING || self.pending_bytes >= MAX_PENDING_BYTES {
+        let is_full = self.pending.len() >= MAX_PENDING || self.pending_bytes >= MAX_PENDING_BYTES;
+        if is_full || self.switching.len() >= MAX_SWITCHING {
             self.insert("\n");
-            self.hint = Some("too many messages are not acknowledged yet; your input is kept here".into());
+            self.hint = Some("too much is not sent or acknowledged yet; your input is kept here".into());
             return;
         }
         let input = self.editor.take();
@@ -809,11 +842,11 @@ impl App {
             SlashCommand::Rooms => self.effects.push(Effect::ListRooms),
             SlashCommand::Join(room) => self.switch(Target {
                 room,
-                ..self.target.clone()
+                ..self.destination().clone()
             }),
             SlashCommand::Name(name) => self.switch(Target {
                 name,
-                ..self.target.clone()
+                ..self.destination().clone()
             }),
             SlashCommand::Search(needle) => self.search(&needle),
             SlashCommand::Clear => {
@@ -835,22 +868,28 @@ impl App {
     fn switch(&mut self, target: Target) {
         if self.is_leaving {
             self.note("you are leaving");
-        } else if self.switching.is_some() {
-            self.note("another room is being joined; wait for it");
-        } else if target == self.target {
+        } else if target == *self.destination() {
             self.note("you are there already");
         } else {
-            self.switching = Some(target.clone());
-            self.effects.push(Effect::Switch(target));
+            self.switching.push_back(target);
+            if self.switching.len() == 1 {
+                self.switching_since = self.timeline.keys().map_or(0, |(_, last)| last + 1);
+                self.join_next();
+            }
         }
+    }
+
+    /// Where the user is when all rooms are joined.
+    fn destination(&self) -> &Target {
+        self.switching.back().unwrap_or(&self.target)
     }
 
     fn say(&mut self, text: &str) {
         if self.is_leaving {
             return self.note(&format!("not sent, because you are leaving: {text}"));
         }
-        // The lines that are entered while another room is being joined are for that room.
-        let visit = self.visit + u64::from(self.switching.is_some());
+        // The lines that are entered after a /join are for that room.
+        let visit = self.visit + u64::try_from(self.switching.len()).unwrap_or(0);
         for part in split(text, self.max_chars.unwrap_or(usize::MAX)) {
             self.pending_bytes += part.len();
             self.pending.push_back(Pending {

@@ -201,6 +201,76 @@ fn what_is_entered_while_joining_goes_to_the_next_room_or_nowhere() {
 }
 
 #[test]
+fn rooms_are_joined_in_the_order_of_the_input() {
+    let mut app = app();
+    let switches = |app: &mut App| -> Vec<String> {
+        let effects = app.take_effects().into_iter();
+        let switch = |effect| match effect {
+            Effect::Switch(target) => Some(format!("{} {}", target.name, target.room.as_str())),
+            _ => None,
+        };
+        effects.filter_map(switch).collect()
+    };
+    for line in [
+        "/join a",
+        "1",
+        "/name Bob",
+        "/join b",
+        "2",
+        "/unknown",
+        "/join a",
+        "3",
+        "/join c",
+        "4",
+    ] {
+        type_line(&mut app, line);
+    }
+    type_line(&mut app, "/join c");
+    assert_eq!(switches(&mut app), ["Ada a"]);
+    app.on_joined(target("Ada", "a"), Some(&welcome(3)));
+    assert_eq!(app.next_unsent().unwrap().text, "1");
+    app.take_pending();
+    assert_eq!(switches(&mut app), ["Bob a"]);
+    app.on_joined(target("Bob", "a"), Some(&welcome(3)));
+    assert_eq!(switches(&mut app), ["Bob b"]);
+    app.on_join_failed("it is full");
+    // The user is there already.
+    assert_eq!(switches(&mut app), ["Bob c"]);
+    assert_eq!(app.next_unsent().unwrap().text, "3");
+    app.take_pending();
+    app.on_joined(target("Bob", "c"), Some(&welcome(3)));
+    assert_eq!(app.next_unsent().unwrap().text, "4");
+    for note in [
+        "no command /unknown",
+        "cannot join b as Bob",
+        "not sent: 2",
+        "there already",
+    ] {
+        assert!(shows(&app, note), "{note}: {:?}", rows(&app));
+    }
+    assert!(!app.is_switching());
+    for room in 0..=MAX_SWITCHING {
+        type_line(&mut app, &format!("/join {room}"));
+    }
+    assert_eq!(app.editor.text(), format!("/join {MAX_SWITCHING}\n"));
+}
+
+#[test]
+fn someone_who_leaves_goes_to_another_room_only_to_say_something() {
+    let mut app = app();
+    for line in ["/join a", "/join b", "hi", "/join c"] {
+        type_line(&mut app, line);
+    }
+    app.is_leaving = true;
+    app.take_effects();
+    app.on_joined(target("Ada", "a"), None);
+    assert_eq!(app.take_effects(), [Effect::Switch(target("Ada", "b"))]);
+    app.on_joined(target("Ada", "b"), None);
+    assert_eq!(app.take_effects(), []);
+    assert!(!app.has_input_for_next_room());
+}
+
+#[test]
 fn the_unread_marker_moves_only_when_what_it_marks_was_seen() {
     let mut app = app();
     app.resize((40, 6));

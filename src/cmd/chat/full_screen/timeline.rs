@@ -328,6 +328,15 @@ impl Timeline {
         }
     }
 
+    /// Removes the notes from the key `first` on.
+    pub(super) fn take_notes(&mut self, first: Key) -> Vec<Entry> {
+        let start = usize::try_from(first - self.first_key).unwrap_or(0);
+        let entries = self.entries.drain(start.min(self.entries.len())..);
+        entries
+            .filter(|entry| matches!(entry.kind, Kind::Note(_)))
+            .collect()
+    }
+
     /// Drops all entries. The section is at the end of the log.
     pub(super) fn clear(&mut self) {
         self.first_key += Key::try_from(self.entries.len()).unwrap_or(0);
