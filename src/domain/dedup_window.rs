@@ -71,14 +71,13 @@ impl DedupWindow {
         // The window has less than 2^32 entries.
         #[allow(clippy::cast_possible_truncation)]
         let number = self.first.wrapping_add(self.oldest_first.len() as u32);
-        let (entries, first) = (&self.oldest_first, self.first);
-        let hash_of = |number: &u32| entry(entries, first, *number).map_or(0, |entry| entry.id_hash);
+        self.oldest_first.push_back(new);
+        let hash_of = id_hash_of(&self.oldest_first, self.first);
         let is_same = |number: &u32| hash_of(number) == new.id_hash;
         match self.numbers.find_mut(new.id_hash, is_same) {
             Some(older) => *older = number,
             None => drop(self.numbers.insert_unique(new.id_hash, number, hash_of)),
         }
-        self.oldest_first.push_back(new);
     }
 
     /// The window with these entries, when `last` is the newest event; `None` if they cannot be those of a window.
@@ -122,8 +121,7 @@ impl DedupWindow {
             self.pop_oldest();
         }
         self.oldest_first.shrink_to_fit();
-        let (entries, first) = (&self.oldest_first, self.first);
-        let hash_of = |number: &u32| entry(entries, first, *number).map_or(0, |entry| entry.id_hash);
+        let hash_of = id_hash_of(&self.oldest_first, self.first);
         self.numbers.shrink_to_fit(hash_of);
     }
 
@@ -138,17 +136,20 @@ impl DedupWindow {
     }
 
     fn find(&self, id_hash: u64) -> Option<&Entry> {
-        let of = |number: &u32| entry(&self.oldest_first, self.first, *number);
-        let number = self.numbers.find(id_hash, |number| {
-            of(number).is_some_and(|entry| entry.id_hash == id_hash)
-        })?;
-        of(number)
+        let hash_of = id_hash_of(&self.oldest_first, self.first);
+        let number = self.numbers.find(id_hash, |number| hash_of(number) == id_hash)?;
+        entry(&self.oldest_first, self.first, *number)
     }
 }
 
 /// The entry with this number.
 fn entry(oldest_first: &VecDeque<Entry>, first: u32, number: u32) -> Option<&Entry> {
     oldest_first.get(number.wrapping_sub(first) as usize)
+}
+
+/// Gives the hash of the id of the entry with a number.
+fn id_hash_of(oldest_first: &VecDeque<Entry>, first: u32) -> impl Fn(&u32) -> u64 {
+    move |number| entry(oldest_first, first, *number).map_or(0, |entry| entry.id_hash)
 }
 
 /// Whether the window has the id of an event when `last` is the newest.

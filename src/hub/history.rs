@@ -44,11 +44,10 @@ pub(super) fn read_history(
     max_bytes: usize,
 ) -> Result<HistoryPage, HubError> {
     match read_log(store, &room, range, limit, max_bytes) {
-        // It has ended meanwhile.
-        Err(_) if store.find(&room).is_none() => Err(HubError::NoRoom(room)),
         Ok(Some(page)) => Ok(page),
-        Ok(None) => Err(HubError::NoRoom(room)),
-        Err(error) => Err(error.into()),
+        Err(error) if store.find(&room).is_some() => Err(error.into()),
+        // It may have ended meanwhile.
+        _ => Err(HubError::NoRoom(room)),
     }
 }
 
