@@ -21,11 +21,14 @@ const BACKDATED: Duration = Duration::from_secs(60 * 60);
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Make an authority, and certificates from it for a server and a client, for development
+/// Make certificates for development
 ///
-/// Whoever has the file ca-key.pem can pass for every server and client that trusts ca.pem. For a public server, use the
+/// Makes an authority, and certificates from it for a server and a client. Whoever has the file ca-key.pem can pass for every server and client that trusts ca.pem. For a public server, use the
 /// certificate of a public authority.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat certs   for a server on this machine, in ./chitchat-certs
+  chitchat certs --name chat.example --days 7 /tmp/certs")]
 pub(super) struct CertsCommand {
     /// Directory for the files; created if it does not exist
     #[arg(value_name = "DIR", default_value = "chitchat-certs")]

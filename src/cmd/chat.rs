@@ -39,6 +39,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// shows the events it has missed, and sends the lines that are not acknowledged again. With --json it also prints what it
 /// sends, so that `chitchat diagram` can show what it had received by then.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat chat tea --name Ada                      the full screen in the room tea
+  chitchat chat --profile work                      with a profile of the configuration
+  tail -f app.log | chitchat chat logs --name app   each line of a pipe is a message")]
 pub(super) struct ChatCommand {
     #[command(flatten)]
     name: NameArg,
@@ -49,7 +53,7 @@ pub(super) struct ChatCommand {
     #[command(flatten)]
     retry: RetryArg,
     /// Work line by line on a terminal, too
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with = "json", help_heading = "Output")]
     plain: bool,
     #[command(flatten)]
     time: TimeArg,

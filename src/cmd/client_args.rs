@@ -36,7 +36,12 @@ pub(super) struct ServerArg {
     )]
     pub(super) server: ServerAddress,
     /// Trust the issuers in this file (PEM) instead of those that the system trusts
-    #[arg(long, env = "CHITCHAT_CA", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        env = "CHITCHAT_CA",
+        value_name = "FILE",
+        help_heading = "TLS and token"
+    )]
     ca: Option<PathBuf>,
     /// Your certificate, if the server wants one (PEM)
     #[arg(
@@ -44,7 +49,7 @@ pub(super) struct ServerArg {
         env = "CHITCHAT_CERT",
         value_name = "FILE",
         requires = "key",
-        help_heading = "Connection"
+        help_heading = "TLS and token"
     )]
     cert: Option<PathBuf>,
     /// Private key of --cert (PEM)
@@ -53,7 +58,7 @@ pub(super) struct ServerArg {
         env = "CHITCHAT_KEY",
         value_name = "FILE",
         requires = "cert",
-        help_heading = "Connection"
+        help_heading = "TLS and token"
     )]
     key: Option<PathBuf>,
     /// Name that the server's certificate must have [default: the host of --server]
@@ -61,7 +66,7 @@ pub(super) struct ServerArg {
         long,
         env = "CHITCHAT_SERVER_NAME",
         value_name = "NAME",
-        help_heading = "Connection"
+        help_heading = "TLS and token"
     )]
     server_name: Option<String>,
     /// Send the token in this file with each call; it is read for each connection. A token in the variable CHITCHAT_TOKEN is sent if
@@ -70,11 +75,11 @@ pub(super) struct ServerArg {
         long,
         env = "CHITCHAT_TOKEN_FILE",
         value_name = "FILE",
-        help_heading = "Connection"
+        help_heading = "TLS and token"
     )]
     token_file: Option<PathBuf>,
     /// Send the token to another machine although the address does not begin with https://: for a network that encrypts
-    #[arg(long, env = "CHITCHAT_INSECURE_TOKEN", help_heading = "Connection")]
+    #[arg(long, env = "CHITCHAT_INSECURE_TOKEN", help_heading = "TLS and token")]
     insecure_token: bool,
 }
 

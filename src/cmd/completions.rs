@@ -22,10 +22,11 @@ pub(super) struct CompletionsCommand {
     shell: Shell,
 }
 
-/// Print the manual page, or write those of all commands
-///
-/// Shows it with: chitchat man | man -l -
+/// Print or write the manual pages
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat man | man -l -                        show the page
+  chitchat man --dir /usr/local/share/man/man1   install the pages of all commands")]
 pub(super) struct ManCommand {
     /// Write a page for the program and for each command into this existing directory instead
     #[arg(long, value_name = "DIR")]

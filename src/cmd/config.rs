@@ -19,10 +19,14 @@ use crate::client::escape;
 /// All keys, commented out.
 const EXAMPLE: &str = include_str!("config_example.toml");
 
-/// Make and show the configuration file of the client commands
+/// Make and show the configuration file of the client
 ///
 /// A flag overrides an environment variable, which overrides the file. The server (`chitchat serve`) does not read it.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat config init   make the file
+  chitchat config show --profile work
+  chitchat config path")]
 pub(super) struct ConfigCommand {
     #[command(subcommand)]
     action: Action,

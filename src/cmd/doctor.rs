@@ -24,33 +24,57 @@ use crate::telemetry::{ClientSpans, SendSpan};
 use base_url::BaseUrl;
 use link::Link;
 
-/// Send one message and check that its metric, trace and log line arrive
+/// Check that telemetry of a message arrives
 ///
-/// Joins a room, sends one traced message, leaves, and queries each backend whose URL is given. Prints one line per link,
-/// with a remedy if the link is broken. Exits with 0 if no link is broken, else with 69.
+/// Joins a room, sends one traced message, leaves, and looks for its metric, trace and log line in each backend whose URL is
+/// given. Prints one line per link, with a remedy if the link is broken. Exits with 0 if no link is broken, else with 69.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat doctor --admin http://127.0.0.1:9464
+  chitchat doctor --prometheus http://127.0.0.1:9090 --tempo http://127.0.0.1:3200")]
 pub(super) struct DoctorCommand {
     /// Room to send the message to. The lobby exists anyway; any other room is created
     #[arg(short, long, value_name = "ROOM", default_value = RoomName::LOBBY, value_parser = client_args::room)]
     room: RoomName,
     /// Admin port of the server, such as http://127.0.0.1:9464
-    #[arg(long, env = "CHITCHAT_DOCTOR_ADMIN", value_name = "URL")]
+    #[arg(
+        long,
+        env = "CHITCHAT_DOCTOR_ADMIN",
+        value_name = "URL",
+        help_heading = "Backends"
+    )]
     admin: Option<BaseUrl>,
     /// Prometheus, such as http://127.0.0.1:9090
-    #[arg(long, env = "CHITCHAT_DOCTOR_PROMETHEUS", value_name = "URL")]
+    #[arg(
+        long,
+        env = "CHITCHAT_DOCTOR_PROMETHEUS",
+        value_name = "URL",
+        help_heading = "Backends"
+    )]
     prometheus: Option<BaseUrl>,
     /// Tempo, such as http://127.0.0.1:3200
-    #[arg(long, env = "CHITCHAT_DOCTOR_TEMPO", value_name = "URL")]
+    #[arg(
+        long,
+        env = "CHITCHAT_DOCTOR_TEMPO",
+        value_name = "URL",
+        help_heading = "Backends"
+    )]
     tempo: Option<BaseUrl>,
     /// Loki, such as http://127.0.0.1:3100
-    #[arg(long, env = "CHITCHAT_DOCTOR_LOKI", value_name = "URL")]
+    #[arg(
+        long,
+        env = "CHITCHAT_DOCTOR_LOKI",
+        value_name = "URL",
+        help_heading = "Backends"
+    )]
     loki: Option<BaseUrl>,
     /// LogQL stream selector of the server's log lines
     #[arg(
         long,
         env = "CHITCHAT_DOCTOR_LOKI_SELECTOR",
         value_name = "LOGQL",
-        default_value = "{service_name=\"chitchat\"}"
+        default_value = "{service_name=\"chitchat\"}",
+        help_heading = "Backends"
     )]
     loki_selector: String,
     /// How long to wait for each link

@@ -10,10 +10,13 @@ use super::parse::timeout;
 use super::{Failure, client_runtime};
 use crate::client::{Connection, Health};
 
-/// Query the server's health service, for container health checks
+/// Ask whether the server is serving, for health checks
 ///
-/// Prints the state (SERVING, NOT_SERVING, UNKNOWN or SERVICE_UNKNOWN). Exits with 0 if it is SERVING, else with 69.
+/// Queries the health service. Prints the state (SERVING, NOT_SERVING, UNKNOWN or SERVICE_UNKNOWN). Exits with 0 if it is SERVING, else with 69.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat health
+  chitchat health --server https://chat.example:50052 --timeout 1s")]
 pub(super) struct HealthCommand {
     #[command(flatten)]
     server: ServerArg,
@@ -21,7 +24,7 @@ pub(super) struct HealthCommand {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     service: String,
     /// How long to wait for the connection and the response together
-    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = timeout)]
+    #[arg(long, env = "CHITCHAT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = timeout, help_heading = "Connection")]
     timeout: Duration,
 }
 

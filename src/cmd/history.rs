@@ -17,10 +17,10 @@ use crate::domain::RoomName;
 use crate::proto::get_history_request::Page;
 use crate::proto::{GetHistoryRequest, ServerMessage};
 
-/// Print past events of a room, oldest first
+/// Print past events of a room
 ///
-/// Prints the newest events; or, with --after, the first events after a sequence number. With --since, --until or --grep, only
-/// events that match are printed and counted. The second and each further line of a text begins with `  | `.
+/// Prints the newest events, oldest first; or, with --after, the first events after a sequence number. With --since, --until or
+/// --grep, only events that match are printed and counted. The second and each further line of a text begins with `  | `.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   chitchat history tea -n 20             the newest 20 events of the room tea
@@ -28,22 +28,22 @@ use crate::proto::{GetHistoryRequest, ServerMessage};
   chitchat history --after 41 --json     everything after event 41, for a program")]
 pub(super) struct HistoryCommand {
     /// Print at most this many events
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = integer::<u64>)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = integer::<u64>, help_heading = "Selection")]
     limit: u64,
     /// Print only events after this sequence number, the oldest of them if there are more than --limit
-    #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>)]
+    #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>, help_heading = "Selection")]
     after: Option<u64>,
     /// Print only events before this sequence number
-    #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>)]
+    #[arg(long, value_name = "SEQUENCE", value_parser = integer::<u64>, help_heading = "Selection")]
     before: Option<u64>,
     /// Print only events from this time on: a duration before now like 2h, or a time like 10:30 or 2026-11-26T10:30
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = point_in_time, help_heading = "Selection")]
     since: Option<Timestamp>,
     /// Print only events before this time
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = point_in_time, help_heading = "Selection")]
     until: Option<Timestamp>,
     /// Print only events whose sender or text matches this regular expression; (?i) in front ignores case
-    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    #[arg(long, value_name = "PATTERN", value_parser = pattern, help_heading = "Selection")]
     grep: Option<Regex>,
     #[command(flatten)]
     time: TimeArg,

@@ -21,7 +21,13 @@ enum TimeStyle {
 #[derive(Debug, Args)]
 pub(super) struct TimeArg {
     /// What to show before each message [default: lamport; in the full screen of chat, the local and the Lamport time]
-    #[arg(long, env = "CHITCHAT_TIME", value_enum, hide_possible_values = false)]
+    #[arg(
+        long,
+        env = "CHITCHAT_TIME",
+        value_enum,
+        hide_possible_values = false,
+        help_heading = "Output"
+    )]
     time: Option<TimeStyle>,
 }
 

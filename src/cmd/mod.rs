@@ -43,8 +43,13 @@ use env::{attribute_to_env, normalize_env};
 pub use failure::Failure;
 pub use parse::{duration, integer};
 
-/// Shown in the help, and in the README.
-const EXIT_CODES: &str = "\
+/// The exit codes are also in the README.
+const AFTER_HELP: &str = "\
+Examples:
+  chitchat serve --in-memory
+  chitchat chat --name Ada
+  chitchat send 'The backup is done'
+
 Exit codes:
     0  success
    64  the command line is wrong
@@ -60,7 +65,7 @@ Exit codes:
 
 /// A gRPC chat server in which a room is an ordered log, and its clients.
 #[derive(Debug, Parser)]
-#[command(name = "chitchat", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "chitchat", version, about, max_term_width = 100, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -164,5 +169,67 @@ pub(crate) fn fuzz_options(bytes: &[u8]) {
     }) = Cli::try_parse_from(arguments)
     {
         args.fuzz();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of the command in a line of shell, up to a redirection, a pipe or a comment (behind several spaces).
+    fn words(line: &str) -> Vec<String> {
+        let (_, command) = line.split_once("chitchat ").unwrap();
+        let end = ["   ", " > ", " | "]
+            .iter()
+            .filter_map(|end| command.find(end))
+            .min();
+        let command = &command[..end.unwrap_or(command.len())];
+        let mut words = vec!["chitchat".to_owned()];
+        for (index, part) in command.split('\'').enumerate() {
+            if index % 2 == 1 {
+                words.push(part.to_owned());
+            } else {
+                words.extend(part.split_whitespace().map(str::to_owned));
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn every_command_has_a_short_description_and_examples_that_parse() {
+        let program = Cli::command();
+        let shown = program.get_subcommands().filter(|command| !command.is_hide_set());
+        for command in std::iter::once(&program).chain(shown) {
+            let name = command.get_name();
+            let about = command.get_about().unwrap().to_string();
+            assert!(about.len() <= 70, "{name}: {about}");
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let examples = help
+                .strip_prefix("Examples:\n")
+                .unwrap_or_else(|| panic!("{name}: {help}"));
+            let examples: Vec<&str> = examples.lines().take_while(|line| !line.is_empty()).collect();
+            assert!((2..=3).contains(&examples.len()), "{name}: {help}");
+            for example in examples {
+                assert!(example.len() <= 100, "{example}");
+                let words = words(example);
+                assert!(name == "chitchat" || words[1] == name, "{name}: {example}");
+                Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_removed_is_named_in_one_way() {
+        let is_accepted = |flags: &str| {
+            let words = format!("chitchat moderate remove tea {flags}");
+            Cli::try_parse_from(words.split_whitespace()).is_ok()
+        };
+        assert!(is_accepted("--id -5") && is_accepted("--name Eve") && is_accepted("--address ::1"));
+        assert!(
+            !is_accepted("") && !is_accepted("--id 5 --name Eve") && !is_accepted("--name Eve --subject eve")
+        );
     }
 }

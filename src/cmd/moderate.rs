@@ -15,10 +15,14 @@ use crate::proto::moderate_request::Action;
 use crate::proto::moderation_target::Target;
 use crate::proto::{Ban, ListBansRequest, ModerateRequest, ModerationTarget, RoomAction};
 
-/// Remove participants from a room, ban somebody from it, close, reopen or delete it
+/// Remove or ban participants, close or delete a room
 ///
 /// Needs a token with the right "moderate" in the room.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat moderate remove tea --name Eve --reason 'no advertising, please'
+  chitchat moderate ban tea --address 192.0.2.7 --for 1h
+  chitchat moderate close tea --profile work")]
 pub(super) struct ModerateCommand {
     #[command(subcommand)]
     command: ModerateSubcommand,
@@ -27,6 +31,8 @@ pub(super) struct ModerateCommand {
 #[derive(Debug, Subcommand)]
 enum ModerateSubcommand {
     /// Make participants leave; they may join again
+    // Instead of what is in the group, there may be an id.
+    #[command(mut_group("BanArgs", |group| group.required(false)))]
     Remove {
         #[command(flatten)]
         room: RoomCall,
@@ -99,11 +105,18 @@ struct BanArgs {
     address: Option<String>,
 }
 
+/// The ids of the flags in [`BanArgs`].
+const BAN_FLAGS: [&str; 3] = ["name", "subject", "address"];
+
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 struct RemoveArgs {
     /// The participant with this id, as "chitchat who" lists it
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        required_unless_present_any = BAN_FLAGS,
+        conflicts_with_all = BAN_FLAGS
+    )]
     id: Option<i32>,
     #[command(flatten)]
     target: Option<BanArgs>,

@@ -13,7 +13,7 @@ use crate::proto::ServerMessage;
 #[derive(Debug, Default, Args)]
 pub(super) struct JsonArg {
     /// Print one JSON object per line
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(super) json: bool,
 }
 

@@ -9,10 +9,14 @@ use super::{Failure, client_runtime, json};
 use crate::client::escape;
 use crate::proto::{ListRoomsRequest, RoomSummary};
 
-/// List the rooms, in the order of their names
+/// List the rooms of the server
 ///
-/// Prints the number of participants, the sequence numbers of the events that can be read, and the Lamport time of each room.
+/// Prints the number of participants, the sequence numbers of the events that can be read, and the Lamport time of each room, in
+/// the order of their names.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat rooms
+  chitchat rooms --server https://chat.example:50052 --json")]
 pub(super) struct RoomsCommand {
     #[command(flatten)]
     connect: ConnectArgs,

@@ -30,6 +30,9 @@ const NOTE_DELAY: Duration = Duration::from_secs(1);
 /// broadcast once, even if its response is lost and it is sent again. Exits with 0 if all messages were broadcast, with 65 if the
 /// server rejected one.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat send --room tea 'The backup is done'
+  make 2>&1 | chitchat send --room builds --name ci   each line is a message")]
 pub(super) struct SendCommand {
     /// Text of the message; `-` or nothing = each line of stdin is a message
     text: Option<String>,

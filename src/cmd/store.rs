@@ -16,10 +16,14 @@ use crate::store::{RoomView, StoreError, StoreView, ViewSummary, decode_snapshot
 /// How much of a log is read at a time, in bytes.
 const READ_BYTES: usize = 1 << 20;
 
-/// Look at a data directory, check it, export it or back it up
+/// Inspect, check, export or back up a data directory
 ///
 /// All of these work while a server uses the directory.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat store info --data-dir /var/lib/chitchat
+  chitchat store export --room tea > tea.jsonl
+  chitchat store backup /backup/chitchat")]
 pub(super) struct StoreCommand {
     #[command(subcommand)]
     action: Action,

@@ -28,11 +28,15 @@ const MAX_START: u32 = 10_000;
 /// Interval at which stdout is checked for a closed reader.
 const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Print the events of a room as they happen, without joining it
+/// Print the events of a room as they happen
 ///
-/// Prints the newest events, then each event as it happens, until it is interrupted. If the connection is lost, it
+/// Does not join the room. Prints the newest events, then each event as it happens, until it is interrupted. If the connection is lost, it
 /// reconnects and continues with the event after the last one printed. The second and each further line of a text begins with `  | `.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat tail tea -n 100            the newest 100 events, and what follows
+  chitchat tail tea --follow --json   for a program, also before the room exists
+  chitchat tail tea -n 5 --no-follow")]
 pub(super) struct TailCommand {
     /// Number of past events to start with
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = integer::<u32>)]

@@ -20,11 +20,14 @@ use crate::wall_clock::unix_time;
 const KEY_FILE: &str = "token-key.pem";
 const PUBLIC_FILE: &str = "jwks.json";
 
-/// Make a token to try out a server with, and the key that signs it
+/// Make a token, and a key that signs it, for development
 ///
 /// Prints the token. Whoever has the file token-key.pem can make tokens for every server that has its public key, jwks.json, as
 /// --auth-keys. On a public server, use the keys of an identity provider.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat token --name Ada > ada.token   and the key, in ./chitchat-keys
+  chitchat token --room 'team-*' --rights read,write,create,moderate --ttl 8h")]
 pub(super) struct TokenCommand {
     /// Directory for the key; created with a new key if it has none
     #[arg(value_name = "DIR", default_value = "chitchat-keys")]

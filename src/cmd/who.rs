@@ -12,8 +12,13 @@ use crate::proto::{ListParticipantsRequest, Participant};
 /// The largest page that the server returns.
 const PAGE_SIZE: u32 = 1_000;
 
-/// List the participants of a room, in the order of their names
+/// List the participants of a room
+///
+/// They are in the order of their names.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat who              who is in the lobby
+  chitchat who tea --json   for a program")]
 pub(super) struct WhoCommand {
     #[command(flatten)]
     room: RoomArgs,

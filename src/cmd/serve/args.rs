@@ -22,6 +22,10 @@ use crate::telemetry::{DEFAULT_REMOTE_LIMIT_PER_SECOND, LogFormat, LogOptions};
 
 /// Run the server
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  chitchat serve                                    the log is in ./chitchat-data
+  chitchat serve --in-memory --listen 127.0.0.1:0   for a test
+  chitchat serve --listen 0.0.0.0:50052 --tls-cert server.pem --tls-key server-key.pem")]
 pub struct Args {
     /// Address for clients (gRPC); port 0 = any free port
     #[arg(
