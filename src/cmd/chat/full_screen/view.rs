@@ -113,7 +113,7 @@ fn draw_status(buffer: &mut Buffer, area: Rect, app: &App) {
     let columns = usize::from(area.width);
     buffer.set_style(area, app.theme.status());
     let state = if app.is_leaving {
-        "leaving…".to_owned()
+        "leaving… (Ctrl-D: at once)".to_owned()
     } else if let Some(cause) = &app.reconnecting {
         format!("reconnecting… ({cause})")
     } else if let Some(hint) = &app.hint {
@@ -362,6 +362,13 @@ mod tests {
             " #tea · 3 here · L=8 · Ada · reconnecting… (the server ended the conversation)"
         );
         assert!(drawn(&mut app, 40, 10)[8].starts_with(" #tea · reconnecting… (the"));
+    }
+
+    #[test]
+    fn someone_who_leaves_need_not_wait() {
+        let mut app = conversation();
+        app.is_leaving = true;
+        assert!(drawn(&mut app, 40, 10)[8].ends_with("· leaving… (Ctrl-D: at once)"));
     }
 
     #[test]
