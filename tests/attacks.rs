@@ -12,6 +12,7 @@ mod process;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -585,15 +586,17 @@ async fn run_attacks(seconds: u64) {
     });
 }
 
+/// The CPU time that a task has used, from its `schedstat`, which is exact, unlike `stat`; `None` if it has ended.
+fn cpu_time(task: impl AsRef<Path>) -> Option<Duration> {
+    let stat = fs::read_to_string(task.as_ref().join("schedstat")).ok()?;
+    Some(Duration::from_nanos(stat.split(' ').next()?.parse().unwrap()))
+}
+
 /// The seconds of CPU time that a process has used.
 fn cpu_seconds(process: u32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    // Exact, unlike the times in `stat`. A thread may end meanwhile.
-    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("schedstat")).ok());
-    let nanoseconds: f64 = stats
-        .map(|stat| stat.split(' ').next().unwrap().parse::<f64>().unwrap())
-        .sum();
-    nanoseconds / 1e9
+    let times = tasks.filter_map(|task| cpu_time(task.unwrap().path()));
+    times.sum::<Duration>().as_secs_f64()
 }
 
 /// Sends a message every 20 ms until `until`, and returns the median and the 99th percentile of the times until they were
@@ -629,17 +632,18 @@ async fn measure_posts(server: SocketAddr, id: u32, until: Instant) -> (f64, f64
     (times[times.len() / 2], times[times.len() * 99 / 100], cores)
 }
 
-/// Uses about `cores` of CPU until `until`.
+/// Uses `cores` of CPU until `until`, as far as the machine has them.
 fn burn(cores: f64, until: Instant) -> Vec<thread::JoinHandle<()>> {
     let threads: u8 = if cores > 1.0 { 2 } else { 1 };
-    let busy = Duration::from_millis(10).mul_f64((cores / f64::from(threads)).clamp(0.0, 1.0));
+    let share = (cores / f64::from(threads)).clamp(0.0, 1.0);
+    let cpu = || cpu_time("/proc/thread-self").unwrap();
     let burn = move || {
+        let (started, used_before) = (Instant::now(), cpu());
         while Instant::now() < until {
-            let end = Instant::now() + busy;
-            while Instant::now() < end {
+            while cpu() - used_before < started.elapsed().mul_f64(share) {
                 std::hint::spin_loop();
             }
-            thread::sleep(Duration::from_millis(10) - busy);
+            thread::sleep(Duration::from_millis(2));
         }
     };
     (0..threads).map(|_| thread::spawn(burn)).collect()

@@ -326,7 +326,12 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "busy connections of one address, each with more than a thousand messages or 60 calls in 100 ms",
+            "DATA frames of one address that are too short for a message",
+            fixed("8192 at once, 512 per second"),
+            Other("nothing is read from the connection for up to 2 s", ""),
+        ),
+        (
+            "busy connections of one address, each with more than an equal part of a thousand messages or 60 calls in 100 ms",
             fixed("two per processor at a time"),
             Other(
                 "others take turns with them, and those that send less do not wait",

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::byte_budget::Budget;
+use super::turns::AddressTurns;
 
 /// The budgets that all connections from one address share.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub(super) struct AddressBudgets {
     /// The bytes that are received and that no request has read yet.
     pub(super) unread: AtomicUsize,
     /// The turns of its busy connections.
-    pub(super) turns: Arc<Semaphore>,
+    pub(super) turns: Arc<AddressTurns>,
 }
 
 /// The addresses that have connections.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -11,8 +12,9 @@ use super::address_budgets::{AddressBudgets, Addresses, share};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
-use super::turns::turns;
+use super::rates::AddressRate;
 use crate::auth::{Anonymous, Caller};
+use crate::rate_limiter::Rate;
 use crate::reason::Reason;
 
 /// How many queries one connection can have in progress. Its other queries wait, so that a client with many of them does not
@@ -200,6 +202,15 @@ impl Default for BudgetLimits {
     }
 }
 
+/// How many DATA frames that are too short for a message the connections of one address may send per second.
+const SHORT_FRAMES_PER_SECOND: u32 = 512;
+
+/// How many of them they may send at once.
+const SHORT_FRAMES_BURST: u32 = 8_192;
+
+/// For how long at most nothing is read from a connection that sends too many.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
 /// The budgets of all connections together.
 #[derive(Debug)]
 pub(super) struct ServerBudgets {
@@ -211,11 +222,17 @@ pub(super) struct ServerBudgets {
     responses: Arc<Budget>,
     queries: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    short_frames: Arc<AddressRate>,
     stalled: Arc<AtomicUsize>,
 }
 
 impl ServerBudgets {
     pub(super) fn new(limits: BudgetLimits, connections_per_address: usize) -> Self {
+        let short_frames = Rate::new(
+            SHORT_FRAMES_PER_SECOND,
+            Duration::from_secs(1),
+            SHORT_FRAMES_BURST,
+        );
         Self {
             limits,
             connections_per_address,
@@ -225,6 +242,7 @@ impl ServerBudgets {
             responses: Budget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
             streams: Arc::new(Semaphore::new(limits.streams)),
+            short_frames: Arc::new(AddressRate::new(short_frames)),
             stalled: Arc::default(),
         }
     }
@@ -239,15 +257,17 @@ impl ServerBudgets {
             received: self.received.child(share(limits.received)),
             responses: self.responses.child(share(limits.responses)),
             unread: AtomicUsize::new(0),
-            turns: Arc::new(turns()),
+            turns: Arc::default(),
         })
     }
 
     /// The budgets of a new connection from `address`.
-    pub(super) fn connection(&self, address: IpAddr) -> Arc<ConnectionBudgets> {
-        let address = self.address(address);
+    pub(super) fn connection(&self, peer: IpAddr) -> Arc<ConnectionBudgets> {
+        let address = self.address(peer);
         let limits = &self.limits;
         Arc::new(ConnectionBudgets {
+            peer,
+            short_frames: Arc::clone(&self.short_frames),
             received: address.received.child(limits.received_per_connection),
             unread: Unread::new(Arc::clone(&address), Arc::clone(&self.unread), limits.unread),
             work: AtomicU64::new(0),
@@ -269,6 +289,8 @@ impl ServerBudgets {
 /// The budgets of one connection. An `Arc` of them is an extension of each request.
 #[derive(Debug)]
 pub(super) struct ConnectionBudgets {
+    peer: IpAddr,
+    short_frames: Arc<AddressRate>,
     received: Arc<Budget>,
     pub(super) unread: Unread,
     /// The work that the frames of the client have made so far.
@@ -280,6 +302,15 @@ pub(super) struct ConnectionBudgets {
     all_streams: Arc<Semaphore>,
     pub(super) address: Arc<AddressBudgets>,
     pub(super) stalled: StalledStreams,
+}
+
+impl ConnectionBudgets {
+    /// Counts DATA frames that are too short for a message. Returns for how long nothing should be read from the connection, if its
+    /// address sends too many: hundreds of connections that send messages byte by byte would occupy the machine.
+    pub(super) fn pause_after_short_frames(&self, count: u32) -> Option<Duration> {
+        let pause = self.short_frames.record(self.peer, count, MAX_PAUSE);
+        (!pause.is_zero()).then_some(pause)
+    }
 }
 
 /// The connection that a request came on, and who makes the request.

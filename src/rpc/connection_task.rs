@@ -172,8 +172,8 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut blocked_ticks = 0;
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     poll_fn(|cx| {
-        let _turn = ready!(turns.poll_next(cx, budgets.work.load(Ordering::Relaxed)));
-        let polled = poll_rounds(
+        ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
+        let progress = poll_rounds(
             cx,
             connection.as_mut(),
             &connection_waker,
@@ -181,8 +181,14 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             &budgets.unread,
         );
         let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
-        if is_broken || polled.is_ready() || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
+        let is_idle_too_long = idle.poll(cx, streams.tasks.is_empty(), close).is_ready();
+        if is_broken || is_idle_too_long || progress == Progress::Ended {
             return Poll::Ready(());
+        }
+        if progress == Progress::Unfinished {
+            turns.end_and_wake(cx);
+        } else {
+            turns.end();
         }
         // Without streams there are no ticks, so that a connection that does nothing costs nothing.
         let is_blocked = io.blocked_bytes() >= BLOCKED_BYTES;
@@ -237,15 +243,24 @@ impl IdleTimer {
     }
 }
 
-/// Polls the streams and the connection, whichever was woken, until neither makes progress. Ready when the connection has
-/// ended.
+/// How far a connection and its streams have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Ended,
+    /// There is more to do, after other tasks.
+    Unfinished,
+    /// They wait.
+    Idle,
+}
+
+/// Polls the streams and the connection, whichever was woken, until neither makes progress.
 fn poll_rounds(
     cx: &mut Context<'_>,
     mut connection: Pin<&mut impl Future>,
     connection_waker: &SubWaker,
     streams: &mut Streams,
     unread: &Unread,
-) -> Poll<()> {
+) -> Progress {
     for _ in 0..MAX_ROUNDS {
         streams.waker.begin_poll(cx.waker());
         connection_waker.begin_poll(cx.waker());
@@ -256,22 +271,22 @@ fn poll_rounds(
                 .poll(&mut connection_waker.context())
                 .is_ready()
         {
-            return Poll::Ready(());
+            return Progress::Ended;
         }
         streams.accept_spawned();
         // Not `&&`: both wakers must wake the task from now on.
-        if streams.waker.end_poll() & connection_waker.end_poll() {
-            // All streams have been polled, and so have begun to read their requests.
-            unread.settle();
-            return Poll::Pending;
-        }
+        let is_idle = streams.waker.end_poll() & connection_waker.end_poll();
+        // Without budget, what they wait for is the next budget. The runtime wakes them later.
         if !has_budget_remaining() {
             break;
         }
+        if is_idle {
+            // All streams have been polled, and so have begun to read their requests.
+            unread.settle();
+            return Progress::Idle;
+        }
     }
-    // Yield to the other tasks of this thread.
-    cx.waker().wake_by_ref();
-    Poll::Pending
+    Progress::Unfinished
 }
 
 #[cfg(test)]

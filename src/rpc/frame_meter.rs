@@ -28,6 +28,11 @@ const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 /// The work of a call, compared with that of a frame.
 const CALL_WORK: usize = 16;
 
+/// Length of what precedes each gRPC message: whether it is compressed, and its length.
+const MESSAGE_PREFIX_LEN: usize = 5;
+
+const END_STREAM: u8 = 1;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -48,8 +53,8 @@ struct FrameScanner {
 }
 
 impl FrameScanner {
-    /// Calls `on_frame` with the type and the length of each frame whose header ends in the next `bytes`.
-    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8, usize)) {
+    /// Calls `on_frame` with the type, the flags and the length of each frame whose header ends in the next `bytes`.
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8, u8, usize)) {
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
@@ -60,9 +65,9 @@ impl FrameScanner {
             bytes = &bytes[copied..];
             if self.header_len == HEADER_LEN {
                 self.header_len = 0;
-                let [a, b, c, kind, ..] = self.header;
+                let [a, b, c, kind, flags, ..] = self.header;
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                on_frame(kind, self.payload);
+                on_frame(kind, flags, self.payload);
             }
         }
     }
@@ -83,6 +88,8 @@ pub(super) struct ReadFrames {
     /// The work that they make: 1 each, but [`CALL_WORK`] for one that begins a call.
     pub(super) work: usize,
     pub(super) data: DataFrames,
+    /// DATA frames that are too short for a message, as clients do not send them.
+    pub(super) short: u32,
 }
 
 impl AddAssign for DataFrames {
@@ -118,13 +125,14 @@ impl FrameMeter {
     /// There are too many of them. The connection should be closed.
     pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
         let (mut cost, mut frames) = (0.0, ReadFrames::default());
-        self.read.scan(bytes, |kind, len| {
+        self.read.scan(bytes, |kind, flags, len| {
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
             if kind == DATA {
                 frames.data += DataFrames {
                     payload: len,
                     charge: len.max(MIN_FRAME_BYTES),
                 };
+                frames.short += u32::from(len < MESSAGE_PREFIX_LEN && flags & END_STREAM == 0);
             }
             cost += match kind {
                 kind if UNMETERED.contains(&kind) => 0.0,
@@ -151,7 +159,7 @@ impl FrameMeter {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(super) fn on_written(&mut self, bytes: &[u8]) {
         let mut cost = 0.0;
-        self.written.scan(bytes, |kind, _| {
+        self.written.scan(bytes, |kind, _, _| {
             if kind == RST_STREAM {
                 cost += 2.0;
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
+use tokio::time::{Sleep, sleep};
 
 use super::budget::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
@@ -32,6 +33,8 @@ pub(super) struct PrefixedIo<T> {
     /// Counts what is received.
     budgets: Option<Arc<ConnectionBudgets>>,
     cut: Option<CutReason>,
+    /// Until when nothing is read.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// The connection did not begin with the HTTP/2 preface, or not in time.
@@ -69,6 +72,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> PrefixedIo<T> {
             meter: FrameMeter::new(),
             budgets: None,
             cut: None,
+            pause: None,
         })
     }
 }
@@ -86,11 +90,21 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             self.replayed += len;
             return Poll::Ready(Ok(()));
         }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let cut = match self.meter.on_read(&buf.filled()[before..]) {
             Ok(frames) => {
                 yield_after(frames.work, cx);
+                if frames.short > 0
+                    && let Some(budgets) = &self.budgets
+                    && let Some(pause) = budgets.pause_after_short_frames(frames.short)
+                {
+                    self.pause = Some(Box::pin(sleep(pause)));
+                }
                 let is_allowed = self.budgets.as_ref().is_none_or(|budgets| {
                     budgets.work.fetch_add(frames.work as u64, Ordering::Relaxed);
                     budgets.unread.add(frames.data)
@@ -153,8 +167,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
 mod tests {
     use std::future::poll_fn;
 
-    use tokio::io::AsyncWriteExt;
+    use std::net::Ipv4Addr;
 
+    use tokio::io::AsyncWriteExt;
+    use tokio::time::Instant;
+
+    use super::super::budget::{BudgetLimits, ServerBudgets};
     use super::*;
 
     #[tokio::test]
@@ -174,6 +192,30 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(read, [PREFACE.as_slice(), b"rest"].concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_sends_messages_byte_by_byte_is_read_slowly() {
+        let server = ServerBudgets::new(BudgetLimits::default(), 10);
+        // How long it takes to read so many DATA frames of such a length with such flags.
+        let read = async |count: usize, len: u8, flags: u8| {
+            let frames = [&[0, 0, len, 0, flags, 0, 0, 0, 1][..], &vec![0; len.into()]].concat();
+            let bytes = [PREFACE.as_slice(), &frames.repeat(count)].concat();
+            let (mut client, io) = tokio::io::duplex(bytes.len());
+            client.write_all(&bytes).await.unwrap();
+            drop(client);
+            let started = Instant::now();
+            let io = PrefixedIo::accept(io, Duration::from_secs(60)).await.unwrap();
+            let mut io = io.counted(server.connection(Ipv4Addr::LOCALHOST.into()));
+            let mut buffer = [0; 1_000];
+            while io.read(&mut buffer).await.unwrap() > 0 {}
+            started.elapsed().as_secs()
+        };
+        assert_eq!(read(8_000, 1, 0).await, 0);
+        let slow = read(8_000, 4, 0).await;
+        assert!((13..=16).contains(&slow), "{slow}");
+        // Whole messages, and the ends of streams, of the same address.
+        assert_eq!(read(8_000, 5, 0).await + read(8_000, 0, 1).await, 0);
     }
 
     #[tokio::test]

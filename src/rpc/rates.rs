@@ -132,7 +132,25 @@ impl AddressRate {
     ///
     /// The rate is exceeded; it is not after this time.
     pub(super) fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
-        let address = known(address);
+        let acquired = self.with_limiter(known(address), RateLimiter::try_acquire);
+        acquired.unwrap_or(Ok(()))
+    }
+
+    /// Counts `count` events from `address`, allowed or not. Returns how long there must be none until the rate is kept, at most
+    /// `max`.
+    pub(super) fn record(&self, address: IpAddr, count: u32, max: Duration) -> Duration {
+        let delay = self.with_limiter(network(address), |limiter, rate, now| {
+            limiter.record(count, rate, max, now)
+        });
+        delay.unwrap_or_default()
+    }
+
+    /// Calls `count` with what is remembered of an address; `None` if there are too many addresses.
+    fn with_limiter<T>(
+        &self,
+        address: IpAddr,
+        count: impl FnOnce(&mut RateLimiter, Rate, Instant) -> T,
+    ) -> Option<T> {
         let now = Instant::now();
         let limiters = &mut *self.limiters.lock();
         let by_address = &mut limiters.by_address;
@@ -145,10 +163,10 @@ impl AddressRate {
                 limiters.swept_at = Some(now);
             }
             if by_address.len() >= MAX_ADDRESSES {
-                return Ok(());
+                return None;
             }
         }
-        by_address.entry(address).or_default().try_acquire(self.rate, now)
+        Some(count(by_address.entry(address).or_default(), self.rate, now))
     }
 }
 

@@ -1,34 +1,57 @@
 //! Fair turns between connections.
 //!
 //! The runtime runs tasks in the order in which they are woken, so a thousand connections that always have something to do would
-//! delay everybody else by a thousand turns. Of the busy connections from one address only some run at a time; the others wait
-//! for their turns, while connections that send little do not wait at all.
+//! delay everybody else by a thousand turns. Of the busy connections from one address only some are in the runtime's queue at a
+//! time; the others wait for their turns, first come first served, while connections that send little do not wait at all.
 
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::PollSemaphore;
 
 /// The interval over which work is counted.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A connection that makes more work than this in [`INTERVAL`] is busy: a thousand messages, or sixty calls.
-const BUSY_WORK: u64 = 1_000;
+/// How much work the connections of one address make in [`INTERVAL`] without being busy: a thousand messages, or sixty calls. A
+/// connection is busy if it makes more than an equal part of it.
+const QUIET_WORK: u64 = 1_000;
 
-/// How many busy connections of one address run at a time: enough to occupy the machine.
-pub(super) fn turns() -> Semaphore {
-    Semaphore::new(2 * available_parallelism().map_or(1, usize::from))
+/// How many busy connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
+static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
+
+/// What the connections of one address share.
+#[derive(Debug)]
+pub(super) struct AddressTurns {
+    permits: Arc<Semaphore>,
+    connections: AtomicU64,
+}
+
+impl Default for AddressTurns {
+    fn default() -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(*PERMITS)),
+            connections: AtomicU64::new(0),
+        }
+    }
 }
 
 /// The turns of one connection.
 #[derive(Debug)]
 pub(super) struct Turns {
-    /// The turns of the address.
-    semaphore: PollSemaphore,
+    address: Arc<AddressTurns>,
+    permits: PollSemaphore,
+    /// Held during a turn.
+    permit: Option<OwnedSemaphorePermit>,
+    /// Whether it is in line for a permit, which it must take even if it is not busy any more.
+    is_waiting: bool,
     started_at: Instant,
     /// The work until `started_at`.
     work_before: u64,
@@ -36,22 +59,23 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    pub(super) fn new(turns: Arc<Semaphore>) -> Self {
+    pub(super) fn new(address: Arc<AddressTurns>) -> Self {
+        address.connections.fetch_add(1, Ordering::Relaxed);
         Self {
-            semaphore: PollSemaphore::new(turns),
+            permits: PollSemaphore::new(Arc::clone(&address.permits)),
+            address,
+            permit: None,
+            is_waiting: false,
             started_at: Instant::now(),
             work_before: 0,
             is_busy: false,
         }
     }
 
-    /// Waits for a turn of this connection, which has made `work` so far. The turn lasts until the permit is dropped.
-    pub(super) fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-        work: u64,
-    ) -> Poll<Option<OwnedSemaphorePermit>> {
-        let is_busy = work - self.work_before > BUSY_WORK;
+    /// Waits until the connection, which has made `work` so far, may run.
+    pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>, work: u64) -> Poll<()> {
+        let connections = self.address.connections.load(Ordering::Relaxed).max(1);
+        let is_busy = work - self.work_before > QUIET_WORK / connections;
         let now = Instant::now();
         if now - self.started_at >= INTERVAL {
             (self.started_at, self.work_before) = (now, work);
@@ -59,11 +83,37 @@ impl Turns {
         } else {
             self.is_busy |= is_busy;
         }
-        if self.is_busy {
-            Poll::Ready(ready!(self.semaphore.poll_acquire(cx)))
+        if self.is_waiting || self.is_busy && self.permit.is_none() {
+            self.poll_acquire(cx)
         } else {
-            Poll::Ready(None)
+            Poll::Ready(())
         }
+    }
+
+    /// Ends the turn of a connection that waits for something.
+    pub(super) fn end(&mut self) {
+        self.permit = None;
+    }
+
+    /// Ends the turn of a connection that has more to do, and wakes its task for the next one.
+    pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>) {
+        // Without a permit it was not busy when it began.
+        if self.permit.take().is_none() || self.poll_acquire(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // The budget of the task may be exhausted, but it must wait in line for the next one.
+        let permit = pin!(unconstrained(poll_fn(|cx| self.permits.poll_acquire(cx)))).poll(cx);
+        self.is_waiting = permit.is_pending();
+        permit.map(|permit| self.permit = permit)
+    }
+}
+
+impl Drop for Turns {
+    fn drop(&mut self) {
+        self.address.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -73,22 +123,62 @@ mod tests {
 
     use super::*;
 
+    fn address(permits: usize) -> Arc<AddressTurns> {
+        Arc::new(AddressTurns {
+            permits: Arc::new(Semaphore::new(permits)),
+            ..AddressTurns::default()
+        })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn busy_connections_take_turns_and_others_do_not_wait() {
-        let turns = Arc::new(Semaphore::new(1));
+        let address = address(1);
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other, mut quiet] = [(); 3].map(|()| Turns::new(Arc::clone(&turns)));
-        let Poll::Ready(Some(turn)) = one.poll_next(&mut cx, 2_000) else {
-            panic!("the first busy connection waits");
-        };
-        assert!(other.poll_next(&mut cx, 2_000).is_pending());
-        assert!(matches!(quiet.poll_next(&mut cx, 900), Poll::Ready(None)));
-        drop(turn);
-        assert!(matches!(other.poll_next(&mut cx, 2_000), Poll::Ready(Some(_))));
+        let [mut one, mut other, mut quiet] = [(); 3].map(|()| Turns::new(Arc::clone(&address)));
+        assert!(one.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        assert!(quiet.poll_begin(&mut cx, 300).is_ready());
+        // It has more to do, but the other one is first.
+        one.end_and_wake(&mut cx);
+        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(one.poll_begin(&mut cx, 2_000).is_pending());
+        other.end();
+        assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         // Once it has been quiet it needs no turn.
         tokio::time::advance(INTERVAL).await;
-        assert!(matches!(other.poll_next(&mut cx, 2_001), Poll::Ready(Some(_))));
+        assert!(quiet.poll_begin(&mut cx, 2_000).is_pending());
+        one.end();
+        assert!(quiet.poll_begin(&mut cx, 2_000).is_ready());
+        quiet.end();
         tokio::time::advance(INTERVAL).await;
-        assert!(matches!(other.poll_next(&mut cx, 2_002), Poll::Ready(None)));
+        assert!(one.poll_begin(&mut cx, 4_000).is_ready());
+        assert!(quiet.poll_begin(&mut cx, 2_001).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_quiet_when_its_turn_comes_leaves_it_to_the_next() {
+        let address = address(1);
+        let mut cx = Context::from_waker(Waker::noop());
+        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        assert!(one.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        tokio::time::advance(2 * INTERVAL).await;
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        tokio::time::advance(2 * INTERVAL).await;
+        one.end();
+        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
+        other.end();
+        assert!(one.poll_begin(&mut cx, 4_000).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_of_an_address_share_what_they_may_do_without_turns() {
+        let address = address(0);
+        let mut cx = Context::from_waker(Waker::noop());
+        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        assert!(one.poll_begin(&mut cx, QUIET_WORK / 2).is_ready());
+        assert!(one.poll_begin(&mut cx, QUIET_WORK / 2 + 1).is_pending());
+        drop(one);
+        assert!(other.poll_begin(&mut cx, QUIET_WORK).is_ready());
     }
 }
