@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 7] = [
         "wall_clock",
     ],
     &["auth", "reason", "store"],
-    &["hub"],
+    &["cluster", "hub"],
     &["rpc"],
     &["admin", "config", "memory_plan", "signals", "telemetry"],
     &["cmd"],

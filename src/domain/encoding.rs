@@ -15,12 +15,12 @@ use super::limits::{MAX_MESSAGE_CHARS_CEILING, Rules};
 use super::room_state::{ParticipantState, RoomState};
 use super::{
     Attachment, Ban, BanTarget, LamportTime, MessageId, MessageIdError, Moderation, Name, Origin,
-    Participant, ParticipantId, RemoveTarget, Sequence, Session, Text, TextError, Timestamp, TraceContext,
-    WallTime,
+    Participant, ParticipantId, RemoveTarget, RoomName, Sequence, Session, Text, TextError, Timestamp,
+    TraceContext, WallTime,
 };
 
 /// The version of the encodings. It changes whenever they do, or what a room makes of them.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// The longest encoded command, in bytes: a text, and a multiple of what everything else can take.
 pub const MAX_ENCODED_COMMAND: usize = 4 * MAX_MESSAGE_CHARS_CEILING + (8 << 10);
@@ -84,7 +84,8 @@ impl RoomState {
     }
 }
 
-fn decode<T: Encoding>(mut bytes: &[u8]) -> Result<T, DecodeError> {
+/// Decodes a value that follows its version.
+pub(crate) fn decode<T: Encoding>(mut bytes: &[u8]) -> Result<T, DecodeError> {
     match u8::read(&mut bytes)? {
         VERSION => {}
         version => return Err(DecodeError::UnknownVersion(version)),
@@ -97,7 +98,7 @@ fn decode<T: Encoding>(mut bytes: &[u8]) -> Result<T, DecodeError> {
 }
 
 /// A value with one encoding.
-trait Encoding: Sized {
+pub(crate) trait Encoding: Sized {
     fn write(&self, bytes: &mut Vec<u8>);
 
     /// Reads a value from the front of `bytes`, which it removes.
@@ -213,6 +214,8 @@ macro_rules! encode_enum {
     )*};
 }
 
+pub(crate) use {encode_as, encode_enum, encode_struct};
+
 impl<T: Encoding> Encoding for Vec<T> {
     fn write(&self, bytes: &mut Vec<u8>) {
         self.len().write(bytes);
@@ -280,6 +283,7 @@ encode_as! {
     IpAddr as Arc<str>: |address| address.to_string().into(),
         |text| text.parse().ok().filter(|address: &Self| address.to_string() == *text);
     Timestamp as i64: |timestamp| timestamp.0, |number| Some(Self(number));
+    RoomName as Arc<str>: |name| name.as_str().into(), |name| Self::from_stored(&name);
     Name as Arc<str>: |name| name.as_str().into(), |name| Self::from_stored(&name);
     Text as Arc<str>: |text| text.as_str().into(), |text| Some(Self::from_stored(text));
     MessageId as Arc<str>: |id| id.as_str().into(), |id| Self::try_from(&*id).ok();

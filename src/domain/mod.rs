@@ -11,7 +11,7 @@ pub mod characters;
 mod clock;
 mod command;
 mod dedup_window;
-mod encoding;
+pub(crate) mod encoding;
 mod event;
 pub mod limits;
 mod message_id;

@@ -159,6 +159,12 @@ impl RoomName {
     /// The room of clients that name none.
     pub const LOBBY: &'static str = "lobby";
 
+    /// A name that was accepted before, maybe under rules that were less strict. `None` if it is empty.
+    #[must_use]
+    pub(super) fn from_stored(name: &str) -> Option<Self> {
+        (!name.is_empty()).then(|| Self(name.into()))
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -1,0 +1,111 @@
+//! What replicas write into their common order.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::domain::encoding::{self, Encoding, encode_as, encode_enum, encode_struct};
+use crate::domain::{Command, DecodeError, RoomName, Rules, WallTime};
+
+/// A position in the order: 1, 2, 3, … without gaps. JetStream calls it the sequence of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    pub(crate) const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub(crate) const fn get(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One message of the order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Message {
+    /// The wall clock's time at the replica that wrote it. Rooms record it, and compare the ends of bans with it.
+    pub(crate) at: WallTime,
+    pub(crate) content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Content {
+    /// A replica starts to write. Its place identifies this *incarnation* of the replica from then on; `nonce` tells the replica that the
+    /// message is its own. The rules of the first one are those of all rooms.
+    Hello { nonce: u64, rules: Rules },
+    /// Commands of an incarnation, whose batches are numbered 1, 2, 3, …
+    Batch {
+        incarnation: Place,
+        number: u64,
+        commands: Vec<RoomCommand>,
+    },
+    /// An incarnation lives, and had this digest after it had applied this place.
+    Heartbeat {
+        incarnation: Place,
+        applied: Place,
+        digest: u64,
+    },
+    /// Nothing was heard of an incarnation for a whole lease since this place.
+    Lost { incarnation: Place, seen: Place },
+}
+
+/// A command to one of the rooms.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RoomCommand {
+    pub(crate) room: RoomName,
+    /// By which the incarnation recognises the outcome.
+    pub(crate) request: u64,
+    pub(crate) command: Command,
+}
+
+encode_as! { Place as u64: |place| place.0, |number| Some(Self(number)); }
+
+encode_struct! {
+    Message { at, content }
+    RoomCommand { room, request, command }
+}
+
+encode_enum! {
+    [] Content {
+        1 => Hello { nonce, rules },
+        2 => Batch { incarnation, number, commands },
+        3 => Heartbeat { incarnation, applied, digest },
+        4 => Lost { incarnation, seen },
+    }
+}
+
+impl RoomCommand {
+    /// How many bytes it adds to a batch.
+    pub(crate) fn encoded_len(&self) -> usize {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes);
+        bytes.len()
+    }
+}
+
+impl Message {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut bytes = vec![encoding::VERSION];
+        self.write(&mut bytes);
+        bytes.into()
+    }
+
+    /// # Errors
+    ///
+    /// The bytes are not a message in this version. A replica must not go on then: it would decide otherwise than those that know
+    /// what the message means.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        encoding::decode(bytes)
+    }
+}

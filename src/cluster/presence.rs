@@ -1,0 +1,109 @@
+//! Which replicas live, as far as one of them can tell.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::message::{Content, Place};
+
+/// How often a replica writes that it lives.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A replica that was not heard of for so long is lost.
+pub(crate) const LEASE: Duration = Duration::from_secs(5);
+
+/// A replica that has not heard of itself for so long is cut off: it cannot tell whether others are silent, and should turn to another
+/// server.
+pub(crate) const CUT_OFF: Duration = Duration::from_secs(2);
+
+/// The incarnations that live, and when this replica heard of them.
+///
+/// Nobody is declared lost because a replica has not heard of it, only because the order has nothing of it: see [`Content::Lost`].
+#[derive(Debug)]
+pub(crate) struct Presence {
+    own: Option<Place>,
+    heard: BTreeMap<Place, Heard>,
+    /// When this replica last heard of itself, and since when it has done so again and again.
+    own_heard_at: Duration,
+    own_heard_since: Duration,
+    heartbeat_at: Duration,
+    proposed_at: Duration,
+}
+
+#[derive(Debug)]
+struct Heard {
+    at: Duration,
+    place: Place,
+}
+
+impl Presence {
+    pub(crate) const fn new(now: Duration) -> Self {
+        Self {
+            own: None,
+            heard: BTreeMap::new(),
+            own_heard_at: now,
+            own_heard_since: now,
+            heartbeat_at: now,
+            proposed_at: now,
+        }
+    }
+
+    /// This replica has a new incarnation, or none for the time being.
+    pub(crate) fn set_own(&mut self, incarnation: Option<Place>, now: Duration) {
+        self.own = incarnation;
+        self.own_heard_since = now;
+    }
+
+    /// A message of an incarnation that lives was applied at `place`.
+    pub(crate) fn on_message(&mut self, incarnation: Place, place: Place, now: Duration) {
+        self.heard.insert(incarnation, Heard { at: now, place });
+        if self.own == Some(incarnation) {
+            if now > self.own_heard_at + CUT_OFF {
+                self.own_heard_since = now;
+            }
+            self.own_heard_at = now;
+        }
+    }
+
+    pub(crate) fn on_lost(&mut self, incarnation: Place) {
+        self.heard.remove(&incarnation);
+    }
+
+    /// How many replicas live.
+    pub(crate) fn live(&self) -> usize {
+        self.heard.len()
+    }
+
+    /// How long this replica has not heard of itself.
+    pub(crate) fn own_silence(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.own_heard_at)
+    }
+
+    /// Whether it is time to write a heartbeat.
+    pub(crate) fn is_heartbeat_due(&mut self, now: Duration) -> bool {
+        let is_due = self.own.is_some() && now >= self.heartbeat_at + HEARTBEAT;
+        if is_due {
+            self.heartbeat_at = now;
+        }
+        is_due
+    }
+
+    /// Those that are to be declared lost. Only a replica that has heard of itself through a whole lease knows that others were silent.
+    pub(crate) fn poll_lost(&mut self, now: Duration) -> Vec<Content> {
+        let is_hearing =
+            self.own.is_some() && now >= self.own_heard_since + LEASE && now <= self.own_heard_at + CUT_OFF;
+        if !is_hearing || now < self.proposed_at + HEARTBEAT {
+            return Vec::new();
+        }
+        let silent = self.heard.iter().filter(|(_, heard)| now >= heard.at + LEASE);
+        let lost: Vec<_> = silent
+            .map(|(incarnation, heard)| Content::Lost {
+                incarnation: *incarnation,
+                seen: heard.place,
+            })
+            .collect();
+        if !lost.is_empty() {
+            self.proposed_at = now;
+        }
+        lost
+    }
+}

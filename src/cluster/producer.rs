@@ -1,0 +1,160 @@
+//! What one replica writes, so that each of its commands is applied exactly once.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::message::{Content, Message, Place, RoomCommand};
+use crate::domain::{Rules, WallTime};
+
+/// How many batches are on their way at a time. While they are, the next one grows.
+const MAX_IN_FLIGHT: usize = 2;
+
+/// The longest batch in bytes, unless one command alone is longer.
+const MAX_BATCH: usize = 64 << 10;
+
+/// The maximum size of the commands that wait, in bytes.
+const MAX_WAITING: usize = 4 << 20;
+
+/// What did not come back in this time is sent again.
+const RESEND_AFTER: Duration = Duration::from_secs(1);
+
+/// Numbers the batches of a replica and sends them until they have come back.
+///
+/// Nothing but a message that comes back says that it is in the order: an acknowledgement can be lost, and a message can be stored
+/// although an error was reported. The order may thus have a batch twice, or one before the one that precedes it; the
+/// [`Partition`](super::partition::Partition) applies each once and in turn.
+///
+/// Times are measured from an arbitrary moment, by a clock that never goes back.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    rules: Rules,
+    nonce: u64,
+    incarnation: Option<Place>,
+    waiting: VecDeque<(usize, RoomCommand)>,
+    /// The size of the commands that wait.
+    waiting_len: usize,
+    /// Encoded batches by ascending number.
+    in_flight: VecDeque<(u64, Bytes)>,
+    last_number: u64,
+    /// When the oldest message that has not come back was last sent; `None` if it must be sent now.
+    sent_at: Option<Duration>,
+}
+
+impl Producer {
+    /// A replica that has not written anything yet. No other may have the same `nonce`.
+    pub(crate) const fn new(rules: Rules, nonce: u64) -> Self {
+        Self {
+            rules,
+            nonce,
+            incarnation: None,
+            waiting: VecDeque::new(),
+            waiting_len: 0,
+            in_flight: VecDeque::new(),
+            last_number: 0,
+            sent_at: None,
+        }
+    }
+
+    /// The replica's incarnation, once its first message has come back.
+    pub(crate) const fn incarnation(&self) -> Option<Place> {
+        self.incarnation
+    }
+
+    /// Adds a command, or gives it back if too many wait.
+    pub(crate) fn push(&mut self, command: RoomCommand) -> Result<(), RoomCommand> {
+        let len = command.encoded_len();
+        if self.waiting_len + len > MAX_WAITING {
+            return Err(command);
+        }
+        self.waiting_len += len;
+        self.waiting.push_back((len, command));
+        Ok(())
+    }
+
+    /// The messages to send now, in this order.
+    pub(crate) fn poll(&mut self, now: Duration, at: WallTime) -> Vec<Bytes> {
+        let is_due = self.sent_at.is_none_or(|sent_at| now >= sent_at + RESEND_AFTER);
+        let Some(incarnation) = self.incarnation else {
+            if !is_due {
+                return Vec::new();
+            }
+            self.sent_at = Some(now);
+            let (nonce, rules) = (self.nonce, self.rules);
+            let content = Content::Hello { nonce, rules };
+            return vec![Message { at, content }.encode()];
+        };
+        let resent = if is_due { self.in_flight.len() } else { 0 };
+        let mut messages: Vec<_> = self
+            .in_flight
+            .iter()
+            .take(resent)
+            .map(|(_, batch)| batch.clone())
+            .collect();
+        while self.in_flight.len() < MAX_IN_FLIGHT && !self.waiting.is_empty() {
+            self.last_number += 1;
+            let number = self.last_number;
+            let commands = self.take_commands();
+            let content = Content::Batch {
+                incarnation,
+                number,
+                commands,
+            };
+            let batch = Message { at, content }.encode();
+            messages.push(batch.clone());
+            self.in_flight.push_back((number, batch));
+        }
+        if !messages.is_empty() && (is_due || messages.len() == self.in_flight.len()) {
+            self.sent_at = Some(now);
+        }
+        messages
+    }
+
+    fn take_commands(&mut self) -> Vec<RoomCommand> {
+        let (mut commands, mut batch_len) = (Vec::new(), 0);
+        while let Some((len, _)) = self.waiting.front()
+            && (batch_len == 0 || batch_len + len <= MAX_BATCH)
+            && let Some((len, command)) = self.waiting.pop_front()
+        {
+            batch_len += len;
+            commands.push(command);
+        }
+        self.waiting_len -= batch_len;
+        commands
+    }
+
+    /// Something that was sent must be sent again: the order has refused it, its connection is gone, or what was sent after it was ignored
+    /// because it is missing.
+    pub(crate) const fn resend(&mut self) {
+        self.sent_at = None;
+    }
+
+    /// A message of the kind [`Content::Hello`] was applied at `place`. Returns whether it is the one that this replica waits for.
+    pub(crate) fn on_hello(&mut self, nonce: u64, place: Place) -> bool {
+        // A second one may come late, when the first is known.
+        let is_own = self.nonce == nonce && self.incarnation.is_none();
+        if is_own {
+            self.incarnation = Some(place);
+            self.sent_at = None;
+        }
+        is_own
+    }
+
+    /// A batch of this incarnation was applied.
+    pub(crate) fn on_batch(&mut self, number: u64, now: Duration) {
+        while self
+            .in_flight
+            .pop_front_if(|(oldest, _)| *oldest <= number)
+            .is_some()
+        {
+            self.sent_at = Some(now);
+        }
+    }
+
+    /// This incarnation was declared lost: what has not come back will never count. Begins a new one, with this nonce. Of what was
+    /// pushed nothing remains.
+    pub(crate) fn on_lost(&mut self, nonce: u64) {
+        *self = Self::new(self.rules, nonce);
+    }
+}

@@ -1,0 +1,666 @@
+//! Replicas in a simulated network, which loses, repeats, reorders and delays what they send, and in which they stop, pause and are cut
+//! off. Everything is drawn from a seed.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::follower::Follower;
+use super::message::{Content, Message, Place, RoomCommand};
+use super::partition::{Applied, Decision, Ignored, Partition};
+use super::presence::{CUT_OFF, Presence};
+use super::producer::Producer;
+use crate::domain::{
+    Attachment, Command, EventKind, Join, MessageId, Name, Origin, Outcome, RoomName, Rules, Say, Sequence,
+    Session, Text, Timestamp, WallTime,
+};
+
+const SEEDS: u64 = 6;
+const REPLICAS: usize = 3;
+const CLIENTS: usize = 6;
+const GRACE: u64 = 20_000;
+/// A client that gets no answer for so long goes to another replica.
+const PATIENCE: u64 = 2_500;
+
+/// In milliseconds.
+type Time = u64;
+
+/// What the network delivers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Delivery {
+    /// To the stream.
+    Publish(usize, Vec<u8>),
+    /// To a replica: a republished message.
+    Published(usize, u64),
+    /// To the stream: a replica asks for the messages from this place on.
+    Fetch(usize, u64),
+    /// To a replica: these messages, and the newest that there is.
+    Fetched(usize, Vec<u64>, u64),
+    /// To a replica: what a client sends.
+    Request(usize, usize, u64),
+}
+
+struct Replica {
+    /// Changes when the process restarts: what was sent to the one before does not reach it.
+    partition: Partition,
+    follower: Follower,
+    producer: Producer,
+    presence: Presence,
+    /// Lost participants and when their grace periods end.
+    grace: Vec<(Time, RoomName, Attachment)>,
+    /// Which client each request is of, and which attempt of it.
+    requests: BTreeMap<u64, (usize, u64)>,
+    next_request: u64,
+    /// It does nothing until then, but what is sent to it waits.
+    paused_until: Time,
+    /// Nothing reaches it, and it reaches nobody.
+    cut_until: Time,
+}
+
+/// Joins the room of its number, says one thing after another, and goes to another replica if it is not answered.
+#[derive(Default)]
+struct Client {
+    replica: usize,
+    session: Option<Session>,
+    attachment: Option<Attachment>,
+    said: u64,
+    /// Distinguishes the attempts, so that late answers are not taken for others.
+    attempt: u64,
+    sent_at: Option<Time>,
+}
+
+struct Simulation {
+    random: StdRng,
+    now: Time,
+    count: u64,
+    network: BinaryHeap<Reverse<(Time, u64, Delivery)>>,
+    stream: Vec<Vec<u8>>,
+    /// The stream stores nothing until then.
+    down_until: Time,
+    is_faulty: bool,
+    replicas: Vec<Replica>,
+    clients: Vec<Client>,
+    digests: BTreeMap<Place, u64>,
+    /// The events with a message id, by room and id, as the first replica that applied them saw them.
+    said: BTreeMap<String, BTreeSet<u64>>,
+    acknowledged: BTreeMap<String, u64>,
+    /// The JOIN of each participant.
+    sessions: BTreeMap<(RoomName, i32), Sequence>,
+    left: usize,
+    lost: usize,
+    fenced: BTreeSet<Place>,
+    /// The newest request of each incarnation that was applied.
+    applied: BTreeMap<Place, u64>,
+    ignored: BTreeMap<String, usize>,
+}
+
+fn room(client: usize) -> RoomName {
+    RoomName::try_from(format!("room{}", client % 2).as_str()).unwrap()
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut simulation = Self {
+            random: StdRng::seed_from_u64(seed),
+            now: 0,
+            count: 0,
+            network: BinaryHeap::new(),
+            stream: Vec::new(),
+            down_until: 0,
+            is_faulty: true,
+            replicas: Vec::new(),
+            clients: Vec::new(),
+            digests: BTreeMap::new(),
+            said: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            left: 0,
+            lost: 0,
+            fenced: BTreeSet::new(),
+            applied: BTreeMap::new(),
+            ignored: BTreeMap::new(),
+        };
+        for _ in 0..REPLICAS {
+            let replica = simulation.start();
+            simulation.replicas.push(replica);
+        }
+        simulation.clients = (0..CLIENTS)
+            .map(|n| Client {
+                replica: n % REPLICAS,
+                ..Client::default()
+            })
+            .collect();
+        simulation
+    }
+
+    fn start(&mut self) -> Replica {
+        let now = Duration::from_millis(self.now);
+        Replica {
+            partition: Partition::new(10),
+            follower: Follower::new(Place::default(), now),
+            producer: Producer::new(Rules::default(), self.random.random()),
+            presence: Presence::new(now),
+            grace: Vec::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+            paused_until: 0,
+            cut_until: 0,
+        }
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.is_faulty && self.random.random_ratio(percent, 100)
+    }
+
+    /// Sends something through the network.
+    fn send(&mut self, delivery: Delivery) {
+        if self.chance(3) {
+            return;
+        }
+        let copies = if self.chance(3) { 2 } else { 1 };
+        for _ in 0..copies {
+            let delay = if self.chance(3) {
+                self.random.random_range(0..1_500)
+            } else {
+                self.random.random_range(1..8)
+            };
+            self.count += 1;
+            self.network
+                .push(Reverse((self.now + delay, self.count, delivery.clone())));
+        }
+    }
+
+    fn is_reachable(&self, replica: usize) -> bool {
+        self.replicas[replica].cut_until <= self.now
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        let to = match &delivery {
+            Delivery::Publish(..) | Delivery::Fetch(..) => None,
+            Delivery::Published(to, _) | Delivery::Fetched(to, ..) | Delivery::Request(to, ..) => Some(*to),
+        };
+        if let Some(to) = to
+            && self.replicas[to].paused_until > self.now
+        {
+            // It waits in the socket.
+            self.count += 1;
+            let at = self.replicas[to].paused_until;
+            self.network.push(Reverse((at, self.count, delivery)));
+            return;
+        }
+        let now = Duration::from_millis(self.now);
+        match delivery {
+            Delivery::Publish(_, _) if self.down_until > self.now => {}
+            Delivery::Publish(_, bytes) => {
+                self.stream.push(bytes);
+                let place = self.stream.len() as u64;
+                for replica in 0..REPLICAS {
+                    self.send(Delivery::Published(replica, place));
+                }
+            }
+            Delivery::Published(to, place) if self.is_reachable(to) => {
+                if self.replicas[to]
+                    .follower
+                    .accept_published(Place::new(place), now)
+                {
+                    self.apply(to, place);
+                }
+            }
+            Delivery::Fetch(from, place) => {
+                // A server that lags does not have the newest.
+                let last = (self.stream.len() as u64).saturating_sub(self.random.random_range(0..3));
+                let mut places: Vec<u64> = (place..=last.min(place + 200)).collect();
+                if self.chance(10) && !places.is_empty() {
+                    // A slow reader loses what its server cannot keep for it.
+                    let lost = self.random.random_range(0..places.len());
+                    places.remove(lost);
+                }
+                self.send(Delivery::Fetched(from, places, last));
+            }
+            Delivery::Fetched(to, places, last) if self.is_reachable(to) => {
+                for place in places {
+                    // The server says which one precedes each.
+                    let follower = &mut self.replicas[to].follower;
+                    if follower
+                        .accept_fetched(Place::new(place), Place::new(place - 1), now)
+                        .unwrap()
+                    {
+                        self.apply(to, place);
+                    }
+                }
+                self.replicas[to].follower.on_fetched(Place::new(last), now);
+            }
+            Delivery::Request(to, client, attempt) => self.request(to, client, attempt),
+            _ => {}
+        }
+    }
+
+    /// A client's command reaches a replica.
+    fn request(&mut self, to: usize, n: usize, attempt: u64) {
+        let client = &self.clients[n];
+        let replica = &mut self.replicas[to];
+        if client.attempt != attempt || client.replica != to || replica.producer.incarnation().is_none() {
+            return;
+        }
+        let command = match client.attachment {
+            Some(attachment) => Command::Say(Say {
+                attachment,
+                message: crate::domain::Message {
+                    timestamp: Timestamp(0),
+                    text: Text::parse("hi", 9),
+                    message_id: Some(MessageId::try_from(format!("c{n}-{}", client.said).as_str())),
+                    trace: None,
+                },
+            }),
+            None => Command::Join(Join {
+                session: client.session,
+                id: None,
+                name: Name::try_from(format!("client{n}").as_str()).unwrap(),
+                owner: None,
+                origin: Origin::default(),
+                timestamp: Timestamp(0),
+                is_resumable: true,
+                trace: None,
+            }),
+        };
+        replica.next_request += 1;
+        let request = replica.next_request;
+        replica.requests.insert(request, (n, attempt));
+        replica
+            .producer
+            .push(RoomCommand {
+                room: room(n),
+                request,
+                command,
+            })
+            .unwrap();
+    }
+
+    /// A replica applies the message at `place`.
+    fn apply(&mut self, to: usize, place: u64) {
+        let now = Duration::from_millis(self.now);
+        let bytes = self.stream[usize::try_from(place).unwrap() - 1].clone();
+        let message = Message::decode(&bytes).unwrap();
+        let writer = match &message.content {
+            Content::Hello { .. } => Some(Place::new(place)),
+            Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => Some(*incarnation),
+            Content::Lost { .. } => None,
+        };
+        let replica = &mut self.replicas[to];
+        let applied = replica.partition.apply(Place::new(place), message).unwrap();
+        let digest = replica.partition.digest();
+        let is_first = !self.digests.contains_key(&Place::new(place));
+        assert_eq!(
+            *self.digests.entry(Place::new(place)).or_insert(digest),
+            digest,
+            "at {place}"
+        );
+        let fenced = matches!(applied, Applied::Ignored(Ignored::Fenced | Ignored::Unwelcome));
+        if let (Some(writer), false) = (writer, fenced) {
+            replica.presence.on_message(writer, Place::new(place), now);
+        }
+        let is_own = |incarnation| replica.producer.incarnation() == Some(incarnation);
+        match applied {
+            Applied::Hello { nonce, incarnation } => {
+                if replica.producer.on_hello(nonce, incarnation) {
+                    replica.presence.set_own(Some(incarnation), now);
+                }
+            }
+            Applied::Batch {
+                incarnation,
+                number,
+                decisions,
+            } => {
+                if is_first {
+                    assert!(!self.fenced.contains(&incarnation), "{incarnation} is lost");
+                    for request in decisions.iter().filter_map(|decision| decision.request) {
+                        let last = self.applied.insert(incarnation, request).unwrap_or_default();
+                        assert_eq!(
+                            request,
+                            last + 1,
+                            "the commands of {incarnation} are applied once and in turn"
+                        );
+                    }
+                }
+                let is_own = is_own(incarnation);
+                if is_own {
+                    replica.producer.on_batch(number, now);
+                }
+                for decision in decisions {
+                    self.decided(to, decision, is_own, is_first);
+                }
+            }
+            Applied::Heartbeat {
+                incarnation,
+                is_alike,
+            } => assert!(is_alike, "{incarnation} differs"),
+            Applied::Lost {
+                incarnation,
+                decisions,
+            } => {
+                replica.presence.on_lost(incarnation);
+                if is_own(incarnation) {
+                    // It lives, but was silent. All of its streams end.
+                    replica.producer.on_lost(self.random.random());
+                    replica.presence.set_own(None, now);
+                    replica.requests.clear();
+                    replica.next_request = 0;
+                }
+                if is_first {
+                    self.fenced.insert(incarnation);
+                    self.lost += 1;
+                }
+                for decision in decisions {
+                    self.decided(to, decision, false, is_first);
+                }
+            }
+            Applied::Ignored(why) => {
+                if let Ignored::Early(incarnation) = why
+                    && is_own(incarnation)
+                {
+                    replica.producer.resend();
+                }
+                let why = format!("{why:?}").split('(').next().unwrap().to_owned();
+                *self.ignored.entry(why).or_default() += usize::from(is_first);
+            }
+        }
+    }
+
+    fn decided(&mut self, to: usize, decision: Decision, is_own: bool, is_first: bool) {
+        let (_, outcome) = decision.outcome.unwrap();
+        for event in outcome.events().filter(|_| is_first) {
+            let key = (decision.room.clone(), event.participant.get());
+            match &event.kind {
+                EventKind::Join => drop(self.sessions.insert(key, event.sequence)),
+                EventKind::Message {
+                    message_id: Some(id), ..
+                } => {
+                    let places = self.said.entry(id.to_string()).or_default();
+                    assert!(
+                        places.insert(event.sequence.get()) && places.len() == 1,
+                        "{id} comes twice: {places:?}"
+                    );
+                }
+                EventKind::Leave => {
+                    let session = Some(Session {
+                        participant: event.participant,
+                        join_sequence: self.sessions[&key],
+                    });
+                    let has_session =
+                        |(n, client): (usize, &Client)| room(n) == decision.room && client.session == session;
+                    let mut clients = self.clients.iter().enumerate();
+                    assert!(
+                        !clients.any(has_session),
+                        "a client has left that has its session"
+                    );
+                    self.left += 1;
+                }
+                _ => {}
+            }
+        }
+        if outcome == Outcome::Lost {
+            let replica = &mut self.replicas[to];
+            let (_, room) = replica
+                .partition
+                .rooms()
+                .find(|(name, _)| **name == decision.room)
+                .unwrap();
+            let lost: Vec<_> = room.lost().collect();
+            for attachment in lost {
+                if !replica.grace.iter().any(|(_, _, other)| *other == attachment) {
+                    replica
+                        .grace
+                        .push((self.now + GRACE, decision.room.clone(), attachment));
+                }
+            }
+        }
+        let Some((n, attempt)) = decision
+            .request
+            .filter(|_| is_own)
+            .and_then(|request| self.replicas[to].requests.remove(&request))
+        else {
+            return;
+        };
+        let client = &mut self.clients[n];
+        if client.replica != to || client.attempt != attempt {
+            // Its stream has ended meanwhile.
+            if let Outcome::Joined { attachment, .. } | Outcome::Resumed { attachment, .. } = outcome
+                && client.attachment != Some(attachment)
+            {
+                self.detach(to, decision.room, attachment);
+            }
+            return;
+        }
+        match outcome {
+            Outcome::Joined {
+                joined, attachment, ..
+            } => {
+                client.session = Some(Session {
+                    participant: joined.participant,
+                    join_sequence: joined.sequence,
+                });
+                client.attachment = Some(attachment);
+            }
+            Outcome::Resumed { attachment, .. } => client.attachment = Some(attachment),
+            Outcome::Accepted(event) => {
+                let id = event.message_id().unwrap().to_string();
+                if id == format!("c{n}-{}", client.said) {
+                    self.acknowledged.insert(id, event.sequence.get());
+                    client.said += 1;
+                }
+            }
+            Outcome::Repeated { original, .. } => {
+                self.acknowledged
+                    .insert(format!("c{n}-{}", client.said), original.get());
+                client.said += 1;
+            }
+            // Another attachment has taken over, or the name is held by the session before.
+            _ => client.attachment = None,
+        }
+        client.attempt += 1;
+        client.sent_at = None;
+    }
+
+    /// A replica notices that a stream has ended.
+    fn detach(&mut self, at: usize, room: RoomName, attachment: Attachment) {
+        let replica = &mut self.replicas[at];
+        replica.next_request += 1;
+        let (request, command) = (replica.next_request, Command::Detach(attachment));
+        replica
+            .producer
+            .push(RoomCommand {
+                room,
+                request,
+                command,
+            })
+            .unwrap();
+    }
+
+    /// Everything that happens by itself in one millisecond.
+    fn tick(&mut self) {
+        while let Some(Reverse((at, ..))) = self.network.peek()
+            && *at <= self.now
+        {
+            let Some(Reverse((_, _, delivery))) = self.network.pop() else {
+                break;
+            };
+            self.deliver(delivery);
+        }
+        let now = Duration::from_millis(self.now);
+        let at = WallTime::from_millis(1_700_000_000_000 + self.now);
+        for n in 0..REPLICAS {
+            let replica = &mut self.replicas[n];
+            if replica.paused_until > self.now {
+                continue;
+            }
+            let is_cut = replica.cut_until > self.now;
+            let expired: Vec<_> = replica.grace.extract_if(.., |(at, ..)| *at <= self.now).collect();
+            for (_, room, attachment) in expired {
+                replica.next_request += 1;
+                let (request, command) = (replica.next_request, Command::ExpireGrace(attachment));
+                replica
+                    .producer
+                    .push(RoomCommand {
+                        room,
+                        request,
+                        command,
+                    })
+                    .ok();
+            }
+            let mut messages: Vec<Bytes> = Vec::new();
+            if replica.follower.is_caught_up() {
+                messages.extend(replica.producer.poll(now, at));
+            }
+            if let Some(incarnation) = replica.producer.incarnation() {
+                if replica.presence.is_heartbeat_due(now) {
+                    let (applied, digest) = (replica.partition.applied(), replica.partition.digest());
+                    let content = Content::Heartbeat {
+                        incarnation,
+                        applied,
+                        digest,
+                    };
+                    messages.push(Message { at, content }.encode());
+                }
+                messages.extend(
+                    replica
+                        .presence
+                        .poll_lost(now)
+                        .into_iter()
+                        .map(|content| Message { at, content }.encode()),
+                );
+            }
+            let fetch = replica.follower.poll_fetch(now);
+            if !is_cut {
+                messages
+                    .into_iter()
+                    .for_each(|message| self.send(Delivery::Publish(n, message.to_vec())));
+                fetch
+                    .into_iter()
+                    .for_each(|place| self.send(Delivery::Fetch(n, place.get())));
+            }
+        }
+        for n in 0..CLIENTS {
+            let client = &mut self.clients[n];
+            let is_served = self.replicas[client.replica].producer.incarnation().is_some();
+            match client.sent_at {
+                Some(at) if self.now < at + PATIENCE && (is_served || client.attachment.is_none()) => {
+                    continue;
+                }
+                Some(_) => {
+                    let replica = client.replica;
+                    client.replica = (replica + 1) % REPLICAS;
+                    if let Some(attachment) = client.attachment.take() {
+                        self.detach(replica, room(n), attachment);
+                    }
+                }
+                None => {}
+            }
+            let client = &mut self.clients[n];
+            client.attempt += 1;
+            client.sent_at = Some(self.now);
+            let (replica, attempt) = (client.replica, client.attempt);
+            self.send(Delivery::Request(replica, n, attempt));
+        }
+        self.now += 1;
+    }
+
+    fn inject_fault(&mut self) {
+        let replica = self.random.random_range(0..REPLICAS);
+        let is_faulty = |replica: &Replica| replica.paused_until.max(replica.cut_until) > self.now;
+        // A client that can reach nobody for the length of a grace period rightly leaves.
+        if self.replicas.iter().any(is_faulty) {
+            return;
+        }
+        let until = self.now + self.random.random_range(100..9_000);
+        match self.random.random_range(0..4) {
+            // Its process dies, and another starts with nothing.
+            0 => {
+                let started = self.start();
+                self.replicas[replica] = started;
+                self.clients
+                    .iter_mut()
+                    .filter(|client| client.replica == replica)
+                    .for_each(|client| client.attachment = None);
+                self.network.retain(|Reverse((_, _, delivery))| !matches!(delivery,
+                    Delivery::Published(to, _) | Delivery::Fetch(to, _) | Delivery::Fetched(to, ..) if *to == replica));
+            }
+            1 => self.replicas[replica].paused_until = until,
+            2 => self.replicas[replica].cut_until = until,
+            // As when the leader of the stream dies.
+            _ => self.down_until = self.now + self.random.random_range(100..5_000),
+        }
+    }
+
+    fn run(&mut self, millis: Time) {
+        for _ in 0..millis {
+            if self.is_faulty && self.random.random_ratio(1, 1_500) {
+                self.inject_fault();
+            }
+            self.tick();
+        }
+    }
+}
+
+#[test]
+fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
+    let (mut lost, mut ignored) = (0, BTreeMap::<String, usize>::new());
+    let first: u64 = std::env::var("SEED").map_or(0, |seed| seed.parse().unwrap());
+    for seed in first..first + SEEDS {
+        let mut simulation = Simulation::new(seed);
+        simulation.run(60_000);
+        simulation.is_faulty = false;
+        simulation.down_until = 0;
+        simulation.run(20_000);
+        let before: Vec<u64> = simulation.clients.iter().map(|client| client.said).collect();
+        simulation.run(2_000);
+        for (n, (client, before)) in simulation.clients.iter().zip(before).enumerate() {
+            assert!(
+                client.said > before + 10,
+                "seed {seed}: client {n} goes on: {before} {}",
+                client.said
+            );
+        }
+        for (id, sequence) in &simulation.acknowledged {
+            let places = simulation
+                .said
+                .get(id)
+                .unwrap_or_else(|| panic!("seed {seed}: {id} is lost"));
+            assert!(
+                places.contains(sequence),
+                "seed {seed}: {id} is at {places:?}, not at {sequence}"
+            );
+        }
+        for replica in &simulation.replicas {
+            assert_eq!(replica.presence.live(), REPLICAS, "seed {seed}");
+            let behind = simulation.stream.len() as u64 - replica.partition.applied().get();
+            assert!(behind < 50, "seed {seed}: {behind}");
+            assert!(
+                replica
+                    .presence
+                    .own_silence(Duration::from_millis(simulation.now))
+                    < CUT_OFF
+            );
+        }
+        println!(
+            "seed {seed}: {} messages, {} acknowledged, {} replicas lost, {} left, ignored {:?}",
+            simulation.stream.len(),
+            simulation.acknowledged.len(),
+            simulation.lost,
+            simulation.left,
+            simulation.ignored
+        );
+        lost += simulation.lost;
+        for (why, count) in simulation.ignored {
+            *ignored.entry(why).or_default() += count;
+        }
+    }
+    // The faults have happened.
+    assert!(lost > 0);
+    for why in ["Repeated", "Early", "Fenced", "Alive"] {
+        assert!(ignored.contains_key(why), "{why}: {ignored:?}");
+    }
+}
