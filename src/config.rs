@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::admin;
 use crate::auth::AuthOptions;
+use crate::cluster::ClusterOptions;
 use crate::domain::Rules;
 use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
 use crate::hub::HubOptions;
@@ -80,6 +81,8 @@ pub struct Config {
     pub hub: HubOptions,
     /// Where the rooms' logs are stored.
     pub store: StoreOptions,
+    /// The other replicas, if there are any.
+    pub cluster: Option<ClusterOptions>,
     /// How much of each log is retained.
     pub retention: Retention,
     /// The limits of the transport.
@@ -112,6 +115,7 @@ impl Default for Config {
                 accept_loss: false,
                 wait: None,
             },
+            cluster: None,
             retention: Retention::ON_DISK,
             transport: TransportLimits::default(),
             max_memory: DEFAULT_MEMORY,
@@ -187,6 +191,7 @@ impl Config {
         self.check_retention(&mut mistakes);
         self.check_memory(&mut mistakes);
         self.check_tls(&mut mistakes);
+        self.check_cluster(&mut mistakes);
         if let Err(error) = self.logs.check() {
             let filter = &self.logs.filter;
             mistakes.0.push(format!(
@@ -295,6 +300,22 @@ impl Config {
                 self.listen
             )),
         }
+    }
+
+    fn check_cluster(&self, mistakes: &mut Mistakes) {
+        let Some(cluster) = &self.cluster else {
+            return;
+        };
+        if self.store != StoreOptions::Memory {
+            mistakes.0.push(
+                "--cluster keeps the rooms in NATS, and a copy of the newest events in memory; set --in-memory, and no --data-dir".into(),
+            );
+        }
+        let address = cluster.nats.addresses().err();
+        mistakes
+            .0
+            .extend(address.map(|error| format!("--cluster: {error}")));
+        mistakes.0.extend(cluster.read_secret().err());
     }
 
     /// Whether what clients can fill fits into the memory.

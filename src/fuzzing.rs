@@ -8,13 +8,13 @@ use crate::domain::{
     Command, Join, MessageId, Name, Origin, Room, RoomName, RoomState, Rules, Text, Timestamp, TraceContext,
     WallTime,
 };
-use crate::{auth, cmd, hub, rpc, store};
+use crate::{auth, cluster, cmd, hub, rpc, store};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// The fuzz targets, by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("commands", commands),
     ("damage", store::fuzzing::damage),
     ("entries", store::fuzzing::entries),
@@ -22,6 +22,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("jwt", auth::fuzz_tokens),
     ("names", names),
     ("options", cmd::fuzz_options),
+    ("order", cluster::fuzz_messages),
     ("requests", rpc::fuzzing::requests),
     ("room_states", room_states),
     ("tokens", hub::fuzz_tokens),

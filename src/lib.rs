@@ -6,8 +6,7 @@
 
 pub mod client;
 #[cfg(feature = "server")]
-#[cfg_attr(not(test), expect(dead_code, reason = "nothing writes into an order yet"))]
-mod cluster;
+pub mod cluster;
 #[cfg_attr(
     not(feature = "server"),
     allow(dead_code, reason = "the server uses what the client does not")

@@ -1,6 +1,7 @@
 //! What replicas write into their common order.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -43,7 +44,13 @@ pub(crate) struct Message {
 pub(crate) enum Content {
     /// A replica starts to write. Its place identifies this *incarnation* of the replica from then on; `nonce` tells the replica that the
     /// message is its own. The rules of the first one are those of all rooms.
-    Hello { nonce: u64, rules: Rules },
+    Hello {
+        nonce: u64,
+        rules: Rules,
+        /// The replica's name and the version of its program, for whoever asks who takes part.
+        name: Arc<str>,
+        version: Arc<str>,
+    },
     /// Commands of an incarnation, whose batches are numbered 1, 2, 3, …
     Batch {
         incarnation: Place,
@@ -78,7 +85,7 @@ encode_struct! {
 
 encode_enum! {
     [] Content {
-        1 => Hello { nonce, rules },
+        1 => Hello { nonce, rules, name, version },
         2 => Batch { incarnation, number, commands },
         3 => Heartbeat { incarnation, applied, digest },
         4 => Lost { incarnation, seen },

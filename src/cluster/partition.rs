@@ -97,6 +97,7 @@ pub(crate) struct Decision {
     pub(crate) room: RoomName,
     /// The number of the command's request at its incarnation; `None` if the loss of a replica has caused it.
     pub(crate) request: Option<u64>,
+    pub(crate) command: Command,
     /// With the epoch of the room; `None` if there are too many rooms to make another.
     pub(crate) outcome: Option<(Epoch, Outcome)>,
 }
@@ -134,6 +135,7 @@ impl Partition {
         self.digest
     }
 
+    #[cfg(test)]
     pub(crate) fn rooms(&self) -> impl Iterator<Item = (&RoomName, &Room)> {
         self.rooms
             .iter()
@@ -155,7 +157,7 @@ impl Partition {
         self.applied = place;
         let Message { at, content } = message;
         let applied = match content {
-            Content::Hello { nonce, rules } => self.hello(place, nonce, rules),
+            Content::Hello { nonce, rules, .. } => self.hello(place, nonce, rules),
             Content::Batch {
                 incarnation,
                 number,
@@ -220,10 +222,11 @@ impl Partition {
                      request,
                      command,
                  }| {
-                    let outcome = self.decide(rules, incarnation, &room, command, at);
+                    let outcome = self.decide(rules, incarnation, &room, command.clone(), at);
                     Decision {
                         room,
                         request: Some(request),
+                        command,
                         outcome,
                     }
                 },
@@ -265,10 +268,11 @@ impl Partition {
         let decisions = served.into_iter().map(|(room, attachment)| {
             let command = Command::Detach(attachment);
             let rules = self.rules.unwrap_or_default();
-            let outcome = self.decide(rules, incarnation, &room, command, at);
+            let outcome = self.decide(rules, incarnation, &room, command.clone(), at);
             Decision {
                 room,
                 request: None,
+                command,
                 outcome,
             }
         });

@@ -1,6 +1,7 @@
 //! What one replica writes, so that each of its commands is applied exactly once.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ const MAX_IN_FLIGHT: usize = 2;
 /// The longest batch in bytes, unless one command alone is longer.
 const MAX_BATCH: usize = 64 << 10;
 
-/// The maximum size of the commands that wait, in bytes.
+/// No more commands are accepted while those that wait have this size, in bytes.
 const MAX_WAITING: usize = 4 << 20;
 
 /// What did not come back in this time is sent again.
@@ -30,6 +31,7 @@ const RESEND_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Producer {
     rules: Rules,
+    name: Arc<str>,
     nonce: u64,
     incarnation: Option<Place>,
     waiting: VecDeque<(usize, RoomCommand)>,
@@ -44,9 +46,10 @@ pub(crate) struct Producer {
 
 impl Producer {
     /// A replica that has not written anything yet. No other may have the same `nonce`.
-    pub(crate) const fn new(rules: Rules, nonce: u64) -> Self {
+    pub(crate) const fn new(rules: Rules, name: Arc<str>, nonce: u64) -> Self {
         Self {
             rules,
+            name,
             nonce,
             incarnation: None,
             waiting: VecDeque::new(),
@@ -62,15 +65,20 @@ impl Producer {
         self.incarnation
     }
 
-    /// Adds a command, or gives it back if too many wait.
-    pub(crate) fn push(&mut self, command: RoomCommand) -> Result<(), RoomCommand> {
+    /// Whether another command is accepted.
+    pub(crate) const fn has_room(&self) -> bool {
+        self.waiting_len < MAX_WAITING
+    }
+
+    pub(crate) const fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// Adds a command. The caller adds no more while there is no [room](Self::has_room).
+    pub(crate) fn push(&mut self, command: RoomCommand) {
         let len = command.encoded_len();
-        if self.waiting_len + len > MAX_WAITING {
-            return Err(command);
-        }
         self.waiting_len += len;
         self.waiting.push_back((len, command));
-        Ok(())
     }
 
     /// The messages to send now, in this order.
@@ -81,8 +89,12 @@ impl Producer {
                 return Vec::new();
             }
             self.sent_at = Some(now);
-            let (nonce, rules) = (self.nonce, self.rules);
-            let content = Content::Hello { nonce, rules };
+            let content = Content::Hello {
+                nonce: self.nonce,
+                rules: self.rules,
+                name: Arc::clone(&self.name),
+                version: env!("CARGO_PKG_VERSION").into(),
+            };
             return vec![Message { at, content }.encode()];
         };
         let resent = if is_due { self.in_flight.len() } else { 0 };
@@ -155,6 +167,6 @@ impl Producer {
     /// This incarnation was declared lost: what has not come back will never count. Begins a new one, with this nonce. Of what was
     /// pushed nothing remains.
     pub(crate) fn on_lost(&mut self, nonce: u64) {
-        *self = Self::new(self.rules, nonce);
+        *self = Self::new(self.rules, Arc::clone(&self.name), nonce);
     }
 }

@@ -142,7 +142,7 @@ impl Simulation {
         Replica {
             partition: Partition::new(10),
             follower: Follower::new(Place::default(), now),
-            producer: Producer::new(Rules::default(), self.random.random()),
+            producer: Producer::new(Rules::default(), "replica".into(), self.random.random()),
             presence: Presence::new(now),
             grace: Vec::new(),
             requests: BTreeMap::new(),
@@ -270,14 +270,11 @@ impl Simulation {
         replica.next_request += 1;
         let request = replica.next_request;
         replica.requests.insert(request, (n, attempt));
-        replica
-            .producer
-            .push(RoomCommand {
-                room: room(n),
-                request,
-                command,
-            })
-            .unwrap();
+        replica.producer.push(RoomCommand {
+            room: room(n),
+            request,
+            command,
+        });
     }
 
     /// A replica applies the message at `place`.
@@ -470,14 +467,11 @@ impl Simulation {
         let replica = &mut self.replicas[at];
         replica.next_request += 1;
         let (request, command) = (replica.next_request, Command::Detach(attachment));
-        replica
-            .producer
-            .push(RoomCommand {
-                room,
-                request,
-                command,
-            })
-            .unwrap();
+        replica.producer.push(RoomCommand {
+            room,
+            request,
+            command,
+        });
     }
 
     /// Everything that happens by itself in one millisecond.
@@ -502,14 +496,11 @@ impl Simulation {
             for (_, room, attachment) in expired {
                 replica.next_request += 1;
                 let (request, command) = (replica.next_request, Command::ExpireGrace(attachment));
-                replica
-                    .producer
-                    .push(RoomCommand {
-                        room,
-                        request,
-                        command,
-                    })
-                    .ok();
+                replica.producer.push(RoomCommand {
+                    room,
+                    request,
+                    command,
+                });
             }
             let mut messages: Vec<Bytes> = Vec::new();
             if replica.follower.is_caught_up() {

@@ -5,6 +5,7 @@ mod certs;
 mod chat;
 mod client_args;
 mod client_runtime;
+mod cluster;
 mod completions;
 mod config;
 mod config_file;
@@ -85,6 +86,7 @@ enum Command {
     Health(health::HealthCommand),
     Doctor(Box<doctor::DoctorCommand>),
     Store(store::StoreCommand),
+    Cluster(cluster::ClusterCommand),
     Certs(certs::CertsCommand),
     Token(token::TokenCommand),
     Config(config::ConfigCommand),
@@ -109,6 +111,7 @@ impl Command {
             Self::Health(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Store(command) => command.run(),
+            Self::Cluster(command) => command.run(),
             Self::Certs(command) => command.run(),
             Self::Token(command) => command.run(),
             Self::Config(command) => command.run(&Cli::command()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::observer::Observer;
+use super::order::Replication;
 use super::session_token::SessionTokens;
 use super::used_bytes::UsedBytes;
 use crate::store::Store;
@@ -23,6 +24,8 @@ pub(super) struct HubContext {
     pub(super) feed_bytes: Arc<UsedBytes>,
     /// What the message ids take that all rooms remember.
     pub(super) message_id_bytes: Arc<UsedBytes>,
+    /// The order of all replicas, if there are several.
+    pub(super) replication: Option<Replication>,
 }
 
 /// The options of a hub.

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::feed::{CloseReason, FeedItem};
 use super::mailbox::{Closed, Mailbox, Sender, Weight};
 use super::observer::Observer;
+use super::order::OrderedQueue;
 use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use super::used_bytes::UsedBytes;
@@ -133,14 +134,17 @@ fn trace_len(trace: Option<&TraceContext>) -> usize {
 pub(super) struct RoomHandle {
     pub(super) name: RoomName,
     pub(super) mailbox: Arc<Mailbox<Request>>,
+    /// What the order of all replicas has for the room, if there are several.
+    pub(super) ordered: Option<OrderedQueue>,
     time: AtomicI64,
     participants: AtomicU32,
 }
 
 impl RoomHandle {
-    pub(super) fn new(name: RoomName, mailbox_bytes: Arc<UsedBytes>) -> Arc<Self> {
+    pub(super) fn new(name: RoomName, mailbox_bytes: Arc<UsedBytes>, is_replicated: bool) -> Arc<Self> {
         Arc::new(Self {
             name,
+            ordered: is_replicated.then(OrderedQueue::new),
             mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY, mailbox_bytes)),
             time: AtomicI64::new(0),
             participants: AtomicU32::new(0),

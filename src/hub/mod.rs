@@ -52,6 +52,7 @@ mod history;
 mod mailbox;
 mod notice;
 mod observer;
+mod order;
 mod reader;
 mod recovery;
 mod registry;
@@ -60,13 +61,15 @@ mod room_actor;
 mod room_sessions;
 mod session_token;
 mod snapshot_schedule;
+mod submissions;
 mod used_bytes;
 
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -75,6 +78,7 @@ use self::blocking::blocking;
 use self::context::HubContext;
 use self::handle::{Reply, Request, RoomHandle};
 use self::mailbox::Sender;
+use self::order::Replication;
 use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
 use self::room_actor::RoomActor;
@@ -83,7 +87,7 @@ use crate::domain::{
     Command, LamportTime, Moderation, Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules,
     Sequence,
 };
-use crate::store::{Store, StoreError};
+use crate::store::{MemoryStore, Store, StoreError};
 use crate::wall_clock::wall_time;
 
 pub use context::{HubOptions, RoomBudgets};
@@ -91,6 +95,7 @@ pub use feed::{CloseReason, Cursor, CursorKey, Feed, FeedItem, Publication};
 pub use handle::Member;
 pub(crate) use history::{HistoryPage, HistoryRange, RoomSummary};
 pub use observer::{AcceptedEvent, FanOut, MessageTrace, Observer, RejectedMessage, StoredBatch};
+pub(crate) use order::{Ordered, Submission};
 pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
@@ -126,6 +131,8 @@ pub struct Hub {
     context: HubContext,
     registry: Arc<Registry>,
     actors: TaskTracker,
+    /// Whether this replica has lost the order, and so must not promise anything.
+    is_suspended: AtomicBool,
     failed: CancellationToken,
     /// The first error, once the hub has failed.
     cause: OnceLock<StoreError>,
@@ -141,9 +148,36 @@ impl Hub {
         secret: &[u8; 32],
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
+        Self::with_order(rules, options, store, secret, observer, None)
+    }
+
+    /// A hub for one of several replicas. Its rooms send their commands into `submissions`, and apply what [`Hub::apply_ordered`] brings.
+    pub(crate) fn replicated(
+        rules: Rules,
+        options: HubOptions,
+        store: Arc<MemoryStore>,
+        secret: &[u8; 32],
+        observer: Arc<dyn Observer>,
+        submissions: mpsc::Sender<Submission>,
+    ) -> Arc<Self> {
+        let replication = Replication::new(Arc::clone(&store), submissions);
+        Self::with_order(rules, options, store, secret, observer, Some(replication))
+    }
+
+    fn with_order(
+        rules: Rules,
+        options: HubOptions,
+        store: Arc<dyn Store>,
+        secret: &[u8; 32],
+        observer: Arc<dyn Observer>,
+        replication: Option<Replication>,
+    ) -> Arc<Self> {
+        let is_replicated = replication.is_some();
         Arc::new(Self {
             rules,
+            is_suspended: AtomicBool::new(is_replicated),
             context: HubContext {
+                replication,
                 options,
                 store,
                 tokens: SessionTokens::new(secret),
@@ -152,7 +186,10 @@ impl Hub {
                 feed_bytes: Arc::new(UsedBytes::new(options.budgets.feeds)),
                 message_id_bytes: Arc::new(UsedBytes::new(options.budgets.message_ids)),
             },
-            registry: Arc::new(Registry::new(UsedBytes::new(options.budgets.mailboxes))),
+            registry: Arc::new(Registry::new(
+                UsedBytes::new(options.budgets.mailboxes),
+                is_replicated,
+            )),
             actors: TaskTracker::new(),
             failed: CancellationToken::new(),
             cause: OnceLock::new(),
@@ -212,6 +249,37 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// Applies commands that have their places in the order of all replicas, in this order, after those of the calls before. Waits
+    /// while the room is slow.
+    pub(crate) async fn apply_ordered(self: &Arc<Self>, room: &RoomName, commands: Vec<Ordered>) {
+        // While the hub drains, the rooms that run go on.
+        let running = self.registry.get(room).filter(|room| !room.mailbox.is_closed());
+        let room = match running {
+            Some(room) => Ok(room),
+            None => self.get_or_start(room),
+        };
+        if let Ok(room) = room
+            && let Some(ordered) = &room.ordered
+        {
+            ordered.send(commands).await;
+        }
+    }
+
+    /// Ends all streams and rejects all calls until [`Hub::resume`], because it is unknown what the other replicas do.
+    pub(crate) fn suspend(&self) {
+        if !self.is_suspended.swap(true, Ordering::Relaxed) {
+            for room in self.registry.all() {
+                let request = Request::Close(CloseReason::Failed);
+                Sender::new(Arc::clone(&room.mailbox)).push_reserved(request).ok();
+            }
+        }
+    }
+
+    /// Accepts calls again.
+    pub(crate) fn resume(&self) {
+        self.is_suspended.store(false, Ordering::Relaxed);
     }
 
     /// Joins a room, which is created if it does not exist, or resumes a session. The JOIN was decoded at `received_at`.
@@ -358,6 +426,9 @@ impl Hub {
         name: &RoomName,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, HubError> {
+        if self.is_suspended.load(Ordering::Relaxed) {
+            return Err(HubError::Suspended);
+        }
         let (reply, answer) = oneshot::channel();
         let mut request = Some(request(reply));
         let existed = self.has_room(name);

@@ -18,6 +18,7 @@ pub(super) struct Registry {
     state: Mutex<State>,
     /// What all mailboxes hold.
     mailbox_bytes: Arc<UsedBytes>,
+    is_replicated: bool,
 }
 
 #[derive(Default)]
@@ -35,9 +36,10 @@ pub(super) enum Lookup {
 }
 
 impl Registry {
-    pub(super) fn new(mailbox_bytes: UsedBytes) -> Self {
+    pub(super) fn new(mailbox_bytes: UsedBytes, is_replicated: bool) -> Self {
         Self {
             state: Mutex::default(),
+            is_replicated,
             mailbox_bytes: Arc::new(mailbox_bytes),
         }
     }
@@ -59,7 +61,7 @@ impl Registry {
         if let Some(room) = state.rooms.get(name).filter(|room| !room.mailbox.is_closed()) {
             return Ok(Lookup::Running(Arc::clone(room)));
         }
-        let room = RoomHandle::new(name.clone(), Arc::clone(&self.mailbox_bytes));
+        let room = RoomHandle::new(name.clone(), Arc::clone(&self.mailbox_bytes), self.is_replicated);
         state.rooms.insert(name.clone(), Arc::clone(&room));
         Ok(Lookup::Inserted(room))
     }
@@ -74,6 +76,10 @@ impl Registry {
         {
             state.rooms.remove(&room.name);
         }
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<RoomHandle>> {
+        self.state.lock().rooms.values().cloned().collect()
     }
 
     /// Rejects lookups from now on, because the hub is draining. Returns the registered rooms.

@@ -12,7 +12,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::batch::{Chunk, Effect};
@@ -20,6 +20,7 @@ use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Member, ModerationReporter, Reply, Request, RoomHandle};
 use super::observer::StoredBatch;
+use super::order::{Ordered, OrderedQueue};
 use super::reader::Reader;
 use super::recovery::Recovered;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
@@ -85,17 +86,15 @@ impl RoomActor {
             bytes_since_snapshot,
         } = recovered;
         context.observer.room_opened();
-        let options = &context.options;
         let last = room.last();
         Self {
-            feed: Feed::new(
-                options.feed_bytes,
-                last,
-                Arc::clone(&context.observer),
-                Arc::clone(&context.feed_bytes),
-            ),
+            feed: new_feed(&context, last),
             log: log.id,
-            snapshots: SnapshotSchedule::new(snapshot_sequence, bytes_since_snapshot, options.retain_age),
+            snapshots: SnapshotSchedule::new(
+                snapshot_sequence,
+                bytes_since_snapshot,
+                context.options.retain_age,
+            ),
             sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
             message_ids: RoomUse::new(Arc::clone(&context.message_id_bytes)),
             context,
@@ -115,6 +114,9 @@ impl RoomActor {
         self.sessions.restore_lost();
         self.limit_message_ids();
         self.commit().await?;
+        if let Some(ordered) = self.handle.ordered.as_ref().and_then(OrderedQueue::take_receiver) {
+            return self.run_replica(ordered).await;
+        }
         let mailbox = Arc::clone(&self.handle.mailbox);
         let mut requests = Vec::new();
         let mut next_batch_due = Instant::now();
@@ -162,6 +164,76 @@ impl RoomActor {
             // Subscribers that were woken run before the mailbox is drained again. It fills meanwhile.
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its place in the order.
+    /// Replicas keep all rooms.
+    async fn run_replica(mut self, mut ordered: mpsc::Receiver<Vec<Ordered>>) -> Result<(), StoreError> {
+        let mailbox = Arc::clone(&self.handle.mailbox);
+        let mut requests = Vec::new();
+        let mut is_open = true;
+        let mut next_batch_due = Instant::now();
+        while is_open || !self.sessions.finish_closing() {
+            let wake_at = self.sessions.next_grace_deadline();
+            let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
+            let Some(submissions) = self.sessions.submissions() else {
+                return Ok(());
+            };
+            let is_blocked = submissions.has_unsent();
+            let is_due = next_batch_due <= Instant::now();
+            if !is_due {
+                wake_at = wake_at.min(next_batch_due);
+            }
+            let send = async {
+                if is_blocked {
+                    submissions.send().await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                commands = ordered.recv(), if is_due => {
+                    let commands = commands.unwrap_or_default();
+                    next_batch_due = Instant::now() + self.batch_interval();
+                    self.apply_ordered(commands).await?;
+                    // Those that wait share a publication with it.
+                    for _ in 0..ordered.len() {
+                        if let Ok(commands) = ordered.try_recv() {
+                            self.apply_ordered(commands).await?;
+                        }
+                    }
+                }
+                () = send => {}
+                is_still_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)), if is_open && !is_blocked => {
+                    is_open = is_still_open;
+                    let at = wall_time();
+                    for request in requests.drain(..) {
+                        self.sessions.handle(request, at);
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at) => self.sessions.expire_grace(wall_time()),
+            }
+            self.commit().await?;
+        }
+        self.commit().await
+    }
+
+    async fn apply_ordered(&mut self, commands: Vec<Ordered>) -> Result<(), StoreError> {
+        for command in commands {
+            self.sessions.apply_ordered(command);
+            if self.room().is_deleted() {
+                self.commit().await?;
+                self.close_streams_of_deleted();
+                // The next command begins another room.
+                let log = self.context.store.open(&self.handle.name, wall_time())?;
+                self.log = log.id;
+                self.sessions.restart(&log);
+                self.feed = new_feed(&self.context, Sequence::ZERO);
+                self.cursors.clear();
+                self.snapshots = SnapshotSchedule::new(Sequence::ZERO, 0, self.context.options.retain_age);
+            }
+        }
+        Ok(())
     }
 
     /// The minimum interval between two batches of a busy room: about as long as it takes to notify every subscriber, so
@@ -403,6 +475,11 @@ impl RoomActor {
     fn reader(&self, cursor: Cursor, after: Sequence) -> Reader {
         Reader::new(&self.context, self.log, cursor, after)
     }
+}
+
+fn new_feed(context: &HubContext, last: Sequence) -> Arc<Feed> {
+    let (observer, used) = (Arc::clone(&context.observer), Arc::clone(&context.feed_bytes));
+    Feed::new(context.options.feed_bytes, last, observer, used)
 }
 
 /// Performs an effect on the feed. Returns the answer to send, if the effect has one.

@@ -10,6 +10,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::batch::{Batch, Chunk, Effect};
@@ -20,13 +21,15 @@ use super::grace_timers::GraceTimers;
 use super::handle::{Member, ModerationReporter, Reply, Request, RoomHandle};
 use super::notice;
 use super::observer::{self, AcceptedEvent, MessageTrace};
+use super::order::Ordered;
 use super::reader::Reader;
 use super::request::{
     HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, ResumePoint, RoomInfo, RosterEntry,
     StartPosition, StreamStart,
 };
+use super::submissions::{Caller, JoinCaller, Submissions};
 use crate::domain::{
-    Attachment, Ban, Command, Epoch, Event, LamportTime, Leave, Message, Moderation, Origin, Outcome,
+    Attachment, Ban, Command, Epoch, Event, Join, LamportTime, Leave, Message, Moderation, Origin, Outcome,
     ParticipantId, Post, Rejection, Room, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
 };
 use crate::failpoint;
@@ -50,6 +53,10 @@ pub(super) struct RoomSessions {
     batch: Batch,
     /// Sequence and Lamport time of the newest event.
     newest: (Sequence, LamportTime),
+    /// Where commands go first, if there are several replicas.
+    submissions: Option<Submissions>,
+    /// Why the streams are to close once nothing is on its way into the order any more.
+    closing: Option<CloseReason>,
 }
 
 impl RoomSessions {
@@ -57,6 +64,7 @@ impl RoomSessions {
     pub(super) fn new(mut room: Room, log: &Log, context: HubContext, handle: Arc<RoomHandle>) -> Self {
         room.finish_recovery();
         let newest = (room.last(), room.time());
+        let submissions = context.replication.clone().map(Submissions::new);
         Self {
             room,
             log: log.id,
@@ -66,6 +74,8 @@ impl RoomSessions {
             grace: GraceTimers::default(),
             batch: Batch::default(),
             newest,
+            submissions,
+            closing: None,
         }
     }
 
@@ -102,10 +112,21 @@ impl RoomSessions {
         }
     }
 
-    /// Applies one request.
+    /// Applies one request, or submits its command if there are several replicas.
     pub(super) fn handle(&mut self, request: Request, at: WallTime) {
+        let request = if self.submissions.is_some() {
+            let Some(request) = self.submit(request) else {
+                return;
+            };
+            request
+        } else {
+            request
+        };
         match request {
-            Request::Join { request, meta, reply } => self.handle_join(*request, reply, &meta, at),
+            Request::Join { request, meta, reply } => {
+                let (join, caller) = self.split_join(*request, meta, reply);
+                self.handle_join(join, caller, at);
+            }
             Request::Say { say, meta } => self.handle_say(say, &meta, at),
             Request::Post { post, meta, reply } => self.handle_post(*post, reply, &meta, at),
             Request::Leave { leave, meta } => self.handle_leave(leave, &meta, at),
@@ -126,8 +147,128 @@ impl RoomSessions {
         }
     }
 
-    /// Resumes the session that the token names, or else joins anew.
-    fn handle_join(&mut self, request: JoinRequest, reply: Reply<Member>, meta: &RequestMeta, at: WallTime) {
+    /// Submits the command of a request. Returns the request if it has none.
+    fn submit(&mut self, request: Request) -> Option<Request> {
+        let (command, caller) = match request {
+            Request::Join { request, meta, reply } => {
+                let (join, caller) = self.split_join(*request, meta, reply);
+                (Command::Join(join), Some(Caller::Join(caller)))
+            }
+            Request::Say { say, meta } => (Command::Say(say), Some(Caller::Say(meta))),
+            Request::Post { post, meta, reply } => (Command::Post(*post), Some(Caller::Post(meta, reply))),
+            Request::Leave { leave, meta } => (Command::Leave(leave), Some(Caller::Leave(meta))),
+            Request::Disconnected(attachment) => {
+                self.detach(attachment, CloseReason::Left);
+                (Command::Detach(attachment), None)
+            }
+            Request::Moderate {
+                moderation,
+                report,
+                reply,
+            } => {
+                let caller = Caller::Moderate(report, reply);
+                (Command::Moderate(*moderation), Some(caller))
+            }
+            Request::Close(reason @ CloseReason::Draining(_)) => {
+                // What was accepted is finished first.
+                self.closing = Some(reason);
+                return None;
+            }
+            Request::Close(reason) => {
+                if let Some(submissions) = &mut self.submissions {
+                    submissions.fail_callers(&HubError::Suspended);
+                }
+                return Some(Request::Close(reason));
+            }
+            request @ (Request::Subscribe { .. } | Request::Info { .. }) => return Some(request),
+        };
+        self.issue(command, caller);
+        None
+    }
+
+    fn issue(&mut self, command: Command, caller: Option<Caller>) {
+        if let Some(submissions) = &mut self.submissions {
+            submissions.push(&self.handle.name, command, caller);
+        }
+    }
+
+    /// The commands that are on their way into the order, if there are several replicas.
+    pub(super) const fn submissions(&mut self) -> Option<&mut Submissions> {
+        self.submissions.as_mut()
+    }
+
+    /// Closes the streams of a room that is draining, unless something is on its way into the order. Returns whether nothing is.
+    pub(super) fn finish_closing(&mut self) -> bool {
+        let is_settled = self.submissions.as_ref().is_none_or(Submissions::is_empty);
+        if let Some(reason) = self.closing.take_if(|_| is_settled) {
+            self.batch.push(Effect::CloseAll(reason));
+        }
+        is_settled
+    }
+
+    /// Applies a command that has its place in the order of all replicas.
+    pub(super) fn apply_ordered(&mut self, ordered: Ordered) {
+        let Ordered {
+            request,
+            command,
+            at,
+            epoch,
+        } = ordered;
+        let Some(submissions) = &mut self.submissions else {
+            return;
+        };
+        let Some(epoch) = epoch else {
+            let rooms = self.context.options.max_rooms;
+            return submissions.fail_caller(request.unwrap_or_default(), HubError::TooManyRooms(rooms));
+        };
+        let is_own = request.is_some();
+        let caller = request.and_then(|request| submissions.take_caller(request));
+        if self.room.last() == Sequence::ZERO && self.epoch != epoch {
+            self.epoch = epoch;
+            if let Some(replication) = &self.context.replication {
+                replication.store.set_epoch(self.log, epoch);
+            }
+        }
+        match (command, caller) {
+            (Command::Join(join), Some(Caller::Join(caller))) => self.handle_join(join, caller, at),
+            // Its caller does not wait any more, and so detaches.
+            (Command::Join(join), _) if is_own => self.handle_join(join, JoinCaller::gone(), at),
+            (Command::Say(say), Some(Caller::Say(meta))) => self.handle_say(say, &meta, at),
+            (Command::Post(post), Some(Caller::Post(meta, reply))) => {
+                self.handle_post(post, reply, &meta, at);
+            }
+            (Command::Leave(leave), Some(Caller::Leave(meta))) => self.handle_leave(leave, &meta, at),
+            (Command::Moderate(moderation), Some(Caller::Moderate(report, reply))) => {
+                self.handle_moderate(moderation, report, reply, at);
+            }
+            (Command::Moderate(moderation), _) => {
+                // The streams of those who leave may be here.
+                let (reply, _) = oneshot::channel();
+                self.handle_moderate(moderation, Box::new(|_| ()), reply, at);
+            }
+            (command, _) => self.apply_by_server(command, at),
+        }
+        // A room begins with the first command that is an event.
+        if self.room.last() == Sequence::ZERO {
+            self.room = Room::new(*self.room.rules());
+        }
+    }
+
+    /// Begins anew, with the log of the room that has the name of one that was deleted.
+    pub(super) fn restart(&mut self, log: &Log) {
+        self.room = Room::new(*self.room.rules());
+        self.log = log.id;
+        self.epoch = log.epoch;
+        self.grace = GraceTimers::default();
+        self.newest = (self.room.last(), self.room.time());
+    }
+
+    fn split_join(
+        &self,
+        request: JoinRequest,
+        meta: RequestMeta,
+        reply: Reply<Member>,
+    ) -> (Join, JoinCaller) {
         let JoinRequest {
             mut join,
             session_token,
@@ -135,13 +276,30 @@ impl RoomSessions {
             history,
             ..
         } = request;
+        join.session = session_token.and_then(|token| self.verify_token(&token));
+        let caller = JoinCaller {
+            resume_point,
+            history,
+            meta,
+            reply,
+        };
+        (join, caller)
+    }
+
+    /// Resumes the session that the token named, or else joins anew.
+    fn handle_join(&mut self, join: Join, caller: JoinCaller, at: WallTime) {
+        let JoinCaller {
+            resume_point,
+            history,
+            meta,
+            reply,
+        } = caller;
         // Read first, because the room cannot take an accepted JOIN back.
         let Ok(mut bounds) = self.bounds() else {
             return fail(reply, HubError::Failed);
         };
         let mut time = self.room.time();
         let is_resumable = join.is_resumable;
-        join.session = session_token.and_then(|token| self.verify_token(&token));
         let (session, name, attachment, joined) = match self.room.apply(Command::Join(join), at) {
             Outcome::Joined {
                 evicted,
@@ -150,12 +308,11 @@ impl RoomSessions {
                 attachment,
             } => {
                 for attachment in displaced {
-                    let reason = CloseReason::NameClaimed;
-                    self.batch.push(Effect::Detach { attachment, reason });
+                    self.detach(attachment, CloseReason::NameClaimed);
                 }
                 for event in evicted {
                     time = event.time;
-                    self.append(event, None, meta);
+                    self.append(event, None, &meta);
                 }
                 let session = Session {
                     participant: joined.participant,
@@ -170,8 +327,7 @@ impl RoomSessions {
                 replaced,
             } => {
                 if let Some(attachment) = replaced {
-                    let reason = CloseReason::TakenOver;
-                    self.batch.push(Effect::Detach { attachment, reason });
+                    self.detach(attachment, CloseReason::TakenOver);
                 }
                 (session, name, attachment, None)
             }
@@ -202,7 +358,7 @@ impl RoomSessions {
         self.batch.push(Effect::Attach { info, reply });
         if let Some(joined) = joined {
             // A JOIN is not traced as a message: the stream has a span of its own.
-            self.append(joined, None, meta);
+            self.append(joined, None, &meta);
         }
     }
 
@@ -299,8 +455,7 @@ impl RoomSessions {
         };
         // They do not see their own LEAVE.
         for attachment in attachments {
-            let reason = reason.clone();
-            self.batch.push(Effect::Detach { attachment, reason });
+            self.detach(attachment, reason.clone());
         }
         if let Some(target) = banned {
             self.batch.push(Effect::CloseBanned { target, reason });
@@ -370,41 +525,46 @@ impl RoomSessions {
 
     fn handle_leave(&mut self, leave: Leave, meta: &RequestMeta, at: WallTime) {
         let (attachment, client_time) = (leave.attachment, leave.timestamp);
-        let mut reason = CloseReason::Left;
-        let mut outcome = self.room.apply(Command::Leave(leave), at);
-        if let Outcome::Rejected { rejection, .. } = outcome {
-            // Only the timestamp is rejected; the participant leaves all the same.
-            self.context.observer.command_rejected(&rejection);
-            reason = CloseReason::Rejected(rejection);
-            let leave = Leave {
-                attachment,
-                timestamp: None,
-                trace: None,
-            };
-            outcome = self.room.apply(Command::Leave(leave), at);
+        match self.room.apply(Command::Leave(leave), at) {
+            Outcome::Accepted(event) => {
+                self.detach(attachment, CloseReason::Left);
+                self.append(event, client_time, meta);
+            }
+            Outcome::Rejected { rejection, .. } => {
+                // Only the timestamp is rejected; the participant leaves all the same.
+                self.context.observer.command_rejected(&rejection);
+                self.detach(attachment, CloseReason::Rejected(rejection));
+                let leave = Command::Leave(Leave {
+                    attachment,
+                    timestamp: None,
+                    trace: None,
+                });
+                if self.submissions.is_some() {
+                    self.issue(leave, None);
+                } else {
+                    self.apply_by_server(leave, at);
+                }
+            }
+            _ => {}
         }
-        if let Outcome::Accepted(event) = outcome {
-            self.batch.push(Effect::Detach { attachment, reason });
-            self.append(event, client_time, meta);
-        }
+    }
+
+    /// Closes a stream, if it is here and open.
+    fn detach(&mut self, attachment: Attachment, reason: CloseReason) {
+        self.batch.push(Effect::Detach { attachment, reason });
     }
 
     fn on_disconnect(&mut self, attachment: Attachment, at: WallTime) {
         // Closes the stream too: it may still be open if only the client's side of it has ended.
-        self.batch.push(Effect::Detach {
-            attachment,
-            reason: CloseReason::Left,
-        });
-        if self.apply_by_server(Command::Detach(attachment), at) {
-            self.start_grace(attachment, at);
-        }
+        self.detach(attachment, CloseReason::Left);
+        self.apply_by_server(Command::Detach(attachment), at);
     }
 
     /// Starts the grace period of a participant who can resume.
     fn start_grace(&mut self, attachment: Attachment, at: WallTime) {
         let grace = self.context.options.resume_grace;
         if grace.is_zero() {
-            self.apply_by_server(Command::ExpireGrace(attachment), at);
+            self.end_grace(attachment, at);
         } else {
             let room = &self.room;
             self.grace
@@ -419,17 +579,52 @@ impl RoomSessions {
             let Some(attachment) = self.grace.pop_expired(now) else {
                 break;
             };
-            self.apply_by_server(Command::ExpireGrace(attachment), at);
+            self.end_grace(attachment, at);
         }
     }
 
-    /// Applies a command of the server itself, which can make a participant leave. Returns whether it is lost.
-    fn apply_by_server(&mut self, command: Command, at: WallTime) -> bool {
+    fn end_grace(&mut self, attachment: Attachment, at: WallTime) {
+        let command = Command::ExpireGrace(attachment);
+        if self.submissions.is_none() {
+            self.apply_by_server(command, at);
+        } else if self.room.is_lost(attachment) {
+            // Each replica says so. The order decides whether the participant has resumed before.
+            self.issue(command, None);
+        }
+    }
+
+    /// Applies a command for which nobody here waits: of the server itself, or of another replica.
+    fn apply_by_server(&mut self, command: Command, at: WallTime) {
+        let detached = match command {
+            Command::Detach(attachment) => Some(attachment),
+            _ => None,
+        };
         match self.room.apply(command, at) {
             Outcome::Accepted(event) => self.append(event, None, &RequestMeta::now()),
-            outcome => return outcome == Outcome::Lost,
+            Outcome::Joined {
+                evicted,
+                displaced,
+                joined,
+                ..
+            } => {
+                for attachment in displaced {
+                    self.detach(attachment, CloseReason::NameClaimed);
+                }
+                for event in evicted.into_iter().chain([joined]) {
+                    self.append(event, None, &RequestMeta::now());
+                }
+            }
+            Outcome::Resumed {
+                replaced: Some(attachment),
+                ..
+            } => self.detach(attachment, CloseReason::TakenOver),
+            Outcome::Lost => {
+                if let Some(attachment) = detached {
+                    self.start_grace(attachment, at);
+                }
+            }
+            _ => {}
         }
-        false
     }
 
     /// Adds an event to the batch. It is a candidate for tracing only if a client caused it, and so has sent a `client_time`.
@@ -451,7 +646,10 @@ impl RoomSessions {
             received_at: meta.received_at,
             stream_trace: meta.stream_trace.as_deref(),
         })?;
-        event.trace.get_or_insert_with(|| trace.context());
+        // An event is the same on all replicas, of which the others do not trace it.
+        if self.submissions.is_none() {
+            event.trace.get_or_insert_with(|| trace.context());
+        }
         Some(trace)
     }
 

@@ -53,6 +53,13 @@ impl MemoryStore {
             state: Mutex::default(),
         }
     }
+
+    /// Changes the epoch of a log that is empty.
+    pub(crate) fn set_epoch(&self, log: LogId, epoch: Epoch) {
+        if let Some(log) = self.state.lock().logs.get_mut(&log) {
+            log.epoch = epoch;
+        }
+    }
 }
 
 impl MemoryLog {

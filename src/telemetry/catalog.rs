@@ -202,6 +202,41 @@ catalog! {
         &[],
         "Commits that waited until segments were rewritten, so that the disk does not fill."
     );
+    CLUSTER_REPLICAS = gauge(
+        "chitchat_cluster_replicas",
+        &[],
+        "Replicas that live, as this one sees it; 0 without --cluster."
+    );
+    CLUSTER_DIVERGED = gauge(
+        "chitchat_cluster_diverged_replicas",
+        &[],
+        "Replicas that decide otherwise than this one. Must be 0."
+    );
+    CLUSTER_SILENCE = gauge(
+        "chitchat_cluster_silence_seconds",
+        &[],
+        "How long this replica has not heard itself in the order. After 2 s it is not ready, after 5 s it ends its streams."
+    );
+    CLUSTER_APPLIED = counter(
+        "chitchat_cluster_applied_messages_total",
+        &[],
+        "Messages of the order that this replica has applied: batches of commands, and heartbeats."
+    );
+    CLUSTER_IGNORED = counter(
+        "chitchat_cluster_ignored_messages_total",
+        &["reason"],
+        "Messages of the order without effect. Reason repeated: a batch that was applied before; early: one before it is missing; fenced: its replica is lost; other: the loss of a replica that lives, or a replica with other rules."
+    );
+    CLUSTER_LOST = counter(
+        "chitchat_cluster_lost_replicas_total",
+        &["replica"],
+        "Replicas that were declared lost. Replica own: this one, which was silent, and has begun anew; other: another one."
+    );
+    CLUSTER_SWITCHES = counter(
+        "chitchat_cluster_server_switches_total",
+        &[],
+        "How often this replica has turned to another NATS server, because it did not hear itself."
+    );
     STORE_EVENTS = gauge("chitchat_store_events", &[], "Events in the store.");
     STORE_AVAILABLE = gauge(
         "chitchat_store_available_bytes",

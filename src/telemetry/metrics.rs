@@ -17,6 +17,7 @@ use super::histogram::Histogram;
 use super::log_limits::LogLimits;
 use super::otlp::OtlpPipeline;
 use super::process::{process_metrics, runtime_metrics};
+use crate::cluster;
 use crate::domain::LamportTime;
 use crate::proto::EventType;
 use crate::reason::Reason;
@@ -96,6 +97,13 @@ pub struct Metrics {
     store: OnceLock<Weak<dyn Store>>,
     pub(super) store_rewritten: Counter,
     pub(super) store_waits: Counter,
+    pub(super) cluster_replicas: Gauge,
+    pub(super) cluster_diverged: Gauge,
+    pub(super) cluster_silence: Gauge,
+    pub(super) cluster_applied: Counter,
+    pub(super) cluster_ignored: [Counter; cluster::IGNORED.len()],
+    pub(super) cluster_lost: [Counter; 2],
+    pub(super) cluster_switches: Counter,
     store_bytes: Gauge,
     store_retained: Gauge,
     store_garbage: Gauge,
@@ -189,6 +197,15 @@ impl Metrics {
             store: OnceLock::new(),
             store_rewritten: counter(&catalog::STORE_REWRITTEN, &[]),
             store_waits: counter(&catalog::STORE_WAITS, &[]),
+            cluster_replicas: gauge(&catalog::CLUSTER_REPLICAS),
+            cluster_diverged: gauge(&catalog::CLUSTER_DIVERGED),
+            cluster_silence: gauge(&catalog::CLUSTER_SILENCE),
+            cluster_applied: counter(&catalog::CLUSTER_APPLIED, &[]),
+            cluster_ignored: cluster::IGNORED
+                .map(|reason| counter(&catalog::CLUSTER_IGNORED, &[("reason", reason.into())])),
+            cluster_lost: ["own", "other"]
+                .map(|replica| counter(&catalog::CLUSTER_LOST, &[("replica", replica.into())])),
+            cluster_switches: counter(&catalog::CLUSTER_SWITCHES, &[]),
             store_bytes: gauge(&catalog::STORE_BYTES),
             store_retained: gauge(&catalog::STORE_RETAINED),
             store_garbage: gauge(&catalog::STORE_GARBAGE),

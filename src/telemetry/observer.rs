@@ -24,7 +24,7 @@ use crate::rpc::{
     ConnectionLimit, CutReason, JoinAccepted, ModerationReport, ParticipantInfo, SetupError, StreamEnded,
     StreamingMethod,
 };
-use crate::{auth, hub, rpc, store};
+use crate::{auth, cluster, hub, rpc, store};
 
 /// The target of log lines that are kept as evidence.
 const AUDIT_TARGET: &str = "audit";
@@ -181,6 +181,35 @@ impl hub::Observer for TelemetryObserver {
             &self.metrics.resumes_incomplete
         };
         outcome.increment(1);
+    }
+}
+
+impl cluster::Observer for TelemetryObserver {
+    fn observed(&self, replicas: usize, diverged: usize, silence: Duration) {
+        let gauge = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        self.metrics.cluster_replicas.set(gauge(replicas));
+        self.metrics.cluster_diverged.set(gauge(diverged));
+        self.metrics.cluster_silence.set(silence.as_secs_f64());
+    }
+
+    fn applied(&self) {
+        self.metrics.cluster_applied.increment(1);
+    }
+
+    fn ignored(&self, reason: &'static str) {
+        for (name, counter) in cluster::IGNORED.iter().zip(&self.metrics.cluster_ignored) {
+            if *name == reason {
+                counter.increment(1);
+            }
+        }
+    }
+
+    fn lost(&self, is_own: bool) {
+        self.metrics.cluster_lost[usize::from(!is_own)].increment(1);
+    }
+
+    fn server_switched(&self) {
+        self.metrics.cluster_switches.increment(1);
     }
 }
 

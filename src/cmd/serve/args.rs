@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use crate::auth::{Anonymous, AuthOptions};
+use crate::cluster::ClusterOptions;
+use crate::cmd::cluster::NatsTls;
 use crate::cmd::parse::{duration, integer, size, socket_address};
 use crate::config::{
     Config, DEFAULT_DATA_DIR, StoreOptions, connection_ceiling, default_max_connections,
@@ -144,6 +146,42 @@ pub struct Args {
     /// Keep the logs in memory only; they are lost when the process ends
     #[arg(long, env = "CHITCHAT_IN_MEMORY", help_heading = "Store")]
     in_memory: bool,
+
+    /// Addresses of NATS servers, separated by commas, like nats://host:4222 or tls://user:password@host:4222: this server is one of
+    /// several replicas that share all rooms. `chitchat cluster init` prepares NATS
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER",
+        value_name = "URL",
+        value_delimiter = ',',
+        requires = "cluster_secret",
+        hide_env_values = true,
+        help_heading = "Cluster"
+    )]
+    cluster: Vec<String>,
+
+    /// File with the secret that session tokens are signed with, at least 32 bytes; the same on all replicas
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_SECRET",
+        value_name = "FILE",
+        requires = "cluster",
+        help_heading = "Cluster"
+    )]
+    cluster_secret: Option<PathBuf>,
+
+    #[command(flatten)]
+    nats_tls: NatsTls,
+
+    /// Name of this replica in `chitchat cluster status` [default: the address of --listen]
+    #[arg(
+        long,
+        env = "CHITCHAT_REPLICA_NAME",
+        value_name = "NAME",
+        requires = "cluster",
+        help_heading = "Cluster"
+    )]
+    replica_name: Option<String>,
 
     /// What acknowledged messages survive: sync = a power failure, os = a crash of the process
     #[arg(
@@ -459,6 +497,11 @@ impl Args {
                 coalesce: self.coalesce,
                 retain_age: max_age,
             },
+            cluster: self.cluster_secret.map(|secret| ClusterOptions {
+                nats: self.nats_tls.options(self.cluster),
+                secret,
+                name: self.replica_name.unwrap_or_else(|| self.listen.to_string()),
+            }),
             retention,
             store: if self.in_memory {
                 StoreOptions::Memory

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -16,9 +17,10 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
+use crate::cluster::{ConnectedReplica, Replica, SUBMISSIONS};
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
-use crate::hub::Hub;
+use crate::hub::{Hub, Submission};
 use crate::proto::DESCRIPTOR_SET;
 use crate::proto::chat_service_server::ChatServiceServer;
 use crate::rpc::{
@@ -48,6 +50,8 @@ pub(super) const EXIT_SHARE: u32 = 16;
 pub struct Server {
     config: Config,
     hub: Arc<Hub>,
+    /// The replica, if there are several, and what the hub submits to it.
+    cluster: Option<(ConnectedReplica, mpsc::Receiver<Submission>)>,
     listener: Listener,
     tls: Option<Arc<ServerTls>>,
     authenticator: Option<Arc<Authenticator>>,
@@ -93,21 +97,45 @@ impl Server {
         let tls = tls.map(Arc::new);
         let authenticator = config.auth.clone().map(Authenticator::load).transpose();
         let authenticator = authenticator.map_err(|error| Failure::Config(vec![error.to_string()]))?;
-        let recover = async {
+        let recover = async || {
             let opened = open_store(&config, Arc::new(observer.clone())).await?;
             let StoreUsage { rooms, events, .. } = opened.0.usage();
             info!(event = "store_recovered", rooms, events, "store recovered");
             Ok::<_, Failure>(opened)
         };
-        let (store, secret) = recover.instrument(info_span!("recover")).await?;
-        metrics.observe_store(&store);
-        let hub = Hub::new(
-            config.rules,
-            config.hub,
-            store,
-            &secret,
-            Arc::new(observer.clone()),
-        );
+        let hub_observer = Arc::new(observer.clone());
+        let (hub, cluster) = if let Some(options) = &config.cluster {
+            let store = Arc::new(MemoryStore::new(config.retention, config.hub.max_rooms));
+            let shared: Arc<dyn Store> = Arc::<MemoryStore>::clone(&store);
+            metrics.observe_store(&shared);
+            let secret = options
+                .read_secret()
+                .map_err(|error| Failure::Config(vec![error]))?;
+            let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
+            let hub = Hub::replicated(
+                config.rules,
+                config.hub,
+                store,
+                &secret,
+                hub_observer,
+                submissions,
+            );
+            let connected = Replica::connect(
+                &options.nats,
+                options.name.as_str().into(),
+                Arc::clone(&hub),
+                Arc::new(observer.clone()),
+            );
+            let connected = connected
+                .await
+                .map_err(|error| Failure::Unavailable(error.to_string()))?;
+            (hub, Some((connected, submitted)))
+        } else {
+            let (store, secret) = recover().instrument(info_span!("recover")).await?;
+            metrics.observe_store(&store);
+            let hub = Hub::new(config.rules, config.hub, store, &secret, hub_observer);
+            (hub, None)
+        };
         let readiness = Readiness::default();
         let rpc_observer = Arc::new(observer.clone());
         let listener = match socket {
@@ -120,7 +148,9 @@ impl Server {
         let admin = AdminServer::bind(config.admin, readiness.clone(), metrics)
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
-        hub.recover();
+        if cluster.is_none() {
+            hub.recover();
+        }
         let local_addr = listener
             .local_addr()
             .map_err(|error| cannot_bind("--listen", config.listen, &error))?;
@@ -130,6 +160,7 @@ impl Server {
         Ok(Self {
             config,
             hub,
+            cluster,
             listener,
             tls,
             authenticator: authenticator.map(Arc::new),
@@ -180,9 +211,13 @@ impl Server {
     /// Not safe: if the future is dropped, the server continues in background tasks and is not drained.
     pub async fn run(self, shutdown: impl Future<Output = &'static str>) -> Result<(), Failure> {
         let health = HealthReporter::new();
-        // No client can query this before the listener accepts connections.
-        set_health(&health, ServingStatus::Serving).await;
-        self.readiness.set(true);
+        if self.cluster.is_none() {
+            // No client can query this before the listener accepts connections.
+            set_health(&health, ServingStatus::Serving).await;
+            self.readiness.set(true);
+        } else {
+            set_health(&health, ServingStatus::NotServing).await;
+        }
 
         let (draining, abort, stop_admin) = (
             CancellationToken::new(),
@@ -194,9 +229,35 @@ impl Server {
         let (listen, admin) = (self.local_addr, self.admin_addr);
         info!(event = "serving", %listen, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), abort.clone()));
-        let ending = draining.clone();
-        let hub = Arc::clone(&self.hub);
-        tokio::spawn(async move { ending.run_until_cancelled(hub.end_unused_rooms()).await });
+        let replica = CancellationToken::new();
+        let mut replica_ended = None;
+        if let Some(((member, subscriptions, mut ready), submitted)) = self.cluster {
+            let stopping = replica.clone();
+            replica_ended = Some(tokio::spawn(async move {
+                stopping
+                    .run_until_cancelled(member.run(subscriptions, submitted))
+                    .await
+            }));
+            let (watching, readiness, health) = (draining.clone(), self.readiness.clone(), health.clone());
+            let watch = async move {
+                while ready.changed().await.is_ok() {
+                    let is_ready = *ready.borrow_and_update();
+                    info!(event = "replica_ready", is_ready, "whether clients are welcome");
+                    readiness.set(is_ready);
+                    let status = if is_ready {
+                        ServingStatus::Serving
+                    } else {
+                        ServingStatus::NotServing
+                    };
+                    set_health(&health, status).await;
+                }
+            };
+            tokio::spawn(async move { watching.run_until_cancelled(watch).await });
+        } else {
+            let ending = draining.clone();
+            let hub = Arc::clone(&self.hub);
+            tokio::spawn(async move { ending.run_until_cancelled(hub.end_unused_rooms()).await });
+        }
         if let Some(tls) = self.tls {
             let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
             tokio::spawn(async move { watching.run_until_cancelled(tls.watch(observer)).await });
@@ -208,9 +269,22 @@ impl Server {
         }
         let serving_admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
 
+        let mut replica_error = None;
+        let ended = async {
+            match &mut replica_ended {
+                Some(ended) => ended.await.ok().flatten(),
+                None => std::future::pending().await,
+            }
+        };
         let cause = tokio::select! {
             cause = shutdown => cause,
             () = self.hub.failed().cancelled() => "store failed",
+            error = ended => {
+                // Nothing that is still on its way will be answered.
+                self.hub.suspend();
+                replica_error = error;
+                "replica failed"
+            }
         };
         let drain_timeout = self.config.drain_timeout;
         let deadline = Instant::now() + drain_timeout;
@@ -233,12 +307,16 @@ impl Server {
         if timeout_at(deadline - flush_time, drain).await.is_err() {
             warn!(event = "cut", "cutting the streams that have not ended in time");
         }
+        replica.cancel();
         abort.cancel();
         stop_admin.cancel();
         // It ends, because its token was cancelled above.
         serving_admin.await.ok();
         let flushed_by = deadline - drain_timeout / EXIT_SHARE;
         self.otlp.shut_down(flushed_by.into_std()).await;
+        if let Some(error) = replica_error {
+            return Err(Failure::Unavailable(format!("ended because {error}")));
+        }
         store_result(&self.hub)
     }
 

@@ -1,0 +1,311 @@
+//! NATS: the connection, and the stream that has the order.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, HeaderMap, Message, ServerAddr, Subscriber};
+use bytes::Bytes;
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::message::Place;
+
+/// The stream that has the order of all rooms.
+pub(crate) const STREAM: &str = "CHAT-0";
+
+/// What the stream stores, what replicas publish, and where the stream's leader republishes what it has stored.
+pub(crate) const SUBJECTS: &str = "chat.0.>";
+const SUBJECT: &str = "chat.0.order";
+pub(crate) const REPUBLISHED: &str = "live.chat.0.>";
+
+/// How many messages are read at once, and how many bytes.
+pub(crate) const FETCHED_MESSAGES: usize = 1_000;
+const FETCHED_BYTES: usize = 4 << 20;
+
+/// How many messages wait in the client for the replica. More than one answer has; what does not fit is read again.
+const QUEUE_LEN: usize = 2 * FETCHED_MESSAGES;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to reach the NATS servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NatsOptions {
+    /// Their addresses, `nats://` or `tls://`, perhaps with a user and a password, or a token.
+    pub servers: Vec<String>,
+    /// The certificates that theirs are signed with, beside those of the system (PEM).
+    pub ca: Option<PathBuf>,
+    /// The client's certificate and its key (PEM).
+    pub certificate: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why NATS cannot be used. `Display` says what failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NatsError {
+    /// An address is wrong.
+    #[error(
+        "{address:?} is not the address of a NATS server ({why}); it must be like nats://host:4222 or tls://host:4222"
+    )]
+    Address {
+        /// The address, without what is secret.
+        address: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// No server accepts the connection.
+    #[error("cannot connect to NATS: {0}")]
+    Connect(String),
+    /// A request was not answered, or with an error.
+    #[error("{what}: {why}")]
+    Request {
+        /// The request.
+        what: &'static str,
+        /// The answer.
+        why: String,
+    },
+}
+
+impl NatsOptions {
+    /// The addresses, parsed.
+    ///
+    /// # Errors
+    ///
+    /// One of them is wrong.
+    pub fn addresses(&self) -> Result<Vec<ServerAddr>, NatsError> {
+        let parse = |address: &String| {
+            address.parse::<ServerAddr>().map_err(|error| NatsError::Address {
+                // Without a password.
+                address: address.rsplit('@').next().unwrap_or_default().into(),
+                why: error.to_string(),
+            })
+        };
+        self.servers.iter().map(parse).collect()
+    }
+
+    /// Connects to one of the servers, sooner or later.
+    ///
+    /// # Errors
+    ///
+    /// An address or a certificate is wrong.
+    pub(crate) async fn connect(&self, name: &str) -> Result<Client, NatsError> {
+        let options = self.options(name).event_callback(async |event| match event {
+            async_nats::Event::Connected => info!(event = "nats_connected", "connected to NATS"),
+            event => warn!(event = "nats", "NATS: {event}"),
+        });
+        self.connect_with(options.retry_on_initial_connect()).await
+    }
+
+    /// Connects to one of the servers now.
+    ///
+    /// # Errors
+    ///
+    /// None of them accepts.
+    pub(crate) async fn connect_once(&self, name: &str) -> Result<Client, NatsError> {
+        self.connect_with(self.options(name)).await
+    }
+
+    async fn connect_with(&self, options: ConnectOptions) -> Result<Client, NatsError> {
+        let connected = options.connect(self.addresses()?).await;
+        connected.map_err(|error| NatsError::Connect(error.to_string()))
+    }
+
+    fn options(&self, name: &str) -> ConnectOptions {
+        let mut options = ConnectOptions::new()
+            .name(name)
+            .retain_servers_order()
+            .ignore_discovered_servers()
+            .ping_interval(Duration::from_secs(2))
+            .connection_timeout(Duration::from_secs(2))
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .subscription_capacity(QUEUE_LEN)
+            .reconnect_delay_callback(|attempts| match attempts {
+                0 | 1 => Duration::ZERO,
+                attempts => Duration::from_secs(1)
+                    .min(Duration::from_millis(100) * u32::try_from(attempts).unwrap_or(10)),
+            });
+        if let Some(ca) = &self.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let Some((certificate, key)) = &self.certificate {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        options
+    }
+}
+
+/// A message of the stream, or what else comes with an answer.
+#[derive(Debug)]
+pub(crate) enum Delivered {
+    Message {
+        place: Place,
+        /// The place before it in the answer, or in the stream.
+        previous: Place,
+        payload: Bytes,
+    },
+    /// An answer is complete. The newest place that the server knows of.
+    End(Place),
+    /// The server answers with an error.
+    Failed(String),
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.as_str().parse().ok()
+}
+
+impl Delivered {
+    /// `None` if the message is not understood.
+    pub(crate) fn from_message(message: Message) -> Option<Self> {
+        let headers = message.headers.as_ref();
+        let status = message.status.map_or(200, |status| status.as_u16());
+        Some(match status {
+            200 => Self::Message {
+                place: Place::new(number(headers?, "Nats-Sequence")?),
+                previous: Place::new(number(headers?, "Nats-Last-Sequence")?),
+                payload: message.payload,
+            },
+            // The end of the answer.
+            204 => {
+                let pending = number(headers?, "Nats-Num-Pending")?;
+                Self::End(Place::new(
+                    number(headers?, "Nats-Last-Sequence")?.saturating_add(pending),
+                ))
+            }
+            // There is no message from the place on that was asked for, which the subject of the answer ends with.
+            404 => {
+                let asked: u64 = message.subject.as_str().rsplit('.').next()?.parse().ok()?;
+                Self::End(Place::new(asked.saturating_sub(1)))
+            }
+            _ => Self::Failed(message.description.unwrap_or_else(|| format!("status {status}"))),
+        })
+    }
+}
+
+/// The stream, as a replica uses it. Nothing here waits for an answer: it comes through one of the subscriptions, or not at all.
+pub(crate) struct Stream {
+    client: Client,
+    servers: Vec<ServerAddr>,
+    /// Where answers come: to reads, and to what was published.
+    inbox: String,
+}
+
+/// What comes from the stream.
+pub(crate) struct Subscriptions {
+    pub(crate) published: Subscriber,
+    pub(crate) fetched: Subscriber,
+    pub(crate) acknowledged: Subscriber,
+}
+
+impl Stream {
+    pub(crate) async fn subscribe(
+        client: Client,
+        servers: Vec<ServerAddr>,
+    ) -> Result<(Self, Subscriptions), NatsError> {
+        let inbox = client.new_inbox();
+        let subscribe = async |subject: String| {
+            let subscribed = client.subscribe(subject).await;
+            subscribed.map_err(|error| NatsError::Connect(error.to_string()))
+        };
+        let subscriptions = Subscriptions {
+            published: subscribe(REPUBLISHED.into()).await?,
+            fetched: subscribe(format!("{inbox}.get.*")).await?,
+            acknowledged: subscribe(format!("{inbox}.ack")).await?,
+        };
+        let stream = Self {
+            client,
+            servers,
+            inbox,
+        };
+        Ok((stream, subscriptions))
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Writes a message, unless there is no connection. Whether it is stored shows when it comes back.
+    pub(crate) async fn publish(&self, message: Bytes) {
+        if self.is_connected() {
+            let reply = format!("{}.ack", self.inbox);
+            let published = self.client.publish_with_reply(SUBJECT, reply, message).await;
+            if let Err(error) = published {
+                warn!(event = "nats", "cannot publish: {error}");
+            }
+        }
+    }
+
+    /// Asks any server that has the stream for the messages from `place` on.
+    pub(crate) async fn fetch(&self, place: Place, count: usize) {
+        if self.is_connected() {
+            let request = format!("{{\"seq\":{place},\"batch\":{count},\"max_bytes\":{FETCHED_BYTES}}}");
+            let (subject, reply) = (
+                format!("$JS.API.DIRECT.GET.{STREAM}"),
+                format!("{}.get.{place}", self.inbox),
+            );
+            let asked = self
+                .client
+                .publish_with_reply(subject, reply, request.into())
+                .await;
+            if let Err(error) = asked {
+                warn!(event = "nats", "cannot read: {error}");
+            }
+        }
+    }
+
+    /// Turns to the next server, because the current one seems to be cut off from the others although its connection works.
+    pub(crate) fn switch_server(&mut self) {
+        self.servers.rotate_left(1);
+        let (client, servers) = (self.client.clone(), self.servers.clone());
+        tokio::spawn(async move {
+            let switch = async {
+                client.set_server_pool(servers.as_slice()).await.ok();
+                client.force_reconnect().await.ok();
+            };
+            // While it is not connected, it tries all servers anyway.
+            tokio::time::timeout(Duration::from_secs(1), switch).await.ok();
+        });
+    }
+}
+
+/// Why a publication was refused, if it was.
+pub(crate) fn refusal(message: &Message) -> Option<String> {
+    if message.status.is_some_and(|status| status.as_u16() == 503) {
+        return Some(format!(
+            "no stream stores it; run `chitchat cluster init` ({STREAM})"
+        ));
+    }
+    let answer: Value = serde_json::from_slice(&message.payload).ok()?;
+    Some(answer.get("error")?.get("description")?.as_str()?.into())
+}
+
+/// Calls JetStream's API.
+///
+/// # Errors
+///
+/// There is no answer, or it is an error: with its code, or 0.
+pub(crate) async fn call(
+    client: &Client,
+    what: &'static str,
+    subject: String,
+    request: &Value,
+) -> Result<Value, (u64, NatsError)> {
+    let failed = |why: String| NatsError::Request { what, why };
+    let payload = if request.is_null() {
+        Bytes::new()
+    } else {
+        request.to_string().into()
+    };
+    let answered = client.request(subject, payload).await;
+    let answer = answered.map_err(|error| (0, failed(error.to_string())))?;
+    let answer: Value =
+        serde_json::from_slice(&answer.payload).map_err(|error| (0, failed(error.to_string())))?;
+    match answer.get("error") {
+        None => Ok(answer),
+        Some(error) => {
+            let code = error.get("err_code").and_then(Value::as_u64).unwrap_or_default();
+            let description = error
+                .get("description")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            Err((code, failed(description.into())))
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What NATS must be like: its servers, and the configuration of the stream.
+
+use std::time::Duration;
+
+use async_nats::Client;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::message::{Content, Message, Place};
+use super::nats::{
+    Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECTS, Stream, call,
+};
+
+/// Since this version a server syncs once for many messages.
+const MIN_VERSION: (u64, u64) = (2, 15);
+
+/// JetStream's code of the error that there is no such stream.
+const STREAM_NOT_FOUND: u64 = 10_059;
+
+/// How many of the newest messages are searched for heartbeats.
+const SEARCHED: usize = FETCHED_MESSAGES;
+
+/// How long an answer may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The connection of an operator.
+pub(crate) struct Setup {
+    client: Client,
+    options: NatsOptions,
+}
+
+/// A NATS server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) name: String,
+    pub(crate) version: String,
+}
+
+/// A replica that has written lately.
+#[derive(Debug)]
+pub(crate) struct ReplicaStatus {
+    pub(crate) incarnation: Place,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    /// When it has last written, by its own clock, in milliseconds.
+    pub(crate) seen_at: u64,
+    /// How many messages it had not applied yet.
+    pub(crate) lag: u64,
+}
+
+impl Setup {
+    pub(crate) async fn connect(options: NatsOptions) -> Result<Self, NatsError> {
+        let client = options.connect_once("chitchat cluster").await?;
+        Ok(Self { client, options })
+    }
+
+    /// The servers, each asked by itself; or why one cannot be.
+    pub(crate) async fn servers(&self) -> Vec<(String, Result<Server, NatsError>)> {
+        let mut servers = Vec::new();
+        for address in &self.options.servers {
+            let one = NatsOptions {
+                servers: vec![address.clone()],
+                ..self.options.clone()
+            };
+            let shown = address.rsplit('@').next().unwrap_or_default().to_owned();
+            let server = one.connect_once("chitchat cluster").await.map(|client| {
+                let info = client.server_info();
+                Server {
+                    name: info.server_name,
+                    version: info.version,
+                }
+            });
+            servers.push((shown, server));
+        }
+        servers
+    }
+
+    /// The stream's configuration and state, as JetStream says; `None` if there is no stream.
+    pub(crate) async fn stream(&self) -> Result<Option<Value>, NatsError> {
+        let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
+        match call(&self.client, "asking for the stream", subject, &Value::Null).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err((STREAM_NOT_FOUND, _)) => Ok(None),
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    /// Makes the stream.
+    pub(crate) async fn create_stream(&self, replicas: u64, max_bytes: u64) -> Result<Value, NatsError> {
+        let mut config = required(replicas);
+        config["name"] = STREAM.into();
+        config["max_bytes"] = max_bytes.into();
+        let subject = format!("$JS.API.STREAM.CREATE.{STREAM}");
+        let created = call(&self.client, "creating the stream", subject, &config).await;
+        created.map_err(|(_, error)| error)
+    }
+
+    /// The replicas whose heartbeats are among the newest messages of the stream, whose last one is `last`.
+    pub(crate) async fn replicas(&self, last: u64) -> Result<Vec<ReplicaStatus>, NatsError> {
+        let (stream, mut subscriptions) =
+            Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
+        let mut read = async |from: u64, count: usize| {
+            let mut messages = Vec::new();
+            stream.fetch(Place::new(from), count).await;
+            while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
+                match Delivered::from_message(message) {
+                    Some(Delivered::Message { place, payload, .. }) => messages.push((place, payload)),
+                    _ => break,
+                }
+            }
+            messages
+        };
+        let mut replicas = Vec::<ReplicaStatus>::new();
+        for (place, payload) in read(last.saturating_sub(SEARCHED as u64) + 1, SEARCHED).await {
+            let Ok(message) = Message::decode(&payload) else {
+                continue;
+            };
+            let Content::Heartbeat {
+                incarnation, applied, ..
+            } = message.content
+            else {
+                continue;
+            };
+            let known = replicas
+                .iter_mut()
+                .find(|replica| replica.incarnation == incarnation);
+            let (seen_at, lag) = (
+                message.at.as_millis(),
+                place.get().saturating_sub(applied.get() + 1),
+            );
+            if let Some(replica) = known {
+                (replica.seen_at, replica.lag) = (seen_at, lag);
+            } else {
+                replicas.push(ReplicaStatus {
+                    incarnation,
+                    name: String::new(),
+                    version: String::new(),
+                    seen_at,
+                    lag,
+                });
+            }
+        }
+        for replica in &mut replicas {
+            if let Some((_, payload)) = read(replica.incarnation.get(), 1).await.pop()
+                && let Ok(Message {
+                    content: Content::Hello { name, version, .. },
+                    ..
+                }) = Message::decode(&payload)
+            {
+                (replica.name, replica.version) = (name.to_string(), version.to_string());
+            }
+        }
+        Ok(replicas)
+    }
+}
+
+/// What is wrong with the version of a server, if anything is.
+pub(crate) fn wrong_version(version: &str) -> Option<String> {
+    let mut numbers = version
+        .split(['.', '-'])
+        .map(|number| number.parse().unwrap_or(0));
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (found < MIN_VERSION).then(|| {
+        let (major, minor) = MIN_VERSION;
+        format!("its version is {version}; it must be {major}.{minor} or later")
+    })
+}
+
+/// What the stream's configuration must have.
+fn required(replicas: u64) -> Value {
+    json!({
+        "subjects": [SUBJECTS],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        // A stream that is full refuses what is new, rather than to forget what is old.
+        "discard": "new",
+        "max_msgs": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": -1,
+        "deny_delete": true,
+        "allow_direct": true,
+        "allow_rollup_hdrs": false,
+        "republish": { "src": SUBJECTS, "dest": REPUBLISHED },
+    })
+}
+
+/// What is wrong with the stream's configuration, one line each.
+pub(crate) fn wrong_config(config: &Value, replicas: u64) -> Vec<String> {
+    let Value::Object(required) = required(replicas) else {
+        return Vec::new();
+    };
+    let mut wrong: Vec<String> = required
+        .iter()
+        .filter(|(name, value)| config.get(name.as_str()).unwrap_or(&Value::Null) != *value)
+        .map(|(name, value)| {
+            let found = config.get(name.as_str()).unwrap_or(&Value::Null);
+            format!("{name} of the stream {STREAM} is {found}; it must be {value}")
+        })
+        .collect();
+    if config
+        .get("max_bytes")
+        .and_then(Value::as_i64)
+        .is_none_or(|max| max <= 0)
+    {
+        wrong.push(format!(
+            "max_bytes of the stream {STREAM} is not set; it must be, so that a stream that is full refuses messages before the disk is"
+        ));
+    }
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut config = required(3);
+        config["max_bytes"] = 1_000.into();
+        assert_eq!(wrong_config(&config, 3), Vec::<String>::new());
+        config["discard"] = "old".into();
+        config["num_replicas"] = 1.into();
+        config["max_bytes"] = (-1).into();
+        let wrong = wrong_config(&config, 3);
+        assert_eq!(wrong.len(), 3, "{wrong:?}");
+        assert!(wrong.contains(&r#"discard of the stream CHAT-0 is "old"; it must be "new""#.to_owned()));
+        assert!(wrong.contains(&"num_replicas of the stream CHAT-0 is 1; it must be 3".to_owned()));
+    }
+
+    #[test]
+    fn old_servers_are_noticed() {
+        for (version, is_wrong) in [
+            ("2.15.0", false),
+            ("2.16.1-RC.1", false),
+            ("3.0.0", false),
+            ("2.14.9", true),
+            ("", true),
+        ] {
+            assert_eq!(wrong_version(version).is_some(), is_wrong, "{version}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! `chitchat cluster`: prepares NATS for several replicas, and shows them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::parse::size;
+use super::printer::{JsonArg, Printer};
+use super::stderr::note;
+use super::table::{Align, lines};
+use super::{Failure, client_runtime};
+use crate::cluster::{NatsError, NatsOptions, Setup, wrong_config, wrong_version};
+use crate::wall_clock::wall_time;
+
+/// Prepare NATS for servers that share all rooms, and show them
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  chitchat cluster init --cluster nats://10.0.0.1,nats://10.0.0.2,nats://10.0.0.3
+  chitchat cluster status --cluster nats://10.0.0.1")]
+pub(super) struct ClusterCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make the stream that has the order of all messages, or check the one that there is
+    ///
+    /// Changes nothing if there is a stream. Exits with 78 if something is not as it must be, and says what.
+    Init {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// How many NATS servers store each message; 1 to try it out: 3 survive the death of one of them
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=5))]
+        replicas: u64,
+        /// Size at which the stream refuses more messages
+        #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = size::<u64>)]
+        max_bytes: u64,
+    },
+    /// Print the NATS servers, the stream and the replicas
+    Status {
+        #[command(flatten)]
+        nats: NatsArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NatsArgs {
+    /// Addresses of NATS servers, separated by commas
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER",
+        value_name = "URL",
+        value_delimiter = ',',
+        required = true,
+        hide_env_values = true
+    )]
+    cluster: Vec<String>,
+    #[command(flatten)]
+    tls: NatsTls,
+}
+
+/// TLS to NATS.
+#[derive(Debug, Args)]
+pub(super) struct NatsTls {
+    /// Certificates that those of the NATS servers are signed with, beside those of the system (PEM)
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_CA",
+        value_name = "FILE",
+        help_heading = "Cluster"
+    )]
+    cluster_ca: Option<PathBuf>,
+    /// Certificate to present to the NATS servers (PEM)
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_CERT",
+        value_name = "FILE",
+        requires = "cluster_key",
+        help_heading = "Cluster"
+    )]
+    cluster_cert: Option<PathBuf>,
+    /// Private key of --cluster-cert (PEM)
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_KEY",
+        value_name = "FILE",
+        requires = "cluster_cert",
+        help_heading = "Cluster"
+    )]
+    cluster_key: Option<PathBuf>,
+}
+
+impl NatsTls {
+    pub(super) fn options(self, servers: Vec<String>) -> NatsOptions {
+        NatsOptions {
+            servers,
+            ca: self.cluster_ca,
+            certificate: self.cluster_cert.zip(self.cluster_key),
+        }
+    }
+}
+
+impl From<NatsError> for Failure {
+    fn from(error: NatsError) -> Self {
+        match error {
+            NatsError::Address { .. } => Self::Config(vec![error.to_string()]),
+            error => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl ClusterCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        client_runtime::run(async move {
+            match self.action {
+                Action::Init {
+                    nats,
+                    replicas,
+                    max_bytes,
+                } => init(nats, replicas, max_bytes).await,
+                Action::Status { nats } => status(nats).await,
+            }
+        })
+    }
+}
+
+async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failure> {
+    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let mut wrong = Vec::new();
+    for (address, server) in setup.servers().await {
+        match server {
+            Ok(server) => wrong.extend(wrong_version(&server.version).map(|why| format!("{address}: {why}"))),
+            Err(error) => wrong.push(format!("{address}: {error}")),
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(Failure::Config(wrong));
+    }
+    let stream = if let Some(stream) = setup.stream().await? {
+        note(format_args!("there is a stream; it was not changed"));
+        stream
+    } else {
+        setup.create_stream(replicas, max_bytes).await?
+    };
+    let wrong = wrong_config(&stream["config"], replicas);
+    if !wrong.is_empty() {
+        return Err(Failure::Config(wrong));
+    }
+    note(format_args!(
+        "the stream is as it must be; whether the NATS servers write with `sync_interval: always` cannot be seen from here, and they must"
+    ));
+    Ok(())
+}
+
+async fn status(nats: NatsArgs) -> Result<(), Failure> {
+    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let mut rows = vec![["NATS SERVER", "NAME", "VERSION", ""].map(str::to_owned)];
+    for (address, server) in setup.servers().await {
+        rows.push(match server {
+            Ok(server) => {
+                let wrong = wrong_version(&server.version).unwrap_or_default();
+                [address, server.name, server.version, wrong]
+            }
+            Err(error) => [address, String::new(), String::new(), error.to_string()],
+        });
+    }
+    print(&lines([Align::Left; 4], &rows))?;
+    let Some(stream) = setup.stream().await? else {
+        return Err(Failure::NotFound(
+            "there is no stream; run `chitchat cluster init`".into(),
+        ));
+    };
+    let (state, config, raft) = (&stream["state"], &stream["config"], &stream["cluster"]);
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let last = number(&state["last_seq"]);
+    let mut rows = vec![["STREAM ON", "LAG", ""].map(str::to_owned)];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    rows.push([text(&raft["leader"]), "0".into(), "leader".into()]);
+    for peer in raft["replicas"].as_array().into_iter().flatten() {
+        let is_offline = peer["offline"].as_bool() == Some(true);
+        let is_current = peer["current"].as_bool() == Some(true);
+        let note = match (is_offline, is_current) {
+            (true, _) => "offline",
+            (_, true) => "",
+            _ => "not current",
+        };
+        rows.push([text(&peer["name"]), number(&peer["lag"]).to_string(), note.into()]);
+    }
+    print(&lines([Align::Left, Align::Right, Align::Left], &rows))?;
+    print(&[format!(
+        "messages {} to {last}, {} of {} bytes",
+        number(&state["first_seq"]),
+        number(&state["bytes"]),
+        number(&config["max_bytes"])
+    )])?;
+    let now = wall_time().as_millis();
+    let mut rows = vec![["REPLICA", "VERSION", "SEEN", "LAG"].map(str::to_owned)];
+    for replica in setup.replicas(last).await? {
+        let seen = now.saturating_sub(replica.seen_at) / 1_000;
+        rows.push([
+            replica.name,
+            replica.version,
+            format!("{seen} s ago"),
+            replica.lag.to_string(),
+        ]);
+    }
+    print(&lines(
+        [Align::Left, Align::Left, Align::Right, Align::Right],
+        &rows,
+    ))?;
+    let wrong = wrong_config(config, number(&config["num_replicas"]));
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Config(wrong))
+    }
+}
+
+fn print(lines: &[String]) -> Result<(), Failure> {
+    let mut printer = Printer::new(&JsonArg { json: false });
+    for line in lines {
+        printer.print(|| line.clone(), || Value::Null)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! The order of several replicas, as the rooms of one of them see it.
+//!
+//! The order of a single server is each room's mailbox. A replica's rooms submit the commands in their mailboxes instead, and apply
+//! those of all replicas when the order has given them their places. Callers are answered then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::domain::{Command, Epoch, RoomName, WallTime};
+use crate::store::MemoryStore;
+
+/// How many batches of commands wait for a room's actor.
+const QUEUE_LEN: usize = 64;
+
+/// A command on its way into the order.
+pub(crate) struct Submission {
+    pub(crate) room: RoomName,
+    /// By which the replica recognises the command. No other of its commands has it.
+    pub(crate) request: u64,
+    pub(crate) command: Command,
+}
+
+/// A command that has its place in the order.
+pub(crate) struct Ordered {
+    /// The number of its request, if this replica has submitted it.
+    pub(crate) request: Option<u64>,
+    pub(crate) command: Command,
+    /// The time of all replicas for it.
+    pub(crate) at: WallTime,
+    /// The epoch of the room; `None` if there are too many rooms to create it.
+    pub(crate) epoch: Option<Epoch>,
+}
+
+/// What all rooms of a replica share.
+#[derive(Clone)]
+pub(super) struct Replication {
+    pub(super) store: Arc<MemoryStore>,
+    pub(super) submissions: mpsc::Sender<Submission>,
+    next_request: Arc<AtomicU64>,
+}
+
+impl Replication {
+    pub(super) fn new(store: Arc<MemoryStore>, submissions: mpsc::Sender<Submission>) -> Self {
+        Self {
+            store,
+            submissions,
+            next_request: Arc::default(),
+        }
+    }
+
+    /// A number for the next request.
+    pub(super) fn next_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// The queue of ordered commands to a room's actor.
+pub(super) struct OrderedQueue {
+    sender: mpsc::Sender<Vec<Ordered>>,
+    receiver: Mutex<Option<mpsc::Receiver<Vec<Ordered>>>>,
+}
+
+impl OrderedQueue {
+    pub(super) fn new() -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE_LEN);
+        let receiver = Mutex::new(Some(receiver));
+        Self { sender, receiver }
+    }
+
+    /// The receiving half, for the actor; `None` if it was taken before.
+    pub(super) fn take_receiver(&self) -> Option<mpsc::Receiver<Vec<Ordered>>> {
+        self.receiver.lock().take()
+    }
+
+    /// Waits while the actor is slow. Does nothing if it has ended.
+    pub(super) async fn send(&self, commands: Vec<Ordered>) {
+        self.sender.send(commands).await.ok();
+    }
+}

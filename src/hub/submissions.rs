@@ -1,0 +1,133 @@
+//! The commands of a room that are on their way into the order of several replicas, and who waits for them.
+
+use std::collections::{HashMap, VecDeque};
+
+use tokio::sync::oneshot;
+
+use super::handle::{Member, ModerationReporter, Reply};
+use super::order::{Replication, Submission};
+use super::request::{HubError, PostOutcome, RequestMeta, ResumePoint};
+use crate::domain::{Command, RoomName};
+
+/// Who waits for what becomes of a command.
+pub(super) enum Caller {
+    Join(JoinCaller),
+    Say(RequestMeta),
+    Post(RequestMeta, Reply<PostOutcome>),
+    Leave(RequestMeta),
+    Moderate(ModerationReporter, Reply<usize>),
+}
+
+/// Who waits for a JOIN, and where its stream is to start.
+pub(super) struct JoinCaller {
+    pub(super) resume_point: Option<ResumePoint>,
+    pub(super) history: u32,
+    pub(super) meta: RequestMeta,
+    pub(super) reply: Reply<Member>,
+}
+
+impl JoinCaller {
+    /// A caller that does not wait any more.
+    pub(super) fn gone() -> Self {
+        Self {
+            resume_point: None,
+            history: 0,
+            meta: RequestMeta::now(),
+            reply: oneshot::channel().0,
+        }
+    }
+}
+
+impl Caller {
+    fn fail(self, error: HubError) {
+        match self {
+            Self::Join(caller) => drop(caller.reply.send(Err(error))),
+            Self::Post(_, reply) => drop(reply.send(Err(error))),
+            Self::Moderate(_, reply) => drop(reply.send(Err(error))),
+            // Their streams end.
+            Self::Say(_) | Self::Leave(_) => {}
+        }
+    }
+}
+
+/// The commands of a room that have no place yet.
+pub(super) struct Submissions {
+    replication: Replication,
+    /// Those that the order has not accepted yet. The mailbox is not drained while there are any.
+    unsent: VecDeque<Submission>,
+    /// By the numbers of the requests.
+    callers: HashMap<u64, Caller>,
+}
+
+impl Submissions {
+    pub(super) fn new(replication: Replication) -> Self {
+        Self {
+            replication,
+            unsent: VecDeque::new(),
+            callers: HashMap::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, room: &RoomName, command: Command, caller: Option<Caller>) {
+        let request = self.replication.next_request();
+        if let Some(caller) = caller {
+            self.callers.insert(request, caller);
+        }
+        self.unsent.push_back(Submission {
+            room: room.clone(),
+            request,
+            command,
+        });
+        self.send_now();
+    }
+
+    /// Sends as much as the order accepts at once.
+    fn send_now(&mut self) {
+        while !self.unsent.is_empty()
+            && let Ok(permit) = self.replication.submissions.try_reserve()
+            && let Some(submission) = self.unsent.pop_front()
+        {
+            permit.send(submission);
+        }
+    }
+
+    /// Waits until the order accepts more. Cancel safe.
+    pub(super) async fn send(&mut self) {
+        match self.replication.submissions.reserve().await {
+            Ok(permit) => {
+                if let Some(submission) = self.unsent.pop_front() {
+                    permit.send(submission);
+                }
+            }
+            // The replica has ended, and the process is about to.
+            Err(_) => return self.unsent.clear(),
+        }
+        self.send_now();
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Whether nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.unsent.is_empty() && self.callers.is_empty()
+    }
+
+    pub(super) fn take_caller(&mut self, request: u64) -> Option<Caller> {
+        self.callers.remove(&request)
+    }
+
+    /// Fails all callers, because it is unknown what becomes of their commands.
+    pub(super) fn fail_callers(&mut self, error: &HubError) {
+        for (_, caller) in self.callers.drain() {
+            caller.fail(error.clone());
+        }
+    }
+
+    pub(super) fn fail_caller(&mut self, request: u64, error: HubError) {
+        if let Some(caller) = self.take_caller(request) {
+            caller.fail(error);
+        }
+    }
+}

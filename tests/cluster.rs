@@ -1,0 +1,438 @@
+//! Replicas that share their rooms through three real NATS servers, some of which are killed.
+//!
+//! A long run: `CLUSTER_ROUNDS=20 cargo test --release --test cluster -- --ignored --nocapture`.
+// Helpers of tests panic as tests do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod process;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use chitchat::proto::{EventType, ServerMessage};
+use chitchat_verify::crash_harness::{Run, seed};
+use chitchat_verify::{History, check};
+use nix::sys::signal::Signal;
+use process::{CHITCHAT, Finished, Process, external_program, http_request, unused_address, wait_until};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::block_in_place;
+
+const NODES: usize = 3;
+
+/// The number of messages per sender and round.
+const PER_ROUND: u64 = 60;
+
+/// Three NATS servers with one directory.
+struct Nats {
+    directory: TempDir,
+    program: String,
+    addresses: Vec<SocketAddr>,
+    nodes: Vec<Option<Process>>,
+}
+
+impl Nats {
+    /// `None` if there is no program.
+    fn start() -> Option<Self> {
+        let program = external_program("CHITCHAT_TEST_NATS_SERVER", "nats-server", &["--version"])?;
+        let directory = TempDir::with_prefix("chitchat-nats-").unwrap();
+        let addresses: Vec<_> = (0..NODES).map(|_| unused_address()).collect();
+        let routes: Vec<_> = (0..NODES).map(|_| unused_address()).collect();
+        let urls: Vec<_> = routes.iter().map(|address| format!("nats://{address}")).collect();
+        for node in 0..NODES {
+            let path = |name: String| directory.path().join(name);
+            let config = format!(
+                "server_name: n{node}\nlisten: {}\njetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 1GB }}\n\
+                 cluster {{ name: c, listen: {}, routes: {urls:?} }}\n",
+                addresses[node],
+                path(format!("data{node}")),
+                routes[node],
+            );
+            std::fs::write(path(format!("n{node}.conf")), config).unwrap();
+        }
+        let mut nats = Self {
+            directory,
+            program,
+            addresses,
+            nodes: (0..NODES).map(|_| None).collect(),
+        };
+        (0..NODES).for_each(|node| nats.start_node(node));
+        wait_until("the NATS servers have a stream", || {
+            let init = ["init", "--max-bytes", "256MiB"];
+            (nats.chitchat(&init).code == Some(0)).then_some(())
+        });
+        Some(nats)
+    }
+
+    fn start_node(&mut self, node: usize) {
+        let child = Command::new(&self.program)
+            .arg("-c")
+            .arg(self.directory.path().join(format!("n{node}.conf")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.nodes[node] = Some(child.unwrap().into());
+    }
+
+    fn kill_node(&mut self, node: usize) {
+        self.nodes[node].take().unwrap().kill();
+    }
+
+    fn url(&self) -> String {
+        let urls: Vec<_> = self
+            .addresses
+            .iter()
+            .map(|address| format!("nats://{address}"))
+            .collect();
+        urls.join(",")
+    }
+
+    /// Runs `chitchat cluster`.
+    fn chitchat(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(CHITCHAT);
+        command
+            .arg("cluster")
+            .args(arguments)
+            .env("CHITCHAT_CLUSTER", self.url());
+        process::run(&mut command, "").into()
+    }
+
+    /// The node that leads the stream.
+    fn leader(&self) -> usize {
+        wait_until("the stream has a leader", || {
+            let status = self.chitchat(&["status"]);
+            let line = status.lines.iter().find(|line| line.ends_with("leader"))?.clone();
+            line.strip_prefix('n')?.split(' ').next()?.parse().ok()
+        })
+    }
+
+    /// Waits until all nodes have everything.
+    fn wait_until_current(&self) {
+        wait_until("all NATS servers are current", || {
+            let status = self.chitchat(&["status"]);
+            let is_current = |line: &&String| line.starts_with('n') && !line.starts_with("nats:");
+            let lines: Vec<_> = status.lines.iter().filter(is_current).collect();
+            (lines.len() == NODES
+                && lines
+                    .iter()
+                    .all(|line| !line.contains("current") && !line.contains("offline")))
+            .then_some(())
+        });
+    }
+}
+
+/// A replica that can be restarted.
+struct Replica {
+    address: SocketAddr,
+    admin: SocketAddr,
+    command: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Replica {
+    fn new(nats: &Nats, secret: &Path, name: &str) -> Self {
+        let (address, admin) = (unused_address(), unused_address());
+        let secret = secret.display();
+        let command = format!(
+            "serve --in-memory --log warn --resume-grace 60s --listen {address} --admin {admin} --cluster {} --cluster-secret {secret} \
+             --replica-name {name}",
+            nats.url()
+        );
+        let mut replica = Self {
+            address,
+            admin,
+            command: command.split(' ').map(str::to_owned).collect(),
+            process: None,
+        };
+        replica.start();
+        replica
+    }
+
+    fn start(&mut self) {
+        let child = Command::new(CHITCHAT)
+            .args(&self.command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        self.process = Some(child.unwrap().into());
+    }
+
+    fn wait_until_ready(&self) {
+        wait_until("the replica is ready", || {
+            let ready = http_request(
+                self.admin,
+                "GET /readyz HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n",
+            )?;
+            ready.starts_with("HTTP/1.1 200").then_some(())
+        });
+    }
+
+    fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+}
+
+/// Forwards connections to the first of `servers` that accepts them, beginning with another one each time.
+async fn balance(servers: Vec<SocketAddr>, first: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let next = Arc::new(AtomicUsize::new(first));
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let (servers, next) = (servers.clone(), Arc::clone(&next));
+            tokio::spawn(async move {
+                for _ in 0..servers.len() {
+                    let server = servers[next.fetch_add(1, Ordering::Relaxed) % servers.len()];
+                    if let Ok(mut server) = TcpStream::connect(server).await {
+                        server.set_nodelay(true).unwrap();
+                        client.set_nodelay(true).unwrap();
+                        copy_bidirectional(&mut client, &mut server).await.ok();
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Three replicas, and clients on all of them.
+struct Cluster {
+    nats: Nats,
+    replicas: Vec<Replica>,
+    run: Run,
+    clients: usize,
+    /// How long nothing was acknowledged, at most.
+    longest_pause: Duration,
+    seed: u64,
+}
+
+impl Cluster {
+    async fn start(seed: u64) -> Option<Self> {
+        let nats = block_in_place(Nats::start)?;
+        let secret = nats.directory.path().join("secret");
+        std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
+        let replicas: Vec<_> = (0..NODES)
+            .map(|n| Replica::new(&nats, &secret, &format!("r{n}")))
+            .collect();
+        block_in_place(|| replicas.iter().for_each(Replica::wait_until_ready));
+        let addresses: Vec<_> = replicas.iter().map(|replica| replica.address).collect();
+        let mut run = Run::new(addresses[0], seed);
+        for (n, name) in ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"].iter().enumerate() {
+            let address = balance(addresses.clone(), n).await;
+            run.add_client_at(address, name, if n < 4 { 16 } else { 0 });
+        }
+        run.wait_for_reconnects(&[0; 6]).await;
+        Some(Self {
+            nats,
+            replicas,
+            run,
+            clients: 6,
+            longest_pause: Duration::ZERO,
+            seed,
+        })
+    }
+
+    /// Lets the clients send, injects a fault after `part` of their messages, lets them send as many again, and waits until all are
+    /// acknowledged.
+    async fn round(&mut self, part: u64, fault: impl FnOnce(&mut Self)) {
+        let before = self.run.acknowledged();
+        let all = before + 2 * 4 * PER_ROUND;
+        let send = |run: &Run| {
+            for client in run.clients.iter().take(4) {
+                client.update_plan(|plan| plan.send_limit += PER_ROUND);
+            }
+        };
+        send(&self.run);
+        self.run.wait_for_total(before + part).await;
+        block_in_place(|| fault(self));
+        send(&self.run);
+        let (mut acknowledged, mut since) = (self.run.acknowledged(), Instant::now());
+        while acknowledged < all {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(
+                since.elapsed() < Duration::from_secs(30),
+                "nothing is acknowledged any more: {acknowledged}"
+            );
+            let now = self.run.acknowledged();
+            if now > acknowledged {
+                self.longest_pause = self.longest_pause.max(since.elapsed());
+                (acknowledged, since) = (now, Instant::now());
+            }
+        }
+    }
+
+    /// Makes all leave, and checks what they have recorded, and that the replicas have the same logs.
+    async fn finish(self) {
+        let Self {
+            replicas,
+            run,
+            clients,
+            longest_pause,
+            seed,
+            ..
+        } = self;
+        let readers: Vec<_> = replicas
+            .iter()
+            .map(|replica| Run::new(replica.address, 0))
+            .collect();
+        let history: History = run.finish().await;
+        let violations = check(&history);
+        assert!(violations.is_empty(), "CRASH_SEED={seed}: {}", violations[0]);
+        let log: Vec<Arc<ServerMessage>> = history.log.unwrap();
+        for reader in readers {
+            let deadline = Instant::now() + process::TIMEOUT;
+            // The others may apply the last LEAVE a moment later.
+            let mut other = reader.log().await.0;
+            while other.len() < log.len() && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                other = reader.log().await.0;
+            }
+            assert!(log == other, "CRASH_SEED={seed}: the logs of the replicas differ");
+        }
+        let count = |kind: EventType| log.iter().filter(|message| message.r#type() == kind).count();
+        // Nobody has left who did not, and so nobody has joined again.
+        assert_eq!(
+            (count(EventType::Join), count(EventType::Leave)),
+            (clients, clients)
+        );
+        println!("{} events, longest pause {longest_pause:.1?}", log.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_have_one_order_and_survive_the_death_of_one_of_them_and_of_the_leader_of_nats() {
+    let seed = seed();
+    let Some(mut cluster) = Cluster::start(seed).await else {
+        return;
+    };
+    let streams = cluster.run.streams();
+    cluster
+        .round(PER_ROUND, |cluster| cluster.replicas[1].kill())
+        .await;
+    // Two clients were there.
+    let moved = cluster
+        .run
+        .streams()
+        .iter()
+        .zip(&streams)
+        .filter(|(now, before)| now > before)
+        .count();
+    assert!(moved >= 1, "{moved}");
+    // It has everything again that it missed.
+    cluster.replicas[1].start();
+    block_in_place(|| cluster.replicas[1].wait_until_ready());
+    let leader = block_in_place(|| cluster.nats.leader());
+    cluster
+        .round(PER_ROUND, |cluster| cluster.nats.kill_node(leader))
+        .await;
+    // An orderly stop.
+    let streams = cluster.run.streams();
+    cluster
+        .round(PER_ROUND, |cluster| {
+            let mut process = cluster.replicas[2].process.take().unwrap();
+            process.signal(Signal::SIGTERM);
+            assert!(process.wait().success());
+        })
+        .await;
+    assert!(cluster.run.streams() > streams);
+    cluster.replicas[2].start();
+    block_in_place(|| cluster.replicas[2].wait_until_ready());
+    cluster.finish().await;
+}
+
+/// Kills replicas and NATS servers, or stops them for a while, one after the other.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn many_faults_violate_no_invariant() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let rounds = std::env::var("CLUSTER_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
+    let Some(mut cluster) = Cluster::start(seed).await else {
+        return;
+    };
+    for round in 0..rounds {
+        let (node, part) = (
+            random.random_range(0..NODES),
+            random.random_range(1..4 * PER_ROUND),
+        );
+        let fault = random.random_range(0..6);
+        let leader = block_in_place(|| cluster.nats.leader());
+        let begun = Instant::now();
+        cluster.longest_pause = Duration::ZERO;
+        cluster
+            .round(part, |cluster| match fault {
+                0 => cluster.replicas[node].kill(),
+                1 => {
+                    let mut process = cluster.replicas[node].process.take().unwrap();
+                    process.signal(Signal::SIGTERM);
+                    assert!(process.wait().success());
+                }
+                2 => cluster.replicas[node]
+                    .process
+                    .as_ref()
+                    .unwrap()
+                    .signal(Signal::SIGSTOP),
+                3 => cluster.nats.kill_node(node),
+                4 => cluster.nats.kill_node(leader),
+                _ => cluster.nats.nodes[node].as_ref().unwrap().signal(Signal::SIGSTOP),
+            })
+            .await;
+        println!(
+            "round {round}: fault {fault} at {node}, pause {:.1?}",
+            cluster.longest_pause
+        );
+        block_in_place(|| {
+            for replica in &mut cluster.replicas {
+                match &replica.process {
+                    Some(process) => process.signal(Signal::SIGCONT),
+                    None => replica.start(),
+                }
+            }
+            for node in 0..NODES {
+                match &cluster.nats.nodes[node] {
+                    Some(process) => process.signal(Signal::SIGCONT),
+                    None => cluster.nats.start_node(node),
+                }
+            }
+            cluster.nats.wait_until_current();
+            cluster.replicas.iter().for_each(Replica::wait_until_ready);
+        });
+        println!("  whole again after {:.1?}", begun.elapsed());
+    }
+    cluster.finish().await;
+}
+
+#[test]
+fn what_is_wrong_with_nats_is_said() {
+    let Some(nats) = Nats::start() else {
+        return;
+    };
+    let init = nats.chitchat(&["init", "--replicas", "1"]);
+    assert_eq!(init.code, Some(78), "{init:?}");
+    assert!(
+        init.stderr
+            .contains("num_replicas of the stream CHAT-0 is 3; it must be 1"),
+        "{init:?}"
+    );
+    let status = nats.chitchat(&["status"]);
+    assert_eq!(status.code, Some(0), "{status:?}");
+    // A replica needs the secret, and keeps nothing on the disk.
+    let mut command = Command::new(CHITCHAT);
+    command.args(["serve", "--cluster", &nats.url(), "--cluster-secret", "/dev/null"]);
+    let failed: Finished = process::run(&mut command, "").into();
+    assert_eq!(failed.code, Some(78), "{failed:?}");
+    for mistake in ["--in-memory", "--cluster-secret /dev/null is not a file"] {
+        assert!(failed.stderr.contains(mistake), "{failed:?}");
+    }
+}
