@@ -271,6 +271,18 @@ fn someone_who_leaves_goes_to_another_room_only_to_say_something() {
 }
 
 #[test]
+fn a_refused_room_does_not_delay_the_end() {
+    let mut app = app();
+    type_line(&mut app, "/join a");
+    type_line(&mut app, "for nobody");
+    app.is_leaving = true;
+    assert!(app.has_input_for_next_room());
+    app.on_join_failed("it is full");
+    assert!(!app.has_input_for_next_room());
+    assert_eq!(app.unacknowledged(), 1);
+}
+
+#[test]
 fn the_unread_marker_moves_only_when_what_it_marks_was_seen() {
     let mut app = app();
     app.resize((40, 6));
