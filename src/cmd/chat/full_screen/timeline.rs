@@ -167,7 +167,7 @@ pub(super) struct Timeline {
     oldest: u64,
     /// The sequence number of the newest event of the section.
     newest: u64,
-    /// The sequence number of the newest event of the room.
+    /// The sequence number of the newest event that was broadcast to the user.
     newest_in_room: u64,
     pub(super) older: Older,
     is_loading_newer: bool,
@@ -301,21 +301,21 @@ impl Timeline {
     }
 
     /// Adds the page of events after the sequence number `after`, unless the section has ended elsewhere since it was requested.
+    /// What has not been broadcast to the user yet is left to [`push_event`](Self::push_event).
     pub(super) fn push_newer(&mut self, after: u64, page: Vec<Entry>) {
         self.is_loading_newer = false;
         if after != self.newest {
             return;
         }
-        let is_empty = page.is_empty();
+        let last = page.last().map(|entry| entry.sequence);
         for entry in page {
-            if entry.sequence > self.newest {
+            if entry.sequence > self.newest && entry.sequence <= self.newest_in_room {
                 self.newest = entry.sequence;
-                self.newest_in_room = self.newest_in_room.max(entry.sequence);
                 self.push(entry);
             }
         }
-        if is_empty {
-            // The events that follow are no longer retained.
+        // Events that the page does not have are no longer retained.
+        if last.is_none_or(|last| last >= self.newest_in_room) {
             self.newest = self.newest_in_room;
         }
     }
@@ -450,6 +450,29 @@ mod tests {
         assert_eq!(timeline.older, Older::Available);
         timeline.push_older(12, vec![event(10), event(11)], 1);
         assert_eq!(sequences(&timeline), [10, 11]);
+    }
+
+    #[test]
+    fn an_event_that_is_loaded_before_it_is_broadcast_is_shown_once() {
+        let mut timeline = Timeline::new(14, SMALL);
+        timeline.push_older(15, (9..=14).map(event).collect(), 1);
+        assert_eq!(sequences(&timeline), [9, 10, 11, 12]);
+        timeline.push_newer(12, (13..=16).map(event).collect());
+        assert!(!timeline.is_detached());
+        for sequence in 15..=17 {
+            timeline.push_event(event(sequence));
+        }
+        assert_eq!(sequences(&timeline), [14, 15, 16, 17]);
+    }
+
+    #[test]
+    fn a_section_whose_next_events_are_no_longer_retained_is_not_detached() {
+        let mut timeline = Timeline::new(14, SMALL);
+        timeline.push_older(15, (9..=14).map(event).collect(), 1);
+        timeline.push_newer(12, vec![event(15)]);
+        assert!(!timeline.is_detached());
+        timeline.push_event(event(15));
+        assert_eq!(sequences(&timeline), [10, 11, 12, 15]);
     }
 
     #[test]
