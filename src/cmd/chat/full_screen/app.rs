@@ -449,6 +449,10 @@ impl App {
     pub(super) fn on_older(&mut self, before: u64, page: &GetHistoryResponse) {
         let entries = self.entries(page);
         self.timeline.push_older(before, entries, page.first_sequence);
+        if self.scroll.is_none() && self.timeline.is_detached() {
+            // Without that place, what is broadcast would be neither shown nor counted.
+            self.scroll = self.last_place();
+        }
         self.resume_search();
     }
 
@@ -533,8 +537,7 @@ impl App {
         match self.viewport().down(from, rows) {
             Some(position) => self.scroll = Some(position),
             None if self.timeline.is_detached() => {
-                let last = self.timeline.keys().map(|(_, key)| Position { key, hidden: 0 });
-                self.scroll = last;
+                self.scroll = self.last_place();
                 if self.timeline.start_loading_newer() {
                     self.effects.push(Effect::LoadNewer(self.timeline.newest()));
                 }
@@ -543,12 +546,19 @@ impl App {
         }
     }
 
+    fn last_place(&self) -> Option<Position> {
+        self.timeline.keys().map(|(_, key)| Position { key, hidden: 0 })
+    }
+
     /// Returns to the end of the timeline.
     fn follow(&mut self) {
         self.scroll = None;
         self.new_below = 0;
         if self.timeline.is_detached() {
             self.timeline.clear();
+            if let Some(search) = &mut self.search {
+                search.at = None;
+            }
             self.load_older();
         }
     }
@@ -641,6 +651,7 @@ impl App {
 
     pub(super) fn on_paste(&mut self, text: &str) {
         self.begin_key();
+        self.completion = None;
         let text: String = text
             .replace("\r\n", "\n")
             .replace('\r', "\n")
@@ -901,6 +912,10 @@ impl App {
         // Whoever answers has read.
         if self.unread_was_seen {
             self.unread = None;
+        }
+        // The answer will be at the end.
+        if self.timeline.is_detached() {
+            self.follow();
         }
     }
 }

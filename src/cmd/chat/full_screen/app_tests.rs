@@ -412,6 +412,34 @@ fn a_search_loads_older_history() {
 }
 
 #[test]
+fn a_search_that_reads_far_back_can_be_left() {
+    let mut app = app();
+    app.limits = TimelineLimits {
+        entries: 10,
+        bytes: usize::MAX,
+    };
+    app.on_joined(target("Ada", "tea"), Some(&welcome(20)));
+    let page = |first: u64, last: u64| GetHistoryResponse {
+        messages: (first..=last)
+            .map(|sequence| message(sequence, "Bob", "no"))
+            .collect(),
+        first_sequence: 1,
+        ..GetHistoryResponse::default()
+    };
+    app.on_older(21, &page(11, 20));
+    type_line(&mut app, "/search nothing");
+    app.on_older(11, &page(1, 10));
+    receive(&mut app, message(21, "Bob", "news"));
+    assert_eq!(app.new_below, 1);
+    app.take_effects();
+    type_line(&mut app, "hi");
+    assert_eq!((app.scroll(), app.new_below), (None, 0));
+    assert!(app.take_effects().contains(&Effect::LoadOlder(22)));
+    receive(&mut app, message(22, "Ada", "hi"));
+    assert!(shows(&app, "Ada: hi"));
+}
+
+#[test]
 fn a_search_after_clearing_loads_what_was_cleared() {
     let mut app = app();
     receive(&mut app, message(1, "Bob", "found it"));
@@ -534,6 +562,10 @@ fn names_and_commands_are_completed() {
     assert_eq!(complete(&mut app, "/wh", 1), "/who ");
     assert_eq!(complete(&mut app, "nobody", 1), "nobody");
     assert_eq!(complete(&mut app, "", 1), "");
+    complete(&mut app, "bo", 1);
+    app.on_paste("and ");
+    key(&mut app, KeyCode::Tab);
+    assert_eq!(app.editor.text(), "Bo Li: and ");
 }
 
 #[test]
