@@ -62,14 +62,14 @@ impl Connector {
         Ok((new, true))
     }
 
-    /// Makes a call, twice if the connection was lost since the last one.
+    /// Makes a call, twice if the connection was lost, or its token has expired, since the last one.
     async fn call<T, F>(&self, request: impl Fn(Connection) -> F + Send) -> Result<T, ClientError>
     where
         F: Future<Output = Result<T, ClientError>> + Send,
     {
         let (connection, is_new) = self.connection().await?;
         match request(connection).await {
-            Err(error) if error.is_transient() => {
+            Err(error) if error.is_retryable() => {
                 *self.connection.lock().await = None;
                 if is_new {
                     return Err(error);
