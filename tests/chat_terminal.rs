@@ -608,6 +608,8 @@ fn what_was_entered_in_a_room_is_sent_after_the_user_has_left_it() {
         ("lobby", &[][..], "/join tea\rone\r/quit\r"),
         // Lines, without the full screen.
         ("coffee", &["--plain", "coffee"], "/leave\r"),
+        // The name is free when everything is sent.
+        ("juice", &["juice"], "/name ADA\r/join milk\rtwo\r/quit\r"),
     ];
     let terminals = cases.map(|(_, flags, keys)| {
         let mut terminal = Setup::new(server.address).flags(flags).start();
@@ -622,6 +624,7 @@ fn what_was_entered_in_a_room_is_sent_after_the_user_has_left_it() {
         assert_eq!(texts(&server, room), lines);
     }
     assert_eq!(texts(&server, "tea"), ["one"]);
+    assert_eq!(texts(&server, "milk"), ["two"]);
 }
 
 #[test]
@@ -654,6 +657,22 @@ fn the_case_of_the_name_can_be_changed() {
     terminal.type_keys("/quit\r");
     terminal.assert_exits(0);
     assert_eq!(texts(&server, "lobby"), ["one", "two"]);
+}
+
+#[test]
+fn a_failure_to_change_the_case_of_the_name_does_not_end_the_session() {
+    let (_runtime, server) = faulty_server::start_in_background();
+    let mut terminal = Setup {
+        name: faulty_server::FLAKY,
+        ..Setup::new(server)
+    }
+    .start_joined();
+    terminal.type_keys("/name FLAKY\r");
+    terminal.wait_for("-- cannot join lobby as FLAKY");
+    terminal.type_keys("hi\r");
+    terminal.wait_for("] Flaky: hi");
+    terminal.type_keys("/quit\r");
+    terminal.assert_exits(0);
 }
 
 #[test]

@@ -81,6 +81,8 @@ pub(crate) use format::{format_untimed, sender_label};
 pub use history::{History, HistoryQuery};
 pub use outbox::SendObserver;
 pub use publisher::{PublishAck, Publisher};
+#[cfg(feature = "server")]
+pub(crate) use retry::Backoff;
 pub use retry::RetryPolicy;
 pub use server_address::{AddressError, DEFAULT_PORT, ServerAddress};
 pub use session::Session;

@@ -31,7 +31,7 @@ impl Default for RetryPolicy {
 
 /// The progress of a [`RetryPolicy`]. Its jitter prevents the clients of a restarted server from reconnecting all at once.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     policy: RetryPolicy,
     attempt: u32,
     /// When the connection was lost.
@@ -42,14 +42,14 @@ pub(super) struct Backoff {
 
 /// An attempt to reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Attempt {
+pub(crate) struct Attempt {
     /// 1 for the first attempt.
-    pub(super) number: u32,
-    pub(super) delay: Duration,
+    pub(crate) number: u32,
+    pub(crate) delay: Duration,
 }
 
 impl Backoff {
-    pub(super) const fn new(policy: RetryPolicy) -> Self {
+    pub(crate) const fn new(policy: RetryPolicy) -> Self {
         Self {
             policy,
             attempt: 0,
@@ -59,7 +59,7 @@ impl Backoff {
     }
 
     /// Returns the next attempt, delayed by at least `min_delay`; `None` if the policy permits no further attempt.
-    pub(super) fn next(
+    pub(crate) fn next(
         &mut self,
         now: Instant,
         min_delay: Option<Duration>,
@@ -90,12 +90,12 @@ impl Backoff {
 
     /// Records that an attempt succeeded at `now`. Unless [`reset`](Self::reset) is called or the connection lasts for
     /// [`RetryPolicy::max_delay`], the backoff continues when the connection is lost again.
-    pub(super) const fn connected(&mut self, now: Instant) {
+    pub(crate) const fn connected(&mut self, now: Instant) {
         self.connected_at = Some(now);
     }
 
     /// Records that the connection has made progress: its loss starts a new backoff.
-    pub(super) const fn reset(&mut self) {
+    pub(crate) const fn reset(&mut self) {
         self.attempt = 0;
         self.lost_at = None;
     }

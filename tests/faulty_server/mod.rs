@@ -24,6 +24,8 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tower::ServiceExt as _;
 
+/// The second and third JOINs with this name, in either case, find the server unavailable.
+pub const FLAKY: &str = "Flaky";
 /// A JOIN with this name is rejected.
 pub const TAKEN: &str = "Taken";
 /// The stream of this participant stays open after its LEAVE.
@@ -43,10 +45,14 @@ pub async fn start() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
+        let flaky_joins = Arc::<AtomicU64>::default();
         loop {
             let (socket, _) = listener.accept().await.unwrap();
+            let faults = Faults {
+                flaky_joins: Arc::clone(&flaky_joins),
+                ..Faults::default()
+            };
             tokio::spawn(async move {
-                let faults = Faults::default();
                 let (cut, freeze) = (Arc::clone(&faults.cut), Arc::clone(&faults.freeze));
                 let (reporter, health) = tonic_health::server::health_reporter();
                 reporter.set_serving::<ChatServiceServer<Faults>>().await;
@@ -81,6 +87,8 @@ struct Faults {
     cut: Arc<Notify>,
     /// Stops polling the connection, which stays open.
     freeze: Arc<Notify>,
+    /// The number of JOINs as [`FLAKY`], on all connections.
+    flaky_joins: Arc<AtomicU64>,
 }
 
 type Output = mpsc::Sender<Result<ServerMessage, Status>>;
@@ -92,6 +100,11 @@ impl Faults {
         if join.client_name == TAKEN {
             let rejection = Status::already_exists("another participant is called Taken");
             return out.send(Err(rejection)).await.ok();
+        }
+        if join.client_name.eq_ignore_ascii_case(FLAKY)
+            && (1..=2).contains(&self.flaky_joins.fetch_add(1, Ordering::Relaxed))
+        {
+            return out.send(Err(Status::unavailable("flaky"))).await.ok();
         }
         let (mut time, mut last_received) = (1, join.timestamp);
         let name = join.client_name;

@@ -23,13 +23,14 @@ use std::time::{Duration, SystemTime};
 use ratatui::crossterm::event::{self, Event as TerminalEvent, KeyEventKind, MouseEventKind};
 use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::StreamExt as _;
 
 use super::answer::is_repeated;
 use super::input::spawn_thread;
 use crate::client::{
-    ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, SendObserver, ServerAddress, Session,
+    Backoff, ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, SendObserver, ServerAddress,
+    Session,
 };
 use crate::cmd::Failure;
 use crate::cmd::message_format::TimeColumns;
@@ -98,10 +99,23 @@ impl Joiner {
                 let note = Some(target.join_failure(&error.to_string()));
                 Ok(Joined {
                     note,
-                    ..self.join(old).await?
+                    ..self.return_to(old).await?
                 })
             }
             joined => joined,
+        }
+    }
+
+    /// Joins `target`, in which the user has been, as often as after the loss of a connection.
+    async fn return_to(&self, target: Target) -> Result<Joined, ClientError> {
+        let mut backoff = Backoff::new(self.retry.clone());
+        loop {
+            let error = match self.join(target.clone()).await {
+                Err(error) if error.is_retryable() => error,
+                result => return result,
+            };
+            let attempt = backoff.next(Instant::now(), error.retry_after(), &mut rand::rng());
+            sleep(attempt.ok_or(error)?.delay).await;
         }
     }
 
@@ -258,6 +272,9 @@ impl FullScreen {
                 }
                 texts = self.left.next() => {
                     self.app.on_left(&texts);
+                    if self.session.is_none() {
+                        self.restart_deadline();
+                    }
                     Next::Continue
                 }
                 signal = signals.next() => {
@@ -508,6 +525,7 @@ impl FullScreen {
     fn leave(&mut self) {
         if self.app.is_leaving {
             self.left.stop();
+            self.joining = None;
             self.leave_deadline = self.leave_deadline.map(|_| Instant::now());
             return;
         }
@@ -530,6 +548,10 @@ impl FullScreen {
 
     /// Called when the server has not answered in time.
     fn on_timeout(&mut self) {
+        if self.session.is_none() && self.joining.is_some() && !self.left.is_empty() {
+            // The room is joined again when the user has left it, for which there is a deadline of its own.
+            return self.restart_deadline();
+        }
         // If everything is acknowledged, only the end of the stream has not arrived.
         let is_acknowledged = self.app.pending.is_empty();
         let error = Failure::Unavailable("the server did not answer in time".into());
