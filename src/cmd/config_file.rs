@@ -81,12 +81,16 @@ fn is_client_command(command: &Command) -> bool {
     command.get_arguments().any(|flag| flag.get_id() == PROFILE)
 }
 
-/// What was given to the client command that was called; `None` for other commands.
-pub(super) fn client_command(mut matches: &ArgMatches) -> Option<&ArgMatches> {
-    while let Some((_, inner)) = matches.subcommand() {
+/// What was given to the client command of `program` that was called; `None` for other commands.
+pub(super) fn client_command<'a>(
+    mut program: &Command,
+    mut matches: &'a ArgMatches,
+) -> Option<&'a ArgMatches> {
+    while let Some((name, inner)) = matches.subcommand() {
+        program = program.find_subcommand(name)?;
         matches = inner;
     }
-    matches.try_contains_id(PROFILE).is_ok().then_some(matches)
+    is_client_command(program).then_some(matches)
 }
 
 impl ConfigFile {
@@ -156,6 +160,11 @@ impl ConfigFile {
                     None => format!("{}: {mistake}", path.display()),
                 }
             })?;
+            if let (Some(outer), Some(inner)) = (settings.get(SERVER), found.get(SERVER))
+                && outer.value != inner.value
+            {
+                settings.retain(|key, _| !SERVER_KEYS.contains(&key.as_str()));
+            }
             settings.extend(found);
         }
         let profile = selected.map(|(name, span)| (name.to_owned(), span.map(|span| parser.line(&span))));
@@ -427,12 +436,39 @@ mod tests {
         let keys = |arguments: &[&str]| -> Vec<String> {
             let arguments = [&["chitchat", "rooms"], arguments].concat();
             let matches = Cli::command().try_get_matches_from(arguments).unwrap();
-            let settings = file.settings(client_command(&matches).unwrap());
+            let settings = file.settings(client_command(&Cli::command(), &matches).unwrap());
             settings.into_keys().map(str::to_owned).collect()
         };
         assert_eq!(keys(&[]), ["name", "server", "token-file"]);
         assert_eq!(keys(&["--server", "work:1"]), ["name", "server", "token-file"]);
         assert_eq!(keys(&["--server", "home:1"]), ["name", "server"]);
+    }
+
+    #[test]
+    fn the_server_of_a_profile_does_not_get_the_token_of_another_one() {
+        let text = "server = \"a:1\"\ntoken-file = \"a\"\nca = \"a.pem\"\n[profile.b]\nserver = \"b:1\"\ncert = \"b.pem\"\n\
+                    [profile.c]\nserver = \"a:1\"";
+        let keys = |profile| {
+            let settings = parse(text, Some(profile)).unwrap().settings;
+            settings.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(keys("b"), ["cert", "server"]);
+        assert_eq!(keys("c"), ["ca", "server", "token-file"]);
+    }
+
+    #[test]
+    fn only_client_commands_read_the_file() {
+        let program = Cli::command();
+        for (line, is_client) in [
+            ("chitchat rooms", true),
+            ("chitchat moderate bans tea", true),
+            ("chitchat serve", false),
+            ("chitchat config path", false),
+            ("chitchat store info", false),
+        ] {
+            let matches = program.clone().try_get_matches_from(line.split(' ')).unwrap();
+            assert_eq!(client_command(&program, &matches).is_some(), is_client, "{line}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn parse_arguments<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -
     };
     // Without the file, which must not get in the way of the server, of the help and of a wrong command line.
     let mut matches = parse(C::command())?;
-    if let Some(given) = config_file::client_command(&matches) {
+    if let Some(given) = config_file::client_command(&C::command(), &matches) {
         let file = ConfigFile::load(&C::command(), given.get_one(client_args::PROFILE));
         let file = file.map_err(|failure| failure.report())?;
         matches = parse(file.apply(C::command(), given))?;
