@@ -328,7 +328,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "DATA frames of one address that are too short for a message",
             fixed("8192 at once, 512 per second"),
-            Other("nothing is read from the connection for up to 2 s", ""),
+            Other("nothing is read from the connection for up to 500 ms", ""),
         ),
         (
             "busy connections of one address, each with more than an equal part of a thousand messages or 60 calls in 100 ms",

@@ -209,7 +209,7 @@ const SHORT_FRAMES_PER_SECOND: u32 = 512;
 const SHORT_FRAMES_BURST: u32 = 8_192;
 
 /// For how long at most nothing is read from a connection that sends too many.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// The budgets of all connections together.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
-use tokio::task::coop::has_budget_remaining;
+use tokio::task::coop::{has_budget_remaining, unconstrained};
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at};
 use tokio_util::sync::CancellationToken;
 
@@ -180,23 +180,30 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             &mut streams,
             &budgets.unread,
         );
-        let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
-        let is_idle_too_long = idle.poll(cx, streams.tasks.is_empty(), close).is_ready();
-        if is_broken || is_idle_too_long || progress == Progress::Ended {
+        let write_and_check = poll_fn(|cx| {
+            let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
+            if is_broken || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
+                return Poll::Ready(());
+            }
+            // Without streams there are no ticks, so that a connection that does nothing costs nothing.
+            let is_blocked = io.blocked_bytes() >= BLOCKED_BYTES;
+            while (is_blocked || !streams.tasks.is_empty()) && stall_ticks.poll_tick(cx).is_ready() {
+                blocked_ticks = if is_blocked { blocked_ticks + 1 } else { 0 };
+                if streams.cancel_stalled(max_ticks, blocked_ticks >= MIN_STALL_TICKS, &budgets.stalled) {
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Pending
+        });
+        // A client that always has something to read for the server exhausts the budget of each turn.
+        let is_over = pin!(unconstrained(write_and_check)).poll(cx).is_ready();
+        if is_over || progress == Progress::Ended {
             return Poll::Ready(());
         }
         if progress == Progress::Unfinished {
             turns.end_and_wake(cx);
         } else {
             turns.end();
-        }
-        // Without streams there are no ticks, so that a connection that does nothing costs nothing.
-        let is_blocked = io.blocked_bytes() >= BLOCKED_BYTES;
-        while (is_blocked || !streams.tasks.is_empty()) && stall_ticks.poll_tick(cx).is_ready() {
-            blocked_ticks = if is_blocked { blocked_ticks + 1 } else { 0 };
-            if streams.cancel_stalled(max_ticks, blocked_ticks >= MIN_STALL_TICKS, &budgets.stalled) {
-                return Poll::Ready(());
-            }
         }
         Poll::Pending
     })
@@ -276,13 +283,15 @@ fn poll_rounds(
         streams.accept_spawned();
         // Not `&&`: both wakers must wake the task from now on.
         let is_idle = streams.waker.end_poll() & connection_waker.end_poll();
+        if is_idle {
+            // All streams have been polled, and so have begun to read their requests.
+            unread.settle();
+        }
         // Without budget, what they wait for is the next budget. The runtime wakes them later.
         if !has_budget_remaining() {
             break;
         }
         if is_idle {
-            // All streams have been polled, and so have begun to read their requests.
-            unread.settle();
             return Progress::Idle;
         }
     }

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::thread::available_parallelism;
@@ -17,12 +17,20 @@ use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::PollSemaphore;
 
+use crate::rate_limiter::{Rate, RateLimiter};
+
 /// The interval over which work is counted.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// How much work the connections of one address make in [`INTERVAL`] without being busy: a thousand messages, or sixty calls. A
-/// connection is busy if it makes more than an equal part of it.
-const QUIET_WORK: u64 = 1_000;
+/// connection is busy while it has made more than an equal part of it.
+const QUIET_WORK: u32 = 1_000;
+
+/// The least part, which is enough for two calls.
+const MIN_QUIET_WORK: u32 = 32;
+
+/// For how long at most a connection stays busy after it has made too much work.
+const MAX_DEBT: Duration = Duration::from_secs(1);
 
 /// How many busy connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
 static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
@@ -31,14 +39,14 @@ static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().m
 #[derive(Debug)]
 pub(super) struct AddressTurns {
     permits: Arc<Semaphore>,
-    connections: AtomicU64,
+    connections: AtomicU32,
 }
 
 impl Default for AddressTurns {
     fn default() -> Self {
         Self {
             permits: Arc::new(Semaphore::new(*PERMITS)),
-            connections: AtomicU64::new(0),
+            connections: AtomicU32::new(0),
         }
     }
 }
@@ -52,10 +60,9 @@ pub(super) struct Turns {
     permit: Option<OwnedSemaphorePermit>,
     /// Whether it is in line for a permit, which it must take even if it is not busy any more.
     is_waiting: bool,
-    started_at: Instant,
-    /// The work until `started_at`.
-    work_before: u64,
-    is_busy: bool,
+    limiter: RateLimiter,
+    /// The work that `limiter` has counted.
+    counted: u64,
 }
 
 impl Turns {
@@ -66,24 +73,20 @@ impl Turns {
             address,
             permit: None,
             is_waiting: false,
-            started_at: Instant::now(),
-            work_before: 0,
-            is_busy: false,
+            limiter: RateLimiter::default(),
+            counted: 0,
         }
     }
 
     /// Waits until the connection, which has made `work` so far, may run.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>, work: u64) -> Poll<()> {
         let connections = self.address.connections.load(Ordering::Relaxed).max(1);
-        let is_busy = work - self.work_before > QUIET_WORK / connections;
-        let now = Instant::now();
-        if now - self.started_at >= INTERVAL {
-            (self.started_at, self.work_before) = (now, work);
-            self.is_busy = is_busy;
-        } else {
-            self.is_busy |= is_busy;
-        }
-        if self.is_waiting || self.is_busy && self.permit.is_none() {
+        let quiet = (QUIET_WORK / connections).max(MIN_QUIET_WORK);
+        let new = u32::try_from(work - self.counted).unwrap_or(u32::MAX);
+        self.counted = work;
+        let rate = Rate::new(quiet, INTERVAL, quiet);
+        let debt = self.limiter.record(new, rate, MAX_DEBT, Instant::now());
+        if self.is_waiting || !debt.is_zero() && self.permit.is_none() {
             self.poll_acquire(cx)
         } else {
             Poll::Ready(())
@@ -144,15 +147,21 @@ mod tests {
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
         other.end();
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
-        // Once it has been quiet it needs no turn.
-        tokio::time::advance(INTERVAL).await;
         assert!(quiet.poll_begin(&mut cx, 2_000).is_pending());
         one.end();
         assert!(quiet.poll_begin(&mut cx, 2_000).is_ready());
         quiet.end();
-        tokio::time::advance(INTERVAL).await;
         assert!(one.poll_begin(&mut cx, 4_000).is_ready());
-        assert!(quiet.poll_begin(&mut cx, 2_001).is_ready());
+        // A pause as short as that between its bursts does not make it quiet.
+        tokio::time::advance(INTERVAL).await;
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        one.end();
+        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
+        other.end();
+        assert!(one.poll_begin(&mut cx, 4_000).is_ready());
+        // Once it has been quiet it needs no turn.
+        tokio::time::advance(MAX_DEBT + INTERVAL).await;
+        assert!(other.poll_begin(&mut cx, 2_300).is_ready());
     }
 
     #[tokio::test(start_paused = true)]
@@ -164,7 +173,7 @@ mod tests {
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         tokio::time::advance(2 * INTERVAL).await;
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
-        tokio::time::advance(2 * INTERVAL).await;
+        tokio::time::advance(MAX_DEBT + INTERVAL).await;
         one.end();
         assert!(other.poll_begin(&mut cx, 2_000).is_ready());
         other.end();
@@ -176,9 +185,10 @@ mod tests {
         let address = address(0);
         let mut cx = Context::from_waker(Waker::noop());
         let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
-        assert!(one.poll_begin(&mut cx, QUIET_WORK / 2).is_ready());
-        assert!(one.poll_begin(&mut cx, QUIET_WORK / 2 + 1).is_pending());
+        let work = u64::from(QUIET_WORK);
+        assert!(one.poll_begin(&mut cx, work / 2).is_ready());
+        assert!(one.poll_begin(&mut cx, work / 2 + 1).is_pending());
         drop(one);
-        assert!(other.poll_begin(&mut cx, QUIET_WORK).is_ready());
+        assert!(other.poll_begin(&mut cx, work).is_ready());
     }
 }
