@@ -202,11 +202,9 @@ impl Simulation {
                     self.send(Delivery::Published(replica, place));
                 }
             }
-            Delivery::Published(to, place) if self.is_reachable(to) => {
-                if self.replicas[to]
-                    .follower
-                    .accept_published(Place::new(place), now)
-                {
+            Delivery::Published(to, place) => {
+                let place_in_order = Place::new(place);
+                if self.is_reachable(to) && self.replicas[to].follower.accept_published(place_in_order, now) {
                     self.apply(to, place);
                 }
             }
