@@ -1,16 +1,16 @@
 //! Several servers with one order: every replica applies the same messages in the same order, and so decides alike.
 //!
-//! The order is a stream that stores what replicas write, gives each message a [`Place`](message::Place), and shows all of them to
+//! The order is a stream that stores what replicas write, gives each message a `Place`, and shows all of them to
 //! everybody. It may refuse a message, store it although nobody learns of that, or store it twice. A replica
 //!
-//! 1. gives the commands of its clients to its [`Producer`](producer::Producer), which writes them as numbered batches until they have come
+//! 1. gives the commands of its clients to its `Producer`, which writes them as numbered batches until they have come
 //!    back,
-//! 2. takes the messages of all replicas from the stream, each once and in turn, as its [`Follower`](follower::Follower) says,
-//! 3. applies them to its [`Partition`](partition::Partition), which has all rooms, and answers its clients with what has become of their
+//! 2. takes the messages of all replicas from the stream, each once and in turn, as its `Follower` says,
+//! 3. applies them to its `Partition`, which has all rooms, and answers its clients with what has become of their
 //!    commands,
-//! 4. says every second that it lives, and which others do not ([`Presence`](presence::Presence)).
+//! 4. says every second that it lives, and which others do not (`Presence`).
 //!
-//! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A [`Replica`] joins them to NATS and to the hub; it
+//! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides otherwise than most others.
 mod follower;
 mod message;

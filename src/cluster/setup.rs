@@ -127,7 +127,7 @@ impl Setup {
                 .find(|replica| replica.incarnation == incarnation);
             let (seen_at, lag) = (
                 message.at.as_millis(),
-                place.get().saturating_sub(applied.get() + 1),
+                place.get().saturating_sub(applied.get().saturating_add(1)),
             );
             if let Some(replica) = known {
                 (replica.seen_at, replica.lag) = (seen_at, lag);

@@ -69,6 +69,7 @@ pub(super) struct NatsTls {
         long,
         env = "CHITCHAT_CLUSTER_CA",
         value_name = "FILE",
+        requires = "cluster",
         help_heading = "Cluster"
     )]
     cluster_ca: Option<PathBuf>,
@@ -77,6 +78,7 @@ pub(super) struct NatsTls {
         long,
         env = "CHITCHAT_CLUSTER_CERT",
         value_name = "FILE",
+        requires = "cluster",
         requires = "cluster_key",
         help_heading = "Cluster"
     )]

@@ -214,6 +214,7 @@ macro_rules! encode_enum {
     )*};
 }
 
+#[cfg(feature = "server")]
 pub(crate) use {encode_as, encode_enum, encode_struct};
 
 impl<T: Encoding> Encoding for Vec<T> {
