@@ -541,8 +541,8 @@ impl RoomSessions {
                 });
                 if self.submissions.is_some() {
                     self.issue(leave, None);
-                } else {
-                    self.apply_by_server(leave, at);
+                } else if let Outcome::Accepted(event) = self.room.apply(leave, at) {
+                    self.append(event, client_time, meta);
                 }
             }
             _ => {}
