@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::domain::encoding::{self, Encoding, encode_as, encode_enum, encode_struct};
-use crate::domain::{Command, DecodeError, RoomName, Rules, WallTime};
+use crate::domain::{Command, DecodeError, Epoch, RoomName, Rules, WallTime};
 
 /// A position in the order: 1, 2, 3, … without gaps. JetStream calls it the sequence of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -71,16 +71,22 @@ pub(crate) enum Content {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RoomCommand {
     pub(crate) room: RoomName,
+    /// The epoch of the room that it is meant for; `None` if there was no room yet. A room that was deleted thus stays deleted, whatever
+    /// was on its way to it.
+    pub(crate) epoch: Option<Epoch>,
     /// By which the incarnation recognises the outcome.
     pub(crate) request: u64,
     pub(crate) command: Command,
 }
 
-encode_as! { Place as u64: |place| place.0, |number| Some(Self(number)); }
+encode_as! {
+    Place as u64: |place| place.0, |number| Some(Self(number));
+    Epoch as u64: |epoch| epoch.get(), Self::from_wire;
+}
 
 encode_struct! {
     Message { at, content }
-    RoomCommand { room, request, command }
+    RoomCommand { room, epoch, request, command }
 }
 
 encode_enum! {

@@ -13,6 +13,8 @@
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides otherwise than most others.
 mod follower;
+#[cfg(test)]
+mod hub_tests;
 mod message;
 mod nats;
 mod partition;

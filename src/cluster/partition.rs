@@ -98,8 +98,19 @@ pub(crate) struct Decision {
     /// The number of the command's request at its incarnation; `None` if the loss of a replica has caused it.
     pub(crate) request: Option<u64>,
     pub(crate) command: Command,
-    /// With the epoch of the room; `None` if there are too many rooms to make another.
-    pub(crate) outcome: Option<(Epoch, Outcome)>,
+    /// With the epoch of the room.
+    pub(crate) outcome: Result<(Epoch, Outcome), Refusal>,
+    /// Whether there was no room before, and there is none now: it matters to nobody but its caller.
+    pub(crate) is_void: bool,
+}
+
+/// Why a command does not reach a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// There are too many rooms to make another.
+    TooManyRooms,
+    /// The room that it was meant for was deleted.
+    RoomDeleted,
 }
 
 /// The messages before this one were not applied.
@@ -133,6 +144,12 @@ impl Partition {
 
     pub(crate) const fn digest(&self) -> u64 {
         self.digest
+    }
+
+    /// The epoch of a room that exists.
+    #[cfg(test)]
+    pub(crate) fn epoch(&self, room: &RoomName) -> Option<Epoch> {
+        Some(self.rooms.get(room)?.epoch)
     }
 
     #[cfg(test)]
@@ -214,24 +231,18 @@ impl Partition {
             return Applied::Ignored(Ignored::Early(incarnation));
         }
         writer.last_number = number;
-        let commands = commands.into_iter();
-        let decisions = commands
-            .map(
-                |RoomCommand {
-                     room,
-                     request,
-                     command,
-                 }| {
-                    let outcome = self.decide(rules, incarnation, &room, command.clone(), at);
-                    Decision {
-                        room,
-                        request: Some(request),
-                        command,
-                        outcome,
-                    }
-                },
+        let decide = |command: RoomCommand| {
+            let request = Some(command.request);
+            self.decide(
+                rules,
+                incarnation,
+                (command.room, command.epoch),
+                command.command,
+                request,
+                at,
             )
-            .collect();
+        };
+        let decisions = commands.into_iter().map(decide).collect();
         Applied::Batch {
             incarnation,
             number,
@@ -268,13 +279,7 @@ impl Partition {
         let decisions = served.into_iter().map(|(room, attachment)| {
             let command = Command::Detach(attachment);
             let rules = self.rules.unwrap_or_default();
-            let outcome = self.decide(rules, incarnation, &room, command.clone(), at);
-            Decision {
-                room,
-                request: None,
-                command,
-                outcome,
-            }
+            self.decide(rules, incarnation, (room, None), command, None, at)
         });
         Applied::Lost {
             incarnation,
@@ -282,19 +287,45 @@ impl Partition {
         }
     }
 
-    /// Applies a command that `server` has written. A room begins with the first command that it does not reject.
+    /// Applies a command that `server` has written, to the room of this name that had this epoch for it. A room begins with the first
+    /// command that it does not reject.
     fn decide(
+        &mut self,
+        rules: Rules,
+        server: Place,
+        (name, meant): (RoomName, Option<Epoch>),
+        command: Command,
+        request: Option<u64>,
+        at: WallTime,
+    ) -> Decision {
+        let known = self.rooms.get(&name).map(|replicated| replicated.epoch);
+        let outcome = if meant.is_some() && meant != known {
+            Err(Refusal::RoomDeleted)
+        } else if known.is_none() && self.rooms.len() >= self.max_rooms {
+            Err(Refusal::TooManyRooms)
+        } else {
+            Ok(self.apply_to_room(rules, server, &name, command.clone(), at))
+        };
+        if let Err(refusal) = outcome {
+            self.digest = xxh3_64_with_seed(&[refusal as u8], self.digest);
+        }
+        Decision {
+            is_void: outcome.is_err() || (known.is_none() && !self.rooms.contains_key(&name)),
+            room: name,
+            request,
+            command,
+            outcome,
+        }
+    }
+
+    fn apply_to_room(
         &mut self,
         rules: Rules,
         server: Place,
         name: &RoomName,
         command: Command,
         at: WallTime,
-    ) -> Option<(Epoch, Outcome)> {
-        let is_new = !self.rooms.contains_key(name);
-        if is_new && self.rooms.len() >= self.max_rooms {
-            return None;
-        }
+    ) -> (Epoch, Outcome) {
         // Greater than all before, so that no room of the same name has had it.
         let epoch = self
             .newest_epoch
@@ -321,10 +352,6 @@ impl Partition {
         if room.last().get() > 0 {
             self.newest_epoch = self.newest_epoch.max(Some(epoch));
         }
-        // The next command begins another room.
-        if room.last().get() == 0 || room.is_deleted() {
-            self.rooms.remove(name);
-        }
         for event in outcome.events().filter(|event| event.kind == EventKind::Leave) {
             self.attachments.remove(&(name.clone(), event.participant));
         }
@@ -335,7 +362,16 @@ impl Partition {
             let key = (name.clone(), attachment.participant);
             self.attachments.insert(key, (*attachment, server));
         }
-        Some((epoch, outcome))
+        if room.is_deleted() {
+            for participant in room.participants().keys() {
+                self.attachments.remove(&(name.clone(), *participant));
+            }
+        }
+        // The next command begins another room.
+        if room.last().get() == 0 || room.is_deleted() {
+            self.rooms.remove(name);
+        }
+        (epoch, outcome)
     }
 
     /// Remembers the digest at this place.

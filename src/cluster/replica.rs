@@ -14,11 +14,11 @@ use tracing::{error, info, warn};
 use super::follower::{Follower, Hole};
 use super::message::{Content, Message, Place, RoomCommand};
 use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, Stream, Subscriptions, refusal};
-use super::partition::{Applied, Decision, Ignored, OutOfOrder, Partition};
+use super::partition::{Applied, Decision, Ignored, OutOfOrder, Partition, Refusal};
 use super::presence::{CUT_OFF, LEASE, Presence};
 use super::producer::Producer;
-use crate::domain::{DecodeError, RoomName};
-use crate::hub::{Hub, Ordered, Submission};
+use crate::domain::{DecodeError, Rejection, RoomName, WallTime};
+use crate::hub::{Hub, HubError, Ordered, Submission};
 use crate::wall_clock::wall_time;
 
 /// How often is looked whether something is due.
@@ -179,11 +179,13 @@ impl Replica {
     fn submit(&mut self, submission: Submission) {
         let Submission {
             room,
+            epoch,
             request,
             command,
         } = submission;
         self.producer.push(RoomCommand {
             room,
+            epoch,
             request,
             command,
         });
@@ -276,7 +278,7 @@ impl Replica {
                 if is_own {
                     self.producer.on_batch(number, now);
                 }
-                self.deliver(decisions, is_own, at).await;
+                deliver(&self.hub, decisions, is_own, at).await;
             }
             Applied::Heartbeat {
                 incarnation,
@@ -298,7 +300,7 @@ impl Replica {
                 } else {
                     warn!(event = "replica_lost", %incarnation, "another replica is lost");
                 }
-                self.deliver(decisions, false, at).await;
+                deliver(&self.hub, decisions, false, at).await;
             }
             Applied::Ignored(Ignored::Early(incarnation)) if own == Some(incarnation) => {
                 self.producer.resend();
@@ -325,29 +327,6 @@ impl Replica {
             return Err(ReplicaError::Diverged);
         }
         Ok(())
-    }
-
-    /// Gives the rooms what has become of commands.
-    async fn deliver(&self, decisions: Vec<Decision>, is_own: bool, at: crate::domain::WallTime) {
-        let mut rooms = BTreeMap::<RoomName, Vec<Ordered>>::new();
-        for decision in decisions {
-            let Decision {
-                room,
-                request,
-                command,
-                outcome,
-            } = decision;
-            let ordered = Ordered {
-                request: request.filter(|_| is_own),
-                command,
-                at,
-                epoch: outcome.map(|(epoch, _)| epoch),
-            };
-            rooms.entry(room).or_default().push(ordered);
-        }
-        for (room, commands) in rooms {
-            self.hub.apply_ordered(&room, commands).await;
-        }
     }
 
     /// Writes what is due, and asks for what is missing.
@@ -404,5 +383,35 @@ impl Replica {
         let is_ready = takes_part && silence < CUT_OFF;
         self.is_ready
             .send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
+    }
+}
+
+/// Gives the rooms what has become of commands.
+pub(super) async fn deliver(hub: &Arc<Hub>, decisions: Vec<Decision>, is_own: bool, at: WallTime) {
+    let mut rooms = BTreeMap::<RoomName, Vec<Ordered>>::new();
+    for decision in decisions {
+        let Decision {
+            room,
+            request,
+            command,
+            outcome,
+            is_void,
+        } = decision;
+        if is_void && !is_own {
+            continue;
+        }
+        let ordered = Ordered {
+            request: request.filter(|_| is_own),
+            command,
+            at,
+            room: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
+                Refusal::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
+                Refusal::RoomDeleted => Rejection::RoomDeleted.into(),
+            }),
+        };
+        rooms.entry(room).or_default().push(ordered);
+    }
+    for (room, commands) in rooms {
+        hub.apply_ordered(&room, commands).await;
     }
 }

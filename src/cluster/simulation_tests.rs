@@ -11,12 +11,12 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::follower::Follower;
 use super::message::{Content, Message, Place, RoomCommand};
-use super::partition::{Applied, Decision, Ignored, Partition};
+use super::partition::{Applied, Decision, Ignored, Partition, Refusal};
 use super::presence::{CUT_OFF, Presence};
 use super::producer::Producer;
 use crate::domain::{
-    Attachment, Command, EventKind, Join, MessageId, Name, Origin, Outcome, RoomName, Rules, Say, Sequence,
-    Session, Text, Timestamp, WallTime,
+    Attachment, Command, Epoch, EventKind, Join, LamportTime, MessageId, Moderation, Name, Origin, Outcome,
+    Rejection, RoomName, Rules, Say, Sequence, Session, Text, Timestamp, WallTime,
 };
 
 const SEEDS: u64 = 6;
@@ -51,7 +51,7 @@ struct Replica {
     producer: Producer,
     presence: Presence,
     /// Lost participants and when their grace periods end.
-    grace: Vec<(Time, RoomName, Attachment)>,
+    grace: Vec<(Time, RoomName, Epoch, Attachment)>,
     /// Which client each request is of, and which attempt of it.
     requests: BTreeMap<u64, (usize, u64)>,
     next_request: u64,
@@ -67,6 +67,8 @@ struct Client {
     replica: usize,
     session: Option<Session>,
     attachment: Option<Attachment>,
+    /// Of the room that the session is in.
+    epoch: Option<Epoch>,
     said: u64,
     /// Distinguishes the attempts, so that late answers are not taken for others.
     attempt: u64,
@@ -96,6 +98,10 @@ struct Simulation {
     /// The newest request of each incarnation that was applied.
     applied: BTreeMap<Place, u64>,
     ignored: BTreeMap<String, usize>,
+    /// The rooms that a moderator has deleted.
+    deleted: BTreeSet<Epoch>,
+    /// How many commands came too late for a room.
+    too_late: usize,
 }
 
 fn room(client: usize) -> RoomName {
@@ -123,6 +129,8 @@ impl Simulation {
             fenced: BTreeSet::new(),
             applied: BTreeMap::new(),
             ignored: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+            too_late: 0,
         };
         for _ in 0..REPLICAS {
             let replica = simulation.start();
@@ -244,6 +252,11 @@ impl Simulation {
         if client.attempt != attempt || client.replica != to || replica.producer.incarnation().is_none() {
             return;
         }
+        // The token may be of a room that this replica does not know yet.
+        let known = replica.partition.epoch(&room(n));
+        let session = client.session.filter(|_| client.epoch >= known);
+        let is_bound = session.is_some() || client.attachment.is_some();
+        let epoch = if is_bound { client.epoch } else { known };
         let command = match client.attachment {
             Some(attachment) => Command::Say(Say {
                 attachment,
@@ -255,7 +268,7 @@ impl Simulation {
                 },
             }),
             None => Command::Join(Join {
-                session: client.session,
+                session,
                 id: None,
                 name: Name::try_from(format!("client{n}").as_str()).unwrap(),
                 owner: None,
@@ -270,6 +283,7 @@ impl Simulation {
         replica.requests.insert(request, (n, attempt));
         replica.producer.push(RoomCommand {
             room: room(n),
+            epoch,
             request,
             command,
         });
@@ -284,6 +298,10 @@ impl Simulation {
             Content::Hello { .. } => Some(Place::new(place)),
             Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => Some(*incarnation),
             Content::Lost { .. } => None,
+        };
+        let meant: Vec<_> = match &message.content {
+            Content::Batch { commands, .. } => commands.iter().map(|command| command.epoch).collect(),
+            _ => Vec::new(),
         };
         let replica = &mut self.replicas[to];
         let applied = replica.partition.apply(Place::new(place), message).unwrap();
@@ -325,7 +343,10 @@ impl Simulation {
                 if is_own {
                     replica.producer.on_batch(number, now);
                 }
-                for decision in decisions {
+                for (meant, decision) in meant.into_iter().zip(decisions) {
+                    if let (Some(meant), Ok((epoch, _))) = (meant, &decision.outcome) {
+                        assert_eq!(meant, *epoch, "a command reaches the room that it was meant for");
+                    }
                     self.decided(to, decision, is_own, is_first);
                 }
             }
@@ -366,7 +387,31 @@ impl Simulation {
     }
 
     fn decided(&mut self, to: usize, decision: Decision, is_own: bool, is_first: bool) {
-        let (_, outcome) = decision.outcome.unwrap();
+        let (epoch, outcome) = match decision.outcome {
+            Ok((epoch, outcome)) => (Some(epoch), outcome),
+            Err(Refusal::RoomDeleted) => {
+                self.too_late += usize::from(is_first);
+                let (rejection, time) = (Rejection::RoomDeleted, LamportTime::default());
+                (None, Outcome::Rejected { rejection, time })
+            }
+            Err(Refusal::TooManyRooms) => panic!("there are only two rooms"),
+        };
+        let deletion = Command::Moderate(Moderation::Delete);
+        if let (true, Outcome::Moderated { .. }, Some(epoch)) = (is_first, &outcome, epoch)
+            && decision.command == deletion
+        {
+            self.deleted.insert(epoch);
+            for client in self
+                .clients
+                .iter_mut()
+                .filter(|client| client.epoch == Some(epoch))
+            {
+                // Its stream closes. What it said last was meant for the room that is gone.
+                (client.session, client.attachment, client.sent_at) = (None, None, None);
+                client.attempt += 1;
+                client.said += 1;
+            }
+        }
         for event in outcome.events().filter(|_| is_first) {
             let key = (decision.room.clone(), event.participant.get());
             match &event.kind {
@@ -387,9 +432,11 @@ impl Simulation {
                     });
                     let has_session =
                         |(n, client): (usize, &Client)| room(n) == decision.room && client.session == session;
+                    // An earlier attempt to join may arrive now, which had no session yet.
+                    let is_late = matches!(&decision.command, Command::Join(join) if join.session.is_none() && join.name == event.name);
                     let mut clients = self.clients.iter().enumerate();
                     assert!(
-                        !clients.any(has_session),
+                        is_late || !clients.any(has_session),
                         "a client has left that has its session"
                     );
                     self.left += 1;
@@ -399,17 +446,18 @@ impl Simulation {
         }
         if outcome == Outcome::Lost {
             let replica = &mut self.replicas[to];
-            let (_, room) = replica
-                .partition
-                .rooms()
-                .find(|(name, _)| **name == decision.room)
-                .unwrap();
-            let lost: Vec<_> = room.lost().collect();
+            // It may have been deleted in the same batch.
+            let mut rooms = replica.partition.rooms();
+            let room = rooms.find(|(name, _)| **name == decision.room);
+            let lost: Vec<_> = room.into_iter().flat_map(|(_, room)| room.lost()).collect();
             for attachment in lost {
-                if !replica.grace.iter().any(|(_, _, other)| *other == attachment) {
-                    replica
-                        .grace
-                        .push((self.now + GRACE, decision.room.clone(), attachment));
+                let key = (decision.room.clone(), epoch.unwrap(), attachment);
+                if !replica
+                    .grace
+                    .iter()
+                    .any(|(_, room, epoch, other)| (room, epoch, other) == (&key.0, &key.1, &key.2))
+                {
+                    replica.grace.push((self.now + GRACE, key.0, key.1, key.2));
                 }
             }
         }
@@ -426,14 +474,18 @@ impl Simulation {
             if let Outcome::Joined { attachment, .. } | Outcome::Resumed { attachment, .. } = outcome
                 && client.attachment != Some(attachment)
             {
-                self.detach(to, decision.room, attachment);
+                self.detach(to, decision.room, epoch, attachment);
             }
             return;
         }
+        let is_deleted = epoch.is_some_and(|epoch| self.deleted.contains(&epoch));
         match outcome {
+            // Its stream closes at once.
+            Outcome::Joined { .. } | Outcome::Resumed { .. } if is_deleted => client.attachment = None,
             Outcome::Joined {
                 joined, attachment, ..
             } => {
+                client.epoch = epoch;
                 client.session = Some(Session {
                     participant: joined.participant,
                     join_sequence: joined.sequence,
@@ -453,7 +505,7 @@ impl Simulation {
                     .insert(format!("c{n}-{}", client.said), original.get());
                 client.said += 1;
             }
-            // Another attachment has taken over, or the name is held by the session before.
+            // Another attachment has taken over, the name is held by the session before, or the room was deleted.
             _ => client.attachment = None,
         }
         client.attempt += 1;
@@ -461,15 +513,30 @@ impl Simulation {
     }
 
     /// A replica notices that a stream has ended.
-    fn detach(&mut self, at: usize, room: RoomName, attachment: Attachment) {
+    fn detach(&mut self, at: usize, room: RoomName, epoch: Option<Epoch>, attachment: Attachment) {
         let replica = &mut self.replicas[at];
         replica.next_request += 1;
         let (request, command) = (replica.next_request, Command::Detach(attachment));
         replica.producer.push(RoomCommand {
             room,
+            epoch,
             request,
             command,
         });
+    }
+
+    /// A moderator deletes a room.
+    fn delete(&mut self, at: usize, room: RoomName) {
+        let replica = &mut self.replicas[at];
+        if let (Some(epoch), Some(_)) = (replica.partition.epoch(&room), replica.producer.incarnation()) {
+            replica.next_request += 1;
+            replica.producer.push(RoomCommand {
+                room,
+                epoch: Some(epoch),
+                request: replica.next_request,
+                command: Command::Moderate(Moderation::Delete),
+            });
+        }
     }
 
     /// Everything that happens by itself in one millisecond.
@@ -491,11 +558,12 @@ impl Simulation {
             }
             let is_cut = replica.cut_until > self.now;
             let expired: Vec<_> = replica.grace.extract_if(.., |(at, ..)| *at <= self.now).collect();
-            for (_, room, attachment) in expired {
+            for (_, room, epoch, attachment) in expired {
                 replica.next_request += 1;
                 let (request, command) = (replica.next_request, Command::ExpireGrace(attachment));
                 replica.producer.push(RoomCommand {
                     room,
+                    epoch: Some(epoch),
                     request,
                     command,
                 });
@@ -542,8 +610,9 @@ impl Simulation {
                 Some(_) => {
                     let replica = client.replica;
                     client.replica = (replica + 1) % REPLICAS;
+                    let epoch = client.epoch;
                     if let Some(attachment) = client.attachment.take() {
-                        self.detach(replica, room(n), attachment);
+                        self.detach(replica, room(n), epoch, attachment);
                     }
                 }
                 None => {}
@@ -589,6 +658,13 @@ impl Simulation {
             if self.is_faulty && self.random.random_ratio(1, 1_500) {
                 self.inject_fault();
             }
+            if self.is_faulty && self.random.random_ratio(1, 15_000) {
+                let (at, n) = (
+                    self.random.random_range(0..REPLICAS),
+                    self.random.random_range(0..2),
+                );
+                self.delete(at, room(n));
+            }
             self.tick();
         }
     }
@@ -596,7 +672,7 @@ impl Simulation {
 
 #[test]
 fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
-    let (mut lost, mut ignored) = (0, BTreeMap::<String, usize>::new());
+    let (mut lost, mut too_late, mut ignored) = (0, 0, BTreeMap::<String, usize>::new());
     let first: u64 = std::env::var("SEED").map_or(0, |seed| seed.parse().unwrap());
     for seed in first..first + SEEDS {
         let mut simulation = Simulation::new(seed);
@@ -635,20 +711,23 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
             );
         }
         println!(
-            "seed {seed}: {} messages, {} acknowledged, {} replicas lost, {} left, ignored {:?}",
+            "seed {seed}: {} messages, {} acknowledged, {} replicas lost, {} left, {} rooms deleted, {} commands too late, ignored {:?}",
             simulation.stream.len(),
             simulation.acknowledged.len(),
             simulation.lost,
             simulation.left,
+            simulation.deleted.len(),
+            simulation.too_late,
             simulation.ignored
         );
         lost += simulation.lost;
+        too_late += simulation.too_late;
         for (why, count) in simulation.ignored {
             *ignored.entry(why).or_default() += count;
         }
     }
     // The faults have happened.
-    assert!(lost > 0);
+    assert!(lost > 0 && too_late > 0);
     for why in ["Repeated", "Early", "Fenced", "Alive"] {
         assert!(ignored.contains_key(why), "{why}: {ignored:?}");
     }

@@ -16,7 +16,7 @@ use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use super::used_bytes::UsedBytes;
 use crate::domain::{
-    Attachment, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, RoomName, Say,
+    Attachment, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, RoomName, Say,
     Timestamp, TraceContext,
 };
 
@@ -77,6 +77,14 @@ pub(super) enum Request {
     Close(CloseReason),
 }
 
+/// A request, and the room that it is meant for.
+pub(super) struct Envelope {
+    /// The epoch of the room that its sender knows; `None` if there was no room. With several replicas, a room of another epoch does not
+    /// take it.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) request: Request,
+}
+
 impl Request {
     /// When the request was decoded, if it carries a command from the wire.
     pub(super) fn received_at(&self) -> Option<Instant> {
@@ -106,12 +114,12 @@ impl Request {
     }
 }
 
-impl Weight for Request {
+impl Weight for Envelope {
     fn weight(&self) -> usize {
-        let variable = match self {
-            Self::Say { say, .. } => message_len(&say.message),
-            Self::Post { post, .. } => message_len(&post.message),
-            Self::Join { request, .. } => {
+        let variable = match &self.request {
+            Request::Say { say, .. } => message_len(&say.message),
+            Request::Post { post, .. } => message_len(&post.message),
+            Request::Join { request, .. } => {
                 let token_len = request.session_token.as_ref().map_or(0, String::len);
                 token_len + trace_len(request.join.trace.as_ref())
             }
@@ -133,7 +141,7 @@ fn trace_len(trace: Option<&TraceContext>) -> usize {
 /// A running room: its mailbox, and the statistics that can be read without its actor.
 pub(super) struct RoomHandle {
     pub(super) name: RoomName,
-    pub(super) mailbox: Arc<Mailbox<Request>>,
+    pub(super) mailbox: Arc<Mailbox<Envelope>>,
     /// What the order of all replicas has for the room, if there are several.
     pub(super) ordered: Option<OrderedQueue>,
     time: AtomicI64,
@@ -157,7 +165,7 @@ impl RoomHandle {
         let mut requests = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
         while self.mailbox.poll_take(&mut cx, &mut requests) == Poll::Ready(true) {
-            for request in requests.drain(..) {
+            for Envelope { request, .. } in requests.drain(..) {
                 request.fail(error.clone());
             }
         }
@@ -189,11 +197,11 @@ impl RoomHandle {
 /// an earlier stream from those of the current one.
 pub struct Member {
     room: Arc<RoomHandle>,
-    sender: Sender<Request>,
+    sender: Sender<Envelope>,
     reader: Reader,
     observer: Arc<dyn Observer>,
     /// A message that did not fit into the mailbox yet.
-    unsent: Option<Request>,
+    unsent: Option<Envelope>,
     is_detached: bool,
     stream_trace: Option<Arc<TraceContext>>,
     info: JoinInfo,
@@ -276,7 +284,7 @@ impl Member {
             message,
         };
         let meta = self.meta(received_at);
-        self.unsent = Some(Request::Say { say, meta });
+        self.unsent = Some(self.envelope(Request::Say { say, meta }));
     }
 
     /// Leaves the room. Events that precede the LEAVE can still be read; then the stream closes.
@@ -298,11 +306,18 @@ impl Member {
         self.send_last(Request::Disconnected(self.info.attachment));
     }
 
+    fn envelope(&self, request: Request) -> Envelope {
+        Envelope {
+            epoch: Some(self.info.epoch),
+            request,
+        }
+    }
+
     /// Sends the stream's last request, unless it has been sent.
     fn send_last(&mut self, request: Request) {
         if !std::mem::replace(&mut self.is_detached, true) {
             // A closed room has closed this stream already.
-            self.sender.push_reserved(request).ok();
+            self.sender.push_reserved(self.envelope(request)).ok();
         }
     }
 }

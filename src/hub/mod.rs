@@ -76,7 +76,7 @@ use tracing::error;
 
 use self::blocking::blocking;
 use self::context::HubContext;
-use self::handle::{Reply, Request, RoomHandle};
+use self::handle::{Envelope, Reply, Request, RoomHandle};
 use self::mailbox::Sender;
 use self::order::Replication;
 use self::recovery::Recovered;
@@ -84,8 +84,8 @@ use self::registry::{Lookup, Registry};
 use self::room_actor::RoomActor;
 use self::session_token::SessionTokens;
 use crate::domain::{
-    Command, LamportTime, Moderation, Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules,
-    Sequence,
+    Command, Epoch, LamportTime, Moderation, Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName,
+    Rules, Sequence,
 };
 use crate::store::{MemoryStore, Store, StoreError};
 use crate::wall_clock::wall_time;
@@ -271,8 +271,7 @@ impl Hub {
     pub(crate) fn suspend(&self) {
         if !self.is_suspended.swap(true, Ordering::Relaxed) {
             for room in self.registry.all() {
-                let request = Request::Close(CloseReason::Failed);
-                Sender::new(Arc::clone(&room.mailbox)).push_reserved(request).ok();
+                close_room(&room, CloseReason::Failed);
             }
         }
     }
@@ -411,10 +410,7 @@ impl Hub {
         let rooms = self.registry.drain();
         self.actors.close();
         for room in rooms {
-            // A room whose mailbox is closed stops by itself.
-            Sender::new(Arc::clone(&room.mailbox))
-                .push_reserved(Request::Close(CloseReason::Draining(retry)))
-                .ok();
+            close_room(&room, CloseReason::Draining(retry));
             room.mailbox.close();
         }
         self.actors.wait().await;
@@ -430,12 +426,15 @@ impl Hub {
             return Err(HubError::Suspended);
         }
         let (reply, answer) = oneshot::channel();
-        let mut request = Some(request(reply));
         let existed = self.has_room(name);
-        while request.is_some() {
+        let mut envelope = Some(Envelope {
+            epoch: self.epoch(name),
+            request: request(reply),
+        });
+        while envelope.is_some() {
             let room = self.get_or_start(name)?;
             let mut sender = Sender::new(Arc::clone(&room.mailbox));
-            let pushed = poll_fn(|cx| sender.poll_push(cx, &mut request)).await;
+            let pushed = poll_fn(|cx| sender.poll_push(cx, &mut envelope)).await;
             // A moderator has deleted the room, and not everybody who may write to a room may create it again.
             if pushed.is_err() && existed && !self.has_room(name) {
                 return Err(Rejection::RoomDeleted.into());
@@ -459,6 +458,13 @@ impl Hub {
             Outcome::Rejected { rejection, time } => Some((rejection, time)),
             _ => None,
         }
+    }
+
+    /// The epoch of a room that has events.
+    fn epoch(&self, room: &RoomName) -> Option<Epoch> {
+        let log = self.context.store.find(room)?;
+        let bounds = self.context.store.bounds(log.id).ok()?;
+        (bounds.last > Sequence::ZERO).then_some(log.epoch)
     }
 
     /// Whether the room exists, so that joining it or posting to it does not create it.
@@ -569,4 +575,13 @@ impl Hub {
         self.registry.fail();
         self.failed.cancel();
     }
+}
+
+/// Tells a room to close all streams, after what it has accepted. A room whose mailbox is closed stops by itself.
+fn close_room(room: &RoomHandle, reason: CloseReason) {
+    let close = Envelope {
+        epoch: None,
+        request: Request::Close(reason),
+    };
+    Sender::new(Arc::clone(&room.mailbox)).push_reserved(close).ok();
 }

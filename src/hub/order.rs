@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::request::HubError;
 use crate::domain::{Command, Epoch, RoomName, WallTime};
 use crate::store::MemoryStore;
 
@@ -18,6 +19,8 @@ const QUEUE_LEN: usize = 64;
 /// A command on its way into the order.
 pub(crate) struct Submission {
     pub(crate) room: RoomName,
+    /// The epoch of the room that the command is meant for; `None` if there was no room.
+    pub(crate) epoch: Option<Epoch>,
     /// By which the replica recognises the command. No other of its commands has it.
     pub(crate) request: u64,
     pub(crate) command: Command,
@@ -30,8 +33,8 @@ pub(crate) struct Ordered {
     pub(crate) command: Command,
     /// The time of all replicas for it.
     pub(crate) at: WallTime,
-    /// The epoch of the room; `None` if there are too many rooms to create it.
-    pub(crate) epoch: Option<Epoch>,
+    /// The epoch of the room, or why the command does not reach one.
+    pub(crate) room: Result<Epoch, HubError>,
 }
 
 /// What all rooms of a replica share.

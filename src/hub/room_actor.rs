@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::batch::{Chunk, Effect};
 use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
-use super::handle::{Member, ModerationReporter, Reply, Request, RoomHandle};
+use super::handle::{Envelope, Member, ModerationReporter, Reply, RoomHandle};
 use super::observer::StoredBatch;
 use super::order::{Ordered, OrderedQueue};
 use super::reader::Reader;
@@ -152,7 +152,9 @@ impl RoomActor {
             // Token bucket of depth 1: one batch per interval, measured from when the batch was due, so a late wake-up does
             // not accumulate.
             let now = Instant::now();
-            let received_at = requests.first().and_then(Request::received_at);
+            let received_at = requests
+                .first()
+                .and_then(|envelope: &Envelope| envelope.request.received_at());
             let received_at = received_at.map_or(now, Instant::from_std);
             next_batch_due = received_at.min(now).max(next_batch_due + interval);
             self.apply(&mut requests);
@@ -207,8 +209,8 @@ impl RoomActor {
                 is_still_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)), if is_open && !is_blocked => {
                     is_open = is_still_open;
                     let at = wall_time();
-                    for request in requests.drain(..) {
-                        self.sessions.handle(request, at);
+                    for envelope in requests.drain(..) {
+                        self.sessions.submit(envelope, at);
                     }
                 }
                 () = tokio::time::sleep_until(wake_at) => self.sessions.expire_grace(wall_time()),
@@ -224,7 +226,7 @@ impl RoomActor {
             if self.room().is_deleted() {
                 self.commit().await?;
                 self.close_streams_of_deleted();
-                // The next command begins another room.
+                // The next command that is accepted begins another room. Until then nobody sees its log.
                 let log = self.context.store.open(&self.handle.name, wall_time())?;
                 self.log = log.id;
                 self.sessions.restart(&log);
@@ -273,10 +275,10 @@ impl RoomActor {
         Ok(is_vacant && self.handle.mailbox.close_if_empty())
     }
 
-    fn apply(&mut self, requests: &mut Vec<Request>) {
+    fn apply(&mut self, requests: &mut Vec<Envelope>) {
         let at = wall_time();
         self.sessions.inject_faults(requests);
-        for request in requests.drain(..) {
+        for Envelope { request, .. } in requests.drain(..) {
             self.sessions.handle(request, at);
         }
         self.sessions.expire_grace(at);

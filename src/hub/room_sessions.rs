@@ -18,7 +18,7 @@ use super::context::HubContext;
 use super::feed::CloseReason;
 use super::frame;
 use super::grace_timers::GraceTimers;
-use super::handle::{Member, ModerationReporter, Reply, Request, RoomHandle};
+use super::handle::{Envelope, Member, ModerationReporter, Reply, Request, RoomHandle};
 use super::notice;
 use super::observer::{self, AcceptedEvent, MessageTrace};
 use super::order::Ordered;
@@ -30,7 +30,7 @@ use super::request::{
 use super::submissions::{Caller, JoinCaller, Submissions};
 use crate::domain::{
     Attachment, Ban, Command, Epoch, Event, Join, LamportTime, Leave, Message, Moderation, Origin, Outcome,
-    ParticipantId, Post, Rejection, Room, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
+    ParticipantId, Post, Rejection, Room, RoomName, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
 };
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
@@ -112,16 +112,8 @@ impl RoomSessions {
         }
     }
 
-    /// Applies one request, or submits its command if there are several replicas.
+    /// Applies one request.
     pub(super) fn handle(&mut self, request: Request, at: WallTime) {
-        let request = if self.submissions.is_some() {
-            let Some(request) = self.submit(request) else {
-                return;
-            };
-            request
-        } else {
-            request
-        };
         match request {
             Request::Join { request, meta, reply } => {
                 let (join, caller) = self.split_join(*request, meta, reply);
@@ -147,11 +139,31 @@ impl RoomSessions {
         }
     }
 
-    /// Submits the command of a request. Returns the request if it has none.
-    fn submit(&mut self, request: Request) -> Option<Request> {
+    /// Submits the command of a request, if there are several replicas. A request without one is answered here.
+    pub(super) fn submit(&mut self, envelope: Envelope, at: WallTime) {
+        let Envelope { mut epoch, request } = envelope;
+        let is_reader = matches!(request, Request::Subscribe { .. } | Request::Info { .. });
+        let is_lobby = self.handle.name == RoomName::default();
+        if (epoch.is_some() && epoch != self.known_epoch())
+            || (is_reader && !is_lobby && self.known_epoch().is_none())
+        {
+            // It comes from a stream that the deletion has closed, or waits for an answer.
+            return request.fail(Rejection::RoomDeleted.into());
+        }
         let (command, caller) = match request {
             Request::Join { request, meta, reply } => {
-                let (join, caller) = self.split_join(*request, meta, reply);
+                // Another replica may have issued the token in a room that this one does not know yet.
+                let newer = request
+                    .resume_point
+                    .and_then(|point| Epoch::from_wire(point.epoch));
+                let newer = newer.filter(|newer| Some(*newer) > self.known_epoch());
+                let token = request.session_token.clone();
+                let (mut join, caller) = self.split_join(*request, meta, reply);
+                if let (None, Some(newer), Some(token)) = (join.session, newer, token)
+                    && let Some(session) = self.context.tokens.verify(&token, &self.handle.name, newer)
+                {
+                    (epoch, join.session) = (Some(newer), Some(session));
+                }
                 (Command::Join(join), Some(Caller::Join(caller)))
             }
             Request::Say { say, meta } => (Command::Say(say), Some(Caller::Say(meta))),
@@ -172,23 +184,26 @@ impl RoomSessions {
             Request::Close(reason @ CloseReason::Draining(_)) => {
                 // What was accepted is finished first.
                 self.closing = Some(reason);
-                return None;
+                return;
             }
-            Request::Close(reason) => {
-                if let Some(submissions) = &mut self.submissions {
+            request => {
+                if let (Request::Close(_), Some(submissions)) = (&request, &mut self.submissions) {
                     submissions.fail_callers(&HubError::Suspended);
                 }
-                return Some(Request::Close(reason));
+                return self.handle(request, at);
             }
-            request @ (Request::Subscribe { .. } | Request::Info { .. }) => return Some(request),
         };
-        self.issue(command, caller);
-        None
+        self.issue(epoch, command, caller);
     }
 
-    fn issue(&mut self, command: Command, caller: Option<Caller>) {
+    /// The epoch of the room, once it has begun.
+    fn known_epoch(&self) -> Option<Epoch> {
+        (self.room.last() > Sequence::ZERO).then_some(self.epoch)
+    }
+
+    fn issue(&mut self, epoch: Option<Epoch>, command: Command, caller: Option<Caller>) {
         if let Some(submissions) = &mut self.submissions {
-            submissions.push(&self.handle.name, command, caller);
+            submissions.push(&self.handle.name, epoch, command, caller);
         }
     }
 
@@ -212,17 +227,17 @@ impl RoomSessions {
             request,
             command,
             at,
-            epoch,
+            room,
         } = ordered;
         let Some(submissions) = &mut self.submissions else {
             return;
         };
-        let Some(epoch) = epoch else {
-            let rooms = self.context.options.max_rooms;
-            return submissions.fail_caller(request.unwrap_or_default(), HubError::TooManyRooms(rooms));
-        };
         let is_own = request.is_some();
         let caller = request.and_then(|request| submissions.take_caller(request));
+        let epoch = match room {
+            Ok(epoch) => epoch,
+            Err(error) => return caller.map_or((), |caller| caller.fail(error)),
+        };
         if self.room.last() == Sequence::ZERO && self.epoch != epoch {
             self.epoch = epoch;
             if let Some(replication) = &self.context.replication {
@@ -540,7 +555,7 @@ impl RoomSessions {
                     trace: None,
                 });
                 if self.submissions.is_some() {
-                    self.issue(leave, None);
+                    self.issue(self.known_epoch(), leave, None);
                 } else if let Outcome::Accepted(event) = self.room.apply(leave, at) {
                     self.append(event, client_time, meta);
                 }
@@ -589,7 +604,7 @@ impl RoomSessions {
             self.apply_by_server(command, at);
         } else if self.room.is_lost(attachment) {
             // Each replica says so. The order decides whether the participant has resumed before.
-            self.issue(command, None);
+            self.issue(self.known_epoch(), command, None);
         }
     }
 
@@ -700,14 +715,14 @@ impl RoomSessions {
     }
 
     /// Injects the faults that are switched on, before the requests of a batch are applied.
-    pub(super) fn inject_faults(&mut self, requests: &mut [Request]) {
+    pub(super) fn inject_faults(&mut self, requests: &mut [Envelope]) {
         if failpoint::is_enabled("skip-dedupe") {
             self.room.truncate_message_ids(0);
         }
         if !failpoint::is_enabled("swap-requests") {
             return;
         }
-        let sender = |request: &Request| match request {
+        let sender = |envelope: &Envelope| match &envelope.request {
             Request::Say { say, .. } => Some(say.attachment),
             _ => None,
         };

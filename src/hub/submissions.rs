@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::handle::{Member, ModerationReporter, Reply};
 use super::order::{Replication, Submission};
 use super::request::{HubError, PostOutcome, RequestMeta, ResumePoint};
-use crate::domain::{Command, RoomName};
+use crate::domain::{Command, Epoch, RoomName};
 
 /// Who waits for what becomes of a command.
 pub(super) enum Caller {
@@ -39,7 +39,7 @@ impl JoinCaller {
 }
 
 impl Caller {
-    fn fail(self, error: HubError) {
+    pub(super) fn fail(self, error: HubError) {
         match self {
             Self::Join(caller) => drop(caller.reply.send(Err(error))),
             Self::Post(_, reply) => drop(reply.send(Err(error))),
@@ -68,13 +68,21 @@ impl Submissions {
         }
     }
 
-    pub(super) fn push(&mut self, room: &RoomName, command: Command, caller: Option<Caller>) {
+    /// Adds a command for the room that has this epoch.
+    pub(super) fn push(
+        &mut self,
+        room: &RoomName,
+        epoch: Option<Epoch>,
+        command: Command,
+        caller: Option<Caller>,
+    ) {
         let request = self.replication.next_request();
         if let Some(caller) = caller {
             self.callers.insert(request, caller);
         }
         self.unsent.push_back(Submission {
             room: room.clone(),
+            epoch,
             request,
             command,
         });
@@ -122,12 +130,6 @@ impl Submissions {
     pub(super) fn fail_callers(&mut self, error: &HubError) {
         for (_, caller) in self.callers.drain() {
             caller.fail(error.clone());
-        }
-    }
-
-    pub(super) fn fail_caller(&mut self, request: u64, error: HubError) {
-        if let Some(caller) = self.take_caller(request) {
-            caller.fail(error);
         }
     }
 }

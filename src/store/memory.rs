@@ -16,7 +16,8 @@ use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 /// when it appends: an idle log keeps expired events.
 pub struct MemoryStore {
     retention: Retention,
-    max_rooms: usize,
+    /// `None` for a replica: the order of all replicas decides which rooms there are.
+    max_rooms: Option<usize>,
     state: Mutex<State>,
 }
 
@@ -49,8 +50,17 @@ impl MemoryStore {
     pub fn new(retention: Retention, max_rooms: usize) -> Self {
         Self {
             retention,
-            max_rooms,
+            max_rooms: Some(max_rooms),
             state: Mutex::default(),
+        }
+    }
+
+    /// Creates an empty store for a replica. It has as many rooms as the order of all replicas. A room other than the lobby exists only
+    /// once its log has an event.
+    pub(crate) fn replicated(retention: Retention) -> Self {
+        Self {
+            max_rooms: None,
+            ..Self::new(retention, 0)
         }
     }
 
@@ -98,7 +108,8 @@ impl State {
     }
 
     fn append(&mut self, log: LogId, append: Append, retention: &Retention) -> Result<(), StoreError> {
-        let log = self.logs.get_mut(&log).ok_or(StoreError::Failed)?;
+        let id = log;
+        let log = self.logs.get_mut(&id).ok_or(StoreError::Failed)?;
         let mut last = log.last;
         for record in &append.records {
             if record.first != last.next() {
@@ -108,6 +119,9 @@ impl State {
             last = record.last();
         }
         let before = log.bytes;
+        if log.last == Sequence::ZERO && !append.records.is_empty() {
+            self.rooms.insert(log.room.clone(), id);
+        }
         for record in append.records {
             log.last = record.last();
             log.newest_at = record.at;
@@ -141,8 +155,11 @@ impl State {
     }
 
     fn end(&mut self, log: LogId) {
-        if let Some(log) = self.logs.remove(&log) {
-            self.rooms.remove(&log.room);
+        let id = log;
+        if let Some(log) = self.logs.remove(&id) {
+            if self.rooms.get(&log.room) == Some(&id) {
+                self.rooms.remove(&log.room);
+            }
             self.total -= log.bytes;
         }
     }
@@ -159,7 +176,12 @@ impl Store for MemoryStore {
             let epoch = state.log(id)?.epoch;
             return Ok(Log { id, epoch });
         }
-        if state.rooms.len() >= self.max_rooms && !super::is_reserved(room) {
+        let is_reserved = super::is_reserved(room);
+        if !is_reserved
+            && self
+                .max_rooms
+                .is_some_and(|max_rooms| state.rooms.len() >= max_rooms)
+        {
             return Err(StoreError::TooManyRooms(state.rooms.len()));
         }
         let id = state.next_log;
@@ -179,7 +201,9 @@ impl Store for MemoryStore {
         };
         state.next_log = LogId(id.0.saturating_add(1));
         state.newest_epoch = Some(epoch);
-        state.rooms.insert(room.clone(), id);
+        if is_reserved || self.max_rooms.is_some() {
+            state.rooms.insert(room.clone(), id);
+        }
         state.logs.insert(id, log);
         Ok(Log { id, epoch })
     }

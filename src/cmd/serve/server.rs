@@ -105,7 +105,7 @@ impl Server {
         };
         let hub_observer = Arc::new(observer.clone());
         let (hub, cluster) = if let Some(options) = &config.cluster {
-            let store = Arc::new(MemoryStore::new(config.retention, config.hub.max_rooms));
+            let store = Arc::new(MemoryStore::replicated(config.retention));
             let shared: Arc<dyn Store> = Arc::<MemoryStore>::clone(&store);
             metrics.observe_store(&shared);
             let secret = options
