@@ -84,6 +84,12 @@ impl Follower {
         Ok(self.accept(place, now))
     }
 
+    /// How many messages are known to be in the stream and were not accepted.
+    pub(crate) fn lag(&self) -> u64 {
+        self.known
+            .map_or(0, |known| known.next().get().saturating_sub(self.next.get()))
+    }
+
     fn accept(&mut self, place: Place, now: Duration) -> bool {
         let is_next = place == self.next;
         if is_next {

@@ -33,7 +33,7 @@ use crate::regular_file;
 
 pub use nats::{NatsError, NatsOptions};
 pub(crate) use replica::{ConnectedReplica, Replica, SUBMISSIONS};
-pub use replica::{IGNORED, Observer};
+pub use replica::{IGNORED, Observer, ReplicaState};
 pub(crate) use setup::{Setup, wrong_config, wrong_version};
 
 /// The minimum length of the shared secret, in bytes.

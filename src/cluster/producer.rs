@@ -37,11 +37,22 @@ pub(crate) struct Producer {
     waiting: VecDeque<(usize, RoomCommand)>,
     /// The size of the commands that wait.
     waiting_len: usize,
-    /// Encoded batches by ascending number.
-    in_flight: VecDeque<(u64, Bytes)>,
+    /// By ascending number.
+    in_flight: VecDeque<InFlight>,
+    /// How many batches were sent again since this was last asked for.
+    resent: usize,
     last_number: u64,
     /// When the oldest message that has not come back was last sent; `None` if it must be sent now.
     sent_at: Option<Duration>,
+}
+
+/// A batch that was sent and has not come back.
+#[derive(Debug)]
+struct InFlight {
+    number: u64,
+    /// When it was sent first.
+    sent_at: Duration,
+    encoded: Bytes,
 }
 
 impl Producer {
@@ -55,6 +66,7 @@ impl Producer {
             waiting: VecDeque::new(),
             waiting_len: 0,
             in_flight: VecDeque::new(),
+            resent: 0,
             last_number: 0,
             sent_at: None,
         }
@@ -98,11 +110,12 @@ impl Producer {
             return vec![Message { at, content }.encode()];
         };
         let resent = if is_due { self.in_flight.len() } else { 0 };
+        self.resent += resent;
         let mut messages: Vec<_> = self
             .in_flight
             .iter()
             .take(resent)
-            .map(|(_, batch)| batch.clone())
+            .map(|batch| batch.encoded.clone())
             .collect();
         while self.in_flight.len() < MAX_IN_FLIGHT && !self.waiting.is_empty() {
             self.last_number += 1;
@@ -113,9 +126,13 @@ impl Producer {
                 number,
                 commands,
             };
-            let batch = Message { at, content }.encode();
-            messages.push(batch.clone());
-            self.in_flight.push_back((number, batch));
+            let encoded = Message { at, content }.encode();
+            messages.push(encoded.clone());
+            self.in_flight.push_back(InFlight {
+                number,
+                sent_at: now,
+                encoded,
+            });
         }
         if !messages.is_empty() && (is_due || messages.len() == self.in_flight.len()) {
             self.sent_at = Some(now);
@@ -153,15 +170,29 @@ impl Producer {
         is_own
     }
 
-    /// A batch of this incarnation was applied.
-    pub(crate) fn on_batch(&mut self, number: u64, now: Duration) {
-        while self
-            .in_flight
-            .pop_front_if(|(oldest, _)| *oldest <= number)
-            .is_some()
-        {
+    /// A batch of this incarnation was applied. Returns how long ago it was sent.
+    pub(crate) fn on_batch(&mut self, number: u64, now: Duration) -> Option<Duration> {
+        let mut took = None;
+        while let Some(batch) = self.in_flight.pop_front_if(|oldest| oldest.number <= number) {
             self.sent_at = Some(now);
+            took = Some(now.saturating_sub(batch.sent_at));
         }
+        took
+    }
+
+    /// How many batches have not come back.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The size of the commands that wait to be sent, in bytes.
+    pub(crate) const fn waiting_len(&self) -> usize {
+        self.waiting_len
+    }
+
+    /// How many batches were sent again since the last call.
+    pub(crate) const fn take_resent(&mut self) -> usize {
+        std::mem::replace(&mut self.resent, 0)
     }
 
     /// This incarnation was declared lost: what has not come back will never count. Begins a new one, with this nonce. Of what was

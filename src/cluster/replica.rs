@@ -32,12 +32,20 @@ pub(crate) const SUBMISSIONS: usize = 1_024;
 
 /// Observes a replica. Its methods must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// Called every few milliseconds: with how many replicas live, how many of them decide otherwise, and how long this one has not heard
-    /// itself.
-    fn observed(&self, replicas: usize, diverged: usize, silence: Duration);
+    /// Called every few milliseconds.
+    fn observed(&self, state: &ReplicaState);
 
-    /// Called after a message of the order was applied.
-    fn applied(&self);
+    /// Called after a message of the order was applied. It was read from the stream if it did not come by itself.
+    fn applied(&self, is_fetched: bool);
+
+    /// Called after a batch of this replica was applied, with how long ago it was written.
+    fn ordered(&self, took: Duration);
+
+    /// Called after batches were written again.
+    fn resent(&self, batches: usize);
+
+    /// Called after NATS has refused to store a message of this replica.
+    fn refused(&self);
 
     /// Called after one had no effect, for one of the [reasons](IGNORED).
     fn ignored(&self, reason: &'static str);
@@ -47,6 +55,27 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Called when the replica turns to another NATS server.
     fn server_switched(&self);
+}
+
+/// What a replica is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// Whether clients are welcome.
+    pub is_ready: bool,
+    /// How many replicas live.
+    pub replicas: usize,
+    /// How many of them decide otherwise.
+    pub diverged: usize,
+    /// How long it has not heard itself.
+    pub silence: Duration,
+    /// The place of the last message that it has applied.
+    pub applied: u64,
+    /// How many more it knows of.
+    pub lag: u64,
+    /// How many of its batches have not come back.
+    pub in_flight: usize,
+    /// The size of the commands that wait to be written, in bytes.
+    pub waiting: usize,
 }
 
 /// Why messages have no effect.
@@ -150,6 +179,7 @@ impl Replica {
                 message = fetched.next() => self.take_all(message, &mut fetched).await,
                 Some(message) = acknowledged.next() => {
                     if let Some(why) = refusal(&message) {
+                        self.observer.refused();
                         warn!(event = "publication_refused", why, "NATS does not store a message of this replica");
                     }
                     Ok(())
@@ -224,6 +254,7 @@ impl Replica {
                 };
                 if is_next {
                     self.apply(place, &payload).await?;
+                    self.observer.applied(!is_published);
                 }
             }
             Some(Delivered::End(last)) => {
@@ -252,7 +283,6 @@ impl Replica {
         if let (Some(writer), false) = (writer, is_fenced) {
             self.presence.on_message(writer, place, now);
         }
-        self.observer.applied();
         if let Applied::Ignored(why) = applied {
             self.observer.ignored(match why {
                 Ignored::Repeated => IGNORED[0],
@@ -275,8 +305,8 @@ impl Replica {
                 decisions,
             } => {
                 let is_own = own == Some(incarnation);
-                if is_own {
-                    self.producer.on_batch(number, now);
+                if is_own && let Some(took) = self.producer.on_batch(number, now) {
+                    self.observer.ordered(took);
                 }
                 deliver(&self.hub, decisions, is_own, at).await;
             }
@@ -336,6 +366,7 @@ impl Replica {
         if self.follower.is_caught_up() {
             self.writing_since.get_or_insert(now);
             messages = self.producer.poll(now, at);
+            self.observer.resent(self.producer.take_resent());
         }
         if let Some(incarnation) = self.producer.incarnation() {
             if self.presence.is_heartbeat_due(now) {
@@ -364,8 +395,6 @@ impl Replica {
             .writing_since
             .map_or(Duration::ZERO, |since| now.saturating_sub(since));
         let silence = self.presence.own_silence(now).min(writing);
-        self.observer
-            .observed(self.presence.live(), self.diverged.len(), silence);
         let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF;
         if is_deaf && now > self.switched_at + CUT_OFF {
             self.switched_at = now;
@@ -381,6 +410,16 @@ impl Replica {
             self.hub.suspend();
         }
         let is_ready = takes_part && silence < CUT_OFF;
+        self.observer.observed(&ReplicaState {
+            is_ready,
+            replicas: self.presence.live(),
+            diverged: self.diverged.len(),
+            silence,
+            applied: self.partition.applied().get(),
+            lag: self.follower.lag(),
+            in_flight: self.producer.in_flight(),
+            waiting: self.producer.waiting_len(),
+        });
         self.is_ready
             .send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
     }

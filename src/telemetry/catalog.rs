@@ -202,6 +202,11 @@ catalog! {
         &[],
         "Commits that waited until segments were rewritten, so that the disk does not fill."
     );
+    CLUSTER_READY = gauge(
+        "chitchat_cluster_ready",
+        &[],
+        "Whether this replica has caught up with the order and hears itself in it: 1 or 0. Always 1 without --cluster."
+    );
     CLUSTER_REPLICAS = gauge(
         "chitchat_cluster_replicas",
         &[],
@@ -216,6 +221,46 @@ catalog! {
         "chitchat_cluster_silence_seconds",
         &[],
         "How long this replica has not heard itself in the order. After 2 s it is not ready, after 5 s it ends its streams."
+    );
+    CLUSTER_PLACE = gauge(
+        "chitchat_cluster_applied_place",
+        &[],
+        "The place in the order of the last message that this replica has applied."
+    );
+    CLUSTER_LAG = gauge(
+        "chitchat_cluster_lag_messages",
+        &[],
+        "Messages that this replica knows to be in the order and has not applied."
+    );
+    CLUSTER_IN_FLIGHT = gauge(
+        "chitchat_cluster_in_flight_batches",
+        &[],
+        "Batches of this replica that were written and have not come back."
+    );
+    CLUSTER_WAITING = gauge(
+        "chitchat_cluster_waiting_bytes",
+        &[],
+        "Bytes of commands that wait to be written. At 4 MiB the replica accepts no more until some have come back."
+    );
+    CLUSTER_ORDER = histogram(
+        "chitchat_cluster_order_duration_seconds",
+        &[],
+        "Time from writing a batch until it is applied, when it has come back. One sample per batch of this replica."
+    );
+    CLUSTER_RESENT = counter(
+        "chitchat_cluster_resent_batches_total",
+        &[],
+        "Batches that were written again, because they had not come back."
+    );
+    CLUSTER_FETCHED = counter(
+        "chitchat_cluster_fetched_messages_total",
+        &[],
+        "Applied messages that did not come by themselves and were read from the stream: after a start all, then those that fill gaps."
+    );
+    CLUSTER_REFUSED = counter(
+        "chitchat_cluster_publications_refused_total",
+        &[],
+        "Messages of this replica that NATS refused to store, because the stream is full, for example. They are written again."
     );
     CLUSTER_APPLIED = counter(
         "chitchat_cluster_applied_messages_total",

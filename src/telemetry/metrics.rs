@@ -97,9 +97,18 @@ pub struct Metrics {
     store: OnceLock<Weak<dyn Store>>,
     pub(super) store_rewritten: Counter,
     pub(super) store_waits: Counter,
+    pub(super) cluster_ready: Gauge,
     pub(super) cluster_replicas: Gauge,
     pub(super) cluster_diverged: Gauge,
     pub(super) cluster_silence: Gauge,
+    pub(super) cluster_place: Gauge,
+    pub(super) cluster_lag: Gauge,
+    pub(super) cluster_in_flight: Gauge,
+    pub(super) cluster_waiting: Gauge,
+    pub(super) cluster_order: Histogram,
+    pub(super) cluster_resent: Counter,
+    pub(super) cluster_fetched: Counter,
+    pub(super) cluster_refused: Counter,
     pub(super) cluster_applied: Counter,
     pub(super) cluster_ignored: [Counter; cluster::IGNORED.len()],
     pub(super) cluster_lost: [Counter; 2],
@@ -197,9 +206,22 @@ impl Metrics {
             store: OnceLock::new(),
             store_rewritten: counter(&catalog::STORE_REWRITTEN, &[]),
             store_waits: counter(&catalog::STORE_WAITS, &[]),
+            cluster_ready: {
+                let ready = gauge(&catalog::CLUSTER_READY);
+                ready.set(1.0);
+                ready
+            },
             cluster_replicas: gauge(&catalog::CLUSTER_REPLICAS),
             cluster_diverged: gauge(&catalog::CLUSTER_DIVERGED),
             cluster_silence: gauge(&catalog::CLUSTER_SILENCE),
+            cluster_place: gauge(&catalog::CLUSTER_PLACE),
+            cluster_lag: gauge(&catalog::CLUSTER_LAG),
+            cluster_in_flight: gauge(&catalog::CLUSTER_IN_FLIGHT),
+            cluster_waiting: gauge(&catalog::CLUSTER_WAITING),
+            cluster_order: Histogram::default(),
+            cluster_resent: counter(&catalog::CLUSTER_RESENT, &[]),
+            cluster_fetched: counter(&catalog::CLUSTER_FETCHED, &[]),
+            cluster_refused: counter(&catalog::CLUSTER_REFUSED, &[]),
             cluster_applied: counter(&catalog::CLUSTER_APPLIED, &[]),
             cluster_ignored: cluster::IGNORED
                 .map(|reason| counter(&catalog::CLUSTER_IGNORED, &[("reason", reason.into())])),
@@ -304,6 +326,7 @@ impl Metrics {
             .render(&catalog::DELIVERY_LATENCY, &mut page);
         self.store_append.render(&catalog::STORE_APPEND, &mut page);
         self.store_sync.render(&catalog::STORE_SYNC, &mut page);
+        self.cluster_order.render(&catalog::CLUSTER_ORDER, &mut page);
         self.render_calls(&mut page);
         let runtime = Handle::try_current().ok();
         let runtime = runtime.map(|handle| runtime_metrics(&handle.metrics()));

@@ -185,15 +185,34 @@ impl hub::Observer for TelemetryObserver {
 }
 
 impl cluster::Observer for TelemetryObserver {
-    fn observed(&self, replicas: usize, diverged: usize, silence: Duration) {
-        let gauge = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-        self.metrics.cluster_replicas.set(gauge(replicas));
-        self.metrics.cluster_diverged.set(gauge(diverged));
-        self.metrics.cluster_silence.set(silence.as_secs_f64());
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
+    fn observed(&self, state: &cluster::ReplicaState) {
+        let metrics = &self.metrics;
+        metrics.cluster_ready.set(f64::from(u8::from(state.is_ready)));
+        metrics.cluster_replicas.set(state.replicas as f64);
+        metrics.cluster_diverged.set(state.diverged as f64);
+        metrics.cluster_silence.set(state.silence.as_secs_f64());
+        metrics.cluster_place.set(state.applied as f64);
+        metrics.cluster_lag.set(state.lag as f64);
+        metrics.cluster_in_flight.set(state.in_flight as f64);
+        metrics.cluster_waiting.set(state.waiting as f64);
     }
 
-    fn applied(&self) {
+    fn applied(&self, is_fetched: bool) {
         self.metrics.cluster_applied.increment(1);
+        self.metrics.cluster_fetched.increment(is_fetched.into());
+    }
+
+    fn ordered(&self, took: Duration) {
+        self.metrics.cluster_order.record(took, 1);
+    }
+
+    fn resent(&self, batches: usize) {
+        self.metrics.cluster_resent.increment(batches as u64);
+    }
+
+    fn refused(&self) {
+        self.metrics.cluster_refused.increment(1);
     }
 
     fn ignored(&self, reason: &'static str) {
