@@ -315,6 +315,7 @@ impl Config {
         mistakes
             .0
             .extend(address.map(|error| format!("--cluster: {error}")));
+        mistakes.0.extend(cluster.nats.check_credentials());
         mistakes.0.extend(cluster.read_secret().err());
     }
 

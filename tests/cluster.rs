@@ -35,6 +35,7 @@ struct Nats {
     directory: TempDir,
     program: String,
     addresses: Vec<SocketAddr>,
+    monitors: Vec<SocketAddr>,
     nodes: Vec<Option<Process>>,
 }
 
@@ -45,13 +46,15 @@ impl Nats {
         let directory = TempDir::with_prefix("chitchat-nats-").unwrap();
         let addresses: Vec<_> = (0..NODES).map(|_| unused_address()).collect();
         let routes: Vec<_> = (0..NODES).map(|_| unused_address()).collect();
+        let monitors: Vec<_> = (0..NODES).map(|_| unused_address()).collect();
         let urls: Vec<_> = routes.iter().map(|address| format!("nats://{address}")).collect();
         for node in 0..NODES {
             let path = |name: String| directory.path().join(name);
             let config = format!(
-                "server_name: n{node}\nlisten: {}\njetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 1GB }}\n\
+                "server_name: n{node}\nlisten: {}\nhttp: {}\njetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 1GB }}\n\
                  cluster {{ name: c, listen: {}, routes: {urls:?} }}\n",
                 addresses[node],
+                monitors[node],
                 path(format!("data{node}")),
                 routes[node],
             );
@@ -61,6 +64,7 @@ impl Nats {
             directory,
             program,
             addresses,
+            monitors,
             nodes: (0..NODES).map(|_| None).collect(),
         };
         (0..NODES).for_each(|node| nats.start_node(node));
@@ -80,6 +84,18 @@ impl Nats {
             .stderr(Stdio::null())
             .spawn();
         self.nodes[node] = Some(child.unwrap().into());
+    }
+
+    /// Restarts a node with a changed configuration.
+    fn reconfigure(&mut self, node: usize, change: impl FnOnce(&str) -> String) {
+        let path = self.directory.path().join(format!("n{node}.conf"));
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, change(&config)).unwrap();
+        self.kill_node(node);
+        self.start_node(node);
+        wait_until("the node accepts connections", || {
+            std::net::TcpStream::connect(self.addresses[node]).ok()
+        });
     }
 
     fn kill_node(&mut self, node: usize) {
@@ -415,7 +431,7 @@ async fn many_faults_violate_no_invariant() {
 
 #[test]
 fn what_is_wrong_with_nats_is_said() {
-    let Some(nats) = Nats::start() else {
+    let Some(mut nats) = Nats::start() else {
         return;
     };
     let init = nats.chitchat(&["init", "--replicas", "1"]);
@@ -427,6 +443,54 @@ fn what_is_wrong_with_nats_is_said() {
     );
     let status = nats.chitchat(&["status"]);
     assert_eq!(status.code, Some(0), "{status:?}");
+    // Whether they sync is unknown, unless their monitoring ports are given.
+    let unchecked = nats.chitchat(&["init"]);
+    assert_eq!(unchecked.code, Some(0), "{unchecked:?}");
+    assert!(unchecked.stderr.contains("NOT CHECKED"), "{unchecked:?}");
+    let urls: Vec<_> = nats
+        .monitors
+        .iter()
+        .map(|address| format!("http://{address}"))
+        .collect();
+    let monitor = urls.join(",");
+    for action in ["init", "status"] {
+        let checked = nats.chitchat(&[action, "--monitor", &monitor]);
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+        assert!(!checked.stderr.contains("NOT CHECKED"), "{checked:?}");
+    }
+    let incomplete = nats.chitchat(&["init", "--monitor", &urls[0]]);
+    assert_eq!(incomplete.code, Some(78), "{incomplete:?}");
+    assert!(
+        incomplete
+            .stderr
+            .contains("n1 stores the stream, and was not checked"),
+        "{incomplete:?}"
+    );
+    nats.reconfigure(2, |config| {
+        format!(
+            "{}max_payload: 65536\n",
+            config.replace("sync_interval: always", "sync_interval: 2m")
+        )
+    });
+    let lazy = nats.chitchat(&["init", "--monitor", &monitor]);
+    assert_eq!(lazy.code, Some(78), "{lazy:?}");
+    for mistake in [
+        format!("{}: its max_payload is 65536", nats.addresses[2]),
+        format!("n2 ({}): it does not sync", urls[2]),
+    ] {
+        assert!(lazy.stderr.contains(&mistake), "{mistake}: {lazy:?}");
+    }
+    let status = wait_until("the NATS servers have a leader again", || {
+        let status = nats.chitchat(&["status", "--monitor", &monitor]);
+        (status.code == Some(78)).then_some(status)
+    });
+    assert!(
+        status
+            .lines
+            .iter()
+            .any(|line| line.contains(&urls[2]) && line.ends_with("WRONG")),
+        "{status:?}"
+    );
     // A replica needs the secret, and keeps nothing on the disk.
     let mut command = Command::new(CHITCHAT);
     command.args(["serve", "--cluster", &nats.url(), "--cluster-secret", "/dev/null"]);

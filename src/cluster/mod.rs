@@ -12,6 +12,7 @@
 //!
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides otherwise than most others.
+mod credentials;
 mod follower;
 #[cfg(test)]
 mod hub_tests;
@@ -31,10 +32,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::regular_file;
 
+pub use credentials::Credentials;
 pub use nats::{NatsError, NatsOptions};
 pub(crate) use replica::{ConnectedReplica, Replica, SUBMISSIONS};
 pub use replica::{IGNORED, Observer, ReplicaState};
-pub(crate) use setup::{Setup, wrong_config, wrong_version};
+pub(crate) use setup::{Setup, peers, wrong_config};
 
 /// The minimum length of the shared secret, in bytes.
 const MIN_SECRET_LEN: usize = 32;

@@ -1,13 +1,20 @@
 //! NATS: the connection, and the stream that has the order.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use async_nats::{Client, ConnectOptions, HeaderMap, Message, ServerAddr, Subscriber};
+use async_nats::{
+    AuthError, Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ServerAddr, ServerError,
+    Subscriber,
+};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde_json::Value;
-use tracing::{info, warn};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
 
+use super::credentials::Credentials;
 use super::message::Place;
 
 /// The stream that has the order of all rooms.
@@ -27,6 +34,9 @@ const QUEUE_LEN: usize = 2 * FETCHED_MESSAGES;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often the same denied permission is logged: what is written again and again is denied again and again.
+const DENIAL_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How to reach the NATS servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatsOptions {
@@ -36,6 +46,8 @@ pub struct NatsOptions {
     pub ca: Option<PathBuf>,
     /// The client's certificate and its key (PEM).
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// What proves who connects, if the addresses do not contain it.
+    pub credentials: Option<Credentials>,
 }
 
 /// Why NATS cannot be used. `Display` says what failed.
@@ -54,6 +66,18 @@ pub enum NatsError {
     /// No server accepts the connection.
     #[error("cannot connect to NATS: {0}")]
     Connect(String),
+    /// A file with a secret is wrong.
+    #[error("{0}")]
+    Credentials(String),
+    /// The servers do not accept the key, the password or the certificate.
+    #[error(
+        "NATS does not accept this user (authorization violation): its key, password or token is not one of those in the configuration of \
+         the servers"
+    )]
+    Unauthorized,
+    /// The user may not do what it must.
+    #[error("NATS denies it to this user: {0}")]
+    Denied(String),
     /// A request was not answered, or with an error.
     #[error("{what}: {why}")]
     Request {
@@ -81,36 +105,91 @@ impl NatsOptions {
         self.servers.iter().map(parse).collect()
     }
 
-    /// Connects to one of the servers, sooner or later.
+    /// What is wrong with the files that they name, if anything is.
+    #[must_use]
+    pub fn check_credentials(&self) -> Option<String> {
+        self.credentials.as_ref()?.sign(b"").err()
+    }
+
+    /// Connects to one of the servers, sooner or later. Answers come to the [inbox](inbox) of this name.
     ///
     /// # Errors
     ///
-    /// An address or a certificate is wrong.
+    /// An address or a certificate is wrong, or the first server that can be reached does not accept the user.
     pub(crate) async fn connect(&self, name: &str) -> Result<Client, NatsError> {
-        let options = self.options(name).event_callback(async |event| match event {
-            async_nats::Event::Connected => info!(event = "nats_connected", "connected to NATS"),
-            event => warn!(event = "nats", "NATS: {event}"),
-        });
-        self.connect_with(options.retry_on_initial_connect()).await
+        let options = || {
+            let denial = Mutex::new((String::new(), Instant::now()));
+            let denial = Arc::new(denial);
+            self.options(name).event_callback(move |event| {
+                log_event(&event, &denial);
+                std::future::ready(())
+            })
+        };
+        match self.connect_with(options()).await {
+            Err(NatsError::Connect(why)) => {
+                warn!(event = "nats", "cannot connect to NATS, and tries again: {why}");
+                self.connect_with(options().retry_on_initial_connect()).await
+            }
+            connected => connected,
+        }
     }
 
-    /// Connects to one of the servers now.
+    /// Connects to one of the servers now. Also returns what shows that something is denied to the user.
     ///
     /// # Errors
     ///
     /// None of them accepts.
-    pub(crate) async fn connect_once(&self, name: &str) -> Result<Client, NatsError> {
-        self.connect_with(self.options(name)).await
+    pub(crate) async fn connect_once(
+        &self,
+        name: &str,
+    ) -> Result<(Client, watch::Receiver<Option<String>>), NatsError> {
+        let (denials, denied) = watch::channel(None);
+        let options = self.options(name).event_callback(move |event| {
+            if let Some(what) = denial(&event) {
+                denials.send_replace(Some(what.to_owned()));
+            }
+            std::future::ready(())
+        });
+        Ok((self.connect_with(options).await?, denied))
     }
 
     async fn connect_with(&self, options: ConnectOptions) -> Result<Client, NatsError> {
         let connected = options.connect(self.addresses()?).await;
-        connected.map_err(|error| NatsError::Connect(error.to_string()))
+        connected.map_err(|error| match error.kind() {
+            ConnectErrorKind::AuthorizationViolation => NatsError::Unauthorized,
+            ConnectErrorKind::Authentication => NatsError::Credentials(
+                self.check_credentials()
+                    .unwrap_or_else(|| format!("cannot prove to NATS who this is: {error}")),
+            ),
+            _ => NatsError::Connect(error.to_string()),
+        })
+    }
+
+    /// The library uses what is in an address for nothing, so whoever is in the first one that names somebody connects to all.
+    fn authentication(&self) -> ConnectOptions {
+        if let Some(credentials) = self.credentials.clone() {
+            return ConnectOptions::with_auth_callback(move |nonce| {
+                std::future::ready(credentials.sign(&nonce).map_err(AuthError::new))
+            });
+        }
+        let addresses = self.addresses().unwrap_or_default();
+        let user = addresses
+            .iter()
+            .find_map(|address| Some((address.username()?, address.password())));
+        match user {
+            Some((user, Some(password))) => {
+                ConnectOptions::with_user_and_password(decode(user), decode(password))
+            }
+            Some((token, None)) => ConnectOptions::with_token(decode(token)),
+            None => ConnectOptions::new(),
+        }
     }
 
     fn options(&self, name: &str) -> ConnectOptions {
-        let mut options = ConnectOptions::new()
+        let mut options = self
+            .authentication()
             .name(name)
+            .custom_inbox_prefix(inbox(name))
             .retain_servers_order()
             .ignore_discovered_servers()
             .ping_interval(Duration::from_secs(2))
@@ -129,6 +208,68 @@ impl NatsOptions {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
         options
+    }
+}
+
+/// The part of a user or a password in an address, as it was before it was encoded for a URL.
+fn decode(part: &str) -> String {
+    let mut decoded = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let [first, after @ ..] = rest {
+        let encoded = match after {
+            [high, low, ..] if *first == b'%' => {
+                let digit = |byte: &u8| char::from(*byte).to_digit(16);
+                digit(high)
+                    .zip(digit(low))
+                    .and_then(|(high, low)| u8::try_from(high * 16 + low).ok())
+            }
+            _ => None,
+        };
+        decoded.push(encoded.unwrap_or(*first));
+        rest = if encoded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+/// The prefix of the subjects that answers come to. Only the user that has it may subscribe to them, so that nobody reads the
+/// answers of others.
+pub(crate) fn inbox(name: &str) -> String {
+    let token = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '-' {
+            c
+        } else {
+            '_'
+        }
+    };
+    format!("_INBOX.{}", name.chars().map(token).collect::<String>())
+}
+
+/// What is denied to the user, with the subject, if an event says so.
+fn denial(event: &Event) -> Option<&str> {
+    match event {
+        Event::ServerError(ServerError::Other(text))
+            if text.to_ascii_lowercase().contains("permissions violation") =>
+        {
+            Some(text)
+        }
+        _ => None,
+    }
+}
+
+fn log_event(event: &Event, last: &Mutex<(String, Instant)>) {
+    match (event, denial(event)) {
+        (Event::Connected, _) => info!(event = "nats_connected", "connected to NATS"),
+        (_, Some(denied)) => {
+            let mut last = last.lock();
+            if last.0 != denied || last.1.elapsed() > DENIAL_INTERVAL {
+                *last = (denied.to_owned(), Instant::now());
+                error!(
+                    event = "nats_permission_denied",
+                    denied, "NATS denies to this replica what it needs"
+                );
+            }
+        }
+        _ => warn!(event = "nats", "NATS: {event}"),
     }
 }
 

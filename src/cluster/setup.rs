@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::Client;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::message::{Content, Message, Place};
@@ -15,6 +16,9 @@ use super::nats::{
 /// Since this version a server syncs once for many messages.
 const MIN_VERSION: (u64, u64) = (2, 15);
 
+/// A batch and the records of a checkpoint fit into this many bytes; it is what a server accepts unless it is told otherwise.
+const MIN_MAX_PAYLOAD: usize = 1 << 20;
+
 /// JetStream's code of the error that there is no such stream.
 const STREAM_NOT_FOUND: u64 = 10_059;
 
@@ -24,10 +28,18 @@ const SEARCHED: usize = FETCHED_MESSAGES;
 /// How long an answer may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The name of the connection of an operator, and so of its inbox.
+const NAME: &str = "setup";
+
+/// How long is waited for why there is no answer.
+const DENIAL_DELAY: Duration = Duration::from_millis(200);
+
 /// The connection of an operator.
 pub(crate) struct Setup {
     client: Client,
     options: NatsOptions,
+    /// What NATS denies to the user of this connection.
+    denied: watch::Receiver<Option<String>>,
 }
 
 /// A NATS server.
@@ -35,6 +47,21 @@ pub(crate) struct Setup {
 pub(crate) struct Server {
     pub(crate) name: String,
     pub(crate) version: String,
+    /// The length of the longest message that it accepts, in bytes.
+    pub(crate) max_payload: usize,
+}
+
+impl Server {
+    /// What is wrong with it, one line each.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        let payload = (self.max_payload < MIN_MAX_PAYLOAD).then(|| {
+            format!(
+                "its max_payload is {}; it must be {MIN_MAX_PAYLOAD} or more",
+                self.max_payload
+            )
+        });
+        wrong_version(&self.version).into_iter().chain(payload).collect()
+    }
 }
 
 /// A replica that has written lately.
@@ -51,8 +78,26 @@ pub(crate) struct ReplicaStatus {
 
 impl Setup {
     pub(crate) async fn connect(options: NatsOptions) -> Result<Self, NatsError> {
-        let client = options.connect_once("chitchat cluster").await?;
-        Ok(Self { client, options })
+        let (client, denied) = options.connect_once(NAME).await?;
+        Ok(Self {
+            client,
+            options,
+            denied,
+        })
+    }
+
+    /// Calls JetStream's API. A request that NATS denies has no answer, so this does not wait for one.
+    async fn call(
+        &self,
+        what: &'static str,
+        subject: String,
+        request: &Value,
+    ) -> Result<Value, (u64, NatsError)> {
+        let mut denied = self.denied.clone();
+        tokio::select! {
+            answer = call(&self.client, what, subject, request) => answer,
+            Some(denied) = denial(&mut denied) => Err((0, NatsError::Denied(denied))),
+        }
     }
 
     /// The servers, each asked by itself; or why one cannot be.
@@ -64,11 +109,12 @@ impl Setup {
                 ..self.options.clone()
             };
             let shown = address.rsplit('@').next().unwrap_or_default().to_owned();
-            let server = one.connect_once("chitchat cluster").await.map(|client| {
+            let server = one.connect_once(NAME).await.map(|(client, _)| {
                 let info = client.server_info();
                 Server {
                     name: info.server_name,
                     version: info.version,
+                    max_payload: info.max_payload,
                 }
             });
             servers.push((shown, server));
@@ -79,7 +125,7 @@ impl Setup {
     /// The stream's configuration and state, as JetStream says; `None` if there is no stream.
     pub(crate) async fn stream(&self) -> Result<Option<Value>, NatsError> {
         let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
-        match call(&self.client, "asking for the stream", subject, &Value::Null).await {
+        match self.call("asking for the stream", subject, &Value::Null).await {
             Ok(answer) => Ok(Some(answer)),
             Err((STREAM_NOT_FOUND, _)) => Ok(None),
             Err((_, error)) => Err(error),
@@ -92,7 +138,7 @@ impl Setup {
         config["name"] = STREAM.into();
         config["max_bytes"] = max_bytes.into();
         let subject = format!("$JS.API.STREAM.CREATE.{STREAM}");
-        let created = call(&self.client, "creating the stream", subject, &config).await;
+        let created = self.call("creating the stream", subject, &config).await;
         created.map_err(|(_, error)| error)
     }
 
@@ -151,12 +197,22 @@ impl Setup {
                 (replica.name, replica.version) = (name.to_string(), version.to_string());
             }
         }
-        Ok(replicas)
+        let mut denied = self.denied.clone();
+        match timeout(DENIAL_DELAY, denial(&mut denied)).await {
+            Ok(Some(denied)) if replicas.is_empty() => Err(NatsError::Denied(denied)),
+            _ => Ok(replicas),
+        }
     }
 }
 
+/// Waits until something is denied.
+async fn denial(denied: &mut watch::Receiver<Option<String>>) -> Option<String> {
+    let denied = denied.wait_for(Option::is_some).await.ok()?;
+    denied.clone()
+}
+
 /// What is wrong with the version of a server, if anything is.
-pub(crate) fn wrong_version(version: &str) -> Option<String> {
+fn wrong_version(version: &str) -> Option<String> {
     let mut numbers = version
         .split(['.', '-'])
         .map(|number| number.parse().unwrap_or(0));
@@ -211,6 +267,17 @@ pub(crate) fn wrong_config(config: &Value, replicas: u64) -> Vec<String> {
     wrong
 }
 
+/// The names of the servers that store the stream, its leader first. None of a server that is alone.
+pub(crate) fn peers(stream: &Value) -> Vec<String> {
+    let raft = &stream["cluster"];
+    let followers = raft["replicas"].as_array().into_iter().flatten();
+    let names = followers.map(|peer| &peer["name"]);
+    std::iter::once(&raft["leader"])
+        .chain(names)
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +294,28 @@ mod tests {
         assert_eq!(wrong.len(), 3, "{wrong:?}");
         assert!(wrong.contains(&r#"discard of the stream CHAT-0 is "old"; it must be "new""#.to_owned()));
         assert!(wrong.contains(&"num_replicas of the stream CHAT-0 is 1; it must be 3".to_owned()));
+    }
+
+    #[test]
+    fn the_servers_that_store_the_stream_are_those_of_its_raft_group() {
+        let stream =
+            json!({ "cluster": { "leader": "n2", "replicas": [{ "name": "n1" }, { "name": "n3" }] } });
+        assert_eq!(peers(&stream), ["n2", "n1", "n3"]);
+        assert_eq!(peers(&json!({})), Vec::<String>::new());
+    }
+
+    #[test]
+    fn servers_that_reject_long_messages_are_noticed() {
+        let server = |max_payload: usize| Server {
+            name: "n1".into(),
+            version: "2.15.2".into(),
+            max_payload,
+        };
+        assert_eq!(server(1 << 20).wrong(), Vec::<String>::new());
+        assert_eq!(
+            server(65_536).wrong(),
+            ["its max_payload is 65536; it must be 1048576 or more"]
+        );
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub(super) struct CertsCommand {
     days: u16,
 }
 
-fn host(raw: &str) -> Result<String, String> {
+/// Parses the name of a host, which may begin with `*.`, or an address.
+pub(super) fn host(raw: &str) -> Result<String, String> {
     let name = raw.strip_prefix("*.").unwrap_or(raw);
     if raw.parse::<IpAddr>().is_ok() || DnsName::try_from(name).is_ok() {
         Ok(raw.to_owned())
@@ -94,43 +95,69 @@ impl CertsCommand {
 
     /// The names and contents of the files.
     fn generate(&self) -> Result<[(&'static str, String); 6], rcgen::Error> {
-        let mut authority = self.params(vec![], "Chit Chat development authority")?;
-        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
-        let issue = |names, common_name: &str, purpose| {
-            let mut params = self.params(names, common_name)?;
-            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-            params.extended_key_usages = vec![purpose];
-            params.use_authority_key_identifier_extension = true;
-            let key = KeyPair::generate()?;
-            let certificate = params.signed_by(&key, &authority)?;
-            Ok::<_, rcgen::Error>((certificate.pem(), key.serialize_pem()))
-        };
-        let (server, server_key) = issue(
+        let authority = Authority::new("Chit Chat development authority", self.days)?;
+        let (server, server_key) = authority.issue(
             self.names.clone(),
             &self.names[0],
-            ExtendedKeyUsagePurpose::ServerAuth,
+            &[ExtendedKeyUsagePurpose::ServerAuth],
         )?;
-        let (client, client_key) = issue(vec![], &self.client, ExtendedKeyUsagePurpose::ClientAuth)?;
+        let (client, client_key) =
+            authority.issue(vec![], &self.client, &[ExtendedKeyUsagePurpose::ClientAuth])?;
         Ok([
             ("ca.pem", authority.pem()),
-            ("ca-key.pem", authority.key().serialize_pem()),
+            ("ca-key.pem", authority.issuer.key().serialize_pem()),
             ("server.pem", server),
             ("server-key.pem", server_key),
             ("client.pem", client),
             ("client-key.pem", client_key),
         ])
     }
+}
 
-    fn params(&self, names: Vec<String>, common_name: &str) -> Result<CertificateParams, rcgen::Error> {
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        let now = SystemTime::now();
-        params.not_before = (now - BACKDATED).into();
-        params.not_after = (now + DAY * self.days.into()).into();
-        Ok(params)
+/// A new authority for certificates.
+pub(super) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    days: u16,
+}
+
+impl Authority {
+    pub(super) fn new(name: &str, days: u16) -> Result<Self, rcgen::Error> {
+        let mut authority = params(vec![], name, days)?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+        Ok(Self { issuer, days })
     }
+
+    /// Its own certificate.
+    pub(super) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A certificate for hosts with these names, and its key.
+    pub(super) fn issue(
+        &self,
+        names: Vec<String>,
+        common_name: &str,
+        purposes: &[ExtendedKeyUsagePurpose],
+    ) -> Result<(String, String), rcgen::Error> {
+        let mut params = params(names, common_name, self.days)?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = purposes.to_vec();
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+}
+
+fn params(names: Vec<String>, common_name: &str, days: u16) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + DAY * days.into()).into();
+    Ok(params)
 }
 
 /// A host as it is written in an address.

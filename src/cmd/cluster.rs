@@ -1,17 +1,23 @@
 //! `chitchat cluster`: prepares NATS for several replicas, and shows them.
 
+mod keys;
+mod monitor;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use super::base_url::BaseUrl;
 use super::parse::size;
 use super::printer::{JsonArg, Printer};
 use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
-use crate::cluster::{NatsError, NatsOptions, Setup, wrong_config, wrong_version};
+use crate::cluster::{Credentials, NatsError, NatsOptions, Setup, peers, wrong_config};
 use crate::wall_clock::wall_time;
+use keys::KeysCommand;
+use monitor::{Monitored, unmonitored};
 
 /// Prepare NATS for servers that share all rooms, and show them
 #[derive(Debug, Args)]
@@ -38,6 +44,7 @@ enum Action {
         #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = size::<u64>)]
         max_bytes: u64,
     },
+    Keys(KeysCommand),
     /// Print the NATS servers, the stream and the replicas
     Status {
         #[command(flatten)]
@@ -57,13 +64,22 @@ struct NatsArgs {
         hide_env_values = true
     )]
     cluster: Vec<String>,
+    /// Monitoring ports of all NATS servers, separated by commas, like http://10.0.0.1:8222. Only they say whether a server syncs
+    /// what it acknowledges
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_MONITOR",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    monitor: Vec<BaseUrl>,
     #[command(flatten)]
-    tls: NatsTls,
+    tls: NatsIdentity,
 }
 
-/// TLS to NATS.
+/// TLS to NATS, and who connects.
 #[derive(Debug, Args)]
-pub(super) struct NatsTls {
+pub(super) struct NatsIdentity {
     /// Certificates that those of the NATS servers are signed with, beside those of the system (PEM)
     #[arg(
         long,
@@ -92,14 +108,35 @@ pub(super) struct NatsTls {
         help_heading = "Cluster"
     )]
     cluster_key: Option<PathBuf>,
+    /// File with the seed of the NKey that NATS knows this program by. `chitchat cluster keys` makes one
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_NKEY",
+        value_name = "FILE",
+        requires = "cluster",
+        conflicts_with = "cluster_creds",
+        help_heading = "Cluster"
+    )]
+    cluster_nkey: Option<PathBuf>,
+    /// Credentials file for NATS servers in operator mode, as `nsc` makes it
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_CREDS",
+        value_name = "FILE",
+        requires = "cluster",
+        help_heading = "Cluster"
+    )]
+    cluster_creds: Option<PathBuf>,
 }
 
-impl NatsTls {
+impl NatsIdentity {
     pub(super) fn options(self, servers: Vec<String>) -> NatsOptions {
         NatsOptions {
             servers,
             ca: self.cluster_ca,
             certificate: self.cluster_cert.zip(self.cluster_key),
+            credentials: (self.cluster_nkey.map(Credentials::NKey))
+                .or_else(|| self.cluster_creds.map(Credentials::Creds)),
         }
     }
 }
@@ -107,7 +144,10 @@ impl NatsTls {
 impl From<NatsError> for Failure {
     fn from(error: NatsError) -> Self {
         match error {
-            NatsError::Address { .. } => Self::Config(vec![error.to_string()]),
+            NatsError::Address { .. }
+            | NatsError::Credentials(_)
+            | NatsError::Unauthorized
+            | NatsError::Denied(_) => Self::Config(vec![error.to_string()]),
             error => Self::Unavailable(error.to_string()),
         }
     }
@@ -117,6 +157,7 @@ impl ClusterCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         client_runtime::run(async move {
             match self.action {
+                Action::Keys(keys) => keys.run(),
                 Action::Init {
                     nats,
                     replicas,
@@ -128,15 +169,56 @@ impl ClusterCommand {
     }
 }
 
+/// What the monitoring ports say, as rows of a table, and the servers behind them.
+async fn monitor(urls: &[BaseUrl], wrong: &mut Vec<String>) -> (Vec<[String; 3]>, Vec<Monitored>) {
+    let (mut rows, mut servers) = (Vec::new(), Vec::new());
+    for url in urls {
+        match Monitored::get(url).await {
+            Ok(server) => {
+                wrong.extend(server.wrong.map(|why| format!("{} ({url}): {why}", server.name)));
+                let sync = if server.wrong.is_none() { "always" } else { "WRONG" };
+                rows.push([url.to_string(), server.name.clone(), sync.into()]);
+                servers.push(server);
+            }
+            Err(error) => {
+                rows.push([url.to_string(), String::new(), "unknown".into()]);
+                wrong.push(error);
+            }
+        }
+    }
+    (rows, servers)
+}
+
+/// What is wrong with the stream, one line each.
+fn wrong_stream(stream: &Value, replicas: u64, monitored: &[Monitored]) -> Vec<String> {
+    let mut wrong = wrong_config(&stream["config"], replicas);
+    let peers = peers(stream);
+    if replicas > 1 && (peers.len() as u64) < replicas {
+        wrong.push(format!(
+            "the stream is stored by {} ({}); it must be by {replicas} servers",
+            peers.len(),
+            peers.join(", ")
+        ));
+    }
+    if !monitored.is_empty() {
+        let unmonitored = unmonitored(&peers, monitored).into_iter();
+        wrong.extend(unmonitored.map(|peer| {
+            format!("{peer} stores the stream, and was not checked; add its monitoring port to --monitor")
+        }));
+    }
+    wrong
+}
+
 async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failure> {
     let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
     let mut wrong = Vec::new();
     for (address, server) in setup.servers().await {
         match server {
-            Ok(server) => wrong.extend(wrong_version(&server.version).map(|why| format!("{address}: {why}"))),
+            Ok(server) => wrong.extend(server.wrong().iter().map(|why| format!("{address}: {why}"))),
             Err(error) => wrong.push(format!("{address}: {error}")),
         }
     }
+    let (_, monitored) = monitor(&nats.monitor, &mut wrong).await;
     if !wrong.is_empty() {
         return Err(Failure::Config(wrong));
     }
@@ -146,29 +228,38 @@ async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failu
     } else {
         setup.create_stream(replicas, max_bytes).await?
     };
-    let wrong = wrong_config(&stream["config"], replicas);
+    let wrong = wrong_stream(&stream, replicas, &monitored);
     if !wrong.is_empty() {
         return Err(Failure::Config(wrong));
     }
-    note(format_args!(
-        "the stream is as it must be; whether the NATS servers write with `sync_interval: always` cannot be seen from here, and they must"
-    ));
+    note(format_args!("the stream is as it must be"));
+    if monitored.is_empty() {
+        note(format_args!(
+            "NOT CHECKED: whether the NATS servers sync what they acknowledge (`sync_interval: always`); give their monitoring ports with --monitor"
+        ));
+    }
     Ok(())
 }
 
 async fn status(nats: NatsArgs) -> Result<(), Failure> {
     let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let mut wrong = Vec::new();
     let mut rows = vec![["NATS SERVER", "NAME", "VERSION", ""].map(str::to_owned)];
     for (address, server) in setup.servers().await {
         rows.push(match server {
             Ok(server) => {
-                let wrong = wrong_version(&server.version).unwrap_or_default();
-                [address, server.name, server.version, wrong]
+                let why = server.wrong().join("; ");
+                [address, server.name, server.version, why]
             }
             Err(error) => [address, String::new(), String::new(), error.to_string()],
         });
     }
     print(&lines([Align::Left; 4], &rows))?;
+    let (mut rows, monitored) = monitor(&nats.monitor, &mut wrong).await;
+    if !rows.is_empty() {
+        rows.insert(0, ["MONITORING PORT", "NAME", "SYNC"].map(str::to_owned));
+        print(&lines([Align::Left; 3], &rows))?;
+    }
     let Some(stream) = setup.stream().await? else {
         return Err(Failure::NotFound(
             "there is no stream; run `chitchat cluster init`".into(),
@@ -212,7 +303,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
         [Align::Left, Align::Left, Align::Right, Align::Right],
         &rows,
     ))?;
-    let wrong = wrong_config(config, number(&config["num_replicas"]));
+    wrong.extend(wrong_stream(&stream, number(&config["num_replicas"]), &monitored));
     if wrong.is_empty() {
         Ok(())
     } else {

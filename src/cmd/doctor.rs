@@ -1,7 +1,6 @@
 //! `chitchat doctor`: sends one message and checks each link of the chain from the server to the telemetry backends.
 
 mod backends;
-mod base_url;
 mod link;
 
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use clap::Args;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt as _;
 
+use super::base_url::BaseUrl;
 use super::client_args::{self, ConnectArgs};
 use super::parse;
 use super::printer::{JsonArg, Printer};
@@ -21,7 +21,6 @@ use crate::client::{
 use crate::domain::{RoomName, TraceContext};
 use crate::proto::ServerMessage;
 use crate::telemetry::{ClientSpans, SendSpan};
-use base_url::BaseUrl;
 use link::Link;
 
 /// Check that telemetry of a message arrives

@@ -1,5 +1,6 @@
 //! The command line: one module per command, and what they share.
 
+mod base_url;
 mod bench;
 mod certs;
 mod chat;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::base_url::BaseUrl;
 use super::link::Link;
+use crate::cmd::base_url::BaseUrl;
 
 /// Interval between queries of the same backend.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -33,17 +33,6 @@ async fn poll<F: Future<Output = Result<String, String>>>(
             return Link::broken(name, format!("{missing} (waited {waited})"), remedy);
         }
         sleep(POLL_INTERVAL).await;
-    }
-}
-
-/// Gets `path` from a backend and parses the response as JSON. The error is a line for users.
-async fn get_json(base: &BaseUrl, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
-    let answer = base.get(path, parameters).await?;
-    match answer.status {
-        200 => {
-            serde_json::from_str(&answer.body).map_err(|_| format!("{base}{path} does not answer with JSON"))
-        }
-        status => Err(format!("{base}{path} answers with status {status}")),
     }
 }
 
@@ -75,7 +64,7 @@ pub(super) async fn admin(admin: &BaseUrl, before: f64, wait: Duration) -> Link 
 
 /// The first number of the result of a PromQL query; `None` if the result is empty.
 async fn query(prometheus: &BaseUrl, query: &str) -> Result<Option<f64>, String> {
-    let answer = get_json(prometheus, "/api/v1/query", &[("query", query)]).await?;
+    let answer = prometheus.get_json("/api/v1/query", &[("query", query)]).await?;
     let result = &answer["data"]["result"];
     // A scalar is a pair, a vector is a list of objects with pairs.
     let number = result[0]["value"][1].as_str().or_else(|| result[1].as_str());
@@ -117,7 +106,7 @@ pub(super) async fn tempo(tempo: &BaseUrl, trace_id: &str, wait: Duration) -> Li
                   chitchat_telemetry_dropped_total on its /metrics, and the collector's log";
     let path = format!("/api/traces/{trace_id}");
     poll("tempo", wait, remedy, || async {
-        let trace = get_json(tempo, &path, &[]).await?;
+        let trace = tempo.get_json(&path, &[]).await?;
         let mut names = Vec::new();
         span_names(&trace, &mut names);
         if names.iter().any(|name| name.starts_with("process ")) {
@@ -153,7 +142,7 @@ pub(super) async fn loki(loki: &BaseUrl, selector: &str, trace_id: &str, wait: D
     let query = format!("{selector} | trace_id=\"{trace_id}\"");
     let parameters = [("query", query.as_str()), ("since", "10m"), ("limit", "10")];
     poll("loki", wait, remedy, || async {
-        let answer = get_json(loki, "/loki/api/v1/query_range", &parameters).await?;
+        let answer = loki.get_json("/loki/api/v1/query_range", &parameters).await?;
         let streams = answer["data"]["result"].as_array().map(Vec::as_slice);
         let lines = streams.unwrap_or_default().iter();
         let lines: usize = lines

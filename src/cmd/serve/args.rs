@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 
 use crate::auth::{Anonymous, AuthOptions};
 use crate::cluster::ClusterOptions;
-use crate::cmd::cluster::NatsTls;
+use crate::cmd::cluster::NatsIdentity;
 use crate::cmd::parse::{duration, integer, size, socket_address};
 use crate::config::{
     Config, DEFAULT_DATA_DIR, StoreOptions, connection_ceiling, default_max_connections,
@@ -171,7 +171,7 @@ pub struct Args {
     cluster_secret: Option<PathBuf>,
 
     #[command(flatten)]
-    nats_tls: NatsTls,
+    nats_identity: NatsIdentity,
 
     /// Name of this replica in `chitchat cluster status` [default: the address of --listen]
     #[arg(
@@ -498,7 +498,7 @@ impl Args {
                 retain_age: max_age,
             },
             cluster: self.cluster_secret.map(|secret| ClusterOptions {
-                nats: self.nats_tls.options(self.cluster),
+                nats: self.nats_identity.options(self.cluster),
                 secret,
                 name: self.replica_name.unwrap_or_else(|| self.listen.to_string()),
             }),

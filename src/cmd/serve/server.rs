@@ -126,9 +126,7 @@ impl Server {
                 Arc::clone(&hub),
                 Arc::new(observer.clone()),
             );
-            let connected = connected
-                .await
-                .map_err(|error| Failure::Unavailable(error.to_string()))?;
+            let connected = connected.await?;
             (hub, Some((connected, submitted)))
         } else {
             let (store, secret) = recover().instrument(info_span!("recover")).await?;

@@ -1,4 +1,4 @@
-//! HTTP requests to a backend.
+//! HTTP requests to the servers beside this one: telemetry backends, and the monitoring ports of NATS.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use http::{Request, Uri, header};
 use http_body::Body as _;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -68,6 +69,16 @@ impl BaseUrl {
         match timeout(TIMEOUT, self.request(path, parameters)).await {
             Ok(response) => response,
             Err(_) => Err(format!("{self} did not answer within {TIMEOUT:?}")),
+        }
+    }
+
+    /// Gets `path` and parses the response as JSON. The error is a line for users.
+    pub(super) async fn get_json(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
+        let answer = self.get(path, parameters).await?;
+        match answer.status {
+            200 => serde_json::from_str(&answer.body)
+                .map_err(|_| format!("{self}{path} does not answer with JSON")),
+            status => Err(format!("{self}{path} answers with status {status}")),
         }
     }
 
