@@ -1,7 +1,7 @@
 //! The rooms of a replica, between callers and an order that the tests hold in their hands.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -10,19 +10,20 @@ use super::message::{Content, Message, Place, RoomCommand};
 use super::partition::{Applied, Partition};
 use super::replica::{SUBMISSIONS, deliver};
 use crate::domain::{
-    self, Join, Moderation, Name, Origin, Post, Rejection, RoomName, Rules, Sequence, Text, Timestamp,
-    WallTime,
+    self, Command, Join, Moderation, Name, Origin, Post, Rejection, RoomName, Rules, Sequence, Text,
+    Timestamp, WallTime,
 };
 use crate::hub::{
     CloseReason, FeedItem, Hub, HubError, HubOptions, JoinRequest, Member, PostOutcome, RequestMeta,
     ResumePoint, Submission,
 };
-use crate::store::{MemoryStore, Retention};
+use crate::store::{MemoryStore, Retention, Store as _};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
 /// A hub, and the order of which it is the only replica.
 struct Replicated {
     hub: Arc<Hub>,
+    store: Arc<MemoryStore>,
     submitted: mpsc::Receiver<Submission>,
     partition: Partition,
     incarnation: Place,
@@ -35,9 +36,17 @@ impl Replicated {
         let observer = Arc::new(TelemetryObserver::new(metrics, None));
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
         let store = Arc::new(MemoryStore::replicated(Retention::IN_MEMORY));
-        let hub = Hub::replicated(Rules::default(), options, store, &[7; 32], observer, submissions);
+        let hub = Hub::replicated(
+            Rules::default(),
+            options,
+            Arc::clone(&store),
+            &[7; 32],
+            observer,
+            submissions,
+        );
         let mut replicated = Self {
             hub,
+            store,
             submitted,
             partition: Partition::new(options.max_rooms),
             incarnation: Place::default(),
@@ -67,8 +76,8 @@ impl Replicated {
             WallTime::from_millis(1_700_000_000_000),
         );
         match self.partition.apply(place, Message { at, content }).unwrap() {
-            Applied::Batch { decisions, .. } => deliver(&self.hub, decisions, true, at).await,
-            Applied::Lost { decisions, .. } => deliver(&self.hub, decisions, false, at).await,
+            Applied::Batch { decisions, .. } => deliver(&self.hub, decisions, true, at).await.unwrap(),
+            Applied::Lost { decisions, .. } => deliver(&self.hub, decisions, false, at).await.unwrap(),
             Applied::Hello { .. } => {}
             other => panic!("{other:?}"),
         }
@@ -249,10 +258,124 @@ async fn a_token_of_a_room_that_this_replica_does_not_know_yet_resumes_the_sessi
         // No caller of the second replica waits for it.
         request: request + 1_000,
         command,
+        fences: 0,
     };
     second.order(vec![creation]).await;
     second.order(vec![late]).await;
     let resumed = resumed.await.unwrap().unwrap();
     assert_eq!(resumed.info().joined, None);
     assert_eq!(resumed.info().participant, ada.info().participant);
+}
+
+const SUSPENDED: Result<(), HubError> = Err(HubError::Suspended);
+
+#[tokio::test]
+async fn a_suspension_ends_streams_and_calls_of_a_room_whose_mailbox_is_blocked() {
+    let mut replicated = Replicated::new(HubOptions::default()).await;
+    let ada = replicated.join("Ada");
+    replicated.order_next().await;
+    let mut ada = ada.await.unwrap().unwrap();
+    // More than the queue of the order and the mailbox hold.
+    let posts: Vec<_> = (0..3 * SUBMISSIONS).map(|_| replicated.post()).collect();
+    while replicated.submitted.len() < SUBMISSIONS {
+        tokio::task::yield_now().await;
+    }
+    replicated.hub.suspend();
+    assert_eq!(closed(&mut ada).await, CloseReason::Failed);
+    for post in posts {
+        assert_eq!(post.await.unwrap().map(drop), SUSPENDED);
+    }
+    assert_eq!(replicated.post().await.unwrap().map(drop), SUSPENDED, "at once");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_what_was_submitted_to_an_incarnation_that_is_lost() {
+    let mut replicated = Replicated::new(HubOptions::default()).await;
+    let posted = replicated.post();
+    let lost = replicated.submitted().await;
+    replicated.hub.suspend();
+    assert_eq!(posted.await.unwrap().map(drop), SUSPENDED);
+    replicated.hub.fence().await;
+    assert!(lost.fences < replicated.hub.fences());
+    // It would wait for the answer otherwise.
+    let hub = Arc::clone(&replicated.hub);
+    let drained = tokio::spawn(async move { hub.drain(Duration::ZERO).await });
+    tokio::time::timeout(Duration::from_secs(5), drained)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_decision_of_a_moderator_is_reported_although_its_caller_was_suspended() {
+    let mut replicated = Replicated::new(HubOptions::default()).await;
+    let ada = replicated.join("Ada");
+    replicated.order_next().await;
+    let _ada = ada.await.unwrap().unwrap();
+    let (report, mut reported) = tokio::sync::oneshot::channel();
+    let hub = Arc::clone(&replicated.hub);
+    let decision = tokio::spawn(async move {
+        let report = |removed| {
+            report.send(removed).ok();
+        };
+        hub.moderate(&tea(), Moderation::Close, report).await
+    });
+    let submission = replicated.submitted().await;
+    replicated.hub.suspend();
+    assert_eq!(decision.await.unwrap().map(drop), SUSPENDED);
+    assert!(reported.try_recv().is_err(), "it may yet have no effect");
+    replicated.order(vec![submission]).await;
+    assert_eq!(reported.await, Ok(0));
+}
+
+#[tokio::test]
+async fn grace_periods_end_once_and_only_when_the_replica_takes_part() {
+    let options = HubOptions {
+        resume_grace: Duration::ZERO,
+        ..HubOptions::default()
+    };
+    let mut replicated = Replicated::new(options).await;
+    let mut members = Vec::new();
+    for name in ["Ada", "Bob"] {
+        let joined = replicated.join(name);
+        replicated.order_next().await;
+        members.push(joined.await.unwrap().unwrap());
+    }
+    drop(members);
+    let detached = vec![replicated.submitted().await, replicated.submitted().await];
+    // As while the replica reads the stream.
+    replicated.hub.suspend();
+    replicated.order(detached).await;
+    // The room has applied it when it asks for more.
+    let queue_len = 64;
+    for _ in 0..=queue_len {
+        replicated.hub.apply_ordered(&tea(), Vec::new()).await.unwrap();
+    }
+    assert!(replicated.submitted.try_recv().is_err());
+    replicated.hub.resume();
+    let expired = vec![replicated.submitted().await, replicated.submitted().await];
+    let is_expired = |submission: &Submission| matches!(submission.command, Command::ExpireGrace(_));
+    assert!(expired.iter().all(is_expired));
+    // They were lost with the incarnation, so they are submitted again.
+    replicated.hub.fence().await;
+    replicated.hub.resume();
+    let again = vec![replicated.submitted().await, replicated.submitted().await];
+    assert!(again.iter().all(is_expired));
+    replicated.order(again).await;
+    assert!(replicated.submitted.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_command_that_its_room_cannot_apply_is_fatal() {
+    let mut replicated = Replicated::new(HubOptions::default()).await;
+    let ada = replicated.join("Ada");
+    replicated.order_next().await;
+    let _ada = ada.await.unwrap().unwrap();
+    let store = replicated.store.clone();
+    store.end(store.find(&tea()).unwrap().id).await.unwrap();
+    drop(replicated.post());
+    replicated.order_next().await;
+    replicated.hub.failed().cancelled().await;
+    let room = replicated.hub.apply_ordered(&tea(), Vec::new()).await;
+    assert_eq!(room, Err(HubError::Failed));
 }

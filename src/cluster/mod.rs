@@ -34,7 +34,7 @@ use crate::regular_file;
 
 pub use credentials::Credentials;
 pub use nats::{NatsError, NatsOptions};
-pub(crate) use replica::{ConnectedReplica, Replica, SUBMISSIONS};
+pub(crate) use replica::{ConnectedReplica, Replica, ReplicaError, SUBMISSIONS};
 pub use replica::{IGNORED, Observer, ReplicaState};
 pub(crate) use setup::{Setup, peers, wrong_config};
 

@@ -101,6 +101,8 @@ pub(crate) enum ReplicaError {
     Unwelcome,
     #[error("it decides otherwise than most of the other replicas")]
     Diverged,
+    #[error("the room {room:?} does not apply what has its place in the order: {error}")]
+    Room { room: RoomName, error: HubError },
     #[error("the subscriptions to NATS have ended")]
     Ended,
 }
@@ -212,7 +214,12 @@ impl Replica {
             epoch,
             request,
             command,
+            fences,
         } = submission;
+        if fences < self.hub.fences() {
+            // It was meant for an incarnation that is lost. Nobody waits for it any more.
+            return;
+        }
         self.producer.push(RoomCommand {
             room,
             epoch,
@@ -308,7 +315,7 @@ impl Replica {
                 if is_own && let Some(took) = self.producer.on_batch(number, now) {
                     self.observer.ordered(took);
                 }
-                deliver(&self.hub, decisions, is_own, at).await;
+                deliver(&self.hub, decisions, is_own, at).await?;
             }
             Applied::Heartbeat {
                 incarnation,
@@ -326,11 +333,11 @@ impl Replica {
                     error!(event = "replica_fenced", %incarnation, "the other replicas take this one for lost; it begins anew");
                     self.producer.on_lost(rand::random());
                     self.presence.set_own(None, now);
-                    self.hub.suspend();
+                    self.hub.fence().await;
                 } else {
                     warn!(event = "replica_lost", %incarnation, "another replica is lost");
                 }
-                deliver(&self.hub, decisions, false, at).await;
+                deliver(&self.hub, decisions, false, at).await?;
             }
             Applied::Ignored(Ignored::Early(incarnation)) if own == Some(incarnation) => {
                 self.producer.resend();
@@ -426,7 +433,12 @@ impl Replica {
 }
 
 /// Gives the rooms what has become of commands.
-pub(super) async fn deliver(hub: &Arc<Hub>, decisions: Vec<Decision>, is_own: bool, at: WallTime) {
+pub(super) async fn deliver(
+    hub: &Arc<Hub>,
+    decisions: Vec<Decision>,
+    is_own: bool,
+    at: WallTime,
+) -> Result<(), ReplicaError> {
     let mut rooms = BTreeMap::<RoomName, Vec<Ordered>>::new();
     for decision in decisions {
         let Decision {
@@ -451,6 +463,8 @@ pub(super) async fn deliver(hub: &Arc<Hub>, decisions: Vec<Decision>, is_own: bo
         rooms.entry(room).or_default().push(ordered);
     }
     for (room, commands) in rooms {
-        hub.apply_ordered(&room, commands).await;
+        let applied = hub.apply_ordered(&room, commands).await;
+        applied.map_err(|error| ReplicaError::Room { room, error })?;
     }
+    Ok(())
 }

@@ -728,7 +728,7 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
     }
     // The faults have happened.
     assert!(lost > 0 && too_late > 0);
-    for why in ["Repeated", "Early", "Fenced", "Alive"] {
+    for why in ["Repeated", "Early", "Fenced"] {
         assert!(ignored.contains_key(why), "{why}: {ignored:?}");
     }
 }

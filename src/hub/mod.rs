@@ -65,7 +65,6 @@ mod submissions;
 mod used_bytes;
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -78,7 +77,7 @@ use self::blocking::blocking;
 use self::context::HubContext;
 use self::handle::{Envelope, Reply, Request, RoomHandle};
 use self::mailbox::Sender;
-use self::order::Replication;
+use self::order::{OrderItem, Replication};
 use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
 use self::room_actor::RoomActor;
@@ -131,8 +130,6 @@ pub struct Hub {
     context: HubContext,
     registry: Arc<Registry>,
     actors: TaskTracker,
-    /// Whether this replica has lost the order, and so must not promise anything.
-    is_suspended: AtomicBool,
     failed: CancellationToken,
     /// The first error, once the hub has failed.
     cause: OnceLock<StoreError>,
@@ -175,7 +172,6 @@ impl Hub {
         let is_replicated = replication.is_some();
         Arc::new(Self {
             rules,
-            is_suspended: AtomicBool::new(is_replicated),
             context: HubContext {
                 replication,
                 options,
@@ -253,32 +249,79 @@ impl Hub {
 
     /// Applies commands that have their places in the order of all replicas, in this order, after those of the calls before. Waits
     /// while the room is slow.
-    pub(crate) async fn apply_ordered(self: &Arc<Self>, room: &RoomName, commands: Vec<Ordered>) {
+    ///
+    /// # Errors
+    ///
+    /// The room does not apply them. The replica then lacks what the others have.
+    pub(crate) async fn apply_ordered(
+        self: &Arc<Self>,
+        room: &RoomName,
+        commands: Vec<Ordered>,
+    ) -> Result<(), HubError> {
         // While the hub drains, the rooms that run go on.
-        let running = self.registry.get(room).filter(|room| !room.mailbox.is_closed());
-        let room = match running {
+        let room = match self.registry.get(room) {
             Some(room) => Ok(room),
             None => self.get_or_start(room),
         };
-        if let Ok(room) = room
-            && let Some(ordered) = &room.ordered
-        {
-            ordered.send(commands).await;
+        let is_applied = match room {
+            Ok(room) => match &room.ordered {
+                Some(ordered) => ordered.send(OrderItem::Commands(commands)).await,
+                None => false,
+            },
+            Err(HubError::Draining) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // A room that has finished while the hub drains has no clients left.
+        if is_applied || self.registry.is_draining() {
+            Ok(())
+        } else {
+            Err(HubError::Failed)
         }
     }
 
-    /// Ends all streams and rejects all calls until [`Hub::resume`], because it is unknown what the other replicas do.
+    /// Ends all streams and calls, and rejects new ones until [`Hub::resume`], because it is unknown what the other replicas do.
     pub(crate) fn suspend(&self) {
-        if !self.is_suspended.swap(true, Ordering::Relaxed) {
-            for room in self.registry.all() {
-                close_room(&room, CloseReason::Failed);
+        if let Some(replication) = &self.context.replication {
+            replication.standing.send_if_modified(|standing| {
+                let is_new = !std::mem::replace(&mut standing.is_suspended, true);
+                standing.suspensions += u64::from(is_new);
+                is_new
+            });
+        }
+    }
+
+    /// Like [`Hub::suspend`], even if it is suspended: what was submitted and has not come back will never come.
+    pub(crate) async fn fence(&self) {
+        let Some(replication) = &self.context.replication else {
+            return;
+        };
+        replication.standing.send_modify(|standing| {
+            standing.is_suspended = true;
+            standing.suspensions += 1;
+            standing.fences += 1;
+        });
+        let fences = replication.standing().fences;
+        for room in self.registry.all() {
+            if let Some(ordered) = &room.ordered {
+                // A room that has ended has no callers.
+                ordered.send(OrderItem::Fenced(fences)).await;
             }
         }
     }
 
+    /// How often [`Hub::fence`] was called. A [`Submission`] with a lower number is lost.
+    pub(crate) fn fences(&self) -> u64 {
+        let replication = self.context.replication.as_ref();
+        replication.map_or(0, |replication| replication.standing().fences)
+    }
+
     /// Accepts calls again.
     pub(crate) fn resume(&self) {
-        self.is_suspended.store(false, Ordering::Relaxed);
+        if let Some(replication) = &self.context.replication {
+            replication
+                .standing
+                .send_if_modified(|standing| std::mem::replace(&mut standing.is_suspended, false));
+        }
     }
 
     /// Joins a room, which is created if it does not exist, or resumes a session. The JOIN was decoded at `received_at`.
@@ -416,15 +459,31 @@ impl Hub {
         self.actors.wait().await;
     }
 
-    /// Sends a request to a room and waits for the answer.
+    /// Sends a request to a room and waits for the answer, unless the hub is suspended.
     async fn call<T>(
         self: &Arc<Self>,
         name: &RoomName,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, HubError> {
-        if self.is_suspended.load(Ordering::Relaxed) {
-            return Err(HubError::Suspended);
+        let Some(replication) = &self.context.replication else {
+            return self.call_room(name, request).await;
+        };
+        let mut standing = replication.standing.subscribe();
+        let before = *standing.borrow_and_update();
+        let suspended = standing.wait_for(|now| now.is_suspended || now.suspensions > before.suspensions);
+        tokio::select! {
+            // A stream that starts now would not be closed.
+            biased;
+            _ = suspended => Err(HubError::Suspended),
+            answer = self.call_room(name, request) => answer,
         }
+    }
+
+    async fn call_room<T>(
+        self: &Arc<Self>,
+        name: &RoomName,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, HubError> {
         let (reply, answer) = oneshot::channel();
         let existed = self.has_room(name);
         let mut envelope = Some(Envelope {
@@ -561,7 +620,7 @@ impl Hub {
     /// Fails the requests for a room that cannot start; and the hub, unless only this room's log is at fault.
     fn on_recovery_failed(&self, room: &RoomHandle, error: StoreError) {
         room.reject_all(&error.clone().into());
-        if error.is_store_failure() {
+        if error.is_store_failure() || self.context.replication.is_some() {
             self.fail(error);
         } else if !matches!(error, StoreError::TooManyRooms(_)) {
             error!(event = "room_failed", room = %room.name, %error, "a room cannot be opened");

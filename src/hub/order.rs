@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::request::HubError;
 use crate::domain::{Command, Epoch, RoomName, WallTime};
@@ -24,6 +24,8 @@ pub(crate) struct Submission {
     /// By which the replica recognises the command. No other of its commands has it.
     pub(crate) request: u64,
     pub(crate) command: Command,
+    /// How many incarnations of the replica were lost before it was submitted. With the incarnation, what was submitted to it is lost.
+    pub(crate) fences: u64,
 }
 
 /// A command that has its place in the order.
@@ -37,11 +39,31 @@ pub(crate) struct Ordered {
     pub(crate) room: Result<Epoch, HubError>,
 }
 
+/// What the order has for a room.
+pub(super) enum OrderItem {
+    Commands(Vec<Ordered>),
+    /// What was submitted before there were so many fences, and is not ahead of this, never comes.
+    Fenced(u64),
+}
+
+/// Whether the replica knows what the others do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// It does not, and so must not promise anything.
+    pub(super) is_suspended: bool,
+    /// How often it did not. All streams and calls that began before end.
+    pub(super) suspensions: u64,
+    /// How often it was taken for lost.
+    pub(super) fences: u64,
+}
+
 /// What all rooms of a replica share.
 #[derive(Clone)]
 pub(super) struct Replication {
     pub(super) store: Arc<MemoryStore>,
     pub(super) submissions: mpsc::Sender<Submission>,
+    /// Not in the mailboxes, which may be blocked.
+    pub(super) standing: watch::Sender<Standing>,
     next_request: Arc<AtomicU64>,
 }
 
@@ -50,8 +72,21 @@ impl Replication {
         Self {
             store,
             submissions,
+            standing: watch::Sender::new(Standing {
+                is_suspended: true,
+                suspensions: 0,
+                fences: 0,
+            }),
             next_request: Arc::default(),
         }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    pub(super) fn is_suspended(&self) -> bool {
+        self.standing().is_suspended
     }
 
     /// A number for the next request.
@@ -62,8 +97,8 @@ impl Replication {
 
 /// The queue of ordered commands to a room's actor.
 pub(super) struct OrderedQueue {
-    sender: mpsc::Sender<Vec<Ordered>>,
-    receiver: Mutex<Option<mpsc::Receiver<Vec<Ordered>>>>,
+    sender: mpsc::Sender<OrderItem>,
+    receiver: Mutex<Option<mpsc::Receiver<OrderItem>>>,
 }
 
 impl OrderedQueue {
@@ -74,12 +109,12 @@ impl OrderedQueue {
     }
 
     /// The receiving half, for the actor; `None` if it was taken before.
-    pub(super) fn take_receiver(&self) -> Option<mpsc::Receiver<Vec<Ordered>>> {
+    pub(super) fn take_receiver(&self) -> Option<mpsc::Receiver<OrderItem>> {
         self.receiver.lock().take()
     }
 
-    /// Waits while the actor is slow. Does nothing if it has ended.
-    pub(super) async fn send(&self, commands: Vec<Ordered>) {
-        self.sender.send(commands).await.ok();
+    /// Waits while the actor is slow. Returns whether there is an actor.
+    pub(super) async fn send(&self, item: OrderItem) -> bool {
+        self.sender.send(item).await.is_ok()
     }
 }

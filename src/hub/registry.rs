@@ -89,6 +89,10 @@ impl Registry {
         state.rooms.values().cloned().collect()
     }
 
+    pub(super) fn is_draining(&self) -> bool {
+        self.state.lock().closed == Some(HubError::Draining)
+    }
+
     /// Rejects lookups from now on, because the store has failed.
     pub(super) fn fail(&self) {
         self.state.lock().closed.get_or_insert(HubError::Failed);

@@ -20,7 +20,7 @@ use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Envelope, Member, ModerationReporter, Reply, RoomHandle};
 use super::observer::StoredBatch;
-use super::order::{Ordered, OrderedQueue};
+use super::order::{OrderItem, Ordered, OrderedQueue, Replication};
 use super::reader::Reader;
 use super::recovery::Recovered;
 use super::request::{JoinInfo, PostOutcome, RoomInfo};
@@ -114,8 +114,9 @@ impl RoomActor {
         self.sessions.restore_lost();
         self.limit_message_ids();
         self.commit().await?;
-        if let Some(ordered) = self.handle.ordered.as_ref().and_then(OrderedQueue::take_receiver) {
-            return self.run_replica(ordered).await;
+        let ordered = self.handle.ordered.as_ref().and_then(OrderedQueue::take_receiver);
+        if let (Some(ordered), Some(replication)) = (ordered, self.context.replication.clone()) {
+            return self.run_replica(ordered, replication).await;
         }
         let mailbox = Arc::clone(&self.handle.mailbox);
         let mut requests = Vec::new();
@@ -170,22 +171,35 @@ impl RoomActor {
 
     /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its place in the order.
     /// Replicas keep all rooms.
-    async fn run_replica(mut self, mut ordered: mpsc::Receiver<Vec<Ordered>>) -> Result<(), StoreError> {
+    async fn run_replica(
+        mut self,
+        mut ordered: mpsc::Receiver<OrderItem>,
+        replication: Replication,
+    ) -> Result<(), StoreError> {
         let mailbox = Arc::clone(&self.handle.mailbox);
         let mut requests = Vec::new();
         let mut is_open = true;
         let mut next_batch_due = Instant::now();
+        let mut standing = replication.standing.subscribe();
+        // The streams that there are began after so many suspensions.
+        let mut suspensions = standing.borrow_and_update().suspensions;
         while is_open || !self.sessions.finish_closing() {
-            let wake_at = self.sessions.next_grace_deadline();
-            let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
+            let is_suspended = replication.is_suspended();
+            let grace_deadline = self.sessions.next_grace_deadline();
             let Some(submissions) = self.sessions.submissions() else {
                 return Ok(());
             };
             let is_blocked = submissions.has_unsent();
+            // Nobody leaves for what a replica believes that does not know what the others do.
+            let may_expire = !is_suspended && !is_blocked;
+            let wake_at = grace_deadline.filter(|_| may_expire);
+            let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
             let is_due = next_batch_due <= Instant::now();
             if !is_due {
                 wake_at = wake_at.min(next_batch_due);
             }
+            // A room that drains while it is suspended waits for nothing.
+            let takes_requests = is_open && (!is_blocked || (is_suspended && mailbox.is_closed()));
             let send = async {
                 if is_blocked {
                     submissions.send().await;
@@ -194,26 +208,37 @@ impl RoomActor {
                 }
             };
             tokio::select! {
-                commands = ordered.recv(), if is_due => {
-                    let commands = commands.unwrap_or_default();
+                _ = standing.changed() => {
+                    let now = standing.borrow_and_update().suspensions;
+                    if std::mem::replace(&mut suspensions, now) < now {
+                        self.sessions.close_all(CloseReason::Failed);
+                    }
+                }
+                item = ordered.recv(), if is_due => {
                     next_batch_due = Instant::now() + self.batch_interval();
-                    self.apply_ordered(commands).await?;
+                    let mut item = item;
                     // Those that wait share a publication with it.
-                    for _ in 0..ordered.len() {
-                        if let Ok(commands) = ordered.try_recv() {
-                            self.apply_ordered(commands).await?;
+                    for _ in 0..=ordered.len() {
+                        match item.take().or_else(|| ordered.try_recv().ok()) {
+                            Some(OrderItem::Commands(commands)) => self.apply_ordered(commands).await?,
+                            Some(OrderItem::Fenced(fences)) => self.sessions.on_fenced(fences, wall_time()),
+                            None => break,
                         }
                     }
                 }
                 () = send => {}
-                is_still_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)), if is_open && !is_blocked => {
+                is_still_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)), if takes_requests => {
                     is_open = is_still_open;
                     let at = wall_time();
                     for envelope in requests.drain(..) {
                         self.sessions.submit(envelope, at);
                     }
                 }
-                () = tokio::time::sleep_until(wake_at) => self.sessions.expire_grace(wall_time()),
+                () = tokio::time::sleep_until(wake_at) => {
+                    if may_expire {
+                        self.sessions.expire_grace(wall_time());
+                    }
+                }
             }
             self.commit().await?;
         }

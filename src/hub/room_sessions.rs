@@ -135,7 +135,7 @@ impl RoomSessions {
                 let info = self.info(after, limit, at);
                 self.batch.push(Effect::Info { info, reply });
             }
-            Request::Close(reason) => self.batch.push(Effect::CloseAll(reason)),
+            Request::Close(reason) => self.close_all(reason),
         }
     }
 
@@ -186,12 +186,7 @@ impl RoomSessions {
                 self.closing = Some(reason);
                 return;
             }
-            request => {
-                if let (Request::Close(_), Some(submissions)) = (&request, &mut self.submissions) {
-                    submissions.fail_callers(&HubError::Suspended);
-                }
-                return self.handle(request, at);
-            }
+            request => return self.handle(request, at),
         };
         self.issue(epoch, command, caller);
     }
@@ -212,11 +207,30 @@ impl RoomSessions {
         self.submissions.as_mut()
     }
 
+    /// Closes all streams at this point.
+    pub(super) fn close_all(&mut self, reason: CloseReason) {
+        self.batch.push(Effect::CloseAll(reason));
+    }
+
+    /// The replica's incarnation is lost, and with it what was submitted to it.
+    pub(super) fn on_fenced(&mut self, fences: u64, at: WallTime) {
+        if let Some(submissions) = &mut self.submissions {
+            submissions.on_fenced(fences);
+        }
+        // Whoever was to leave may not have left.
+        self.grace = GraceTimers::default();
+        let lost: Vec<Attachment> = self.room.lost().collect();
+        for attachment in lost {
+            self.start_grace(attachment, at);
+        }
+    }
+
     /// Closes the streams of a room that is draining, unless something is on its way into the order. Returns whether nothing is.
     pub(super) fn finish_closing(&mut self) -> bool {
-        let is_settled = self.submissions.as_ref().is_none_or(Submissions::is_empty);
+        let is_settled = |submissions: &Submissions| submissions.is_empty() || submissions.is_suspended();
+        let is_settled = self.submissions.as_ref().is_none_or(is_settled);
         if let Some(reason) = self.closing.take_if(|_| is_settled) {
-            self.batch.push(Effect::CloseAll(reason));
+            self.close_all(reason);
         }
         is_settled
     }
@@ -322,13 +336,8 @@ impl RoomSessions {
                 joined,
                 attachment,
             } => {
-                for attachment in displaced {
-                    self.detach(attachment, CloseReason::NameClaimed);
-                }
-                for event in evicted {
-                    time = event.time;
-                    self.append(event, None, &meta);
-                }
+                time = evicted.last().map_or(time, |event| event.time);
+                self.vacate(displaced, evicted, &meta);
                 let session = Session {
                     participant: joined.participant,
                     join_sequence: joined.sequence,
@@ -374,6 +383,17 @@ impl RoomSessions {
         if let Some(joined) = joined {
             // A JOIN is not traced as a message: the stream has a span of its own.
             self.append(joined, None, &meta);
+        }
+    }
+
+    /// Makes way for somebody who has joined: closes the streams of those whose name it owns, and appends that they, and those who were
+    /// lost, leave.
+    fn vacate(&mut self, displaced: Vec<Attachment>, evicted: Vec<Event>, meta: &RequestMeta) {
+        for attachment in displaced {
+            self.detach(attachment, CloseReason::NameClaimed);
+        }
+        for event in evicted {
+            self.append(event, None, meta);
         }
     }
 
@@ -578,8 +598,9 @@ impl RoomSessions {
     /// Starts the grace period of a participant who can resume.
     fn start_grace(&mut self, attachment: Attachment, at: WallTime) {
         let grace = self.context.options.resume_grace;
-        if grace.is_zero() {
-            self.end_grace(attachment, at);
+        // A replica decides nothing by itself, and submits nothing before it takes part.
+        if grace.is_zero() && self.submissions.is_none() {
+            self.apply_by_server(Command::ExpireGrace(attachment), at);
         } else {
             let room = &self.room;
             self.grace
@@ -622,12 +643,9 @@ impl RoomSessions {
                 joined,
                 ..
             } => {
-                for attachment in displaced {
-                    self.detach(attachment, CloseReason::NameClaimed);
-                }
-                for event in evicted.into_iter().chain([joined]) {
-                    self.append(event, None, &RequestMeta::now());
-                }
+                let meta = RequestMeta::now();
+                self.vacate(displaced, evicted, &meta);
+                self.append(joined, None, &meta);
             }
             Outcome::Resumed {
                 replaced: Some(attachment),

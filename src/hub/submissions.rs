@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Member, ModerationReporter, Reply};
 use super::order::{Replication, Submission};
@@ -55,8 +55,8 @@ pub(super) struct Submissions {
     replication: Replication,
     /// Those that the order has not accepted yet. The mailbox is not drained while there are any.
     unsent: VecDeque<Submission>,
-    /// By the numbers of the requests.
-    callers: HashMap<u64, Caller>,
+    /// By the numbers of the requests. Each with the number of fences when it was sent, if it was.
+    callers: HashMap<u64, (Option<u64>, Caller)>,
 }
 
 impl Submissions {
@@ -78,13 +78,14 @@ impl Submissions {
     ) {
         let request = self.replication.next_request();
         if let Some(caller) = caller {
-            self.callers.insert(request, caller);
+            self.callers.insert(request, (None, caller));
         }
         self.unsent.push_back(Submission {
             room: room.clone(),
             epoch,
             request,
             command,
+            fences: 0,
         });
         self.send_now();
     }
@@ -92,23 +93,33 @@ impl Submissions {
     /// Sends as much as the order accepts at once.
     fn send_now(&mut self) {
         while !self.unsent.is_empty()
-            && let Ok(permit) = self.replication.submissions.try_reserve()
-            && let Some(submission) = self.unsent.pop_front()
+            && let Ok(permit) = self.replication.submissions.clone().try_reserve()
         {
+            self.send_one(permit);
+        }
+    }
+
+    fn send_one(&mut self, permit: mpsc::Permit<'_, Submission>) {
+        let fences = self.replication.standing().fences;
+        if let Some(mut submission) = self.unsent.pop_front() {
+            submission.fences = fences;
+            if let Some((sent, _)) = self.callers.get_mut(&submission.request) {
+                *sent = Some(fences);
+            }
             permit.send(submission);
         }
     }
 
     /// Waits until the order accepts more. Cancel safe.
     pub(super) async fn send(&mut self) {
-        match self.replication.submissions.reserve().await {
-            Ok(permit) => {
-                if let Some(submission) = self.unsent.pop_front() {
-                    permit.send(submission);
-                }
-            }
+        let submissions = self.replication.submissions.clone();
+        match submissions.reserve().await {
+            Ok(permit) => self.send_one(permit),
             // The replica has ended, and the process is about to.
-            Err(_) => return self.unsent.clear(),
+            Err(_) => {
+                self.unsent.clear();
+                self.callers.clear();
+            }
         }
         self.send_now();
     }
@@ -123,13 +134,16 @@ impl Submissions {
     }
 
     pub(super) fn take_caller(&mut self, request: u64) -> Option<Caller> {
-        self.callers.remove(&request)
+        self.callers.remove(&request).map(|(_, caller)| caller)
     }
 
-    /// Fails all callers, because it is unknown what becomes of their commands.
-    pub(super) fn fail_callers(&mut self, error: &HubError) {
-        for (_, caller) in self.callers.drain() {
-            caller.fail(error.clone());
-        }
+    /// Forgets the callers of what was sent before there were so many fences. Their calls have ended.
+    pub(super) fn on_fenced(&mut self, fences: u64) {
+        self.callers
+            .retain(|_, (sent, _)| sent.is_none_or(|sent| sent >= fences));
+    }
+
+    pub(super) fn is_suspended(&self) -> bool {
+        self.replication.is_suspended()
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -17,7 +18,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
-use crate::cluster::{ConnectedReplica, Replica, SUBMISSIONS};
+use crate::cluster::{ConnectedReplica, Replica, ReplicaError, SUBMISSIONS};
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
 use crate::hub::{Hub, Submission};
@@ -270,7 +271,7 @@ impl Server {
         let mut replica_error = None;
         let ended = async {
             match &mut replica_ended {
-                Some(ended) => ended.await.ok().flatten(),
+                Some(ended) => replica_failure(ended.await),
                 None => std::future::pending().await,
             }
         };
@@ -279,7 +280,7 @@ impl Server {
             () = self.hub.failed().cancelled() => "store failed",
             error = ended => {
                 // Nothing that is still on its way will be answered.
-                self.hub.suspend();
+                self.hub.fence().await;
                 replica_error = error;
                 "replica failed"
             }
@@ -312,8 +313,8 @@ impl Server {
         serving_admin.await.ok();
         let flushed_by = deadline - drain_timeout / EXIT_SHARE;
         self.otlp.shut_down(flushed_by.into_std()).await;
-        if let Some(error) = replica_error {
-            return Err(Failure::Unavailable(format!("ended because {error}")));
+        if let Some(failure) = replica_error {
+            return Err(failure);
         }
         store_result(&self.hub)
     }
@@ -350,6 +351,16 @@ impl Server {
             rates,
             observer,
         ))
+    }
+}
+
+/// Why the task of the replica has ended; `None` if it was stopped.
+fn replica_failure(ended: Result<Option<ReplicaError>, JoinError>) -> Option<Failure> {
+    match ended {
+        Ok(error) => error.map(|error| Failure::Unavailable(format!("ended because {error}"))),
+        Err(error) => Some(Failure::Software(format!(
+            "ended because the task of the replica failed: {error}"
+        ))),
     }
 }
 
@@ -464,6 +475,14 @@ mod tests {
     use tonic_health::server::HealthService;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_replica_whose_task_panics_is_a_failure() {
+        let task = tokio::spawn(async { panic!("as a bug would") });
+        let failure = replica_failure(task.await);
+        assert!(matches!(failure, Some(Failure::Software(_))), "{failure:?}");
+        assert_eq!(replica_failure(Ok(None)), None, "it was stopped");
+    }
 
     #[tokio::test]
     async fn ending_the_watches_does_not_end_checks() {
