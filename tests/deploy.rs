@@ -50,7 +50,12 @@ fn compose_value<'a>(compose: &'a str, key: &str) -> &'a str {
 #[test]
 fn the_server_has_every_variable_that_is_set() {
     let flags = serve_flags();
-    for path in ["Dockerfile", "deploy/compose.yaml", "deploy/compose.tls.yaml"] {
+    for path in [
+        "Dockerfile",
+        "deploy/compose.yaml",
+        "deploy/compose.tls.yaml",
+        "deploy/compose.cluster.yaml",
+    ] {
         let variables = variables(&file(path));
         assert!(!variables.is_empty(), "{path}");
         for (name, _) in variables {

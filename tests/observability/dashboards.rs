@@ -21,7 +21,12 @@ const UNITS: [&str; 10] = [
     "ops",
 ];
 
-pub const UIDS: [&str; 3] = ["chitchat-overview", "chitchat-saturation", "chitchat-causality"];
+pub const UIDS: [&str; 4] = [
+    "chitchat-overview",
+    "chitchat-saturation",
+    "chitchat-causality",
+    "chitchat-cluster",
+];
 
 pub fn all() -> Vec<(String, Value)> {
     files::names("dashboards", ".json")
@@ -292,6 +297,11 @@ fn the_required_panels_exist() {
         ),
         ("chitchat-causality", "table", "chitchat.lamport.time"),
         ("chitchat-causality", "nodeGraph", "serviceMap"),
+        ("chitchat-cluster", "stat", "cluster_ready"),
+        ("chitchat-cluster", "stat", "cluster_diverged_replicas"),
+        ("chitchat-cluster", "heatmap", "cluster_order_duration"),
+        ("chitchat-cluster", "timeseries", "cluster_silence"),
+        ("chitchat-cluster", "logs", "replica_lost"),
     ] {
         assert!(shown(uid, kind, part), "{uid} has no {kind} of {part}");
     }

@@ -13,28 +13,32 @@ const FOLDER: &str = "deploy/kubernetes";
 /// The same with TLS and tokens.
 const TLS_FOLDER: &str = "deploy/kubernetes-tls";
 
-#[test]
-fn every_manifest_matches_its_schema() {
-    let Some(kustomize) = external_program("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"]) else {
-        return;
-    };
-    let Some(python) = external_program(
+/// What kustomize builds, and the list of its resources, each of which matches its schema. `None` if the programs are missing.
+pub fn build(folder: &str) -> Option<(String, String)> {
+    let kustomize = external_program("CHITCHAT_TEST_KUSTOMIZE", "kustomize", &["version"])?;
+    let python = external_program(
         "CHITCHAT_TEST_KUBERNETES_PYTHON",
         "python3",
         &["-c", "import kubernetes_validate"],
-    ) else {
-        return;
-    };
+    )?;
     // .ci/tools sets both variables.
     let definitions =
         env::var("CHITCHAT_TEST_OPERATOR_CRDS").expect("CHITCHAT_TEST_OPERATOR_CRDS: see .ci/tools");
+    let built = succeed(Command::new(&kustomize).arg("build").arg(files::path(folder)), "");
+    let mut check = Command::new(&python);
+    check
+        .arg(files::path("tests/observability/manifests.py"))
+        .arg(&definitions);
+    let checked = succeed(&mut check, &built);
+    Some((built, checked))
+}
+
+#[test]
+fn every_manifest_matches_its_schema() {
     for folder in [FOLDER, TLS_FOLDER] {
-        let built = succeed(Command::new(&kustomize).arg("build").arg(files::path(folder)), "");
-        let mut check = Command::new(&python);
-        check
-            .arg(files::path("tests/observability/manifests.py"))
-            .arg(&definitions);
-        let checked = succeed(&mut check, &built);
+        let Some((built, checked)) = build(folder) else {
+            return;
+        };
         assert_complete(&built, &checked);
         assert_eq!(built.contains("CHITCHAT_TLS_CERT"), folder == TLS_FOLDER);
         // Each probe of the variant speaks to the admin port.

@@ -12,7 +12,7 @@ use crate::rules::{alerts, promtool, rules};
 use crate::{dashboards, files};
 
 /// Parts of queries that may return nothing, and why.
-const MAY_BE_EMPTY: [(&str, &str); 7] = [
+const MAY_BE_EMPTY: [(&str, &str); 8] = [
     ("ALERTS{", "nothing fires but the watchdog"),
     ("traces_spanmetrics_", "made by Tempo from spans"),
     (
@@ -23,6 +23,10 @@ const MAY_BE_EMPTY: [(&str, &str); 7] = [
     (
         "-deriv(chitchat_store_available_bytes",
         "free space may not shrink",
+    ),
+    (
+        "rate(chitchat_cluster_order_duration",
+        "a server that is alone has no order",
     ),
     ("otelcol_", "the Collector does not run here"),
     ("alertmanager_", "Alertmanager does not run here"),

@@ -2,6 +2,7 @@
 //! read them, as far as these run without a container engine.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
+mod cluster;
 mod collector;
 mod compose;
 mod dashboards;

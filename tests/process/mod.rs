@@ -278,7 +278,7 @@ pub fn serve_flags() -> Vec<Flag> {
             flags.push(Flag {
                 heading: heading.clone(),
                 name: name.clone(),
-                variable: variable.split('=').next().unwrap_or_default().to_owned(),
+                variable: variable.split(['=', ']']).next().unwrap_or_default().to_owned(),
                 default: default(&description),
             });
         } else if let Some(flag) = flags.last_mut().filter(|flag| flag.name == name) {
