@@ -190,14 +190,12 @@ async fn replicas_can_do_what_they_need_to_and_nothing_else() {
         let history = process::run(Command::new(CHITCHAT).args(["history", "--server", &second]), "");
         process::text(&history.stdout).contains("Hello").then_some(())
     });
-    let status = nats.finished(&["cluster", "status"], "setup/setup.nk");
-    assert_eq!(status.code, Some(0), "{status:?}");
-    for name in ["chitchat-0", "chitchat-1"] {
-        assert!(
-            status.lines.iter().any(|line| line.starts_with(name)),
-            "{status:?}"
-        );
-    }
+    // They are known by their heartbeats.
+    wait_until("both replicas are shown", || {
+        let status = nats.finished(&["cluster", "status"], "setup/setup.nk");
+        let is_shown = |name: &str| status.lines.iter().any(|line| line.starts_with(name));
+        (status.code == Some(0) && is_shown("chitchat-0") && is_shown("chitchat-1")).then_some(())
+    });
 
     // A replica cannot read what another one is answered, nor forge what the stream has, nor remove it.
     let (client, mut denied) = nats.connect("chitchat-1").await;
