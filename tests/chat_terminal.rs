@@ -5,18 +5,20 @@
 mod faulty_server;
 mod process;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::fcntl::OFlag;
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use process::{CHITCHAT, FREE_PORT, Process, Server, TIMEOUT, serve, serve_at, succeed, wait_until};
@@ -79,13 +81,8 @@ impl<'a> Setup<'a> {
 
     fn start(self) -> Terminal {
         let (rows, columns) = self.size;
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
+        let (master, slave) = open_terminal();
+        resize(&slave, rows, columns);
         let stdio = || Stdio::from(slave.try_clone().unwrap());
         let mut command = if self.has_shell {
             let mut command = Command::new(CHITCHAT);
@@ -103,6 +100,7 @@ impl<'a> Setup<'a> {
             .env("TERM", "xterm")
             .env("TZ", "UTC")
             .env("XDG_STATE_HOME", self.state.path())
+            .env("XDG_CONFIG_HOME", self.state.path())
             .env_remove("NO_COLOR")
             .envs(self.variables.iter().copied())
             .stdin(stdio())
@@ -110,7 +108,7 @@ impl<'a> Setup<'a> {
             .stderr(stdio())
             .spawn()
             .unwrap();
-        let keyboard = File::from(master);
+        let keyboard = File::from(OwnedFd::from(master));
         let mut reader = keyboard.try_clone().unwrap();
         let (sender, output) = mpsc::channel();
         thread::spawn(move || {
@@ -139,6 +137,29 @@ impl<'a> Setup<'a> {
         });
         terminal
     }
+}
+
+/// Both ends of a new pseudo-terminal. No child inherits them, so that it is gone when the test closes its end.
+fn open_terminal() -> (PtyMaster, OwnedFd) {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(ptsname_r(&master).unwrap());
+    (master, slave.unwrap().into())
+}
+
+fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
+    let size = rustix::termios::Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(terminal, size).unwrap();
 }
 
 impl Terminal {
@@ -382,6 +403,31 @@ fn every_way_to_leave_restores_the_terminal() {
 }
 
 #[test]
+fn what_was_entered_is_sent_even_if_the_terminal_vanishes() {
+    // More than may be sent at once.
+    let server = serve(&["--message-rate", "5"]);
+    let setup = Setup {
+        has_shell: false,
+        ..Setup::new(server.address)
+    };
+    let mut terminal = setup.start_joined();
+    let lines: Vec<_> = (0..60).map(|n| format!("line {n}")).collect();
+    terminal.type_keys(&(lines.join("\r") + "\r"));
+    terminal.wait_for("line 59");
+    let Terminal {
+        mut process,
+        keyboard,
+        output,
+        slave,
+        ..
+    } = terminal;
+    // No signal says so, because it is not the terminal of a session.
+    drop((keyboard, output, slave));
+    assert_eq!(process.wait().code(), Some(74));
+    assert_eq!(texts(&server, "lobby"), lines);
+}
+
+#[test]
 fn a_lost_connection_restores_the_terminal() {
     let (_runtime, server) = faulty_server::start_in_background();
     let mut terminal = Setup::new(server).flags(&["--patience", "0s"]).start_joined();
@@ -469,13 +515,7 @@ fn a_small_screen_is_enough_and_can_be_resized() {
     terminal.wait_for("] Ada: hello");
     terminal.wait_for("#lobby · 1 here");
 
-    let size = rustix::termios::Winsize {
-        ws_row: 30,
-        ws_col: 100,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    rustix::termios::tcsetwinsize(&terminal.slave, size).unwrap();
+    resize(&terminal.slave, 30, 100);
     terminal.emulator.screen_mut().set_size(nonzero(30), nonzero(100));
     terminal.process.signal(Signal::SIGWINCH);
     terminal.wait_for("Bob: a text that is longer than the screen is wide");

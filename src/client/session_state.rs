@@ -203,10 +203,9 @@ impl SessionState {
         !matches!(self.leave, Leave::No)
     }
 
-    /// Whether LEAVE is to be sent now. A message that is rejected as too fast is sent again, which LEAVE must not overtake. A
-    /// server that implements only the first version of the protocol answers no message.
+    /// Whether LEAVE is to be sent now. A message that is rejected as too fast is sent again, which LEAVE must not overtake.
     fn may_send_leave(&self) -> bool {
-        self.leave == Leave::Requested && (self.welcome.is_none() || self.outbox.in_flight() == 0)
+        self.leave == Leave::Requested && self.outbox.in_flight() == 0
     }
 
     /// Whether a connection is no longer needed: the participant is leaving and no message is unacknowledged.
@@ -291,6 +290,10 @@ impl SessionState {
                 message.traceparent = context.traceparent().to_owned();
                 message.tracestate = context.tracestate().to_owned();
                 observer.on_sent(timestamp);
+            }
+            if self.welcome.is_none() {
+                // A server that implements only the first version of the protocol acknowledges nothing.
+                self.outbox.remove(&message.message_id);
             }
             return Some(message);
         }

@@ -217,8 +217,12 @@ pub fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Spawns a program with pipes for stdin, stdout and stderr.
+/// Spawns a program with pipes for stdin, stdout and stderr. It does not read the configuration of whoever runs the tests.
 pub fn spawn(command: &mut Command) -> Child {
+    const CONFIG: &str = "XDG_CONFIG_HOME";
+    if command.get_envs().all(|(variable, _)| variable != CONFIG) {
+        command.env(CONFIG, "/nonexistent");
+    }
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

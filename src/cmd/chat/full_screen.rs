@@ -165,6 +165,7 @@ pub(super) async fn run(
         leave_deadline: None,
         stop_deadline: None,
         ended: None,
+        hung_up: None,
         is_dirty: true,
         is_suspended: false,
     };
@@ -217,6 +218,8 @@ struct FullScreen {
     stop_deadline: Option<Instant>,
     /// How the session has ended. Only the rooms that the user has left before are waited for.
     ended: Option<Result<(), Failure>>,
+    /// Set when the terminal is gone. What was entered is sent all the same.
+    hung_up: Option<Failure>,
     /// Whether there is something to draw.
     is_dirty: bool,
     is_suspended: bool,
@@ -243,20 +246,17 @@ impl FullScreen {
             {
                 break self.result(ended);
             }
-            let draws = self.is_dirty && !self.is_suspended;
+            let draws = self.is_dirty && !self.is_suspended && self.hung_up.is_none();
             let next = tokio::select! {
                 // A paste is drawn once.
-                count = keys.recv_many(&mut batch, KEY_QUEUE_LEN) => {
-                    let mut next = Next::Continue;
+                count = keys.recv_many(&mut batch, KEY_QUEUE_LEN), if self.hung_up.is_none() => {
                     for key in batch.drain(..) {
-                        if matches!(next, Next::Continue) {
-                            next = self.on_key(key);
-                        }
+                        self.on_key(key);
                     }
                     if count == 0 {
-                        next = Next::End(Err(Failure::Io("the terminal is gone".into())));
+                        self.hang_up(Failure::Io("the terminal is gone".into()));
                     }
-                    next
+                    Next::Continue
                 }
                 event = next_event(&mut self.session) => {
                     self.on_session(event);
@@ -294,9 +294,10 @@ impl FullScreen {
                             permit.send(bytes.into());
                             continue;
                         }
-                        (Ok(_), None) => Next::End(Err(Failure::Io("the terminal is gone".into()))),
-                        (Err(failure), _) => Next::End(Err(failure)),
+                        (Ok(_), None) => self.hang_up(Failure::Io("the terminal is gone".into())),
+                        (Err(failure), _) => self.hang_up(failure),
                     }
+                    Next::Continue
                 }
                 () = sleep_until_deadline(self.leave_deadline) => {
                     self.on_timeout();
@@ -330,7 +331,18 @@ impl FullScreen {
         self.is_dirty = true;
     }
 
-    fn on_key(&mut self, key: Key) -> Next {
+    /// The terminal is gone: leaves when everything that was entered is acknowledged.
+    fn hang_up(&mut self, failure: Failure) {
+        if self.hung_up.is_none() {
+            self.hung_up = Some(failure);
+            // The signal for it may have come before.
+            if !self.app.is_leaving {
+                self.leave();
+            }
+        }
+    }
+
+    fn on_key(&mut self, key: Key) {
         match key {
             Ok(TerminalEvent::Key(key)) if key.kind != KeyEventKind::Release => self.app.on_key(key),
             Ok(TerminalEvent::Paste(text)) => self.app.on_paste(&text),
@@ -346,14 +358,9 @@ impl FullScreen {
             Ok(TerminalEvent::FocusGained) => self.app.on_focus(true),
             Ok(TerminalEvent::FocusLost) => self.app.on_focus(false),
             Ok(TerminalEvent::Key(_)) => {}
-            Err(error) => {
-                return Next::End(Err(Failure::Io(format!(
-                    "cannot read from the terminal: {error}"
-                ))));
-            }
+            Err(error) => self.hang_up(Failure::Io(format!("cannot read from the terminal: {error}"))),
         }
         self.run_effects();
-        Next::Continue
     }
 
     fn run_effects(&mut self) {
@@ -568,9 +575,9 @@ impl FullScreen {
     }
 
     /// The result of the command after the session has ended with `ended`.
-    fn result(&self, ended: Result<(), Failure>) -> Result<(), Failure> {
+    fn result(&mut self, ended: Result<(), Failure>) -> Result<(), Failure> {
         let messages = match self.app.unacknowledged() {
-            0 => return ended,
+            0 => return self.hung_up.take().map_or(ended, Err),
             1 => "your last message was not acknowledged".to_owned(),
             count => format!("your last {count} messages were not acknowledged"),
         };
@@ -591,7 +598,9 @@ impl FullScreen {
     async fn on_job_signal(&mut self, signal: JobSignal) -> Next {
         match signal {
             JobSignal::Hangup => {
-                self.leave();
+                if self.hung_up.is_none() {
+                    self.leave();
+                }
                 Next::Continue
             }
             JobSignal::Stop => {
