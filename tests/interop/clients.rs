@@ -11,13 +11,40 @@ use crate::process::{
     CHECKOUT, CHITCHAT, FREE_PORT, Process, Server, external_program, python, serve, serve_at, succeed,
 };
 
-/// Writes the program of the page that is in `language` to a file, and returns its directory.
-fn write_program(language: &str, file: &str) -> TempDir {
+/// The programs of the page that are in `language`: a short one and perhaps one that resumes.
+fn programs(language: &str) -> Vec<String> {
     let page = fs::read_to_string(Path::new(CHECKOUT).join("docs/clients.md")).unwrap();
-    let (_, program) = page.split_once(&format!("```{language}\n")).unwrap();
+    let start = format!("```{language}\n");
+    let programs = page.split(&start).skip(1);
+    programs
+        .map(|program| program.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+/// Writes a program to a file, and returns its directory.
+fn write_program(program: &str, file: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join(file), program.split("```").next().unwrap()).unwrap();
+    fs::write(directory.path().join(file), program).unwrap();
     directory
+}
+
+#[test]
+fn the_clients_are_short() {
+    for language in ["python", "js", "go", "java"] {
+        let program = &programs(language)[0];
+        // The imports come first, and are not counted.
+        let body = match language {
+            "go" => program.split_once("\n)\n").unwrap().1,
+            _ => program,
+        };
+        let is_code = |line: &&str| {
+            !line.is_empty()
+                && !line.starts_with("import ")
+                && !(line.starts_with("const {") && line.contains("require("))
+        };
+        let lines = body.lines().filter(is_code).count();
+        assert!((10..=30).contains(&lines), "{language}: {lines}");
+    }
 }
 
 /// Runs a client that loses its server and gets it back. `client` makes the command from the address.
@@ -49,46 +76,68 @@ fn assert_resumes(client: impl FnOnce(&str) -> Command) {
     assert_eq!(history.lines().count(), 5, "{history}");
 }
 
-/// Runs a client that sends two lines and leaves.
-fn assert_talks(client: &mut Command, server: &Server) {
-    client.args([&server.address.to_string(), "Ada", "tea"]);
+/// Runs a client that sends two lines and leaves. `flags` come after the address.
+fn assert_talks(client: &mut Command, flags: &[&str], server: &Server) {
+    client
+        .arg(server.address.to_string())
+        .args(flags)
+        .args(["Ada", "tea"]);
     let printed = succeed(client, "one\ntwo\n");
     let lines: Vec<&str> = printed.lines().collect();
-    assert_eq!(lines.len(), 3, "{printed}");
-    for (line, end) in lines
-        .iter()
-        .zip([" joined Chit Chat at logical time L=2", "Ada: one", "Ada: two"])
-    {
+    assert_eq!(lines.len(), 4, "{printed}");
+    for (line, end) in lines.iter().zip([
+        "Server: Welcome to tea, Ada.",
+        " joined Chit Chat at logical time L=2",
+        "Ada: one",
+        "Ada: two",
+    ]) {
         assert!(line.ends_with(end), "{printed}");
     }
 }
 
 #[test]
-fn the_python_client_resumes() {
+fn the_python_clients_talk_and_resume() {
     let Some(python) = python() else { return };
-    let directory = write_program("python", "client.py");
+    let [short, resuming] = &programs("python")[..] else {
+        panic!()
+    };
+    let directory = write_program(short, "client.py");
+    fs::write(directory.path().join("resuming.py"), resuming).unwrap();
     generate(&python, directory.path());
-    assert_resumes(|address| {
+    let client = |program: &str| {
         let mut command = Command::new(&python);
-        command.current_dir(directory.path());
-        command.args(["client.py", address, "Ada", "tea"]);
+        command.current_dir(directory.path()).arg(program);
+        command
+    };
+    assert_talks(&mut client("client.py"), &[], &serve(&[]));
+    assert_resumes(|address| {
+        let mut command = client("resuming.py");
+        command.args([address, "Ada", "tea"]);
         command
     });
 }
 
 #[test]
-fn the_node_client_resumes() {
+fn the_node_clients_talk_and_resume() {
     let load = ["-e", "require('@grpc/grpc-js'); require('@grpc/proto-loader')"];
     let Some(node) = external_program("CHITCHAT_TEST_GRPC_JS", "node", &load) else {
         return;
     };
-    let directory = write_program("js", "client.js");
+    let [short, resuming] = &programs("js")[..] else {
+        panic!()
+    };
+    let directory = write_program(short, "client.js");
+    fs::write(directory.path().join("resuming.js"), resuming).unwrap();
+    let client = |program: &str| {
+        let mut command = Command::new(&node);
+        command.current_dir(directory.path()).arg(program);
+        command
+    };
+    let contract = format!("{CHECKOUT}/proto/chat.proto");
+    assert_talks(&mut client("client.js"), &[&contract], &serve(&[]));
     assert_resumes(|address| {
-        let mut command = Command::new(node);
-        command.current_dir(directory.path());
-        command.args(["client.js", address]);
-        command.arg(Path::new(CHECKOUT).join("proto/chat.proto"));
-        command.args(["Ada", "tea"]);
+        let mut command = client("resuming.js");
+        command.args([address, &contract, "Ada", "tea"]);
         command
     });
 }
@@ -108,7 +157,7 @@ fn the_go_client_talks() {
     let Some(go) = external_program("CHITCHAT_TEST_GO", "go", &["version"]) else {
         return;
     };
-    let directory = write_program("go", "main.go");
+    let directory = write_program(&programs("go")[0], "main.go");
     let path = directory.path();
     if protoc(path, &["--go_out=.", "--go-grpc_out=."]).is_none() {
         return;
@@ -127,7 +176,7 @@ fn the_go_client_talks() {
         .args(["build", "-o", "client", "."])
         .env("CGO_ENABLED", "0");
     succeed(&mut build, "");
-    assert_talks(&mut Command::new(path.join("client")), &serve(&[]));
+    assert_talks(&mut Command::new(path.join("client")), &[], &serve(&[]));
 }
 
 #[test]
@@ -135,7 +184,7 @@ fn the_java_client_talks() {
     let Some(javac) = external_program("CHITCHAT_TEST_JAVAC", "javac", &["-version"]) else {
         return;
     };
-    let directory = write_program("java", "Client.java");
+    let directory = write_program(&programs("java")[0], "Client.java");
     let path = directory.path();
     fs::create_dir(path.join("stub")).unwrap();
     if protoc(path, &["--java_out=stub", "--grpc-java_out=stub"]).is_none() {
@@ -159,5 +208,5 @@ fn the_java_client_talks() {
     let mut client = Command::new("java");
     client.current_dir(path).args(["-XX:TieredStopAtLevel=1", "-cp"]);
     client.args([&format!("classes:{jars}"), "Client"]);
-    assert_talks(&mut client, &serve(&[]));
+    assert_talks(&mut client, &[], &serve(&[]));
 }
