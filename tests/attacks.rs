@@ -87,7 +87,6 @@ impl Attacker {
         let join = JoinMsgLeave {
             room,
             client_name: self.text(12),
-            timestamp: self.random.random(),
             id: self.random.random(),
             history: self.random.random_range(0..200),
             wants_welcome: true,

@@ -41,6 +41,9 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
+/// How many requests are applied before other tasks have their turns.
+const MAX_REQUESTS_PER_POLL: usize = 64;
+
 /// How many of its newest message ids a room remembers at least.
 const MIN_MESSAGE_IDS: usize = 256;
 
@@ -158,7 +161,7 @@ impl RoomActor {
                 .and_then(|envelope: &Envelope| envelope.request.received_at());
             let received_at = received_at.map_or(now, Instant::from_std);
             next_batch_due = received_at.min(now).max(next_batch_due + interval);
-            self.apply(&mut requests);
+            self.apply(&mut requests).await;
             self.commit().await?;
             if self.room().is_deleted() {
                 self.close_deleted();
@@ -300,11 +303,16 @@ impl RoomActor {
         Ok(is_vacant && self.handle.mailbox.close_if_empty())
     }
 
-    fn apply(&mut self, requests: &mut Vec<Envelope>) {
+    /// Applies requests. Other tasks have their turns meanwhile: thousands of JOINs can wait in a mailbox, and take tens of
+    /// milliseconds.
+    async fn apply(&mut self, requests: &mut Vec<Envelope>) {
         let at = wall_time();
         self.sessions.inject_faults(requests);
-        for Envelope { request, .. } in requests.drain(..) {
+        for (Envelope { request, .. }, number) in requests.drain(..).zip(1..) {
             self.sessions.handle(request, at);
+            if number % MAX_REQUESTS_PER_POLL == 0 {
+                tokio::task::yield_now().await;
+            }
         }
         self.sessions.expire_grace(at);
         self.limit_message_ids();

@@ -40,7 +40,7 @@ use crate::wall_clock::wall_time;
 const MAX_HISTORY: u32 = 10_000;
 
 /// The maximum number of grace periods that one batch ends. Those of a whole room can expire at the same moment.
-const MAX_EXPIRED_PER_BATCH: usize = 1_000;
+const MAX_EXPIRED_PER_BATCH: usize = 200;
 
 /// A room's fold and its sessions.
 pub(super) struct RoomSessions {

@@ -3,6 +3,7 @@
 //! A broadcast wakes each connection once, and everything that its streams send in that poll goes to the socket in one
 //! write. A task per stream would cost a wake-up and memory for each of them.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -28,6 +29,9 @@ use super::turns::Turns;
 /// never stops sending does not starve other connections.
 const MAX_ROUNDS: usize = 4;
 
+/// How many new streams are polled per round: a thousand JOINs that arrive at once take tens of milliseconds.
+const NEW_STREAMS_PER_ROUND: usize = 8;
+
 /// The interval at which streams are looked for whose clients accept no data.
 const STALL_TICK: Duration = Duration::from_secs(3);
 
@@ -41,14 +45,14 @@ type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The executor that hyper spawns streams on. Queues them for the connection's task instead of spawning tokio tasks.
 #[derive(Clone, Default)]
-pub(super) struct StreamExecutor(Arc<Mutex<Vec<StreamFuture>>>);
+pub(super) struct StreamExecutor(Arc<Mutex<VecDeque<StreamFuture>>>);
 
 impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.lock().push(Box::pin(stream));
+        self.0.lock().push_back(Box::pin(stream));
     }
 }
 
@@ -111,11 +115,21 @@ impl Streams {
         }
     }
 
+    /// Takes new streams, as many as one round polls.
     fn accept_spawned(&self) {
-        for future in self.executor.0.lock().drain(..) {
+        let mut spawned = self.executor.0.lock();
+        for _ in 0..NEW_STREAMS_PER_ROUND {
+            let Some(future) = spawned.pop_front() else {
+                break;
+            };
             self.tasks.push(StreamTask::new(future));
             self.waker.wake();
         }
+    }
+
+    /// Whether new streams wait for another round.
+    fn has_spawned(&self) -> bool {
+        !self.executor.0.lock().is_empty()
     }
 
     /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of them. Returns
@@ -272,7 +286,9 @@ fn poll_rounds(
         streams.waker.begin_poll(cx.waker());
         connection_waker.begin_poll(cx.waker());
         streams.poll_woken();
-        if connection_waker.take_woken()
+        // It brings no more streams while some wait.
+        if !streams.has_spawned()
+            && connection_waker.take_woken()
             && connection
                 .as_mut()
                 .poll(&mut connection_waker.context())

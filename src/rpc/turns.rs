@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::unconstrained;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::PollSemaphore;
 
@@ -56,8 +57,9 @@ impl Default for AddressTurns {
 pub(super) struct Turns {
     address: Arc<AddressTurns>,
     permits: PollSemaphore,
-    /// Held during a turn.
+    /// Held during a turn, and after it until others have had theirs.
     permit: Option<OwnedSemaphorePermit>,
+    is_over: bool,
     /// Whether it is in line for a permit, which it must take even if it is not busy any more.
     is_waiting: bool,
     limiter: RateLimiter,
@@ -72,6 +74,7 @@ impl Turns {
             permits: PollSemaphore::new(Arc::clone(&address.permits)),
             address,
             permit: None,
+            is_over: false,
             is_waiting: false,
             limiter: RateLimiter::default(),
             counted: 0,
@@ -86,6 +89,9 @@ impl Turns {
         self.counted = work;
         let rate = Rate::new(quiet, INTERVAL, quiet);
         let debt = self.limiter.record(new, rate, MAX_DEBT, Instant::now());
+        if std::mem::take(&mut self.is_over) {
+            self.permit = None;
+        }
         if self.is_waiting || !debt.is_zero() && self.permit.is_none() {
             self.poll_acquire(cx)
         } else {
@@ -98,10 +104,12 @@ impl Turns {
         self.permit = None;
     }
 
-    /// Ends the turn of a connection that has more to do, and wakes its task for the next one.
+    /// Ends the turn of a connection that has more to do, and wakes its task for the next one. A busy one is not woken, and
+    /// keeps its permit, until the runtime has looked at the sockets: it does so rarely while tasks wake each other, and each of
+    /// them can take a millisecond.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>) {
-        // Without a permit it was not busy when it began.
-        if self.permit.take().is_none() || self.poll_acquire(cx).is_ready() {
+        self.is_over = self.permit.is_some();
+        if !self.is_over || pin!(yield_now()).poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
     }
@@ -141,10 +149,11 @@ mod tests {
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(quiet.poll_begin(&mut cx, 300).is_ready());
-        // It has more to do, but the other one is first.
+        // It has more to do, but when the runtime comes back to it, the other one is first.
         one.end_and_wake(&mut cx);
-        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
+        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
         other.end();
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(quiet.poll_begin(&mut cx, 2_000).is_pending());
