@@ -353,7 +353,7 @@ async fn grace_periods_end_once_and_only_when_the_replica_takes_part() {
     }
     assert!(replicated.submitted.try_recv().is_err());
     replicated.hub.resume();
-    let expired = vec![replicated.submitted().await, replicated.submitted().await];
+    let expired = [replicated.submitted().await, replicated.submitted().await];
     let is_expired = |submission: &Submission| matches!(submission.command, Command::ExpireGrace(_));
     assert!(expired.iter().all(is_expired));
     // They were lost with the incarnation, so they are submitted again.
