@@ -111,7 +111,7 @@ impl NatsOptions {
         self.credentials.as_ref()?.sign(b"").err()
     }
 
-    /// Connects to one of the servers, sooner or later. Answers come to the [inbox](inbox) of this name.
+    /// Connects to one of the servers, sooner or later. Answers come to the [inbox] of this name.
     ///
     /// # Errors
     ///
