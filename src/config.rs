@@ -308,9 +308,18 @@ impl Config {
         };
         if self.store != StoreOptions::Memory {
             mistakes.0.push(
-                "--cluster keeps the rooms in NATS, and a copy of the newest events in memory; set --in-memory, and no --data-dir".into(),
+                "--cluster keeps the rooms in NATS, and a copy of the newest events in memory; set --data-dir for checkpoints of it, or \
+                 --in-memory for none"
+                    .into(),
             );
         }
+        let interval = cluster.checkpoint_interval;
+        mistakes.require(
+            interval >= Duration::from_secs(1),
+            "--checkpoint-interval",
+            humantime::format_duration(interval),
+            "1s or more",
+        );
         let address = cluster.nats.addresses().err();
         mistakes
             .0

@@ -14,7 +14,8 @@ use crate::{auth, cluster, cmd, hub, rpc, store};
 pub type Target = fn(&[u8]);
 
 /// The fuzz targets, by name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
+    ("checkpoints", cluster::fuzz_checkpoints),
     ("commands", commands),
     ("damage", store::fuzzing::damage),
     ("entries", store::fuzzing::entries),

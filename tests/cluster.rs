@@ -7,7 +7,7 @@
 mod process;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -130,6 +130,19 @@ impl Nats {
         })
     }
 
+    /// The first message of the stream.
+    fn first(&self) -> u64 {
+        wait_until("the stream is shown", || {
+            let status = self.chitchat(&["status"]);
+            let line = status
+                .lines
+                .iter()
+                .find_map(|line| line.strip_prefix("messages "))?
+                .to_owned();
+            line.split(' ').next()?.parse().ok()
+        })
+    }
+
     /// Waits until all nodes have everything.
     fn wait_until_current(&self) {
         wait_until("all NATS servers are current", || {
@@ -151,14 +164,20 @@ struct Replica {
     admin: SocketAddr,
     command: Vec<String>,
     process: Option<Process>,
+    /// For its checkpoints.
+    directory: Option<PathBuf>,
 }
 
 impl Replica {
-    fn new(nats: &Nats, secret: &Path, name: &str) -> Self {
+    fn new(nats: &Nats, secret: &Path, name: &str, directory: Option<PathBuf>) -> Self {
         let (address, admin) = (unused_address(), unused_address());
         let secret = secret.display();
+        let store = directory.as_ref().map_or_else(
+            || "--in-memory".into(),
+            |directory| format!("--data-dir {}", directory.display()),
+        );
         let command = format!(
-            "serve --in-memory --log warn --resume-grace 60s --listen {address} --admin {admin} --cluster {} --cluster-secret {secret} \
+            "serve {store} --checkpoint-interval 1s --cluster-keep 0s --log warn --resume-grace 60s --listen {address} --admin {admin} --cluster {} --cluster-secret {secret} \
              --replica-name {name}",
             nats.url()
         );
@@ -167,6 +186,7 @@ impl Replica {
             admin,
             command: command.split(' ').map(str::to_owned).collect(),
             process: None,
+            directory,
         };
         replica.start();
         replica
@@ -194,6 +214,27 @@ impl Replica {
 
     fn kill(&mut self) {
         self.process.take().unwrap().kill();
+    }
+
+    /// As if its disk were replaced.
+    fn remove_directory(&self) {
+        std::fs::remove_dir_all(self.directory.as_ref().unwrap()).unwrap();
+    }
+
+    fn terminate(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.signal(Signal::SIGTERM);
+        assert!(process.wait().success());
+    }
+
+    /// The place of its newest checkpoint.
+    fn newest_checkpoint(&self) -> Option<u64> {
+        let entries = std::fs::read_dir(self.directory.as_ref()?).ok()?;
+        let places = entries.filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.strip_prefix("checkpoint-")?.parse().ok()
+        });
+        places.max()
     }
 }
 
@@ -235,11 +276,19 @@ struct Cluster {
 
 impl Cluster {
     async fn start(seed: u64) -> Option<Self> {
+        Self::start_with(seed, |_| None).await
+    }
+
+    /// The data directories of the replicas are relative to that of NATS.
+    async fn start_with(seed: u64, directory: impl Fn(usize) -> Option<String>) -> Option<Self> {
         let nats = block_in_place(Nats::start)?;
         let secret = nats.directory.path().join("secret");
         std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
         let replicas: Vec<_> = (0..NODES)
-            .map(|n| Replica::new(&nats, &secret, &format!("r{n}")))
+            .map(|n| {
+                let directory = directory(n).map(|name| nats.directory.path().join(name));
+                Replica::new(&nats, &secret, &format!("r{n}"), directory)
+            })
             .collect();
         block_in_place(|| replicas.iter().for_each(Replica::wait_until_ready));
         let addresses: Vec<_> = replicas.iter().map(|replica| replica.address).collect();
@@ -355,15 +404,54 @@ async fn replicas_have_one_order_and_survive_the_death_of_one_of_them_and_of_the
     // An orderly stop.
     let streams = cluster.run.streams();
     cluster
-        .round(PER_ROUND, |cluster| {
-            let mut process = cluster.replicas[2].process.take().unwrap();
-            process.signal(Signal::SIGTERM);
-            assert!(process.wait().success());
-        })
+        .round(PER_ROUND, |cluster| cluster.replicas[2].terminate())
         .await;
     assert!(cluster.run.streams() > streams);
     cluster.replicas[2].start();
     block_in_place(|| cluster.replicas[2].wait_until_ready());
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_start_again_with_checkpoints_and_the_stream_is_truncated() {
+    let seed = seed();
+    // The third one has what the others have when it starts again.
+    let with_directory = |n| (n < 2).then(|| format!("replica{n}"));
+    let Some(mut cluster) = Cluster::start_with(seed, with_directory).await else {
+        return;
+    };
+    cluster.round(PER_ROUND, |_| {}).await;
+    block_in_place(|| {
+        wait_until("the stream is truncated", || {
+            (cluster.nats.first() > 1).then_some(())
+        });
+    });
+    // One that has nothing any more gets a checkpoint from another, since the stream does not have everything.
+    cluster
+        .round(PER_ROUND, |cluster| {
+            cluster.replicas[1].kill();
+            cluster.replicas[1].remove_directory();
+            cluster.replicas[1].start();
+        })
+        .await;
+    block_in_place(|| cluster.replicas[1].wait_until_ready());
+    assert!(cluster.replicas[1].newest_checkpoint() > Some(1));
+    // All of them at once, and not in order.
+    cluster
+        .round(PER_ROUND, |cluster| {
+            cluster.replicas.iter_mut().for_each(Replica::kill);
+            cluster.replicas.iter_mut().for_each(Replica::start);
+        })
+        .await;
+    block_in_place(|| cluster.replicas.iter().for_each(Replica::wait_until_ready));
+    // The last thing that a replica does in an orderly stop.
+    let before = cluster.replicas[0].newest_checkpoint();
+    cluster
+        .round(PER_ROUND, |cluster| cluster.replicas[0].terminate())
+        .await;
+    assert!(cluster.replicas[0].newest_checkpoint() > before);
+    cluster.replicas[0].start();
+    block_in_place(|| cluster.replicas[0].wait_until_ready());
     cluster.finish().await;
 }
 
@@ -374,7 +462,8 @@ async fn many_faults_violate_no_invariant() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let rounds = std::env::var("CLUSTER_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
-    let Some(mut cluster) = Cluster::start(seed).await else {
+    let with_directory = |n| Some(format!("replica{n}"));
+    let Some(mut cluster) = Cluster::start_with(seed, with_directory).await else {
         return;
     };
     for round in 0..rounds {
@@ -382,17 +471,21 @@ async fn many_faults_violate_no_invariant() {
             random.random_range(0..NODES),
             random.random_range(1..4 * PER_ROUND),
         );
-        let fault = random.random_range(0..6);
+        let fault = random.random_range(0..8);
         let leader = block_in_place(|| cluster.nats.leader());
         let begun = Instant::now();
         cluster.longest_pause = Duration::ZERO;
         cluster
             .round(part, |cluster| match fault {
                 0 => cluster.replicas[node].kill(),
-                1 => {
-                    let mut process = cluster.replicas[node].process.take().unwrap();
-                    process.signal(Signal::SIGTERM);
-                    assert!(process.wait().success());
+                1 => cluster.replicas[node].terminate(),
+                6 => {
+                    cluster.replicas[node].kill();
+                    cluster.replicas[node].remove_directory();
+                }
+                7 => {
+                    cluster.replicas.iter_mut().for_each(Replica::kill);
+                    cluster.replicas.iter_mut().for_each(Replica::start);
                 }
                 2 => cluster.replicas[node]
                     .process
@@ -499,4 +592,56 @@ fn what_is_wrong_with_nats_is_said() {
     for mistake in ["--in-memory", "--cluster-secret /dev/null is not a file"] {
         assert!(failed.stderr.contains(mistake), "{failed:?}");
     }
+}
+
+#[test]
+fn the_rooms_of_a_single_server_come_into_a_cluster() {
+    let Some(nats) = Nats::start() else {
+        return;
+    };
+    let path = |name: &str| nats.directory.path().join(name);
+    let (single, secret) = (path("single"), path("secret"));
+    std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
+    let client = |address: SocketAddr, arguments: &[&str]| {
+        let mut command = Command::new(CHITCHAT);
+        command.args(arguments).args(["--server", &address.to_string()]);
+        process::succeed(&mut command, "")
+    };
+    let mut server = process::serve_at(unused_address(), &["--data-dir", single.to_str().unwrap()]);
+    for text in ["one", "two"] {
+        client(server.address, &["send", "--room", "tea", "--name", "Ada", text]);
+    }
+    let history = client(server.address, &["history", "--room", "tea", "--json"]);
+    let directory = path("replica0");
+    let import = ["import", single.to_str().unwrap(), directory.to_str().unwrap()];
+    let failed = nats.chitchat(&import);
+    assert!(failed.stderr.contains("in use by another server"), "{failed:?}");
+    server.stop();
+    let imported = nats.chitchat(&import);
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    assert_eq!(
+        nats.chitchat(&import).code,
+        Some(78),
+        "the stream is not empty any more"
+    );
+    // The second one gets the rooms from the first, even if it starts before.
+    let mut replicas = [1, 0].map(|n| {
+        let name = format!("r{n}");
+        Replica::new(&nats, &secret, &name, Some(path(&format!("replica{n}"))))
+    });
+    for replica in &replicas {
+        replica.wait_until_ready();
+        assert_eq!(
+            client(replica.address, &["history", "--room", "tea", "--json"]),
+            history
+        );
+    }
+    client(
+        replicas[0].address,
+        &["send", "--room", "tea", "--name", "Ada", "three"],
+    );
+    let [one, other] = [0, 1].map(|n| client(replicas[n].address, &["history", "--room", "tea", "--json"]));
+    assert!(one.starts_with(&history) && one.contains("three"), "{one}");
+    assert_eq!(one, other);
+    replicas.iter_mut().for_each(Replica::terminate);
 }

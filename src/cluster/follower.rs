@@ -13,12 +13,17 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// After an answer that did not have everything, the next question waits for so long: the server lags.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// The stream does not have a message that must be in it.
+/// The stream does not have the next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the stream has no message at {expected}; the next one is at {found}")]
-pub(crate) struct Hole {
-    pub(crate) expected: Place,
-    pub(crate) found: Place,
+pub(crate) enum Missing {
+    /// It must be in it.
+    #[error("the stream has no message at {expected}; the next one is at {found}")]
+    Hole { expected: Place, found: Place },
+    /// It was removed: other replicas have a checkpoint that is newer.
+    #[error(
+        "the stream begins at {found} and this replica needs {expected}; it must start again, with a checkpoint of another one"
+    )]
+    Truncated { expected: Place, found: Place },
 }
 
 /// Follows the order: accepts each of its messages once and in turn.
@@ -35,6 +40,8 @@ pub(crate) struct Follower {
     fetch_after: Duration,
     fetching_since: Option<Duration>,
     is_caught_up: bool,
+    /// Whether a message was accepted.
+    has_begun: bool,
 }
 
 impl Follower {
@@ -47,6 +54,7 @@ impl Follower {
             fetch_after: now,
             fetching_since: None,
             is_caught_up: false,
+            has_begun: false,
         }
     }
 
@@ -67,17 +75,19 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// Between the two the stream has no message, but the next one belongs there.
+    /// Between the two the stream has no message, but the next one belongs there. If none was accepted yet, the stream begins later.
     pub(crate) fn accept_fetched(
         &mut self,
         place: Place,
         previous: Place,
         now: Duration,
-    ) -> Result<bool, Hole> {
+    ) -> Result<bool, Missing> {
         if place > self.next && previous < self.next {
-            return Err(Hole {
-                expected: self.next,
-                found: place,
+            let (expected, found) = (self.next, place);
+            return Err(if previous == Place::default() && !self.has_begun {
+                Missing::Truncated { expected, found }
+            } else {
+                Missing::Hole { expected, found }
             });
         }
         // A higher one whose predecessor was lost on the way is asked for again.
@@ -93,6 +103,7 @@ impl Follower {
     fn accept(&mut self, place: Place, now: Duration) -> bool {
         let is_next = place == self.next;
         if is_next {
+            self.has_begun = true;
             self.next = place.next();
             self.progress_at = now;
             self.is_caught_up |= self.known.is_some_and(|known| self.next > known);

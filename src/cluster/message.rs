@@ -62,9 +62,22 @@ pub(crate) enum Content {
         incarnation: Place,
         applied: Place,
         digest: u64,
+        /// Its newest checkpoint, if its data directory has one.
+        durable: Option<Durable>,
+        /// As in its first message, which the stream may not have any more.
+        name: Arc<str>,
+        version: Arc<str>,
     },
     /// Nothing was heard of an incarnation for a whole lease since this place.
     Lost { incarnation: Place, seen: Place },
+}
+
+/// A checkpoint that survives the death of its replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Durable {
+    /// The data directory that has it: a replica has several incarnations, and only one directory.
+    pub(crate) directory: u64,
+    pub(crate) place: Place,
 }
 
 /// A command to one of the rooms.
@@ -86,6 +99,7 @@ encode_as! {
 
 encode_struct! {
     Message { at, content }
+    Durable { directory, place }
     RoomCommand { room, epoch, request, command }
 }
 
@@ -93,7 +107,7 @@ encode_enum! {
     [] Content {
         1 => Hello { nonce, rules, name, version },
         2 => Batch { incarnation, number, commands },
-        3 => Heartbeat { incarnation, applied, digest },
+        3 => Heartbeat { incarnation, applied, digest, durable, name, version },
         4 => Lost { incarnation, seen },
     }
 }

@@ -12,66 +12,45 @@
 //!
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides otherwise than most others.
+mod bootstrap;
+mod checkpoint;
+mod checkpoint_dir;
+#[cfg(test)]
+mod checkpoint_tests;
+mod checkpoint_transfer;
+mod checkpointer;
 mod credentials;
 mod follower;
 #[cfg(test)]
 mod hub_tests;
+mod import;
 mod message;
 mod nats;
+mod observer;
+mod options;
 mod partition;
+mod partition_state;
 mod presence;
 mod producer;
 mod replica;
 mod setup;
 #[cfg(test)]
 mod simulation_tests;
+mod truncation;
 
-use std::path::PathBuf;
-
-use sha2::{Digest as _, Sha256};
-
-use crate::regular_file;
-
+pub(crate) use bootstrap::Bootstrap;
+pub(crate) use checkpoint_dir::CheckpointDir;
+pub(crate) use checkpointer::StopRequest;
 pub use credentials::Credentials;
+pub(crate) use import::{ImportError, import};
 pub use nats::{NatsError, NatsOptions};
+pub use observer::{IGNORED, Observer, ReplicaState};
+pub use options::ClusterOptions;
 pub(crate) use replica::{ConnectedReplica, Replica, ReplicaError, SUBMISSIONS};
-pub use replica::{IGNORED, Observer, ReplicaState};
 pub(crate) use setup::{Setup, peers, wrong_config};
 
-/// The minimum length of the shared secret, in bytes.
-const MIN_SECRET_LEN: usize = 32;
-
-/// The options of one of several replicas.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterOptions {
-    /// How to reach the order.
-    pub nats: NatsOptions,
-    /// The file with the secret that session tokens are signed with. All replicas must have the same.
-    pub secret: PathBuf,
-    /// What the replica is called where operators look.
-    pub name: String,
-}
-
-impl ClusterOptions {
-    /// The secret that session tokens are signed with.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong, with the flag.
-    pub fn read_secret(&self) -> Result<[u8; 32], String> {
-        let path = self.secret.display();
-        let secret =
-            regular_file::read(&self.secret).map_err(|error| format!("--cluster-secret {path} {error}"))?;
-        let secret = secret.trim_ascii();
-        if secret.len() < MIN_SECRET_LEN {
-            return Err(format!(
-                "--cluster-secret {path} has {} bytes; it must have at least {MIN_SECRET_LEN}, of which nobody can guess anything",
-                secret.len()
-            ));
-        }
-        Ok(Sha256::digest(secret).into())
-    }
-}
+#[cfg(any(feature = "fuzzing", test))]
+pub(crate) use checkpoint::fuzz_checkpoints;
 
 /// Fuzz target: what replicas read from their common order.
 #[cfg(any(feature = "fuzzing", test))]

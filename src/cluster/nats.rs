@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::{
     AuthError, Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ServerAddr, ServerError,
@@ -10,7 +10,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -22,7 +22,7 @@ pub(crate) const STREAM: &str = "CHAT-0";
 
 /// What the stream stores, what replicas publish, and where the stream's leader republishes what it has stored.
 pub(crate) const SUBJECTS: &str = "chat.0.>";
-const SUBJECT: &str = "chat.0.order";
+pub(crate) const SUBJECT: &str = "chat.0.order";
 pub(crate) const REPUBLISHED: &str = "live.chat.0.>";
 
 /// How many messages are read at once, and how many bytes.
@@ -358,6 +358,22 @@ impl Stream {
         Ok((stream, subscriptions))
     }
 
+    pub(crate) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The first message at `place` or later; `None` if the server that answers has none.
+    pub(crate) async fn first_from(&self, place: Place) -> Result<Option<Place>, NatsError> {
+        let request = json!({ "seq": place.get(), "next_by_subj": SUBJECTS });
+        direct_get(&self.client, "reading the stream", &request).await
+    }
+
+    /// The newest message that the server has that answers.
+    pub(crate) async fn last(&self) -> Result<Option<Place>, NatsError> {
+        let request = json!({ "last_by_subj": SUBJECT });
+        direct_get(&self.client, "reading the stream", &request).await
+    }
+
     fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
@@ -403,6 +419,40 @@ impl Stream {
             // While it is not connected, it tries all servers anyway.
             tokio::time::timeout(Duration::from_secs(1), switch).await.ok();
         });
+    }
+}
+
+/// The first message that the stream has stored at `time` or later.
+pub(crate) async fn first_since(client: &Client, time: SystemTime) -> Result<Option<Place>, NatsError> {
+    let time = humantime::format_rfc3339_millis(time).to_string();
+    let request = json!({ "start_time": time, "next_by_subj": SUBJECTS });
+    direct_get(client, "looking for the oldest message to keep", &request).await
+}
+
+/// Asks any server that has the stream for one message. Returns its place.
+async fn direct_get(
+    client: &Client,
+    what: &'static str,
+    request: &Value,
+) -> Result<Option<Place>, NatsError> {
+    let failed = |why: String| NatsError::Request { what, why };
+    let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
+    let answered = client.request(subject, request.to_string().into()).await;
+    let answer = answered.map_err(|error| failed(error.to_string()))?;
+    let status = answer.status.map_or(200, |status| status.as_u16());
+    match status {
+        404 => Ok(None),
+        200 => {
+            let place = answer
+                .headers
+                .and_then(|headers| number(&headers, "Nats-Sequence"));
+            place
+                .map(|place| Some(Place::new(place)))
+                .ok_or_else(|| failed("the answer is not understood".into()))
+        }
+        _ => Err(failed(
+            answer.description.unwrap_or_else(|| format!("status {status}")),
+        )),
     }
 }
 

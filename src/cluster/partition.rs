@@ -1,10 +1,12 @@
 //! The fold of the order: all rooms, and who of those that write into the order lives.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::message::{Content, Message, Place, RoomCommand};
+use super::partition_state::{AttachmentState, IncarnationState, PartitionState, ReplicatedRoom, RoomStates};
 use crate::domain::{
     Attachment, Command, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules, WallTime,
 };
@@ -32,18 +34,13 @@ pub(crate) struct Partition {
     digests: VecDeque<u64>,
     /// Those of the first [`Content::Hello`].
     rules: Option<Rules>,
-    rooms: BTreeMap<RoomName, ReplicatedRoom>,
+    /// Shared with the states that were taken, until they change.
+    rooms: RoomStates,
     newest_epoch: Option<Epoch>,
     /// Those that live.
     incarnations: BTreeMap<Place, Incarnation>,
     /// The current attachments, and who serves them.
     attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, Place)>,
-}
-
-#[derive(Debug)]
-struct ReplicatedRoom {
-    epoch: Epoch,
-    room: Room,
 }
 
 #[derive(Debug)]
@@ -130,11 +127,110 @@ impl Partition {
             digest: 0,
             digests: VecDeque::new(),
             rules: None,
-            rooms: BTreeMap::new(),
+            rooms: RoomStates::new(),
             newest_epoch: None,
             incarnations: BTreeMap::new(),
             attachments: BTreeMap::new(),
         }
+    }
+
+    /// All that later decisions depend on. Takes no time for what is in the rooms: they are copied when they change while somebody has
+    /// them.
+    pub(crate) fn state(&self) -> (PartitionState, RoomStates) {
+        let Self {
+            max_rooms: _,
+            applied,
+            digest,
+            digests,
+            rules,
+            rooms,
+            newest_epoch,
+            incarnations,
+            attachments,
+        } = self;
+        let incarnations = incarnations.iter().map(|(place, incarnation)| {
+            let Incarnation {
+                nonce,
+                last_number,
+                seen,
+            } = incarnation;
+            IncarnationState {
+                place: *place,
+                nonce: *nonce,
+                last_number: *last_number,
+                seen: *seen,
+            }
+        });
+        let attachments = attachments
+            .iter()
+            .map(|((room, _), (attachment, server))| AttachmentState {
+                room: room.clone(),
+                attachment: *attachment,
+                server: *server,
+            });
+        let state = PartitionState {
+            applied: *applied,
+            digest: *digest,
+            digests: digests.iter().copied().collect(),
+            rules: *rules,
+            newest_epoch: *newest_epoch,
+            incarnations: incarnations.collect(),
+            attachments: attachments.collect(),
+        };
+        (state, rooms.clone())
+    }
+
+    /// The partition with this state, which decides as the one whose state it is.
+    pub(crate) fn from_state(state: PartitionState, rooms: RoomStates, max_rooms: usize) -> Self {
+        let PartitionState {
+            applied,
+            digest,
+            digests,
+            rules,
+            newest_epoch,
+            incarnations,
+            attachments,
+        } = state;
+        let incarnations = incarnations.into_iter().map(|incarnation| {
+            let IncarnationState {
+                place,
+                nonce,
+                last_number,
+                seen,
+            } = incarnation;
+            let incarnation = Incarnation {
+                nonce,
+                last_number,
+                seen,
+            };
+            (place, incarnation)
+        });
+        let attachments = attachments.into_iter().map(|attached| {
+            let AttachmentState {
+                room,
+                attachment,
+                server,
+            } = attached;
+            ((room, attachment.participant), (attachment, server))
+        });
+        Self {
+            max_rooms,
+            applied,
+            digest,
+            digests: digests.into(),
+            rules,
+            rooms,
+            newest_epoch,
+            incarnations: incarnations.collect(),
+            attachments: attachments.collect(),
+        }
+    }
+
+    /// The incarnations that live, each with the newest message of it.
+    pub(crate) fn incarnations(&self) -> impl Iterator<Item = (Place, Place)> {
+        self.incarnations
+            .iter()
+            .map(|(place, incarnation)| (*place, incarnation.seen))
     }
 
     /// The newest message that was applied.
@@ -184,6 +280,9 @@ impl Partition {
                 incarnation,
                 digest,
                 applied,
+                durable: _,
+                name: _,
+                version: _,
             } => self.heartbeat(place, incarnation, (applied, digest)),
             Content::Lost { incarnation, seen } => self.lost(at, incarnation, seen),
         };
@@ -331,10 +430,13 @@ impl Partition {
             .newest_epoch
             .map_or(Epoch::created_at(at), |newest| newest.renewed(at));
         let replicated = self.rooms.entry(name.clone());
-        let replicated = replicated.or_insert_with(|| ReplicatedRoom {
-            epoch,
-            room: Room::new(rules),
+        let replicated = replicated.or_insert_with(|| {
+            Arc::new(ReplicatedRoom {
+                epoch,
+                room: Room::new(rules),
+            })
         });
+        let replicated = Arc::make_mut(replicated);
         let epoch = replicated.epoch;
         let detached = match &command {
             Command::Detach(attachment) => Some(*attachment),

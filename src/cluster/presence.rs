@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::message::{Content, Place};
+use super::message::{Content, Durable, Place};
 
 /// How often a replica writes that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -33,6 +33,8 @@ pub(crate) struct Presence {
 struct Heard {
     at: Duration,
     place: Place,
+    /// Its newest checkpoint.
+    durable: Option<Durable>,
 }
 
 impl Presence {
@@ -55,13 +57,36 @@ impl Presence {
 
     /// A message of an incarnation that lives was applied at `place`.
     pub(crate) fn on_message(&mut self, incarnation: Place, place: Place, now: Duration) {
-        self.heard.insert(incarnation, Heard { at: now, place });
+        let durable = self.heard.get(&incarnation).and_then(|heard| heard.durable);
+        let heard = Heard {
+            at: now,
+            place,
+            durable,
+        };
+        self.heard.insert(incarnation, heard);
         if self.own == Some(incarnation) {
             if now > self.own_heard_at + CUT_OFF {
                 self.own_heard_since = now;
             }
             self.own_heard_at = now;
         }
+    }
+
+    /// An incarnation that lives has said which its newest checkpoint is.
+    pub(crate) fn on_durable(&mut self, incarnation: Place, durable: Option<Durable>) {
+        if let Some(heard) = self.heard.get_mut(&incarnation) {
+            heard.durable = durable;
+        }
+    }
+
+    /// The newest place that the checkpoints of two replicas have, so that the death of one disk loses nothing.
+    pub(crate) fn safe_place(&self) -> Option<Place> {
+        safe_place(self.heard.values().filter_map(|heard| heard.durable))
+    }
+
+    /// Whether no replica lives that is older than this one.
+    pub(crate) fn is_eldest(&self) -> bool {
+        self.own.is_some() && self.heard.keys().next() == self.own.as_ref()
     }
 
     pub(crate) fn on_lost(&mut self, incarnation: Place) {
@@ -105,5 +130,38 @@ impl Presence {
             self.proposed_at = now;
         }
         lost
+    }
+}
+
+/// The newest place that two of these checkpoints have, in different directories.
+pub(crate) fn safe_place(checkpoints: impl Iterator<Item = Durable>) -> Option<Place> {
+    let mut newest = BTreeMap::<u64, Place>::new();
+    for Durable { directory, place } in checkpoints {
+        let known = newest.entry(directory).or_insert(place);
+        *known = place.max(*known);
+    }
+    let mut places: Vec<Place> = newest.into_values().collect();
+    places.sort_unstable();
+    places.iter().rev().nth(1).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_safe_once_two_directories_have_it() {
+        let safe = |checkpoints: &[(u64, u64)]| {
+            let durable = checkpoints.iter().map(|(directory, place)| Durable {
+                directory: *directory,
+                place: Place::new(*place),
+            });
+            safe_place(durable).map(Place::get)
+        };
+        assert_eq!(safe(&[]), None);
+        // Two incarnations of one replica.
+        assert_eq!(safe(&[(1, 7), (1, 9)]), None);
+        assert_eq!(safe(&[(1, 9), (2, 7), (1, 5)]), Some(7));
+        assert_eq!(safe(&[(1, 9), (2, 7), (3, 8)]), Some(8));
     }
 }

@@ -9,14 +9,22 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use super::follower::{Follower, Hole};
+use super::bootstrap::Bootstrap;
+use super::checkpoint::Checkpoint;
+use super::checkpoint_transfer;
+use super::checkpointer::{Checkpointer, Finished, StopRequest};
+use super::follower::{Follower, Missing};
 use super::message::{Content, Message, Place, RoomCommand};
-use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, Stream, Subscriptions, refusal};
+use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, refusal};
+use super::observer::{IGNORED, Observer, ReplicaState};
+use super::options::{ClusterOptions, MAX_NAME_LEN};
 use super::partition::{Applied, Decision, Ignored, OutOfOrder, Partition, Refusal};
 use super::presence::{CUT_OFF, LEASE, Presence};
 use super::producer::Producer;
+use super::truncation::{self, TruncationView};
 use crate::domain::{DecodeError, Rejection, RoomName, WallTime};
 use crate::hub::{Hub, HubError, Ordered, Submission};
 use crate::wall_clock::wall_time;
@@ -27,59 +35,11 @@ const TICK: Duration = Duration::from_millis(10);
 /// How many messages are applied before what they have made due is done.
 const MAX_TURN: usize = 256;
 
+/// How often is looked whether the stream can be truncated.
+const TRUNCATION_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How many commands of rooms wait for the replica.
 pub(crate) const SUBMISSIONS: usize = 1_024;
-
-/// Observes a replica. Its methods must not block.
-pub trait Observer: Send + Sync + 'static {
-    /// Called every few milliseconds.
-    fn observed(&self, state: &ReplicaState);
-
-    /// Called after a message of the order was applied. It was read from the stream if it did not come by itself.
-    fn applied(&self, is_fetched: bool);
-
-    /// Called after a batch of this replica was applied, with how long ago it was written.
-    fn ordered(&self, took: Duration);
-
-    /// Called after batches were written again.
-    fn resent(&self, batches: usize);
-
-    /// Called after NATS has refused to store a message of this replica.
-    fn refused(&self);
-
-    /// Called after one had no effect, for one of the [reasons](IGNORED).
-    fn ignored(&self, reason: &'static str);
-
-    /// Called after a replica was declared lost.
-    fn lost(&self, is_own: bool);
-
-    /// Called when the replica turns to another NATS server.
-    fn server_switched(&self);
-}
-
-/// What a replica is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReplicaState {
-    /// Whether clients are welcome.
-    pub is_ready: bool,
-    /// How many replicas live.
-    pub replicas: usize,
-    /// How many of them decide otherwise.
-    pub diverged: usize,
-    /// How long it has not heard itself.
-    pub silence: Duration,
-    /// The place of the last message that it has applied.
-    pub applied: u64,
-    /// How many more it knows of.
-    pub lag: u64,
-    /// How many of its batches have not come back.
-    pub in_flight: usize,
-    /// The size of the commands that wait to be written, in bytes.
-    pub waiting: usize,
-}
-
-/// Why messages have no effect.
-pub const IGNORED: [&str; 4] = ["repeated", "early", "fenced", "other"];
 
 /// Why a replica cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +51,7 @@ pub(crate) enum ReplicaError {
     )]
     Unknown(Place, DecodeError),
     #[error(transparent)]
-    Hole(#[from] Hole),
+    Missing(#[from] Missing),
     #[error(transparent)]
     OutOfOrder(#[from] OutOfOrder),
     #[error(
@@ -105,6 +65,8 @@ pub(crate) enum ReplicaError {
     Room { room: RoomName, error: HubError },
     #[error("the subscriptions to NATS have ended")]
     Ended,
+    #[error("the rooms of its checkpoint cannot be restored: {0:?}")]
+    Restore(HubError),
 }
 
 /// A replica, what comes from its stream, and whether clients are welcome.
@@ -129,25 +91,48 @@ pub(crate) struct Replica {
     /// Since when the replica writes.
     writing_since: Option<Duration>,
     is_ready: watch::Sender<bool>,
+    name: Arc<str>,
+    /// Where to begin, until that is known.
+    bootstrap: Option<Bootstrap>,
+    /// Without a data directory there are no checkpoints.
+    checkpointer: Option<Checkpointer>,
+    /// What the task that truncates the stream must know.
+    truncation: watch::Sender<TruncationView>,
+    /// What runs beside the replica, and ends with it.
+    _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Replica {
     /// Connects to NATS. Also returns what tells whether clients are welcome.
     pub(crate) async fn connect(
-        options: &NatsOptions,
-        name: Arc<str>,
+        options: &ClusterOptions,
+        bootstrap: Bootstrap,
         hub: Arc<Hub>,
         observer: Arc<dyn Observer>,
     ) -> Result<ConnectedReplica, NatsError> {
-        let client = options.connect(&name).await?;
-        let (stream, subscriptions) = Stream::subscribe(client, options.addresses()?).await?;
+        let name: Arc<str> = options.name.chars().take(MAX_NAME_LEN).collect::<String>().into();
+        let client = options.nats.connect(&options.name).await?;
+        let (stream, subscriptions) = Stream::subscribe(client.clone(), options.nats.addresses()?).await?;
         let (is_ready, ready) = watch::channel(false);
         let zero = Duration::ZERO;
+        let interval = options.checkpoint_interval;
+        let checkpointer = bootstrap
+            .directory
+            .as_ref()
+            .map(|directory| Checkpointer::new(Arc::clone(directory), Arc::clone(&hub), interval, zero));
+        let (truncation, views) = watch::channel(TruncationView::default());
+        let every = TRUNCATION_INTERVAL.min(interval);
+        let truncating = truncation::run(client.clone(), views, options.keep, every, Arc::clone(&observer));
+        let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(truncating))];
+        if let Some(directory) = &bootstrap.directory {
+            let serving = checkpoint_transfer::serve(client, Arc::clone(directory));
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(serving)));
+        }
         let replica = Self {
             stream,
             partition: Partition::new(hub.options().max_rooms),
             follower: Follower::new(Place::default(), zero),
-            producer: Producer::new(*hub.rules(), name, rand::random()),
+            producer: Producer::new(*hub.rules(), Arc::clone(&name), rand::random()),
             presence: Presence::new(zero),
             diverged: BTreeSet::new(),
             started: Instant::now(),
@@ -155,6 +140,11 @@ impl Replica {
             switched_at: zero,
             writing_since: None,
             is_ready,
+            name,
+            bootstrap: Some(bootstrap),
+            checkpointer,
+            truncation,
+            _tasks: tasks,
             hub,
             observer,
         };
@@ -166,12 +156,29 @@ impl Replica {
         mut self,
         subscriptions: Subscriptions,
         mut submissions: mpsc::Receiver<Submission>,
+        mut stops: mpsc::Receiver<StopRequest>,
     ) -> ReplicaError {
         let Subscriptions {
             mut published,
             mut fetched,
             mut acknowledged,
         } = subscriptions;
+        if let Some(bootstrap) = self.bootstrap.take() {
+            let mut beginning = Box::pin(bootstrap.run(&self.stream));
+            let checkpoint = loop {
+                tokio::select! {
+                    checkpoint = &mut beginning => break checkpoint,
+                    // It will be read again.
+                    Some(_) = published.next() => {}
+                    // Who stops has nothing to wait for.
+                    Some(_) = stops.recv() => {}
+                }
+            };
+            drop(beginning);
+            if let Err(error) = self.begin(checkpoint) {
+                return error;
+            }
+        }
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -193,6 +200,13 @@ impl Replica {
                     }
                     Ok(())
                 }
+                Some(request) = stops.recv() => {
+                    let now = self.now();
+                    if let Some(checkpointer) = &mut self.checkpointer {
+                        checkpointer.stop(request, now, &self.partition);
+                    }
+                    Ok(())
+                }
                 _ = ticks.tick() => Ok(()),
             };
             if let Err(error) = turn {
@@ -200,8 +214,45 @@ impl Replica {
                 return error;
             }
             self.write().await;
+            self.take_checkpoint().await;
             self.supervise();
         }
+    }
+
+    /// Continues after a checkpoint, or begins with the first message.
+    fn begin(&mut self, checkpoint: Option<Checkpoint>) -> Result<(), ReplicaError> {
+        if let Some(Checkpoint { partition, rooms, .. }) = checkpoint {
+            for room in rooms {
+                self.hub.restore_room(room).map_err(ReplicaError::Restore)?;
+            }
+            self.partition = partition;
+        }
+        let now = self.now();
+        (self.heard_at, self.switched_at) = (now, now);
+        self.follower = Follower::new(self.partition.applied(), now);
+        self.presence = Presence::new(now);
+        // Those that do not live any more have their whole lease from now on.
+        for (incarnation, seen) in self.partition.incarnations() {
+            self.presence.on_message(incarnation, seen, now);
+        }
+        Ok(())
+    }
+
+    /// Takes a checkpoint if it is time to.
+    async fn take_checkpoint(&mut self) {
+        let now = self.now();
+        let Some(checkpointer) = &mut self.checkpointer else {
+            return;
+        };
+        if let Some(finished) = checkpointer.poll(now, &self.partition).await {
+            self.observer.checkpoint_finished(match finished {
+                Finished::Written(id) => Some(id.len),
+                Finished::Failed => None,
+            });
+        }
+        let durable = checkpointer.durable().map_or(0, |durable| durable.place.get());
+        let applied = self.partition.applied().get();
+        self.observer.checkpoint_lag(applied.saturating_sub(durable));
     }
 
     fn now(&self) -> Duration {
@@ -285,10 +336,22 @@ impl Replica {
             }
             Content::Lost { .. } => (None, None),
         };
+        let heartbeat = match &message.content {
+            Content::Heartbeat {
+                incarnation, durable, ..
+            } => Some((*incarnation, *durable)),
+            _ => None,
+        };
+        if let Some(checkpointer) = &mut self.checkpointer {
+            checkpointer.on_applied(payload.len(), heartbeat.is_some());
+        }
         let applied = self.partition.apply(place, message)?;
         let is_fenced = matches!(applied, Applied::Ignored(Ignored::Fenced | Ignored::Unwelcome));
         if let (Some(writer), false) = (writer, is_fenced) {
             self.presence.on_message(writer, place, now);
+            if let Some((incarnation, durable)) = heartbeat {
+                self.presence.on_durable(incarnation, durable);
+            }
         }
         if let Applied::Ignored(why) = applied {
             self.observer.ignored(match why {
@@ -361,6 +424,9 @@ impl Replica {
         }
         let others = self.presence.live().saturating_sub(1);
         if self.diverged.len() * 2 > others && others > 1 {
+            if let Some(checkpointer) = &self.checkpointer {
+                checkpointer.set_aside();
+            }
             return Err(ReplicaError::Diverged);
         }
         Ok(())
@@ -381,6 +447,9 @@ impl Replica {
                     incarnation,
                     applied: self.partition.applied(),
                     digest: self.partition.digest(),
+                    durable: self.checkpointer.as_ref().and_then(Checkpointer::durable),
+                    name: Arc::clone(&self.name),
+                    version: env!("CARGO_PKG_VERSION").into(),
                 };
                 messages.push(Message { at, content }.encode());
             }
@@ -410,6 +479,13 @@ impl Replica {
             self.stream.switch_server();
             self.producer.resend();
         }
+        let view = TruncationView {
+            is_eldest: self.presence.is_eldest() && self.follower.is_caught_up(),
+            // As long as one of the replicas is wrong, it is not known whose checkpoints are.
+            safe: self.presence.safe_place().filter(|_| self.diverged.is_empty()),
+        };
+        self.truncation
+            .send_if_modified(|before| std::mem::replace(before, view) != view);
         let takes_part = self.writing_since.is_some() && self.producer.incarnation().is_some();
         if takes_part && silence < CUT_OFF {
             self.hub.resume();

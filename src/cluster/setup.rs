@@ -8,10 +8,15 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::message::{Content, Message, Place};
+use super::import::IMPORTED;
+use super::message::{Content, Durable, Message, Place};
 use super::nats::{
-    Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECTS, Stream, call,
+    Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECT, SUBJECTS, Stream,
+    call, refusal,
 };
+use super::presence::safe_place;
+use super::truncation::{self, StreamExtent};
+use crate::wall_clock::wall_time;
 
 /// Since this version a server syncs once for many messages.
 const MIN_VERSION: (u64, u64) = (2, 15);
@@ -24,6 +29,12 @@ const STREAM_NOT_FOUND: u64 = 10_059;
 
 /// How many of the newest messages are searched for heartbeats.
 const SEARCHED: usize = FETCHED_MESSAGES;
+
+/// A message that no version decodes.
+const IMPORT_MARK: &[u8] = &[0];
+
+/// A replica that has written so lately is taken to live.
+const LIVES: Duration = Duration::from_secs(10);
 
 /// How long an answer may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
@@ -74,6 +85,8 @@ pub(crate) struct ReplicaStatus {
     pub(crate) seen_at: u64,
     /// How many messages it had not applied yet.
     pub(crate) lag: u64,
+    /// Its newest checkpoint.
+    pub(crate) durable: Option<Durable>,
 }
 
 impl Setup {
@@ -146,61 +159,83 @@ impl Setup {
     pub(crate) async fn replicas(&self, last: u64) -> Result<Vec<ReplicaStatus>, NatsError> {
         let (stream, mut subscriptions) =
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
-        let mut read = async |from: u64, count: usize| {
-            let mut messages = Vec::new();
-            stream.fetch(Place::new(from), count).await;
-            while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
-                match Delivered::from_message(message) {
-                    Some(Delivered::Message { place, payload, .. }) => messages.push((place, payload)),
-                    _ => break,
-                }
-            }
-            messages
-        };
         let mut replicas = Vec::<ReplicaStatus>::new();
-        for (place, payload) in read(last.saturating_sub(SEARCHED as u64) + 1, SEARCHED).await {
+        let from = Place::new(last.saturating_sub(SEARCHED as u64) + 1);
+        stream.fetch(from, SEARCHED).await;
+        while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
+            let Some(Delivered::Message { place, payload, .. }) = Delivered::from_message(message) else {
+                break;
+            };
             let Ok(message) = Message::decode(&payload) else {
                 continue;
             };
             let Content::Heartbeat {
-                incarnation, applied, ..
+                incarnation,
+                applied,
+                digest: _,
+                durable,
+                name,
+                version,
             } = message.content
             else {
                 continue;
             };
-            let known = replicas
-                .iter_mut()
-                .find(|replica| replica.incarnation == incarnation);
-            let (seen_at, lag) = (
-                message.at.as_millis(),
-                place.get().saturating_sub(applied.get().saturating_add(1)),
-            );
-            if let Some(replica) = known {
-                (replica.seen_at, replica.lag) = (seen_at, lag);
-            } else {
-                replicas.push(ReplicaStatus {
-                    incarnation,
-                    name: String::new(),
-                    version: String::new(),
-                    seen_at,
-                    lag,
-                });
-            }
-        }
-        for replica in &mut replicas {
-            if let Some((_, payload)) = read(replica.incarnation.get(), 1).await.pop()
-                && let Ok(Message {
-                    content: Content::Hello { name, version, .. },
-                    ..
-                }) = Message::decode(&payload)
-            {
-                (replica.name, replica.version) = (name.to_string(), version.to_string());
+            let status = ReplicaStatus {
+                incarnation,
+                name: name.to_string(),
+                version: version.to_string(),
+                seen_at: message.at.as_millis(),
+                lag: place.get().saturating_sub(applied.get().saturating_add(1)),
+                durable,
+            };
+            match replicas.iter_mut().find(|known| known.incarnation == incarnation) {
+                Some(known) => *known = status,
+                None => replicas.push(status),
             }
         }
         let mut denied = self.denied.clone();
         match timeout(DENIAL_DELAY, denial(&mut denied)).await {
             Ok(Some(denied)) if replicas.is_empty() => Err(NatsError::Denied(denied)),
             _ => Ok(replicas),
+        }
+    }
+
+    /// Makes an empty stream begin behind the place of the checkpoint that an import has written.
+    pub(crate) async fn begin_after_import(&self) -> Result<(), NatsError> {
+        let failed = |why: String| NatsError::Request {
+            what: "writing the beginning of the stream",
+            why,
+        };
+        for place in 1..=IMPORTED.get() {
+            // Nobody reads them: a replica that has not the checkpoint ends if it meets one.
+            let acknowledged = self.client.request(SUBJECT, IMPORT_MARK.into()).await;
+            let acknowledged = acknowledged.map_err(|error| failed(error.to_string()))?;
+            if let Some(why) = refusal(&acknowledged) {
+                return Err(failed(why));
+            }
+            let answer: Value = serde_json::from_slice(&acknowledged.payload).unwrap_or_default();
+            if answer["seq"].as_u64() != Some(place) {
+                return Err(failed(
+                    "somebody else has written to the stream meanwhile; remove and make it anew".into(),
+                ));
+            }
+        }
+        truncation::purge(&self.client, IMPORTED.get()).await.map(drop)
+    }
+
+    /// Removes what two of the replicas, which live, have in checkpoints, and what is older than `keep`. Returns how many messages.
+    pub(crate) async fn truncate(&self, info: &Value, keep: Duration) -> Result<Option<u64>, NatsError> {
+        let extent = StreamExtent::from_info(info);
+        let replicas = self.replicas(extent.last).await?;
+        let now = wall_time().as_millis();
+        let lives =
+            |replica: &&ReplicaStatus| u128::from(now.saturating_sub(replica.seen_at)) < LIVES.as_millis();
+        let living = replicas.iter().filter(lives);
+        match safe_place(living.filter_map(|replica| replica.durable)) {
+            Some(safe) => truncation::truncate(&self.client, &extent, safe, keep)
+                .await
+                .map(Some),
+            None => Ok(None),
         }
     }
 }

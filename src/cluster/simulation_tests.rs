@@ -9,8 +9,9 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::follower::Follower;
-use super::message::{Content, Message, Place, RoomCommand};
+use super::checkpoint;
+use super::follower::{Follower, Missing};
+use super::message::{Content, Durable, Message, Place, RoomCommand};
 use super::partition::{Applied, Decision, Ignored, Partition, Refusal};
 use super::presence::{CUT_OFF, Presence};
 use super::producer::Producer;
@@ -26,6 +27,9 @@ const GRACE: u64 = 20_000;
 /// A client that gets no answer for so long goes to another replica.
 const PATIENCE: u64 = 2_500;
 
+/// Each replica writes a checkpoint at these places.
+const CHECKPOINT_EVERY: u64 = 500;
+
 /// In milliseconds.
 type Time = u64;
 
@@ -38,8 +42,8 @@ enum Delivery {
     Published(usize, u64),
     /// To the stream: a replica asks for the messages from this place on.
     Fetch(usize, u64),
-    /// To a replica: these messages, and the newest that there is.
-    Fetched(usize, Vec<u64>, u64),
+    /// To a replica: these messages, each with the one before it in the answer, and the newest that there is.
+    Fetched(usize, Vec<(u64, u64)>, u64),
     /// To a replica: what a client sends.
     Request(usize, usize, u64),
 }
@@ -81,6 +85,13 @@ struct Simulation {
     count: u64,
     network: BinaryHeap<Reverse<(Time, u64, Delivery)>>,
     stream: Vec<Vec<u8>>,
+    /// The first message that the stream still has.
+    first: u64,
+    /// The newest checkpoint on the disk of each replica, and its place.
+    disks: Vec<Option<(u64, Vec<u8>)>>,
+    /// The hashes of checkpoints.
+    checkpoints: BTreeMap<u64, u64>,
+    restored: u64,
     /// The stream stores nothing until then.
     down_until: Time,
     is_faulty: bool,
@@ -108,6 +119,18 @@ fn room(client: usize) -> RoomName {
     RoomName::try_from(format!("room{}", client % 2).as_str()).unwrap()
 }
 
+/// A checkpoint without records.
+fn encode(partition: &Partition) -> Vec<u8> {
+    let (state, rooms) = partition.state();
+    let mut bytes = Vec::new();
+    checkpoint::write(&mut bytes, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Partition {
+    checkpoint::read(bytes, bytes.len() as u64, 10).unwrap().partition
+}
+
 impl Simulation {
     fn new(seed: u64) -> Self {
         let mut simulation = Self {
@@ -116,6 +139,10 @@ impl Simulation {
             count: 0,
             network: BinaryHeap::new(),
             stream: Vec::new(),
+            first: 1,
+            disks: vec![None; REPLICAS],
+            checkpoints: BTreeMap::new(),
+            restored: 0,
             down_until: 0,
             is_faulty: true,
             replicas: Vec::new(),
@@ -133,7 +160,7 @@ impl Simulation {
             too_late: 0,
         };
         for _ in 0..REPLICAS {
-            let replica = simulation.start();
+            let replica = simulation.start(None);
             simulation.replicas.push(replica);
         }
         simulation.clients = (0..CLIENTS)
@@ -145,19 +172,46 @@ impl Simulation {
         simulation
     }
 
-    fn start(&mut self) -> Replica {
+    /// A new process, with a checkpoint or with nothing.
+    fn start(&mut self, checkpoint: Option<&[u8]>) -> Replica {
         let now = Duration::from_millis(self.now);
+        let partition = checkpoint.map_or_else(|| Partition::new(10), decode);
+        let mut presence = Presence::new(now);
+        for (incarnation, seen) in partition.incarnations() {
+            presence.on_message(incarnation, seen, now);
+        }
+        let at = self.now + GRACE;
+        let lost = partition.rooms().flat_map(|(name, room)| {
+            let epoch = partition.epoch(name).unwrap();
+            let lost = room.lost();
+            lost.map(move |attachment| (at, name.clone(), epoch, attachment))
+        });
+        let grace = lost.collect();
+        self.restored += u64::from(checkpoint.is_some());
         Replica {
-            partition: Partition::new(10),
-            follower: Follower::new(Place::default(), now),
+            grace,
+            follower: Follower::new(partition.applied(), now),
+            partition,
             producer: Producer::new(Rules::default(), "replica".into(), self.random.random()),
-            presence: Presence::new(now),
-            grace: Vec::new(),
+            presence,
             requests: BTreeMap::new(),
             next_request: 0,
             paused_until: 0,
             cut_until: 0,
         }
+    }
+
+    /// A replica's process dies, and another starts. What was sent to the old one does not reach it.
+    fn restart(&mut self, replica: usize, checkpoint: Option<&[u8]>) {
+        self.replicas[replica] = self.start(checkpoint);
+        self.clients
+            .iter_mut()
+            .filter(|client| client.replica == replica)
+            .for_each(|client| client.attachment = None);
+        self.network.retain(|Reverse((_, _, delivery))| {
+            !matches!(delivery,
+            Delivery::Published(to, _) | Delivery::Fetch(to, _) | Delivery::Fetched(to, ..) if *to == replica)
+        });
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -219,7 +273,10 @@ impl Simulation {
             Delivery::Fetch(from, place) => {
                 // A server that lags does not have the newest.
                 let last = (self.stream.len() as u64).saturating_sub(self.random.random_range(0..3));
-                let mut places: Vec<u64> = (place..=last.min(place + 200)).collect();
+                let first = place.max(self.first);
+                let mut places: Vec<_> = (first..=last.min(first + 200))
+                    .map(|place| (place, if place == first { 0 } else { place - 1 }))
+                    .collect();
                 if self.chance(10) && !places.is_empty() {
                     // A slow reader loses what its server cannot keep for it.
                     let lost = self.random.random_range(0..places.len());
@@ -228,14 +285,20 @@ impl Simulation {
                 self.send(Delivery::Fetched(from, places, last));
             }
             Delivery::Fetched(to, places, last) if self.is_reachable(to) => {
-                for place in places {
-                    // The server says which one precedes each.
+                for (place, previous) in places {
                     let follower = &mut self.replicas[to].follower;
-                    if follower
-                        .accept_fetched(Place::new(place), Place::new(place - 1), now)
-                        .unwrap()
-                    {
-                        self.apply(to, place);
+                    match follower.accept_fetched(Place::new(place), Place::new(previous), now) {
+                        Ok(true) => self.apply(to, place),
+                        Ok(false) => {}
+                        Err(Missing::Truncated { found, .. } | Missing::Hole { found, .. }) => {
+                            // It ends, and begins with what another one has.
+                            assert!(found.get() <= self.first, "{found} {}", self.first);
+                            let newest = self.disks.iter().flatten().max_by_key(|(place, _)| *place);
+                            let (place, bytes) = newest.unwrap().clone();
+                            assert!(place + 1 >= found.get(), "{place} {found}");
+                            self.restart(to, Some(&bytes));
+                            return;
+                        }
                     }
                 }
                 self.replicas[to].follower.on_fetched(Place::new(last), now);
@@ -303,6 +366,12 @@ impl Simulation {
             Content::Batch { commands, .. } => commands.iter().map(|command| command.epoch).collect(),
             _ => Vec::new(),
         };
+        let durable = match &message.content {
+            Content::Heartbeat {
+                incarnation, durable, ..
+            } => Some((*incarnation, *durable)),
+            _ => None,
+        };
         let replica = &mut self.replicas[to];
         let applied = replica.partition.apply(Place::new(place), message).unwrap();
         let digest = replica.partition.digest();
@@ -315,6 +384,23 @@ impl Simulation {
         let fenced = matches!(applied, Applied::Ignored(Ignored::Fenced | Ignored::Unwelcome));
         if let (Some(writer), false) = (writer, fenced) {
             replica.presence.on_message(writer, Place::new(place), now);
+        }
+        if let Some((incarnation, durable)) = durable {
+            replica.presence.on_durable(incarnation, durable);
+            if replica.presence.is_eldest()
+                && let Some(safe) = replica.presence.safe_place()
+            {
+                self.first = self.first.max(safe.get());
+            }
+        }
+        if place.is_multiple_of(CHECKPOINT_EVERY) {
+            let bytes = encode(&replica.partition);
+            let hash = xxhash_rust::xxh3::xxh3_64(&bytes);
+            assert_eq!(*self.checkpoints.entry(place).or_insert(hash), hash, "at {place}");
+            // From here on it is another one, which must not matter.
+            replica.partition = decode(&bytes);
+            assert!(encode(&replica.partition) == bytes, "at {place}");
+            self.disks[to] = Some((place, bytes));
         }
         let is_own = |incarnation| replica.producer.incarnation() == Some(incarnation);
         match applied {
@@ -575,10 +661,17 @@ impl Simulation {
             if let Some(incarnation) = replica.producer.incarnation() {
                 if replica.presence.is_heartbeat_due(now) {
                     let (applied, digest) = (replica.partition.applied(), replica.partition.digest());
+                    let durable = self.disks[n].as_ref().map(|(place, _)| Durable {
+                        directory: n as u64,
+                        place: Place::new(*place),
+                    });
                     let content = Content::Heartbeat {
                         incarnation,
                         applied,
                         digest,
+                        durable,
+                        name: "replica".into(),
+                        version: "1".into(),
                     };
                     messages.push(Message { at, content }.encode());
                 }
@@ -635,16 +728,13 @@ impl Simulation {
         }
         let until = self.now + self.random.random_range(100..9_000);
         match self.random.random_range(0..4) {
-            // Its process dies, and another starts with nothing.
+            // Its process dies, and another starts. The first replica has lost its disk, too, and the last one has none.
             0 => {
-                let started = self.start();
-                self.replicas[replica] = started;
-                self.clients
-                    .iter_mut()
-                    .filter(|client| client.replica == replica)
-                    .for_each(|client| client.attachment = None);
-                self.network.retain(|Reverse((_, _, delivery))| !matches!(delivery,
-                    Delivery::Published(to, _) | Delivery::Fetch(to, _) | Delivery::Fetched(to, ..) if *to == replica));
+                if replica == 0 {
+                    self.disks[0] = None;
+                }
+                let disk = self.disks[replica].clone().filter(|_| replica < REPLICAS - 1);
+                self.restart(replica, disk.as_ref().map(|(_, bytes)| &bytes[..]));
             }
             1 => self.replicas[replica].paused_until = until,
             2 => self.replicas[replica].cut_until = until,
@@ -672,7 +762,7 @@ impl Simulation {
 
 #[test]
 fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
-    let (mut lost, mut too_late, mut ignored) = (0, 0, BTreeMap::<String, usize>::new());
+    let (mut lost, mut restored, mut too_late, mut ignored) = (0, 0, 0, BTreeMap::<String, usize>::new());
     let first: u64 = std::env::var("SEED").map_or(0, |seed| seed.parse().unwrap());
     for seed in first..first + SEEDS {
         let mut simulation = Simulation::new(seed);
@@ -722,12 +812,20 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
         );
         lost += simulation.lost;
         too_late += simulation.too_late;
+        restored += simulation.restored;
+        assert!(
+            simulation.first > CHECKPOINT_EVERY,
+            "seed {seed}: the stream was truncated"
+        );
         for (why, count) in simulation.ignored {
             *ignored.entry(why).or_default() += count;
         }
     }
     // The faults have happened.
-    assert!(lost > 0 && too_late > 0);
+    assert!(
+        lost > 0 && too_late > 0 && restored > SEEDS,
+        "{lost} {too_late} {restored}"
+    );
     for why in ["Repeated", "Early", "Fenced"] {
         assert!(ignored.contains_key(why), "{why}: {ignored:?}");
     }

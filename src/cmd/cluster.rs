@@ -3,18 +3,24 @@
 mod keys;
 mod monitor;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::base_url::BaseUrl;
-use super::parse::size;
+use super::parse::{duration, size};
 use super::printer::{JsonArg, Printer};
 use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
-use crate::cluster::{Credentials, NatsError, NatsOptions, Setup, peers, wrong_config};
+use crate::cluster::{
+    CheckpointDir, Credentials, ImportError, NatsError, NatsOptions, Setup, import, peers, wrong_config,
+};
+use crate::domain::Rules;
+use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
+use crate::store::ReadOnlyStore;
 use crate::wall_clock::wall_time;
 use keys::KeysCommand;
 use monitor::{Monitored, unmonitored};
@@ -50,6 +56,62 @@ enum Action {
         #[command(flatten)]
         nats: NatsArgs,
     },
+    /// Bring the rooms of a server without --cluster into an empty stream
+    ///
+    /// Writes a checkpoint with them into the data directory of a replica that has none yet, and makes the stream begin behind it. Start that replica
+    /// first; the others get the rooms from it. The server must have ended. Session tokens that it has given are not valid
+    /// any more: its clients join anew, and continue at the events that they have seen. The rules of rooms must be those of the replicas
+    Import {
+        /// Data directory of the server; it is not changed
+        server: PathBuf,
+        /// Data directory of a replica
+        replica: PathBuf,
+        #[command(flatten)]
+        nats: NatsArgs,
+        #[command(flatten)]
+        rules: RulesArgs,
+        /// Size of the newest events of each room to import
+        #[arg(long, env = "CHITCHAT_RETAIN_BYTES", value_name = "SIZE", default_value = "32MiB", value_parser = size::<u64>)]
+        retain_bytes: u64,
+    },
+    /// Remove the beginning of the stream, as far as the checkpoints of two replicas that live have it
+    ///
+    /// The replicas do this themselves if NATS allows them to. Never removes what not two of them have.
+    Truncate {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// How long messages stay in the stream all the same
+        #[arg(long, value_name = "TIME", value_parser = duration, default_value = "24h")]
+        keep: Duration,
+    },
+}
+
+/// The rules of all rooms, as the replicas have them.
+#[derive(Debug, Args)]
+struct RulesArgs {
+    /// As of the replicas
+    #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS)]
+    max_message_chars: usize,
+    /// As of the replicas
+    #[arg(long, env = "CHITCHAT_MAX_CLOCK_AHEAD", value_name = "N", default_value_t = DEFAULT_MAX_CLOCK_AHEAD)]
+    max_clock_ahead: i64,
+    /// As of the replicas
+    #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS)]
+    max_participants: usize,
+    /// As of the replicas
+    #[arg(long, env = "CHITCHAT_ALLOW_DUPLICATE_NAMES")]
+    allow_duplicate_names: bool,
+}
+
+impl From<RulesArgs> for Rules {
+    fn from(args: RulesArgs) -> Self {
+        Self {
+            max_message_chars: args.max_message_chars,
+            max_clock_ahead: args.max_clock_ahead,
+            max_participants: args.max_participants,
+            allow_duplicate_names: args.allow_duplicate_names,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -164,6 +226,14 @@ impl ClusterCommand {
                     max_bytes,
                 } => init(nats, replicas, max_bytes).await,
                 Action::Status { nats } => status(nats).await,
+                Action::Truncate { nats, keep } => truncate(nats, keep).await,
+                Action::Import {
+                    server,
+                    replica,
+                    nats,
+                    rules,
+                    retain_bytes,
+                } => bring_in(&server, &replica, nats, rules.into(), retain_bytes).await,
             }
         })
     }
@@ -289,7 +359,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
         number(&config["max_bytes"])
     )])?;
     let now = wall_time().as_millis();
-    let mut rows = vec![["REPLICA", "VERSION", "SEEN", "LAG"].map(str::to_owned)];
+    let mut rows = vec![["REPLICA", "VERSION", "SEEN", "LAG", "CHECKPOINT"].map(str::to_owned)];
     for replica in setup.replicas(last).await? {
         let seen = now.saturating_sub(replica.seen_at) / 1_000;
         rows.push([
@@ -297,10 +367,13 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
             replica.version,
             format!("{seen} s ago"),
             replica.lag.to_string(),
+            replica
+                .durable
+                .map_or_else(|| "none".into(), |durable| durable.place.to_string()),
         ]);
     }
     print(&lines(
-        [Align::Left, Align::Left, Align::Right, Align::Right],
+        [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right],
         &rows,
     ))?;
     wrong.extend(wrong_stream(&stream, number(&config["num_replicas"]), &monitored));
@@ -308,6 +381,60 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::Config(wrong))
+    }
+}
+
+/// Its threads may block: nothing else is going on.
+async fn bring_in(
+    server: &Path,
+    replica: &Path,
+    nats: NatsArgs,
+    rules: Rules,
+    retain_bytes: u64,
+) -> Result<(), Failure> {
+    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let Some(stream) = setup.stream().await? else {
+        return Err(Failure::NotFound(
+            "there is no stream; run `chitchat cluster init`".into(),
+        ));
+    };
+    let last = stream["state"]["last_seq"].as_u64();
+    if last != Some(0) {
+        return Err(Failure::Config(vec![format!(
+            "the stream has had {} messages; rooms can be imported only into one that has had none",
+            last.unwrap_or_default()
+        )]));
+    }
+    let store = ReadOnlyStore::open(server)?;
+    let directory = CheckpointDir::open(replica)?;
+    let (id, rooms) = import(&store, rules, retain_bytes, &directory).map_err(|error| match error {
+        ImportError::Store(error) => error.into(),
+        error => Failure::Io(error.to_string()),
+    })?;
+    if let Err(error) = setup.begin_after_import().await {
+        note(format_args!("remove {}: it is of no use", replica.display()));
+        return Err(error.into());
+    }
+    note(format_args!(
+        "{rooms} rooms, {} bytes; start the replica with --data-dir {} first",
+        id.len,
+        replica.display()
+    ));
+    Ok(())
+}
+
+async fn truncate(nats: NatsArgs, keep: Duration) -> Result<(), Failure> {
+    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let Some(stream) = setup.stream().await? else {
+        return Err(Failure::NotFound(
+            "there is no stream; run `chitchat cluster init`".into(),
+        ));
+    };
+    match setup.truncate(&stream, keep).await? {
+        Some(removed) => print(&[format!("removed {removed} messages")]),
+        None => Err(Failure::Unavailable(
+            "no two replicas that live have checkpoints; start them with --data-dir".into(),
+        )),
     }
 }
 

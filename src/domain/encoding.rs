@@ -277,6 +277,7 @@ encode_as! {
     bool as u8: |is| u8::from(*is), |byte| (byte < 2).then_some(byte == 1);
     char as u64: |character| u64::from(u32::from(*character)), |code| char::from_u32(code.try_into().ok()?);
     i32 as i64: |number| i64::from(*number), |number| number.try_into().ok();
+    u32 as u64: |number| u64::from(*number), |number| number.try_into().ok();
     ParticipantId as i32: |id| id.get(), Self::from_wire;
     Sequence as u64: |sequence| sequence.get(), |number| Some(Self::new(number));
     LamportTime as i64: |time| time.get(), Self::from_wire;

@@ -57,6 +57,7 @@ mod reader;
 mod recovery;
 mod registry;
 mod request;
+mod restored_room;
 mod room_actor;
 mod room_sessions;
 mod session_token;
@@ -86,7 +87,7 @@ use crate::domain::{
     Command, Epoch, LamportTime, Moderation, Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName,
     Rules, Sequence,
 };
-use crate::store::{MemoryStore, Store, StoreError};
+use crate::store::{MemoryStore, Record, Store, StoreError};
 use crate::wall_clock::wall_time;
 
 pub use context::{HubOptions, RoomBudgets};
@@ -98,6 +99,7 @@ pub(crate) use order::{Ordered, Submission};
 pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
+pub(crate) use restored_room::{RestoredRoom, recover_room};
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use session_token::fuzz_tokens;
 pub use used_bytes::UsedBytes;
@@ -118,6 +120,7 @@ const MAX_ENDED_ROOMS: usize = 1_000;
 enum Start {
     Load,
     Recovered(Box<Result<Recovered, StoreError>>, OwnedSemaphorePermit),
+    Restored(Box<Recovered>),
     /// Ends the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
     End,
 }
@@ -277,6 +280,48 @@ impl Hub {
         } else {
             Err(HubError::Failed)
         }
+    }
+
+    /// Starts a room of a replica as it was at some place of the order. It must not be running.
+    ///
+    /// # Errors
+    ///
+    /// It is running, or the hub is draining or has failed.
+    pub(crate) fn restore_room(self: &Arc<Self>, room: RestoredRoom) -> Result<(), HubError> {
+        let Some(replication) = &self.context.replication else {
+            return Err(HubError::Failed);
+        };
+        let name = room.name.clone();
+        let recovered = room.into_recovered(&replication.store)?;
+        match self.registry.get_or_insert(&name)? {
+            Lookup::Inserted(room) => {
+                self.spawn_actor(room, Start::Restored(Box::new(recovered)));
+                Ok(())
+            }
+            Lookup::Running(_) => Err(HubError::Failed),
+        }
+    }
+
+    /// Whether a room's log has got to the event `last`.
+    pub(crate) fn has_reached(&self, room: &RoomName, epoch: Epoch, last: Sequence) -> bool {
+        let store = &self.context.store;
+        let log = store.find(room).filter(|log| log.epoch == epoch);
+        let bounds = log.and_then(|log| store.bounds(log.id).ok());
+        bounds.is_some_and(|bounds| bounds.last >= last)
+    }
+
+    /// What a replica retains of a room's log, if it [has reached](Self::has_reached) the event `last`.
+    pub(crate) fn retained(&self, room: &RoomName, epoch: Epoch, last: Sequence) -> Option<Vec<Record>> {
+        let log = self.context.store.find(room)?;
+        let has_reached = self.has_reached(room, epoch, last);
+        has_reached
+            .then(|| {
+                self.context
+                    .store
+                    .records(log.id, Sequence::ZERO, usize::MAX)
+                    .ok()
+            })
+            .flatten()
     }
 
     /// Ends all streams and calls, and rejects new ones until [`Hub::resume`], because it is unknown what the other replicas do.
@@ -569,6 +614,7 @@ impl Hub {
                     recovery_permit = Some(permit);
                     Some(*recovered)
                 }
+                Start::Restored(restored) => Some(Ok(*restored)),
                 Start::Load => Some(hub.recover_room(&room).await),
                 Start::End => match hub.end_unused(&room.name).await {
                     Err(error) => Some(Err(error)),

@@ -115,7 +115,11 @@ impl RoomActor {
     /// The store has failed. Nothing that is not durable has been published.
     pub(super) async fn run(mut self) -> Result<(), StoreError> {
         self.sessions.restore_lost();
-        self.limit_message_ids();
+        if self.context.replication.is_none() {
+            self.limit_message_ids();
+        }
+        self.handle
+            .publish_stats(self.room().time(), self.room().participants().len());
         self.commit().await?;
         let ordered = self.handle.ordered.as_ref().and_then(OrderedQueue::take_receiver);
         if let (Some(ordered), Some(replication)) = (ordered, self.context.replication.clone()) {

@@ -98,13 +98,14 @@ impl RoomSessions {
         self.grace.next_deadline()
     }
 
-    /// Starts the grace periods of the participants at the time when the server stopped. Those who cannot resume leave.
+    /// Starts the grace periods of the participants at the time when the server stopped. Those who cannot resume leave; if there are
+    /// several replicas, they have left.
     pub(super) fn restore_lost(&mut self) {
         let at = wall_time();
         let lost: Vec<Attachment> = self.room.lost().collect();
         for attachment in lost {
             let holder = self.room.participants().get(&attachment.participant);
-            if holder.is_some_and(|holder| holder.is_resumable) {
+            if self.submissions.is_some() || holder.is_some_and(|holder| holder.is_resumable) {
                 self.start_grace(attachment, at);
             } else {
                 self.apply_by_server(Command::ExpireGrace(attachment), at);

@@ -12,8 +12,11 @@ use super::StoreError;
 /// The version of the directory's layout.
 pub(super) const FORMAT: &str = "chitchat 2";
 
+/// What the file `FORMAT` begins with in the data directory of a replica, which has checkpoints and no log.
+pub(crate) const CLUSTER_FORMAT: &str = "chitchat cluster ";
+
 /// The mode of files: chat data is readable by its owner alone.
-pub(super) const PRIVATE: u32 = 0o600;
+pub(crate) const PRIVATE: u32 = 0o600;
 
 /// The file that says that every room needs a new epoch.
 const RENEW_EPOCHS: &str = "renew-epochs";
@@ -237,6 +240,13 @@ impl Directory {
         if found == FORMAT {
             return Ok(Some(()));
         }
+        if found.starts_with(CLUSTER_FORMAT) {
+            return Err(StoreError::Directory {
+                path: self.path.clone(),
+                why: "it has the checkpoints of a replica; use it with --cluster, or another directory"
+                    .into(),
+            });
+        }
         Err(StoreError::Format {
             path: self.path.clone(),
             found: found.chars().take(40).collect(),
@@ -272,7 +282,7 @@ impl HighWatermark {
 }
 
 /// Returns a function that converts I/O errors in the directory at `path`.
-pub(super) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
+pub(crate) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     |error| StoreError::Directory {
         path: path.into(),
         why: error.to_string(),
@@ -298,7 +308,7 @@ pub(super) fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Turns a [`NotFound`](ErrorKind::NotFound) error into `None`.
-pub(super) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -312,7 +322,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Writes a file atomically and durably: after a crash it has either its old or its new content.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new()
         .create(true)
@@ -327,17 +337,18 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Makes the creation, renaming or removal of `path` durable.
-pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent()
         .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 /// Creates a directory, and those above it, for its owner alone.
-fn create_private(path: &Path) -> io::Result<()> {
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn lock_file(path: &Path) -> Result<File, StoreError> {
+/// Locks a data directory.
+pub(crate) fn lock_file(path: &Path) -> Result<File, StoreError> {
     let cannot = cannot_use(path);
     let file = OpenOptions::new()
         .create(true)

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::domain::{LamportTime, RoomName, Sequence, Snapshot, WallTime};
 
-struct NoObserver;
+pub(crate) struct NoObserver;
 
 impl Observer for NoObserver {
     fn committed(&self, _: Duration) {}

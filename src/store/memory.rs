@@ -64,6 +64,42 @@ impl MemoryStore {
         }
     }
 
+    /// Adds the log of a room that is restored, in place of one that it may have. The snapshot covers its newest event.
+    ///
+    /// # Errors
+    ///
+    /// The store has failed.
+    pub(crate) fn restore(
+        &self,
+        room: &RoomName,
+        epoch: Epoch,
+        records: Vec<Record>,
+        snapshot: EncodedSnapshot,
+        status: RoomStatus,
+    ) -> Result<Log, StoreError> {
+        let newest_at = records.last().map_or(WallTime::default(), |newest| newest.at);
+        let log = self.open(room, newest_at)?;
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(restored) = state.logs.get_mut(&log.id) else {
+            return Err(StoreError::Failed);
+        };
+        state.total -= restored.bytes;
+        restored.events = records.iter().map(|record| u64::from(record.events)).sum();
+        restored.bytes = records.iter().map(|record| record.frames.len() as u64).sum();
+        state.total += restored.bytes;
+        restored.epoch = epoch;
+        restored.records = records.into();
+        restored.last = snapshot.last;
+        restored.snapshot = Some(snapshot);
+        restored.status = status;
+        restored.newest_at = newest_at;
+        state.rooms.insert(room.clone(), log.id);
+        // Whoever wrote the records may have retained more.
+        state.append(log.id, Append::default(), &self.retention)?;
+        Ok(Log { id: log.id, epoch })
+    }
+
     /// Changes the epoch of a log that is empty.
     pub(crate) fn set_epoch(&self, log: LogId, epoch: Epoch) {
         if let Some(log) = self.state.lock().logs.get_mut(&log) {

@@ -21,6 +21,7 @@ pub(crate) mod fuzzing;
 mod memory;
 mod options;
 mod page;
+mod read_only;
 mod record;
 mod recovery;
 mod retention;
@@ -39,11 +40,16 @@ use bytes::Bytes;
 
 use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
+pub(crate) use directory::{
+    CLUSTER_FORMAT, PRIVATE, cannot_use, create_private, lock_file, none_if_missing, sync_parent,
+    write_atomically,
+};
 pub use disk::DiskStore;
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use options::{DiskOptions, Durability};
 pub use page::{Page, read_page, read_page_back};
+pub(crate) use read_only::ReadOnlyStore;
 pub use record::{Record, frames};
 pub use retention::Retention;
 pub use snapshot::{EncodedSnapshot, decode_snapshot, encode_snapshot};

@@ -282,6 +282,36 @@ catalog! {
         &[],
         "How often this replica has turned to another NATS server, because it did not hear itself."
     );
+    CLUSTER_CHECKPOINT_LAG = gauge(
+        "chitchat_cluster_checkpoint_lag_messages",
+        &[],
+        "Messages of the order that this replica has applied since its newest checkpoint; 0 without --data-dir."
+    );
+    CLUSTER_CHECKPOINT_BYTES = gauge(
+        "chitchat_cluster_checkpoint_bytes",
+        &[],
+        "Size of the newest checkpoint that this replica has written since its start."
+    );
+    CLUSTER_CHECKPOINTS = counter(
+        "chitchat_cluster_checkpoints_total",
+        &["result"],
+        "Checkpoints that this replica has written, and that it could not write. Result: written, failed."
+    );
+    CLUSTER_STREAM_BYTES = gauge(
+        "chitchat_cluster_stream_bytes",
+        &[],
+        "Size of the stream of NATS that has the order, as of the last minute; 0 if this replica may not ask for it."
+    );
+    CLUSTER_STREAM_MAX_BYTES = gauge(
+        "chitchat_cluster_stream_max_bytes",
+        &[],
+        "Size at which the stream refuses messages."
+    );
+    CLUSTER_TRUNCATED = counter(
+        "chitchat_cluster_truncated_messages_total",
+        &[],
+        "Messages that this replica has removed from the beginning of the stream, because two replicas have checkpoints."
+    );
     STORE_EVENTS = gauge("chitchat_store_events", &[], "Events in the store.");
     STORE_AVAILABLE = gauge(
         "chitchat_store_available_bytes",

@@ -113,6 +113,13 @@ pub struct Metrics {
     pub(super) cluster_ignored: [Counter; cluster::IGNORED.len()],
     pub(super) cluster_lost: [Counter; 2],
     pub(super) cluster_switches: Counter,
+    pub(super) cluster_checkpoint_lag: Gauge,
+    pub(super) cluster_checkpoint_bytes: Gauge,
+    /// Written, failed.
+    pub(super) cluster_checkpoints: [Counter; 2],
+    pub(super) cluster_stream_bytes: Gauge,
+    pub(super) cluster_stream_max_bytes: Gauge,
+    pub(super) cluster_truncated: Counter,
     store_bytes: Gauge,
     store_retained: Gauge,
     store_garbage: Gauge,
@@ -228,6 +235,13 @@ impl Metrics {
             cluster_lost: ["own", "other"]
                 .map(|replica| counter(&catalog::CLUSTER_LOST, &[("replica", replica.into())])),
             cluster_switches: counter(&catalog::CLUSTER_SWITCHES, &[]),
+            cluster_checkpoint_lag: gauge(&catalog::CLUSTER_CHECKPOINT_LAG),
+            cluster_checkpoint_bytes: gauge(&catalog::CLUSTER_CHECKPOINT_BYTES),
+            cluster_checkpoints: ["written", "failed"]
+                .map(|result| counter(&catalog::CLUSTER_CHECKPOINTS, &[("result", result.into())])),
+            cluster_stream_bytes: gauge(&catalog::CLUSTER_STREAM_BYTES),
+            cluster_stream_max_bytes: gauge(&catalog::CLUSTER_STREAM_MAX_BYTES),
+            cluster_truncated: counter(&catalog::CLUSTER_TRUNCATED, &[]),
             store_bytes: gauge(&catalog::STORE_BYTES),
             store_retained: gauge(&catalog::STORE_RETAINED),
             store_garbage: gauge(&catalog::STORE_GARBAGE),

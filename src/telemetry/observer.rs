@@ -184,6 +184,11 @@ impl hub::Observer for TelemetryObserver {
     }
 }
 
+#[allow(clippy::cast_precision_loss, reason = "for display")]
+const fn float(number: u64) -> f64 {
+    number as f64
+}
+
 impl cluster::Observer for TelemetryObserver {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
     fn observed(&self, state: &cluster::ReplicaState) {
@@ -229,6 +234,26 @@ impl cluster::Observer for TelemetryObserver {
 
     fn server_switched(&self) {
         self.metrics.cluster_switches.increment(1);
+    }
+
+    fn checkpoint_lag(&self, messages: u64) {
+        self.metrics.cluster_checkpoint_lag.set(float(messages));
+    }
+
+    fn checkpoint_finished(&self, bytes: Option<u64>) {
+        self.metrics.cluster_checkpoints[usize::from(bytes.is_none())].increment(1);
+        if let Some(bytes) = bytes {
+            self.metrics.cluster_checkpoint_bytes.set(float(bytes));
+        }
+    }
+
+    fn stream_observed(&self, bytes: u64, max_bytes: u64) {
+        self.metrics.cluster_stream_bytes.set(float(bytes));
+        self.metrics.cluster_stream_max_bytes.set(float(max_bytes));
+    }
+
+    fn stream_truncated(&self, messages: u64) {
+        self.metrics.cluster_truncated.increment(messages);
     }
 }
 

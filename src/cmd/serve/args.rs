@@ -128,7 +128,8 @@ pub struct Args {
     )]
     anonymous: Option<Anonymous>,
 
-    /// Directory for the rooms' logs [default: ./chitchat-data]
+    /// Directory for the rooms' logs [default: ./chitchat-data]; with --cluster for checkpoints, with which a replica starts again and
+    /// which others can have
     #[arg(long, env = "CHITCHAT_DATA_DIR", value_name = "DIR", help_heading = "Store")]
     data_dir: Option<PathBuf>,
 
@@ -143,7 +144,7 @@ pub struct Args {
     )]
     wait_for_data_dir: Option<Duration>,
 
-    /// Keep the logs in memory only; they are lost when the process ends
+    /// Keep the logs in memory only; they are lost when the process ends. With --cluster, write no checkpoints
     #[arg(long, env = "CHITCHAT_IN_MEMORY", help_heading = "Store")]
     in_memory: bool,
 
@@ -182,6 +183,29 @@ pub struct Args {
         help_heading = "Cluster"
     )]
     replica_name: Option<String>,
+
+    /// How often this replica writes a checkpoint to --data-dir, unless nothing has happened, at least 1s
+    #[arg(
+        long,
+        env = "CHITCHAT_CHECKPOINT_INTERVAL",
+        value_name = "TIME",
+        value_parser = duration,
+        default_value = "5m",
+        help_heading = "Cluster"
+    )]
+    checkpoint_interval: Duration,
+
+    /// How long messages stay in the stream of NATS although the checkpoints of two replicas have all of them; if the stream is three
+    /// quarters full, they do not
+    #[arg(
+        long,
+        env = "CHITCHAT_CLUSTER_KEEP",
+        value_name = "TIME",
+        value_parser = duration,
+        default_value = "24h",
+        help_heading = "Cluster"
+    )]
+    cluster_keep: Duration,
 
     /// What acknowledged messages survive: sync = a power failure, os = a crash of the process
     #[arg(
@@ -440,8 +464,11 @@ impl Args {
     /// of memory.
     pub(super) fn into_config(self, fd_limit: Option<u64>, system_memory: u64) -> Config {
         let max_memory = self.max_memory.unwrap_or(system_memory);
-        let plan = MemoryPlan::new(max_memory, self.in_memory);
-        let default_retention = if self.in_memory {
+        // The data directory of a replica has checkpoints alone.
+        let replica_dir = self.data_dir.clone().filter(|_| self.cluster_secret.is_some());
+        let in_memory = self.in_memory || replica_dir.is_some();
+        let plan = MemoryPlan::new(max_memory, in_memory);
+        let default_retention = if in_memory {
             Retention {
                 max_total_bytes: Retention::IN_MEMORY.max_total_bytes.min(plan.logs),
                 ..Retention::IN_MEMORY
@@ -459,7 +486,7 @@ impl Args {
                 .unwrap_or(default_retention.max_total_bytes),
         };
         let max_connections = self.max_connections.unwrap_or_else(|| {
-            let ceiling = connection_ceiling(fd_limit, self.in_memory, &retention);
+            let ceiling = connection_ceiling(fd_limit, in_memory, &retention);
             default_max_connections(&plan, ceiling, self.tls_cert.is_some())
         });
         Config {
@@ -501,9 +528,13 @@ impl Args {
                 nats: self.nats_identity.options(self.cluster),
                 secret,
                 name: self.replica_name.unwrap_or_else(|| self.listen.to_string()),
+                data_dir: replica_dir,
+                wait: self.wait_for_data_dir,
+                checkpoint_interval: self.checkpoint_interval,
+                keep: self.cluster_keep,
             }),
             retention,
-            store: if self.in_memory {
+            store: if in_memory {
                 StoreOptions::Memory
             } else {
                 StoreOptions::Disk {

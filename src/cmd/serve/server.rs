@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,10 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
-use crate::cluster::{ConnectedReplica, Replica, ReplicaError, SUBMISSIONS};
+use crate::cluster::{
+    Bootstrap, CheckpointDir, ClusterOptions, ConnectedReplica, Replica, ReplicaError, SUBMISSIONS,
+    StopRequest,
+};
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
 use crate::hub::{Hub, Submission};
@@ -43,6 +47,9 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The drain timeout divided by this is reserved for exporting the last spans and log lines.
 const FLUSH_SHARE: u32 = 4;
+
+/// The largest part of the memory that a checkpoint may take which a replica loads.
+const CHECKPOINT_SHARE: u64 = 2;
 
 /// The drain timeout divided by this is reserved for the exit of the process.
 pub(super) const EXIT_SHARE: u32 = 16;
@@ -112,6 +119,8 @@ impl Server {
             let secret = options
                 .read_secret()
                 .map_err(|error| Failure::Config(vec![error]))?;
+            let max_len = config.max_memory / CHECKPOINT_SHARE;
+            let bootstrap = load_checkpoint(options, config.hub.max_rooms, max_len).await?;
             let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
             let hub = Hub::replicated(
                 config.rules,
@@ -121,12 +130,8 @@ impl Server {
                 hub_observer,
                 submissions,
             );
-            let connected = Replica::connect(
-                &options.nats,
-                options.name.as_str().into(),
-                Arc::clone(&hub),
-                Arc::new(observer.clone()),
-            );
+            let observer = Arc::new(observer.clone());
+            let connected = Replica::connect(options, bootstrap, Arc::clone(&hub), observer);
             let connected = connected.await?;
             (hub, Some((connected, submitted)))
         } else {
@@ -230,11 +235,14 @@ impl Server {
         let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), abort.clone()));
         let replica = CancellationToken::new();
         let mut replica_ended = None;
+        let mut stop_replica = None;
         if let Some(((member, subscriptions, mut ready), submitted)) = self.cluster {
             let stopping = replica.clone();
+            let (stop, stops) = mpsc::channel(1);
+            stop_replica = Some(stop);
             replica_ended = Some(tokio::spawn(async move {
                 stopping
-                    .run_until_cancelled(member.run(subscriptions, submitted))
+                    .run_until_cancelled(member.run(subscriptions, submitted, stops))
                     .await
             }));
             let (watching, readiness, health) = (draining.clone(), self.readiness.clone(), health.clone());
@@ -297,6 +305,10 @@ impl Server {
         } else {
             Duration::ZERO
         };
+        let written = match stop_replica {
+            Some(replica) => take_last_checkpoint(&replica, drain_timeout / FLUSH_SHARE).await,
+            None => None,
+        };
         let drain = async {
             self.hub.drain(RECONNECT_DELAY).await;
             end_watches(health).await;
@@ -305,6 +317,11 @@ impl Server {
         let drain = drain.instrument(info_span!("drain", cause));
         if timeout_at(deadline - flush_time, drain).await.is_err() {
             warn!(event = "cut", "cutting the streams that have not ended in time");
+        }
+        if let Some(written) = written
+            && timeout_at(deadline - flush_time, written).await.is_err()
+        {
+            warn!(event = "checkpoint_failed", "the last checkpoint takes too long");
         }
         replica.cancel();
         abort.cancel();
@@ -364,6 +381,65 @@ fn replica_failure(ended: Result<Option<ReplicaError>, JoinError>) -> Option<Fai
     }
 }
 
+/// Makes the replica take a checkpoint, if it takes any, and waits until the rooms need not go on for it. What is returned is ready once it is
+/// written.
+async fn take_last_checkpoint(
+    replica: &mpsc::Sender<StopRequest>,
+    timeout: Duration,
+) -> Option<oneshot::Receiver<()>> {
+    let ((reached, when_reached), (written, when_written)) = (oneshot::channel(), oneshot::channel());
+    replica.try_send(StopRequest { reached, written }).ok()?;
+    tokio::time::timeout(timeout, when_reached).await.ok()?.ok()?;
+    Some(when_written)
+}
+
+/// Opens the data directory of a replica, and loads its newest checkpoint.
+async fn load_checkpoint(
+    options: &ClusterOptions,
+    max_rooms: usize,
+    max_len: u64,
+) -> Result<Bootstrap, Failure> {
+    let mut bootstrap = Bootstrap {
+        directory: None,
+        local: None,
+        max_rooms,
+        max_len,
+    };
+    let Some(path) = options.data_dir.clone() else {
+        return Ok(bootstrap);
+    };
+    let directory = Arc::new(wait_for_lock(&path, options.wait, || CheckpointDir::open(&path)).await?);
+    let loading = Arc::clone(&directory);
+    let loaded = tokio::task::spawn_blocking(move || loading.load(max_rooms)).await;
+    let loaded = loaded.map_err(|_| Failure::Software("cannot load a checkpoint".into()))?;
+    bootstrap.local = loaded.map_err(|error| {
+        Failure::Io(format!(
+            "cannot read the data directory {}: {error}",
+            path.display()
+        ))
+    })?;
+    bootstrap.directory = Some(directory);
+    Ok(bootstrap)
+}
+
+/// Opens a data directory. If another server uses it, waits until that has ended, but not longer than `wait`.
+async fn wait_for_lock<T>(
+    directory: &Path,
+    wait: Option<Duration>,
+    open: impl Fn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut opened = open();
+    if let (Err(StoreError::Locked(_)), Some(wait)) = (&opened, wait) {
+        let deadline = Instant::now() + wait;
+        info!(event = "waiting", directory = %directory.display(), "waiting until another server has ended");
+        while matches!(opened, Err(StoreError::Locked(_))) && Instant::now() < deadline {
+            sleep(LOCK_INTERVAL).await;
+            opened = open();
+        }
+    }
+    opened
+}
+
 /// An error if the store has failed.
 fn store_result(hub: &Hub) -> Result<(), Failure> {
     if !hub.failed().is_cancelled() {
@@ -401,15 +477,7 @@ async fn open_store(
                 accept_loss: *accept_loss,
             };
             let open = || DiskStore::open(directory, options, Arc::clone(&observer));
-            let mut opened = open();
-            if let (Err(StoreError::Locked(_)), Some(wait)) = (&opened, wait) {
-                let deadline = Instant::now() + *wait;
-                info!(event = "waiting", directory = %directory.display(), "waiting until another server has ended");
-                while matches!(opened, Err(StoreError::Locked(_))) && Instant::now() < deadline {
-                    sleep(LOCK_INTERVAL).await;
-                    opened = open();
-                }
-            }
+            let opened = wait_for_lock(directory, *wait, open).await;
             let store = opened?;
             if store.torn_bytes() > 0 {
                 let bytes = store.torn_bytes();

@@ -1,0 +1,331 @@
+//! The data directory of a replica: its newest checkpoints.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tracing::warn;
+
+use super::checkpoint::{self, Checkpoint, CheckpointError, CheckpointId};
+use super::message::Place;
+use crate::store::{
+    CLUSTER_FORMAT, PRIVATE, StoreError, cannot_use, create_private, lock_file, none_if_missing, sync_parent,
+    write_atomically,
+};
+
+/// The version of the directory's layout.
+const LAYOUT: &str = "1";
+
+/// How many checkpoints are kept. If the newest is damaged, there is another.
+const KEPT: usize = 2;
+
+/// A checkpoint that another replica has read from so recently is kept, too.
+const READ_LATELY: Duration = Duration::from_secs(30);
+
+const WRITE_BUFFER: usize = 256 << 10;
+
+/// What a checkpoint is called until it is whole.
+const NEW: &str = "new-checkpoint";
+
+/// The data directory of a replica. Only one process can have it.
+#[derive(Debug)]
+pub(crate) struct CheckpointDir {
+    path: PathBuf,
+    /// What distinguishes it from the directories of all other replicas.
+    id: u64,
+    /// The newest checkpoint.
+    newest: Mutex<Option<CheckpointId>>,
+    /// The checkpoint that another replica has read from last.
+    read: Mutex<Option<(Place, Instant)>>,
+    _lock: File,
+}
+
+/// A checkpoint that is not whole yet.
+#[derive(Debug)]
+pub(crate) struct NewCheckpoint {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl CheckpointDir {
+    /// Opens the directory, and creates it if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// Another process uses it, it is that of a single server, or it cannot be used.
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let cannot = cannot_use(path);
+        let unfit = |why: String| StoreError::Directory {
+            path: path.into(),
+            why,
+        };
+        create_private(path).map_err(&cannot)?;
+        let format = path.join("FORMAT");
+        let found = none_if_missing(fs::read_to_string(&format)).map_err(&cannot)?;
+        let id = match found.as_deref().map(str::trim_end) {
+            None if path.join("log").exists() || path.join("db").exists() => {
+                return Err(unfit("it has the log of a server without --cluster".into()));
+            }
+            None => None,
+            Some(found) => {
+                let Some(rest) = found.strip_prefix(CLUSTER_FORMAT) else {
+                    return Err(unfit(
+                        "it has the log of a server without --cluster; a replica needs another directory"
+                            .into(),
+                    ));
+                };
+                let id = rest.strip_prefix(LAYOUT).map(str::trim_start);
+                let id = id.and_then(|id| u64::from_str_radix(id, 16).ok());
+                Some(id.ok_or_else(|| unfit(format!("its file FORMAT has {found:?}, of another version")))?)
+            }
+        };
+        let lock = lock_file(path)?;
+        let id = if let Some(id) = id {
+            id
+        } else {
+            let id = rand::random();
+            let content = format!("{CLUSTER_FORMAT}{LAYOUT} {id:016x}\n");
+            write_atomically(&format, content.as_bytes()).map_err(&cannot)?;
+            sync_parent(&path.canonicalize().map_err(&cannot)?).map_err(&cannot)?;
+            id
+        };
+        // A process has died while it wrote one.
+        none_if_missing(fs::remove_file(path.join(NEW))).map_err(&cannot)?;
+        Ok(Self {
+            path: path.into(),
+            id,
+            newest: Mutex::default(),
+            read: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The newest checkpoint, once one was loaded or written.
+    pub(crate) fn newest(&self) -> Option<CheckpointId> {
+        *self.newest.lock()
+    }
+
+    /// Whether there is no checkpoint.
+    pub(crate) fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.places()?.is_empty())
+    }
+
+    /// Reads the newest checkpoint that is intact. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be read.
+    pub(crate) fn load(&self, max_rooms: usize) -> io::Result<Option<Checkpoint>> {
+        for place in self.places()?.into_iter().rev() {
+            match read_file(&self.path_of(place), max_rooms) {
+                Ok(checkpoint) if checkpoint.id.place == place => {
+                    *self.newest.lock() = Some(checkpoint.id);
+                    return Ok(Some(checkpoint));
+                }
+                Ok(_) => {
+                    warn!(event = "checkpoint_damaged", %place, "a checkpoint has the name of another; it is skipped");
+                }
+                Err(error) => {
+                    warn!(event = "checkpoint_damaged", %place, %error, "a checkpoint cannot be used; it is skipped");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Begins a checkpoint, in place of one that was begun before. Blocks.
+    pub(crate) fn create(&self) -> io::Result<NewCheckpoint> {
+        let path = self.path.join(NEW);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .mode(PRIVATE)
+            .open(&path)?;
+        Ok(NewCheckpoint {
+            path,
+            file: BufWriter::with_capacity(WRITE_BUFFER, file),
+        })
+    }
+
+    /// Makes a new checkpoint durable, and removes the oldest. Blocks.
+    pub(crate) fn commit(&self, new: NewCheckpoint, id: CheckpointId) -> io::Result<()> {
+        let file = new.file.into_inner().map_err(|error| error.into_error())?;
+        file.sync_all()?;
+        let path = self.path_of(id.place);
+        fs::rename(&new.path, &path)?;
+        sync_parent(&path)?;
+        *self.newest.lock() = Some(id);
+        let read = *self.read.lock();
+        for place in self.places()?.into_iter().rev().skip(KEPT) {
+            if !read.is_some_and(|(read, at)| read == place && at.elapsed() < READ_LATELY) {
+                fs::remove_file(self.path_of(place))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// At most `len` bytes of a checkpoint; `None` if there is none at this place. Blocks.
+    pub(crate) fn read_part(&self, place: Place, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = none_if_missing(File::open(self.path_of(place)))? else {
+            return Ok(None);
+        };
+        *self.read.lock() = Some((place, Instant::now()));
+        let left = file.metadata()?.len().saturating_sub(offset);
+        let mut bytes = vec![0; len.min(usize::try_from(left).unwrap_or(usize::MAX))];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(Some(bytes))
+    }
+
+    /// Renames all checkpoints, so that they are not loaded any more, and somebody can look at them. Blocks.
+    pub(crate) fn set_aside(&self) -> io::Result<()> {
+        *self.newest.lock() = None;
+        for place in self.places()? {
+            let path = self.path_of(place);
+            fs::rename(&path, self.path.join("diverged-checkpoint"))?;
+        }
+        sync_parent(&self.path.join(NEW))
+    }
+
+    fn path_of(&self, place: Place) -> PathBuf {
+        self.path.join(format!("checkpoint-{:020}", place.get()))
+    }
+
+    /// The places of the checkpoints, ascending.
+    fn places(&self) -> io::Result<Vec<Place>> {
+        let mut places = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("checkpoint-"));
+            places.extend(number.and_then(|number| number.parse().ok()).map(Place::new));
+        }
+        places.sort_unstable();
+        Ok(places)
+    }
+}
+
+impl NewCheckpoint {
+    /// Reads what was written. Blocks.
+    pub(crate) fn read(&mut self, max_rooms: usize) -> Result<Checkpoint, CheckpointError> {
+        self.file.flush()?;
+        read_file(&self.path, max_rooms)
+    }
+}
+
+impl io::Write for NewCheckpoint {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Reads a checkpoint. Blocks.
+pub(crate) fn read_file(path: &Path, max_rooms: usize) -> Result<Checkpoint, CheckpointError> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    checkpoint::read(BufReader::with_capacity(WRITE_BUFFER, file), len, max_rooms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::partition::Partition;
+    use super::*;
+    use crate::store::{DiskOptions, DiskStore, Durability, Retention};
+
+    fn write(directory: &CheckpointDir, place: u64) -> CheckpointId {
+        let (mut state, rooms) = Partition::new(1).state();
+        state.applied = Place::new(place);
+        let mut new = directory.create().unwrap();
+        let id = checkpoint::write(&mut new, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
+        directory.commit(new, id).unwrap();
+        id
+    }
+
+    #[test]
+    fn the_newest_intact_checkpoint_is_loaded_and_two_are_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        let directory = CheckpointDir::open(&path).unwrap();
+        assert!(directory.load(1).unwrap().is_none());
+        let ids = [10, 9, 11].map(|place| write(&directory, place));
+        assert_eq!(directory.places().unwrap(), [Place::new(10), Place::new(11)]);
+        assert_eq!(directory.load(1).unwrap().map(|loaded| loaded.id), Some(ids[2]));
+        assert!(matches!(CheckpointDir::open(&path), Err(StoreError::Locked(_))));
+        let id = directory.id();
+        drop(directory);
+
+        // Every damage is noticed.
+        let newest = path.join(format!("checkpoint-{:020}", 11));
+        let whole = fs::read(&newest).unwrap();
+        let directory = CheckpointDir::open(&path).unwrap();
+        assert_eq!(directory.id(), id);
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            fs::write(&newest, damaged).unwrap();
+            let loaded = directory.load(1).unwrap().map(|loaded| loaded.id);
+            assert_eq!(loaded, Some(ids[0]), "byte {at}");
+            fs::write(&newest, &whole[..at]).unwrap();
+            let loaded = directory.load(1).unwrap().map(|loaded| loaded.id);
+            assert_eq!(loaded, Some(ids[0]), "{at} bytes");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_another_replica_reads_is_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = CheckpointDir::open(parent.path()).unwrap();
+        let id = write(&directory, 1);
+        let part = directory.read_part(id.place, 8, 5).unwrap().unwrap();
+        assert_eq!(part.len(), 5);
+        assert_eq!(
+            directory.read_part(id.place, id.len, 5).unwrap(),
+            Some(Vec::new())
+        );
+        for place in 2..5 {
+            write(&directory, place);
+        }
+        let places = || directory.places().unwrap();
+        assert_eq!(places(), [1, 3, 4].map(Place::new));
+        assert_eq!(directory.read_part(Place::new(2), 0, 5).unwrap(), None);
+        directory.set_aside().unwrap();
+        assert_eq!((places(), directory.newest()), (Vec::new(), None));
+        assert!(directory.load(1).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_directories_of_replicas_and_of_single_servers_are_not_mixed_up() {
+        let parent = tempfile::tempdir().unwrap();
+        let (single, replica) = (parent.path().join("single"), parent.path().join("replica"));
+        let open = |path: &Path| {
+            let options = DiskOptions {
+                durability: Durability::Os,
+                retention: Retention::ON_DISK,
+                max_rooms: 1,
+                accept_loss: false,
+            };
+            DiskStore::open(
+                path,
+                options,
+                std::sync::Arc::new(crate::store::fuzzing::NoObserver),
+            )
+        };
+        drop(open(&single).unwrap());
+        drop(CheckpointDir::open(&replica).unwrap());
+        let error = CheckpointDir::open(&single).unwrap_err().to_string();
+        assert!(error.contains("without --cluster"), "{error}");
+        let error = open(&replica).map(drop).unwrap_err().to_string();
+        assert!(error.contains("use it with --cluster"), "{error}");
+    }
+}

@@ -1,0 +1,66 @@
+//! What a replica reports.
+
+use std::time::Duration;
+
+/// Observes a replica. Its methods must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Called every few milliseconds.
+    fn observed(&self, state: &ReplicaState);
+
+    /// Called after a message of the order was applied. It was read from the stream if it did not come by itself.
+    fn applied(&self, is_fetched: bool);
+
+    /// Called after a batch of this replica was applied, with how long ago it was written.
+    fn ordered(&self, took: Duration);
+
+    /// Called after batches were written again.
+    fn resent(&self, batches: usize);
+
+    /// Called after NATS has refused to store a message of this replica.
+    fn refused(&self);
+
+    /// Called after one had no effect, for one of the [reasons](IGNORED).
+    fn ignored(&self, reason: &'static str);
+
+    /// Called after a replica was declared lost.
+    fn lost(&self, is_own: bool);
+
+    /// Called when the replica turns to another NATS server.
+    fn server_switched(&self);
+
+    /// Called every few milliseconds: with how many messages the newest checkpoint is behind what was applied, if this replica writes any.
+    fn checkpoint_lag(&self, messages: u64);
+
+    /// Called after a checkpoint was written, with its size in bytes; `None` if that has failed.
+    fn checkpoint_finished(&self, bytes: Option<u64>);
+
+    /// Called every minute with the size of the stream and the size at which it is full, in bytes.
+    fn stream_observed(&self, bytes: u64, max_bytes: u64);
+
+    /// Called after this replica has removed messages from the beginning of the stream.
+    fn stream_truncated(&self, messages: u64);
+}
+
+/// What a replica is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// Whether clients are welcome.
+    pub is_ready: bool,
+    /// How many replicas live.
+    pub replicas: usize,
+    /// How many of them decide otherwise.
+    pub diverged: usize,
+    /// How long it has not heard itself.
+    pub silence: Duration,
+    /// The place of the last message that it has applied.
+    pub applied: u64,
+    /// How many more it knows of.
+    pub lag: u64,
+    /// How many of its batches have not come back.
+    pub in_flight: usize,
+    /// The size of the commands that wait to be written, in bytes.
+    pub waiting: usize,
+}
+
+/// Why messages have no effect.
+pub const IGNORED: [&str; 4] = ["repeated", "early", "fenced", "other"];

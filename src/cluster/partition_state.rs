@@ -1,0 +1,55 @@
+//! The state of the order's fold at one place, as checkpoints have it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::message::Place;
+use crate::domain::encoding::{Encoding, encode_struct};
+use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName, Rules};
+
+/// Everything of a [`Partition`](super::partition::Partition) but its rooms.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PartitionState {
+    pub(crate) applied: Place,
+    pub(crate) digest: u64,
+    /// The newest first.
+    pub(crate) digests: Vec<u64>,
+    pub(crate) rules: Option<Rules>,
+    pub(crate) newest_epoch: Option<Epoch>,
+    /// Those that live, the oldest first.
+    pub(crate) incarnations: Vec<IncarnationState>,
+    /// By room and participant.
+    pub(crate) attachments: Vec<AttachmentState>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct IncarnationState {
+    pub(crate) place: Place,
+    pub(crate) nonce: u64,
+    pub(crate) last_number: u64,
+    pub(crate) seen: Place,
+}
+
+/// A current attachment, and the incarnation that serves it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AttachmentState {
+    pub(crate) room: RoomName,
+    pub(crate) attachment: Attachment,
+    pub(crate) server: Place,
+}
+
+/// A room of the order.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplicatedRoom {
+    pub(crate) epoch: Epoch,
+    pub(crate) room: Room,
+}
+
+/// The rooms of the order at one place.
+pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
+
+encode_struct! {
+    PartitionState { applied, digest, digests, rules, newest_epoch, incarnations, attachments }
+    IncarnationState { place, nonce, last_number, seen }
+    AttachmentState { room, attachment, server }
+}
