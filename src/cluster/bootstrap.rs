@@ -110,6 +110,6 @@ impl Bootstrap {
 
     async fn fetch(&self, stream: &Stream, needed: Place) -> Result<Checkpoint, TransferError> {
         let directory = self.directory.as_ref();
-        checkpoint_transfer::fetch(stream.client(), directory, needed, self.max_rooms, self.max_len).await
+        checkpoint_transfer::fetch(stream, directory, needed, self.max_rooms, self.max_len).await
     }
 }

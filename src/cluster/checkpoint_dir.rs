@@ -36,11 +36,18 @@ pub(crate) struct CheckpointDir {
     path: PathBuf,
     /// What distinguishes it from the directories of all other replicas.
     id: u64,
-    /// The newest checkpoint.
-    newest: Mutex<Option<CheckpointId>>,
+    state: Mutex<State>,
     /// The checkpoint that another replica has read from last.
     read: Mutex<Option<(Place, Instant)>>,
     _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The newest checkpoint, once one was loaded or written.
+    newest: Option<CheckpointId>,
+    /// Whether the checkpoints were set aside, so that one that is being written must not take their place.
+    is_set_aside: bool,
 }
 
 /// A checkpoint that is not whole yet.
@@ -97,7 +104,7 @@ impl CheckpointDir {
         Ok(Self {
             path: path.into(),
             id,
-            newest: Mutex::default(),
+            state: Mutex::default(),
             read: Mutex::default(),
             _lock: lock,
         })
@@ -109,7 +116,7 @@ impl CheckpointDir {
 
     /// The newest checkpoint, once one was loaded or written.
     pub(crate) fn newest(&self) -> Option<CheckpointId> {
-        *self.newest.lock()
+        self.state.lock().newest
     }
 
     /// Whether there is no checkpoint.
@@ -117,7 +124,7 @@ impl CheckpointDir {
         Ok(self.places()?.is_empty())
     }
 
-    /// Reads the newest checkpoint that is intact. Blocks.
+    /// Reads the newest checkpoint that is intact. Renames the newer ones, so that they do not count any more. Blocks.
     ///
     /// # Errors
     ///
@@ -126,16 +133,17 @@ impl CheckpointDir {
         for place in self.places()?.into_iter().rev() {
             match read_file(&self.path_of(place), max_rooms) {
                 Ok(checkpoint) if checkpoint.id.place == place => {
-                    *self.newest.lock() = Some(checkpoint.id);
+                    self.state.lock().newest = Some(checkpoint.id);
                     return Ok(Some(checkpoint));
                 }
                 Ok(_) => {
-                    warn!(event = "checkpoint_damaged", %place, "a checkpoint has the name of another; it is skipped");
+                    warn!(event = "checkpoint_damaged", %place, "a checkpoint has the name of another; it is renamed");
                 }
                 Err(error) => {
-                    warn!(event = "checkpoint_damaged", %place, %error, "a checkpoint cannot be used; it is skipped");
+                    warn!(event = "checkpoint_damaged", %place, %error, "a checkpoint cannot be used; it is renamed");
                 }
             }
+            fs::rename(self.path_of(place), self.path.join("damaged-checkpoint"))?;
         }
         Ok(None)
     }
@@ -157,13 +165,23 @@ impl CheckpointDir {
     }
 
     /// Makes a new checkpoint durable, and removes the oldest. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be written to, or its checkpoints were [set aside](Self::set_aside).
     pub(crate) fn commit(&self, new: NewCheckpoint, id: CheckpointId) -> io::Result<()> {
         let file = new.file.into_inner().map_err(|error| error.into_error())?;
         file.sync_all()?;
         let path = self.path_of(id.place);
-        fs::rename(&new.path, &path)?;
-        sync_parent(&path)?;
-        *self.newest.lock() = Some(id);
+        {
+            let mut state = self.state.lock();
+            if state.is_set_aside {
+                return Err(io::Error::other("this replica decides otherwise than others"));
+            }
+            fs::rename(&new.path, &path)?;
+            sync_parent(&path)?;
+            state.newest = Some(id);
+        }
         let read = *self.read.lock();
         for place in self.places()?.into_iter().rev().skip(KEPT) {
             if !read.is_some_and(|(read, at)| read == place && at.elapsed() < READ_LATELY) {
@@ -187,7 +205,8 @@ impl CheckpointDir {
 
     /// Renames all checkpoints, so that they are not loaded any more, and somebody can look at them. Blocks.
     pub(crate) fn set_aside(&self) -> io::Result<()> {
-        *self.newest.lock() = None;
+        let mut state = self.state.lock();
+        (state.newest, state.is_set_aside) = (None, true);
         for place in self.places()? {
             let path = self.path_of(place);
             fs::rename(&path, self.path.join("diverged-checkpoint"))?;
@@ -280,6 +299,30 @@ mod tests {
             let loaded = directory.load(1).unwrap().map(|loaded| loaded.id);
             assert_eq!(loaded, Some(ids[0]), "{at} bytes");
         }
+    }
+
+    #[test]
+    fn damaged_checkpoints_do_not_take_the_place_of_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = CheckpointDir::open(parent.path()).unwrap();
+        for place in [500, 450] {
+            fs::write(directory.path_of(Place::new(place)), "damaged").unwrap();
+        }
+        assert!(directory.load(1).unwrap().is_none());
+        let id = write(&directory, 400);
+        assert_eq!(directory.load(1).unwrap().map(|loaded| loaded.id), Some(id));
+    }
+
+    #[test]
+    fn one_that_is_being_written_does_not_take_the_place_of_those_that_were_set_aside() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = CheckpointDir::open(parent.path()).unwrap();
+        let (state, rooms) = Partition::new(1).state();
+        let mut new = directory.create().unwrap();
+        let id = checkpoint::write(&mut new, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
+        directory.set_aside().unwrap();
+        directory.commit(new, id).unwrap_err();
+        assert_eq!((directory.newest(), directory.is_empty().unwrap()), (None, true));
     }
 
     #[test]

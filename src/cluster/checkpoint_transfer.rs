@@ -1,7 +1,8 @@
 //! How a replica gets a checkpoint of another one, over NATS.
 //!
-//! It asks all for their newest ones, takes the best offer, and reads it in chunks. Who offers a checkpoint keeps no state for that.
+//! It asks all for their newest ones, takes the best offer that can be had, and reads it in chunks. Who offers a checkpoint keeps no state for that.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write as _};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tracing::warn;
 use super::checkpoint::{self, Checkpoint, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::message::Place;
+use super::nats::Stream;
 use crate::domain::DecodeError;
 use crate::domain::encoding::{self, Encoding, encode_struct};
 
@@ -152,15 +154,44 @@ fn max_chunk(client: &Client) -> usize {
     MAX_CHUNK.min(client.server_info().max_payload / 2).max(1)
 }
 
-/// Gets the newest checkpoint of another replica, if it is at `needed` or later. It is stored in the directory, if there is one.
+/// Gets the newest checkpoint of another replica that can be had, if it is at `needed` or later and in the stream. It is stored in the
+/// directory, if there is one.
 pub(crate) async fn fetch(
-    client: &Client,
+    stream: &Stream,
     directory: Option<&Arc<CheckpointDir>>,
     needed: Place,
     max_rooms: usize,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
-    let offer = best_offer(client).await?;
+    let client = stream.client();
+    let mut offers = offers(client).await?;
+    // One beyond the end is of another stream, or the server that answers lags: then the next attempt accepts it.
+    let last = stream
+        .last()
+        .await
+        .map_err(|error| TransferError::Nats(error.to_string()))?;
+    offers.retain(|offer| {
+        Some(offer.id.place) <= last && directory.is_none_or(|own| own.id() != offer.directory)
+    });
+    offers.sort_unstable_by_key(|offer| Reverse(offer.id.place));
+    let mut failed = TransferError::NoOffer;
+    for offer in offers {
+        match fetch_offer(client, offer, directory, needed, max_rooms, max_len).await {
+            Ok(checkpoint) => return Ok(checkpoint),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+async fn fetch_offer(
+    client: &Client,
+    offer: Offer,
+    directory: Option<&Arc<CheckpointDir>>,
+    needed: Place,
+    max_rooms: usize,
+    max_len: u64,
+) -> Result<Checkpoint, TransferError> {
     let CheckpointId { place, len, .. } = offer.id;
     if place < needed {
         return Err(TransferError::TooOld(place));
@@ -209,8 +240,8 @@ fn checked(checkpoint: Checkpoint, offer: Offer) -> Result<Checkpoint, TransferE
     }
 }
 
-/// The newest checkpoint that another replica has.
-async fn best_offer(client: &Client) -> Result<Offer, TransferError> {
+/// The newest checkpoints of replicas.
+async fn offers(client: &Client) -> Result<Vec<Offer>, TransferError> {
     let nats = |error: &dyn std::fmt::Display| TransferError::Nats(error.to_string());
     let inbox = client.new_inbox();
     let mut answers = client
@@ -220,7 +251,7 @@ async fn best_offer(client: &Client) -> Result<Offer, TransferError> {
     let asked = client.publish_with_reply(OFFERS, inbox, Bytes::new()).await;
     asked.map_err(|error| nats(&error))?;
     let deadline = Instant::now() + OFFER_TIMEOUT;
-    let mut best: Option<Offer> = None;
+    let mut offers = Vec::new();
     for _ in 0..MAX_OFFERS {
         let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await else {
             break;
@@ -229,13 +260,9 @@ async fn best_offer(client: &Client) -> Result<Offer, TransferError> {
         if answer.status.is_some() {
             break;
         }
-        if let Ok(offer) = encoding::decode::<Offer>(&answer.payload)
-            && best.is_none_or(|best| best.id.place < offer.id.place)
-        {
-            best = Some(offer);
-        }
+        offers.extend(encoding::decode::<Offer>(&answer.payload));
     }
-    best.ok_or(TransferError::NoOffer)
+    Ok(offers)
 }
 
 /// The chunks of a checkpoint, in order.

@@ -104,7 +104,7 @@ impl Checkpointer {
                     warn!(event = "checkpoint_failed", %error, "cannot write a checkpoint");
                     // Nothing is durable that was not before.
                     self.has_changed = true;
-                    self.taken_at = now;
+                    self.taken_at = now.min((now + MIN_INTERVAL).saturating_sub(self.interval));
                     Finished::Failed
                 }
             });

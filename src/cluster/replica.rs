@@ -99,7 +99,7 @@ pub(crate) struct Replica {
     /// What the task that truncates the stream must know.
     truncation: watch::Sender<TruncationView>,
     /// What runs beside the replica, and ends with it.
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Replica {
@@ -122,12 +122,8 @@ impl Replica {
             .map(|directory| Checkpointer::new(Arc::clone(directory), Arc::clone(&hub), interval, zero));
         let (truncation, views) = watch::channel(TruncationView::default());
         let every = TRUNCATION_INTERVAL.min(interval);
-        let truncating = truncation::run(client.clone(), views, options.keep, every, Arc::clone(&observer));
-        let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(truncating))];
-        if let Some(directory) = &bootstrap.directory {
-            let serving = checkpoint_transfer::serve(client, Arc::clone(directory));
-            tasks.push(AbortOnDropHandle::new(tokio::spawn(serving)));
-        }
+        let truncating = truncation::run(client, views, options.keep, every, Arc::clone(&observer));
+        let tasks = vec![AbortOnDropHandle::new(tokio::spawn(truncating))];
         let replica = Self {
             stream,
             partition: Partition::new(hub.options().max_rooms),
@@ -144,7 +140,7 @@ impl Replica {
             bootstrap: Some(bootstrap),
             checkpointer,
             truncation,
-            _tasks: tasks,
+            tasks,
             hub,
             observer,
         };
@@ -164,6 +160,7 @@ impl Replica {
             mut acknowledged,
         } = subscriptions;
         if let Some(bootstrap) = self.bootstrap.take() {
+            let directory = bootstrap.directory.clone();
             let mut beginning = Box::pin(bootstrap.run(&self.stream));
             let checkpoint = loop {
                 tokio::select! {
@@ -177,6 +174,11 @@ impl Replica {
             drop(beginning);
             if let Err(error) = self.begin(checkpoint) {
                 return error;
+            }
+            // Not before: what it has may be of another stream.
+            if let Some(directory) = directory {
+                let serving = checkpoint_transfer::serve(self.stream.client().clone(), directory);
+                self.tasks.push(AbortOnDropHandle::new(tokio::spawn(serving)));
             }
         }
         let mut ticks = interval(TICK);

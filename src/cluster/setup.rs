@@ -226,7 +226,8 @@ impl Setup {
     /// Removes what two of the replicas, which live, have in checkpoints, and what is older than `keep`. Returns how many messages.
     pub(crate) async fn truncate(&self, info: &Value, keep: Duration) -> Result<Option<u64>, NatsError> {
         let extent = StreamExtent::from_info(info);
-        let replicas = self.replicas(extent.last).await?;
+        let mut replicas = self.replicas(extent.last).await?;
+        replicas.sort_unstable_by_key(|replica| replica.incarnation);
         let now = wall_time().as_millis();
         let lives =
             |replica: &&ReplicaStatus| u128::from(now.saturating_sub(replica.seen_at)) < LIVES.as_millis();
