@@ -595,6 +595,47 @@ fn what_is_wrong_with_nats_is_said() {
             .any(|line| line.contains(&urls[2]) && line.ends_with("WRONG")),
         "{status:?}"
     );
+    // Messages may be longer than a server accepts.
+    let small = unused_address();
+    let config = nats.directory.path().join("small.conf");
+    std::fs::write(
+        &config,
+        format!("server_name: small\nlisten: {small}\nmax_payload: 32KB\n"),
+    )
+    .unwrap();
+    let child = Command::new(&nats.program)
+        .arg("-c")
+        .arg(config)
+        .stderr(Stdio::null())
+        .spawn();
+    let _server: Process = child.unwrap().into();
+    wait_until("the NATS server accepts connections", || {
+        std::net::TcpStream::connect(small).ok().map(drop)
+    });
+    let secret = nats.directory.path().join("secret");
+    std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
+    let mut command = Command::new(CHITCHAT);
+    command.args([
+        "serve",
+        "--in-memory",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--cluster",
+    ]);
+    command
+        .arg(format!("nats://{small}"))
+        .arg("--cluster-secret")
+        .arg(secret);
+    let failed: Finished = process::run(&mut command, "").into();
+    assert_eq!(failed.code, Some(78), "{failed:?}");
+    assert!(
+        failed
+            .stderr
+            .contains("max_payload of the NATS server small is 32768 bytes"),
+        "{failed:?}"
+    );
     // A replica needs the secret, and keeps nothing on the disk.
     let mut command = Command::new(CHITCHAT);
     command.args(["serve", "--cluster", &nats.url(), "--cluster-secret", "/dev/null"]);

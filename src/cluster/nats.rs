@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::{
@@ -78,6 +79,19 @@ pub enum NatsError {
     /// The user may not do what it must.
     #[error("NATS denies it to this user: {0}")]
     Denied(String),
+    /// A server does not accept messages as long as those of this replica.
+    #[error(
+        "max_payload of the NATS server {server} is {max_payload} bytes; the longest message of this replica, with its --max-message-chars, \
+         has {needed}: raise max_payload in the configuration of the NATS servers"
+    )]
+    Payload {
+        /// The name of the server.
+        server: String,
+        /// The longest message that it accepts, in bytes.
+        max_payload: usize,
+        /// The longest message that a replica writes, in bytes.
+        needed: usize,
+    },
     /// A request was not answered, or with an error.
     #[error("{what}: {why}")]
     Request {
@@ -326,6 +340,8 @@ pub(crate) struct Stream {
     servers: Vec<ServerAddr>,
     /// Where answers come: to reads, and to what was published.
     inbox: String,
+    /// How often the client had connected when its server was last checked.
+    connects: u64,
 }
 
 /// What comes from the stream.
@@ -354,6 +370,7 @@ impl Stream {
             client,
             servers,
             inbox,
+            connects: 0,
         };
         Ok((stream, subscriptions))
     }
@@ -376,6 +393,25 @@ impl Stream {
 
     fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// What is wrong with a server to which the client has connected since the last call, if messages of `needed` bytes are too long for
+    /// it. Also says whether that was the first server.
+    pub(crate) fn check_server(&mut self, needed: usize) -> Option<(NatsError, bool)> {
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        let before = std::mem::replace(&mut self.connects, connects);
+        if connects == before {
+            return None;
+        }
+        let info = self.client.server_info();
+        (info.max_payload < needed).then(|| {
+            let error = NatsError::Payload {
+                server: info.server_name,
+                max_payload: info.max_payload,
+                needed,
+            };
+            (error, before == 0)
+        })
     }
 
     /// Writes a message, unless there is no connection. Whether it is stored shows when it comes back.

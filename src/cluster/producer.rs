@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::message::{Content, Message, Place, RoomCommand};
+use crate::domain::encoding::max_encoded_command;
 use crate::domain::{Rules, WallTime};
 
 /// How many batches are on their way at a time. While they are, the next one grows.
@@ -20,6 +21,13 @@ const MAX_WAITING: usize = 4 << 20;
 
 /// What did not come back in this time is sent again.
 const RESEND_AFTER: Duration = Duration::from_secs(1);
+
+/// The least time between two times that the same message is sent, whatever asks for it: one that is refused is not sent again at the
+/// speed of the network.
+const RESEND_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a message has beside its commands, in bytes, at most.
+const MESSAGE_OVERHEAD: usize = 256;
 
 /// Numbers the batches of a replica and sends them until they have come back.
 ///
@@ -42,16 +50,19 @@ pub(crate) struct Producer {
     /// How many batches were sent again since this was last asked for.
     resent: usize,
     last_number: u64,
-    /// When the oldest message that has not come back was last sent; `None` if it must be sent now.
+    /// When the oldest message that has not come back was last sent; `None` if none was.
     sent_at: Option<Duration>,
+    /// Whether what has not come back must be sent again, although it is not time yet.
+    is_resend_asked: bool,
 }
 
 /// A batch that was sent and has not come back.
 #[derive(Debug)]
 struct InFlight {
     number: u64,
-    /// When it was sent first.
+    /// When it was sent first, and when last.
     sent_at: Duration,
+    last_sent_at: Duration,
     encoded: Bytes,
 }
 
@@ -67,6 +78,7 @@ impl Producer {
             waiting_len: 0,
             in_flight: VecDeque::new(),
             resent: 0,
+            is_resend_asked: false,
             last_number: 0,
             sent_at: None,
         }
@@ -95,12 +107,16 @@ impl Producer {
 
     /// The messages to send now, in this order.
     pub(crate) fn poll(&mut self, now: Duration, at: WallTime) -> Vec<Bytes> {
-        let is_due = self.sent_at.is_none_or(|sent_at| now >= sent_at + RESEND_AFTER);
+        let patience = if self.is_resend_asked {
+            RESEND_INTERVAL
+        } else {
+            RESEND_AFTER
+        };
         let Some(incarnation) = self.incarnation else {
-            if !is_due {
+            if self.sent_at.is_some_and(|sent_at| now < sent_at + patience) {
                 return Vec::new();
             }
-            self.sent_at = Some(now);
+            (self.sent_at, self.is_resend_asked) = (Some(now), false);
             let content = Content::Hello {
                 nonce: self.nonce,
                 rules: self.rules,
@@ -109,14 +125,18 @@ impl Producer {
             };
             return vec![Message { at, content }.encode()];
         };
-        let resent = if is_due { self.in_flight.len() } else { 0 };
-        self.resent += resent;
-        let mut messages: Vec<_> = self
-            .in_flight
-            .iter()
-            .take(resent)
-            .map(|batch| batch.encoded.clone())
-            .collect();
+        let is_due = self.is_resend_asked || self.sent_at.is_none_or(|sent_at| now >= sent_at + patience);
+        let mut messages = Vec::new();
+        if is_due {
+            let is_old = |batch: &&mut InFlight| now >= batch.last_sent_at + RESEND_INTERVAL;
+            for batch in self.in_flight.iter_mut().filter(is_old) {
+                batch.last_sent_at = now;
+                messages.push(batch.encoded.clone());
+            }
+            // Those that were sent a moment ago have their turn later.
+            self.is_resend_asked &= self.in_flight.iter().any(|batch| batch.last_sent_at < now);
+        }
+        self.resent += messages.len();
         while self.in_flight.len() < MAX_IN_FLIGHT && !self.waiting.is_empty() {
             self.last_number += 1;
             let number = self.last_number;
@@ -131,6 +151,7 @@ impl Producer {
             self.in_flight.push_back(InFlight {
                 number,
                 sent_at: now,
+                last_sent_at: now,
                 encoded,
             });
         }
@@ -156,7 +177,13 @@ impl Producer {
     /// Something that was sent must be sent again: the order has refused it, its connection is gone, or what was sent after it was ignored
     /// because it is missing.
     pub(crate) const fn resend(&mut self) {
-        self.sent_at = None;
+        self.is_resend_asked = true;
+    }
+
+    /// The longest message that a replica with these rules writes, in bytes.
+    pub(crate) fn max_message_len(rules: &Rules) -> usize {
+        let longest_command = max_encoded_command(rules.max_message_chars);
+        longest_command.max(MAX_BATCH) + MESSAGE_OVERHEAD
     }
 
     /// A message of the kind [`Content::Hello`] was applied at `place`. Returns whether it is the one that this replica waits for.
@@ -165,7 +192,7 @@ impl Producer {
         let is_own = self.nonce == nonce && self.incarnation.is_none();
         if is_own {
             self.incarnation = Some(place);
-            self.sent_at = None;
+            (self.sent_at, self.is_resend_asked) = (None, false);
         }
         is_own
     }
@@ -199,5 +226,105 @@ impl Producer {
     /// pushed nothing remains.
     pub(crate) fn on_lost(&mut self, nonce: u64) {
         *self = Self::new(self.rules, Arc::clone(&self.name), nonce);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Command, Post, RoomName, Text, Timestamp};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn command(text: &str, max_chars: usize) -> RoomCommand {
+        let message = crate::domain::Message {
+            timestamp: Timestamp(i64::MIN),
+            text: Text::parse(text, max_chars),
+            message_id: None,
+            trace: None,
+        };
+        let post = Post {
+            name: "poster".try_into().unwrap(),
+            origin: crate::domain::Origin::default(),
+            message,
+        };
+        RoomCommand {
+            room: RoomName::default(),
+            epoch: None,
+            request: 1,
+            command: Command::Post(post),
+        }
+    }
+
+    #[test]
+    fn the_same_message_is_not_sent_again_at_once_whoever_asks_for_it() {
+        let mut producer = Producer::new(Rules::default(), "r1".into(), 1);
+        let at = WallTime::default();
+        let mut sent = 0;
+        // A server refuses what it is sent, once a millisecond.
+        for now in 0..1_000 {
+            sent += producer.poll(now * MS, at).len();
+            producer.resend();
+        }
+        assert_eq!(sent, 10, "of the first message");
+        producer.on_hello(1, Place::new(1));
+        producer.push(command("hi", 10));
+        sent = 0;
+        for now in 1_000..2_000 {
+            sent += producer.poll(now * MS, at).len();
+            producer.resend();
+        }
+        assert_eq!(sent, 10, "of a batch");
+        // What is asked for once comes once, as soon as it may.
+        producer.poll(2_000 * MS, at);
+        producer.resend();
+        let times: Vec<u32> = (2_001..2_900)
+            .filter(|now| !producer.poll(*now * MS, at).is_empty())
+            .collect();
+        assert_eq!(times, [2_100]);
+    }
+
+    #[test]
+    fn a_new_batch_does_not_wait_for_those_that_are_sent_again() {
+        let mut producer = Producer::new(Rules::default(), "r1".into(), 1);
+        let at = WallTime::default();
+        producer.on_hello(1, Place::new(1));
+        producer.push(command("one", 10));
+        assert_eq!(producer.poll(MS, at).len(), 1);
+        producer.resend();
+        producer.push(command("two", 10));
+        assert_eq!(producer.poll(2 * MS, at).len(), 1, "the new one");
+        assert_eq!(
+            producer.poll(101 * MS, at).len(),
+            1,
+            "the first, which is old enough"
+        );
+        assert_eq!(producer.poll(102 * MS, at).len(), 1, "the second");
+        assert_eq!(producer.poll(103 * MS, at).len(), 0);
+    }
+
+    #[test]
+    fn the_longest_message_is_no_longer_than_said() {
+        for chars in [1, 2_000, 100_000] {
+            let rules = Rules {
+                max_message_chars: chars,
+                ..Rules::default()
+            };
+            let mut producer = Producer::new(rules, "r1".into(), u64::MAX);
+            producer.on_hello(u64::MAX, Place::new(u64::MAX));
+            let longest = "\u{10fffd}".repeat(chars);
+            assert!(Text::parse(&longest, chars).is_ok());
+            producer.push(command(&longest, chars));
+            for _ in 0..100_000 / chars.min(1_000) {
+                producer.push(command(&longest, chars));
+            }
+            for message in producer.poll(MS, WallTime::from_millis(u64::MAX)) {
+                assert!(
+                    message.len() <= Producer::max_message_len(&rules),
+                    "{}",
+                    message.len()
+                );
+            }
+        }
     }
 }

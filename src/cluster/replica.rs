@@ -112,7 +112,11 @@ impl Replica {
     ) -> Result<ConnectedReplica, NatsError> {
         let name: Arc<str> = options.name.chars().take(MAX_NAME_LEN).collect::<String>().into();
         let client = options.nats.connect(&options.name).await?;
-        let (stream, subscriptions) = Stream::subscribe(client.clone(), options.nats.addresses()?).await?;
+        let (mut stream, subscriptions) =
+            Stream::subscribe(client.clone(), options.nats.addresses()?).await?;
+        if let Some((error, _)) = stream.check_server(Producer::max_message_len(hub.rules())) {
+            return Err(error);
+        }
         let (is_ready, ready) = watch::channel(false);
         let zero = Duration::ZERO;
         let interval = options.checkpoint_interval;
@@ -213,6 +217,9 @@ impl Replica {
             };
             if let Err(error) = turn {
                 self.is_ready.send_replace(false);
+                return error;
+            }
+            if let Err(error) = self.check_server() {
                 return error;
             }
             self.write().await;
@@ -463,6 +470,21 @@ impl Replica {
         }
         if let Some(place) = self.follower.poll_fetch(now) {
             self.stream.fetch(place, FETCHED_MESSAGES).await;
+        }
+    }
+
+    /// Notices a server that does not accept long messages. The first one must.
+    fn check_server(&mut self) -> Result<(), ReplicaError> {
+        match self
+            .stream
+            .check_server(Producer::max_message_len(self.hub.rules()))
+        {
+            None => Ok(()),
+            Some((error, true)) => Err(error.into()),
+            Some((error, false)) => {
+                error!(event = "nats_payload_too_small", "{error}");
+                Ok(())
+            }
         }
     }
 

@@ -209,6 +209,7 @@ impl From<NatsError> for Failure {
             NatsError::Address { .. }
             | NatsError::Credentials(_)
             | NatsError::Unauthorized
+            | NatsError::Payload { .. }
             | NatsError::Denied(_) => Self::Config(vec![error.to_string()]),
             error => Self::Unavailable(error.to_string()),
         }

@@ -23,7 +23,12 @@ use super::{
 pub(crate) const VERSION: u8 = 1;
 
 /// The longest encoded command, in bytes: a text, and a multiple of what everything else can take.
-pub const MAX_ENCODED_COMMAND: usize = 4 * MAX_MESSAGE_CHARS_CEILING + (8 << 10);
+pub const MAX_ENCODED_COMMAND: usize = max_encoded_command(MAX_MESSAGE_CHARS_CEILING);
+
+/// The longest encoded command if texts have at most `max_message_chars` characters, in bytes.
+pub(crate) const fn max_encoded_command(max_message_chars: usize) -> usize {
+    4 * max_message_chars + (8 << 10)
+}
 
 /// Why bytes cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -20,8 +20,8 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
 use crate::cluster::{
-    Bootstrap, CheckpointDir, ClusterOptions, ConnectedReplica, Replica, ReplicaError, SUBMISSIONS,
-    StopRequest,
+    Bootstrap, CheckpointDir, ClusterOptions, ConnectedReplica, NatsError, Replica, ReplicaError,
+    SUBMISSIONS, StopRequest,
 };
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
@@ -374,7 +374,11 @@ impl Server {
 /// Why the task of the replica has ended; `None` if it was stopped.
 fn replica_failure(ended: Result<Option<ReplicaError>, JoinError>) -> Option<Failure> {
     match ended {
-        Ok(error) => error.map(|error| Failure::Unavailable(format!("ended because {error}"))),
+        Ok(error) => error.map(|error| match error {
+            ReplicaError::Nats(error @ NatsError::Payload { .. }) => error.into(),
+            error @ ReplicaError::Unwelcome => Failure::Config(vec![format!("ended because {error}")]),
+            error => Failure::Unavailable(format!("ended because {error}")),
+        }),
         Err(error) => Some(Failure::Software(format!(
             "ended because the task of the replica failed: {error}"
         ))),
