@@ -1,6 +1,6 @@
 //! Replicas that share their rooms through three real NATS servers, some of which are killed.
 //!
-//! A long run: `CLUSTER_ROUNDS=20 cargo test --release --test cluster -- --ignored --nocapture`.
+//! A long run: `CLUSTER_ROUNDS=20 cargo test --release --test cluster -- --ignored --nocapture`, of all that takes longer.
 // Helpers of tests panic as tests do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -464,6 +464,37 @@ async fn replicas_start_again_with_checkpoints_and_the_stream_is_truncated() {
     cluster.replicas[0].start();
     block_in_place(|| cluster.replicas[0].wait_until_ready());
     cluster.finish().await;
+}
+
+/// The limits of the rooms change if all replicas were stopped, and only then.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "waits until a replica is lost"]
+async fn replicas_with_other_rules_take_part_once_those_before_are_lost() {
+    let Some(nats) = block_in_place(Nats::start) else {
+        return;
+    };
+    let secret = nats.directory.path().join("secret");
+    std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
+    let mut before = Replica::new(&nats, &secret, "before", None);
+    block_in_place(|| before.wait_until_ready());
+    let mut after = Replica::new(&nats, &secret, "after", None);
+    after.kill();
+    after
+        .command
+        .extend(["--max-message-chars", "100"].map(str::to_owned));
+    let refused = block_in_place(|| {
+        let mut command = Command::new(CHITCHAT);
+        let failed: Finished = process::run(command.args(&after.command), "").into();
+        failed
+    });
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("--max-message-chars"), "{refused:?}");
+    before.kill();
+    after.start();
+    block_in_place(|| after.wait_until_ready());
+    before.start();
+    let refused = block_in_place(|| before.process.take().unwrap().wait());
+    assert_eq!(refused.code(), Some(78));
 }
 
 /// Kills replicas and NATS servers, or stops them for a while, one after the other.

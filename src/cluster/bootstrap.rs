@@ -23,7 +23,6 @@ pub(crate) struct Bootstrap {
     pub(crate) directory: Option<Arc<CheckpointDir>>,
     /// The newest checkpoint in it.
     pub(crate) local: Option<Checkpoint>,
-    pub(crate) max_rooms: usize,
     /// The largest checkpoint that fits into the memory, in bytes.
     pub(crate) max_len: u64,
 }
@@ -110,6 +109,6 @@ impl Bootstrap {
 
     async fn fetch(&self, stream: &Stream, needed: Place) -> Result<Checkpoint, TransferError> {
         let directory = self.directory.as_ref();
-        checkpoint_transfer::fetch(stream, directory, needed, self.max_rooms, self.max_len).await
+        checkpoint_transfer::fetch(stream, directory, needed, self.max_len).await
     }
 }

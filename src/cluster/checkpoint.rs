@@ -268,7 +268,7 @@ impl<R: Read> Reader<R> {
 /// # Errors
 ///
 /// It cannot be read, is damaged, or another version of the program has written it.
-pub(crate) fn read(input: impl Read, len: u64, max_rooms: usize) -> Result<Checkpoint, CheckpointError> {
+pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointError> {
     let mut reader = Reader {
         input,
         hash: Xxh3::new(),
@@ -337,7 +337,7 @@ pub(crate) fn read(input: impl Read, len: u64, max_rooms: usize) -> Result<Check
                 };
                 return Ok(Checkpoint {
                     id,
-                    partition: Partition::from_state(state, states, max_rooms),
+                    partition: Partition::from_state(state, states),
                     rooms,
                 });
             }
@@ -381,12 +381,12 @@ fn read_record(mut content: Bytes) -> Result<Record, CheckpointError> {
 /// Fuzz target: checkpoints, which replicas get from one another. The end is added.
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) fn fuzz_checkpoints(bytes: &[u8]) {
-    read(bytes, bytes.len() as u64, 10).ok();
+    read(bytes, bytes.len() as u64).ok();
     let mut valid = [&MAGIC, bytes].concat();
     let checksum = xxhash_rust::xxh3::xxh3_64(&valid);
     valid.extend([END, 8, 0, 0, 0]);
     valid.extend(checksum.to_le_bytes());
-    let Ok(checkpoint) = read(&valid[..], valid.len() as u64, 10) else {
+    let Ok(checkpoint) = read(&valid[..], valid.len() as u64) else {
         return;
     };
     // Records are joined, so it may be shorter.
@@ -397,7 +397,6 @@ pub(crate) fn fuzz_checkpoints(bytes: &[u8]) {
         Ok(records.next().unwrap_or_default())
     });
     let len = again.len() as u64;
-    let checkpoint =
-        read(&again[..], len, 10).map(|checkpoint| (checkpoint.id, checkpoint.partition.state().0));
+    let checkpoint = read(&again[..], len).map(|checkpoint| (checkpoint.id, checkpoint.partition.state().0));
     assert_eq!(checkpoint.ok(), written.ok().map(|id| (id, state)));
 }

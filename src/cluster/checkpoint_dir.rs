@@ -129,9 +129,9 @@ impl CheckpointDir {
     /// # Errors
     ///
     /// The directory cannot be read.
-    pub(crate) fn load(&self, max_rooms: usize) -> io::Result<Option<Checkpoint>> {
+    pub(crate) fn load(&self) -> io::Result<Option<Checkpoint>> {
         for place in self.places()?.into_iter().rev() {
-            match read_file(&self.path_of(place), max_rooms) {
+            match read_file(&self.path_of(place)) {
                 Ok(checkpoint) if checkpoint.id.place == place => {
                     self.state.lock().newest = Some(checkpoint.id);
                     return Ok(Some(checkpoint));
@@ -233,9 +233,9 @@ impl CheckpointDir {
 
 impl NewCheckpoint {
     /// Reads what was written. Blocks.
-    pub(crate) fn read(&mut self, max_rooms: usize) -> Result<Checkpoint, CheckpointError> {
+    pub(crate) fn read(&mut self) -> Result<Checkpoint, CheckpointError> {
         self.file.flush()?;
-        read_file(&self.path, max_rooms)
+        read_file(&self.path)
     }
 }
 
@@ -250,10 +250,10 @@ impl io::Write for NewCheckpoint {
 }
 
 /// Reads a checkpoint. Blocks.
-pub(crate) fn read_file(path: &Path, max_rooms: usize) -> Result<Checkpoint, CheckpointError> {
+pub(crate) fn read_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
-    checkpoint::read(BufReader::with_capacity(WRITE_BUFFER, file), len, max_rooms)
+    checkpoint::read(BufReader::with_capacity(WRITE_BUFFER, file), len)
 }
 
 #[cfg(test)]
@@ -263,7 +263,7 @@ mod tests {
     use crate::store::{DiskOptions, DiskStore, Durability, Retention};
 
     fn write(directory: &CheckpointDir, place: u64) -> CheckpointId {
-        let (mut state, rooms) = Partition::new(1).state();
+        let (mut state, rooms) = Partition::new().state();
         state.applied = Place::new(place);
         let mut new = directory.create().unwrap();
         let id = checkpoint::write(&mut new, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
@@ -276,10 +276,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("data");
         let directory = CheckpointDir::open(&path).unwrap();
-        assert!(directory.load(1).unwrap().is_none());
+        assert!(directory.load().unwrap().is_none());
         let ids = [10, 9, 11].map(|place| write(&directory, place));
         assert_eq!(directory.places().unwrap(), [Place::new(10), Place::new(11)]);
-        assert_eq!(directory.load(1).unwrap().map(|loaded| loaded.id), Some(ids[2]));
+        assert_eq!(directory.load().unwrap().map(|loaded| loaded.id), Some(ids[2]));
         assert!(matches!(CheckpointDir::open(&path), Err(StoreError::Locked(_))));
         let id = directory.id();
         drop(directory);
@@ -293,10 +293,10 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 4;
             fs::write(&newest, damaged).unwrap();
-            let loaded = directory.load(1).unwrap().map(|loaded| loaded.id);
+            let loaded = directory.load().unwrap().map(|loaded| loaded.id);
             assert_eq!(loaded, Some(ids[0]), "byte {at}");
             fs::write(&newest, &whole[..at]).unwrap();
-            let loaded = directory.load(1).unwrap().map(|loaded| loaded.id);
+            let loaded = directory.load().unwrap().map(|loaded| loaded.id);
             assert_eq!(loaded, Some(ids[0]), "{at} bytes");
         }
     }
@@ -308,16 +308,16 @@ mod tests {
         for place in [500, 450] {
             fs::write(directory.path_of(Place::new(place)), "damaged").unwrap();
         }
-        assert!(directory.load(1).unwrap().is_none());
+        assert!(directory.load().unwrap().is_none());
         let id = write(&directory, 400);
-        assert_eq!(directory.load(1).unwrap().map(|loaded| loaded.id), Some(id));
+        assert_eq!(directory.load().unwrap().map(|loaded| loaded.id), Some(id));
     }
 
     #[test]
     fn one_that_is_being_written_does_not_take_the_place_of_those_that_were_set_aside() {
         let parent = tempfile::tempdir().unwrap();
         let directory = CheckpointDir::open(parent.path()).unwrap();
-        let (state, rooms) = Partition::new(1).state();
+        let (state, rooms) = Partition::new().state();
         let mut new = directory.create().unwrap();
         let id = checkpoint::write(&mut new, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
         directory.set_aside().unwrap();
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(directory.read_part(Place::new(2), 0, 5).unwrap(), None);
         directory.set_aside().unwrap();
         assert_eq!((places(), directory.newest()), (Vec::new(), None));
-        assert!(directory.load(1).unwrap().is_none());
+        assert!(directory.load().unwrap().is_none());
     }
 
     #[test]

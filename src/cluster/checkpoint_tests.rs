@@ -12,6 +12,7 @@ use super::checkpointer;
 use super::message::{Content, Message, Place, RoomCommand};
 use super::partition::{Applied, Partition};
 use super::replica::deliver;
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
     Attachment, Command, Join, MessageId, Name, Origin, Outcome, RoomName, Rules, Say, Sequence, Text,
     Timestamp, WallTime,
@@ -38,7 +39,6 @@ impl Replica {
         let store = Arc::new(MemoryStore::replicated(Retention::IN_MEMORY));
         let options = HubOptions {
             resume_grace: Duration::from_millis(1),
-            max_rooms: MAX_ROOMS,
             ..HubOptions::default()
         };
         let (submissions, submitted) = mpsc::channel(1_024);
@@ -55,10 +55,11 @@ impl Replica {
 
     /// One that has said hello.
     fn begin() -> Self {
-        let mut replica = Self::new(Partition::new(MAX_ROOMS));
+        let mut replica = Self::new(Partition::new());
         let content = Content::Hello {
             nonce: 7,
-            rules: Rules::default(),
+            rules: OrderRules::new(Rules::default(), MAX_ROOMS),
+            supported: FoldVersions::supported(),
             name: "r".into(),
             version: "1".into(),
         };
@@ -176,7 +177,7 @@ async fn a_replica_that_begins_with_a_checkpoint_has_the_same_logs_and_decides_a
     replica.apply(vec![(room(2), Command::Detach(lost))]).await;
     replica.write(&directory).await;
 
-    let checkpoint = directory.load(MAX_ROOMS).unwrap().unwrap();
+    let checkpoint = directory.load().unwrap().unwrap();
     assert_eq!(checkpoint.partition.state().0, replica.partition.state().0);
     // Small records are joined.
     assert!(checkpoint.rooms.iter().all(|room| room.records.len() < 10));
@@ -230,7 +231,7 @@ async fn records_are_joined_and_cut_off_at_the_newest_event() {
             Ok(records.clone())
         });
         assert_eq!(id.unwrap().len, bytes.len() as u64);
-        let read = checkpoint::read(&bytes[..], bytes.len() as u64, 1);
+        let read = checkpoint::read(&bytes[..], bytes.len() as u64);
         read.map(|mut read| read.rooms.remove(0).records)
     };
     // The newest record goes on after the place.
@@ -288,7 +289,7 @@ async fn a_large_checkpoint_is_written_and_loaded() {
     let written = started.elapsed();
     let len = directory.newest().unwrap().len;
     let started = Instant::now();
-    let checkpoint = directory.load(MAX_ROOMS).unwrap().unwrap();
+    let checkpoint = directory.load().unwrap().unwrap();
     let read = started.elapsed();
     let started = Instant::now();
     let restored = Replica::restore(checkpoint);

@@ -160,7 +160,6 @@ pub(crate) async fn fetch(
     stream: &Stream,
     directory: Option<&Arc<CheckpointDir>>,
     needed: Place,
-    max_rooms: usize,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
     let client = stream.client();
@@ -176,7 +175,7 @@ pub(crate) async fn fetch(
     offers.sort_unstable_by_key(|offer| Reverse(offer.id.place));
     let mut failed = TransferError::NoOffer;
     for offer in offers {
-        match fetch_offer(client, offer, directory, needed, max_rooms, max_len).await {
+        match fetch_offer(client, offer, directory, needed, max_len).await {
             Ok(checkpoint) => return Ok(checkpoint),
             Err(error) => failed = error,
         }
@@ -189,7 +188,6 @@ async fn fetch_offer(
     offer: Offer,
     directory: Option<&Arc<CheckpointDir>>,
     needed: Place,
-    max_rooms: usize,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
     let CheckpointId { place, len, .. } = offer.id;
@@ -214,7 +212,7 @@ async fn fetch_offer(
             }
             let directory = Arc::clone(directory);
             blocking(move || {
-                let checkpoint = checked(new.read(max_rooms)?, offer)?;
+                let checkpoint = checked(new.read()?, offer)?;
                 directory.commit(new, offer.id)?;
                 Ok(checkpoint)
             })
@@ -226,7 +224,7 @@ async fn fetch_offer(
             while let Some(chunk) = chunks.next().await {
                 received.0.push_back(chunk?);
             }
-            blocking(move || checked(checkpoint::read(received, len, max_rooms)?, offer)).await?
+            blocking(move || checked(checkpoint::read(received, len)?, offer)).await?
         }
     };
     Ok(checkpoint)

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::message::{Content, Message, Place, RoomCommand};
 use super::partition::{Applied, Partition};
 use super::replica::{SUBMISSIONS, deliver};
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
     self, Command, Join, Moderation, Name, Origin, Post, Rejection, RoomName, Rules, Sequence, Text,
     Timestamp, WallTime,
@@ -48,7 +49,7 @@ impl Replicated {
             hub,
             store,
             submitted,
-            partition: Partition::new(options.max_rooms),
+            partition: Partition::new(),
             incarnation: Place::default(),
             number: 0,
         };
@@ -62,7 +63,8 @@ impl Replicated {
         let nonce = self.partition.applied().get();
         let hello = Content::Hello {
             nonce,
-            rules: Rules::default(),
+            rules: OrderRules::new(Rules::default(), 10),
+            supported: FoldVersions::supported(),
             name: "r1".into(),
             version: "1".into(),
         };

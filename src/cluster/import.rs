@@ -10,6 +10,7 @@ use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::message::Place;
 use super::partition_state::{PartitionState, ReplicatedRoom, RoomStates};
+use super::rules::FoldVersions;
 use crate::domain::{RoomName, Rules, Sequence};
 use crate::hub;
 use crate::store::{Record, Store, StoreError};
@@ -67,7 +68,9 @@ pub(crate) fn import(
         applied: IMPORTED,
         digest: 0,
         digests: vec![0; 2],
-        rules: Some(rules),
+        // The first replica brings its own, and its version.
+        rules: None,
+        version: FoldVersions::supported().oldest,
         newest_epoch: rooms.values().map(|room| room.epoch).max(),
         incarnations: Vec::new(),
         attachments: Vec::new(),

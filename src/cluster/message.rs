@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::encoding::{self, Encoding, encode_as, encode_enum, encode_struct};
-use crate::domain::{Command, DecodeError, Epoch, RoomName, Rules, WallTime};
+use crate::domain::{Command, DecodeError, Epoch, RoomName, WallTime};
 
 /// A position in the order: 1, 2, 3, … without gaps. JetStream calls it the sequence of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -43,10 +44,11 @@ pub(crate) struct Message {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Content {
     /// A replica starts to write. Its place identifies this *incarnation* of the replica from then on; `nonce` tells the replica that the
-    /// message is its own. The rules of the first one are those of all rooms.
+    /// message is its own. Has no effect if another incarnation lives that has other rules.
     Hello {
         nonce: u64,
-        rules: Rules,
+        rules: OrderRules,
+        supported: FoldVersions,
         /// The replica's name and the version of its program, for whoever asks who takes part.
         name: Arc<str>,
         version: Arc<str>,
@@ -70,6 +72,8 @@ pub(crate) enum Content {
     },
     /// Nothing was heard of an incarnation for a whole lease since this place.
     Lost { incarnation: Place, seen: Place },
+    /// This version of the fold holds from here on, if all incarnations that live support it.
+    Activate { version: u64 },
 }
 
 /// A checkpoint that survives the death of its replica.
@@ -105,10 +109,11 @@ encode_struct! {
 
 encode_enum! {
     [] Content {
-        1 => Hello { nonce, rules, name, version },
+        1 => Hello { nonce, rules, supported, name, version },
         2 => Batch { incarnation, number, commands },
         3 => Heartbeat { incarnation, applied, digest, durable, name, version },
         4 => Lost { incarnation, seen },
+        5 => Activate { version },
     }
 }
 
@@ -134,5 +139,84 @@ impl Message {
     /// what the message means.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         encoding::decode(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::domain::{Moderation, Rules};
+
+    /// Writes the inputs of the fuzz target: `UPDATE=1 cargo test --lib order_corpus`.
+    #[test]
+    fn the_order_corpus_is_read() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/order");
+        let incarnation = Place::new(1);
+        let command = |request, command| RoomCommand {
+            room: RoomName::default(),
+            epoch: Epoch::from_wire(7),
+            request,
+            command,
+        };
+        let contents = [
+            (
+                "hello",
+                Content::Hello {
+                    nonce: 7,
+                    rules: OrderRules::new(Rules::default(), 10),
+                    supported: FoldVersions { oldest: 1, newest: 1 },
+                    name: "r1".into(),
+                    version: "1".into(),
+                },
+            ),
+            (
+                "batch",
+                Content::Batch {
+                    incarnation,
+                    number: 1,
+                    commands: vec![
+                        command(1, Command::Moderate(Moderation::Close)),
+                        command(2, Command::Moderate(Moderation::Delete)),
+                    ],
+                },
+            ),
+            (
+                "heartbeat",
+                Content::Heartbeat {
+                    incarnation,
+                    applied: Place::new(1),
+                    digest: 7,
+                    durable: Some(Durable {
+                        directory: 7,
+                        place: Place::new(1),
+                    }),
+                    name: "r1".into(),
+                    version: "1".into(),
+                },
+            ),
+            (
+                "lost",
+                Content::Lost {
+                    incarnation,
+                    seen: Place::new(1),
+                },
+            ),
+            ("activate", Content::Activate { version: 2 }),
+        ];
+        for (name, content) in contents {
+            let at = WallTime::from_millis(1_700_000_000_000);
+            let message = Message { at, content };
+            let (bytes, path) = (message.encode(), directory.join(name));
+            if std::env::var_os("UPDATE").is_some() {
+                fs::write(&path, &bytes).unwrap();
+            }
+            assert!(
+                fs::read(&path).is_ok_and(|read| read == bytes),
+                "UPDATE=1 writes {name}"
+            );
+            assert_eq!(Message::decode(&bytes), Ok(message));
+        }
     }
 }

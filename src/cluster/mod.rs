@@ -33,6 +33,7 @@ mod partition_state;
 mod presence;
 mod producer;
 mod replica;
+mod rules;
 mod setup;
 #[cfg(test)]
 mod simulation_tests;
@@ -57,7 +58,7 @@ pub(crate) use checkpoint::fuzz_checkpoints;
 pub(crate) fn fuzz_messages(bytes: &[u8]) {
     if let Ok(message) = message::Message::decode(bytes) {
         assert_eq!(message.encode(), bytes, "{message:?}");
-        let mut partition = partition::Partition::new(1);
+        let mut partition = partition::Partition::new();
         partition.apply(message::Place::default().next(), message).ok();
     }
 }

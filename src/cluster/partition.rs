@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::message::{Content, Message, Place, RoomCommand};
 use super::partition_state::{AttachmentState, IncarnationState, PartitionState, ReplicatedRoom, RoomStates};
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
     Attachment, Command, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules, WallTime,
 };
@@ -17,6 +18,13 @@ const MAX_INCARNATIONS: usize = 64;
 /// How many digests are remembered. Heartbeats with older ones are not compared.
 const MAX_DIGESTS: usize = 8_192;
 
+/// How many message ids all rooms together remember before those that grow forget their oldest ones: each takes 48 bytes, twice. Part of
+/// what all replicas must decide alike, as is the next one.
+const MAX_MESSAGE_IDS: usize = 1 << 20;
+
+/// How many of its newest message ids a room remembers at least.
+const MIN_ROOM_MESSAGE_IDS: usize = 256;
+
 /// The state that a prefix of the order leads to, on every replica.
 ///
 /// Invariants, for every sequence of messages:
@@ -26,19 +34,24 @@ const MAX_DIGESTS: usize = 8_192;
 /// - The attachments of an incarnation that is lost are detached in all rooms.
 #[derive(Debug)]
 pub(crate) struct Partition {
-    max_rooms: usize,
     applied: Place,
     /// Of all decisions so far: replicas that have the same digest at a place have decided alike.
     digest: u64,
     /// The digests at the newest places, the newest first.
     digests: VecDeque<u64>,
-    /// Those of the first [`Content::Hello`].
-    rules: Option<Rules>,
+    /// Those of the incarnations that live, or that lived last.
+    rules: Option<OrderRules>,
+    /// What this program supports, and which version is active.
+    supported: FoldVersions,
+    version: u64,
     /// Shared with the states that were taken, until they change.
     rooms: RoomStates,
     newest_epoch: Option<Epoch>,
     /// Those that live.
     incarnations: BTreeMap<Place, Incarnation>,
+    /// How many message ids all rooms remember, and may.
+    message_ids: usize,
+    max_message_ids: usize,
     /// The current attachments, and who serves them.
     attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, Place)>,
 }
@@ -49,13 +62,21 @@ struct Incarnation {
     last_number: u64,
     /// The newest message of it.
     seen: Place,
+    supported: FoldVersions,
 }
 
 /// What has become of a message.
 #[derive(Debug)]
 pub(crate) enum Applied {
     /// An incarnation lives from now on.
-    Hello { nonce: u64, incarnation: Place },
+    Hello {
+        nonce: u64,
+        incarnation: Place,
+        /// The rules of all rooms from now on, if they were others before.
+        rules: Option<Rules>,
+        /// The incarnation that it takes the place of, because there are too many. It is lost.
+        evicted: Option<(Place, Vec<Decision>)>,
+    },
     /// The commands of a batch were applied.
     Batch {
         incarnation: Place,
@@ -69,6 +90,8 @@ pub(crate) enum Applied {
         incarnation: Place,
         decisions: Vec<Decision>,
     },
+    /// A version of the fold is active from now on.
+    Activated(u64),
     /// It has no effect.
     Ignored(Ignored),
 }
@@ -76,7 +99,7 @@ pub(crate) enum Applied {
 /// Why a message has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ignored {
-    /// The batch was applied before.
+    /// The message was applied before.
     Repeated,
     /// A batch of this incarnation before it is missing. It must be sent again, with all that follow.
     Early(Place),
@@ -84,8 +107,12 @@ pub(crate) enum Ignored {
     Fenced,
     /// Who is said to be lost has written since.
     Alive,
-    /// The replica has other rules, or there are too many.
-    Unwelcome,
+    /// The replica has other rules than those that live.
+    OtherRules,
+    /// The replica does not support the version of the fold that is active.
+    Unsupported { active: u64 },
+    /// Not all replicas support the version that is to be activated.
+    Premature,
 }
 
 /// What a room has made of a command.
@@ -99,6 +126,8 @@ pub(crate) struct Decision {
     pub(crate) outcome: Result<(Epoch, Outcome), Refusal>,
     /// Whether there was no room before, and there is none now: it matters to nobody but its caller.
     pub(crate) is_void: bool,
+    /// How many of its newest message ids the room keeps now, if not all.
+    pub(crate) kept_message_ids: Option<usize>,
 }
 
 /// Why a command does not reach a room.
@@ -110,19 +139,28 @@ pub(crate) enum Refusal {
     RoomDeleted,
 }
 
-/// The messages before this one were not applied.
+/// Why a message cannot be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{next} was applied after {applied}")]
-pub(crate) struct OutOfOrder {
-    applied: Place,
-    next: Place,
+pub(crate) enum ApplyError {
+    /// The messages before this one were not applied.
+    #[error("{next} was applied after {applied}")]
+    OutOfOrder { applied: Place, next: Place },
+    /// The program does not know what the messages from here on mean.
+    #[error(
+        "version {active} of the order is active, and this program supports {supported}: start a version of the program that supports it"
+    )]
+    Unsupported { active: u64, supported: FoldVersions },
 }
 
 impl Partition {
     /// Before the first message.
-    pub(crate) fn new(max_rooms: usize) -> Self {
+    pub(crate) fn new() -> Self {
+        let supported = FoldVersions::supported();
         Self {
-            max_rooms,
+            supported,
+            version: supported.oldest,
+            message_ids: 0,
+            max_message_ids: MAX_MESSAGE_IDS,
             applied: Place::default(),
             digest: 0,
             digests: VecDeque::new(),
@@ -138,11 +176,14 @@ impl Partition {
     /// them.
     pub(crate) fn state(&self) -> (PartitionState, RoomStates) {
         let Self {
-            max_rooms: _,
             applied,
             digest,
             digests,
             rules,
+            supported: _,
+            version,
+            message_ids: _,
+            max_message_ids: _,
             rooms,
             newest_epoch,
             incarnations,
@@ -153,12 +194,14 @@ impl Partition {
                 nonce,
                 last_number,
                 seen,
+                supported,
             } = incarnation;
             IncarnationState {
                 place: *place,
                 nonce: *nonce,
                 last_number: *last_number,
                 seen: *seen,
+                supported: *supported,
             }
         });
         let attachments = attachments
@@ -173,6 +216,7 @@ impl Partition {
             digest: *digest,
             digests: digests.iter().copied().collect(),
             rules: *rules,
+            version: *version,
             newest_epoch: *newest_epoch,
             incarnations: incarnations.collect(),
             attachments: attachments.collect(),
@@ -181,12 +225,13 @@ impl Partition {
     }
 
     /// The partition with this state, which decides as the one whose state it is.
-    pub(crate) fn from_state(state: PartitionState, rooms: RoomStates, max_rooms: usize) -> Self {
+    pub(crate) fn from_state(state: PartitionState, rooms: RoomStates) -> Self {
         let PartitionState {
             applied,
             digest,
             digests,
             rules,
+            version,
             newest_epoch,
             incarnations,
             attachments,
@@ -197,11 +242,13 @@ impl Partition {
                 nonce,
                 last_number,
                 seen,
+                supported,
             } = incarnation;
             let incarnation = Incarnation {
                 nonce,
                 last_number,
                 seen,
+                supported,
             };
             (place, incarnation)
         });
@@ -214,7 +261,13 @@ impl Partition {
             ((room, attachment.participant), (attachment, server))
         });
         Self {
-            max_rooms,
+            supported: FoldVersions::supported(),
+            version,
+            message_ids: rooms
+                .values()
+                .map(|replicated| replicated.room.message_ids())
+                .sum(),
+            max_message_ids: MAX_MESSAGE_IDS,
             applied,
             digest,
             digests: digests.into(),
@@ -248,6 +301,12 @@ impl Partition {
         Some(self.rooms.get(room)?.epoch)
     }
 
+    /// As in a program that supports these versions.
+    #[cfg(test)]
+    pub(crate) fn with_supported(self, supported: FoldVersions) -> Self {
+        Self { supported, ..self }
+    }
+
     #[cfg(test)]
     pub(crate) fn rooms(&self) -> impl Iterator<Item = (&RoomName, &Room)> {
         self.rooms
@@ -259,10 +318,10 @@ impl Partition {
     ///
     /// # Errors
     ///
-    /// It is not the next one.
-    pub(crate) fn apply(&mut self, place: Place, message: Message) -> Result<Applied, OutOfOrder> {
+    /// It is not the next one, or the program does not know what it means.
+    pub(crate) fn apply(&mut self, place: Place, message: Message) -> Result<Applied, ApplyError> {
         if place != self.applied.next() {
-            return Err(OutOfOrder {
+            return Err(ApplyError::OutOfOrder {
                 applied: self.applied,
                 next: place,
             });
@@ -270,7 +329,12 @@ impl Partition {
         self.applied = place;
         let Message { at, content } = message;
         let applied = match content {
-            Content::Hello { nonce, rules, .. } => self.hello(place, nonce, rules),
+            Content::Hello {
+                nonce,
+                rules,
+                supported,
+                ..
+            } => self.hello(place, at, nonce, rules, supported),
             Content::Batch {
                 incarnation,
                 number,
@@ -285,29 +349,101 @@ impl Partition {
                 version: _,
             } => self.heartbeat(place, incarnation, (applied, digest)),
             Content::Lost { incarnation, seen } => self.lost(at, incarnation, seen),
+            Content::Activate { version } => self.activate(version),
         };
+        self.check_version()?;
         self.remember_digest(&applied);
         Ok(applied)
     }
 
-    fn hello(&mut self, place: Place, nonce: u64, rules: Rules) -> Applied {
-        let is_known = self
+    /// Checks that this program supports the version of the fold that is active.
+    pub(crate) fn check_version(&self) -> Result<(), ApplyError> {
+        let (active, supported) = (self.version, self.supported);
+        if supported.contains(active) {
+            Ok(())
+        } else {
+            Err(ApplyError::Unsupported { active, supported })
+        }
+    }
+
+    /// The rules of all rooms, if a replica has brought any.
+    pub(crate) fn rules(&self) -> Option<Rules> {
+        Some(self.rules?.rooms)
+    }
+
+    /// The newest version of the fold that all replicas support, if it is not active yet.
+    pub(crate) fn next_version(&self) -> Option<u64> {
+        let supported = self
             .incarnations
             .values()
-            .any(|incarnation| incarnation.nonce == nonce);
-        let has_room = self.incarnations.len() < MAX_INCARNATIONS;
-        if is_known || !has_room || *self.rules.get_or_insert(rules) != rules {
-            return Applied::Ignored(Ignored::Unwelcome);
+            .map(|incarnation| incarnation.supported.newest);
+        supported.min().filter(|newest| *newest > self.version)
+    }
+
+    fn activate(&mut self, version: u64) -> Applied {
+        if version <= self.version {
+            return Applied::Ignored(Ignored::Repeated);
+        }
+        let is_supported = |incarnation: &Incarnation| incarnation.supported.contains(version);
+        if self.incarnations.is_empty() || !self.incarnations.values().all(is_supported) {
+            return Applied::Ignored(Ignored::Premature);
+        }
+        self.version = version;
+        Applied::Activated(version)
+    }
+
+    fn hello(
+        &mut self,
+        place: Place,
+        at: WallTime,
+        nonce: u64,
+        rules: OrderRules,
+        supported: FoldVersions,
+    ) -> Applied {
+        let mut incarnations = self.incarnations.values();
+        if incarnations.any(|incarnation| incarnation.nonce == nonce) {
+            return Applied::Ignored(Ignored::Repeated);
+        }
+        if self.rules.is_none() {
+            // Whoever begins the order does so with the oldest version that it knows.
+            self.version = supported.oldest;
+        }
+        if !supported.contains(self.version) {
+            return Applied::Ignored(Ignored::Unsupported { active: self.version });
+        }
+        let is_same = self.rules == Some(rules);
+        if !is_same && !self.incarnations.is_empty() {
+            return Applied::Ignored(Ignored::OtherRules);
+        }
+        let changed = (!is_same).then_some(rules.rooms);
+        if let Some(rules) = changed {
+            for replicated in self.rooms.values_mut() {
+                Arc::make_mut(replicated).room.set_rules(rules);
+            }
+        }
+        self.rules = Some(rules);
+        let mut evicted = None;
+        if self.incarnations.len() >= MAX_INCARNATIONS
+            && let Some((_, oldest)) = self
+                .incarnations
+                .iter()
+                .map(|(place, other)| (other.seen, *place))
+                .min()
+        {
+            evicted = Some((oldest, self.remove_incarnation(at, oldest)));
         }
         let incarnation = Incarnation {
             nonce,
             last_number: 0,
             seen: place,
+            supported,
         };
         self.incarnations.insert(place, incarnation);
         Applied::Hello {
             nonce,
             incarnation: place,
+            rules: changed,
+            evicted,
         }
     }
 
@@ -364,9 +500,20 @@ impl Partition {
 
     fn lost(&mut self, at: WallTime, incarnation: Place, seen: Place) -> Applied {
         match self.incarnations.get(&incarnation) {
-            None => return Applied::Ignored(Ignored::Fenced),
-            Some(writer) if writer.seen != seen => return Applied::Ignored(Ignored::Alive),
-            Some(_) => self.incarnations.remove(&incarnation),
+            None => Applied::Ignored(Ignored::Fenced),
+            Some(writer) if writer.seen != seen => Applied::Ignored(Ignored::Alive),
+            Some(_) => Applied::Lost {
+                incarnation,
+                decisions: self.remove_incarnation(at, incarnation),
+            },
+        }
+    }
+
+    /// Detaches the attachments that an incarnation serves, which is lost.
+    fn remove_incarnation(&mut self, at: WallTime, incarnation: Place) -> Vec<Decision> {
+        self.incarnations.remove(&incarnation);
+        let Some(rules) = self.rules else {
+            return Vec::new();
         };
         let served = self
             .attachments
@@ -377,20 +524,16 @@ impl Partition {
             .collect();
         let decisions = served.into_iter().map(|(room, attachment)| {
             let command = Command::Detach(attachment);
-            let rules = self.rules.unwrap_or_default();
             self.decide(rules, incarnation, (room, None), command, None, at)
         });
-        Applied::Lost {
-            incarnation,
-            decisions: decisions.collect(),
-        }
+        decisions.collect()
     }
 
     /// Applies a command that `server` has written, to the room of this name that had this epoch for it. A room begins with the first
     /// command that it does not reject.
     fn decide(
         &mut self,
-        rules: Rules,
+        rules: OrderRules,
         server: Place,
         (name, meant): (RoomName, Option<Epoch>),
         command: Command,
@@ -398,12 +541,17 @@ impl Partition {
         at: WallTime,
     ) -> Decision {
         let known = self.rooms.get(&name).map(|replicated| replicated.epoch);
+        let is_full = self.rooms.len() >= rules.max_rooms && name != RoomName::default();
         let outcome = if meant.is_some() && meant != known {
             Err(Refusal::RoomDeleted)
-        } else if known.is_none() && self.rooms.len() >= self.max_rooms {
+        } else if known.is_none() && is_full {
             Err(Refusal::TooManyRooms)
         } else {
-            Ok(self.apply_to_room(rules, server, &name, command.clone(), at))
+            Ok(self.apply_to_room(rules.rooms, server, &name, command.clone(), at))
+        };
+        let (outcome, kept_message_ids) = match outcome {
+            Ok((epoch, outcome, kept)) => (Ok((epoch, outcome)), kept),
+            Err(refusal) => (Err(refusal), None),
         };
         if let Err(refusal) = outcome {
             self.digest = xxh3_64_with_seed(&[refusal as u8], self.digest);
@@ -414,6 +562,7 @@ impl Partition {
             request,
             command,
             outcome,
+            kept_message_ids,
         }
     }
 
@@ -424,11 +573,12 @@ impl Partition {
         name: &RoomName,
         command: Command,
         at: WallTime,
-    ) -> (Epoch, Outcome) {
+    ) -> (Epoch, Outcome, Option<usize>) {
         // Greater than all before, so that no room of the same name has had it.
         let epoch = self
             .newest_epoch
             .map_or(Epoch::created_at(at), |newest| newest.renewed(at));
+        let rooms = self.rooms.len().max(1);
         let replicated = self.rooms.entry(name.clone());
         let replicated = replicated.or_insert_with(|| {
             Arc::new(ReplicatedRoom {
@@ -442,12 +592,24 @@ impl Partition {
             Command::Detach(attachment) => Some(*attachment),
             _ => None,
         };
+        let before = replicated.room.message_ids();
         let outcome = replicated.room.apply(command, at);
+        let others = self.message_ids - before;
+        let share = (self.max_message_ids / rooms).max(MIN_ROOM_MESSAGE_IDS);
+        let ids = replicated.room.message_ids();
+        // Not one by one, because it takes time to free memory.
+        let is_too_large = others + ids > self.max_message_ids && ids > share;
+        let kept = is_too_large.then_some((share / 2).max(MIN_ROOM_MESSAGE_IDS));
+        if let Some(kept) = kept {
+            replicated.room.truncate_message_ids(kept);
+        }
         let room = &replicated.room;
+        self.message_ids = others + room.message_ids();
         let state = [
             room.last().get(),
             room.time().get().cast_unsigned(),
             room.participants().len() as u64,
+            room.message_ids() as u64,
         ];
         let bytes: Vec<u8> = state.iter().flat_map(|number| number.to_le_bytes()).collect();
         self.digest = xxh3_64_with_seed(&bytes, self.digest);
@@ -471,9 +633,10 @@ impl Partition {
         }
         // The next command begins another room.
         if room.last().get() == 0 || room.is_deleted() {
+            self.message_ids -= room.message_ids();
             self.rooms.remove(name);
         }
-        (epoch, outcome)
+        (epoch, outcome, kept)
     }
 
     /// Remembers the digest at this place.
@@ -484,9 +647,14 @@ impl Partition {
             Applied::Heartbeat { .. } => 3,
             Applied::Lost { .. } => 4,
             Applied::Ignored(_) => 5,
+            Applied::Activated(_) => 6,
         };
         self.digest = xxh3_64_with_seed(&[kind], self.digest);
         self.digests.truncate(MAX_DIGESTS - 1);
         self.digests.push_front(self.digest);
     }
 }
+
+#[cfg(test)]
+#[path = "partition_tests.rs"]
+mod tests;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::message::Place;
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::encoding::{Encoding, encode_struct};
-use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName, Rules};
+use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName};
 
 /// Everything of a [`Partition`](super::partition::Partition) but its rooms.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,7 +15,9 @@ pub(crate) struct PartitionState {
     pub(crate) digest: u64,
     /// The newest first.
     pub(crate) digests: Vec<u64>,
-    pub(crate) rules: Option<Rules>,
+    pub(crate) rules: Option<OrderRules>,
+    /// The version of the fold that is active.
+    pub(crate) version: u64,
     pub(crate) newest_epoch: Option<Epoch>,
     /// Those that live, the oldest first.
     pub(crate) incarnations: Vec<IncarnationState>,
@@ -28,6 +31,7 @@ pub(crate) struct IncarnationState {
     pub(crate) nonce: u64,
     pub(crate) last_number: u64,
     pub(crate) seen: Place,
+    pub(crate) supported: FoldVersions,
 }
 
 /// A current attachment, and the incarnation that serves it.
@@ -49,7 +53,7 @@ pub(crate) struct ReplicatedRoom {
 pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
 
 encode_struct! {
-    PartitionState { applied, digest, digests, rules, newest_epoch, incarnations, attachments }
-    IncarnationState { place, nonce, last_number, seen }
+    PartitionState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments }
+    IncarnationState { place, nonce, last_number, seen, supported }
     AttachmentState { room, attachment, server }
 }

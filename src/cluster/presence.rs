@@ -21,6 +21,8 @@ pub(crate) const CUT_OFF: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Presence {
     own: Option<Place>,
+    /// Whether it hears itself although it has no incarnation, because those that live have other rules.
+    is_refused: bool,
     heard: BTreeMap<Place, Heard>,
     /// When this replica last heard of itself, and since when it has done so again and again.
     own_heard_at: Duration,
@@ -41,6 +43,7 @@ impl Presence {
     pub(crate) const fn new(now: Duration) -> Self {
         Self {
             own: None,
+            is_refused: false,
             heard: BTreeMap::new(),
             own_heard_at: now,
             own_heard_since: now,
@@ -52,6 +55,7 @@ impl Presence {
     /// This replica has a new incarnation, or none for the time being.
     pub(crate) fn set_own(&mut self, incarnation: Option<Place>, now: Duration) {
         self.own = incarnation;
+        self.is_refused = false;
         self.own_heard_since = now;
     }
 
@@ -65,11 +69,24 @@ impl Presence {
         };
         self.heard.insert(incarnation, heard);
         if self.own == Some(incarnation) {
-            if now > self.own_heard_at + CUT_OFF {
-                self.own_heard_since = now;
-            }
-            self.own_heard_at = now;
+            self.on_own(now);
         }
+    }
+
+    fn on_own(&mut self, now: Duration) {
+        if now > self.own_heard_at + CUT_OFF {
+            self.own_heard_since = now;
+        }
+        self.own_heard_at = now;
+    }
+
+    /// The order has this replica's first message, but those that live have other rules. If they do not live any more, nobody else may be
+    /// there to say so.
+    pub(crate) fn on_refused(&mut self, now: Duration) {
+        if !std::mem::replace(&mut self.is_refused, true) {
+            self.own_heard_since = now;
+        }
+        self.on_own(now);
     }
 
     /// An incarnation that lives has said which its newest checkpoint is.
@@ -114,8 +131,9 @@ impl Presence {
 
     /// Those that are to be declared lost. Only a replica that has heard of itself through a whole lease knows that others were silent.
     pub(crate) fn poll_lost(&mut self, now: Duration) -> Vec<Content> {
-        let is_hearing =
-            self.own.is_some() && now >= self.own_heard_since + LEASE && now <= self.own_heard_at + CUT_OFF;
+        let is_hearing = (self.own.is_some() || self.is_refused)
+            && now >= self.own_heard_since + LEASE
+            && now <= self.own_heard_at + CUT_OFF;
         if !is_hearing || now < self.proposed_at + HEARTBEAT {
             return Vec::new();
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::message::{Content, Message, Place, RoomCommand};
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::encoding::max_encoded_command;
 use crate::domain::{Rules, WallTime};
 
@@ -38,7 +39,8 @@ const MESSAGE_OVERHEAD: usize = 256;
 /// Times are measured from an arbitrary moment, by a clock that never goes back.
 #[derive(Debug)]
 pub(crate) struct Producer {
-    rules: Rules,
+    rules: OrderRules,
+    supported: FoldVersions,
     name: Arc<str>,
     nonce: u64,
     incarnation: Option<Place>,
@@ -68,9 +70,10 @@ struct InFlight {
 
 impl Producer {
     /// A replica that has not written anything yet. No other may have the same `nonce`.
-    pub(crate) const fn new(rules: Rules, name: Arc<str>, nonce: u64) -> Self {
+    pub(crate) const fn new(rules: OrderRules, supported: FoldVersions, name: Arc<str>, nonce: u64) -> Self {
         Self {
             rules,
+            supported,
             name,
             nonce,
             incarnation: None,
@@ -120,6 +123,7 @@ impl Producer {
             let content = Content::Hello {
                 nonce: self.nonce,
                 rules: self.rules,
+                supported: self.supported,
                 name: Arc::clone(&self.name),
                 version: env!("CARGO_PKG_VERSION").into(),
             };
@@ -225,7 +229,7 @@ impl Producer {
     /// This incarnation was declared lost: what has not come back will never count. Begins a new one, with this nonce. Of what was
     /// pushed nothing remains.
     pub(crate) fn on_lost(&mut self, nonce: u64) {
-        *self = Self::new(self.rules, Arc::clone(&self.name), nonce);
+        *self = Self::new(self.rules, self.supported, Arc::clone(&self.name), nonce);
     }
 }
 
@@ -235,6 +239,11 @@ mod tests {
     use crate::domain::{Command, Post, RoomName, Text, Timestamp};
 
     const MS: Duration = Duration::from_millis(1);
+
+    fn producer(rules: Rules, nonce: u64) -> Producer {
+        let rules = OrderRules::new(rules, 10);
+        Producer::new(rules, FoldVersions::supported(), "r1".into(), nonce)
+    }
 
     fn command(text: &str, max_chars: usize) -> RoomCommand {
         let message = crate::domain::Message {
@@ -258,7 +267,7 @@ mod tests {
 
     #[test]
     fn the_same_message_is_not_sent_again_at_once_whoever_asks_for_it() {
-        let mut producer = Producer::new(Rules::default(), "r1".into(), 1);
+        let mut producer = producer(Rules::default(), 1);
         let at = WallTime::default();
         let mut sent = 0;
         // A server refuses what it is sent, once a millisecond.
@@ -286,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_new_batch_does_not_wait_for_those_that_are_sent_again() {
-        let mut producer = Producer::new(Rules::default(), "r1".into(), 1);
+        let mut producer = producer(Rules::default(), 1);
         let at = WallTime::default();
         producer.on_hello(1, Place::new(1));
         producer.push(command("one", 10));
@@ -310,7 +319,7 @@ mod tests {
                 max_message_chars: chars,
                 ..Rules::default()
             };
-            let mut producer = Producer::new(rules, "r1".into(), u64::MAX);
+            let mut producer = producer(rules, u64::MAX);
             producer.on_hello(u64::MAX, Place::new(u64::MAX));
             let longest = "\u{10fffd}".repeat(chars);
             assert!(Text::parse(&longest, chars).is_ok());

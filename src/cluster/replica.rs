@@ -21,9 +21,10 @@ use super::message::{Content, Message, Place, RoomCommand};
 use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, refusal};
 use super::observer::{IGNORED, Observer, ReplicaState};
 use super::options::{ClusterOptions, MAX_NAME_LEN};
-use super::partition::{Applied, Decision, Ignored, OutOfOrder, Partition, Refusal};
+use super::partition::{Applied, ApplyError, Decision, Ignored, Partition, Refusal};
 use super::presence::{CUT_OFF, LEASE, Presence};
 use super::producer::Producer;
+use super::rules::{FoldVersions, OrderRules};
 use super::truncation::{self, TruncationView};
 use crate::domain::{DecodeError, Rejection, RoomName, WallTime};
 use crate::hub::{Hub, HubError, Ordered, Submission};
@@ -53,12 +54,12 @@ pub(crate) enum ReplicaError {
     #[error(transparent)]
     Missing(#[from] Missing),
     #[error(transparent)]
-    OutOfOrder(#[from] OutOfOrder),
+    Apply(#[from] ApplyError),
     #[error(
-        "the other replicas do not accept it: start all with the same --max-message-chars, --max-clock-ahead, --max-participants and \
-         --allow-duplicate-names, and no more than 64"
+        "the replicas that live do not accept it: start all with the same --max-message-chars, --max-clock-ahead, --max-participants, \
+         --max-rooms and --allow-duplicate-names, and the same Unicode tables of the program; to change them, stop all replicas first"
     )]
-    Unwelcome,
+    OtherRules,
     #[error("it decides otherwise than most of the other replicas")]
     Diverged,
     #[error("the room {room:?} does not apply what has its place in the order: {error}")]
@@ -91,6 +92,8 @@ pub(crate) struct Replica {
     /// Since when the replica writes.
     writing_since: Option<Duration>,
     is_ready: watch::Sender<bool>,
+    /// Whether those that live had other rules when this replica asked to take part. It waits then until they are lost.
+    is_refused: bool,
     name: Arc<str>,
     /// Where to begin, until that is known.
     bootstrap: Option<Bootstrap>,
@@ -130,9 +133,14 @@ impl Replica {
         let tasks = vec![AbortOnDropHandle::new(tokio::spawn(truncating))];
         let replica = Self {
             stream,
-            partition: Partition::new(hub.options().max_rooms),
+            partition: Partition::new(),
             follower: Follower::new(Place::default(), zero),
-            producer: Producer::new(*hub.rules(), Arc::clone(&name), rand::random()),
+            producer: Producer::new(
+                OrderRules::new(*hub.rules(), hub.options().max_rooms),
+                FoldVersions::supported(),
+                Arc::clone(&name),
+                rand::random(),
+            ),
             presence: Presence::new(zero),
             diverged: BTreeSet::new(),
             started: Instant::now(),
@@ -140,6 +148,7 @@ impl Replica {
             switched_at: zero,
             writing_since: None,
             is_ready,
+            is_refused: false,
             name,
             bootstrap: Some(bootstrap),
             checkpointer,
@@ -231,6 +240,10 @@ impl Replica {
     /// Continues after a checkpoint, or begins with the first message.
     fn begin(&mut self, checkpoint: Option<Checkpoint>) -> Result<(), ReplicaError> {
         if let Some(Checkpoint { partition, rooms, .. }) = checkpoint {
+            partition.check_version()?;
+            if let Some(rules) = partition.rules() {
+                self.hub.restore_rules(rules);
+            }
             for room in rooms {
                 self.hub.restore_room(room).map_err(ReplicaError::Restore)?;
             }
@@ -343,7 +356,7 @@ impl Replica {
             Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => {
                 (Some(*incarnation), None)
             }
-            Content::Lost { .. } => (None, None),
+            Content::Lost { .. } | Content::Activate { .. } => (None, None),
         };
         let heartbeat = match &message.content {
             Content::Heartbeat {
@@ -355,9 +368,17 @@ impl Replica {
             checkpointer.on_applied(payload.len(), heartbeat.is_some());
         }
         let applied = self.partition.apply(place, message)?;
-        let is_fenced = matches!(applied, Applied::Ignored(Ignored::Fenced | Ignored::Unwelcome));
+        let is_fenced = matches!(
+            applied,
+            Applied::Ignored(Ignored::Fenced | Ignored::OtherRules | Ignored::Unsupported { .. })
+        ) || (nonce.is_some() && matches!(applied, Applied::Ignored(_)));
         if let (Some(writer), false) = (writer, is_fenced) {
             self.presence.on_message(writer, place, now);
+            // Its first message is welcome if this one's will be, too.
+            self.is_refused &= nonce.is_none();
+            if self.is_refused {
+                return Err(ReplicaError::OtherRules);
+            }
             if let Some((incarnation, durable)) = heartbeat {
                 self.presence.on_durable(incarnation, durable);
             }
@@ -367,12 +388,25 @@ impl Replica {
                 Ignored::Repeated => IGNORED[0],
                 Ignored::Early(_) => IGNORED[1],
                 Ignored::Fenced => IGNORED[2],
-                Ignored::Alive | Ignored::Unwelcome => IGNORED[3],
+                Ignored::Alive | Ignored::OtherRules | Ignored::Unsupported { .. } | Ignored::Premature => {
+                    IGNORED[3]
+                }
             });
         }
         let own = self.producer.incarnation();
         match applied {
-            Applied::Hello { nonce, incarnation } => {
+            Applied::Hello {
+                nonce,
+                incarnation,
+                rules,
+                evicted,
+            } => {
+                if let Some(rules) = rules {
+                    self.hub.set_rules(rules).await;
+                }
+                if let Some((lost, decisions)) = evicted {
+                    self.on_lost(lost, decisions, at).await?;
+                }
                 if self.producer.on_hello(nonce, incarnation) {
                     self.presence.set_own(Some(incarnation), now);
                     info!(event = "replica_started", %incarnation, "this replica takes part in the order");
@@ -396,30 +430,58 @@ impl Replica {
             Applied::Lost {
                 incarnation,
                 decisions,
-            } => {
-                self.presence.on_lost(incarnation);
-                self.diverged.remove(&incarnation);
-                self.observer.lost(own == Some(incarnation));
-                if own == Some(incarnation) {
-                    // It lives, but was silent: its clients may be elsewhere.
-                    error!(event = "replica_fenced", %incarnation, "the other replicas take this one for lost; it begins anew");
-                    self.producer.on_lost(rand::random());
-                    self.presence.set_own(None, now);
-                    self.hub.fence().await;
-                } else {
-                    warn!(event = "replica_lost", %incarnation, "another replica is lost");
-                }
-                deliver(&self.hub, decisions, false, at).await?;
+            } => self.on_lost(incarnation, decisions, at).await?,
+            Applied::Activated(version) => {
+                info!(
+                    event = "fold_version_activated",
+                    version, "the replicas decide by this version from now on"
+                );
             }
             Applied::Ignored(Ignored::Early(incarnation)) if own == Some(incarnation) => {
                 self.producer.resend();
             }
-            Applied::Ignored(Ignored::Unwelcome) if own.is_none() && nonce == Some(self.producer.nonce()) => {
-                return Err(ReplicaError::Unwelcome);
-            }
+            Applied::Ignored(why) if own.is_none() && nonce == Some(self.producer.nonce()) => match why {
+                Ignored::OtherRules => {
+                    if !std::mem::replace(&mut self.is_refused, true) {
+                        warn!(
+                            event = "replica_waiting",
+                            "the replicas before had other rules; waiting until all of them are lost"
+                        );
+                    }
+                    self.presence.on_refused(now);
+                }
+                Ignored::Unsupported { active } => {
+                    let supported = FoldVersions::supported();
+                    return Err(ApplyError::Unsupported { active, supported }.into());
+                }
+                _ => {}
+            },
             Applied::Ignored(_) => {}
         }
         Ok(())
+    }
+
+    /// An incarnation is lost; these were detached.
+    async fn on_lost(
+        &mut self,
+        incarnation: Place,
+        decisions: Vec<Decision>,
+        at: WallTime,
+    ) -> Result<(), ReplicaError> {
+        let is_own = self.producer.incarnation() == Some(incarnation);
+        self.presence.on_lost(incarnation);
+        self.diverged.remove(&incarnation);
+        self.observer.lost(is_own);
+        if is_own {
+            // It lives, but was silent: its clients may be elsewhere.
+            error!(event = "replica_fenced", %incarnation, "the other replicas take this one for lost; it begins anew");
+            self.producer.on_lost(rand::random());
+            self.presence.set_own(None, self.now());
+            self.hub.fence().await;
+        } else {
+            warn!(event = "replica_lost", %incarnation, "another replica is lost");
+        }
+        deliver(&self.hub, decisions, false, at).await
     }
 
     /// Another replica has decided alike, or has not. If most have not, this one is wrong.
@@ -450,21 +512,27 @@ impl Replica {
             messages = self.producer.poll(now, at);
             self.observer.resent(self.producer.take_resent());
         }
-        if let Some(incarnation) = self.producer.incarnation() {
-            if self.presence.is_heartbeat_due(now) {
-                let content = Content::Heartbeat {
-                    incarnation,
-                    applied: self.partition.applied(),
-                    digest: self.partition.digest(),
-                    durable: self.checkpointer.as_ref().and_then(Checkpointer::durable),
-                    name: Arc::clone(&self.name),
-                    version: env!("CARGO_PKG_VERSION").into(),
-                };
+        if let Some(incarnation) = self.producer.incarnation()
+            && self.presence.is_heartbeat_due(now)
+        {
+            let content = Content::Heartbeat {
+                incarnation,
+                applied: self.partition.applied(),
+                digest: self.partition.digest(),
+                durable: self.checkpointer.as_ref().and_then(Checkpointer::durable),
+                name: Arc::clone(&self.name),
+                version: env!("CARGO_PKG_VERSION").into(),
+            };
+            messages.push(Message { at, content }.encode());
+            if self.presence.is_eldest()
+                && let Some(version) = self.partition.next_version()
+            {
+                let content = Content::Activate { version };
                 messages.push(Message { at, content }.encode());
             }
-            let lost = self.presence.poll_lost(now).into_iter();
-            messages.extend(lost.map(|content| Message { at, content }.encode()));
         }
+        let lost = self.presence.poll_lost(now).into_iter();
+        messages.extend(lost.map(|content| Message { at, content }.encode()));
         for message in messages {
             self.stream.publish(message).await;
         }
@@ -547,6 +615,7 @@ pub(super) async fn deliver(
             command,
             outcome,
             is_void,
+            kept_message_ids,
         } = decision;
         if is_void && !is_own {
             continue;
@@ -555,6 +624,7 @@ pub(super) async fn deliver(
             request: request.filter(|_| is_own),
             command,
             at,
+            kept_message_ids,
             room: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
                 Refusal::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
                 Refusal::RoomDeleted => Rejection::RoomDeleted.into(),

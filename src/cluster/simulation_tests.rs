@@ -12,9 +12,10 @@ use rand::{Rng as _, SeedableRng as _};
 use super::checkpoint;
 use super::follower::{Follower, Missing};
 use super::message::{Content, Durable, Message, Place, RoomCommand};
-use super::partition::{Applied, Decision, Ignored, Partition, Refusal};
+use super::partition::{Applied, ApplyError, Decision, Ignored, Partition, Refusal};
 use super::presence::{CUT_OFF, Presence};
 use super::producer::Producer;
+use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
     Attachment, Command, Epoch, EventKind, Join, LamportTime, MessageId, Moderation, Name, Origin, Outcome,
     Rejection, RoomName, Rules, Say, Sequence, Session, Text, Timestamp, WallTime,
@@ -50,6 +51,7 @@ enum Delivery {
 
 struct Replica {
     /// Changes when the process restarts: what was sent to the one before does not reach it.
+    supported: FoldVersions,
     partition: Partition,
     follower: Follower,
     producer: Producer,
@@ -95,6 +97,8 @@ struct Simulation {
     /// The stream stores nothing until then.
     down_until: Time,
     is_faulty: bool,
+    /// By the program of processes that start.
+    supported: FoldVersions,
     replicas: Vec<Replica>,
     clients: Vec<Client>,
     digests: BTreeMap<Place, u64>,
@@ -128,7 +132,7 @@ fn encode(partition: &Partition) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Partition {
-    checkpoint::read(bytes, bytes.len() as u64, 10).unwrap().partition
+    checkpoint::read(bytes, bytes.len() as u64).unwrap().partition
 }
 
 impl Simulation {
@@ -145,6 +149,7 @@ impl Simulation {
             restored: 0,
             down_until: 0,
             is_faulty: true,
+            supported: FoldVersions::supported(),
             replicas: Vec::new(),
             clients: Vec::new(),
             digests: BTreeMap::new(),
@@ -175,7 +180,9 @@ impl Simulation {
     /// A new process, with a checkpoint or with nothing.
     fn start(&mut self, checkpoint: Option<&[u8]>) -> Replica {
         let now = Duration::from_millis(self.now);
-        let partition = checkpoint.map_or_else(|| Partition::new(10), decode);
+        let partition = checkpoint
+            .map_or_else(Partition::new, decode)
+            .with_supported(self.supported);
         let mut presence = Presence::new(now);
         for (incarnation, seen) in partition.incarnations() {
             presence.on_message(incarnation, seen, now);
@@ -190,9 +197,15 @@ impl Simulation {
         self.restored += u64::from(checkpoint.is_some());
         Replica {
             grace,
+            supported: self.supported,
             follower: Follower::new(partition.applied(), now),
             partition,
-            producer: Producer::new(Rules::default(), "replica".into(), self.random.random()),
+            producer: Producer::new(
+                OrderRules::new(Rules::default(), 10),
+                self.supported,
+                "replica".into(),
+                self.random.random(),
+            ),
             presence,
             requests: BTreeMap::new(),
             next_request: 0,
@@ -360,7 +373,7 @@ impl Simulation {
         let writer = match &message.content {
             Content::Hello { .. } => Some(Place::new(place)),
             Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => Some(*incarnation),
-            Content::Lost { .. } => None,
+            Content::Lost { .. } | Content::Activate { .. } => None,
         };
         let meant: Vec<_> = match &message.content {
             Content::Batch { commands, .. } => commands.iter().map(|command| command.epoch).collect(),
@@ -381,7 +394,8 @@ impl Simulation {
             digest,
             "at {place}"
         );
-        let fenced = matches!(applied, Applied::Ignored(Ignored::Fenced | Ignored::Unwelcome));
+        let fenced = matches!(applied, Applied::Ignored(Ignored::Fenced))
+            || (writer == Some(Place::new(place)) && matches!(applied, Applied::Ignored(_)));
         if let (Some(writer), false) = (writer, fenced) {
             replica.presence.on_message(writer, Place::new(place), now);
         }
@@ -398,13 +412,15 @@ impl Simulation {
             let hash = xxhash_rust::xxh3::xxh3_64(&bytes);
             assert_eq!(*self.checkpoints.entry(place).or_insert(hash), hash, "at {place}");
             // From here on it is another one, which must not matter.
-            replica.partition = decode(&bytes);
+            replica.partition = decode(&bytes).with_supported(replica.supported);
             assert!(encode(&replica.partition) == bytes, "at {place}");
             self.disks[to] = Some((place, bytes));
         }
         let is_own = |incarnation| replica.producer.incarnation() == Some(incarnation);
         match applied {
-            Applied::Hello { nonce, incarnation } => {
+            Applied::Hello {
+                nonce, incarnation, ..
+            } => {
                 if replica.producer.on_hello(nonce, incarnation) {
                     replica.presence.set_own(Some(incarnation), now);
                 }
@@ -460,6 +476,7 @@ impl Simulation {
                     self.decided(to, decision, false, is_first);
                 }
             }
+            Applied::Activated(_) => {}
             Applied::Ignored(why) => {
                 if let Ignored::Early(incarnation) = why
                     && is_own(incarnation)
@@ -674,6 +691,12 @@ impl Simulation {
                         version: "1".into(),
                     };
                     messages.push(Message { at, content }.encode());
+                    if replica.presence.is_eldest()
+                        && let Some(version) = replica.partition.next_version()
+                    {
+                        let content = Content::Activate { version };
+                        messages.push(Message { at, content }.encode());
+                    }
                 }
                 messages.extend(
                     replica
@@ -719,6 +742,15 @@ impl Simulation {
         self.now += 1;
     }
 
+    /// A replica's process dies, and another starts, with what is on its disk.
+    fn restart_with_disk(&mut self, replica: usize) {
+        if replica == 0 {
+            self.disks[0] = None;
+        }
+        let disk = self.disks[replica].clone().filter(|_| replica < REPLICAS - 1);
+        self.restart(replica, disk.as_ref().map(|(_, bytes)| &bytes[..]));
+    }
+
     fn inject_fault(&mut self) {
         let replica = self.random.random_range(0..REPLICAS);
         let is_faulty = |replica: &Replica| replica.paused_until.max(replica.cut_until) > self.now;
@@ -729,13 +761,7 @@ impl Simulation {
         let until = self.now + self.random.random_range(100..9_000);
         match self.random.random_range(0..4) {
             // Its process dies, and another starts. The first replica has lost its disk, too, and the last one has none.
-            0 => {
-                if replica == 0 {
-                    self.disks[0] = None;
-                }
-                let disk = self.disks[replica].clone().filter(|_| replica < REPLICAS - 1);
-                self.restart(replica, disk.as_ref().map(|(_, bytes)| &bytes[..]));
-            }
+            0 => self.restart_with_disk(replica),
             1 => self.replicas[replica].paused_until = until,
             2 => self.replicas[replica].cut_until = until,
             // As when the leader of the stream dies.
@@ -829,4 +855,53 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
     for why in ["Repeated", "Early", "Fenced"] {
         assert!(ignored.contains_key(why), "{why}: {ignored:?}");
     }
+}
+
+#[test]
+fn a_new_version_is_rolled_through_a_cluster() {
+    let new = FoldVersions { oldest: 1, newest: 2 };
+    let old = FoldVersions { oldest: 1, newest: 1 };
+    let mut simulation = Simulation::new(1);
+    (simulation.supported, simulation.is_faulty) = (new, false);
+    let version = |simulation: &Simulation| {
+        let versions: BTreeSet<u64> = simulation
+            .replicas
+            .iter()
+            .map(|replica| replica.partition.state().0.version)
+            .collect();
+        versions.into_iter().collect::<Vec<_>>()
+    };
+    for n in 0..REPLICAS {
+        simulation.run(12_000);
+        assert_eq!(
+            version(&simulation),
+            [1],
+            "an old program lives, or lived a moment ago"
+        );
+        simulation.restart_with_disk(n);
+    }
+    simulation.run(20_000);
+    assert_eq!(version(&simulation), [2]);
+    // An old program that follows the order stops where it does not know what the messages mean.
+    let mut late = Partition::new().with_supported(old);
+    let stopped = simulation.stream.iter().enumerate().find_map(|(index, bytes)| {
+        let message = Message::decode(bytes).unwrap();
+        late.apply(Place::new(index as u64 + 1), message).err()
+    });
+    assert_eq!(
+        stopped,
+        Some(ApplyError::Unsupported {
+            active: 2,
+            supported: old
+        })
+    );
+    let before: Vec<u64> = simulation.clients.iter().map(|client| client.said).collect();
+    simulation.run(2_000);
+    assert!(
+        simulation
+            .clients
+            .iter()
+            .zip(before)
+            .all(|(client, before)| client.said > before)
+    );
 }

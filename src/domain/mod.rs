@@ -29,6 +29,8 @@ mod trace_context;
 
 #[cfg(feature = "server")]
 pub(crate) use dedup_window::DEDUP_ENTRY_BYTES;
+#[cfg(feature = "server")]
+pub(crate) use skeleton::NAME_TABLES;
 
 pub use clock::{ClockError, LamportClock, LamportTime, Timestamp, WallTime};
 pub use command::{Command, Join, Leave, Message, Post, Say};

@@ -429,6 +429,11 @@ impl Room {
         &self.rules
     }
 
+    /// Changes the rules for what follows. Replicas of a room must do so at the same position in its order.
+    pub(crate) const fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// How many message ids the deduplication window has.
     pub(crate) fn message_ids(&self) -> usize {
         self.dedup.len()

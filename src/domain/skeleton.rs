@@ -6,6 +6,10 @@ use unicode_security::skeleton;
 
 use super::name::Name;
 
+/// Identifies the Unicode tables that decide which names are confusable. Replicas of a room must have the same. A test compares it with the
+/// tables of this build.
+pub(crate) const NAME_TABLES: u64 = 0x9db0_d631_cd14_4db8;
+
 /// The two skeletons of a name. Two names are confusable if they share one.
 pub(super) type Skeletons = [Arc<str>; 2];
 
@@ -44,6 +48,26 @@ fn folded_skeleton(name: &str) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// If this fails, the tables have changed with a dependency or with the compiler, and replicas decide otherwise about names than those
+    /// before: change the constant, so that the two never take part in one cluster at the same time, and say so in the changelog.
+    #[test]
+    fn the_tables_are_those_that_all_replicas_have() {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        let mut buffer = String::new();
+        // Without most ideographs, syllables and private characters, which are many and alike.
+        let many = |code: &u32| matches!(code, 0x3400..=0x9fff | 0xac00..=0xd7a3 | 0xe000..=0xf8ff | 0x2_0000..=0xd_ffff | 0xe_0200..);
+        for code in (0..=u32::from(char::MAX)).filter(|code| !many(code) || code.is_multiple_of(1_021)) {
+            if let Some(character) = char::from_u32(code) {
+                buffer.clear();
+                buffer.extend(skeleton(character.encode_utf8(&mut [0; 4])));
+                buffer.push('\0');
+                buffer.push_str(&fold_case(character.encode_utf8(&mut [0; 4])));
+                hash.update(buffer.as_bytes());
+            }
+        }
+        assert_eq!(hash.digest(), NAME_TABLES, "0x{:016x}", hash.digest());
+    }
 
     fn are_confusable(a: &str, b: &str) -> bool {
         // Stored names can be confusable with new ones, too.

@@ -160,7 +160,7 @@ impl Hub {
         observer: Arc<dyn Observer>,
         submissions: mpsc::Sender<Submission>,
     ) -> Arc<Self> {
-        let replication = Replication::new(Arc::clone(&store), submissions);
+        let replication = Replication::new(Arc::clone(&store), submissions, rules);
         Self::with_order(rules, options, store, secret, observer, Some(replication))
     }
 
@@ -350,6 +350,23 @@ impl Hub {
             if let Some(ordered) = &room.ordered {
                 // A room that has ended has no callers.
                 ordered.send(OrderItem::Fenced(fences)).await;
+            }
+        }
+    }
+
+    /// The rules of the rooms that a replica restores. They precede those that it was started with.
+    pub(crate) fn restore_rules(&self, rules: Rules) {
+        if let Some(replication) = &self.context.replication {
+            replication.set_rules(rules);
+        }
+    }
+
+    /// Changes the rules of all rooms at this place of the order.
+    pub(crate) async fn set_rules(&self, rules: Rules) {
+        self.restore_rules(rules);
+        for room in self.registry.all() {
+            if let Some(ordered) = &room.ordered {
+                ordered.send(OrderItem::Rules(rules)).await;
             }
         }
     }
@@ -647,7 +664,9 @@ impl Hub {
     }
 
     async fn recover_room(&self, room: &RoomHandle) -> Result<Recovered, StoreError> {
-        let (store, rules, name) = (Arc::clone(&self.context.store), self.rules, room.name.clone());
+        let replication = self.context.replication.as_ref();
+        let rules = replication.map_or(self.rules, Replication::rules);
+        let (store, name) = (Arc::clone(&self.context.store), room.name.clone());
         let is_blocking = store.is_blocking();
         let recover = move || recovery::recover(&*store, rules, &name, wall_time());
         if !is_blocking {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::request::HubError;
-use crate::domain::{Command, Epoch, RoomName, WallTime};
+use crate::domain::{Command, Epoch, RoomName, Rules, WallTime};
 use crate::store::MemoryStore;
 
 /// How many batches of commands wait for a room's actor.
@@ -37,6 +37,8 @@ pub(crate) struct Ordered {
     pub(crate) at: WallTime,
     /// The epoch of the room, or why the command does not reach one.
     pub(crate) room: Result<Epoch, HubError>,
+    /// How many of its newest message ids the room keeps after it, if not all.
+    pub(crate) kept_message_ids: Option<usize>,
 }
 
 /// What the order has for a room.
@@ -44,6 +46,8 @@ pub(super) enum OrderItem {
     Commands(Vec<Ordered>),
     /// What was submitted before there were so many fences, and is not ahead of this, never comes.
     Fenced(u64),
+    /// These are the rules from here on.
+    Rules(Rules),
 }
 
 /// Whether the replica knows what the others do.
@@ -64,11 +68,13 @@ pub(super) struct Replication {
     pub(super) submissions: mpsc::Sender<Submission>,
     /// Not in the mailboxes, which may be blocked.
     pub(super) standing: watch::Sender<Standing>,
+    /// Of rooms that begin: those of the order, which are not this replica's yet while it applies what is old.
+    rules: Arc<Mutex<Rules>>,
     next_request: Arc<AtomicU64>,
 }
 
 impl Replication {
-    pub(super) fn new(store: Arc<MemoryStore>, submissions: mpsc::Sender<Submission>) -> Self {
+    pub(super) fn new(store: Arc<MemoryStore>, submissions: mpsc::Sender<Submission>, rules: Rules) -> Self {
         Self {
             store,
             submissions,
@@ -77,12 +83,21 @@ impl Replication {
                 suspensions: 0,
                 fences: 0,
             }),
+            rules: Arc::new(Mutex::new(rules)),
             next_request: Arc::default(),
         }
     }
 
     pub(super) fn standing(&self) -> Standing {
         *self.standing.borrow()
+    }
+
+    pub(super) fn rules(&self) -> Rules {
+        *self.rules.lock()
+    }
+
+    pub(super) fn set_rules(&self, rules: Rules) {
+        *self.rules.lock() = rules;
     }
 
     pub(super) fn is_suspended(&self) -> bool {

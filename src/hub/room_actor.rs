@@ -229,6 +229,7 @@ impl RoomActor {
                         match item.take().or_else(|| ordered.try_recv().ok()) {
                             Some(OrderItem::Commands(commands)) => self.apply_ordered(commands).await?,
                             Some(OrderItem::Fenced(fences)) => self.sessions.on_fenced(fences, wall_time()),
+                            Some(OrderItem::Rules(rules)) => self.sessions.set_rules(rules),
                             None => break,
                         }
                     }

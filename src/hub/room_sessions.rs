@@ -30,7 +30,8 @@ use super::request::{
 use super::submissions::{Caller, JoinCaller, Submissions};
 use crate::domain::{
     Attachment, Ban, Command, Epoch, Event, Join, LamportTime, Leave, Message, Moderation, Origin, Outcome,
-    ParticipantId, Post, Rejection, Room, RoomName, Say, Sequence, Session, Snapshot, Timestamp, WallTime,
+    ParticipantId, Post, Rejection, Room, RoomName, Rules, Say, Sequence, Session, Snapshot, Timestamp,
+    WallTime,
 };
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
@@ -243,6 +244,7 @@ impl RoomSessions {
             command,
             at,
             room,
+            kept_message_ids,
         } = ordered;
         let Some(submissions) = &mut self.submissions else {
             return;
@@ -278,10 +280,17 @@ impl RoomSessions {
             }
             (command, _) => self.apply_by_server(command, at),
         }
+        if let Some(kept) = kept_message_ids {
+            self.room.truncate_message_ids(kept);
+        }
         // A room begins with the first command that is an event.
         if self.room.last() == Sequence::ZERO {
             self.room = Room::new(*self.room.rules());
         }
+    }
+
+    pub(super) const fn set_rules(&mut self, rules: Rules) {
+        self.room.set_rules(rules);
     }
 
     /// Begins anew, with the log of the room that has the name of one that was deleted.

@@ -120,7 +120,7 @@ impl Server {
                 .read_secret()
                 .map_err(|error| Failure::Config(vec![error]))?;
             let max_len = config.max_memory / CHECKPOINT_SHARE;
-            let bootstrap = load_checkpoint(options, config.hub.max_rooms, max_len).await?;
+            let bootstrap = load_checkpoint(options, max_len).await?;
             let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
             let hub = Hub::replicated(
                 config.rules,
@@ -376,7 +376,9 @@ fn replica_failure(ended: Result<Option<ReplicaError>, JoinError>) -> Option<Fai
     match ended {
         Ok(error) => error.map(|error| match error {
             ReplicaError::Nats(error @ NatsError::Payload { .. }) => error.into(),
-            error @ ReplicaError::Unwelcome => Failure::Config(vec![format!("ended because {error}")]),
+            error @ (ReplicaError::OtherRules | ReplicaError::Apply(_)) => {
+                Failure::Config(vec![format!("ended because {error}")])
+            }
             error => Failure::Unavailable(format!("ended because {error}")),
         }),
         Err(error) => Some(Failure::Software(format!(
@@ -398,15 +400,10 @@ async fn take_last_checkpoint(
 }
 
 /// Opens the data directory of a replica, and loads its newest checkpoint.
-async fn load_checkpoint(
-    options: &ClusterOptions,
-    max_rooms: usize,
-    max_len: u64,
-) -> Result<Bootstrap, Failure> {
+async fn load_checkpoint(options: &ClusterOptions, max_len: u64) -> Result<Bootstrap, Failure> {
     let mut bootstrap = Bootstrap {
         directory: None,
         local: None,
-        max_rooms,
         max_len,
     };
     let Some(path) = options.data_dir.clone() else {
@@ -414,7 +411,7 @@ async fn load_checkpoint(
     };
     let directory = Arc::new(wait_for_lock(&path, options.wait, || CheckpointDir::open(&path)).await?);
     let loading = Arc::clone(&directory);
-    let loaded = tokio::task::spawn_blocking(move || loading.load(max_rooms)).await;
+    let loaded = tokio::task::spawn_blocking(move || loading.load()).await;
     let loaded = loaded.map_err(|_| Failure::Software("cannot load a checkpoint".into()))?;
     bootstrap.local = loaded.map_err(|error| {
         Failure::Io(format!(
