@@ -13,6 +13,7 @@
 //! - `FAULT=on` breaks a guarantee: `skip-append` publishes without storing, `skip-sync` writes to segments
 //!   that a crash removes, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
 //!   `swap-requests` handles two messages of one sender in the wrong order.
+//! - `next-fold-version=on` makes a replica support one version of the order more than there is.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -40,13 +41,14 @@ const POINTS: [&str; 14] = [
     "rewrite-unlink",
 ];
 
-const FAULTS: [&str; 6] = [
+const FAULTS: [&str; 7] = [
     "slow-sync",
     "skip-append",
     "skip-sync",
     "skip-dedupe",
     "swap-events",
     "swap-requests",
+    "next-fold-version",
 ];
 
 #[derive(Debug, Default)]

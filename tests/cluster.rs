@@ -163,6 +163,7 @@ struct Replica {
     address: SocketAddr,
     admin: SocketAddr,
     command: Vec<String>,
+    failpoints: &'static str,
     process: Option<Process>,
     /// For its checkpoints.
     directory: Option<PathBuf>,
@@ -185,6 +186,7 @@ impl Replica {
             address,
             admin,
             command: command.split(' ').map(str::to_owned).collect(),
+            failpoints: "",
             process: None,
             directory,
         };
@@ -195,6 +197,7 @@ impl Replica {
     fn start(&mut self) {
         let child = Command::new(CHITCHAT)
             .args(&self.command)
+            .env("CHITCHAT_FAILPOINTS", self.failpoints)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -495,6 +498,41 @@ async fn replicas_with_other_rules_take_part_once_those_before_are_lost() {
     before.start();
     let refused = block_in_place(|| before.process.take().unwrap().wait());
     assert_eq!(refused.code(), Some(78));
+}
+
+/// A program of the next version takes the place of this one.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "waits until a replica is lost"]
+async fn an_old_program_does_not_take_part_once_a_new_version_is_active() {
+    let Some(nats) = block_in_place(Nats::start) else {
+        return;
+    };
+    let secret = nats.directory.path().join("secret");
+    std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
+    let mut old = Replica::new(&nats, &secret, "old", None);
+    block_in_place(|| old.wait_until_ready());
+    let mut new = Replica::new(&nats, &secret, "new", None);
+    new.kill();
+    new.failpoints = "next-fold-version=on";
+    new.command
+        .iter_mut()
+        .filter(|flag| *flag == "warn")
+        .for_each(|level| *level = "info".into());
+    new.start();
+    // Both at a time.
+    block_in_place(|| new.wait_until_ready());
+    old.kill();
+    let refused = block_in_place(|| {
+        let process = new.process.as_ref().unwrap();
+        process.stdout_line("fold_version_activated");
+        old.start();
+        let mut process = old.process.take().unwrap();
+        process.stderr_line("version 2 of the order is active, and this program supports 1");
+        process.wait()
+    });
+    assert_eq!(refused.code(), Some(78));
+    block_in_place(|| new.wait_until_ready());
 }
 
 /// Kills replicas and NATS servers, or stops them for a while, one after the other.

@@ -70,6 +70,18 @@ pub(crate) enum ReplicaError {
     Restore(HubError),
 }
 
+impl ReplicaError {
+    /// Whether the operator has started something that does not fit to the other replicas or to NATS.
+    pub(crate) const fn is_misconfiguration(&self) -> bool {
+        matches!(
+            self,
+            Self::OtherRules
+                | Self::Apply(ApplyError::Unsupported { .. })
+                | Self::Nats(NatsError::Payload { .. })
+        )
+    }
+}
+
 /// A replica, what comes from its stream, and whether clients are welcome.
 pub(crate) type ConnectedReplica = (Replica, Subscriptions, watch::Receiver<bool>);
 

@@ -20,8 +20,8 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
 use crate::cluster::{
-    Bootstrap, CheckpointDir, ClusterOptions, ConnectedReplica, NatsError, Replica, ReplicaError,
-    SUBMISSIONS, StopRequest,
+    Bootstrap, CheckpointDir, ClusterOptions, ConnectedReplica, Replica, ReplicaError, SUBMISSIONS,
+    StopRequest,
 };
 use crate::cmd::Failure;
 use crate::config::{Config, StoreOptions};
@@ -375,10 +375,7 @@ impl Server {
 fn replica_failure(ended: Result<Option<ReplicaError>, JoinError>) -> Option<Failure> {
     match ended {
         Ok(error) => error.map(|error| match error {
-            ReplicaError::Nats(error @ NatsError::Payload { .. }) => error.into(),
-            error @ (ReplicaError::OtherRules | ReplicaError::Apply(_)) => {
-                Failure::Config(vec![format!("ended because {error}")])
-            }
+            error if error.is_misconfiguration() => Failure::Config(vec![format!("ended because {error}")]),
             error => Failure::Unavailable(format!("ended because {error}")),
         }),
         Err(error) => Some(Failure::Software(format!(
