@@ -102,9 +102,11 @@ impl Nats {
 
     /// A replica of this name, with this key.
     fn serve(&self, name: &str, key: &str) -> Server {
+        let data = self.directory.path().join(name);
         let flags = [
             "serve",
-            "--in-memory",
+            "--data-dir",
+            data.to_str().unwrap(),
             "--listen",
             "127.0.0.1:0",
             "--admin",
@@ -176,6 +178,26 @@ async fn replicas_can_do_what_they_need_to_and_nothing_else() {
         (init.code == Some(0)).then_some(())
     });
 
+    // What else only that key can do: bring in the rooms of a single server.
+    let path = |name: &str| nats.directory.path().join(name).to_str().unwrap().to_owned();
+    let single = path("single");
+    let mut server = process::serve_at(unused_address(), &["--data-dir", &single]);
+    let send = [
+        "send",
+        "--server",
+        &server.address.to_string(),
+        "--name",
+        "Ada",
+        "Before",
+    ];
+    process::succeed(Command::new(CHITCHAT).args(send), "");
+    server.stop();
+    let imported = nats.finished(
+        &["cluster", "import", &single, &path("chitchat-0")],
+        "setup/setup.nk",
+    );
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+
     let replicas = [0, 1].map(|n| {
         let name = format!("chitchat-{n}");
         nats.serve(&name, &format!("replicas/{name}.nk"))
@@ -188,7 +210,8 @@ async fn replicas_can_do_what_they_need_to_and_nothing_else() {
     process::succeed(Command::new(CHITCHAT).args(send), "");
     wait_until("the other replica has the message", || {
         let history = process::run(Command::new(CHITCHAT).args(["history", "--server", &second]), "");
-        process::text(&history.stdout).contains("Hello").then_some(())
+        let text = process::text(&history.stdout);
+        (text.contains("Before") && text.contains("Hello")).then_some(())
     });
     // They are known by their heartbeats.
     wait_until("both replicas are shown", || {

@@ -80,6 +80,7 @@ fn every_container_of_a_cluster_is_hardened_and_pinned() {
 fn the_replicas_of_compose_have_their_names_and_keys() {
     let Some(services) = services() else { return };
     let flags = serve_flags();
+    let mut volumes = BTreeSet::new();
     for name in REPLICAS {
         let service = services.get(name).unwrap_or_else(|| &services["chitchat"]);
         let environment = service["environment"].as_object().unwrap();
@@ -88,6 +89,19 @@ fn the_replicas_of_compose_have_their_names_and_keys() {
             environment["CHITCHAT_CLUSTER_NKEY"],
             format!("/keys/{name}.nk").as_str()
         );
+        // Checkpoints are on a volume of its own, which its user owns.
+        assert!(environment.get("CHITCHAT_IN_MEMORY").is_none(), "{name}");
+        let volume = files::list(service, "volumes")
+            .iter()
+            .find(|volume| volume["target"] == environment["CHITCHAT_DATA_DIR"])
+            .unwrap_or_else(|| panic!("{name} has no volume for its checkpoints"));
+        assert!(volumes.insert(files::string(volume, "source")), "{name}");
+        let owned = files::list(&services["volumes"], "volumes")
+            .iter()
+            .find(|owned| owned["source"] == volume["source"])
+            .map(|owned| files::string(owned, "target"));
+        let owned = owned.unwrap_or_else(|| panic!("nobody gives {volume} to its user"));
+        assert!(files::strings(&services["volumes"]["entrypoint"]).contains(&owned));
         for variable in environment.keys().filter(|name| name.starts_with("CHITCHAT_")) {
             assert!(flags.iter().any(|flag| flag.variable == *variable), "{variable}");
         }
@@ -191,6 +205,15 @@ fn the_manifests_of_a_cluster_match_their_schemas_and_one_another() {
     assert!(replicas.find("name: CHITCHAT_REPLICA_NAME") < replicas.find("$(CHITCHAT_REPLICA_NAME)"));
     // A replica is alive before it is ready, and ready when it has caught up.
     assert!(replicas.contains("path: /readyz") && replicas.contains("path: /livez"));
+    // Each has a volume for its checkpoints, where the image has its data.
+    assert!(!replicas.contains("CHITCHAT_IN_MEMORY") && replicas.contains("fsGroup: 65532"));
+    for line in [
+        "- mountPath: /data\n          name: data",
+        "storage: 2Gi",
+        "whenDeleted: Retain",
+    ] {
+        assert!(replicas.contains(line), "{line}: {replicas}");
+    }
     // The replicas reach NATS, and nobody but them and the job does.
     let policy = find("NetworkPolicy", "chitchat");
     assert!(policy.contains("port: 4222") && policy.contains("app.kubernetes.io/name: nats"));
