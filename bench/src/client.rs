@@ -117,6 +117,8 @@ impl Client {
 pub(super) struct EventBatch<'a> {
     pub(super) clients: &'a mut [Client],
     pub(super) latency: &'a mut Latency,
+    /// The latency of what a publisher itself receives of its messages.
+    pub(super) echo: &'a mut Latency,
     pub(super) phase: Phase,
     pub(super) now: u64,
     pub(super) run_id: u16,
@@ -240,13 +242,18 @@ impl EventSink for EventBatch<'_> {
             return;
         }
         self.counts.delivered += 1;
-        if is_measured(self.phase, header.intended) {
-            self.latency.record(self.now.saturating_sub(header.intended));
+        let measured = is_measured(self.phase, header.intended);
+        let took = self.now.saturating_sub(header.intended);
+        if measured {
+            self.latency.record(took);
         }
         if let Some(own) = &client.publisher
             && own.id() == header.publisher
         {
             own.on_returned();
+            if measured {
+                self.echo.record(took);
+            }
         }
     }
 
@@ -283,10 +290,11 @@ mod tests {
             sent.store(3, std::sync::atomic::Ordering::Relaxed);
         }
         let mut clients = [Client::new(0, 2, 4, None)];
-        let mut latency = Latency::new().unwrap();
+        let (mut latency, mut echo) = (Latency::new().unwrap(), Latency::new().unwrap());
         let mut batch = EventBatch {
             clients: &mut clients,
             latency: &mut latency,
+            echo: &mut echo,
             phase: Phase::Run {
                 start: 100,
                 begin: 100,

@@ -38,19 +38,21 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Bench {
-    /// The server: host:port or, with --ca, https://host:port for TLS.
+    /// The server: host:port or, with --ca, https://host:port for TLS. The clients are spread over several servers that serve the
+    /// same rooms: separate their addresses by commas.
     #[arg(
         short,
         long,
         env = "CHITCHAT_SERVER",
-        value_name = "ADDR",
+        value_name = "ADDR,...",
+        value_delimiter = ',',
         default_value = "127.0.0.1:50052"
     )]
-    server: ServerAddress,
-    /// The issuers of the certificate of a server with TLS (PEM).
+    server: Vec<ServerAddress>,
+    /// The issuers of the certificates of servers with TLS (PEM).
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The protocol of the server.
+    /// The protocol of the servers.
     #[arg(long, value_enum, default_value_t = ProtocolArg::Chitchat)]
     protocol: ProtocolArg,
 
@@ -102,9 +104,9 @@ struct Bench {
     #[arg(long, alias = "patience", value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Load")]
     drain_timeout: Duration,
 
-    /// Process id of the server: report its CPU time per delivery and its memory per client (Linux).
-    #[arg(long, value_name = "PID", help_heading = "Report", value_parser = integer::<u32>)]
-    pid: Option<u32>,
+    /// Process ids of the servers: report their CPU time per delivery and their memory per client, in total (Linux).
+    #[arg(long, value_name = "PID,...", value_delimiter = ',', help_heading = "Report", value_parser = integer::<u32>)]
+    pid: Vec<u32>,
     /// Write one JSON object instead of a table.
     #[arg(long, help_heading = "Report")]
     json: bool,
@@ -141,6 +143,8 @@ enum ProtocolArg {
     Chitchat,
     /// nats-server.
     Nats,
+    /// JetStream of nats-server, in the stream BENCH with the subjects bench.>, which must exist.
+    Jetstream,
     /// redis-server.
     Redis,
     /// MQTT 3.1.1 at QoS 0: mosquitto.
@@ -168,6 +172,7 @@ impl Bench {
         let protocol = match self.protocol {
             ProtocolArg::Chitchat => Protocol::Chitchat,
             ProtocolArg::Nats => Protocol::Nats,
+            ProtocolArg::Jetstream => Protocol::JetStream,
             ProtocolArg::Redis => Protocol::Redis,
             ProtocolArg::Mqtt => Protocol::Mqtt,
             ProtocolArg::Limit => Protocol::Limit,
@@ -186,7 +191,11 @@ impl Bench {
             },
         };
         Plan {
-            server: self.server.to_string().trim_start_matches("https://").to_owned(),
+            servers: self
+                .server
+                .iter()
+                .map(|server| server.to_string().trim_start_matches("https://").to_owned())
+                .collect(),
             ca: self.ca.clone(),
             protocol,
             subscribers: self.subscribers,
@@ -199,7 +208,7 @@ impl Bench {
             until,
             drain_timeout: self.drain_timeout,
             idle: self.idle,
-            pid: self.pid,
+            pids: self.pid.clone(),
             threads: self.threads,
             http2: Http2Settings {
                 max_frame_size: self.max_frame_size,
@@ -212,7 +221,11 @@ impl Bench {
 
     fn run(self) -> Result<(), Failure> {
         let json = self.json;
-        if self.server.is_tls() != self.ca.is_some() {
+        if self
+            .server
+            .iter()
+            .any(|server| server.is_tls() != self.ca.is_some())
+        {
             let text = "an address with https:// needs --ca, and --ca such an address".to_owned();
             return Err(Failure::Usage(text));
         }
@@ -222,7 +235,8 @@ impl Bench {
             return Err(Failure::Usage(errors.join("; ")));
         }
         let running = plan.clone();
-        let (server, room) = (self.server, self.room);
+        // Any of them: they have the same rooms.
+        let (server, room) = (self.server.into_iter().next(), self.room);
         let options = ConnectOptions {
             tls: TlsOptions {
                 ca: self.ca,
@@ -231,7 +245,7 @@ impl Bench {
             ..ConnectOptions::default()
         };
         let report = run_traced(async move |spans| {
-            if let Some(room) = room {
+            if let (Some(server), Some(room)) = (server, room) {
                 refuse_if_occupied(&server, &options, &room).await?;
             }
             let run = tokio::task::spawn_blocking(move || crate::run_traced(running, &spans));

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::client::{BatchCounts, Client, ClientResult, EventBatch};
 use super::codec::{Codec, ConnectionError, DecodeCache};
+use super::error::BenchError;
 use super::latency::Latency;
 use super::publisher::Publisher;
 use super::run_state::{Counter, Phase, RunState};
@@ -36,6 +37,8 @@ pub(super) struct WorkerContext {
     buffer: RefCell<Vec<u8>>,
     pub(super) cache: Rc<RefCell<DecodeCache>>,
     pub(super) latency: RefCell<Latency>,
+    /// The latency of what publishers themselves receive of their messages.
+    pub(super) echo: RefCell<Latency>,
     /// How late messages were sent, compared with the schedule.
     pub(super) lag: RefCell<Latency>,
 }
@@ -46,19 +49,18 @@ impl WorkerContext {
         rooms: usize,
         ordered: bool,
         payload: usize,
-        latency: Latency,
-        lag: Latency,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, BenchError> {
+        Ok(Self {
             shared,
             rooms,
             ordered,
             payload,
             buffer: RefCell::new(vec![0; READ_BUFFER]),
             cache: Rc::default(),
-            latency: RefCell::new(latency),
-            lag: RefCell::new(lag),
-        }
+            latency: RefCell::new(Latency::new()?),
+            echo: RefCell::new(Latency::new()?),
+            lag: RefCell::new(Latency::new()?),
+        })
     }
 }
 
@@ -289,9 +291,11 @@ impl<C: Codec> Connection<C> {
         let input = buffer.get(..unparsed + count).unwrap_or_default();
         let now = context.shared.now();
         let mut latency = context.latency.borrow_mut();
+        let mut echo = context.echo.borrow_mut();
         let mut batch = EventBatch {
             clients: &mut self.clients,
             latency: &mut latency,
+            echo: &mut echo,
             phase,
             now,
             run_id: context.shared.run_id,

@@ -14,6 +14,7 @@ mod codec;
 mod command;
 mod connection;
 mod delivery_checker;
+mod endpoint;
 mod error;
 mod latency;
 mod limit_server;

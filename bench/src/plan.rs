@@ -15,6 +15,8 @@ pub enum Protocol {
     Chitchat,
     /// The text protocol of nats-server.
     Nats,
+    /// JetStream: nats-server with a stream, in which each message is stored, and a consumer for each client.
+    JetStream,
     /// The publish/subscribe of redis-server.
     Redis,
     /// MQTT 3.1.1, QoS 0, as mosquitto speaks it.
@@ -28,6 +30,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Chitchat => "chitchat",
             Self::Nats => "nats",
+            Self::JetStream => "jetstream",
             Self::Redis => "redis",
             Self::Mqtt => "mqtt",
             Self::Limit => "limit",
@@ -74,11 +77,11 @@ pub struct Http2Settings {
 /// The parameters of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// `host:port` of the server.
-    pub server: String,
-    /// The file with the issuers of the server's certificate (PEM); `None` for plain text.
+    /// `host:port` of each server. The clients are spread over all of them.
+    pub servers: Vec<String>,
+    /// The file with the issuers of the servers' certificates (PEM); `None` for plain text.
     pub ca: Option<PathBuf>,
-    /// The protocol of the server.
+    /// The protocol of the servers.
     pub protocol: Protocol,
     /// The number of clients that only receive.
     pub subscribers: u32,
@@ -100,8 +103,8 @@ pub struct Plan {
     pub drain_timeout: Duration,
     /// Keep the clients idle, then send one message.
     pub idle: bool,
-    /// The process id of the server, to measure its resource usage.
-    pub pid: Option<u32>,
+    /// The process ids of the servers, to measure their resource usage.
+    pub pids: Vec<u32>,
     /// The number of generator threads.
     pub threads: u32,
     /// The HTTP/2 settings of the clients.
@@ -117,6 +120,9 @@ const MAX_PUBLISHERS: u32 = 65_536;
 /// More clients than one machine has ports for.
 const MAX_CLIENTS: u32 = 1_000_000;
 const MAX_THREADS: u32 = 64;
+const MAX_SERVERS: usize = 64;
+/// A server may consist of several processes.
+const MAX_PIDS: usize = 256;
 /// A day, so that no sum of times overflows 64 bits of nanoseconds.
 const MAX_TIME: Duration = Duration::from_secs(86_400);
 /// An upper bound for the number of open files other than connections.
@@ -136,6 +142,23 @@ impl Plan {
                 errors.push(text);
             }
         };
+        require(
+            (1..=MAX_SERVERS).contains(&self.servers.len()),
+            format!(
+                "--server: {} addresses; must be 1 to {MAX_SERVERS}",
+                self.servers.len()
+            ),
+        );
+        require(
+            self.servers.len() == 1 || self.protocol != Protocol::Limit,
+            "--server: limit servers share nothing, so there can be only one".to_owned(),
+        );
+        let is_repeated =
+            |(index, pid): (usize, &u32)| self.pids.iter().take(index).any(|other| other == pid);
+        require(
+            self.pids.len() <= MAX_PIDS && !self.pids.iter().enumerate().any(is_repeated),
+            format!("--pid: at most {MAX_PIDS} processes, each once"),
+        );
         require(
             (PAYLOAD_HEADER_LEN..=MAX_PAYLOAD).contains(&self.payload),
             format!(
@@ -170,7 +193,11 @@ impl Plan {
             "--connections 0: must be at least 1".to_owned(),
         );
         require(
-            self.connections.is_none() || matches!(self.protocol, Protocol::Chitchat | Protocol::Nats),
+            self.connections.is_none()
+                || matches!(
+                    self.protocol,
+                    Protocol::Chitchat | Protocol::Nats | Protocol::JetStream
+                ),
             format!("--connections: {} serves one client a connection", self.protocol),
         );
         require(
@@ -240,7 +267,7 @@ pub(super) mod tests {
 
     pub(crate) fn plan() -> Plan {
         Plan {
-            server: "127.0.0.1:0".into(),
+            servers: vec!["127.0.0.1:0".into()],
             ca: None,
             protocol: Protocol::Chitchat,
             subscribers: 3,
@@ -253,7 +280,7 @@ pub(super) mod tests {
             until: Until::Count(100),
             drain_timeout: Duration::from_secs(5),
             idle: false,
-            pid: None,
+            pids: Vec::new(),
             threads: 1,
             http2: Http2Settings {
                 max_frame_size: 16_384,
@@ -292,5 +319,20 @@ pub(super) mod tests {
             ..plan()
         };
         assert_eq!(limit.validate().len(), 1);
+        let servers = |count| Plan {
+            servers: vec!["127.0.0.1:0".into(); count],
+            ..plan()
+        };
+        assert_eq!(servers(3).validate(), Vec::<String>::new());
+        assert_eq!(
+            servers(65).validate(),
+            ["--server: 65 addresses; must be 1 to 64"]
+        );
+        assert_eq!(servers(0).validate().len(), 1);
+        let pids = Plan {
+            pids: vec![7, 8, 7],
+            ..plan()
+        };
+        assert_eq!(pids.validate(), ["--pid: at most 256 processes, each once"]);
     }
 }

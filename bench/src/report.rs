@@ -27,7 +27,7 @@ pub(super) struct Measurement {
     pub(super) generator_cpu: u64,
 }
 
-/// Resource usage of the server's process.
+/// Resource usage of the servers' processes, in total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resources {
     /// User and system CPU time within the measured time.
@@ -63,6 +63,8 @@ pub struct Report {
     pub deliveries: u64,
     /// Latency from the intended sending time to the arrival, for messages that were due in the measured time.
     pub latency: Latency,
+    /// The part of it that publishers themselves received of their messages: how long a sender waits for its own message.
+    pub echo: Latency,
     /// How late an open loop sent, because of the generator or because of the server's flow control.
     pub lag: Option<Latency>,
     /// Delivery faults of the whole run.
@@ -81,7 +83,7 @@ pub struct Report {
     pub disconnects: u64,
     /// The first few distinct disconnect reasons.
     pub disconnect_reasons: Vec<String>,
-    /// Resource usage of the server's process, if its process id was given.
+    /// Resource usage of the servers' processes, if their process ids were given.
     pub resources: Option<Resources>,
     /// CPU time of the generator within the measured time, in microseconds.
     pub generator_cpu_microseconds: u64,
@@ -95,13 +97,14 @@ impl Report {
         resources: Option<Resources>,
         results: Vec<WorkerResult>,
     ) -> Result<Self, BenchError> {
-        let (mut latency, mut lag) = (Latency::new()?, Latency::new()?);
+        let (mut latency, mut echo, mut lag) = (Latency::new()?, Latency::new()?, Latency::new()?);
         let (mut faults, mut order) = (DeliveryFaults::default(), OrderFaults::default());
         let (mut misrouted, mut rejected, mut first_rejection) = (0, 0, None);
         let (mut disconnects, mut reasons) = (0, Vec::new());
         let mut rooms: HashMap<usize, HashMap<Digest, u64>> = HashMap::new();
         for result in results {
             latency.merge(&result.latency)?;
+            echo.merge(&result.echo)?;
             lag.merge(&result.lag)?;
             for client in result.clients {
                 faults += client.faults;
@@ -135,6 +138,7 @@ impl Report {
                 .sum(),
             deliveries: measured.deliveries,
             latency,
+            echo,
             lag: matches!(plan.load, Load::Rate(_)).then_some(lag),
             faults,
             order,
@@ -232,6 +236,7 @@ impl Report {
             "messages_per_s": self.messages_per_second(f64::from(plan.rooms)),
             "deliveries_per_s": self.deliveries_per_second(),
             "latency_ms": percentiles(&self.latency),
+            "echo_ms": percentiles(&self.echo),
             "send_lag_ms": self.lag.as_ref().map(percentiles),
             "lost": self.faults.lost,
             "duplicated": self.faults.duplicated,
@@ -313,6 +318,7 @@ impl fmt::Display for Table<'_> {
             row("deliveries/s", rounded(report.deliveries_per_second()))?;
         }
         row("latency ms", percentiles(latency))?;
+        row("own echo ms", percentiles(&report.echo))?;
         if let Some(lag) = &report.lag {
             row("send lag ms", percentiles(lag))?;
         }
@@ -443,6 +449,7 @@ mod tests {
         let result = WorkerResult {
             clients,
             latency: Latency::new().unwrap(),
+            echo: Latency::new().unwrap(),
             lag: Latency::new().unwrap(),
         };
         Report::new(

@@ -1,18 +1,17 @@
 //! Runs the phases of a run: join, settle, send, drain, leave.
 
 use std::io::Write;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::endpoint::Endpoint;
 use super::error::BenchError;
 use super::plan::{Load, Plan, Until};
 use super::process::Process;
 use super::report::{Measurement, Report, Resources};
 use super::run_state::{Counter, Phase, RunState};
 use super::schedule::{Schedule, pace};
-use super::stream::Tls;
 use super::worker::{Worker, WorkerResult, groups};
 use chitchat::telemetry::ClientSpans;
 
@@ -52,11 +51,11 @@ pub fn run_traced(plan: Plan, spans: &ClientSpans) -> Result<Report, BenchError>
         return Err(BenchError::Plan(error));
     }
     plan.check_files()?;
-    let address = resolve(&plan.server)?;
+    let endpoints = Endpoint::resolve_all(&plan)?;
     let plan = Arc::new(plan);
     let mut coordinator = Coordinator::new(Arc::clone(&plan));
     let before = coordinator.sample_resources()?;
-    let workers = coordinator.spawn_workers(address, spans)?;
+    let workers = coordinator.spawn_workers(&endpoints.into(), spans)?;
     let outcome = coordinator.run_phases(before);
     // The workers must end even if a phase failed.
     coordinator.shared.phase.send_replace(Phase::Leave);
@@ -76,23 +75,12 @@ pub fn run_traced(plan: Plan, spans: &ClientSpans) -> Result<Report, BenchError>
     Report::new(&plan, &coordinator.shared, measured, resources, results)
 }
 
-fn resolve(server: &str) -> Result<SocketAddr, BenchError> {
-    let wrong = |why: String| {
-        BenchError::Plan(format!(
-            "--server {server}: {why}; expected an address like 127.0.0.1:50052"
-        ))
-    };
-    let mut addresses = server
-        .to_socket_addrs()
-        .map_err(|error| wrong(error.to_string()))?;
-    addresses.next().ok_or_else(|| wrong("no address".to_owned()))
-}
-
 #[derive(Debug)]
 struct Coordinator {
     plan: Arc<Plan>,
     shared: Arc<RunState>,
-    process: Option<Process>,
+    /// Those of the servers.
+    processes: Vec<Process>,
     wakeups: Vec<Arc<tokio::sync::Notify>>,
     peak: u64,
     sampled: Instant,
@@ -113,12 +101,12 @@ impl Coordinator {
     fn new(plan: Arc<Plan>) -> Self {
         let shared = Arc::new(RunState::new(rand::random(), plan.publishers));
         let wakeups = (0..plan.publishers).map(|_| Arc::default()).collect();
-        let process = plan.pid.map(Process::new);
+        let processes = plan.pids.iter().copied().map(Process::new).collect();
         let now = Instant::now();
         Self {
             plan,
             shared,
-            process,
+            processes,
             wakeups,
             peak: 0,
             sampled: now,
@@ -126,21 +114,18 @@ impl Coordinator {
         }
     }
 
-    fn spawn_workers(&self, address: SocketAddr, spans: &ClientSpans) -> Result<Workers, BenchError> {
+    fn spawn_workers(&self, endpoints: &Arc<[Endpoint]>, spans: &ClientSpans) -> Result<Workers, BenchError> {
         let threads = usize::try_from(self.plan.threads).unwrap_or(1);
         let all = groups(&self.plan);
-        let ca = self.plan.ca.as_deref();
-        let tls = ca.map(|ca| Tls::new(ca, &self.plan.server)).transpose()?;
         let mut workers = Vec::with_capacity(threads);
         for index in 0..threads {
             let worker = Worker {
                 plan: Arc::clone(&self.plan),
                 shared: Arc::clone(&self.shared),
-                address,
+                endpoints: Arc::clone(endpoints),
                 groups: all.iter().skip(index).step_by(threads).cloned().collect(),
                 wakeups: self.wakeups.clone(),
                 spans: spans.clone(),
-                tls: tls.clone(),
             };
             let thread = thread::Builder::new()
                 .name(format!("bench-{index}"))
@@ -183,7 +168,7 @@ impl Coordinator {
             },
             generator_cpu: at_end.generator_cpu.saturating_sub(at_begin.generator_cpu),
         };
-        let resources = self.process.is_some().then(|| Resources {
+        let resources = (!self.processes.is_empty()).then(|| Resources {
             cpu_microseconds: at_end.cpu.saturating_sub(at_begin.cpu),
             joining_cpu_microseconds: idle.cpu.saturating_sub(joining_cpu),
             resident_before_kib: before.resident,
@@ -397,9 +382,7 @@ impl Coordinator {
         }
         if self.sampled.elapsed() >= SAMPLE {
             self.sampled = Instant::now();
-            if let Some(process) = &self.process {
-                self.peak = self.peak.max(process.resident()?);
-            }
+            self.peak = self.peak.max(self.total(Process::resident)?);
             if self.plan.progress {
                 let mut stderr = std::io::stderr().lock();
                 let seconds = self.began.elapsed().as_secs();
@@ -418,20 +401,18 @@ impl Coordinator {
     }
 
     fn sample_resources(&mut self) -> Result<Sample, BenchError> {
-        let generator_cpu = Process::current().cpu()?;
-        let Some(process) = &self.process else {
-            return Ok(Sample {
-                generator_cpu,
-                ..Sample::default()
-            });
-        };
         let sample = Sample {
-            cpu: process.cpu()?,
-            generator_cpu,
-            resident: process.resident()?,
+            cpu: self.total(Process::cpu)?,
+            generator_cpu: Process::current().cpu()?,
+            resident: self.total(Process::resident)?,
         };
         self.peak = self.peak.max(sample.resident);
         Ok(sample)
+    }
+
+    /// The sum of a figure over the processes of the servers.
+    fn total(&self, figure: impl Fn(&Process) -> Result<u64, BenchError>) -> Result<u64, BenchError> {
+        self.processes.iter().map(figure).sum()
     }
 }
 

@@ -1,7 +1,6 @@
 //! A thread of the generator, which drives its share of the connections on its own runtime.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +11,15 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
 use super::client::{Client, ClientResult};
-use super::codec::{Chitchat, ClientSlot, Limit, Mqtt, Nats, Redis};
+use super::codec::{Chitchat, ClientSlot, JetStream, Limit, Mqtt, Nats, Redis};
 use super::connection::{Connection, WorkerContext};
+use super::endpoint::Endpoint;
 use super::error::BenchError;
 use super::latency::Latency;
 use super::plan::{Plan, Protocol};
 use super::publisher::Publisher;
 use super::run_state::RunState;
-use super::stream::{Stream, Tls};
+use super::stream::Stream;
 use chitchat::telemetry::ClientSpans;
 
 /// How many connections of a thread may wait for the server's first byte at a time.
@@ -59,11 +59,20 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     subscribers.chain(publishers).collect()
 }
 
+/// The index of the server that the client with this number connects to: round-robin, and the clients of a room, whose numbers are
+/// `rooms` apart, are spread over all servers, too.
+fn server_of(number: u32, rooms: u32, servers: usize) -> usize {
+    let rooms = rooms.max(1);
+    let turn = u64::from(number % rooms) + u64::from(number / rooms);
+    usize::try_from(turn).unwrap_or(0) % servers.max(1)
+}
+
 /// The result of one thread.
 #[derive(Debug)]
 pub(super) struct WorkerResult {
     pub(super) clients: Vec<ClientResult>,
     pub(super) latency: Latency,
+    pub(super) echo: Latency,
     pub(super) lag: Latency,
 }
 
@@ -72,13 +81,11 @@ pub(super) struct WorkerResult {
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
     pub(super) shared: Arc<RunState>,
-    pub(super) address: SocketAddr,
+    pub(super) endpoints: Arc<[Endpoint]>,
     pub(super) groups: Vec<Group>,
     /// One per publisher of the run.
     pub(super) wakeups: Vec<Arc<Notify>>,
     pub(super) spans: ClientSpans,
-    /// `None` for plain text.
-    pub(super) tls: Option<Tls>,
 }
 
 impl Worker {
@@ -93,15 +100,15 @@ impl Worker {
             usize::try_from(self.plan.rooms).unwrap_or(1),
             self.plan.protocol == Protocol::Chitchat,
             self.plan.payload,
-            Latency::new()?,
-            Latency::new()?,
-        ));
+        )?);
         let clients = LocalSet::new().block_on(&runtime, self.drive_all(&context))?;
         let latency = context.latency.borrow().clone();
+        let echo = context.echo.borrow().clone();
         let lag = context.lag.borrow().clone();
         Ok(WorkerResult {
             clients,
             latency,
+            echo,
             lag,
         })
     }
@@ -141,11 +148,13 @@ impl Worker {
             Group::Subscribers(numbers) => {
                 let slots = numbers.iter().map(|number| self.slot("s", *number)).collect();
                 let clients = numbers.iter().map(|number| self.client(*number, None)).collect();
-                self.run_connection(context, connect_permits, slots, clients, None)
+                let endpoint = self.endpoint(numbers.first().copied().unwrap_or(0))?;
+                self.run_connection(endpoint, context, connect_permits, slots, clients, None)
                     .await
             }
             Group::Publisher(id) => {
                 let number = u32::from(id);
+                let endpoint = self.endpoint(number)?;
                 let wakeup = self
                     .wakeups
                     .get(usize::from(id))
@@ -157,16 +166,23 @@ impl Worker {
                 let clients = vec![self.client(number, Some(Rc::clone(&publisher)))];
                 if !receives_on_sibling {
                     return self
-                        .run_connection(context, connect_permits, slots, clients, Some(publisher))
+                        .run_connection(
+                            endpoint,
+                            context,
+                            connect_permits,
+                            slots,
+                            clients,
+                            Some(publisher),
+                        )
                         .await;
                 }
                 // Release the permit at once: the server sends nothing on this connection before a message is
                 // published.
-                let (stream, _) = self.connect(connect_permits).await?;
+                let (stream, _) = self.connect(endpoint, connect_permits).await?;
                 let codec = Redis::publisher(self.slot("p", number));
                 let sending =
                     Connection::new(Rc::clone(context), stream, codec, Vec::new(), Some(publisher)).drive();
-                let reading = self.run_connection(context, connect_permits, slots, clients, None);
+                let reading = self.run_connection(endpoint, context, connect_permits, slots, clients, None);
                 let (mut sent, read) = tokio::join!(sending, reading);
                 sent.extend(read?);
                 Ok(sent)
@@ -176,19 +192,20 @@ impl Worker {
 
     async fn run_connection(
         &self,
+        endpoint: &Endpoint,
         context: &Rc<WorkerContext>,
         connect_permits: &Arc<Semaphore>,
         mut slots: Vec<ClientSlot>,
         clients: Vec<Client>,
         publisher: Option<Rc<Publisher>>,
     ) -> Result<Vec<ClientResult>, BenchError> {
-        let (stream, permit) = self.connect(connect_permits).await?;
+        let (stream, permit) = self.connect(endpoint, connect_permits).await?;
         let context = Rc::clone(context);
         Ok(match self.plan.protocol {
             Protocol::Chitchat => {
                 let cache = Rc::clone(&context.cache);
                 let codec = Chitchat::new(
-                    self.plan.server.clone(),
+                    endpoint.authority.clone(),
                     self.plan.http2,
                     slots,
                     cache,
@@ -201,6 +218,12 @@ impl Worker {
             }
             Protocol::Nats => {
                 Connection::new(context, stream, Nats::new(slots), clients, publisher)
+                    .with_connect_permit(permit)
+                    .drive()
+                    .await
+            }
+            Protocol::JetStream => {
+                Connection::new(context, stream, JetStream::new(slots), clients, publisher)
                     .with_connect_permit(permit)
                     .drive()
                     .await
@@ -228,18 +251,26 @@ impl Worker {
         })
     }
 
+    /// The server of the client with this number.
+    fn endpoint(&self, number: u32) -> Result<&Endpoint, BenchError> {
+        let index = server_of(number, self.plan.rooms, self.endpoints.len());
+        let endpoint = self.endpoints.get(index);
+        endpoint.ok_or_else(|| BenchError::Software("there is no server to connect to".to_owned()))
+    }
+
     async fn connect(
         &self,
+        endpoint: &Endpoint,
         connect_permits: &Arc<Semaphore>,
     ) -> Result<(Stream, OwnedSemaphorePermit), BenchError> {
         let failed =
-            |why: String| BenchError::Unavailable(format!("cannot connect to {}: {why}", self.plan.server));
+            |why: String| BenchError::Unavailable(format!("cannot connect to {}: {why}", endpoint.authority));
         let permit = Arc::clone(connect_permits).acquire_owned().await;
         let permit = permit.map_err(|error| failed(error.to_string()))?;
         let connecting = async {
-            let stream = TcpStream::connect(self.address).await?;
+            let stream = TcpStream::connect(endpoint.address).await?;
             stream.set_nodelay(true)?;
-            match &self.tls {
+            match &endpoint.tls {
                 Some(tls) => Stream::handshake(stream, tls).await,
                 None => Ok(Stream::Plain(stream)),
             }
@@ -289,6 +320,21 @@ mod tests {
             Group::Publisher(1),
         ];
         assert_eq!(groups(&plan), expected);
+    }
+
+    #[test]
+    fn the_clients_of_every_room_are_spread_over_all_servers() {
+        let servers = |rooms: u32, room: u32| -> Vec<usize> {
+            let numbers = (room..).step_by(usize::try_from(rooms).unwrap());
+            numbers
+                .take(4)
+                .map(|number| server_of(number, rooms, 3))
+                .collect()
+        };
+        assert_eq!(servers(1, 0), [0, 1, 2, 0]);
+        assert_eq!(servers(3, 0), [0, 1, 2, 0]);
+        assert_eq!(servers(3, 2), [2, 0, 1, 2]);
+        assert_eq!(server_of(7, 1, 1), 0);
     }
 
     #[test]

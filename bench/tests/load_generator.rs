@@ -223,21 +223,25 @@ impl ChatService for Chat {
 
 /// Starts a server on its own thread, for the rest of the test program.
 fn serve(fault: Fault) -> SocketAddr {
+    serve_chat(Chat {
+        fault,
+        rooms: Arc::default(),
+    })
+}
+
+/// Starts a server of these rooms.
+fn serve_chat(chat: Chat) -> SocketAddr {
     let (sender, receiver) = blocking::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(async {
+        runtime.block_on(async move {
             let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap())
                 .unwrap()
                 .with_nodelay(Some(true));
             sender.send(incoming.local_addr().unwrap()).unwrap();
-            let chat = Chat {
-                fault,
-                rooms: Arc::default(),
-            };
             Server::builder()
                 .add_service(ChatServiceServer::new(chat))
                 .serve_with_incoming(incoming)
@@ -249,7 +253,7 @@ fn serve(fault: Fault) -> SocketAddr {
 
 fn plan(server: SocketAddr) -> Plan {
     Plan {
-        server: server.to_string(),
+        servers: vec![server.to_string()],
         ca: None,
         protocol: Protocol::Chitchat,
         subscribers: 4,
@@ -263,7 +267,7 @@ fn plan(server: SocketAddr) -> Plan {
         // Only a real stall takes this long.
         drain_timeout: Duration::from_secs(60),
         idle: false,
-        pid: None,
+        pids: Vec::new(),
         threads: 1,
         http2: Http2Settings {
             max_frame_size: 16_384,
@@ -309,6 +313,30 @@ fn many_clients_share_connections_and_threads() {
         ..plan(serve(Fault::None))
     };
     assert_eq!(run_without_faults(shared).deliveries, 500 * 32);
+}
+
+#[test]
+fn the_clients_are_spread_over_all_servers_of_the_same_rooms() {
+    let rooms: Arc<Mutex<Vec<Room>>> = Arc::default();
+    let servers: Vec<_> = std::iter::repeat_with(|| {
+        serve_chat(Chat {
+            fault: Fault::None,
+            rooms: Arc::clone(&rooms),
+        })
+    })
+    .take(2)
+    .collect();
+    let mut spread = plan(servers[0]);
+    spread.servers = servers.iter().map(ToString::to_string).collect();
+    let report = run_without_faults(spread.clone());
+    assert_eq!(report.deliveries, 500 * 6);
+    assert_eq!(report.echo.count(), 500);
+    // Servers that do not share their rooms: each delivers only to its own clients.
+    spread.servers = vec![serve(Fault::None).to_string(), serve(Fault::None).to_string()];
+    spread.until = Until::Count(50);
+    spread.drain_timeout = Duration::from_secs(1);
+    let report = chitchat_bench::run(spread).unwrap();
+    assert_eq!(report.faults.lost, 50 * 3);
 }
 
 #[test]

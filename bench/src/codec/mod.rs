@@ -3,6 +3,7 @@
 mod chitchat;
 mod decode_cache;
 mod http2;
+mod jetstream;
 mod limit;
 mod mqtt;
 mod nats;
@@ -12,6 +13,7 @@ use thiserror::Error;
 
 pub(super) use chitchat::Chitchat;
 pub(super) use decode_cache::DecodeCache;
+pub(super) use jetstream::JetStream;
 pub(super) use limit::{Limit, MAX_MESSAGE, take_message};
 pub(super) use mqtt::Mqtt;
 pub(super) use nats::Nats;

@@ -6,7 +6,7 @@ use std::io::Write;
 use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, decimal, take_line};
 
 /// The longest line or message accepted, in bytes.
-const MAX_MESSAGE: usize = 65_536;
+pub(super) const MAX_MESSAGE: usize = 65_536;
 
 /// One connection to nats-server.
 #[derive(Debug)]
