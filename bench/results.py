@@ -41,6 +41,18 @@ def latency(workload, percentile):
     return Metric(workload, f"latency {percentile.replace('_', '.')}", ("latency_ms", percentile), "ms")
 
 
+def messages(workload):
+    return Metric(workload, "messages a second", ("messages_per_s",), "/s", longer_is_better=True)
+
+
+def echo(workload, percentile):
+    return Metric(workload, f"echo {percentile}", ("echo_ms", percentile), "ms")
+
+
+def client_cpu(workload):
+    return Metric(workload, "client CPU per delivery", ("generator", "cpu_us_per_delivery"), "µs")
+
+
 def memory(workload):
     return Metric(workload, "server memory per client", ("server", "kib_per_client"), "KiB")
 
@@ -58,6 +70,16 @@ ROWS = (
 STORE_ROWS = (rate("w1"), rate("flood"), latency("echo", "p50"), latency("echo", "p99"))
 STORE_SYSTEMS = ("memory", "os", "sync")
 
+CLUSTER_ROWS = (
+    messages("order"), cpu("order"),
+    messages("fanout"), rate("fanout"), cpu("fanout"), client_cpu("fanout"),
+    *(echo("rate100", p) for p in ("p50", "p99")), *(latency("rate100", p) for p in ("p50", "p99")), cpu("rate100"), client_cpu("rate100"),
+    *(echo("quiet", p) for p in ("p50", "p99")),
+)  # fmt: skip
+# The heading of the section that `--cluster` writes.
+CLUSTER_HEADING = "## Three replicas"
+WORKLOADS = workloads.ALL | workloads.CLUSTER
+
 
 class Measured:
     """All runs of a comparison."""
@@ -72,9 +94,12 @@ class Measured:
     def runs_of(self, workload, system):
         return [run for run in self.runs if run["workload"] == workload and run["system"] == system]
 
-    def median(self, metric, system):
+    def values(self, metric, system):
         values = [metric.of(run["report"]) for run in self.runs_of(metric.workload, system) if "report" in run]
-        values = [value for value in values if value is not None]
+        return [value for value in values if value is not None]
+
+    def median(self, metric, system):
+        values = self.values(metric, system)
         return median(values) if values else None
 
     def ratio(self, metric, system):
@@ -120,8 +145,8 @@ def line(run):
     return text if report["ok"] else f"{text}  {violations(report)}"
 
 
-def cell(measured, metric, system, with_ratio=True):
-    if system not in workloads.ALL[metric.workload].systems:
+def cell(measured, metric, system, with_ratio=True, with_spread=False):
+    if system not in WORKLOADS[metric.workload].systems:
         return ""
     value = measured.median(metric, system)
     if value is None:
@@ -129,10 +154,13 @@ def cell(measured, metric, system, with_ratio=True):
     faulty = any("failed" in run or not run["report"]["ok"] for run in measured.runs_of(metric.workload, system))
     ratio = measured.ratio(metric, system) if with_ratio else None
     text = amount(metric, value) + (f" ({number(ratio)})" if ratio is not None else "")
+    if with_spread:
+        values = measured.values(metric, system)
+        text += f" ({number(min(values))} to {number(max(values))})"
     return text + (" †" if faulty else "")
 
 
-def table(measured, rows, columns, with_ratio):
+def table(measured, rows, columns, with_ratio, with_spread=False):
     text = ["| | " + " | ".join(systems.ALL[name].title for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     workload = None
     for metric in rows:
@@ -140,8 +168,8 @@ def table(measured, rows, columns, with_ratio):
             continue
         if metric.workload != workload:
             workload = metric.workload
-            text.append(f"| **{workloads.ALL[workload].title}** |" + " |" * len(columns))
-        cells = [cell(measured, metric, name, with_ratio) for name in columns]
+            text.append(f"| **{WORKLOADS[workload].title}** |" + " |" * len(columns))
+        cells = [cell(measured, metric, name, with_ratio, with_spread) for name in columns]
         text.append(f"| {metric.title} | " + " | ".join(cells) + " |")
     return text
 
@@ -151,7 +179,7 @@ def faults(measured):
         failure = run.get("failed") or ("" if run["report"]["ok"] else violations(run["report"]) or "rejected messages")
         if failure:
             title = systems.ALL[run["system"]].title
-            yield f"- † {title}, round {run['round']}, {workloads.ALL[run['workload']].title}: {failure}"
+            yield f"- † {title}, round {run['round']}, {WORKLOADS[run['workload']].title}: {failure}"
 
 
 def disk_row(measured):
@@ -162,15 +190,46 @@ def disk_row(measured):
     return ["", f"The disk alone, right after each run with an echo: 4 KiB appended and synced 50 times a second in {number(p50)} ms (p99 {number(p99)} ms)."]
 
 
+def split(text):
+    """Splits the results before the section about clusters, which is measured separately."""
+    before, heading, section = text.partition(f"\n{CLUSTER_HEADING}\n")
+    return before, heading + section
+
+
+def rounds_of(measured):
+    rounds = max((run["round"] for run in measured.runs), default=0)
+    return f"{rounds} round{'s' if rounds != 1 else ''}"
+
+
+def cluster_markdown(measured):
+    about = measured.about
+    text = [
+        "",
+        CLUSTER_HEADING,
+        "",
+        *([f"**{warning}**", ""] if (warning := machine.warning(about)) else []),
+        f"Written by `bench/compare --cluster` on {about['date']}: {about['machine']}, loopback, texts of 100 bytes, all servers and the load "
+        f"generator on the same machine, commit {about['commit']}. Medians of {rounds_of(measured)}, in parentheses the lowest and the "
+        "highest; CPU is that of all servers together, including nats-servers. [README.md](README.md#a-cluster) explains the configuration.",
+        "",
+        *(f"- {systems.ALL[name].title}: {version}" for name, version in about["versions"].items()),
+        "",
+        *table(measured, CLUSTER_ROWS, measured.systems(), with_ratio=False, with_spread=True),
+    ]
+    failed = list(faults(measured))
+    if failed:
+        text += ["", "Runs that failed, or that lost messages or connections:", "", *failed]
+    return "\n".join([*text, *disk_row(measured)]) + "\n"
+
+
 def markdown(measured):
     about = measured.about
-    rounds = max((run["round"] for run in measured.runs), default=0)
     text = [
         "# Chit Chat compared with other servers",
         "",
         *([f"**{warning}**", ""] if (warning := machine.warning(about)) else []),
         f"Written by `bench/compare` on {about['date']}: {about['machine']}, loopback, texts of 100 bytes, the load generator on "
-        f"the same machine, commit {about['commit']}. Medians of {rounds} round{'s' if rounds != 1 else ''}; "
+        f"the same machine, commit {about['commit']}. Medians of {rounds_of(measured)}; "
         f"in parentheses the ratio to {systems.ALL[BASE].title}. "
         "Only the ratios are comparable between machines. [README.md](README.md) explains how each server is configured.",
         "",

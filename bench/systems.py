@@ -2,6 +2,7 @@
 """
 
 import getpass
+import json
 import os
 import random
 import re
@@ -11,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+import urllib.request
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ CACHE = Path(
     os.environ.get("CHITCHAT_TOOLS")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chitchat" / "tools"
 )
+# How many servers a cluster has, of each kind.
+SERVERS = 3
 START_SECONDS = 20
 END_SECONDS = 10
 
@@ -30,8 +34,10 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    address: str
-    pid: int
+    # Where clients connect: they are spread over all addresses.
+    addresses: tuple
+    # All processes of the system.
+    pids: tuple
 
 
 class System:
@@ -55,22 +61,29 @@ class System:
     @contextmanager
     def start(self, binary, directory):
         port = free_port()
-        command = [str(part) for part in self.command(binary, directory, port)]
-        log = directory / "log"
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=output, cwd=directory, env=clean_environment() | self.environment()
-            )
+        command = self.command(binary, directory, port)
+        with launch(self.title, command, directory / "log", port, self.environment()) as pid:
+            yield Server((f"127.0.0.1:{port}",), (pid,))
+
+
+@contextmanager
+def launch(title, command, log, port, environment=None):
+    """Runs a process that serves `port`, in the directory of its log."""
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=output, stderr=output, cwd=log.parent,
+            env=clean_environment() | (environment or {}),
+        )  # fmt: skip
+    try:
+        wait_for(process, port, title, log)
+        yield process.pid
+    finally:
+        process.terminate()
         try:
-            wait_for(process, port, self.title, log)
-            yield Server(f"127.0.0.1:{port}", process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def generator(binary):
@@ -115,6 +128,72 @@ class Nats(System):
 
     def version(self, binary):
         return first_line([self.folder / "nats-server", "--version"])
+
+
+class NatsCluster(Nats):
+    """Three nats-servers whose streams are replicated and synced."""
+
+    @contextmanager
+    def servers(self, directory):
+        """Yields the ports for clients and the process ids."""
+        ports, routes = free_ports(SERVERS), free_ports(SERVERS)
+        urls = json.dumps([f"nats://127.0.0.1:{port}" for port in routes])
+        with ExitStack() as stack:
+            pids = []
+            for number, (port, route) in enumerate(zip(ports, routes), 1):
+                config = directory / f"n{number}.conf"
+                config.write_text(
+                    f"server_name: n{number}\nlisten: 127.0.0.1:{port}\n"
+                    f"jetstream {{ store_dir: {json.dumps(str(directory / f'n{number}'))}, sync_interval: always }}\n"
+                    f"cluster {{ name: compare, listen: 127.0.0.1:{route}, routes: {urls} }}\n"
+                    'max_pending: 1073741824\nwrite_deadline: "60s"\n'
+                )
+                command = [self.folder / "nats-server", "-c", config]
+                pids.append(stack.enter_context(launch(self.title, command, directory / f"n{number}.log", port)))
+            yield ports, pids
+
+
+class JetStream(NatsCluster):
+    title = "three nats-servers, a JetStream consumer for each client"
+    protocol = "jetstream"
+
+    @contextmanager
+    def start(self, binary, directory):
+        with self.servers(directory) as (ports, pids):
+            stream = {
+                "name": "BENCH", "subjects": ["bench.>"], "num_replicas": SERVERS, "storage": "file", "retention": "limits",
+                "discard": "new", "max_bytes": 1 << 30,
+            }  # fmt: skip
+            retry(lambda: request(ports[0], "$JS.API.STREAM.CREATE.BENCH", stream))
+            retry(lambda: require_current(request(ports[0], "$JS.API.STREAM.INFO.BENCH", {})))
+            yield Server(tuple(f"127.0.0.1:{port}" for port in ports), tuple(pids))
+
+
+class Replicas(NatsCluster):
+    title = "Chit Chat, three replicas on three nats-servers"
+    protocol = "chitchat"
+
+    def version(self, binary):
+        return f"{first_line([binary, '--version'])}, {super().version(binary)}"
+
+    @contextmanager
+    def start(self, binary, directory):
+        with self.servers(directory) as (nats, pids), ExitStack() as stack:
+            cluster = ["--cluster", ",".join(f"nats://127.0.0.1:{port}" for port in nats)]
+            secret = directory / "secret"
+            secret.write_text("a secret for measurements on this machine\n")
+            secret.chmod(0o600)
+            retry(lambda: call([binary, "cluster", "init", *cluster], clean_environment()))
+            ports, admins = free_ports(SERVERS), free_ports(SERVERS)
+            for number, (port, admin) in enumerate(zip(ports, admins), 1):
+                command = [
+                    binary, "serve", "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--data-dir",
+                    directory / f"r{number}", "--replica-name", f"r{number}", "--cluster-secret", secret, *cluster,
+                ]  # fmt: skip
+                pids.append(stack.enter_context(launch(self.title, command, directory / f"r{number}.log", port)))
+            for admin in admins:
+                retry(lambda: urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=1).close())
+            yield Server(tuple(f"127.0.0.1:{port}" for port in ports), tuple(pids))
 
 
 class Debian(System):
@@ -189,6 +268,8 @@ ALL = {
     "memory": ChitChat("Chit Chat, in memory", "--in-memory"),
     "os": ChitChat("Chit Chat, durability os", "--durability", "os"),
     "sync": ChitChat("Chit Chat, durable", "--durability", "sync"),
+    "replicas": Replicas(),
+    "jetstream": JetStream(),
     "nats": Nats(),
     "redis": Redis(),
     "mosquitto": Mosquitto(),
@@ -226,6 +307,50 @@ def free_port():
                 continue
             return port
     raise ServerError("no free port between 12000 and 30000")
+
+
+def free_ports(count):
+    ports = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return sorted(ports)
+
+
+def retry(action):
+    """Repeats an action until it succeeds."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return action()
+        except (ServerError, OSError):
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def request(port, subject, body):
+    """Asks JetStream's API."""
+    body = json.dumps(body)
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection, connection.makefile("rb") as answers:
+        connection.sendall(
+            b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.compare 1\r\n'
+            + f"PUB {subject} _INBOX.compare {len(body)}\r\n{body}\r\n".encode()
+        )
+        for line in answers:
+            if line.startswith((b"HMSG", b"-ERR")):
+                raise ServerError(f"{subject}: {line.decode(errors='replace').strip()}")
+            if line.startswith(b"MSG"):
+                answer = json.loads(answers.read(int(line.split()[-1])))
+                if "error" in answer:
+                    raise ServerError(f"{subject}: {answer['error'].get('description')}")
+                return answer
+    raise ServerError(f"{subject}: no answer")
+
+
+def require_current(stream):
+    cluster = stream["cluster"]
+    if not cluster.get("leader") or not all(replica.get("current") for replica in cluster.get("replicas", [])):
+        raise ServerError("the replicas of the stream are not current")
 
 
 def wait_for(process, port, title, log):

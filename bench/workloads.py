@@ -5,6 +5,8 @@ from dataclasses import dataclass
 ALL_SYSTEMS = ("memory", "sync", "nats", "redis", "mosquitto", "limit")
 # Without mosquitto, which delivers about 100,000 messages a second and queues the rest.
 FAST_SYSTEMS = ("memory", "sync", "nats", "redis", "limit")
+# Three servers of each kind, and one server to compare with.
+CLUSTER_SYSTEMS = ("memory", "sync", "replicas", "jetstream")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,33 @@ ALL = {
         "a quiet room: 2 clients, 50 messages a second, open loop",
         clients(1, 1, "--rate", "50"),
         systems=("memory", "os", "sync"),
+        probes_disk=True,
+    ),
+}
+
+# With `compare --cluster`. There are three publishers, one for each server of a cluster, and the subscribers are spread evenly.
+CLUSTER = {
+    "order": Workload(
+        "3 publishers and nobody else, 256 messages outstanding each",
+        clients(0, 3, "--outstanding", "256"),
+        systems=CLUSTER_SYSTEMS,
+    ),
+    "fanout": Workload(
+        "300 subscribers, 3 publishers, 256 messages outstanding each",
+        clients(300, 3, "--outstanding", "256"),
+        clients(30, 3, "--outstanding", "256"),
+        systems=CLUSTER_SYSTEMS,
+    ),
+    "rate100": Workload(
+        "300 subscribers, 3 publishers, 100 messages a second (30,300 deliveries a second), open loop",
+        clients(300, 3, "--rate", "100"),
+        clients(30, 3, "--rate", "100"),
+        systems=CLUSTER_SYSTEMS,
+    ),
+    "quiet": Workload(
+        "a quiet room: 3 clients, 50 messages a second, open loop",
+        clients(0, 3, "--rate", "50"),
+        systems=CLUSTER_SYSTEMS,
         probes_disk=True,
     ),
 }

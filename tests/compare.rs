@@ -85,3 +85,47 @@ fn unknown_systems_are_rejected() {
         "{stderr}"
     );
 }
+
+/// Runs the comparison of a cluster, and checks that it replaces its section of the results and nothing else.
+fn compare_cluster(directory: &str, workload: &str, systems: &str) {
+    let Some(python) = python() else { return };
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
+    fs::create_dir_all(&out).unwrap();
+    let results = out.join("RESULTS.md");
+    fs::write(
+        &results,
+        "# One server\n\nkept\n\n## Three replicas\n\nreplaced\n",
+    )
+    .unwrap();
+    let arguments = ["--cluster", "--quick", "--only", workload, "--systems", systems];
+    let (succeeded, stderr) = compare(&python, &out, &arguments);
+    assert!(succeeded, "{stderr}");
+    let text = fs::read_to_string(results).unwrap();
+    assert!(
+        text.starts_with("# One server\n\nkept\n\n## Three replicas\n\n"),
+        "{text}"
+    );
+    assert!(!text.contains("replaced"), "{text}");
+    assert!(!text.contains("failed") && !text.contains('†'), "{text}");
+    for run in fs::read_to_string(out.join("raw-cluster.jsonl"))
+        .unwrap()
+        .lines()
+        .skip(1)
+    {
+        let run: serde_json::Value = serde_json::from_str(run).unwrap();
+        assert_eq!(run["report"]["ok"], true, "{run}");
+        assert!(run["report"]["echo_ms"]["count"].as_u64().unwrap() > 0, "{run}");
+    }
+}
+
+#[test]
+fn the_comparison_of_a_cluster_has_its_own_section() {
+    compare_cluster("compare-cluster", "order", "memory");
+}
+
+/// Takes half a minute: `cargo test --test compare -- --ignored`.
+#[test]
+#[ignore = "takes half a minute"]
+fn replicas_and_jetstream_can_be_compared() {
+    compare_cluster("compare-replicas", "order,quiet", "replicas,jetstream");
+}
