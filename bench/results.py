@@ -74,7 +74,7 @@ CLUSTER_ROWS = (
     messages("order"), cpu("order"),
     messages("fanout"), rate("fanout"), cpu("fanout"), client_cpu("fanout"),
     *(echo("rate100", p) for p in ("p50", "p99")), *(latency("rate100", p) for p in ("p50", "p99")), cpu("rate100"), client_cpu("rate100"),
-    *(echo("quiet", p) for p in ("p50", "p99")),
+    *(echo("quiet", p) for p in ("p50", "p99")), cpu("quiet"),
 )  # fmt: skip
 # The heading of the section that `--cluster` writes.
 CLUSTER_HEADING = "## Three replicas"
@@ -210,7 +210,8 @@ def cluster_markdown(measured):
         *([f"**{warning}**", ""] if (warning := machine.warning(about)) else []),
         f"Written by `bench/compare --cluster` on {about['date']}: {about['machine']}, loopback, texts of 100 bytes, all servers and the load "
         f"generator on the same machine, commit {about['commit']}. Medians of {rounds_of(measured)}, in parentheses the lowest and the "
-        "highest; CPU is that of all servers together, including nats-servers. [README.md](README.md#a-cluster) explains the configuration.",
+        "highest; CPU is that of all servers together, including nats-servers. [README.md](README.md#a-cluster) explains the configuration."
+        + (f" {note}" if (note := about.get("note")) else ""),
         "",
         *(f"- {systems.ALL[name].title}: {version}" for name, version in about["versions"].items()),
         "",
