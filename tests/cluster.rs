@@ -766,3 +766,82 @@ fn the_rooms_of_a_single_server_come_into_a_cluster() {
     assert_eq!(one, other);
     replicas.iter_mut().for_each(Replica::terminate);
 }
+
+/// Removes the stream and makes it anew.
+fn replace_stream(nats: &Nats, messages: u64) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let delete = async {
+        let client = async_nats::connect(nats.addresses[0].to_string()).await.unwrap();
+        let deleted = client.request("$JS.API.STREAM.DELETE.CHAT-0", "".into()).await;
+        assert!(deleted.unwrap().payload.starts_with(b"{"));
+        client
+    };
+    let client = runtime.block_on(delete);
+    wait_until("the stream is made anew", || {
+        (nats.chitchat(&["init", "--max-bytes", "256MiB"]).code == Some(0)).then_some(())
+    });
+    runtime.block_on(async {
+        for _ in 0..messages {
+            let stored = client.request("chat.0.order", "other".into()).await.unwrap();
+            assert!(!stored.payload.starts_with(b"{\"error\""), "{stored:?}");
+        }
+    });
+}
+
+#[test]
+fn a_replica_does_not_continue_on_another_stream() {
+    let Some(nats) = Nats::start() else {
+        return;
+    };
+    let secret = nats.directory.path().join("secret");
+    std::fs::write(&secret, "of the tests, and longer than 32 bytes").unwrap();
+    let directory = nats.directory.path().join("replica");
+    // The first server is cut off from the others, and so has no stream.
+    let alone = unused_address();
+    let child = Command::new(&nats.program)
+        .args(["-a", "127.0.0.1", "-p", &alone.port().to_string()])
+        .stderr(Stdio::null())
+        .spawn();
+    let _alone: Process = child.unwrap().into();
+    wait_until("the NATS server accepts connections", || {
+        std::net::TcpStream::connect(alone).ok().map(drop)
+    });
+    let mut replica = Replica::new(&nats, &secret, "r", Some(directory));
+    replica.kill();
+    let url = nats.url();
+    let servers = replica.command.iter_mut().find(|argument| **argument == url);
+    let with_alone = format!("nats://{alone},{url}");
+    *servers.unwrap() = with_alone.clone();
+    replica.start();
+    replica.wait_until_ready();
+    wait_until("it has a checkpoint", || replica.newest_checkpoint());
+    replica.terminate();
+    let newest = replica.newest_checkpoint().unwrap();
+    let servers = replica
+        .command
+        .iter_mut()
+        .find(|argument| **argument == with_alone);
+    *servers.unwrap() = url;
+
+    // Shorter than the checkpoint, as long, and longer.
+    for (messages, expected) in [
+        (0, "the stream ends at 0"),
+        (newest, "the stream has another message at"),
+        (newest + 5, "the stream has another message at"),
+    ] {
+        replace_stream(&nats, messages);
+        replica.start();
+        replica.process.as_ref().unwrap().stdout_line(expected);
+        replica.kill();
+    }
+
+    // One that is at work ends.
+    replace_stream(&nats, 0);
+    replica.remove_directory();
+    replica.start();
+    replica.wait_until_ready();
+    replace_stream(&nats, 0);
+    let mut process = replica.process.take().unwrap();
+    process.stderr_line("the stream has another message at");
+    assert!(!process.wait().success());
+}

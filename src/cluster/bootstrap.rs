@@ -11,12 +11,18 @@ use super::checkpoint_dir::CheckpointDir;
 use super::checkpoint_transfer::{self, TransferError};
 use super::message::Place;
 use super::nats::{NatsError, Stream};
+use super::observer::Observer;
+use super::presence::CUT_OFF;
 
 /// How long to wait before something is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How often is said why a replica cannot begin.
-const WARN_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A replica that cannot begin turns to another server, which may not be cut off: the first time after [`CUT_OFF`], and later each time after twice as long,
+/// up to this.
+const MAX_SWITCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a replica may begin with.
 pub(crate) struct Bootstrap {
@@ -32,23 +38,25 @@ pub(crate) struct Bootstrap {
 enum NotYet {
     #[error(transparent)]
     Nats(#[from] NatsError),
-    #[error("the stream begins at {first}, this replica has everything up to {applied}, and {error}")]
-    Truncated {
-        first: Place,
-        applied: Place,
-        error: TransferError,
-    },
+    #[error("the stream begins at {first}, this replica has nothing that goes on there, and {error}")]
+    Truncated { first: Place, error: TransferError },
     #[error(
         "the stream ends at {last}, and this replica's checkpoint is at {applied}: if the stream was made anew, remove the data directories \
          of all replicas"
     )]
-    OtherStream { last: Place, applied: Place },
+    Shorter { last: Place, applied: Place },
+    #[error(
+        "the stream has another message at {0}, the place of this replica's checkpoint: it was made anew, or restored to an earlier message. Stop \
+         all replicas and remove their data directories"
+    )]
+    Replaced(Place),
 }
 
 impl Bootstrap {
     /// Waits until it is known where to begin. `None` is the beginning of the order. Can be dropped at any time.
-    pub(crate) async fn run(mut self, stream: &Stream) -> Option<Checkpoint> {
-        let mut warned_at: Option<Instant> = None;
+    pub(crate) async fn run(mut self, stream: &mut Stream, observer: &dyn Observer) -> Option<Checkpoint> {
+        let mut warned = None;
+        let (mut switched_at, mut switch_interval) = (Instant::now(), CUT_OFF);
         loop {
             match self.attempt(stream).await {
                 Ok(checkpoint) => {
@@ -59,9 +67,19 @@ impl Bootstrap {
                     return checkpoint;
                 }
                 Err(error) => {
-                    if warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
-                        warned_at = Some(Instant::now());
+                    // Another reason is said at once.
+                    let reason = std::mem::discriminant(&error);
+                    let is_said = |(said, at): (_, Instant)| said == reason && at.elapsed() < WARN_INTERVAL;
+                    if !warned.is_some_and(is_said) {
+                        warned = Some((reason, Instant::now()));
                         warn!(event = "replica_waiting", %error, "this replica cannot begin yet");
+                    }
+                    if switched_at.elapsed() >= switch_interval {
+                        switched_at = Instant::now();
+                        switch_interval = (switch_interval * 2).min(MAX_SWITCH_INTERVAL);
+                        warn!(event = "nats_switched", "turning to another NATS server");
+                        observer.server_switched();
+                        stream.switch_server();
                     }
                 }
             }
@@ -70,41 +88,44 @@ impl Bootstrap {
     }
 
     async fn attempt(&mut self, stream: &Stream) -> Result<Option<Checkpoint>, NotYet> {
-        let applied = self
-            .local
-            .as_ref()
-            .map_or(Place::default(), |local| local.id.place);
-        let first = stream.first_from(applied.next()).await?;
-        if let Some(first) = first
-            && first > applied.next()
-        {
-            let needed = Place::new(first.get().saturating_sub(1));
-            let fetched = self.fetch(stream, needed).await;
-            return fetched.map(Some).map_err(|error| NotYet::Truncated {
-                first,
-                applied,
-                error,
-            });
-        }
-        if self.local.is_some() {
-            // A server of NATS that lags does not have the newest message, but has it soon.
-            let last = stream.last().await?.unwrap_or_default();
-            if last < applied {
-                return Err(NotYet::OtherStream { last, applied });
-            }
-            return Ok(self.local.take());
-        }
-        if first.is_some() {
-            // That is faster than to read all of the stream.
-            match self.fetch(stream, Place::default()).await {
-                Ok(checkpoint) => return Ok(Some(checkpoint)),
-                Err(TransferError::NoOffer) => {}
-                Err(error) => {
-                    warn!(event = "checkpoint_refused", %error, "cannot begin with the checkpoint of another replica; reading the whole stream");
+        let applied = self.local.as_ref().map(|local| local.id.place);
+        // With the message that the checkpoint is of: if it is the same, so is the stream.
+        let from = applied.unwrap_or(Place::default().next());
+        let first = stream.first_from(from).await?;
+        match (&self.local, first) {
+            (Some(local), Some((place, fingerprint))) if place == from => {
+                if local.fingerprint.matches(fingerprint) {
+                    Ok(self.local.take())
+                } else {
+                    Err(NotYet::Replaced(place))
                 }
             }
+            (Some(_), None) => {
+                // A server of NATS that lags does not have the newest message, but has it soon.
+                let last = stream.last().await?.unwrap_or_default();
+                Err(NotYet::Shorter { last, applied: from })
+            }
+            (_, Some((first, _))) if first > from => {
+                // It is of no use any more, and takes as much memory as the one that is read now.
+                self.local = None;
+                let fetched = self.fetch(stream, first).await;
+                fetched
+                    .map(Some)
+                    .map_err(|error| NotYet::Truncated { first, error })
+            }
+            (_, Some(_)) => {
+                // That is faster than to read all of the stream.
+                match self.fetch(stream, Place::default()).await {
+                    Ok(checkpoint) => return Ok(Some(checkpoint)),
+                    Err(TransferError::NoOffer) => {}
+                    Err(error) => {
+                        warn!(event = "checkpoint_refused", %error, "cannot begin with the checkpoint of another replica; reading the whole stream");
+                    }
+                }
+                Ok(None)
+            }
+            (None, None) => Ok(None),
         }
-        Ok(None)
     }
 
     async fn fetch(&self, stream: &Stream, needed: Place) -> Result<Checkpoint, TransferError> {

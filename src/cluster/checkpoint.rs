@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::fingerprint::Fingerprint;
 use super::message::Place;
 use super::partition::Partition;
 use super::partition_state::{PartitionState, ReplicatedRoom, RoomStates};
@@ -22,7 +23,7 @@ use crate::hub::RestoredRoom;
 use crate::store::{Record, frames};
 
 /// What a checkpoint begins with. The last byte is the version of the sections; their contents have the version of the encodings.
-const MAGIC: [u8; 8] = *b"chatckp\x01";
+const MAGIC: [u8; 8] = *b"chatckp\x02";
 
 /// A section's kind and length.
 const HEADER_LEN: u64 = 5;
@@ -71,9 +72,17 @@ pub(crate) struct CheckpointId {
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) id: CheckpointId,
+    /// Of the message at its place. A stream with another one is not the one that the checkpoint is of.
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) partition: Partition,
     /// For the hub.
     pub(crate) rooms: Vec<RestoredRoom>,
+}
+
+/// What comes first.
+struct PartitionSection {
+    fingerprint: Fingerprint,
+    state: PartitionState,
 }
 
 /// A room; its records follow.
@@ -93,6 +102,7 @@ struct RecordHeader {
 
 encode_struct! {
     CheckpointId { place, len, checksum }
+    PartitionSection { fingerprint, state }
     RoomSection { name, epoch, state }
     RecordHeader { first, events, at, resumable }
 }
@@ -129,12 +139,14 @@ fn versioned(value: &impl Encoding) -> Vec<u8> {
     bytes
 }
 
-/// Writes a checkpoint. `records` returns what is retained of a room's log, at least up to the given event if it is retained.
+/// Writes a checkpoint. `fingerprint` is that of the message at its place. `records` returns what is retained of a room's log, at least up to the given
+/// event if it is retained.
 ///
 /// Each room is let go once it is written, so that the replica need not copy it when it changes.
 pub(crate) fn write(
     out: impl Write,
-    state: &PartitionState,
+    state: PartitionState,
+    fingerprint: Fingerprint,
     mut rooms: RoomStates,
     mut records: impl FnMut(&RoomName, Epoch, Sequence) -> Result<Vec<Record>, CheckpointError>,
 ) -> Result<CheckpointId, CheckpointError> {
@@ -144,7 +156,8 @@ pub(crate) fn write(
         len: 0,
     };
     writer.put(&MAGIC)?;
-    writer.section(PARTITION, &[&versioned(state)])?;
+    let place = state.applied;
+    writer.section(PARTITION, &[&versioned(&PartitionSection { fingerprint, state })])?;
     while let Some((name, replicated)) = rooms.pop_first() {
         let (epoch, last) = (replicated.epoch, replicated.room.last());
         let state = replicated.room.state();
@@ -157,7 +170,7 @@ pub(crate) fn write(
     writer.section(END, &[&checksum.to_le_bytes()])?;
     writer.out.flush()?;
     Ok(CheckpointId {
-        place: state.applied,
+        place,
         len: writer.len,
         checksum,
     })
@@ -284,7 +297,7 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
             "the state of the partition is not first",
         ));
     };
-    let state: PartitionState = encoding::decode(&content)?;
+    let PartitionSection { fingerprint, state } = encoding::decode(&content)?;
     let (mut states, mut rooms) = (RoomStates::new(), Vec::<RestoredRoom>::new());
     loop {
         let (kind, content, hash) = reader.section()?;
@@ -337,6 +350,7 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
                 };
                 return Ok(Checkpoint {
                     id,
+                    fingerprint,
                     partition: Partition::from_state(state, states),
                     rooms,
                 });
@@ -391,9 +405,10 @@ pub(crate) fn fuzz_checkpoints(bytes: &[u8]) {
     };
     // Records are joined, so it may be shorter.
     let (state, rooms) = checkpoint.partition.state();
+    let fingerprint = checkpoint.fingerprint;
     let mut records = checkpoint.rooms.into_iter().map(|room| room.records);
     let mut again = Vec::new();
-    let written = write(&mut again, &state, rooms, |_, _, _| {
+    let written = write(&mut again, state.clone(), fingerprint, rooms, |_, _, _| {
         Ok(records.next().unwrap_or_default())
     });
     let len = again.len() as u64;

@@ -258,6 +258,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fingerprint::Fingerprint;
     use super::super::partition::Partition;
     use super::*;
     use crate::store::{DiskOptions, DiskStore, Durability, Retention};
@@ -266,7 +267,10 @@ mod tests {
         let (mut state, rooms) = Partition::new().state();
         state.applied = Place::new(place);
         let mut new = directory.create().unwrap();
-        let id = checkpoint::write(&mut new, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
+        let id = checkpoint::write(&mut new, state, Fingerprint::default(), rooms, |_, _, _| {
+            Ok(Vec::new())
+        })
+        .unwrap();
         directory.commit(new, id).unwrap();
         id
     }
@@ -319,7 +323,10 @@ mod tests {
         let directory = CheckpointDir::open(parent.path()).unwrap();
         let (state, rooms) = Partition::new().state();
         let mut new = directory.create().unwrap();
-        let id = checkpoint::write(&mut new, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
+        let id = checkpoint::write(&mut new, state, Fingerprint::default(), rooms, |_, _, _| {
+            Ok(Vec::new())
+        })
+        .unwrap();
         directory.set_aside().unwrap();
         directory.commit(new, id).unwrap_err();
         assert_eq!((directory.newest(), directory.is_empty().unwrap()), (None, true));

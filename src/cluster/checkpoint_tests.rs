@@ -8,14 +8,15 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::{self, Checkpoint, CheckpointError};
 use super::checkpoint_dir::CheckpointDir;
-use super::checkpointer;
+use super::checkpointer::{self, EndedRooms};
+use super::fingerprint::Fingerprint;
 use super::message::{Content, Message, Place, RoomCommand};
 use super::partition::{Applied, Partition};
 use super::replica::deliver;
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    Attachment, Command, Join, MessageId, Name, Origin, Outcome, RoomName, Rules, Say, Sequence, Text,
-    Timestamp, WallTime,
+    Attachment, Command, Join, MessageId, Moderation, Name, Origin, Outcome, RoomName, Rules, Say, Sequence,
+    Text, Timestamp, WallTime,
 };
 use crate::hub::{Hub, HubOptions, Submission};
 use crate::store::{MemoryStore, Record, Retention, frames};
@@ -112,7 +113,18 @@ impl Replica {
     async fn write(&self, directory: &Arc<CheckpointDir>) {
         let (state, rooms) = self.partition.state();
         let (directory, hub) = (Arc::clone(directory), Arc::clone(&self.hub));
-        let write = move || checkpointer::write(&directory, &hub, &state, rooms, None);
+        let ended = EndedRooms::default();
+        let write = move || {
+            checkpointer::write(
+                &directory,
+                &hub,
+                state,
+                Fingerprint::default(),
+                rooms,
+                &ended,
+                None,
+            )
+        };
         tokio::task::spawn_blocking(write).await.unwrap().unwrap();
     }
 
@@ -204,6 +216,51 @@ async fn a_replica_that_begins_with_a_checkpoint_has_the_same_logs_and_decides_a
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_ends_while_a_checkpoint_is_taken_is_in_it_without_its_log() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = CheckpointDir::open(parent.path()).unwrap();
+    let mut replica = Replica::begin();
+    for n in 0..2 {
+        let ada = replica.apply(vec![(room(n), join("Ada"))]).await[0];
+        replica.apply(vec![(room(n), say(ada, n))]).await;
+    }
+    let (state, rooms) = replica.partition.state();
+    let (place, number, epoch) = (state.applied, replica.number, rooms[&room(1)].epoch);
+    let delete = || vec![(room(1), Command::Moderate(Moderation::Delete))];
+    replica.apply(delete()).await;
+    let ended = EndedRooms::default();
+    ended.insert(room(1), epoch);
+    let hub = Arc::clone(&replica.hub);
+    let write = move || {
+        let written = checkpointer::write(
+            &directory,
+            &hub,
+            state,
+            Fingerprint::default(),
+            rooms,
+            &ended,
+            None,
+        );
+        written.unwrap();
+        directory.load().unwrap().unwrap()
+    };
+    let checkpoint = tokio::task::spawn_blocking(write).await.unwrap();
+    assert_eq!(checkpoint.id.place, place);
+    let records: Vec<_> = checkpoint
+        .rooms
+        .iter()
+        .map(|room| room.records.is_empty())
+        .collect();
+    assert_eq!(records, [false, true]);
+    // Who begins with it gets to the end of the room, too.
+    let mut restored = Replica::restore(checkpoint);
+    restored.number = number;
+    restored.apply(delete()).await;
+    assert_eq!(restored.partition.digest(), replica.partition.digest());
+    assert!(restored.log(&room(0)) == replica.log(&room(0)));
+}
+
 /// Records of events whose messages have one byte.
 fn record(first: u64, events: u8) -> Record {
     let frames = (0..events).flat_map(|event| [0, 0, 0, 0, 1, event]);
@@ -226,7 +283,7 @@ async fn records_are_joined_and_cut_off_at_the_newest_event() {
     let with = |records: Vec<Record>| {
         let (state, rooms) = replica.partition.state();
         let mut bytes = Vec::new();
-        let id = checkpoint::write(&mut bytes, &state, rooms, |_, _, last| {
+        let id = checkpoint::write(&mut bytes, state, Fingerprint::default(), rooms, |_, _, last| {
             assert_eq!(last, Sequence::new(5));
             Ok(records.clone())
         });
@@ -312,7 +369,7 @@ async fn the_checkpoint_corpus_is_read() {
     }
     let (state, rooms) = replica.partition.state();
     let mut bytes = Vec::new();
-    checkpoint::write(&mut bytes, &state, rooms, |_, _, _| {
+    checkpoint::write(&mut bytes, state, Fingerprint::default(), rooms, |_, _, _| {
         Ok(vec![record(1, 1), record(2, 1)])
     })
     .unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message};
 use bytes::{Buf as _, Bytes};
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
@@ -84,6 +84,8 @@ pub(crate) enum TransferError {
     Gone,
     #[error("it is not the checkpoint that was offered")]
     Other,
+    #[error("the stream does not have the message at {0} that the checkpoint is of")]
+    OtherStream(Place),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
@@ -154,7 +156,7 @@ fn max_chunk(client: &Client) -> usize {
     MAX_CHUNK.min(client.server_info().max_payload / 2).max(1)
 }
 
-/// Gets the newest checkpoint of another replica that can be had, if it is at `needed` or later and in the stream. It is stored in the
+/// Gets the newest checkpoint of another replica that can be had, if it is at `needed` or later and of this stream. It is stored in the
 /// directory, if there is one.
 pub(crate) async fn fetch(
     stream: &Stream,
@@ -175,7 +177,7 @@ pub(crate) async fn fetch(
     offers.sort_unstable_by_key(|offer| Reverse(offer.id.place));
     let mut failed = TransferError::NoOffer;
     for offer in offers {
-        match fetch_offer(client, offer, directory, needed, max_len).await {
+        match fetch_offer(stream, offer, directory, needed, max_len).await {
             Ok(checkpoint) => return Ok(checkpoint),
             Err(error) => failed = error,
         }
@@ -184,13 +186,14 @@ pub(crate) async fn fetch(
 }
 
 async fn fetch_offer(
-    client: &Client,
+    stream: &Stream,
     offer: Offer,
     directory: Option<&Arc<CheckpointDir>>,
     needed: Place,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
     let CheckpointId { place, len, .. } = offer.id;
+    let client = stream.client();
     if place < needed {
         return Err(TransferError::TooOld(place));
     }
@@ -210,13 +213,11 @@ async fn fetch_offer(
                 })
                 .await?;
             }
+            let (checkpoint, new) = blocking(move || Ok((checked(new.read()?, offer)?, new))).await?;
+            check_stream(stream, &checkpoint).await?;
             let directory = Arc::clone(directory);
-            blocking(move || {
-                let checkpoint = checked(new.read()?, offer)?;
-                directory.commit(new, offer.id)?;
-                Ok(checkpoint)
-            })
-            .await?
+            blocking(move || Ok(directory.commit(new, offer.id)?)).await?;
+            checkpoint
         }
         None => {
             let mut received = ChunkReader::default();
@@ -224,10 +225,22 @@ async fn fetch_offer(
             while let Some(chunk) = chunks.next().await {
                 received.0.push_back(chunk?);
             }
-            blocking(move || checked(checkpoint::read(received, len)?, offer)).await?
+            let checkpoint = blocking(move || checked(checkpoint::read(received, len)?, offer)).await?;
+            check_stream(stream, &checkpoint).await?;
+            checkpoint
         }
     };
     Ok(checkpoint)
+}
+
+/// Checks that a checkpoint is of this stream.
+async fn check_stream(stream: &Stream, checkpoint: &Checkpoint) -> Result<(), TransferError> {
+    let place = checkpoint.id.place;
+    let found = stream.first_from(place).await;
+    match found.map_err(|error| TransferError::Nats(error.to_string()))? {
+        Some((found, fingerprint)) if found == place && checkpoint.fingerprint.matches(fingerprint) => Ok(()),
+        _ => Err(TransferError::OtherStream(place)),
+    }
 }
 
 fn checked(checkpoint: Checkpoint, offer: Offer) -> Result<Checkpoint, TransferError> {
@@ -293,7 +306,7 @@ fn chunks(client: &Client, offer: Offer) -> impl futures_util::Stream<Item = Res
             Err(error)
         }
     });
-    stream::iter(requests).buffered(IN_FLIGHT)
+    futures_util::stream::iter(requests).buffered(IN_FLIGHT)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,17 +1,21 @@
 //! When a replica takes checkpoints, and how: the order goes on meanwhile.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
+use super::fingerprint::Fingerprint;
 use super::message::Durable;
 use super::partition::Partition;
 use super::partition_state::{PartitionState, RoomStates};
+use crate::domain::{Epoch, RoomName};
 use crate::hub::Hub;
 
 /// A checkpoint is taken when the order has grown by so many bytes, although the newest one is young.
@@ -35,6 +39,29 @@ pub(crate) struct StopRequest {
     pub(crate) written: oneshot::Sender<()>,
 }
 
+/// The rooms of a checkpoint that have ended since it was taken: the hub does not have them any more. Whoever begins with the checkpoint gets to their
+/// end, too, before it is ready, so nobody misses what they had retained.
+#[derive(Debug, Clone, Default)]
+pub(super) struct EndedRooms(Arc<Mutex<BTreeSet<(RoomName, Epoch)>>>);
+
+impl EndedRooms {
+    pub(super) fn insert(&self, room: RoomName, epoch: Epoch) {
+        self.0.lock().insert((room, epoch));
+    }
+
+    fn contains(&self, room: &RoomName, epoch: Epoch) -> bool {
+        self.0.lock().contains(&(room.clone(), epoch))
+    }
+}
+
+/// A checkpoint that is being written.
+struct Job {
+    task: JoinHandle<Result<CheckpointId, CheckpointError>>,
+    /// The newest epoch of its rooms.
+    newest_epoch: Option<Epoch>,
+    ended: EndedRooms,
+}
+
 /// Takes the checkpoints of one replica.
 pub(crate) struct Checkpointer {
     directory: Arc<CheckpointDir>,
@@ -46,7 +73,7 @@ pub(crate) struct Checkpointer {
     has_changed: bool,
     /// When the newest one was taken.
     taken_at: Duration,
-    job: Option<JoinHandle<Result<CheckpointId, CheckpointError>>>,
+    job: Option<Job>,
     /// Who waits for the job.
     stopping: Option<oneshot::Sender<()>>,
 }
@@ -91,10 +118,27 @@ impl Checkpointer {
         self.has_changed |= !is_heartbeat;
     }
 
-    /// Takes a checkpoint if it is time to. Also returns what has become of the one before.
-    pub(crate) async fn poll(&mut self, now: Duration, partition: &Partition) -> Option<Finished> {
-        if let Some(job) = self.job.take_if(|job| job.is_finished()) {
+    /// A room was decided upon and is not there any more. To be called before the hub removes it.
+    pub(crate) fn on_ended(&self, room: &RoomName, epoch: Epoch) {
+        // Those that began later are not in the checkpoint.
+        if let Some(job) = &self.job
+            && Some(epoch) <= job.newest_epoch
+        {
+            job.ended.insert(room.clone(), epoch);
+        }
+    }
+
+    /// Takes a checkpoint if it is time to: `newest` is the fingerprint of the newest message that was applied. Also returns what has become of the
+    /// one before.
+    pub(crate) async fn poll(
+        &mut self,
+        now: Duration,
+        partition: &Partition,
+        newest: Fingerprint,
+    ) -> Option<Finished> {
+        if let Some(job) = self.job.take_if(|job| job.task.is_finished()) {
             let written = job
+                .task
                 .await
                 .unwrap_or(Err(CheckpointError::Malformed("it cannot be encoded")));
             self.stopping = None;
@@ -113,19 +157,25 @@ impl Checkpointer {
         let is_due = (self.has_changed && age >= self.interval)
             || (self.bytes >= MAX_BYTES && age >= self.interval.min(MIN_INTERVAL));
         if is_due && self.job.is_none() {
-            self.take(now, partition, None);
+            self.take(now, partition, newest, None);
         }
         None
     }
 
     /// Takes a last checkpoint, or lets the one that is being written be the last.
-    pub(crate) fn stop(&mut self, request: StopRequest, now: Duration, partition: &Partition) {
+    pub(crate) fn stop(
+        &mut self,
+        request: StopRequest,
+        now: Duration,
+        partition: &Partition,
+        newest: Fingerprint,
+    ) {
         let StopRequest { reached, written } = request;
         self.stopping = Some(written);
         if self.job.is_some() {
             reached.send(()).ok();
         } else if self.bytes > 0 {
-            self.take(now, partition, Some(reached));
+            self.take(now, partition, newest, Some(reached));
         } else {
             self.stopping = None;
         }
@@ -138,12 +188,24 @@ impl Checkpointer {
         }
     }
 
-    fn take(&mut self, now: Duration, partition: &Partition, reached: Option<oneshot::Sender<()>>) {
+    fn take(
+        &mut self,
+        now: Duration,
+        partition: &Partition,
+        newest: Fingerprint,
+        reached: Option<oneshot::Sender<()>>,
+    ) {
         let (state, rooms) = partition.state();
         (self.bytes, self.has_changed, self.taken_at) = (0, false, now);
         let (directory, hub) = (Arc::clone(&self.directory), Arc::clone(&self.hub));
-        let job = move || write(&directory, &hub, &state, rooms, reached);
-        self.job = Some(tokio::task::spawn_blocking(job));
+        let (newest_epoch, ended) = (state.newest_epoch, EndedRooms::default());
+        let when_ended = ended.clone();
+        let task = move || write(&directory, &hub, state, newest, rooms, &when_ended, reached);
+        self.job = Some(Job {
+            task: tokio::task::spawn_blocking(task),
+            newest_epoch,
+            ended,
+        });
     }
 }
 
@@ -151,13 +213,17 @@ impl Checkpointer {
 pub(super) fn write(
     directory: &CheckpointDir,
     hub: &Hub,
-    state: &PartitionState,
+    state: PartitionState,
+    newest: Fingerprint,
     rooms: RoomStates,
+    ended: &EndedRooms,
     reached: Option<oneshot::Sender<()>>,
 ) -> Result<CheckpointId, CheckpointError> {
     let started = Instant::now();
     for (name, replicated) in &rooms {
-        while !hub.has_reached(name, replicated.epoch, replicated.room.last()) {
+        while !hub.has_reached(name, replicated.epoch, replicated.room.last())
+            && !ended.contains(name, replicated.epoch)
+        {
             if started.elapsed() > REACH_TIMEOUT {
                 return Err(CheckpointError::NotReached(name.clone()));
             }
@@ -169,9 +235,13 @@ pub(super) fn write(
     }
     let count = rooms.len();
     let mut new = directory.create()?;
-    let id = checkpoint::write(&mut new, state, rooms, |name, epoch, last| {
-        hub.retained(name, epoch, last)
-            .ok_or_else(|| CheckpointError::NotReached(name.clone()))
+    let id = checkpoint::write(&mut new, state, newest, rooms, |name, epoch, last| {
+        match hub.retained(name, epoch, last) {
+            Some(records) => Ok(records),
+            // As if nothing of it were retained.
+            None if ended.contains(name, epoch) => Ok(Vec::new()),
+            None => Err(CheckpointError::NotReached(name.clone())),
+        }
     })?;
     directory.commit(new, id)?;
     let CheckpointId { place, len, .. } = id;

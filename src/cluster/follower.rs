@@ -1,7 +1,9 @@
 //! Which messages a replica applies next, and when it asks for those that did not come by themselves.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::fingerprint::Fingerprint;
 use super::message::Place;
 
 /// Messages that do not come by themselves in this time are asked for: there may have been some.
@@ -13,7 +15,14 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// After an answer that did not have everything, the next question waits for so long: the server lags.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// The stream does not have the next message.
+/// How long after the stream has shown that it has the newest message that was accepted what it republishes is taken to follow that.
+/// Longer than a question and its answer take after a [`SILENCE`].
+const LINK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many of the newest messages are remembered. Those that are read and then come by themselves are among them.
+const REMEMBERED: usize = 1_024;
+
+/// The stream does not have what it must.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Missing {
     /// It must be in it.
@@ -21,17 +30,30 @@ pub(crate) enum Missing {
     Hole { expected: Place, found: Place },
     /// It was removed: other replicas have a checkpoint that is newer.
     #[error(
-        "the stream begins at {found} and this replica needs {expected}; it must start again, with a checkpoint of another one"
+        "the stream begins at {found} and this replica goes on at {expected}; it must start again, with a checkpoint of another one"
     )]
     Truncated { expected: Place, found: Place },
+    /// It is another stream.
+    #[error(
+        "the stream has another message at {0} than this replica has applied: it was removed and made anew, or restored to an earlier \
+         message. Stop all replicas and remove their data directories"
+    )]
+    Replaced(Place),
 }
 
 /// Follows the order: accepts each of its messages once and in turn.
 ///
-/// The stream's leader republishes what it has stored. That comes fast, but not always; what is missing is read from the stream.
+/// The stream's leader republishes what it has stored. That comes fast, but not always; what is missing is read from the stream, from the
+/// newest message on that was accepted. As long as that is the same one, the stream is.
 #[derive(Debug)]
 pub(crate) struct Follower {
     next: Place,
+    /// The newest messages that were accepted, the newest first.
+    accepted: VecDeque<Fingerprint>,
+    /// When the stream was last seen to have the newest one.
+    linked_at: Option<Duration>,
+    /// Whether the server that has answered last does not have the newest one.
+    is_behind: bool,
     /// The newest message that is known to be in the stream; `None` if nothing is known of the stream yet.
     known: Option<Place>,
     /// When the newest message was accepted, or an answer was complete.
@@ -40,22 +62,28 @@ pub(crate) struct Follower {
     fetch_after: Duration,
     fetching_since: Option<Duration>,
     is_caught_up: bool,
-    /// Whether a message was accepted.
-    has_begun: bool,
 }
 
 impl Follower {
-    /// Continues after `applied`.
-    pub(crate) const fn new(applied: Place, now: Duration) -> Self {
+    /// Continues after `applied`, a message with this fingerprint.
+    pub(crate) fn new(applied: Place, fingerprint: Fingerprint, now: Duration) -> Self {
+        let accepted = (applied > Place::default()).then_some(fingerprint);
         Self {
             next: applied.next(),
+            accepted: accepted.into_iter().collect(),
+            linked_at: None,
+            is_behind: false,
             known: None,
             progress_at: now,
             fetch_after: now,
             fetching_since: None,
             is_caught_up: false,
-            has_begun: false,
         }
+    }
+
+    /// The fingerprint of the newest message that was accepted; that of no message if there is none.
+    pub(crate) fn newest(&self) -> Fingerprint {
+        self.accepted.front().copied().unwrap_or_default()
     }
 
     /// Whether the replica has once accepted everything that a server had. Before that it must not write: it would not hear itself, and
@@ -64,10 +92,42 @@ impl Follower {
         self.is_caught_up
     }
 
+    /// Whether the stream has shown lately that it has the newest message that was accepted. Otherwise the replica must not write: it may
+    /// be another stream.
+    pub(crate) fn is_linked(&self, now: Duration) -> bool {
+        self.accepted.is_empty() || self.linked_at.is_some_and(|at| now < at + LINK_TIMEOUT)
+    }
+
+    /// The newest message that was accepted, if the server that has answered last does not have it.
+    pub(crate) fn missing(&self) -> Option<Place> {
+        self.is_behind.then(|| self.next.previous())
+    }
+
+    /// The connection was lost: what comes now may be of another stream.
+    pub(crate) const fn unlink(&mut self) {
+        self.linked_at = None;
+    }
+
     /// A message was republished. Returns whether it is the next one.
-    pub(crate) fn accept_published(&mut self, place: Place, now: Duration) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// It is not the one that was accepted.
+    pub(crate) fn accept_published(
+        &mut self,
+        place: Place,
+        fingerprint: Fingerprint,
+        now: Duration,
+    ) -> Result<bool, Missing> {
         self.known = self.known.max(Some(place));
-        self.accept(place, now)
+        if place < self.next {
+            if !self.compare(place, fingerprint, now)? {
+                // It comes late, or the stream begins again.
+                self.unlink();
+            }
+            return Ok(false);
+        }
+        Ok(self.is_linked(now) && self.accept(place, fingerprint, now))
     }
 
     /// A message was read. `previous` is the one before it in the answer; [`Place::default`] for the first. Returns whether it is the next
@@ -75,23 +135,60 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// Between the two the stream has no message, but the next one belongs there. If none was accepted yet, the stream begins later.
+    /// It is not the one that was accepted. Or the stream has no message between the two, but the next one belongs there. Or it begins later.
     pub(crate) fn accept_fetched(
         &mut self,
         place: Place,
         previous: Place,
+        fingerprint: Fingerprint,
         now: Duration,
     ) -> Result<bool, Missing> {
+        if place < self.next {
+            self.compare(place, fingerprint, now)?;
+            return Ok(false);
+        }
+        let (expected, found) = (self.next, place);
+        // An answer begins with the newest message that was accepted, unless the stream does not have it any more.
+        let is_first = previous == Place::default();
         if place > self.next && previous < self.next {
-            let (expected, found) = (self.next, place);
-            return Err(if previous == Place::default() && !self.has_begun {
+            return Err(if is_first {
                 Missing::Truncated { expected, found }
             } else {
                 Missing::Hole { expected, found }
             });
         }
+        if !self.is_linked(now) {
+            return if is_first && place == self.next {
+                Err(Missing::Truncated { expected, found })
+            } else {
+                // The beginning of the answer was lost on the way.
+                Ok(false)
+            };
+        }
         // A higher one whose predecessor was lost on the way is asked for again.
-        Ok(self.accept(place, now))
+        Ok(self.accept(place, fingerprint, now))
+    }
+
+    /// Compares a message with the one that was accepted at its place. Returns whether that is remembered.
+    fn compare(&mut self, place: Place, fingerprint: Fingerprint, now: Duration) -> Result<bool, Missing> {
+        let newest = self.next.previous();
+        let age = newest.get().saturating_sub(place.get());
+        let accepted = usize::try_from(age).ok().and_then(|age| self.accepted.get(age));
+        let Some(accepted) = accepted else {
+            return Ok(false);
+        };
+        if !accepted.matches(fingerprint) {
+            return Err(Missing::Replaced(place));
+        }
+        if place == newest {
+            self.link(now);
+        }
+        Ok(true)
+    }
+
+    const fn link(&mut self, now: Duration) {
+        self.linked_at = Some(now);
+        self.is_behind = false;
     }
 
     /// How many messages are known to be in the stream and were not accepted.
@@ -100,10 +197,12 @@ impl Follower {
             .map_or(0, |known| known.next().get().saturating_sub(self.next.get()))
     }
 
-    fn accept(&mut self, place: Place, now: Duration) -> bool {
+    fn accept(&mut self, place: Place, fingerprint: Fingerprint, now: Duration) -> bool {
         let is_next = place == self.next;
         if is_next {
-            self.has_begun = true;
+            self.accepted.truncate(REMEMBERED - 1);
+            self.accepted.push_front(fingerprint);
+            self.link(now);
             self.next = place.next();
             self.progress_at = now;
             self.is_caught_up |= self.known.is_some_and(|known| self.next > known);
@@ -116,20 +215,148 @@ impl Follower {
         let is_waiting = self
             .fetching_since
             .is_some_and(|since| now < since + FETCH_TIMEOUT);
-        let is_due = self.known.is_none_or(|known| self.next <= known) || now >= self.progress_at + SILENCE;
+        let is_due = self.known.is_none_or(|known| self.next <= known)
+            || !self.is_linked(now)
+            || now >= self.progress_at + SILENCE;
         if is_waiting || !is_due || now < self.fetch_after {
             return None;
         }
         self.fetching_since = Some(now);
-        Some(self.next)
+        Some(if self.accepted.is_empty() {
+            self.next
+        } else {
+            self.next.previous()
+        })
     }
 
     /// An answer is complete. `last` is the newest message that the stream has, as far as the server knows that has answered.
     pub(crate) fn on_fetched(&mut self, last: Place, now: Duration) {
         self.fetching_since = None;
         self.progress_at = now;
-        self.fetch_after = now + RETRY;
+        self.is_behind = last < self.next.previous();
+        self.fetch_after = now
+            + if self.is_behind && !self.is_linked(now) {
+                SILENCE
+            } else {
+                RETRY
+            };
         self.known = self.known.max(Some(last));
-        self.is_caught_up |= self.known.is_some_and(|known| self.next > known);
+        self.is_caught_up |= !self.is_behind && self.known.is_some_and(|known| self.next > known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A message of a stream of this name.
+    fn message(stream: &str, place: u64) -> (Place, Fingerprint) {
+        let payload = format!("{stream} {place}");
+        (
+            Place::new(place),
+            Fingerprint::new(payload.as_bytes(), Some(place)),
+        )
+    }
+
+    fn published(follower: &mut Follower, stream: &str, place: u64, now: u32) -> Result<bool, Missing> {
+        let (place, fingerprint) = message(stream, place);
+        follower.accept_published(place, fingerprint, now * MS)
+    }
+
+    /// Answers with these messages. Returns how many were accepted.
+    fn fetched(follower: &mut Follower, stream: &str, places: &[u64], now: u32) -> Result<usize, Missing> {
+        let (mut previous, mut accepted) = (Place::default(), 0);
+        for place in places {
+            let (place, fingerprint) = message(stream, *place);
+            accepted += usize::from(follower.accept_fetched(place, previous, fingerprint, now * MS)?);
+            previous = place;
+        }
+        follower.on_fetched(previous, now * MS);
+        Ok(accepted)
+    }
+
+    /// One that has accepted three messages.
+    fn follower() -> Follower {
+        let mut follower = Follower::new(Place::default(), Fingerprint::default(), Duration::ZERO);
+        assert_eq!(fetched(&mut follower, "a", &[1, 2], 0), Ok(2));
+        assert_eq!(published(&mut follower, "a", 3, 1), Ok(true));
+        assert!(follower.is_caught_up() && follower.is_linked(MS));
+        follower
+    }
+
+    #[test]
+    fn what_comes_twice_is_no_other_stream() {
+        let mut follower = follower();
+        for place in [1, 3, 2] {
+            assert_eq!(published(&mut follower, "a", place, 2), Ok(false));
+        }
+        assert_eq!(fetched(&mut follower, "a", &[2, 3, 4], 3), Ok(1));
+        assert!(follower.is_linked(4 * MS));
+    }
+
+    #[test]
+    fn a_stream_that_begins_again_is_noticed_with_its_first_message() {
+        let replaced = Err(Missing::Replaced(Place::new(1)));
+        assert_eq!(published(&mut follower(), "b", 1, 2), replaced);
+    }
+
+    #[test]
+    fn a_stream_that_has_grown_beyond_the_place_is_noticed_whatever_comes_first() {
+        // Nothing was heard while it did.
+        let mut follower = follower();
+        let late = 3_000;
+        assert_eq!(published(&mut follower, "b", 4, late), Ok(false));
+        assert_eq!(follower.poll_fetch(late * MS), Some(Place::new(3)));
+        let replaced = Err(Missing::Replaced(Place::new(3)));
+        assert_eq!(fetched(&mut follower, "b", &[3, 4], late), replaced);
+    }
+
+    #[test]
+    fn a_replica_does_not_write_while_the_stream_does_not_have_its_newest_message() {
+        let applied = Place::new(5_000);
+        let mut follower = Follower::new(applied, message("a", 5_000).1, Duration::ZERO);
+        assert!(!follower.is_linked(Duration::ZERO));
+        assert_eq!(fetched(&mut follower, "a", &[5_000], 1), Ok(0));
+        assert!(follower.is_linked(MS) && follower.is_caught_up());
+        // Too old to be compared.
+        assert_eq!(published(&mut follower, "b", 1, 2), Ok(false));
+        assert!(!follower.is_linked(2 * MS));
+        assert_eq!(follower.poll_fetch(50 * MS), Some(applied));
+        follower.on_fetched(Place::new(1), 51 * MS);
+        assert_eq!(follower.missing(), Some(applied));
+        // And nothing that follows is accepted.
+        assert_eq!(published(&mut follower, "b", 5_001, 52), Ok(false));
+        // It was only late.
+        assert_eq!(fetched(&mut follower, "a", &[5_000, 5_001], 400), Ok(1));
+        assert!(follower.is_linked(400 * MS) && follower.missing().is_none());
+    }
+
+    #[test]
+    fn a_replica_that_begins_with_a_checkpoint_compares_it_with_the_stream_first() {
+        let mut follower = Follower::new(Place::new(3), message("a", 3).1, Duration::ZERO);
+        assert_eq!(published(&mut follower, "b", 4, 1), Ok(false));
+        assert_eq!(follower.poll_fetch(MS), Some(Place::new(3)));
+        let replaced = Err(Missing::Replaced(Place::new(3)));
+        assert_eq!(fetched(&mut follower, "b", &[3, 4], 2), replaced);
+        // Whether one that does not have it any more is the same is unknown.
+        let mut follower = Follower::new(Place::new(3), message("a", 3).1, Duration::ZERO);
+        let (expected, found) = (Place::new(4), Place::new(4));
+        let truncated = Err(Missing::Truncated { expected, found });
+        assert_eq!(fetched(&mut follower, "a", &[4, 5], 2), truncated);
+    }
+
+    #[test]
+    fn what_follows_a_lost_beginning_of_an_answer_is_asked_for_again() {
+        let mut follower = Follower::new(Place::new(3), message("a", 3).1, Duration::ZERO);
+        let (place, fingerprint) = message("a", 4);
+        let accepted = follower.accept_fetched(place, Place::new(3), fingerprint, MS);
+        assert_eq!(accepted, Ok(false));
+        assert_eq!(fetched(&mut follower, "a", &[3, 4], 2), Ok(1));
+        // A message is missing in the middle.
+        let (expected, found) = (Place::new(5), Place::new(6));
+        let hole = Err(Missing::Hole { expected, found });
+        assert_eq!(fetched(&mut follower, "a", &[4, 6], 3), hole);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
+use super::fingerprint::Fingerprint;
 use super::message::Place;
 use super::partition_state::{PartitionState, ReplicatedRoom, RoomStates};
 use super::rules::FoldVersions;
@@ -19,6 +20,10 @@ use crate::wall_clock::wall_time;
 /// The place of the checkpoint: that of the last message that nobody reads. The first message of the stream is one of them, so that
 /// a replica without a checkpoint sees that something is missing.
 pub(crate) const IMPORTED: Place = Place::new(2);
+
+/// What the messages that nobody reads begin with: no version decodes it. Random bytes follow, by which the stream and the checkpoint belong together.
+const MARK: u8 = 0;
+const MARK_LEN: usize = 16;
 
 /// How many names of rooms, and bytes of their logs, are read at a time.
 const ROOMS: usize = 1_000;
@@ -35,7 +40,16 @@ pub(crate) enum ImportError {
     NotEmpty,
 }
 
-/// Writes a checkpoint with the rooms of `store`, of whose logs it has the newest `max_bytes` each. Returns how many rooms there are. Blocks.
+/// The rooms that were imported.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    pub(crate) id: CheckpointId,
+    pub(crate) rooms: usize,
+    /// The message that the stream must have at the place of the checkpoint.
+    pub(crate) mark: Vec<u8>,
+}
+
+/// Writes a checkpoint with the rooms of `store`, of whose logs it has the newest `max_bytes` each. Blocks.
 ///
 /// Nobody is attached: whoever was in a room when the server stopped is lost, and leaves after the grace period.
 pub(crate) fn import(
@@ -43,7 +57,7 @@ pub(crate) fn import(
     rules: Rules,
     max_bytes: u64,
     directory: &CheckpointDir,
-) -> Result<(CheckpointId, usize), ImportError> {
+) -> Result<Imported, ImportError> {
     if !directory.is_empty().map_err(CheckpointError::from)? {
         return Err(ImportError::NotEmpty);
     }
@@ -75,12 +89,19 @@ pub(crate) fn import(
         incarnations: Vec::new(),
         attachments: Vec::new(),
     };
+    let mut mark = vec![MARK];
+    mark.extend(rand::random::<[u8; MARK_LEN]>());
+    let fingerprint = Fingerprint::new(&mark, None);
     let mut new = directory.create().map_err(CheckpointError::from)?;
-    let id = checkpoint::write(&mut new, &state, rooms, |name, _, _| {
+    let id = checkpoint::write(&mut new, state, fingerprint, rooms, |name, _, _| {
         newest_records(store, name, max_bytes).map_err(|error| std::io::Error::other(error).into())
     })?;
     directory.commit(new, id).map_err(CheckpointError::from)?;
-    Ok((id, count))
+    Ok(Imported {
+        id,
+        rooms: count,
+        mark,
+    })
 }
 
 /// The newest records of a room's log, of `max_bytes` at most; at least one.

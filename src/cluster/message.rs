@@ -25,6 +25,10 @@ impl Place {
     pub(crate) const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
+
+    pub(crate) const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 impl fmt::Display for Place {

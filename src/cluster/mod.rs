@@ -20,6 +20,7 @@ mod checkpoint_tests;
 mod checkpoint_transfer;
 mod checkpointer;
 mod credentials;
+mod fingerprint;
 mod follower;
 #[cfg(test)]
 mod hub_tests;
@@ -43,7 +44,7 @@ pub(crate) use bootstrap::Bootstrap;
 pub(crate) use checkpoint_dir::CheckpointDir;
 pub(crate) use checkpointer::StopRequest;
 pub use credentials::Credentials;
-pub(crate) use import::{ImportError, import};
+pub(crate) use import::{ImportError, Imported, import};
 pub use nats::{NatsError, NatsOptions};
 pub use observer::{IGNORED, Observer, ReplicaState};
 pub use options::ClusterOptions;

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::credentials::Credentials;
+use super::fingerprint::Fingerprint;
 use super::message::Place;
 
 /// The stream that has the order of all rooms.
@@ -294,6 +295,7 @@ pub(crate) enum Delivered {
         place: Place,
         /// The place before it in the answer, or in the stream.
         previous: Place,
+        fingerprint: Fingerprint,
         payload: Bytes,
     },
     /// An answer is complete. The newest place that the server knows of.
@@ -306,17 +308,35 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.as_str().parse().ok()
 }
 
+/// When the stream has stored a message, in nanoseconds since 1970.
+fn stored_at(headers: &HeaderMap) -> Option<u64> {
+    let time = humantime::parse_rfc3339(headers.get("Nats-Time-Stamp")?.as_str()).ok()?;
+    let time = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    u64::try_from(time.as_nanos()).ok()
+}
+
+/// The place and the fingerprint of a message that the stream has stored.
+fn identity(headers: &HeaderMap, payload: &[u8]) -> Option<(Place, Fingerprint)> {
+    let place = Place::new(number(headers, "Nats-Sequence")?);
+    let stored_at = stored_at(headers)?;
+    Some((place, Fingerprint::new(payload, Some(stored_at))))
+}
+
 impl Delivered {
     /// `None` if the message is not understood.
     pub(crate) fn from_message(message: Message) -> Option<Self> {
         let headers = message.headers.as_ref();
         let status = message.status.map_or(200, |status| status.as_u16());
         Some(match status {
-            200 => Self::Message {
-                place: Place::new(number(headers?, "Nats-Sequence")?),
-                previous: Place::new(number(headers?, "Nats-Last-Sequence")?),
-                payload: message.payload,
-            },
+            200 => {
+                let (place, fingerprint) = identity(headers?, &message.payload)?;
+                Self::Message {
+                    place,
+                    previous: Place::new(number(headers?, "Nats-Last-Sequence")?),
+                    fingerprint,
+                    payload: message.payload,
+                }
+            }
             // The end of the answer.
             204 => {
                 let pending = number(headers?, "Nats-Num-Pending")?;
@@ -340,8 +360,9 @@ pub(crate) struct Stream {
     servers: Vec<ServerAddr>,
     /// Where answers come: to reads, and to what was published.
     inbox: String,
-    /// How often the client had connected when its server was last checked.
+    /// How often the client had connected when its server was last checked, and when a message was last taken.
     connects: u64,
+    connects_before: u64,
 }
 
 /// What comes from the stream.
@@ -371,6 +392,7 @@ impl Stream {
             servers,
             inbox,
             connects: 0,
+            connects_before: 0,
         };
         Ok((stream, subscriptions))
     }
@@ -380,7 +402,7 @@ impl Stream {
     }
 
     /// The first message at `place` or later; `None` if the server that answers has none.
-    pub(crate) async fn first_from(&self, place: Place) -> Result<Option<Place>, NatsError> {
+    pub(crate) async fn first_from(&self, place: Place) -> Result<Option<(Place, Fingerprint)>, NatsError> {
         let request = json!({ "seq": place.get(), "next_by_subj": SUBJECTS });
         direct_get(&self.client, "reading the stream", &request).await
     }
@@ -388,11 +410,18 @@ impl Stream {
     /// The newest message that the server has that answers.
     pub(crate) async fn last(&self) -> Result<Option<Place>, NatsError> {
         let request = json!({ "last_by_subj": SUBJECT });
-        direct_get(&self.client, "reading the stream", &request).await
+        let last = direct_get(&self.client, "reading the stream", &request).await?;
+        Ok(last.map(|(place, _)| place))
     }
 
     fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Whether the client has connected since the last call.
+    pub(crate) fn has_reconnected(&mut self) -> bool {
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.connects_before, connects) != connects
     }
 
     /// What is wrong with a server to which the client has connected since the last call, if messages of `needed` bytes are too long for
@@ -462,15 +491,16 @@ impl Stream {
 pub(crate) async fn first_since(client: &Client, time: SystemTime) -> Result<Option<Place>, NatsError> {
     let time = humantime::format_rfc3339_millis(time).to_string();
     let request = json!({ "start_time": time, "next_by_subj": SUBJECTS });
-    direct_get(client, "looking for the oldest message to keep", &request).await
+    let first = direct_get(client, "looking for the oldest message to keep", &request).await?;
+    Ok(first.map(|(place, _)| place))
 }
 
-/// Asks any server that has the stream for one message. Returns its place.
+/// Asks any server that has the stream for one message.
 async fn direct_get(
     client: &Client,
     what: &'static str,
     request: &Value,
-) -> Result<Option<Place>, NatsError> {
+) -> Result<Option<(Place, Fingerprint)>, NatsError> {
     let failed = |why: String| NatsError::Request { what, why };
     let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
     let answered = client.request(subject, request.to_string().into()).await;
@@ -479,11 +509,10 @@ async fn direct_get(
     match status {
         404 => Ok(None),
         200 => {
-            let place = answer
-                .headers
-                .and_then(|headers| number(&headers, "Nats-Sequence"));
-            place
-                .map(|place| Some(Place::new(place)))
+            let headers = answer.headers.as_ref();
+            let message = headers.and_then(|headers| identity(headers, &answer.payload));
+            message
+                .map(Some)
                 .ok_or_else(|| failed("the answer is not understood".into()))
         }
         _ => Err(failed(

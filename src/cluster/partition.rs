@@ -96,6 +96,21 @@ pub(crate) enum Applied {
     Ignored(Ignored),
 }
 
+impl Applied {
+    /// What has become of commands.
+    pub(crate) fn decisions(&self) -> &[Decision] {
+        match self {
+            Self::Batch { decisions, .. }
+            | Self::Lost { decisions, .. }
+            | Self::Hello {
+                evicted: Some((_, decisions)),
+                ..
+            } => decisions,
+            _ => &[],
+        }
+    }
+}
+
 /// Why a message has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ignored {
@@ -296,7 +311,6 @@ impl Partition {
     }
 
     /// The epoch of a room that exists.
-    #[cfg(test)]
     pub(crate) fn epoch(&self, room: &RoomName) -> Option<Epoch> {
         Some(self.rooms.get(room)?.epoch)
     }

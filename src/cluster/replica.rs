@@ -12,10 +12,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use super::bootstrap::Bootstrap;
+use super::bootstrap::{Bootstrap, WARN_INTERVAL};
 use super::checkpoint::Checkpoint;
 use super::checkpoint_transfer;
 use super::checkpointer::{Checkpointer, Finished, StopRequest};
+use super::fingerprint::Fingerprint;
 use super::follower::{Follower, Missing};
 use super::message::{Content, Message, Place, RoomCommand};
 use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, refusal};
@@ -106,6 +107,8 @@ pub(crate) struct Replica {
     is_ready: watch::Sender<bool>,
     /// Whether those that live had other rules when this replica asked to take part. It waits then until they are lost.
     is_refused: bool,
+    /// When was last said what it waits for.
+    warned_at: Option<Duration>,
     name: Arc<str>,
     /// Where to begin, until that is known.
     bootstrap: Option<Bootstrap>,
@@ -146,7 +149,7 @@ impl Replica {
         let replica = Self {
             stream,
             partition: Partition::new(),
-            follower: Follower::new(Place::default(), zero),
+            follower: Follower::new(Place::default(), Fingerprint::default(), zero),
             producer: Producer::new(
                 OrderRules::new(*hub.rules(), hub.options().max_rooms),
                 FoldVersions::supported(),
@@ -161,6 +164,7 @@ impl Replica {
             writing_since: None,
             is_ready,
             is_refused: false,
+            warned_at: None,
             name,
             bootstrap: Some(bootstrap),
             checkpointer,
@@ -186,7 +190,7 @@ impl Replica {
         } = subscriptions;
         if let Some(bootstrap) = self.bootstrap.take() {
             let directory = bootstrap.directory.clone();
-            let mut beginning = Box::pin(bootstrap.run(&self.stream));
+            let mut beginning = Box::pin(bootstrap.run(&mut self.stream, &*self.observer));
             let checkpoint = loop {
                 tokio::select! {
                     checkpoint = &mut beginning => break checkpoint,
@@ -230,7 +234,7 @@ impl Replica {
                 Some(request) = stops.recv() => {
                     let now = self.now();
                     if let Some(checkpointer) = &mut self.checkpointer {
-                        checkpointer.stop(request, now, &self.partition);
+                        checkpointer.stop(request, now, &self.partition, self.follower.newest());
                     }
                     Ok(())
                 }
@@ -251,7 +255,15 @@ impl Replica {
 
     /// Continues after a checkpoint, or begins with the first message.
     fn begin(&mut self, checkpoint: Option<Checkpoint>) -> Result<(), ReplicaError> {
-        if let Some(Checkpoint { partition, rooms, .. }) = checkpoint {
+        let mut newest = Fingerprint::default();
+        if let Some(Checkpoint {
+            partition,
+            rooms,
+            fingerprint,
+            ..
+        }) = checkpoint
+        {
+            newest = fingerprint;
             partition.check_version()?;
             if let Some(rules) = partition.rules() {
                 self.hub.restore_rules(rules);
@@ -263,7 +275,7 @@ impl Replica {
         }
         let now = self.now();
         (self.heard_at, self.switched_at) = (now, now);
-        self.follower = Follower::new(self.partition.applied(), now);
+        self.follower = Follower::new(self.partition.applied(), newest, now);
         self.presence = Presence::new(now);
         // Those that do not live any more have their whole lease from now on.
         for (incarnation, seen) in self.partition.incarnations() {
@@ -278,7 +290,10 @@ impl Replica {
         let Some(checkpointer) = &mut self.checkpointer else {
             return;
         };
-        if let Some(finished) = checkpointer.poll(now, &self.partition).await {
+        if let Some(finished) = checkpointer
+            .poll(now, &self.partition, self.follower.newest())
+            .await
+        {
             self.observer.checkpoint_finished(match finished {
                 Finished::Written(id) => Some(id.len),
                 Finished::Failed => None,
@@ -319,6 +334,9 @@ impl Replica {
         first: Option<NatsMessage>,
         others: &mut async_nats::Subscriber,
     ) -> Result<(), ReplicaError> {
+        if self.stream.has_reconnected() {
+            self.follower.unlink();
+        }
         self.take(first.ok_or(ReplicaError::Ended)?).await?;
         for _ in 1..MAX_TURN {
             let Some(Some(message)) = others.next().now_or_never() else {
@@ -336,13 +354,14 @@ impl Replica {
             Some(Delivered::Message {
                 place,
                 previous,
+                fingerprint,
                 payload,
             }) => {
                 self.heard_at = now;
                 let is_next = if is_published {
-                    self.follower.accept_published(place, now)
+                    self.follower.accept_published(place, fingerprint, now)?
                 } else {
-                    self.follower.accept_fetched(place, previous, now)?
+                    self.follower.accept_fetched(place, previous, fingerprint, now)?
                 };
                 if is_next {
                     self.apply(place, &payload).await?;
@@ -380,6 +399,15 @@ impl Replica {
             checkpointer.on_applied(payload.len(), heartbeat.is_some());
         }
         let applied = self.partition.apply(place, message)?;
+        if let Some(checkpointer) = &self.checkpointer {
+            for decision in applied.decisions() {
+                if let Ok((epoch, _)) = decision.outcome
+                    && self.partition.epoch(&decision.room) != Some(epoch)
+                {
+                    checkpointer.on_ended(&decision.room, epoch);
+                }
+            }
+        }
         let is_fenced = matches!(
             applied,
             Applied::Ignored(Ignored::Fenced | Ignored::OtherRules | Ignored::Unsupported { .. })
@@ -518,6 +546,12 @@ impl Replica {
     /// Writes what is due, and asks for what is missing.
     async fn write(&mut self) {
         let (now, at) = (self.now(), wall_time());
+        if let Some(place) = self.follower.poll_fetch(now) {
+            self.stream.fetch(place, FETCHED_MESSAGES).await;
+        }
+        if !self.follower.is_linked(now) {
+            return;
+        }
         let mut messages = Vec::new();
         if self.follower.is_caught_up() {
             self.writing_since.get_or_insert(now);
@@ -548,9 +582,6 @@ impl Replica {
         for message in messages {
             self.stream.publish(message).await;
         }
-        if let Some(place) = self.follower.poll_fetch(now) {
-            self.stream.fetch(place, FETCHED_MESSAGES).await;
-        }
     }
 
     /// Notices a server that does not accept long messages. The first one must.
@@ -575,7 +606,19 @@ impl Replica {
             .writing_since
             .map_or(Duration::ZERO, |since| now.saturating_sub(since));
         let silence = self.presence.own_silence(now).min(writing);
-        let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF;
+        let is_linked = self.follower.is_linked(now);
+        let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF || !is_linked;
+        if let Some(place) = self.follower.missing().filter(|_| !is_linked)
+            && self.warned_at.is_none_or(|at| now > at + WARN_INTERVAL)
+        {
+            self.warned_at = Some(now);
+            warn!(
+                event = "replica_waiting",
+                %place,
+                "the stream does not have what this replica has applied: the NATS server lags, or the stream was removed or restored to an \
+                 earlier message"
+            );
+        }
         if is_deaf && now > self.switched_at + CUT_OFF {
             self.switched_at = now;
             warn!(event = "nats_switched", silence = ?silence, "turning to another NATS server");

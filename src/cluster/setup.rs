@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::Client;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -29,9 +30,6 @@ const STREAM_NOT_FOUND: u64 = 10_059;
 
 /// How many of the newest messages are searched for heartbeats.
 const SEARCHED: usize = FETCHED_MESSAGES;
-
-/// A message that no version decodes.
-const IMPORT_MARK: &[u8] = &[0];
 
 /// A replica that has written so lately is taken to live.
 const LIVES: Duration = Duration::from_secs(10);
@@ -200,15 +198,16 @@ impl Setup {
         }
     }
 
-    /// Makes an empty stream begin behind the place of the checkpoint that an import has written.
-    pub(crate) async fn begin_after_import(&self) -> Result<(), NatsError> {
+    /// Makes an empty stream begin with the place of the checkpoint that an import has written, and with its mark.
+    pub(crate) async fn begin_after_import(&self, mark: &[u8]) -> Result<(), NatsError> {
         let failed = |why: String| NatsError::Request {
             what: "writing the beginning of the stream",
             why,
         };
+        let mark = Bytes::copy_from_slice(mark);
         for place in 1..=IMPORTED.get() {
-            // Nobody reads them: a replica that has not the checkpoint ends if it meets one.
-            let acknowledged = self.client.request(SUBJECT, IMPORT_MARK.into()).await;
+            // Nobody applies them: a replica that has not the checkpoint ends if it meets one.
+            let acknowledged = self.client.request(SUBJECT, mark.clone()).await;
             let acknowledged = acknowledged.map_err(|error| failed(error.to_string()))?;
             if let Some(why) = refusal(&acknowledged) {
                 return Err(failed(why));

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::checkpoint;
+use super::checkpoint::{self, Checkpoint};
+use super::fingerprint::Fingerprint;
 use super::follower::{Follower, Missing};
 use super::message::{Content, Durable, Message, Place, RoomCommand};
 use super::partition::{Applied, ApplyError, Decision, Ignored, Partition, Refusal};
@@ -124,15 +125,15 @@ fn room(client: usize) -> RoomName {
 }
 
 /// A checkpoint without records.
-fn encode(partition: &Partition) -> Vec<u8> {
+fn encode(partition: &Partition, newest: Fingerprint) -> Vec<u8> {
     let (state, rooms) = partition.state();
     let mut bytes = Vec::new();
-    checkpoint::write(&mut bytes, &state, rooms, |_, _, _| Ok(Vec::new())).unwrap();
+    checkpoint::write(&mut bytes, state, newest, rooms, |_, _, _| Ok(Vec::new())).unwrap();
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Partition {
-    checkpoint::read(bytes, bytes.len() as u64).unwrap().partition
+fn decode(bytes: &[u8]) -> Checkpoint {
+    checkpoint::read(bytes, bytes.len() as u64).unwrap()
 }
 
 impl Simulation {
@@ -180,9 +181,11 @@ impl Simulation {
     /// A new process, with a checkpoint or with nothing.
     fn start(&mut self, checkpoint: Option<&[u8]>) -> Replica {
         let now = Duration::from_millis(self.now);
-        let partition = checkpoint
-            .map_or_else(Partition::new, decode)
-            .with_supported(self.supported);
+        let (partition, newest) = checkpoint.map(decode).map_or_else(
+            || (Partition::new(), Fingerprint::default()),
+            |checkpoint| (checkpoint.partition, checkpoint.fingerprint),
+        );
+        let partition = partition.with_supported(self.supported);
         let mut presence = Presence::new(now);
         for (incarnation, seen) in partition.incarnations() {
             presence.on_message(incarnation, seen, now);
@@ -198,7 +201,7 @@ impl Simulation {
         Replica {
             grace,
             supported: self.supported,
-            follower: Follower::new(partition.applied(), now),
+            follower: Follower::new(partition.applied(), newest, now),
             partition,
             producer: Producer::new(
                 OrderRules::new(Rules::default(), 10),
@@ -249,6 +252,11 @@ impl Simulation {
         }
     }
 
+    /// Of the message that the stream has at this place.
+    fn fingerprint(&self, place: u64) -> Fingerprint {
+        Fingerprint::new(&self.stream[place as usize - 1], Some(place))
+    }
+
     fn is_reachable(&self, replica: usize) -> bool {
         self.replicas[replica].cut_until <= self.now
     }
@@ -278,8 +286,15 @@ impl Simulation {
                 }
             }
             Delivery::Published(to, place) => {
-                let place_in_order = Place::new(place);
-                if self.is_reachable(to) && self.replicas[to].follower.accept_published(place_in_order, now) {
+                if !self.is_reachable(to) {
+                    return;
+                }
+                let fingerprint = self.fingerprint(place);
+                let follower = &mut self.replicas[to].follower;
+                if follower
+                    .accept_published(Place::new(place), fingerprint, now)
+                    .unwrap()
+                {
                     self.apply(to, place);
                 }
             }
@@ -299,8 +314,10 @@ impl Simulation {
             }
             Delivery::Fetched(to, places, last) if self.is_reachable(to) => {
                 for (place, previous) in places {
+                    let fingerprint = self.fingerprint(place);
                     let follower = &mut self.replicas[to].follower;
-                    match follower.accept_fetched(Place::new(place), Place::new(previous), now) {
+                    match follower.accept_fetched(Place::new(place), Place::new(previous), fingerprint, now) {
+                        Err(error @ Missing::Replaced(_)) => panic!("{error}"),
                         Ok(true) => self.apply(to, place),
                         Ok(false) => {}
                         Err(Missing::Truncated { found, .. } | Missing::Hole { found, .. }) => {
@@ -408,12 +425,13 @@ impl Simulation {
             }
         }
         if place.is_multiple_of(CHECKPOINT_EVERY) {
-            let bytes = encode(&replica.partition);
+            let newest = replica.follower.newest();
+            let bytes = encode(&replica.partition, newest);
             let hash = xxhash_rust::xxh3::xxh3_64(&bytes);
             assert_eq!(*self.checkpoints.entry(place).or_insert(hash), hash, "at {place}");
             // From here on it is another one, which must not matter.
-            replica.partition = decode(&bytes).with_supported(replica.supported);
-            assert!(encode(&replica.partition) == bytes, "at {place}");
+            replica.partition = decode(&bytes).partition.with_supported(replica.supported);
+            assert!(encode(&replica.partition, newest) == bytes, "at {place}");
             self.disks[to] = Some((place, bytes));
         }
         let is_own = |incarnation| replica.producer.incarnation() == Some(incarnation);
@@ -672,10 +690,12 @@ impl Simulation {
                 });
             }
             let mut messages: Vec<Bytes> = Vec::new();
-            if replica.follower.is_caught_up() {
+            let fetch = replica.follower.poll_fetch(now);
+            let is_linked = replica.follower.is_linked(now);
+            if is_linked && replica.follower.is_caught_up() {
                 messages.extend(replica.producer.poll(now, at));
             }
-            if let Some(incarnation) = replica.producer.incarnation() {
+            if let Some(incarnation) = replica.producer.incarnation().filter(|_| is_linked) {
                 if replica.presence.is_heartbeat_due(now) {
                     let (applied, digest) = (replica.partition.applied(), replica.partition.digest());
                     let durable = self.disks[n].as_ref().map(|(place, _)| Durable {
@@ -706,7 +726,6 @@ impl Simulation {
                         .map(|content| Message { at, content }.encode()),
                 );
             }
-            let fetch = replica.follower.poll_fetch(now);
             if !is_cut {
                 messages
                     .into_iter()

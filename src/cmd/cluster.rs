@@ -16,7 +16,8 @@ use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
 use crate::cluster::{
-    CheckpointDir, Credentials, ImportError, NatsError, NatsOptions, Setup, import, peers, wrong_config,
+    CheckpointDir, Credentials, ImportError, Imported, NatsError, NatsOptions, Setup, import, peers,
+    wrong_config,
 };
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -408,11 +409,12 @@ async fn bring_in(
     }
     let store = ReadOnlyStore::open(server)?;
     let directory = CheckpointDir::open(replica)?;
-    let (id, rooms) = import(&store, rules, retain_bytes, &directory).map_err(|error| match error {
-        ImportError::Store(error) => error.into(),
-        error => Failure::Io(error.to_string()),
-    })?;
-    if let Err(error) = setup.begin_after_import().await {
+    let Imported { id, rooms, mark } =
+        import(&store, rules, retain_bytes, &directory).map_err(|error| match error {
+            ImportError::Store(error) => error.into(),
+            error => Failure::Io(error.to_string()),
+        })?;
+    if let Err(error) = setup.begin_after_import(&mark).await {
         note(format_args!("remove {}: it is of no use", replica.display()));
         return Err(error.into());
     }
