@@ -20,6 +20,7 @@ mod checkpoint_tests;
 mod checkpoint_transfer;
 mod checkpointer;
 mod credentials;
+mod export;
 mod fingerprint;
 mod follower;
 #[cfg(test)]
@@ -41,9 +42,10 @@ mod simulation_tests;
 mod truncation;
 
 pub(crate) use bootstrap::Bootstrap;
-pub(crate) use checkpoint_dir::CheckpointDir;
+pub(crate) use checkpoint_dir::{CheckpointDir, read_file};
 pub(crate) use checkpointer::StopRequest;
 pub use credentials::Credentials;
+pub(crate) use export::{ExportError, export};
 pub(crate) use import::{ImportError, Imported, import};
 pub use nats::{NatsError, NatsOptions};
 pub use observer::{IGNORED, Observer, ReplicaState};

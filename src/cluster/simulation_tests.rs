@@ -254,7 +254,7 @@ impl Simulation {
 
     /// Of the message that the stream has at this place.
     fn fingerprint(&self, place: u64) -> Fingerprint {
-        Fingerprint::new(&self.stream[place as usize - 1], Some(place))
+        Fingerprint::new(&self.stream[usize::try_from(place).unwrap() - 1], Some(place))
     }
 
     fn is_reachable(&self, replica: usize) -> bool {

@@ -16,8 +16,8 @@ use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
 use crate::cluster::{
-    CheckpointDir, Credentials, ImportError, Imported, NatsError, NatsOptions, Setup, import, peers,
-    wrong_config,
+    CheckpointDir, Credentials, ExportError, ImportError, Imported, NatsError, NatsOptions, Setup, export,
+    import, peers, read_file, wrong_config,
 };
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -74,6 +74,17 @@ enum Action {
         /// Size of the newest events of each room to import
         #[arg(long, env = "CHITCHAT_RETAIN_BYTES", value_name = "SIZE", default_value = "32MiB", value_parser = size::<u64>)]
         retain_bytes: u64,
+    },
+    /// Bring the rooms of a cluster into the data directory of a server without --cluster
+    ///
+    /// Reads the newest checkpoint of a replica that has ended, or the checkpoint that is named. What came after it is not exported: stop the clients
+    /// first, and then the replica, which takes a last checkpoint. Session tokens of the cluster are not valid any more: its clients join anew, and
+    /// continue at the events that they have seen
+    Export {
+        /// Data directory of a replica, or one of the checkpoints in it; it is not changed
+        replica: PathBuf,
+        /// Data directory of the server; it must not exist, or be empty
+        server: PathBuf,
     },
     /// Remove the beginning of the stream, as far as the checkpoints of two replicas that live have it
     ///
@@ -228,6 +239,7 @@ impl ClusterCommand {
                     max_bytes,
                 } => init(nats, replicas, max_bytes).await,
                 Action::Status { nats } => status(nats).await,
+                Action::Export { replica, server } => give_out(&replica, &server).await,
                 Action::Truncate { nats, keep } => truncate(nats, keep).await,
                 Action::Import {
                     server,
@@ -422,6 +434,28 @@ async fn bring_in(
         "{rooms} rooms, {} bytes; start the replica with --data-dir {} first",
         id.len,
         replica.display()
+    ));
+    Ok(())
+}
+
+/// Its threads may block: nothing else is going on.
+async fn give_out(replica: &Path, server: &Path) -> Result<(), Failure> {
+    let unreadable = |error: &dyn std::fmt::Display| Failure::Data(format!("{}: {error}", replica.display()));
+    let checkpoint = if replica.is_dir() {
+        let directory = CheckpointDir::open(replica)?;
+        let loaded = directory.load().map_err(|error| unreadable(&error))?;
+        loaded.ok_or_else(|| unreadable(&"it has no checkpoint"))?
+    } else {
+        read_file(replica).map_err(|error| unreadable(&error))?
+    };
+    let place = checkpoint.id.place;
+    let rooms = export(checkpoint, server).await.map_err(|error| match error {
+        ExportError::Store(error) => error.into(),
+        error => Failure::Io(error.to_string()),
+    })?;
+    note(format_args!(
+        "{rooms} rooms as of message {place} of the stream; start the server with --data-dir {}",
+        server.display()
     ));
     Ok(())
 }

@@ -30,7 +30,7 @@ use super::writer::{Change, LogWriter, Writer};
 use super::{
     Append, AppendFuture, Bounds, DiskOptions, Log, LogId, Observer, Record, Store, StoreError, StoreUsage,
 };
-use crate::domain::{RoomName, Sequence, WallTime};
+use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 
 /// A store on disk. Dropping it blocks until the queued appends are written, and releases the directory.
 pub struct DiskStore {
@@ -91,6 +91,25 @@ impl DiskStore {
             compactor,
             threads,
         })
+    }
+
+    /// Adds a log that begins with the event `first`, and has this epoch, for a room that has none. It is stored with its first append.
+    pub(crate) fn restore(
+        &self,
+        room: &RoomName,
+        epoch: Epoch,
+        first: Sequence,
+        at: WallTime,
+    ) -> Result<LogId, StoreError> {
+        let mut catalog = self.catalog.lock();
+        if catalog.rooms.contains_key(room) {
+            return Err(StoreError::Failed);
+        }
+        let (id, _) = catalog.allocate(at);
+        let mut state = LogState::new(room.clone(), epoch, at);
+        (state.first, state.last) = (first, first.previous());
+        catalog.insert(id, state);
+        Ok(id)
     }
 
     /// Returns the key of session tokens. It is stored in the directory, so it survives restarts.
