@@ -88,6 +88,7 @@ pub(crate) fn import(
         newest_epoch: rooms.values().map(|room| room.epoch).max(),
         incarnations: Vec::new(),
         attachments: Vec::new(),
+        ends: Vec::new(),
     };
     let mut mark = vec![MARK];
     mark.extend(rand::random::<[u8; MARK_LEN]>());

@@ -1,15 +1,18 @@
 //! The fold of the order: all rooms, and who of those that write into the order lives.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::message::{Content, Message, Place, RoomCommand};
-use super::partition_state::{AttachmentState, IncarnationState, PartitionState, ReplicatedRoom, RoomStates};
+use super::partition_state::{
+    AttachmentState, EndState, IncarnationState, PartitionState, ReplicatedRoom, RoomStates,
+};
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    Attachment, Command, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules, WallTime,
+    Attachment, Command, End, EndStage, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules,
+    Sequence, WallTime,
 };
 
 /// The maximum number of incarnations that live at a time. Those that end without a word live until their lease is over.
@@ -32,6 +35,8 @@ const MIN_ROOM_MESSAGE_IDS: usize = 256;
 /// - The batches of an incarnation are applied in the order of their numbers, each once, and none after it was declared lost.
 /// - An incarnation is declared lost only if the order has nothing of it since whoever says so last heard of it.
 /// - The attachments of an incarnation that is lost are detached in all rooms.
+/// - A room ends only if nobody is in it, and all incarnations that live have agreed to it since it was proposed and since the room's newest
+///   event.
 #[derive(Debug)]
 pub(crate) struct Partition {
     applied: Place,
@@ -54,6 +59,17 @@ pub(crate) struct Partition {
     max_message_ids: usize,
     /// The current attachments, and who serves them.
     attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, Place)>,
+    /// Of rooms that are to end, because nothing has happened in them since.
+    ends: BTreeMap<RoomName, ProposedEnd>,
+}
+
+/// Whether a room is to end.
+#[derive(Debug)]
+struct ProposedEnd {
+    /// Its newest event.
+    last: Sequence,
+    /// The incarnations that do not need it.
+    agreed: BTreeSet<Place>,
 }
 
 #[derive(Debug)]
@@ -136,6 +152,7 @@ pub(crate) struct Decision {
     pub(crate) room: RoomName,
     /// The number of the command's request at its incarnation; `None` if the loss of a replica has caused it.
     pub(crate) request: Option<u64>,
+    /// With the stage that the end of a room has got to, if it is about that.
     pub(crate) command: Command,
     /// With the epoch of the room.
     pub(crate) outcome: Result<(Epoch, Outcome), Refusal>,
@@ -150,8 +167,8 @@ pub(crate) struct Decision {
 pub(crate) enum Refusal {
     /// There are too many rooms to make another.
     TooManyRooms,
-    /// The room that it was meant for was deleted.
-    RoomDeleted,
+    /// The room that it was meant for was deleted, or has ended.
+    RoomGone,
 }
 
 /// Why a message cannot be applied.
@@ -184,6 +201,7 @@ impl Partition {
             newest_epoch: None,
             incarnations: BTreeMap::new(),
             attachments: BTreeMap::new(),
+            ends: BTreeMap::new(),
         }
     }
 
@@ -203,6 +221,7 @@ impl Partition {
             newest_epoch,
             incarnations,
             attachments,
+            ends,
         } = self;
         let incarnations = incarnations.iter().map(|(place, incarnation)| {
             let Incarnation {
@@ -226,6 +245,11 @@ impl Partition {
                 attachment: *attachment,
                 server: *server,
             });
+        let ends = ends.iter().map(|(room, end)| EndState {
+            room: room.clone(),
+            last: end.last,
+            agreed: end.agreed.iter().copied().collect(),
+        });
         let state = PartitionState {
             applied: *applied,
             digest: *digest,
@@ -235,6 +259,7 @@ impl Partition {
             newest_epoch: *newest_epoch,
             incarnations: incarnations.collect(),
             attachments: attachments.collect(),
+            ends: ends.collect(),
         };
         (state, rooms.clone())
     }
@@ -250,6 +275,7 @@ impl Partition {
             newest_epoch,
             incarnations,
             attachments,
+            ends,
         } = state;
         let incarnations = incarnations.into_iter().map(|incarnation| {
             let IncarnationState {
@@ -275,6 +301,10 @@ impl Partition {
             } = attached;
             ((room, attachment.participant), (attachment, server))
         });
+        let ends = ends.into_iter().map(|EndState { room, last, agreed }| {
+            let agreed = agreed.into_iter().collect();
+            (room, ProposedEnd { last, agreed })
+        });
         Self {
             supported: FoldVersions::supported(),
             version,
@@ -291,6 +321,7 @@ impl Partition {
             newest_epoch,
             incarnations: incarnations.collect(),
             attachments: attachments.collect(),
+            ends: ends.collect(),
         }
     }
 
@@ -556,11 +587,15 @@ impl Partition {
     ) -> Decision {
         let known = self.rooms.get(&name).map(|replicated| replicated.epoch);
         let is_full = self.rooms.len() >= rules.max_rooms && name != RoomName::default();
+        let mut command = command;
         let outcome = if meant.is_some() && meant != known {
-            Err(Refusal::RoomDeleted)
+            Err(Refusal::RoomGone)
         } else if known.is_none() && is_full {
             Err(Refusal::TooManyRooms)
         } else {
+            if let Command::End(end) = &mut command {
+                end.stage = self.end_stage(server, (&name, meant), *end, at);
+            }
             Ok(self.apply_to_room(rules.rooms, server, &name, command.clone(), at))
         };
         let (outcome, kept_message_ids) = match outcome {
@@ -577,6 +612,36 @@ impl Partition {
             command,
             outcome,
             kept_message_ids,
+        }
+    }
+
+    /// How far the end of a room has got for which `server` proposes it or agrees to it.
+    fn end_stage(
+        &mut self,
+        server: Place,
+        (name, meant): (&RoomName, Option<Epoch>),
+        End { last, stage }: End,
+        at: WallTime,
+    ) -> EndStage {
+        let is_unused = |replicated: &Arc<ReplicatedRoom>| replicated.room.is_unused_since(last, at);
+        if meant.is_none() || !self.rooms.get(name).is_some_and(is_unused) {
+            return EndStage::Proposed;
+        }
+        if stage == EndStage::Proposed {
+            // What was said before, may not hold any more.
+            let agreed = BTreeSet::new();
+            self.ends.insert(name.clone(), ProposedEnd { last, agreed });
+        }
+        let Some(end) = self.ends.get_mut(name).filter(|end| end.last == last) else {
+            return EndStage::Agreed;
+        };
+        end.agreed.insert(server);
+        if self.incarnations.keys().all(|live| end.agreed.contains(live)) {
+            EndStage::Decided
+        } else if stage == EndStage::Proposed {
+            EndStage::Proposed
+        } else {
+            EndStage::Agreed
         }
     }
 
@@ -624,11 +689,15 @@ impl Partition {
             room.time().get().cast_unsigned(),
             room.participants().len() as u64,
             room.message_ids() as u64,
+            u64::from(room.is_deleted()),
         ];
         let bytes: Vec<u8> = state.iter().flat_map(|number| number.to_le_bytes()).collect();
         self.digest = xxh3_64_with_seed(&bytes, self.digest);
         if room.last().get() > 0 {
             self.newest_epoch = self.newest_epoch.max(Some(epoch));
+        }
+        if outcome.events().next().is_some() {
+            self.ends.remove(name);
         }
         for event in outcome.events().filter(|event| event.kind == EventKind::Leave) {
             self.attachments.remove(&(name.clone(), event.participant));
@@ -649,6 +718,7 @@ impl Partition {
         if room.last().get() == 0 || room.is_deleted() {
             self.message_ids -= room.message_ids();
             self.rooms.remove(name);
+            self.ends.remove(name);
         }
         (epoch, outcome, kept)
     }

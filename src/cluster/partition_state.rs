@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::message::Place;
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::encoding::{Encoding, encode_struct};
-use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName};
+use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName, Sequence};
 
 /// Everything of a [`Partition`](super::partition::Partition) but its rooms.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub(crate) struct PartitionState {
     pub(crate) incarnations: Vec<IncarnationState>,
     /// By room and participant.
     pub(crate) attachments: Vec<AttachmentState>,
+    /// By room.
+    pub(crate) ends: Vec<EndState>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +44,14 @@ pub(crate) struct AttachmentState {
     pub(crate) server: Place,
 }
 
+/// A room that is to end, and the incarnations that have agreed to it since its newest event.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EndState {
+    pub(crate) room: RoomName,
+    pub(crate) last: Sequence,
+    pub(crate) agreed: Vec<Place>,
+}
+
 /// A room of the order.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicatedRoom {
@@ -53,7 +63,8 @@ pub(crate) struct ReplicatedRoom {
 pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
 
 encode_struct! {
-    PartitionState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments }
+    PartitionState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
     IncarnationState { place, nonce, last_number, seen, supported }
     AttachmentState { room, attachment, server }
+    EndState { room, last, agreed }
 }

@@ -142,7 +142,7 @@ fn the_attachments_of_a_deleted_room_are_forgotten() {
     assert!(order.command(replica, "tea", epoch, deletion).outcome.is_ok());
     assert!(order.partition.attachments.is_empty() && order.partition.rooms.is_empty());
     let late = order.command(replica, "tea", epoch, join("Bob"));
-    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomDeleted));
+    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
 }
 
 #[test]
@@ -300,4 +300,154 @@ fn a_version_is_activated_once_all_that_live_support_it() {
         error.contains("version 2 of the order") && error.contains("supports 1:"),
         "{error}"
     );
+}
+
+fn end(stage: EndStage, last: u64) -> Command {
+    let last = Sequence::new(last);
+    Command::End(End { last, stage })
+}
+
+impl Order {
+    /// A replica proposes the end of a room whose newest event is `last`, or agrees to it. Returns the stage that it has got to.
+    fn end(&mut self, incarnation: Place, room: &str, stage: EndStage, last: u64) -> (EndStage, Outcome) {
+        let epoch = self.partition.epoch(&RoomName::try_from(room).unwrap());
+        let decision = self.command(incarnation, room, epoch, end(stage, last));
+        match (decision.command, decision.outcome) {
+            (Command::End(end), Ok((_, outcome))) => (end.stage, outcome),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The partition that is made of its state, as a replica that begins with a checkpoint.
+    fn restore(&mut self) {
+        let (state, rooms) = self.partition.state();
+        self.partition = Partition::from_state(state.clone(), rooms).with_supported(V2);
+        assert_eq!(self.partition.state().0, state);
+    }
+}
+
+use EndStage::{Agreed, Decided, Proposed};
+
+#[test]
+fn a_room_ends_once_all_that_live_agree() {
+    let mut order = Order::new();
+    let [one, two, three] = [(); 3].map(|()| order.begin());
+    let ada = order.join(one, "tea", "Ada");
+    assert_eq!(
+        order.end(one, "tea", Proposed, 1),
+        (Proposed, Outcome::Ignored),
+        "she is in it"
+    );
+    assert!(order.partition.ends.is_empty());
+    let epoch = order.partition.epoch(&RoomName::try_from("tea").unwrap());
+    order.command(one, "tea", epoch, Command::Detach(ada));
+    assert_eq!(
+        order.end(one, "tea", Proposed, 1).1,
+        Outcome::Ignored,
+        "she is lost"
+    );
+    order.command(two, "tea", epoch, Command::ExpireGrace(ada));
+    assert_eq!(
+        order.end(one, "tea", Proposed, 1).1,
+        Outcome::Ignored,
+        "she has left since"
+    );
+    assert_eq!(
+        order.end(two, "tea", Agreed, 2),
+        (Agreed, Outcome::Ignored),
+        "nobody has asked"
+    );
+    assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
+    assert_eq!(
+        order.end(two, "tea", Decided, 2),
+        (Agreed, Outcome::Ignored),
+        "the third has not"
+    );
+    order.restore();
+    assert_eq!(
+        order.end(two, "tea", Agreed, 2),
+        (Agreed, Outcome::Ignored),
+        "nor is it counted twice"
+    );
+    assert_eq!(order.end(three, "tea", Agreed, 2), (Decided, Outcome::Ended));
+    let partition = &order.partition;
+    assert!(partition.rooms.is_empty() && partition.ends.is_empty() && partition.attachments.is_empty());
+    // What was on its way to it does not reach the next one.
+    let late = order.command(one, "tea", epoch, join("Bob"));
+    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
+    assert!(late.is_void);
+    order.join(one, "tea", "Bob");
+    assert!(order.partition.epoch(&RoomName::try_from("tea").unwrap()) > epoch);
+    let late = order.command(one, "tea", epoch, end(Decided, 1));
+    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
+}
+
+#[test]
+fn whoever_was_asked_before_is_asked_again() {
+    let mut order = Order::new();
+    let [one, two] = [(); 2].map(|()| order.begin());
+    let tea = RoomName::try_from("tea").unwrap();
+    order.command(one, "tea", None, post(0));
+    order.end(one, "tea", Proposed, 1);
+    // Something happens, and then what was said before does not count.
+    let epoch = order.partition.epoch(&tea);
+    order.command(one, "tea", epoch, post(1));
+    assert!(order.partition.ends.is_empty());
+    assert_eq!(order.end(two, "tea", Agreed, 1).1, Outcome::Ignored);
+    assert_eq!(order.end(two, "tea", Agreed, 2).1, Outcome::Ignored);
+    assert_eq!(order.end(two, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
+    // Another one proposes it: the second may need the room by now.
+    assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
+    // A replica that has come since has not agreed, and one that is lost need not.
+    let three = order.begin();
+    assert_eq!(order.end(two, "tea", Agreed, 2).1, Outcome::Ignored);
+    let seen = order.partition.incarnations[&three].seen;
+    order.apply(Content::Lost {
+        incarnation: three,
+        seen,
+    });
+    assert!(
+        order.partition.epoch(&tea).is_some(),
+        "until somebody says so again"
+    );
+    assert_eq!(order.end(one, "tea", Agreed, 2), (Decided, Outcome::Ended));
+}
+
+#[test]
+fn a_room_that_keeps_somebody_out_does_not_end() {
+    let mut order = Order::new();
+    let replica = order.begin();
+    let tea = RoomName::try_from("tea").unwrap();
+    order.command(replica, "tea", None, post(0));
+    for (moderation, can_end) in [(Moderation::Close, false), (Moderation::Reopen, true)] {
+        let epoch = order.partition.epoch(&tea);
+        let decision = order.command(replica, "tea", epoch, Command::Moderate(moderation));
+        assert!(decision.outcome.is_ok());
+        assert_eq!(
+            order.end(replica, "tea", Proposed, 1).1 == Outcome::Ended,
+            can_end
+        );
+    }
+    // The lobby is no exception, and a command that was meant for no room in particular ends none.
+    order.command(replica, RoomName::LOBBY, None, post(0));
+    let unmeant = order.command(replica, RoomName::LOBBY, None, end(Decided, 1));
+    assert!(matches!(unmeant.outcome, Ok((_, Outcome::Ignored))));
+    assert_eq!(order.end(replica, RoomName::LOBBY, Proposed, 1).1, Outcome::Ended);
+}
+
+#[test]
+fn places_of_rooms_that_have_ended_are_free() {
+    let mut order = Order::new();
+    let replica = order.begin();
+    for round in 0..9 {
+        for room in ["one", "two", "three"] {
+            order.command(replica, room, None, post(round));
+        }
+        let refused = order.command(replica, "four", None, post(round));
+        assert_eq!(refused.outcome.map(drop), Err(Refusal::TooManyRooms));
+        for room in ["one", "two", "three"] {
+            assert_eq!(order.end(replica, room, Proposed, 1), (Decided, Outcome::Ended));
+        }
+        assert_eq!(order.partition.message_ids, 0);
+    }
 }

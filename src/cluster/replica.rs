@@ -682,7 +682,7 @@ pub(super) async fn deliver(
             kept_message_ids,
             room: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
                 Refusal::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
-                Refusal::RoomDeleted => Rejection::RoomDeleted.into(),
+                Refusal::RoomGone => Rejection::RoomDeleted.into(),
             }),
         };
         rooms.entry(room).or_default().push(ordered);

@@ -510,7 +510,7 @@ impl Simulation {
     fn decided(&mut self, to: usize, decision: Decision, is_own: bool, is_first: bool) {
         let (epoch, outcome) = match decision.outcome {
             Ok((epoch, outcome)) => (Some(epoch), outcome),
-            Err(Refusal::RoomDeleted) => {
+            Err(Refusal::RoomGone) => {
                 self.too_late += usize::from(is_first);
                 let (rejection, time) = (Rejection::RoomDeleted, LamportTime::default());
                 (None, Outcome::Rejected { rejection, time })

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Attachment, MessageId, MessageIdError, Moderation, Name, Origin, ParticipantId, Session, Text, TextError,
-    Timestamp, TraceContext,
+    Attachment, MessageId, MessageIdError, Moderation, Name, Origin, ParticipantId, Sequence, Session, Text,
+    TextError, Timestamp, TraceContext,
 };
 
 /// A command to a room. The order in which a room applies its commands is the order of its log.
@@ -26,6 +26,31 @@ pub enum Command {
     ExpireGrace(Attachment),
     /// Decide about what others do. Whoever issues this command has checked that the moderator may.
     Moderate(Moderation),
+    /// Nobody needs the room any more.
+    End(End),
+}
+
+/// Says that nobody needs a room: nobody was in it, and nothing has happened in it since its newest event, for long enough.
+///
+/// What a room is needed for apart from that, the fold does not know: for whoever reads it without being in it, and for the history that
+/// somebody retains. So replicas of a room ask one another before it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The newest event of the room, as far as whoever says so knows. If there is another one, this has no effect.
+    pub last: Sequence,
+    /// Whether all have been asked.
+    pub stage: EndStage,
+}
+
+/// How far replicas have got that end a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndStage {
+    /// One of them asks the others.
+    Proposed,
+    /// One of them does not need the room, either.
+    Agreed,
+    /// The room ends.
+    Decided,
 }
 
 /// Enters a room, or attaches a new stream to a session.

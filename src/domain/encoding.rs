@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::command::{Command, Join, Leave, Message, Post, Say};
+use super::command::{Command, End, EndStage, Join, Leave, Message, Post, Say};
 use super::dedup_window::Entry;
 use super::limits::{MAX_MESSAGE_CHARS_CEILING, Rules};
 use super::room_state::{ParticipantState, RoomState};
@@ -304,6 +304,7 @@ encode_struct! {
     Post { name, origin, message }
     Message { timestamp, text, message_id, trace }
     Leave { attachment, timestamp, trace }
+    End { last, stage }
     Participant { name, join_time, join_sequence, is_resumable }
     Rules { max_message_chars, max_clock_ahead, max_participants, allow_duplicate_names }
     Entry { id_hash, text_hash, sequence }
@@ -325,7 +326,9 @@ encode_enum! {
         5 => Detach(attachment),
         6 => ExpireGrace(attachment),
         7 => Moderate(moderation),
+        8 => End(end),
     }
+    [] EndStage { 1 => Proposed, 2 => Agreed, 3 => Decided, }
     [] Moderation {
         1 => Remove { who, reason },
         2 => Ban(ban),

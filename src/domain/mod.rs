@@ -33,7 +33,7 @@ pub(crate) use dedup_window::DEDUP_ENTRY_BYTES;
 pub(crate) use skeleton::NAME_TABLES;
 
 pub use clock::{ClockError, LamportClock, LamportTime, Timestamp, WallTime};
-pub use command::{Command, Join, Leave, Message, Post, Say};
+pub use command::{Command, End, EndStage, Join, Leave, Message, Post, Say};
 pub use encoding::{DecodeError, MAX_ENCODED_COMMAND};
 pub use event::{Event, EventKind};
 pub use limits::Rules;

@@ -45,6 +45,8 @@ pub enum Outcome {
         /// The attachments of those that were not lost.
         attachments: Vec<Attachment>,
     },
+    /// The room has ended, because nobody needs it.
+    Ended,
     /// The message is in the log already, under the same message id. Only its sender is told.
     Repeated {
         /// The original event.

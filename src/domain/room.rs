@@ -28,9 +28,9 @@ use super::room_state::{InvalidState, RoomState};
 use super::roster::Roster;
 use super::skeleton::{Skeletons, skeletons};
 use super::{
-    Attachment, Ban, Command, Event, EventKind, Join, LamportClock, LamportTime, Leave, Message, Moderation,
-    Name, Origin, Outcome, Participant, ParticipantId, Post, Rejection, RemoveTarget, Rules, Say, Sequence,
-    Session, TextError, Timestamp, TraceContext, WallTime,
+    Attachment, Ban, Command, End, EndStage, Event, EventKind, Join, LamportClock, LamportTime, Leave,
+    Message, Moderation, Name, Origin, Outcome, Participant, ParticipantId, Post, Rejection, RemoveTarget,
+    Rules, Say, Sequence, Session, TextError, Timestamp, TraceContext, WallTime,
 };
 
 /// The state of one room after some prefix of its log.
@@ -169,6 +169,7 @@ impl Room {
             Command::Detach(attachment) => Ok(self.detach(attachment, at)),
             Command::ExpireGrace(attachment) => Ok(self.expire_grace(attachment, at)),
             Command::Moderate(moderation) => self.moderate(moderation, at),
+            Command::End(end) => Ok(self.end(end, at)),
         };
         outcome.unwrap_or_else(|rejection| Outcome::Rejected {
             rejection,
@@ -405,10 +406,19 @@ impl Room {
         self.is_closed
     }
 
-    /// Whether a moderator has deleted the room. It then rejects every command.
+    /// Whether the room is gone: a moderator has deleted it, or it has ended. It then rejects every command.
     #[must_use]
     pub const fn is_deleted(&self) -> bool {
         self.is_deleted
+    }
+
+    /// Whether the room may end at the time `at` for all that it knows itself: nobody is in it, nothing has happened since its event `last`,
+    /// and it keeps nobody out.
+    pub(crate) fn is_unused_since(&self, last: Sequence, at: WallTime) -> bool {
+        self.last == last
+            && self.participants().is_empty()
+            && !self.is_closed
+            && self.bans(at).next().is_none()
     }
 
     /// Checks that a client may read the room at the time `at` without joining it. It has no name there.
@@ -720,6 +730,15 @@ impl Room {
         }
         self.is_moderation_unsaved = true;
         Ok(self.remove(leaving, at))
+    }
+
+    fn end(&mut self, end: End, at: WallTime) -> Outcome {
+        let End { last, stage } = end;
+        if stage != EndStage::Decided || !self.is_unused_since(last, at) {
+            return Outcome::Ignored;
+        }
+        self.is_deleted = true;
+        Outcome::Ended
     }
 
     fn remove(&mut self, leaving: Vec<ParticipantId>, at: WallTime) -> Outcome {

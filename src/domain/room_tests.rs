@@ -164,7 +164,7 @@ fn timestamp_of(command: &Command) -> Option<i64> {
         Command::Say(say) => say.message.timestamp,
         Command::Post(post) => post.message.timestamp,
         Command::Leave(leave) => leave.timestamp?,
-        Command::Detach(_) | Command::ExpireGrace(_) | Command::Moderate(_) => return None,
+        Command::Detach(_) | Command::ExpireGrace(_) | Command::Moderate(_) | Command::End(_) => return None,
     };
     Some(timestamp.0)
 }
@@ -175,7 +175,7 @@ fn attachment_of(command: &Command) -> Option<Attachment> {
         Command::Say(say) => Some(say.attachment),
         Command::Leave(leave) => Some(leave.attachment),
         Command::Detach(attachment) | Command::ExpireGrace(attachment) => Some(*attachment),
-        Command::Join(_) | Command::Post(_) | Command::Moderate(_) => None,
+        Command::Join(_) | Command::Post(_) | Command::Moderate(_) | Command::End(_) => None,
     }
 }
 
@@ -331,7 +331,7 @@ proptest! {
                     *time
                 }
                 Outcome::Repeated { time, .. } => *time,
-                Outcome::Resumed { .. } | Outcome::Lost | Outcome::Ignored => before.time(),
+                Outcome::Resumed { .. } | Outcome::Lost | Outcome::Ignored | Outcome::Ended => before.time(),
                 Outcome::Accepted(_) | Outcome::Joined { .. } | Outcome::Moderated { .. } => return Ok(()),
             };
             prop_assert_eq!(room.time(), time);
@@ -1180,4 +1180,57 @@ fn a_deleted_room_rejects_every_command() {
         room.check_reader(&Origin::default(), WallTime::default())
             .is_err()
     );
+}
+
+#[test]
+fn a_room_ends_only_if_nobody_is_in_it_nothing_has_happened_since_and_nobody_is_kept_out() {
+    let mut room = Room::new(rules());
+    let end = |room: &Room, stage| {
+        Command::End(End {
+            last: room.last(),
+            stage,
+        })
+    };
+    let ada = joined_and_lost(&mut room, "Ada", 1);
+    let last = room.last();
+    for stage in [EndStage::Proposed, EndStage::Agreed, EndStage::Decided] {
+        let command = end(&room, stage);
+        assert_eq!(
+            room.apply(command, WallTime::default()),
+            Outcome::Ignored,
+            "Ada is in it"
+        );
+    }
+    accepted(&mut room, Command::ExpireGrace(ada));
+    let late = Command::End(End {
+        last,
+        stage: EndStage::Decided,
+    });
+    assert_eq!(
+        room.apply(late, WallTime::default()),
+        Outcome::Ignored,
+        "she has left since"
+    );
+    removed(&mut room, ban(BanTarget::Subject("bob".into()), 100));
+    let command = end(&room, EndStage::Decided);
+    assert_eq!(
+        room.apply(command.clone(), WallTime::from_millis(99)),
+        Outcome::Ignored
+    );
+    removed(&mut room, Command::Moderate(Moderation::Close));
+    assert_eq!(
+        room.apply(command.clone(), WallTime::from_millis(100)),
+        Outcome::Ignored
+    );
+    removed(&mut room, Command::Moderate(Moderation::Reopen));
+    for stage in [EndStage::Proposed, EndStage::Agreed] {
+        let command = end(&room, stage);
+        assert_eq!(
+            room.apply(command, WallTime::from_millis(100)),
+            Outcome::Ignored,
+            "not all agree"
+        );
+    }
+    assert_eq!(room.apply(command, WallTime::from_millis(100)), Outcome::Ended);
+    assert_eq!(rejection(&mut room, join("Bob", 2)), Rejection::RoomDeleted);
 }
