@@ -11,12 +11,12 @@ use super::partition::{Applied, Partition};
 use super::replica::{SUBMISSIONS, deliver};
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    self, Command, Join, Moderation, Name, Origin, Post, Rejection, RoomName, Rules, Sequence, Text,
-    Timestamp, WallTime,
+    self, Command, End, EndStage, Join, Moderation, Name, Origin, Post, Rejection, RoomName, Rules, Sequence,
+    Text, Timestamp, WallTime,
 };
 use crate::hub::{
     CloseReason, FeedItem, Hub, HubError, HubOptions, JoinRequest, Member, PostOutcome, RequestMeta,
-    ResumePoint, Submission,
+    ResumePoint, StartPosition, Submission,
 };
 use crate::store::{MemoryStore, Retention, Store as _};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
@@ -33,10 +33,14 @@ struct Replicated {
 
 impl Replicated {
     async fn new(options: HubOptions) -> Self {
+        Self::with_retention(options, Retention::IN_MEMORY).await
+    }
+
+    async fn with_retention(options: HubOptions, retention: Retention) -> Self {
         let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
         let observer = Arc::new(TelemetryObserver::new(metrics, None));
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
-        let store = Arc::new(MemoryStore::replicated(Retention::IN_MEMORY));
+        let store = Arc::new(MemoryStore::replicated(retention));
         let hub = Hub::replicated(
             Rules::default(),
             options,
@@ -380,4 +384,154 @@ async fn a_command_that_its_room_cannot_apply_is_fatal() {
     replicated.hub.failed().cancelled().await;
     let room = replicated.hub.apply_ordered(&tea(), Vec::new()).await;
     assert_eq!(room, Err(HubError::Failed));
+}
+
+impl Replicated {
+    /// Another replica writes a command for the room of this epoch.
+    async fn order_other(
+        &mut self,
+        other: Place,
+        number: u64,
+        epoch: Option<domain::Epoch>,
+        command: Command,
+    ) {
+        let command = RoomCommand {
+            room: tea(),
+            epoch,
+            request: 1,
+            command,
+        };
+        let batch = Content::Batch {
+            incarnation: other,
+            number,
+            commands: vec![command],
+        };
+        let (place, at) = (
+            self.partition.applied().next(),
+            WallTime::from_millis(1_700_000_000_000),
+        );
+        let message = Message { at, content: batch };
+        let Applied::Batch { decisions, .. } = self.partition.apply(place, message).unwrap() else {
+            panic!("it has no effect");
+        };
+        deliver(&self.hub, decisions, false, at).await.unwrap();
+    }
+
+    /// Somebody posts to the room, and then it is quiet for long.
+    async fn begin_room(&mut self) -> Option<domain::Epoch> {
+        let posted = self.post();
+        self.order_next().await;
+        posted.await.unwrap().unwrap();
+        self.partition.epoch(&tea())
+    }
+}
+
+fn end(submission: &Submission) -> Option<EndStage> {
+    match submission.command {
+        Command::End(End { stage, .. }) => Some(stage),
+        _ => None,
+    }
+}
+
+/// With events that expire at once.
+fn expiring() -> Retention {
+    Retention {
+        max_age: Some(Duration::from_secs(1)),
+        ..Retention::IN_MEMORY
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_nobody_needs_ends_and_whoever_joins_meanwhile_begins_another() {
+    let mut replicated = Replicated::with_retention(HubOptions::default(), expiring()).await;
+    replicated.hub.set_proposing_ends(true);
+    let epoch = replicated.begin_room().await;
+    let ada = replicated.join("Ada");
+    replicated.order_next().await;
+    let mut ada = ada.await.unwrap().unwrap();
+    let token = ada.info().session_token.clone();
+    ada.leave(None, None);
+    replicated.order_next().await;
+    drop(ada);
+    let mut proposal = replicated.submitted().await;
+    while end(&proposal).is_none() {
+        // The end of the stream, after the LEAVE.
+        replicated.order(vec![proposal]).await;
+        proposal = replicated.submitted().await;
+    }
+    assert_eq!(
+        (end(&proposal), proposal.epoch),
+        (Some(EndStage::Proposed), epoch)
+    );
+    let joined = replicated.join("Bob");
+    let late = replicated.submitted().await;
+    assert_eq!(late.epoch, epoch);
+    replicated.order(vec![proposal]).await;
+    replicated.order(vec![late]).await;
+    assert!(matches!(joined.await.unwrap(), Err(HubError::RoomEnded)));
+    assert!(!replicated.hub.has_room(&tea()));
+    let (epoch, last) = (epoch.unwrap(), Sequence::new(3));
+    // Its actor ends, too.
+    let mut waited = 0;
+    while replicated.hub.running() > 0 && waited < 1_000 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        waited += 1;
+    }
+    assert_eq!(replicated.hub.running(), 0);
+    // A client with the token of a session in it is told so, and begins another one without it.
+    let mut request = join("Ada");
+    request.session_token = token;
+    request.resume_point = Some(ResumePoint {
+        epoch: epoch.get(),
+        sequence: last,
+    });
+    let resumed = replicated.join_with(request.clone());
+    let submission = replicated.submitted().await;
+    assert_eq!(submission.epoch, Some(epoch));
+    replicated.order(vec![submission]).await;
+    assert!(matches!(resumed.await.unwrap(), Err(HubError::RoomEnded)));
+    request.session_token = None;
+    let joined = replicated.join_with(request);
+    replicated.order_next().await;
+    let joined = joined.await.unwrap().unwrap();
+    assert!(joined.info().epoch > epoch && !joined.info().start.is_recovered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_agrees_to_the_end_of_a_room_unless_somebody_reads_it_or_its_log_has_not_expired() {
+    for (retention, is_read, agrees) in [
+        (expiring(), false, true),
+        (expiring(), true, false),
+        (Retention::IN_MEMORY, false, false),
+    ] {
+        let mut replicated = Replicated::with_retention(HubOptions::default(), retention).await;
+        let epoch = replicated.begin_room().await;
+        let hello = Content::Hello {
+            nonce: 77,
+            rules: OrderRules::new(Rules::default(), 10),
+            supported: FoldVersions::supported(),
+            name: "r2".into(),
+            version: "1".into(),
+        };
+        let other = replicated.apply(hello).await;
+        let reader = replicated
+            .hub
+            .subscribe(&tea(), StartPosition::Tail, Origin::default())
+            .await
+            .unwrap();
+        let reader = is_read.then_some(reader);
+        let proposal = Command::End(End {
+            last: Sequence::new(1),
+            stage: EndStage::Proposed,
+        });
+        replicated.order_other(other, 1, epoch, proposal).await;
+        let answer = tokio::time::timeout(Duration::from_secs(900), replicated.submitted()).await;
+        assert_eq!(answer.is_ok(), agrees);
+        if let Ok(answer) = answer {
+            assert_eq!(end(&answer), Some(EndStage::Agreed));
+            replicated.order(vec![answer]).await;
+            assert_eq!(replicated.partition.epoch(&tea()), None);
+        }
+        drop(reader);
+    }
 }

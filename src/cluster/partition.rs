@@ -625,7 +625,8 @@ impl Partition {
     ) -> EndStage {
         let is_unused = |replicated: &Arc<ReplicatedRoom>| replicated.room.is_unused_since(last, at);
         if meant.is_none() || !self.rooms.get(name).is_some_and(is_unused) {
-            return EndStage::Proposed;
+            // Nobody answers that.
+            return EndStage::Agreed;
         }
         if stage == EndStage::Proposed {
             // What was said before, may not hold any more.

@@ -335,8 +335,8 @@ fn a_room_ends_once_all_that_live_agree() {
     let ada = order.join(one, "tea", "Ada");
     assert_eq!(
         order.end(one, "tea", Proposed, 1),
-        (Proposed, Outcome::Ignored),
-        "she is in it"
+        (Agreed, Outcome::Ignored),
+        "she is in it, so nobody is asked"
     );
     assert!(order.partition.ends.is_empty());
     let epoch = order.partition.epoch(&RoomName::try_from("tea").unwrap());

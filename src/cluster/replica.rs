@@ -650,6 +650,7 @@ impl Replica {
             in_flight: self.producer.in_flight(),
             waiting: self.producer.waiting_len(),
         });
+        self.hub.set_proposing_ends(is_ready && self.presence.is_eldest());
         self.is_ready
             .send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
     }

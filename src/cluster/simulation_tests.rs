@@ -18,13 +18,17 @@ use super::presence::{CUT_OFF, Presence};
 use super::producer::Producer;
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    Attachment, Command, Epoch, EventKind, Join, LamportTime, MessageId, Moderation, Name, Origin, Outcome,
-    Rejection, RoomName, Rules, Say, Sequence, Session, Text, Timestamp, WallTime,
+    Attachment, Command, End, EndStage, Epoch, EventKind, Join, LamportTime, Leave, MessageId, Moderation,
+    Name, Origin, Outcome, Rejection, RoomName, Rules, Say, Sequence, Session, Text, Timestamp, WallTime,
 };
 
 const SEEDS: u64 = 6;
 const REPLICAS: usize = 3;
-const CLIENTS: usize = 6;
+const CLIENTS: usize = 9;
+/// Those from here on leave their room, and come back, so that it ends again and again.
+const FIRST_GUEST: usize = 6;
+/// For how long they stay away at most.
+const ABSENCE: u64 = 4_000;
 const GRACE: u64 = 20_000;
 /// A client that gets no answer for so long goes to another replica.
 const PATIENCE: u64 = 2_500;
@@ -80,6 +84,7 @@ struct Client {
     /// Distinguishes the attempts, so that late answers are not taken for others.
     attempt: u64,
     sent_at: Option<Time>,
+    away_until: Time,
 }
 
 struct Simulation {
@@ -116,12 +121,17 @@ struct Simulation {
     ignored: BTreeMap<String, usize>,
     /// The rooms that a moderator has deleted.
     deleted: BTreeSet<Epoch>,
+    /// The participants of each room.
+    present: BTreeMap<RoomName, BTreeSet<i32>>,
+    /// How many rooms have ended.
+    ended: usize,
     /// How many commands came too late for a room.
     too_late: usize,
 }
 
 fn room(client: usize) -> RoomName {
-    RoomName::try_from(format!("room{}", client % 2).as_str()).unwrap()
+    let number = if client < FIRST_GUEST { client % 2 } else { 2 };
+    RoomName::try_from(format!("room{number}").as_str()).unwrap()
 }
 
 /// A checkpoint without records.
@@ -163,6 +173,8 @@ impl Simulation {
             applied: BTreeMap::new(),
             ignored: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            present: BTreeMap::new(),
+            ended: 0,
             too_late: 0,
         };
         for _ in 0..REPLICAS {
@@ -350,7 +362,13 @@ impl Simulation {
         let session = client.session.filter(|_| client.epoch >= known);
         let is_bound = session.is_some() || client.attachment.is_some();
         let epoch = if is_bound { client.epoch } else { known };
+        let is_leaving = n >= FIRST_GUEST && client.said % 5 == 4;
         let command = match client.attachment {
+            Some(attachment) if is_leaving => Command::Leave(Leave {
+                attachment,
+                timestamp: None,
+                trace: None,
+            }),
             Some(attachment) => Command::Say(Say {
                 attachment,
                 message: crate::domain::Message {
@@ -515,13 +533,20 @@ impl Simulation {
                 let (rejection, time) = (Rejection::RoomDeleted, LamportTime::default());
                 (None, Outcome::Rejected { rejection, time })
             }
-            Err(Refusal::TooManyRooms) => panic!("there are only two rooms"),
+            Err(Refusal::TooManyRooms) => panic!("there are only three rooms"),
         };
+        let is_gone = epoch.is_none();
         let deletion = Command::Moderate(Moderation::Delete);
-        if let (true, Outcome::Moderated { .. }, Some(epoch)) = (is_first, &outcome, epoch)
-            && decision.command == deletion
-        {
-            self.deleted.insert(epoch);
+        let has_ended = outcome == Outcome::Ended;
+        let is_deleted = decision.command == deletion && matches!(outcome, Outcome::Moderated { .. });
+        if let (true, true, Some(epoch)) = (is_first, is_deleted || has_ended, epoch) {
+            let present = self.present.remove(&decision.room).unwrap_or_default();
+            if has_ended {
+                assert!(present.is_empty(), "{present:?} are in a room that ends");
+                self.ended += 1;
+            } else {
+                self.deleted.insert(epoch);
+            }
             for client in self
                 .clients
                 .iter_mut()
@@ -536,7 +561,11 @@ impl Simulation {
         for event in outcome.events().filter(|_| is_first) {
             let key = (decision.room.clone(), event.participant.get());
             match &event.kind {
-                EventKind::Join => drop(self.sessions.insert(key, event.sequence)),
+                EventKind::Join => {
+                    let present = self.present.entry(key.0.clone()).or_default();
+                    assert!(present.insert(key.1));
+                    self.sessions.insert(key, event.sequence);
+                }
                 EventKind::Message {
                     message_id: Some(id), ..
                 } => {
@@ -554,7 +583,9 @@ impl Simulation {
                     let has_session =
                         |(n, client): (usize, &Client)| room(n) == decision.room && client.session == session;
                     // An earlier attempt to join may arrive now, which had no session yet.
-                    let is_late = matches!(&decision.command, Command::Join(join) if join.session.is_none() && join.name == event.name);
+                    let is_late = matches!(&decision.command, Command::Join(join) if join.session.is_none() && join.name == event.name)
+                        || matches!(decision.command, Command::Leave(_));
+                    self.present.entry(key.0.clone()).or_default().remove(&key.1);
                     let mut clients = self.clients.iter().enumerate();
                     assert!(
                         is_late || !clients.any(has_session),
@@ -564,6 +595,15 @@ impl Simulation {
                 }
                 _ => {}
             }
+        }
+        if let Command::End(End { last, stage }) = decision.command {
+            let replica = &mut self.replicas[to];
+            let is_asked = stage == EndStage::Proposed && !is_own && replica.producer.incarnation().is_some();
+            // Sometimes somebody reads the room.
+            if is_asked && self.random.random_ratio(4, 5) {
+                self.end(to, decision.room, epoch, last, EndStage::Agreed);
+            }
+            return;
         }
         if outcome == Outcome::Lost {
             let replica = &mut self.replicas[to];
@@ -614,6 +654,11 @@ impl Simulation {
                 client.attachment = Some(attachment);
             }
             Outcome::Resumed { attachment, .. } => client.attachment = Some(attachment),
+            Outcome::Accepted(event) if event.kind == EventKind::Leave => {
+                (client.session, client.attachment) = (None, None);
+                client.said += 1;
+                client.away_until = self.now + self.random.random_range(0..ABSENCE);
+            }
             Outcome::Accepted(event) => {
                 let id = event.message_id().unwrap().to_string();
                 if id == format!("c{n}-{}", client.said) {
@@ -627,7 +672,13 @@ impl Simulation {
                 client.said += 1;
             }
             // Another attachment has taken over, the name is held by the session before, or the room was deleted.
-            _ => client.attachment = None,
+            _ => {
+                client.attachment = None;
+                if is_gone {
+                    // It joins the next room of this name, without a token of the one before.
+                    client.session = None;
+                }
+            }
         }
         client.attempt += 1;
         client.sent_at = None;
@@ -644,6 +695,37 @@ impl Simulation {
             request,
             command,
         });
+    }
+
+    /// A replica proposes the end of a room, or agrees to it.
+    fn end(&mut self, at: usize, room: RoomName, epoch: Option<Epoch>, last: Sequence, stage: EndStage) {
+        let replica = &mut self.replicas[at];
+        replica.next_request += 1;
+        replica.producer.push(RoomCommand {
+            room,
+            epoch,
+            request: replica.next_request,
+            command: Command::End(End { last, stage }),
+        });
+    }
+
+    /// The eldest replica proposes the ends of rooms in which nobody is, as far as it knows, and now and then another one does.
+    fn propose_ends(&mut self) {
+        for n in 0..REPLICAS {
+            let is_eldest = self.replicas[n].presence.is_eldest();
+            let is_proposing = is_eldest || self.random.random_ratio(1, 20);
+            let replica = &self.replicas[n];
+            if !is_proposing || replica.producer.incarnation().is_none() || replica.paused_until > self.now {
+                continue;
+            }
+            let rooms = replica.partition.rooms();
+            let unused = rooms.filter(|(_, room)| room.participants().is_empty());
+            let unused: Vec<_> = unused.map(|(name, room)| (name.clone(), room.last())).collect();
+            for (name, last) in unused {
+                let epoch = self.replicas[n].partition.epoch(&name);
+                self.end(n, name, epoch, last, EndStage::Proposed);
+            }
+        }
     }
 
     /// A moderator deletes a room.
@@ -737,6 +819,9 @@ impl Simulation {
         }
         for n in 0..CLIENTS {
             let client = &mut self.clients[n];
+            if client.away_until > self.now {
+                continue;
+            }
             let is_served = self.replicas[client.replica].producer.incarnation().is_some();
             match client.sent_at {
                 Some(at) if self.now < at + PATIENCE && (is_served || client.attachment.is_none()) => {
@@ -800,6 +885,9 @@ impl Simulation {
                 );
                 self.delete(at, room(n));
             }
+            if self.now.is_multiple_of(300) {
+                self.propose_ends();
+            }
             self.tick();
         }
     }
@@ -807,7 +895,8 @@ impl Simulation {
 
 #[test]
 fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
-    let (mut lost, mut restored, mut too_late, mut ignored) = (0, 0, 0, BTreeMap::<String, usize>::new());
+    let (mut lost, mut ended, mut restored, mut too_late, mut ignored) =
+        (0, 0, 0, 0, BTreeMap::<String, usize>::new());
     let first: u64 = std::env::var("SEED").map_or(0, |seed| seed.parse().unwrap());
     for seed in first..first + SEEDS {
         let mut simulation = Simulation::new(seed);
@@ -819,7 +908,8 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
         simulation.run(2_000);
         for (n, (client, before)) in simulation.clients.iter().zip(before).enumerate() {
             assert!(
-                client.said > before + 10,
+                client.said > before + if n < FIRST_GUEST { 10 } else { 0 }
+                    || client.away_until > simulation.now - 2_000,
                 "seed {seed}: client {n} goes on: {before} {}",
                 client.said
             );
@@ -846,15 +936,17 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
             );
         }
         println!(
-            "seed {seed}: {} messages, {} acknowledged, {} replicas lost, {} left, {} rooms deleted, {} commands too late, ignored {:?}",
+            "seed {seed}: {} messages, {} acknowledged, {} replicas lost, {} left, {} rooms deleted, {} ended, {} commands too late, ignored {:?}",
             simulation.stream.len(),
             simulation.acknowledged.len(),
             simulation.lost,
             simulation.left,
             simulation.deleted.len(),
+            simulation.ended,
             simulation.too_late,
             simulation.ignored
         );
+        ended += simulation.ended;
         lost += simulation.lost;
         too_late += simulation.too_late;
         restored += simulation.restored;
@@ -868,8 +960,8 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
     }
     // The faults have happened.
     assert!(
-        lost > 0 && too_late > 0 && restored > SEEDS,
-        "{lost} {too_late} {restored}"
+        lost > 0 && ended > 6 && too_late > 0 && restored > SEEDS,
+        "{lost} {ended} {too_late} {restored}"
     );
     for why in ["Repeated", "Early", "Fenced"] {
         assert!(ignored.contains_key(why), "{why}: {ignored:?}");

@@ -2,7 +2,7 @@
 //! stream holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use super::used_bytes::UsedBytes;
 use crate::domain::{
-    Attachment, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, RoomName, Say,
-    Timestamp, TraceContext,
+    Attachment, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, Rejection,
+    RoomName, Say, Timestamp, TraceContext,
 };
 
 /// The capacity of a room's mailbox, in bytes: several thousand short messages, enough to amortize the wake-up of a batch,
@@ -146,6 +146,7 @@ pub(super) struct RoomHandle {
     pub(super) ordered: Option<OrderedQueue>,
     time: AtomicI64,
     participants: AtomicU32,
+    is_deleted: AtomicBool,
 }
 
 impl RoomHandle {
@@ -156,6 +157,7 @@ impl RoomHandle {
             mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY, mailbox_bytes)),
             time: AtomicI64::new(0),
             participants: AtomicU32::new(0),
+            is_deleted: AtomicBool::new(false),
         })
     }
 
@@ -168,6 +170,25 @@ impl RoomHandle {
             for Envelope { request, .. } in requests.drain(..) {
                 request.fail(error.clone());
             }
+        }
+    }
+
+    /// Whether nothing can be sent to it any more because nobody needed it.
+    pub(super) fn is_unloaded(&self) -> bool {
+        self.ordered.as_ref().is_some_and(OrderedQueue::is_closed)
+    }
+
+    /// A moderator has deleted the room, and so its mailbox closes.
+    pub(super) fn set_deleted(&self) {
+        self.is_deleted.store(true, Ordering::Release);
+    }
+
+    /// Why a room does not exist any more whose mailbox is closed.
+    pub(super) fn gone_error(&self) -> HubError {
+        if self.is_deleted.load(Ordering::Acquire) {
+            Rejection::RoomDeleted.into()
+        } else {
+            HubError::RoomEnded
         }
     }
 

@@ -261,24 +261,28 @@ impl Hub {
         room: &RoomName,
         commands: Vec<Ordered>,
     ) -> Result<(), HubError> {
-        // While the hub drains, the rooms that run go on.
-        let room = match self.registry.get(room) {
-            Some(room) => Ok(room),
-            None => self.get_or_start(room),
-        };
-        let is_applied = match room {
-            Ok(room) => match &room.ordered {
-                Some(ordered) => ordered.send(OrderItem::Commands(commands)).await,
-                None => false,
-            },
-            Err(HubError::Draining) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        // A room that has finished while the hub drains has no clients left.
-        if is_applied || self.registry.is_draining() {
-            Ok(())
-        } else {
-            Err(HubError::Failed)
+        let mut item = OrderItem::Commands(commands);
+        loop {
+            // While the hub drains, the rooms that run go on.
+            let handle = match self.registry.get(room).filter(|room| !room.is_unloaded()) {
+                Some(handle) => Ok(handle),
+                None => self.get_or_start(room),
+            };
+            let handle = match handle {
+                Ok(handle) => handle,
+                Err(HubError::Draining) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let Some(ordered) = &handle.ordered else {
+                return Err(HubError::Failed);
+            };
+            match ordered.send(item).await {
+                Ok(()) => return Ok(()),
+                Err(unsent) if handle.is_unloaded() => item = unsent,
+                // A room that has finished while the hub drains has no clients left.
+                Err(_) if self.registry.is_draining() => return Ok(()),
+                Err(_) => return Err(HubError::Failed),
+            }
         }
     }
 
@@ -310,18 +314,19 @@ impl Hub {
         bounds.is_some_and(|bounds| bounds.last >= last)
     }
 
+    /// Whether the rooms of this replica propose their ends to the others.
+    pub(crate) fn set_proposing_ends(&self, is_proposing: bool) {
+        if let Some(replication) = &self.context.replication {
+            replication.set_proposing(is_proposing);
+        }
+    }
+
     /// What a replica retains of a room's log, if it [has reached](Self::has_reached) the event `last`.
     pub(crate) fn retained(&self, room: &RoomName, epoch: Epoch, last: Sequence) -> Option<Vec<Record>> {
-        let log = self.context.store.find(room)?;
-        let has_reached = self.has_reached(room, epoch, last);
-        has_reached
-            .then(|| {
-                self.context
-                    .store
-                    .records(log.id, Sequence::ZERO, usize::MAX)
-                    .ok()
-            })
-            .flatten()
+        let store = &self.context.store;
+        let log = store.find(room).filter(|log| log.epoch == epoch);
+        let log = log.filter(|_| self.has_reached(room, epoch, last));
+        store.records(log?.id, Sequence::ZERO, usize::MAX).ok()
     }
 
     /// Ends all streams and calls, and rejects new ones until [`Hub::resume`], because it is unknown what the other replicas do.
@@ -349,7 +354,7 @@ impl Hub {
         for room in self.registry.all() {
             if let Some(ordered) = &room.ordered {
                 // A room that has ended has no callers.
-                ordered.send(OrderItem::Fenced(fences)).await;
+                ordered.send(OrderItem::Fenced(fences)).await.ok();
             }
         }
     }
@@ -366,7 +371,7 @@ impl Hub {
         self.restore_rules(rules);
         for room in self.registry.all() {
             if let Some(ordered) = &room.ordered {
-                ordered.send(OrderItem::Rules(rules)).await;
+                ordered.send(OrderItem::Rules(rules)).await.ok();
             }
         }
     }
@@ -375,6 +380,12 @@ impl Hub {
     pub(crate) fn fences(&self) -> u64 {
         let replication = self.context.replication.as_ref();
         replication.map_or(0, |replication| replication.standing().fences)
+    }
+
+    /// How many rooms run.
+    #[cfg(test)]
+    pub(crate) fn running(&self) -> usize {
+        self.registry.all().len()
     }
 
     /// Accepts calls again.
@@ -434,8 +445,10 @@ impl Hub {
         origin: Origin,
     ) -> Result<Reader, HubError> {
         self.check_readable(room)?;
-        self.call(room, |reply| Request::Subscribe { start, origin, reply })
+        let request = |reply| Request::Subscribe { start, origin, reply };
+        self.call(room, request)
             .await
+            .map_err(|error| no_room(room, error))
     }
 
     /// Carries out a moderator's decision. Returns how many participants leave because of it, once it is durable. Calls `report`
@@ -453,7 +466,9 @@ impl Hub {
             report,
             reply,
         };
-        self.call(room, request).await
+        self.call(room, request)
+            .await
+            .map_err(|error| no_room(room, error))
     }
 
     /// At most `limit` participants of a room, by id, starting after the participant `after`.
@@ -464,8 +479,10 @@ impl Hub {
         limit: usize,
     ) -> Result<RoomInfo, HubError> {
         self.check_readable(room)?;
-        self.call(room, |reply| Request::Info { after, limit, reply })
+        let request = |reply| Request::Info { after, limit, reply };
+        self.call(room, request)
             .await
+            .map_err(|error| no_room(room, error))
     }
 
     /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`. `permit` is held
@@ -556,9 +573,9 @@ impl Hub {
             let room = self.get_or_start(name)?;
             let mut sender = Sender::new(Arc::clone(&room.mailbox));
             let pushed = poll_fn(|cx| sender.poll_push(cx, &mut envelope)).await;
-            // A moderator has deleted the room, and not everybody who may write to a room may create it again.
+            // A moderator has deleted the room, or it has ended, and not everybody who may write to a room may create it again.
             if pushed.is_err() && existed && !self.has_room(name) {
-                return Err(Rejection::RoomDeleted.into());
+                return Err(room.gone_error());
             }
             // Otherwise the room was unloaded since the lookup, and the next lookup loads it again.
         }
@@ -698,6 +715,14 @@ impl Hub {
         self.cause.set(error).ok();
         self.registry.fail();
         self.failed.cancel();
+    }
+}
+
+/// The error of a request that does not begin a room. The lobby can be asked again.
+fn no_room(room: &RoomName, error: HubError) -> HubError {
+    match error {
+        HubError::RoomEnded if room.as_str() != RoomName::LOBBY => HubError::NoRoom(room.clone()),
+        error => error,
     }
 }
 

@@ -4,10 +4,12 @@
 //! those of all replicas when the order has given them their places. Callers are answered then.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::request::HubError;
 use crate::domain::{Command, Epoch, RoomName, Rules, WallTime};
@@ -15,6 +17,9 @@ use crate::store::MemoryStore;
 
 /// How many batches of commands wait for a room's actor.
 const QUEUE_LEN: usize = 64;
+
+/// How long after the end of one room that of the next one is proposed.
+const PROPOSAL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A command on its way into the order.
 pub(crate) struct Submission {
@@ -71,6 +76,16 @@ pub(super) struct Replication {
     /// Of rooms that begin: those of the order, which are not this replica's yet while it applies what is old.
     rules: Arc<Mutex<Rules>>,
     next_request: Arc<AtomicU64>,
+    ends: Arc<Ends>,
+}
+
+/// The ends of rooms.
+#[derive(Default)]
+struct Ends {
+    /// Whether this replica is the one that proposes them.
+    is_proposing: AtomicBool,
+    /// When the next one may be proposed.
+    next_proposal: Mutex<Option<Instant>>,
 }
 
 impl Replication {
@@ -85,6 +100,7 @@ impl Replication {
             }),
             rules: Arc::new(Mutex::new(rules)),
             next_request: Arc::default(),
+            ends: Arc::default(),
         }
     }
 
@@ -104,6 +120,23 @@ impl Replication {
         self.standing().is_suspended
     }
 
+    pub(super) fn set_proposing(&self, is_proposing: bool) {
+        self.ends.is_proposing.store(is_proposing, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_proposing(&self) -> bool {
+        self.ends.is_proposing.load(Ordering::Relaxed)
+    }
+
+    /// When a room may propose its end that asks at the time `now`: one after the other, so that rooms which are not used any more at the
+    /// same time do not fill the order.
+    pub(super) fn reserve_proposal(&self, now: Instant) -> Instant {
+        let mut next = self.ends.next_proposal.lock();
+        let reserved = next.map_or(now, |next| next.max(now));
+        *next = Some(reserved + PROPOSAL_INTERVAL);
+        reserved
+    }
+
     /// A number for the next request.
     pub(super) fn next_request(&self) -> u64 {
         self.next_request.fetch_add(1, Ordering::Relaxed)
@@ -114,13 +147,19 @@ impl Replication {
 pub(super) struct OrderedQueue {
     sender: mpsc::Sender<OrderItem>,
     receiver: Mutex<Option<mpsc::Receiver<OrderItem>>>,
+    is_closed: AtomicBool,
 }
 
 impl OrderedQueue {
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_LEN);
         let receiver = Mutex::new(Some(receiver));
-        Self { sender, receiver }
+        let is_closed = AtomicBool::new(false);
+        Self {
+            sender,
+            receiver,
+            is_closed,
+        }
     }
 
     /// The receiving half, for the actor; `None` if it was taken before.
@@ -128,8 +167,31 @@ impl OrderedQueue {
         self.receiver.lock().take()
     }
 
-    /// Waits while the actor is slow. Returns whether there is an actor.
-    pub(super) async fn send(&self, item: OrderItem) -> bool {
-        self.sender.send(item).await.is_ok()
+    /// Waits while the actor is slow. Returns the item if there is no actor.
+    pub(super) async fn send(&self, item: OrderItem) -> Result<(), OrderItem> {
+        self.sender.send(item).await.map_err(|error| error.0)
+    }
+
+    /// Closes the queue, whose other half is `receiver`, if nothing is in it and `may_close` says so.
+    pub(super) fn close_if_empty(
+        &self,
+        receiver: &mut mpsc::Receiver<OrderItem>,
+        may_close: impl FnOnce() -> bool,
+    ) -> bool {
+        // Nobody can send as long as these are held.
+        let Ok(_places) = self.sender.try_reserve_many(QUEUE_LEN) else {
+            return false;
+        };
+        let closes = may_close();
+        if closes {
+            self.is_closed.store(true, Ordering::Release);
+            receiver.close();
+        }
+        closes
+    }
+
+    /// Whether the actor has closed the queue because nobody needs it. Another one begins with what is sent next.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 }

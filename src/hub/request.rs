@@ -149,6 +149,9 @@ pub enum HubError {
     /// The room does not exist.
     #[error("there is no room {:?}; a room is created when somebody joins it or posts to it", .0.as_str())]
     NoRoom(RoomName),
+    /// The room has ended while the request was on its way to it. A request that may begin another room can be made again.
+    #[error("the room has ended, because nobody was in it; connect again")]
+    RoomEnded,
     /// The log does not have the events after the requested position.
     #[error("the room's log does not have the events after that position; epoch {epoch} has events {} to {}", bounds.first, bounds.last)]
     NotKept {

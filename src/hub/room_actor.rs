@@ -27,13 +27,18 @@ use super::request::{JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use super::used_bytes::RoomUse;
-use crate::domain::{Attachment, DEDUP_ENTRY_BYTES, Origin, Rejection, Room, Sequence};
+use crate::domain::{
+    Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Rejection, Room, RoomName, Sequence,
+};
 use crate::failpoint;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 use crate::wall_clock::wall_time;
 
 /// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long after a room was proposed to end, and did not, it is proposed again.
+const REPEAT_PROPOSAL: Duration = Duration::from_secs(600);
 
 /// Roughly the cost of notifying one subscriber of a batch: a wake-up and a write to its connection.
 const NOTIFY_COST: Duration = Duration::from_micros(24);
@@ -63,6 +68,10 @@ pub(super) struct RoomActor {
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
     /// wait to be idle.
     recovery_permit: Option<OwnedSemaphorePermit>,
+    /// When the end of the room is proposed to the other replicas, if it is to be.
+    proposal_at: Option<Instant>,
+    /// Not before.
+    propose_after: Instant,
 }
 
 /// An answer to a request. It is sent after the publication: the feed must not be locked, because a [`Member`] or [`Reader`]
@@ -105,6 +114,8 @@ impl RoomActor {
             cursors: HashMap::new(),
             woken: Vec::new(),
             recovery_permit,
+            proposal_at: None,
+            propose_after: Instant::now(),
         }
     }
 
@@ -177,7 +188,7 @@ impl RoomActor {
     }
 
     /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its place in the order.
-    /// Replicas keep all rooms.
+    /// Replicas keep all rooms until they end.
     async fn run_replica(
         mut self,
         mut ordered: mpsc::Receiver<OrderItem>,
@@ -201,6 +212,9 @@ impl RoomActor {
             let may_expire = !is_suspended && !is_blocked;
             let wake_at = grace_deadline.filter(|_| may_expire);
             let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
+            if let Some(at) = self.proposal_at {
+                wake_at = wake_at.min(at);
+            }
             let is_due = next_batch_due <= Instant::now();
             if !is_due {
                 wake_at = wake_at.min(next_batch_due);
@@ -245,6 +259,10 @@ impl RoomActor {
                 () = tokio::time::sleep_until(wake_at) => {
                     if may_expire {
                         self.sessions.expire_grace(wall_time());
+                        self.propose_end(&replication);
+                    }
+                    if is_open && is_due && self.unload(&mut ordered) {
+                        return self.context.store.end(self.log).await;
                     }
                 }
             }
@@ -253,9 +271,70 @@ impl RoomActor {
         self.commit().await
     }
 
+    /// Whether nobody here needs the room: nobody is in it or reads it, and nothing has happened for long enough.
+    fn is_unused(&self) -> bool {
+        let (last, at) = (self.room().last(), wall_time());
+        last > Sequence::ZERO
+            && self.feed.cursor_count() == 0
+            && self.room().is_unused_since(last, at)
+            && self.context.store.is_unused(self.log, at)
+    }
+
+    /// Proposes to the other replicas that the room ends, if this is the one to do so and it is its turn.
+    fn propose_end(&mut self, replication: &Replication) {
+        let now = Instant::now();
+        if self.proposal_at.is_some_and(|at| now < at) || now < self.propose_after {
+            return;
+        }
+        let is_turn = self.proposal_at.take().is_some();
+        if !replication.is_proposing() || !self.is_unused() {
+            return;
+        }
+        if is_turn {
+            self.propose_after = now + REPEAT_PROPOSAL;
+            self.sessions.issue_end(EndStage::Proposed);
+        } else {
+            self.proposal_at = Some(replication.reserve_proposal(now));
+        }
+    }
+
+    /// Closes the mailbox and the queue of a room that does not exist, unless something is in them or on its way. What comes next begins
+    /// another actor.
+    fn unload(&mut self, receiver: &mut mpsc::Receiver<OrderItem>) -> bool {
+        let is_idle = self.room().last() == Sequence::ZERO
+            && self.handle.name != RoomName::default()
+            && self.feed.cursor_count() == 0
+            && self
+                .sessions
+                .submissions()
+                .is_none_or(|submissions| submissions.is_empty());
+        let handle = &self.handle;
+        is_idle
+            && handle
+                .ordered
+                .as_ref()
+                .is_some_and(|ordered| ordered.close_if_empty(receiver, || handle.mailbox.close_if_empty()))
+    }
+
     async fn apply_ordered(&mut self, commands: Vec<Ordered>) -> Result<(), StoreError> {
         for command in commands {
+            let is_asked = command.request.is_none() && command.room.is_ok();
+            let proposed = match command.command {
+                Command::End(End {
+                    last,
+                    stage: EndStage::Proposed,
+                }) if is_asked => Some(last),
+                _ => None,
+            };
             self.sessions.apply_ordered(command);
+            let is_suspended = || {
+                let replication = self.context.replication.as_ref();
+                replication.is_none_or(Replication::is_suspended)
+            };
+            if proposed == Some(self.room().last()) && !is_suspended() && self.is_unused() {
+                // At once, because what is true now need not be so later.
+                self.sessions.issue_end(EndStage::Agreed);
+            }
             if self.room().is_deleted() {
                 self.commit().await?;
                 self.close_streams_of_deleted();
@@ -265,6 +344,7 @@ impl RoomActor {
                 self.sessions.restart(&log);
                 self.feed = new_feed(&self.context, Sequence::ZERO);
                 self.cursors.clear();
+                (self.proposal_at, self.propose_after) = (None, Instant::now());
                 self.snapshots = SnapshotSchedule::new(Sequence::ZERO, 0, self.context.options.retain_age);
             }
         }
@@ -367,11 +447,12 @@ impl RoomActor {
     fn close_deleted(&mut self) {
         // Also those that were attached after the deletion.
         self.close_streams_of_deleted();
+        self.handle.set_deleted();
         self.handle.reject_all(&Rejection::RoomDeleted.into());
     }
 
     fn close_streams_of_deleted(&mut self) {
-        let reason = CloseReason::Rejected(Rejection::RoomDeleted);
+        let reason = self.sessions.gone_reason();
         self.feed
             .publish(Bytes::new(), &mut self.woken)
             .close_all(&reason);

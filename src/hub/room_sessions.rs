@@ -29,9 +29,9 @@ use super::request::{
 };
 use super::submissions::{Caller, JoinCaller, Submissions};
 use crate::domain::{
-    Attachment, Ban, Command, Epoch, Event, Join, LamportTime, Leave, Message, Moderation, Origin, Outcome,
-    ParticipantId, Post, Rejection, Room, RoomName, Rules, Say, Sequence, Session, Snapshot, Timestamp,
-    WallTime,
+    Attachment, Ban, Command, End, EndStage, Epoch, Event, Join, LamportTime, Leave, Message, Moderation,
+    Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules, Say, Sequence, Session, Snapshot,
+    Timestamp, WallTime,
 };
 use crate::failpoint;
 use crate::store::{Bounds, Log, LogId, StoreError};
@@ -58,6 +58,8 @@ pub(super) struct RoomSessions {
     submissions: Option<Submissions>,
     /// Why the streams are to close once nothing is on its way into the order any more.
     closing: Option<CloseReason>,
+    /// Whether a moderator has deleted the room that was here before.
+    was_deleted: bool,
 }
 
 impl RoomSessions {
@@ -77,6 +79,7 @@ impl RoomSessions {
             newest,
             submissions,
             closing: None,
+            was_deleted: false,
         }
     }
 
@@ -149,8 +152,8 @@ impl RoomSessions {
         if (epoch.is_some() && epoch != self.known_epoch())
             || (is_reader && !is_lobby && self.known_epoch().is_none())
         {
-            // It comes from a stream that the deletion has closed, or waits for an answer.
-            return request.fail(Rejection::RoomDeleted.into());
+            // It comes from a stream that has closed, or waits for an answer.
+            return request.fail(self.gone_error());
         }
         let (command, caller) = match request {
             Request::Join { request, meta, reply } => {
@@ -160,11 +163,12 @@ impl RoomSessions {
                     .and_then(|point| Epoch::from_wire(point.epoch));
                 let newer = newer.filter(|newer| Some(*newer) > self.known_epoch());
                 let token = request.session_token.clone();
-                let (mut join, caller) = self.split_join(*request, meta, reply);
+                let (mut join, mut caller) = self.split_join(*request, meta, reply);
                 if let (None, Some(newer), Some(token)) = (join.session, newer, token)
                     && let Some(session) = self.context.tokens.verify(&token, &self.handle.name, newer)
                 {
                     (epoch, join.session) = (Some(newer), Some(session));
+                    caller.is_of_unknown_room = true;
                 }
                 (Command::Join(join), Some(Caller::Join(caller)))
             }
@@ -191,6 +195,30 @@ impl RoomSessions {
             request => return self.handle(request, at),
         };
         self.issue(epoch, command, caller);
+    }
+
+    /// What becomes of a request to a room that is not here any more.
+    fn gone_error(&self) -> HubError {
+        if self.was_deleted {
+            Rejection::RoomDeleted.into()
+        } else {
+            HubError::RoomEnded
+        }
+    }
+
+    /// Why the streams of a room close that is gone.
+    pub(super) fn gone_reason(&self) -> CloseReason {
+        if self.was_deleted {
+            CloseReason::Rejected(Rejection::RoomDeleted)
+        } else {
+            CloseReason::Failed
+        }
+    }
+
+    /// Says to the other replicas that nobody here needs the room.
+    pub(super) fn issue_end(&mut self, stage: EndStage) {
+        let last = self.room.last();
+        self.issue(self.known_epoch(), Command::End(End { last, stage }), None);
     }
 
     /// The epoch of the room, once it has begun.
@@ -253,6 +281,14 @@ impl RoomSessions {
         let caller = request.and_then(|request| submissions.take_caller(request));
         let epoch = match room {
             Ok(epoch) => epoch,
+            Err(HubError::Rejected(Rejection::RoomDeleted)) => {
+                let error = match &caller {
+                    // Nothing is known of that room but that there is none.
+                    Some(Caller::Join(join)) if join.is_of_unknown_room => HubError::RoomEnded,
+                    _ => self.gone_error(),
+                };
+                return caller.map_or((), |caller| caller.fail(error));
+            }
             Err(error) => return caller.map_or((), |caller| caller.fail(error)),
         };
         if self.room.last() == Sequence::ZERO && self.epoch != epoch {
@@ -320,6 +356,7 @@ impl RoomSessions {
             resume_point,
             history,
             meta,
+            is_of_unknown_room: false,
             reply,
         };
         (join, caller)
@@ -332,6 +369,7 @@ impl RoomSessions {
             history,
             meta,
             reply,
+            ..
         } = caller;
         // Read first, because the room cannot take an accepted JOIN back.
         let Ok(mut bounds) = self.bounds() else {
@@ -498,6 +536,7 @@ impl RoomSessions {
             Outcome::Moderated { removed, attachments } => (removed, attachments),
             outcome => return self.reject(reply, outcome),
         };
+        self.was_deleted = self.room.is_deleted();
         // They do not see their own LEAVE.
         for attachment in attachments {
             self.detach(attachment, reason.clone());
@@ -665,6 +704,11 @@ impl RoomSessions {
                 if let Some(attachment) = detached {
                     self.start_grace(attachment, at);
                 }
+            }
+            Outcome::Ended => {
+                self.was_deleted = false;
+                // Whoever has just begun to read it may do so again.
+                self.close_all(CloseReason::Failed);
             }
             _ => {}
         }

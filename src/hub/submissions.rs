@@ -23,6 +23,8 @@ pub(super) struct JoinCaller {
     pub(super) resume_point: Option<ResumePoint>,
     pub(super) history: u32,
     pub(super) meta: RequestMeta,
+    /// Whether its session is of a room that this replica did not know.
+    pub(super) is_of_unknown_room: bool,
     pub(super) reply: Reply<Member>,
 }
 
@@ -33,6 +35,7 @@ impl JoinCaller {
             resume_point: None,
             history: 0,
             meta: RequestMeta::now(),
+            is_of_unknown_room: false,
             reply: oneshot::channel().0,
         }
     }

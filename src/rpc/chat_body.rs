@@ -4,6 +4,7 @@
 //! Polling the body also reads the client's messages. So a stream needs no task of its own, and a client that does not read
 //! is not read from: once its window is exhausted, hyper holds one more piece of the body and does not poll it.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -56,7 +57,7 @@ enum State {
 }
 
 struct Joining {
-    member: BoxFuture<'static, Result<Member, HubError>>,
+    member: BoxFuture<'static, Result<Member, RpcError>>,
     uses_extensions: bool,
     received_at: Instant,
     trace: Option<TraceContext>,
@@ -168,13 +169,15 @@ impl ChatBody {
 
     fn join(&mut self, request: JoinRequest) {
         let hub = Arc::clone(&self.hub);
+        let (caller, rates) = (self.caller.clone(), Arc::clone(&self.rates));
+        let address = self.outcome.peer.map(|peer| peer.ip());
         let received_at = Instant::now();
         self.state = State::Joining(Box::new(Joining {
             uses_extensions: request.join.is_resumable,
             received_at,
             trace: request.join.trace.clone(),
             client_time: request.join.timestamp,
-            member: Box::pin(async move { hub.join(request, received_at).await }),
+            member: Box::pin(async move { join(&hub, &caller, &rates, address, request, received_at).await }),
         }));
     }
 
@@ -189,7 +192,7 @@ impl ChatBody {
         };
         match ready!(joining.member.as_mut().poll(cx)) {
             Ok(member) => self.on_joined(member),
-            Err(error) => self.reject(error.into()),
+            Err(error) => self.reject(error),
         }
         Poll::Ready(())
     }
@@ -226,6 +229,26 @@ impl ChatBody {
         );
         self.state = State::Joined(Box::new(stream));
     }
+}
+
+/// Joins a room. If it ends meanwhile, joins the one that begins then.
+async fn join(
+    hub: &Arc<Hub>,
+    caller: &Caller,
+    rates: &Rates,
+    address: Option<IpAddr>,
+    mut request: JoinRequest,
+    received_at: Instant,
+) -> Result<Member, RpcError> {
+    match hub.join(request.clone(), received_at).await {
+        Err(HubError::RoomEnded) => {}
+        joined => return Ok(joined?),
+    }
+    // The session has ended with the room.
+    request.session_token = None;
+    caller.check_write(&request.room, !hub.has_room(&request.room))?;
+    rates.enter(address, &request.room, hub)?;
+    Ok(hub.join(request, received_at).await?)
 }
 
 impl Body for ChatBody {

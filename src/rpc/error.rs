@@ -153,7 +153,7 @@ impl From<HubError> for RpcError {
             HubError::Rejected(rejection) => return rejection.into(),
             HubError::Draining => return Self::draining(),
             HubError::Failed => return Self::room_failed(),
-            HubError::Suspended => Reason::RoomFailed,
+            HubError::Suspended | HubError::RoomEnded => Reason::RoomFailed,
             HubError::Damaged => Reason::LogDamaged,
             HubError::TooManyRooms(_) => Reason::TooManyRooms,
             HubError::NoRoom(_) => Reason::NoRoom,

@@ -18,7 +18,7 @@ use super::rates::Rates;
 use crate::auth::{Caller, Right};
 use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
-use crate::hub::{HistoryRange, Hub, PostOutcome, RequestMeta};
+use crate::hub::{HistoryRange, Hub, HubError, PostOutcome, RequestMeta};
 use crate::proto::chat_service_server::ChatService;
 use crate::proto::get_history_request::Page;
 use crate::proto::{
@@ -110,7 +110,16 @@ impl UnaryService {
         let address = connection.peer.map(|peer| peer.ip());
         self.rates.post(address)?;
         self.rates.enter(address, &room, &self.hub)?;
-        let (broadcast, repeated) = match self.hub.post(&room, post, meta).await? {
+        let posted = match self.hub.post(&room, post.clone(), meta.clone()).await {
+            Err(HubError::RoomEnded) => {
+                // The message begins another room.
+                connection.caller.check_write(&room, !self.hub.has_room(&room))?;
+                self.rates.enter(address, &room, &self.hub)?;
+                self.hub.post(&room, post, meta).await
+            }
+            posted => posted,
+        };
+        let (broadcast, repeated) = match posted? {
             PostOutcome::Broadcast(message) => (*message, false),
             PostOutcome::Repeated(original) => (
                 self.original_message(room, original, request.message_id, &connection.budgets)

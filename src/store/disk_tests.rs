@@ -636,6 +636,22 @@ async fn a_room_whose_log_has_expired_is_unused() {
     })
     .await;
     assert_eq!(store.unused(wall_time(), 9), [room("tea")]);
+    // A store in memory keeps the newest event.
+    let max_age = Some(Duration::from_secs(3_600));
+    let memory = MemoryStore::new(Retention { max_age, ..SMALL }, 4);
+    let log = open_tea(&memory);
+    let append = Append {
+        records: vec![dated(1, WallTime::from_millis(1_000))],
+        snapshot: None,
+        status: RoomStatus {
+            is_occupied: false,
+            has_messages: true,
+        },
+    };
+    memory.append(log, append).await.unwrap();
+    let minutes = |minutes: u64| WallTime::from_millis(1_000 + minutes * 60_000);
+    assert!(memory.unused(minutes(59), 9).is_empty());
+    assert_eq!(memory.unused(minutes(61), 9), [room("tea")]);
 }
 
 /// Fills `data` with `rounds` of 100 KB in each of two rooms, of which one keeps everything and one little.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -109,13 +110,15 @@ impl MemoryStore {
 }
 
 impl MemoryLog {
-    fn is_unused(&self, at: WallTime) -> bool {
+    fn is_unused(&self, at: WallTime, retention: &Retention) -> bool {
+        let age = Duration::from_millis(at.as_millis().saturating_sub(self.newest_at.as_millis()));
+        let has_expired = retention.max_age.is_some_and(|max_age| age > max_age);
         let is_kept = self
             .snapshot
             .as_ref()
             .is_some_and(|snapshot| snapshot.kept_until > at);
         !self.status.is_occupied
-            && !self.status.has_messages
+            && (!self.status.has_messages || has_expired)
             && !is_kept
             && super::is_quiet(self.newest_at, at)
     }
@@ -265,12 +268,16 @@ impl Store for MemoryStore {
 
     fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName> {
         let state = self.state.lock();
-        let unused = state.logs.values().filter(|log| log.is_unused(at));
+        let unused = state
+            .logs
+            .values()
+            .filter(|log| log.is_unused(at, &self.retention));
         unused.take(limit).map(|log| log.room.clone()).collect()
     }
 
     fn is_unused(&self, log: LogId, at: WallTime) -> bool {
-        self.state.lock().log(log).is_ok_and(|log| log.is_unused(at))
+        let state = self.state.lock();
+        state.log(log).is_ok_and(|log| log.is_unused(at, &self.retention))
     }
 
     fn bounds(&self, log: LogId) -> Result<Bounds, StoreError> {

@@ -85,8 +85,7 @@ pub trait Store: Send + Sync + 'static {
     fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName>;
 
     /// Returns whether nobody needs a log at the time `at`: its room has been without participants for [`UNUSED_AFTER`], and
-    /// nobody has said anything in it, or all events have expired. A store in memory keeps the newest events of a log, so there
-    /// a room in which something was said is never unused. A room whose newest snapshot says that it is to be kept is not, either.
+    /// nobody has said anything in it, or all events have expired, although a store in memory keeps the newest ones. A room whose newest snapshot says that it is to be kept is not, either.
     fn is_unused(&self, log: LogId, at: WallTime) -> bool;
 
     /// Returns the range of events that a log holds. Does not block.

@@ -261,7 +261,7 @@ impl RoomAlone {
                 vec![answer]
             }
             Outcome::Lost => Vec::new(),
-            Outcome::Moderated { .. } | Outcome::Ignored => panic!("{outcome:?}"),
+            Outcome::Moderated { .. } | Outcome::Ignored | Outcome::Ended => panic!("{outcome:?}"),
         }
     }
 
