@@ -14,6 +14,7 @@
 //!   that a crash removes, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
 //!   `swap-requests` handles two messages of one sender in the wrong order.
 //! - `next-fold-version=on` makes a replica support one version of the order more than there is.
+//! - `clock-ahead=on` and `clock-behind=on` make the wall clock wrong by an hour.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -41,7 +42,7 @@ const POINTS: [&str; 14] = [
     "rewrite-unlink",
 ];
 
-const FAULTS: [&str; 7] = [
+const FAULTS: [&str; 9] = [
     "slow-sync",
     "skip-append",
     "skip-sync",
@@ -49,6 +50,8 @@ const FAULTS: [&str; 7] = [
     "swap-events",
     "swap-requests",
     "next-fold-version",
+    "clock-ahead",
+    "clock-behind",
 ];
 
 #[derive(Debug, Default)]
