@@ -103,6 +103,8 @@ impl Cluster {
         let (mut sent_at, mut heard_at) = (Instant::now(), [Instant::now(); SENDERS]);
         let acknowledged = |n: usize| run.clients[n].progress().acknowledged;
         let mut heard: [u64; SENDERS] = std::array::from_fn(acknowledged);
+        // How many messages each may have sent. All before are acknowledged.
+        let mut allowed = heard;
         let servers = loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
             let now = Instant::now();
@@ -112,15 +114,16 @@ impl Cluster {
             let is_whole = whole.is_some();
             if now >= sent_at + SEND_INTERVAL && !is_whole {
                 sent_at = now;
-                for client in run.clients.iter().take(SENDERS) {
+                for (client, allowed) in run.clients.iter().zip(&mut allowed) {
                     client.update_plan(|plan| plan.send_limit += 1);
+                    *allowed += 1;
                 }
             }
             let mut is_waiting = false;
             for n in 0..SENDERS {
-                let progress = run.clients[n].progress();
-                if progress.acknowledged > heard[n] || progress.acknowledged == progress.sent {
-                    (heard[n], heard_at[n]) = (progress.acknowledged, now);
+                let acknowledged = acknowledged(n);
+                if acknowledged > heard[n] || acknowledged == allowed[n] {
+                    (heard[n], heard_at[n]) = (acknowledged, now);
                 } else {
                     is_waiting = true;
                 }

@@ -132,7 +132,10 @@ impl Fault {
         let Servers { nats, replicas } = servers;
         match self {
             Self::Replica(fault) => {
-                let n = random % NODES;
+                // Where something is at stake.
+                let n = (0..NODES)
+                    .max_by_key(|n| (replicas[*n].clients(), (n + random) % NODES))
+                    .unwrap();
                 let replica = &mut replicas[n];
                 match fault {
                     ReplicaFault::Killed => replica.kill(),
