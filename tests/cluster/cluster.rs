@@ -122,10 +122,10 @@ impl Cluster {
             let mut is_waiting = false;
             for n in 0..SENDERS {
                 let acknowledged = acknowledged(n);
-                if acknowledged > heard[n] || acknowledged == allowed[n] {
+                let waits = acknowledged < allowed[n];
+                is_waiting |= waits;
+                if acknowledged > heard[n] || !waits {
                     (heard[n], heard_at[n]) = (acknowledged, now);
-                } else {
-                    is_waiting = true;
                 }
             }
             let waited = heard_at.map(|at| now - at);

@@ -342,6 +342,29 @@ fn the_rooms_of_a_single_server_come_into_a_cluster() {
     assert!(one.starts_with(&history) && one.contains("three"), "{one}");
     assert_eq!(one, other);
     replicas.iter_mut().for_each(Replica::terminate);
+
+    // And back.
+    let back = nats.path("back");
+    let export = ["export", directories[0].to_str().unwrap(), back.to_str().unwrap()];
+    let exported = nats.chitchat(&export);
+    assert_eq!(exported.code, Some(0), "{exported:?}");
+    let again = nats.chitchat(&export);
+    assert!(again.stderr.contains("is not empty"), "{again:?}");
+    let mut server = process::serve_at(unused_address(), &["--data-dir", back.to_str().unwrap()]);
+    let history = client(server.address, &["history", "--room", "tea", "--json"]);
+    assert_eq!(history, one, "the same sequences and epochs");
+    client(
+        server.address,
+        &["send", "--room", "tea", "--name", "Ada", "four"],
+    );
+    let longer = client(server.address, &["history", "--room", "tea", "--json"]);
+    assert!(
+        longer.starts_with(&history) && longer.contains("four"),
+        "{longer}"
+    );
+    server.stop();
+    let mut check = Command::new(CHITCHAT);
+    process::succeed(check.args(["store", "check", "--data-dir"]).arg(&back), "");
 }
 
 /// Removes the stream and makes it anew.
