@@ -466,6 +466,8 @@ impl Partition {
                 Arc::make_mut(replicated).room.set_rules(rules);
             }
         }
+        // Whoever begins has not agreed to anything, and what others agreed to is not new any more.
+        self.ends.clear();
         self.rules = Some(rules);
         let mut evicted = None;
         if self.incarnations.len() >= MAX_INCARNATIONS

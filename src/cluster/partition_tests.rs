@@ -400,7 +400,10 @@ fn whoever_was_asked_before_is_asked_again() {
     assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
     // A replica that has come since has not agreed, and one that is lost need not.
     let three = order.begin();
+    assert!(order.partition.ends.is_empty(), "what was agreed before is old");
     assert_eq!(order.end(two, "tea", Agreed, 2).1, Outcome::Ignored);
+    assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
+    assert_eq!(order.end(two, "tea", Agreed, 2), (Agreed, Outcome::Ignored));
     let seen = order.partition.incarnations[&three].seen;
     order.apply(Content::Lost {
         incarnation: three,

@@ -29,6 +29,7 @@ use super::snapshot_schedule::SnapshotSchedule;
 use super::used_bytes::RoomUse;
 use crate::domain::{
     Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Rejection, Room, RoomName, Sequence,
+    WallTime,
 };
 use crate::failpoint;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
@@ -39,6 +40,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long after a room was proposed to end, and did not, it is proposed again.
 const REPEAT_PROPOSAL: Duration = Duration::from_secs(600);
+
+/// By how much the clock of a replica that proposes may be ahead of those of others, in milliseconds.
+const PROPOSAL_MARGIN: u64 = 5_000;
 
 /// Roughly the cost of notifying one subscriber of a batch: a wake-up and a write to its connection.
 const NOTIFY_COST: Duration = Duration::from_micros(24);
@@ -212,7 +216,7 @@ impl RoomActor {
             let may_expire = !is_suspended && !is_blocked;
             let wake_at = grace_deadline.filter(|_| may_expire);
             let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
-            if let Some(at) = self.proposal_at {
+            if let Some(at) = self.proposal_at.filter(|_| may_expire) {
                 wake_at = wake_at.min(at);
             }
             let is_due = next_batch_due <= Instant::now();
@@ -271,9 +275,9 @@ impl RoomActor {
         self.commit().await
     }
 
-    /// Whether nobody here needs the room: nobody is in it or reads it, and nothing has happened for long enough.
-    fn is_unused(&self) -> bool {
-        let (last, at) = (self.room().last(), wall_time());
+    /// Whether nobody here needs the room: nobody is in it or reads it, and at the time `at` nothing has happened for long enough.
+    fn is_unused(&self, at: WallTime) -> bool {
+        let last = self.room().last();
         last > Sequence::ZERO
             && self.feed.cursor_count() == 0
             && self.room().is_unused_since(last, at)
@@ -287,7 +291,9 @@ impl RoomActor {
             return;
         }
         let is_turn = self.proposal_at.take().is_some();
-        if !replication.is_proposing() || !self.is_unused() {
+        // With a margin, so that those whose clocks are behind agree at once.
+        let at = wall_time().as_millis().saturating_sub(PROPOSAL_MARGIN);
+        if !replication.is_proposing() || !self.is_unused(WallTime::from_millis(at)) {
             return;
         }
         if is_turn {
@@ -331,7 +337,7 @@ impl RoomActor {
                 let replication = self.context.replication.as_ref();
                 replication.is_none_or(Replication::is_suspended)
             };
-            if proposed == Some(self.room().last()) && !is_suspended() && self.is_unused() {
+            if proposed == Some(self.room().last()) && !is_suspended() && self.is_unused(wall_time()) {
                 // At once, because what is true now need not be so later.
                 self.sessions.issue_end(EndStage::Agreed);
             }
@@ -342,6 +348,7 @@ impl RoomActor {
                 let log = self.context.store.open(&self.handle.name, wall_time())?;
                 self.log = log.id;
                 self.sessions.restart(&log);
+                self.handle.publish_stats(self.room().time(), 0);
                 self.feed = new_feed(&self.context, Sequence::ZERO);
                 self.cursors.clear();
                 (self.proposal_at, self.propose_after) = (None, Instant::now());

@@ -139,10 +139,10 @@ impl ChatBody {
             let address = self.outcome.peer.map(|peer| peer.ip());
             self.rates.join(address)?;
             self.rates.enter(address, &request.room, &self.hub)?;
-            Ok(request)
+            Ok((request, is_new_room))
         });
         match limited {
-            Ok(request) => self.join(request),
+            Ok((request, is_new_room)) => self.join(request, is_new_room),
             Err(error) => self.reject(error),
         }
         Poll::Ready(())
@@ -167,7 +167,7 @@ impl ChatBody {
         }
     }
 
-    fn join(&mut self, request: JoinRequest) {
+    fn join(&mut self, request: JoinRequest, is_new_room: bool) {
         let hub = Arc::clone(&self.hub);
         let (caller, rates) = (self.caller.clone(), Arc::clone(&self.rates));
         let address = self.outcome.peer.map(|peer| peer.ip());
@@ -177,7 +177,9 @@ impl ChatBody {
             received_at,
             trace: request.join.trace.clone(),
             client_time: request.join.timestamp,
-            member: Box::pin(async move { join(&hub, &caller, &rates, address, request, received_at).await }),
+            member: Box::pin(async move {
+                join(&hub, &caller, &rates, address, request, is_new_room, received_at).await
+            }),
         }));
     }
 
@@ -238,6 +240,7 @@ async fn join(
     rates: &Rates,
     address: Option<IpAddr>,
     mut request: JoinRequest,
+    is_new_room: bool,
     received_at: Instant,
 ) -> Result<Member, RpcError> {
     match hub.join(request.clone(), received_at).await {
@@ -247,7 +250,9 @@ async fn join(
     // The session has ended with the room.
     request.session_token = None;
     caller.check_write(&request.room, !hub.has_room(&request.room))?;
-    rates.enter(address, &request.room, hub)?;
+    if !is_new_room {
+        rates.enter(address, &request.room, hub)?;
+    }
     Ok(hub.join(request, received_at).await?)
 }
 

@@ -109,12 +109,15 @@ impl UnaryService {
         };
         let address = connection.peer.map(|peer| peer.ip());
         self.rates.post(address)?;
+        let is_new_room = !self.hub.has_room(&room);
         self.rates.enter(address, &room, &self.hub)?;
         let posted = match self.hub.post(&room, post.clone(), meta.clone()).await {
             Err(HubError::RoomEnded) => {
                 // The message begins another room.
                 connection.caller.check_write(&room, !self.hub.has_room(&room))?;
-                self.rates.enter(address, &room, &self.hub)?;
+                if !is_new_room {
+                    self.rates.enter(address, &room, &self.hub)?;
+                }
                 self.hub.post(&room, post, meta).await
             }
             posted => posted,
