@@ -103,8 +103,14 @@ impl Follower {
         self.is_behind.then(|| self.next.previous())
     }
 
-    /// The connection was lost: what comes now may be of another stream.
-    pub(crate) const fn unlink(&mut self) {
+    /// The connection was lost, and with it the answer that is waited for. What comes now may be of another stream.
+    pub(crate) const fn reconnected(&mut self, now: Duration) {
+        self.unlink();
+        self.fetching_since = None;
+        self.fetch_after = now;
+    }
+
+    const fn unlink(&mut self) {
         self.linked_at = None;
     }
 
@@ -284,6 +290,20 @@ mod tests {
         assert_eq!(published(&mut follower, "a", 3, 1), Ok(true));
         assert!(follower.is_caught_up() && follower.is_linked(MS));
         follower
+    }
+
+    #[test]
+    fn a_new_connection_is_asked_at_once() {
+        let mut follower = follower();
+        let now = 1_000 * MS;
+        assert_eq!(follower.poll_fetch(now), Some(Place::new(3)));
+        // The answer was lost with the connection.
+        follower.reconnected(now + MS);
+        assert!(!follower.is_linked(now + MS));
+        assert_eq!(follower.poll_fetch(now + MS), Some(Place::new(3)));
+        assert_eq!(follower.poll_fetch(now + MS), None);
+        assert_eq!(fetched(&mut follower, "a", &[3], 1_002), Ok(0));
+        assert!(follower.is_linked(now + 2 * MS));
     }
 
     #[test]

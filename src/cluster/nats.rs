@@ -414,7 +414,7 @@ impl Stream {
         Ok(last.map(|(place, _)| place))
     }
 
-    fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 

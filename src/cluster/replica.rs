@@ -101,6 +101,8 @@ pub(crate) struct Replica {
     started: Instant,
     /// When something came from a server, and when the replica turned to another one.
     heard_at: Duration,
+    /// When the stream last had what this replica has applied.
+    linked_at: Duration,
     switched_at: Duration,
     /// Since when the replica writes.
     writing_since: Option<Duration>,
@@ -160,6 +162,7 @@ impl Replica {
             diverged: BTreeSet::new(),
             started: Instant::now(),
             heard_at: zero,
+            linked_at: zero,
             switched_at: zero,
             writing_since: None,
             is_ready,
@@ -274,7 +277,7 @@ impl Replica {
             self.partition = partition;
         }
         let now = self.now();
-        (self.heard_at, self.switched_at) = (now, now);
+        (self.heard_at, self.linked_at, self.switched_at) = (now, now, now);
         self.follower = Follower::new(self.partition.applied(), newest, now);
         self.presence = Presence::new(now);
         // Those that do not live any more have their whole lease from now on.
@@ -334,9 +337,7 @@ impl Replica {
         first: Option<NatsMessage>,
         others: &mut async_nats::Subscriber,
     ) -> Result<(), ReplicaError> {
-        if self.stream.has_reconnected() {
-            self.follower.unlink();
-        }
+        self.notice_reconnect();
         self.take(first.ok_or(ReplicaError::Ended)?).await?;
         for _ in 1..MAX_TURN {
             let Some(Some(message)) = others.next().now_or_never() else {
@@ -345,6 +346,13 @@ impl Replica {
             self.take(message).await?;
         }
         Ok(())
+    }
+
+    fn notice_reconnect(&mut self) {
+        if self.stream.has_reconnected() {
+            let now = self.now();
+            self.follower.reconnected(now);
+        }
     }
 
     async fn take(&mut self, message: NatsMessage) -> Result<(), ReplicaError> {
@@ -546,7 +554,11 @@ impl Replica {
     /// Writes what is due, and asks for what is missing.
     async fn write(&mut self) {
         let (now, at) = (self.now(), wall_time());
-        if let Some(place) = self.follower.poll_fetch(now) {
+        self.notice_reconnect();
+        // A question without a connection would be waited for.
+        if self.stream.is_connected()
+            && let Some(place) = self.follower.poll_fetch(now)
+        {
             self.stream.fetch(place, FETCHED_MESSAGES).await;
         }
         if !self.follower.is_linked(now) {
@@ -607,7 +619,11 @@ impl Replica {
             .map_or(Duration::ZERO, |since| now.saturating_sub(since));
         let silence = self.presence.own_silence(now).min(writing);
         let is_linked = self.follower.is_linked(now);
-        let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF || !is_linked;
+        if is_linked {
+            self.linked_at = now;
+        }
+        // Each connection begins without a link, which takes a round trip.
+        let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF || now > self.linked_at + CUT_OFF;
         if let Some(place) = self.follower.missing().filter(|_| !is_linked)
             && self.warned_at.is_none_or(|at| now > at + WARN_INTERVAL)
         {
@@ -629,7 +645,11 @@ impl Replica {
         let view = TruncationView {
             is_eldest: self.presence.is_eldest() && self.follower.is_caught_up(),
             // As long as one of the replicas is wrong, it is not known whose checkpoints are.
-            safe: self.presence.safe_place().filter(|_| self.diverged.is_empty()),
+            // Nor is it if the stream does not have what this replica has applied.
+            safe: self
+                .presence
+                .safe_place()
+                .filter(|_| self.diverged.is_empty() && is_linked),
         };
         self.truncation
             .send_if_modified(|before| std::mem::replace(before, view) != view);
