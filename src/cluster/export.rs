@@ -1,7 +1,7 @@
 //! Makes the data directory of a single server of the rooms of a cluster.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::checkpoint::Checkpoint;
 use crate::hub::RestoredRoom;
 use crate::store::{
     Append, DiskOptions, DiskStore, Durability, Observer, Record, Retention, RoomStatus, Store as _,
-    StoreError, encode_snapshot, none_if_missing,
+    StoreError, encode_snapshot, none_if_missing, sync_parent,
 };
 use crate::wall_clock::wall_time;
 
@@ -66,13 +66,26 @@ pub(crate) async fn export(checkpoint: Checkpoint, path: &Path) -> Result<usize,
         max_rooms: usize::MAX,
         accept_loss: false,
     };
-    let store = DiskStore::open(path, options, Arc::new(NoObserver))?;
+    // Under another name until it is complete: a server would begin with a part of it.
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = PathBuf::from(unfinished);
+    let failed = |error| ExportError::Io {
+        path: unfinished.display().to_string(),
+        error,
+    };
+    none_if_missing(fs::remove_dir_all(&unfinished)).map_err(failed)?;
+    let store = DiskStore::open(&unfinished, options, Arc::new(NoObserver))?;
     let count = checkpoint.rooms.len();
     stream::iter(checkpoint.rooms)
         .map(|room| write(&store, room))
         .buffer_unordered(CONCURRENT_ROOMS)
         .try_collect::<()>()
         .await?;
+    drop(store);
+    fs::rename(&unfinished, path)
+        .and_then(|()| sync_parent(path))
+        .map_err(failed)?;
     Ok(count)
 }
 

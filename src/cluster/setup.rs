@@ -15,7 +15,7 @@ use super::nats::{
     Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECT, SUBJECTS, Stream,
     call, refusal,
 };
-use super::presence::safe_place;
+use super::presence::{HEARTBEAT, safe_place};
 use super::truncation::{self, StreamExtent};
 use crate::wall_clock::wall_time;
 
@@ -33,6 +33,9 @@ const SEARCHED: usize = FETCHED_MESSAGES;
 
 /// A replica that has written so lately is taken to live.
 const LIVES: Duration = Duration::from_secs(10);
+
+/// Each replica that lives has written a heartbeat within this time.
+const LISTENED: Duration = HEARTBEAT.saturating_mul(2);
 
 /// How long an answer may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
@@ -153,44 +156,33 @@ impl Setup {
         created.map_err(|(_, error)| error)
     }
 
-    /// The replicas whose heartbeats are among the newest messages of the stream, whose last one is `last`.
-    pub(crate) async fn replicas(&self, last: u64) -> Result<Vec<ReplicaStatus>, NatsError> {
+    /// The replicas whose heartbeats are among the newest messages of the stream that JetStream describes so. If all of these are of the
+    /// same moment, waits for the next heartbeats, too.
+    pub(crate) async fn replicas(&self, info: &Value) -> Result<Vec<ReplicaStatus>, NatsError> {
         let (stream, mut subscriptions) =
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
-        let mut replicas = Vec::<ReplicaStatus>::new();
-        let from = Place::new(last.saturating_sub(SEARCHED as u64) + 1);
+        let mut heard = Heard::default();
+        let StreamExtent { first, last, .. } = StreamExtent::from_info(info);
+        let from = Place::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
         stream.fetch(from, SEARCHED).await;
         while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
-            let Some(Delivered::Message { place, payload, .. }) = Delivered::from_message(message) else {
-                break;
-            };
-            let Ok(message) = Message::decode(&payload) else {
-                continue;
-            };
-            let Content::Heartbeat {
-                incarnation,
-                applied,
-                digest: _,
-                durable,
-                name,
-                version,
-            } = message.content
-            else {
-                continue;
-            };
-            let status = ReplicaStatus {
-                incarnation,
-                name: name.to_string(),
-                version: version.to_string(),
-                seen_at: message.at.as_millis(),
-                lag: place.get().saturating_sub(applied.get().saturating_add(1)),
-                durable,
-            };
-            match replicas.iter_mut().find(|known| known.incarnation == incarnation) {
-                Some(known) => *known = status,
-                None => replicas.push(status),
+            match Delivered::from_message(message) {
+                Some(Delivered::Message { place, payload, .. }) => heard.take(place, &payload),
+                _ => break,
             }
         }
+        if from > Place::new(first) && heard.span() < LISTENED {
+            let listening = async {
+                while let Some(message) = subscriptions.published.next().await {
+                    if let Some(Delivered::Message { place, payload, .. }) = Delivered::from_message(message)
+                    {
+                        heard.take(place, &payload);
+                    }
+                }
+            };
+            timeout(LISTENED, listening).await.ok();
+        }
+        let replicas = heard.replicas;
         let mut denied = self.denied.clone();
         match timeout(DENIAL_DELAY, denial(&mut denied)).await {
             Ok(Some(denied)) if replicas.is_empty() => Err(NatsError::Denied(denied)),
@@ -225,7 +217,7 @@ impl Setup {
     /// Removes what two of the replicas, which live, have in checkpoints, and what is older than `keep`. Returns how many messages.
     pub(crate) async fn truncate(&self, info: &Value, keep: Duration) -> Result<Option<u64>, NatsError> {
         let extent = StreamExtent::from_info(info);
-        let mut replicas = self.replicas(extent.last).await?;
+        let mut replicas = self.replicas(info).await?;
         replicas.sort_unstable_by_key(|replica| replica.incarnation);
         let now = wall_time().as_millis();
         let lives =
@@ -237,6 +229,57 @@ impl Setup {
                 .map(Some),
             None => Ok(None),
         }
+    }
+}
+
+/// What replicas say of themselves.
+#[derive(Debug, Default)]
+struct Heard {
+    replicas: Vec<ReplicaStatus>,
+    /// The times of the oldest and the newest message, in milliseconds.
+    times: Option<(u64, u64)>,
+}
+
+impl Heard {
+    fn take(&mut self, place: Place, payload: &[u8]) {
+        let Ok(message) = Message::decode(payload) else {
+            return;
+        };
+        let at = message.at.as_millis();
+        let (oldest, newest) = self.times.unwrap_or((at, at));
+        self.times = Some((oldest.min(at), newest.max(at)));
+        let Content::Heartbeat {
+            incarnation,
+            applied,
+            digest: _,
+            durable,
+            name,
+            version,
+        } = message.content
+        else {
+            return;
+        };
+        let status = ReplicaStatus {
+            incarnation,
+            name: name.to_string(),
+            version: version.to_string(),
+            seen_at: at,
+            lag: place.get().saturating_sub(applied.get().saturating_add(1)),
+            durable,
+        };
+        match self
+            .replicas
+            .iter_mut()
+            .find(|known| known.incarnation == incarnation)
+        {
+            Some(known) => *known = status,
+            None => self.replicas.push(status),
+        }
+    }
+
+    fn span(&self) -> Duration {
+        let (oldest, newest) = self.times.unwrap_or_default();
+        Duration::from_millis(newest - oldest)
     }
 }
 
@@ -316,6 +359,32 @@ pub(crate) fn peers(stream: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::WallTime;
+
+    #[test]
+    fn the_newest_heartbeat_of_each_replica_counts() {
+        let mut heard = Heard::default();
+        assert_eq!(heard.span(), Duration::ZERO);
+        for (place, incarnation, at) in [(7, 1, 1_000), (8, 2, 1_500), (9, 1, 2_250)] {
+            let message = Message {
+                at: WallTime::from_millis(at),
+                content: Content::Heartbeat {
+                    incarnation: Place::new(incarnation),
+                    applied: Place::new(place - 1),
+                    digest: 0,
+                    durable: None,
+                    name: format!("r{incarnation}").into(),
+                    version: "1".into(),
+                },
+            };
+            heard.take(Place::new(place), &message.encode());
+        }
+        heard.take(Place::new(10), b"what no program understands");
+        let seen = |replica: &ReplicaStatus| (replica.name.clone(), replica.seen_at, replica.lag);
+        let seen: Vec<_> = heard.replicas.iter().map(seen).collect();
+        assert_eq!(seen, [("r1".into(), 2_250, 0), ("r2".into(), 1_500, 0)]);
+        assert_eq!(heard.span(), Duration::from_millis(1_250));
+    }
 
     #[test]
     fn what_is_wrong_is_said() {

@@ -374,7 +374,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
     )])?;
     let now = wall_time().as_millis();
     let mut rows = vec![["REPLICA", "VERSION", "SEEN", "LAG", "CHECKPOINT"].map(str::to_owned)];
-    for replica in setup.replicas(last).await? {
+    for replica in setup.replicas(&stream).await? {
         let seen = now.saturating_sub(replica.seen_at) / 1_000;
         rows.push([
             replica.name,
@@ -442,6 +442,10 @@ async fn bring_in(
 async fn give_out(replica: &Path, server: &Path) -> Result<(), Failure> {
     let unreadable = |error: &dyn std::fmt::Display| Failure::Data(format!("{}: {error}", replica.display()));
     let checkpoint = if replica.is_dir() {
+        // Opening another one would make it one of a replica.
+        if !replica.join("FORMAT").exists() {
+            return Err(unreadable(&"it is not the data directory of a replica"));
+        }
         let directory = CheckpointDir::open(replica)?;
         let loaded = directory.load().map_err(|error| unreadable(&error))?;
         loaded.ok_or_else(|| unreadable(&"it has no checkpoint"))?
