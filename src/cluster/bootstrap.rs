@@ -31,6 +31,8 @@ pub(crate) struct Bootstrap {
     pub(crate) local: Option<Checkpoint>,
     /// The largest checkpoint that fits into the memory, in bytes.
     pub(crate) max_len: u64,
+    /// The place of the checkpoint, once that is of no use any more.
+    pub(crate) dropped: Option<Place>,
 }
 
 /// Why a replica cannot begin yet.
@@ -92,6 +94,12 @@ impl Bootstrap {
         // With the message that the checkpoint is of: if it is the same, so is the stream.
         let from = applied.unwrap_or(Place::default().next());
         let first = stream.first_from(from).await?;
+        if let (Some(applied), Some((first, _))) = (self.dropped, first)
+            && first == from
+        {
+            // The stream that the checkpoint was of does not have its beginning any more.
+            return Err(NotYet::Replaced(applied));
+        }
         match (&self.local, first) {
             (Some(local), Some((place, fingerprint))) if place == from => {
                 if local.fingerprint.matches(fingerprint) {
@@ -107,7 +115,7 @@ impl Bootstrap {
             }
             (_, Some((first, _))) if first > from => {
                 // It is of no use any more, and takes as much memory as the one that is read now.
-                self.local = None;
+                self.dropped = self.local.take().map(|local| local.id.place).or(self.dropped);
                 let fetched = self.fetch(stream, first).await;
                 fetched
                     .map(Some)
@@ -124,7 +132,13 @@ impl Bootstrap {
                 }
                 Ok(None)
             }
-            (None, None) => Ok(None),
+            (None, None) => match self.dropped {
+                Some(applied) => {
+                    let last = Place::default();
+                    Err(NotYet::Shorter { last, applied })
+                }
+                None => Ok(None),
+            },
         }
     }
 

@@ -184,7 +184,10 @@ impl CheckpointDir {
         }
         let read = *self.read.lock();
         for place in self.places()?.into_iter().rev().skip(KEPT) {
-            if !read.is_some_and(|(read, at)| read == place && at.elapsed() < READ_LATELY) {
+            // After a directory was used with another stream, what it has of that is newer.
+            if place != id.place
+                && !read.is_some_and(|(read, at)| read == place && at.elapsed() < READ_LATELY)
+            {
                 fs::remove_file(self.path_of(place))?;
             }
         }

@@ -76,6 +76,8 @@ pub(crate) struct Checkpointer {
     job: Option<Job>,
     /// Who waits for the job.
     stopping: Option<oneshot::Sender<()>>,
+    /// Who waits for the one after it, the last one.
+    stop: Option<StopRequest>,
 }
 
 /// What has become of a checkpoint.
@@ -101,6 +103,7 @@ impl Checkpointer {
             taken_at: now,
             job: None,
             stopping: None,
+            stop: None,
         }
     }
 
@@ -142,6 +145,9 @@ impl Checkpointer {
                 .await
                 .unwrap_or(Err(CheckpointError::Malformed("it cannot be encoded")));
             self.stopping = None;
+            if let Some(request) = self.stop.take() {
+                self.stop(request, now, partition, newest);
+            }
             return Some(match written {
                 Ok(id) => Finished::Written(id),
                 Err(error) => {
@@ -162,7 +168,7 @@ impl Checkpointer {
         None
     }
 
-    /// Takes a last checkpoint, or lets the one that is being written be the last.
+    /// Takes a last checkpoint, after the one that is being written.
     pub(crate) fn stop(
         &mut self,
         request: StopRequest,
@@ -170,14 +176,12 @@ impl Checkpointer {
         partition: &Partition,
         newest: Fingerprint,
     ) {
-        let StopRequest { reached, written } = request;
-        self.stopping = Some(written);
         if self.job.is_some() {
-            reached.send(()).ok();
+            self.stop = Some(request);
         } else if self.bytes > 0 {
+            let StopRequest { reached, written } = request;
+            self.stopping = Some(written);
             self.take(now, partition, newest, Some(reached));
-        } else {
-            self.stopping = None;
         }
     }
 

@@ -111,6 +111,10 @@ pub(crate) async fn truncate(
     safe: Place,
     keep: Duration,
 ) -> Result<u64, NatsError> {
+    // Beyond its end there is nothing to remove: it was restored to an earlier message, and JetStream would empty it.
+    if safe.get() > extent.last {
+        return Ok(0);
+    }
     let mut end = safe.get();
     if !extent.is_nearly_full() {
         // JetStream's clock decides what is stored, and nothing else.
