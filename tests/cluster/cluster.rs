@@ -154,7 +154,7 @@ impl Cluster {
     pub(crate) async fn finish(self) {
         let Self {
             servers,
-            run,
+            mut run,
             clients,
             seed,
         } = self;
@@ -163,24 +163,28 @@ impl Cluster {
             .iter()
             .map(|replica| Run::new(replica.address, 0))
             .collect();
+        run.leave().await;
+        let count = |log: &[Arc<ServerMessage>], kind: EventType| {
+            log.iter().filter(|message| message.r#type() == kind).count()
+        };
+        let deadline = Instant::now() + process::TIMEOUT;
+        for reader in &readers {
+            // It may apply the last ones a moment later than the replicas that the clients were connected to.
+            while count(&reader.log().await.0, EventType::Leave) < clients && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
         let history: History = run.finish().await;
         let violations = check(&history);
         assert!(violations.is_empty(), "CRASH_SEED={seed}: {}", violations[0]);
         let log: Vec<Arc<ServerMessage>> = history.log.unwrap();
         for reader in readers {
-            let deadline = Instant::now() + process::TIMEOUT;
-            // The others may apply the last LEAVE a moment later.
-            let mut other = reader.log().await.0;
-            while other.len() < log.len() && Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                other = reader.log().await.0;
-            }
+            let other = reader.log().await.0;
             assert!(log == other, "CRASH_SEED={seed}: the logs of the replicas differ");
         }
-        let count = |kind: EventType| log.iter().filter(|message| message.r#type() == kind).count();
         // Nobody has left who did not, and so nobody has joined again.
         assert_eq!(
-            (count(EventType::Join), count(EventType::Leave)),
+            (count(&log, EventType::Join), count(&log, EventType::Leave)),
             (clients, clients)
         );
         println!("{} events", log.len());

@@ -40,9 +40,13 @@ pub const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 /// An address to bind to that makes the operating system choose a free port.
 pub const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// An address with a port on which nothing listened when this was called.
+/// An address with a port on which nothing listened when this was called. The system does not choose it for others: it is below the ports
+/// that connections get.
 pub fn unused_address() -> SocketAddr {
-    TcpListener::bind(FREE_PORT).unwrap().local_addr().unwrap()
+    wait_until("a port is free", || {
+        let address = SocketAddr::new(FREE_PORT.ip(), rand::random_range(12_000..32_000));
+        TcpListener::bind(address).ok().map(|_| address)
+    })
 }
 
 /// A running `chitchat serve`. Killed when dropped.

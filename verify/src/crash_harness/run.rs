@@ -196,8 +196,8 @@ impl Run {
         }
     }
 
-    /// Makes every client leave. Returns the complete history, including the log of the server.
-    pub async fn finish(mut self) -> History {
+    /// Makes every client leave.
+    pub async fn leave(&mut self) {
         for client in &self.clients {
             client.update_plan(|plan| {
                 plan.send_limit = 0;
@@ -208,6 +208,11 @@ impl Run {
             client.wait_until("leaving", |progress| progress.has_left).await;
         }
         self.collect_finished().await;
+    }
+
+    /// Makes every client leave. Returns the complete history, including the log of the server.
+    pub async fn finish(mut self) -> History {
+        self.leave().await;
         let (log, epoch) = self.log().await;
         self.record_roster(epoch).await;
         History {
