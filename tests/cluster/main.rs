@@ -104,7 +104,7 @@ async fn replicas_start_again_with_checkpoints_and_the_stream_is_truncated() {
             .servers
             .replicas
             .iter()
-            .for_each(Replica::wait_until_ready)
+            .for_each(Replica::wait_until_ready);
     });
     // The last thing that a replica does in an orderly stop.
     let before = cluster.servers.replicas[0].newest_checkpoint();
