@@ -157,7 +157,7 @@ impl Setup {
     }
 
     /// The replicas whose heartbeats are among the newest messages of the stream that JetStream describes so. If all of these are of the
-    /// same moment, waits for the next heartbeats, too.
+    /// same moment, or an answer does not have the newest, waits for the next heartbeats, too.
     pub(crate) async fn replicas(&self, info: &Value) -> Result<Vec<ReplicaStatus>, NatsError> {
         let (stream, mut subscriptions) =
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
@@ -171,7 +171,8 @@ impl Setup {
                 _ => break,
             }
         }
-        if from > Place::new(first) && heard.span() < LISTENED {
+        let is_whole = heard.newest >= Place::new(last);
+        if !is_whole || (from > Place::new(first) && heard.span() < LISTENED) {
             let listening = async {
                 while let Some(message) = subscriptions.published.next().await {
                     if let Some(Delivered::Message { place, payload, .. }) = Delivered::from_message(message)
@@ -236,12 +237,14 @@ impl Setup {
 #[derive(Debug, Default)]
 struct Heard {
     replicas: Vec<ReplicaStatus>,
+    newest: Place,
     /// The times of the oldest and the newest message, in milliseconds.
     times: Option<(u64, u64)>,
 }
 
 impl Heard {
     fn take(&mut self, place: Place, payload: &[u8]) {
+        self.newest = self.newest.max(place);
         let Ok(message) = Message::decode(payload) else {
             return;
         };
@@ -384,6 +387,7 @@ mod tests {
         let seen: Vec<_> = heard.replicas.iter().map(seen).collect();
         assert_eq!(seen, [("r1".into(), 2_250, 0), ("r2".into(), 1_500, 0)]);
         assert_eq!(heard.span(), Duration::from_millis(1_250));
+        assert_eq!(heard.newest, Place::new(10));
     }
 
     #[test]
