@@ -2,8 +2,8 @@
 //! an *ordered* push consumer as the client libraries make it, which is not replicated, acknowledges nothing, has flow control and
 //! starts with what is stored after it. A publisher waits for acknowledgements like a client library that publishes asynchronously.
 
-use super::nats::{MAX_MESSAGE, put};
-use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, decimal, take_line};
+use super::nats::{MAX_MESSAGE, put, take_content};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, PublishHeader, decimal, take_line};
 
 /// The stream in which the messages are stored.
 const STREAM: &str = "BENCH";
@@ -26,9 +26,7 @@ pub(crate) struct JetStream {
     slots: Vec<ClientSlot>,
     joined: Vec<bool>,
     unacknowledged: usize,
-    /// The `PUB` line of a message whose length is `header_text_len`.
-    publish_header: Vec<u8>,
-    header_text_len: usize,
+    publish_header: PublishHeader,
 }
 
 /// A message of NATS.
@@ -46,8 +44,7 @@ impl JetStream {
             joined: vec![false; slots.len()],
             slots,
             unacknowledged: 0,
-            publish_header: Vec::new(),
-            header_text_len: usize::MAX,
+            publish_header: PublishHeader::default(),
         }
     }
 
@@ -130,16 +127,10 @@ impl JetStream {
         let mut parts = parts.collect::<Vec<_>>().into_iter().rev();
         let subscription = parts.nth(1).and_then(decimal).ok_or_else(malformed)?;
         let reply = parts.next();
-        let Some((content, after)) = after.split_at_checked(total) else {
-            return Ok(None);
-        };
-        let Some((end, after)) = after.split_first_chunk::<2>() else {
+        let Some((content, after)) = take_content(after, total)? else {
             return Ok(None);
         };
         let (headers, payload) = content.split_at_checked(headers).ok_or_else(malformed)?;
-        if end != b"\r\n" {
-            return Err(malformed());
-        }
         let delivery = Delivery {
             subscription,
             reply,
@@ -215,26 +206,18 @@ impl Codec for JetStream {
             return false;
         }
         self.unacknowledged += 1;
-        if self.header_text_len != text.len() {
-            let (name, room) = self
-                .slots
-                .first()
-                .map_or(("", ""), |slot| (slot.name.as_str(), slot.room.as_str()));
-            self.publish_header.clear();
+        let slot = self.slots.first();
+        let (name, room) = slot.map_or(("", ""), |slot| (&slot.name, &slot.room));
+        let header = self.publish_header.of(text.len(), |header| {
             put(
-                &mut self.publish_header,
+                header,
                 format_args!("PUB {SUBJECT}.{room} _INBOX.{name}.answer {}\r\n", text.len()),
             );
-            self.header_text_len = text.len();
-        }
-        out.extend_from_slice(&self.publish_header);
+        });
+        out.extend_from_slice(header);
         out.extend_from_slice(text);
         out.extend_from_slice(b"\r\n");
         true
-    }
-
-    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
-        false
     }
 }
 

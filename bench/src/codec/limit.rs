@@ -51,10 +51,6 @@ impl Codec for Limit {
         out.extend_from_slice(text);
         true
     }
-
-    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
-        false
-    }
 }
 
 #[cfg(test)]

@@ -91,8 +91,30 @@ pub(super) trait Codec {
     ) -> Result<usize, ConnectionError>;
     /// Appends a message. Returns `false`, and appends nothing, if flow control does not permit it now.
     fn publish(&mut self, timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool;
-    /// Appends what a client sends when it leaves. Returns `false` if disconnecting is enough.
-    fn leave(&mut self, slot: usize, timestamp: i64, out: &mut Vec<u8>) -> bool;
+    /// Appends what a client sends when it leaves. Returns `false` if disconnecting is enough, as it mostly is.
+    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
+/// What precedes the text of a message that is published. The texts of a run have the same length, so it is formatted once.
+#[derive(Debug, Default)]
+struct PublishHeader {
+    bytes: Vec<u8>,
+    /// The length of the text that it is for.
+    text_len: Option<usize>,
+}
+
+impl PublishHeader {
+    /// The header for a text of this length. `write` writes one, after nothing.
+    fn of(&mut self, text_len: usize, write: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
+        if self.text_len != Some(text_len) {
+            self.bytes.clear();
+            write(&mut self.bytes);
+            self.text_len = Some(text_len);
+        }
+        &self.bytes
+    }
 }
 
 /// A parsed prefix of the input and the rest; `None` while the input is incomplete.

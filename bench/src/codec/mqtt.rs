@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 at QoS 0. A room is a topic. A publisher subscribes on its own connection and so receives its own
 //! messages.
 
-use super::{ClientSlot, Codec, ConnectionError, Event, EventSink};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, PublishHeader};
 
 /// The longest packet accepted, in bytes.
 const MAX_PACKET: usize = 65_536;
@@ -24,9 +24,7 @@ const GRANTED: &[u8] = &[0, 1, 0];
 #[derive(Debug)]
 pub(crate) struct Mqtt {
     slot: ClientSlot,
-    /// The start of a PUBLISH packet whose text has `header_text_len` bytes.
-    publish_header: Vec<u8>,
-    header_text_len: usize,
+    publish_header: PublishHeader,
 }
 
 /// The first packet of the input.
@@ -75,8 +73,7 @@ impl Mqtt {
     pub(crate) fn new(slot: ClientSlot) -> Self {
         Self {
             slot,
-            publish_header: Vec::new(),
-            header_text_len: usize::MAX,
+            publish_header: PublishHeader::default(),
         }
     }
 
@@ -130,23 +127,14 @@ impl Codec for Mqtt {
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.header_text_len != text.len() {
-            self.publish_header.clear();
-            put_head(
-                &mut self.publish_header,
-                PUBLISH,
-                2 + self.slot.room.len() + text.len(),
-            );
-            put_string(&mut self.publish_header, &self.slot.room);
-            self.header_text_len = text.len();
-        }
-        out.extend_from_slice(&self.publish_header);
+        let room = &self.slot.room;
+        let header = self.publish_header.of(text.len(), |header| {
+            put_head(header, PUBLISH, 2 + room.len() + text.len());
+            put_string(header, room);
+        });
+        out.extend_from_slice(header);
         out.extend_from_slice(text);
         true
-    }
-
-    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
-        false
     }
 }
 

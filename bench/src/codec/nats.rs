@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, decimal, take_line};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, PublishHeader, Split, decimal, take_line};
 
 /// The longest line or message accepted, in bytes.
 pub(super) const MAX_MESSAGE: usize = 65_536;
@@ -13,9 +13,7 @@ pub(super) const MAX_MESSAGE: usize = 65_536;
 pub(crate) struct Nats {
     slots: Vec<ClientSlot>,
     joined: bool,
-    /// The `PUB` line of a message whose length is `header_text_len`.
-    publish_header: Vec<u8>,
-    header_text_len: usize,
+    publish_header: PublishHeader,
 }
 
 impl Nats {
@@ -23,8 +21,7 @@ impl Nats {
         Self {
             slots,
             joined: false,
-            publish_header: Vec::new(),
-            header_text_len: usize::MAX,
+            publish_header: PublishHeader::default(),
         }
     }
 
@@ -95,17 +92,9 @@ impl Codec for Nats {
                     String::from_utf8_lossy(line).escape_debug()
                 )));
             };
-            let Some((text, after)) = after.split_at_checked(length) else {
+            let Some((text, after)) = take_content(after, length)? else {
                 break;
             };
-            let Some((end, after)) = after.split_first_chunk::<2>() else {
-                break;
-            };
-            if end != b"\r\n" {
-                return Err(ConnectionError(
-                    "a message is longer than its MSG line says".to_owned(),
-                ));
-            }
             sink.event(slot, &Event::plain(text));
             rest = after;
         }
@@ -116,23 +105,28 @@ impl Codec for Nats {
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.header_text_len != text.len() {
-            let room = self.slots.first().map_or("", |slot| &slot.room);
-            self.publish_header.clear();
-            put(
-                &mut self.publish_header,
-                format_args!("PUB {room} {}\r\n", text.len()),
-            );
-            self.header_text_len = text.len();
-        }
-        out.extend_from_slice(&self.publish_header);
+        let room = self.slots.first().map_or("", |slot| &slot.room);
+        let header = self.publish_header.of(text.len(), |header| {
+            put(header, format_args!("PUB {room} {}\r\n", text.len()));
+        });
+        out.extend_from_slice(header);
         out.extend_from_slice(text);
         out.extend_from_slice(b"\r\n");
         true
     }
+}
 
-    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
-        false
+/// Splits off the content of a message, and its end; `None` while it is incomplete.
+pub(super) fn take_content(input: &[u8], length: usize) -> Result<Split<'_>, ConnectionError> {
+    let Some((content, after)) = input.split_at_checked(length) else {
+        return Ok(None);
+    };
+    match after.split_first_chunk() {
+        None => Ok(None),
+        Some((b"\r\n", after)) => Ok(Some((content, after))),
+        Some(_) => Err(ConnectionError(
+            "a message is longer than its MSG line says".to_owned(),
+        )),
     }
 }
 

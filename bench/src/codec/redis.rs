@@ -2,7 +2,7 @@
 //! publisher has two: one publishes, and its sibling subscribes and receives its own messages.
 
 use super::nats::put;
-use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, Split, decimal, take_line};
+use super::{ClientSlot, Codec, ConnectionError, Event, EventSink, PublishHeader, Split, decimal, take_line};
 
 /// The longest string accepted, in bytes.
 const MAX_STRING: usize = 65_536;
@@ -14,8 +14,7 @@ pub(crate) struct Redis {
     subscribes: bool,
     /// The start of a message of this room, up to the length of its text.
     message_prefix: Vec<u8>,
-    publish_header: Vec<u8>,
-    header_text_len: usize,
+    publish_header: PublishHeader,
 }
 
 /// A reply of the server.
@@ -51,8 +50,7 @@ impl Redis {
             slot,
             subscribes,
             message_prefix,
-            publish_header: Vec::new(),
-            header_text_len: usize::MAX,
+            publish_header: PublishHeader::default(),
         }
     }
 
@@ -170,27 +168,21 @@ impl Codec for Redis {
     }
 
     fn publish(&mut self, _timestamp: i64, text: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.header_text_len != text.len() {
-            let room = &self.slot.room;
-            self.publish_header.clear();
+        let room = &self.slot.room;
+        let header = self.publish_header.of(text.len(), |header| {
             put(
-                &mut self.publish_header,
+                header,
                 format_args!(
                     "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{room}\r\n${}\r\n",
                     room.len(),
                     text.len()
                 ),
             );
-            self.header_text_len = text.len();
-        }
-        out.extend_from_slice(&self.publish_header);
+        });
+        out.extend_from_slice(header);
         out.extend_from_slice(text);
         out.extend_from_slice(b"\r\n");
         true
-    }
-
-    fn leave(&mut self, _slot: usize, _timestamp: i64, _out: &mut Vec<u8>) -> bool {
-        false
     }
 }
 
