@@ -368,11 +368,7 @@ mod tests {
                 max_rooms: 1,
                 accept_loss: false,
             };
-            DiskStore::open(
-                path,
-                options,
-                std::sync::Arc::new(crate::store::fuzzing::NoObserver),
-            )
+            DiskStore::open(path, options, std::sync::Arc::new(crate::store::NoObserver))
         };
         drop(open(&single).unwrap());
         drop(CheckpointDir::open(&replica).unwrap());

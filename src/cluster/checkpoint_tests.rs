@@ -10,13 +10,14 @@ use super::checkpoint::{self, Checkpoint, CheckpointError};
 use super::checkpoint_dir::CheckpointDir;
 use super::checkpointer::{self, EndedRooms};
 use super::fingerprint::Fingerprint;
+use super::fixtures;
 use super::message::{Content, Message, Place, RoomCommand};
 use super::partition::{Applied, Partition};
+use super::partition_state::{PartitionState, RoomStates};
 use super::replica::deliver;
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    Attachment, Command, Join, MessageId, Moderation, Name, Origin, Outcome, RoomName, Rules, Say, Sequence,
-    Text, Timestamp, WallTime,
+    Attachment, Command, Join, Moderation, Outcome, RoomName, Rules, Say, Sequence, WallTime,
 };
 use crate::hub::{Hub, HubOptions, Submission};
 use crate::store::{MemoryStore, Record, Retention, frames};
@@ -111,20 +112,20 @@ impl Replica {
     }
 
     async fn write(&self, directory: &Arc<CheckpointDir>) {
-        let (state, rooms) = self.partition.state();
+        let state = self.partition.state();
+        self.write_state(directory, state, EndedRooms::default()).await;
+    }
+
+    /// Writes the checkpoint of a state that was taken before, since when some rooms have ended.
+    async fn write_state(
+        &self,
+        directory: &Arc<CheckpointDir>,
+        (state, rooms): (PartitionState, RoomStates),
+        ended: EndedRooms,
+    ) {
         let (directory, hub) = (Arc::clone(directory), Arc::clone(&self.hub));
-        let ended = EndedRooms::default();
-        let write = move || {
-            checkpointer::write(
-                &directory,
-                &hub,
-                state,
-                Fingerprint::default(),
-                rooms,
-                &ended,
-                None,
-            )
-        };
+        let newest = Fingerprint::default();
+        let write = move || checkpointer::write(&directory, &hub, state, newest, rooms, &ended, None);
         tokio::task::spawn_blocking(write).await.unwrap().unwrap();
     }
 
@@ -150,26 +151,15 @@ fn room(n: usize) -> RoomName {
 
 fn join(name: &str) -> Command {
     Command::Join(Join {
-        session: None,
-        id: None,
-        name: Name::try_from(name).unwrap(),
         owner: Some("owner".into()),
-        origin: Origin::default(),
-        timestamp: Timestamp(0),
-        is_resumable: true,
-        trace: None,
+        ..fixtures::join(name)
     })
 }
 
 fn say(attachment: Attachment, n: usize) -> Command {
     Command::Say(Say {
         attachment,
-        message: crate::domain::Message {
-            timestamp: Timestamp(0),
-            text: Text::parse(&"hi ".repeat(30), 100),
-            message_id: Some(MessageId::try_from(format!("m{n}").as_str())),
-            trace: None,
-        },
+        message: fixtures::message(&"hi ".repeat(30), Some(format!("m{n}"))),
     })
 }
 
@@ -219,33 +209,20 @@ async fn a_replica_that_begins_with_a_checkpoint_has_the_same_logs_and_decides_a
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_that_ends_while_a_checkpoint_is_taken_is_in_it_without_its_log() {
     let parent = tempfile::tempdir().unwrap();
-    let directory = CheckpointDir::open(parent.path()).unwrap();
+    let directory = Arc::new(CheckpointDir::open(parent.path()).unwrap());
     let mut replica = Replica::begin();
     for n in 0..2 {
         let ada = replica.apply(vec![(room(n), join("Ada"))]).await[0];
         replica.apply(vec![(room(n), say(ada, n))]).await;
     }
-    let (state, rooms) = replica.partition.state();
-    let (place, number, epoch) = (state.applied, replica.number, rooms[&room(1)].epoch);
+    let state = replica.partition.state();
+    let (place, number, epoch) = (state.0.applied, replica.number, state.1[&room(1)].epoch);
     let delete = || vec![(room(1), Command::Moderate(Moderation::Delete))];
     replica.apply(delete()).await;
     let ended = EndedRooms::default();
     ended.insert(room(1), epoch);
-    let hub = Arc::clone(&replica.hub);
-    let write = move || {
-        let written = checkpointer::write(
-            &directory,
-            &hub,
-            state,
-            Fingerprint::default(),
-            rooms,
-            &ended,
-            None,
-        );
-        written.unwrap();
-        directory.load().unwrap().unwrap()
-    };
-    let checkpoint = tokio::task::spawn_blocking(write).await.unwrap();
+    replica.write_state(&directory, state, ended).await;
+    let checkpoint = directory.load().unwrap().unwrap();
     assert_eq!(checkpoint.id.place, place);
     let records: Vec<_> = checkpoint
         .rooms

@@ -3,14 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::checkpoint::Checkpoint;
 use crate::hub::RestoredRoom;
 use crate::store::{
-    Append, DiskOptions, DiskStore, Durability, Observer, Record, Retention, RoomStatus, Store as _,
+    Append, DiskOptions, DiskStore, Durability, NoObserver, Record, Retention, RoomStatus, Store as _,
     StoreError, encode_snapshot, none_if_missing, sync_parent,
 };
 use crate::wall_clock::wall_time;
@@ -38,16 +37,6 @@ pub(crate) enum ExportError {
     NotEmpty { path: String },
     #[error("cannot use {path}: {error}")]
     Io { path: String, error: std::io::Error },
-}
-
-struct NoObserver;
-
-impl Observer for NoObserver {
-    fn committed(&self, _: Duration) {}
-
-    fn rewritten(&self, _: u64) {}
-
-    fn write_stalled(&self) {}
 }
 
 /// Writes the rooms of a checkpoint into a new data directory, with their epochs, sequences, clocks and bans. Returns how many there are. Blocks.

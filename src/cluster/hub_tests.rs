@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::fixtures;
 use super::message::{Content, Message, Place, RoomCommand};
 use super::partition::{Applied, Partition};
 use super::replica::{SUBMISSIONS, deliver};
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    self, Command, End, EndStage, Join, Moderation, Name, Origin, Post, Rejection, RoomName, Rules, Sequence,
-    Text, Timestamp, WallTime,
+    self, Command, End, EndStage, Moderation, Origin, Post, Rejection, RoomName, Rules, Sequence, Timestamp,
+    WallTime,
 };
 use crate::hub::{
     CloseReason, FeedItem, Hub, HubError, HubOptions, JoinRequest, Member, PostOutcome, RequestMeta,
@@ -142,31 +143,13 @@ fn tea() -> RoomName {
 }
 
 fn post() -> Post {
-    Post {
-        name: Name::try_from("poster").unwrap(),
-        origin: Origin::default(),
-        message: domain::Message {
-            timestamp: Timestamp(0),
-            text: Text::parse("hi", 10),
-            message_id: None,
-            trace: None,
-        },
-    }
+    fixtures::post(None)
 }
 
 fn join(name: &str) -> JoinRequest {
     JoinRequest {
         room: tea(),
-        join: Join {
-            session: None,
-            id: None,
-            name: Name::try_from(name).unwrap(),
-            owner: None,
-            origin: Origin::default(),
-            timestamp: Timestamp(0),
-            is_resumable: true,
-            trace: None,
-        },
+        join: fixtures::join(name),
         session_token: None,
         resume_point: None,
         history: 0,

@@ -22,6 +22,8 @@ mod checkpointer;
 mod credentials;
 mod export;
 mod fingerprint;
+#[cfg(test)]
+mod fixtures;
 mod follower;
 #[cfg(test)]
 mod hub_tests;

@@ -1,5 +1,6 @@
 use super::*;
-use crate::domain::{Attachment, Join, MessageId, Moderation, Name, Origin, Post, Text, Timestamp};
+use crate::cluster::fixtures;
+use crate::domain::{Attachment, Moderation};
 
 const V1: FoldVersions = FoldVersions { oldest: 1, newest: 1 };
 const V2: FoldVersions = FoldVersions { oldest: 1, newest: 2 };
@@ -94,29 +95,11 @@ fn rules() -> OrderRules {
 }
 
 fn join(name: &str) -> Command {
-    Command::Join(Join {
-        session: None,
-        id: None,
-        name: Name::try_from(name).unwrap(),
-        owner: None,
-        origin: Origin::default(),
-        timestamp: Timestamp(0),
-        is_resumable: true,
-        trace: None,
-    })
+    Command::Join(fixtures::join(name))
 }
 
 fn post(id: usize) -> Command {
-    Command::Post(Post {
-        name: Name::try_from("poster").unwrap(),
-        origin: Origin::default(),
-        message: crate::domain::Message {
-            timestamp: Timestamp(0),
-            text: Text::parse("hi", 9),
-            message_id: Some(MessageId::try_from(format!("m{id}").as_str())),
-            trace: None,
-        },
-    })
+    Command::Post(fixtures::post(Some(format!("m{id}"))))
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::checkpoint::{self, Checkpoint};
 use super::fingerprint::Fingerprint;
+use super::fixtures;
 use super::follower::{Follower, Missing};
 use super::message::{Content, Durable, Message, Place, RoomCommand};
 use super::partition::{Applied, ApplyError, Decision, Ignored, Partition, Refusal};
@@ -18,8 +19,8 @@ use super::presence::{CUT_OFF, Presence};
 use super::producer::Producer;
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
-    Attachment, Command, End, EndStage, Epoch, EventKind, Join, LamportTime, Leave, MessageId, Moderation,
-    Name, Origin, Outcome, Rejection, RoomName, Rules, Say, Sequence, Session, Text, Timestamp, WallTime,
+    Attachment, Command, End, EndStage, Epoch, EventKind, Join, LamportTime, Leave, Moderation, Outcome,
+    Rejection, RoomName, Rules, Say, Sequence, Session, WallTime,
 };
 
 const SEEDS: u64 = 6;
@@ -371,22 +372,11 @@ impl Simulation {
             }),
             Some(attachment) => Command::Say(Say {
                 attachment,
-                message: crate::domain::Message {
-                    timestamp: Timestamp(0),
-                    text: Text::parse("hi", 9),
-                    message_id: Some(MessageId::try_from(format!("c{n}-{}", client.said).as_str())),
-                    trace: None,
-                },
+                message: fixtures::message("hi", Some(format!("c{n}-{}", client.said))),
             }),
             None => Command::Join(Join {
                 session,
-                id: None,
-                name: Name::try_from(format!("client{n}").as_str()).unwrap(),
-                owner: None,
-                origin: Origin::default(),
-                timestamp: Timestamp(0),
-                is_resumable: true,
-                trace: None,
+                ..fixtures::join(&format!("client{n}"))
             }),
         };
         replica.next_request += 1;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::super::entry::{Entry, EntryKind};
 use super::super::summary::EntryLocation;
 use super::super::{
-    Durability, EncodedSnapshot, MemoryStore, Retention, RoomStatus, encode_snapshot, read_page,
+    Durability, EncodedSnapshot, MemoryStore, NoObserver, Retention, RoomStatus, encode_snapshot, read_page,
 };
 use super::*;
 use crate::domain::{LamportTime, Snapshot};
@@ -75,14 +75,6 @@ pub(super) const SMALL: Retention = Retention {
     max_total_bytes: 64 << 20,
     ..Retention::ON_DISK
 };
-
-pub(super) struct NoObserver;
-
-impl Observer for NoObserver {
-    fn committed(&self, _: Duration) {}
-    fn rewritten(&self, _: u64) {}
-    fn write_stalled(&self) {}
-}
 
 pub(super) fn open(path: &Path, options: DiskOptions) -> Result<DiskStore, StoreError> {
     DiskStore::open(path, options, Arc::new(NoObserver))

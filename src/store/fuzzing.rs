@@ -4,24 +4,15 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::entry::{self, Entries};
 use super::{
-    Append, DiskOptions, DiskStore, Durability, LogId, Observer, Record, Retention, RoomStatus, Store as _,
+    Append, DiskOptions, DiskStore, Durability, LogId, NoObserver, Record, Retention, RoomStatus, Store as _,
     StoreError, decode_snapshot, encode_snapshot, frames,
 };
 use crate::domain::{LamportTime, RoomName, Sequence, Snapshot, WallTime};
-
-pub(crate) struct NoObserver;
-
-impl Observer for NoObserver {
-    fn committed(&self, _: Duration) {}
-    fn rewritten(&self, _: u64) {}
-    fn write_stalled(&self) {}
-}
 
 /// The entries of a segment, and what is in them.
 pub(crate) fn entries(bytes: &[u8]) {

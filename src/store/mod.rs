@@ -160,6 +160,15 @@ pub trait Observer: Send + Sync + 'static {
     fn write_stalled(&self);
 }
 
+/// Of a store that nobody watches.
+pub(crate) struct NoObserver;
+
+impl Observer for NoObserver {
+    fn committed(&self, _: Duration) {}
+    fn rewritten(&self, _: u64) {}
+    fn write_stalled(&self) {}
+}
+
 /// Identifies a log within its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LogId(pub(crate) u32);
