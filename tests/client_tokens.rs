@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
-use process::{CHITCHAT, Process, Server, run, serve, succeed, text};
+use process::{CHITCHAT, Process, SERVE_IN_MEMORY, Server, run, serve, succeed, text};
 use tempfile::TempDir;
 
 /// A directory in which `chitchat token` keeps its key.
@@ -165,16 +165,7 @@ fn keys_that_cannot_be_used_stop_the_start() {
     let issuer = Issuer::new();
     let start = |flags: &[&str]| {
         let mut command = Command::new(CHITCHAT);
-        command
-            .args([
-                "serve",
-                "--in-memory",
-                "--listen",
-                "127.0.0.1:0",
-                "--admin",
-                "127.0.0.1:0",
-            ])
-            .args(flags);
+        command.args(SERVE_IN_MEMORY).args(flags);
         run(&mut command, "")
     };
     let keys = issuer.path("keys.json");

@@ -283,17 +283,7 @@ fn a_wrong_key_is_said_and_what_is_denied_too() {
     command.args(["cluster", "keys"]).arg(nats.file("others"));
     process::succeed(&mut command, "");
     let other = "others/replicas/chitchat-0.nk";
-    for arguments in [
-        &["cluster", "status"][..],
-        &[
-            "serve",
-            "--in-memory",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-        ],
-    ] {
+    for arguments in [&["cluster", "status"][..], &process::SERVE_IN_MEMORY] {
         let mut command = nats.chitchat(arguments, other);
         command.env("CHITCHAT_CLUSTER_SECRET", nats.file("replicas/secret"));
         let refused: Finished = process::run(&mut command, "").into();

@@ -13,10 +13,10 @@ mod process;
 mod replica;
 
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use chitchat_verify::crash_harness::seed;
-use process::{CHITCHAT, Finished, Process, unused_address, wait_until};
+use process::{CHITCHAT, Finished, unused_address, wait_until};
 use tokio::task::block_in_place;
 
 use cluster::Cluster;
@@ -247,26 +247,11 @@ fn what_is_wrong_with_nats_is_said() {
         format!("server_name: small\nlisten: {small}\nmax_payload: 32KB\n"),
     )
     .unwrap();
-    let child = Command::new(&nats.program)
-        .arg("-c")
-        .arg(config)
-        .stderr(Stdio::null())
-        .spawn();
-    let _server: Process = child.unwrap().into();
-    wait_until("the NATS server accepts connections", || {
-        std::net::TcpStream::connect(small).ok().map(drop)
-    });
+    let _server = nats.start_alone(small, &["-c", config.to_str().unwrap()]);
     let mut command = Command::new(CHITCHAT);
-    command.args([
-        "serve",
-        "--in-memory",
-        "--listen",
-        "127.0.0.1:0",
-        "--admin",
-        "127.0.0.1:0",
-        "--cluster",
-    ]);
     command
+        .args(process::SERVE_IN_MEMORY)
+        .arg("--cluster")
         .arg(format!("nats://{small}"))
         .arg("--cluster-secret")
         .arg(nats.secret());
@@ -396,14 +381,7 @@ fn a_replica_does_not_continue_on_another_stream() {
     let directory = nats.path("replica");
     // The first server is cut off from the others, and so has no stream.
     let alone = unused_address();
-    let child = Command::new(&nats.program)
-        .args(["-a", "127.0.0.1", "-p", &alone.port().to_string()])
-        .stderr(Stdio::null())
-        .spawn();
-    let _alone: Process = child.unwrap().into();
-    wait_until("the NATS server accepts connections", || {
-        std::net::TcpStream::connect(alone).ok().map(drop)
-    });
+    let _alone = nats.start_alone(alone, &["-a", "127.0.0.1", "-p", &alone.port().to_string()]);
     let mut replica = Replica::new(&mut nats, "r", Some(directory));
     replica.kill();
     replica.set_nats(&format!("nats://{alone},{}", nats.url()));

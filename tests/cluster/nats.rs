@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -26,7 +26,7 @@ const FILLER: &str = "filler";
 /// Three NATS servers with one directory. They reach one another through the network alone.
 pub(crate) struct Nats {
     directory: TempDir,
-    pub(crate) program: String,
+    program: String,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) monitors: Vec<SocketAddr>,
     nodes: Vec<Option<Process>>,
@@ -121,9 +121,17 @@ impl Nats {
         std::fs::write(&path, change(&config)).unwrap();
         self.kill_node(node);
         self.start_node(node);
-        wait_until("the node accepts connections", || {
-            std::net::TcpStream::connect(self.addresses[node]).ok()
-        });
+        wait_until_listening(self.addresses[node]);
+    }
+
+    /// Starts a server beside the others, which listens on `address` according to its arguments.
+    pub(crate) fn start_alone(&self, address: SocketAddr, arguments: &[&str]) -> Process {
+        let child = Command::new(&self.program)
+            .args(arguments)
+            .stderr(Stdio::null())
+            .spawn();
+        wait_until_listening(address);
+        child.unwrap().into()
     }
 
     pub(crate) fn kill_node(&mut self, node: usize) {
@@ -257,6 +265,12 @@ impl Nats {
             .then_some(())
         });
     }
+}
+
+fn wait_until_listening(address: SocketAddr) {
+    wait_until("the NATS server accepts connections", || {
+        TcpStream::connect(address).ok().map(drop)
+    });
 }
 
 impl Drop for Nats {

@@ -10,8 +10,10 @@ use std::env;
 use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 #[allow(unused_imports, reason = "each test uses another part of it")]
@@ -40,14 +42,29 @@ pub const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 /// An address to bind to that makes the operating system choose a free port.
 pub const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// An address with a port on which nothing listened when this was called. The system does not choose it for others: it is below the ports
-/// that connections get.
+/// An address with a port on which nothing listened when this was called, for a server that may be restarted on it. Nobody else gets it
+/// meanwhile: it is below the ports that connections get, no other test of this process has it, and others begin elsewhere.
 pub fn unused_address() -> SocketAddr {
+    const PORTS: Range<u32> = 12_000..32_000;
+    static CALLS: AtomicU32 = AtomicU32::new(0);
     wait_until("a port is free", || {
-        let address = SocketAddr::new(FREE_PORT.ip(), rand::random_range(12_000..32_000));
+        let calls = CALLS.fetch_add(1, Ordering::Relaxed);
+        let index = std::process::id().wrapping_mul(100).wrapping_add(calls) % (PORTS.end - PORTS.start);
+        let port = u16::try_from(PORTS.start + index).unwrap();
+        let address = SocketAddr::new(FREE_PORT.ip(), port);
         TcpListener::bind(address).ok().map(|_| address)
     })
 }
+
+/// The arguments of a server on free ports, with its rooms in memory.
+pub const SERVE_IN_MEMORY: [&str; 6] = [
+    "serve",
+    "--in-memory",
+    "--listen",
+    "127.0.0.1:0",
+    "--admin",
+    "127.0.0.1:0",
+];
 
 /// A running `chitchat serve`. Killed when dropped.
 pub struct Server {
