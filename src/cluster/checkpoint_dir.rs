@@ -110,6 +110,23 @@ impl CheckpointDir {
         })
     }
 
+    /// The file of the newest checkpoint in the directory of a replica that has ended. Changes nothing there. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// A process uses the directory, it has no checkpoint, or it cannot be read.
+    pub(crate) fn newest_file(path: &Path) -> Result<PathBuf, StoreError> {
+        let cannot = cannot_use(path);
+        let newest = places(path).map_err(&cannot)?.last().copied();
+        let newest = newest.ok_or_else(|| StoreError::Directory {
+            path: path.into(),
+            why: "it has no checkpoint of a replica".into(),
+        })?;
+        // Released at once: who starts a replica now must wait for nothing.
+        drop(lock_file(path)?);
+        Ok(path_of(path, newest))
+    }
+
     pub(crate) const fn id(&self) -> u64 {
         self.id
     }
@@ -218,20 +235,28 @@ impl CheckpointDir {
     }
 
     fn path_of(&self, place: Place) -> PathBuf {
-        self.path.join(format!("checkpoint-{:020}", place.get()))
+        path_of(&self.path, place)
     }
 
     /// The places of the checkpoints, ascending.
     fn places(&self) -> io::Result<Vec<Place>> {
-        let mut places = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("checkpoint-"));
-            places.extend(number.and_then(|number| number.parse().ok()).map(Place::new));
-        }
-        places.sort_unstable();
-        Ok(places)
+        places(&self.path)
     }
+}
+
+fn path_of(directory: &Path, place: Place) -> PathBuf {
+    directory.join(format!("checkpoint-{:020}", place.get()))
+}
+
+fn places(directory: &Path) -> io::Result<Vec<Place>> {
+    let mut places = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("checkpoint-"));
+        places.extend(number.and_then(|number| number.parse().ok()).map(Place::new));
+    }
+    places.sort_unstable();
+    Ok(places)
 }
 
 impl NewCheckpoint {

@@ -47,7 +47,7 @@ pub(crate) use bootstrap::Bootstrap;
 pub(crate) use checkpoint_dir::{CheckpointDir, read_file};
 pub(crate) use checkpointer::StopRequest;
 pub use credentials::Credentials;
-pub(crate) use export::{ExportError, export};
+pub(crate) use export::export;
 pub(crate) use import::{ImportError, Imported, import};
 pub use nats::{NatsError, NatsOptions};
 pub use observer::{IGNORED, Observer, ReplicaState};

@@ -16,8 +16,8 @@ use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
 use crate::cluster::{
-    CheckpointDir, Credentials, ExportError, ImportError, Imported, NatsError, NatsOptions, Setup, export,
-    import, peers, read_file, wrong_config,
+    CheckpointDir, Credentials, ImportError, Imported, NatsError, NatsOptions, Setup, export, import, peers,
+    read_file, wrong_config,
 };
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -239,7 +239,7 @@ impl ClusterCommand {
                     max_bytes,
                 } => init(nats, replicas, max_bytes).await,
                 Action::Status { nats } => status(nats).await,
-                Action::Export { replica, server } => give_out(&replica, &server).await,
+                Action::Export { replica, server } => export_rooms(&replica, &server).await,
                 Action::Truncate { nats, keep } => truncate(nats, keep).await,
                 Action::Import {
                     server,
@@ -247,7 +247,7 @@ impl ClusterCommand {
                     nats,
                     rules,
                     retain_bytes,
-                } => bring_in(&server, &replica, nats, rules.into(), retain_bytes).await,
+                } => import_rooms(&server, &replica, nats, rules.into(), retain_bytes).await,
             }
         })
     }
@@ -399,7 +399,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
 }
 
 /// Its threads may block: nothing else is going on.
-async fn bring_in(
+async fn import_rooms(
     server: &Path,
     replica: &Path,
     nats: NatsArgs,
@@ -439,24 +439,18 @@ async fn bring_in(
 }
 
 /// Its threads may block: nothing else is going on.
-async fn give_out(replica: &Path, server: &Path) -> Result<(), Failure> {
-    let unreadable = |error: &dyn std::fmt::Display| Failure::Data(format!("{}: {error}", replica.display()));
-    let checkpoint = if replica.is_dir() {
-        // Opening another one would make it one of a replica.
-        if !replica.join("FORMAT").exists() {
-            return Err(unreadable(&"it is not the data directory of a replica"));
-        }
-        let directory = CheckpointDir::open(replica)?;
-        let loaded = directory.load().map_err(|error| unreadable(&error))?;
-        loaded.ok_or_else(|| unreadable(&"it has no checkpoint"))?
+async fn export_rooms(replica: &Path, server: &Path) -> Result<(), Failure> {
+    let newest;
+    let file = if replica.is_dir() {
+        newest = CheckpointDir::newest_file(replica)?;
+        &newest
     } else {
-        read_file(replica).map_err(|error| unreadable(&error))?
+        replica
     };
+    let checkpoint =
+        read_file(file).map_err(|error| Failure::Data(format!("{}: {error}", file.display())))?;
     let place = checkpoint.id.place;
-    let rooms = export(checkpoint, server).await.map_err(|error| match error {
-        ExportError::Store(error) => error.into(),
-        error => Failure::Io(error.to_string()),
-    })?;
+    let rooms = export(checkpoint, server).await?;
     note(format_args!(
         "{rooms} rooms as of message {place} of the stream; start the server with --data-dir {}",
         server.display()

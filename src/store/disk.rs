@@ -53,8 +53,38 @@ impl DiskStore {
     /// Fails if the directory cannot be used, is locked by another server, has an unknown format or is damaged. A log that
     /// has lost acknowledged events counts as damaged unless `accept_loss` is set. A failed open changes nothing.
     pub fn open(path: &Path, options: DiskOptions, observer: Arc<dyn Observer>) -> Result<Self, StoreError> {
-        let cannot = cannot_use(path);
-        let directory = Arc::new(Directory::lock(path)?);
+        Self::open_in(Directory::lock(path)?, options, observer)
+    }
+
+    /// Creates a store in an empty directory, or one that does not exist. No server opens it before it is [finished](Self::finish).
+    ///
+    /// # Errors
+    ///
+    /// The directory is not empty, or cannot be written.
+    pub(crate) fn create(
+        path: &Path,
+        options: DiskOptions,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, StoreError> {
+        let directory = Directory::create_empty(path)?;
+        directory.create_log().map_err(cannot_use(path))?;
+        Self::open_in(directory, options, observer)
+    }
+
+    /// Closes a store that was [created](Self::create). Its directory is a data directory from now on.
+    pub(crate) fn finish(self) -> Result<(), StoreError> {
+        let directory = Arc::clone(&self.directory);
+        drop(self);
+        directory.write_format().map_err(cannot_use(directory.path()))
+    }
+
+    fn open_in(
+        directory: Directory,
+        options: DiskOptions,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, StoreError> {
+        let path = directory.path().to_owned();
+        let (directory, cannot) = (Arc::new(directory), cannot_use(&path));
         let (mut loaded, repairs) = Repairs::load(&directory, &options)?;
         let secret = directory.secret().map_err(&cannot)?;
         loaded.clean_up(&directory).map_err(&cannot)?;

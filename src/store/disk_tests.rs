@@ -243,6 +243,27 @@ async fn records_that_do_not_continue_the_log_are_rejected() {
 }
 
 #[tokio::test]
+async fn a_created_store_is_a_data_directory_once_it_is_finished() {
+    let data = DataDir::new();
+    let create = || DiskStore::create(&data.path, OPTIONS, Arc::new(NoObserver));
+    let store = create().unwrap();
+    let log = open_tea(&store);
+    append(&store, log, vec![record(1, 2)], None).await;
+    drop(store);
+    // As after a crash.
+    assert_says(&data.open_error(), "FORMAT");
+    assert_says(&create().map(drop).unwrap_err(), "it is not empty");
+
+    fs::remove_dir_all(&data.path).unwrap();
+    let store = create().unwrap();
+    let log = open_tea(&store);
+    append(&store, log, vec![record(1, 2)], None).await;
+    store.finish().unwrap();
+    let store = open(&data.path, OPTIONS).unwrap();
+    assert_eq!(store.bounds(open_tea(&store)).unwrap().last, Sequence::new(2));
+}
+
+#[tokio::test]
 async fn appended_events_survive_a_restart() {
     let data = DataDir::new();
     let store = data.open();
