@@ -32,7 +32,7 @@ pub(crate) struct Bootstrap {
     /// The largest checkpoint that fits into the memory, in bytes.
     pub(crate) max_len: u64,
     /// The place of the checkpoint, once that is of no use any more.
-    pub(crate) dropped: Option<Place>,
+    pub(crate) dropped_at: Option<Place>,
 }
 
 /// Why a replica cannot begin yet.
@@ -46,7 +46,7 @@ enum NotYet {
         "the stream ends at {last}, and this replica's checkpoint is at {applied}: if the stream was made anew, remove the data directories \
          of all replicas"
     )]
-    Shorter { last: Place, applied: Place },
+    StreamBehind { last: Place, applied: Place },
     #[error(
         "the stream has another message at {0}, the place of this replica's checkpoint: it was made anew, or restored to an earlier message. Stop \
          all replicas and remove their data directories"
@@ -55,7 +55,7 @@ enum NotYet {
 }
 
 impl Bootstrap {
-    /// Waits until it is known where to begin. `None` is the beginning of the order. Can be dropped at any time.
+    /// Waits until it is known where to begin. `None` is the beginning of the order. Can be dropped_at at any time.
     pub(crate) async fn run(mut self, stream: &mut Stream, observer: &dyn Observer) -> Option<Checkpoint> {
         let mut warned = None;
         let (mut switched_at, mut switch_interval) = (Instant::now(), CUT_OFF);
@@ -94,7 +94,7 @@ impl Bootstrap {
         // With the message that the checkpoint is of: if it is the same, so is the stream.
         let from = applied.unwrap_or(Place::default().next());
         let first = stream.first_from(from).await?;
-        if let (Some(applied), Some((first, _))) = (self.dropped, first)
+        if let (Some(applied), Some((first, _))) = (self.dropped_at, first)
             && first == from
         {
             // The stream that the checkpoint was of does not have its beginning any more.
@@ -111,11 +111,11 @@ impl Bootstrap {
             (Some(_), None) => {
                 // A server of NATS that lags does not have the newest message, but has it soon.
                 let last = stream.last().await?.unwrap_or_default();
-                Err(NotYet::Shorter { last, applied: from })
+                Err(NotYet::StreamBehind { last, applied: from })
             }
             (_, Some((first, _))) if first > from => {
                 // It is of no use any more, and takes as much memory as the one that is read now.
-                self.dropped = self.local.take().map(|local| local.id.place).or(self.dropped);
+                self.dropped_at = self.local.take().map(|local| local.id.place).or(self.dropped_at);
                 let fetched = self.fetch(stream, first).await;
                 fetched
                     .map(Some)
@@ -132,10 +132,10 @@ impl Bootstrap {
                 }
                 Ok(None)
             }
-            (None, None) => match self.dropped {
+            (None, None) => match self.dropped_at {
                 Some(applied) => {
                     let last = Place::default();
-                    Err(NotYet::Shorter { last, applied })
+                    Err(NotYet::StreamBehind { last, applied })
                 }
                 None => Ok(None),
             },

@@ -60,6 +60,8 @@ struct Job {
     /// The newest epoch of its rooms.
     newest_epoch: Option<Epoch>,
     ended: EndedRooms,
+    /// Who waits until it has ended.
+    _written: Option<oneshot::Sender<()>>,
 }
 
 /// Takes the checkpoints of one replica.
@@ -74,10 +76,8 @@ pub(crate) struct Checkpointer {
     /// When the newest one was taken.
     taken_at: Duration,
     job: Option<Job>,
-    /// Who waits for the job.
-    stopping: Option<oneshot::Sender<()>>,
-    /// Who waits for the one after it, the last one.
-    stop: Option<StopRequest>,
+    /// For the last checkpoint, once the job has ended.
+    queued_stop: Option<StopRequest>,
 }
 
 /// What has become of a checkpoint.
@@ -102,8 +102,7 @@ impl Checkpointer {
             has_changed: false,
             taken_at: now,
             job: None,
-            stopping: None,
-            stop: None,
+            queued_stop: None,
         }
     }
 
@@ -144,8 +143,7 @@ impl Checkpointer {
                 .task
                 .await
                 .unwrap_or(Err(CheckpointError::Malformed("it cannot be encoded")));
-            self.stopping = None;
-            if let Some(request) = self.stop.take() {
+            if let Some(request) = self.queued_stop.take() {
                 self.stop(request, now, partition, newest);
             }
             return Some(match written {
@@ -154,6 +152,7 @@ impl Checkpointer {
                     warn!(event = "checkpoint_failed", %error, "cannot write a checkpoint");
                     // Nothing is durable that was not before.
                     self.has_changed = true;
+                    // It is tried again after that time, or the interval if that is shorter.
                     self.taken_at = now.min((now + MIN_INTERVAL).saturating_sub(self.interval));
                     Finished::Failed
                 }
@@ -177,11 +176,9 @@ impl Checkpointer {
         newest: Fingerprint,
     ) {
         if self.job.is_some() {
-            self.stop = Some(request);
+            self.queued_stop = Some(request);
         } else if self.bytes > 0 {
-            let StopRequest { reached, written } = request;
-            self.stopping = Some(written);
-            self.take(now, partition, newest, Some(reached));
+            self.take(now, partition, newest, Some(request));
         }
     }
 
@@ -192,13 +189,10 @@ impl Checkpointer {
         }
     }
 
-    fn take(
-        &mut self,
-        now: Duration,
-        partition: &Partition,
-        newest: Fingerprint,
-        reached: Option<oneshot::Sender<()>>,
-    ) {
+    fn take(&mut self, now: Duration, partition: &Partition, newest: Fingerprint, stop: Option<StopRequest>) {
+        let (reached, written) = stop
+            .map(|StopRequest { reached, written }| (reached, written))
+            .unzip();
         let (state, rooms) = partition.state();
         (self.bytes, self.has_changed, self.taken_at) = (0, false, now);
         let (directory, hub) = (Arc::clone(&self.directory), Arc::clone(&self.hub));
@@ -209,6 +203,7 @@ impl Checkpointer {
             task: tokio::task::spawn_blocking(task),
             newest_epoch,
             ended,
+            _written: written,
         });
     }
 }

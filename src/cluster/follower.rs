@@ -27,7 +27,7 @@ const REMEMBERED: usize = 1_024;
 pub(crate) enum Missing {
     /// It must be in it.
     #[error("the stream has no message at {expected}; the next one is at {found}")]
-    Hole { expected: Place, found: Place },
+    Gap { expected: Place, found: Place },
     /// It was removed: other replicas have a checkpoint that is newer.
     #[error(
         "the stream begins at {found} and this replica goes on at {expected}; it must start again, with a checkpoint of another one"
@@ -160,7 +160,7 @@ impl Follower {
             return Err(if is_first {
                 Missing::Truncated { expected, found }
             } else {
-                Missing::Hole { expected, found }
+                Missing::Gap { expected, found }
             });
         }
         if !self.is_linked(now) {
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(fetched(&mut follower, "a", &[3, 4], 2), Ok(1));
         // A message is missing in the middle.
         let (expected, found) = (Place::new(5), Place::new(6));
-        let hole = Err(Missing::Hole { expected, found });
+        let hole = Err(Missing::Gap { expected, found });
         assert_eq!(fetched(&mut follower, "a", &[4, 6], 3), hole);
     }
 }

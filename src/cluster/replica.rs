@@ -390,18 +390,13 @@ impl Replica {
         let now = self.now();
         let message = Message::decode(payload).map_err(|error| ReplicaError::Unknown(place, error))?;
         let at = message.at;
-        let (writer, nonce) = match &message.content {
-            Content::Hello { nonce, .. } => (Some(place), Some(*nonce)),
-            Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => {
-                (Some(*incarnation), None)
-            }
-            Content::Lost { .. } | Content::Activate { .. } => (None, None),
-        };
-        let heartbeat = match &message.content {
+        let (writer, nonce, heartbeat) = match &message.content {
+            Content::Hello { nonce, .. } => (Some(place), Some(*nonce), None),
+            Content::Batch { incarnation, .. } => (Some(*incarnation), None, None),
             Content::Heartbeat {
                 incarnation, durable, ..
-            } => Some((*incarnation, *durable)),
-            _ => None,
+            } => (Some(*incarnation), None, Some((*incarnation, *durable))),
+            Content::Lost { .. } | Content::Activate { .. } => (None, None, None),
         };
         if let Some(checkpointer) = &mut self.checkpointer {
             checkpointer.on_applied(payload.len(), heartbeat.is_some());
@@ -416,11 +411,10 @@ impl Replica {
                 }
             }
         }
-        let is_fenced = matches!(
-            applied,
-            Applied::Ignored(Ignored::Fenced | Ignored::OtherRules | Ignored::Unsupported { .. })
-        ) || (nonce.is_some() && matches!(applied, Applied::Ignored(_)));
-        if let (Some(writer), false) = (writer, is_fenced) {
+        // A replica whose first message has no effect does not live.
+        let is_ignored = matches!(applied, Applied::Ignored(Ignored::Fenced))
+            || (nonce.is_some() && matches!(applied, Applied::Ignored(_)));
+        if let (Some(writer), false) = (writer, is_ignored) {
             self.presence.on_message(writer, place, now);
             // Its first message is welcome if this one's will be, too.
             self.is_refused &= nonce.is_none();

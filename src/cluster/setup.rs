@@ -156,34 +156,34 @@ impl Setup {
         created.map_err(|(_, error)| error)
     }
 
-    /// The replicas whose heartbeats are among the newest messages of the stream that JetStream describes so. If all of these are of the
-    /// same moment, or an answer does not have the newest, waits for the next heartbeats, too.
+    /// Reads the newest heartbeats of the stream that JetStream describes so. If the messages that were read span less than two intervals of
+    /// heartbeats, or do not reach the end of the stream, also waits for the next ones.
     pub(crate) async fn replicas(&self, info: &Value) -> Result<Vec<ReplicaStatus>, NatsError> {
         let (stream, mut subscriptions) =
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
-        let mut heard = Heard::default();
+        let mut scan = HeartbeatScan::default();
         let StreamExtent { first, last, .. } = StreamExtent::from_info(info);
         let from = Place::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
         stream.fetch(from, SEARCHED).await;
         while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
             match Delivered::from_message(message) {
-                Some(Delivered::Message { place, payload, .. }) => heard.take(place, &payload),
+                Some(Delivered::Message { place, payload, .. }) => scan.record(place, &payload),
                 _ => break,
             }
         }
-        let is_whole = heard.newest >= Place::new(last);
-        if !is_whole || (from > Place::new(first) && heard.span() < LISTENED) {
+        let is_whole = scan.newest >= Place::new(last);
+        if !is_whole || (from > Place::new(first) && scan.span() < LISTENED) {
             let listening = async {
                 while let Some(message) = subscriptions.published.next().await {
                     if let Some(Delivered::Message { place, payload, .. }) = Delivered::from_message(message)
                     {
-                        heard.take(place, &payload);
+                        scan.record(place, &payload);
                     }
                 }
             };
             timeout(LISTENED, listening).await.ok();
         }
-        let replicas = heard.replicas;
+        let replicas = scan.replicas;
         let mut denied = self.denied.clone();
         match timeout(DENIAL_DELAY, denial(&mut denied)).await {
             Ok(Some(denied)) if replicas.is_empty() => Err(NatsError::Denied(denied)),
@@ -235,15 +235,15 @@ impl Setup {
 
 /// What replicas say of themselves.
 #[derive(Debug, Default)]
-struct Heard {
+struct HeartbeatScan {
     replicas: Vec<ReplicaStatus>,
     newest: Place,
     /// The times of the oldest and the newest message, in milliseconds.
     times: Option<(u64, u64)>,
 }
 
-impl Heard {
-    fn take(&mut self, place: Place, payload: &[u8]) {
+impl HeartbeatScan {
+    fn record(&mut self, place: Place, payload: &[u8]) {
         self.newest = self.newest.max(place);
         let Ok(message) = Message::decode(payload) else {
             return;
@@ -366,8 +366,8 @@ mod tests {
 
     #[test]
     fn the_newest_heartbeat_of_each_replica_counts() {
-        let mut heard = Heard::default();
-        assert_eq!(heard.span(), Duration::ZERO);
+        let mut scan = HeartbeatScan::default();
+        assert_eq!(scan.span(), Duration::ZERO);
         for (place, incarnation, at) in [(7, 1, 1_000), (8, 2, 1_500), (9, 1, 2_250)] {
             let message = Message {
                 at: WallTime::from_millis(at),
@@ -380,14 +380,14 @@ mod tests {
                     version: "1".into(),
                 },
             };
-            heard.take(Place::new(place), &message.encode());
+            scan.record(Place::new(place), &message.encode());
         }
-        heard.take(Place::new(10), b"what no program understands");
+        scan.record(Place::new(10), b"what no program understands");
         let seen = |replica: &ReplicaStatus| (replica.name.clone(), replica.seen_at, replica.lag);
-        let seen: Vec<_> = heard.replicas.iter().map(seen).collect();
+        let seen: Vec<_> = scan.replicas.iter().map(seen).collect();
         assert_eq!(seen, [("r1".into(), 2_250, 0), ("r2".into(), 1_500, 0)]);
-        assert_eq!(heard.span(), Duration::from_millis(1_250));
-        assert_eq!(heard.newest, Place::new(10));
+        assert_eq!(scan.span(), Duration::from_millis(1_250));
+        assert_eq!(scan.newest, Place::new(10));
     }
 
     #[test]

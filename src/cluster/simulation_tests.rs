@@ -333,7 +333,7 @@ impl Simulation {
                         Err(error @ Missing::Replaced(_)) => panic!("{error}"),
                         Ok(true) => self.apply(to, place),
                         Ok(false) => {}
-                        Err(Missing::Truncated { found, .. } | Missing::Hole { found, .. }) => {
+                        Err(Missing::Truncated { found, .. } | Missing::Gap { found, .. }) => {
                             // It ends, and begins with what another one has.
                             assert!(found.get() <= self.first, "{found} {}", self.first);
                             let newest = self.disks.iter().flatten().max_by_key(|(place, _)| *place);

@@ -42,7 +42,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const REPEAT_PROPOSAL: Duration = Duration::from_secs(600);
 
 /// By how much the clock of a replica that proposes may be ahead of those of others, in milliseconds.
-const PROPOSAL_MARGIN: u64 = 5_000;
+const PROPOSAL_MARGIN_MILLIS: u64 = 5_000;
 
 /// Roughly the cost of notifying one subscriber of a batch: a wake-up and a write to its connection.
 const NOTIFY_COST: Duration = Duration::from_micros(24);
@@ -292,7 +292,7 @@ impl RoomActor {
         }
         let is_turn = self.proposal_at.take().is_some();
         // With a margin, so that those whose clocks are behind agree at once.
-        let at = wall_time().as_millis().saturating_sub(PROPOSAL_MARGIN);
+        let at = wall_time().as_millis().saturating_sub(PROPOSAL_MARGIN_MILLIS);
         if !replication.is_proposing() || !self.is_unused(WallTime::from_millis(at)) {
             return;
         }

@@ -109,7 +109,6 @@ impl UnaryService {
         };
         let address = connection.peer.map(|peer| peer.ip());
         self.rates.post(address)?;
-        let is_new_room = !self.hub.has_room(&room);
         self.rates.enter(address, &room, &self.hub)?;
         let posted = match self.hub.post(&room, post.clone(), meta.clone()).await {
             Err(HubError::RoomEnded) => {

@@ -85,7 +85,8 @@ pub trait Store: Send + Sync + 'static {
     fn unused(&self, at: WallTime, limit: usize) -> Vec<RoomName>;
 
     /// Returns whether nobody needs a log at the time `at`: its room has been without participants for [`UNUSED_AFTER`], and
-    /// nobody has said anything in it, or all events have expired, although a store in memory keeps the newest ones. A room whose newest snapshot says that it is to be kept is not, either.
+    /// nobody has said anything in it, or all events have expired, although a store in memory still keeps the newest ones. A room
+    /// whose newest snapshot says that it must be kept is never unused.
     fn is_unused(&self, log: LogId, at: WallTime) -> bool;
 
     /// Returns the range of events that a log holds. Does not block.

@@ -401,7 +401,7 @@ async fn load_checkpoint(options: &ClusterOptions, max_len: u64) -> Result<Boots
     let mut bootstrap = Bootstrap {
         directory: None,
         local: None,
-        dropped: None,
+        dropped_at: None,
         max_len,
     };
     let Some(path) = options.data_dir.clone() else {
