@@ -44,6 +44,10 @@ async fn every_fault_violates_no_invariant() {
         .into_iter()
         .filter(is_selected)
         .partition(|fault| fault.needs_small_disks());
+    assert!(
+        !others.is_empty() || !full.is_empty(),
+        "CLUSTER_FAULTS={selected} names no fault"
+    );
     let mut stalls = BTreeMap::new();
     for faults in [others, full] {
         let is_superuser = fs::metadata("/proc/self").unwrap().uid() == 0;
@@ -57,7 +61,7 @@ async fn every_fault_violates_no_invariant() {
         }
     }
     println!(
-        "\n{:<34}{:>6}  nobody: median, longest (s)  one: median, longest (s)",
+        "\n{:<34}{:>6}  no client: median, longest (s)  slowest: median, longest (s)",
         "fault", "times"
     );
     for (fault, stalls) in stalls {
