@@ -1,69 +1,99 @@
 //! Detects streams whose client accepts no data.
 //!
-//! hyper polls a response body only when the client has accepted the data before. So a body that has returned data and is not
-//! polled again belongs to a stalled client. The body itself cannot notice that, precisely because it is not polled: the
-//! connection's task ends the stream.
+//! hyper gives h2 a whole piece of a response as soon as the client accepts one byte of it, and asks for the next piece at once. So
+//! only the pieces themselves tell whether they are sent: [`ResponseData`] reports when h2 writes some of them, and when it has
+//! dropped them. If there are some for long and none is written, the connection's task ends the stream: its body is not polled
+//! then, and cannot.
+//!
+//! A response ends when all of its data is written, not before. Its stream would otherwise be gone, and with it what it counts for,
+//! while h2 still holds its data and nobody could end it.
 
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Status;
 
 use super::budget::StreamPermit;
 
-/// The stream waits for events, not for the client.
-const IDLE: u32 = u32::MAX;
-
-/// The stream was ended because its client accepts no data.
-const STALLED: u32 = IDLE - 1;
-
 thread_local! {
     /// The detector of the stream that is being polled or dropped on this thread.
     static CURRENT: RefCell<Option<Arc<StallDetector>>> = const { RefCell::new(None) };
 }
 
-/// Counts the ticks since the body of one stream returned data that the client has not accepted, or is [`IDLE`] or [`STALLED`].
-#[derive(Debug)]
-pub(super) struct StallDetector(AtomicU32);
-
-impl Default for StallDetector {
-    /// A call that has not responded yet waits for the server, not for the client.
-    fn default() -> Self {
-        Self(AtomicU32::new(IDLE))
-    }
+/// Counts the ticks for which the client of one stream has accepted none of the data that there is for it.
+#[derive(Debug, Default)]
+pub(super) struct StallDetector {
+    /// The pieces of data that h2 has not written completely.
+    unsent: AtomicU32,
+    /// The ticks since it has written some of them.
+    ticks: AtomicU32,
+    /// Whether the stream was ended because of that.
+    has_stalled: AtomicBool,
+    /// Of the body, when it waits until nothing is unsent.
+    waker: AtomicWaker,
 }
 
 impl StallDetector {
     /// Counts a tick.
     pub(super) fn tick(&self) {
-        // Only the connection's task calls this and polls the body, so load and store do not race.
-        let ticks = self.0.load(Ordering::Relaxed);
-        if ticks < STALLED - 1 {
-            self.0.store(ticks + 1, Ordering::Relaxed);
+        if self.has_unsent() {
+            // Only the connection's task calls this and writes, so the count does not wrap around unnoticed.
+            let ticks = self.ticks.load(Ordering::Relaxed).saturating_add(1);
+            self.ticks.store(ticks, Ordering::Relaxed);
         }
     }
 
     /// The number of ticks for which the client has accepted nothing.
     pub(super) fn stalled_ticks(&self) -> u32 {
-        match self.0.load(Ordering::Relaxed) {
-            IDLE | STALLED => 0,
-            ticks => ticks,
+        if self.has_unsent() && !self.has_stalled() {
+            self.ticks.load(Ordering::Relaxed)
+        } else {
+            0
         }
     }
 
     /// The stream ends because it has stalled for too long.
     pub(super) fn end(&self) {
-        self.0.store(STALLED, Ordering::Relaxed);
+        self.has_stalled.store(true, Ordering::Relaxed);
     }
 
     fn has_stalled(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == STALLED
+        self.has_stalled.load(Ordering::Relaxed)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.unsent.load(Ordering::Acquire) > 0
+    }
+
+    fn on_written(&self) {
+        self.ticks.store(0, Ordering::Relaxed);
+    }
+
+    fn track(self: &Arc<Self>, bytes: Bytes) -> ResponseData {
+        if self.unsent.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.on_written();
+        }
+        let detector = Arc::clone(self);
+        ResponseData { bytes, detector }
+    }
+
+    /// Ready when nothing is unsent.
+    fn poll_sent(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.has_unsent() {
+            self.waker.register(cx.waker());
+            // It may have been written meanwhile.
+            if self.has_unsent() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Runs `work`, which polls or drops the stream, with this detector as [`CURRENT`].
@@ -80,12 +110,47 @@ pub(super) fn has_stalled() -> bool {
     CURRENT.with_borrow(|detector| detector.as_ref().is_some_and(|detector| detector.has_stalled()))
 }
 
+/// A piece of a response, which its stream's detector counts until it is written or dropped.
+#[derive(Debug)]
+pub(super) struct ResponseData {
+    bytes: Bytes,
+    detector: Arc<StallDetector>,
+}
+
+impl Buf for ResponseData {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.detector.on_written();
+    }
+}
+
+impl Drop for ResponseData {
+    fn drop(&mut self) {
+        if self.detector.unsent.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.detector.waker.wake();
+        }
+    }
+}
+
+/// What [`Body::poll_frame`] returns, of a body with this data.
+type Polled<D> = Option<Result<Frame<D>, Status>>;
+
 pin_project! {
-    /// A response body that keeps its stream's detector up to date.
+    /// A response body whose data its stream's detector counts, and which ends when all of it is written.
     pub(super) struct MonitoredBody<B> {
         #[pin]
         body: B,
-        detector: Option<Arc<StallDetector>>,
+        detector: Arc<StallDetector>,
+        // How the body has ended, until it may.
+        end: Option<Polled<ResponseData>>,
         permit: Option<StreamPermit>,
     }
 }
@@ -95,28 +160,45 @@ impl<B> MonitoredBody<B> {
     pub(super) fn new(body: B, permit: Option<StreamPermit>) -> Self {
         Self {
             body,
-            detector: CURRENT.with_borrow(Clone::clone),
+            detector: CURRENT.with_borrow(Clone::clone).unwrap_or_default(),
+            end: None,
             permit,
         }
     }
 }
 
 impl<B: Body<Data = Bytes, Error = Status>> Body for MonitoredBody<B> {
-    type Data = Bytes;
+    type Data = ResponseData;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Polled<ResponseData>> {
         let this = self.project();
-        let polled = this.body.poll_frame(cx);
-        if let Some(detector) = this.detector {
-            let ticks = if polled.is_pending() { IDLE } else { 0 };
-            detector.0.store(ticks, Ordering::Relaxed);
+        let detector = &*this.detector;
+        let end = match this.end.take() {
+            Some(end) => end,
+            None => match ready!(this.body.poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    let is_data = frame.is_data();
+                    let frame = frame.map_data(|bytes| detector.track(bytes));
+                    if is_data {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    Some(Ok(frame))
+                }
+                // The stream is reset, and so nothing of it is sent any more.
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => None,
+            },
+        };
+        if detector.poll_sent(cx).is_pending() {
+            *this.end = Some(end);
+            return Poll::Pending;
         }
-        polled
+        Poll::Ready(end)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_end_stream() && !self.detector.has_unsent()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -129,49 +211,69 @@ mod tests {
     use std::collections::VecDeque;
     use std::task::Waker;
 
+    use http::HeaderMap;
+
     use super::*;
 
-    type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
-
     /// A body that returns the given results in turn.
-    struct Script(VecDeque<Polled>);
+    struct Script(VecDeque<Poll<Polled<Bytes>>>);
 
     impl Body for Script {
         type Data = Bytes;
         type Error = Status;
 
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Polled<Bytes>> {
             self.0.pop_front().unwrap_or(Poll::Pending)
         }
     }
 
-    fn data() -> Polled {
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+    fn data() -> Poll<Polled<Bytes>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"xyz")))))
     }
 
     #[test]
-    fn a_stream_stalls_when_its_data_is_not_accepted_but_not_when_it_is_idle() {
+    fn a_stream_stalls_while_none_of_its_data_is_written_and_ends_when_all_of_it_is() {
         let detector = Arc::new(StallDetector::default());
-        let script = Script([Poll::Pending, data(), data()].into());
+        let trailers = Poll::Ready(Some(Ok(Frame::trailers(HeaderMap::new()))));
+        let script = Script([Poll::Pending, data(), data(), Poll::Pending, trailers].into());
         let mut body = detector.scope(|| Box::pin(MonitoredBody::new(script, None)));
-        let mut poll = || body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop()));
-        assert!(poll().is_pending());
+        let mut poll = || {
+            let cx = &mut Context::from_waker(Waker::noop());
+            body.as_mut().poll_frame(cx).map(|frame| frame.unwrap().unwrap())
+        };
         let ticks = |count: u32| {
             (0..count).for_each(|_| detector.tick());
             detector.stalled_ticks()
         };
+        assert!(poll().is_pending());
         assert_eq!(ticks(9), 0);
-        assert!(poll().is_ready());
+        let mut pieces: Vec<_> = (0..2)
+            .map(|_| match poll() {
+                Poll::Ready(frame) => frame.into_data().unwrap(),
+                Poll::Pending => panic!("there is data"),
+            })
+            .collect();
+        // That the body has nothing more does not mean that the client has taken what there was.
+        assert!(poll().is_pending());
         assert_eq!(ticks(3), 3);
-        // The client has accepted the data and gets more.
-        assert!(poll().is_ready());
+        pieces[0].advance(1);
         assert_eq!(ticks(2), 2);
+        drop(pieces.pop());
+        assert!(poll().is_pending(), "the end waits for the data");
+        assert_eq!(ticks(1), 3);
         assert!(!detector.scope(has_stalled));
-        detector.end();
+        drop(pieces);
         assert_eq!(ticks(1), 0);
+        assert!(matches!(poll(), Poll::Ready(frame) if frame.is_trailers()));
+    }
+
+    #[test]
+    fn a_stream_that_was_ended_has_stalled() {
+        let detector = Arc::new(StallDetector::default());
+        let _piece = detector.track(Bytes::from_static(b"x"));
+        detector.tick();
+        detector.end();
+        assert_eq!(detector.stalled_ticks(), 0);
         assert!(detector.scope(has_stalled));
         assert!(!has_stalled());
     }

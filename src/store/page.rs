@@ -172,7 +172,15 @@ fn slice(record: &Record, from: Sequence, upto: Sequence) -> Result<(Bytes, u32)
             why: "it has fewer events than its header says",
         });
     }
-    Ok((record.frames.slice(start..end), events))
+    let frames = record.frames.slice(start..end);
+    // Whoever does not read a short page does not make the server keep a long record.
+    let is_most = frames.len() > record.frames.len() / 2;
+    let frames = if is_most {
+        frames
+    } else {
+        Bytes::copy_from_slice(&frames)
+    };
+    Ok((frames, events))
 }
 
 #[cfg(test)]

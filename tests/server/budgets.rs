@@ -136,25 +136,8 @@ async fn streams_that_are_not_read_take_nothing_from_others_and_are_ended_when_t
     .await;
     let mut pair = Pair::join(&server).await;
     with_history(&server).await;
-    let request = SubscribeRequest {
-        room: "tea".into(),
-        start: Some(Start::Last(10_000)),
-    };
-    let mut greedy = Vec::new();
-    for _ in 0..10 {
-        // A window of one byte, so that each stream has something to send.
-        let mut connection = RawConnection::open(&server, 1).await;
-        for stream in (1..40).step_by(2) {
-            let request = frame(DATA, END_STREAM, stream, &grpc(&request));
-            connection
-                .send(&[call(stream, "Subscribe"), request].concat())
-                .await;
-        }
-        greedy.push(connection);
-    }
-    server
-        .wait_for_metric("chitchat_streams_started_total{method=\"Subscribe\"}", 200.0)
-        .await;
+    let request = subscription(10_000);
+    let _greedy = subscribe_without_reading(&server, &request).await;
     // A client that reads gets all of it.
     let mut calls = server.client().await;
     let mut stream = calls.subscribe(request).await.unwrap().into_inner();
@@ -166,14 +149,80 @@ async fn streams_that_are_not_read_take_nothing_from_others_and_are_ended_when_t
             .unwrap();
     }
     pair.chat("still here").await;
+    wait_until_ended_as_slow(&server, 150.0).await;
+    pair.chat("still here").await;
+}
+
+fn subscription(last: u32) -> SubscribeRequest {
+    SubscribeRequest {
+        room: "tea".into(),
+        start: Some(Start::Last(last)),
+    }
+}
+
+/// Makes 200 calls on ten connections, whose streams may send one byte each.
+async fn subscribe_without_reading(server: &TestServer, request: &SubscribeRequest) -> Vec<RawConnection> {
+    let mut connections = Vec::new();
+    for _ in 0..10 {
+        let mut connection = RawConnection::open(server, 1).await;
+        for stream in (1..40).step_by(2) {
+            let request = frame(DATA, END_STREAM, stream, &grpc(request));
+            connection
+                .send(&[call(stream, "Subscribe"), request].concat())
+                .await;
+        }
+        connections.push(connection);
+    }
+    server
+        .wait_for_metric("chitchat_streams_started_total{method=\"Subscribe\"}", 200.0)
+        .await;
+    connections
+}
+
+async fn wait_until_ended_as_slow(server: &TestServer, streams: f64) {
     let ended = "chitchat_streams_ended_total{reason=\"slow\",method=\"Subscribe\"}";
     let ending = async {
-        while server.metric(ended).await < 150.0 {
+        while server.metric(ended).await < streams {
             sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(TIMEOUT, ending).await.expect("the streams are ended");
-    pair.chat("still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_whose_only_event_is_not_read_are_ended_too() {
+    let server = TestServer::with(|config| config.transport.budgets.stalled_streams = 50).await;
+    with_history(&server).await;
+    let _greedy = subscribe_without_reading(&server, &subscription(1)).await;
+    wait_until_ended_as_slow(&server, 150.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_a_response_that_is_not_read_is_given_back_although_its_connection_stays() {
+    let server = TestServer::with(|config| {
+        config.transport.budgets.responses = 2 << 20;
+        config.transport.stall_timeout = Duration::from_secs(6);
+    })
+    .await;
+    with_history(&server).await;
+    let mut calls = server.client().await;
+    let mut greedy = RawConnection::open(&server, 1).await;
+    let request = frame(DATA, END_STREAM, 1, &grpc(&history()));
+    greedy.send(&[call(1, "GetHistory"), request].concat()).await;
+    // Not idle.
+    let waiting = frame(DATA, 0, 3, &grpc(&subscription(0)));
+    greedy.send(&[call(3, "Subscribe"), waiting].concat()).await;
+    let refusing = async { while calls.get_history(history()).await.is_ok() {} };
+    timeout(TIMEOUT, refusing).await.expect("the response is held");
+    let answering = async {
+        while calls.get_history(history()).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(TIMEOUT, answering)
+        .await
+        .expect("the response is dropped");
+    assert_eq!(greedy.ping().await, PING);
 }
 
 #[tokio::test(flavor = "multi_thread")]
