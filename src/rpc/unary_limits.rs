@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::Sleep;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
@@ -105,14 +105,14 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = self.method(request.uri().path());
         let is_stream = request.uri().path().starts_with(REFLECTION);
-        let draining = is_stream.then(|| Box::pin(self.draining.clone().cancelled_owned()));
+        let over = is_stream.then(|| self.draining.child_token());
         let deadline = deadline(request.headers());
         let budgets = ConnectionBudgets::of(request.extensions());
         let observer = Arc::clone(&self.observer);
         let request = request.map(|body| {
             Body::new(RequestBody {
                 limit: method.request,
-                draining,
+                over: over.clone().map(|over| Box::pin(over.cancelled_owned())),
                 ..RequestBody::new(body, Arc::clone(&budgets), Arc::clone(&observer))
             })
         });
@@ -133,8 +133,12 @@ where
                     MethodKind::Query => respond_to_query(response, &budgets).await,
                 }
             };
+            let over = over.map(CancellationToken::drop_guard);
             Ok(match respond_by(deadline, responding).await {
-                Ok(response) => complete_error(response, &*observer),
+                Ok(response) => complete_error(response, &*observer).map(|body| match over {
+                    Some(over) => Body::new(ReflectionBody { body, _over: over }),
+                    None => body,
+                }),
                 Err(error) => {
                     error.report(&*observer);
                     error.to_status().into_http()
@@ -246,12 +250,34 @@ impl HttpBody for ResponseBody {
     }
 }
 
+/// The response to a stream of requests. When it is dropped, nobody waits for more of them.
+struct ReflectionBody {
+    body: Body,
+    _over: DropGuard,
+}
+
+impl HttpBody for ReflectionBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
 /// A request body that reserves memory for messages that have arrived in part, before tonic allocates it.
 struct RequestBody {
     body: Body,
     limit: usize,
-    /// If the client may send any number of messages and keep the stream open: until the server drains.
-    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// If the client may send any number of messages and keep the stream open: until the server drains, or the response has ended.
+    over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     budgets: Arc<ConnectionBudgets>,
     request: ReadingRequest,
     observer: Arc<dyn Observer>,
@@ -268,7 +294,7 @@ impl RequestBody {
         Self {
             body,
             limit: SMALL_REQUEST,
-            draining: None,
+            over: None,
             request: budgets.begin_request(),
             budgets,
             observer,
@@ -312,7 +338,7 @@ impl RequestBody {
 
     fn complete(&mut self) {
         self.reservation = None;
-        if self.draining.is_some() {
+        if self.over.is_some() {
             self.timeout = None;
         }
     }
@@ -333,8 +359,8 @@ impl HttpBody for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            if let Some(draining) = &mut this.draining
-                && draining.as_mut().poll(cx).is_ready()
+            if let Some(over) = &mut this.over
+                && over.as_mut().poll(cx).is_ready()
             {
                 return Poll::Ready(None);
             }
@@ -356,5 +382,54 @@ impl HttpBody for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
+
+    /// The body of somebody who never ends it.
+    struct Endless;
+
+    impl HttpBody for Endless {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_the_requests_of_a_reflection_stream_ends_with_its_response() {
+        let (requests, mut received) = mpsc::channel(1);
+        let reflection = service_fn(move |request: Request<Body>| {
+            requests.try_send(request.into_body()).unwrap();
+            std::future::ready(Ok(Response::new(Body::new(Endless))))
+        });
+        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+        let observer = Arc::new(TelemetryObserver::new(metrics, None));
+        let mut limits = UnaryLimits::new(reflection, 0, CancellationToken::new(), observer);
+        let request = Request::builder()
+            .uri("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+            .body(Body::new(Endless))
+            .unwrap();
+        let response = limits.call(request).await.unwrap();
+        let mut requests = received.recv().await.unwrap();
+        assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut requests).poll_frame(cx).is_pending())).await);
+        drop(response);
+        assert!(
+            poll_fn(|cx| Pin::new(&mut requests).poll_frame(cx))
+                .await
+                .is_none()
+        );
     }
 }
