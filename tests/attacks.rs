@@ -34,7 +34,7 @@ use tonic::transport::Channel;
 
 use frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
 use frames::{call, data, frame, grpc, preface};
-use process::{Server, http_request, serve_at, unused_address, wait_until};
+use process::{Server, http_get, serve_at, unused_address, wait_until};
 
 /// What the server is allowed to use, and what it is held to.
 const MAX_MEMORY: u64 = 512 << 20;
@@ -535,12 +535,7 @@ async fn run_attacks(seconds: u64) {
             run.wait_for_total(acknowledged + 10).await;
             let took = started.elapsed();
             (messages, slowest) = (messages + 10, slowest.max(took));
-            let live = block_in_place(|| {
-                http_request(
-                    server.admin,
-                    "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-                )
-            });
+            let live = block_in_place(|| http_get(server.admin, "/livez"));
             assert!(
                 live.is_some_and(|live| live.starts_with("HTTP/1.1 200")),
                 "{}: /livez",

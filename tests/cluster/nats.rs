@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::NODES;
 use crate::network::Network;
 use crate::process::{
-    self, CHITCHAT, Finished, Process, external_program, http_request, unused_address, wait_until,
+    self, CHITCHAT, Finished, Process, external_program, http_get, unused_address, wait_until,
 };
 
 /// Of the file system of a server that can be full. The stream fits into it.
@@ -203,8 +203,7 @@ impl Nats {
     /// The node that decides which streams there are.
     pub(crate) fn meta_leader(&self) -> usize {
         wait_until("the NATS servers have a leader", || {
-            let request = "GET /jsz HTTP/1.1\r\nHost: monitor\r\nConnection: close\r\n\r\n";
-            let answer = http_request(self.monitors[0], request)?;
+            let answer = http_get(self.monitors[0], "/jsz")?;
             let (_, cluster) = answer.split_once("\"meta_cluster\"")?;
             let (_, leader) = cluster.split_once("\"leader\": \"n")?;
             leader.split('"').next()?.parse().ok()

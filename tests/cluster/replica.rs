@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::NODES;
 use crate::nats::Nats;
-use crate::process::{CHITCHAT, Process, http_request, unused_address, wait_until};
+use crate::process::{CHITCHAT, Process, http_get, unused_address, wait_until};
 
 /// A replica, which reaches NATS through the network alone.
 pub(crate) struct Replica {
@@ -78,8 +78,7 @@ impl Replica {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        let request = "GET /readyz HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
-        http_request(self.admin, request).is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        http_get(self.admin, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
     pub(crate) fn wait_until_ready(&self) {
@@ -106,8 +105,7 @@ impl Replica {
 
     /// How many clients are connected to it.
     pub(crate) fn clients(&self) -> u32 {
-        let request = "GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
-        let metrics = http_request(self.admin, request).unwrap();
+        let metrics = http_get(self.admin, "/metrics").unwrap();
         let value = metrics
             .lines()
             .find_map(|line| line.strip_prefix("chitchat_connected_clients "));

@@ -7,7 +7,9 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::files;
-use crate::process::{Process, external_program, http_request, succeed, unused_address, wait_until};
+use crate::process::{
+    Process, external_program, http_get, http_request, succeed, unused_address, wait_until,
+};
 use crate::rules::alerts;
 
 const CONFIG: &str = "deploy/otel-collector/config.yaml";
@@ -84,7 +86,7 @@ fn the_collector_counts_losses_under_the_names_that_the_alerts_select() {
     wait_until("the Collector counts every kind of loss", || {
         post(http, "/v1/traces", span)?;
         post(http, "/v1/logs", record)?;
-        let page = http_request(metrics, "GET /metrics HTTP/1.0\r\n\r\n")?;
+        let page = http_get(metrics, "/metrics")?;
         wanted.retain(|name| !page.contains(name));
         wanted.is_empty().then_some(())
     });

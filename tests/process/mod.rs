@@ -161,9 +161,14 @@ impl Server {
 
     /// Requests `path` from the admin port and returns the whole response, with its headers.
     pub fn get(&self, path: &str) -> String {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
-        http_request(self.admin, &request).expect("the admin port responds")
+        http_get(self.admin, path).expect("the admin port responds")
     }
+}
+
+/// Requests `path`, and returns the response, with its headers. `None` if the connection fails.
+pub fn http_get(address: SocketAddr, path: &str) -> Option<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    http_request(address, &request)
 }
 
 /// Sends an HTTP request and returns the response, with its headers. `None` if the connection fails.
