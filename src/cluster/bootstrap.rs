@@ -55,7 +55,7 @@ enum NotYet {
 }
 
 impl Bootstrap {
-    /// Waits until it is known where to begin. `None` is the beginning of the order. Can be dropped_at at any time.
+    /// Waits until it is known where to begin. `None` is the beginning of the order. Can be dropped at any time.
     pub(crate) async fn run(mut self, stream: &mut Stream, observer: &dyn Observer) -> Option<Checkpoint> {
         let mut warned = None;
         let (mut switched_at, mut switch_interval) = (Instant::now(), CUT_OFF);
@@ -102,7 +102,7 @@ impl Bootstrap {
         }
         match (&self.local, first) {
             (Some(local), Some((place, fingerprint))) if place == from => {
-                if local.fingerprint.matches(fingerprint) {
+                if local.id.fingerprint.matches(fingerprint) {
                     Ok(self.local.take())
                 } else {
                     Err(NotYet::Replaced(place))

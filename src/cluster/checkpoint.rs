@@ -63,6 +63,8 @@ pub(crate) enum CheckpointError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CheckpointId {
     pub(crate) place: Place,
+    /// Of the message at its place. A stream with another one is not the one that the checkpoint is of.
+    pub(crate) fingerprint: Fingerprint,
     /// In bytes.
     pub(crate) len: u64,
     pub(crate) checksum: u64,
@@ -72,8 +74,6 @@ pub(crate) struct CheckpointId {
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) id: CheckpointId,
-    /// Of the message at its place. A stream with another one is not the one that the checkpoint is of.
-    pub(crate) fingerprint: Fingerprint,
     pub(crate) partition: Partition,
     /// For the hub.
     pub(crate) rooms: Vec<RestoredRoom>,
@@ -101,7 +101,7 @@ struct RecordHeader {
 }
 
 encode_struct! {
-    CheckpointId { place, len, checksum }
+    CheckpointId { place, fingerprint, len, checksum }
     PartitionSection { fingerprint, state }
     RoomSection { name, epoch, state }
     RecordHeader { first, events, at, resumable }
@@ -171,6 +171,7 @@ pub(crate) fn write(
     writer.out.flush()?;
     Ok(CheckpointId {
         place,
+        fingerprint,
         len: writer.len,
         checksum,
     })
@@ -345,12 +346,12 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
                 }
                 let id = CheckpointId {
                     place: state.applied,
+                    fingerprint,
                     len,
                     checksum: hash,
                 };
                 return Ok(Checkpoint {
                     id,
-                    fingerprint,
                     partition: Partition::from_state(state, states),
                     rooms,
                 });
@@ -405,7 +406,7 @@ pub(crate) fn fuzz_checkpoints(bytes: &[u8]) {
     };
     // Records are joined, so it may be shorter.
     let (state, rooms) = checkpoint.partition.state();
-    let fingerprint = checkpoint.fingerprint;
+    let fingerprint = checkpoint.id.fingerprint;
     let mut records = checkpoint.rooms.into_iter().map(|room| room.records);
     let mut again = Vec::new();
     let written = write(&mut again, state.clone(), fingerprint, rooms, |_, _, _| {

@@ -175,14 +175,15 @@ pub(crate) async fn fetch(
         Some(offer.id.place) <= last && directory.is_none_or(|own| own.id() != offer.directory)
     });
     offers.sort_unstable_by_key(|offer| Reverse(offer.id.place));
-    let mut failed = TransferError::NoOffer;
+    let mut failed = None;
     for offer in offers {
         match fetch_offer(stream, offer, directory, needed, max_len).await {
             Ok(checkpoint) => return Ok(checkpoint),
-            Err(error) => failed = error,
+            // What is wrong with the newest one.
+            Err(error) => failed = failed.or(Some(error)),
         }
     }
-    Err(failed)
+    Err(failed.unwrap_or(TransferError::NoOffer))
 }
 
 async fn fetch_offer(
@@ -200,6 +201,8 @@ async fn fetch_offer(
     if len > max_len {
         return Err(TransferError::TooLarge { len, max: max_len });
     }
+    // It may be large, so that is known before it is read.
+    check_stream(stream, offer.id).await?;
     let checkpoint = match directory {
         Some(directory) => {
             let creating = Arc::clone(directory);
@@ -214,7 +217,6 @@ async fn fetch_offer(
                 .await?;
             }
             let (checkpoint, new) = blocking(move || Ok((checked(new.read()?, offer)?, new))).await?;
-            check_stream(stream, &checkpoint).await?;
             let directory = Arc::clone(directory);
             blocking(move || Ok(directory.commit(new, offer.id)?)).await?;
             checkpoint
@@ -225,17 +227,15 @@ async fn fetch_offer(
             while let Some(chunk) = chunks.next().await {
                 received.0.push_back(chunk?);
             }
-            let checkpoint = blocking(move || checked(checkpoint::read(received, len)?, offer)).await?;
-            check_stream(stream, &checkpoint).await?;
-            checkpoint
+            blocking(move || checked(checkpoint::read(received, len)?, offer)).await?
         }
     };
     Ok(checkpoint)
 }
 
 /// Checks that a checkpoint is of this stream.
-async fn check_stream(stream: &Stream, checkpoint: &Checkpoint) -> Result<(), TransferError> {
-    let place = checkpoint.id.place;
+async fn check_stream(stream: &Stream, checkpoint: CheckpointId) -> Result<(), TransferError> {
+    let place = checkpoint.place;
     let found = stream.first_from(place).await;
     match found.map_err(|error| TransferError::Nats(error.to_string()))? {
         Some((found, fingerprint)) if found == place && checkpoint.fingerprint.matches(fingerprint) => Ok(()),

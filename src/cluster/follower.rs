@@ -17,7 +17,7 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// How long after the stream has shown that it has the newest message that was accepted what it republishes is taken to follow that.
 /// Longer than a question and its answer take after a [`SILENCE`].
-const LINK_TIMEOUT: Duration = Duration::from_secs(2);
+const VERIFIED_FOR: Duration = Duration::from_secs(2);
 
 /// How many of the newest messages are remembered. Those that are read and then come by themselves are among them.
 const REMEMBERED: usize = 1_024;
@@ -51,7 +51,7 @@ pub(crate) struct Follower {
     /// The newest messages that were accepted, the newest first.
     accepted: VecDeque<Fingerprint>,
     /// When the stream was last seen to have the newest one.
-    linked_at: Option<Duration>,
+    verified_at: Option<Duration>,
     /// Whether the server that has answered last does not have the newest one.
     is_behind: bool,
     /// The newest message that is known to be in the stream; `None` if nothing is known of the stream yet.
@@ -71,7 +71,7 @@ impl Follower {
         Self {
             next: applied.next(),
             accepted: accepted.into_iter().collect(),
-            linked_at: None,
+            verified_at: None,
             is_behind: false,
             known: None,
             progress_at: now,
@@ -94,8 +94,8 @@ impl Follower {
 
     /// Whether the stream has shown lately that it has the newest message that was accepted. Otherwise the replica must not write: it may
     /// be another stream.
-    pub(crate) fn is_linked(&self, now: Duration) -> bool {
-        self.accepted.is_empty() || self.linked_at.is_some_and(|at| now < at + LINK_TIMEOUT)
+    pub(crate) fn is_verified(&self, now: Duration) -> bool {
+        self.accepted.is_empty() || self.verified_at.is_some_and(|at| now < at + VERIFIED_FOR)
     }
 
     /// The newest message that was accepted, if the server that has answered last does not have it.
@@ -105,13 +105,13 @@ impl Follower {
 
     /// The connection was lost, and with it the answer that is waited for. What comes now may be of another stream.
     pub(crate) const fn reconnected(&mut self, now: Duration) {
-        self.unlink();
+        self.clear_verified();
         self.fetching_since = None;
         self.fetch_after = now;
     }
 
-    const fn unlink(&mut self) {
-        self.linked_at = None;
+    const fn clear_verified(&mut self) {
+        self.verified_at = None;
     }
 
     /// A message was republished. Returns whether it is the next one.
@@ -129,11 +129,11 @@ impl Follower {
         if place < self.next {
             if !self.compare(place, fingerprint, now)? {
                 // It comes late, or the stream begins again.
-                self.unlink();
+                self.clear_verified();
             }
             return Ok(false);
         }
-        Ok(self.is_linked(now) && self.accept(place, fingerprint, now))
+        Ok(self.is_verified(now) && self.accept(place, fingerprint, now))
     }
 
     /// A message was read. `previous` is the one before it in the answer; [`Place::default`] for the first. Returns whether it is the next
@@ -163,7 +163,7 @@ impl Follower {
                 Missing::Gap { expected, found }
             });
         }
-        if !self.is_linked(now) {
+        if !self.is_verified(now) {
             return if is_first && place == self.next {
                 Err(Missing::Truncated { expected, found })
             } else {
@@ -187,13 +187,13 @@ impl Follower {
             return Err(Missing::Replaced(place));
         }
         if place == newest {
-            self.link(now);
+            self.set_verified(now);
         }
         Ok(true)
     }
 
-    const fn link(&mut self, now: Duration) {
-        self.linked_at = Some(now);
+    const fn set_verified(&mut self, now: Duration) {
+        self.verified_at = Some(now);
         self.is_behind = false;
     }
 
@@ -208,7 +208,7 @@ impl Follower {
         if is_next {
             self.accepted.truncate(REMEMBERED - 1);
             self.accepted.push_front(fingerprint);
-            self.link(now);
+            self.set_verified(now);
             self.next = place.next();
             self.progress_at = now;
             self.is_caught_up |= self.known.is_some_and(|known| self.next > known);
@@ -222,7 +222,7 @@ impl Follower {
             .fetching_since
             .is_some_and(|since| now < since + FETCH_TIMEOUT);
         let is_due = self.known.is_none_or(|known| self.next <= known)
-            || !self.is_linked(now)
+            || !self.is_verified(now)
             || now >= self.progress_at + SILENCE;
         if is_waiting || !is_due || now < self.fetch_after {
             return None;
@@ -241,7 +241,7 @@ impl Follower {
         self.progress_at = now;
         self.is_behind = last < self.next.previous();
         self.fetch_after = now
-            + if self.is_behind && !self.is_linked(now) {
+            + if self.is_behind && !self.is_verified(now) {
                 SILENCE
             } else {
                 RETRY
@@ -288,7 +288,7 @@ mod tests {
         let mut follower = Follower::new(Place::default(), Fingerprint::default(), Duration::ZERO);
         assert_eq!(fetched(&mut follower, "a", &[1, 2], 0), Ok(2));
         assert_eq!(published(&mut follower, "a", 3, 1), Ok(true));
-        assert!(follower.is_caught_up() && follower.is_linked(MS));
+        assert!(follower.is_caught_up() && follower.is_verified(MS));
         follower
     }
 
@@ -299,11 +299,11 @@ mod tests {
         assert_eq!(follower.poll_fetch(now), Some(Place::new(3)));
         // The answer was lost with the connection.
         follower.reconnected(now + MS);
-        assert!(!follower.is_linked(now + MS));
+        assert!(!follower.is_verified(now + MS));
         assert_eq!(follower.poll_fetch(now + MS), Some(Place::new(3)));
         assert_eq!(follower.poll_fetch(now + MS), None);
         assert_eq!(fetched(&mut follower, "a", &[3], 1_002), Ok(0));
-        assert!(follower.is_linked(now + 2 * MS));
+        assert!(follower.is_verified(now + 2 * MS));
     }
 
     #[test]
@@ -313,7 +313,7 @@ mod tests {
             assert_eq!(published(&mut follower, "a", place, 2), Ok(false));
         }
         assert_eq!(fetched(&mut follower, "a", &[2, 3, 4], 3), Ok(1));
-        assert!(follower.is_linked(4 * MS));
+        assert!(follower.is_verified(4 * MS));
     }
 
     #[test]
@@ -337,12 +337,12 @@ mod tests {
     fn a_replica_does_not_write_while_the_stream_does_not_have_its_newest_message() {
         let applied = Place::new(5_000);
         let mut follower = Follower::new(applied, message("a", 5_000).1, Duration::ZERO);
-        assert!(!follower.is_linked(Duration::ZERO));
+        assert!(!follower.is_verified(Duration::ZERO));
         assert_eq!(fetched(&mut follower, "a", &[5_000], 1), Ok(0));
-        assert!(follower.is_linked(MS) && follower.is_caught_up());
+        assert!(follower.is_verified(MS) && follower.is_caught_up());
         // Too old to be compared.
         assert_eq!(published(&mut follower, "b", 1, 2), Ok(false));
-        assert!(!follower.is_linked(2 * MS));
+        assert!(!follower.is_verified(2 * MS));
         assert_eq!(follower.poll_fetch(50 * MS), Some(applied));
         follower.on_fetched(Place::new(1), 51 * MS);
         assert_eq!(follower.missing(), Some(applied));
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(published(&mut follower, "b", 5_001, 52), Ok(false));
         // It was only late.
         assert_eq!(fetched(&mut follower, "a", &[5_000, 5_001], 400), Ok(1));
-        assert!(follower.is_linked(400 * MS) && follower.missing().is_none());
+        assert!(follower.is_verified(400 * MS) && follower.missing().is_none());
     }
 
     #[test]

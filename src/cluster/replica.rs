@@ -27,7 +27,7 @@ use super::presence::{CUT_OFF, LEASE, Presence};
 use super::producer::Producer;
 use super::rules::{FoldVersions, OrderRules};
 use super::truncation::{self, TruncationView};
-use crate::domain::{DecodeError, Rejection, RoomName, WallTime};
+use crate::domain::{DecodeError, RoomName, WallTime};
 use crate::hub::{Hub, HubError, Ordered, Submission};
 use crate::wall_clock::wall_time;
 
@@ -102,7 +102,7 @@ pub(crate) struct Replica {
     /// When something came from a server, and when the replica turned to another one.
     heard_at: Duration,
     /// When the stream last had what this replica has applied.
-    linked_at: Duration,
+    verified_at: Duration,
     switched_at: Duration,
     /// Since when the replica writes.
     writing_since: Option<Duration>,
@@ -162,7 +162,7 @@ impl Replica {
             diverged: BTreeSet::new(),
             started: Instant::now(),
             heard_at: zero,
-            linked_at: zero,
+            verified_at: zero,
             switched_at: zero,
             writing_since: None,
             is_ready,
@@ -259,14 +259,8 @@ impl Replica {
     /// Continues after a checkpoint, or begins with the first message.
     fn begin(&mut self, checkpoint: Option<Checkpoint>) -> Result<(), ReplicaError> {
         let mut newest = Fingerprint::default();
-        if let Some(Checkpoint {
-            partition,
-            rooms,
-            fingerprint,
-            ..
-        }) = checkpoint
-        {
-            newest = fingerprint;
+        if let Some(Checkpoint { id, partition, rooms }) = checkpoint {
+            newest = id.fingerprint;
             partition.check_version()?;
             if let Some(rules) = partition.rules() {
                 self.hub.restore_rules(rules);
@@ -277,7 +271,7 @@ impl Replica {
             self.partition = partition;
         }
         let now = self.now();
-        (self.heard_at, self.linked_at, self.switched_at) = (now, now, now);
+        (self.heard_at, self.verified_at, self.switched_at) = (now, now, now);
         self.follower = Follower::new(self.partition.applied(), newest, now);
         self.presence = Presence::new(now);
         // Those that do not live any more have their whole lease from now on.
@@ -555,7 +549,7 @@ impl Replica {
         {
             self.stream.fetch(place, FETCHED_MESSAGES).await;
         }
-        if !self.follower.is_linked(now) {
+        if !self.follower.is_verified(now) {
             return;
         }
         let mut messages = Vec::new();
@@ -612,13 +606,13 @@ impl Replica {
             .writing_since
             .map_or(Duration::ZERO, |since| now.saturating_sub(since));
         let silence = self.presence.own_silence(now).min(writing);
-        let is_linked = self.follower.is_linked(now);
-        if is_linked {
-            self.linked_at = now;
+        let is_verified = self.follower.is_verified(now);
+        if is_verified {
+            self.verified_at = now;
         }
-        // Each connection begins without a link, which takes a round trip.
-        let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF || now > self.linked_at + CUT_OFF;
-        if let Some(place) = self.follower.missing().filter(|_| !is_linked)
+        // Each connection begins unverified; to verify takes a round trip.
+        let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF || now > self.verified_at + CUT_OFF;
+        if let Some(place) = self.follower.missing().filter(|_| !is_verified)
             && self.warned_at.is_none_or(|at| now > at + WARN_INTERVAL)
         {
             self.warned_at = Some(now);
@@ -643,7 +637,7 @@ impl Replica {
             safe: self
                 .presence
                 .safe_place()
-                .filter(|_| self.diverged.is_empty() && is_linked),
+                .filter(|_| self.diverged.is_empty() && is_verified),
         };
         self.truncation
             .send_if_modified(|before| std::mem::replace(before, view) != view);
@@ -697,7 +691,7 @@ pub(super) async fn deliver(
             kept_message_ids,
             room: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
                 Refusal::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
-                Refusal::RoomGone => Rejection::RoomDeleted.into(),
+                Refusal::RoomGone => HubError::RoomEnded,
             }),
         };
         rooms.entry(room).or_default().push(ordered);

@@ -196,7 +196,7 @@ impl Simulation {
         let now = Duration::from_millis(self.now);
         let (partition, newest) = checkpoint.map(decode).map_or_else(
             || (Partition::new(), Fingerprint::default()),
-            |checkpoint| (checkpoint.partition, checkpoint.fingerprint),
+            |checkpoint| (checkpoint.partition, checkpoint.id.fingerprint),
         );
         let partition = partition.with_supported(self.supported);
         let mut presence = Presence::new(now);
@@ -763,11 +763,11 @@ impl Simulation {
             }
             let mut messages: Vec<Bytes> = Vec::new();
             let fetch = replica.follower.poll_fetch(now);
-            let is_linked = replica.follower.is_linked(now);
-            if is_linked && replica.follower.is_caught_up() {
+            let is_verified = replica.follower.is_verified(now);
+            if is_verified && replica.follower.is_caught_up() {
                 messages.extend(replica.producer.poll(now, at));
             }
-            if let Some(incarnation) = replica.producer.incarnation().filter(|_| is_linked) {
+            if let Some(incarnation) = replica.producer.incarnation().filter(|_| is_verified) {
                 if replica.presence.is_heartbeat_due(now) {
                     let (applied, digest) = (replica.partition.applied(), replica.partition.digest());
                     let durable = self.disks[n].as_ref().map(|(place, _)| Durable {
