@@ -131,6 +131,8 @@ pub enum Reason {
     StreamAged,
     /// The server is shutting down.
     Draining,
+    /// The room has ended, because nobody needed it.
+    RoomEnded,
     /// The room has stopped after an error of the server.
     RoomFailed,
     /// The room's log is damaged.
@@ -139,7 +141,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 63] = [
         Self::Left,
         Self::HalfClosed,
         Self::ConnectionLost,
@@ -200,6 +202,7 @@ impl Reason {
         Self::DeadlineExceeded,
         Self::StreamAged,
         Self::Draining,
+        Self::RoomEnded,
         Self::RoomFailed,
         Self::LogDamaged,
     ];
@@ -268,6 +271,7 @@ impl Reason {
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::StreamAged => "STREAM_AGED",
             Self::Draining => "DRAINING",
+            Self::RoomEnded => "ROOM_ENDED",
             Self::RoomFailed => "ROOM_FAILED",
             Self::LogDamaged => "LOG_DAMAGED",
         }
@@ -323,7 +327,7 @@ impl Reason {
             Self::NoRoom | Self::TargetNotFound => Code::NotFound,
             Self::NotKept | Self::RequestTooLarge => Code::OutOfRange,
             Self::TakenOver | Self::FellBehind => Code::Aborted,
-            Self::StreamAged | Self::Draining | Self::RoomFailed => Code::Unavailable,
+            Self::StreamAged | Self::Draining | Self::RoomEnded | Self::RoomFailed => Code::Unavailable,
             Self::LogDamaged => Code::DataLoss,
         }
     }
@@ -341,7 +345,7 @@ impl Reason {
             Self::TakenOver => NoticeCode::TakenOver,
             Self::FellBehind => NoticeCode::FellBehind,
             Self::RoomClosed => NoticeCode::RoomClosed,
-            Self::StreamAged | Self::Draining | Self::RoomFailed => NoticeCode::Reconnect,
+            Self::StreamAged | Self::Draining | Self::RoomEnded | Self::RoomFailed => NoticeCode::Reconnect,
             _ => NoticeCode::Unspecified,
         }
     }
@@ -363,7 +367,7 @@ impl Reason {
             | Self::JoinsTooFast
             | Self::NewRoomsTooFast => Some(Duration::from_secs(1)),
             // The client could join again at once; the delay only prevents a tight loop.
-            Self::FellBehind | Self::StreamAged => Some(Duration::from_millis(100)),
+            Self::FellBehind | Self::StreamAged | Self::RoomEnded => Some(Duration::from_millis(100)),
             _ => None,
         }
     }
@@ -402,6 +406,7 @@ impl Reason {
             Self::Stalled | Self::FellBehind => "slow",
             Self::DeadlineExceeded => "deadline",
             Self::StreamAged => "aged",
+            Self::RoomEnded => "room_ended",
             Self::TakenOver | Self::NameClaimed => "taken_over",
             Self::Draining => "drain",
             Self::Removed | Self::Banned | Self::RoomDeleted if has_joined => "moderated",

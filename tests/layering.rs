@@ -90,7 +90,7 @@ impl Crate {
     fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let files: BTreeMap<ModulePath, &str> = files
             .into_iter()
-            .filter(|(name, _)| !name.ends_with("tests") && *name != "main")
+            .filter(|(name, _)| !name.ends_with("tests") && !name.ends_with("fixtures") && *name != "main")
             .map(|(name, text)| {
                 let mut module: ModulePath = name.split('/').map(str::to_owned).collect();
                 module.retain(|part| part != "mod" && part != "lib");

@@ -1,160 +1,17 @@
 //! The rooms of a replica, between callers and an order that the tests hold in their hands.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-
-use super::fixtures;
-use super::message::{Content, Message, Place, RoomCommand};
-use super::partition::{Applied, Partition};
-use super::replica::{SUBMISSIONS, deliver};
+use super::hub_fixtures::{Replicated, end, expiring, join, tea};
+use super::message::Content;
+use super::replica::SUBMISSIONS;
 use super::rules::{FoldVersions, OrderRules};
-use crate::domain::{
-    self, Command, End, EndStage, Moderation, Origin, Post, Rejection, RoomName, Rules, Sequence, Timestamp,
-    WallTime,
-};
+use crate::domain::{Command, End, EndStage, Moderation, Origin, Rejection, Rules, Sequence, Timestamp};
 use crate::hub::{
-    CloseReason, FeedItem, Hub, HubError, HubOptions, JoinRequest, Member, PostOutcome, RequestMeta,
-    ResumePoint, StartPosition, Submission,
+    CloseReason, FeedItem, HubError, HubOptions, Member, ResumePoint, StartPosition, Submission,
 };
-use crate::store::{MemoryStore, Retention, Store as _};
-use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
-
-/// A hub, and the order of which it is the only replica.
-struct Replicated {
-    hub: Arc<Hub>,
-    store: Arc<MemoryStore>,
-    submitted: mpsc::Receiver<Submission>,
-    partition: Partition,
-    incarnation: Place,
-    number: u64,
-}
-
-impl Replicated {
-    async fn new(options: HubOptions) -> Self {
-        Self::with_retention(options, Retention::IN_MEMORY).await
-    }
-
-    async fn with_retention(options: HubOptions, retention: Retention) -> Self {
-        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
-        let observer = Arc::new(TelemetryObserver::new(metrics, None));
-        let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
-        let store = Arc::new(MemoryStore::replicated(retention));
-        let hub = Hub::replicated(
-            Rules::default(),
-            options,
-            Arc::clone(&store),
-            &[7; 32],
-            observer,
-            submissions,
-        );
-        let mut replicated = Self {
-            hub,
-            store,
-            submitted,
-            partition: Partition::new(),
-            incarnation: Place::default(),
-            number: 0,
-        };
-        replicated.begin().await;
-        replicated.hub.resume();
-        replicated
-    }
-
-    /// Begins an incarnation.
-    async fn begin(&mut self) {
-        let nonce = self.partition.applied().get();
-        let hello = Content::Hello {
-            nonce,
-            rules: OrderRules::new(Rules::default(), 10),
-            supported: FoldVersions::supported(),
-            name: "r1".into(),
-            version: "1".into(),
-        };
-        self.incarnation = self.apply(hello).await;
-        self.number = 0;
-    }
-
-    async fn apply(&mut self, content: Content) -> Place {
-        let (place, at) = (
-            self.partition.applied().next(),
-            WallTime::from_millis(1_700_000_000_000),
-        );
-        match self.partition.apply(place, Message { at, content }).unwrap() {
-            Applied::Batch { decisions, .. } => deliver(&self.hub, decisions, true, at).await.unwrap(),
-            Applied::Lost { decisions, .. } => deliver(&self.hub, decisions, false, at).await.unwrap(),
-            Applied::Hello { .. } => {}
-            other => panic!("{other:?}"),
-        }
-        place
-    }
-
-    /// Gives commands their places.
-    async fn order(&mut self, submissions: Vec<Submission>) {
-        let command = |submission: Submission| RoomCommand {
-            room: submission.room,
-            epoch: submission.epoch,
-            request: submission.request,
-            command: submission.command,
-        };
-        self.number += 1;
-        let batch = Content::Batch {
-            incarnation: self.incarnation,
-            number: self.number,
-            commands: submissions.into_iter().map(command).collect(),
-        };
-        self.apply(batch).await;
-    }
-
-    async fn submitted(&mut self) -> Submission {
-        self.submitted.recv().await.unwrap()
-    }
-
-    /// Gives the next command that is submitted its place.
-    async fn order_next(&mut self) {
-        let submission = self.submitted().await;
-        self.order(vec![submission]).await;
-    }
-
-    fn post(&self) -> JoinHandle<Result<PostOutcome, HubError>> {
-        let (hub, post) = (Arc::clone(&self.hub), post());
-        tokio::spawn(async move { hub.post(&tea(), post, RequestMeta::now()).await })
-    }
-
-    fn join(&self, name: &str) -> JoinHandle<Result<Member, HubError>> {
-        self.join_with(join(name))
-    }
-
-    fn join_with(&self, request: JoinRequest) -> JoinHandle<Result<Member, HubError>> {
-        let hub = Arc::clone(&self.hub);
-        tokio::spawn(async move { hub.join(request, Instant::now()).await })
-    }
-
-    fn moderate(&self, moderation: Moderation) -> JoinHandle<Result<usize, HubError>> {
-        let hub = Arc::clone(&self.hub);
-        tokio::spawn(async move { hub.moderate(&tea(), moderation, |_| {}).await })
-    }
-}
-
-fn tea() -> RoomName {
-    RoomName::try_from("tea").unwrap()
-}
-
-fn post() -> Post {
-    fixtures::post(None)
-}
-
-fn join(name: &str) -> JoinRequest {
-    JoinRequest {
-        room: tea(),
-        join: fixtures::join(name),
-        session_token: None,
-        resume_point: None,
-        history: 0,
-    }
-}
+use crate::store::{Retention, Store as _};
 
 /// The reason for which a stream closes.
 async fn closed(member: &mut Member) -> CloseReason {
@@ -369,61 +226,6 @@ async fn a_command_that_its_room_cannot_apply_is_fatal() {
     assert_eq!(room, Err(HubError::Failed));
 }
 
-impl Replicated {
-    /// Another replica writes a command for the room of this epoch.
-    async fn order_other(
-        &mut self,
-        other: Place,
-        number: u64,
-        epoch: Option<domain::Epoch>,
-        command: Command,
-    ) {
-        let command = RoomCommand {
-            room: tea(),
-            epoch,
-            request: 1,
-            command,
-        };
-        let batch = Content::Batch {
-            incarnation: other,
-            number,
-            commands: vec![command],
-        };
-        let (place, at) = (
-            self.partition.applied().next(),
-            WallTime::from_millis(1_700_000_000_000),
-        );
-        let message = Message { at, content: batch };
-        let Applied::Batch { decisions, .. } = self.partition.apply(place, message).unwrap() else {
-            panic!("it has no effect");
-        };
-        deliver(&self.hub, decisions, false, at).await.unwrap();
-    }
-
-    /// Somebody posts to the room, and then it is quiet for long.
-    async fn begin_room(&mut self) -> Option<domain::Epoch> {
-        let posted = self.post();
-        self.order_next().await;
-        posted.await.unwrap().unwrap();
-        self.partition.epoch(&tea())
-    }
-}
-
-fn end(submission: &Submission) -> Option<EndStage> {
-    match submission.command {
-        Command::End(End { stage, .. }) => Some(stage),
-        _ => None,
-    }
-}
-
-/// With events that expire at once.
-fn expiring() -> Retention {
-    Retention {
-        max_age: Some(Duration::from_secs(1)),
-        ..Retention::IN_MEMORY
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_room_that_nobody_needs_ends_and_whoever_joins_meanwhile_begins_another() {
     let mut replicated = Replicated::with_retention(HubOptions::default(), expiring()).await;
@@ -436,12 +238,7 @@ async fn a_room_that_nobody_needs_ends_and_whoever_joins_meanwhile_begins_anothe
     ada.leave(None, None);
     replicated.order_next().await;
     drop(ada);
-    let mut proposal = replicated.submitted().await;
-    while end(&proposal).is_none() {
-        // The end of the stream, after the LEAVE.
-        replicated.order(vec![proposal]).await;
-        proposal = replicated.submitted().await;
-    }
+    let proposal = replicated.proposal().await;
     assert_eq!(
         (end(&proposal), proposal.epoch),
         (Some(EndStage::Proposed), epoch)

@@ -26,6 +26,8 @@ mod fingerprint;
 mod fixtures;
 mod follower;
 #[cfg(test)]
+pub(crate) mod hub_fixtures;
+#[cfg(test)]
 mod hub_tests;
 mod import;
 mod message;

@@ -692,7 +692,7 @@ impl Partition {
             room.time().get().cast_unsigned(),
             room.participants().len() as u64,
             room.message_ids() as u64,
-            u64::from(room.is_deleted()),
+            u64::from(room.is_gone()),
         ];
         let bytes: Vec<u8> = state.iter().flat_map(|number| number.to_le_bytes()).collect();
         self.digest = xxh3_64_with_seed(&bytes, self.digest);
@@ -712,13 +712,13 @@ impl Partition {
             let key = (name.clone(), attachment.participant);
             self.attachments.insert(key, (*attachment, server));
         }
-        if room.is_deleted() {
+        if room.is_gone() {
             for participant in room.participants().keys() {
                 self.attachments.remove(&(name.clone(), *participant));
             }
         }
         // The next command begins another room.
-        if room.last().get() == 0 || room.is_deleted() {
+        if room.last().get() == 0 || room.is_gone() {
             self.message_ids -= room.message_ids();
             self.rooms.remove(name);
             self.ends.remove(name);

@@ -311,7 +311,7 @@ encode_struct! {
     ParticipantState { id, participant, attachment, is_lost, owner, origin }
     Origin { subject, address, is_moderator }
     Ban { target, until, reason }
-    RoomState { rules, time, last, next_id, last_attachment, has_messages, participants, message_ids, bans, is_closed, is_deleted }
+    RoomState { rules, time, last, next_id, last_attachment, has_messages, participants, message_ids, bans, is_closed, is_gone }
 }
 
 encode_enum! {

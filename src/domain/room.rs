@@ -50,7 +50,7 @@ pub struct Room {
     recovery_time: LamportTime,
     bans: Bans,
     is_closed: bool,
-    is_deleted: bool,
+    is_gone: bool,
     /// Whether the newest snapshot does not have the bans, or whether the room is closed.
     is_moderation_unsaved: bool,
 }
@@ -125,7 +125,7 @@ impl Room {
             recovery_time: LamportTime::default(),
             bans: Bans::default(),
             is_closed: false,
-            is_deleted: false,
+            is_gone: false,
             is_moderation_unsaved: false,
         }
     }
@@ -161,7 +161,7 @@ impl Room {
     /// Applies a command. `at` is the wall clock's time, which is recorded, and decides which bans have ended. It has no other influence.
     pub fn apply(&mut self, command: Command, at: WallTime) -> Outcome {
         let outcome = match command {
-            _ if self.is_deleted => Err(Rejection::RoomDeleted),
+            _ if self.is_gone => Err(Rejection::RoomDeleted),
             Command::Join(join) => self.join(join, at),
             Command::Say(say) => self.say(say, at),
             Command::Post(post) => self.post(post, at),
@@ -299,7 +299,7 @@ impl Room {
             recovery_time: _,
             bans,
             is_closed,
-            is_deleted,
+            is_gone,
             is_moderation_unsaved: _,
         } = self;
         RoomState {
@@ -313,7 +313,7 @@ impl Room {
             message_ids: dedup.entries().copied().collect(),
             bans: bans.iter().cloned().collect(),
             is_closed: *is_closed,
-            is_deleted: *is_deleted,
+            is_gone: *is_gone,
         }
     }
 
@@ -334,7 +334,7 @@ impl Room {
             message_ids,
             bans,
             is_closed,
-            is_deleted,
+            is_gone,
         } = state;
         if bans.len() > MAX_BANS {
             return Err(InvalidState("there are too many bans"));
@@ -349,7 +349,7 @@ impl Room {
             .ok_or(InvalidState("the message ids are not those of the newest events"))?;
         room.bans = Bans::restore(bans);
         room.is_closed = is_closed;
-        room.is_deleted = is_deleted;
+        room.is_gone = is_gone;
         Ok(room)
     }
 
@@ -408,8 +408,8 @@ impl Room {
 
     /// Whether the room is gone: a moderator has deleted it, or it has ended. It then rejects every command.
     #[must_use]
-    pub const fn is_deleted(&self) -> bool {
-        self.is_deleted
+    pub const fn is_gone(&self) -> bool {
+        self.is_gone
     }
 
     /// Whether the room may end at the time `at` for all that it knows itself: nobody is in it, nothing has happened since its event `last`,
@@ -427,7 +427,7 @@ impl Room {
     ///
     /// The room is deleted, or a ban keeps the client out.
     pub fn check_reader(&self, origin: &Origin, at: WallTime) -> Result<(), Rejection> {
-        if self.is_deleted {
+        if self.is_gone {
             return Err(Rejection::RoomDeleted);
         }
         self.check_banned(None, origin, at)
@@ -726,7 +726,7 @@ impl Room {
             }
             Moderation::Close => self.is_closed = true,
             Moderation::Reopen => self.is_closed = false,
-            Moderation::Delete => self.is_deleted = true,
+            Moderation::Delete => self.is_gone = true,
         }
         self.is_moderation_unsaved = true;
         Ok(self.remove(leaving, at))
@@ -737,7 +737,7 @@ impl Room {
         if stage != EndStage::Decided || !self.is_unused_since(last, at) {
             return Outcome::Ignored;
         }
-        self.is_deleted = true;
+        self.is_gone = true;
         Outcome::Ended
     }
 

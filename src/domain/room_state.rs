@@ -23,7 +23,7 @@ pub struct RoomState {
     pub(super) message_ids: Vec<Entry>,
     pub(super) bans: Vec<Ban>,
     pub(super) is_closed: bool,
-    pub(super) is_deleted: bool,
+    pub(super) is_gone: bool,
 }
 
 /// A participant with what is not in the log.

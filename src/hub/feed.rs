@@ -156,6 +156,8 @@ pub enum CloseReason {
     NameClaimed,
     /// The server is draining. The client should connect again after about this delay.
     Draining(Duration),
+    /// The room has ended, because nobody needed it. Whoever comes next begins another one.
+    RoomEnded,
     /// The room has failed. The client should connect again.
     Failed,
     /// The room's log is damaged, and the events that the client has yet to read are lost.

@@ -101,6 +101,14 @@ impl Request {
         }
     }
 
+    /// About how much work it makes, in messages: a JOIN computes the skeletons of names and a session token, and reads bounds.
+    pub(super) const fn work(&self) -> u32 {
+        match self {
+            Self::Say { .. } | Self::Post { .. } => 1,
+            _ => 16,
+        }
+    }
+
     /// Answers a request that cannot be served.
     pub(super) fn fail(self, error: HubError) {
         match self {
@@ -178,17 +186,26 @@ impl RoomHandle {
         self.ordered.as_ref().is_some_and(OrderedQueue::is_closed)
     }
 
-    /// A moderator has deleted the room, and so its mailbox closes.
-    pub(super) fn set_deleted(&self) {
-        self.is_deleted.store(true, Ordering::Release);
+    /// The room is gone: a moderator has deleted it, or it has ended.
+    pub(super) fn set_gone(&self, is_deleted: bool) {
+        self.is_deleted.store(is_deleted, Ordering::Release);
     }
 
-    /// Why a room does not exist any more whose mailbox is closed.
+    /// What becomes of a request to the room that is gone.
     pub(super) fn gone_error(&self) -> HubError {
         if self.is_deleted.load(Ordering::Acquire) {
             Rejection::RoomDeleted.into()
         } else {
             HubError::RoomEnded
+        }
+    }
+
+    /// Why the streams of the room close that is gone.
+    pub(super) fn gone_reason(&self) -> CloseReason {
+        if self.is_deleted.load(Ordering::Acquire) {
+            CloseReason::Rejected(Rejection::RoomDeleted)
+        } else {
+            CloseReason::RoomEnded
         }
     }
 

@@ -44,6 +44,7 @@
 mod batch;
 mod blocking;
 mod context;
+mod end_proposals;
 mod feed;
 pub mod frame;
 mod grace_timers;
@@ -65,6 +66,7 @@ mod snapshot_schedule;
 mod submissions;
 mod used_bytes;
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -118,7 +120,8 @@ const MAX_ENDED_ROOMS: usize = 1_000;
 
 /// What the task of a room does first.
 enum Start {
-    Load,
+    /// Holds something until the room is loaded.
+    Load(Box<dyn Any + Send>),
     Recovered(Box<Result<Recovered, StoreError>>, OwnedSemaphorePermit),
     Restored(Box<Recovered>),
     /// Ends the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
@@ -229,7 +232,7 @@ impl Hub {
                 else {
                     continue;
                 };
-                let recovered = hub.recover_room(&room).await;
+                let recovered = hub.recover_room(&room, ()).await;
                 hub.spawn_actor(room, Start::Recovered(Box::new(recovered), permit));
             }
         });
@@ -446,9 +449,7 @@ impl Hub {
     ) -> Result<Reader, HubError> {
         self.check_readable(room)?;
         let request = |reply| Request::Subscribe { start, origin, reply };
-        self.call(room, request)
-            .await
-            .map_err(|error| no_room(room, error))
+        self.call_existing(room, request).await
     }
 
     /// Carries out a moderator's decision. Returns how many participants leave because of it, once it is durable. Calls `report`
@@ -466,9 +467,7 @@ impl Hub {
             report,
             reply,
         };
-        self.call(room, request)
-            .await
-            .map_err(|error| no_room(room, error))
+        self.call_existing(room, request).await
     }
 
     /// At most `limit` participants of a room, by id, starting after the participant `after`.
@@ -480,9 +479,7 @@ impl Hub {
     ) -> Result<RoomInfo, HubError> {
         self.check_readable(room)?;
         let request = |reply| Request::Info { after, limit, reply };
-        self.call(room, request)
-            .await
-            .map_err(|error| no_room(room, error))
+        self.call_existing(room, request).await
     }
 
     /// The events of `range` nearest to the position that it names: at most `limit`, and about `max_bytes`. `permit` is held
@@ -536,6 +533,18 @@ impl Hub {
             room.mailbox.close();
         }
         self.actors.wait().await;
+    }
+
+    /// Like [`Hub::call`], for a request that does not begin a room. The lobby can be asked again.
+    async fn call_existing<T>(
+        self: &Arc<Self>,
+        name: &RoomName,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, HubError> {
+        self.call(name, request).await.map_err(|error| match error {
+            HubError::RoomEnded if name.as_str() != RoomName::LOBBY => HubError::NoRoom(name.clone()),
+            error => error,
+        })
     }
 
     /// Sends a request to a room and waits for the answer, unless the hub is suspended.
@@ -610,6 +619,27 @@ impl Hub {
         self.context.store.find(room).is_some()
     }
 
+    /// Whether the room exists and must be loaded before it can handle a request.
+    pub(crate) fn is_unloaded(&self, room: &RoomName) -> bool {
+        self.registry.get(room).is_none() && self.has_room(room)
+    }
+
+    /// Begins to load a room, unless it runs. `permit` is held until it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// The hub is draining or has failed.
+    pub(crate) fn load(
+        self: &Arc<Self>,
+        room: &RoomName,
+        permit: impl Send + 'static,
+    ) -> Result<(), HubError> {
+        if let Lookup::Inserted(room) = self.registry.get_or_insert(room)? {
+            self.spawn_actor(room, Start::Load(Box::new(permit)));
+        }
+        Ok(())
+    }
+
     fn check_exists(&self, room: &RoomName) -> Result<(), HubError> {
         if self.has_room(room) {
             Ok(())
@@ -632,7 +662,7 @@ impl Hub {
         match self.registry.get_or_insert(name)? {
             Lookup::Running(room) => Ok(room),
             Lookup::Inserted(room) => {
-                self.spawn_actor(Arc::clone(&room), Start::Load);
+                self.spawn_actor(Arc::clone(&room), Start::Load(Box::new(())));
                 Ok(room)
             }
         }
@@ -649,11 +679,16 @@ impl Hub {
                     Some(*recovered)
                 }
                 Start::Restored(restored) => Some(Ok(*restored)),
-                Start::Load => Some(hub.recover_room(&room).await),
+                Start::Load(permit) => Some(hub.recover_room(&room, permit).await),
                 Start::End => match hub.end_unused(&room.name).await {
                     Err(error) => Some(Err(error)),
-                    Ok(()) if room.mailbox.close_if_empty() => None,
-                    Ok(()) => Some(hub.recover_room(&room).await),
+                    Ok(true) => {
+                        // Not everybody who has asked for it meanwhile may create another.
+                        room.reject_all(&HubError::RoomEnded);
+                        None
+                    }
+                    Ok(false) if room.mailbox.close_if_empty() => None,
+                    Ok(false) => Some(hub.recover_room(&room, ()).await),
                 },
             };
             match recovered {
@@ -671,22 +706,34 @@ impl Hub {
         });
     }
 
-    /// Ends the log of a room unless it is needed. The room must be registered, so that nobody else uses the log.
-    async fn end_unused(&self, room: &RoomName) -> Result<(), StoreError> {
+    /// Ends the log of a room unless it is needed, and returns whether it did. The room must be registered, so that nobody else uses
+    /// the log.
+    async fn end_unused(&self, room: &RoomName) -> Result<bool, StoreError> {
         let store = &self.context.store;
         match store.find(room) {
-            Some(log) if store.is_unused(log.id, wall_time()) => store.end(log.id).await,
-            _ => Ok(()),
+            Some(log) if store.is_unused(log.id, wall_time()) => {
+                store.end(log.id).await?;
+                Ok(true)
+            }
+            _ => Ok(false),
         }
     }
 
-    async fn recover_room(&self, room: &RoomHandle) -> Result<Recovered, StoreError> {
+    /// Recovers a room from its log. `permit` is held as long as this takes, even if the future is dropped.
+    async fn recover_room(
+        &self,
+        room: &RoomHandle,
+        permit: impl Send + 'static,
+    ) -> Result<Recovered, StoreError> {
         let replication = self.context.replication.as_ref();
         let rules = replication.map_or(self.rules, Replication::rules);
         let (store, name) = (Arc::clone(&self.context.store), room.name.clone());
-        let is_blocking = store.is_blocking();
-        let recover = move || recovery::recover(&*store, rules, &name, wall_time());
-        if !is_blocking {
+        let recover = move || {
+            let _permit = permit;
+            recovery::recover(&*store, rules, &name, wall_time())
+        };
+        // Also to replay many events takes long.
+        if !self.context.store.is_blocking() && self.epoch(&room.name).is_none() {
             return recover();
         }
         // A panic during the replay of this log says nothing about other logs.
@@ -715,14 +762,6 @@ impl Hub {
         self.cause.set(error).ok();
         self.registry.fail();
         self.failed.cancel();
-    }
-}
-
-/// The error of a request that does not begin a room. The lobby can be asked again.
-fn no_room(room: &RoomName, error: HubError) -> HubError {
-    match error {
-        HubError::RoomEnded if room.as_str() != RoomName::LOBBY => HubError::NoRoom(room.clone()),
-        error => error,
     }
 }
 

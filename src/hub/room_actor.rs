@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::batch::{Chunk, Effect};
 use super::context::HubContext;
+use super::end_proposals::EndProposals;
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Envelope, Member, ModerationReporter, Reply, RoomHandle};
 use super::observer::StoredBatch;
@@ -38,9 +39,6 @@ use crate::wall_clock::wall_time;
 /// A room without participants, subscribers and requests is unloaded after this time. Its log remains.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long after a room was proposed to end, and did not, it is proposed again.
-const REPEAT_PROPOSAL: Duration = Duration::from_secs(600);
-
 /// By how much the clock of a replica that proposes may be ahead of those of others, in milliseconds.
 const PROPOSAL_MARGIN_MILLIS: u64 = 5_000;
 
@@ -50,8 +48,8 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How many requests are applied before other tasks have their turns.
-const MAX_REQUESTS_PER_POLL: usize = 64;
+/// How much [`Request::work`] is done before other tasks have their turns: some milliseconds.
+const MAX_WORK_PER_POLL: u32 = 1_024;
 
 /// How many of its newest message ids a room remembers at least.
 const MIN_MESSAGE_IDS: usize = 256;
@@ -72,10 +70,7 @@ pub(super) struct RoomActor {
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
     /// wait to be idle.
     recovery_permit: Option<OwnedSemaphorePermit>,
-    /// When the end of the room is proposed to the other replicas, if it is to be.
-    proposal_at: Option<Instant>,
-    /// Not before.
-    propose_after: Instant,
+    end_proposals: EndProposals,
 }
 
 /// An answer to a request. It is sent after the publication: the feed must not be locked, because a [`Member`] or [`Reader`]
@@ -118,8 +113,7 @@ impl RoomActor {
             cursors: HashMap::new(),
             woken: Vec::new(),
             recovery_permit,
-            proposal_at: None,
-            propose_after: Instant::now(),
+            end_proposals: EndProposals::new(Instant::now()),
         }
     }
 
@@ -182,7 +176,7 @@ impl RoomActor {
             next_batch_due = received_at.min(now).max(next_batch_due + interval);
             self.apply(&mut requests).await;
             self.commit().await?;
-            if self.room().is_deleted() {
+            if self.room().is_gone() {
                 self.close_deleted();
                 return Ok(());
             }
@@ -216,7 +210,7 @@ impl RoomActor {
             let may_expire = !is_suspended && !is_blocked;
             let wake_at = grace_deadline.filter(|_| may_expire);
             let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
-            if let Some(at) = self.proposal_at.filter(|_| may_expire) {
+            if let Some(at) = self.end_proposals.turn().filter(|_| may_expire) {
                 wake_at = wake_at.min(at);
             }
             let is_due = next_batch_due <= Instant::now();
@@ -287,20 +281,16 @@ impl RoomActor {
     /// Proposes to the other replicas that the room ends, if this is the one to do so and it is its turn.
     fn propose_end(&mut self, replication: &Replication) {
         let now = Instant::now();
-        if self.proposal_at.is_some_and(|at| now < at) || now < self.propose_after {
+        if !self.end_proposals.is_due(now) {
             return;
         }
-        let is_turn = self.proposal_at.take().is_some();
         // With a margin, so that those whose clocks are behind agree at once.
         let at = wall_time().as_millis().saturating_sub(PROPOSAL_MARGIN_MILLIS);
-        if !replication.is_proposing() || !self.is_unused(WallTime::from_millis(at)) {
-            return;
-        }
-        if is_turn {
-            self.propose_after = now + REPEAT_PROPOSAL;
+        let is_unused = replication.is_proposing() && self.is_unused(WallTime::from_millis(at));
+        let unused_since = is_unused.then(|| self.room().last());
+        let reserve = || replication.reserve_proposal(now);
+        if self.end_proposals.advance(now, unused_since, reserve) {
             self.sessions.issue_end(EndStage::Proposed);
-        } else {
-            self.proposal_at = Some(replication.reserve_proposal(now));
         }
     }
 
@@ -341,9 +331,9 @@ impl RoomActor {
                 // At once, because what is true now need not be so later.
                 self.sessions.issue_end(EndStage::Agreed);
             }
-            if self.room().is_deleted() {
+            if self.room().is_gone() {
                 self.commit().await?;
-                self.close_streams_of_deleted();
+                self.close_streams_of_gone();
                 // The next command that is accepted begins another room. Until then nobody sees its log.
                 let log = self.context.store.open(&self.handle.name, wall_time())?;
                 self.log = log.id;
@@ -351,7 +341,7 @@ impl RoomActor {
                 self.handle.publish_stats(self.room().time(), 0);
                 self.feed = new_feed(&self.context, Sequence::ZERO);
                 self.cursors.clear();
-                (self.proposal_at, self.propose_after) = (None, Instant::now());
+                self.end_proposals = EndProposals::new(Instant::now());
                 self.snapshots = SnapshotSchedule::new(Sequence::ZERO, 0, self.context.options.retain_age);
             }
         }
@@ -400,9 +390,12 @@ impl RoomActor {
     async fn apply(&mut self, requests: &mut Vec<Envelope>) {
         let at = wall_time();
         self.sessions.inject_faults(requests);
-        for (Envelope { request, .. }, number) in requests.drain(..).zip(1..) {
+        let mut work = 0;
+        for Envelope { request, .. } in requests.drain(..) {
+            work += request.work();
             self.sessions.handle(request, at);
-            if number % MAX_REQUESTS_PER_POLL == 0 {
+            if work >= MAX_WORK_PER_POLL {
+                work = 0;
                 tokio::task::yield_now().await;
             }
         }
@@ -435,9 +428,9 @@ impl RoomActor {
             return Ok(());
         }
         self.store(&mut chunks).await?;
-        if self.room().is_deleted() {
+        if self.room().is_gone() {
             // First, so that a reader who no longer finds the log knows why.
-            self.close_streams_of_deleted();
+            self.close_streams_of_gone();
             self.context.store.end(self.log).await?;
         }
         self.handle
@@ -453,13 +446,12 @@ impl RoomActor {
     /// Closes all streams of a room that a moderator has deleted, and rejects what waits in the mailbox.
     fn close_deleted(&mut self) {
         // Also those that were attached after the deletion.
-        self.close_streams_of_deleted();
-        self.handle.set_deleted();
+        self.close_streams_of_gone();
         self.handle.reject_all(&Rejection::RoomDeleted.into());
     }
 
-    fn close_streams_of_deleted(&mut self) {
-        let reason = self.sessions.gone_reason();
+    fn close_streams_of_gone(&mut self) {
+        let reason = self.handle.gone_reason();
         self.feed
             .publish(Bytes::new(), &mut self.woken)
             .close_all(&reason);
@@ -701,6 +693,40 @@ mod tests {
             },
         };
         hub.post(room, post, RequestMeta::now()).await
+    }
+
+    /// A room in which something was said, and which is not loaded any more.
+    async fn unloaded(hub: &Arc<Hub>) -> RoomName {
+        let room = RoomName::try_from("tea").unwrap();
+        post(hub, &room, 0).await.unwrap();
+        while hub.running() > 0 {
+            tokio::time::sleep(IDLE_TIMEOUT).await;
+        }
+        assert!(hub.is_unloaded(&room));
+        room
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_room_holds_while_it_is_loaded_is_given_back() {
+        let hub = hub(RoomBudgets::default());
+        let room = unloaded(&hub).await;
+        let permit = Arc::new(());
+        hub.load(&room, Arc::clone(&permit)).unwrap();
+        assert!(!hub.is_unloaded(&room));
+        assert_eq!(Arc::strong_count(&permit), 2);
+        post(&hub, &room, 1).await.unwrap();
+        assert_eq!(Arc::strong_count(&permit), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_for_a_room_that_ends_meanwhile_does_not_create_it_again() {
+        let hub = hub(RoomBudgets::default());
+        let room = RoomName::try_from("tea").unwrap();
+        hub.context.store.open(&room, WallTime::from_millis(0)).unwrap();
+        let mut ending = Box::pin(hub.end_unused_rooms());
+        assert!(poll_fn(|cx| Poll::Ready(ending.as_mut().poll(cx).is_pending())).await);
+        assert_eq!(post(&hub, &room, 1).await, Err(HubError::RoomEnded));
+        assert!(!hub.has_room(&room));
     }
 
     async fn is_repeat(hub: &Arc<Hub>, room: &RoomName, n: usize) -> bool {

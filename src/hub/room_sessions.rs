@@ -58,8 +58,6 @@ pub(super) struct RoomSessions {
     submissions: Option<Submissions>,
     /// Why the streams are to close once nothing is on its way into the order any more.
     closing: Option<CloseReason>,
-    /// Whether a moderator has deleted the room that was here before.
-    was_deleted: bool,
 }
 
 impl RoomSessions {
@@ -79,7 +77,6 @@ impl RoomSessions {
             newest,
             submissions,
             closing: None,
-            was_deleted: false,
         }
     }
 
@@ -153,7 +150,7 @@ impl RoomSessions {
             || (is_reader && !is_lobby && self.known_epoch().is_none())
         {
             // It comes from a stream that has closed, or waits for an answer.
-            return request.fail(self.gone_error());
+            return request.fail(self.handle.gone_error());
         }
         let (command, caller) = match request {
             Request::Join { request, meta, reply } => {
@@ -195,24 +192,6 @@ impl RoomSessions {
             request => return self.handle(request, at),
         };
         self.issue(epoch, command, caller);
-    }
-
-    /// What becomes of a request to a room that is not here any more.
-    fn gone_error(&self) -> HubError {
-        if self.was_deleted {
-            Rejection::RoomDeleted.into()
-        } else {
-            HubError::RoomEnded
-        }
-    }
-
-    /// Why the streams of a room close that is gone.
-    pub(super) fn gone_reason(&self) -> CloseReason {
-        if self.was_deleted {
-            CloseReason::Rejected(Rejection::RoomDeleted)
-        } else {
-            CloseReason::Failed
-        }
     }
 
     /// Says to the other replicas that nobody here needs the room.
@@ -281,15 +260,20 @@ impl RoomSessions {
         let caller = request.and_then(|request| submissions.take_caller(request));
         let epoch = match room {
             Ok(epoch) => epoch,
-            Err(HubError::Rejected(Rejection::RoomDeleted)) => {
-                let error = match &caller {
-                    // Nothing is known of that room but that there is none.
-                    Some(Caller::Join(join)) if join.is_of_unknown_room => HubError::RoomEnded,
-                    _ => self.gone_error(),
+            Err(error) => {
+                let Some(caller) = caller else {
+                    return;
                 };
-                return caller.map_or((), |caller| caller.fail(error));
+                let error = match (error, &caller) {
+                    // Nothing is known of that room but that there is none.
+                    (HubError::RoomEnded, Caller::Join(join)) if join.is_of_unknown_room => {
+                        HubError::RoomEnded
+                    }
+                    (HubError::RoomEnded, _) => self.handle.gone_error(),
+                    (error, _) => error,
+                };
+                return caller.fail(error);
             }
-            Err(error) => return caller.map_or((), |caller| caller.fail(error)),
         };
         if self.room.last() == Sequence::ZERO && self.epoch != epoch {
             self.epoch = epoch;
@@ -536,7 +520,9 @@ impl RoomSessions {
             Outcome::Moderated { removed, attachments } => (removed, attachments),
             outcome => return self.reject(reply, outcome),
         };
-        self.was_deleted = self.room.is_deleted();
+        if self.room.is_gone() {
+            self.handle.set_gone(true);
+        }
         // They do not see their own LEAVE.
         for attachment in attachments {
             self.detach(attachment, reason.clone());
@@ -706,9 +692,9 @@ impl RoomSessions {
                 }
             }
             Outcome::Ended => {
-                self.was_deleted = false;
+                self.handle.set_gone(false);
                 // Whoever has just begun to read it may do so again.
-                self.close_all(CloseReason::Failed);
+                self.close_all(CloseReason::RoomEnded);
             }
             _ => {}
         }

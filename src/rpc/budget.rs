@@ -14,6 +14,8 @@ use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
 use super::rates::AddressRate;
 use crate::auth::{Anonymous, Caller};
+use crate::domain::RoomName;
+use crate::hub::{Hub, HubError};
 use crate::rate_limiter::Rate;
 use crate::reason::Reason;
 
@@ -406,6 +408,19 @@ impl ConnectionBudgets {
         let address = Arc::clone(&self.address.queries).acquire_owned().await.ok();
         let all = Arc::clone(&self.all_queries).acquire_owned().await.ok();
         [own, address, all]
+    }
+
+    /// Lets `hub` load a room that exists and does not run, when it is this connection's turn to run a query: that reads the room's
+    /// log, and whoever asks for thousands of rooms must not delay others.
+    ///
+    /// # Errors
+    ///
+    /// The hub is draining or has failed.
+    pub(super) async fn load_room(&self, hub: &Arc<Hub>, room: &RoomName) -> Result<(), HubError> {
+        if hub.is_unloaded(room) {
+            hub.load(room, self.start_query().await)?;
+        }
+        Ok(())
     }
 }
 

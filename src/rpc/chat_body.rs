@@ -16,7 +16,7 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::budget::ConnectionInfo;
+use super::budget::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{join_request, origin};
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
@@ -35,6 +35,7 @@ use crate::reason::Reason;
 
 pub(super) struct ChatBody {
     hub: Arc<Hub>,
+    budgets: Arc<ConnectionBudgets>,
     caller: Caller,
     inbound: Inbound<JoinMsgLeave>,
     rates: Arc<Rates>,
@@ -76,6 +77,7 @@ impl ChatBody {
     ) -> Self {
         Self {
             hub,
+            budgets: Arc::clone(&connection.budgets),
             caller: connection.caller.clone(),
             inbound,
             rates,
@@ -168,7 +170,7 @@ impl ChatBody {
     }
 
     fn join(&mut self, request: JoinRequest, is_new_room: bool) {
-        let hub = Arc::clone(&self.hub);
+        let (hub, budgets) = (Arc::clone(&self.hub), Arc::clone(&self.budgets));
         let (caller, rates) = (self.caller.clone(), Arc::clone(&self.rates));
         let address = self.outcome.peer.map(|peer| peer.ip());
         let received_at = Instant::now();
@@ -178,6 +180,7 @@ impl ChatBody {
             trace: request.join.trace.clone(),
             client_time: request.join.timestamp,
             member: Box::pin(async move {
+                budgets.load_room(&hub, &request.room).await?;
                 join(&hub, &caller, &rates, address, request, is_new_room, received_at).await
             }),
         }));
@@ -249,10 +252,7 @@ async fn join(
     }
     // The session has ended with the room.
     request.session_token = None;
-    caller.check_write(&request.room, !hub.has_room(&request.room))?;
-    if !is_new_room {
-        rates.enter(address, &request.room, hub)?;
-    }
+    rates.enter_again(caller, address, &request.room, hub, is_new_room)?;
     Ok(hub.join(request, received_at).await?)
 }
 
@@ -293,5 +293,42 @@ impl Body for ChatBody {
     /// body.
     fn is_end_stream(&self) -> bool {
         matches!(self.state, State::Ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rates::RateLimits;
+    use super::*;
+    use crate::cluster::hub_fixtures::{self, Replicated, expiring};
+    use crate::hub::HubOptions;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_joins_a_room_that_ends_meanwhile_begins_another_if_the_address_may() {
+        for (new_rooms, is_allowed) in [(10, true), (0, false)] {
+            let mut replicated = Replicated::with_retention(HubOptions::default(), expiring()).await;
+            replicated.hub.set_proposing_ends(true);
+            let epoch = replicated.begin_room().await;
+            let proposal = replicated.proposal().await;
+            let hub = Arc::clone(&replicated.hub);
+            let rates = Rates::new(RateLimits {
+                rooms_per_address: new_rooms,
+                ..RateLimits::default()
+            });
+            let joined = tokio::spawn(async move {
+                let (caller, request) = (Caller::Unrestricted, hub_fixtures::join("Ada"));
+                join(&hub, &caller, &rates, None, request, false, Instant::now()).await
+            });
+            let late = replicated.submitted().await;
+            replicated.order(vec![proposal, late]).await;
+            if is_allowed {
+                replicated.order_next().await;
+                let member = joined.await.unwrap().ok().unwrap();
+                assert!(Some(member.info().epoch) > epoch);
+            } else {
+                let rejected = joined.await.unwrap().err().unwrap();
+                assert_eq!(rejected.reason(), Reason::TooManyRoomsPerAddress);
+            }
+        }
     }
 }

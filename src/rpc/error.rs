@@ -153,7 +153,8 @@ impl From<HubError> for RpcError {
             HubError::Rejected(rejection) => return rejection.into(),
             HubError::Draining => return Self::draining(),
             HubError::Failed => return Self::room_failed(),
-            HubError::Suspended | HubError::RoomEnded => Reason::RoomFailed,
+            HubError::Suspended => Reason::RoomFailed,
+            HubError::RoomEnded => Reason::RoomEnded,
             HubError::Damaged => Reason::LogDamaged,
             HubError::TooManyRooms(_) => Reason::TooManyRooms,
             HubError::NoRoom(_) => Reason::NoRoom,
@@ -180,6 +181,7 @@ impl From<CloseReason> for RpcError {
             },
             // `Left` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
             CloseReason::Left | CloseReason::Failed => Self::room_failed(),
+            CloseReason::RoomEnded => HubError::RoomEnded.into(),
             CloseReason::Damaged => HubError::Damaged.into(),
         }
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::address_budgets::network;
 use super::error::RpcError;
 use super::room_places::RoomPlaces;
+use crate::auth::Caller;
 use crate::domain::RoomName;
 use crate::hub::Hub;
 use crate::rate_limiter::{Rate, RateLimiter};
@@ -292,6 +293,27 @@ impl Rates {
             )
             .with_retry_delay(delay)
         })
+    }
+
+    /// Checks again that a request of `caller` from `address` may enter `room`: the room that it meant has ended on its way there, so
+    /// that it begins another one. `was_new` tells whether [`Rates::enter`] has counted it as a new room before.
+    ///
+    /// # Errors
+    ///
+    /// The caller may not create the room, or the address has created too many.
+    pub(super) fn enter_again(
+        &self,
+        caller: &Caller,
+        address: Option<IpAddr>,
+        room: &RoomName,
+        hub: &Hub,
+        was_new: bool,
+    ) -> Result<(), RpcError> {
+        caller.check_write(room, !hub.has_room(room))?;
+        if was_new {
+            return Ok(());
+        }
+        self.enter(address, room, hub)
     }
 
     /// Counts `room` if a request from `address` creates it. The lobby does not count.

@@ -10,7 +10,7 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::budget::ConnectionInfo;
+use super::budget::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{origin, room_name};
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;
@@ -28,6 +28,7 @@ use crate::reason::Reason;
 
 pub(super) struct SubscribeBody {
     hub: Arc<Hub>,
+    budgets: Arc<ConnectionBudgets>,
     caller: Caller,
     token_expiry: Option<TokenExpiry>,
     rates: Arc<Rates>,
@@ -67,6 +68,7 @@ impl SubscribeBody {
         };
         Self {
             hub,
+            budgets: Arc::clone(&connection.budgets),
             caller: connection.caller.clone(),
             token_expiry: TokenExpiry::of(&connection.caller),
             rates,
@@ -121,10 +123,12 @@ impl SubscribeBody {
         });
         match room {
             Ok(room) => {
-                let hub = Arc::clone(&self.hub);
+                let (hub, budgets) = (Arc::clone(&self.hub), Arc::clone(&self.budgets));
                 let origin = origin(&self.caller, self.outcome.peer, &room);
-                self.state =
-                    State::Subscribing(Box::pin(async move { hub.subscribe(&room, start, origin).await }));
+                self.state = State::Subscribing(Box::pin(async move {
+                    budgets.load_room(&hub, &room).await?;
+                    hub.subscribe(&room, start, origin).await
+                }));
             }
             Err(error) => self.reject(&error),
         }

@@ -15,7 +15,7 @@ use super::error::RpcError;
 use super::moderation::{self, Decision};
 use super::observer::{ModerationReport, Observer};
 use super::rates::Rates;
-use crate::auth::{Caller, Right};
+use crate::auth::Right;
 use crate::domain::{Message, ParticipantId, Post, RoomName, Sequence, Text, Timestamp, TraceContext};
 use crate::hub::frame::read_message;
 use crate::hub::{HistoryRange, Hub, HubError, PostOutcome, RequestMeta};
@@ -110,13 +110,12 @@ impl UnaryService {
         let address = connection.peer.map(|peer| peer.ip());
         self.rates.post(address)?;
         self.rates.enter(address, &room, &self.hub)?;
+        connection.budgets.load_room(&self.hub, &room).await?;
         let posted = match self.hub.post(&room, post.clone(), meta.clone()).await {
             Err(HubError::RoomEnded) => {
                 // The message begins another room.
-                connection.caller.check_write(&room, !self.hub.has_room(&room))?;
-                if !is_new_room {
-                    self.rates.enter(address, &room, &self.hub)?;
-                }
+                self.rates
+                    .enter_again(&connection.caller, address, &room, &self.hub, is_new_room)?;
                 self.hub.post(&room, post, meta).await
             }
             posted => posted,
@@ -223,7 +222,7 @@ impl UnaryService {
     async fn list_participants(
         &self,
         request: ListParticipantsRequest,
-        caller: &Caller,
+        connection: &ConnectionInfo,
     ) -> Result<ListParticipantsResponse, RpcError> {
         // The token is the id of the last participant of the page before.
         let after = match request.page_token.as_str() {
@@ -235,7 +234,9 @@ impl UnaryService {
         };
         let size = page_size(request.page_size) as usize;
         let room = room_name(&request.room)?;
-        caller.check(Right::Read, &room)?;
+        connection.caller.check(Right::Read, &room)?;
+        connection.budgets.load_room(&self.hub, &room).await?;
+        let _permits = connection.budgets.start_query().await;
         // One more than the page has tells whether there is another page.
         let mut info = self.hub.room_info(&room, after, size + 1).await?;
         let has_more = info.participants.len() > size;
@@ -294,6 +295,7 @@ impl UnaryService {
                 removed,
             });
         };
+        connection.budgets.load_room(&self.hub, &room).await?;
         let removed = self.hub.moderate(&room, moderation, report).await?;
         Ok(ModerateResponse {
             removed: u32::try_from(removed).unwrap_or(u32::MAX),
@@ -303,10 +305,12 @@ impl UnaryService {
     async fn list_bans(
         &self,
         request: ListBansRequest,
-        caller: &Caller,
+        connection: &ConnectionInfo,
     ) -> Result<ListBansResponse, RpcError> {
         let room = room_name(&request.room)?;
-        caller.check(Right::Moderate, &room)?;
+        connection.caller.check(Right::Moderate, &room)?;
+        connection.budgets.load_room(&self.hub, &room).await?;
+        let _permits = connection.budgets.start_query().await;
         let info = self.hub.room_info(&room, None, 0).await?;
         Ok(ListBansResponse {
             bans: info.bans.into_iter().map(Into::into).collect(),
@@ -363,9 +367,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<ListParticipantsRequest>,
     ) -> Result<Response<ListParticipantsResponse>, Status> {
-        let ConnectionInfo { caller, budgets, .. } = ConnectionInfo::of(request.extensions());
-        let _permits = budgets.start_query().await;
-        let result = Self::list_participants(self, request.into_inner(), &caller).await;
+        let connection = ConnectionInfo::of(request.extensions());
+        let result = Self::list_participants(self, request.into_inner(), &connection).await;
         self.respond(result)
     }
 
@@ -382,9 +385,8 @@ impl ChatService for UnaryService {
         &self,
         request: Request<ListBansRequest>,
     ) -> Result<Response<ListBansResponse>, Status> {
-        let ConnectionInfo { caller, budgets, .. } = ConnectionInfo::of(request.extensions());
-        let _permits = budgets.start_query().await;
-        let result = Self::list_bans(self, request.into_inner(), &caller).await;
+        let connection = ConnectionInfo::of(request.extensions());
+        let result = Self::list_bans(self, request.into_inner(), &connection).await;
         self.respond(result)
     }
 }
