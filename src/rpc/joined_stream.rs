@@ -240,7 +240,7 @@ impl JoinedStream {
         observer.received(kind);
         match kind {
             EventType::Message => {
-                if let Err(error) = self.rate.try_acquire() {
+                if let Err(error) = self.rate.try_acquire(&message.message_id) {
                     error.report(observer);
                     self.notice = Some(self.notice(&error, &message.message_id));
                     // The next messages are not read before the client has received the answer.

@@ -12,6 +12,7 @@ use super::error::RpcError;
 use super::room_places::RoomPlaces;
 use crate::auth::Caller;
 use crate::domain::RoomName;
+use crate::domain::limits::MAX_MESSAGE_ID_LEN;
 use crate::hub::Hub;
 use crate::rate_limiter::{Rate, RateLimiter};
 use crate::reason::Reason;
@@ -64,30 +65,58 @@ impl Default for RateLimits {
     }
 }
 
+/// How long after its retry delay a message that was rejected is waited for: for a round trip.
+const RESEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long to wait with a message that must not overtake another one, at least.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
+
 /// The rate of one participant's messages.
 #[derive(Debug)]
 pub(super) struct MessageRate {
     rate: Option<Rate>,
     limiter: RateLimiter,
+    /// The id of the message that was rejected first, and until when it is waited for.
+    awaited: Option<(String, Instant)>,
 }
 
 impl MessageRate {
-    /// Counts a message.
+    /// Counts a message with the id `id`, which is empty if it has none.
+    ///
+    /// After one that was rejected, others with ids are rejected until it comes again, for a time: they were on their way already, and
+    /// must not overtake it.
     ///
     /// # Errors
     ///
     /// The participant sends too fast.
-    pub(super) fn try_acquire(&mut self) -> Result<(), RpcError> {
-        self.rate.map_or(Ok(()), |rate| {
-            let acquired = self.limiter.try_acquire(rate, Instant::now());
-            acquired.map_err(|delay| {
-                RpcError::new(
-                    Reason::TooFast,
-                    "too many messages in a short time; wait before the next one",
-                )
-                .with_retry_delay(delay)
-            })
-        })
+    pub(super) fn try_acquire(&mut self, id: &str) -> Result<(), RpcError> {
+        let Some(rate) = self.rate else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        self.awaited.take_if(|(_, until)| *until <= now);
+        let delay = match &self.awaited {
+            Some((first, until)) if !id.is_empty() && id != first => {
+                (*until - RESEND_TIMEOUT - now).max(MIN_RETRY_DELAY)
+            }
+            _ => match self.limiter.try_acquire(rate, now) {
+                Ok(()) => {
+                    self.awaited.take_if(|(first, _)| id == first);
+                    return Ok(());
+                }
+                Err(delay) => {
+                    if !id.is_empty() && id.len() <= MAX_MESSAGE_ID_LEN {
+                        self.awaited = Some((id.to_owned(), now + delay + RESEND_TIMEOUT));
+                    }
+                    delay
+                }
+            },
+        };
+        let error = RpcError::new(
+            Reason::TooFast,
+            "too many messages in a short time; wait before the next one",
+        );
+        Err(error.with_retry_delay(delay))
     }
 }
 
@@ -228,6 +257,7 @@ impl Rates {
         MessageRate {
             rate: self.messages,
             limiter: RateLimiter::default(),
+            awaited: None,
         }
     }
 
@@ -347,6 +377,30 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_do_not_overtake_one_that_is_to_be_sent_again() {
+        let rates = Rates::new(RateLimits {
+            messages: Some(10),
+            ..RateLimits::default()
+        });
+        let mut rate = rates.messages();
+        let accepted = |rate: &mut MessageRate, id: &str| rate.try_acquire(id).is_ok();
+        let burst = (0..).take_while(|n| accepted(&mut rate, &n.to_string())).count();
+        assert_eq!(burst, 100);
+        // There is room for others that were on their way, but they came after it.
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert!(!accepted(&mut rate, "101") && !accepted(&mut rate, "102"));
+        let delay = rate.try_acquire("103").err().unwrap().retry_delay();
+        assert_eq!(delay, Some(MIN_RETRY_DELAY));
+        // Whoever has no ids cannot send anything again.
+        assert!(accepted(&mut rate, ""));
+        assert!(accepted(&mut rate, "100") && accepted(&mut rate, "101") && accepted(&mut rate, "102"));
+        while accepted(&mut rate, "103") {}
+        // It was given up.
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(accepted(&mut rate, "104"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_allowed_and_then_the_rate() {
