@@ -214,10 +214,11 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
         if is_over || progress == Progress::Ended {
             return Poll::Ready(());
         }
-        if progress == Progress::Unfinished {
-            turns.end_and_wake(cx);
-        } else {
-            turns.end();
+        match progress {
+            // JOINs take long.
+            Progress::Unfinished if streams.has_spawned() => turns.end_and_yield(cx),
+            Progress::Unfinished => turns.end_and_wake(cx),
+            Progress::Idle | Progress::Ended => turns.end(),
         }
         Poll::Pending
     })

@@ -104,10 +104,17 @@ impl Turns {
         self.permit = None;
     }
 
-    /// Ends the turn of a connection that has more to do, and wakes its task for the next one. A busy one is not woken, and
-    /// keeps its permit, until the runtime has looked at the sockets: it does so rarely while tasks wake each other, and each of
-    /// them can take a millisecond.
+    /// Ends the turn of a connection that has more to do, and wakes its task for the next one.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>) {
+        // Without a permit it was not busy when it began.
+        if self.permit.take().is_none() || self.poll_acquire(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// Like [`Turns::end_and_wake`], for a connection whose next turn can take a millisecond. If it is busy, it is not woken, and keeps
+    /// its permit, until the runtime has looked at the sockets, which it does rarely while tasks wake each other.
+    pub(super) fn end_and_yield(&mut self, cx: &mut Context<'_>) {
         self.is_over = self.permit.is_some();
         if !self.is_over || pin!(yield_now()).poll(cx).is_ready() {
             cx.waker().wake_by_ref();
@@ -150,7 +157,7 @@ mod tests {
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(quiet.poll_begin(&mut cx, 300).is_ready());
         // It has more to do, but when the runtime comes back to it, the other one is first.
-        one.end_and_wake(&mut cx);
+        one.end_and_yield(&mut cx);
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
         assert!(other.poll_begin(&mut cx, 2_000).is_ready());
@@ -171,6 +178,20 @@ mod tests {
         // Once it has been quiet it needs no turn.
         tokio::time::advance(MAX_DEBT + INTERVAL).await;
         assert!(other.poll_begin(&mut cx, 2_300).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_more_to_do_waits_for_those_who_came_before() {
+        let address = address(1);
+        let mut cx = Context::from_waker(Waker::noop());
+        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        assert!(one.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        one.end_and_wake(&mut cx);
+        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(one.poll_begin(&mut cx, 2_000).is_pending());
+        other.end();
+        assert!(one.poll_begin(&mut cx, 2_000).is_ready());
     }
 
     #[tokio::test(start_paused = true)]
