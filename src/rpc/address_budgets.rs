@@ -57,8 +57,8 @@ impl Addresses {
     }
 }
 
-/// The part of `limit` that one address may have.
-pub(super) const fn share(limit: usize) -> usize {
+/// The part of `limit` that one address may have: three quarters.
+pub(super) const fn per_address(limit: usize) -> usize {
     limit - limit / 4
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::address_budgets::{AddressBudgets, Addresses, share};
+use super::address_budgets::{AddressBudgets, Addresses, per_address};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
@@ -72,7 +72,7 @@ impl Unread {
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        all <= self.limit || (own <= FAIR_UNREAD && address <= share(self.limit))
+        all <= self.limit || (own <= FAIR_UNREAD && address <= per_address(self.limit))
     }
 
     /// Counts a DATA frame that was read.
@@ -254,10 +254,10 @@ impl ServerBudgets {
         let limits = &self.limits;
         self.addresses.get_or_insert_with(address, || AddressBudgets {
             connections: Arc::new(Semaphore::new(self.connections_per_address)),
-            streams: Arc::new(Semaphore::new(share(limits.streams))),
-            queries: Arc::new(Semaphore::new(share(limits.queries))),
-            received: self.received.child(share(limits.received)),
-            responses: self.responses.child(share(limits.responses)),
+            streams: Arc::new(Semaphore::new(per_address(limits.streams))),
+            queries: Arc::new(Semaphore::new(per_address(limits.queries))),
+            received: self.received.child(per_address(limits.received)),
+            responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),
             turns: Arc::default(),
         })
