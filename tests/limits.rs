@@ -263,7 +263,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "streams whose clients do not read: the transport holds what they do not accept",
             fixed("one share in all, of 128 KiB each"),
             Other(
-                "those that are not read for 3 to 6 s are ended, instead of after `--stall-timeout`",
+                "those of an address that has more than three quarters of what others leave are ended after 3 to 6 s, instead of after `--stall-timeout`",
                 "chitchat_streams_ended_total{reason=\"slow\"}",
             ),
         ),
@@ -281,7 +281,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "bytes received that no request has read yet",
             fixed("8 MiB per connection, one share in all"),
             Other(
-                "the client may not send more; beyond the share, connections that have more than 64 KiB of them are closed, and those of an address that has more than its part",
+                "the client may not send more; an address may have three quarters of what others leave, and a connection three quarters of what those of its address leave of that; one that has more is closed, but with up to 64 KiB only if its address has three quarters of the share",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),

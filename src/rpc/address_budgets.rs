@@ -21,6 +21,8 @@ pub(super) struct AddressBudgets {
     pub(super) responses: Arc<Budget>,
     /// The bytes that are received and that no request has read yet.
     pub(super) unread: AtomicUsize,
+    /// The streams whose clients do not accept what the server has for them.
+    pub(super) stalled: AtomicUsize,
     /// The turns of its busy connections.
     pub(super) turns: Arc<AddressTurns>,
 }
@@ -60,6 +62,12 @@ impl Addresses {
 /// The part of `limit` that one address may have: three quarters.
 pub(super) const fn per_address(limit: usize) -> usize {
     limit - limit / 4
+}
+
+/// The part of `limit` that one address may have while all have `all`, of which `own` is its own: three quarters of what the others leave.
+/// So some addresses never have everything, and as more of them come, those that have most have too much.
+pub(super) const fn per_address_now(limit: usize, all: usize, own: usize) -> usize {
+    per_address(limit.saturating_sub(all.saturating_sub(own)))
 }
 
 /// What counts as one address: an IPv4 address, or a /64 network of IPv6, of which each host can choose its addresses.

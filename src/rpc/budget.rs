@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::address_budgets::{AddressBudgets, Addresses, per_address};
+use super::address_budgets::{AddressBudgets, Addresses, per_address, per_address_now};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
@@ -64,15 +64,18 @@ impl Unread {
         }
     }
 
-    /// Counts what was received. Returns false if all connections together have too much unread, and this one has
-    /// more than [`FAIR_UNREAD`] of it, or its address more than its share.
+    /// Counts what was received. Returns false if this connection must be closed, because it has more than [`FAIR_UNREAD`] and more than three
+    /// quarters of what the other connections of its address leave of the address's part, or because its address has more than three
+    /// quarters of the limit. What other addresses have does not close a connection that has little.
     pub(super) fn add(&self, data: DataFrames) -> bool {
         let bytes = data.charge;
         self.payload.fetch_add(data.payload, Ordering::Relaxed);
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        all <= self.limit || (own <= FAIR_UNREAD && address <= per_address(self.limit))
+        let part = per_address_now(self.limit, all, address);
+        let own_part = per_address_now(part, address, own);
+        own <= own_part || (own <= FAIR_UNREAD && address <= per_address(self.limit))
     }
 
     /// Counts a DATA frame that was read.
@@ -136,17 +139,23 @@ impl Drop for ReadingRequest {
 #[derive(Debug)]
 pub(super) struct StalledStreams {
     own: AtomicUsize,
+    address: Arc<AddressBudgets>,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
     limit: usize,
 }
 
 impl StalledStreams {
-    /// Sets how many there are on this connection. Returns whether all connections together have more than the limit.
+    /// Sets how many there are on this connection. Returns whether its address has more of them than its part.
     pub(super) fn update(&self, own: usize) -> bool {
         let before = self.own.swap(own, Ordering::Relaxed);
-        self.all.fetch_add(own, Ordering::Relaxed);
-        self.all.fetch_sub(before, Ordering::Relaxed) - before > self.limit
+        let set = |count: &AtomicUsize| {
+            count.fetch_add(own, Ordering::Relaxed);
+            count.fetch_sub(before, Ordering::Relaxed) - before
+        };
+        let address = set(&self.address.stalled);
+        let all = set(&self.all);
+        address > per_address_now(self.limit, all, address)
     }
 }
 
@@ -171,8 +180,8 @@ pub struct BudgetLimits {
     pub received: usize,
     /// The same, per connection.
     pub received_per_connection: usize,
-    /// Bytes that are received and that no stream has read yet, of all connections together. Beyond it, connections that have
-    /// more of them than the window of a stream are closed.
+    /// Bytes that are received and that no stream has read yet, of all connections together. A connection that has more of them than the
+    /// window of a stream is closed once it has more than three quarters of what others leave.
     pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
@@ -180,8 +189,8 @@ pub struct BudgetLimits {
     pub responses_per_connection: usize,
     /// How many streams may be open beyond the two that each connection always may have.
     pub streams: usize,
-    /// How many streams may hold data that their clients do not accept for [`TransportLimits::stall_timeout`]. While there are
-    /// more, these streams are ended within seconds. Each holds up to 128 KiB.
+    /// How many streams may hold data that their clients do not accept for [`TransportLimits::stall_timeout`]. While an address has more
+    /// than three quarters of what others leave, its own are ended within seconds. Each holds up to 128 KiB.
     ///
     /// [`TransportLimits::stall_timeout`]: super::TransportLimits::stall_timeout
     pub stalled_streams: usize,
@@ -259,6 +268,7 @@ impl ServerBudgets {
             received: self.received.child(per_address(limits.received)),
             responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),
+            stalled: AtomicUsize::new(0),
             turns: Arc::default(),
         })
     }
@@ -278,12 +288,13 @@ impl ServerBudgets {
             all_queries: Arc::clone(&self.queries),
             reserved_streams: Arc::new(Semaphore::new(RESERVED_STREAMS)),
             all_streams: Arc::clone(&self.streams),
-            address,
             stalled: StalledStreams {
                 own: AtomicUsize::new(0),
+                address: Arc::clone(&address),
                 all: Arc::clone(&self.stalled),
                 limit: self.limits.stalled_streams,
             },
+            address,
         })
     }
 }
@@ -491,35 +502,80 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_with_much_unread_is_cut_when_all_have_too_much() {
+    fn stalled_streams_of_one_address_do_not_cost_others_their_stall_time() {
         let server = server(BudgetLimits {
-            unread: 3 * FAIR_UNREAD,
+            stalled_streams: 16,
             ..BudgetLimits::default()
         });
-        let connection = |address: [u8; 4]| server.connection(address.into());
-        let (large, small) = (connection([192, 0, 2, 1]), connection([192, 0, 2, 2]));
-        let [large, small] = [&large.unread, &small.unread];
-        assert!(large.add(data(3 * FAIR_UNREAD)));
-        assert!(small.add(data(FAIR_UNREAD)));
-        assert!(!large.add(data(1)));
-        large.remove(FAIR_UNREAD + 1);
-        assert!(small.add(data(0)) && large.add(data(0)));
-        // More than it has: what an earlier stream has received.
-        small.remove(2 * FAIR_UNREAD);
-        assert_eq!(server.unread.load(Ordering::Relaxed), 2 * FAIR_UNREAD);
+        let connections = |address: [u8; 4]| [(); 2].map(|()| server.connection(address.into()));
+        let [one, two] = connections([192, 0, 2, 1]);
+        let [other, _] = connections([192, 0, 2, 2]);
+        assert!(!one.stalled.update(10));
+        assert!(two.stalled.update(6), "three quarters are 12");
+        assert!(!two.stalled.update(2));
+        assert!(!other.stalled.update(3));
+        assert!(other.stalled.update(4), "three quarters of what is left are 3");
+        assert!(!other.stalled.update(3));
+        assert!(one.stalled.update(10), "whoever has most gives way");
+        drop((one, two));
+        assert!(!other.stalled.update(12));
     }
 
     #[test]
-    fn many_connections_of_one_address_do_not_have_more_unread_than_its_share() {
+    fn an_address_with_much_unread_leaves_something_for_others() {
+        let server = server(BudgetLimits {
+            unread: 256 * FAIR_UNREAD,
+            ..BudgetLimits::default()
+        });
+        let greedy = [(); 3].map(|()| server.connection([192, 0, 2, 1].into()));
+        for connection in &greedy {
+            while connection.unread.add(data(256)) {}
+            // What it had when it was cut.
+            connection.unread.remove(256);
+        }
+        let used = server.unread.load(Ordering::Relaxed);
+        assert!((185 * FAIR_UNREAD..192 * FAIR_UNREAD).contains(&used), "{used}");
+        // One of the same address, and one of another that has more than a little.
+        let sibling = server.connection([192, 0, 2, 1].into());
+        assert!(sibling.unread.add(data(FAIR_UNREAD)));
+        let other = server.connection([192, 0, 2, 2].into());
+        assert!(other.unread.add(data(32 * FAIR_UNREAD)));
+        // Whoever has most gives way.
+        assert!(!greedy[0].unread.add(data(1)));
+        assert!(other.unread.add(data(1)));
+        drop((greedy, sibling));
+        assert!(other.unread.add(data(64 * FAIR_UNREAD)));
+    }
+
+    #[test]
+    fn a_connection_with_little_unread_is_not_cut_because_of_other_addresses() {
+        let server = server(BudgetLimits {
+            unread: 8 * FAIR_UNREAD,
+            ..BudgetLimits::default()
+        });
+        let held: Vec<_> = (1..20)
+            .map(|last| server.connection([192, 0, 2, last].into()))
+            .collect();
+        for connection in &held {
+            assert!(connection.unread.add(data(FAIR_UNREAD)));
+        }
+        assert!(!held[0].unread.add(data(1)));
+        // More than it has: what an earlier stream has received.
+        held[0].unread.remove(2 * FAIR_UNREAD);
+        assert_eq!(server.unread.load(Ordering::Relaxed), 18 * FAIR_UNREAD);
+    }
+
+    #[test]
+    fn many_connections_of_one_address_do_not_have_more_unread_than_its_part() {
         let server = server(BudgetLimits {
             unread: 400,
             ..BudgetLimits::default()
         });
         let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(one.iter().all(|connection| connection.unread.add(data(100))));
+        assert!(one[..3].iter().all(|connection| connection.unread.add(data(100))));
+        assert!(!one[3].unread.add(data(1)));
         assert!(other.unread.add(data(100)));
-        assert!(!one[0].unread.add(data(1)));
         drop(one);
         assert_eq!(server.unread.load(Ordering::Relaxed), 100);
     }

@@ -132,7 +132,7 @@ impl Streams {
         !self.executor.0.lock().is_empty()
     }
 
-    /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of them. Returns
+    /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of their address. Returns
     /// whether the connection should be closed, because its socket `is_blocked`, too.
     fn cancel_stalled(&mut self, max_ticks: u32, is_blocked: bool, stalled: &StalledStreams) -> bool {
         let mut count = usize::from(is_blocked);
