@@ -20,8 +20,21 @@ pub(super) type Skeletons = [Arc<str>; 2];
 /// written (in which a capital `I` looks like a small `l`) and of the name in lower case. A run of white space counts as
 /// one space.
 pub(super) fn skeletons(name: &Name) -> Skeletons {
-    let name = name.as_str();
+    skeletons_of(name.as_str())
+}
+
+fn skeletons_of(name: &str) -> Skeletons {
     [folded_skeleton(name), folded_skeleton(&fold_case(name))]
+}
+
+/// Whether `name`, or a part of it, looks like `phrase`. Each `i` counts as an `l`: a capital `I` can stand for both in one name.
+pub(super) fn contains_lookalike(name: &str, phrase: &str) -> bool {
+    let without_i = |skeleton: Arc<str>| skeleton.replace('i', "l");
+    let phrases = skeletons_of(phrase).map(without_i);
+    let names = skeletons_of(name).map(without_i);
+    names
+        .iter()
+        .any(|name| phrases.iter().any(|phrase| name.contains(phrase)))
 }
 
 impl Name {
