@@ -1,6 +1,7 @@
 //! Deduplication of messages by message id.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
@@ -17,14 +18,18 @@ pub(crate) const DEDUP_ENTRY_BYTES: usize = 48;
 /// has gone on. Keeps hashes of the ids. Two ids of a full window have the same 64 bits by chance once in 3 * 10^14 messages; then the second
 /// message is rejected.
 ///
+/// Anybody can compute ids whose hashes have most bits in common, so the table hashes them again with a random key. Nothing depends on that
+/// key but the time that a search takes: the table is only searched for hashes of ids, never iterated, and is not part of the state.
+///
 /// Invariants: the sequences of the entries increase; the table contains the number of the newest entry of each id.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DedupWindow {
     oldest_first: VecDeque<Entry>,
     /// The number of the oldest entry. Numbers are consecutive and wrap.
     first: u32,
-    /// The numbers of the entries, by the hashes of their ids.
+    /// The numbers of the entries, by the [hashes](table_hash) of the hashes of their ids.
     numbers: HashTable<u32>,
+    key: RandomState,
 }
 
 /// A message with an id.
@@ -72,11 +77,13 @@ impl DedupWindow {
         #[allow(clippy::cast_possible_truncation)]
         let number = self.first.wrapping_add(self.oldest_first.len() as u32);
         self.oldest_first.push_back(new);
-        let hash_of = id_hash_of(&self.oldest_first, self.first);
-        let is_same = |number: &u32| hash_of(number) == new.id_hash;
-        match self.numbers.find_mut(new.id_hash, is_same) {
+        let id_hash_of = id_hash_of(&self.oldest_first, self.first);
+        let is_same = |number: &u32| id_hash_of(number) == new.id_hash;
+        let hash = table_hash(&self.key, new.id_hash);
+        let rehash = |number: &u32| table_hash(&self.key, id_hash_of(number));
+        match self.numbers.find_mut(hash, is_same) {
             Some(older) => *older = number,
-            None => drop(self.numbers.insert_unique(new.id_hash, number, hash_of)),
+            None => drop(self.numbers.insert_unique(hash, number, rehash)),
         }
     }
 
@@ -121,23 +128,26 @@ impl DedupWindow {
             self.pop_oldest();
         }
         self.oldest_first.shrink_to_fit();
-        let hash_of = id_hash_of(&self.oldest_first, self.first);
-        self.numbers.shrink_to_fit(hash_of);
+        let id_hash_of = id_hash_of(&self.oldest_first, self.first);
+        self.numbers
+            .shrink_to_fit(|number| table_hash(&self.key, id_hash_of(number)));
     }
 
     fn pop_oldest(&mut self) {
         if let Some(oldest) = self.oldest_first.pop_front() {
             let number = self.first;
             self.first = number.wrapping_add(1);
-            if let Ok(found) = self.numbers.find_entry(oldest.id_hash, |other| *other == number) {
+            let hash = table_hash(&self.key, oldest.id_hash);
+            if let Ok(found) = self.numbers.find_entry(hash, |other| *other == number) {
                 found.remove();
             }
         }
     }
 
     fn find(&self, id_hash: u64) -> Option<&Entry> {
-        let hash_of = id_hash_of(&self.oldest_first, self.first);
-        let number = self.numbers.find(id_hash, |number| hash_of(number) == id_hash)?;
+        let id_hash_of = id_hash_of(&self.oldest_first, self.first);
+        let hash = table_hash(&self.key, id_hash);
+        let number = self.numbers.find(hash, |number| id_hash_of(number) == id_hash)?;
         entry(&self.oldest_first, self.first, *number)
     }
 }
@@ -150,6 +160,11 @@ fn entry(oldest_first: &VecDeque<Entry>, first: u32, number: u32) -> Option<&Ent
 /// Gives the hash of the id of the entry with a number.
 fn id_hash_of(oldest_first: &VecDeque<Entry>, first: u32) -> impl Fn(&u32) -> u64 {
     move |number| entry(oldest_first, first, *number).map_or(0, |entry| entry.id_hash)
+}
+
+/// Where the table of a window with this key has the entry of an id with this hash.
+fn table_hash(key: &RandomState, id_hash: u64) -> u64 {
+    key.hash_one(id_hash)
 }
 
 /// Whether the window has the id of an event when `last` is the newest.
@@ -197,6 +212,25 @@ mod tests {
             (hash(""), hash("m1")),
             (0x2d06_8005_38d3_94c2, 0xf4ed_aab5_e5c1_529d)
         );
+    }
+
+    #[test]
+    fn ids_whose_hashes_have_most_bits_in_common_are_found_as_fast_as_others() {
+        let mut window = DedupWindow::default();
+        // The table uses the lowest bits and the highest seven.
+        for n in 0..10_000 {
+            window.insert_entry(Entry {
+                id_hash: n << 32,
+                text_hash: 0,
+                sequence: Sequence::new(n + 1),
+            });
+        }
+        let compared = |id_hash| {
+            let hash = table_hash(&window.key, id_hash);
+            window.numbers.iter_hash(hash).count()
+        };
+        let most = (0..10_000).map(|n| compared(n << 32)).max();
+        assert!(most < Some(30), "{most:?}");
     }
 
     #[test]

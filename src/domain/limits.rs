@@ -14,8 +14,8 @@ pub const MAX_MARKS_PER_LETTER: usize = 4;
 pub const MAX_MESSAGE_ID_LEN: usize = 64;
 
 /// In how many of a room's newest events message ids are remembered for idempotent sends. A client keeps at most some hundred
-/// messages unacknowledged and retries within seconds, so this covers the reconnects of a busy room. At up to 80 bytes per
-/// id the memory is bounded by 5 MiB per room.
+/// messages unacknowledged and retries within seconds, so this covers the reconnects of a busy room. At up to 48 bytes per
+/// id the memory is bounded by 3 MiB per room.
 pub const DEDUP_WINDOW_LEN: usize = 65_536;
 
 /// The longest `traceparent`, in bytes: version 00 of the W3C recommendation has exactly 55.
