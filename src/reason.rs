@@ -428,7 +428,7 @@ impl From<&Rejection> for Reason {
             Rejection::MessageIdTaken { .. } => Self::MessageIdTaken,
             Rejection::IdTaken(_) | Rejection::IdReserved(_) => Self::IdTaken,
             Rejection::NameTaken(_) => Self::NameTaken,
-            Rejection::RoomFull(_) => Self::RoomFull,
+            Rejection::RoomFull(_) | Rejection::RoomFullForAddress(_) => Self::RoomFull,
             Rejection::Removed(_) => Self::Removed,
             Rejection::Banned { .. } => Self::Banned,
             Rejection::RoomClosed => Self::RoomClosed,

@@ -137,6 +137,11 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::RoomFull),
         ),
         (
+            "participants of a room from one address, so that a single one never fills it; moderators, and those who resume, are let in beyond it",
+            fixed("three quarters of `--max-participants`"),
+            Rejected(Reason::RoomFull),
+        ),
+        (
             "bans of a room, of up to ten years",
             fixed(MAX_BANS.to_string()),
             Rejected(Reason::TooManyBans),

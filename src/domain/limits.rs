@@ -84,10 +84,19 @@ pub struct Rules {
     /// How far a client's timestamp may be ahead of the room's clock, in ticks: 1 to
     /// [`MAX_CLOCK_AHEAD_CEILING`].
     pub max_clock_ahead: i64,
-    /// The maximum number of participants at a time: at least 1.
+    /// The maximum number of participants at a time: at least 1. One address has at most
+    /// [three quarters](Rules::max_participants_per_address) of them.
     pub max_participants: usize,
     /// Whether participants may have the same name.
     pub allow_duplicate_names: bool,
+}
+
+impl Rules {
+    /// The maximum number of participants from one address at a time: three quarters of all, so that a single one never fills a room.
+    #[must_use]
+    pub const fn max_participants_per_address(&self) -> usize {
+        self.max_participants - self.max_participants / 4
+    }
 }
 
 impl Default for Rules {

@@ -110,6 +110,11 @@ pub enum Rejection {
     /// The room has reached its limit of participants.
     #[error("the room is full: it has {0} participants, which is the limit")]
     RoomFull(usize),
+    /// The room has as many participants from the client's address as it may have from one.
+    #[error(
+        "the room is full for your address: {0} participants have joined from it, which is the limit for one address"
+    )]
+    RoomFullForAddress(usize),
     /// A moderator has removed the participant, for this reason. Ends its stream.
     #[error("a moderator has removed you from the room{}", because(.0))]
     Removed(Text),

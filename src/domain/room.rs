@@ -7,16 +7,18 @@
 //! - A participant is in the roster from its JOIN in the log to its LEAVE in the log.
 //! - A command that is rejected or ignored changes nothing, except that a text that is too long ticks the clock.
 //! - Only a participant's current attachment speaks for it.
-//! - A participant that owns its name leaves for nobody but its owner. One that does not, leaves when the owner joins.
+//! - Nobody who joins makes a participant leave that owns its name, except for its owner. A participant that does not own its name leaves
+//!   when the owner joins.
+//! - Participants from one address do not fill a room, unless they resume or are moderators.
 //! - The cost of a command depends neither on the number of participants nor on how many of them are lost, except for those of
 //!   moderators.
 //! - Whom a ban keeps out is not in the room, unless the room was restored and has not seen it since.
 //! - A room that is recovered from what was stored continues later than all times that the room has shown, if a snapshot is
 //!   stored whenever [`Room::needs_snapshot`] says so.
 //!
-//! There is no I/O, no wall clock and no randomness, nor hashes that differ from process to process: times and identities arrive with the commands. The caller ensures what
-//! the fold cannot know: that a command comes from the attachment or session that it names, that an attachment that is gone
-//! is detached, and that grace periods expire.
+//! There is no I/O and no wall clock, and nothing depends on randomness or on hashes that differ from process to process: times and
+//! identities arrive with the commands. The caller ensures what the fold cannot know: that a command comes from the attachment or session
+//! that it names, that an attachment that is gone is detached, and that grace periods expire.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -472,17 +474,13 @@ impl Room {
             trace,
             ..
         } = join;
-        let places = self.places_to_vacate(id, &name, owner.as_ref(), &skeletons);
-        let vacated = places.as_ref().map_or(0, Vec::len);
-        let remaining = self.participants().len().saturating_sub(vacated);
-        if remaining >= self.rules.max_participants {
-            return Err(Rejection::RoomFull(remaining));
-        }
+        let leaving = self.participants_to_evict(id, &name, owner.as_ref(), &skeletons);
+        self.check_full(&origin, leaving.as_ref().map_or(&[], Vec::as_slice))?;
         // The JOIN is accepted from here on.
-        let places = places?;
-        let attachments = places.iter().map(|id| self.roster.current_attachment(*id));
+        let leaving = leaving?;
+        let attachments = leaving.iter().map(|id| self.roster.current_attachment(*id));
         let displaced = attachments.flatten().collect();
-        let evicted = places
+        let evicted = leaving
             .into_iter()
             .filter_map(|participant| self.leave_now(participant, at))
             .collect();
@@ -503,6 +501,27 @@ impl Room {
             joined: self.accept(time, at, id, name, EventKind::Join, trace),
             attachment,
         })
+    }
+
+    /// Checks that there is a place for a client once `leaving` have left.
+    fn check_full(&self, origin: &Origin, leaving: &[ParticipantId]) -> Result<(), Rejection> {
+        let remaining = self.participants().len().saturating_sub(leaving.len());
+        if remaining >= self.rules.max_participants {
+            return Err(Rejection::RoomFull(remaining));
+        }
+        let Some(address) = origin.address.filter(|_| !origin.is_moderator) else {
+            return Ok(());
+        };
+        let is_from_there = |id: &&ParticipantId| {
+            let origin = self.roster.origin(**id);
+            origin.is_some_and(|origin| origin.address == Some(address))
+        };
+        let leaving = leaving.iter().filter(is_from_there).count();
+        let remaining = self.roster.count_from(address).saturating_sub(leaving);
+        if remaining >= self.rules.max_participants_per_address() {
+            return Err(Rejection::RoomFullForAddress(remaining));
+        }
+        Ok(())
     }
 
     /// Attaches a new stream to a session; `None` if the session has ended, the name of one of the two is owned and does not fit, or the
@@ -543,14 +562,14 @@ impl Room {
     /// The participants that leave for somebody who joins: those that have a name whose owner joins, and lost ones that have the id or
     /// the name. That is most often the same person with a restarted client, who would otherwise have to wait until the grace period
     /// expires.
-    fn places_to_vacate(
+    fn participants_to_evict(
         &self,
         id: Option<ParticipantId>,
         name: &Name,
         owner: Option<&Arc<str>>,
         skeletons: &Skeletons,
     ) -> Result<Vec<ParticipantId>, Rejection> {
-        let mut places = Vec::new();
+        let mut leaving = Vec::new();
         if let Some(id) = id {
             if id.is_assigned() {
                 return Err(Rejection::IdReserved(id));
@@ -558,14 +577,14 @@ impl Room {
             if self.is_attached(id) || !self.yields(id, owner) {
                 return Err(Rejection::IdTaken(id));
             }
-            places.extend(self.roster.get(id).map(|_| id));
+            leaving.extend(self.roster.get(id).map(|_| id));
         }
         let name_taken = || Rejection::NameTaken(name.clone());
         if self.roster.is_reserved(skeletons) {
             return Err(name_taken());
         }
         if self.rules.allow_duplicate_names {
-            return Ok(places);
+            return Ok(leaving);
         }
         for mut holders in self.roster.confusable(skeletons) {
             let Some(holder) = holders.next() else { continue };
@@ -576,11 +595,11 @@ impl Room {
             if (remains && !is_displaced) || holders.next().is_some() {
                 return Err(name_taken());
             }
-            if !places.contains(&holder) {
-                places.push(holder);
+            if !leaving.contains(&holder) {
+                leaving.push(holder);
             }
         }
-        Ok(places)
+        Ok(leaving)
     }
 
     fn say(&mut self, say: Say, at: WallTime) -> Result<Outcome, Rejection> {

@@ -346,6 +346,33 @@ proptest! {
     }
 
     #[test]
+    fn nobody_but_moderators_joins_from_an_address_that_has_its_part_of_the_room(actions in actions()) {
+        let count = |room: &Room, address| {
+            let states = room.roster.states();
+            states.filter(|state| address == state.origin.address).count()
+        };
+        let most = rules().max_participants_per_address();
+        prop_assert_eq!((most, MAX_PARTICIPANTS), (3, 4));
+        perform(&mut Room::new(rules()), actions, |before, room, (command, _), outcome| {
+            for last in 1..3 {
+                let address = [192, 0, 2, last].into();
+                prop_assert_eq!(room.roster.count_from(address), count(room, Some(address)));
+            }
+            let Command::Join(join) = command else { return Ok(()) };
+            let address = join.origin.address;
+            let is_limited = address.is_some() && !join.origin.is_moderator;
+            match outcome {
+                Outcome::Joined { .. } if is_limited => prop_assert!(count(room, address) <= most),
+                Outcome::Rejected { rejection: Rejection::RoomFullForAddress(remaining), .. } => {
+                    prop_assert!(is_limited && *remaining >= most && count(before, address) >= *remaining);
+                }
+                _ => {}
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
     fn the_owner_of_a_name_leaves_for_nobody_else_and_others_leave_for_the_owner(actions in actions()) {
         let mut owners: BTreeMap<ParticipantId, Arc<str>> = BTreeMap::new();
         perform(&mut Room::new(rules()), actions, |before, room, (command, _), outcome| {
@@ -736,6 +763,80 @@ fn somebody_who_joins_takes_the_place_of_a_lost_participant_in_a_full_room() {
     }
     assert_eq!(rejection(&mut room, join("e", 5)), Rejection::RoomFull(4));
     joined(&mut room, "a", 5);
+}
+
+fn join_from(last: u8, is_moderator: bool, name: &str, id: i32) -> Command {
+    match join(name, id) {
+        Command::Join(join) => Command::Join(Join {
+            origin: Origin {
+                subject: None,
+                address: Some([192, 0, 2, last].into()),
+                is_moderator,
+            },
+            ..join
+        }),
+        other => other,
+    }
+}
+
+#[test]
+fn one_address_does_not_fill_a_room_unless_it_resumes_or_moderates() {
+    let mut room = Room::new(rules());
+    let is_joined = |room: &mut Room, command| {
+        let outcome = room.apply(command, WallTime::default());
+        matches!(outcome, Outcome::Joined { .. })
+    };
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        assert!(is_joined(&mut room, join_from(1, false, name, id)));
+    }
+    // The same for a replica that begins with a checkpoint.
+    let mut other = Room::from_state(room.state()).unwrap();
+    for room in [&mut room, &mut other] {
+        let full = rejection(room, join_from(1, false, "d", 4));
+        assert_eq!(full, Rejection::RoomFullForAddress(3));
+    }
+    assert!(is_joined(&mut other, join_from(1, true, "d", 4)));
+    let ada = ParticipantId::from_wire(1).unwrap();
+    let attachment = room.roster.current_attachment(ada).unwrap();
+    room.apply(Command::Detach(attachment), WallTime::default());
+    // Whoever joins in place of somebody from there needs no further place.
+    assert!(is_joined(&mut room, join_from(1, false, "a", 1)));
+    assert!(is_joined(&mut room, join_from(2, false, "d", 4)));
+    assert_eq!(
+        rejection(&mut room, join_from(2, false, "e", 5)),
+        Rejection::RoomFull(4)
+    );
+    // Somebody moves there.
+    let resume = match join_from(1, false, "d", 4) {
+        Command::Join(join) => Command::Join(Join {
+            session: Some(Session {
+                participant: ParticipantId::from_wire(4).unwrap(),
+                join_sequence: room.last(),
+            }),
+            ..join
+        }),
+        other => other,
+    };
+    let resumed = room.apply(resume, WallTime::default());
+    assert!(matches!(resumed, Outcome::Resumed { .. }), "{resumed:?}");
+    assert_eq!(room.roster.count_from([192, 0, 2, 1].into()), 4);
+}
+
+#[test]
+fn a_room_with_few_places_may_be_full_of_one_address() {
+    for max_participants in 1..4 {
+        let mut room = Room::new(Rules {
+            max_participants,
+            ..rules()
+        });
+        let ids = 1..;
+        for (id, name) in ids.zip(["a", "b", "c"]).take(max_participants) {
+            let outcome = room.apply(join_from(1, false, name, id), WallTime::default());
+            assert!(matches!(outcome, Outcome::Joined { .. }), "{outcome:?}");
+        }
+        let full = rejection(&mut room, join_from(2, false, "d", 9));
+        assert_eq!(full, Rejection::RoomFull(max_participants));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The participants of a room.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, SERVER_NAME};
@@ -13,13 +14,14 @@ use super::{Attachment, Name, Origin, Participant, ParticipantId, Sequence};
 ///
 /// Every operation takes logarithmic time, whatever the number of participants.
 ///
-/// Invariants: `states` has the ids of `by_id`; `by_skeleton` has both skeletons of each participant's name; `next_id` is one
-/// of the assigned ids.
+/// Invariants: `states` has the ids of `by_id`; `by_skeleton` has both skeletons of each participant's name; `address_counts` has the
+/// number of participants from each address that `states` has; `next_id` is one of the assigned ids.
 #[derive(Debug, Clone)]
 pub(super) struct Roster {
     by_id: BTreeMap<ParticipantId, Participant>,
     states: HashMap<ParticipantId, State>,
     by_skeleton: BTreeSet<(Arc<str>, ParticipantId)>,
+    address_counts: HashMap<IpAddr, usize>,
     /// Nobody can have the server's name.
     server: Option<Skeletons>,
     next_id: i32,
@@ -46,6 +48,7 @@ impl Roster {
             by_id: BTreeMap::new(),
             states: HashMap::new(),
             by_skeleton: BTreeSet::new(),
+            address_counts: HashMap::new(),
             server: Name::try_from(SERVER_NAME).ok().as_ref().map(skeletons),
             next_id: FIRST_ASSIGNED_ID,
             last_attachment: 0,
@@ -186,6 +189,7 @@ impl Roster {
             for skeleton in state.skeletons {
                 self.by_skeleton.remove(&(skeleton, id));
             }
+            self.uncount(state.origin.address);
         }
         self.by_id.remove(&id)
     }
@@ -225,7 +229,28 @@ impl Roster {
 
     pub(super) fn set_origin(&mut self, id: ParticipantId, origin: Origin) {
         if let Some(state) = self.states.get_mut(&id) {
-            state.origin = origin;
+            if let Some(address) = origin.address {
+                *self.address_counts.entry(address).or_default() += 1;
+            }
+            let previous = std::mem::replace(&mut state.origin, origin);
+            self.uncount(previous.address);
+        }
+    }
+
+    /// How many participants came from this address last. In a room that is restored, where those who have not resumed come from is not
+    /// known.
+    pub(super) fn count_from(&self, address: IpAddr) -> usize {
+        self.address_counts.get(&address).copied().unwrap_or_default()
+    }
+
+    fn uncount(&mut self, address: Option<IpAddr>) {
+        if let Some(address) = address
+            && let Some(count) = self.address_counts.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.address_counts.remove(&address);
+            }
         }
     }
 

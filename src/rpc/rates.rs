@@ -151,7 +151,7 @@ impl AddressRate {
     /// As [`AddressRate::try_acquire`], but counts nothing.
     fn check(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         let limiters = self.limiters.lock();
-        let limiter = limiters.by_address.get(&known(address));
+        let limiter = limiters.by_address.get(&rate_key(address));
         let mut copy = limiter.copied().unwrap_or_default();
         copy.try_acquire(self.rate, Instant::now())
     }
@@ -162,7 +162,7 @@ impl AddressRate {
     ///
     /// The rate is exceeded; it is not after this time.
     pub(super) fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
-        let acquired = self.with_limiter(known(address), RateLimiter::try_acquire);
+        let acquired = self.with_limiter(rate_key(address), RateLimiter::try_acquire);
         acquired.unwrap_or(Ok(()))
     }
 
@@ -201,7 +201,7 @@ impl AddressRate {
 }
 
 /// What counts as the address of a request. Requests that came on no connection have one in common.
-fn known(address: Option<IpAddr>) -> IpAddr {
+pub(super) fn rate_key(address: Option<IpAddr>) -> IpAddr {
     network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
 }
 
@@ -357,7 +357,7 @@ impl Rates {
         }
         if !self
             .room_places
-            .try_create(known(address), room, |room| hub.has_room(room))
+            .try_create(rate_key(address), room, |room| hub.has_room(room))
         {
             return Err(RpcError::new(
                 Reason::TooManyRoomsPerAddress,

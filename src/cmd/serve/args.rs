@@ -275,7 +275,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_MAX_CLOCK_AHEAD", value_name = "N", default_value_t = DEFAULT_MAX_CLOCK_AHEAD, help_heading = "Rooms")]
     max_clock_ahead: i64,
 
-    /// Maximum number of participants in a room, at least 1
+    /// Maximum number of participants in a room, at least 1; three quarters of them may come from one address
     #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS, value_parser = integer::<usize>, help_heading = "Rooms")]
     max_participants: usize,
 
