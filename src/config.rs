@@ -477,7 +477,7 @@ mod tests {
     fn a_limit_of_open_files_that_allows_no_connections_is_named() {
         let mut config = Config::default();
         config.transport.max_connections =
-            default_max_connections(&MemoryPlan::new(1 << 30, false), 0, false);
+            default_max_connections(&MemoryPlan::new(1 << 30, false, 4), 0, false);
         let mistakes = config.check(Some(233)).unwrap_err();
         assert_eq!(
             mistakes,

@@ -35,8 +35,8 @@ const PARTS: u64 = 16;
 /// The most that one budget may take: more would only hide clients that do not read.
 const MAX_BUDGET: u64 = 512 << 20;
 
-/// The most queries in progress.
-const MAX_QUERIES: u64 = 64;
+/// How many queries may be in progress however few processors there are, so that one that waits for the disk does not hold up all others.
+const MIN_QUERIES: usize = 2;
 
 /// The shares of those parts of a server that clients can fill. What remains is for the program and its rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +52,9 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Divides `memory` bytes.
+    /// Divides `memory` bytes. No more queries are in progress than there are `processors`, which is what they need most.
     #[must_use]
-    pub fn new(memory: u64, is_in_memory: bool) -> Self {
+    pub fn new(memory: u64, is_in_memory: bool, processors: usize) -> Self {
         let part = memory / PARTS;
         // Logs in memory take half of it. There are nine budgets.
         let (connections, logs, budget) = if is_in_memory {
@@ -81,7 +81,7 @@ impl MemoryPlan {
                 responses_per_connection: (bytes / 2).clamp(3 << 20, 8 << 20),
                 streams: size(budget / STREAM_BYTES),
                 stalled_streams: size(budget / STALLED_STREAM_BYTES),
-                queries: size((budget / QUERY_BYTES).clamp(1, MAX_QUERIES)),
+                queries: size(budget / QUERY_BYTES).clamp(1, processors.max(MIN_QUERIES)),
             },
         }
     }
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_default_budgets_are_those_of_512_mib() {
-        let plan = MemoryPlan::new(512 << 20, false);
+        let plan = MemoryPlan::new(512 << 20, false, 64);
         assert_eq!(
             (plan.rooms, plan.transport),
             (RoomBudgets::default(), BudgetLimits::default())
@@ -137,10 +137,23 @@ mod tests {
     }
 
     #[test]
+    fn queries_are_limited_by_memory_and_by_processors() {
+        let queries = |memory: u64, processors| MemoryPlan::new(memory, false, processors).transport.queries;
+        assert_eq!(
+            [1, 2, 3, 8].map(|processors| queries(8 << 30, processors)),
+            [2, 2, 3, 8]
+        );
+        assert_eq!(
+            [1 << 20, 512 << 20, 1 << 40].map(|memory| queries(memory, 96)),
+            [1, 4, 64]
+        );
+    }
+
+    #[test]
     fn the_shares_fit_into_the_memory() {
         for is_in_memory in [false, true] {
             for memory in [128 << 20, 512 << 20, 1 << 40] {
-                let plan = MemoryPlan::new(memory, is_in_memory);
+                let plan = MemoryPlan::new(memory, is_in_memory, 64);
                 let shares = [
                     plan.connections,
                     plan.logs,

@@ -297,7 +297,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress",
-            fixed("2 per connection; in all one share, of 8 MiB each, at most 64"),
+            fixed("2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two)"),
             Other("others wait", ""),
         ),
         (

@@ -444,7 +444,7 @@ impl Args {
     pub(in crate::cmd) fn fuzz(self) {
         self.contradictions();
         let fd_limit = Some(10_000);
-        self.into_config(fd_limit, 1 << 30).check(fd_limit).ok();
+        self.into_config(fd_limit, 1 << 30, 1).check(fd_limit).ok();
     }
 
     /// Flags that contradict each other, one line each.
@@ -460,14 +460,14 @@ impl Args {
         line.into_iter().collect()
     }
 
-    /// Converts the flags to the server's configuration. The system allows `fd_limit` open files and has `system_memory` bytes
-    /// of memory.
-    pub(super) fn into_config(self, fd_limit: Option<u64>, system_memory: u64) -> Config {
+    /// Converts the flags to the server's configuration. The system allows `fd_limit` open files, and has `system_memory` bytes
+    /// of memory and this many `processors`.
+    pub(super) fn into_config(self, fd_limit: Option<u64>, system_memory: u64, processors: usize) -> Config {
         let max_memory = self.max_memory.unwrap_or(system_memory);
         // The data directory of a replica has checkpoints alone.
         let replica_dir = self.data_dir.clone().filter(|_| self.cluster_secret.is_some());
         let in_memory = self.in_memory || replica_dir.is_some();
-        let plan = MemoryPlan::new(max_memory, in_memory);
+        let plan = MemoryPlan::new(max_memory, in_memory, processors);
         let default_retention = if in_memory {
             Retention {
                 max_total_bytes: Retention::IN_MEMORY.max_total_bytes.min(plan.logs),
@@ -595,7 +595,7 @@ mod tests {
     }
 
     fn config(flags: &[&str]) -> Config {
-        args(flags).into_config(Some(64 + 169 + 17), 512 << 20)
+        args(flags).into_config(Some(64 + 169 + 17), 512 << 20, 4)
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod server;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::thread::available_parallelism;
 
 use listenfd::ListenFd;
 use opentelemetry_otlp::ExporterBuildError;
@@ -30,7 +31,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let fd_limit = raise_fd_limit();
     let trace_remote_limit = args.trace_remote_limit();
     let contradictions = args.contradictions();
-    let mut config = args.into_config(fd_limit, system_memory());
+    let processors = available_parallelism().map_or(1, usize::from);
+    let mut config = args.into_config(fd_limit, system_memory(), processors);
     let socket = passed_socket()?;
     if let Some((_, address)) = &socket {
         config.listen = *address;
