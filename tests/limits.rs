@@ -178,7 +178,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "calls per second from one address with a token that is not valid, after ten times as many at once; beyond it tokens are not verified, except for those that a connection uses already",
-            fixed(RateLimits::default().failed_sign_ins.to_string()),
+            fixed(RateLimits::default().authentication_failures.to_string()),
             Rejected(Reason::TooManyInvalidTokens),
         ),
         (
@@ -297,7 +297,9 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress",
-            fixed("2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two)"),
+            fixed(
+                "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two)",
+            ),
             Other("others wait", ""),
         ),
         (

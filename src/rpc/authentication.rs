@@ -57,11 +57,13 @@ impl<S> AuthenticationService<S> {
         }
         let none = Arc::default();
         let cached = request.extensions().get::<Arc<CachedToken>>().unwrap_or(&none);
-        let result = authenticator.authenticate(authorization, cached, || self.rates.check_sign_ins(address));
+        let result = authenticator.authenticate(authorization, cached, || {
+            self.rates.check_authentication_failures(address)
+        });
         if let Err(error) = &result
             && !matches!(error, TokenError::Missing | TokenError::TooManyInvalid(_))
         {
-            self.rates.sign_in_failed(address);
+            self.rates.record_authentication_failure(address);
         }
         result
     }
@@ -95,7 +97,7 @@ where
                     let error = RpcError::from(error);
                     let status = error.to_status();
                     self.observer
-                        .sign_in_refused(peer, error.reason(), status.message());
+                        .authentication_failed(peer, error.reason(), status.message());
                     return Either::Left(ready(Ok(status.into_http())));
                 }
             }

@@ -213,7 +213,7 @@ pub trait Observer: Send + Sync + 'static {
     /// A call, a stream or a message was rejected before it reached a room.
     fn rejected(&self, reason: Reason);
     /// A call was rejected because its token is missing or not valid. `detail` is the message of the status.
-    fn sign_in_refused(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str);
+    fn authentication_failed(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str);
     /// A moderator's decision has been carried out.
     fn moderated(&self, report: &ModerationReport<'_>);
     /// A JOIN was accepted. Returns the context of the span that records it, or `None` if it is not sampled.

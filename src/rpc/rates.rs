@@ -44,7 +44,7 @@ pub struct RateLimits {
     /// How many rooms may exist that one address has created since the start. It may create them at once.
     pub rooms_per_address: usize,
     /// Calls per second from one address whose token is not valid. Verifying one takes up to a tenth of a millisecond.
-    pub failed_sign_ins: u32,
+    pub authentication_failures: u32,
     /// What moderators do per second from one address. Storing it can take a snapshot of all participants of a room.
     pub moderations: u32,
     /// TLS handshakes per second from one address. Computing one takes up to a millisecond.
@@ -58,7 +58,7 @@ impl Default for RateLimits {
             joins: 1_000,
             new_rooms: 60,
             rooms_per_address: 2_500,
-            failed_sign_ins: 100,
+            authentication_failures: 100,
             moderations: 10,
             handshakes: 200,
         }
@@ -121,7 +121,7 @@ impl MessageRate {
 }
 
 /// How many seconds' worth of tokens that are not valid an address may send at once.
-const SIGN_IN_BURST_SECONDS: u32 = 10;
+const AUTHENTICATION_FAILURE_BURST_SECONDS: u32 = 10;
 
 /// How many seconds' worth of decisions moderators at one address may make at once.
 const MODERATION_BURST_SECONDS: u32 = 20;
@@ -212,7 +212,7 @@ pub struct Rates {
     posts: Option<AddressRate>,
     joins: AddressRate,
     new_rooms: AddressRate,
-    failed_sign_ins: AddressRate,
+    authentication_failures: AddressRate,
     moderations: AddressRate,
     room_places: RoomPlaces,
 }
@@ -238,10 +238,12 @@ impl Rates {
                 Duration::from_secs(60),
                 u32::try_from(limits.rooms_per_address).unwrap_or(u32::MAX),
             )),
-            failed_sign_ins: AddressRate::new(Rate::new(
-                limits.failed_sign_ins,
+            authentication_failures: AddressRate::new(Rate::new(
+                limits.authentication_failures,
                 second,
-                limits.failed_sign_ins.saturating_mul(SIGN_IN_BURST_SECONDS),
+                limits
+                    .authentication_failures
+                    .saturating_mul(AUTHENTICATION_FAILURE_BURST_SECONDS),
             )),
             moderations: AddressRate::new(Rate::new(
                 limits.moderations,
@@ -281,14 +283,14 @@ impl Rates {
     /// # Errors
     ///
     /// It has, and must wait for this time.
-    pub(super) fn check_sign_ins(&self, address: Option<IpAddr>) -> Result<(), Duration> {
-        self.failed_sign_ins.check(address)
+    pub(super) fn check_authentication_failures(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+        self.authentication_failures.check(address)
     }
 
     /// Counts a token from `address` that is not valid.
-    pub(super) fn sign_in_failed(&self, address: Option<IpAddr>) {
+    pub(super) fn record_authentication_failure(&self, address: Option<IpAddr>) {
         // Whoever has too many is not asked for further ones.
-        self.failed_sign_ins.try_acquire(address).ok();
+        self.authentication_failures.try_acquire(address).ok();
     }
 
     /// Counts a JOIN or a subscription from `address`.

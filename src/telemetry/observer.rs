@@ -371,7 +371,7 @@ impl rpc::Observer for TelemetryObserver {
         self.metrics.event_rejected(reason);
     }
 
-    fn sign_in_refused(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str) {
+    fn authentication_failed(&self, peer: Option<SocketAddr>, reason: Reason, detail: &str) {
         self.metrics.event_rejected(reason);
         if let Some(Permit { suppressed }) = self.permit(LogEvent::ClientRefused) {
             let reason = reason.as_str().to_lowercase();

@@ -609,7 +609,7 @@ async fn a_call_on_a_connection_with_a_valid_token_needs_one_itself() {
 #[tokio::test]
 async fn an_address_that_sends_too_many_invalid_tokens_must_wait_with_new_ones() {
     let protected = Protected::start_with(Anonymous::None, |config| {
-        config.transport.rates.failed_sign_ins = 1;
+        config.transport.rates.authentication_failures = 1;
     })
     .await;
     let all = protected.issue(&grant(&["*"], &["read", "write", "create"]));
