@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use super::entry::{EntryKind, Header};
 use super::segment::{BootId, READ_INDEX_ENTRIES, Segment, SegmentHeader};
-use super::summary::{EntryLocation, IndexEntry, KeptUntil, LogFacts, LogRecords, LogSummary, SegmentIndex};
+use super::summary::{
+    EntryLocation, IndexEntry, LogMetadata, LogRecords, LogSummary, RetainUntil, SegmentIndex,
+};
 use super::{Bounds, LogId, RoomStatus, StoreError};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 
@@ -51,7 +53,7 @@ pub(super) struct LogState {
     pub(super) snapshot: Option<EntryLocation>,
     /// The newest event that the snapshot covers.
     pub(super) snapshot_sequence: Sequence,
-    kept_until: KeptUntil,
+    retain_until: RetainUntil,
     /// The entry that names the room; `None` until it is written with the first append.
     pub(super) room_entry: Option<EntryLocation>,
     /// The segment with the newest truncation.
@@ -116,7 +118,7 @@ impl LogState {
             bytes: 0,
             snapshot: None,
             snapshot_sequence: Sequence::ZERO,
-            kept_until: KeptUntil::NEVER,
+            retain_until: RetainUntil::NEVER,
             room_entry: None,
             truncated_in: None,
             segments: Vec::new(),
@@ -146,7 +148,7 @@ impl LogState {
     pub(super) fn is_unused(&self, at: WallTime) -> bool {
         let newest = WallTime::from_millis(u64::from(self.newest_at) * 1000).max(self.created_at);
         let is_needed = self.status.is_occupied || (self.status.has_messages && self.first <= self.last);
-        !is_needed && self.kept_until.has_passed(at) && super::is_quiet(newest, at)
+        !is_needed && self.retain_until.has_passed(at) && super::is_quiet(newest, at)
     }
 
     /// Whether a record may be older than `cutoff` and be removed.
@@ -318,9 +320,9 @@ impl Catalog {
             .or_default()
             .add(location, header);
         let records = LogRecords::of_entry(location, header);
-        let mut facts = LogFacts::default();
-        facts.add(location, header);
-        self.apply_summary(location.segment, &(records, facts), Some((header, body)))?;
+        let mut metadata = LogMetadata::default();
+        metadata.add(location, header);
+        self.apply_summary(location.segment, &(records, metadata), Some((header, body)))?;
         if records.records > 0 && self.logs.contains_key(&header.log) {
             self.events += u64::from(header.events);
             self.resize(header.log, |bytes| bytes + u64::from(records.bytes));
@@ -336,15 +338,15 @@ impl Catalog {
     pub(super) fn apply_summary(
         &mut self,
         segment: u32,
-        (records, facts): &LogSummary,
+        (records, metadata): &LogSummary,
         room: Option<(&Header, &[u8])>,
     ) -> Result<(), &'static str> {
         let log = records.log;
         self.next_log = self.next_log.max(LogId(log.0.saturating_add(1)));
-        if let (Some((header, body)), Some(location)) = (room, facts.room) {
+        if let (Some((header, body)), Some(location)) = (room, metadata.room) {
             self.apply_room(log, location, header, body)?;
         }
-        if facts.has_ended {
+        if metadata.has_ended {
             self.orphans.remove(&log);
             self.remove(log);
             return Ok(());
@@ -356,14 +358,14 @@ impl Catalog {
         };
         if records.records > 0 {
             state.extend(segment, records);
-            state.status = facts.status;
+            state.status = metadata.status;
         }
-        if let Some(first) = facts.truncated_to {
+        if let Some(first) = metadata.truncated_to {
             state.truncate(first, segment);
         }
-        if let Some((location, covered)) = facts.snapshot {
+        if let Some((location, covered)) = metadata.snapshot {
             state.snapshot_sequence = covered;
-            state.kept_until = facts.kept_until;
+            state.retain_until = metadata.retain_until;
             if let Some(replaced) = state.snapshot.replace(location) {
                 self.discard(replaced.segment, replaced.size());
             }
@@ -453,7 +455,7 @@ impl Catalog {
         &self.orphans
     }
 
-    /// The size of the entries of a segment, in bytes, with the positions of the records. Of the segment that is not sealed,
+    /// The size of the entries of a segment, in bytes, with the index entries of the records. Of the segment that is not sealed,
     /// only that of the records.
     fn entries_size(&self, segment: &Segment) -> u64 {
         match segment.sealed {
@@ -635,7 +637,7 @@ impl Catalog {
     ) -> bool {
         let log = self.logs.get(&header.log);
         match header.kind {
-            EntryKind::Records => log.is_some_and(|log| header.last() >= log.first),
+            EntryKind::Record => log.is_some_and(|log| header.last() >= log.first),
             EntryKind::Snapshot => log.is_some_and(|log| log.snapshot == Some(location)),
             // All of them are kept, so that the room of each record is known before the record.
             EntryKind::Room => log.is_some(),
@@ -667,14 +669,14 @@ impl Catalog {
             };
             garbage += index.bytes - index.retained(state.first);
             let is_moved = |location: &EntryLocation| is_covered(location.segment);
-            let snapshot = index.facts().snapshot.map(|(location, _)| location);
+            let snapshot = index.metadata().snapshot.map(|(location, _)| location);
             if state.snapshot.as_ref().is_some_and(is_moved) {
                 state.snapshot = snapshot;
             } else {
                 garbage += snapshot.map_or(0, |replaced| replaced.size());
             }
             if state.room_entry.as_ref().is_some_and(is_moved) {
-                state.room_entry = index.facts().room;
+                state.room_entry = index.metadata().room;
             }
             for covered in state.segments.iter_mut().filter(|number| is_covered(**number)) {
                 *covered = number;

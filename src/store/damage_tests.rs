@@ -184,7 +184,7 @@ async fn damage_of_sealed_segments_is_detected_when_it_is_opened_or_read() {
         let original = fs::read(&path).unwrap();
         let length = original.iter().rposition(|byte| *byte != 0).unwrap() + 1;
         let samples = (0..length).step_by(20_011);
-        // The header, the positions, the directory and the trailer.
+        // The header, the index entries, the summaries and the trailer.
         for at in samples
             .chain((0..128).step_by(9))
             .chain((length.saturating_sub(700)..length).step_by(7))

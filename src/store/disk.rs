@@ -98,7 +98,7 @@ impl DiskStore {
         let mut writer = LogWriter::new(Arc::clone(&directory), loaded, options, Arc::clone(&observer))?;
         let (catalog, compactor) = (Arc::clone(&writer.catalog), Arc::clone(&writer.compactor));
         // In this order: after a crash in between, the next open does the same again.
-        repairs.make(&catalog, &mut writer)?;
+        repairs.apply(&catalog, &mut writer)?;
         writer.mark_opened(boot_id().unwrap_or([b'?'; 36]))?;
         directory.set_renews_epochs(false).map_err(&cannot)?;
         // If the second thread cannot be started, the first one ends because its queue is dropped.

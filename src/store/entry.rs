@@ -8,7 +8,7 @@
 //! | 4 | CRC-32C of the segment's number (4 bytes) and everything that follows, without the padding |
 //! | 4 | length of header and body |
 //! | 1 | kind |
-//! | 1 | status of the room, of [`EntryKind::Records`] |
+//! | 1 | status of the room, of [`EntryKind::Record`] |
 //! | 2 | zero |
 //! | 4 | offset in the segment at which the write began that this entry was part of |
 //! | 4 | room's log |
@@ -34,8 +34,8 @@ const ALIGNMENT: u32 = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum EntryKind {
-    /// One [`Record`](super::Record): its first sequence, the time of its newest event, the record.
-    Records = 1,
+    /// A [`Record`](super::Record): its first sequence, the time of its newest event, the record.
+    Record = 1,
     /// A snapshot of a room: the newest event that it covers, [`kept_until`](super::EncodedSnapshot::kept_until); the snapshot.
     Snapshot = 2,
     /// The room of a log: its first retained sequence, when it was created; its epoch (8 bytes) and its name. Written before
@@ -54,7 +54,7 @@ pub(super) enum EntryKind {
 
 impl EntryKind {
     const ALL: [Self; 7] = [
-        Self::Records,
+        Self::Record,
         Self::Snapshot,
         Self::Room,
         Self::Truncate,
@@ -88,7 +88,7 @@ impl Header {
         }
     }
 
-    /// The last sequence of [`EntryKind::Records`].
+    /// The last sequence of [`EntryKind::Record`].
     pub(super) fn last(&self) -> Sequence {
         self.sequence.last_of(self.events)
     }
@@ -244,7 +244,7 @@ mod tests {
 
     fn header(sequence: u64) -> Header {
         Header {
-            kind: EntryKind::Records,
+            kind: EntryKind::Record,
             status: RoomStatus {
                 is_occupied: true,
                 has_messages: false,

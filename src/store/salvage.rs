@@ -123,7 +123,7 @@ impl Repairs {
     }
 
     /// Writes the changes, and gives the logs concerned new epochs.
-    pub(super) fn make(self, catalog: &Mutex<Catalog>, writer: &mut LogWriter) -> Result<(), StoreError> {
+    pub(super) fn apply(self, catalog: &Mutex<Catalog>, writer: &mut LogWriter) -> Result<(), StoreError> {
         let mut changes = self.changes;
         {
             let mut catalog = catalog.lock();
@@ -140,7 +140,7 @@ impl Repairs {
             concerned.retain(|log| !has_ended(log));
             let renewals: Vec<_> = concerned
                 .into_iter()
-                .map(|log| (log, Change::Renew(catalog.next_epoch(wall_time()))))
+                .map(|log| (log, Change::RenewEpoch(catalog.next_epoch(wall_time()))))
                 .collect();
             changes.extend(renewals);
         }
@@ -220,7 +220,7 @@ fn is_discarded(entry: &Entry, truncate_after: &TruncateAfter) -> bool {
         .get(&header.log)
         .is_some_and(|last| match header.kind {
             _ if *last == Sequence::ZERO => true,
-            EntryKind::Records => header.last() > *last,
+            EntryKind::Record => header.last() > *last,
             EntryKind::Snapshot => header.sequence > *last,
             _ => false,
         })
@@ -284,7 +284,7 @@ struct Range {
 impl Range {
     fn add(&mut self, header: &Header) {
         match header.kind {
-            EntryKind::Records => {
+            EntryKind::Record => {
                 if self.last > Sequence::ZERO && header.sequence > self.last.next() {
                     self.gap = Some((self.last, header.sequence));
                 }
@@ -297,7 +297,7 @@ impl Range {
 
     /// Whether an entry is on the side of the gap where the log continues.
     fn keeps(&self, header: &Header) -> bool {
-        let Some((after, next)) = self.gap.filter(|_| header.kind == EntryKind::Records) else {
+        let Some((after, next)) = self.gap.filter(|_| header.kind == EntryKind::Record) else {
             return true;
         };
         if self.snapshot_sequence >= next.previous() {

@@ -38,7 +38,7 @@ const HEADER_MAGIC: &[u8; 8] = b"chitlog2";
 const TRAILER_MAGIC: &[u8; 8] = b"sealed 2";
 const TRAILER_LEN: u32 = 32;
 
-/// How many positions are read at a time.
+/// How many index entries are read at a time.
 pub(super) const READ_INDEX_ENTRIES: u32 = 1024;
 
 /// How many bytes of entries are read at a time.
@@ -204,7 +204,7 @@ impl Segment {
         self.sealed.as_ref().map_or(self.len, |sealed| sealed.data_end)
     }
 
-    /// The size of the entries of a sealed segment, in bytes, with the positions of the records.
+    /// The size of the entries of a sealed segment, in bytes, with the index entries of the records.
     pub(super) fn entries_size(&self) -> u64 {
         let Some(sealed) = &self.sealed else { return 0 };
         let records: u64 = sealed.logs.iter().map(|records| u64::from(records.records)).sum();

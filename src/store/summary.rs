@@ -71,18 +71,18 @@ pub(super) struct LogIndex {
     pub(super) bytes: u64,
     /// The newest event in the segment.
     last: Sequence,
-    facts: LogFacts,
+    metadata: LogMetadata,
 }
 
 /// What the newest entries of a log in a segment say about it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct LogFacts {
+pub(super) struct LogMetadata {
     /// The status with the newest record.
     pub(super) status: RoomStatus,
     pub(super) truncated_to: Option<Sequence>,
     /// The snapshot, and the newest event that it covers.
     pub(super) snapshot: Option<(EntryLocation, Sequence)>,
-    pub(super) kept_until: KeptUntil,
+    pub(super) retain_until: RetainUntil,
     pub(super) room: Option<EntryLocation>,
     pub(super) has_ended: bool,
 }
@@ -90,9 +90,9 @@ pub(super) struct LogFacts {
 /// Until when a log must not end although nobody uses it, as its newest snapshot says: in days since 1970, rounded up. The highest
 /// number means for ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct KeptUntil(u16);
+pub(super) struct RetainUntil(u16);
 
-impl KeptUntil {
+impl RetainUntil {
     pub(super) const NEVER: Self = Self(0);
 
     fn new(time: WallTime) -> Self {
@@ -108,7 +108,7 @@ impl KeptUntil {
 pub(super) type SegmentIndex = BTreeMap<LogId, LogIndex>;
 
 /// What a sealed segment has of one log, without the index entries.
-pub(super) type LogSummary = (LogRecords, LogFacts);
+pub(super) type LogSummary = (LogRecords, LogMetadata);
 
 impl IndexEntry {
     fn new(location: EntryLocation, header: &Header) -> Self {
@@ -154,7 +154,7 @@ impl IndexEntry {
 impl LogIndex {
     /// Adds an entry of the log.
     pub(super) fn add(&mut self, location: EntryLocation, header: &Header) {
-        if header.kind == EntryKind::Records {
+        if header.kind == EntryKind::Record {
             let indexed = IndexEntry::new(location, header);
             if self.entries.is_empty() || indexed.at < self.oldest_at {
                 self.oldest_at = indexed.at;
@@ -163,7 +163,7 @@ impl LogIndex {
             self.entries.push(indexed);
             self.last = header.last();
         }
-        self.facts.add(location, header);
+        self.metadata.add(location, header);
     }
 
     /// The size of those records that contain events from `first` on, in bytes, with their index entries.
@@ -195,11 +195,11 @@ impl LogIndex {
 
     /// Appends the stored form of the summary with `records`.
     pub(super) fn encode(&self, bytes: &mut BytesMut, records: &LogRecords) {
-        let facts = &self.facts;
+        let metadata = &self.metadata;
         bytes.put_u32(records.log.0);
-        bytes.put_u16(facts.kept_until.0);
-        bytes.put_u8(facts.status.to_bits());
-        bytes.put_u8(facts.has_ended.into());
+        bytes.put_u16(metadata.retain_until.0);
+        bytes.put_u8(metadata.status.to_bits());
+        bytes.put_u8(metadata.has_ended.into());
         bytes.put_u32(records.index_at);
         bytes.put_u32(records.records);
         bytes.put_u32(records.bytes);
@@ -207,24 +207,24 @@ impl LogIndex {
         bytes.put_u64(records.last.get());
         bytes.put_u32(records.oldest_at);
         bytes.put_u32(records.newest_at);
-        bytes.put_u64(facts.truncated_to.unwrap_or_default().get());
-        let (snapshot, covered) = facts.snapshot.unzip();
+        bytes.put_u64(metadata.truncated_to.unwrap_or_default().get());
+        let (snapshot, covered) = metadata.snapshot.unzip();
         bytes.put_u64(covered.unwrap_or_default().get());
-        for location in [snapshot, facts.room] {
+        for location in [snapshot, metadata.room] {
             bytes.put_u32(location.map_or(0, |location| location.offset));
             bytes.put_u32(location.map_or(0, |location| location.len));
         }
     }
 
-    pub(super) const fn facts(&self) -> &LogFacts {
-        &self.facts
+    pub(super) const fn metadata(&self) -> &LogMetadata {
+        &self.metadata
     }
 }
 
 impl LogRecords {
     /// The records of a single entry: one, or none if it is of another kind.
     pub(super) fn of_entry(location: EntryLocation, header: &Header) -> Self {
-        let is_record = header.kind == EntryKind::Records;
+        let is_record = header.kind == EntryKind::Record;
         let indexed = IndexEntry::new(location, header);
         Self {
             log: header.log,
@@ -239,14 +239,14 @@ impl LogRecords {
     }
 }
 
-impl LogFacts {
+impl LogMetadata {
     /// Adds an entry of the log.
     pub(super) fn add(&mut self, location: EntryLocation, header: &Header) {
         match header.kind {
-            EntryKind::Records => self.status = header.status,
+            EntryKind::Record => self.status = header.status,
             EntryKind::Snapshot => {
                 self.snapshot = Some((location, header.sequence));
-                self.kept_until = KeptUntil::new(header.at);
+                self.retain_until = RetainUntil::new(header.at);
             }
             EntryKind::Room => self.room = Some(location),
             EntryKind::Truncate => self.truncated_to = Some(header.sequence),
@@ -259,7 +259,7 @@ impl LogFacts {
 /// Decodes the next [`SUMMARY_LEN`] bytes, which are of segment `segment`.
 pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     let log = LogId(bytes.get_u32());
-    let kept_until = KeptUntil(bytes.get_u16());
+    let retain_until = RetainUntil(bytes.get_u16());
     let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
     let records = LogRecords {
         log,
@@ -277,15 +277,15 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
         let (offset, len) = (bytes.get_u32(), bytes.get_u32());
         (len > 0).then_some(EntryLocation { segment, offset, len })
     });
-    let facts = LogFacts {
+    let metadata = LogMetadata {
         status: RoomStatus::from_bits(status),
         truncated_to,
         snapshot: snapshot.map(|location| (location, covered)),
-        kept_until,
+        retain_until,
         room,
         has_ended: has_ended != 0,
     };
-    (records, facts)
+    (records, metadata)
 }
 
 fn checksum(segment: u32, base: Sequence, bytes: &[u8]) -> u32 {

@@ -43,7 +43,7 @@ pub(super) enum Change {
     /// The log ends.
     End,
     /// The log continues under another epoch.
-    Renew(Epoch),
+    RenewEpoch(Epoch),
     /// The events before this one are given up.
     Truncate(Sequence),
 }
@@ -293,9 +293,9 @@ impl LogWriter {
                 ..Header::new(EntryKind::Room, log, state.first)
             };
             let is_new = state.room_entry.is_none() && !ends.contains_key(&log);
-            let is_named = is_new || matches!(change, Change::Renew(_));
+            let is_named = is_new || matches!(change, Change::RenewEpoch(_));
             let epoch = match change {
-                Change::Renew(epoch) => epoch,
+                Change::RenewEpoch(epoch) => epoch,
                 _ => state.epoch,
             };
             let room = is_named.then(|| (header, encode_room(epoch, &state.room)));
@@ -315,7 +315,7 @@ impl LogWriter {
             self.stage(header, &[&body]);
         }
         match change {
-            Change::Renew(_) => {}
+            Change::RenewEpoch(_) => {}
             Change::End => self.stage(Header::new(EntryKind::End, log, Sequence::ZERO), &[]),
             Change::Truncate(first) => self.stage(Header::new(EntryKind::Truncate, log, first), &[]),
             Change::Append(append) => {
@@ -324,7 +324,7 @@ impl LogWriter {
                         status: append.status,
                         events: record.events,
                         at: record.at,
-                        ..Header::new(EntryKind::Records, log, record.first)
+                        ..Header::new(EntryKind::Record, log, record.first)
                     };
                     self.stage(header, &[&record.encode_prefix(), &record.frames]);
                     end = record.last();
