@@ -200,7 +200,13 @@ impl Catalog {
         Some(&state.segment)
     }
 
-    /// Reads all entries of all sealed segments. Returns the first damage of each.
+    /// The segment that is not sealed; `None` if the directory is new.
+    pub(super) fn newest(&self) -> Option<Arc<Segment>> {
+        let (_, state) = self.segments.last_key_value()?;
+        Some(Arc::clone(&state.segment))
+    }
+
+    /// Reads all entries and index entries of all sealed segments. Returns the first damage of each.
     ///
     /// # Errors
     ///

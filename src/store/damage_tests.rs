@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::super::Durability;
 use super::super::directory::HighWatermark;
+use super::super::operation::Operation;
+use super::super::recovery::Loaded;
 use super::super::salvage::Repairs;
 use super::super::segment::segment_path;
 use super::tests::{
@@ -289,8 +291,8 @@ fn copy_of(data: &DataDir) -> DataDir {
     let copy = DataDir::new();
     fs::create_dir_all(copy.path.join("log")).unwrap();
     for (name, bytes) in entries(&data.path) {
-        if let Some(bytes) = bytes {
-            fs::write(copy.path.join(name), bytes).unwrap();
+        if bytes.is_some() {
+            fs::copy(data.path.join(&name), copy.path.join(&name)).unwrap();
         }
     }
     copy
@@ -318,6 +320,96 @@ async fn a_write_with_holes_from_a_power_cut_is_cut_off() {
     let read = sequences(&store, log, 0);
     assert!(read.len() >= 5 && read.len() < 99, "{read:?}");
     assert!(store.torn_bytes() > 1_000, "{}", store.torn_bytes());
+}
+
+/// What a start does with the segments.
+fn start_operations(data: &DataDir, options: DiskOptions) -> Vec<(u32, Operation)> {
+    Operation::take(&data.path.join("log"));
+    drop(open(&data.path, options).unwrap());
+    let mut done = Operation::take(&data.path.join("log"));
+    // The close writes an entry and syncs.
+    assert_eq!(done.pop().map(|(_, operation)| operation), Some(Operation::Sync));
+    done.pop();
+    done
+}
+
+#[tokio::test]
+async fn what_may_be_in_memory_alone_is_written_again_and_synced_when_it_is_opened() {
+    let data = stored().await;
+    let durable = end(&data);
+    assert_eq!(start_operations(&data, OPTIONS), []);
+    let durable_later = end(&data);
+    assert!(durable_later > durable);
+    let store = data.open();
+    append(&store, open_tea(&store), vec![record(6, 1)], None).await;
+    let written = end(&data);
+    std::mem::forget(store);
+    let length = |offset: usize| u32::try_from(offset).unwrap();
+    let rewritten = |from, end| vec![(1, Operation::Write(from, end)), (1, Operation::Sync)];
+    for (watermark, from) in [(Some(durable_later), length(durable_later)), (None, 128)] {
+        let copy = copy_of(&data);
+        match watermark {
+            // Killed between the write and the sync, or the sync has failed.
+            Some(offset) => set_watermark(&copy, offset),
+            None => fs::remove_file(copy.path.join("watermark")).unwrap(),
+        }
+        assert_eq!(
+            start_operations(&copy, OPTIONS),
+            rewritten(from, length(written)),
+            "{watermark:?}"
+        );
+        let store = copy.open();
+        assert_eq!(sequences(&store, open_tea(&store), 0), [1, 2, 3, 4, 5, 6]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_without_syncs_is_synced_when_it_is_opened() {
+    let data = stored().await;
+    let durable = end(&data);
+    let os = DiskOptions {
+        durability: Durability::Os,
+        ..OPTIONS
+    };
+    let store = open(&data.path, os).unwrap();
+    append(&store, open_tea(&store), vec![record(6, 1)], None).await;
+    let written = end(&data);
+    std::mem::forget(store);
+    let [from, end] = [durable, written].map(|offset| u32::try_from(offset).unwrap());
+    let done = start_operations(&copy_of(&data), OPTIONS);
+    assert_eq!(
+        done[..2],
+        [(1, Operation::Write(from, end)), (1, Operation::Sync)]
+    );
+}
+
+#[tokio::test]
+async fn a_segment_that_may_not_have_been_sealed_durably_is_written_again() {
+    let data = stored().await;
+    let directory = Directory::lock(&data.path).unwrap();
+    let loaded = Loaded::load(&directory, true).unwrap();
+    Segment::create(&directory.log(), loaded.catalog.header(2), 1 << 20, 1 << 20).unwrap();
+    let newest = loaded.catalog.newest().unwrap();
+    Operation::take(&directory.log());
+    let sealed = newest.seal(loaded.end, &loaded.catalog.active).unwrap();
+    // A trailer that is durable alone would refer to an index that is not there.
+    let trailer_at = sealed.len - 32;
+    let expected = [
+        Operation::Write(loaded.end, trailer_at),
+        Operation::Sync,
+        Operation::Write(trailer_at, sealed.len),
+        Operation::Sync,
+    ];
+    assert_eq!(
+        Operation::take(&directory.log()),
+        expected.map(|operation| (1, operation))
+    );
+    drop(directory);
+    assert_eq!(
+        start_operations(&data, OPTIONS),
+        [(1, Operation::Write(128, sealed.len)), (1, Operation::Sync)]
+    );
+    assert!(has_everything(&data.open()));
 }
 
 #[tokio::test]

@@ -88,7 +88,8 @@ impl DiskStore {
         let (mut loaded, repairs) = Repairs::load(&directory, &options)?;
         let secret = directory.secret().map_err(&cannot)?;
         loaded.clean_up(&directory).map_err(&cannot)?;
-        if loaded.newest().is_none() {
+        loaded.make_durable()?;
+        if loaded.catalog.newest().is_none() {
             let header = loaded.catalog.header(1);
             let (len, min_len) = options.segment_len(0);
             let segment = Segment::create(&directory.log(), header, len, min_len).map_err(&cannot)?;

@@ -19,6 +19,8 @@ mod error;
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) mod fuzzing;
 mod memory;
+#[cfg(test)]
+mod operation;
 mod options;
 mod page;
 mod read_only;

@@ -8,15 +8,14 @@
 //! - A segment may be left that an interrupted compaction has replaced, or that was created and not used yet. It is removed.
 //! - Everything else that is missing or invalid is damage. With `accept_loss`, [`salvage`](super::salvage) gives up what is lost.
 //!
-//! An open that fails changes nothing.
+//! An open that fails changes nothing. Before anything is served, what is beyond the watermark is written and synced once more.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::catalog::Catalog;
-use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers};
-use super::entry::Entries;
+use super::catalog::{Catalog, SegmentState};
+use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers, sync_parent};
+use super::entry::{Entries, padded};
 use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
 use super::summary::LogSummary;
 use super::{LogId, StoreError};
@@ -27,6 +26,8 @@ pub(super) struct Loaded {
     pub(super) catalog: Catalog,
     /// Where the entries of the newest segment end.
     pub(super) end: u32,
+    /// Up to where the entries of the newest segment are known to be durable.
+    durable_end: u32,
     /// The size of a torn write after that, in bytes.
     pub(super) torn_bytes: u64,
     /// Logs that have lost events.
@@ -50,6 +51,7 @@ impl Loaded {
         let mut loaded = Self {
             catalog: Catalog::default(),
             end: SEGMENT_HEADER_LEN,
+            durable_end: SEGMENT_HEADER_LEN,
             torn_bytes: 0,
             lost: Vec::new(),
             rebooted_unsynced: false,
@@ -92,9 +94,15 @@ impl Loaded {
         is_in_use: bool,
     ) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
+        let watermark = watermark.filter(|noted| noted.segment == segment.number());
         self.end = segment.scan(|location, entry| {
             let applied = self.catalog.apply(location, &entry.header, &entry.body);
-            applied.map_err(|why| segment.damaged(location.offset, why))
+            applied.map_err(|why| segment.damaged(location.offset, why))?;
+            let end = location.offset + padded(location.len);
+            if self.catalog.unsynced.is_none() && watermark.is_some_and(|noted| end <= noted.offset) {
+                self.durable_end = end;
+            }
+            Ok(())
         })?;
         self.rebooted_unsynced = self
             .catalog
@@ -106,8 +114,7 @@ impl Loaded {
             // Unsynced writes may be lost in any order.
             return Ok(());
         }
-        let noted = watermark.filter(|noted| noted.segment == segment.number() && noted.offset > self.end);
-        if let Some(noted) = noted {
+        if let Some(noted) = watermark.filter(|noted| noted.offset > self.end) {
             let why = format!(
                 "its entries end there, but entries up to byte {} were acknowledged",
                 noted.offset
@@ -148,10 +155,25 @@ impl Loaded {
         Ok(())
     }
 
-    /// The newest segment; `None` if the directory is new.
-    pub(super) fn newest(&self) -> Option<Arc<Segment>> {
-        let (_, state) = self.catalog.segments.last_key_value()?;
-        Some(Arc::clone(&state.segment))
+    /// Makes everything that was read durable. A crash between a write and its sync, or a sync that failed, has left entries
+    /// that are valid and may exist in memory alone.
+    pub(super) fn make_durable(&self) -> Result<(), StoreError> {
+        let mut newest = self.catalog.segments.values().rev();
+        let Some(state) = newest.next() else {
+            return Ok(());
+        };
+        let segment = &state.segment;
+        sync_parent(&segment.path).map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
+        if self.durable_end < self.end {
+            segment.write_again(self.durable_end, self.end)?;
+        }
+        // Nothing was written after the segment before was sealed, so that may be in memory alone, too.
+        match newest.next() {
+            Some(SegmentState { segment, .. }) if self.end == SEGMENT_HEADER_LEN => {
+                segment.write_again(SEGMENT_HEADER_LEN, segment.len)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

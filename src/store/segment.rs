@@ -23,6 +23,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::directory::{PRIVATE, is_same_file, sync_parent};
 use super::entry::{Entries, Entry, decode, padded};
+#[cfg(test)]
+use super::operation::Operation;
 use super::summary::{
     EntryLocation, INDEX_ENTRY_LEN, IndexEntry, LogRecords, LogSummary, SUMMARY_LEN, SegmentIndex,
     decode_summary,
@@ -135,6 +137,8 @@ impl Segment {
 
     /// Renames a sealed replacement to the name of the segment that it replaces. Durable on return.
     pub(super) fn replace(&self) -> io::Result<()> {
+        #[cfg(test)]
+        Operation::Replace.note(&self.path);
         std::fs::rename(self.path.with_extension("new"), &self.path)?;
         failpoint::hit("rewrite-renamed");
         sync_parent(&self.path)
@@ -234,12 +238,21 @@ impl Segment {
         Ok(end)
     }
 
-    /// Reads the entries from the start, part by part, and passes them to `visit`. Returns where the valid entries end.
+    /// Reads the entries, part by part, and passes them to `visit`. Returns where the valid entries end.
     pub(super) fn scan(
         &self,
+        visit: impl FnMut(EntryLocation, Entry) -> Result<(), StoreError>,
+    ) -> Result<u32, StoreError> {
+        self.scan_from(SEGMENT_HEADER_LEN, visit)
+    }
+
+    /// Reads the entries that start at the offset `at` or later, as [`scan`](Self::scan).
+    fn scan_from(
+        &self,
+        mut at: u32,
         mut visit: impl FnMut(EntryLocation, Entry) -> Result<(), StoreError>,
     ) -> Result<u32, StoreError> {
-        let (mut at, mut part) = (SEGMENT_HEADER_LEN, SCAN_BYTES);
+        let mut part = SCAN_BYTES;
         loop {
             let len = part.min(self.data_end().saturating_sub(at));
             let mut entries = Entries::new(self.number(), self.read(at, len)?, 0);
@@ -325,11 +338,44 @@ impl Segment {
 
     /// Writes at the end of the entries.
     pub(super) fn write(&self, bytes: &[u8], offset: u32) -> io::Result<()> {
+        #[cfg(test)]
+        Operation::Write(offset, offset + len_u32(bytes)).note(&self.path);
         self.file.write_all_at(bytes, offset.into())
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        Operation::Sync.note(&self.path);
         self.file.sync_data()
+    }
+
+    /// [Syncs](Self::sync), also the length of the file.
+    fn sync_all(&self) -> io::Result<()> {
+        #[cfg(test)]
+        Operation::Sync.note(&self.path);
+        self.file.sync_all()
+    }
+
+    /// Writes the bytes from `from` to `end` again and syncs them. `from` is where an entry starts, and `end` where the entries
+    /// end or, of a sealed segment, the end of the file.
+    ///
+    /// A sync writes only what the system has marked as changed. After a sync that failed, nothing is marked, and what is read
+    /// may exist in memory alone.
+    pub(super) fn write_again(&self, from: u32, end: u32) -> Result<(), StoreError> {
+        let cannot_write = |error: io::Error| StoreError::cannot("write", &self.path, &error);
+        let mut at = from;
+        while at < end {
+            let part = self.read(at, SCAN_BYTES.min(end - at))?;
+            self.write(&part, at).map_err(cannot_write)?;
+            at += len_u32(&part);
+        }
+        self.sync().map_err(cannot_write)?;
+        // Between the check of the entries and the write, the system may have replaced them by what is on the disk.
+        if self.scan_from(from, |_, _| Ok(()))? < end.min(self.data_end()) {
+            let why = io::Error::other("its newest entries have changed while it was opened");
+            return Err(StoreError::cannot("read", &self.path, &why));
+        }
+        Ok(())
     }
 
     /// Returns whether `path` leads to this file.
@@ -341,7 +387,7 @@ impl Segment {
     pub(super) fn truncate_to(&self, end: u32) -> io::Result<()> {
         self.file.set_len(end.into())?;
         allocate(&self.file, self.len)?;
-        self.file.sync_all()
+        self.sync_all()
     }
 
     /// Seals the segment, whose entries end at `data_end`: writes the index, and truncates the file behind it. Durable on
@@ -358,12 +404,16 @@ impl Segment {
             logs.push(records);
         }
         let trailer = encode_trailer(self.number(), data_end, &entries, &summaries);
-        let index = [&entries[..], &summaries[..], &trailer[..]].concat();
-        self.file.write_all_at(&index, data_end.into())?;
+        let index = [&entries[..], &summaries[..]].concat();
+        let trailer_at = data_end + len_u32(&index);
+        self.write(&index, data_end)?;
+        // Else a power cut could leave the trailer without what it refers to.
+        self.sync()?;
         failpoint::hit("seal-written");
-        let len = data_end + len_u32(&index);
+        self.write(&trailer, trailer_at)?;
+        let len = trailer_at + TRAILER_LEN;
         self.file.set_len(len.into())?;
-        self.file.sync_all()?;
+        self.sync_all()?;
         failpoint::hit("seal-synced");
         Ok(Self {
             header: self.header,

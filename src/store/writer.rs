@@ -199,7 +199,7 @@ impl LogWriter {
     ) -> Result<Self, StoreError> {
         let watermark = directory.open_watermark();
         Ok(Self {
-            active: loaded.newest().ok_or(StoreError::Failed)?,
+            active: loaded.catalog.newest().ok_or(StoreError::Failed)?,
             watermark: watermark.map_err(cannot_use(directory.path()))?,
             directory,
             catalog: Arc::new(Mutex::new(loaded.catalog)),
@@ -467,8 +467,7 @@ impl LogWriter {
         StoreError::Io(format!("cannot write in {path}: {error}{full}"))
     }
 
-    /// Makes everything that was written durable, and notes it in the log; with [`Durability::Os`], notes that what follows is
-    /// not synced.
+    /// Notes in the log, durably, whether what follows is synced, unless it says so already. What was read is durable.
     pub(super) fn mark_opened(&mut self, boot: BootId) -> Result<(), StoreError> {
         let was_unsynced = self.catalog.lock().unsynced.is_some();
         match self.options.durability {
