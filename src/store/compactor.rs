@@ -24,7 +24,7 @@ use super::directory::none_if_missing;
 use super::entry::{Header, encode};
 use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader, segment_path};
 use super::summary::{EntryLocation, SegmentIndex};
-use super::{Observer, StoreError};
+use super::{Durability, Observer, StoreError};
 use crate::failpoint;
 
 /// Compaction starts when the garbage is more than this percentage of what is needed.
@@ -68,6 +68,8 @@ struct State {
     has_failed: bool,
     /// Whether the latest round has not made the log smaller.
     is_idle: bool,
+    /// Why written entries may be lost. Nothing is rewritten or acknowledged any more.
+    failure: Option<StoreError>,
 }
 
 impl CompactorHandle {
@@ -83,10 +85,17 @@ impl CompactorHandle {
     }
 
     /// Blocks while there is more garbage than the limit and the compactor can remove some. Returns whether it has blocked.
-    pub(super) fn wait_for_space(&self, catalog: &Mutex<Catalog>) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// The compactor could not sync what was written without a sync.
+    pub(super) fn wait_for_space(&self, catalog: &Mutex<Catalog>) -> Result<bool, StoreError> {
         let mut state = self.state.lock();
         let mut has_waited = false;
         loop {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
             if !state.is_running
                 || state.is_stopped
                 || state.has_failed
@@ -94,7 +103,7 @@ impl CompactorHandle {
                 || pick(&catalog.lock(), true).is_none()
             {
                 state.is_urgent = false;
-                return has_waited;
+                return Ok(has_waited);
             }
             (state.is_urgent, has_waited) = (true, true);
             self.changed.notify_all();
@@ -103,7 +112,7 @@ impl CompactorHandle {
                 .wait_while_for(&mut state, |state| state.rounds == rounds, IDLE_INTERVAL);
             if state.rounds != rounds && state.is_idle {
                 state.is_urgent = false;
-                return has_waited;
+                return Ok(has_waited);
             }
         }
     }
@@ -132,6 +141,7 @@ pub(super) struct Compactor {
     pub(super) directory: PathBuf,
     /// The largest size of what a run of segments is merged into, in bytes.
     pub(super) segment_len: u64,
+    pub(super) durability: Durability,
     pub(super) observer: Arc<dyn Observer>,
 }
 
@@ -184,6 +194,7 @@ impl Compactor {
             .iter()
             .skip(1)
             .map(|segment| segment_path(&self.directory, segment.number()));
+        self.sync_newest()?;
         let replaced = segment.replace();
         replaced.map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
         self.catalog.lock().replace(segment, &summaries);
@@ -194,6 +205,26 @@ impl Compactor {
         }
         self.observer.rewritten(bytes);
         Ok(bytes < before)
+    }
+
+    /// Makes durable what the newest segment says: it is why entries of others are not needed any more, and after a power cut
+    /// must not be gone if they are.
+    fn sync_newest(&self) -> Result<(), StoreError> {
+        if self.durability == Durability::Sync {
+            return Ok(());
+        }
+        if let Some(failure) = &self.handle.state.lock().failure {
+            // Another sync would succeed without what this one has not written.
+            return Err(failure.clone());
+        }
+        let Some(newest) = self.catalog.lock().newest() else {
+            return Ok(());
+        };
+        newest.sync().map_err(|error| {
+            let failure = StoreError::cannot("write", &newest.path, &error);
+            self.handle.state.lock().failure = Some(failure.clone());
+            failure
+        })
     }
 
     /// The run of segments around `number` that is rewritten together: neighbours of which little is needed join it.

@@ -109,6 +109,7 @@ impl DiskStore {
             catalog: Arc::clone(&catalog),
             directory: directory.log(),
             segment_len: options.segment_len(0).0.into(),
+            durability: options.durability,
             observer,
         };
         let threads = vec![writer_thread, compactor_thread.start().map_err(&cannot)?];

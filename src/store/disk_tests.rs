@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::super::entry::{Entry, EntryKind};
+use super::super::operation::Operation;
 use super::super::summary::EntryLocation;
 use super::super::{
     Durability, EncodedSnapshot, MemoryStore, NoObserver, Retention, RoomStatus, encode_snapshot, read_page,
@@ -713,6 +714,37 @@ async fn the_disk_holds_little_more_than_what_is_retained() {
     let store = data.open_with(retention);
     check(&store);
     assert!(store.usage().garbage < 2 << 20, "{:?}", store.usage());
+}
+
+#[tokio::test]
+async fn without_syncs_the_newest_segment_is_synced_before_what_it_makes_superfluous_is_removed() {
+    let data = DataDir::new();
+    let options = DiskOptions {
+        durability: Durability::Os,
+        retention: Retention {
+            max_bytes: 1 << 20,
+            ..SMALL
+        },
+        ..OPTIONS
+    };
+    let store = open(&data.path, options).unwrap();
+    fill(&store, 100).await;
+    until("garbage remains", || store.usage().garbage < 1 << 20).await;
+    drop(store);
+    let done = Operation::take(&data.path.join("log"));
+    let is_replace = |(_, operation): &(u32, Operation)| *operation == Operation::Replace;
+    let mut replaced = 0;
+    for (at, (number, _)) in done.iter().enumerate().filter(|(_, done)| is_replace(done)) {
+        replaced += 1;
+        let before = done[..at].iter().rev();
+        // Those after the replacement was written.
+        let mut since = before.take_while(|done| **done != (*number, Operation::Sync));
+        assert!(
+            since.any(|(other, operation)| other > number && *operation == Operation::Sync),
+            "segment {number}"
+        );
+    }
+    assert!(replaced > 2, "{replaced}");
 }
 
 #[tokio::test]

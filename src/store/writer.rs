@@ -370,7 +370,7 @@ impl LogWriter {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        if self.compactor.wait_for_space(&self.catalog) {
+        if self.compactor.wait_for_space(&self.catalog)? {
             self.observer.write_stalled();
         }
         let started = Instant::now();
