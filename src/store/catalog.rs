@@ -14,7 +14,7 @@ use super::segment::{BootId, READ_INDEX_ENTRIES, Segment, SegmentHeader};
 use super::summary::{
     EntryLocation, IndexEntry, LogMetadata, LogRecords, LogSummary, RetainUntil, SegmentIndex,
 };
-use super::{Bounds, LogId, RoomStatus, StoreError};
+use super::{Bounds, LogId, RoomStatus, StoreError, decode_snapshot};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 
 /// The logs and segments of a store.
@@ -407,7 +407,7 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// The index of a segment cannot be read or is damaged.
+    /// A segment cannot be read, or its index is damaged.
     pub(super) fn finish(&mut self) -> Result<Vec<(LogId, ReplayError)>, StoreError> {
         (self.events, self.bytes) = (0, 0);
         let mut sizes: HashMap<LogId, u64> = HashMap::new();
@@ -449,11 +449,37 @@ impl Catalog {
         for (state, garbage) in self.segments.values_mut().zip(garbage.into_values()) {
             state.garbage = garbage;
         }
+        self.restore_statuses()?;
         let lost = self
             .logs
             .iter()
             .filter_map(|(log, state)| Some((*log, state.lost()?)));
         Ok(lost.collect())
+    }
+
+    /// Reads the status of the logs without events from their snapshots. The records that noted it have been removed, perhaps
+    /// not all of them yet.
+    fn restore_statuses(&mut self) -> Result<(), StoreError> {
+        for state in self.logs.values_mut().filter(|state| state.first > state.last) {
+            let Some(location) = state.snapshot else { continue };
+            let segment = self.segments.range(..=location.segment).next_back();
+            let Some((_, SegmentState { segment, .. })) = segment else {
+                continue;
+            };
+            let entry = segment.read_entry(location.offset, location.len);
+            match entry.and_then(|entry| decode_snapshot(&entry.body)) {
+                Ok(snapshot) => {
+                    state.status = RoomStatus {
+                        is_occupied: !snapshot.participants.is_empty(),
+                        has_messages: snapshot.has_messages,
+                    };
+                }
+                // A room that may have participants must not end.
+                Err(error) if error.is_damage() => state.status.is_occupied = true,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// The logs with entries whose room is not known although they have not ended.

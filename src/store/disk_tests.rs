@@ -10,10 +10,11 @@ use super::super::entry::{Entry, EntryKind};
 use super::super::operation::Operation;
 use super::super::summary::EntryLocation;
 use super::super::{
-    Durability, EncodedSnapshot, MemoryStore, NoObserver, Retention, RoomStatus, encode_snapshot, read_page,
+    Durability, EncodedSnapshot, MemoryStore, NoObserver, Retention, RoomStatus, decode_snapshot,
+    encode_snapshot, read_page,
 };
 use super::*;
-use crate::domain::{LamportTime, Snapshot};
+use crate::domain::{LamportTime, Name, Participant, ParticipantId, Snapshot};
 use crate::wall_clock::wall_time;
 
 /// A data directory, which is removed after the test.
@@ -666,6 +667,51 @@ async fn a_room_whose_log_has_expired_is_unused() {
     let minutes = |minutes: u64| WallTime::from_millis(1_000 + minutes * 60_000);
     assert!(memory.unused(minutes(59), 9).is_empty());
     assert_eq!(memory.unused(minutes(61), 9), [room("tea")]);
+}
+
+#[tokio::test]
+async fn an_occupied_room_whose_records_are_all_gone_is_still_occupied_after_a_restart() {
+    let data = DataDir::new();
+    let store = data.open_with(HOUR);
+    let tea = open_tea(&store);
+    let participant = Participant {
+        name: Name::from_stored("Ada").unwrap(),
+        join_time: LamportTime::default(),
+        join_sequence: Sequence::new(1),
+        is_resumable: true,
+    };
+    let occupied = Snapshot {
+        participants: vec![(ParticipantId::from_wire(7).unwrap(), participant)],
+        ..decode_snapshot(&snapshot(1).bytes).unwrap()
+    };
+    let expired = Append {
+        records: vec![Record {
+            at: WallTime::from_millis(1_000),
+            ..long_record(1, 1, 900_000)
+        }],
+        snapshot: Some(encode_snapshot(&occupied)),
+        status: RoomStatus {
+            is_occupied: true,
+            has_messages: true,
+        },
+    };
+    store.append(tea, expired).await.unwrap();
+    let milk = open_room(&store, "milk").id;
+    for n in 1..=3 {
+        append(&store, milk, vec![long_record(n, 1, 500_000)], None).await;
+    }
+    let has_records = || {
+        let catalog = store.catalog.lock();
+        let mut sealed = catalog.segments.values().map(|state| &state.segment);
+        sealed.any(|segment| segment.log(tea).is_some_and(|records| records.records > 0))
+    };
+    until("the record remains", || !has_records()).await;
+    drop(store);
+    let store = data.open_with(HOUR);
+    assert_eq!(store.bounds(tea).unwrap().first.get(), 2);
+    let days = WallTime::from_millis(wall_time().as_millis() + 172_800_000);
+    assert!(!store.is_unused(tea, days));
+    assert!(store.unfinished().contains(&room("tea")));
 }
 
 /// Fills `data` with `rounds` of 100 KB in each of two rooms, of which one keeps everything and one little.
