@@ -20,9 +20,9 @@ use parking_lot::{Condvar, Mutex};
 use tracing::error;
 
 use super::catalog::{Catalog, SegmentState};
-use super::directory::none_if_missing;
+use super::directory::{none_if_missing, segment_path};
 use super::entry::{Header, encode};
-use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader, segment_path};
+use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
 use super::summary::{EntryLocation, SegmentIndex};
 use super::{Durability, Observer, StoreError};
 use crate::failpoint;

@@ -6,11 +6,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::super::Durability;
-use super::super::directory::HighWatermark;
+use super::super::directory::{HighWatermark, segment_path};
 use super::super::operation::Operation;
 use super::super::recovery::Loaded;
 use super::super::salvage::Repairs;
-use super::super::segment::segment_path;
 use super::tests::{
     DataDir, OPTIONS, STATUS, append, assert_says, long_record, open, open_room, open_tea, record, room,
     segments, sequences, snapshot,
@@ -239,6 +238,17 @@ async fn a_segment_in_the_place_of_another_is_detected() {
     let data = sealed().await;
     fs::copy(segment(&data, 1), segment(&data, 2)).unwrap();
     assert_says(&data.open_error(), "it is another segment");
+}
+
+#[tokio::test]
+async fn a_file_with_nearly_the_name_of_a_segment_is_ignored() {
+    let data = stored().await;
+    for name in ["1.log", "+1.log", "00000000001.log", "0000000001.txt"] {
+        let copy = data.path.join("log").join(name);
+        fs::copy(segment(&data, 1), &copy).unwrap();
+        assert!(has_everything(&data.open()), "{name}");
+        assert!(has_everything(&data.open()) && copy.exists(), "{name}");
+    }
 }
 
 /// Sets the watermark back to the end of the entries `offset`, as if what follows was never acknowledged.

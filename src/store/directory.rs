@@ -289,13 +289,19 @@ pub(crate) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     }
 }
 
-/// The numbers of the segments in a directory, ascending. A directory that does not exist counts as empty.
+/// The path of a segment in the directory of the log.
+pub(super) fn segment_path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{number:010}.log"))
+}
+
+/// The numbers of the segments in a directory, ascending. A directory that does not exist counts as empty. Files with other
+/// names than [`segment_path`] gives are no segments.
 pub(super) fn segment_numbers(directory: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in none_if_missing(fs::read_dir(directory))?.into_iter().flatten() {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
-        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
+        let path = entry?.path();
+        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+        numbers.extend(number.filter(|number| segment_path(directory, *number) == path));
     }
     numbers.sort_unstable();
     Ok(numbers)

@@ -154,7 +154,7 @@ fn break_file(path: &Path, fault: &[u8]) {
     let Some(number) = numbers.get(usize::from(file) % numbers.len().max(1)) else {
         return;
     };
-    let segment = super::segment::segment_path(&log, *number);
+    let segment = super::directory::segment_path(&log, *number);
     let at = u64::from_be_bytes([0, 0, 0, 0, 0, a, b, c]);
     let file = OpenOptions::new().read(true).write(true).open(&segment);
     let Ok(file) = file else { return };

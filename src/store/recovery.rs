@@ -14,9 +14,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{Catalog, SegmentState};
-use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers, sync_parent};
+use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers, segment_path, sync_parent};
 use super::entry::{Entries, padded};
-use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
+use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment};
 use super::summary::LogSummary;
 use super::{LogId, StoreError};
 use crate::domain::ReplayError;

@@ -12,10 +12,10 @@ use tracing::warn;
 
 use super::catalog::Catalog;
 use super::compactor::Replacement;
-use super::directory::{Directory, cannot_use, none_if_missing, segment_numbers};
+use super::directory::{Directory, cannot_use, none_if_missing, segment_numbers, segment_path};
 use super::entry::{Entries, Entry, EntryKind, Header};
 use super::recovery::Loaded;
-use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment, segment_path};
+use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment};
 use super::writer::{Change, LogWriter};
 use super::{DiskOptions, LogId, StoreError};
 use crate::domain::{ReplayError, RoomName, Sequence};

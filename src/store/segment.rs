@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::directory::{PRIVATE, is_same_file, sync_parent};
+use super::directory::{PRIVATE, is_same_file, segment_path, sync_parent};
 use super::entry::{Entries, Entry, decode, padded};
 #[cfg(test)]
 use super::operation::Operation;
@@ -83,11 +83,6 @@ pub(super) struct Sealed {
     pub(super) data_end: u32,
     /// The logs with entries in the segment, by id.
     pub(super) logs: Vec<LogRecords>,
-}
-
-/// The path of a segment in the directory of the log.
-pub(super) fn segment_path(directory: &Path, number: u32) -> PathBuf {
-    directory.join(format!("{number:010}.log"))
 }
 
 impl Segment {
