@@ -34,6 +34,10 @@ pub(super) struct Catalog {
     pub(super) bytes: u64,
     /// Logs with entries, whose room is not known. They must have ended later.
     orphans: HashSet<LogId>,
+    /// Whether a log ends where a later one of the same room begins, since its own end may be lost.
+    accepts_loss: bool,
+    /// The logs that have ended so, with their rooms.
+    superseded: HashMap<LogId, RoomName>,
     next_log: LogId,
     newest_epoch: u64,
     /// The boot on which unsynced writes were made since the latest orderly shutdown.
@@ -190,6 +194,14 @@ impl LogState {
 }
 
 impl Catalog {
+    /// An empty catalog. With `accepts_loss`, the end of a log may be lost if a later log of the same room follows.
+    pub(super) fn new(accepts_loss: bool) -> Self {
+        Self {
+            accepts_loss,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn log(&self, log: LogId) -> Result<&LogState, StoreError> {
         self.logs.get(&log).ok_or(StoreError::Failed)
     }
@@ -387,8 +399,13 @@ impl Catalog {
         body: &[u8],
     ) -> Result<(), &'static str> {
         let (epoch, name) = decode_room(body).ok_or("the entry of a room is malformed")?;
-        if self.rooms.get(&name).is_some_and(|other| *other != log) {
-            return Err("two logs belong to the same room");
+        match self.rooms.get(&name).copied() {
+            Some(other) if self.accepts_loss && other < log => {
+                self.remove(other);
+                self.superseded.insert(other, name.clone());
+            }
+            Some(other) if other != log => return Err("two logs belong to the same room"),
+            _ => {}
         }
         self.newest_epoch = self.newest_epoch.max(epoch.get());
         if !self.logs.contains_key(&log) {
@@ -485,6 +502,11 @@ impl Catalog {
     /// The logs with entries whose room is not known although they have not ended.
     pub(super) const fn orphans(&self) -> &HashSet<LogId> {
         &self.orphans
+    }
+
+    /// The logs whose ends are lost, with their rooms, which have later logs.
+    pub(super) const fn superseded(&self) -> &HashMap<LogId, RoomName> {
+        &self.superseded
     }
 
     /// The size of the entries of a segment, in bytes, with the index entries of the records. Of the segment that is not sealed,

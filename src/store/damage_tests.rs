@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::super::Durability;
 use super::super::directory::{HighWatermark, segment_path};
+use super::super::entry::{Entry, EntryKind};
 use super::super::operation::Operation;
 use super::super::recovery::Loaded;
 use super::super::salvage::Repairs;
+use super::super::summary::EntryLocation;
 use super::tests::{
     DataDir, OPTIONS, STATUS, append, assert_says, long_record, open, open_room, open_tea, record, room,
     segments, sequences, snapshot,
@@ -397,7 +399,7 @@ async fn what_was_written_without_syncs_is_synced_when_it_is_opened() {
 async fn a_segment_that_may_not_have_been_sealed_durably_is_written_again() {
     let data = stored().await;
     let directory = Directory::lock(&data.path).unwrap();
-    let loaded = Loaded::load(&directory, true).unwrap();
+    let loaded = Loaded::load(&directory, true, false).unwrap();
     Segment::create(&directory.log(), loaded.catalog.header(2), 1 << 20, 1 << 20).unwrap();
     let newest = loaded.catalog.newest().unwrap();
     Operation::take(&directory.log());
@@ -490,6 +492,53 @@ async fn damage_within_a_sealed_segment_is_given_up_per_room() {
     let (tea, milk) = (bounds("tea"), bounds("milk"));
     let is_lost = |bounds: Bounds| bounds.first.get() > 1 || bounds.last.get() < 20;
     assert!(is_lost(tea) != is_lost(milk), "{tea:?} {milk:?}");
+}
+
+/// Creates a store with a room that has ended and was created again, and closes it. Returns the later log, and where the end of
+/// the earlier one is.
+async fn created_again() -> (DataDir, LogId, EntryLocation) {
+    let data = DataDir::new();
+    let store = data.open();
+    let [first, milk] = ["tea", "milk"].map(|name| open_room(&store, name).id);
+    // These are in segments of their own.
+    let separate = async |n| append(&store, milk, vec![long_record(n, 1, 1 << 20)], None).await;
+    append(&store, first, vec![record(1, 1)], None).await;
+    separate(1).await;
+    store.end(first).await.unwrap();
+    separate(2).await;
+    let second = open_tea(&store);
+    assert!(second > first);
+    append(&store, second, vec![record(1, 1), record(2, 1)], None).await;
+    separate(3).await;
+    let mut end = None;
+    let numbers = segments(&data).into_iter();
+    for segment in numbers.filter_map(|number| store.catalog.lock().segment(number).cloned()) {
+        let find = |location: EntryLocation, entry: Entry| {
+            end = end.or((entry.header.kind == EntryKind::End).then_some(location));
+            Ok(())
+        };
+        segment.scan(find).unwrap();
+    }
+    drop(store);
+    (data, second, end.unwrap())
+}
+
+#[tokio::test]
+async fn the_lost_end_of_a_room_that_was_created_again_is_accepted() {
+    for is_segment_lost in [false, true] {
+        let (data, second, end) = created_again().await;
+        let path = segment(&data, end.segment);
+        if is_segment_lost {
+            fs::remove_file(path).unwrap();
+        } else {
+            flip(&path, u64::from(end.offset) + 16);
+        }
+        for open in [DataDir::open_accepting_loss, DataDir::open] {
+            let store = open(&data);
+            assert_eq!(open_tea(&store), second);
+            assert_eq!(sequences(&store, second, 0), [1, 2]);
+        }
+    }
 }
 
 #[tokio::test]

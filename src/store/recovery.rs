@@ -39,17 +39,21 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Reads the log of `directory`.
+    /// Reads the log of `directory`. With `accepts_loss`, the ends of logs may be lost.
     ///
     /// # Errors
     ///
     /// The log is damaged or cannot be read.
-    pub(super) fn load(directory: &Directory, is_writable: bool) -> Result<Self, StoreError> {
+    pub(super) fn load(
+        directory: &Directory,
+        is_writable: bool,
+        accepts_loss: bool,
+    ) -> Result<Self, StoreError> {
         let cannot = cannot_use(directory.path());
         let watermark = directory.read_watermark().map_err(&cannot)?;
         let (mut segments, leftovers) = open_segments(&directory.log(), watermark, is_writable)?;
         let mut loaded = Self {
-            catalog: Catalog::default(),
+            catalog: Catalog::new(accepts_loss),
             end: SEGMENT_HEADER_LEN,
             durable_end: SEGMENT_HEADER_LEN,
             torn_bytes: 0,

@@ -2,7 +2,8 @@
 //!
 //! Every valid entry of every segment is kept: segments with damage are rewritten without it, and the neighbours of missing
 //! ones cover their numbers. What is then missing shows as gaps in the logs. A log continues after a gap if a snapshot covers
-//! what is missing, otherwise before it, and ends if it has nothing before it.
+//! what is missing, otherwise before it, and ends if it has nothing before it. A log whose end is lost ends where a later log of
+//! the same room begins.
 
 use std::collections::HashMap;
 
@@ -49,7 +50,7 @@ impl Repairs {
             salvage(directory, truncate_after, unsynced, options)
         };
         loop {
-            let loaded = match Loaded::load(directory, true) {
+            let loaded = match Loaded::load(directory, true, options.accept_loss) {
                 Err(error) if error.is_damage() && options.accept_loss && !is_salvaged => {
                     warn!(event = "log_salvaged", %error, "the log is damaged, which is accepted; what is valid is kept");
                     (repairs.renews_all, is_salvaged) = (true, true);
@@ -94,6 +95,13 @@ impl Repairs {
                     event = "log_lost",
                     log = log.0,
                     "the name of a room is lost, which is accepted, and with it its log"
+                );
+            }
+            for (log, room) in loaded.catalog.superseded() {
+                warn!(
+                    event = "log_lost",
+                    log = log.0, %room,
+                    "the end of an earlier log of the room is lost, which is accepted; the log ends where the later one begins"
                 );
             }
             repairs.lost.extend(lost);
@@ -310,9 +318,10 @@ impl Range {
 
 /// What to do about the logs that have lost events: what to give up after an event, which needs [`salvage`], and changes.
 fn resolve(catalog: &Catalog, lost: &[(LogId, ReplayError)]) -> (TruncateAfter, Vec<(LogId, Change)>) {
-    // The rooms of these logs are not known.
-    let orphans = catalog.orphans().iter().map(|log| (*log, Sequence::ZERO));
-    let (mut truncate_after, mut changes): (TruncateAfter, _) = (orphans.collect(), Vec::new());
+    // The rooms of these logs are not known, or have later logs.
+    let ended = catalog.orphans().iter().chain(catalog.superseded().keys());
+    let ended = ended.map(|log| (*log, Sequence::ZERO));
+    let (mut truncate_after, mut changes): (TruncateAfter, _) = (ended.collect(), Vec::new());
     for (log, error) in lost {
         let ReplayError::Gap { after, next } = *error else {
             continue;

@@ -81,7 +81,7 @@ impl StoreView {
         let is_in_use = directory.is_in_use();
         let mut attempts = 1..;
         loop {
-            match Loaded::load(&directory, false) {
+            match Loaded::load(&directory, false, false) {
                 Ok(loaded) => {
                     if let Some((log, why)) = loaded.lost.first() {
                         let room = loaded.catalog.log(*log)?.room.clone();
