@@ -5,13 +5,13 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::super::Durability;
 use super::super::directory::{HighWatermark, segment_path};
 use super::super::entry::{Entry, EntryKind};
 use super::super::operation::Operation;
 use super::super::recovery::Loaded;
 use super::super::salvage::Repairs;
 use super::super::summary::EntryLocation;
+use super::super::{Durability, StoreView};
 use super::tests::{
     DataDir, OPTIONS, STATUS, append, assert_says, long_record, open, open_room, open_tea, record, room,
     segments, sequences, snapshot,
@@ -205,6 +205,21 @@ async fn damage_of_sealed_segments_is_detected_when_it_is_opened_or_read() {
         }
     }
     assert!(detected > tried / 2, "{detected} of {tried}");
+    assert_eq!(read_sealed(&data.open()), Ok(true));
+}
+
+#[tokio::test]
+async fn a_damaged_index_entry_is_found_and_repaired() {
+    let data = sealed().await;
+    let store = data.open();
+    let sealed = Arc::clone(store.catalog.lock().segment(2).unwrap());
+    drop(store);
+    flip(&sealed.path, u64::from(sealed.data_end()) + 3);
+    let found = StoreView::open(&data.path).unwrap().find_damage().unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_says(&found[0], "its index is damaged");
+    assert_eq!(read_sealed(&data.open_accepting_loss()), Ok(true));
+    assert_eq!(StoreView::open(&data.path).unwrap().find_damage(), Ok(Vec::new()));
     assert_eq!(read_sealed(&data.open()), Ok(true));
 }
 

@@ -219,7 +219,13 @@ fn is_intact(source: &Segment, truncate_after: &TruncateAfter) -> Result<bool, S
         has_discarded |= is_discarded(&entry, truncate_after);
         Ok(())
     })?;
-    Ok(source.sealed.is_some() && end == source.data_end() && !has_discarded)
+    if source.sealed.is_none() || end != source.data_end() || has_discarded {
+        return Ok(false);
+    }
+    match source.verify_index() {
+        Err(error) if error.is_damage() => Ok(false),
+        verified => verified.map(|()| true),
+    }
 }
 
 fn is_discarded(entry: &Entry, truncate_after: &TruncateAfter) -> bool {

@@ -271,16 +271,26 @@ impl Segment {
         }
     }
 
-    /// Reads all entries of a sealed segment.
+    /// Reads and checks all entries and index entries of a sealed segment. Its summaries were checked when it was opened.
     ///
     /// # Errors
     ///
-    /// An entry is damaged, or the file cannot be read.
+    /// An entry or index entry is damaged, or the file cannot be read.
     pub(super) fn verify(&self) -> Result<(), StoreError> {
         match self.scan(|_, _| Ok(()))? {
-            end if end == self.data_end() => Ok(()),
+            end if end == self.data_end() => self.verify_index(),
             end => Err(self.damaged(end, "the entry there is damaged")),
         }
+    }
+
+    /// Reads and checks all index entries, as [`verify`](Self::verify).
+    pub(super) fn verify_index(&self) -> Result<(), StoreError> {
+        for records in self.sealed.iter().flat_map(|sealed| &sealed.logs) {
+            for from in (0..records.records).step_by(READ_INDEX_ENTRIES as usize) {
+                self.read_index_entries(records, from, (records.records - from).min(READ_INDEX_ENTRIES))?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads one entry.

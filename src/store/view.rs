@@ -157,7 +157,7 @@ impl StoreView {
         super::disk::read_snapshot(&self.catalog, log)
     }
 
-    /// Reads the entries of all segments. Returns the first that is damaged in each segment.
+    /// Reads the entries and indexes of all segments. Returns the first damage of each segment.
     ///
     /// # Errors
     ///
