@@ -418,7 +418,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "bytes that all rooms retain",
             Flag("--retain-total-bytes"),
             Other(
-                "the largest log loses its oldest events",
+                "the largest logs lose their oldest events",
                 "chitchat_store_retained_bytes",
             ),
         ),

@@ -22,7 +22,7 @@ use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
 pub(super) struct Catalog {
     pub(super) rooms: BTreeMap<RoomName, LogId>,
     pub(super) logs: HashMap<LogId, LogState>,
-    /// The logs by the size of their records.
+    /// The logs that may have records to trim, by the size of their records.
     pub(super) by_size: BTreeSet<(u64, LogId)>,
     /// The segments by number. The last one is not sealed.
     pub(super) segments: BTreeMap<u32, SegmentState>,
@@ -158,6 +158,11 @@ impl LogState {
     /// Whether a record may be older than `cutoff` and be removed.
     pub(super) const fn has_expired(&self, cutoff: u32) -> bool {
         self.oldest_at < cutoff && self.first.get() <= self.snapshot_sequence.get()
+    }
+
+    /// Whether a snapshot covers events that are retained.
+    fn is_covered(&self) -> bool {
+        self.first <= self.last.min(self.snapshot_sequence)
     }
 
     /// Notes records of a segment.
@@ -307,7 +312,6 @@ impl Catalog {
         self.newest_epoch = self.newest_epoch.max(state.epoch.get());
         self.next_log = self.next_log.max(LogId(log.0.saturating_add(1)));
         self.rooms.insert(state.room.clone(), log);
-        self.by_size.insert((state.bytes, log));
         self.logs.insert(log, state);
     }
 
@@ -344,6 +348,9 @@ impl Catalog {
         if records.records > 0 && self.logs.contains_key(&header.log) {
             self.events += u64::from(header.events);
             self.resize(header.log, |bytes| bytes + u64::from(records.bytes));
+        } else {
+            // A snapshot may cover more.
+            self.resize(header.log, |bytes| bytes);
         }
         Ok(())
     }
@@ -456,7 +463,9 @@ impl Catalog {
             state.bytes = sizes.get(log).copied().unwrap_or(0);
             self.events += state.events();
             self.bytes += state.bytes;
-            self.by_size.insert((state.bytes, *log));
+            if state.is_covered() {
+                self.by_size.insert((state.bytes, *log));
+            }
             for location in [state.snapshot, state.room_entry].into_iter().flatten() {
                 if let Some((_, garbage)) = garbage.range_mut(..=location.segment).next_back() {
                     *garbage = garbage.saturating_sub(location.size());
@@ -569,14 +578,23 @@ impl Catalog {
         }
     }
 
-    /// Changes the size of a log.
+    /// Changes the size of a log, which may have other records to trim than before.
     pub(super) fn resize(&mut self, log: LogId, change: impl FnOnce(u64) -> u64) {
         if let Some(state) = self.logs.get_mut(&log) {
             self.by_size.remove(&(state.bytes, log));
             let before = state.bytes;
             state.bytes = change(before);
             self.bytes = self.bytes.saturating_sub(before) + state.bytes;
-            self.by_size.insert((state.bytes, log));
+            if state.is_covered() {
+                self.by_size.insert((state.bytes, log));
+            }
+        }
+    }
+
+    /// Notes that nothing of a log can be trimmed until it changes.
+    pub(super) fn set_untrimmable(&mut self, log: LogId) {
+        if let Some(state) = self.logs.get(&log) {
+            self.by_size.remove(&(state.bytes, log));
         }
     }
 

@@ -425,6 +425,70 @@ async fn the_largest_log_is_trimmed_when_the_total_size_is_exceeded() {
     }
 }
 
+/// A store of each kind in which all rooms together may have 100 KB.
+fn limited(data: &DataDir) -> (DiskStore, MemoryStore) {
+    let retention = Retention {
+        max_total_bytes: 100_000,
+        ..Retention::ON_DISK
+    };
+    let options = DiskOptions {
+        retention,
+        max_rooms: 100,
+        ..OPTIONS
+    };
+    (
+        open(&data.path, options).unwrap(),
+        MemoryStore::new(retention, 100),
+    )
+}
+
+#[tokio::test]
+async fn large_logs_that_cannot_be_trimmed_do_not_keep_others_from_being_trimmed() {
+    let data = DataDir::in_memory();
+    let (disk, memory) = limited(&data);
+    for store in [&disk as &dyn Store, &memory] {
+        for n in 0..20 {
+            let log = open_room(store, &format!("large{n}")).id;
+            append(store, log, vec![long_record(1, 1, 4_000)], None).await;
+        }
+        let small = (0..40).map(|n| open_room(store, &format!("small{n}")).id);
+        let small: Vec<_> = small.collect();
+        for n in 1..=10 {
+            for log in &small {
+                append(store, *log, vec![long_record(n, 1, 100)], Some(snapshot(n))).await;
+            }
+        }
+        until("the limit is exceeded", || store.usage().retained <= 100_000).await;
+        for log in small {
+            let bounds = store.bounds(log).unwrap();
+            assert!(
+                bounds.first <= bounds.last && bounds.last.get() == 10,
+                "{bounds:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn logs_of_the_same_size_are_trimmed_alike() {
+    let data = DataDir::in_memory();
+    let (disk, memory) = limited(&data);
+    for store in [&disk as &dyn Store, &memory] {
+        let logs = (0..32).map(|n| open_room(store, &format!("room{n}")).id);
+        let logs: Vec<_> = logs.collect();
+        for n in 1..=60 {
+            for log in &logs {
+                append(store, *log, vec![long_record(n, 1, 100)], Some(snapshot(n))).await;
+            }
+        }
+        until("the limit is exceeded", || store.usage().retained <= 100_000).await;
+        for log in logs {
+            let bounds = store.bounds(log).unwrap();
+            assert!(bounds.last.get() - bounds.first.get() >= 5, "{bounds:?}");
+        }
+    }
+}
+
 const HOUR: Retention = Retention {
     max_age: Some(Duration::from_secs(3_600)),
     ..SMALL

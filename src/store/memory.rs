@@ -1,12 +1,13 @@
 //! A store in memory, for tests, benchmarks and servers whose rooms need not outlive the process.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::retention::trimmed_share;
 use super::{
     Append, AppendFuture, Bounds, EncodedSnapshot, Log, LogId, Record, Retention, RoomStatus, Store,
     StoreError, StoreUsage,
@@ -28,6 +29,8 @@ struct State {
     total: u64,
     rooms: BTreeMap<RoomName, LogId>,
     logs: HashMap<LogId, MemoryLog>,
+    /// The logs that can be trimmed, by size.
+    by_size: BTreeSet<(u64, LogId)>,
     next_log: LogId,
     newest_epoch: Option<Epoch>,
 }
@@ -81,20 +84,16 @@ impl MemoryStore {
         let newest_at = records.last().map_or(WallTime::default(), |newest| newest.at);
         let log = self.open(room, newest_at)?;
         let mut state = self.state.lock();
-        let state = &mut *state;
-        let Some(restored) = state.logs.get_mut(&log.id) else {
-            return Err(StoreError::Failed);
-        };
-        state.total -= restored.bytes;
-        restored.events = records.iter().map(|record| u64::from(record.events)).sum();
-        restored.bytes = records.iter().map(|record| record.frames.len() as u64).sum();
-        state.total += restored.bytes;
-        restored.epoch = epoch;
-        restored.records = records.into();
-        restored.last = snapshot.last;
-        restored.snapshot = Some(snapshot);
-        restored.status = status;
-        restored.newest_at = newest_at;
+        state.update(log.id, |restored| {
+            restored.events = records.iter().map(|record| u64::from(record.events)).sum();
+            restored.bytes = records.iter().map(|record| record.frames.len() as u64).sum();
+            restored.epoch = epoch;
+            restored.records = records.into();
+            restored.last = snapshot.last;
+            restored.snapshot = Some(snapshot);
+            restored.status = status;
+            restored.newest_at = newest_at;
+        })?;
         state.rooms.insert(room.clone(), log.id);
         // Whoever wrote the records may have retained more.
         state.append(log.id, Append::default(), &self.retention)?;
@@ -123,21 +122,42 @@ impl MemoryLog {
             && super::is_quiet(self.newest_at, at)
     }
 
+    /// Adds what continues the log, and removes what is not retained.
+    fn append(&mut self, append: Append, retention: &Retention) {
+        for record in append.records {
+            self.last = record.last();
+            self.newest_at = record.at;
+            self.status = append.status;
+            self.events += u64::from(record.events);
+            self.bytes += record.frames.len() as u64;
+            self.records.push_back(record);
+        }
+        self.snapshot = append.snapshot.or(self.snapshot.take());
+        let cutoff = retention.cutoff();
+        self.remove_while(|log, oldest| {
+            log.events > retention.max_events
+                || log.bytes > retention.max_bytes
+                || cutoff.is_some_and(|cutoff| oldest.at < cutoff)
+        });
+    }
+
     /// Removes the oldest records while `should_remove` returns true and the snapshot covers them. Keeps the newest record.
     fn remove_while(&mut self, should_remove: impl Fn(&Self, &Record) -> bool) {
-        let covered = self
-            .snapshot
-            .as_ref()
-            .map_or(Sequence::ZERO, |snapshot| snapshot.last);
-        while let Some(oldest) = self.records.front()
-            && self.records.len() > 1
-            && oldest.last() <= covered
+        while let Some(oldest) = self.removable()
             && should_remove(self, oldest)
         {
-            self.events -= u64::from(oldest.events);
-            self.bytes -= oldest.frames.len() as u64;
+            let (events, bytes) = (u64::from(oldest.events), oldest.frames.len() as u64);
+            self.events -= events;
+            self.bytes -= bytes;
             self.records.pop_front();
         }
+    }
+
+    /// The oldest record, if it can be removed.
+    fn removable(&self) -> Option<&Record> {
+        let covered = self.snapshot.as_ref()?.last;
+        let oldest = self.records.front().filter(|_| self.records.len() > 1)?;
+        (oldest.last() <= covered).then_some(oldest)
     }
 }
 
@@ -146,9 +166,21 @@ impl State {
         self.logs.get(&log).ok_or(StoreError::Failed)
     }
 
-    fn append(&mut self, log: LogId, append: Append, retention: &Retention) -> Result<(), StoreError> {
-        let id = log;
+    /// Changes a log, and updates the sizes.
+    fn update(&mut self, id: LogId, change: impl FnOnce(&mut MemoryLog)) -> Result<(), StoreError> {
         let log = self.logs.get_mut(&id).ok_or(StoreError::Failed)?;
+        let before = log.bytes;
+        self.by_size.remove(&(before, id));
+        change(log);
+        self.total = self.total - before + log.bytes;
+        if log.removable().is_some() {
+            self.by_size.insert((log.bytes, id));
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, id: LogId, append: Append, retention: &Retention) -> Result<(), StoreError> {
+        let log = self.log(id)?;
         let mut last = log.last;
         for record in &append.records {
             if record.first != last.next() {
@@ -157,40 +189,27 @@ impl State {
             }
             last = record.last();
         }
-        let before = log.bytes;
         if log.last == Sequence::ZERO && !append.records.is_empty() {
-            self.rooms.insert(log.room.clone(), id);
+            let room = log.room.clone();
+            self.rooms.insert(room, id);
         }
-        for record in append.records {
-            log.last = record.last();
-            log.newest_at = record.at;
-            log.status = append.status;
-            log.events += u64::from(record.events);
-            log.bytes += record.frames.len() as u64;
-            log.records.push_back(record);
-        }
-        log.snapshot = append.snapshot.or(log.snapshot.take());
-        let cutoff = retention.cutoff();
-        log.remove_while(|log, oldest| {
-            log.events > retention.max_events
-                || log.bytes > retention.max_bytes
-                || cutoff.is_some_and(|cutoff| oldest.at < cutoff)
-        });
-        self.total = self.total - before + log.bytes;
-        if self.total > retention.max_total_bytes {
-            self.evict_largest(retention.max_total_bytes);
-        }
-        Ok(())
+        self.update(id, |log| log.append(append, retention))?;
+        self.evict_largest(retention)
     }
 
-    /// Removes the oldest records of the largest log until the total size is within `limit`, as far as its snapshot covers
-    /// them.
-    fn evict_largest(&mut self, limit: u64) {
-        if let Some(largest) = self.logs.values_mut().max_by_key(|log| log.bytes) {
-            let others = self.total - largest.bytes;
-            largest.remove_while(|log, _| others + log.bytes > limit);
-            self.total = others + largest.bytes;
+    /// Removes the oldest records of the largest logs if all together are too large, as far as snapshots cover them.
+    fn evict_largest(&mut self, retention: &Retention) -> Result<(), StoreError> {
+        if self.total <= retention.max_total_bytes {
+            return Ok(());
         }
+        while let Some(excess) = self.total.checked_sub(retention.trimmed_total())
+            && let Some((size, id)) = self.by_size.last().copied()
+            && size.min(excess) > 0
+        {
+            let kept = size - trimmed_share(size, excess);
+            self.update(id, |log| log.remove_while(|log, _| log.bytes > kept))?;
+        }
+        Ok(())
     }
 
     fn end(&mut self, log: LogId) {
@@ -199,6 +218,7 @@ impl State {
             if self.rooms.get(&log.room) == Some(&id) {
                 self.rooms.remove(&log.room);
             }
+            self.by_size.remove(&(log.bytes, id));
             self.total -= log.bytes;
         }
     }

@@ -1,5 +1,6 @@
 //! Retention: how much of the logs is kept, and which records are removed to keep to it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,6 +23,9 @@ const MAX_REMOVED_RECORDS: usize = 4_096;
 /// The maximum number of logs that are trimmed at a time to keep to a limit that concerns all.
 const MAX_TRUNCATED_LOGS: usize = 16;
 
+/// The maximum number of logs that are found to have nothing to trim at a time. They are not tried again before they change.
+const MAX_FRUITLESS_LOGS: usize = 256;
+
 /// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
 /// snapshot covers them. Only age removes the newest record of a log. A store on disk lets the events and bytes of a log exceed
 /// their limits by 1/16 before it removes any.
@@ -33,7 +37,7 @@ pub struct Retention {
     pub max_bytes: u64,
     /// The maximum age of an event, measured from its broadcast; `None` means unlimited.
     pub max_age: Option<Duration>,
-    /// The maximum size of all logs together, in bytes. The largest logs are trimmed first.
+    /// The maximum size of all logs together, in bytes. The largest logs are trimmed first, and lose at most half at a time.
     pub max_total_bytes: u64,
 }
 
@@ -103,32 +107,47 @@ impl Retention {
         }
         let excess_events = events.saturating_sub(self.max_events);
         let excess_bytes = bytes.saturating_sub(self.max_bytes);
-        let truncation = plan_truncation(catalog, log, |truncation, _| {
+        let truncation = plan_truncation(catalog, log, true, |truncation, _| {
             truncation.events < excess_events || truncation.bytes < excess_bytes
         });
         truncation.or_else(|| self.plan_expired(catalog, log))
     }
 
-    /// Plans what to remove from the largest logs if all together are too large.
+    /// The size to which all logs together are trimmed if they exceed their limit, in bytes.
+    pub(super) const fn trimmed_total(&self) -> u64 {
+        self.max_total_bytes - self.max_total_bytes / SLACK_DIVISOR
+    }
+
+    /// Plans what to remove from the largest logs if all together are too large. What is still too much is planned next time.
     pub(super) fn plan_total(&self, catalog: &Mutex<Catalog>, truncations: &mut Vec<Truncation>) {
-        let (total, largest) = {
-            let catalog = catalog.lock();
-            if catalog.bytes <= self.max_total_bytes {
-                return;
-            }
-            let largest = catalog.by_size.iter().rev().take(MAX_TRUNCATED_LOGS);
-            (catalog.bytes, largest.copied().collect::<Vec<_>>())
-        };
-        let mut excess = total - self.max_total_bytes + self.max_total_bytes / SLACK_DIVISOR;
-        for (_, log) in largest {
-            // A log that is trimmed for its own limits already is trimmed further next time.
-            if excess == 0 || truncations.iter().any(|truncation| truncation.log == log) {
+        let total = catalog.lock().bytes;
+        if total <= self.max_total_bytes {
+            return;
+        }
+        let planned_bytes: u64 = truncations.iter().map(|truncation| truncation.bytes).sum();
+        let mut excess = total.saturating_sub(self.trimmed_total() + planned_bytes);
+        // A log that is trimmed for its own limits already is trimmed further next time.
+        let planned: HashSet<LogId> = truncations.iter().map(|truncation| truncation.log).collect();
+        let (mut trimmed, mut fruitless) = (0, 0);
+        let mut below = (u64::MAX, LogId(u32::MAX));
+        while excess > 0 && trimmed < MAX_TRUNCATED_LOGS && fruitless < MAX_FRUITLESS_LOGS {
+            let next = catalog.lock().by_size.range(..below).next_back().copied();
+            let Some((size, log)) = next else { return };
+            below = (size, log);
+            if planned.contains(&log) {
                 continue;
             }
-            if let Some(truncation) = plan_truncation(catalog, log, |truncation, _| truncation.bytes < excess)
-            {
-                excess = excess.saturating_sub(truncation.bytes);
-                truncations.push(truncation);
+            let share = trimmed_share(size, excess);
+            match plan_truncation(catalog, log, true, |truncation, _| truncation.bytes < share) {
+                Some(truncation) => {
+                    trimmed += 1;
+                    excess = excess.saturating_sub(truncation.bytes);
+                    truncations.push(truncation);
+                }
+                None => {
+                    fruitless += 1;
+                    catalog.lock().set_untrimmable(log);
+                }
             }
         }
     }
@@ -169,7 +188,7 @@ impl Retention {
         };
         let newest_expired =
             find_expired(catalog, log, from, cutoff).unwrap_or_else(|error| report(log, &error))?;
-        plan_truncation(catalog, log, |_, indexed| indexed.first <= newest_expired)
+        plan_truncation(catalog, log, false, |_, indexed| indexed.first <= newest_expired)
     }
 }
 
@@ -212,23 +231,32 @@ fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super:
 }
 
 /// Plans the removal of the oldest records of `log`, while `should_remove` returns true for what is planned so far and the next
-/// record, and a snapshot covers the record.
+/// record, and a snapshot covers the record. With `keeps_newest`, the newest record is not removed.
 fn plan_truncation(
     catalog: &Mutex<Catalog>,
     log: LogId,
+    keeps_newest: bool,
     should_remove: impl Fn(&Truncation, &IndexEntry) -> bool,
 ) -> Option<Truncation> {
-    try_plan_truncation(catalog, log, should_remove).unwrap_or_else(|error| report(log, &error))
+    let planned = try_plan_truncation(catalog, log, keeps_newest, should_remove);
+    planned.unwrap_or_else(|error| report(log, &error))
 }
 
 fn try_plan_truncation(
     catalog: &Mutex<Catalog>,
     log: LogId,
+    keeps_newest: bool,
     should_remove: impl Fn(&Truncation, &IndexEntry) -> bool,
 ) -> Result<Option<Truncation>, StoreError> {
-    let (first, end, covered) = match catalog.lock().logs.get(&log) {
-        Some(state) => (state.first, state.last.next(), state.snapshot_sequence),
+    let (first, last, covered) = match catalog.lock().logs.get(&log) {
+        Some(state) => (state.first, state.last, state.snapshot_sequence),
         None => return Ok(None),
+    };
+    let end = last.next();
+    let removable = if keeps_newest {
+        covered.min(last.previous())
+    } else {
+        covered
     };
     let mut truncation = Truncation {
         log,
@@ -247,7 +275,7 @@ fn try_plan_truncation(
         let ends = ends.chain(has_all.then_some(segment_end));
         let (before, mut bytes) = (truncation.first, 0);
         for (indexed, next) in index.iter().zip(ends) {
-            let is_removable = next.previous() <= covered && removed < MAX_REMOVED_RECORDS;
+            let is_removable = next.previous() <= removable && removed < MAX_REMOVED_RECORDS;
             if !is_removable || !should_remove(&truncation, indexed) {
                 removed = MAX_REMOVED_RECORDS;
                 break;
@@ -266,6 +294,12 @@ fn try_plan_truncation(
         }
     }
     Ok((truncation.first > first).then_some(truncation))
+}
+
+/// How much of a log of `size` bytes is removed if all logs together have `excess` bytes too many: at most half, so that the next
+/// largest ones lose some, too.
+pub(super) fn trimmed_share(size: u64, excess: u64) -> u64 {
+    excess.min(size.div_ceil(2))
 }
 
 const fn with_slack(limit: u64) -> u64 {

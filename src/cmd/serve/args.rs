@@ -252,7 +252,7 @@ pub struct Args {
     )]
     retain_age: Option<Duration>,
 
-    /// Size of the events that all rooms together retain, at least 1MiB; beyond it the largest room loses its oldest events
+    /// Size of the events that all rooms together retain, at least 1MiB; beyond it the largest rooms lose their oldest events
     /// [default: 8GiB, in memory 256MiB or half of the memory]
     #[arg(
         long,
