@@ -28,7 +28,7 @@ pub(crate) enum HistoryRange {
 pub(crate) struct RoomSummary {
     pub(crate) room: RoomName,
     pub(crate) participants: u32,
-    /// The room's Lamport time; at least that of its newest event.
+    /// The room's Lamport time; at least that of its newest event, unless that is damaged.
     pub(crate) time: i64,
     pub(crate) epoch: Epoch,
     /// The retained part of the log.
@@ -128,11 +128,15 @@ fn summarize(
     };
     let bounds = store.bounds(log.id)?;
     let (time, participants) = registry.get(&room).map_or((0, 0), |room| room.stats());
-    let newest = read_page(store, log.id, bounds.last.previous(), bounds.last, 1)?;
-    let newest_time = frames(newest.bytes)
-        .last()
-        .and_then(|frame| frame::read_message(&frame))
-        .map_or(0, |message| message.timestamp);
+    let newest_time = match read_page(store, log.id, bounds.last.previous(), bounds.last, 1) {
+        Ok(newest) => frames(newest.bytes)
+            .last()
+            .and_then(|frame| frame::read_message(&frame))
+            .map_or(0, |message| message.timestamp),
+        // The other rooms are listed all the same.
+        Err(error) if error.is_damage() => 0,
+        Err(error) => return Err(error),
+    };
     Ok(Some(RoomSummary {
         room,
         participants,
@@ -140,4 +144,66 @@ fn summarize(
         epoch: log.epoch,
         bounds,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::WallTime;
+    use crate::hub::UsedBytes;
+    use crate::proto::ServerMessage;
+    use crate::store::{
+        Append, DiskOptions, DiskStore, Durability, NoObserver, Record, Retention, RoomStatus,
+    };
+
+    #[tokio::test]
+    async fn a_room_whose_newest_record_is_damaged_is_listed_without_its_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        let options = DiskOptions {
+            durability: Durability::Sync,
+            retention: Retention::ON_DISK,
+            max_rooms: 2,
+            accept_loss: false,
+        };
+        let store = DiskStore::open(&path, options, Arc::new(NoObserver)).unwrap();
+        for (name, timestamp) in [("milk", 6), ("tea", 7)] {
+            let log = store.open(&RoomName::try_from(name).unwrap(), WallTime::default());
+            let message = ServerMessage {
+                timestamp,
+                msg_stream: format!("hello {name}"),
+                ..ServerMessage::default()
+            };
+            let append = Append {
+                records: vec![Record {
+                    first: Sequence::new(1),
+                    events: 1,
+                    at: WallTime::default(),
+                    resumable: Vec::new(),
+                    frames: frame::encode(&message),
+                }],
+                snapshot: None,
+                status: RoomStatus::default(),
+            };
+            store.append(log.unwrap().id, append).await.unwrap();
+        }
+        let segment = path.join("log/0000000001.log");
+        let mut bytes = fs::read(&segment).unwrap();
+        let text = bytes
+            .windows(10)
+            .position(|window| window == b"hello milk")
+            .unwrap();
+        bytes[text] ^= 1;
+        fs::write(&segment, bytes).unwrap();
+        let registry = Registry::new(UsedBytes::new(0), false);
+        let listed = list_rooms(&store, &registry, None, 9, |_| true).unwrap();
+        let times: Vec<_> = listed
+            .iter()
+            .map(|room| (room.room.as_str(), room.time))
+            .collect();
+        assert_eq!(times, [("milk", 0), ("tea", 7)]);
+    }
 }
