@@ -106,7 +106,7 @@ pub(super) struct Matcher {
 impl Matcher {
     pub(super) fn new(target: BanTarget) -> Self {
         let skeletons = match &target {
-            BanTarget::Name(name) => Some(skeletons(name)),
+            BanTarget::Name(name) => Some(skeletons(name.as_str())),
             BanTarget::Subject(_) | BanTarget::Address(_) => None,
         };
         Self { target, skeletons }

@@ -7,7 +7,7 @@ use unicode_normalization::char::is_combining_mark;
 
 use super::characters::{NAME_PUNCTUATION, is_allowed_in_name, is_visible_in_name};
 use super::limits::{MAX_MARKS_PER_LETTER, MAX_NAME_CHARS};
-use super::skeleton::contains_lookalike;
+use super::skeleton::{contains_lookalike, skeletons};
 
 /// A participant's name: 1 to [`MAX_NAME_CHARS`] characters without surrounding white space. Cheap to clone.
 ///
@@ -120,6 +120,15 @@ fn check_participant(name: &str) -> Result<(), NameError> {
 }
 
 impl Name {
+    /// Whether the names look alike or differ only in case, so that a room accepts only one of them.
+    #[must_use]
+    pub fn is_confusable_with(&self, other: &Self) -> bool {
+        let others = skeletons(other.as_str());
+        skeletons(self.as_str())
+            .iter()
+            .any(|skeleton| others.contains(skeleton))
+    }
+
     /// A name that was accepted before, maybe under rules that were less strict. `None` if it is empty.
     #[must_use]
     pub fn from_stored(name: &str) -> Option<Self> {

@@ -459,7 +459,7 @@ impl Room {
 
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {
         let timestamp = self.check_timestamp(join.timestamp)?;
-        let skeletons = skeletons(&join.name);
+        let skeletons = skeletons(join.name.as_str());
         self.check_banned(Some(&skeletons), &join.origin, at)?;
         if let Some(resumed) = join.session.and_then(|session| self.resume(session, &join, at)) {
             return Ok(resumed);
@@ -622,7 +622,7 @@ impl Room {
             origin,
             message,
         } = post;
-        let skeletons = skeletons(&name);
+        let skeletons = skeletons(name.as_str());
         let mut allowed = self.check_banned(Some(&skeletons), &origin, at);
         allowed = allowed.and_then(|()| self.check_open(&origin));
         if allowed.is_ok() && !self.is_name_available(&skeletons) {

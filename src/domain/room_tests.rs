@@ -455,7 +455,7 @@ proptest! {
         perform(&mut Room::new(rules()), actions, |before, room, (command, at), outcome| {
             for id in room.participants().keys() {
                 let origin = room.roster.origin(*id).unwrap();
-                let skeletons = skeletons(&room.participants()[id].name);
+                let skeletons = skeletons(room.participants()[id].name.as_str());
                 prop_assert_eq!(room.bans.find(Some(&skeletons), origin, at), None, "{:?}", origin);
             }
             let speaker = match command {
@@ -470,7 +470,7 @@ proptest! {
             if let Command::Post(post) = command
                 && let Outcome::Accepted(_) = outcome
             {
-                prop_assert_eq!(before.bans.find(Some(&skeletons(&post.name)), &post.origin, at), None);
+                prop_assert_eq!(before.bans.find(Some(&skeletons(post.name.as_str())), &post.origin, at), None);
             }
             Ok(())
         })?;

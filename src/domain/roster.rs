@@ -8,7 +8,7 @@ use super::limits::{FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, SERVER_NAME};
 use super::moderation::Matcher;
 use super::room_state::{InvalidState, ParticipantState};
 use super::skeleton::{Skeletons, skeletons};
-use super::{Attachment, Name, Origin, Participant, ParticipantId, Sequence};
+use super::{Attachment, Origin, Participant, ParticipantId, Sequence};
 
 /// The participants of a room, by id and by skeleton of their names, and their attachments.
 ///
@@ -23,7 +23,7 @@ pub(super) struct Roster {
     by_skeleton: BTreeSet<(Arc<str>, ParticipantId)>,
     address_counts: HashMap<IpAddr, usize>,
     /// Nobody can have the server's name.
-    server: Option<Skeletons>,
+    server: Skeletons,
     next_id: i32,
     last_attachment: u64,
 }
@@ -49,7 +49,7 @@ impl Roster {
             states: HashMap::new(),
             by_skeleton: BTreeSet::new(),
             address_counts: HashMap::new(),
-            server: Name::try_from(SERVER_NAME).ok().as_ref().map(skeletons),
+            server: skeletons(SERVER_NAME),
             next_id: FIRST_ASSIGNED_ID,
             last_attachment: 0,
         }
@@ -106,7 +106,7 @@ impl Roster {
             if !(1..=last_attachment).contains(&attachment) || participant.join_sequence > last {
                 return Err(InvalidState("a participant is newer than the room"));
             }
-            let skeletons = skeletons(&participant.name);
+            let skeletons = skeletons(participant.name.as_str());
             roster.last_attachment = attachment - 1;
             roster.insert(id, participant, skeletons);
             roster.set_owner(id, owner);
@@ -133,8 +133,7 @@ impl Roster {
 
     /// Whether a name with these skeletons is confusable with the server's own.
     pub(super) fn is_reserved(&self, skeletons: &Skeletons) -> bool {
-        let server = self.server.iter().flatten();
-        server.into_iter().any(|skeleton| skeletons.contains(skeleton))
+        self.server.iter().any(|skeleton| skeletons.contains(skeleton))
     }
 
     /// The participants whose names are confusable with a name with these skeletons: at most two for each skeleton. Only if
@@ -179,7 +178,7 @@ impl Roster {
 
     /// Adds a participant of a room that is restored. It is lost.
     pub(super) fn restore(&mut self, id: ParticipantId, participant: Participant) {
-        let skeletons = skeletons(&participant.name);
+        let skeletons = skeletons(participant.name.as_str());
         self.insert(id, participant, skeletons);
         self.mark_lost(id);
     }

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use unicode_security::skeleton;
 
-use super::name::Name;
-
 /// Identifies the Unicode tables that decide which names are confusable. Replicas of a room must have the same. A test compares it with the
 /// tables of this build.
 pub(crate) const NAME_TABLES: u64 = 0x9db0_d631_cd14_4db8;
@@ -19,31 +17,18 @@ pub(super) type Skeletons = [Arc<str>; 2];
 /// to `O`). It is case-sensitive, but here `ADA` and `ada` are the same name, so it is computed twice: of the name as
 /// written (in which a capital `I` looks like a small `l`) and of the name in lower case. A run of white space counts as
 /// one space.
-pub(super) fn skeletons(name: &Name) -> Skeletons {
-    skeletons_of(name.as_str())
-}
-
-fn skeletons_of(name: &str) -> Skeletons {
+pub(super) fn skeletons(name: &str) -> Skeletons {
     [folded_skeleton(name), folded_skeleton(&fold_case(name))]
 }
 
 /// Whether `name`, or a part of it, looks like `phrase`. Each `i` counts as an `l`: a capital `I` can stand for both in one name.
 pub(super) fn contains_lookalike(name: &str, phrase: &str) -> bool {
     let without_i = |skeleton: Arc<str>| skeleton.replace('i', "l");
-    let phrases = skeletons_of(phrase).map(without_i);
-    let names = skeletons_of(name).map(without_i);
+    let phrases = skeletons(phrase).map(without_i);
+    let names = skeletons(name).map(without_i);
     names
         .iter()
         .any(|name| phrases.iter().any(|phrase| name.contains(phrase)))
-}
-
-impl Name {
-    /// Whether the names look alike or differ only in case, so that a room accepts only one of them.
-    #[must_use]
-    pub fn is_confusable_with(&self, other: &Self) -> bool {
-        let others = skeletons(other);
-        skeletons(self).iter().any(|skeleton| others.contains(skeleton))
-    }
 }
 
 /// Folds case. It maps to upper case first, because several lower-case letters share an upper-case one: `σ` and `ς`, `s`
@@ -60,6 +45,7 @@ fn folded_skeleton(name: &str) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::name::Name;
     use super::*;
 
     /// If this fails, the tables have changed with a dependency or with the compiler, and replicas decide otherwise about names than those
