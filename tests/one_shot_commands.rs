@@ -10,12 +10,15 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use fake_server::FakeServer;
+use fake_server::{FakeServer, status};
+use nix::sys::signal::Signal;
 use process::{
     CHECKOUT, CHITCHAT, FREE_PORT, Finished, Process, load_generator, serve, serve_at, spawn, unused_address,
 };
 use serde_json::{Value, json};
+use tonic::Code;
 
 fn command(server: SocketAddr, arguments: &[&str]) -> Command {
     let mut command = Command::new(CHITCHAT);
@@ -551,6 +554,18 @@ fn a_message_whose_response_is_lost_is_sent_again_and_broadcast_once() {
             Some(69),
             "chitchat: the server is not available: the server is draining\n"
         )
+    );
+}
+
+#[test]
+fn a_server_that_asks_to_wait_has_answered() {
+    let (_runtime, server) = FakeServer::start_in_background();
+    // Longer than it takes until the command says that there is no answer.
+    let delay = Some(Duration::from_millis(1_200));
+    server.reject_sends([status(Code::ResourceExhausted, "TOO_FAST", "too fast", delay)]);
+    assert_eq!(
+        run_lines(server.address, &["send", "--name", "bot", "hi"]).len(),
+        1
     );
 }
 

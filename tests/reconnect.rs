@@ -11,17 +11,18 @@ use std::time::Duration;
 
 use chitchat::client::{
     ClientError, ConnectOptions, Connection, Event, Gap, History, HistoryQuery, JoinOptions, Publisher,
-    RetryPolicy, ServerAddress, Session, StartPosition, Subscription,
+    RetryPolicy, ServerAddress, Session, StartPosition, Subscription, Token,
 };
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{EventType, JoinMsgLeave, ListParticipantsRequest, ServerMessage};
-use fake_server::FakeServer;
+use fake_server::{FakeServer, status};
 use process::{FREE_PORT, TIMEOUT, serve, serve_at};
 use proxy::Proxy;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
+use tonic::Code;
 
 fn address(socket: SocketAddr) -> ServerAddress {
     socket.to_string().parse().unwrap()
@@ -529,6 +530,78 @@ async fn a_message_whose_response_is_lost_is_broadcast_once() {
         panic!("not rejected");
     };
     assert_eq!(rejection.reason, "MESSAGE_TOO_LONG");
+}
+
+#[tokio::test]
+async fn a_message_that_has_to_wait_is_sent_again_on_the_same_connection() {
+    let server = FakeServer::start().await;
+    let mut publisher = publisher(server.address).await;
+    let too_fast = || {
+        let delay = Some(Duration::from_millis(1));
+        status(Code::ResourceExhausted, "TOO_FAST", "too fast", delay)
+    };
+    server.reject_sends([too_fast(), too_fast(), too_fast()]);
+    let throttled = publisher.throttled();
+    publisher.publish("once").await.unwrap();
+    assert!(throttled.has_changed().unwrap() && !*throttled.borrow());
+    assert_eq!((server.connections(), server.log("tea").len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_publisher_reads_an_expired_token_again() {
+    let server = FakeServer::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, "old").unwrap();
+    let options = ConnectOptions {
+        token: Some(Token::File(file.clone())),
+        ..ConnectOptions::default()
+    };
+    let mut publisher = Publisher::open(&address(server.address), &options, quick(), "Ada", "tea")
+        .await
+        .unwrap();
+    publisher.publish("before").await.unwrap();
+    std::fs::write(&file, "new").unwrap();
+    let expired = || {
+        status(
+            Code::Unauthenticated,
+            "TOKEN_EXPIRED",
+            "the token has expired",
+            None,
+        )
+    };
+    server.reject_sends([expired()]);
+    publisher.publish("after").await.unwrap();
+    assert_eq!(
+        server.authorizations(),
+        ["Bearer old", "Bearer old", "Bearer new"]
+    );
+
+    // It is not renewed.
+    server.reject_sends([expired(), expired()]);
+    let failed = publisher.publish("never").await;
+    assert!(matches!(failed, Err(ClientError::Rejected(rejection)) if rejection.reason == "TOKEN_EXPIRED"));
+}
+
+#[tokio::test]
+async fn a_publisher_continues_in_a_log_that_replaces_one_with_a_later_clock() {
+    let server = FakeServer::start().await;
+    for _ in 0..100 {
+        server.say("tea", "hi");
+    }
+    let mut publisher = publisher(server.address).await;
+    assert!(publisher.publish("before").await.unwrap().broadcast.timestamp > 100);
+    let too_far_ahead = || {
+        let text = "the timestamp is too far ahead";
+        status(Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE", text, None)
+    };
+    server.lose_logs();
+    server.reject_sends([too_far_ahead()]);
+    assert!(publisher.publish("after").await.unwrap().broadcast.timestamp < 10);
+
+    server.reject_sends([too_far_ahead(), too_far_ahead()]);
+    let failed = publisher.publish("never").await;
+    assert!(matches!(failed, Err(ClientError::Rejected(_))), "{failed:?}");
 }
 
 #[tokio::test]

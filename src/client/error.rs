@@ -212,6 +212,11 @@ impl ClientError {
         matches!(self, Self::Rejected(rejection) if rejection.reason == NAME_TAKEN)
     }
 
+    /// Whether the token has expired. Its file may have been renewed.
+    pub(super) fn is_token_expired(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.reason == TOKEN_EXPIRED)
+    }
+
     /// Whether the room would be a new one, for which there is no place.
     pub(super) fn is_room_limit(&self) -> bool {
         matches!(self, Self::Rejected(rejection) if TOO_MANY_ROOMS.contains(&rejection.reason.as_str()))

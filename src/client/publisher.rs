@@ -1,5 +1,6 @@
 //! Posting messages without joining a room.
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
@@ -25,6 +26,7 @@ pub struct Publisher {
     name: String,
     room: String,
     clock: LamportClock,
+    throttled: watch::Sender<bool>,
 }
 
 /// The acknowledgement of a published message.
@@ -70,6 +72,7 @@ impl Publisher {
             name: name.into(),
             room: room.into(),
             clock: LamportClock::START,
+            throttled: watch::Sender::new(false),
         })
     }
 
@@ -78,8 +81,15 @@ impl Publisher {
         self.name = name.into();
     }
 
+    /// Whether the server has answered that the message that is being published has to wait, for example because there are too many.
+    /// It is sent again on the same connection, after the delay that the server asks for.
+    #[must_use]
+    pub fn throttled(&self) -> watch::Receiver<bool> {
+        self.throttled.subscribe()
+    }
+
     /// Posts `text` and waits for its acknowledgement. Retries transient errors as the retry policy permits, except if the room
-    /// does not exist and there are too many rooms.
+    /// does not exist and there are too many rooms. If the token has expired, it is read again, once for each message.
     ///
     /// # Errors
     /// [`ClientError::Rejected`] if the server rejects the message. Otherwise the error of the last attempt; the message
@@ -104,21 +114,56 @@ impl Publisher {
         text: &str,
         observer: Option<&dyn SendObserver>,
     ) -> Result<PublishAck, ClientError> {
+        let published = self.publish_with_retries(text, observer).await;
+        self.throttled.send_replace(false);
+        published
+    }
+
+    async fn publish_with_retries(
+        &mut self,
+        text: &str,
+        observer: Option<&dyn SendObserver>,
+    ) -> Result<PublishAck, ClientError> {
         let message_id = MessageId::random();
         let mut backoff = Backoff::new(self.retry.clone());
+        let mut token_was_renewed = false;
+        let mut clock_was_reset = false;
         loop {
             let error = match self.attempt(text, &message_id, observer).await {
-                Err(error) if error.is_transient() && !error.is_room_limit() => error,
-                result => return result,
+                Err(error) => error,
+                acknowledged => return acknowledged,
             };
+            if error.is_token_expired() && !token_was_renewed {
+                token_was_renewed = true;
+                self.reconnect().await;
+                continue;
+            }
+            // If the log was replaced, the room's clock may be far behind that of the old log, as for a session.
+            if error.is_timestamp_out_of_range() && !clock_was_reset {
+                clock_was_reset = true;
+                self.clock = LamportClock::START;
+                continue;
+            }
+            if !error.is_transient() || error.is_room_limit() {
+                return Err(error);
+            }
+            let is_throttled = matches!(error, ClientError::Rejected(_));
+            self.throttled.send_replace(is_throttled);
             let Some(attempt) = backoff.next(Instant::now(), error.retry_after(), &mut rand::rng()) else {
                 return Err(error);
             };
             sleep(attempt.delay).await;
-            // If this fails, the next attempt uses the old connection, and counts if it fails too.
-            if let Ok(connection) = Connection::open(&self.server, &self.options).await {
-                self.connection = connection;
+            if !is_throttled {
+                self.reconnect().await;
             }
+        }
+    }
+
+    /// Opens a new connection, with the current token. If this fails, the next attempt uses the old connection, and counts if it
+    /// fails too.
+    async fn reconnect(&mut self) {
+        if let Ok(connection) = Connection::open(&self.server, &self.options).await {
+            self.connection = connection;
         }
     }
 

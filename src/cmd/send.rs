@@ -56,6 +56,7 @@ impl SendCommand {
     async fn send(self, spans: ClientSpans) -> Result<(), Failure> {
         let policy = self.retry.policy();
         let patience = policy.patience;
+        let timeout = self.connect.timeout;
         let room = self.room.room.as_str();
         let text = self.text.as_deref().filter(|text| *text != STDIN).map(str::trim);
         if text.is_some_and(str::is_empty) {
@@ -67,11 +68,13 @@ impl SendCommand {
             .map_or_else(String::new, |name| name.as_str().to_owned());
         let options = self.connect.options();
         let opening = Publisher::open(self.connect.server(), &options, policy, name, room);
-        let mut publisher = note_if_slow(opening, patience).await?;
+        let mut publisher = note_if_slow(opening, timeout, || false).await?;
+        let throttled = publisher.throttled();
+        let is_throttled = || *throttled.borrow();
         let mut printer = Printer::new(&self.json);
         if let Some(text) = text {
             let publishing = publish(&mut publisher, &mut names, &spans, room, text);
-            return match note_if_slow(publishing, patience).await {
+            return match note_if_slow(publishing, patience, is_throttled).await {
                 Ok(ack) => print(&mut printer, &ack),
                 Err(error) => Err(match rejected_text(&error) {
                     Some(rejection) => Failure::Data(escape::text(&rejection.to_string()).into_owned()),
@@ -88,7 +91,7 @@ impl SendCommand {
                 continue;
             }
             let publishing = publish(&mut publisher, &mut names, &spans, room, text);
-            match note_if_slow(publishing, patience).await {
+            match note_if_slow(publishing, patience, is_throttled).await {
                 Ok(ack) => print(&mut printer, &ack)?,
                 Err(error) => match rejected_text(&error) {
                     Some(rejection) => rejections.add(line.number, &rejection.to_string()),
@@ -100,21 +103,28 @@ impl SendCommand {
     }
 }
 
-/// Awaits `response`. If it takes longer than [`NOTE_DELAY`], prints a note that the request is retried for `patience`.
-async fn note_if_slow<T>(response: impl Future<Output = T>, patience: Duration) -> T {
+/// Awaits `response`. If it takes longer than [`NOTE_DELAY`], and the server has not answered that it has to, prints a note that
+/// the request is retried for `patience`.
+async fn note_if_slow<T>(
+    response: impl Future<Output = T>,
+    patience: Duration,
+    is_throttled: impl Fn() -> bool,
+) -> T {
     let mut response = pin!(response);
-    match timeout(NOTE_DELAY, &mut response).await {
-        Ok(response) => response,
-        Err(_) => {
-            if patience > NOTE_DELAY {
-                let patience = humantime::format_duration(patience);
-                note(format_args!(
-                    "no answer from the server yet; trying for {patience}"
-                ));
-            }
-            response.await
+    loop {
+        match timeout(NOTE_DELAY, &mut response).await {
+            Ok(response) => return response,
+            Err(_) if is_throttled() => {}
+            Err(_) => break,
         }
     }
+    if patience > NOTE_DELAY {
+        let patience = humantime::format_duration(patience);
+        note(format_args!(
+            "no answer from the server yet; trying for {patience}"
+        ));
+    }
+    response.await
 }
 
 /// Posts `text` and, while the publisher's name is taken, renames it to the next of `names`.

@@ -2,7 +2,7 @@
 //! deduplication, and the unary calls. A test can delete its logs, expire its sessions or drain it at any time.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -53,6 +53,12 @@ struct State {
     streams: u64,
     /// How many calls of `SendMessage` still fail with UNAVAILABLE after the message was broadcast.
     lost_responses: u32,
+    /// With which the next calls of `SendMessage` fail, without effect.
+    rejections: VecDeque<Status>,
+    /// The `authorization` of each call of `SendMessage`.
+    authorizations: Vec<String>,
+    /// How many connections were opened.
+    connections: usize,
 }
 
 struct Room {
@@ -193,7 +199,8 @@ fn or_lobby(room: &str) -> &str {
     if room.is_empty() { "lobby" } else { room }
 }
 
-fn status(code: Code, reason: &str, text: &str, retry: Option<Duration>) -> Status {
+/// The status of a rejection; with a delay, it may be retried.
+pub fn status(code: Code, reason: &str, text: &str, retry: Option<Duration>) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, "chitchat.itu", []);
     if retry.is_some() {
         details.set_retry_info(retry);
@@ -250,7 +257,13 @@ impl FakeServer {
             changed: watch::Sender::new(()),
         };
         let service = ChatServiceServer::new(server.clone());
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let state = Arc::clone(&server.state);
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .map(move |connection| {
+                state.lock().connections += 1;
+                connection
+            });
         tokio::spawn(async move {
             tonic::transport::Server::builder()
                 .add_service(service)
@@ -322,6 +335,21 @@ impl FakeServer {
     /// Makes the next `count` calls of `SendMessage` broadcast the message and then fail, as if the response were lost.
     pub fn lose_responses(&self, count: u32) {
         self.state.lock().lost_responses = count;
+    }
+
+    /// Makes the next calls of `SendMessage` fail, without effect.
+    pub fn reject_sends(&self, rejections: impl IntoIterator<Item = Status>) {
+        self.state.lock().rejections.extend(rejections);
+    }
+
+    /// The `authorization` of each call of `SendMessage`, empty without one.
+    pub fn authorizations(&self) -> Vec<String> {
+        self.state.lock().authorizations.clone()
+    }
+
+    /// How many connections were opened.
+    pub fn connections(&self) -> usize {
+        self.state.lock().connections
     }
 
     /// Admits a participant. Returns the welcome, the number of the stream, and the position after which it starts.
@@ -555,10 +583,17 @@ impl ChatService for FakeServer {
         &self,
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
+        let authorization = request.metadata().get("authorization");
+        let authorization = authorization.and_then(|value| value.to_str().ok());
+        let authorization = authorization.unwrap_or_default().to_owned();
         let message = request.into_inner();
         let room = or_lobby(&message.room);
         {
             let mut state = self.state.lock();
+            state.authorizations.push(authorization);
+            if let Some(rejection) = state.rejections.pop_front() {
+                return Err(rejection);
+            }
             let mut members = state.room(room).members.iter();
             if members.any(|member| member.name == message.client_name) {
                 return Err(name_taken(&message.client_name));
