@@ -7,6 +7,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::retry::limit_requested_delay;
 use super::server_address::ServerAddress;
 use super::tls_error::TlsError;
 
@@ -258,7 +259,10 @@ impl From<Status> for ClientError {
         }
         let code = status.code();
         let message = status.message().to_owned();
-        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let retry_after = status
+            .get_details_retry_info()
+            .and_then(|info| info.retry_delay)
+            .map(limit_requested_delay);
         let reason = status
             .get_details_error_info()
             .map(|info| info.reason)
@@ -295,8 +299,11 @@ mod tests {
     use std::io;
     use std::sync::Arc;
 
+    use prost::Message as _;
+    use tokio::time::Instant;
     use tonic_types::ErrorDetails;
 
+    use super::super::retry::{Backoff, RetryPolicy};
     use super::*;
 
     #[test]
@@ -312,6 +319,48 @@ mod tests {
         };
         assert_eq!(rejection.retry_after, Some(delay));
         assert_eq!(rejection.to_string(), "the room is full");
+    }
+
+    /// The panic was one of a client that reconnects without a limit of time.
+    #[test]
+    fn the_longest_delay_that_a_status_can_ask_for_can_be_waited_for() {
+        let policy = RetryPolicy {
+            patience: Duration::MAX,
+            ..RetryPolicy::default()
+        };
+        for code in [Code::ResourceExhausted, Code::Unavailable, Code::Aborted] {
+            for seconds in [i64::MAX, -1] {
+                let error = ClientError::from(asking_for(code, seconds));
+                let now = Instant::now();
+                let mut backoff = Backoff::new(policy.clone());
+                let attempt = backoff.next(now, error.retry_after(), &mut rand::rng());
+                assert!(now.checked_add(attempt.unwrap().delay).is_some());
+            }
+        }
+    }
+
+    /// A status with a `RetryInfo` that no server with the same library can make.
+    fn asking_for(code: Code, seconds: i64) -> Status {
+        #[derive(prost::Message)]
+        struct RetryInfo {
+            #[prost(message, tag = "1")]
+            retry_delay: Option<prost_types::Duration>,
+        }
+        #[derive(prost::Message)]
+        struct RpcStatus {
+            #[prost(message, repeated, tag = "3")]
+            details: Vec<prost_types::Any>,
+        }
+        let info = RetryInfo {
+            retry_delay: Some(prost_types::Duration { seconds, nanos: 0 }),
+        };
+        let details = RpcStatus {
+            details: vec![prost_types::Any {
+                type_url: "type.googleapis.com/google.rpc.RetryInfo".into(),
+                value: info.encode_to_vec(),
+            }],
+        };
+        Status::with_details(code, "", details.encode_to_vec().into())
     }
 
     #[test]

@@ -5,6 +5,21 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::time::Instant;
 
+/// The longest delay that a server can ask for. A longer one is a mistake, or meant to keep clients away.
+const MAX_REQUESTED_DELAY: Duration = Duration::from_secs(60 * 60);
+
+/// The delay that the server asks for with `delay`: at most an hour, and none if it is negative.
+pub(super) fn requested_delay(delay: prost_types::Duration) -> Duration {
+    let seconds = u64::try_from(delay.seconds).unwrap_or(0);
+    let nanos = u32::try_from(delay.nanos).unwrap_or(0);
+    limit_requested_delay(Duration::new(seconds, nanos))
+}
+
+/// Limits a delay that the server asks for.
+pub(super) fn limit_requested_delay(delay: Duration) -> Duration {
+    delay.min(MAX_REQUESTED_DELAY)
+}
+
 /// When to retry after the connection is lost or the server is unavailable: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -12,7 +27,7 @@ pub struct RetryPolicy {
     /// between zero and the maximum. Default: 100 ms.
     pub base_delay: Duration,
     /// Upper limit for the maximum delay. A connection that has lasted this long also resets the backoff. A longer delay
-    /// that the server asks for takes precedence. Default: 5 s.
+    /// that the server asks for, of at most an hour, takes precedence. Default: 5 s.
     pub max_delay: Duration,
     /// How long to keep trying after the connection was lost. An attempt that has started by then is completed. Zero
     /// disables retries. Default: 2 min.
@@ -169,6 +184,20 @@ mod tests {
         );
         backoff.reset();
         assert_eq!(backoff.next(start, None, &mut rng).unwrap().number, 1);
+    }
+
+    #[test]
+    fn a_server_cannot_ask_for_an_absurd_delay() {
+        for (seconds, nanos, delay) in [
+            (i64::MAX, 999_999_999, MAX_REQUESTED_DELAY),
+            (i64::MAX, i32::MAX, MAX_REQUESTED_DELAY),
+            (3_601, 0, MAX_REQUESTED_DELAY),
+            (3, 500_000_000, millis(3_500)),
+            (-1, 0, Duration::ZERO),
+            (i64::MIN, i32::MIN, Duration::ZERO),
+        ] {
+            assert_eq!(requested_delay(prost_types::Duration { seconds, nanos }), delay);
+        }
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use super::cursor::{Cursor, Observation};
 use super::error::ClientError;
 use super::event::Gap;
 use super::outbox::{Outbox, SendObserver};
+use super::retry::requested_delay;
 use crate::domain::{MessageId, TraceContext};
 use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage, Welcome};
 
@@ -354,7 +355,7 @@ impl SessionState {
         };
         match notice.code() {
             NoticeCode::Reconnect | NoticeCode::FellBehind => {
-                self.requested_delay = notice.retry_delay.and_then(|delay| delay.try_into().ok());
+                self.requested_delay = notice.retry_delay.map(requested_delay);
                 true
             }
             NoticeCode::TakenOver => {
@@ -403,7 +404,7 @@ fn retry_delay(message: &ServerMessage) -> Option<Duration> {
     let delay = notice
         .retry_delay
         .filter(|_| notice.code() == NoticeCode::TooFast)?;
-    delay.try_into().ok()
+    Some(requested_delay(delay))
 }
 
 #[cfg(test)]
