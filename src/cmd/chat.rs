@@ -4,11 +4,9 @@
 //! its own and a bounded queue. Every wait for one of these threads has a timeout or ends at a signal, so that an idle
 //! terminal or a blocked pipe does not keep the process alive.
 
-mod answer;
 mod chat_loop;
 mod full_screen;
 mod input;
-mod output;
 
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::time::Duration;
@@ -18,6 +16,7 @@ use tokio::time::timeout;
 
 use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArgs};
 use super::message_format::TimeArg;
+use super::output::Output;
 use super::printer::JsonArg;
 use super::{Failure, client_runtime};
 use crate::client::{JoinOptions, RetryPolicy, Session};
@@ -26,7 +25,6 @@ use crate::signals::Signals;
 use crate::telemetry::ClientSpans;
 use chat_loop::{ChatLoop, ChatOptions};
 use full_screen::Joiner;
-use output::Output;
 
 /// How long stderr may take to accept the last notes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);

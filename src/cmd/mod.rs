@@ -1,5 +1,6 @@
 //! The command line: one module per command, and what they share.
 
+mod answer;
 mod base_url;
 mod bench;
 mod certs;
@@ -20,6 +21,7 @@ mod json;
 mod lines;
 mod message_format;
 mod moderate;
+mod output;
 mod parse;
 mod printer;
 mod rooms;
@@ -29,6 +31,7 @@ mod stderr;
 mod store;
 mod table;
 mod tail;
+mod thread;
 mod time_zone;
 mod token;
 mod user_dir;

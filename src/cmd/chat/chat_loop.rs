@@ -9,14 +9,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::StreamExt as _;
 
-use super::answer::is_repeated;
 use super::input::Input;
-use super::output::Output;
 use crate::client::{ClientError, Event, SendObserver, Session};
 use crate::cmd::Failure;
+use crate::cmd::answer::is_repeated;
 use crate::cmd::failure::Rejections;
 use crate::cmd::json;
 use crate::cmd::message_format::MessageFormat;
+use crate::cmd::output::Output;
 use crate::cmd::stderr::{RECONNECTED, RECONNECTING};
 use crate::domain::{Name, RoomName};
 use crate::proto::{EventType, JoinMsgLeave, ServerMessage};

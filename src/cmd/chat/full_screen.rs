@@ -26,14 +26,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::StreamExt as _;
 
-use super::answer::is_repeated;
-use super::input::spawn_thread;
 use crate::client::{
     Backoff, ClientError, ConnectOptions, Event, JoinOptions, RetryPolicy, SendObserver, ServerAddress,
     Session,
 };
 use crate::cmd::Failure;
+use crate::cmd::answer::is_repeated;
 use crate::cmd::message_format::TimeColumns;
+use crate::cmd::thread::spawn_thread;
 use crate::domain::{Name, RoomName};
 use crate::proto::ServerMessage;
 use crate::signals::{JobSignal, JobSignals, Signals};

@@ -1,12 +1,12 @@
 //! Reads the lines to send.
 
 use std::io::{self, BufRead};
-use std::thread;
 
 use tokio::sync::mpsc;
 
 use crate::cmd::Failure;
 use crate::cmd::lines::Lines;
+use crate::cmd::thread::spawn_thread;
 
 /// Capacity of the queue between the reader's thread and the chat loop, in lines.
 pub(super) const INPUT_QUEUE_LEN: usize = 64;
@@ -56,17 +56,6 @@ pub(super) fn read_stdin() -> Result<mpsc::Receiver<Input>, Failure> {
     };
     spawn_thread("stdin", read)?;
     Ok(inputs)
-}
-
-/// Starts a thread, which is detached if the handle is dropped.
-pub(super) fn spawn_thread(
-    name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<thread::JoinHandle<()>, Failure> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .map_err(|error| Failure::Software(format!("cannot start a thread: {error}")))
 }
 
 /// Reads up to the next line that is not empty.

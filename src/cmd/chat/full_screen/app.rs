@@ -13,8 +13,8 @@ use super::text::{sanitize, sanitize_name};
 use super::theme::Theme;
 use super::timeline::{Entry, Key, Older, Timeline, TimelineLimits};
 use super::viewport::{Position, Viewport};
-use crate::client::Event;
-use crate::cmd::chat::answer::is_repeated;
+use crate::client::{Event, Gap};
+use crate::cmd::answer::is_repeated;
 use crate::cmd::message_format::TimeColumns;
 use crate::domain::{Name, RoomName};
 use crate::proto::{

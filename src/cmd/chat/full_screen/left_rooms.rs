@@ -9,7 +9,7 @@ use tokio_stream::StreamExt as _;
 
 use super::app::Pending;
 use crate::client::{Event, Session};
-use crate::cmd::chat::answer::is_repeated;
+use crate::cmd::answer::is_repeated;
 
 /// How many rooms may wait for acknowledgements. Each has a connection and what was entered in it.
 const MAX_LEFT: usize = 8;

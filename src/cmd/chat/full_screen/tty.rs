@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::cmd::Failure;
-use crate::cmd::chat::input::spawn_thread;
+use crate::cmd::thread::spawn_thread;
 
 /// How long the terminal may take to show what is written before its mode is restored.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);

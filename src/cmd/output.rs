@@ -4,9 +4,9 @@ use std::io::{self, BufWriter, ErrorKind, Write as _};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::input::spawn_thread;
-use crate::cmd::Failure;
-use crate::cmd::stderr::note;
+use super::Failure;
+use super::stderr::note;
+use super::thread::spawn_thread;
 
 /// Capacity of an output's queue, in lines. While it is full, nothing is received, so flow control slows the server down.
 const OUTPUT_QUEUE_LEN: usize = 64;
