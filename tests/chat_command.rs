@@ -397,17 +397,26 @@ fn a_lost_log_prints_one_line() {
 }
 
 #[test]
-fn a_closed_stdout_ends_the_command_without_an_error() {
-    let server = serve(&[]);
-    let mut child = spawn(&mut chat_command(server.address, "bot", &[]));
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    stdout.read_line(&mut line).unwrap();
-    assert!(is_join(line.trim_end()));
-    drop(stdout);
-    let mut chat = Process::from(child);
-    chat.write("one\ntwo\n");
-    assert_eq!(chat.finish_with_open_stdin().outcome(), (Some(0), ""));
+fn lines_are_sent_although_stdout_is_closed() {
+    for flags in [&[][..], &["--json"]] {
+        let server = serve(&[]);
+        let mut child = spawn(&mut chat_command(server.address, "bot", flags));
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        drop(stdout);
+        let mut chat = Process::from(child);
+        let lines: Vec<String> = (1..=300).map(|number| format!("line {number}")).collect();
+        chat.write(lines.join("\n"));
+        assert_eq!(chat.finish().outcome(), (Some(0), ""));
+        let address = server.address.to_string();
+        let history = ["history", "-n", "1000", "--server", &address];
+        let history = process::succeed(&mut command(&history), "");
+        let sent: Vec<&str> = history
+            .lines()
+            .filter_map(|line| Some(line.split_once("bot: ")?.1))
+            .collect();
+        assert_eq!(sent, lines);
+    }
 }
 
 #[test]

@@ -33,9 +33,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// On a terminal, uses the full screen; /help lists its commands and keys. With --plain, or TERM=dumb, or if the input or
 /// output is not a terminal, works line by line: each line of stdin is sent, up to the end of the input or a line /leave;
-/// in a pipe, the command exits with 0 if all of them were broadcast. If the connection is lost, the client reconnects,
-/// shows the events it has missed, and sends the lines that are not acknowledged again. With --json it also prints what it
-/// sends, so that `chitchat diagram` can show what it had received by then.
+/// in a pipe, also if nobody reads the output any more, and the command exits with 0 if all of them were broadcast. If the
+/// connection is lost, the client reconnects, shows the events it has missed, and sends the lines that are not
+/// acknowledged again. With --json it also prints what it sends, so that `chitchat diagram` can show what it had received by then.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   chitchat chat tea --name Ada                      the full screen in the room tea

@@ -27,7 +27,7 @@ use crate::telemetry::{ClientSpans, SendSpan};
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct ChatOptions {
-    /// Whether the command fails if a line is rejected, and waits for all acknowledgements before it leaves.
+    /// Whether the command fails if a line is rejected, waits for all acknowledgements before it leaves, and needs no output.
     pub(super) is_scripted: bool,
     /// How long the server may take to answer the JOIN and, if scripted, until the next line is acknowledged.
     pub(super) response_timeout: Duration,
@@ -129,7 +129,10 @@ impl ChatLoop {
                     Received::End(end) => return self.on_end(end),
                     Received::OutputClosed => {
                         open_output = None;
-                        self.leave();
+                        // A script's lines are sent all the same.
+                        if !self.options.is_scripted {
+                            self.leave();
+                        }
                     }
                 },
                 signal = signals.next() => {
