@@ -223,6 +223,43 @@ fn a_closed_stdout_ends_tail() {
 }
 
 #[test]
+fn a_signal_ends_tail_although_nobody_reads_its_output() {
+    let server = serve(&[]);
+    let lines: Vec<String> = (0..2_000).map(|_| "x".repeat(100)).collect();
+    send(server.address, &lines);
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+        let mut child = spawn(&mut command(server.address, &["tail", "tea", "-n", "2000"]));
+        let stdout = child.stdout.take().unwrap();
+        let mut tail = Process::from(child);
+        let mut before = 0;
+        process::wait_until("the pipe is full", || {
+            let unread = rustix::io::ioctl_fionread(&stdout).unwrap();
+            // Its capacity is 64 KiB, less what is lost at the ends of pages.
+            let is_full = unread > 50_000 && unread == before;
+            before = unread;
+            is_full.then_some(())
+        });
+        tail.signal(signal);
+        assert_eq!(tail.wait().code(), Some(code));
+    }
+}
+
+#[test]
+fn tail_follows_no_more_past_events_than_the_server_has_at_hand() {
+    let server = serve(&[]);
+    send(server.address, &["one".into()]);
+    let limit = start(server.address, &["tail", "tea", "-n", "10001"]).finish();
+    limit.assert_failed(
+        64,
+        "chitchat: -n 10001: at most 10000 past events can be followed",
+    );
+    let arguments = ["tail", "tea", "-n", "10001", "--no-follow"];
+    assert_eq!(run_lines(server.address, &arguments).len(), 1);
+    let arguments = ["tail", "tea", "-n", "10000", "--count", "1"];
+    assert_eq!(run_lines(server.address, &arguments).len(), 1);
+}
+
+#[test]
 fn missing_rooms_and_servers_are_reported() {
     let server = serve(&[]);
     for arguments in [

@@ -51,12 +51,17 @@ impl Printer {
     }
 
     pub(super) fn message(&mut self, message: &ServerMessage) -> Result<(), Failure> {
-        let line = if self.json {
-            String::new()
+        let line = self.line(message);
+        self.write(&line)
+    }
+
+    /// The line with `message`, for a command that does not write it itself.
+    pub(super) fn line(&self, message: &ServerMessage) -> String {
+        if self.json {
+            json::line(&json::message(message))
         } else {
             self.format.format(message)
-        };
-        self.print(|| line, || json::message(message))
+        }
     }
 
     /// Prints `items`, as a table with a `header` or as JSON.
@@ -87,6 +92,10 @@ impl Printer {
         object: impl FnOnce() -> Value,
     ) -> Result<(), Failure> {
         let line = if self.json { json::line(&object()) } else { line() };
+        self.write(&line)
+    }
+
+    fn write(&mut self, line: &str) -> Result<(), Failure> {
         if self.closed {
             return Ok(());
         }

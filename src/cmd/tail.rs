@@ -6,15 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::time::Instant;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use super::client_args::{ConnectArgs, RetryArg, RoomArgs};
 use super::message_format::TimeArg;
+use super::output::Output;
 use super::parse::integer;
 use super::printer::{JsonArg, Printer};
-use super::stderr::{RECONNECTED, RECONNECTING, note};
+use super::stderr::{RECONNECTED, RECONNECTING};
 use super::{Failure, client_runtime, history};
 use crate::client::{ClientError, Event, HistoryQuery, StartPosition, Subscription};
 use crate::signals::Signals;
@@ -24,6 +26,9 @@ use crate::telemetry::ClientSpans;
 const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The most past events with which the server starts a stream.
 const MAX_START: u32 = 10_000;
+
+/// How long stdout may take to accept the last lines after a signal, and stderr the last notes.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Interval at which stdout is checked for a closed reader.
 const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -38,7 +43,7 @@ const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
   chitchat tail tea --follow --json   for a program, also before the room exists
   chitchat tail tea -n 5 --no-follow")]
 pub(super) struct TailCommand {
-    /// Number of past events to start with
+    /// Number of past events to start with; at most 10000 unless --no-follow is given
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = integer::<u32>)]
     last: u32,
     /// Continue with events as they happen. This is the default; with the flag, also wait for a room that does not exist yet
@@ -69,7 +74,6 @@ impl TailCommand {
 
     async fn tail(self, spans: ClientSpans) -> Result<(), Failure> {
         let mut printer = Printer::with_format(&self.json, self.time.format());
-        let mut remaining = self.count.unwrap_or(u64::MAX);
         if self.no_follow {
             let connection = self.connect.connect().await?;
             let query = HistoryQuery {
@@ -81,49 +85,82 @@ impl TailCommand {
                 &connection,
                 self.room.room(),
                 query,
-                remaining,
+                self.max_events(),
                 |_| true,
                 &mut printer,
             )
             .await;
         }
+        if self.last > MAX_START {
+            return Err(Failure::Usage(format!(
+                "-n {}: at most {MAX_START} past events can be followed; --no-follow has no limit",
+                self.last
+            )));
+        }
         let mut signals = Signals::listen()
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
-        let mut subscription = tokio::select! {
-            subscription = self.subscribe() => subscription?,
-            signal = signals.next() => return Err(Failure::Interrupted(signal)),
+        // Writing can block, which must not keep a signal from ending the command.
+        let (output, notes) = (Output::stdout()?, Output::stderr()?);
+        let ended = tokio::select! {
+            ended = self.follow(&printer, &output, &notes, spans) => ended,
+            signal = signals.next() => Err(Failure::Interrupted(signal)),
         };
+        let written = tokio::select! {
+            written = output.close() => written,
+            signal = signals.next() => Err(Failure::Interrupted(signal)),
+            () = sleep(FLUSH_TIMEOUT), if is_interrupted(&ended) => Ok(()),
+        };
+        // Notes that cannot be written are lost.
+        timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
+        ended.and(written)
+    }
+
+    fn max_events(&self) -> u64 {
+        self.count.unwrap_or(u64::MAX)
+    }
+
+    /// Writes events until there were enough or the output is closed.
+    async fn follow(
+        &self,
+        printer: &Printer,
+        output: &Output,
+        notes: &Output,
+        spans: ClientSpans,
+    ) -> Result<(), Failure> {
+        let mut subscription = self.subscribe(notes).await?;
         let mut stdout_closed = pin!(stdout_closed());
-        while remaining > 0 && !printer.is_closed() {
-            let event = tokio::select! {
+        let mut remaining = self.max_events();
+        while remaining > 0 {
+            let received = tokio::select! {
+                received = receive(&mut subscription, output) => received,
+                () = output.closed() => return Ok(()),
                 () = &mut stdout_closed => return Ok(()),
-                event = subscription.try_next() => event?,
-                signal = signals.next() => return Err(Failure::Interrupted(signal)),
+            };
+            let Some((permit, event)) = received else {
+                return Ok(());
             };
             // The stream ends only with an error.
-            let Some(event) = event else { break };
+            let Some(event) = event? else { break };
             match event {
                 Event::Message(message) => {
                     let received_at = SystemTime::now();
-                    printer.message(&message)?;
+                    permit.send(printer.line(&message));
                     // A reader has no Lamport clock of its own.
                     spans.record_received(&message, message.timestamp, received_at);
                     // Private notices do not count.
                     remaining -= u64::from(message.sequence > 0);
                 }
-                Event::Reconnecting { attempt: 1, .. } => note(RECONNECTING),
+                Event::Reconnecting { attempt: 1, .. } => notes.try_send(RECONNECTING.to_owned()),
                 Event::Reconnecting { .. } => {}
-                Event::Resumed { .. } => note(RECONNECTED),
-                Event::Gap(gap) => note(gap),
+                Event::Resumed { .. } => notes.try_send(RECONNECTED.to_owned()),
+                Event::Gap(gap) => notes.try_send(gap.to_string()),
             }
         }
         Ok(())
     }
-}
 
-impl TailCommand {
     /// Subscribes to the room. With --follow, waits until it exists.
-    async fn subscribe(&self) -> Result<Subscription, Failure> {
+    async fn subscribe(&self, notes: &Output) -> Result<Subscription, Failure> {
         let (options, mut start) = (self.connect.options(), self.last);
         let mut answered_at = None;
         loop {
@@ -142,7 +179,7 @@ impl TailCommand {
                 matches!(&error, ClientError::Rejected(rejection) if rejection.code == Code::NotFound);
             if is_missing && self.follow {
                 if answered_at.is_none() {
-                    note(format_args!("waiting for the room {}", self.room.room()));
+                    notes.try_send(format!("waiting for the room {}", self.room.room()));
                 }
                 answered_at = Some(Instant::now());
                 // Everything in it will have happened after this command began.
@@ -152,16 +189,29 @@ impl TailCommand {
             {
                 return Err(error.into());
             }
-            tokio::time::sleep(ROOM_CHECK_INTERVAL).await;
+            sleep(ROOM_CHECK_INTERVAL).await;
         }
     }
+}
+
+const fn is_interrupted(ended: &Result<(), Failure>) -> bool {
+    matches!(ended, Err(Failure::Interrupted(_)))
+}
+
+/// Waits for capacity to write an event, then for the event; `None` if the output accepts no more lines. Cancel safe.
+async fn receive<'a>(
+    subscription: &mut Subscription,
+    output: &'a Output,
+) -> Option<(mpsc::Permit<'a, String>, Result<Option<Event>, ClientError>)> {
+    let permit = output.reserve().await?;
+    Some((permit, subscription.try_next().await))
 }
 
 /// Completes when stdout is a pipe or socket whose reader has closed it (`| head -1`). Cancel safe.
 async fn stdout_closed() {
     let stdout = io::stdout();
     loop {
-        tokio::time::sleep(HANGUP_CHECK_INTERVAL).await;
+        sleep(HANGUP_CHECK_INTERVAL).await;
         // ERR and HUP are reported without being requested.
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
         let ready = poll(&mut fds, Some(&Timespec::default()));
