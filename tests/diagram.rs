@@ -274,6 +274,14 @@ fn what_cannot_be_drawn_is_reported() {
         66,
         "chitchat: the logs have nothing of the room tea; they have: lobby",
     );
+    let directory = tempfile::tempdir().unwrap();
+    let hostile = directory.path().join("hostile.jsonl");
+    let line = log_line(1, "Ada", "hi", "MESSAGE").replace("lobby", r"\u001b[2J");
+    fs::write(&hostile, line).unwrap();
+    finished(&["--log", hostile.to_str().unwrap()]).assert_failed(
+        66,
+        r"chitchat: the logs have nothing of the room lobby; they have: \u{1b}[2J",
+    );
     finished(&["--log", "mermaid.mjs"]).assert_failed(65, "chitchat: line 1 of mermaid.mjs is not a message");
     finished(&["--log", "missing.jsonl"]).assert_failed(74, "chitchat: cannot open missing.jsonl");
 }

@@ -235,6 +235,19 @@ fn a_broken_link_is_named_with_a_remedy() {
 }
 
 #[test]
+fn a_rejected_message_is_a_broken_link() {
+    let server = serve_with(&["--max-message-chars", "10"], &[]);
+    let output = doctor(server.address, &[]);
+    assert_eq!(output.status.code(), Some(69));
+    assert_eq!(text(&output.stderr), "chitchat: broken: message\n");
+    let lines = text(&output.stdout);
+    assert!(
+        lines.contains("\nbroken   message     rejected with NOTICE_CODE_MESSAGE_TOO_LONG: "),
+        "{lines}"
+    );
+}
+
+#[test]
 fn without_a_server_no_other_link_is_checked() {
     let unused = unused_address();
     let output = doctor(unused, &["--tempo", "http://127.0.0.1:1"]);

@@ -16,7 +16,7 @@ use super::client_args::{ConnectArgs, RoomArgs};
 use super::parse::integer;
 use super::stderr::note;
 use super::{Failure, client_runtime, who};
-use crate::client::Connection;
+use crate::client::{Connection, escape};
 use crate::proto::get_history_request::Page;
 use crate::proto::{GetHistoryRequest, ServerMessage};
 use conversation::{Conversation, Record, Source};
@@ -142,7 +142,7 @@ impl DiagramCommand {
             logs.push(log);
         }
         if logs.iter().all(Vec::is_empty) {
-            let rooms: Vec<&str> = rooms.iter().take(10).map(String::as_str).collect();
+            let rooms: Vec<_> = rooms.iter().take(10).map(|room| escape::name(room)).collect();
             return Err(Failure::NotFound(format!(
                 "the logs have nothing of the room {room}; they have: {}",
                 rooms.join(", ")

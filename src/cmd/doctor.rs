@@ -10,6 +10,7 @@ use clap::Args;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt as _;
 
+use super::answer::is_repeated;
 use super::base_url::BaseUrl;
 use super::client_args::{self, ConnectArgs};
 use super::parse;
@@ -111,7 +112,7 @@ const fn remedy(error: &ClientError) -> &'static str {
         TlsError::PlainText => "use http:// in --server, or start the server with --tls-cert and --tls-key",
         TlsError::Required => "use https:// in --server",
         TlsError::ClientCertificateRequired | TlsError::ClientCertificateRejected(_) => {
-            "give a certificate from an issuer in --tls-client-ca of the server with --cert and --key"
+            "give a certificate from a CA in --tls-client-ca of the server with --cert and --key"
         }
         TlsError::NoHttp2 => "give the address of the port for gRPC with --server",
         TlsError::Handshake(_) => "check the server's log: connection_closed has the reason",
@@ -119,7 +120,12 @@ const fn remedy(error: &ClientError) -> &'static str {
     }
 }
 
+fn in_words(error: ClientError) -> String {
+    error.to_string()
+}
+
 struct Acknowledged {
+    /// The event, or the notice that the message had already been broadcast.
     broadcast: ServerMessage,
     elapsed: Duration,
     trace_id: String,
@@ -155,7 +161,8 @@ impl DoctorCommand {
                         elapsed,
                         trace_id,
                     } = &acknowledged;
-                    let (sequence, time) = (broadcast.sequence, broadcast.timestamp);
+                    let repeated = broadcast.notice.as_ref().map(|notice| notice.original_sequence);
+                    let (sequence, time) = (repeated.unwrap_or(broadcast.sequence), broadcast.timestamp);
                     let room = &self.room;
                     print_link(Link::ok(
                         MESSAGE,
@@ -199,7 +206,7 @@ impl DoctorCommand {
         let broken = |seen: String| Link::broken(MESSAGE, seen, remedy);
         match timeout(self.wait, self.send_message(&spans)).await {
             Ok(Ok(acknowledged)) => Ok(acknowledged),
-            Ok(Err(error)) => Err(broken(error.to_string())),
+            Ok(Err(seen)) => Err(broken(seen)),
             Err(_) => {
                 let waited = humantime::format_duration(self.wait);
                 Err(broken(format!("not acknowledged within {waited}")))
@@ -207,7 +214,8 @@ impl DoctorCommand {
         }
     }
 
-    async fn send_message(&self, spans: &ClientSpans) -> Result<Acknowledged, ClientError> {
+    /// The error is a line for users.
+    async fn send_message(&self, spans: &ClientSpans) -> Result<Acknowledged, String> {
         const TEXT: &str = "A message of chitchat doctor: please ignore it.";
         let span = spans.start_send(self.room.as_str(), TEXT.len());
         let observer: Arc<dyn SendObserver> = match &span {
@@ -229,26 +237,37 @@ impl DoctorCommand {
             RetryPolicy::default(),
             join,
         )
-        .await?;
+        .await
+        .map_err(in_words)?;
         let sent_at = Instant::now();
-        let message_id = session.send_with_observer(TEXT, Some(observer))?;
-        let mut acknowledged = None;
-        while let Some(event) = session.try_next().await? {
+        let message_id = session
+            .send_with_observer(TEXT, Some(observer))
+            .map_err(in_words)?;
+        let mut answer = None;
+        while let Some(event) = session.try_next().await.map_err(in_words)? {
             if let Event::Message(message) = event
                 && message.message_id == message_id.as_str()
             {
-                if let Some(span) = &span {
-                    span.record_acknowledged(&message);
-                }
-                acknowledged = Some(Acknowledged {
-                    broadcast: *message,
-                    elapsed: sent_at.elapsed(),
-                    trace_id: trace_id.clone(),
-                });
+                answer = Some((message, sent_at.elapsed()));
                 session.leave();
             }
         }
-        acknowledged.ok_or(ClientError::Closed)
+        let (message, elapsed) = answer.ok_or_else(|| in_words(ClientError::Closed))?;
+        if let Some(notice) = message.notice.as_ref().filter(|_| !is_repeated(&message)) {
+            if let Some(span) = &span {
+                span.record_rejected(&message.message_id);
+            }
+            let code = notice.code().as_str_name();
+            return Err(format!("rejected with {code}: {}", message.msg_stream));
+        }
+        if let Some(span) = &span {
+            span.record_acknowledged(&message);
+        }
+        Ok(Acknowledged {
+            broadcast: *message,
+            elapsed,
+            trace_id,
+        })
     }
 
     async fn check_backends(&self, before: Option<Result<f64, String>>, trace_id: &str) -> [Link; 4] {

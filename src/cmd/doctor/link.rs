@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::client::escape;
+
 /// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
@@ -46,12 +48,14 @@ impl Link {
         matches!(self.state, State::Broken { .. })
     }
 
-    /// The output as text; a broken link has its remedy on a second line.
+    /// The output as text; a broken link has its remedy on a second line. The evidence may contain text of a server.
     pub(super) fn line(&self) -> String {
         let name = self.name;
         match &self.state {
-            State::Ok(seen) => format!("ok       {name:<10}  {seen}"),
-            State::Broken { seen, remedy } => format!("broken   {name:<10}  {seen}\n{:21}{remedy}", ""),
+            State::Ok(seen) => format!("ok       {name:<10}  {}", escape::text(seen)),
+            State::Broken { seen, remedy } => {
+                format!("broken   {name:<10}  {}\n{:21}{remedy}", escape::text(seen), "")
+            }
             State::Skipped(why) => format!("skipped  {name:<10}  {why}"),
         }
     }
@@ -65,5 +69,22 @@ impl Link {
             }
             State::Skipped(why) => json!({ "link": name, "state": "skipped", "detail": why }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_server_is_escaped() {
+        let hostile = "\u{1b}[2Jok\nok";
+        let shown = r"\u{1b}[2Jok\nok";
+        let broken = Link::broken("server", hostile, "ask").line();
+        assert_eq!(broken, format!("broken   server      {shown}\n{:21}ask", ""));
+        assert_eq!(
+            Link::ok("tempo", hostile).line(),
+            format!("ok       tempo       {shown}")
+        );
     }
 }
