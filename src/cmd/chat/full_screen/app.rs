@@ -122,6 +122,8 @@ pub(super) struct App {
     limits: TimelineLimits,
     pub(super) target: Target,
     pub(super) timeline: Timeline,
+    /// The epoch of the log that the timeline shows the end of; `None` until its first event.
+    epoch: Option<u64>,
     pub(super) roster: Roster,
     pub(super) editor: LineEditor,
     inputs: InputHistory,
@@ -169,6 +171,7 @@ impl App {
             limits,
             target,
             timeline: Timeline::new(0, limits),
+            epoch: None,
             roster: Roster::default(),
             editor: LineEditor::default(),
             inputs,
@@ -297,6 +300,7 @@ impl App {
         let newest = welcome.map_or(0, |welcome| welcome.sequence);
         let notes = self.timeline.take_notes(self.switching_since);
         self.timeline = Timeline::new(newest, self.limits);
+        self.epoch = welcome.map(|welcome| welcome.epoch);
         self.switching_since = 0;
         for note in notes {
             self.timeline.push(note);
@@ -402,8 +406,28 @@ impl App {
                 self.roster.expect_reload();
                 self.effects.push(Effect::LoadRoster);
             }
-            Event::Gap(gap) => self.note(&gap.to_string()),
+            Event::Gap(gap) => self.on_gap(gap),
         }
+    }
+
+    fn on_gap(&mut self, gap: Gap) {
+        let lost_from = match gap {
+            Gap::Truncated { first, .. } => {
+                self.timeline.on_truncated(first);
+                Some(first)
+            }
+            Gap::NewEpoch { after, .. } => {
+                self.timeline.on_replaced(after);
+                self.epoch = None;
+                Some(0)
+            }
+            Gap::Expired { .. } | Gap::Unknown => None,
+        };
+        // The number would be that of another event.
+        self.unread = self
+            .unread
+            .filter(|unread| lost_from.is_none_or(|first| *unread < first));
+        self.note(&gap.to_string());
     }
 
     fn on_message(&mut self, message: &ServerMessage) {
@@ -416,6 +440,9 @@ impl App {
                 None => self.note(&message.msg_stream),
             }
             return;
+        }
+        if message.sequence > 0 {
+            self.epoch = Some(message.epoch);
         }
         self.roster.on_event(message);
         let entry = self.entry(message);
@@ -447,6 +474,9 @@ impl App {
     }
 
     pub(super) fn on_older(&mut self, before: u64, page: &GetHistoryResponse) {
+        if self.epoch != Some(page.epoch) {
+            return self.on_load_failed("the room's log was replaced");
+        }
         let entries = self.entries(page);
         self.timeline.push_older(before, entries, page.first_sequence);
         if self.scroll.is_none() && self.timeline.is_detached() {
@@ -457,6 +487,9 @@ impl App {
     }
 
     pub(super) fn on_newer(&mut self, after: u64, page: &GetHistoryResponse) {
+        if self.epoch != Some(page.epoch) {
+            return self.on_load_failed("the room's log was replaced");
+        }
         let entries = self.entries(page);
         self.timeline.push_newer(after, entries);
     }
@@ -632,7 +665,7 @@ impl App {
 
     fn is_hit(&self, key: Key, needle: &str) -> bool {
         let entry = self.timeline.get(key);
-        entry.is_some_and(|entry| entry.sequence > 0 && entry.searchable().contains(needle))
+        entry.is_some_and(|entry| !entry.is_note() && entry.searchable().contains(needle))
     }
 
     fn show_hit(&mut self, hit: Option<Key>) {

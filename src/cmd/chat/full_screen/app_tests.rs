@@ -376,6 +376,69 @@ fn a_section_far_back_is_left_again() {
 }
 
 #[test]
+fn a_new_log_is_shown_below_the_old_one_and_does_not_mix_with_it() {
+    let mut app = app();
+    let old = |sequence| message(sequence, "Bob", &format!("old {sequence}."));
+    app.on_joined(target("Ada", "tea"), Some(&welcome(3)));
+    app.on_older(
+        4,
+        &GetHistoryResponse {
+            messages: (2..=3).map(old).collect(),
+            first_sequence: 1,
+            ..GetHistoryResponse::default()
+        },
+    );
+    app.take_effects();
+    app.on_focus(false);
+    receive(&mut app, old(4));
+    app.on_event(Event::Gap(Gap::NewEpoch { seen: 4, after: 3 }));
+    let new = |sequence| ServerMessage {
+        epoch: 1,
+        ..message(sequence, "Bob", &format!("new {sequence}."))
+    };
+    for sequence in 4..=5 {
+        receive(&mut app, new(sequence));
+    }
+    let page = GetHistoryResponse {
+        messages: vec![new(1)],
+        first_sequence: 1,
+        epoch: 1,
+        ..GetHistoryResponse::default()
+    };
+    key(&mut app, KeyCode::Home);
+    assert_eq!(app.take_effects(), []);
+    // It was requested before.
+    app.on_older(2, &page);
+    let shown = rows(&app);
+    let texts: Vec<_> = shown
+        .iter()
+        .filter_map(|row| Some(row.split_once("Bob: ")?.1))
+        .collect();
+    assert_eq!(texts, ["old 2.", "old 3.", "old 4.", "new 4.", "new 5."]);
+    // The first event after the old ones is the first that the user has not seen.
+    let marker = shown.iter().position(|row| row.contains("── new"));
+    assert!(shown[marker.unwrap() + 1].ends_with("new 4."), "{shown:?}");
+    type_line(&mut app, "/search old 2");
+    assert!(app.hint.as_ref().unwrap().starts_with("Ctrl-R"));
+}
+
+#[test]
+fn a_page_of_another_epoch_is_not_shown() {
+    let mut app = app();
+    app.on_joined(target("Ada", "tea"), Some(&welcome(20)));
+    type_line(&mut app, "/search 19");
+    let page = GetHistoryResponse {
+        messages: vec![message(19, "Bob", "19"), message(20, "Bob", "20")],
+        first_sequence: 1,
+        epoch: 1,
+        ..GetHistoryResponse::default()
+    };
+    app.on_older(21, &page);
+    assert!(!shows(&app, "Bob") && app.hint.as_ref().unwrap().contains("replaced"));
+    assert_eq!(app.timeline.older, Older::Available);
+}
+
+#[test]
 fn a_search_loads_older_history() {
     let mut app = app();
     app.on_joined(target("Ada", "tea"), Some(&welcome(20)));

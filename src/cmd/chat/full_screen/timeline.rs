@@ -21,7 +21,7 @@ pub(super) type Key = i64;
 /// An entry of the timeline. Its strings are safe to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// The position in the room's log; 0 for what only this user sees.
+    /// The position in the room's log; 0 for what only this user sees, and for events that are no longer part of the log.
     pub(super) sequence: u64,
     pub(super) lamport_time: i64,
     /// When the event was broadcast, in the time zone of the user; `None` if that is unknown or not shown.
@@ -107,6 +107,10 @@ impl Entry {
             Kind::Message { sender, text, .. } => format!("{sender}: {text}").to_lowercase(),
             Kind::Presence { text, .. } | Kind::Note(text) => text.to_lowercase(),
         }
+    }
+
+    pub(super) const fn is_note(&self) -> bool {
+        matches!(self.kind, Kind::Note(_))
     }
 
     const fn is_presence(&self) -> bool {
@@ -250,8 +254,8 @@ impl Timeline {
             self.bytes -= dropped.bytes();
             if dropped.sequence > 0 {
                 self.oldest = dropped.sequence + 1;
+                self.older = Older::Available;
             }
-            self.older = Older::Available;
         }
         self.keys().map_or(self.first_key, |(_, last)| last)
     }
@@ -328,13 +332,42 @@ impl Timeline {
         }
     }
 
+    /// Called when the log has lost its end: the events from the sequence number `first` on are no longer part of it.
+    pub(super) fn on_truncated(&mut self, first: u64) {
+        self.forget_sequences(first);
+        let last = first.saturating_sub(1);
+        self.newest = self.newest.min(last);
+        self.newest_in_room = last;
+        self.oldest = self.oldest.min(first);
+    }
+
+    /// Called when the log was replaced by another one, which continues after the sequence number `after`. What is in memory stays;
+    /// nothing can be loaded before it.
+    pub(super) fn on_replaced(&mut self, after: u64) {
+        self.forget_sequences(0);
+        self.newest = after;
+        self.newest_in_room = after;
+        self.oldest = after.saturating_add(1);
+        self.older = if self.entries.is_empty() {
+            Older::Available
+        } else {
+            Older::Nothing
+        };
+        self.is_loading_newer = false;
+    }
+
+    /// The sequence numbers from `first` on will be those of other events.
+    fn forget_sequences(&mut self, first: u64) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.sequence >= first) {
+            entry.sequence = 0;
+        }
+    }
+
     /// Removes the notes from the key `first` on.
     pub(super) fn take_notes(&mut self, first: Key) -> Vec<Entry> {
         let start = usize::try_from(first - self.first_key).unwrap_or(0);
         let entries = self.entries.drain(start.min(self.entries.len())..);
-        entries
-            .filter(|entry| matches!(entry.kind, Kind::Note(_)))
-            .collect()
+        entries.filter(Entry::is_note).collect()
     }
 
     /// Drops all entries. The section is at the end of the log.
@@ -473,6 +506,52 @@ mod tests {
         assert!(!timeline.is_detached());
         timeline.push_event(event(15));
         assert_eq!(sequences(&timeline), [10, 11, 12, 15]);
+    }
+
+    #[test]
+    fn a_log_that_replaces_another_continues_below_it() {
+        let mut timeline = Timeline::new(0, SMALL);
+        for sequence in 1..=3 {
+            timeline.push_event(event(sequence));
+        }
+        timeline.on_replaced(7);
+        assert_eq!(timeline.older, Older::Nothing);
+        timeline.push_event(event(8));
+        assert_eq!(sequences(&timeline), [0, 0, 0, 8]);
+        // What is dropped first is what cannot be loaded again.
+        timeline.push_event(event(9));
+        timeline.push_event(event(10));
+        timeline.push_event(event(11));
+        assert_eq!((timeline.older, timeline.oldest()), (Older::Nothing, 8));
+        timeline.push_event(event(12));
+        assert_eq!((timeline.older, timeline.oldest()), (Older::Available, 9));
+    }
+
+    #[test]
+    fn what_follows_a_log_that_was_replaced_or_truncated_is_shown_to_a_user_who_has_scrolled_back() {
+        let detached = || {
+            let mut timeline = Timeline::new(14, SMALL);
+            timeline.push_older(15, (9..=14).map(event).collect(), 1);
+            assert!(timeline.is_detached());
+            timeline
+        };
+        let mut timeline = detached();
+        timeline.on_replaced(0);
+        assert!(timeline.push_event(event(1)).is_some());
+        assert_eq!(sequences(&timeline), [0, 0, 0, 1]);
+
+        let mut timeline = detached();
+        timeline.on_truncated(11);
+        assert!(timeline.push_event(event(11)).is_some());
+        assert_eq!(sequences(&timeline), [10, 0, 0, 11]);
+        assert_eq!((timeline.oldest(), timeline.older), (10, Older::Available));
+
+        // The section ends before what was lost.
+        let mut timeline = detached();
+        timeline.on_truncated(14);
+        assert_eq!(timeline.push_event(event(14)), None);
+        timeline.push_newer(12, vec![event(13), event(14)]);
+        assert_eq!(sequences(&timeline), [11, 12, 13, 14]);
     }
 
     #[test]
