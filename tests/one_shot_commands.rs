@@ -536,6 +536,13 @@ fn messages_conform_to_the_schema_everywhere() {
         assert!(conforms(&schema, &schema, &value), "{line}");
     }
     assert!(!conforms(&schema, &schema, &json!({ "sender_id": 1 })));
+    // What these servers do not send: ids that clients of the first version choose, and tokens that expire.
+    let notice = json!({
+        "sender_id": -5, "sender_name": "Server", "msg_stream": "", "type": "MESSAGE", "timestamp": 1, "room": "lobby",
+        "sequence": 0, "epoch": 0,
+        "notice": { "code": "NOTICE_CODE_TOKEN_EXPIRES", "original_sequence": 0, "expires_in": "60s" },
+    });
+    assert!(conforms(&schema, &schema, &notice));
 }
 
 #[test]

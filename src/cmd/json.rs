@@ -159,8 +159,18 @@ fn notice(notice: &Notice) -> Value {
         "code": notice.code().as_str_name(),
         "original_sequence": notice.original_sequence,
     });
-    if let (Value::Object(object), Some(delay)) = (&mut object, &notice.retry_delay) {
-        object.insert("retry_delay".to_owned(), delay.to_string().into());
+    if let Value::Object(object) = &mut object {
+        let delays = [
+            ("retry_delay", &notice.retry_delay),
+            ("expires_in", &notice.expires_in),
+        ];
+        for (key, delay) in delays {
+            insert_if_set(
+                object,
+                key,
+                &delay.map(|delay| delay.to_string()).unwrap_or_default(),
+            );
+        }
     }
     object
 }
@@ -174,7 +184,7 @@ fn insert_if_set(object: &mut Map<String, Value>, key: &str, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::EventType;
+    use crate::proto::{EventType, NoticeCode};
 
     #[test]
     fn an_event_has_the_field_names_of_the_contract() {
@@ -209,6 +219,24 @@ mod tests {
                 "message_id": "id",
             })
         );
+    }
+
+    #[test]
+    fn a_notice_has_the_field_names_of_the_contract() {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let full = Notice {
+            code: NoticeCode::TokenExpires.into(),
+            original_sequence: 3,
+            retry_delay: seconds(2),
+            expires_in: seconds(60),
+        };
+        let expected = json!({
+            "code": "NOTICE_CODE_TOKEN_EXPIRES",
+            "original_sequence": 3,
+            "retry_delay": "2s",
+            "expires_in": "60s",
+        });
+        assert_eq!(notice(&full), expected);
     }
 
     #[test]
