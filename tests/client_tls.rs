@@ -212,6 +212,41 @@ fn a_client_and_a_server_that_do_not_agree_on_tls_are_told() {
 }
 
 #[test]
+fn the_flag_for_a_certificate_overrides_the_one_in_the_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new("test");
+    let ca = authority.write(directory.path().join("ca.pem"));
+    let issued = authority.issue(directory.path(), "server", &["localhost"]);
+    let server = serve_tls(&issued, &["--tls-client-ca", path(&ca)]);
+    let client = authority.issue_for_client(directory.path(), "client");
+    let health = |configuration: &str, flags: &[&str]| {
+        let file = directory.path().join("chitchat/config.toml");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, configuration).unwrap();
+        let mut command = Command::new(CHITCHAT);
+        command
+            .args(["health", "--server"])
+            .arg(format!("https://localhost:{}", server.address.port()))
+            .args(["--ca", path(&ca)])
+            .args(flags)
+            .env("XDG_CONFIG_HOME", directory.path());
+        run(&mut command, "")
+    };
+    let server_line = format!("server = \"https://localhost:{}\"\n", server.address.port());
+    let configuration = format!(
+        "{server_line}cert = \"missing.pem\"\nkey = {:?}\n",
+        path(&client.key)
+    );
+    let certificate = ["--cert", path(&client.certificate)];
+    let renewed = health(&configuration, &certificate);
+    assert!(renewed.status.success(), "{renewed:?}");
+    let half = health("", &certificate);
+    assert_fails(&half, 64, &["chitchat: --cert needs --key, too"]);
+    let half = health("", &["--key", path(&client.key)]);
+    assert_fails(&half, 64, &["chitchat: --key needs --cert, too"]);
+}
+
+#[test]
 fn a_client_whose_certificate_is_not_accepted_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new("test");

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
 
 use super::Failure;
 use super::parse::{duration, timeout};
@@ -48,7 +49,6 @@ pub(super) struct ServerArg {
         long,
         env = "CHITCHAT_CERT",
         value_name = "FILE",
-        requires = "key",
         help_heading = "TLS and token"
     )]
     cert: Option<PathBuf>,
@@ -57,7 +57,6 @@ pub(super) struct ServerArg {
         long,
         env = "CHITCHAT_KEY",
         value_name = "FILE",
-        requires = "cert",
         help_heading = "TLS and token"
     )]
     key: Option<PathBuf>,
@@ -81,6 +80,20 @@ pub(super) struct ServerArg {
     /// Send the token to another machine although the address does not begin with https://: for a network that encrypts
     #[arg(long, env = "CHITCHAT_INSECURE_TOKEN", help_heading = "TLS and token")]
     insecure_token: bool,
+}
+
+/// Checks that a certificate or key that was given to a client command has its counterpart, from wherever that is.
+pub(super) fn check_certificate(matches: &ArgMatches) -> Result<(), Failure> {
+    for (flag, counterpart) in [("cert", "key"), ("key", "cert")] {
+        let is_given = matches!(
+            matches.value_source(flag),
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+        );
+        if is_given && matches.value_source(counterpart).is_none() {
+            return Err(Failure::Usage(format!("--{flag} needs --{counterpart}, too")));
+        }
+    }
+    Ok(())
 }
 
 impl ServerArg {

@@ -163,6 +163,9 @@ fn parse_arguments<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -
         let file = file.map_err(|failure| failure.report())?;
         matches = parse(file.apply(C::command(), given))?;
     }
+    if let Some(given) = config_file::client_command(&C::command(), &matches) {
+        client_args::check_certificate(given).map_err(|failure| failure.report())?;
+    }
     C::from_arg_matches(&matches).map_err(|error| failure::report_usage(&error))
 }
 
