@@ -139,7 +139,7 @@ fn each_certificate_that_is_not_accepted_has_its_reason() {
         (
             other.issue(of, "unknown", &["localhost"]),
             "localhost",
-            &["issuer that is not trusted", "--ca"],
+            &["CA that is not trusted", "--ca"],
         ),
         (
             authority.issue_for_client(of, "client"),
@@ -201,7 +201,7 @@ fn a_client_and_a_server_that_do_not_agree_on_tls_are_told() {
     );
     let logged = plain.log_line("\"reason\":\"tls\"");
     assert!(logged.contains("--tls-cert"), "{logged}");
-    // Whoever gives an issuer expects encryption.
+    // Whoever gives a CA certificate expects encryption.
     assert_fails(
         &health("", "localhost", &plain, &["--ca", path(&ca)]),
         78,
@@ -265,7 +265,7 @@ fn a_client_whose_certificate_is_not_accepted_is_told() {
     ];
     let flags = [&trusted[..], &identity].concat();
     let refused = health("https://", "localhost", &server, &flags);
-    assert_fails(&refused, 77, &["does not accept the certificate", "issuer"]);
+    assert_fails(&refused, 77, &["does not accept the certificate", "its CA"]);
     let doctor = run(
         Command::new(CHITCHAT)
             .args(["doctor", "--server"])

@@ -99,7 +99,7 @@ impl Outbox {
     }
 
     /// Marks the message with this id, and those after it, as waiting. Returns whether it was in the outbox.
-    pub(super) fn hold(&mut self, message_id: &str) -> bool {
+    pub(super) fn requeue_from(&mut self, message_id: &str) -> bool {
         let index = self.index(message_id);
         self.sent = index.map_or(self.sent, |index| self.sent.min(index));
         index.is_some()

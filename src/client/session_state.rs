@@ -128,7 +128,7 @@ pub(super) struct Incoming {
 
 /// What to do after a connection has ended.
 #[derive(Debug)]
-pub(super) enum Disconnect {
+pub(super) enum AfterDisconnect {
     /// The participant has left: the session ends.
     Left,
     /// The session ends with this error.
@@ -313,7 +313,7 @@ impl SessionState {
     pub(super) fn on_message(&mut self, message: ServerMessage) -> Incoming {
         self.clock.merge(message.timestamp);
         if let Some(pause) = retry_delay(&message)
-            && self.outbox.hold(&message.message_id)
+            && self.outbox.requeue_from(&message.message_id)
         {
             self.is_throttled = true;
             self.is_paused = true;
@@ -368,16 +368,16 @@ impl SessionState {
 
     /// Called when the connection has ended or an attempt to connect has failed. `error` is `None` if the server ended the
     /// stream without an error.
-    pub(super) fn on_disconnect(&mut self, error: Option<ClientError>) -> Disconnect {
+    pub(super) fn on_disconnect(&mut self, error: Option<ClientError>) -> AfterDisconnect {
         let requested_delay = self.requested_delay.take();
         if let Some(message) = self.taken_over.take() {
-            return Disconnect::Fatal(ClientError::TakenOver { message });
+            return AfterDisconnect::Fatal(ClientError::TakenOver { message });
         }
         let Some(error) = error else {
             return if self.leave == Leave::Sent || self.is_done() {
-                Disconnect::Left
+                AfterDisconnect::Left
             } else {
-                Disconnect::Retry(ClientError::StreamEnded, requested_delay)
+                AfterDisconnect::Retry(ClientError::StreamEnded, requested_delay)
             };
         };
         if !error.is_retryable() {
@@ -386,15 +386,15 @@ impl SessionState {
             if error.is_timestamp_out_of_range() && !self.clock_was_reset {
                 self.clock_was_reset = true;
                 self.clock = LamportClock::START;
-                return Disconnect::Retry(error, requested_delay);
+                return AfterDisconnect::Retry(error, requested_delay);
             }
-            return Disconnect::Fatal(error);
+            return AfterDisconnect::Fatal(error);
         }
         if self.is_done() {
-            return Disconnect::Left;
+            return AfterDisconnect::Left;
         }
         let min_delay = error.retry_after().max(requested_delay);
-        Disconnect::Retry(error, min_delay)
+        AfterDisconnect::Retry(error, min_delay)
     }
 }
 

@@ -24,9 +24,9 @@ use crate::tls::{ALPN, crypto_provider, read_certificates, read_private_key, roo
 /// The files are read for each connection, so that renewed ones are used when the client reconnects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// The issuers that are trusted (PEM). Default: those that the system trusts.
+    /// The CA certificates that are trusted (PEM). Default: those that the system trusts.
     pub ca: Option<PathBuf>,
-    /// The client's certificate and those of its issuers (PEM). Needs [`key`](Self::key). Default: none.
+    /// The client's certificate and the intermediate CA certificates (PEM). Needs [`key`](Self::key). Default: none.
     pub certificate: Option<PathBuf>,
     /// The private key of [`certificate`](Self::certificate) (PEM).
     pub key: Option<PathBuf>,
@@ -67,7 +67,7 @@ impl TlsOptions {
     }
 }
 
-/// The issuers that the system trusts.
+/// The CA certificates that the system trusts.
 fn system_roots() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -80,7 +80,7 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
         reason = format!("{reason} ({error})");
     }
     Err(TlsError::Options(format!(
-        "{reason}; install them (ca-certificates), or give the issuer's certificate with --ca"
+        "{reason}; install them (ca-certificates), or give the CA certificate with --ca"
     )))
 }
 

@@ -9,13 +9,13 @@ use humantime::format_rfc3339_seconds;
 /// Why a connection over TLS could not be established. Displayed as a sentence about the server ("it").
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
-    /// The server's certificate, or one of its issuers, has expired.
+    /// The server's certificate, or a CA certificate in its chain, has expired.
     #[error("its certificate has expired at {}", format_rfc3339_seconds(*.not_after))]
     Expired {
         /// The end of the validity.
         not_after: SystemTime,
     },
-    /// The server's certificate, or one of its issuers, is not valid yet.
+    /// The server's certificate, or a CA certificate in its chain, is not valid yet.
     #[error(
         "its certificate is not valid before {}; is the clock of this machine right?",
         format_rfc3339_seconds(*.not_before)
@@ -32,8 +32,8 @@ pub enum TlsError {
         /// The names in the certificate.
         names: Vec<String>,
     },
-    /// The issuer of the server's certificate is not trusted.
-    #[error("its certificate is from an issuer that is not trusted; give the issuer's certificate with --ca")]
+    /// The CA of the server's certificate is not trusted.
+    #[error("its certificate is from a CA that is not trusted; give the CA certificate with --ca")]
     UnknownIssuer,
     /// The server's certificate cannot be used for another reason.
     #[error("its certificate is not valid: {0}")]
@@ -111,7 +111,7 @@ mod from_rustls {
                 Error::AlertReceived(Alert::CertificateRequired) => Self::ClientCertificateRequired,
                 Error::AlertReceived(Alert::NoApplicationProtocol) => Self::NoHttp2,
                 Error::AlertReceived(Alert::UnknownCA) => {
-                    Self::ClientCertificateRejected("its issuer is not one that the server trusts".into())
+                    Self::ClientCertificateRejected("its CA is not one that the server trusts".into())
                 }
                 Error::AlertReceived(Alert::CertificateExpired) => {
                     Self::ClientCertificateRejected("it has expired, or is not valid yet".into())

@@ -69,7 +69,7 @@ impl ChatCommand {
             .map_err(|error| Failure::Software(format!("cannot listen for signals: {error}")))?;
         let is_full_screen = !self.plain && !self.json.json && supports_full_screen();
         let retry = if is_full_screen {
-            self.retry.lasting_policy()
+            self.retry.unlimited_policy()
         } else {
             self.retry.policy()
         };

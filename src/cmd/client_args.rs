@@ -36,7 +36,7 @@ pub(super) struct ServerArg {
         help_heading = "Connection"
     )]
     pub(super) server: ServerAddress,
-    /// Trust the issuers in this file (PEM) instead of those that the system trusts
+    /// Trust the CA certificates in this file (PEM) instead of those that the system trusts
     #[arg(
         long,
         env = "CHITCHAT_CA",
@@ -167,7 +167,7 @@ impl RetryArg {
     }
 
     /// The policy of a client that a user keeps open.
-    pub(super) fn lasting_policy(&self) -> RetryPolicy {
+    pub(super) fn unlimited_policy(&self) -> RetryPolicy {
         RetryPolicy {
             patience: self.patience.unwrap_or(Duration::MAX),
             ..RetryPolicy::default()

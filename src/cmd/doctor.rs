@@ -106,7 +106,7 @@ const fn remedy(error: &ClientError) -> &'static str {
             "use one of these names in --server, or give one with --server-name if the address is right"
         }
         TlsError::UnknownIssuer => {
-            "give the certificate of its issuer with --ca, and put those between both into --tls-cert on the server"
+            "give its CA certificate with --ca, and put the intermediate ones into --tls-cert on the server"
         }
         TlsError::InvalidCertificate(_) => "replace the certificate of --tls-cert on the server",
         TlsError::PlainText => "use http:// in --server, or start the server with --tls-cert and --tls-key",

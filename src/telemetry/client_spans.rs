@@ -149,7 +149,7 @@ impl Drop for SendSpan {
         let (message_id, sequence, failure) = match outcome {
             Outcome::Unknown => (None, None, Some("not_acknowledged")),
             Outcome::Acknowledged { message_id, sequence } => (Some(message_id), Some(sequence), None),
-            Outcome::Rejected(message_id) => (Some(message_id), None, Some("refused")),
+            Outcome::Rejected(message_id) => (Some(message_id), None, Some("rejected")),
             Outcome::HandedOver => (None, None, None),
             Outcome::Abandoned => return,
         };

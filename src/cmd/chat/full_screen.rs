@@ -1,8 +1,8 @@
 //! The full-screen terminal interface of `chitchat chat`.
 
 mod app;
+mod departed_rooms;
 mod input_history;
-mod left_rooms;
 mod line_editor;
 mod lookups;
 mod roster;
@@ -39,8 +39,8 @@ use crate::proto::ServerMessage;
 use crate::signals::{JobSignal, JobSignals, Signals};
 use crate::telemetry::{ClientSpans, SendSpan};
 use app::{App, Effect, Target};
+use departed_rooms::DepartedRooms;
 use input_history::{HistoryFile, InputHistory};
-use left_rooms::LeftRooms;
 use lookups::{Answer, Lookups};
 use theme::Theme;
 use timeline::Older;
@@ -85,15 +85,15 @@ impl Joiner {
         })
     }
 
-    /// Joins `target` after `has_left`, or `old` again.
+    /// Joins `target` after `left_signal`, or `old` again.
     async fn rejoin(
         &self,
         target: Target,
         old: Target,
-        has_left: oneshot::Receiver<()>,
+        left_signal: oneshot::Receiver<()>,
     ) -> Result<Joined, ClientError> {
         // Ends without a value.
-        has_left.await.ok();
+        left_signal.await.ok();
         match self.join(target.clone()).await {
             Err(error) => {
                 let note = Some(target.join_failure(&error.to_string()));
@@ -161,7 +161,7 @@ pub(super) async fn run(
         history,
         sent: HashMap::new(),
         joining: None,
-        left: LeftRooms::default(),
+        left: DepartedRooms::default(),
         leave_deadline: None,
         stop_deadline: None,
         ended: None,
@@ -211,7 +211,7 @@ struct FullScreen {
     sent: HashMap<String, Arc<SendSpan>>,
     /// The room that the user wants to go to.
     joining: Option<Joining>,
-    left: LeftRooms,
+    left: DepartedRooms,
     /// When the next answer is due, while the user is leaving.
     leave_deadline: Option<Instant>,
     /// Set when the process is to be stopped: it runs at this time only if the system does not stop it.
@@ -262,8 +262,8 @@ impl FullScreen {
                     self.on_session(event);
                     Next::Continue
                 }
-                (visit, answer) = self.lookups.next() => {
-                    self.on_answer(visit, answer);
+                (generation, answer) = self.lookups.next() => {
+                    self.on_answer(generation, answer);
                     Next::Continue
                 }
                 joined = next_room(&mut self.joining) => {
@@ -311,7 +311,7 @@ impl FullScreen {
                 break result;
             }
         };
-        self.tty.leave().await;
+        self.tty.restore().await;
         result
     }
 
@@ -377,14 +377,14 @@ impl FullScreen {
     }
 
     fn run_effect(&mut self, effect: Effect) {
-        let visit = self.app.visit();
+        let generation = self.app.room_generation();
         match effect {
             Effect::Leave => self.leave(),
             Effect::Switch(target) => self.switch(target),
-            Effect::LoadOlder(before) => self.lookups.load_older(visit, &self.app.target.room, before),
-            Effect::LoadNewer(after) => self.lookups.load_newer(visit, &self.app.target.room, after),
-            Effect::LoadRoster => self.lookups.load_roster(visit, &self.app.target.room),
-            Effect::ListRooms => self.lookups.list_rooms(visit),
+            Effect::LoadOlder(before) => self.lookups.load_older(generation, &self.app.target.room, before),
+            Effect::LoadNewer(after) => self.lookups.load_newer(generation, &self.app.target.room, after),
+            Effect::LoadRoster => self.lookups.load_roster(generation, &self.app.target.room),
+            Effect::ListRooms => self.lookups.list_rooms(generation),
             Effect::Remember(input) => {
                 if let Some(file) = &self.history
                     && let Err(error) = file.append(&input)
@@ -471,9 +471,9 @@ impl FullScreen {
             return self.app.on_join_failed("there is no connection");
         }
         let joiner = self.joiner.clone();
-        let has_left = if is_same_name { self.leave_room() } else { None };
-        self.joining = Some(match has_left {
-            Some(has_left) => Box::pin(async move { joiner.rejoin(target, old, has_left).await }),
+        let left_signal = if is_same_name { self.leave_room() } else { None };
+        self.joining = Some(match left_signal {
+            Some(left_signal) => Box::pin(async move { joiner.rejoin(target, old, left_signal).await }),
             None => Box::pin(async move { joiner.join(target).await }),
         });
     }
@@ -506,8 +506,8 @@ impl FullScreen {
         }
     }
 
-    fn on_answer(&mut self, visit: u64, answer: Answer) {
-        if visit != self.app.visit() {
+    fn on_answer(&mut self, generation: u64, answer: Answer) {
+        if generation != self.app.room_generation() {
             return;
         }
         match answer {
@@ -604,7 +604,7 @@ impl FullScreen {
                 Next::Continue
             }
             JobSignal::Stop => {
-                self.tty.leave().await;
+                self.tty.restore().await;
                 self.is_suspended = true;
                 self.stop_deadline = Some(Instant::now() + STOP_TIMEOUT);
                 // SIGTSTP has a handler. SIGTTOU has the default action, which is the same: the system stops the process unless

@@ -51,7 +51,7 @@ pub struct Args {
     )]
     admin: SocketAddr,
 
-    /// Certificate of the server and of its issuers, without the root (PEM); replaced while the server runs when the file
+    /// Certificate of the server and the intermediate CA certificates, without the root (PEM); replaced while the server runs when the file
     /// changes or on SIGHUP
     #[arg(
         long,
@@ -72,7 +72,7 @@ pub struct Args {
     )]
     tls_key: Option<PathBuf>,
 
-    /// Accept only clients with a certificate that one of the issuers in this file has signed (PEM)
+    /// Accept only clients with a certificate that one of the CA certificates in this file has signed (PEM)
     #[arg(
         long,
         env = "CHITCHAT_TLS_CLIENT_CA",

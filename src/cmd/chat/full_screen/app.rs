@@ -88,7 +88,7 @@ pub(super) struct Pending {
     pub(super) text: String,
     /// `None` until it is given to the session.
     pub(super) message_id: Option<String>,
-    visit: u64,
+    room_generation: u64,
 }
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ pub(super) struct App {
     /// The number of texts that were not acknowledged while the user was leaving, who may not have seen that.
     lost: usize,
     /// Counts the rooms that were entered, to tell late answers that concern an earlier one.
-    visit: u64,
+    room_generation: u64,
     /// Where to go, in this order. The first room is being joined.
     switching: VecDeque<Target>,
     /// The key of the first note since then.
@@ -178,7 +178,7 @@ impl App {
             pending: VecDeque::new(),
             pending_bytes: 0,
             lost: 0,
-            visit: 0,
+            room_generation: 0,
             switching: VecDeque::new(),
             switching_since: 0,
             max_chars: None,
@@ -204,8 +204,8 @@ impl App {
         std::mem::take(&mut self.effects)
     }
 
-    pub(super) const fn visit(&self) -> u64 {
-        self.visit
+    pub(super) const fn room_generation(&self) -> u64 {
+        self.room_generation
     }
 
     pub(super) fn is_switching(&self) -> bool {
@@ -295,7 +295,7 @@ impl App {
 
     /// Called when the room of `target` is joined.
     pub(super) fn on_joined(&mut self, target: Target, welcome: Option<&Welcome>) {
-        self.visit += u64::from(self.switching.pop_front().is_some());
+        self.room_generation += u64::from(self.switching.pop_front().is_some());
         self.target = target;
         let newest = welcome.map_or(0, |welcome| welcome.sequence);
         let notes = self.timeline.take_notes(self.switching_since);
@@ -329,18 +329,18 @@ impl App {
         if let Some(target) = self.switching.pop_front() {
             self.note(&target.join_failure(error));
             // They were meant for that room and no other.
-            for pending in self.take_entered_in(self.visit + 1) {
+            for pending in self.take_entered_in(self.room_generation + 1) {
                 self.note_lost(&format!("not sent: {}", pending.text));
             }
-            self.skip_visit();
+            self.skip_generation();
             self.join_next();
         }
     }
 
     /// What was entered for the next room is for the current one, and so on.
-    fn skip_visit(&mut self) {
+    fn skip_generation(&mut self) {
         for pending in &mut self.pending {
-            pending.visit -= u64::from(pending.visit > self.visit);
+            pending.room_generation -= u64::from(pending.room_generation > self.room_generation);
         }
     }
 
@@ -348,7 +348,7 @@ impl App {
     fn join_next(&mut self) {
         while self.switching.front() == Some(&self.target) {
             self.switching.pop_front();
-            self.skip_visit();
+            self.skip_generation();
         }
         if let Some(target) = self.switching.front()
             && (!self.is_leaving || self.has_input_for_next_room())
@@ -378,18 +378,20 @@ impl App {
 
     /// Whether something was entered for a room that is not joined yet.
     pub(super) fn has_input_for_next_room(&self) -> bool {
-        self.pending.iter().any(|pending| pending.visit > self.visit)
+        self.pending
+            .iter()
+            .any(|pending| pending.room_generation > self.room_generation)
     }
 
     /// Removes what was entered in the current room, which is being left.
     pub(super) fn take_pending(&mut self) -> Vec<Pending> {
-        self.take_entered_in(self.visit)
+        self.take_entered_in(self.room_generation)
     }
 
-    fn take_entered_in(&mut self, visit: u64) -> Vec<Pending> {
+    fn take_entered_in(&mut self, generation: u64) -> Vec<Pending> {
         let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
             .into_iter()
-            .partition(|pending| pending.visit == visit);
+            .partition(|pending| pending.room_generation == generation);
         self.pending = kept.into();
         self.pending_bytes -= taken.iter().map(|pending| pending.text.len()).sum::<usize>();
         taken
@@ -468,8 +470,9 @@ impl App {
 
     /// The first text that is to be given to the session of the current room.
     pub(super) fn next_unsent(&mut self) -> Option<&mut Pending> {
-        let visit = self.visit;
-        let is_unsent = |pending: &&mut Pending| pending.message_id.is_none() && pending.visit == visit;
+        let generation = self.room_generation;
+        let is_unsent =
+            |pending: &&mut Pending| pending.message_id.is_none() && pending.room_generation == generation;
         self.pending.iter_mut().find(is_unsent)
     }
 
@@ -933,13 +936,13 @@ impl App {
             return self.note(&format!("not sent, because you are leaving: {text}"));
         }
         // The lines that are entered after a /join are for that room.
-        let visit = self.visit + u64::try_from(self.switching.len()).unwrap_or(0);
+        let generation = self.room_generation + u64::try_from(self.switching.len()).unwrap_or(0);
         for part in split(text, self.max_chars.unwrap_or(usize::MAX)) {
             self.pending_bytes += part.len();
             self.pending.push_back(Pending {
                 text: part,
                 message_id: None,
-                visit,
+                room_generation: generation,
             });
         }
         // Whoever answers has read.

@@ -39,7 +39,7 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Lookups {
     connector: Arc<Connector>,
-    /// Each with the visit that it is for.
+    /// Each with the generation of the room that it is for.
     running: JoinSet<(u64, Answer)>,
 }
 
@@ -151,32 +151,35 @@ impl Lookups {
         }
     }
 
-    fn spawn(&mut self, visit: u64, call: impl Future<Output = Answer> + Send + 'static) {
-        self.running.spawn(async move { (visit, call.await) });
+    fn spawn(&mut self, generation: u64, call: impl Future<Output = Answer> + Send + 'static) {
+        self.running.spawn(async move { (generation, call.await) });
     }
 
-    pub(super) fn load_older(&mut self, visit: u64, room: &RoomName, before: u64) {
+    pub(super) fn load_older(&mut self, generation: u64, room: &RoomName, before: u64) {
         let (connector, room) = (Arc::clone(&self.connector), room.as_str().to_owned());
-        self.spawn(visit, async move {
+        self.spawn(generation, async move {
             Answer::Older(before, connector.page(room, Page::BeforeSequence(before)).await)
         });
     }
 
-    pub(super) fn load_newer(&mut self, visit: u64, room: &RoomName, after: u64) {
+    pub(super) fn load_newer(&mut self, generation: u64, room: &RoomName, after: u64) {
         let (connector, room) = (Arc::clone(&self.connector), room.as_str().to_owned());
-        self.spawn(visit, async move {
+        self.spawn(generation, async move {
             Answer::Newer(after, connector.page(room, Page::AfterSequence(after)).await)
         });
     }
 
-    pub(super) fn load_roster(&mut self, visit: u64, room: &RoomName) {
+    pub(super) fn load_roster(&mut self, generation: u64, room: &RoomName) {
         let (connector, room) = (Arc::clone(&self.connector), room.as_str().to_owned());
-        self.spawn(visit, async move { Answer::Roster(connector.roster(room).await) });
+        self.spawn(
+            generation,
+            async move { Answer::Roster(connector.roster(room).await) },
+        );
     }
 
-    pub(super) fn list_rooms(&mut self, visit: u64) {
+    pub(super) fn list_rooms(&mut self, generation: u64) {
         let connector = Arc::clone(&self.connector);
-        self.spawn(visit, async move { Answer::Rooms(connector.rooms().await) });
+        self.spawn(generation, async move { Answer::Rooms(connector.rooms().await) });
     }
 
     /// Waits for the next answer; pending while no call is running. Cancel safe.

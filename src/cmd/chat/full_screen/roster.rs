@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::text::sanitize_name;
 use crate::proto::{EventType, Participant, ServerMessage};
 
-/// More participants are counted but not listed.
+/// More participants are neither listed nor counted.
 pub(super) const MAX_LISTED: usize = 5_000;
 
 /// The participants of the room, from the server's list and the events after it.

@@ -161,7 +161,7 @@ impl Tty {
     }
 
     /// Restores the mode of the terminal, and waits until it has shown what was written before.
-    pub(super) async fn leave(&self) {
+    pub(super) async fn restore(&self) {
         let (written, is_written) = oneshot::channel();
         let output = Output {
             bytes: leave_sequence(),

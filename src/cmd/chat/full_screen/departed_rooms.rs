@@ -12,24 +12,24 @@ use crate::client::{Event, Session};
 use crate::cmd::answer::is_repeated;
 
 /// How many rooms may wait for acknowledgements. Each has a connection and what was entered in it.
-const MAX_LEFT: usize = 8;
+const MAX_DEPARTED: usize = 8;
 
 /// Ends sessions in the background, after what was entered in their rooms is acknowledged.
 #[derive(Debug, Default)]
-pub(super) struct LeftRooms {
+pub(super) struct DepartedRooms {
     /// Each returns the texts that were not acknowledged.
     running: JoinSet<Vec<String>>,
     /// Whether nothing is waited for any more.
     stop: watch::Sender<bool>,
 }
 
-impl LeftRooms {
+impl DepartedRooms {
     pub(super) fn is_empty(&self) -> bool {
         self.running.is_empty()
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.running.len() >= MAX_LEFT
+        self.running.len() >= MAX_DEPARTED
     }
 
     /// Sends what is left of `pending`, and leaves the room. The server has `timeout` for each answer. The receiver ends when the
@@ -40,14 +40,14 @@ impl LeftRooms {
         pending: Vec<Pending>,
         timeout: Duration,
     ) -> oneshot::Receiver<()> {
-        let (left, has_left) = oneshot::channel();
+        let (left, left_signal) = oneshot::channel();
         let leaving = leave(session, pending, timeout, self.stop.subscribe());
         self.running.spawn(async move {
             let unacknowledged = leaving.await;
             drop(left);
             unacknowledged
         });
-        has_left
+        left_signal
     }
 
     /// Waits until a participant has left, and returns the texts that were not acknowledged, in the order of their input. Pending
