@@ -296,7 +296,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::ResponseBudgetExceeded),
         ),
         (
-            "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress",
+            "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress, and rooms that are loaded because somebody has asked for them",
             fixed(
                 "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two)",
             ),

@@ -48,7 +48,7 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How much [`Request::work`] is done before other tasks have their turns: some milliseconds.
+/// How much work of requests is done before other tasks have their turns: some milliseconds.
 const MAX_WORK_PER_POLL: u32 = 1_024;
 
 /// How many of its newest message ids a room remembers at least.

@@ -194,7 +194,8 @@ pub struct BudgetLimits {
     ///
     /// [`TransportLimits::stall_timeout`]: super::TransportLimits::stall_timeout
     pub stalled_streams: usize,
-    /// How many queries (`GetHistory`, `ListRooms`, `ListParticipants`, `ListBans`) are in progress at a time. Each holds a few MiB.
+    /// How many queries (`GetHistory`, `ListRooms`, `ListParticipants`, `ListBans`) are in progress at a time, with the rooms that are
+    /// loaded because somebody has asked for them. Each holds a few MiB.
     pub queries: usize,
 }
 
