@@ -105,7 +105,7 @@ impl Request {
     pub(super) const fn work(&self) -> u32 {
         match self {
             Self::Say { .. } | Self::Post { .. } => 1,
-            _ => 16,
+            _ => 64,
         }
     }
 

@@ -127,6 +127,11 @@ impl Streams {
         }
     }
 
+    /// Whether a turn takes long: there are new streams, whose JOINs do, or events for many of them.
+    fn are_many(&self) -> bool {
+        self.has_spawned() || self.tasks.len() > NEW_STREAMS_PER_ROUND
+    }
+
     /// Whether new streams wait for another round.
     fn has_spawned(&self) -> bool {
         !self.executor.0.lock().is_empty()
@@ -187,8 +192,10 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     poll_fn(|cx| {
         ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
+        let is_long = turns.is_busy() && streams.are_many();
         let progress = poll_rounds(
             cx,
+            if is_long { 1 } else { MAX_ROUNDS },
             connection.as_mut(),
             &connection_waker,
             &mut streams,
@@ -215,8 +222,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             return Poll::Ready(());
         }
         match progress {
-            // JOINs take long.
-            Progress::Unfinished if streams.has_spawned() => turns.end_and_yield(cx),
+            Progress::Unfinished if streams.are_many() => turns.end_and_yield(cx),
             Progress::Unfinished => turns.end_and_wake(cx),
             Progress::Idle | Progress::Ended => turns.end(),
         }
@@ -278,12 +284,13 @@ enum Progress {
 /// Polls the streams and the connection, whichever was woken, until neither makes progress.
 fn poll_rounds(
     cx: &mut Context<'_>,
+    max_rounds: usize,
     mut connection: Pin<&mut impl Future>,
     connection_waker: &SubWaker,
     streams: &mut Streams,
     unread: &Unread,
 ) -> Progress {
-    for _ in 0..MAX_ROUNDS {
+    for _ in 0..max_rounds {
         streams.waker.begin_poll(cx.waker());
         connection_waker.begin_poll(cx.waker());
         streams.poll_woken();

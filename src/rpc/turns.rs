@@ -99,6 +99,11 @@ impl Turns {
         }
     }
 
+    /// Whether the connection has made much work, so that others may wait for its turns.
+    pub(super) const fn is_busy(&self) -> bool {
+        self.permit.is_some()
+    }
+
     /// Ends the turn of a connection that waits for something.
     pub(super) fn end(&mut self) {
         self.permit = None;
