@@ -324,10 +324,11 @@ async fn a_slow_reader_is_served_from_the_store() {
     server.wait_for_metric("chitchat_subscribers_behind", 0.0).await;
     ada.say(0, "live").await;
     assert_eq!(slow.next().await.msg_stream, "live");
-    assert_eq!(
-        server.metric("chitchat_deliveries_total").await,
-        2.0 * (count as f64 + 1.0) + 3.0
-    );
+    // The other one receives it, too, but maybe later.
+    let deliveries = 2.0 * (count as f64 + 1.0) + 3.0;
+    server
+        .wait_for_metric("chitchat_deliveries_total", deliveries)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
