@@ -13,6 +13,7 @@ use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
 use super::rates::AddressRate;
+use super::turns::AddressTurns;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
 use crate::hub::{Hub, HubError};
@@ -236,6 +237,8 @@ pub(super) struct ServerBudgets {
     streams: Arc<Semaphore>,
     short_frames: Arc<AddressRate>,
     stalled: Arc<AtomicUsize>,
+    /// The busy connections that run.
+    running: Arc<AtomicUsize>,
 }
 
 impl ServerBudgets {
@@ -256,6 +259,7 @@ impl ServerBudgets {
             streams: Arc::new(Semaphore::new(limits.streams)),
             short_frames: Arc::new(AddressRate::new(short_frames)),
             stalled: Arc::default(),
+            running: Arc::default(),
         }
     }
 
@@ -270,7 +274,7 @@ impl ServerBudgets {
             responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),
             stalled: AtomicUsize::new(0),
-            turns: Arc::default(),
+            turns: Arc::new(AddressTurns::new(Arc::clone(&self.running))),
         })
     }
 

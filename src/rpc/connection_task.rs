@@ -222,8 +222,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             return Poll::Ready(());
         }
         match progress {
-            Progress::Unfinished if streams.are_many() => turns.end_and_yield(cx),
-            Progress::Unfinished => turns.end_and_wake(cx),
+            Progress::Unfinished => turns.end_and_wake(cx, streams.are_many()),
             Progress::Idle | Progress::Ended => turns.end(),
         }
         Poll::Pending

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::thread::available_parallelism;
@@ -41,14 +41,41 @@ static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().m
 pub(super) struct AddressTurns {
     permits: Arc<Semaphore>,
     connections: AtomicU32,
+    /// How many busy connections of all addresses run.
+    running: Arc<AtomicUsize>,
 }
 
-impl Default for AddressTurns {
-    fn default() -> Self {
+impl AddressTurns {
+    /// Of an address without connections. `running` counts the busy connections of all addresses.
+    pub(super) fn new(running: Arc<AtomicUsize>) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(*PERMITS)),
             connections: AtomicU32::new(0),
+            running,
         }
+    }
+}
+
+/// Lets a busy connection run.
+#[derive(Debug)]
+struct Permit {
+    _permit: OwnedSemaphorePermit,
+    running: Arc<AtomicUsize>,
+}
+
+impl Permit {
+    fn new(permit: OwnedSemaphorePermit, running: &Arc<AtomicUsize>) -> Self {
+        running.fetch_add(1, Ordering::Relaxed);
+        Self {
+            _permit: permit,
+            running: Arc::clone(running),
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -58,7 +85,7 @@ pub(super) struct Turns {
     address: Arc<AddressTurns>,
     permits: PollSemaphore,
     /// Held during a turn, and after it until others have had theirs.
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
     is_over: bool,
     /// Whether it is in line for a permit, which it must take even if it is not busy any more.
     is_waiting: bool,
@@ -110,18 +137,19 @@ impl Turns {
     }
 
     /// Ends the turn of a connection that has more to do, and wakes its task for the next one.
-    pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>) {
-        // Without a permit it was not busy when it began.
-        if self.permit.take().is_none() || self.poll_acquire(cx).is_ready() {
-            cx.waker().wake_by_ref();
-        }
-    }
-
-    /// Like [`Turns::end_and_wake`], for a connection whose next turn can take a millisecond. If it is busy, it is not woken, and keeps
-    /// its permit, until the runtime has looked at the sockets, which it does rarely while tasks wake each other.
-    pub(super) fn end_and_yield(&mut self, cx: &mut Context<'_>) {
-        self.is_over = self.permit.is_some();
-        if !self.is_over || pin!(yield_now()).poll(cx).is_ready() {
+    ///
+    /// If turns take long, as this one if it `is_long`, or those of several addresses together, a busy connection is not woken, and keeps
+    /// its permit, until the runtime has looked at the sockets. It does so rarely while tasks wake each other.
+    pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
+        let yields = is_long || self.address.running.load(Ordering::Relaxed) > *PERMITS;
+        self.is_over = yields && self.permit.is_some();
+        let is_ready = if self.is_over {
+            pin!(yield_now()).poll(cx).is_ready()
+        } else {
+            // Without a permit it was not busy when it began.
+            self.permit.take().is_none() || self.poll_acquire(cx).is_ready()
+        };
+        if is_ready {
             cx.waker().wake_by_ref();
         }
     }
@@ -130,7 +158,7 @@ impl Turns {
         // The budget of the task may be exhausted, but it must wait in line for the next one.
         let permit = pin!(unconstrained(poll_fn(|cx| self.permits.poll_acquire(cx)))).poll(cx);
         self.is_waiting = permit.is_pending();
-        permit.map(|permit| self.permit = permit)
+        permit.map(|permit| self.permit = permit.map(|permit| Permit::new(permit, &self.address.running)))
     }
 }
 
@@ -149,7 +177,7 @@ mod tests {
     fn address(permits: usize) -> Arc<AddressTurns> {
         Arc::new(AddressTurns {
             permits: Arc::new(Semaphore::new(permits)),
-            ..AddressTurns::default()
+            ..AddressTurns::new(Arc::default())
         })
     }
 
@@ -162,7 +190,7 @@ mod tests {
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(quiet.poll_begin(&mut cx, 300).is_ready());
         // It has more to do, but when the runtime comes back to it, the other one is first.
-        one.end_and_yield(&mut cx);
+        one.end_and_wake(&mut cx, true);
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
         assert!(other.poll_begin(&mut cx, 2_000).is_ready());
@@ -192,11 +220,33 @@ mod tests {
         let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
-        one.end_and_wake(&mut cx);
+        one.end_and_wake(&mut cx, false);
         assert!(other.poll_begin(&mut cx, 2_000).is_ready());
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
         other.end();
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_connections_of_several_addresses_let_the_runtime_look_at_the_sockets() {
+        let running = Arc::new(AtomicUsize::new(*PERMITS));
+        let address = Arc::new(AddressTurns {
+            permits: Arc::new(Semaphore::new(1)),
+            ..AddressTurns::new(Arc::clone(&running))
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        assert!(one.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        one.end_and_wake(&mut cx, false);
+        assert!(
+            other.poll_begin(&mut cx, 2_000).is_pending(),
+            "it has its permit still"
+        );
+        assert!(one.poll_begin(&mut cx, 2_000).is_pending());
+        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
+        drop((one, other));
+        assert_eq!(running.load(Ordering::Relaxed), *PERMITS);
     }
 
     #[tokio::test(start_paused = true)]
