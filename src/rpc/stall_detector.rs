@@ -1,9 +1,8 @@
 //! Detects streams whose client accepts no data.
 //!
 //! hyper gives h2 a whole piece of a response as soon as the client accepts one byte of it, and asks for the next piece at once. So
-//! only the pieces themselves tell whether they are sent: [`ResponseData`] reports when h2 writes some of them, and when it has
-//! dropped them. If there are some for long and none is written, the connection's task ends the stream: its body is not polled
-//! then, and cannot.
+//! only the pieces themselves tell whether they are sent: [`ResponseData`] reports when h2 has written one, or enough of it. If there
+//! are some for long and none is written, the connection's task ends the stream: its body is not polled then, and cannot.
 //!
 //! A response ends when all of its data is written, not before. Its stream would otherwise be gone, and with it what it counts for,
 //! while h2 still holds its data and nobody could end it.
@@ -22,6 +21,10 @@ use tonic::Status;
 
 use super::budget::StreamPermit;
 
+/// How much of a longer piece must be written to count as progress, in bytes: as much as a page of events has. Who accepts a byte now
+/// and then makes h2 hold as much as who accepts none.
+const PROGRESS_BYTES: usize = 64 * 1024;
+
 thread_local! {
     /// The detector of the stream that is being polled or dropped on this thread.
     static CURRENT: RefCell<Option<Arc<StallDetector>>> = const { RefCell::new(None) };
@@ -32,7 +35,7 @@ thread_local! {
 pub(super) struct StallDetector {
     /// The pieces of data that h2 has not written completely.
     unsent: AtomicU32,
-    /// The ticks since it has written some of them.
+    /// The ticks since it has last written one, or [`PROGRESS_BYTES`] of one.
     ticks: AtomicU32,
     /// Whether the stream was ended because of that.
     has_stalled: AtomicBool,
@@ -44,13 +47,13 @@ impl StallDetector {
     /// Counts a tick.
     pub(super) fn tick(&self) {
         if self.has_unsent() {
-            // Only the connection's task calls this and writes, so the count does not wrap around unnoticed.
+            // Only the connection's task calls this and writes, so load and store do not race.
             let ticks = self.ticks.load(Ordering::Relaxed).saturating_add(1);
             self.ticks.store(ticks, Ordering::Relaxed);
         }
     }
 
-    /// The number of ticks for which the client has accepted nothing.
+    /// The number of ticks for which the client has accepted nothing or too little.
     pub(super) fn stalled_ticks(&self) -> u32 {
         if self.has_unsent() && !self.has_stalled() {
             self.ticks.load(Ordering::Relaxed)
@@ -72,16 +75,19 @@ impl StallDetector {
         self.unsent.load(Ordering::Acquire) > 0
     }
 
-    fn on_written(&self) {
+    fn on_progress(&self) {
         self.ticks.store(0, Ordering::Relaxed);
     }
 
     fn track(self: &Arc<Self>, bytes: Bytes) -> ResponseData {
         if self.unsent.fetch_add(1, Ordering::AcqRel) == 0 {
-            self.on_written();
+            self.on_progress();
         }
-        let detector = Arc::clone(self);
-        ResponseData { bytes, detector }
+        ResponseData {
+            bytes,
+            written: 0,
+            detector: Arc::clone(self),
+        }
     }
 
     /// Ready when nothing is unsent.
@@ -114,6 +120,8 @@ pub(super) fn has_stalled() -> bool {
 #[derive(Debug)]
 pub(super) struct ResponseData {
     bytes: Bytes,
+    /// How much of it was written since the last progress.
+    written: usize,
     detector: Arc<StallDetector>,
 }
 
@@ -128,12 +136,17 @@ impl Buf for ResponseData {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.detector.on_written();
+        self.written += count;
+        if self.written >= PROGRESS_BYTES {
+            self.written = 0;
+            self.detector.on_progress();
+        }
     }
 }
 
 impl Drop for ResponseData {
     fn drop(&mut self) {
+        self.detector.on_progress();
         if self.detector.unsent.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.detector.waker.wake();
         }
@@ -256,15 +269,29 @@ mod tests {
         // That the body has nothing more does not mean that the client has taken what there was.
         assert!(poll().is_pending());
         assert_eq!(ticks(3), 3);
+        // Nor does it count that it takes a byte now and then.
         pieces[0].advance(1);
-        assert_eq!(ticks(2), 2);
+        assert_eq!(ticks(2), 5);
         drop(pieces.pop());
         assert!(poll().is_pending(), "the end waits for the data");
-        assert_eq!(ticks(1), 3);
+        assert_eq!(ticks(3), 3);
         assert!(!detector.scope(has_stalled));
         drop(pieces);
         assert_eq!(ticks(1), 0);
         assert!(matches!(poll(), Poll::Ready(frame) if frame.is_trailers()));
+    }
+
+    #[test]
+    fn a_long_piece_may_take_long_as_long_as_enough_of_it_is_written() {
+        let detector = Arc::new(StallDetector::default());
+        let mut piece = detector.track(Bytes::from(vec![0; 3 * PROGRESS_BYTES]));
+        let mut write = |count| {
+            detector.tick();
+            piece.advance(count);
+            detector.stalled_ticks()
+        };
+        assert_eq!(write(PROGRESS_BYTES - 1), 1);
+        assert_eq!([write(1), write(PROGRESS_BYTES - 1), write(1)], [0, 1, 0]);
     }
 
     #[test]
