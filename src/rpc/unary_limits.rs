@@ -135,9 +135,13 @@ where
             };
             let over = over.map(CancellationToken::drop_guard);
             Ok(match respond_by(deadline, responding).await {
-                Ok(response) => complete_error(response, &*observer).map(|body| match over {
-                    Some(over) => Body::new(ReflectionBody { body, _over: over }),
-                    None => body,
+                Ok(response) => complete_error(response, &*observer).map(|rest| match over {
+                    Some(over) => Body::new(ResponseBody {
+                        data: None,
+                        rest,
+                        _over: Some(over),
+                    }),
+                    None => rest,
                 }),
                 Err(error) => {
                     error.report(&*observer);
@@ -205,6 +209,7 @@ fn with_data(response: Response<Body>, data: Bytes, reservation: Reservation) ->
         Body::new(ResponseBody {
             data: Some(reservation.attach_to(data)),
             rest,
+            _over: None,
         })
     })
 }
@@ -225,10 +230,13 @@ fn error_of_decoder(headers: &HeaderMap) -> Option<RpcError> {
         .then(|| RpcError::new(Reason::Undecodable, status.message().to_owned()))
 }
 
-/// A response whose message is encoded.
+/// A response.
 struct ResponseBody {
+    /// Its message, if that is encoded.
     data: Option<Bytes>,
     rest: Body,
+    /// Ends the stream of requests with the response: nobody waits for more of them.
+    _over: Option<DropGuard>,
 }
 
 impl HttpBody for ResponseBody {
@@ -247,28 +255,6 @@ impl HttpBody for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         self.data.is_none() && self.rest.is_end_stream()
-    }
-}
-
-/// The response to a stream of requests. When it is dropped, nobody waits for more of them.
-struct ReflectionBody {
-    body: Body,
-    _over: DropGuard,
-}
-
-impl HttpBody for ReflectionBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
     }
 }
 
