@@ -21,14 +21,26 @@ pub(super) fn skeletons(name: &str) -> Skeletons {
     [folded_skeleton(name), folded_skeleton(&fold_case(name))]
 }
 
-/// Whether `name`, or a part of it, looks like `phrase`. Each `i` counts as an `l`: a capital `I` can stand for both in one name.
-pub(super) fn contains_lookalike(name: &str, phrase: &str) -> bool {
-    let without_i = |skeleton: Arc<str>| skeleton.replace('i', "l");
-    let phrases = skeletons(phrase).map(without_i);
-    let names = skeletons(name).map(without_i);
-    names
-        .iter()
-        .any(|name| phrases.iter().any(|phrase| name.contains(phrase)))
+/// A text that no name may look like.
+pub(super) struct Phrase([String; 2]);
+
+impl Phrase {
+    pub(super) fn new(text: &str) -> Self {
+        Self(without_i(text))
+    }
+
+    /// Whether a name, or a part of it, looks like the phrase.
+    pub(super) fn is_in(&self, name: &str) -> bool {
+        let names = without_i(name);
+        names
+            .iter()
+            .any(|name| self.0.iter().any(|phrase| name.contains(phrase)))
+    }
+}
+
+/// The skeletons of a text with an `l` for each `i`: a capital `I` can stand for both in one name.
+fn without_i(text: &str) -> [String; 2] {
+    skeletons(text).map(|skeleton| skeleton.replace('i', "l"))
 }
 
 /// Folds case. It maps to upper case first, because several lower-case letters share an upper-case one: `σ` and `ς`, `s`
