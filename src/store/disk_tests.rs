@@ -442,6 +442,19 @@ fn limited(data: &DataDir) -> (DiskStore, MemoryStore) {
     )
 }
 
+/// Logs to which `records` short records each were appended in turn, all of which can be trimmed. The limit is kept again.
+async fn filled(store: &dyn Store, logs: u32, records: u64) -> Vec<LogId> {
+    let logs = (0..logs).map(|n| open_room(store, &format!("small{n}")).id);
+    let logs: Vec<_> = logs.collect();
+    for n in 1..=records {
+        for log in &logs {
+            append(store, *log, vec![long_record(n, 1, 100)], Some(snapshot(n))).await;
+        }
+    }
+    until("the limit is exceeded", || store.usage().retained <= 100_000).await;
+    logs
+}
+
 #[tokio::test]
 async fn large_logs_that_cannot_be_trimmed_do_not_keep_others_from_being_trimmed() {
     let data = DataDir::in_memory();
@@ -451,15 +464,7 @@ async fn large_logs_that_cannot_be_trimmed_do_not_keep_others_from_being_trimmed
             let log = open_room(store, &format!("large{n}")).id;
             append(store, log, vec![long_record(1, 1, 4_000)], None).await;
         }
-        let small = (0..40).map(|n| open_room(store, &format!("small{n}")).id);
-        let small: Vec<_> = small.collect();
-        for n in 1..=10 {
-            for log in &small {
-                append(store, *log, vec![long_record(n, 1, 100)], Some(snapshot(n))).await;
-            }
-        }
-        until("the limit is exceeded", || store.usage().retained <= 100_000).await;
-        for log in small {
+        for log in filled(store, 40, 10).await {
             let bounds = store.bounds(log).unwrap();
             assert!(
                 bounds.first <= bounds.last && bounds.last.get() == 10,
@@ -474,15 +479,7 @@ async fn logs_of_the_same_size_are_trimmed_alike() {
     let data = DataDir::in_memory();
     let (disk, memory) = limited(&data);
     for store in [&disk as &dyn Store, &memory] {
-        let logs = (0..32).map(|n| open_room(store, &format!("room{n}")).id);
-        let logs: Vec<_> = logs.collect();
-        for n in 1..=60 {
-            for log in &logs {
-                append(store, *log, vec![long_record(n, 1, 100)], Some(snapshot(n))).await;
-            }
-        }
-        until("the limit is exceeded", || store.usage().retained <= 100_000).await;
-        for log in logs {
+        for log in filled(store, 32, 60).await {
             let bounds = store.bounds(log).unwrap();
             assert!(bounds.last.get() - bounds.first.get() >= 5, "{bounds:?}");
         }
