@@ -264,15 +264,13 @@ impl RoomSessions {
                 let Some(caller) = caller else {
                     return;
                 };
-                let error = match (error, &caller) {
-                    // Nothing is known of that room but that there is none.
-                    (HubError::RoomEnded, Caller::Join(join)) if join.is_of_unknown_room => {
-                        HubError::RoomEnded
-                    }
-                    (HubError::RoomEnded, _) => self.handle.gone_error(),
-                    (error, _) => error,
-                };
-                return caller.fail(error);
+                // Of a room that is not known, nothing is known but that there is none.
+                let is_known = !matches!(&caller, Caller::Join(join) if join.is_of_unknown_room);
+                return caller.fail(if is_known && error == HubError::RoomEnded {
+                    self.handle.gone_error()
+                } else {
+                    error
+                });
             }
         };
         if self.room.last() == Sequence::ZERO && self.epoch != epoch {
