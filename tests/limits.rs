@@ -241,7 +241,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::JoinTimeout),
         ),
         (
-            "how long a client may read nothing from a stream that has something for it",
+            "how long a client may read neither a piece of what a stream has for it, such as a batch of events, nor 64 KiB of a longer one",
             Flag("--stall-timeout"),
             Other(
                 "the stream is ended",

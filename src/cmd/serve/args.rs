@@ -366,7 +366,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_KEEPALIVE_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "20s", help_heading = "Connections")]
     keepalive_timeout: Duration,
 
-    /// How long a client may read nothing while data waits for it before its stream is ended, at least 1s
+    /// How long a client may read nothing, or very little, while data waits for it before its stream is ended, at least 1s
     #[arg(long, env = "CHITCHAT_STALL_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "5m", help_heading = "Connections")]
     stall_timeout: Duration,
 
