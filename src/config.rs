@@ -9,7 +9,7 @@ use crate::admin;
 use crate::auth::AuthOptions;
 use crate::cluster::ClusterOptions;
 use crate::domain::Rules;
-use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING};
+use crate::domain::limits::{MAX_CLOCK_AHEAD_CEILING, MAX_MESSAGE_CHARS_CEILING, per_address};
 use crate::hub::HubOptions;
 use crate::memory_plan::{MemoryPlan, connection_bytes, room_bytes, transport_bytes};
 use crate::procfs::memory_limit;
@@ -175,7 +175,7 @@ pub fn default_max_connections(plan: &MemoryPlan, connection_ceiling: usize, is_
 
 /// The default of `--max-connections-per-address`: three quarters of all, so that a single address never takes all of them.
 pub const fn default_max_connections_per_address(max_connections: usize) -> usize {
-    max_connections - max_connections / 4
+    per_address(max_connections)
 }
 
 impl Config {

@@ -52,7 +52,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Divides `memory` bytes. No more queries are in progress than there are `processors`, which is what they need most.
+    /// Divides `memory` bytes. At most one query for each of `processors` runs at a time, which is what they need most, but never fewer than two.
     #[must_use]
     pub fn new(memory: u64, is_in_memory: bool, processors: usize) -> Self {
         let part = memory / PARTS;

@@ -137,8 +137,8 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::RoomFull),
         ),
         (
-            "participants of a room from one address, so that a single one never fills it; moderators, and those who resume, are let in beyond it",
-            fixed("three quarters of `--max-participants`"),
+            "participants of a room from one address; moderators and resumed sessions are let in beyond it",
+            fixed("three quarters of `--max-participants`, rounded up"),
             Rejected(Reason::RoomFull),
         ),
         (
@@ -241,7 +241,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::JoinTimeout),
         ),
         (
-            "how long a client may read neither a piece of what a stream has for it, such as a batch of events, nor 64 KiB of a longer one",
+            "how long a stream with unsent data may make no progress: its client accepts neither a whole chunk, such as a batch of events, nor 64 KiB of a larger one",
             Flag("--stall-timeout"),
             Other(
                 "the stream is ended",
@@ -268,7 +268,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "streams whose clients do not read: the transport holds what they do not accept",
             fixed("one share in all, of 128 KiB each"),
             Other(
-                "those of an address that has more than three quarters of what others leave are ended after 3 to 6 s, instead of after `--stall-timeout`",
+                "those of an address that exceeds its fair share, three quarters of what others leave, are ended after 3 to 6 s, instead of after `--stall-timeout`",
                 "chitchat_streams_ended_total{reason=\"slow\"}",
             ),
         ),
@@ -286,7 +286,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "bytes received that no request has read yet",
             fixed("8 MiB per connection, one share in all"),
             Other(
-                "the client may not send more; an address may have three quarters of what others leave, and a connection three quarters of what those of its address leave of that; one that has more is closed, but with up to 64 KiB only if its address has three quarters of the share",
+                "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),
@@ -296,7 +296,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::ResponseBudgetExceeded),
         ),
         (
-            "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress, and rooms that are loaded because somebody has asked for them",
+            "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress, and rooms that are loaded on demand",
             fixed(
                 "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two)",
             ),

@@ -245,7 +245,7 @@ fn a_signal_ends_tail_although_nobody_reads_its_output() {
 }
 
 #[test]
-fn tail_follows_no_more_past_events_than_the_server_has_at_hand() {
+fn following_more_than_10000_past_events_is_rejected() {
     let server = serve(&[]);
     send(server.address, &["one".into()]);
     let limit = start(server.address, &["tail", "tea", "-n", "10001"]).finish();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::retry::limit_requested_delay;
+use super::retry::clamp_retry_delay;
 use super::server_address::ServerAddress;
 use super::tls_error::TlsError;
 
@@ -262,7 +262,7 @@ impl From<Status> for ClientError {
         let retry_after = status
             .get_details_retry_info()
             .and_then(|info| info.retry_delay)
-            .map(limit_requested_delay);
+            .map(clamp_retry_delay);
         let reason = status
             .get_details_error_info()
             .map(|info| info.reason)
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(rejection.to_string(), "the room is full");
     }
 
-    /// The panic was one of a client that reconnects without a limit of time.
+    /// A client with unlimited patience panicked when its `Instant` overflowed.
     #[test]
     fn the_longest_delay_that_a_status_can_ask_for_can_be_waited_for() {
         let policy = RetryPolicy {

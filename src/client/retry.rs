@@ -9,14 +9,14 @@ use tokio::time::Instant;
 const MAX_REQUESTED_DELAY: Duration = Duration::from_secs(60 * 60);
 
 /// The delay that the server asks for with `delay`: at most an hour, and none if it is negative.
-pub(super) fn requested_delay(delay: prost_types::Duration) -> Duration {
+pub(super) fn parse_retry_delay(delay: prost_types::Duration) -> Duration {
     let seconds = u64::try_from(delay.seconds).unwrap_or(0);
     let nanos = u32::try_from(delay.nanos).unwrap_or(0);
-    limit_requested_delay(Duration::new(seconds, nanos))
+    clamp_retry_delay(Duration::new(seconds, nanos))
 }
 
 /// Limits a delay that the server asks for.
-pub(super) fn limit_requested_delay(delay: Duration) -> Duration {
+pub(super) fn clamp_retry_delay(delay: Duration) -> Duration {
     delay.min(MAX_REQUESTED_DELAY)
 }
 
@@ -196,7 +196,7 @@ mod tests {
             (-1, 0, Duration::ZERO),
             (i64::MIN, i32::MIN, Duration::ZERO),
         ] {
-            assert_eq!(requested_delay(prost_types::Duration { seconds, nanos }), delay);
+            assert_eq!(parse_retry_delay(prost_types::Duration { seconds, nanos }), delay);
         }
     }
 

@@ -16,7 +16,7 @@ use super::event::Event;
 use super::outbox::SendObserver;
 use super::retry::{Backoff, RetryPolicy};
 use super::server_address::ServerAddress;
-use super::session_state::{AfterDisconnect, Incoming, JoinOptions, SessionState};
+use super::session_state::{DisconnectAction, Incoming, JoinOptions, SessionState};
 use crate::domain::MessageId;
 use crate::proto::{JoinMsgLeave, ServerMessage, Welcome};
 
@@ -203,9 +203,9 @@ impl Session {
         self.connection = ConnectionState::Closed;
         self.pause = None;
         match self.state.on_disconnect(error) {
-            AfterDisconnect::Left => Ok(()),
-            AfterDisconnect::Fatal(error) => Err(error),
-            AfterDisconnect::Retry(cause, min_delay) => {
+            DisconnectAction::Left => Ok(()),
+            DisconnectAction::Fatal(error) => Err(error),
+            DisconnectAction::Retry(cause, min_delay) => {
                 let event = self
                     .connection
                     .schedule_retry(&mut self.backoff, cause, min_delay)?;

@@ -11,7 +11,7 @@ use super::cursor::{Cursor, Observation};
 use super::error::ClientError;
 use super::event::Gap;
 use super::outbox::{Outbox, SendObserver};
-use super::retry::requested_delay;
+use super::retry::parse_retry_delay;
 use crate::domain::{MessageId, TraceContext};
 use crate::proto::{EventType, JoinMsgLeave, NoticeCode, ResumePoint, ServerMessage, Welcome};
 
@@ -128,7 +128,7 @@ pub(super) struct Incoming {
 
 /// What to do after a connection has ended.
 #[derive(Debug)]
-pub(super) enum AfterDisconnect {
+pub(super) enum DisconnectAction {
     /// The participant has left: the session ends.
     Left,
     /// The session ends with this error.
@@ -355,7 +355,7 @@ impl SessionState {
         };
         match notice.code() {
             NoticeCode::Reconnect | NoticeCode::FellBehind => {
-                self.requested_delay = notice.retry_delay.map(requested_delay);
+                self.requested_delay = notice.retry_delay.map(parse_retry_delay);
                 true
             }
             NoticeCode::TakenOver => {
@@ -368,16 +368,16 @@ impl SessionState {
 
     /// Called when the connection has ended or an attempt to connect has failed. `error` is `None` if the server ended the
     /// stream without an error.
-    pub(super) fn on_disconnect(&mut self, error: Option<ClientError>) -> AfterDisconnect {
+    pub(super) fn on_disconnect(&mut self, error: Option<ClientError>) -> DisconnectAction {
         let requested_delay = self.requested_delay.take();
         if let Some(message) = self.taken_over.take() {
-            return AfterDisconnect::Fatal(ClientError::TakenOver { message });
+            return DisconnectAction::Fatal(ClientError::TakenOver { message });
         }
         let Some(error) = error else {
             return if self.leave == Leave::Sent || self.is_done() {
-                AfterDisconnect::Left
+                DisconnectAction::Left
             } else {
-                AfterDisconnect::Retry(ClientError::StreamEnded, requested_delay)
+                DisconnectAction::Retry(ClientError::StreamEnded, requested_delay)
             };
         };
         if !error.is_retryable() {
@@ -386,15 +386,15 @@ impl SessionState {
             if error.is_timestamp_out_of_range() && !self.clock_was_reset {
                 self.clock_was_reset = true;
                 self.clock = LamportClock::START;
-                return AfterDisconnect::Retry(error, requested_delay);
+                return DisconnectAction::Retry(error, requested_delay);
             }
-            return AfterDisconnect::Fatal(error);
+            return DisconnectAction::Fatal(error);
         }
         if self.is_done() {
-            return AfterDisconnect::Left;
+            return DisconnectAction::Left;
         }
         let min_delay = error.retry_after().max(requested_delay);
-        AfterDisconnect::Retry(error, min_delay)
+        DisconnectAction::Retry(error, min_delay)
     }
 }
 
@@ -404,7 +404,7 @@ fn retry_delay(message: &ServerMessage) -> Option<Duration> {
     let delay = notice
         .retry_delay
         .filter(|_| notice.code() == NoticeCode::TooFast)?;
-    Some(requested_delay(delay))
+    Some(parse_retry_delay(delay))
 }
 
 #[cfg(test)]

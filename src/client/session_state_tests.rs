@@ -154,7 +154,7 @@ impl Simulation {
         let broken = ClientError::from(Status::unavailable("cut"));
         assert!(matches!(
             self.state.on_disconnect(Some(broken)),
-            AfterDisconnect::Retry(..)
+            DisconnectAction::Retry(..)
         ));
     }
 
@@ -351,7 +351,7 @@ fn leave_is_sent_last_and_again_after_a_reconnect() {
         assert_eq!(sent(&mut state), [EventType::Message]);
         assert!(!state.has_unsent());
         let end = state.on_disconnect(error.map(ClientError::from));
-        assert!(matches!(end, AfterDisconnect::Retry(..)));
+        assert!(matches!(end, DisconnectAction::Retry(..)));
         state.on_joined(welcome(EPOCH, 4, true));
     }
     assert_eq!(sent(&mut state), [EventType::Message]);
@@ -362,7 +362,7 @@ fn leave_is_sent_last_and_again_after_a_reconnect() {
         // The connection that a LEAVE was sent on is lost, and another is there already.
         state.on_joined(welcome(EPOCH, 5, true));
     }
-    assert!(matches!(state.on_disconnect(None), AfterDisconnect::Left));
+    assert!(matches!(state.on_disconnect(None), DisconnectAction::Left));
 }
 
 #[test]
@@ -381,7 +381,7 @@ fn nothing_waits_for_answers_that_the_first_version_does_not_give() {
         .map(|frame| frame.r#type())
         .collect();
     assert_eq!(sent, [EventType::Message, EventType::Leave]);
-    assert!(matches!(state.on_disconnect(None), AfterDisconnect::Left));
+    assert!(matches!(state.on_disconnect(None), DisconnectAction::Left));
 }
 
 #[test]
@@ -491,7 +491,7 @@ fn a_participant_does_not_reconnect_only_to_leave() {
     state.leave();
     assert!(state.is_done());
     let cut = ClientError::from(Status::unavailable(""));
-    assert!(matches!(state.on_disconnect(Some(cut)), AfterDisconnect::Left));
+    assert!(matches!(state.on_disconnect(Some(cut)), DisconnectAction::Left));
 }
 
 #[test]
@@ -500,7 +500,7 @@ fn a_session_that_was_taken_over_does_not_reconnect() {
     assert_eq!(state.on_message(notice(NoticeCode::TakenOver)).message, None);
     // Even if the connection breaks before the status arrives.
     let cut = ClientError::from(Status::unavailable(""));
-    let AfterDisconnect::Fatal(error) = state.on_disconnect(Some(cut)) else {
+    let DisconnectAction::Fatal(error) = state.on_disconnect(Some(cut)) else {
         panic!("it reconnects");
     };
     assert_eq!(
@@ -513,14 +513,14 @@ fn a_session_that_was_taken_over_does_not_reconnect() {
 fn the_servers_delay_is_taken_from_the_notice_or_the_status() {
     let mut state = joined();
     state.on_message(notice(NoticeCode::Reconnect));
-    let AfterDisconnect::Retry(_, delay) = state.on_disconnect(None) else {
+    let DisconnectAction::Retry(_, delay) = state.on_disconnect(None) else {
         panic!("it does not reconnect");
     };
     assert_eq!(delay, Some(Duration::from_secs(3)));
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(4)));
     let status = Status::with_error_details(Code::Unavailable, "draining", details);
     state.on_message(notice(NoticeCode::Reconnect));
-    let AfterDisconnect::Retry(_, delay) = state.on_disconnect(Some(status.into())) else {
+    let DisconnectAction::Retry(_, delay) = state.on_disconnect(Some(status.into())) else {
         panic!("it does not reconnect");
     };
     assert_eq!(delay, Some(Duration::from_secs(4)));
@@ -537,12 +537,12 @@ fn the_clock_is_reset_once_if_a_new_log_rejects_it() {
     };
     assert!(matches!(
         state.on_disconnect(refusal()),
-        AfterDisconnect::Retry(..)
+        DisconnectAction::Retry(..)
     ));
     assert_eq!(state.join_frame().timestamp, 1);
     assert!(matches!(
         state.on_disconnect(refusal()),
-        AfterDisconnect::Fatal(_)
+        DisconnectAction::Fatal(_)
     ));
 }
 

@@ -15,7 +15,7 @@ use super::cursor::{Cursor, Observation};
 use super::error::ClientError;
 use super::event::Event;
 use super::history::retained_after;
-use super::retry::{Backoff, RetryPolicy, requested_delay};
+use super::retry::{Backoff, RetryPolicy, parse_retry_delay};
 use super::server_address::ServerAddress;
 use crate::proto::subscribe_request::Start;
 use crate::proto::{GetHistoryRequest, NoticeCode, ResumePoint, ServerMessage, SubscribeRequest};
@@ -124,7 +124,7 @@ impl Subscription {
         if let Some(notice) = &message.notice
             && matches!(notice.code(), NoticeCode::Reconnect | NoticeCode::FellBehind)
         {
-            self.requested_delay = notice.retry_delay.map(requested_delay);
+            self.requested_delay = notice.retry_delay.map(parse_retry_delay);
             return;
         }
         match self.cursor.observe(&message) {

@@ -17,7 +17,7 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// How long after the stream has shown that it has the newest message that was accepted what it republishes is taken to follow that.
 /// Longer than a question and its answer take after a [`SILENCE`].
-const VERIFIED_FOR: Duration = Duration::from_secs(2);
+const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many of the newest messages are remembered. Those that are read and then come by themselves are among them.
 const REMEMBERED: usize = 1_024;
@@ -95,7 +95,7 @@ impl Follower {
     /// Whether the stream has shown lately that it has the newest message that was accepted. Otherwise the replica must not write: it may
     /// be another stream.
     pub(crate) fn is_verified(&self, now: Duration) -> bool {
-        self.accepted.is_empty() || self.verified_at.is_some_and(|at| now < at + VERIFIED_FOR)
+        self.accepted.is_empty() || self.verified_at.is_some_and(|at| now < at + VERIFICATION_TIMEOUT)
     }
 
     /// The newest message that was accepted, if the server that has answered last does not have it.

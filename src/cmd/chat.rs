@@ -9,14 +9,12 @@ mod full_screen;
 mod input;
 
 use std::io::{IsTerminal as _, stdin, stdout};
-use std::time::Duration;
 
 use clap::Args;
-use tokio::time::timeout;
 
 use super::client_args::{ConnectArgs, NameArg, RetryArg, RoomArgs};
 use super::message_format::TimeArg;
-use super::output::Output;
+use super::output::{self, Output};
 use super::printer::JsonArg;
 use super::{Failure, client_runtime};
 use crate::client::{JoinOptions, RetryPolicy, Session};
@@ -26,14 +24,11 @@ use crate::telemetry::ClientSpans;
 use chat_loop::{ChatLoop, ChatOptions};
 use full_screen::Joiner;
 
-/// How long stderr may take to accept the last notes.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Take part in a room
 ///
 /// On a terminal, uses the full screen; /help lists its commands and keys. With --plain, or TERM=dumb, or if the input or
-/// output is not a terminal, works line by line: each line of stdin is sent, up to the end of the input or a line /leave;
-/// in a pipe, also if nobody reads the output any more, and the command exits with 0 if all of them were broadcast. If the
+/// output is not a terminal, works line by line: each line of stdin is sent, up to the end of the input or a line /leave.
+/// In a pipe this goes on even if stdout is closed, and the command exits with 0 if all lines were broadcast. If the
 /// connection is lost, the client reconnects, shows the events it has missed, and sends the lines that are not
 /// acknowledged again. With --json it also prints what it sends, so that `chitchat diagram` can show what it had received by then.
 #[derive(Debug, Args)]
@@ -110,13 +105,7 @@ impl ChatCommand {
         let ended = ChatLoop::new(session, options)
             .run(inputs, &output, &notes, &mut signals)
             .await;
-        let written = tokio::select! {
-            written = output.close() => written,
-            signal = signals.next() => Err(Failure::Interrupted(signal)),
-        };
-        // Notes that cannot be written are lost.
-        timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
-        ended.and(written)
+        output::close(ended, (output, notes), &mut signals, false).await
     }
 
     async fn join(&self, retry: &RetryPolicy) -> Result<(Name, Session), Failure> {

@@ -82,8 +82,8 @@ pub(super) struct ServerArg {
     insecure_token: bool,
 }
 
-/// Checks that a certificate or key that was given to a client command has its counterpart, from wherever that is.
-pub(super) fn check_certificate(matches: &ArgMatches) -> Result<(), Failure> {
+/// Checks that a client's certificate or key that was given has its counterpart, from any source.
+pub(super) fn check_client_certificate(matches: &ArgMatches) -> Result<(), Failure> {
     for (flag, counterpart) in [("cert", "key"), ("key", "cert")] {
         let is_given = matches!(
             matches.value_source(flag),

@@ -120,10 +120,6 @@ const fn remedy(error: &ClientError) -> &'static str {
     }
 }
 
-fn in_words(error: ClientError) -> String {
-    error.to_string()
-}
-
 struct Acknowledged {
     /// The event, or the notice that the message had already been broadcast.
     broadcast: ServerMessage,
@@ -238,13 +234,13 @@ impl DoctorCommand {
             join,
         )
         .await
-        .map_err(in_words)?;
+        .map_err(|error| error.to_string())?;
         let sent_at = Instant::now();
         let message_id = session
             .send_with_observer(TEXT, Some(observer))
-            .map_err(in_words)?;
+            .map_err(|error| error.to_string())?;
         let mut answer = None;
-        while let Some(event) = session.try_next().await.map_err(in_words)? {
+        while let Some(event) = session.try_next().await.map_err(|error| error.to_string())? {
             if let Event::Message(message) = event
                 && message.message_id == message_id.as_str()
             {
@@ -252,7 +248,7 @@ impl DoctorCommand {
                 session.leave();
             }
         }
-        let (message, elapsed) = answer.ok_or_else(|| in_words(ClientError::Closed))?;
+        let (message, elapsed) = answer.ok_or_else(|| ClientError::Closed.to_string())?;
         if let Some(notice) = message.notice.as_ref().filter(|_| !is_repeated(&message)) {
             if let Some(span) = &span {
                 span.record_rejected(&message.message_id);

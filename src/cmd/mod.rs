@@ -164,7 +164,7 @@ fn parse_arguments<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -
         matches = parse(file.apply(C::command(), given))?;
     }
     if let Some(given) = config_file::client_command(&C::command(), &matches) {
-        client_args::check_certificate(given).map_err(|failure| failure.report())?;
+        client_args::check_client_certificate(given).map_err(|failure| failure.report())?;
     }
     C::from_arg_matches(&matches).map_err(|error| failure::report_usage(&error))
 }

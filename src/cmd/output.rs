@@ -1,12 +1,15 @@
 //! Writes lines on a thread of its own, because writing can block.
 
 use std::io::{self, BufWriter, ErrorKind, Write as _};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 
 use super::Failure;
 use super::stderr::note;
 use super::thread::spawn_thread;
+use crate::signals::Signals;
 
 /// Capacity of an output's queue, in lines. While it is full, nothing is received, so flow control slows the server down.
 const OUTPUT_QUEUE_LEN: usize = 64;
@@ -75,6 +78,27 @@ impl Output {
             Err(_) => Err(Failure::Software("the output ended without a result".into())),
         }
     }
+}
+
+/// How long stderr may take to accept the last notes, and stdout the last lines if there is a grace period.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Closes the outputs of a command that has `ended`. The output may take as long as it needs, until the next signal, or with
+/// `has_timeout` for [`FLUSH_TIMEOUT`].
+pub(super) async fn close(
+    ended: Result<(), Failure>,
+    (output, notes): (Output, Output),
+    signals: &mut Signals,
+    has_timeout: bool,
+) -> Result<(), Failure> {
+    let written = tokio::select! {
+        written = output.close() => written,
+        signal = signals.next() => Err(Failure::Interrupted(signal)),
+        () = sleep(FLUSH_TIMEOUT), if has_timeout => Ok(()),
+    };
+    // Notes that cannot be written are lost.
+    timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
+    ended.and(written)
 }
 
 fn write_all(mut queue: mpsc::Receiver<String>, mut sink: impl LineSink) -> io::Result<()> {

@@ -51,12 +51,12 @@ impl Printer {
     }
 
     pub(super) fn message(&mut self, message: &ServerMessage) -> Result<(), Failure> {
-        let line = self.line(message);
+        let line = self.format_message(message);
         self.write(&line)
     }
 
-    /// The line with `message`, for a command that does not write it itself.
-    pub(super) fn line(&self, message: &ServerMessage) -> String {
+    /// Formats `message` as one line, for a command that writes it itself.
+    pub(super) fn format_message(&self, message: &ServerMessage) -> String {
         if self.json {
             json::line(&json::message(message))
         } else {

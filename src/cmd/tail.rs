@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use super::client_args::{ConnectArgs, RetryArg, RoomArgs};
 use super::message_format::TimeArg;
-use super::output::Output;
+use super::output::{self, Output};
 use super::parse::integer;
 use super::printer::{JsonArg, Printer};
 use super::stderr::{RECONNECTED, RECONNECTING};
@@ -26,9 +26,6 @@ use crate::telemetry::ClientSpans;
 const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The most past events with which the server starts a stream.
 const MAX_START: u32 = 10_000;
-
-/// How long stdout may take to accept the last lines after a signal, and stderr the last notes.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Interval at which stdout is checked for a closed reader.
 const HANGUP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -105,14 +102,8 @@ impl TailCommand {
             ended = self.follow(&printer, &output, &notes, spans) => ended,
             signal = signals.next() => Err(Failure::Interrupted(signal)),
         };
-        let written = tokio::select! {
-            written = output.close() => written,
-            signal = signals.next() => Err(Failure::Interrupted(signal)),
-            () = sleep(FLUSH_TIMEOUT), if is_interrupted(&ended) => Ok(()),
-        };
-        // Notes that cannot be written are lost.
-        timeout(FLUSH_TIMEOUT, notes.close()).await.ok();
-        ended.and(written)
+        let is_interrupted = matches!(ended, Err(Failure::Interrupted(_)));
+        output::close(ended, (output, notes), &mut signals, is_interrupted).await
     }
 
     fn max_events(&self) -> u64 {
@@ -144,7 +135,7 @@ impl TailCommand {
             match event {
                 Event::Message(message) => {
                     let received_at = SystemTime::now();
-                    permit.send(printer.line(&message));
+                    permit.send(printer.format_message(&message));
                     // A reader has no Lamport clock of its own.
                     spans.record_received(&message, message.timestamp, received_at);
                     // Private notices do not count.
@@ -192,10 +183,6 @@ impl TailCommand {
             sleep(ROOM_CHECK_INTERVAL).await;
         }
     }
-}
-
-const fn is_interrupted(ended: &Result<(), Failure>) -> bool {
-    matches!(ended, Err(Failure::Interrupted(_)))
 }
 
 /// Waits for capacity to write an event, then for the event; `None` if the output accepts no more lines. Cancel safe.

@@ -92,11 +92,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The maximum number of participants from one address at a time: three quarters of all, so that a single one never fills a room.
+    /// The maximum number of participants from one address at a time: three quarters of all, rounded up. So one address can fill
+    /// only a room that has less than four places.
     #[must_use]
     pub const fn max_participants_per_address(&self) -> usize {
-        self.max_participants - self.max_participants / 4
+        per_address(self.max_participants)
     }
+}
+
+/// The part of `limit` that one address may have: three quarters, rounded up.
+pub(crate) const fn per_address(limit: usize) -> usize {
+    limit - limit / 4
 }
 
 impl Default for Rules {

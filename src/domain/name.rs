@@ -7,7 +7,7 @@ use unicode_normalization::char::is_combining_mark;
 
 use super::characters::{NAME_PUNCTUATION, is_allowed_in_name, is_visible_in_name};
 use super::limits::{MAX_MARKS_PER_LETTER, MAX_NAME_CHARS};
-use super::skeleton::{Phrase, skeletons};
+use super::skeleton::{ReservedPhrase, skeletons};
 
 /// A participant's name: 1 to [`MAX_NAME_CHARS`] characters without surrounding white space. Cheap to clone.
 ///
@@ -113,8 +113,8 @@ fn check_participant(name: &str) -> Result<(), NameError> {
         return Err(NameError::NothingToRead);
     }
     // Each character of the phrase takes at least one byte.
-    static PHRASE: LazyLock<Phrase> = LazyLock::new(|| Phrase::new(ANNOUNCEMENT));
-    if name.len() >= ANNOUNCEMENT.len() && PHRASE.is_in(name) {
+    static PHRASE: LazyLock<ReservedPhrase> = LazyLock::new(|| ReservedPhrase::new(ANNOUNCEMENT));
+    if name.len() >= ANNOUNCEMENT.len() && PHRASE.occurs_in(name) {
         return Err(NameError::Announcement);
     }
     Ok(())

@@ -7,9 +7,9 @@
 //! - A participant is in the roster from its JOIN in the log to its LEAVE in the log.
 //! - A command that is rejected or ignored changes nothing, except that a text that is too long ticks the clock.
 //! - Only a participant's current attachment speaks for it.
-//! - Nobody who joins makes a participant leave that owns its name, except for its owner. A participant that does not own its name leaves
-//!   when the owner joins.
-//! - Participants from one address do not fill a room, unless they resume or are moderators.
+//! - A JOIN evicts a participant that owns its name only if the owner joins. A participant that does not own its name leaves when the
+//!   owner joins.
+//! - A JOIN from an address that has three quarters of the places is rejected, except from moderators and resumed sessions.
 //! - The cost of a command depends neither on the number of participants nor on how many of them are lost, except for those of
 //!   moderators.
 //! - Whom a ban keeps out is not in the room, unless the room was restored and has not seen it since.
@@ -475,7 +475,7 @@ impl Room {
             ..
         } = join;
         let leaving = self.participants_to_evict(id, &name, owner.as_ref(), &skeletons);
-        self.check_full(&origin, leaving.as_ref().map_or(&[], Vec::as_slice))?;
+        self.check_capacity(&origin, leaving.as_ref().map_or(&[], Vec::as_slice))?;
         // The JOIN is accepted from here on.
         let leaving = leaving?;
         let attachments = leaving.iter().map(|id| self.roster.current_attachment(*id));
@@ -504,7 +504,7 @@ impl Room {
     }
 
     /// Checks that there is a place for a client once `leaving` have left.
-    fn check_full(&self, origin: &Origin, leaving: &[ParticipantId]) -> Result<(), Rejection> {
+    fn check_capacity(&self, origin: &Origin, leaving: &[ParticipantId]) -> Result<(), Rejection> {
         let remaining = self.participants().len().saturating_sub(leaving.len());
         if remaining >= self.rules.max_participants {
             return Err(Rejection::RoomFull(remaining));

@@ -22,16 +22,16 @@ pub(super) fn skeletons(name: &str) -> Skeletons {
 }
 
 /// A text that no name may look like.
-pub(super) struct Phrase([String; 2]);
+pub(super) struct ReservedPhrase([String; 2]);
 
-impl Phrase {
+impl ReservedPhrase {
     pub(super) fn new(text: &str) -> Self {
-        Self(without_i(text))
+        Self(fold_i_to_l(text))
     }
 
     /// Whether a name, or a part of it, looks like the phrase.
-    pub(super) fn is_in(&self, name: &str) -> bool {
-        let names = without_i(name);
+    pub(super) fn occurs_in(&self, name: &str) -> bool {
+        let names = fold_i_to_l(name);
         names
             .iter()
             .any(|name| self.0.iter().any(|phrase| name.contains(phrase)))
@@ -39,7 +39,7 @@ impl Phrase {
 }
 
 /// The skeletons of a text with an `l` for each `i`: a capital `I` can stand for both in one name.
-fn without_i(text: &str) -> [String; 2] {
+fn fold_i_to_l(text: &str) -> [String; 2] {
     skeletons(text).map(|skeleton| skeleton.replace('i', "l"))
 }
 

@@ -7,12 +7,12 @@ use tokio::time::Instant;
 use crate::domain::Sequence;
 
 /// How long after a room was proposed to end, and did not, it is proposed again.
-const FIRST_PAUSE: Duration = Duration::from_secs(600);
+const INITIAL_BACKOFF: Duration = Duration::from_secs(600);
 
-/// The pause between two proposals while nothing happens in the room: another replica needs it, and may do so for long.
-const MAX_PAUSE: Duration = Duration::from_secs(2 * 3600);
+/// The longest time between two proposals while nothing happens in the room: another replica needs it, and may do so for long.
+const MAX_BACKOFF: Duration = Duration::from_secs(2 * 3600);
 
-/// What is next.
+/// The next step.
 #[derive(Debug)]
 enum Next {
     /// From this time on, a room that is not used waits for its turn.
@@ -52,15 +52,15 @@ impl EndProposals {
         now >= at
     }
 
-    /// Whether the end of the room is to be proposed at the time `now`. `unused_since` is the newest event of the room if nobody
+    /// Whether the end of the room is to be proposed at the time `now`. `last_if_unused` is the newest event of the room if nobody
     /// here needs it, and `reserve` reserves a turn.
     pub(super) fn advance(
         &mut self,
         now: Instant,
-        unused_since: Option<Sequence>,
+        last_if_unused: Option<Sequence>,
         reserve: impl FnOnce() -> Instant,
     ) -> bool {
-        let Some(last) = unused_since else {
+        let Some(last) = last_if_unused else {
             self.next = Next::Queue(now);
             return false;
         };
@@ -68,12 +68,12 @@ impl EndProposals {
             self.next = Next::Propose(reserve());
             return false;
         }
-        let pause = match self.latest {
-            Some((same, pause)) if same == last => MAX_PAUSE.min(2 * pause),
-            _ => FIRST_PAUSE,
+        let backoff = match self.latest {
+            Some((same, backoff)) if same == last => MAX_BACKOFF.min(2 * backoff),
+            _ => INITIAL_BACKOFF,
         };
-        self.latest = Some((last, pause));
-        self.next = Next::Queue(now + pause);
+        self.latest = Some((last, backoff));
+        self.next = Next::Queue(now + backoff);
         true
     }
 }

@@ -101,8 +101,9 @@ impl Request {
         }
     }
 
-    /// About how much work it makes, in messages: a JOIN computes the skeletons of names and a session token, and reads bounds.
-    pub(super) const fn work(&self) -> u32 {
+    /// The approximate CPU cost, in units of one message: a JOIN computes the skeletons of names and a session token, and the others
+    /// that are not messages are rare.
+    pub(super) const fn cost(&self) -> u32 {
         match self {
             Self::Say { .. } | Self::Post { .. } => 1,
             _ => 64,
@@ -186,12 +187,12 @@ impl RoomHandle {
         self.ordered.as_ref().is_some_and(OrderedQueue::is_closed)
     }
 
-    /// The room is gone: a moderator has deleted it, or it has ended.
-    pub(super) fn set_gone(&self, is_deleted: bool) {
+    /// Notes whether the room that is gone was deleted by a moderator, or has ended.
+    pub(super) fn set_deleted(&self, is_deleted: bool) {
         self.is_deleted.store(is_deleted, Ordering::Release);
     }
 
-    /// What becomes of a request to the room that is gone.
+    /// The error of a request to a room that was deleted or has ended.
     pub(super) fn gone_error(&self) -> HubError {
         if self.is_deleted.load(Ordering::Acquire) {
             Rejection::RoomDeleted.into()
@@ -200,7 +201,7 @@ impl RoomHandle {
         }
     }
 
-    /// Why the streams of the room close that is gone.
+    /// Why the streams of such a room are closed.
     pub(super) fn gone_reason(&self) -> CloseReason {
         if self.is_deleted.load(Ordering::Acquire) {
             CloseReason::Rejected(Rejection::RoomDeleted)

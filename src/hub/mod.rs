@@ -619,8 +619,8 @@ impl Hub {
         self.context.store.find(room).is_some()
     }
 
-    /// Whether the room exists and must be loaded before it can handle a request.
-    pub(crate) fn is_unloaded(&self, room: &RoomName) -> bool {
+    /// Whether the room exists but does not run.
+    pub(crate) fn needs_loading(&self, room: &RoomName) -> bool {
         self.registry.get(room).is_none() && self.has_room(room)
     }
 
@@ -732,7 +732,7 @@ impl Hub {
             let _permit = permit;
             recovery::recover(&*store, rules, &name, wall_time())
         };
-        // Also to replay many events takes long.
+        // Replaying many events is slow even in memory.
         if !self.context.store.is_blocking() && self.epoch(&room.name).is_none() {
             return recover();
         }

@@ -29,8 +29,7 @@ use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use super::used_bytes::RoomUse;
 use crate::domain::{
-    Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Rejection, Room, RoomName, Sequence,
-    WallTime,
+    Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Room, RoomName, Sequence, WallTime,
 };
 use crate::failpoint;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
@@ -48,8 +47,8 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How much work of requests is done before other tasks have their turns: some milliseconds.
-const MAX_WORK_PER_POLL: u32 = 1_024;
+/// The [cost](super::handle::Request::cost) of the requests that are handled before other tasks have their turns: some milliseconds.
+const POLL_BUDGET: u32 = 1_024;
 
 /// How many of its newest message ids a room remembers at least.
 const MIN_MESSAGE_IDS: usize = 256;
@@ -287,9 +286,9 @@ impl RoomActor {
         // With a margin, so that those whose clocks are behind agree at once.
         let at = wall_time().as_millis().saturating_sub(PROPOSAL_MARGIN_MILLIS);
         let is_unused = replication.is_proposing() && self.is_unused(WallTime::from_millis(at));
-        let unused_since = is_unused.then(|| self.room().last());
+        let last_if_unused = is_unused.then(|| self.room().last());
         let reserve = || replication.reserve_proposal(now);
-        if self.end_proposals.advance(now, unused_since, reserve) {
+        if self.end_proposals.advance(now, last_if_unused, reserve) {
             self.sessions.issue_end(EndStage::Proposed);
         }
     }
@@ -390,12 +389,12 @@ impl RoomActor {
     async fn apply(&mut self, requests: &mut Vec<Envelope>) {
         let at = wall_time();
         self.sessions.inject_faults(requests);
-        let mut work = 0;
+        let mut cost = 0;
         for Envelope { request, .. } in requests.drain(..) {
-            work += request.work();
+            cost += request.cost();
             self.sessions.handle(request, at);
-            if work >= MAX_WORK_PER_POLL {
-                work = 0;
+            if cost >= POLL_BUDGET {
+                cost = 0;
                 tokio::task::yield_now().await;
             }
         }
@@ -447,7 +446,7 @@ impl RoomActor {
     fn close_deleted(&mut self) {
         // Also those that were attached after the deletion.
         self.close_streams_of_gone();
-        self.handle.reject_all(&Rejection::RoomDeleted.into());
+        self.handle.reject_all(&self.handle.gone_error());
     }
 
     fn close_streams_of_gone(&mut self) {
@@ -665,7 +664,9 @@ mod tests {
 
     use super::super::{Hub, HubError, HubOptions, RequestMeta, RoomBudgets};
     use super::*;
-    use crate::domain::{Message, MessageId, Moderation, Name, Post, RoomName, Rules, Text, Timestamp};
+    use crate::domain::{
+        Message, MessageId, Moderation, Name, Post, Rejection, RoomName, Rules, Text, Timestamp,
+    };
     use crate::store::{MemoryStore, Retention};
     use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
@@ -702,7 +703,7 @@ mod tests {
         while hub.running() > 0 {
             tokio::time::sleep(IDLE_TIMEOUT).await;
         }
-        assert!(hub.is_unloaded(&room));
+        assert!(hub.needs_loading(&room));
         room
     }
 
@@ -712,7 +713,7 @@ mod tests {
         let room = unloaded(&hub).await;
         let permit = Arc::new(());
         hub.load(&room, Arc::clone(&permit)).unwrap();
-        assert!(!hub.is_unloaded(&room));
+        assert!(!hub.needs_loading(&room));
         assert_eq!(Arc::strong_count(&permit), 2);
         post(&hub, &room, 1).await.unwrap();
         assert_eq!(Arc::strong_count(&permit), 1);

@@ -519,7 +519,7 @@ impl RoomSessions {
             outcome => return self.reject(reply, outcome),
         };
         if self.room.is_gone() {
-            self.handle.set_gone(true);
+            self.handle.set_deleted(true);
         }
         // They do not see their own LEAVE.
         for attachment in attachments {
@@ -690,7 +690,7 @@ impl RoomSessions {
                 }
             }
             Outcome::Ended => {
-                self.handle.set_gone(false);
+                self.handle.set_deleted(false);
                 // Whoever has just begun to read it may do so again.
                 self.close_all(CloseReason::RoomEnded);
             }

@@ -1,7 +1,7 @@
 //! The budgets of the connections from one address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 
@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::byte_budget::Budget;
 use super::turns::AddressTurns;
+use crate::domain::limits::per_address;
 
 /// The budgets that all connections from one address share.
 #[derive(Debug)]
@@ -59,15 +60,15 @@ impl Addresses {
     }
 }
 
-/// The part of `limit` that one address may have: three quarters.
-pub(super) const fn per_address(limit: usize) -> usize {
-    limit - limit / 4
+/// The fair share of one address that uses `own` of `limit` while all together use `all`: three quarters of what the others leave. One
+/// address never uses up the limit, and each further address lowers the shares of those that use most.
+pub(super) const fn fair_share(limit: usize, all: usize, own: usize) -> usize {
+    per_address(limit.saturating_sub(all.saturating_sub(own)))
 }
 
-/// The part of `limit` that one address may have while all have `all`, of which `own` is its own: three quarters of what the others leave.
-/// So some addresses never have everything, and as more of them come, those that have most have too much.
-pub(super) const fn per_address_now(limit: usize, all: usize, own: usize) -> usize {
-    per_address(limit.saturating_sub(all.saturating_sub(own)))
+/// The address under which a client is counted: see [`network`]. Requests that came on no connection have one in common.
+pub(super) fn address_key(address: Option<IpAddr>) -> IpAddr {
+    network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// What counts as one address: an IPv4 address, or a /64 network of IPv6, of which each host can choose its addresses.

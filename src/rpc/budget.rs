@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::address_budgets::{AddressBudgets, Addresses, per_address, per_address_now};
+use super::address_budgets::{AddressBudgets, Addresses, fair_share};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
 use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
@@ -16,6 +16,7 @@ use super::rates::AddressRate;
 use super::turns::AddressTurns;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
+use crate::domain::limits::per_address;
 use crate::hub::{Hub, HubError};
 use crate::rate_limiter::Rate;
 use crate::reason::Reason;
@@ -65,18 +66,17 @@ impl Unread {
         }
     }
 
-    /// Counts what was received. Returns false if this connection must be closed, because it has more than [`FAIR_UNREAD`] and more than three
-    /// quarters of what the other connections of its address leave of the address's part, or because its address has more than three
-    /// quarters of the limit. What other addresses have does not close a connection that has little.
+    /// Counts what was received. Returns false if this connection must be closed: it exceeds its fair share of the fair share of its
+    /// address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
     pub(super) fn add(&self, data: DataFrames) -> bool {
         let bytes = data.charge;
         self.payload.fetch_add(data.payload, Ordering::Relaxed);
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let part = per_address_now(self.limit, all, address);
-        let own_part = per_address_now(part, address, own);
-        own <= own_part || (own <= FAIR_UNREAD && address <= per_address(self.limit))
+        let address_share = fair_share(self.limit, all, address);
+        let own_share = fair_share(address_share, address, own);
+        own <= own_share || (own <= FAIR_UNREAD && address <= per_address(self.limit))
     }
 
     /// Counts a DATA frame that was read.
@@ -147,7 +147,7 @@ pub(super) struct StalledStreams {
 }
 
 impl StalledStreams {
-    /// Sets how many there are on this connection. Returns whether its address has more of them than its part.
+    /// Sets how many there are on this connection. Returns whether its address has more of them than its fair share.
     pub(super) fn update(&self, own: usize) -> bool {
         let before = self.own.swap(own, Ordering::Relaxed);
         let set = |count: &AtomicUsize| {
@@ -156,7 +156,7 @@ impl StalledStreams {
         };
         let address = set(&self.address.stalled);
         let all = set(&self.all);
-        address > per_address_now(self.limit, all, address)
+        address > fair_share(self.limit, all, address)
     }
 }
 
@@ -182,7 +182,7 @@ pub struct BudgetLimits {
     /// The same, per connection.
     pub received_per_connection: usize,
     /// Bytes that are received and that no stream has read yet, of all connections together. A connection that has more of them than the
-    /// window of a stream is closed once it has more than three quarters of what others leave.
+    /// window of a stream is closed once it exceeds its fair share.
     pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
@@ -190,8 +190,8 @@ pub struct BudgetLimits {
     pub responses_per_connection: usize,
     /// How many streams may be open beyond the two that each connection always may have.
     pub streams: usize,
-    /// How many streams may hold data that their clients do not accept for [`TransportLimits::stall_timeout`]. While an address has more
-    /// than three quarters of what others leave, its own are ended within seconds. Each holds up to 128 KiB.
+    /// How many streams may hold data that their clients do not accept for [`TransportLimits::stall_timeout`]. While an address exceeds
+    /// its fair share, its own are ended within seconds. Each holds up to 128 KiB.
     ///
     /// [`TransportLimits::stall_timeout`]: super::TransportLimits::stall_timeout
     pub stalled_streams: usize,
@@ -426,14 +426,14 @@ impl ConnectionBudgets {
         [own, address, all]
     }
 
-    /// Lets `hub` load a room that exists and does not run, when it is this connection's turn to run a query: that reads the room's
-    /// log, and whoever asks for thousands of rooms must not delay others.
+    /// Waits for this connection's turn to run a query, and then lets `hub` begin to load a room that exists and does not run. It reads
+    /// the room's log, and a client that asks for thousands of rooms must not delay others. Does not wait until the room is loaded.
     ///
     /// # Errors
     ///
     /// The hub is draining or has failed.
     pub(super) async fn load_room(&self, hub: &Arc<Hub>, room: &RoomName) -> Result<(), HubError> {
-        if hub.is_unloaded(room) {
+        if hub.needs_loading(room) {
             hub.load(room, self.start_query().await)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 //! accepted what it returned before.
 //!
 //! Polling the body also reads the client's messages. So a stream needs no task of its own, and a client that does not read
-//! is not read from: once its window is exhausted, h2 and hyper hold one more piece of the body each, and it is not polled.
+//! is not read from: once its window is exhausted, h2 and hyper hold one more chunk of the body each, and it is not polled.
 
 use std::net::IpAddr;
 use std::pin::Pin;

@@ -127,8 +127,8 @@ impl Streams {
         }
     }
 
-    /// Whether a round takes long: there are new streams, whose JOINs do, or many that may have events.
-    fn take_long(&self) -> bool {
+    /// Whether the next round is long: there are new streams, whose JOINs take long, or many that may have events.
+    fn is_next_round_long(&self) -> bool {
         self.has_spawned() || self.tasks.len() > NEW_STREAMS_PER_ROUND
     }
 
@@ -192,7 +192,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     poll_fn(|cx| {
         ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
-        let is_long = turns.is_busy() && streams.take_long();
+        let is_long = turns.is_busy() && streams.is_next_round_long();
         let progress = poll_rounds(
             cx,
             if is_long { 1 } else { MAX_ROUNDS },
@@ -222,7 +222,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             return Poll::Ready(());
         }
         match progress {
-            Progress::Unfinished => turns.end_and_wake(cx, streams.take_long()),
+            Progress::Unfinished => turns.end_and_wake(cx, streams.is_next_round_long()),
             Progress::Idle | Progress::Ended => turns.end(),
         }
         Poll::Pending

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::address_budgets::address_key;
 use super::error::RpcError;
-use super::rates::rate_key;
 use crate::auth::{Caller, Right};
 use crate::domain::{
     Join, MessageId, MessageIdError, Name, Origin, ParticipantId, RoomName, Sequence, Timestamp, TraceContext,
@@ -48,7 +48,7 @@ pub(super) fn first_sequence(bounds: Bounds) -> u64 {
 pub(super) fn origin(caller: &Caller, peer: Option<SocketAddr>, room: &RoomName) -> Origin {
     Origin {
         subject: caller.identity().map(|identity| Arc::clone(&identity.subject)),
-        address: Some(rate_key(peer.map(|peer| peer.ip()))),
+        address: Some(address_key(peer.map(|peer| peer.ip()))),
         is_moderator: caller.check(Right::Moderate, room).is_ok(),
     }
 }

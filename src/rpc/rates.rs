@@ -1,13 +1,13 @@
 //! Limits how often clients may do something.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::address_budgets::network;
+use super::address_budgets::{address_key, network};
 use super::error::RpcError;
 use super::room_places::RoomPlaces;
 use crate::auth::Caller;
@@ -65,10 +65,10 @@ impl Default for RateLimits {
     }
 }
 
-/// How long after its retry delay a message that was rejected is waited for: for a round trip.
+/// How long after its retry delay a rejected message may take to arrive again before others are accepted: a round trip.
 const RESEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait with a message that must not overtake another one, at least.
+/// The shortest retry delay of a message that must not overtake another one.
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// The rate of one participant's messages.
@@ -151,7 +151,7 @@ impl AddressRate {
     /// As [`AddressRate::try_acquire`], but counts nothing.
     fn check(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         let limiters = self.limiters.lock();
-        let limiter = limiters.by_address.get(&rate_key(address));
+        let limiter = limiters.by_address.get(&address_key(address));
         let mut copy = limiter.copied().unwrap_or_default();
         copy.try_acquire(self.rate, Instant::now())
     }
@@ -162,7 +162,7 @@ impl AddressRate {
     ///
     /// The rate is exceeded; it is not after this time.
     pub(super) fn try_acquire(&self, address: Option<IpAddr>) -> Result<(), Duration> {
-        let acquired = self.with_limiter(rate_key(address), RateLimiter::try_acquire);
+        let acquired = self.with_limiter(address_key(address), RateLimiter::try_acquire);
         acquired.unwrap_or(Ok(()))
     }
 
@@ -198,11 +198,6 @@ impl AddressRate {
         }
         Some(count(by_address.entry(address).or_default(), self.rate, now))
     }
-}
-
-/// What counts as the address of a request. Requests that came on no connection have one in common.
-pub(super) fn rate_key(address: Option<IpAddr>) -> IpAddr {
-    network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// The rates of all clients of a server.
@@ -359,7 +354,7 @@ impl Rates {
         }
         if !self
             .room_places
-            .try_create(rate_key(address), room, |room| hub.has_room(room))
+            .try_create(address_key(address), room, |room| hub.has_room(room))
         {
             return Err(RpcError::new(
                 Reason::TooManyRoomsPerAddress,
@@ -378,6 +373,8 @@ impl Rates {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

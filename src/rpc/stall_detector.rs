@@ -1,7 +1,7 @@
 //! Detects streams whose client accepts no data.
 //!
-//! hyper gives h2 a whole piece of a response as soon as the client accepts one byte of it, and asks for the next piece at once. So
-//! only the pieces themselves tell whether they are sent: [`ResponseData`] reports when h2 has written one, or enough of it. If there
+//! hyper gives h2 a whole chunk of a response as soon as the client accepts one byte of it, and asks for the next chunk at once. So
+//! only the chunks themselves tell whether they are sent: [`TrackedChunk`] reports when h2 has written one, or enough of it. If there
 //! are some for long and none is written, the connection's task ends the stream: its body is not polled then, and cannot.
 //!
 //! A response ends when all of its data is written, not before. Its stream would otherwise be gone, and with it what it counts for,
@@ -21,8 +21,8 @@ use tonic::Status;
 
 use super::budget::StreamPermit;
 
-/// How much of a longer piece must be written to count as progress, in bytes: as much as a page of events has. Who accepts a byte now
-/// and then makes h2 hold as much as who accepts none.
+/// How much of a chunk must be written to count as progress, in bytes, unless all of it is: as much as a page of events has. Less does not
+/// count, because a client that accepts single bytes makes h2 hold as much as one that accepts none.
 const PROGRESS_BYTES: usize = 64 * 1024;
 
 thread_local! {
@@ -33,7 +33,7 @@ thread_local! {
 /// Counts the ticks for which the client of one stream has accepted none of the data that there is for it.
 #[derive(Debug, Default)]
 pub(super) struct StallDetector {
-    /// The pieces of data that h2 has not written completely.
+    /// The chunks of data that h2 has not written completely.
     unsent: AtomicU32,
     /// The ticks since it has last written one, or [`PROGRESS_BYTES`] of one.
     ticks: AtomicU32,
@@ -79,11 +79,11 @@ impl StallDetector {
         self.ticks.store(0, Ordering::Relaxed);
     }
 
-    fn track(self: &Arc<Self>, bytes: Bytes) -> ResponseData {
+    fn track(self: &Arc<Self>, bytes: Bytes) -> TrackedChunk {
         if self.unsent.fetch_add(1, Ordering::AcqRel) == 0 {
             self.on_progress();
         }
-        ResponseData {
+        TrackedChunk {
             bytes,
             written: 0,
             detector: Arc::clone(self),
@@ -116,16 +116,16 @@ pub(super) fn has_stalled() -> bool {
     CURRENT.with_borrow(|detector| detector.as_ref().is_some_and(|detector| detector.has_stalled()))
 }
 
-/// A piece of a response, which its stream's detector counts until it is written or dropped.
+/// A chunk of a response, which its stream's detector counts until it is written or dropped.
 #[derive(Debug)]
-pub(super) struct ResponseData {
+pub(super) struct TrackedChunk {
     bytes: Bytes,
     /// How much of it was written since the last progress.
     written: usize,
     detector: Arc<StallDetector>,
 }
 
-impl Buf for ResponseData {
+impl Buf for TrackedChunk {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
@@ -144,7 +144,7 @@ impl Buf for ResponseData {
     }
 }
 
-impl Drop for ResponseData {
+impl Drop for TrackedChunk {
     fn drop(&mut self) {
         self.detector.on_progress();
         if self.detector.unsent.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -153,8 +153,8 @@ impl Drop for ResponseData {
     }
 }
 
-/// What [`Body::poll_frame`] returns, of a body with this data.
-type Polled<D> = Option<Result<Frame<D>, Status>>;
+/// What [`Body::poll_frame`] is ready with, of a body with this data.
+type FrameResult<D> = Option<Result<Frame<D>, Status>>;
 
 pin_project! {
     /// A response body whose data its stream's detector counts, and which ends when all of it is written.
@@ -163,7 +163,7 @@ pin_project! {
         body: B,
         detector: Arc<StallDetector>,
         // How the body has ended, until it may.
-        end: Option<Polled<ResponseData>>,
+        end: Option<FrameResult<TrackedChunk>>,
         permit: Option<StreamPermit>,
     }
 }
@@ -181,10 +181,10 @@ impl<B> MonitoredBody<B> {
 }
 
 impl<B: Body<Data = Bytes, Error = Status>> Body for MonitoredBody<B> {
-    type Data = ResponseData;
+    type Data = TrackedChunk;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Polled<ResponseData>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<FrameResult<TrackedChunk>> {
         let this = self.project();
         let detector = &*this.detector;
         let end = match this.end.take() {
@@ -229,18 +229,18 @@ mod tests {
     use super::*;
 
     /// A body that returns the given results in turn.
-    struct Script(VecDeque<Poll<Polled<Bytes>>>);
+    struct Script(VecDeque<Poll<FrameResult<Bytes>>>);
 
     impl Body for Script {
         type Data = Bytes;
         type Error = Status;
 
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Polled<Bytes>> {
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<FrameResult<Bytes>> {
             self.0.pop_front().unwrap_or(Poll::Pending)
         }
     }
 
-    fn data() -> Poll<Polled<Bytes>> {
+    fn data() -> Poll<FrameResult<Bytes>> {
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"xyz")))))
     }
 
@@ -260,7 +260,7 @@ mod tests {
         };
         assert!(poll().is_pending());
         assert_eq!(ticks(9), 0);
-        let mut pieces: Vec<_> = (0..2)
+        let mut chunks: Vec<_> = (0..2)
             .map(|_| match poll() {
                 Poll::Ready(frame) => frame.into_data().unwrap(),
                 Poll::Pending => panic!("there is data"),
@@ -270,13 +270,13 @@ mod tests {
         assert!(poll().is_pending());
         assert_eq!(ticks(3), 3);
         // Nor does it count that it takes a byte now and then.
-        pieces[0].advance(1);
+        chunks[0].advance(1);
         assert_eq!(ticks(2), 5);
-        drop(pieces.pop());
+        drop(chunks.pop());
         assert!(poll().is_pending(), "the end waits for the data");
         assert_eq!(ticks(3), 3);
         assert!(!detector.scope(has_stalled));
-        drop(pieces);
+        drop(chunks);
         assert_eq!(ticks(1), 0);
         assert!(matches!(poll(), Poll::Ready(frame) if frame.is_trailers()));
     }
@@ -284,10 +284,10 @@ mod tests {
     #[test]
     fn a_long_piece_may_take_long_as_long_as_enough_of_it_is_written() {
         let detector = Arc::new(StallDetector::default());
-        let mut piece = detector.track(Bytes::from(vec![0; 3 * PROGRESS_BYTES]));
+        let mut chunk = detector.track(Bytes::from(vec![0; 3 * PROGRESS_BYTES]));
         let mut write = |count| {
             detector.tick();
-            piece.advance(count);
+            chunk.advance(count);
             detector.stalled_ticks()
         };
         assert_eq!(write(PROGRESS_BYTES - 1), 1);

@@ -138,8 +138,8 @@ impl Turns {
 
     /// Ends the turn of a connection that has more to do, and wakes its task for the next one.
     ///
-    /// If turns take long, as this one if it `is_long`, or those of several addresses together, a busy connection is not woken, and keeps
-    /// its permit, until the runtime has looked at the sockets. It does so rarely while tasks wake each other.
+    /// If its turns are long (`is_long`), or busy connections of several addresses run, a busy connection keeps its permit and is woken only
+    /// after the runtime has looked at the sockets, which it does rarely while tasks wake each other.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
         let yields = is_long || self.address.running.load(Ordering::Relaxed) > *PERMITS;
         self.is_over = yields && self.permit.is_some();

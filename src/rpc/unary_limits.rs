@@ -105,14 +105,14 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = self.method(request.uri().path());
         let is_stream = request.uri().path().starts_with(REFLECTION);
-        let over = is_stream.then(|| self.draining.child_token());
+        let cancel = is_stream.then(|| self.draining.child_token());
         let deadline = deadline(request.headers());
         let budgets = ConnectionBudgets::of(request.extensions());
         let observer = Arc::clone(&self.observer);
         let request = request.map(|body| {
             Body::new(RequestBody {
                 limit: method.request,
-                over: over.clone().map(|over| Box::pin(over.cancelled_owned())),
+                cancelled: cancel.clone().map(|cancel| Box::pin(cancel.cancelled_owned())),
                 ..RequestBody::new(body, Arc::clone(&budgets), Arc::clone(&observer))
             })
         });
@@ -133,13 +133,13 @@ where
                     MethodKind::Query => respond_to_query(response, &budgets).await,
                 }
             };
-            let over = over.map(CancellationToken::drop_guard);
+            let cancel = cancel.map(CancellationToken::drop_guard);
             Ok(match respond_by(deadline, responding).await {
-                Ok(response) => complete_error(response, &*observer).map(|rest| match over {
-                    Some(over) => Body::new(ResponseBody {
+                Ok(response) => complete_error(response, &*observer).map(|rest| match cancel {
+                    Some(cancel) => Body::new(ResponseBody {
                         data: None,
                         rest,
-                        _over: Some(over),
+                        _cancel_requests: Some(cancel),
                     }),
                     None => rest,
                 }),
@@ -209,7 +209,7 @@ fn with_data(response: Response<Body>, data: Bytes, reservation: Reservation) ->
         Body::new(ResponseBody {
             data: Some(reservation.attach_to(data)),
             rest,
-            _over: None,
+            _cancel_requests: None,
         })
     })
 }
@@ -235,8 +235,8 @@ struct ResponseBody {
     /// Its message, if that is encoded.
     data: Option<Bytes>,
     rest: Body,
-    /// Ends the stream of requests with the response: nobody waits for more of them.
-    _over: Option<DropGuard>,
+    /// Ends the stream of requests when the response is dropped.
+    _cancel_requests: Option<DropGuard>,
 }
 
 impl HttpBody for ResponseBody {
@@ -262,8 +262,8 @@ impl HttpBody for ResponseBody {
 struct RequestBody {
     body: Body,
     limit: usize,
-    /// If the client may send any number of messages and keep the stream open: until the server drains, or the response has ended.
-    over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// If the client may send any number of messages and keep the stream open: until the server drains, or the response is dropped.
+    cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     budgets: Arc<ConnectionBudgets>,
     request: ReadingRequest,
     observer: Arc<dyn Observer>,
@@ -280,7 +280,7 @@ impl RequestBody {
         Self {
             body,
             limit: SMALL_REQUEST,
-            over: None,
+            cancelled: None,
             request: budgets.begin_request(),
             budgets,
             observer,
@@ -324,7 +324,7 @@ impl RequestBody {
 
     fn complete(&mut self) {
         self.reservation = None;
-        if self.over.is_some() {
+        if self.cancelled.is_some() {
             self.timeout = None;
         }
     }
@@ -345,8 +345,8 @@ impl HttpBody for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            if let Some(over) = &mut this.over
-                && over.as_mut().poll(cx).is_ready()
+            if let Some(cancelled) = &mut this.cancelled
+                && cancelled.as_mut().poll(cx).is_ready()
             {
                 return Poll::Ready(None);
             }

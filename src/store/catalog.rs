@@ -161,7 +161,7 @@ impl LogState {
     }
 
     /// Whether a snapshot covers events that are retained.
-    fn is_covered(&self) -> bool {
+    fn is_trimmable(&self) -> bool {
         self.first <= self.last.min(self.snapshot_sequence)
     }
 
@@ -463,7 +463,7 @@ impl Catalog {
             state.bytes = sizes.get(log).copied().unwrap_or(0);
             self.events += state.events();
             self.bytes += state.bytes;
-            if state.is_covered() {
+            if state.is_trimmable() {
                 self.by_size.insert((state.bytes, *log));
             }
             for location in [state.snapshot, state.room_entry].into_iter().flatten() {
@@ -585,7 +585,7 @@ impl Catalog {
             let before = state.bytes;
             state.bytes = change(before);
             self.bytes = self.bytes.saturating_sub(before) + state.bytes;
-            if state.is_covered() {
+            if state.is_trimmable() {
                 self.by_size.insert((state.bytes, log));
             }
         }

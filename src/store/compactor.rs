@@ -207,8 +207,8 @@ impl Compactor {
         Ok(bytes < before)
     }
 
-    /// Makes durable what the newest segment says: it is why entries of others are not needed any more, and after a power cut
-    /// must not be gone if they are.
+    /// Syncs the newest segment. Its snapshots and truncations are why older entries are garbage: if those were removed, and a power cut
+    /// then lost the newest segment, the log would have a gap.
     fn sync_newest(&self) -> Result<(), StoreError> {
         if self.durability == Durability::Sync {
             return Ok(());

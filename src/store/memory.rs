@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::retention::trimmed_share;
+use super::retention::bytes_to_trim;
 use super::{
     Append, AppendFuture, Bounds, EncodedSnapshot, Log, LogId, Record, Retention, RoomStatus, Store,
     StoreError, StoreUsage,
@@ -202,11 +202,11 @@ impl State {
         if self.total <= retention.max_total_bytes {
             return Ok(());
         }
-        while let Some(excess) = self.total.checked_sub(retention.trimmed_total())
+        while let Some(excess) = self.total.checked_sub(retention.trim_target())
             && let Some((size, id)) = self.by_size.last().copied()
             && size.min(excess) > 0
         {
-            let kept = size - trimmed_share(size, excess);
+            let kept = size - bytes_to_trim(size, excess);
             self.update(id, |log| log.remove_while(|log, _| log.bytes > kept))?;
         }
         Ok(())

@@ -173,7 +173,7 @@ fn slice(record: &Record, from: Sequence, upto: Sequence) -> Result<(Bytes, u32)
         });
     }
     let frames = record.frames.slice(start..end);
-    // Whoever does not read a short page does not make the server keep a long record.
+    // Copied, so that a client that does not read a short page does not keep a whole record in memory.
     let is_most = frames.len() > record.frames.len() / 2;
     let frames = if is_most {
         frames

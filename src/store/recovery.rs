@@ -169,12 +169,12 @@ impl Loaded {
         let segment = &state.segment;
         sync_parent(&segment.path).map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
         if self.durable_end < self.end {
-            segment.write_again(self.durable_end, self.end)?;
+            segment.rewrite_and_sync(self.durable_end, self.end)?;
         }
         // Nothing was written after the segment before was sealed, so that may be in memory alone, too.
         match newest.next() {
             Some(SegmentState { segment, .. }) if self.end == SEGMENT_HEADER_LEN => {
-                segment.write_again(SEGMENT_HEADER_LEN, segment.len)
+                segment.rewrite_and_sync(SEGMENT_HEADER_LEN, segment.len)
             }
             _ => Ok(()),
         }

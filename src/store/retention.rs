@@ -24,7 +24,7 @@ const MAX_REMOVED_RECORDS: usize = 4_096;
 const MAX_TRUNCATED_LOGS: usize = 16;
 
 /// The maximum number of logs that are found to have nothing to trim at a time. They are not tried again before they change.
-const MAX_FRUITLESS_LOGS: usize = 256;
+const MAX_UNTRIMMABLE_LOGS: usize = 256;
 
 /// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
 /// snapshot covers them. Only age removes the newest record of a log. A store on disk lets the events and bytes of a log exceed
@@ -114,7 +114,7 @@ impl Retention {
     }
 
     /// The size to which all logs together are trimmed if they exceed their limit, in bytes.
-    pub(super) const fn trimmed_total(&self) -> u64 {
+    pub(super) const fn trim_target(&self) -> u64 {
         self.max_total_bytes - self.max_total_bytes / SLACK_DIVISOR
     }
 
@@ -125,19 +125,19 @@ impl Retention {
             return;
         }
         let planned_bytes: u64 = truncations.iter().map(|truncation| truncation.bytes).sum();
-        let mut excess = total.saturating_sub(self.trimmed_total() + planned_bytes);
+        let mut excess = total.saturating_sub(self.trim_target() + planned_bytes);
         // A log that is trimmed for its own limits already is trimmed further next time.
         let planned: HashSet<LogId> = truncations.iter().map(|truncation| truncation.log).collect();
-        let (mut trimmed, mut fruitless) = (0, 0);
+        let (mut trimmed, mut untrimmable) = (0, 0);
         let mut below = (u64::MAX, LogId(u32::MAX));
-        while excess > 0 && trimmed < MAX_TRUNCATED_LOGS && fruitless < MAX_FRUITLESS_LOGS {
+        while excess > 0 && trimmed < MAX_TRUNCATED_LOGS && untrimmable < MAX_UNTRIMMABLE_LOGS {
             let next = catalog.lock().by_size.range(..below).next_back().copied();
             let Some((size, log)) = next else { return };
             below = (size, log);
             if planned.contains(&log) {
                 continue;
             }
-            let share = trimmed_share(size, excess);
+            let share = bytes_to_trim(size, excess);
             match plan_truncation(catalog, log, true, |truncation, _| truncation.bytes < share) {
                 Some(truncation) => {
                     trimmed += 1;
@@ -145,7 +145,7 @@ impl Retention {
                     truncations.push(truncation);
                 }
                 None => {
-                    fruitless += 1;
+                    untrimmable += 1;
                     catalog.lock().set_untrimmable(log);
                 }
             }
@@ -298,7 +298,7 @@ fn try_plan_truncation(
 
 /// How much of a log of `size` bytes is removed if all logs together have `excess` bytes too many: at most half, so that the next
 /// largest ones lose some, too.
-pub(super) fn trimmed_share(size: u64, excess: u64) -> u64 {
+pub(super) fn bytes_to_trim(size: u64, excess: u64) -> u64 {
     excess.min(size.div_ceil(2))
 }
 

@@ -364,9 +364,9 @@ impl Segment {
     /// Writes the bytes from `from` to `end` again and syncs them. `from` is where an entry starts, and `end` where the entries
     /// end or, of a sealed segment, the end of the file.
     ///
-    /// A sync writes only what the system has marked as changed. After a sync that failed, nothing is marked, and what is read
-    /// may exist in memory alone.
-    pub(super) fn write_again(&self, from: u32, end: u32) -> Result<(), StoreError> {
+    /// fsync writes only dirty pages. One that fails marks them clean although they were not written, so what is read may exist in the
+    /// page cache alone.
+    pub(super) fn rewrite_and_sync(&self, from: u32, end: u32) -> Result<(), StoreError> {
         let cannot_write = |error: io::Error| StoreError::cannot("write", &self.path, &error);
         let mut at = from;
         while at < end {

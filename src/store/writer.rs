@@ -467,7 +467,8 @@ impl LogWriter {
         StoreError::Io(format!("cannot write in {path}: {error}{full}"))
     }
 
-    /// Notes in the log, durably, whether what follows is synced, unless it says so already. What was read is durable.
+    /// Writes and syncs the entry that says whether what follows is synced: with [`Durability::Os`] always, otherwise only if the log says
+    /// that it was not. What was read is durable.
     pub(super) fn mark_opened(&mut self, boot: BootId) -> Result<(), StoreError> {
         let was_unsynced = self.catalog.lock().unsynced.is_some();
         match self.options.durability {

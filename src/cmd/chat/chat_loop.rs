@@ -27,7 +27,8 @@ use crate::telemetry::{ClientSpans, SendSpan};
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct ChatOptions {
-    /// Whether the command fails if a line is rejected, waits for all acknowledgements before it leaves, and needs no output.
+    /// Whether the command fails if a line is rejected, waits for all acknowledgements before it leaves, and goes on if its output is
+    /// closed.
     pub(super) is_scripted: bool,
     /// How long the server may take to answer the JOIN and, if scripted, until the next line is acknowledged.
     pub(super) response_timeout: Duration,

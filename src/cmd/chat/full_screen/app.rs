@@ -477,10 +477,9 @@ impl App {
     }
 
     pub(super) fn on_older(&mut self, before: u64, page: &GetHistoryResponse) {
-        if self.epoch != Some(page.epoch) {
+        let Some(entries) = self.entries(page) else {
             return self.on_load_failed("the room's log was replaced");
-        }
-        let entries = self.entries(page);
+        };
         self.timeline.push_older(before, entries, page.first_sequence);
         if self.scroll.is_none() && self.timeline.is_detached() {
             // Without that place, what is broadcast would be neither shown nor counted.
@@ -490,15 +489,16 @@ impl App {
     }
 
     pub(super) fn on_newer(&mut self, after: u64, page: &GetHistoryResponse) {
-        if self.epoch != Some(page.epoch) {
+        let Some(entries) = self.entries(page) else {
             return self.on_load_failed("the room's log was replaced");
-        }
-        let entries = self.entries(page);
+        };
         self.timeline.push_newer(after, entries);
     }
 
-    fn entries(&self, page: &GetHistoryResponse) -> Vec<Entry> {
-        page.messages.iter().map(|event| self.entry(event)).collect()
+    /// The events of a page; `None` if it is of another log than the timeline.
+    fn entries(&self, page: &GetHistoryResponse) -> Option<Vec<Entry>> {
+        let entries = page.messages.iter().map(|event| self.entry(event));
+        (self.epoch == Some(page.epoch)).then(|| entries.collect())
     }
 
     fn entry(&self, event: &ServerMessage) -> Entry {

@@ -40,11 +40,11 @@ impl DepartedRooms {
         pending: Vec<Pending>,
         timeout: Duration,
     ) -> oneshot::Receiver<()> {
-        let (left, left_signal) = oneshot::channel();
+        let (left_sender, left_signal) = oneshot::channel();
         let leaving = leave(session, pending, timeout, self.stop.subscribe());
         self.running.spawn(async move {
             let unacknowledged = leaving.await;
-            drop(left);
+            drop(left_sender);
             unacknowledged
         });
         left_signal
