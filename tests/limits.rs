@@ -338,6 +338,14 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Other("nothing is read from the connection for up to 500 ms", ""),
         ),
         (
+            "connections of one address that are cut because of `flood` or `unread`",
+            fixed("32 at once, 10 per second"),
+            Other(
+                "its next connections wait for up to 5 s before they are served",
+                "",
+            ),
+        ),
+        (
             "busy connections of one address, each with more than an equal part of a thousand messages or 60 calls in 100 ms",
             fixed("two per processor at a time"),
             Other(

@@ -224,6 +224,15 @@ const SHORT_FRAMES_BURST: u32 = 8_192;
 /// For how long at most nothing is read from a connection that sends too many.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
+/// How many connections of one address may be cut per second before its next ones wait.
+const CUTS_PER_SECOND: u32 = 10;
+
+/// How many of them may be cut at once.
+const CUTS_BURST: u32 = 32;
+
+/// How long a connection waits at most because others of its address were cut.
+const MAX_CUT_DELAY: Duration = Duration::from_secs(5);
+
 /// The budgets of all connections together.
 #[derive(Debug)]
 pub(super) struct ServerBudgets {
@@ -236,6 +245,7 @@ pub(super) struct ServerBudgets {
     queries: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     short_frames: Arc<AddressRate>,
+    cuts: Arc<AddressRate>,
     stalled: Arc<AtomicUsize>,
     /// The busy connections that run.
     running: Arc<AtomicUsize>,
@@ -248,6 +258,7 @@ impl ServerBudgets {
             Duration::from_secs(1),
             SHORT_FRAMES_BURST,
         );
+        let cuts = Rate::new(CUTS_PER_SECOND, Duration::from_secs(1), CUTS_BURST);
         Self {
             limits,
             connections_per_address,
@@ -258,6 +269,7 @@ impl ServerBudgets {
             queries: Arc::new(Semaphore::new(limits.queries)),
             streams: Arc::new(Semaphore::new(limits.streams)),
             short_frames: Arc::new(AddressRate::new(short_frames)),
+            cuts: Arc::new(AddressRate::new(cuts)),
             stalled: Arc::default(),
             running: Arc::default(),
         }
@@ -285,6 +297,7 @@ impl ServerBudgets {
         Arc::new(ConnectionBudgets {
             peer,
             short_frames: Arc::clone(&self.short_frames),
+            cuts: Arc::clone(&self.cuts),
             received: address.received.child(limits.received_per_connection),
             unread: Unread::new(Arc::clone(&address), Arc::clone(&self.unread), limits.unread),
             work: AtomicU64::new(0),
@@ -309,6 +322,7 @@ impl ServerBudgets {
 pub(super) struct ConnectionBudgets {
     peer: IpAddr,
     short_frames: Arc<AddressRate>,
+    cuts: Arc<AddressRate>,
     received: Arc<Budget>,
     pub(super) unread: Unread,
     /// The work that the frames of the client have made so far.
@@ -328,6 +342,20 @@ impl ConnectionBudgets {
     pub(super) fn pause_after_short_frames(&self, count: u32) -> Option<Duration> {
         let pause = self.short_frames.record(self.peer, count, MAX_PAUSE);
         (!pause.is_zero()).then_some(pause)
+    }
+
+    /// Counts that the connection was cut because of what its client sent.
+    pub(super) fn count_cut(&self) {
+        self.cuts.record(self.peer, 1, MAX_CUT_DELAY);
+    }
+
+    /// How long the connection should wait before it is served, because many of its address were cut: a client that opens a new one
+    /// for each that is cut would occupy the machine. Counts it, if it waits.
+    pub(super) fn delay_after_cuts(&self) -> Duration {
+        match self.cuts.check(Some(self.peer)) {
+            Ok(()) => Duration::ZERO,
+            Err(_) => self.cuts.record(self.peer, 1, MAX_CUT_DELAY),
+        }
     }
 }
 
@@ -471,6 +499,26 @@ mod tests {
         drop(chat);
         connection.unread.settle();
         assert_eq!(server.unread.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_opens_a_new_connection_for_each_that_is_cut_waits_longer_and_longer() {
+        let server = server(BudgetLimits::default());
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        for _ in 0..CUTS_BURST - 1 {
+            connection.count_cut();
+            assert_eq!(connection.delay_after_cuts(), Duration::ZERO);
+        }
+        connection.count_cut();
+        let delays: Vec<_> = (0..60)
+            .map(|_| connection.delay_after_cuts().as_millis())
+            .collect();
+        assert_eq!(delays[..3], [100, 200, 300]);
+        assert_eq!(delays[59], MAX_CUT_DELAY.as_millis());
+        let other = server.connection([127, 0, 0, 2].into());
+        assert_eq!(other.delay_after_cuts(), Duration::ZERO);
+        tokio::time::advance(MAX_CUT_DELAY + Duration::from_millis(100)).await;
+        assert_eq!(connection.delay_after_cuts(), Duration::ZERO);
     }
 
     #[test]

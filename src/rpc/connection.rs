@@ -180,6 +180,7 @@ where
     )
     .await;
     if let Some(reason) = io.with(PrefixedIo::cut) {
+        budgets.count_cut();
         ConnectionEnd::Cut(reason)
     } else if was_idle {
         ConnectionEnd::Cut(CutReason::Idle)

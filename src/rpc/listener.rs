@@ -12,7 +12,7 @@ use http::{Request, Response};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -211,7 +211,7 @@ impl Listener {
                     ) => {}
                 Err(error) => {
                     self.observer.accept_failed(&error);
-                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    sleep(ACCEPT_RETRY).await;
                 }
             }
         }
@@ -346,8 +346,12 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
+    let delay = budgets.delay_after_cuts();
     // A connection that is not set up has no streams to wait for.
-    let accepting = Transport::accept(stream, peer, tls.as_ref(), limits.handshake_timeout);
+    let accepting = async {
+        sleep(delay).await;
+        Transport::accept(stream, peer, tls.as_ref(), limits.handshake_timeout).await
+    };
     // Boxed, so that it takes no memory in the task once it is completed.
     let Some(accepted) = draining.run_until_cancelled(Box::pin(accepting)).await else {
         return ConnectionEnd::Closed;

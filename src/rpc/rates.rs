@@ -149,7 +149,7 @@ impl AddressRate {
     }
 
     /// As [`AddressRate::try_acquire`], but counts nothing.
-    fn check(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+    pub(super) fn check(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         let limiters = self.limiters.lock();
         let limiter = limiters.by_address.get(&address_key(address));
         let mut copy = limiter.copied().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
@@ -33,7 +33,6 @@ async fn floods_of_frames_without_data_are_cut() {
         let mut connection = RawConnection::open(&server, 65_535).await;
         let (mut reading, mut writing) = connection.socket.split();
         let flooding = async {
-            use tokio::io::AsyncWriteExt;
             let frames = flood.repeat(1_000);
             while writing.write_all(&frames).await.is_ok() {}
         };
@@ -158,4 +157,26 @@ async fn connections_over_the_limit_do_not_delay_later_ones() {
     server.wait_for_metric("chitchat_connections_open", 0.0).await;
     server.join("Bob").await;
     drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_from_an_address_whose_connections_are_cut_waits_and_others_do_not() {
+    let server = TestServer::start().await;
+    let mut floods = Vec::new();
+    for _ in 0..100 {
+        floods.push(RawConnection::open(&server, 65_535).await);
+    }
+    let flood = frame(PRIORITY, 0, 3, &[0, 0, 0, 1, 5]).repeat(9_000);
+    for connection in &mut floods {
+        // Fails once the connection is cut.
+        connection.socket.write_all(&flood).await.ok();
+    }
+    server.wait_for_metric(&cut("flood"), 100.0).await;
+    let mut same = RawConnection::open(&server, 65_535).await;
+    let mut other = RawConnection::open_from([127, 0, 0, 9], &server, 65_535).await;
+    tokio::select! {
+        _ = same.socket.readable() => panic!("it does not wait"),
+        () = async { for _ in 0..20 { assert_eq!(other.ping().await, PING); } } => {}
+    }
+    assert_eq!(same.next().await.kind, SETTINGS);
 }

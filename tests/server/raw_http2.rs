@@ -1,7 +1,9 @@
 //! A client that builds each HTTP/2 frame itself, to send what no client library would.
 
+use std::net::SocketAddr;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::harness::{TIMEOUT, TestServer};
@@ -33,7 +35,14 @@ pub struct RawConnection {
 impl RawConnection {
     /// Connects and sends preface and settings. Each stream's window for responses is `window`.
     pub async fn open(server: &TestServer, window: u32) -> Self {
-        let mut socket = TcpStream::connect(server.listen).await.unwrap();
+        Self::open_from([127, 0, 0, 1], server, window).await
+    }
+
+    /// Like [`RawConnection::open`], from the address `from`.
+    pub async fn open_from(from: [u8; 4], server: &TestServer, window: u32) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((from, 0))).unwrap();
+        let mut socket = socket.connect(server.listen).await.unwrap();
         socket.write_all(&preface(window)).await.unwrap();
         Self { socket }
     }
