@@ -2,18 +2,18 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::Duration;
 
+use indexmap::IndexMap;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use crate::domain::RoomName;
 
 /// How many rooms are remembered at most. The creators of further ones are not: other limits hold for them.
 const MAX_ROOMS: usize = 65_536;
 
-/// How often rooms that do not exist any more are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How many of them are looked at when a place is needed, to find those that do not exist any more. Looking at all would take tens of
+/// milliseconds.
+const LOOKED_AT: usize = 64;
 
 /// The rooms that were created since the start, and who has created them.
 #[derive(Debug)]
@@ -24,9 +24,10 @@ pub(super) struct RoomPlaces {
 
 #[derive(Debug, Default)]
 struct State {
-    creators: HashMap<RoomName, IpAddr>,
+    creators: IndexMap<RoomName, IpAddr>,
     counts: HashMap<IpAddr, usize>,
-    swept_at: Option<Instant>,
+    /// The index of the room that is looked at next.
+    next: usize,
 }
 
 impl RoomPlaces {
@@ -51,7 +52,7 @@ impl RoomPlaces {
             count >= self.per_address || state.creators.len() >= MAX_ROOMS
         };
         if is_full(state) {
-            state.sweep(exists);
+            state.forget_ended(exists);
         }
         if state.creators.len() >= MAX_ROOMS {
             return true;
@@ -68,20 +69,20 @@ impl RoomPlaces {
 }
 
 impl State {
-    /// Forgets rooms that do not exist any more.
-    fn sweep(&mut self, exists: impl Fn(&RoomName) -> bool) {
-        let now = Instant::now();
-        let is_due = |swept_at| now - swept_at >= SWEEP_INTERVAL;
-        if !self.swept_at.is_none_or(is_due) {
-            return;
-        }
-        self.swept_at = Some(now);
-        for (_, creator) in self
-            .creators
-            .extract_if(|room, _| !exists(room))
-            .collect::<Vec<_>>()
-        {
-            self.uncount(creator);
+    /// Looks at the next rooms, and forgets those that do not exist any more.
+    fn forget_ended(&mut self, exists: impl Fn(&RoomName) -> bool) {
+        for _ in 0..LOOKED_AT.min(self.creators.len()) {
+            self.next %= self.creators.len();
+            let Some((room, creator)) = self.creators.get_index(self.next) else {
+                break;
+            };
+            if exists(room) {
+                self.next += 1;
+            } else {
+                let creator = *creator;
+                self.creators.swap_remove_index(self.next);
+                self.uncount(creator);
+            }
         }
     }
 
@@ -97,13 +98,13 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::collections::HashSet;
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn an_address_may_create_rooms_as_long_as_few_of_its_rooms_exist() {
+    #[test]
+    fn an_address_may_create_rooms_as_long_as_few_of_its_rooms_exist() {
         let name = |room: &str| RoomName::try_from(room).unwrap();
         let places = RoomPlaces::new(2);
         let rooms = RefCell::new(HashSet::new());
@@ -117,13 +118,34 @@ mod tests {
         assert!(create("192.0.2.1", "one") && create("192.0.2.1", "two"));
         assert!(!create("192.0.2.1", "three") && create("192.0.2.2", "four"));
         rooms.borrow_mut().remove(&name("one"));
-        // Rooms that have ended are not looked for all the time.
-        assert!(!create("192.0.2.1", "three"));
-        tokio::time::advance(SWEEP_INTERVAL).await;
         assert!(create("192.0.2.1", "three") && !create("192.0.2.1", "five"));
         // Whoever creates a room anew is its creator.
         rooms.borrow_mut().remove(&name("two"));
         assert!(create("192.0.2.2", "two") && create("192.0.2.1", "five"));
         assert_eq!(places.state.lock().creators.len(), 4);
+    }
+
+    #[test]
+    fn a_room_that_has_ended_is_found_although_there_are_many() {
+        let name = |room: usize| RoomName::try_from(format!("room {room}").as_str()).unwrap();
+        let address = "192.0.2.1".parse().unwrap();
+        let rooms = 10 * LOOKED_AT;
+        for ended in [0, 100, rooms - 1] {
+            let places = RoomPlaces::new(rooms);
+            let looked_at = Cell::new(0);
+            let exists = |room: &RoomName| {
+                looked_at.update(|count| count + 1);
+                *room != name(ended)
+            };
+            let mut rejected = 0;
+            for room in 0..rooms {
+                assert!(places.try_create(address, &name(room), exists));
+            }
+            while !places.try_create(address, &name(rooms), exists) {
+                rejected += 1;
+                assert!(looked_at.take() <= LOOKED_AT && rejected < 10);
+            }
+            assert_eq!(places.state.lock().creators.len(), rooms);
+        }
     }
 }
