@@ -106,7 +106,7 @@ impl Request {
     pub(super) const fn cost(&self) -> u32 {
         match self {
             Self::Say { .. } | Self::Post { .. } => 1,
-            _ => 64,
+            _ => 256,
         }
     }
 

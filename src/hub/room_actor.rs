@@ -48,7 +48,7 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
 /// The [cost](super::handle::Request::cost) of the requests that are handled before other tasks have their turns: some milliseconds.
-const POLL_BUDGET: u32 = 1_024;
+const POLL_BUDGET: u32 = 4_096;
 
 /// How many of its newest message ids a room remembers at least.
 const MIN_MESSAGE_IDS: usize = 256;
