@@ -17,7 +17,7 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt, service_fn};
 
 use super::budget::{BudgetLimits, ConnectionBudgets, Peer, STREAM_WINDOW};
-use super::connection_task::{self, StreamExecutor};
+use super::connection_task::{self, SpawnedStreams};
 use super::corked_io::CorkedIo;
 use super::observer::{CutReason, Observer, SetupError};
 use super::prefixed_io::PrefixedIo;
@@ -141,9 +141,9 @@ where
             Ok::<_, Infallible>(response.map(|body| MonitoredBody::new(body, permit)))
         }
     });
-    let executor = StreamExecutor::default();
+    let spawned = SpawnedStreams::default();
     let mut connection = pin!(
-        http2::Builder::new(executor.clone())
+        http2::Builder::new(spawned.executor())
             .timer(TokioTimer::new())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -171,7 +171,7 @@ where
     // Errors of the connection need no report: each stream reports its own end.
     let was_idle = connection_task::run(
         connection,
-        executor,
+        spawned,
         io.clone(),
         limits.stall_timeout,
         limits.idle_timeout,

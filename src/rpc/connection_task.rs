@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -43,16 +43,31 @@ const BLOCKED_BYTES: usize = 16 * 1024;
 
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// The streams that hyper has spawned and that the connection's task has not taken yet.
+#[derive(Default)]
+pub(super) struct SpawnedStreams(Arc<Mutex<VecDeque<StreamFuture>>>);
+
+impl SpawnedStreams {
+    /// The executor that hyper spawns them on.
+    pub(super) fn executor(&self) -> StreamExecutor {
+        StreamExecutor(Arc::downgrade(&self.0))
+    }
+}
+
 /// The executor that hyper spawns streams on. Queues them for the connection's task instead of spawning tokio tasks.
-#[derive(Clone, Default)]
-pub(super) struct StreamExecutor(Arc<Mutex<VecDeque<StreamFuture>>>);
+///
+/// Each stream holds a clone of it, so it does not hold the queue: those that are in it when the connection ends would stay for ever.
+#[derive(Clone)]
+pub(super) struct StreamExecutor(Weak<Mutex<VecDeque<StreamFuture>>>);
 
 impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.lock().push_back(Box::pin(stream));
+        if let Some(spawned) = self.0.upgrade() {
+            spawned.lock().push_back(Box::pin(stream));
+        }
     }
 }
 
@@ -102,7 +117,7 @@ impl Future for StreamTask {
 
 /// The streams of one connection. `waker` is woken when any of them is.
 struct Streams {
-    executor: StreamExecutor,
+    spawned: SpawnedStreams,
     tasks: FuturesUnordered<StreamTask>,
     waker: SubWaker,
 }
@@ -117,7 +132,7 @@ impl Streams {
 
     /// Takes new streams, as many as one round polls.
     fn accept_spawned(&self) {
-        let mut spawned = self.executor.0.lock();
+        let mut spawned = self.spawned.0.lock();
         for _ in 0..NEW_STREAMS_PER_ROUND {
             let Some(future) = spawned.pop_front() else {
                 break;
@@ -134,7 +149,7 @@ impl Streams {
 
     /// Whether new streams wait for another round.
     fn has_spawned(&self) -> bool {
-        !self.executor.0.lock().is_empty()
+        !self.spawned.0.lock().is_empty()
     }
 
     /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of their address. Returns
@@ -161,14 +176,14 @@ impl Streams {
 /// How long a connection may take to close after it was idle for too long.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs `connection`, which spawns its streams on `executor` and writes to `io`, until it ends or a write fails. The
+/// Runs `connection`, which spawns its streams on the executor of `spawned` and writes to `io`, until it ends or a write fails. The
 /// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled. A connection
 /// that has no stream for `idle_timeout` is told to close by `close`; returns whether it was.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
     connection: impl Future,
-    executor: StreamExecutor,
+    spawned: SpawnedStreams,
     io: CorkedIo<T>,
     stall_timeout: Duration,
     idle_timeout: Duration,
@@ -178,7 +193,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut connection = pin!(connection);
     let connection_waker = SubWaker::new();
     let mut streams = Streams {
-        executor,
+        spawned,
         tasks: FuturesUnordered::new(),
         waker: SubWaker::new(),
     };
@@ -326,6 +341,7 @@ mod tests {
     use std::future::pending;
     use std::net::Ipv4Addr;
 
+    use futures_util::FutureExt as _;
     use tokio::io::{AsyncWriteExt as _, duplex};
     use tokio::time::timeout;
 
@@ -346,7 +362,7 @@ mod tests {
         let close = CancellationToken::new();
         let connection = run(
             pending::<()>(),
-            StreamExecutor::default(),
+            SpawnedStreams::default(),
             io,
             hour,
             hour,
@@ -360,5 +376,34 @@ mod tests {
     async fn a_connection_whose_socket_is_blocked_is_closed_when_too_many_are() {
         assert!(is_closed(0).await);
         assert!(!is_closed(1).await);
+    }
+
+    #[tokio::test]
+    async fn streams_that_wait_when_the_connection_ends_are_dropped() {
+        let (io, _client) = duplex(1);
+        let budgets = ServerBudgets::new(BudgetLimits::default(), 10).connection(Ipv4Addr::LOCALHOST.into());
+        let (spawned, alive) = (SpawnedStreams::default(), Arc::new(()));
+        let executor = spawned.executor();
+        for _ in 0..2 * NEW_STREAMS_PER_ROUND {
+            // As a stream of hyper does.
+            let held = (executor.clone(), Arc::clone(&alive));
+            hyper::rt::Executor::execute(&executor, async move {
+                pending::<()>().await;
+                drop(held);
+            });
+        }
+        let (hour, close) = (Duration::from_secs(3_600), CancellationToken::new());
+        let running = run(
+            pending::<()>(),
+            spawned,
+            CorkedIo::new(io),
+            hour,
+            hour,
+            &close,
+            &budgets,
+        );
+        // The task is aborted after its first poll, in which it takes some of them.
+        assert!(running.now_or_never().is_none());
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 }
