@@ -20,6 +20,10 @@ pub(super) fn clamp_retry_delay(delay: Duration) -> Duration {
     delay.min(MAX_REQUESTED_DELAY)
 }
 
+/// How long the delay before an attempt may at least become if the server asks for a short one: what is asked for again and again must
+/// not become a tight loop.
+const MIN_LIMIT: Duration = Duration::from_secs(1);
+
 /// When to retry after the connection is lost or the server is unavailable: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -27,7 +31,8 @@ pub struct RetryPolicy {
     /// between zero and the maximum. Default: 100 ms.
     pub base_delay: Duration,
     /// Upper limit for the maximum delay. A connection that has lasted this long also resets the backoff. A longer delay
-    /// that the server asks for, of at most an hour, takes precedence. Default: 5 s.
+    /// that the server asks for, of at most an hour, takes precedence; a shorter one takes its place as the limit, but not below 1 s,
+    /// because the server knows when it may be available again. Default: 5 s.
     pub max_delay: Duration,
     /// How long to keep trying after the connection was lost. An attempt that has started by then is completed. Zero
     /// disables retries. Default: 2 min.
@@ -86,6 +91,7 @@ impl Backoff {
         }
         let lost_at = *self.lost_at.get_or_insert(now);
         let remaining = self.policy.patience.saturating_sub(now - lost_at);
+        let limit = min_delay.map_or(Duration::MAX, |asked| asked.max(MIN_LIMIT));
         let min_delay = min_delay.unwrap_or_default();
         if remaining.is_zero() || min_delay > remaining {
             return None;
@@ -94,7 +100,8 @@ impl Backoff {
             .policy
             .base_delay
             .saturating_mul(2_u32.saturating_pow(self.attempt))
-            .min(self.policy.max_delay);
+            .min(self.policy.max_delay)
+            .min(limit);
         self.attempt = self.attempt.saturating_add(1);
         let jitter = max_delay.mul_f64(rng.random::<f64>()).min(remaining);
         Some(Attempt {
@@ -223,6 +230,7 @@ mod tests {
                 };
                 let factor = 2_u32.saturating_pow(u32::try_from(attempts).unwrap());
                 let limit = millis(base_delay).saturating_mul(factor).min(millis(max_delay));
+                let limit = min_delay.map_or(limit, |asked| limit.min(asked.max(millis(1_000))));
                 let min_delay = min_delay.unwrap_or_default();
                 prop_assert_eq!(usize::try_from(attempt.number).unwrap(), attempts + 1);
                 prop_assert!(attempt.delay >= min_delay);
