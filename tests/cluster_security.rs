@@ -12,7 +12,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, Event};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use nkeys::KeyPair;
 use process::{CHECKOUT, CHITCHAT, Finished, Process, Server, external_program, unused_address, wait_until};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -318,19 +322,7 @@ fn the_user_and_the_password_of_an_address_are_used() {
          authorization {{ user: ada, password: \"p@ss\" }}\n",
         directory.path().join("data")
     );
-    let path = directory.path().join("nats.conf");
-    fs::write(&path, config).unwrap();
-    let mut command = Command::new(program);
-    command
-        .arg("-c")
-        .arg(&path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let _node = Process::from(command.spawn().unwrap());
-    wait_until("the NATS server accepts connections", || {
-        TcpStream::connect(address).ok()
-    });
+    let _node = start_one(&program, &directory, address, &config);
     let init = |user: &str| -> Finished {
         let url = format!("nats://{user}@{address}");
         let mut command = Command::new(CHITCHAT);
@@ -351,4 +343,110 @@ fn the_user_and_the_password_of_an_address_are_used() {
     let refused = init("ada:pass");
     assert_eq!(refused.code, Some(78), "{refused:?}");
     assert!(!refused.stderr.contains("pass@"), "{refused:?}");
+}
+
+/// Starts a NATS server with this configuration.
+fn start_one(program: &str, directory: &TempDir, address: SocketAddr, config: &str) -> Process {
+    let path = directory.path().join("nats.conf");
+    fs::write(&path, config).unwrap();
+    let mut command = Command::new(program);
+    command
+        .arg("-c")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let node = Process::from(command.spawn().unwrap());
+    wait_until("the NATS server accepts connections", || {
+        TcpStream::connect(address).ok()
+    });
+    node
+}
+
+/// What `issuer` says of `subject`, as a token that NATS accepts.
+fn token(issuer: &KeyPair, subject: &KeyPair, mut claims: Value) -> String {
+    claims["version"] = 2.into();
+    let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
+    let payload = json!({
+        "jti": "1", "iat": 1_700_000_000, "iss": issuer.public_key(), "sub": subject.public_key(), "name": "test", "nats": claims,
+    });
+    let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    let parts = [header, payload].map(|part| encode(part.to_string().as_bytes()));
+    let signed = parts.join(".");
+    format!("{signed}.{}", encode(&issuer.sign(signed.as_bytes()).unwrap()))
+}
+
+/// The contents of a credentials file.
+fn credentials(account: &KeyPair) -> String {
+    let user = KeyPair::new_user();
+    let unlimited = json!({ "type": "user", "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1 });
+    format!(
+        "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+        token(account, &user, unlimited),
+        user.seed().unwrap()
+    )
+}
+
+#[test]
+fn a_credentials_file_is_used_if_the_nats_servers_have_an_operator() {
+    let Some(program) = external_program("CHITCHAT_TEST_NATS_SERVER", "nats-server", &["--version"]) else {
+        return;
+    };
+    let directory = TempDir::with_prefix("chitchat-nats-").unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let address = unused_address();
+    let operator = KeyPair::new_operator();
+    let [system, account, other] = [(); 3].map(|()| KeyPair::new_account());
+    // The system account cannot have streams.
+    let accounts = [(&system, 0), (&account, -1)].map(|(account, storage)| {
+        let limits = json!({
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+            "mem_storage": storage, "disk_storage": storage, "streams": storage, "consumer": storage,
+        });
+        let claims = json!({ "type": "account", "limits": limits });
+        format!("{}: {:?}", account.public_key(), token(&operator, account, claims))
+    });
+    let operator = token(&operator, &operator, json!({ "type": "operator" }));
+    let config = format!(
+        "listen: {address}\njetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 1GB }}\noperator: {operator:?}\n\
+         system_account: {}\nresolver: MEMORY\nresolver_preload: {{ {} }}\n",
+        path("data"),
+        system.public_key(),
+        accounts.join(", ")
+    );
+    let node = start_one(&program, &directory, address, &config);
+    fs::write(path("secret"), "of the tests, and longer than 32 bytes").unwrap();
+    fs::write(path("creds"), credentials(&account)).unwrap();
+    fs::write(path("others"), credentials(&other)).unwrap();
+    let chitchat = |arguments: &[&str], file: &str| {
+        let mut command = Command::new(CHITCHAT);
+        command
+            .args(arguments)
+            .env("CHITCHAT_CLUSTER", format!("nats://{address}"))
+            .env("CHITCHAT_CLUSTER_CREDS", path(file))
+            .env("CHITCHAT_CLUSTER_SECRET", path("secret"));
+        command
+    };
+    let init = ["cluster", "init", "--replicas", "1", "--max-bytes", "64MiB"];
+    let refused: Finished = process::run(&mut chitchat(&init, "others"), "").into();
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(
+        refused.stderr.contains("NATS does not accept this user"),
+        "{refused:?}"
+    );
+    let accepted: Finished = process::run(&mut chitchat(&init, "creds"), "").into();
+    assert_eq!(accepted.code, Some(0), "{accepted:?}");
+    let replica = Server::from_process(Process::start(&mut chitchat(&process::SERVE_IN_MEMORY, "creds")));
+    wait_until("the replica is ready", || is_ready(&replica).then_some(()));
+
+    // A file that was replaced is read when it connects again.
+    fs::write(path("creds"), credentials(&account)).unwrap();
+    drop(node);
+    wait_until("the replica is not ready", || (!is_ready(&replica)).then_some(()));
+    let _node = start_one(&program, &directory, address, &config);
+    wait_until("the replica is ready again", || is_ready(&replica).then_some(()));
+    let to = replica.address.to_string();
+    let send = ["send", "--server", &to, "--name", "Ada", "Hello"];
+    process::succeed(Command::new(CHITCHAT).args(send), "");
 }
