@@ -158,11 +158,18 @@ impl StalledStreams {
         let all = set(&self.all);
         address > fair_share(self.limit, all, address)
     }
+
+    /// Counts none any more.
+    pub(super) fn clear(&self) {
+        if self.own.load(Ordering::Relaxed) > 0 {
+            self.update(0);
+        }
+    }
 }
 
 impl Drop for StalledStreams {
     fn drop(&mut self) {
-        self.update(0);
+        self.clear();
     }
 }
 

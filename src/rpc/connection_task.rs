@@ -38,8 +38,9 @@ const STALL_TICK: Duration = Duration::from_secs(3);
 /// After how many of these ticks a stream counts as stalled: it has accepted nothing for at least one interval.
 const MIN_STALL_TICKS: u32 = 2;
 
-/// A connection whose socket does not accept this many bytes counts as a stalled stream too.
-const BLOCKED_BYTES: usize = 16 * 1024;
+/// A socket makes progress when it accepts this many bytes, or all that there are. While it does not, its connection counts as a
+/// stalled stream too.
+const SOCKET_PROGRESS: u64 = 16 * 1024;
 
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -153,23 +154,47 @@ impl Streams {
     }
 
     /// Cancels the streams that have stalled for `max_ticks`, or all that have stalled if there are too many of their address. Returns
-    /// whether the connection should be closed, because its socket `is_blocked`, too.
-    fn cancel_stalled(&mut self, max_ticks: u32, is_blocked: bool, stalled: &StalledStreams) -> bool {
-        let mut count = usize::from(is_blocked);
+    /// whether the connection should be closed: its socket has stalled, too, for `socket_ticks`, so h2 would keep what the cancelled streams
+    /// have not sent, and not even close the connection if the client answers no PING.
+    fn cancel_stalled(&mut self, max_ticks: u32, socket_ticks: u32, stalled: &StalledStreams) -> bool {
+        let has_socket_stalled = socket_ticks >= MIN_STALL_TICKS;
+        let mut count = usize::from(has_socket_stalled);
         for task in self.tasks.iter_mut() {
             task.stall_detector.tick();
             count += usize::from(task.stall_detector.stalled_ticks() >= MIN_STALL_TICKS);
         }
         let are_too_many = stalled.update(count);
         let limit = if are_too_many { MIN_STALL_TICKS } else { max_ticks };
+        let mut is_cancelling = false;
         for task in self.tasks.iter_mut() {
             if task.stall_detector.stalled_ticks() >= limit {
                 task.cancel();
+                is_cancelling = true;
                 count -= 1;
             }
         }
         stalled.update(count);
-        are_too_many && is_blocked
+        has_socket_stalled && (are_too_many || is_cancelling || socket_ticks >= max_ticks)
+    }
+}
+
+/// For how long a socket has stalled.
+#[derive(Debug, Default)]
+struct SocketStall {
+    /// How many bytes it had accepted when it last made progress.
+    accepted: u64,
+    ticks: u32,
+}
+
+impl SocketStall {
+    /// Counts a tick. Returns for how many it has stalled.
+    const fn tick(&mut self, is_blocked: bool, accepted: u64) -> u32 {
+        if is_blocked && accepted < self.accepted + SOCKET_PROGRESS {
+            self.ticks += 1;
+        } else {
+            (self.accepted, self.ticks) = (accepted, 0);
+        }
+        self.ticks
     }
 }
 
@@ -203,7 +228,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut stall_ticks = interval_at(Instant::now() + period, period);
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
-    let mut blocked_ticks = 0;
+    let mut socket = SocketStall::default();
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     poll_fn(|cx| {
         ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
@@ -222,12 +247,15 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
                 return Poll::Ready(());
             }
             // Without streams there are no ticks, so that a connection that does nothing costs nothing.
-            let is_blocked = io.blocked_bytes() >= BLOCKED_BYTES;
+            let (is_blocked, accepted) = io.progress();
             while (is_blocked || !streams.tasks.is_empty()) && stall_ticks.poll_tick(cx).is_ready() {
-                blocked_ticks = if is_blocked { blocked_ticks + 1 } else { 0 };
-                if streams.cancel_stalled(max_ticks, blocked_ticks >= MIN_STALL_TICKS, &budgets.stalled) {
+                let socket_ticks = socket.tick(is_blocked, accepted);
+                if streams.cancel_stalled(max_ticks, socket_ticks, &budgets.stalled) {
                     return Poll::Ready(());
                 }
+            }
+            if !is_blocked && streams.tasks.is_empty() {
+                budgets.stalled.clear();
             }
             Poll::Pending
         });
@@ -348,11 +376,11 @@ mod tests {
     use super::super::budget::{BudgetLimits, ServerBudgets};
     use super::*;
 
-    /// Runs a connection whose client reads nothing. Returns whether the server closes it within a minute.
-    async fn is_closed(stalled_streams: usize) -> bool {
+    /// Runs a connection whose client does not read `bytes`. Returns whether the server closes it within a minute.
+    async fn is_closed(bytes: usize, stalled_streams: usize, stall_timeout: Duration) -> bool {
         let (io, _client) = duplex(1);
         let io = CorkedIo::new(io);
-        io.clone().write_all(&[0; BLOCKED_BYTES + 10]).await.unwrap();
+        io.clone().write_all(&vec![0; bytes]).await.unwrap();
         let limits = BudgetLimits {
             stalled_streams,
             ..BudgetLimits::default()
@@ -364,7 +392,7 @@ mod tests {
             pending::<()>(),
             SpawnedStreams::default(),
             io,
-            hour,
+            stall_timeout,
             hour,
             &close,
             &budgets,
@@ -374,8 +402,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_whose_socket_is_blocked_is_closed_when_too_many_are() {
-        assert!(is_closed(0).await);
-        assert!(!is_closed(1).await);
+        let hour = Duration::from_secs(3_600);
+        for bytes in [2, 10, 100_000] {
+            assert!(is_closed(bytes, 0, hour).await);
+            assert!(!is_closed(bytes, 1, hour).await);
+        }
+        assert!(!is_closed(1, 0, hour).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_socket_is_blocked_is_closed_after_the_stall_timeout() {
+        assert!(is_closed(2, 1, Duration::from_secs(30)).await);
+        assert!(!is_closed(1, 1, Duration::from_secs(30)).await);
+    }
+
+    #[test]
+    fn a_socket_that_accepts_a_byte_now_and_then_has_stalled() {
+        let mut socket = SocketStall::default();
+        assert_eq!(socket.tick(true, 100_000), 0);
+        assert_eq!([1, 2, 3].map(|byte| socket.tick(true, 100_000 + byte)), [1, 2, 3]);
+        assert_eq!(socket.tick(true, 100_000 + SOCKET_PROGRESS), 0);
+        assert_eq!(socket.tick(true, 100_000 + SOCKET_PROGRESS), 1);
+        assert_eq!(socket.tick(false, 100_000 + SOCKET_PROGRESS + 1), 0);
     }
 
     #[tokio::test]

@@ -35,6 +35,8 @@ struct Corked<T> {
     written: usize,
     /// Whether the last write to the socket was pending.
     is_blocked: bool,
+    /// How many bytes the socket has accepted.
+    accepted: u64,
 }
 
 impl<T> CorkedIo<T> {
@@ -44,19 +46,16 @@ impl<T> CorkedIo<T> {
             buffer: Vec::new(),
             written: 0,
             is_blocked: false,
+            accepted: 0,
         })))
     }
 }
 
 impl<T> CorkedIo<T> {
-    /// How many bytes the socket does not accept.
-    pub(super) fn blocked_bytes(&self) -> usize {
+    /// Whether there are bytes that the socket does not accept, and how many it has accepted so far.
+    pub(super) fn progress(&self) -> (bool, u64) {
         let corked = self.0.lock();
-        if corked.is_blocked {
-            corked.buffer.len() - corked.written
-        } else {
-            0
-        }
+        (corked.is_blocked, corked.accepted)
     }
 
     /// Looks at the socket.
@@ -85,7 +84,10 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
             let rest = &self.buffer[self.written..];
             match Pin::new(&mut self.io).poll_write(cx, rest)? {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(len) => self.written += len,
+                Poll::Ready(len) => {
+                    self.written += len;
+                    self.accepted += len as u64;
+                }
                 Poll::Pending => {
                     // Keep only the rest: many connections can stay blocked for a long time.
                     self.buffer.drain(..self.written);

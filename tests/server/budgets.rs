@@ -228,6 +228,25 @@ async fn the_memory_of_a_response_that_is_not_read_is_given_back_although_its_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_not_read_is_closed_with_its_streams() {
+    let server = TestServer::with(|config| config.transport.stall_timeout = Duration::from_secs(6)).await;
+    with_history(&server).await;
+    server.wait_for_metric("chitchat_connections_open", 0.0).await;
+    // HTTP/2 lets the server send everything, but the socket is not read.
+    let mut greedy = RawConnection::open(&server, 1 << 24).await;
+    greedy
+        .send(&frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(1 << 30)))
+        .await;
+    // The first stream has nothing to send, so it never stalls.
+    for (stream, last) in (1..60).step_by(2).zip([0].into_iter().chain([500; 29])) {
+        let request = frame(DATA, END_STREAM, stream, &grpc(&subscription(last)));
+        greedy.send(&[call(stream, "Subscribe"), request].concat()).await;
+    }
+    server.wait_for_metric("chitchat_connections_open", 1.0).await;
+    server.wait_for_metric("chitchat_connections_open", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_beyond_the_limit_are_refused_and_each_connection_can_have_two() {
     let server = TestServer::with(|config| config.transport.budgets.streams = 40).await;
     let mut greedy = RawConnection::open(&server, 65_535).await;
