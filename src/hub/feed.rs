@@ -298,7 +298,8 @@ impl State {
             self.runs.pop_front();
             self.first_run += 1;
         }
-        self.trim_blocks(feed);
+        // Without those cursors, nobody may have yet to read the next ones.
+        self.trim(now, feed);
     }
 
     fn park(&mut self, cursor: usize, cx: &Context<'_>) {

@@ -131,6 +131,22 @@ fn a_pending_cursor_is_parked_once() {
 }
 
 #[test]
+fn what_only_a_lagging_cursor_has_not_read_is_freed() {
+    let counts = Arc::new(Counts::default());
+    let feed = Feed::new(
+        CAPACITY,
+        Sequence::ZERO,
+        Arc::clone(&counts) as Arc<dyn Observer>,
+        used(),
+    );
+    let mut slow = subscribe(&feed);
+    (0..CAPACITY).for_each(|_| publish(&feed, b"0123456789"));
+    assert_eq!(slow.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
+    assert!(feed.state.lock().blocks.is_empty());
+    assert_eq!(counts.completed.load(Ordering::Relaxed), CAPACITY as u64);
+}
+
+#[test]
 fn a_lagging_cursor_is_told_and_retains_no_memory() {
     let counts = Arc::new(Counts::default());
     let feed = Feed::new(
