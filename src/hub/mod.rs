@@ -672,6 +672,7 @@ impl Hub {
     fn spawn_actor(self: &Arc<Self>, room: Arc<RoomHandle>, start: Start) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
+            let _registered = Registered(Arc::clone(&hub), Arc::clone(&room));
             let mut recovery_permit = None;
             let recovered = match start {
                 Start::Recovered(recovered, permit) => {
@@ -702,7 +703,6 @@ impl Hub {
                 }
                 Some(Err(error)) => hub.on_recovery_failed(&room, error),
             }
-            hub.registry.remove(&room);
         });
     }
 
@@ -772,4 +772,14 @@ fn close_room(room: &RoomHandle, reason: CloseReason) {
         request: Request::Close(reason),
     };
     Sender::new(Arc::clone(&room.mailbox)).push_reserved(close).ok();
+}
+
+/// Removes a room from the registry when its actor ends, even if it panics.
+struct Registered(Arc<Hub>, Arc<RoomHandle>);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let Self(hub, room) = self;
+        hub.registry.remove(room);
+    }
 }

@@ -24,7 +24,7 @@ use super::observer::StoredBatch;
 use super::order::{OrderItem, Ordered, OrderedQueue, Replication};
 use super::reader::Reader;
 use super::recovery::Recovered;
-use super::request::{JoinInfo, PostOutcome, RoomInfo};
+use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use super::used_bytes::RoomUse;
@@ -646,9 +646,9 @@ fn perform(
 }
 
 impl Drop for RoomActor {
-    /// Whether the actor returns, fails or panics, no sender or subscriber waits for it forever.
+    /// Whether the actor returns, fails or panics, no sender, caller or subscriber waits for it forever.
     fn drop(&mut self) {
-        self.handle.mailbox.close();
+        self.handle.reject_all(&HubError::Failed);
         self.feed
             .publish(Bytes::new(), &mut self.woken)
             .close_all(&CloseReason::Failed);

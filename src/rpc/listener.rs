@@ -248,7 +248,7 @@ impl Listener {
         let (observer, limits, tls) = (Arc::clone(&self.observer), self.limits, self.tls());
         let (draining, abort) = (draining.clone(), abort.clone());
         self.tasks.spawn(async move {
-            observer.connection_opened();
+            let _counted = OpenConnection::new(&*observer);
             // Created inside the async block and not moved: otherwise it would occupy its memory twice.
             let connection = pin!(serve(
                 (stream, peer),
@@ -265,7 +265,6 @@ impl Listener {
                 Some(ConnectionEnd::Cut(reason)) => observer.connection_cut(peer, reason),
                 Some(ConnectionEnd::Closed) | None => {}
             }
-            observer.connection_closed();
             drop(permits);
         });
     }
@@ -317,6 +316,22 @@ impl Listener {
                 .await;
             drop(permit);
         });
+    }
+}
+
+/// Counts an open connection, also if its task panics.
+struct OpenConnection<'a>(&'a dyn Observer);
+
+impl<'a> OpenConnection<'a> {
+    fn new(observer: &'a dyn Observer) -> Self {
+        observer.connection_opened();
+        Self(observer)
+    }
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.0.connection_closed();
     }
 }
 
