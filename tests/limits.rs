@@ -244,7 +244,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "how long a stream with unsent data may make no progress: its client accepts neither a whole chunk, such as a batch of events, nor 64 KiB of a larger one",
             Flag("--stall-timeout"),
             Other(
-                "the stream is ended",
+                "the stream is ended, and its connection if the socket accepts nothing either",
                 "chitchat_streams_ended_total{reason=\"slow\"}",
             ),
         ),

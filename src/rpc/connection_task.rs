@@ -202,8 +202,9 @@ impl SocketStall {
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs `connection`, which spawns its streams on the executor of `spawned` and writes to `io`, until it ends or a write fails. The
-/// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled. A connection
-/// that has no stream for `idle_timeout` is told to close by `close`; returns whether it was.
+/// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled; if the socket accepts none
+/// either, all are dropped with the connection. A connection that has no stream for `idle_timeout` is told to close by `close`;
+/// returns whether it was.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
