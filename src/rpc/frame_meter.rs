@@ -1,5 +1,6 @@
 //! Recognizes connections that send frames which cost work and carry nothing: floods of PRIORITY, WINDOW_UPDATE, PING and
-//! the like, and of frames for streams that have ended, to which h2 responds with RST_STREAM. h2 accepts any number of them.
+//! the like, of frames for streams that have ended, to which h2 responds with RST_STREAM, and of requests while it cannot respond.
+//! h2 accepts any number of them.
 
 use std::ops::AddAssign;
 
@@ -22,7 +23,13 @@ const PER_SECOND: f64 = 512.0;
 /// for each DATA frame, of which the shortest with an event have more than 32 bytes.
 const SENT_BYTES_PER_FRAME: f64 = 16.0;
 
-/// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them.
+/// How many requests may have neither an answer nor an end: more streams than a connection may have open (the default of
+/// `--max-streams-per-connection`), because h2 does not count those whose headers are not valid, but keeps an answer to each until the
+/// socket accepts it.
+const MAX_UNANSWERED: u32 = 2_048;
+
+/// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them, and
+/// [`MAX_UNANSWERED`] the requests.
 const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 
 /// The work of a call, compared with that of a frame.
@@ -38,9 +45,9 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 
-/// A connection has sent more frames without data than it may.
+/// A connection has sent more frames without data, or requests that are not answered, than it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many frames that carry no data")]
+#[error("too many frames that carry no data, or requests without accepting answers")]
 pub(super) struct Flood;
 
 /// Finds the frames in the bytes of one direction of a connection.
@@ -50,11 +57,24 @@ struct FrameScanner {
     header_len: usize,
     /// How much of the current frame's payload is missing.
     payload: usize,
+    /// The highest number of a stream that a HEADERS frame has begun.
+    newest_stream: u32,
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Copy)]
+struct FrameHeader {
+    kind: u8,
+    flags: u8,
+    /// The length of its payload.
+    len: usize,
+    /// Whether it is a HEADERS frame that begins a stream.
+    is_request: bool,
 }
 
 impl FrameScanner {
-    /// Calls `on_frame` with the type, the flags and the length of each frame whose header ends in the next `bytes`.
-    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8, u8, usize)) {
+    /// Calls `on_frame` with each frame whose header ends in the next `bytes`.
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(FrameHeader)) {
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
@@ -65,9 +85,20 @@ impl FrameScanner {
             bytes = &bytes[copied..];
             if self.header_len == HEADER_LEN {
                 self.header_len = 0;
-                let [a, b, c, kind, flags, ..] = self.header;
+                let [a, b, c, kind, flags, stream @ ..] = self.header;
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                on_frame(kind, flags, self.payload);
+                // The highest bit is reserved.
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                let is_request = kind == HEADERS && stream > self.newest_stream;
+                if is_request {
+                    self.newest_stream = stream;
+                }
+                on_frame(FrameHeader {
+                    kind,
+                    flags,
+                    len: self.payload,
+                    is_request,
+                });
             }
         }
     }
@@ -106,6 +137,7 @@ pub(super) struct FrameMeter {
     written: FrameScanner,
     allowance: f64,
     refilled_at: Instant,
+    unanswered: u32,
 }
 
 impl FrameMeter {
@@ -115,6 +147,7 @@ impl FrameMeter {
             written: FrameScanner::default(),
             allowance: BURST,
             refilled_at: Instant::now(),
+            unanswered: 0,
         }
     }
 
@@ -125,7 +158,13 @@ impl FrameMeter {
     /// There are too many of them. The connection should be closed.
     pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
         let (mut cost, mut frames) = (0.0, ReadFrames::default());
-        self.read.scan(bytes, |kind, flags, len| {
+        let unanswered = &mut self.unanswered;
+        self.read.scan(bytes, |frame| {
+            let FrameHeader { kind, flags, len, .. } = frame;
+            *unanswered += u32::from(frame.is_request);
+            if kind == RST_STREAM {
+                *unanswered = unanswered.saturating_sub(1);
+            }
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
             if kind == DATA {
                 frames.data += DataFrames {
@@ -148,7 +187,7 @@ impl FrameMeter {
             self.allowance = (self.allowance + refill).min(BURST);
         }
         self.allowance -= cost;
-        if self.allowance < 0.0 {
+        if self.allowance < 0.0 || self.unanswered > MAX_UNANSWERED {
             Err(Flood)
         } else {
             Ok(frames)
@@ -159,7 +198,11 @@ impl FrameMeter {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(super) fn on_written(&mut self, bytes: &[u8]) {
         let mut cost = 0.0;
-        self.written.scan(bytes, |kind, _, _| {
+        let unanswered = &mut self.unanswered;
+        self.written.scan(bytes, |FrameHeader { kind, .. }| {
+            if kind == HEADERS || kind == RST_STREAM {
+                *unanswered = unanswered.saturating_sub(1);
+            }
             if kind == RST_STREAM {
                 cost += 2.0;
             }
@@ -216,6 +259,40 @@ mod tests {
             late += 1;
         }
         assert!((5_000..10_000).contains(&late), "{late}");
+    }
+
+    fn headers(stream: u32) -> Vec<u8> {
+        let mut headers = frame(HEADERS, 1);
+        headers[5..9].copy_from_slice(&stream.to_be_bytes());
+        headers
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_bounded_while_nothing_can_be_answered() {
+        let mut meter = FrameMeter::new();
+        let requests = (1..).step_by(2).map(headers);
+        let accepted = requests
+            .take_while(|request| meter.on_read(request).is_ok())
+            .count();
+        assert_eq!(accepted, MAX_UNANSWERED as usize);
+        // With answers, any number.
+        for answer in [HEADERS, RST_STREAM] {
+            let mut meter = FrameMeter::new();
+            for stream in (1..10_000).step_by(2) {
+                assert!(meter.on_read(&headers(stream)).is_ok());
+                meter.on_written(&frame(answer, 1));
+                // Trailers of the client are no request.
+                assert!(meter.on_read(&headers(stream)).is_ok());
+                // It pays for RST_STREAM.
+                meter.on_written(&frame(DATA, 100));
+            }
+        }
+        // And if the client has ended them.
+        let mut meter = FrameMeter::new();
+        for stream in (1..10_000).step_by(2) {
+            let reset = frame(RST_STREAM, 4);
+            assert!(meter.on_read(&[headers(stream), reset].concat()).is_ok());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -156,7 +156,7 @@ pub enum ConnectionLimit {
 pub enum CutReason {
     /// It had no stream for too long.
     Idle,
-    /// It sent too many frames that carry no data.
+    /// It sent too many frames that carry no data, or requests without accepting the answers.
     Flood,
     /// Its streams have not read much of what it sent, and the server holds too much of that.
     Unread,

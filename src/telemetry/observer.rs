@@ -315,7 +315,7 @@ impl rpc::Observer for TelemetryObserver {
             CutReason::Flood => {
                 self.metrics.cut_flood.increment(1);
                 if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "flood", suppressed, "connection closed: it sent too many frames that carry no data");
+                    warn!(event = "connection_closed", %peer, reason = "flood", suppressed, "connection closed: it sent too many frames that carry no data, or requests without accepting answers");
                 }
             }
             CutReason::Unread => {

@@ -10,7 +10,9 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::harness::{Client, TIMEOUT, TestServer, join, message};
-use crate::raw_http2::{DATA, END_STREAM, PING, RawConnection, WINDOW_UPDATE, call, data, frame, grpc};
+use crate::raw_http2::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, PING, RawConnection, WINDOW_UPDATE, call, data, frame, grpc,
+};
 
 /// Two participants on connections of their own, who chat while others misbehave.
 struct Pair {
@@ -227,23 +229,47 @@ async fn the_memory_of_a_response_that_is_not_read_is_given_back_although_its_co
     assert_eq!(greedy.ping().await, PING);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_not_read_is_closed_with_its_streams() {
-    let server = TestServer::with(|config| config.transport.stall_timeout = Duration::from_secs(6)).await;
-    with_history(&server).await;
+/// A connection whose socket is full of events that it has asked for and does not read. Its first stream has nothing to send, so it
+/// never stalls.
+async fn with_a_full_socket(server: &TestServer) -> RawConnection {
+    with_history(server).await;
     server.wait_for_metric("chitchat_connections_open", 0.0).await;
-    // HTTP/2 lets the server send everything, but the socket is not read.
-    let mut greedy = RawConnection::open(&server, 1 << 24).await;
+    // HTTP/2 lets the server send everything.
+    let mut greedy = RawConnection::open(server, 1 << 24).await;
     greedy
         .send(&frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(1 << 30)))
         .await;
-    // The first stream has nothing to send, so it never stalls.
     for (stream, last) in (1..60).step_by(2).zip([0].into_iter().chain([500; 29])) {
         let request = frame(DATA, END_STREAM, stream, &grpc(&subscription(last)));
         greedy.send(&[call(stream, "Subscribe"), request].concat()).await;
     }
-    server.wait_for_metric("chitchat_connections_open", 1.0).await;
+    server
+        .wait_for_metric("chitchat_streams_started_total{method=\"Subscribe\"}", 30.0)
+        .await;
+    greedy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_not_read_is_closed_with_its_streams() {
+    let server = TestServer::with(|config| config.transport.stall_timeout = Duration::from_secs(6)).await;
+    let _greedy = with_a_full_socket(&server).await;
     server.wait_for_metric("chitchat_connections_open", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_cannot_be_answered_are_bounded_although_their_headers_are_not_valid() {
+    let server = TestServer::start().await;
+    let mut greedy = with_a_full_socket(&server).await;
+    // HTTP/2 has no such header.
+    let headers = b"\x00\x0aconnection\x01a";
+    for stream in (61..10_000).step_by(2) {
+        let request = frame(HEADERS, END_HEADERS | END_STREAM, stream, headers);
+        // Fails once the connection is closed.
+        greedy.socket.write_all(&request).await.ok();
+    }
+    server
+        .wait_for_metric("chitchat_connections_cut_total{reason=\"flood\"}", 1.0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
