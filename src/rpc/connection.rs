@@ -7,7 +7,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
+use http::{HeaderMap, HeaderName, Request, Response};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -87,6 +88,30 @@ impl Default for TransportLimits {
     }
 }
 
+/// The headers of a request that anybody reads.
+const KNOWN_HEADERS: [HeaderName; 8] = [
+    AUTHORIZATION,
+    CONTENT_TYPE,
+    TE,
+    HeaderName::from_static("grpc-accept-encoding"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
+
+/// Drops the other headers. Hundreds of short ones fit into [`MAX_HEADER_LIST_SIZE`], and take 84 KB as long as the request waits for its
+/// body. Of each two are kept, so that a header that must not be repeated is seen to be.
+fn keep_known_headers(headers: &mut HeaderMap) {
+    let mut kept = HeaderMap::with_capacity(KNOWN_HEADERS.len());
+    for name in KNOWN_HEADERS {
+        for value in headers.get_all(&name).iter().take(2) {
+            kept.append(&name, value.clone());
+        }
+    }
+    *headers = kept;
+}
+
 /// How a connection ended.
 #[derive(Debug)]
 pub(super) enum ConnectionEnd {
@@ -126,6 +151,7 @@ where
     let cached_token = Arc::<CachedToken>::default();
     let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let permit = stream_budgets.open_stream();
+        keep_known_headers(request.headers_mut());
         request.extensions_mut().insert(Arc::clone(&stream_budgets));
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(Arc::clone(&cached_token));
@@ -186,5 +212,27 @@ where
         ConnectionEnd::Cut(CutReason::Idle)
     } else {
         ConnectionEnd::Closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn headers_that_nobody_reads_are_dropped() {
+        let mut headers = HeaderMap::new();
+        for n in 0..480 {
+            let name: HeaderName = format!("h{n}").parse().unwrap();
+            headers.insert(name, HeaderValue::from_static(""));
+            headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer x"));
+        }
+        headers.insert("grpc-timeout", HeaderValue::from_static("1S"));
+        keep_known_headers(&mut headers);
+        assert_eq!(headers.len(), 3);
+        assert_eq!(headers.get_all(AUTHORIZATION).iter().count(), 2);
+        assert!(headers.contains_key("grpc-timeout") && headers.capacity() < 32);
     }
 }
