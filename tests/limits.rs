@@ -298,7 +298,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "`GetHistory`, `ListRooms`, `ListParticipants` and `ListBans` in progress, and rooms that are loaded on demand",
             fixed(
-                "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two)",
+                "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two); of one address three quarters of that, rounded down, but at least one",
             ),
             Other("others wait", ""),
         ),
@@ -327,6 +327,14 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "frames without data on a connection (PRIORITY, WINDOW_UPDATE, PING, SETTINGS, RST_STREAM, unknown ones)",
             fixed("8192 at once, 512 per second, and one per 16 bytes that the server sends"),
+            Other(
+                "the connection is closed",
+                "chitchat_connections_cut_total{reason=\"flood\"}",
+            ),
+        ),
+        (
+            "requests of a connection that are neither answered nor ended, with headers that are valid or not",
+            fixed("2048"),
             Other(
                 "the connection is closed",
                 "chitchat_connections_cut_total{reason=\"flood\"}",

@@ -288,7 +288,8 @@ impl ServerBudgets {
         self.addresses.get_or_insert_with(address, || AddressBudgets {
             connections: Arc::new(Semaphore::new(self.connections_per_address)),
             streams: Arc::new(Semaphore::new(per_address(limits.streams))),
-            queries: Arc::new(Semaphore::new(per_address(limits.queries))),
+            // Rounded down, so that one of two is left.
+            queries: Arc::new(Semaphore::new((3 * limits.queries / 4).max(1))),
             received: self.received.child(per_address(limits.received)),
             responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),
