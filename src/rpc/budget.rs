@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Extensions;
@@ -309,6 +309,7 @@ impl ServerBudgets {
             received: address.received.child(limits.received_per_connection),
             unread: Unread::new(Arc::clone(&address), Arc::clone(&self.unread), limits.unread),
             work: AtomicU64::new(0),
+            must_cut: AtomicBool::new(false),
             responses: address.responses.child(limits.responses_per_connection),
             own_queries: Arc::new(Semaphore::new(QUERIES_PER_CONNECTION)),
             all_queries: Arc::clone(&self.queries),
@@ -335,6 +336,9 @@ pub(super) struct ConnectionBudgets {
     pub(super) unread: Unread,
     /// The work that the frames of the client have made so far.
     pub(super) work: AtomicU64,
+    /// Whether a stream was refused while the socket was blocked. Answers to thousands of them would wait in memory, so the connection is
+    /// cut.
+    pub(super) must_cut: AtomicBool,
     pub(super) responses: Arc<Budget>,
     own_queries: Arc<Semaphore>,
     all_queries: Arc<Semaphore>,

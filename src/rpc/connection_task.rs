@@ -242,6 +242,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             &mut streams,
             &budgets.unread,
         );
+        if budgets.must_cut.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
         let write_and_check = poll_fn(|cx| {
             let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
             if is_broken || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {

@@ -273,6 +273,19 @@ async fn requests_that_cannot_be_answered_are_bounded_although_their_headers_are
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn refusals_do_not_wait_for_a_socket_that_is_not_read() {
+    let server = TestServer::with(|config| config.transport.budgets.streams = 40).await;
+    let mut greedy = with_a_full_socket(&server).await;
+    for stream in (61..1_000).step_by(2) {
+        // Fails once the connection is closed.
+        greedy.socket.write_all(&call(stream, "Chat")).await.ok();
+    }
+    server
+        .wait_for_metric("chitchat_connections_cut_total{reason=\"flood\"}", 1.0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_beyond_the_limit_are_refused_and_each_connection_can_have_two() {
     let server = TestServer::with(|config| config.transport.budgets.streams = 40).await;
     let mut greedy = RawConnection::open(&server, 65_535).await;
