@@ -334,7 +334,9 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "requests of a connection that are neither answered nor ended, with headers that are valid or not",
-            fixed("2048; of refused ones none while the socket accepts nothing"),
+            fixed(
+                "1024 more than `--max-streams-per-connection`; of refused ones none while the socket accepts nothing",
+            ),
             Other(
                 "the connection is closed",
                 "chitchat_connections_cut_total{reason=\"flood\"}",

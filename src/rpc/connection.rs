@@ -147,7 +147,7 @@ where
     let Ok(io) = io else {
         return ConnectionEnd::SetupFailed(SetupError::NotHttp2);
     };
-    let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
+    let io = CorkedIo::new(io.counted(Arc::clone(&budgets), limits.max_streams_per_connection));
     let (stream_budgets, socket) = (Arc::clone(&budgets), io.clone());
     let cached_token = Arc::<CachedToken>::default();
     let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {

@@ -23,13 +23,12 @@ const PER_SECOND: f64 = 512.0;
 /// for each DATA frame, of which the shortest with an event have more than 32 bytes.
 const SENT_BYTES_PER_FRAME: f64 = 16.0;
 
-/// How many requests may have neither an answer nor an end: more streams than a connection may have open (the default of
-/// `--max-streams-per-connection`), because h2 does not count those whose headers are not valid, but keeps an answer to each until the
-/// socket accepts it.
-const MAX_UNANSWERED: u32 = 2_048;
+/// How many more requests than there may be streams may have neither an answer nor an end. h2 does not count those whose headers are not
+/// valid, but keeps an answer to each until the socket accepts it.
+const UNANSWERED: u32 = 1_024;
 
 /// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them, and
-/// [`MAX_UNANSWERED`] the requests.
+/// the limit on unanswered requests bounds HEADERS.
 const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 
 /// The work of a call, compared with that of a frame.
@@ -138,6 +137,7 @@ pub(super) struct FrameMeter {
     allowance: f64,
     refilled_at: Instant,
     unanswered: u32,
+    max_unanswered: u32,
 }
 
 impl FrameMeter {
@@ -148,7 +148,13 @@ impl FrameMeter {
             allowance: BURST,
             refilled_at: Instant::now(),
             unanswered: 0,
+            max_unanswered: UNANSWERED,
         }
+    }
+
+    /// Allows the connection this many streams.
+    pub(super) const fn allow_streams(&mut self, streams: u32) {
+        self.max_unanswered = streams.saturating_add(UNANSWERED);
     }
 
     /// Counts the frames in the next bytes of the connection.
@@ -187,7 +193,7 @@ impl FrameMeter {
             self.allowance = (self.allowance + refill).min(BURST);
         }
         self.allowance -= cost;
-        if self.allowance < 0.0 || self.unanswered > MAX_UNANSWERED {
+        if self.allowance < 0.0 || self.unanswered > self.max_unanswered {
             Err(Flood)
         } else {
             Ok(frames)
@@ -270,11 +276,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_are_bounded_while_nothing_can_be_answered() {
         let mut meter = FrameMeter::new();
+        meter.allow_streams(1_000);
         let requests = (1..).step_by(2).map(headers);
         let accepted = requests
             .take_while(|request| meter.on_read(request).is_ok())
             .count();
-        assert_eq!(accepted, MAX_UNANSWERED as usize);
+        assert_eq!(accepted, 2_024);
         // With answers, any number.
         for answer in [HEADERS, RST_STREAM] {
             let mut meter = FrameMeter::new();

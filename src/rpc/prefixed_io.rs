@@ -133,8 +133,9 @@ fn yield_after(work: usize, cx: &mut Context<'_>) {
 }
 
 impl<T> PrefixedIo<T> {
-    /// Counts what is received in `budgets`.
-    pub(super) fn counted(self, budgets: Arc<ConnectionBudgets>) -> Self {
+    /// Counts what is received in `budgets`. At most `max_streams` may be open.
+    pub(super) fn counted(mut self, budgets: Arc<ConnectionBudgets>, max_streams: u32) -> Self {
+        self.meter.allow_streams(max_streams);
         Self {
             budgets: Some(budgets),
             ..self
@@ -206,7 +207,7 @@ mod tests {
             drop(client);
             let started = Instant::now();
             let io = PrefixedIo::accept(io, Duration::from_secs(60)).await.unwrap();
-            let mut io = io.counted(server.connection(Ipv4Addr::LOCALHOST.into()));
+            let mut io = io.counted(server.connection(Ipv4Addr::LOCALHOST.into()), 10);
             let mut buffer = [0; 1_000];
             while io.read(&mut buffer).await.unwrap() > 0 {}
             started.elapsed().as_secs()
