@@ -20,9 +20,8 @@ pub(super) fn clamp_retry_delay(delay: Duration) -> Duration {
     delay.min(MAX_REQUESTED_DELAY)
 }
 
-/// How long the delay before an attempt may at least become if the server asks for a short one: what is asked for again and again must
-/// not become a tight loop.
-const MIN_LIMIT: Duration = Duration::from_secs(1);
+/// The upper limit of the delay if the server asks for a shorter one. If it asks again and again, attempts must not become a tight loop.
+const MIN_DELAY_LIMIT: Duration = Duration::from_secs(1);
 
 /// When to retry after the connection is lost or the server is unavailable: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +90,7 @@ impl Backoff {
         }
         let lost_at = *self.lost_at.get_or_insert(now);
         let remaining = self.policy.patience.saturating_sub(now - lost_at);
-        let limit = min_delay.map_or(Duration::MAX, |asked| asked.max(MIN_LIMIT));
+        let limit = min_delay.map_or(Duration::MAX, |asked| asked.max(MIN_DELAY_LIMIT));
         let min_delay = min_delay.unwrap_or_default();
         if remaining.is_zero() || min_delay > remaining {
             return None;

@@ -298,7 +298,7 @@ impl State {
             self.runs.pop_front();
             self.first_run += 1;
         }
-        // Without those cursors, nobody may have yet to read the next ones.
+        // Perhaps only those cursors had yet to read what is left.
         self.trim(now, feed);
     }
 

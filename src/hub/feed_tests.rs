@@ -42,6 +42,13 @@ fn used() -> Arc<UsedBytes> {
     Arc::new(UsedBytes::new(usize::MAX))
 }
 
+/// A feed with [`CAPACITY`], and what it reports.
+fn new_feed() -> (Arc<Feed>, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
+    let observer = Arc::clone(&counts) as Arc<dyn Observer>;
+    (Feed::new(CAPACITY, Sequence::ZERO, observer, used()), counts)
+}
+
 fn cx() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
@@ -88,7 +95,7 @@ fn all_feeds_together_retain_no_more_than_their_budget() {
 
 #[test]
 fn unread_events_of_one_block_are_one_slice() {
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()), used());
+    let (feed, _) = new_feed();
     let mut cursor = subscribe(&feed);
     for bytes in [b"one ", b"two ", b"more"] {
         publish(&feed, bytes);
@@ -101,7 +108,7 @@ fn unread_events_of_one_block_are_one_slice() {
 
 #[test]
 fn cursors_that_keep_up_share_the_memory_of_the_batch() {
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()), used());
+    let (feed, _) = new_feed();
     let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));
     publish(&feed, b"shared");
     assert_eq!(
@@ -116,7 +123,7 @@ fn cursors_that_keep_up_share_the_memory_of_the_batch() {
 
 #[test]
 fn a_pending_cursor_is_parked_once() {
-    let feed = Feed::new(CAPACITY, Sequence::ZERO, Arc::new(Counts::default()), used());
+    let (feed, _) = new_feed();
     let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));
     for _ in 0..5 {
         assert_eq!(one.poll_next(&cx()), Poll::Pending);
@@ -132,13 +139,7 @@ fn a_pending_cursor_is_parked_once() {
 
 #[test]
 fn what_only_a_lagging_cursor_has_not_read_is_freed() {
-    let counts = Arc::new(Counts::default());
-    let feed = Feed::new(
-        CAPACITY,
-        Sequence::ZERO,
-        Arc::clone(&counts) as Arc<dyn Observer>,
-        used(),
-    );
+    let (feed, counts) = new_feed();
     let mut slow = subscribe(&feed);
     (0..CAPACITY).for_each(|_| publish(&feed, b"0123456789"));
     assert_eq!(slow.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
@@ -148,13 +149,7 @@ fn what_only_a_lagging_cursor_has_not_read_is_freed() {
 
 #[test]
 fn a_lagging_cursor_is_told_and_retains_no_memory() {
-    let counts = Arc::new(Counts::default());
-    let feed = Feed::new(
-        CAPACITY,
-        Sequence::ZERO,
-        Arc::clone(&counts) as Arc<dyn Observer>,
-        used(),
-    );
+    let (feed, counts) = new_feed();
     let (mut slow, mut fast) = (subscribe(&feed), subscribe(&feed));
     for _ in 0..1_000 {
         publish(&feed, b"0123456789");

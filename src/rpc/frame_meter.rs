@@ -23,9 +23,9 @@ const PER_SECOND: f64 = 512.0;
 /// for each DATA frame, of which the shortest with an event have more than 32 bytes.
 const SENT_BYTES_PER_FRAME: f64 = 16.0;
 
-/// How many more requests than there may be streams may have neither an answer nor an end. h2 does not count those whose headers are not
-/// valid, but keeps an answer to each until the socket accepts it.
-const UNANSWERED: u32 = 1_024;
+/// How many requests may wait for an answer, beyond the limit on open streams. h2 does not count requests with invalid headers as open
+/// streams, but keeps an answer to each until the socket accepts it.
+const SPARE_UNANSWERED: u32 = 1_024;
 
 /// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them, and
 /// the limit on unanswered requests bounds HEADERS.
@@ -56,7 +56,7 @@ struct FrameScanner {
     header_len: usize,
     /// How much of the current frame's payload is missing.
     payload: usize,
-    /// The highest number of a stream that a HEADERS frame has begun.
+    /// The highest stream identifier of the HEADERS frames so far.
     newest_stream: u32,
 }
 
@@ -148,13 +148,13 @@ impl FrameMeter {
             allowance: BURST,
             refilled_at: Instant::now(),
             unanswered: 0,
-            max_unanswered: UNANSWERED,
+            max_unanswered: SPARE_UNANSWERED,
         }
     }
 
-    /// Allows the connection this many streams.
+    /// Sets how many streams may be open.
     pub(super) const fn allow_streams(&mut self, streams: u32) {
-        self.max_unanswered = streams.saturating_add(UNANSWERED);
+        self.max_unanswered = streams.saturating_add(SPARE_UNANSWERED);
     }
 
     /// Counts the frames in the next bytes of the connection.

@@ -11,9 +11,8 @@ use crate::domain::RoomName;
 /// How many rooms are remembered at most. The creators of further ones are not: other limits hold for them.
 const MAX_ROOMS: usize = 65_536;
 
-/// How many of them are looked at when a place is needed, to find those that do not exist any more. Looking at all would take tens of
-/// milliseconds.
-const LOOKED_AT: usize = 64;
+/// How many of them an attempt that needs a place checks for whether they still exist. Checking all would take tens of milliseconds.
+const CHECKS_PER_ATTEMPT: usize = 64;
 
 /// The rooms that were created since the start, and who has created them.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ pub(super) struct RoomPlaces {
 struct State {
     creators: IndexMap<RoomName, IpAddr>,
     counts: HashMap<IpAddr, usize>,
-    /// The index of the room that is looked at next.
+    /// The index of the room to check next.
     next: usize,
 }
 
@@ -69,9 +68,9 @@ impl RoomPlaces {
 }
 
 impl State {
-    /// Looks at the next rooms, and forgets those that do not exist any more.
+    /// Checks the next rooms, and forgets those that do not exist any more.
     fn forget_ended(&mut self, exists: impl Fn(&RoomName) -> bool) {
-        for _ in 0..LOOKED_AT.min(self.creators.len()) {
+        for _ in 0..CHECKS_PER_ATTEMPT.min(self.creators.len()) {
             self.next %= self.creators.len();
             let Some((room, creator)) = self.creators.get_index(self.next) else {
                 break;
@@ -129,12 +128,12 @@ mod tests {
     fn a_room_that_has_ended_is_found_although_there_are_many() {
         let name = |room: usize| RoomName::try_from(format!("room {room}").as_str()).unwrap();
         let address = "192.0.2.1".parse().unwrap();
-        let rooms = 10 * LOOKED_AT;
+        let rooms = 10 * CHECKS_PER_ATTEMPT;
         for ended in [0, 100, rooms - 1] {
             let places = RoomPlaces::new(rooms);
-            let looked_at = Cell::new(0);
+            let checks = Cell::new(0);
             let exists = |room: &RoomName| {
-                looked_at.update(|count| count + 1);
+                checks.update(|count| count + 1);
                 *room != name(ended)
             };
             let mut rejected = 0;
@@ -143,7 +142,7 @@ mod tests {
             }
             while !places.try_create(address, &name(rooms), exists) {
                 rejected += 1;
-                assert!(looked_at.take() <= LOOKED_AT && rejected < 10);
+                assert!(checks.take() <= CHECKS_PER_ATTEMPT && rejected < 10);
             }
             assert_eq!(places.state.lock().creators.len(), rooms);
         }
