@@ -283,7 +283,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::RequestTimeout),
         ),
         (
-            "bytes received that no request has read yet",
+            "bytes received that no request has read yet, and 2 KiB for each request whose answer the socket has not accepted, with headers that are valid or not",
             fixed("8 MiB per connection, one share in all"),
             Other(
                 "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit",
@@ -327,16 +327,6 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "frames without data on a connection (PRIORITY, WINDOW_UPDATE, PING, SETTINGS, RST_STREAM, unknown ones)",
             fixed("8192 at once, 512 per second, and one per 16 bytes that the server sends"),
-            Other(
-                "the connection is closed",
-                "chitchat_connections_cut_total{reason=\"flood\"}",
-            ),
-        ),
-        (
-            "requests of a connection that are neither answered nor ended, with headers that are valid or not",
-            fixed(
-                "1024 more than `--max-streams-per-connection`; of refused ones none while the socket accepts nothing",
-            ),
             Other(
                 "the connection is closed",
                 "chitchat_connections_cut_total{reason=\"flood\"}",

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Extensions;
@@ -37,14 +37,22 @@ const SMALL_MESSAGE: usize = 2 * 1024;
 /// A connection with less unread than this is not closed.
 const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
 
-/// The bytes of messages that a connection has received and its requests have not read: h2 holds them. Each frame counts as at
-/// least [`MIN_FRAME_BYTES`].
+/// Roughly what h2 holds for a request whose answer it has not written, in bytes. It does not count requests with invalid headers, and
+/// those that are refused, as open streams, but keeps an answer to each until the socket accepts it.
+const UNANSWERED_BYTES: usize = 2 * 1024;
+
+/// What h2 holds because of what a connection has received, in bytes: messages that its requests have not read, of which each frame
+/// counts as at least [`MIN_FRAME_BYTES`], and [`UNANSWERED_BYTES`] for each request that is not answered.
 ///
-/// What arrives for a request that has ended, and padding, is not read but discarded by h2. [`Unread::settle`] forgets it.
+/// What arrives for a request that has ended, and padding, is not read but discarded by h2, and a request that its client ends is not
+/// answered. [`Unread::settle`] forgets them.
 #[derive(Debug)]
 pub(super) struct Unread {
+    /// Both together.
     own: AtomicUsize,
-    /// What the windows of the requests bound: the same, but without the minimum of a frame.
+    /// The part of `own` for requests that are not answered.
+    unanswered: AtomicUsize,
+    /// What the windows of the requests bound: the bytes of messages, without the minimum of a frame.
     payload: AtomicUsize,
     /// The requests that can still read something.
     requests: AtomicUsize,
@@ -58,6 +66,7 @@ impl Unread {
     fn new(address: Arc<AddressBudgets>, all: Arc<AtomicUsize>, limit: usize) -> Self {
         Self {
             own: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
             payload: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             address,
@@ -66,10 +75,12 @@ impl Unread {
         }
     }
 
-    /// Counts what was received. Returns false if this connection must be closed: it exceeds its fair share of the fair share of its
-    /// address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
-    pub(super) fn add(&self, data: DataFrames) -> bool {
-        let bytes = data.charge;
+    /// Counts what was received, among it so many requests. Returns false if this connection must be closed: it exceeds its fair share of
+    /// the fair share of its address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
+    pub(super) fn add(&self, data: DataFrames, requests: usize) -> bool {
+        let unanswered = requests.saturating_mul(UNANSWERED_BYTES);
+        let bytes = data.charge + unanswered;
+        self.unanswered.fetch_add(unanswered, Ordering::Relaxed);
         self.payload.fetch_add(data.payload, Ordering::Relaxed);
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -87,6 +98,14 @@ impl Unread {
         self.remove(payload.max(MIN_FRAME_BYTES));
     }
 
+    /// Counts requests to which the socket has accepted the answers.
+    pub(super) fn answered(&self, requests: usize) {
+        let before = self.unanswered.load(Ordering::Relaxed);
+        let bytes = requests.saturating_mul(UNANSWERED_BYTES).min(before);
+        self.unanswered.store(before - bytes, Ordering::Relaxed);
+        self.remove(bytes);
+    }
+
     fn remove(&self, bytes: usize) {
         let subtract = |own: usize| Some(own.saturating_sub(bytes));
         let before = self
@@ -97,8 +116,12 @@ impl Unread {
         self.all.fetch_sub(removed, Ordering::Relaxed);
     }
 
-    /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun.
-    pub(super) fn settle(&self) {
+    /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun, and all answers
+    /// that there are must have been written unless the socket is blocked.
+    pub(super) fn settle(&self, is_blocked: bool) {
+        if !is_blocked {
+            self.remove(self.unanswered.swap(0, Ordering::Relaxed));
+        }
         let most = self
             .requests
             .load(Ordering::Relaxed)
@@ -107,7 +130,8 @@ impl Unread {
         if payload > most {
             // How long the frames were that were discarded is not known.
             let own = self.own.load(Ordering::Relaxed);
-            self.remove(own - own.saturating_mul(most) / payload);
+            let received = own.saturating_sub(self.unanswered.load(Ordering::Relaxed));
+            self.remove(received - received.saturating_mul(most) / payload);
             self.payload.store(most, Ordering::Relaxed);
         }
     }
@@ -188,8 +212,8 @@ pub struct BudgetLimits {
     pub received: usize,
     /// The same, per connection.
     pub received_per_connection: usize,
-    /// Bytes that are received and that no stream has read yet, of all connections together. A connection that has more of them than the
-    /// window of a stream is closed once it exceeds its fair share.
+    /// Bytes that are received and that no stream has read yet, and 2 KiB for each request that is not answered, of all connections
+    /// together. A connection that has more of them than the window of a stream is closed once it exceeds its fair share.
     pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
@@ -309,7 +333,6 @@ impl ServerBudgets {
             received: address.received.child(limits.received_per_connection),
             unread: Unread::new(Arc::clone(&address), Arc::clone(&self.unread), limits.unread),
             work: AtomicU64::new(0),
-            must_cut: AtomicBool::new(false),
             responses: address.responses.child(limits.responses_per_connection),
             own_queries: Arc::new(Semaphore::new(QUERIES_PER_CONNECTION)),
             all_queries: Arc::clone(&self.queries),
@@ -336,9 +359,6 @@ pub(super) struct ConnectionBudgets {
     pub(super) unread: Unread,
     /// The work that the frames of the client have made so far.
     pub(super) work: AtomicU64,
-    /// Whether a stream was refused while the socket was blocked. Answers to thousands of them would wait in memory, so the connection is
-    /// cut.
-    pub(super) must_cut: AtomicBool,
     pub(super) responses: Arc<Budget>,
     own_queries: Arc<Semaphore>,
     all_queries: Arc<Semaphore>,
@@ -502,15 +522,37 @@ mod tests {
         let chat = connection.begin_request();
         for _ in 0..1_000 {
             let upload = connection.begin_request();
-            connection.unread.add(data(10_000));
+            connection.unread.add(data(10_000), 0);
             upload.read(1_000);
             drop(upload);
-            connection.unread.settle();
+            connection.unread.settle(false);
             assert!(connection.unread.own.load(Ordering::Relaxed) <= FAIR_UNREAD);
         }
         drop(chat);
-        connection.unread.settle();
+        connection.unread.settle(false);
         assert_eq!(server.unread.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn requests_count_until_their_answers_are_written() {
+        let server = server(BudgetLimits::default());
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        let unread = &connection.unread;
+        let total = || server.unread.load(Ordering::Relaxed);
+        assert!(unread.add(data(100), 10));
+        unread.answered(4);
+        assert_eq!(total(), 100 + 6 * UNANSWERED_BYTES);
+        // There is no request that could read the data.
+        unread.settle(true);
+        assert_eq!(total(), 6 * UNANSWERED_BYTES);
+        // The client has ended the other requests, or the answers were trailers.
+        unread.settle(false);
+        unread.answered(1);
+        assert_eq!(total(), 0);
+        let accepted = (0..).take_while(|_| unread.add(data(0), 1)).count();
+        assert_eq!(accepted, server.limits.unread * 9 / 16 / UNANSWERED_BYTES);
+        drop(connection);
+        assert_eq!(total(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -594,7 +636,7 @@ mod tests {
         });
         let greedy = [(); 3].map(|()| server.connection([192, 0, 2, 1].into()));
         for connection in &greedy {
-            while connection.unread.add(data(256)) {}
+            while connection.unread.add(data(256), 0) {}
             // What it had when it was cut.
             connection.unread.remove(256);
         }
@@ -602,14 +644,14 @@ mod tests {
         assert!((185 * FAIR_UNREAD..192 * FAIR_UNREAD).contains(&used), "{used}");
         // One of the same address, and one of another that has more than a little.
         let sibling = server.connection([192, 0, 2, 1].into());
-        assert!(sibling.unread.add(data(FAIR_UNREAD)));
+        assert!(sibling.unread.add(data(FAIR_UNREAD), 0));
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(other.unread.add(data(32 * FAIR_UNREAD)));
+        assert!(other.unread.add(data(32 * FAIR_UNREAD), 0));
         // Whoever has most gives way.
-        assert!(!greedy[0].unread.add(data(1)));
-        assert!(other.unread.add(data(1)));
+        assert!(!greedy[0].unread.add(data(1), 0));
+        assert!(other.unread.add(data(1), 0));
         drop((greedy, sibling));
-        assert!(other.unread.add(data(64 * FAIR_UNREAD)));
+        assert!(other.unread.add(data(64 * FAIR_UNREAD), 0));
     }
 
     #[test]
@@ -622,9 +664,9 @@ mod tests {
             .map(|last| server.connection([192, 0, 2, last].into()))
             .collect();
         for connection in &held {
-            assert!(connection.unread.add(data(FAIR_UNREAD)));
+            assert!(connection.unread.add(data(FAIR_UNREAD), 0));
         }
-        assert!(!held[0].unread.add(data(1)));
+        assert!(!held[0].unread.add(data(1), 0));
         // More than it has: what an earlier stream has received.
         held[0].unread.remove(2 * FAIR_UNREAD);
         assert_eq!(server.unread.load(Ordering::Relaxed), 18 * FAIR_UNREAD);
@@ -638,9 +680,13 @@ mod tests {
         });
         let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(one[..3].iter().all(|connection| connection.unread.add(data(100))));
-        assert!(!one[3].unread.add(data(1)));
-        assert!(other.unread.add(data(100)));
+        assert!(
+            one[..3]
+                .iter()
+                .all(|connection| connection.unread.add(data(100), 0))
+        );
+        assert!(!one[3].unread.add(data(1), 0));
+        assert!(other.unread.add(data(100), 0));
         drop(one);
         assert_eq!(server.unread.load(Ordering::Relaxed), 100);
     }

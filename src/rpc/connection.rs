@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
@@ -147,14 +146,11 @@ where
     let Ok(io) = io else {
         return ConnectionEnd::SetupFailed(SetupError::NotHttp2);
     };
-    let io = CorkedIo::new(io.counted(Arc::clone(&budgets), limits.max_streams_per_connection));
-    let (stream_budgets, socket) = (Arc::clone(&budgets), io.clone());
+    let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
+    let stream_budgets = Arc::clone(&budgets);
     let cached_token = Arc::<CachedToken>::default();
     let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let permit = stream_budgets.open_stream();
-        if permit.is_err() && socket.progress().0 {
-            stream_budgets.must_cut.store(true, Ordering::Relaxed);
-        }
         keep_known_headers(request.headers_mut());
         request.extensions_mut().insert(Arc::clone(&stream_budgets));
         request.extensions_mut().insert(Peer(peer));
@@ -209,8 +205,7 @@ where
         &budgets,
     )
     .await;
-    let must_cut = budgets.must_cut.load(Ordering::Relaxed);
-    if let Some(reason) = io.with(PrefixedIo::cut).or(must_cut.then_some(CutReason::Flood)) {
+    if let Some(reason) = io.with(PrefixedIo::cut) {
         budgets.count_cut();
         ConnectionEnd::Cut(reason)
     } else if was_idle {

@@ -18,7 +18,7 @@ use tokio::task::coop::{has_budget_remaining, unconstrained};
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{ConnectionBudgets, StalledStreams, Unread};
+use super::budget::{ConnectionBudgets, StalledStreams};
 use super::corked_io::CorkedIo;
 use super::stall_detector::StallDetector;
 use super::sub_waker::SubWaker;
@@ -240,11 +240,8 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             connection.as_mut(),
             &connection_waker,
             &mut streams,
-            &budgets.unread,
+            || budgets.unread.settle(io.progress().0),
         );
-        if budgets.must_cut.load(Ordering::Relaxed) {
-            return Poll::Ready(());
-        }
         let write_and_check = poll_fn(|cx| {
             let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
             if is_broken || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
@@ -327,14 +324,15 @@ enum Progress {
     Idle,
 }
 
-/// Polls the streams and the connection, whichever was woken, until neither makes progress.
+/// Polls the streams and the connection, whichever was woken, until neither makes progress. Calls `on_idle` when it is so: all
+/// streams have begun to read their requests, and the connection has written what it had, unless its socket is blocked.
 fn poll_rounds(
     cx: &mut Context<'_>,
     max_rounds: usize,
     mut connection: Pin<&mut impl Future>,
     connection_waker: &SubWaker,
     streams: &mut Streams,
-    unread: &Unread,
+    on_idle: impl Fn(),
 ) -> Progress {
     for _ in 0..max_rounds {
         streams.waker.begin_poll(cx.waker());
@@ -354,8 +352,7 @@ fn poll_rounds(
         // Not `&&`: both wakers must wake the task from now on.
         let is_idle = streams.waker.end_poll() & connection_waker.end_poll();
         if is_idle {
-            // All streams have been polled, and so have begun to read their requests.
-            unread.settle();
+            on_idle();
         }
         // Without budget, what they wait for is the next budget. The runtime wakes them later.
         if !has_budget_remaining() {

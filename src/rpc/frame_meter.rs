@@ -1,6 +1,5 @@
 //! Recognizes connections that send frames which cost work and carry nothing: floods of PRIORITY, WINDOW_UPDATE, PING and
-//! the like, of frames for streams that have ended, to which h2 responds with RST_STREAM, and of requests while it cannot respond.
-//! h2 accepts any number of them.
+//! the like, and of frames for streams that have ended, to which h2 responds with RST_STREAM. h2 accepts any number of them.
 
 use std::ops::AddAssign;
 
@@ -23,12 +22,8 @@ const PER_SECOND: f64 = 512.0;
 /// for each DATA frame, of which the shortest with an event have more than 32 bytes.
 const SENT_BYTES_PER_FRAME: f64 = 16.0;
 
-/// How many requests may wait for an answer, beyond the limit on open streams. h2 does not count requests with invalid headers as open
-/// streams, but keeps an answer to each until the socket accepts it.
-const SPARE_UNANSWERED: u32 = 1_024;
-
-/// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 bounds them, and
-/// the limit on unanswered requests bounds HEADERS.
+/// Types of frames that carry data or belong to a call: DATA, HEADERS, PUSH_PROMISE, CONTINUATION. h2 and the budget for what is
+/// unread bound them.
 const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 
 /// The work of a call, compared with that of a frame.
@@ -44,9 +39,9 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 
-/// A connection has sent more frames without data, or requests that are not answered, than it may.
+/// A connection has sent more frames without data than it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many frames that carry no data, or requests without accepting answers")]
+#[error("too many frames that carry no data")]
 pub(super) struct Flood;
 
 /// Finds the frames in the bytes of one direction of a connection.
@@ -118,6 +113,8 @@ pub(super) struct ReadFrames {
     /// The work that they make: 1 each, but [`CALL_WORK`] for one that begins a call.
     pub(super) work: usize,
     pub(super) data: DataFrames,
+    /// HEADERS frames that begin a stream.
+    pub(super) requests: usize,
     /// DATA frames that are too short for a message, as clients do not send them.
     pub(super) short: u32,
 }
@@ -136,8 +133,6 @@ pub(super) struct FrameMeter {
     written: FrameScanner,
     allowance: f64,
     refilled_at: Instant,
-    unanswered: u32,
-    max_unanswered: u32,
 }
 
 impl FrameMeter {
@@ -147,14 +142,7 @@ impl FrameMeter {
             written: FrameScanner::default(),
             allowance: BURST,
             refilled_at: Instant::now(),
-            unanswered: 0,
-            max_unanswered: SPARE_UNANSWERED,
         }
-    }
-
-    /// Sets how many streams may be open.
-    pub(super) const fn allow_streams(&mut self, streams: u32) {
-        self.max_unanswered = streams.saturating_add(SPARE_UNANSWERED);
     }
 
     /// Counts the frames in the next bytes of the connection.
@@ -164,13 +152,9 @@ impl FrameMeter {
     /// There are too many of them. The connection should be closed.
     pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
         let (mut cost, mut frames) = (0.0, ReadFrames::default());
-        let unanswered = &mut self.unanswered;
         self.read.scan(bytes, |frame| {
             let FrameHeader { kind, flags, len, .. } = frame;
-            *unanswered += u32::from(frame.is_request);
-            if kind == RST_STREAM {
-                *unanswered = unanswered.saturating_sub(1);
-            }
+            frames.requests += usize::from(frame.is_request);
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
             if kind == DATA {
                 frames.data += DataFrames {
@@ -193,28 +177,26 @@ impl FrameMeter {
             self.allowance = (self.allowance + refill).min(BURST);
         }
         self.allowance -= cost;
-        if self.allowance < 0.0 || self.unanswered > self.max_unanswered {
+        if self.allowance < 0.0 {
             Err(Flood)
         } else {
             Ok(frames)
         }
     }
 
-    /// Counts the frames in bytes that were sent on the connection.
+    /// Counts the frames in bytes that were sent on the connection. Returns how many of them answer a request or end one.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    pub(super) fn on_written(&mut self, bytes: &[u8]) {
-        let mut cost = 0.0;
-        let unanswered = &mut self.unanswered;
+    pub(super) fn on_written(&mut self, bytes: &[u8]) -> usize {
+        let (mut cost, mut answers) = (0.0, 0);
         self.written.scan(bytes, |FrameHeader { kind, .. }| {
-            if kind == HEADERS || kind == RST_STREAM {
-                *unanswered = unanswered.saturating_sub(1);
-            }
+            answers += usize::from(kind == HEADERS || kind == RST_STREAM);
             if kind == RST_STREAM {
                 cost += 2.0;
             }
         });
         let earned = bytes.len() as f64 / SENT_BYTES_PER_FRAME;
         self.allowance = (self.allowance + earned - cost).min(BURST);
+        answers
     }
 }
 
@@ -273,33 +255,15 @@ mod tests {
         headers
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn requests_are_bounded_while_nothing_can_be_answered() {
+    #[test]
+    fn requests_and_answers_are_counted() {
         let mut meter = FrameMeter::new();
-        meter.allow_streams(1_000);
-        let requests = (1..).step_by(2).map(headers);
-        let accepted = requests
-            .take_while(|request| meter.on_read(request).is_ok())
-            .count();
-        assert_eq!(accepted, 2_024);
-        // With answers, any number.
-        for answer in [HEADERS, RST_STREAM] {
-            let mut meter = FrameMeter::new();
-            for stream in (1..10_000).step_by(2) {
-                assert!(meter.on_read(&headers(stream)).is_ok());
-                meter.on_written(&frame(answer, 1));
-                // Trailers of the client are no request.
-                assert!(meter.on_read(&headers(stream)).is_ok());
-                // It pays for RST_STREAM.
-                meter.on_written(&frame(DATA, 100));
-            }
-        }
-        // And if the client has ended them.
-        let mut meter = FrameMeter::new();
-        for stream in (1..10_000).step_by(2) {
-            let reset = frame(RST_STREAM, 4);
-            assert!(meter.on_read(&[headers(stream), reset].concat()).is_ok());
-        }
+        let requests: Vec<u8> = (1..10).step_by(2).flat_map(headers).collect();
+        assert_eq!(meter.on_read(&requests).unwrap().requests, 5);
+        // Trailers of the client are no request.
+        assert_eq!(meter.on_read(&headers(3)).unwrap().requests, 0);
+        let written = [HEADERS, RST_STREAM, DATA].map(|kind| frame(kind, 4));
+        assert_eq!(meter.on_written(&written.concat()), 2);
     }
 
     #[tokio::test(start_paused = true)]

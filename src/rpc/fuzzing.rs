@@ -87,6 +87,7 @@ pub(crate) fn frames(bytes: &[u8]) {
         frames = frames.zip(read).map(|(mut frames, read)| {
             frames.work += read.work;
             frames.data += read.data;
+            frames.requests += read.requests;
             frames.short += read.short;
             frames
         });

@@ -156,9 +156,10 @@ pub enum ConnectionLimit {
 pub enum CutReason {
     /// It had no stream for too long.
     Idle,
-    /// It sent too many frames that carry no data, or requests without accepting the answers.
+    /// It sent too many frames that carry no data.
     Flood,
-    /// Its streams have not read much of what it sent, and the server holds too much of that.
+    /// Its streams have not read much of what it sent, or it has not accepted the answers to many requests, and the server holds too
+    /// much of that.
     Unread,
 }
 

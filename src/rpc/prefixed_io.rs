@@ -107,7 +107,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
                 }
                 let is_allowed = self.budgets.as_ref().is_none_or(|budgets| {
                     budgets.work.fetch_add(frames.work as u64, Ordering::Relaxed);
-                    budgets.unread.add(frames.data)
+                    budgets.unread.add(frames.data, frames.requests)
                 });
                 (!is_allowed).then_some(CutReason::Unread)
             }
@@ -133,9 +133,8 @@ fn yield_after(work: usize, cx: &mut Context<'_>) {
 }
 
 impl<T> PrefixedIo<T> {
-    /// Counts what is received in `budgets`. At most `max_streams` may be open.
-    pub(super) fn counted(mut self, budgets: Arc<ConnectionBudgets>, max_streams: u32) -> Self {
-        self.meter.allow_streams(max_streams);
+    /// Counts what is received in `budgets`.
+    pub(super) fn counted(self, budgets: Arc<ConnectionBudgets>) -> Self {
         Self {
             budgets: Some(budgets),
             ..self
@@ -151,7 +150,10 @@ impl<T> PrefixedIo<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.meter.on_written(&buf[..written]);
+        let answers = self.meter.on_written(&buf[..written]);
+        if let Some(budgets) = self.budgets.as_ref().filter(|_| answers > 0) {
+            budgets.unread.answered(answers);
+        }
         Poll::Ready(Ok(written))
     }
 
@@ -207,7 +209,7 @@ mod tests {
             drop(client);
             let started = Instant::now();
             let io = PrefixedIo::accept(io, Duration::from_secs(60)).await.unwrap();
-            let mut io = io.counted(server.connection(Ipv4Addr::LOCALHOST.into()), 10);
+            let mut io = io.counted(server.connection(Ipv4Addr::LOCALHOST.into()));
             let mut buffer = [0; 1_000];
             while io.read(&mut buffer).await.unwrap() > 0 {}
             started.elapsed().as_secs()

@@ -315,13 +315,13 @@ impl rpc::Observer for TelemetryObserver {
             CutReason::Flood => {
                 self.metrics.cut_flood.increment(1);
                 if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "flood", suppressed, "connection closed: it sent too many frames that carry no data, or requests without accepting answers");
+                    warn!(event = "connection_closed", %peer, reason = "flood", suppressed, "connection closed: it sent too many frames that carry no data");
                 }
             }
             CutReason::Unread => {
                 self.metrics.cut_unread.increment(1);
                 if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read");
+                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read, or requests without accepting the answers");
                 }
             }
         }
