@@ -26,6 +26,8 @@ pub(super) struct Batch {
     /// The chunk that grows; its events are in `bytes` until it is sealed.
     open: Chunk,
     bytes: BytesMut,
+    /// The length of the newest sealed chunk: the next one is likely to be as long.
+    expected_len: usize,
 }
 
 /// A part of a batch that is stored as one record and published under one lock.
@@ -104,6 +106,9 @@ impl Batch {
         received_at: Instant,
         trace: Option<Box<dyn MessageTrace>>,
     ) {
+        if self.bytes.is_empty() {
+            self.bytes.reserve(self.expected_len);
+        }
         let before = self.bytes.len();
         frame::write_event(&mut self.bytes, room, epoch, event);
         let written = self.bytes.len() - before;
@@ -136,7 +141,14 @@ impl Batch {
 
     fn seal(&mut self) {
         let mut chunk = std::mem::take(&mut self.open);
-        chunk.bytes = self.bytes.split().freeze();
+        let bytes = std::mem::take(&mut self.bytes);
+        self.expected_len = bytes.len();
+        // As long as anybody has yet to read it, it should take no more than its length.
+        chunk.bytes = if bytes.capacity() > 2 * bytes.len() {
+            Bytes::copy_from_slice(&bytes)
+        } else {
+            bytes.freeze()
+        };
         self.sealed.push(chunk);
     }
 
@@ -169,5 +181,46 @@ impl Chunk {
             events.swap(0, 1);
             self.bytes = events.concat().into();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{EventKind, Name, ParticipantId};
+
+    #[test]
+    fn a_chunk_takes_little_more_memory_than_its_events_and_the_next_ones_keep_none_of_it() {
+        let event = Event {
+            sequence: Sequence::new(1),
+            time: LamportTime::from_wire(1).unwrap(),
+            at: WallTime::from_millis(0),
+            participant: ParticipantId::from_wire(1).unwrap(),
+            name: Name::try_from("Ada").unwrap(),
+            kind: EventKind::Join,
+            trace: None,
+        };
+        let mut batch = Batch::default();
+        let mut take = |events: usize| {
+            for _ in 0..events {
+                batch.append(
+                    &RoomName::default(),
+                    Epoch::from_wire(1).unwrap(),
+                    &event,
+                    false,
+                    Instant::now(),
+                    None,
+                );
+            }
+            batch.take()
+        };
+        for events in [2_500, 1, 1] {
+            for chunk in take(events) {
+                let len = chunk.bytes.len();
+                let capacity = chunk.bytes.try_into_mut().unwrap().capacity();
+                assert!(capacity <= 2 * len, "{events}: {capacity} for {len}");
+            }
+        }
+        assert_eq!(batch.bytes.capacity(), 0);
     }
 }
