@@ -70,7 +70,7 @@ impl MemoryPlan {
             rooms: RoomBudgets {
                 feeds: bytes,
                 mailboxes: bytes,
-                message_ids: bytes / 2,
+                message_ids: bytes,
             },
             transport: BudgetLimits {
                 received: bytes,
@@ -89,15 +89,10 @@ impl MemoryPlan {
 
 /// The most that the rooms' budgets allow clients to take, in bytes.
 pub fn room_bytes(budgets: &RoomBudgets) -> u64 {
-    [
-        budgets.feeds,
-        budgets.mailboxes,
-        budgets.message_ids,
-        budgets.message_ids,
-    ]
-    .into_iter()
-    .map(count)
-    .fold(0, u64::saturating_add)
+    [budgets.feeds, budgets.mailboxes, budgets.message_ids]
+        .into_iter()
+        .map(count)
+        .fold(0, u64::saturating_add)
 }
 
 /// The most that the transport's budgets allow clients to take, in bytes.

@@ -110,7 +110,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "message ids remembered per room",
             fixed(format!(
                 "those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained; if all rooms together remember more \
-                 than half a share, of 48 bytes each, its part of that, but at least 256"
+                 than one share, of 48 bytes each, those that remember most forget their oldest"
             )),
             Other("an older one is accepted again", ""),
         ),
@@ -320,9 +320,12 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Other("the reader is served from the log", "chitchat_subscribers_behind"),
         ),
         (
-            "the same of all rooms",
-            fixed("one share, beyond it 128 KiB per room"),
-            Other("the reader is served from the log", "chitchat_subscribers_behind"),
+            "the same of all rooms, and answers that their clients do not read",
+            fixed("one share"),
+            Other(
+                "the rooms with most of it give some back: their readers are served from the log, and streams with too many unread answers end with `FELL_BEHIND`",
+                "chitchat_subscribers_behind",
+            ),
         ),
         (
             "frames without data on a connection (PRIORITY, WINDOW_UPDATE, PING, SETTINGS, RST_STREAM, unknown ones)",

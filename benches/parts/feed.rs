@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use chitchat::domain::{Origin, Sequence};
-use chitchat::hub::{Cursor, Feed, FeedItem, HubOptions, UsedBytes};
+use chitchat::hub::{Cursor, FairBudget, Feed, FeedItem, HubOptions};
 use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
@@ -24,7 +24,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
                 Arc::new(Metrics::new(1, OtlpPipeline::default())),
                 None,
             )),
-            Arc::new(UsedBytes::new(usize::MAX)),
+            &Arc::new(FairBudget::new(usize::MAX)),
         );
         let mut woken = Vec::new();
         let mut cursors: Vec<Cursor> = {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use super::fair_budget::FairBudget;
 use super::observer::Observer;
 use super::order::Replication;
 use super::session_token::SessionTokens;
-use super::used_bytes::UsedBytes;
 use crate::store::Store;
 
 /// What all rooms of a hub share. Cheap to clone.
@@ -21,9 +21,9 @@ pub(super) struct HubContext {
     pub(super) page_reads: Arc<Semaphore>,
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
-    pub(super) feed_bytes: Arc<UsedBytes>,
+    pub(super) feed_bytes: Arc<FairBudget>,
     /// What the message ids take that all rooms remember.
-    pub(super) message_id_bytes: Arc<UsedBytes>,
+    pub(super) message_id_bytes: Arc<FairBudget>,
     /// The order of all replicas, if there are several.
     pub(super) replication: Option<Replication>,
 }
@@ -59,15 +59,14 @@ impl Default for HubOptions {
     }
 }
 
-/// The memory that all rooms together may take, in bytes. Beyond it each room makes do with little.
+/// The memory that all rooms together may take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoomBudgets {
-    /// What feeds hold for slow readers.
+    /// What feeds hold for slow readers. Beyond it those that hold most give some of it back.
     pub feeds: usize,
-    /// Requests that wait in mailboxes, or to be stored.
+    /// Requests that wait in mailboxes, or to be stored. Beyond it each mailbox makes do with little.
     pub mailboxes: usize,
-    /// The message ids that the rooms remember. Rooms that have few of them, or receive nothing, keep theirs even beyond it: all
-    /// together have at most twice as much.
+    /// The message ids that the rooms remember. Beyond it those that remember most forget their oldest.
     pub message_ids: usize,
 }
 
@@ -76,7 +75,7 @@ impl Default for RoomBudgets {
         Self {
             feeds: 32 << 20,
             mailboxes: 32 << 20,
-            message_ids: 16 << 20,
+            message_ids: 32 << 20,
         }
     }
 }

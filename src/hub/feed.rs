@@ -23,14 +23,14 @@
 //!
 //! - A cursor yields each event after its start once and in order, and each of its notices between the two events where it
 //!   was published.
-//! - The feed retains at most its capacity and one batch, no matter how slow a subscriber is, and little if all feeds together
-//!   retain too much. What everybody has read is freed at once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it never skips on its own. Its reader
-//!   then continues from the store.
+//! - The feed retains at most its capacity and one batch, no matter how slow a subscriber is, and its share if all feeds together
+//!   retain too much. What everybody has read is freed at once. A cursor whose next run was dropped yields [`FeedItem::Lagged`]; it
+//!   never skips on its own. Its reader then continues from the store. A cursor whose notices were dropped closes.
 //! - Publishing never waits for a subscriber.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -38,24 +38,26 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
+use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::observer::{FanOut, Observer};
-use super::used_bytes::UsedBytes;
 use crate::domain::{BanTarget, Origin, Rejection, Sequence};
 
 /// Small batches are merged into blocks of up to this size, in bytes, while a subscriber has yet to read them, so that it
 /// then reads few large slices; a transport frame has 16 KiB. While all subscribers keep up, nothing is copied.
 const MERGED_BLOCK: usize = 16 * 1024;
 
-/// The capacity of a feed while all feeds together exceed their budget, in bytes: the newest batches, for readers that keep
-/// up.
-const MIN_CAPACITY: usize = 128 * 1024;
+/// What the feed retains for a notice beside its bytes, roughly, in bytes.
+const NOTICE_OVERHEAD: usize = 128;
+
+/// What an empty queue keeps its memory for, at most: a number of elements.
+const SPARE_CAPACITY: usize = 64;
 
 /// The newest part of one room's log.
 pub struct Feed {
     capacity: usize,
     observer: Arc<dyn Observer>,
-    /// What all feeds retain.
-    used: Arc<UsedBytes>,
+    /// What it retains, of the budget of all feeds.
+    used: FairUse,
     /// The number of lagging readers, which are served from the store.
     lagging: AtomicUsize,
     state: Mutex<State>,
@@ -78,6 +80,8 @@ struct State {
     last_id: u64,
     /// The cursors that wait for more, as indexes of `cursors`.
     parked: Vec<usize>,
+    /// What the notices of all cursors take, in bytes.
+    notice_bytes: usize,
 }
 
 struct Block {
@@ -112,6 +116,12 @@ struct Slot {
     waker: Option<Waker>,
     /// The index in `parked`.
     parked: Option<usize>,
+}
+
+impl Slot {
+    fn notice_bytes(&self) -> usize {
+        self.notices.iter().map(|(_, notice)| notice_bytes(notice)).sum()
+    }
 }
 
 /// Where and why a cursor closes.
@@ -158,6 +168,8 @@ pub enum CloseReason {
     Draining(Duration),
     /// The room has ended, because nobody needed it. Whoever comes next begins another one.
     RoomEnded,
+    /// Too many answers waited for the client. It should connect again.
+    FellBehind,
     /// The room has failed. The client should connect again.
     Failed,
     /// The room's log is damaged, and the events that the client has yet to read are lost.
@@ -165,13 +177,13 @@ pub enum CloseReason {
 }
 
 impl Feed {
-    /// A feed of the events after `last` that retains at most `capacity` bytes. What it retains is added to `used`.
+    /// A feed of the events after `last` that retains at most `capacity` bytes, and less when all feeds of the `budget` retain too much.
     #[must_use]
     pub fn new(
         capacity: usize,
         last: Sequence,
         observer: Arc<dyn Observer>,
-        used: Arc<UsedBytes>,
+        budget: &Arc<FairBudget>,
     ) -> Arc<Self> {
         let state = State {
             blocks: VecDeque::new(),
@@ -183,11 +195,12 @@ impl Feed {
             cursors: Slab::new(),
             last_id: 0,
             parked: Vec::new(),
+            notice_bytes: 0,
         };
-        Arc::new(Self {
+        Arc::new_cyclic(|feed: &Weak<Self>| Self {
             capacity,
             observer,
-            used,
+            used: budget.register(feed.clone()),
             lagging: AtomicUsize::new(0),
             state: Mutex::new(state),
         })
@@ -198,7 +211,6 @@ impl Feed {
     pub fn publish<'a>(self: &'a Arc<Self>, bytes: Bytes, woken: &'a mut Vec<Waker>) -> Publication<'a> {
         let mut state = self.state.lock();
         if !bytes.is_empty() {
-            self.used.add(bytes.len());
             state.append(bytes);
         }
         Publication {
@@ -226,11 +238,21 @@ impl Feed {
     }
 }
 
-impl Drop for Feed {
-    fn drop(&mut self) {
-        let blocks = &self.state.get_mut().blocks;
-        self.used
-            .remove(blocks.iter().map(|block| block.bytes.len()).sum());
+impl Shrink for Feed {
+    /// Drops the oldest runs, and then, if that is not enough, all notices of the cursors that have more than an equal part of `bytes`.
+    fn shrink(&self, bytes: usize) {
+        let mut woken = Vec::new();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        while state.retained() > bytes && state.drop_oldest_run(Instant::now(), self) {
+            state.trim_blocks();
+        }
+        if state.retained() > bytes {
+            state.drop_notices(bytes, &mut woken);
+        }
+        self.used.set(state.retained());
+        drop(guard);
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -269,37 +291,74 @@ impl State {
                 .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
             self.first_run += 1;
         }
-        self.trim_blocks(feed);
+        self.trim_blocks();
     }
 
-    fn trim_blocks(&mut self, feed: &Feed) {
+    fn trim_blocks(&mut self) {
         let start = self.runs.front().map_or(self.end, |run| run.start);
-        while let Some(block) = self
+        while self
             .blocks
             .pop_front_if(|block| block.start + block.bytes.len() as u64 <= start)
-        {
-            feed.used.remove(block.bytes.len());
+            .is_some()
+        {}
+        if self.runs.is_empty() && self.runs.capacity() > SPARE_CAPACITY {
+            self.runs.shrink_to(SPARE_CAPACITY);
+            self.blocks.shrink_to(SPARE_CAPACITY);
         }
     }
 
-    /// Drops the oldest runs, read or not, until no more bytes are retained than the capacity allows.
-    fn enforce_capacity(&mut self, now: Instant, feed: &Feed) {
-        let capacity = if feed.used.is_exceeded() {
-            feed.capacity.min(MIN_CAPACITY)
-        } else {
-            feed.capacity
+    /// Drops the oldest run, read or not. Returns whether there was one.
+    fn drop_oldest_run(&mut self, now: Instant, feed: &Feed) -> bool {
+        let Some(run) = self.runs.pop_front() else {
+            return false;
         };
+        // The cursors that have yet to read it lag from now on, and do not count.
+        feed.observer
+            .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
+        self.first_run += 1;
+        true
+    }
+
+    /// Drops the oldest runs until no more bytes are retained than the capacity allows.
+    fn enforce_capacity(&mut self, now: Instant, feed: &Feed) {
         while let Some(run) = self.runs.front()
-            && self.end - run.start > capacity as u64
+            && self.end - run.start > feed.capacity as u64
         {
-            // The cursors that have yet to read it lag from now on, and do not count.
-            feed.observer
-                .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
-            self.runs.pop_front();
-            self.first_run += 1;
+            self.drop_oldest_run(now, feed);
         }
-        // Perhaps only those cursors had yet to read what is left.
+        // Perhaps only cursors that lag had yet to read what is left.
         self.trim(now, feed);
+    }
+
+    /// Roughly the bytes that are retained: events, what is known of each run, and notices.
+    fn retained(&self) -> usize {
+        let start = self.blocks.front().map_or(0, |block| block.start);
+        let end = self
+            .blocks
+            .back()
+            .map_or(0, |block| block.start + block.bytes.len() as u64);
+        let events = usize::try_from(end - start).unwrap_or(usize::MAX);
+        events + self.runs.len() * size_of::<Run>() + self.notice_bytes
+    }
+
+    /// Drops the notices of cursors that have more than an equal part of `bytes`, and closes them.
+    fn drop_notices(&mut self, bytes: usize, woken: &mut Vec<Waker>) {
+        let has_notices = |slot: &Slot| !slot.notices.is_empty();
+        let count = self.cursors.iter().filter(|(_, slot)| has_notices(slot)).count();
+        let share = bytes / count.max(1);
+        let too_many = |slot: &Slot| slot.notice_bytes() > share;
+        let cursors = self.cursors.iter().filter(|(_, slot)| too_many(slot));
+        for cursor in cursors.map(|(cursor, _)| cursor).collect::<Vec<_>>() {
+            let slot = &mut self.cursors[cursor];
+            self.notice_bytes -= slot.notice_bytes();
+            slot.notices = VecDeque::new();
+            slot.close = Some(Close {
+                run: 0,
+                after: slot.position,
+                reason: CloseReason::FellBehind,
+            });
+            woken.extend(self.unpark(cursor));
+        }
     }
 
     fn park(&mut self, cursor: usize, cx: &Context<'_>) {
@@ -390,15 +449,18 @@ impl Publication<'_> {
         Cursor { key, feed }
     }
 
-    /// Sends one cursor a private message at this point.
+    /// Sends one cursor a private message at this point, unless it is being closed.
     ///
-    /// A notice answers a command, and no commands are read from a client that has unread notices, so the mailbox bounds
-    /// how many there are.
+    /// A notice answers a command, and no commands are read from a client that has unread notices, so its mailbox bounds how many each
+    /// cursor has, and the budget of the feeds how many all have.
     pub fn notify(&mut self, key: CursorKey, notice: Bytes) {
         let state = self.state();
         let run = state.next_run();
-        if let Some(slot) = state.cursors.get_mut(key.index).filter(|slot| slot.id == key.id) {
+        let is_open = |slot: &&mut Slot| slot.id == key.id && slot.close.is_none();
+        if let Some(slot) = state.cursors.get_mut(key.index).filter(is_open) {
+            let bytes = notice_bytes(&notice);
             slot.notices.push_back((run, notice));
+            state.notice_bytes += bytes;
             self.wake(key.index);
         }
     }
@@ -465,8 +527,10 @@ impl Drop for Publication<'_> {
                 self.woken.extend(slot.waker.take());
             }
         }
+        self.feed.used.set(state.retained());
         drop(state);
         self.woken.drain(..).for_each(Waker::wake);
+        self.feed.used.enforce();
     }
 }
 
@@ -516,6 +580,7 @@ impl Cursor {
             }
             state.at_end += 1;
             state.trim(Instant::now(), &self.feed);
+            self.feed.used.set(state.retained());
         }
         upto
     }
@@ -541,6 +606,11 @@ impl Cursor {
         let next_run = state.next_run();
         let slot = &mut state.cursors[self.key.index];
         if let Some((_, notice)) = slot.notices.pop_front_if(|(run, _)| *run <= slot.run) {
+            if slot.notices.is_empty() {
+                slot.notices = VecDeque::new();
+            }
+            state.notice_bytes -= notice_bytes(&notice);
+            self.feed.used.set(state.retained());
             return Poll::Ready(FeedItem::Notice(notice));
         }
         if let Some(close) = slot.close.as_ref().filter(|close| close.run <= slot.run) {
@@ -594,6 +664,7 @@ impl Cursor {
             None => state.at_end += 1,
         }
         state.trim(now, &self.feed);
+        self.feed.used.set(state.retained());
         bytes
     }
 }
@@ -604,13 +675,19 @@ impl Drop for Cursor {
         let state = &mut *guard;
         state.unpark(self.key.index);
         let slot = state.cursors.remove(self.key.index);
+        state.notice_bytes -= slot.notice_bytes();
         if slot.run == state.next_run() {
             state.at_end -= 1;
         } else if let Some(run) = state.run_mut(slot.run) {
             run.waiting -= 1;
             state.trim(Instant::now(), &self.feed);
         }
+        self.feed.used.set(state.retained());
     }
+}
+
+fn notice_bytes(notice: &Bytes) -> usize {
+    notice.len() + NOTICE_OVERHEAD
 }
 
 #[cfg(test)]

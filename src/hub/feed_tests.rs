@@ -38,15 +38,21 @@ impl Observer for Counts {
     fn resumed(&self, _: bool) {}
 }
 
-fn used() -> Arc<UsedBytes> {
-    Arc::new(UsedBytes::new(usize::MAX))
+/// A feed with a budget of its own.
+fn feed_with(capacity: usize, counts: &Arc<Counts>) -> Arc<Feed> {
+    let observer = Arc::clone(counts) as Arc<dyn Observer>;
+    Feed::new(
+        capacity,
+        Sequence::ZERO,
+        observer,
+        &Arc::new(FairBudget::new(usize::MAX)),
+    )
 }
 
 /// A feed with [`CAPACITY`], and what it reports.
 fn new_feed() -> (Arc<Feed>, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let observer = Arc::clone(&counts) as Arc<dyn Observer>;
-    (Feed::new(CAPACITY, Sequence::ZERO, observer, used()), counts)
+    (feed_with(CAPACITY, &counts), counts)
 }
 
 fn cx() -> Context<'static> {
@@ -71,26 +77,79 @@ fn events(item: Poll<FeedItem>) -> Bytes {
     }
 }
 
+/// Three feeds, each with a reader that reads nothing, that share a budget of 1 MiB.
+fn feeds_of_one_budget() -> Vec<(Arc<Feed>, Cursor)> {
+    let budget = Arc::new(FairBudget::new(1 << 20));
+    let feeds = (0..3).map(|_| {
+        let feed = Feed::new(1 << 20, Sequence::ZERO, Arc::new(Counts::default()), &budget);
+        let cursor = subscribe(&feed);
+        (feed, cursor)
+    });
+    feeds.collect()
+}
+
+fn retained(feed: &Feed) -> usize {
+    feed.state.lock().retained()
+}
+
 #[test]
 fn all_feeds_together_retain_no_more_than_their_budget() {
     static BATCH: [u8; 64 * 1024] = [0; 64 * 1024];
-    let used = Arc::new(UsedBytes::new(1 << 20));
-    let retained = |feed: &Arc<Feed>| feed.state.lock().blocks.len();
-    let feeds: Vec<(Arc<Feed>, Cursor)> = (0..3)
-        .map(|_| {
-            let counts = Arc::new(Counts::default());
-            let feed = Feed::new(1 << 20, Sequence::ZERO, counts, Arc::clone(&used));
-            let cursor = subscribe(&feed);
-            (0..15).for_each(|_| publish(&feed, &BATCH));
-            (feed, cursor)
-        })
-        .collect();
-    let blocks: Vec<usize> = feeds.iter().map(|(feed, _)| retained(feed)).collect();
-    // The readers of the others are served from the store.
-    assert_eq!(blocks, [15, 0, 0]);
-    drop(feeds);
-    used.add(1 << 20);
-    assert!(!used.is_exceeded());
+    let mut feeds = feeds_of_one_budget();
+    publish(&feeds[0].0, &BATCH);
+    (0..10).for_each(|_| publish(&feeds[1].0, &BATCH));
+    // The other reader of this one keeps up.
+    let mut live = subscribe(&feeds[2].0);
+    let mut most = 0;
+    for _ in 0..100 {
+        publish(&feeds[2].0, &BATCH);
+        most = most.max(retained(&feeds[2].0));
+        if live.poll_next(&cx()) == Poll::Ready(FeedItem::Lagged) {
+            live.skip_to_end();
+        }
+        let all: usize = feeds.iter().map(|(feed, _)| retained(feed)).sum();
+        assert!(all <= 1 << 20, "{all}");
+    }
+    // Who has little keeps it, and those who have more have the same.
+    let [small, one, most] =
+        [retained(&feeds[0].0), retained(&feeds[1].0), most].map(|bytes| bytes / BATCH.len());
+    assert_eq!(small, 1);
+    assert!(one >= 5 && most >= 5, "{one} {most}");
+    assert!(matches!(
+        feeds[0].1.poll_next(&cx()),
+        Poll::Ready(FeedItem::Events(_))
+    ));
+    assert_eq!(feeds[1].1.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
+}
+
+#[test]
+fn a_cursor_with_too_many_notices_closes_and_others_keep_theirs() {
+    let mut feeds = feeds_of_one_budget();
+    let notify = |feed: &Arc<Feed>, cursor: &Cursor| {
+        let notice = Bytes::from_static(&[0; 400]);
+        feed.publish(Bytes::new(), &mut Vec::new())
+            .notify(cursor.key(), notice);
+    };
+    let (feed, greedy) = feeds.remove(0);
+    let mut greedy = greedy;
+    let mut other = subscribe(&feed);
+    notify(&feed, &other);
+    notify(&feeds[0].0, &feeds[0].1);
+    for _ in 0..10_000 {
+        notify(&feed, &greedy);
+        assert!(retained(&feed) <= 1 << 20);
+    }
+    let closed = Poll::Ready(FeedItem::Closed(CloseReason::FellBehind));
+    assert_eq!(greedy.poll_next(&cx()), closed);
+    for cursor in [&mut other, &mut feeds[0].1] {
+        assert!(matches!(
+            cursor.poll_next(&cx()),
+            Poll::Ready(FeedItem::Notice(_))
+        ));
+        assert_eq!(cursor.poll_next(&cx()), Poll::Pending);
+    }
+    drop((greedy, other));
+    assert_eq!(retained(&feed), 0);
 }
 
 #[test]
@@ -223,7 +282,7 @@ proptest! {
     fn each_cursor_yields_the_same_as_a_list_of_its_own(actions in actions()) {
         // Large enough that no cursor lags.
         let counts = Arc::new(Counts::default());
-        let feed = Feed::new(1 << 20, Sequence::ZERO, Arc::clone(&counts) as Arc<dyn Observer>, used());
+        let feed = feed_with(1 << 20, &counts);
         let mut readers: Vec<(Cursor, Expected)> = Vec::new();
         let mut next = 0_u8;
         let mut delivered = 0;

@@ -9,12 +9,11 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::feed::{CloseReason, FeedItem};
-use super::mailbox::{Closed, Mailbox, Sender, Weight};
+use super::mailbox::{Closed, Mailbox, Sender, UsedBytes, Weight};
 use super::observer::Observer;
 use super::order::OrderedQueue;
 use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
-use super::used_bytes::UsedBytes;
 use crate::domain::{
     Attachment, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, Rejection,
     RoomName, Say, Timestamp, TraceContext,

@@ -151,9 +151,9 @@ mod tests {
     use std::fs;
     use std::sync::Arc;
 
+    use super::super::mailbox::UsedBytes;
     use super::*;
     use crate::domain::WallTime;
-    use crate::hub::UsedBytes;
     use crate::proto::ServerMessage;
     use crate::store::{
         Append, DiskOptions, DiskStore, Durability, NoObserver, Record, Retention, RoomStatus,

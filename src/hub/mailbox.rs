@@ -14,14 +14,16 @@
 //!   how far the queue can exceed its capacity.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::used_bytes::UsedBytes;
-
 /// The capacity while all mailboxes together exceed their budget: a dozen short messages.
 const MIN_CAPACITY: usize = 4 * 1024;
+
+/// For how many items the queue keeps memory while it is empty. A mailbox that was full once would hold megabytes.
+const SPARE_CAPACITY: usize = 8;
 
 /// By how many times the capacity those who wait may exceed it.
 const MAX_TURNS: usize = 3;
@@ -30,6 +32,35 @@ const MAX_TURNS: usize = 3;
 pub(super) trait Weight {
     /// Roughly the bytes that the item occupies.
     fn weight(&self) -> usize;
+}
+
+/// How many bytes the items of all mailboxes take. Exceeding the limit is not an error: each mailbox then makes do with less.
+#[derive(Debug)]
+pub(super) struct UsedBytes {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl UsedBytes {
+    /// Nothing is used of `limit` bytes.
+    pub(super) const fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    fn add(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.limit
+    }
 }
 
 /// The mailbox is closed: its consumer takes no more items.
@@ -103,6 +134,9 @@ impl<T: Weight> Mailbox<T> {
             if state.is_closed {
                 return Poll::Ready(false);
             }
+            // What a flood has left.
+            state.items.shrink_to(SPARE_CAPACITY);
+            batch.shrink_to(SPARE_CAPACITY);
             if state
                 .consumer
                 .as_ref()
@@ -366,6 +400,20 @@ mod tests {
         batch.clear();
         assert_eq!(one.poll_take(&mut cx(), &mut batch), Poll::Pending);
         assert_eq!(fill().1, 8_000);
+    }
+
+    #[test]
+    fn an_empty_mailbox_keeps_little_memory() {
+        let mailbox = mailbox(1_000);
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        let mut batch = Vec::new();
+        for _ in 0..3 {
+            while push(&mut sender, 0).is_ready() {}
+            assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+            batch.clear();
+        }
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
+        assert!(batch.capacity() + mailbox.state.lock().items.capacity() <= 2 * SPARE_CAPACITY);
     }
 
     #[test]

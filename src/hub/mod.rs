@@ -45,6 +45,7 @@ mod batch;
 mod blocking;
 mod context;
 mod end_proposals;
+mod fair_budget;
 mod feed;
 pub mod frame;
 mod grace_timers;
@@ -64,7 +65,6 @@ mod room_sessions;
 mod session_token;
 mod snapshot_schedule;
 mod submissions;
-mod used_bytes;
 
 use std::any::Any;
 use std::future::poll_fn;
@@ -79,7 +79,7 @@ use tracing::error;
 use self::blocking::blocking;
 use self::context::HubContext;
 use self::handle::{Envelope, Reply, Request, RoomHandle};
-use self::mailbox::Sender;
+use self::mailbox::{Sender, UsedBytes};
 use self::order::{OrderItem, Replication};
 use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
@@ -93,6 +93,7 @@ use crate::store::{MemoryStore, Record, Store, StoreError};
 use crate::wall_clock::wall_time;
 
 pub use context::{HubOptions, RoomBudgets};
+pub use fair_budget::FairBudget;
 pub use feed::{CloseReason, Cursor, CursorKey, Feed, FeedItem, Publication};
 pub use handle::Member;
 pub(crate) use history::{HistoryPage, HistoryRange, RoomSummary};
@@ -104,7 +105,6 @@ pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
 pub(crate) use restored_room::{RestoredRoom, recover_room};
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use session_token::fuzz_tokens;
-pub use used_bytes::UsedBytes;
 
 /// How often unused rooms are looked for.
 const END_INTERVAL: Duration = Duration::from_secs(30);
@@ -185,8 +185,8 @@ impl Hub {
                 tokens: SessionTokens::new(secret),
                 page_reads: Arc::new(Semaphore::new(MAX_PAGE_READS)),
                 observer,
-                feed_bytes: Arc::new(UsedBytes::new(options.budgets.feeds)),
-                message_id_bytes: Arc::new(UsedBytes::new(options.budgets.message_ids)),
+                feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
+                message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),
             },
             registry: Arc::new(Registry::new(
                 UsedBytes::new(options.budgets.mailboxes),

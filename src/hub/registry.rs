@@ -6,8 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::handle::RoomHandle;
+use super::mailbox::UsedBytes;
 use super::request::HubError;
-use super::used_bytes::UsedBytes;
 use crate::domain::RoomName;
 
 /// The running rooms, by name.

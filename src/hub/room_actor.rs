@@ -7,17 +7,19 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::batch::{Chunk, Effect};
 use super::context::HubContext;
 use super::end_proposals::EndProposals;
+use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Envelope, Member, ModerationReporter, Reply, RoomHandle};
 use super::observer::StoredBatch;
@@ -27,7 +29,6 @@ use super::recovery::Recovered;
 use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
-use super::used_bytes::RoomUse;
 use crate::domain::{
     Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Room, RoomName, Sequence, WallTime,
 };
@@ -50,9 +51,6 @@ const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 /// The [cost](super::handle::Request::cost) of the requests that are handled before other tasks have their turns: some milliseconds.
 const POLL_BUDGET: u32 = 4_096;
 
-/// How many of its newest message ids a room remembers at least.
-const MIN_MESSAGE_IDS: usize = 256;
-
 /// Runs one room.
 pub(super) struct RoomActor {
     sessions: RoomSessions,
@@ -63,13 +61,47 @@ pub(super) struct RoomActor {
     /// The cursors of the attachments whose stream has started and not closed.
     cursors: HashMap<Attachment, CursorKey>,
     snapshots: SnapshotSchedule,
-    message_ids: RoomUse,
+    message_ids: Arc<MessageIdUse>,
     /// Reused by each publication.
     woken: Vec<Waker>,
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
     /// wait to be idle.
     recovery_permit: Option<OwnedSemaphorePermit>,
     end_proposals: EndProposals,
+}
+
+/// What a room's message ids take of the budget of all rooms.
+struct MessageIdUse {
+    used: FairUse,
+    /// How many the room may remember, unless the actor has seen to it: `usize::MAX`.
+    limit: AtomicUsize,
+    has_limit: Notify,
+}
+
+impl MessageIdUse {
+    fn new(budget: &Arc<FairBudget>) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
+            used: budget.register(this.clone()),
+            limit: AtomicUsize::new(usize::MAX),
+            has_limit: Notify::new(),
+        })
+    }
+
+    fn take_limit(&self) -> Option<usize> {
+        if self.limit.load(Ordering::Acquire) == usize::MAX {
+            return None;
+        }
+        Some(self.limit.swap(usize::MAX, Ordering::AcqRel))
+    }
+}
+
+impl Shrink for MessageIdUse {
+    /// Counts as done what the room's actor does before anything else.
+    fn shrink(&self, bytes: usize) {
+        self.limit.store(bytes / DEDUP_ENTRY_BYTES, Ordering::Release);
+        self.used.set(bytes);
+        self.has_limit.notify_one();
+    }
 }
 
 /// An answer to a request. It is sent after the publication: the feed must not be locked, because a [`Member`] or [`Reader`]
@@ -106,7 +138,7 @@ impl RoomActor {
                 context.options.retain_age,
             ),
             sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
-            message_ids: RoomUse::new(Arc::clone(&context.message_id_bytes)),
+            message_ids: MessageIdUse::new(&context.message_id_bytes),
             context,
             handle,
             cursors: HashMap::new(),
@@ -126,6 +158,7 @@ impl RoomActor {
         if self.context.replication.is_none() {
             self.limit_message_ids();
         }
+        let message_ids = Arc::clone(&self.message_ids);
         self.handle
             .publish_stats(self.room().time(), self.room().participants().len());
         self.commit().await?;
@@ -155,6 +188,10 @@ impl RoomActor {
                         return self.write_snapshot().await;
                     }
                     self.recovery_permit = None;
+                }
+                () = message_ids.has_limit.notified() => {
+                    self.limit_message_ids();
+                    continue;
                 }
                 () = tokio::time::sleep_until(wake_at) => {
                     if self.on_timer().await? {
@@ -402,18 +439,16 @@ impl RoomActor {
         self.limit_message_ids();
     }
 
-    /// Forgets the oldest message ids if all rooms together remember too many and this one more than its part.
+    /// Forgets the oldest message ids if all rooms together remember too many and this one is among those that remember most.
     fn limit_message_ids(&mut self) {
-        let ids = self.room().message_ids();
-        if let Some(share) = self.message_ids.set(ids * DEDUP_ENTRY_BYTES) {
-            let most = (share / DEDUP_ENTRY_BYTES).max(MIN_MESSAGE_IDS);
-            if ids > most {
-                // Not one by one, because it takes time to free memory.
-                let kept = (most / 2).max(MIN_MESSAGE_IDS);
-                self.sessions.truncate_message_ids(kept);
-                self.message_ids.set(kept * DEDUP_ENTRY_BYTES);
-            }
+        if let Some(most) = self.message_ids.take_limit()
+            && self.room().message_ids() > most
+        {
+            self.sessions.truncate_message_ids(most);
         }
+        let bytes = self.room().message_ids() * DEDUP_ENTRY_BYTES;
+        self.message_ids.used.set(bytes);
+        self.message_ids.used.enforce();
     }
 
     const fn room(&self) -> &Room {
@@ -597,8 +632,8 @@ impl RoomActor {
 }
 
 fn new_feed(context: &HubContext, last: Sequence) -> Arc<Feed> {
-    let (observer, used) = (Arc::clone(&context.observer), Arc::clone(&context.feed_bytes));
-    Feed::new(context.options.feed_bytes, last, observer, used)
+    let observer = Arc::clone(&context.observer);
+    Feed::new(context.options.feed_bytes, last, observer, &context.feed_bytes)
 }
 
 /// Performs an effect on the feed. Returns the answer to send, if the effect has one.
@@ -764,27 +799,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rooms_share_the_memory_for_message_ids_and_each_remembers_its_newest() {
+    async fn rooms_share_the_memory_for_message_ids_and_those_with_most_forget_their_oldest() {
         let hub = hub(RoomBudgets {
             message_ids: 1_000 * DEDUP_ENTRY_BYTES,
             ..RoomBudgets::default()
         });
-        let [one, other] = ["one", "other"].map(|room| RoomName::try_from(room).unwrap());
+        let [small, one, other] = ["small", "one", "other"].map(|room| RoomName::try_from(room).unwrap());
+        for n in 0..10 {
+            assert!(!is_repeat(&hub, &small, n).await);
+        }
         for n in 0..900 {
             assert!(!is_repeat(&hub, &one, n).await);
         }
-        for n in 0..600 {
+        assert!(
+            is_repeat(&hub, &one, 0).await,
+            "alone, they have the whole budget"
+        );
+        for n in 0..200 {
             assert!(!is_repeat(&hub, &other, n).await);
         }
-        assert!(is_repeat(&hub, &one, 0).await, "alone, it has the whole budget");
-        assert!(!is_repeat(&hub, &other, 0).await, "it has more than its half");
-        for n in 600 - MIN_MESSAGE_IDS + 1..600 {
-            assert!(is_repeat(&hub, &other, n).await, "{n}");
+        // Three quarters are left, 540 of them to the largest, which has received nothing meanwhile.
+        for (room, n) in [(&small, 0), (&other, 0), (&one, 899)] {
+            assert!(is_repeat(&hub, room, n).await, "{n}");
         }
-        for n in 900..910 {
-            is_repeat(&hub, &one, n).await;
-        }
-        assert!(!is_repeat(&hub, &one, 0).await, "it has more than its half");
-        assert!(is_repeat(&hub, &one, 909).await);
+        assert!(!is_repeat(&hub, &one, 0).await);
     }
 }

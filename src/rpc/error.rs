@@ -182,6 +182,10 @@ impl From<CloseReason> for RpcError {
             // `Left` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
             CloseReason::Left | CloseReason::Failed => Self::room_failed(),
             CloseReason::RoomEnded => HubError::RoomEnded.into(),
+            CloseReason::FellBehind => Self::new(
+                Reason::FellBehind,
+                "too many answers to this client wait to be read; read them, and join again",
+            ),
             CloseReason::Damaged => HubError::Damaged.into(),
         }
     }
