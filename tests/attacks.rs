@@ -346,6 +346,61 @@ static ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "rooms that are flooded once",
+        connections: 8,
+        window: 1 << 30,
+        reads: true,
+        payloads: 10,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                let room = attacker.text(20);
+                return attacker.join(room);
+            }
+            let messages = (0..1_000).flat_map(|_| {
+                let message = JoinMsgLeave {
+                    msg: "x".into(),
+                    r#type: 1,
+                    message_id: attacker.text(16),
+                    ..JoinMsgLeave::default()
+                };
+                data(attacker.stream, &message)
+            });
+            messages.collect()
+        },
+    },
+    Attack {
+        name: "rejections that are not read",
+        connections: 16,
+        window: 0,
+        reads: false,
+        payloads: 100,
+        payload: |attacker| {
+            let room = attacker.text(20);
+            let join = attacker.join(room);
+            // A text may not be empty.
+            let message = JoinMsgLeave {
+                r#type: 1,
+                ..JoinMsgLeave::default()
+            };
+            let messages = repeated(5_000, &grpc(&message));
+            let frames = messages
+                .chunks(16_000)
+                .map(|part| frame(DATA, 0, attacker.stream, part));
+            [join, frames.collect::<Vec<_>>().concat()].concat()
+        },
+    },
+    Attack {
+        name: "refusals that are not read",
+        connections: 64,
+        window: 0,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            let calls = (0..100).flat_map(|_| call(attacker.next_stream(), "Chat"));
+            calls.collect()
+        },
+    },
+    Attack {
         name: "bytes without meaning",
         connections: 16,
         window: 65_535,
