@@ -283,7 +283,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::RequestTimeout),
         ),
         (
-            "bytes received that no request has read yet, and 2 KiB for each request whose answer the socket has not accepted, with headers that are valid or not",
+            "bytes received that no request has read yet, 2 KiB for each request whose answer the socket has not accepted, with headers that are valid or not, and 768 bytes for each of the most requests of a connection at a time, if there were more than 32",
             fixed("8 MiB per connection, one share in all"),
             Other(
                 "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit",

@@ -41,17 +41,29 @@ const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
 /// those that are refused, as open streams, but keeps an answer to each until the socket accepts it.
 const UNANSWERED_BYTES: usize = 2 * 1024;
 
+/// Roughly what h2 keeps for each of the most requests that a connection has had at a time, in bytes. Its tables double in size and never
+/// shrink.
+const SLOT_BYTES: usize = 768;
+
+/// How many such slots are part of the memory of a connection.
+const FREE_SLOTS: usize = 32;
+
 /// What h2 holds because of what a connection has received, in bytes: messages that its requests have not read, of which each frame
-/// counts as at least [`MIN_FRAME_BYTES`], and [`UNANSWERED_BYTES`] for each request that is not answered.
+/// counts as at least [`MIN_FRAME_BYTES`], [`UNANSWERED_BYTES`] for each request that is not answered, and [`SLOT_BYTES`] for each of the
+/// most requests so far.
 ///
 /// What arrives for a request that has ended, and padding, is not read but discarded by h2, and a request that its client ends is not
 /// answered. [`Unread::settle`] forgets them.
 #[derive(Debug)]
 pub(super) struct Unread {
-    /// Both together.
+    /// All of it.
     own: AtomicUsize,
-    /// The part of `own` for requests that are not answered.
+    /// The part for requests that are not answered.
     unanswered: AtomicUsize,
+    /// The part for the most requests so far.
+    slots: AtomicUsize,
+    /// The streams that are open.
+    streams: AtomicUsize,
     /// What the windows of the requests bound: the bytes of messages, without the minimum of a frame.
     payload: AtomicUsize,
     /// The requests that can still read something.
@@ -67,6 +79,8 @@ impl Unread {
         Self {
             own: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
+            slots: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             payload: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             address,
@@ -79,8 +93,8 @@ impl Unread {
     /// the fair share of its address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
     pub(super) fn add(&self, data: DataFrames, requests: usize) -> bool {
         let unanswered = requests.saturating_mul(UNANSWERED_BYTES);
-        let bytes = data.charge + unanswered;
-        self.unanswered.fetch_add(unanswered, Ordering::Relaxed);
+        let all_unanswered = self.unanswered.fetch_add(unanswered, Ordering::Relaxed) + unanswered;
+        let bytes = data.charge + unanswered + self.grow_slots(all_unanswered / UNANSWERED_BYTES);
         self.payload.fetch_add(data.payload, Ordering::Relaxed);
         let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -88,6 +102,17 @@ impl Unread {
         let address_share = fair_share(self.limit, all, address);
         let own_share = fair_share(address_share, address, own);
         own <= own_share || (own <= FAIR_UNREAD && address <= per_address(self.limit))
+    }
+
+    /// Counts the slots for the open streams and so many requests that are not answered. Returns how many bytes they take more than
+    /// before.
+    fn grow_slots(&self, unanswered: usize) -> usize {
+        let most = unanswered + self.streams.load(Ordering::Relaxed);
+        if most <= FREE_SLOTS {
+            return 0;
+        }
+        let bytes = most.next_power_of_two().saturating_mul(SLOT_BYTES);
+        bytes.saturating_sub(self.slots.fetch_max(bytes, Ordering::Relaxed))
     }
 
     /// Counts a DATA frame that was read.
@@ -130,7 +155,8 @@ impl Unread {
         if payload > most {
             // How long the frames were that were discarded is not known.
             let own = self.own.load(Ordering::Relaxed);
-            let received = own.saturating_sub(self.unanswered.load(Ordering::Relaxed));
+            let others = [&self.unanswered, &self.slots].map(|part| part.load(Ordering::Relaxed));
+            let received = own.saturating_sub(others.iter().sum());
             self.remove(received - received.saturating_mul(most) / payload);
             self.payload.store(most, Ordering::Relaxed);
         }
@@ -203,6 +229,13 @@ pub(super) struct StreamPermit {
     _place: OwnedSemaphorePermit,
     /// `None` for a reserved stream.
     _address: Option<OwnedSemaphorePermit>,
+    connection: Arc<ConnectionBudgets>,
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        self.connection.unread.streams.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The sizes of the budgets, in bytes. One address has at most three quarters of each.
@@ -212,8 +245,8 @@ pub struct BudgetLimits {
     pub received: usize,
     /// The same, per connection.
     pub received_per_connection: usize,
-    /// Bytes that are received and that no stream has read yet, and 2 KiB for each request that is not answered, of all connections
-    /// together. A connection that has more of them than the window of a stream is closed once it exceeds its fair share.
+    /// Bytes that are received and that no stream has read yet, 2 KiB for each request that is not answered, and what h2 keeps for the most
+    /// requests that a connection has had at a time, of all connections together. A connection that has more of them than the window of a stream is closed once it exceeds its fair share.
     pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
@@ -430,14 +463,18 @@ impl ConnectionBudgets {
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn open_stream(&self) -> Result<StreamPermit, RpcError> {
+    pub(super) fn open_stream(self: &Arc<Self>) -> Result<StreamPermit, RpcError> {
+        let permit = |place, address| {
+            self.unread.streams.fetch_add(1, Ordering::Relaxed);
+            StreamPermit {
+                _place: place,
+                _address: address,
+                connection: Arc::clone(self),
+            }
+        };
         let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
         if let Some(place) = acquire(&self.reserved_streams) {
-            let permit = StreamPermit {
-                _place: place,
-                _address: None,
-            };
-            return Ok(permit);
+            return Ok(permit(place, None));
         }
         let pooled = acquire(&self.address.streams);
         let pooled = pooled.and_then(|address| Some((acquire(&self.all_streams)?, address)));
@@ -447,10 +484,7 @@ impl ConnectionBudgets {
                 "too many streams are open; end one, or open it on another connection",
             )
         })?;
-        Ok(StreamPermit {
-            _place: place,
-            _address: Some(address),
-        })
+        Ok(permit(place, Some(address)))
     }
 
     /// Reserves memory for a message in transit: one that is received in part, or waits to be handled. `None` if it is small.
@@ -550,8 +584,38 @@ mod tests {
         unread.answered(1);
         assert_eq!(total(), 0);
         let accepted = (0..).take_while(|_| unread.add(data(0), 1)).count();
-        assert_eq!(accepted, server.limits.unread * 9 / 16 / UNANSWERED_BYTES);
+        let most = server.limits.unread * 9 / 16 / (UNANSWERED_BYTES + SLOT_BYTES);
+        assert!((most / 2..=most).contains(&accepted), "{accepted}");
         drop(connection);
+        assert_eq!(total(), 0);
+    }
+
+    #[test]
+    fn a_connection_counts_the_most_streams_that_it_has_had() {
+        let server = server(BudgetLimits::default());
+        let total = || server.unread.load(Ordering::Relaxed);
+        let connections = || (0..10).map(|_| server.connection(Ipv4Addr::LOCALHOST.into()));
+        let had = |connection: &Arc<ConnectionBudgets>, streams: usize| {
+            let mut open = Vec::new();
+            let is_allowed = (0..streams).all(|_| {
+                let is_allowed = connection.unread.add(data(0), 1);
+                open.push(connection.open_stream());
+                connection.unread.answered(1);
+                is_allowed
+            });
+            drop(open);
+            connection.unread.settle(false);
+            is_allowed
+        };
+        let few: Vec<_> = connections().collect();
+        assert!(few.iter().all(|connection| had(connection, FREE_SLOTS)));
+        assert_eq!(total(), 0);
+        let many: Vec<_> = connections().collect();
+        assert!(many.iter().all(|connection| had(connection, 1_000)));
+        assert_eq!(total(), many.len() * 1_024 * SLOT_BYTES);
+        let more: Vec<_> = (0..10).flat_map(|_| connections()).collect();
+        assert!(more.iter().any(|connection| !had(connection, 1_000)));
+        drop((many, more));
         assert_eq!(total(), 0);
     }
 
