@@ -283,10 +283,18 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::RequestTimeout),
         ),
         (
-            "bytes received that no request has read yet, 2 KiB for each request whose answer the socket has not accepted, with headers that are valid or not, and 768 bytes for each of the most requests of a connection at a time, if there were more than 32",
+            "bytes received that no request has read yet",
             fixed("8 MiB per connection, one share in all"),
             Other(
                 "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit",
+                "chitchat_connections_cut_total{reason=\"unread\"}",
+            ),
+        ),
+        (
+            "requests whose answers the socket has not accepted, with headers that are valid or not; and the most requests of a connection at a time, if there were more than 32",
+            fixed("of the same share, 2 KiB and 768 bytes each"),
+            Other(
+                "the connection is closed as above",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),

@@ -49,7 +49,7 @@ const MERGED_BLOCK: usize = 16 * 1024;
 /// What the feed retains for a notice beside its bytes, roughly, in bytes.
 const NOTICE_OVERHEAD: usize = 128;
 
-/// What an empty queue keeps its memory for, at most: a number of elements.
+/// For how many runs and blocks the feed keeps memory while it retains none.
 const SPARE_CAPACITY: usize = 64;
 
 /// The newest part of one room's log.
@@ -244,9 +244,7 @@ impl Shrink for Feed {
         let mut woken = Vec::new();
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        while state.retained() > bytes && state.drop_oldest_run(Instant::now(), self) {
-            state.trim_blocks();
-        }
+        state.drop_runs_while(|state| state.retained() > bytes, Instant::now(), self);
         if state.retained() > bytes {
             state.drop_notices(bytes, &mut woken);
         }
@@ -307,27 +305,26 @@ impl State {
         }
     }
 
-    /// Drops the oldest run, read or not. Returns whether there was one.
-    fn drop_oldest_run(&mut self, now: Instant, feed: &Feed) -> bool {
-        let Some(run) = self.runs.pop_front() else {
-            return false;
-        };
-        // The cursors that have yet to read it lag from now on, and do not count.
-        feed.observer
-            .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
-        self.first_run += 1;
-        true
+    /// Drops the oldest runs, read or not, while they are too many.
+    fn drop_runs_while(&mut self, are_too_many: impl Fn(&Self) -> bool, now: Instant, feed: &Feed) {
+        while are_too_many(self)
+            && let Some(run) = self.runs.pop_front()
+        {
+            // The cursors that have yet to read it lag from now on, and do not count.
+            feed.observer
+                .fan_out_completed(run.events, now.saturating_duration_since(run.received_at));
+            self.first_run += 1;
+            self.trim_blocks();
+        }
+        // Perhaps only cursors that lag had yet to read what is left.
+        self.trim(now, feed);
     }
 
     /// Drops the oldest runs until no more bytes are retained than the capacity allows.
     fn enforce_capacity(&mut self, now: Instant, feed: &Feed) {
-        while let Some(run) = self.runs.front()
-            && self.end - run.start > feed.capacity as u64
-        {
-            self.drop_oldest_run(now, feed);
-        }
-        // Perhaps only cursors that lag had yet to read what is left.
-        self.trim(now, feed);
+        let oldest = |state: &Self| state.runs.front().map_or(state.end, |run| run.start);
+        let exceeds = |state: &Self| state.end - oldest(state) > feed.capacity as u64;
+        self.drop_runs_while(exceeds, now, feed);
     }
 
     /// Roughly the bytes that are retained: events, what is known of each run, and notices.

@@ -97,7 +97,10 @@ fn all_feeds_together_retain_no_more_than_their_budget() {
     static BATCH: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut feeds = feeds_of_one_budget();
     publish(&feeds[0].0, &BATCH);
-    (0..10).for_each(|_| publish(&feeds[1].0, &BATCH));
+    (0..5).for_each(|_| publish(&feeds[1].0, &BATCH));
+    // This reader has yet to read only the newest ones.
+    let _late = subscribe(&feeds[1].0);
+    (0..5).for_each(|_| publish(&feeds[1].0, &BATCH));
     // The other reader of this one keeps up.
     let mut live = subscribe(&feeds[2].0);
     let mut most = 0;
@@ -120,6 +123,17 @@ fn all_feeds_together_retain_no_more_than_their_budget() {
         Poll::Ready(FeedItem::Events(_))
     ));
     assert_eq!(feeds[1].1.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
+}
+
+#[test]
+fn a_feed_that_shrinks_keeps_nothing_that_nobody_will_read() {
+    let (feed, _) = new_feed();
+    let mut slow = subscribe(&feed);
+    (0..10).for_each(|_| publish(&feed, b"0123456789"));
+    let half = retained(&feed) / 2;
+    feed.shrink(half);
+    assert_eq!(slow.poll_next(&cx()), Poll::Ready(FeedItem::Lagged));
+    assert_eq!(retained(&feed), 0);
 }
 
 #[test]

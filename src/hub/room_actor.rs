@@ -7,12 +7,12 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
@@ -73,8 +73,8 @@ pub(super) struct RoomActor {
 /// What a room's message ids take of the budget of all rooms.
 struct MessageIdUse {
     used: FairUse,
-    /// How many the room may remember, unless the actor has seen to it: `usize::MAX`.
-    limit: AtomicUsize,
+    /// How many the room may remember, until its actor has forgotten the others.
+    limit: Mutex<Option<usize>>,
     has_limit: Notify,
 }
 
@@ -82,23 +82,16 @@ impl MessageIdUse {
     fn new(budget: &Arc<FairBudget>) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| Self {
             used: budget.register(this.clone()),
-            limit: AtomicUsize::new(usize::MAX),
+            limit: Mutex::new(None),
             has_limit: Notify::new(),
         })
-    }
-
-    fn take_limit(&self) -> Option<usize> {
-        if self.limit.load(Ordering::Acquire) == usize::MAX {
-            return None;
-        }
-        Some(self.limit.swap(usize::MAX, Ordering::AcqRel))
     }
 }
 
 impl Shrink for MessageIdUse {
     /// Counts as done what the room's actor does before anything else.
     fn shrink(&self, bytes: usize) {
-        self.limit.store(bytes / DEDUP_ENTRY_BYTES, Ordering::Release);
+        *self.limit.lock() = Some(bytes / DEDUP_ENTRY_BYTES);
         self.used.set(bytes);
         self.has_limit.notify_one();
     }
@@ -441,7 +434,8 @@ impl RoomActor {
 
     /// Forgets the oldest message ids if all rooms together remember too many and this one is among those that remember most.
     fn limit_message_ids(&mut self) {
-        if let Some(most) = self.message_ids.take_limit()
+        let limit = self.message_ids.limit.lock().take();
+        if let Some(most) = limit
             && self.room().message_ids() > most
         {
             self.sessions.truncate_message_ids(most);

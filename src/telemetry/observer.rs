@@ -321,7 +321,7 @@ impl rpc::Observer for TelemetryObserver {
             CutReason::Unread => {
                 self.metrics.cut_unread.increment(1);
                 if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read, or requests without accepting the answers");
+                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read, requests without accepting the answers, or many requests at a time");
                 }
             }
         }
