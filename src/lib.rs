@@ -15,6 +15,7 @@ pub mod domain;
 pub mod proto;
 #[cfg(feature = "tls")]
 mod regular_file;
+mod spare_capacity;
 #[cfg(feature = "tls")]
 mod tls;
 

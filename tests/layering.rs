@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 7] = [
         "proto",
         "rate_limiter",
         "regular_file",
+        "spare_capacity",
         "tls",
         "wall_clock",
     ],

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::limits::DEDUP_WINDOW_LEN;
 use super::{MessageId, Sequence, Text};
+use crate::spare_capacity::reduced_capacity;
 
 /// Roughly the memory of an entry, in bytes: 24, and at most 12 of the table, both with what they have to grow.
 pub(crate) const DEDUP_ENTRY_BYTES: usize = 48;
@@ -116,6 +117,9 @@ impl DedupWindow {
         {
             self.pop_oldest();
         }
+        if let Some(capacity) = reduced_capacity(self.len(), self.numbers.capacity()) {
+            self.shrink_to(capacity);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -127,10 +131,14 @@ impl DedupWindow {
         while self.len() > len {
             self.pop_oldest();
         }
-        self.oldest_first.shrink_to_fit();
+        self.shrink_to(len);
+    }
+
+    fn shrink_to(&mut self, capacity: usize) {
+        self.oldest_first.shrink_to(capacity);
         let id_hash_of = id_hash_of(&self.oldest_first, self.first);
         self.numbers
-            .shrink_to_fit(|number| table_hash(&self.key, id_hash_of(number)));
+            .shrink_to(capacity, |number| table_hash(&self.key, id_hash_of(number)));
     }
 
     fn pop_oldest(&mut self) {
@@ -204,6 +212,20 @@ mod tests {
             window.get(&id(2), &other),
             Some(Seen::OtherText(Sequence::new(5)))
         );
+    }
+
+    #[test]
+    fn forgotten_ids_take_no_memory() {
+        let text = Text::parse("hi", 9).unwrap();
+        let mut window = DedupWindow::default();
+        for n in 0..10_000 {
+            window.insert(&id(n), &text, Sequence::new(n as u64 + 1));
+        }
+        window.advance(Sequence::new(DEDUP_WINDOW_LEN as u64 + 9_990));
+        assert_eq!(window.len(), 10);
+        assert!(window.get(&id(9_990), &text).is_some());
+        let capacities = (window.oldest_first.capacity(), window.numbers.capacity());
+        assert!(capacities.0 < 200 && capacities.1 < 200, "{capacities:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::moderation::Matcher;
 use super::room_state::{InvalidState, ParticipantState};
 use super::skeleton::{Skeletons, skeletons};
 use super::{Attachment, Origin, Participant, ParticipantId, Sequence};
+use crate::spare_capacity::SpareCapacity as _;
 
 /// The participants of a room, by id and by skeleton of their names, and their attachments.
 ///
@@ -189,6 +190,7 @@ impl Roster {
                 self.by_skeleton.remove(&(skeleton, id));
             }
             self.uncount(state.origin.address);
+            self.states.free_spare_capacity();
         }
         self.by_id.remove(&id)
     }
@@ -249,6 +251,7 @@ impl Roster {
             *count -= 1;
             if *count == 0 {
                 self.address_counts.remove(&address);
+                self.address_counts.free_spare_capacity();
             }
         }
     }
@@ -316,5 +319,42 @@ impl Roster {
     pub(super) fn set_next_id(&mut self, id: i32) {
         let is_assigned = (FIRST_ASSIGNED_ID..=LAST_ASSIGNED_ID).contains(&id);
         self.next_id = if is_assigned { id } else { FIRST_ASSIGNED_ID };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{LamportTime, Name};
+
+    #[test]
+    fn participants_who_have_left_take_no_memory() {
+        let mut roster = Roster::new();
+        let participant = |n: usize| Participant {
+            name: Name::try_from(format!("p{n}").as_str()).unwrap(),
+            join_time: LamportTime::default(),
+            join_sequence: Sequence::ZERO,
+            is_resumable: true,
+        };
+        for n in 0..5_000 {
+            let id = roster.allocate_id();
+            let participant = participant(n);
+            let skeletons = skeletons(participant.name.as_str());
+            roster.insert(id, participant, skeletons);
+            let address = IpAddr::from(u32::try_from(n).unwrap().to_be_bytes());
+            roster.set_origin(
+                id,
+                Origin {
+                    address: Some(address),
+                    ..Origin::default()
+                },
+            );
+        }
+        let ids: Vec<_> = roster.participants().keys().copied().collect();
+        for id in &ids[1..] {
+            roster.remove(*id).unwrap();
+        }
+        let capacities = (roster.states.capacity(), roster.address_counts.capacity());
+        assert!(capacities.0 < 200 && capacities.1 < 200, "{capacities:?}");
     }
 }

@@ -35,12 +35,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard};
-use slab::Slab;
 
 use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::observer::{FanOut, Observer};
 use crate::domain::{BanTarget, Origin, Rejection, Sequence};
+use crate::spare_capacity::reduced_capacity;
 
 /// Small batches are merged into blocks of up to this size, in bytes, while a subscriber has yet to read them, so that it
 /// then reads few large slices; a transport frame has 16 KiB. While all subscribers keep up, nothing is copied.
@@ -75,11 +76,11 @@ struct State {
     last: Sequence,
     /// The number of cursors that have read everything.
     at_end: usize,
-    cursors: Slab<Slot>,
-    /// The id of the newest cursor.
-    last_id: u64,
-    /// The cursors that wait for more, as indexes of `cursors`.
-    parked: Vec<usize>,
+    cursors: HashMap<CursorKey, Slot>,
+    /// The newest cursor.
+    last_key: CursorKey,
+    /// The cursors that wait for more.
+    parked: Vec<CursorKey>,
     /// What the notices of all cursors take, in bytes.
     notice_bytes: usize,
 }
@@ -102,8 +103,6 @@ struct Run {
 }
 
 struct Slot {
-    /// Unique, unlike the index in the slab.
-    id: u64,
     /// The number of the run to read next.
     run: u64,
     /// Private messages, each with the number of the run that it precedes.
@@ -134,11 +133,8 @@ struct Close {
 }
 
 /// Identifies a cursor of a feed. Never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CursorKey {
-    index: usize,
-    id: u64,
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CursorKey(u64);
 
 /// What a cursor yields.
 #[derive(Debug, PartialEq, Eq)]
@@ -192,8 +188,8 @@ impl Feed {
             end: 0,
             last,
             at_end: 0,
-            cursors: Slab::new(),
-            last_id: 0,
+            cursors: HashMap::new(),
+            last_key: CursorKey(0),
             parked: Vec::new(),
             notice_bytes: 0,
         };
@@ -340,13 +336,13 @@ impl State {
 
     /// Drops the notices of cursors that have more than an equal part of `bytes`, and closes them.
     fn drop_notices(&mut self, bytes: usize, woken: &mut Vec<Waker>) {
-        let has_notices = |slot: &Slot| !slot.notices.is_empty();
-        let count = self.cursors.iter().filter(|(_, slot)| has_notices(slot)).count();
+        let has_notices = |slot: &&Slot| !slot.notices.is_empty();
+        let count = self.cursors.values().filter(has_notices).count();
         let share = bytes / count.max(1);
         let too_many = |slot: &Slot| slot.notice_bytes() > share;
         let cursors = self.cursors.iter().filter(|(_, slot)| too_many(slot));
-        for cursor in cursors.map(|(cursor, _)| cursor).collect::<Vec<_>>() {
-            let slot = &mut self.cursors[cursor];
+        for cursor in cursors.map(|(cursor, _)| *cursor).collect::<Vec<_>>() {
+            let slot = slot(&mut self.cursors, cursor);
             self.notice_bytes -= slot.notice_bytes();
             slot.notices = VecDeque::new();
             slot.close = Some(Close {
@@ -358,9 +354,9 @@ impl State {
         }
     }
 
-    fn park(&mut self, cursor: usize, cx: &Context<'_>) {
+    fn park(&mut self, cursor: CursorKey, cx: &Context<'_>) {
         let index = self.parked.len();
-        let slot = &mut self.cursors[cursor];
+        let slot = slot(&mut self.cursors, cursor);
         match &mut slot.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             None => {
@@ -371,13 +367,13 @@ impl State {
         }
     }
 
-    fn unpark(&mut self, cursor: usize) -> Option<Waker> {
-        let slot = &mut self.cursors[cursor];
-        let (waker, index) = (slot.waker.take(), slot.parked.take());
+    fn unpark(&mut self, cursor: CursorKey) -> Option<Waker> {
+        let parked = slot(&mut self.cursors, cursor);
+        let (waker, index) = (parked.waker.take(), parked.parked.take());
         if let Some(index) = index {
             self.parked.swap_remove(index);
             if let Some(&moved) = self.parked.get(index) {
-                self.cursors[moved].parked = Some(index);
+                slot(&mut self.cursors, moved).parked = Some(index);
             }
         }
         waker
@@ -427,10 +423,9 @@ impl Publication<'_> {
         let state = self.state();
         let run = state.next_run();
         state.at_end += 1;
-        state.last_id += 1;
-        let (position, id) = (state.last, state.last_id);
+        state.last_key.0 += 1;
+        let (position, key) = (state.last, state.last_key);
         let slot = Slot {
-            id,
             run,
             notices: VecDeque::new(),
             close: None,
@@ -439,10 +434,7 @@ impl Publication<'_> {
             waker: None,
             parked: None,
         };
-        let key = CursorKey {
-            index: state.cursors.insert(slot),
-            id,
-        };
+        state.cursors.insert(key, slot);
         Cursor { key, feed }
     }
 
@@ -453,12 +445,12 @@ impl Publication<'_> {
     pub fn notify(&mut self, key: CursorKey, notice: Bytes) {
         let state = self.state();
         let run = state.next_run();
-        let is_open = |slot: &&mut Slot| slot.id == key.id && slot.close.is_none();
-        if let Some(slot) = state.cursors.get_mut(key.index).filter(is_open) {
+        let is_open = |slot: &&mut Slot| slot.close.is_none();
+        if let Some(slot) = state.cursors.get_mut(&key).filter(is_open) {
             let bytes = notice_bytes(&notice);
             slot.notices.push_back((run, notice));
             state.notice_bytes += bytes;
-            self.wake(key.index);
+            self.wake(key);
         }
     }
 
@@ -467,9 +459,9 @@ impl Publication<'_> {
         let state = self.state();
         let run = state.next_run();
         let after = state.last;
-        if let Some(slot) = state.cursors.get_mut(key.index).filter(|slot| slot.id == key.id) {
+        if let Some(slot) = state.cursors.get_mut(&key) {
             slot.close.get_or_insert(Close { run, after, reason });
-            self.wake(key.index);
+            self.wake(key);
         }
     }
 
@@ -487,7 +479,7 @@ impl Publication<'_> {
         let cursors = self.state().cursors.iter();
         let keys: Vec<_> = cursors
             .filter(|(_, slot)| is_meant(slot))
-            .map(|(index, slot)| CursorKey { index, id: slot.id })
+            .map(|(key, _)| *key)
             .collect();
         for key in keys {
             self.close(key, reason.clone());
@@ -502,7 +494,7 @@ impl Publication<'_> {
         }
     }
 
-    fn wake(&mut self, cursor: usize) {
+    fn wake(&mut self, cursor: CursorKey) {
         let waker = self.state().unpark(cursor);
         self.woken.extend(waker);
     }
@@ -519,14 +511,18 @@ impl Drop for Publication<'_> {
             state.enforce_capacity(now, self.feed);
             let state = &mut *state;
             for cursor in state.parked.drain(..) {
-                let slot = &mut state.cursors[cursor];
+                let slot = slot(&mut state.cursors, cursor);
                 slot.parked = None;
                 self.woken.extend(slot.waker.take());
             }
         }
         self.feed.used.set(state.retained());
+        let cursors = state.cursors.len();
         drop(state);
         self.woken.drain(..).for_each(Waker::wake);
+        if let Some(capacity) = reduced_capacity(cursors, self.woken.capacity()) {
+            self.woken.shrink_to(capacity);
+        }
         self.feed.used.enforce();
     }
 }
@@ -547,7 +543,7 @@ impl Cursor {
     /// Why the cursor closes, if it does.
     pub(super) fn close_reason(&self) -> Option<CloseReason> {
         let state = self.feed.state.lock();
-        let slot = state.cursors.get(self.key.index)?;
+        let slot = state.cursors.get(&self.key)?;
         slot.close.as_ref().map(|close| close.reason.clone())
     }
 
@@ -557,7 +553,7 @@ impl Cursor {
 
     /// The last event that was read, or the one after which the cursor started.
     pub(super) fn position(&self) -> Sequence {
-        self.feed.state.lock().cursors[self.key.index].position
+        self.feed.state.lock().cursors[&self.key].position
     }
 
     /// Moves a lagging cursor to the end of the feed. Returns the last event that it skips; if the cursor is being closed,
@@ -566,7 +562,7 @@ impl Cursor {
         let mut guard = self.feed.state.lock();
         let state = &mut *guard;
         let (next_run, last) = (state.next_run(), state.last);
-        let slot = &mut state.cursors[self.key.index];
+        let slot = slot(&mut state.cursors, self.key);
         let from = std::mem::replace(&mut slot.run, next_run);
         let upto = slot.close.as_ref().map_or(last, |close| close.after);
         slot.position = upto;
@@ -585,7 +581,7 @@ impl Cursor {
     /// The unread bytes; `u64::MAX` if the next event is no longer retained.
     pub(super) fn lag(&self) -> u64 {
         let mut state = self.feed.state.lock();
-        let run = state.cursors[self.key.index].run;
+        let run = state.cursors[&self.key].run;
         let end = state.end;
         if run == state.next_run() {
             return 0;
@@ -601,7 +597,7 @@ impl Cursor {
         let mut guard = self.feed.state.lock();
         let state = &mut *guard;
         let next_run = state.next_run();
-        let slot = &mut state.cursors[self.key.index];
+        let slot = slot(&mut state.cursors, self.key);
         if let Some((_, notice)) = slot.notices.pop_front_if(|(run, _)| *run <= slot.run) {
             if slot.notices.is_empty() {
                 slot.notices = VecDeque::new();
@@ -617,7 +613,7 @@ impl Cursor {
             return Poll::Ready(FeedItem::Lagged);
         }
         if slot.run == next_run {
-            state.park(self.key.index, cx);
+            state.park(self.key, cx);
             return Poll::Pending;
         }
         let stop = [
@@ -634,7 +630,7 @@ impl Cursor {
     fn read(&self, state: &mut State, stop: u64) -> Bytes {
         let now = Instant::now();
         let observer = &*self.feed.observer;
-        let first = state.cursors[self.key.index].run;
+        let first = state.cursors[&self.key].run;
         let index = |run: u64| usize::try_from(run - state.first_run).unwrap_or(usize::MAX);
         let (from, to) = (index(first), index(stop));
         let start = state.runs[from].start;
@@ -652,7 +648,7 @@ impl Cursor {
         }
         let index = |offset: u64| usize::try_from(offset - block.start).unwrap_or(usize::MAX);
         let bytes = block.bytes.slice(index(start)..index(end));
-        let slot = &mut state.cursors[self.key.index];
+        let slot = slot(&mut state.cursors, self.key);
         slot.run = first + read;
         slot.position = position;
         state.runs[from].waiting -= 1;
@@ -670,8 +666,16 @@ impl Drop for Cursor {
     fn drop(&mut self) {
         let mut guard = self.feed.state.lock();
         let state = &mut *guard;
-        state.unpark(self.key.index);
-        let slot = state.cursors.remove(self.key.index);
+        state.unpark(self.key);
+        let Some(slot) = state.cursors.remove(&self.key) else {
+            return;
+        };
+        if let Some(capacity) = reduced_capacity(state.cursors.len(), state.cursors.capacity()) {
+            state.cursors.shrink_to(capacity);
+        }
+        if let Some(capacity) = reduced_capacity(state.cursors.len(), state.parked.capacity()) {
+            state.parked.shrink_to(capacity);
+        }
         state.notice_bytes -= slot.notice_bytes();
         if slot.run == state.next_run() {
             state.at_end -= 1;
@@ -681,6 +685,13 @@ impl Drop for Cursor {
         }
         self.feed.used.set(state.retained());
     }
+}
+
+/// The slot of a cursor that there is, as all those in `parked` and those whose [`Cursor`] calls.
+fn slot(cursors: &mut HashMap<CursorKey, Slot>, key: CursorKey) -> &mut Slot {
+    cursors
+        .get_mut(&key)
+        .expect("a cursor has a slot until it is dropped")
 }
 
 fn notice_bytes(notice: &Bytes) -> usize {

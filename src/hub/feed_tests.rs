@@ -195,6 +195,31 @@ fn cursors_that_keep_up_share_the_memory_of_the_batch() {
 }
 
 #[test]
+fn cursors_that_are_gone_take_no_memory() {
+    let (feed, _) = new_feed();
+    let mut woken = Vec::new();
+    let mut cursors: Vec<_> = (0..5_000).map(|_| subscribe(&feed)).collect();
+    for cursor in &mut cursors {
+        assert_eq!(cursor.poll_next(&cx()), Poll::Pending);
+    }
+    feed.publish(Bytes::from_static(b"x"), &mut woken)
+        .push_run(1, 1, Instant::now());
+    cursors.truncate(1);
+    feed.publish(Bytes::from_static(b"y"), &mut woken)
+        .push_run(1, 1, Instant::now());
+    let state = feed.state.lock();
+    let capacities = [
+        state.cursors.capacity(),
+        state.parked.capacity(),
+        woken.capacity(),
+    ];
+    assert!(
+        capacities.iter().all(|capacity| *capacity < 200),
+        "{capacities:?}"
+    );
+}
+
+#[test]
 fn a_pending_cursor_is_parked_once() {
     let (feed, _) = new_feed();
     let (mut one, mut other) = (subscribe(&feed), subscribe(&feed));

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use tokio::time::Instant;
 
 use crate::domain::Attachment;
+use crate::spare_capacity::SpareCapacity as _;
 
 /// The grace periods of a room's lost participants.
 #[derive(Default)]
@@ -29,6 +30,7 @@ impl GraceTimers {
         // Each removal halves the number of entries or is preceded by as many calls as it removes entries.
         if self.timers.len() >= self.compact_at.max(MIN_COMPACTION) {
             self.timers.retain(|(_, attachment)| is_lost(*attachment));
+            self.timers.free_spare_capacity();
             self.compact_at = 2 * self.timers.len();
         }
         self.timers.push_back((deadline, attachment));
@@ -42,6 +44,7 @@ impl GraceTimers {
     /// The next attachment whose grace period has expired. It may be void.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Attachment> {
         let expired = self.timers.pop_front_if(|(deadline, _)| *deadline <= now);
+        self.timers.free_spare_capacity();
         expired.map(|(_, attachment)| attachment)
     }
 }
@@ -102,5 +105,6 @@ mod tests {
         assert!(timers.timers.len() <= MIN_COMPACTION, "{}", timers.timers.len());
         let expired: Vec<_> = std::iter::from_fn(|| timers.pop_expired(now)).collect();
         assert_eq!(expired[..10], lost[..10]);
+        assert!(timers.timers.capacity() < 200, "{}", timers.timers.capacity());
     }
 }

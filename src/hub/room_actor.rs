@@ -33,6 +33,7 @@ use crate::domain::{
     Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Room, RoomName, Sequence, WallTime,
 };
 use crate::failpoint;
+use crate::spare_capacity::SpareCapacity as _;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 use crate::wall_clock::wall_time;
 
@@ -658,10 +659,14 @@ fn perform(
         }
         Effect::Detach { attachment, reason } => {
             if let Some(cursor) = cursors.remove(&attachment) {
+                cursors.free_spare_capacity();
                 publication.close(cursor, reason);
             }
         }
-        Effect::CloseAll(reason) => publication.close_all(&reason),
+        Effect::CloseAll(reason) => {
+            *cursors = HashMap::new();
+            publication.close_all(&reason);
+        }
         Effect::CloseBanned { target, reason } => publication.close_banned(&target, &reason),
         Effect::Posted { outcome, reply } => return Some(Answer::Posted(outcome, reply)),
         Effect::Info { info, reply } => return Some(Answer::Info(info, reply)),

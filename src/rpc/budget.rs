@@ -511,13 +511,19 @@ impl ConnectionBudgets {
         ReadingRequest(Arc::clone(self))
     }
 
-    /// Waits until this connection's turn to run a query. The query may run until the permits are dropped.
+    /// Waits until this connection's turn to read from the store. It may read until the permits are dropped.
     pub(super) async fn start_query(&self) -> [Option<OwnedSemaphorePermit>; 3] {
+        let [own, address] = self.start_room_query().await;
+        let all = Arc::clone(&self.all_queries).acquire_owned().await.ok();
+        [own, address, all]
+    }
+
+    /// As [`Self::start_query`], but to ask a room. Other addresses do not wait for it, because it takes as long as the room is busy.
+    pub(super) async fn start_room_query(&self) -> [Option<OwnedSemaphorePermit>; 2] {
         // Errors would mean that the semaphores are closed, which they never are.
         let own = Arc::clone(&self.own_queries).acquire_owned().await.ok();
         let address = Arc::clone(&self.address.queries).acquire_owned().await.ok();
-        let all = Arc::clone(&self.all_queries).acquire_owned().await.ok();
-        [own, address, all]
+        [own, address]
     }
 
     /// Waits for this connection's turn to run a query, and then lets `hub` begin to load a room that exists and does not run. It reads
@@ -536,6 +542,8 @@ impl ConnectionBudgets {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     fn data(bytes: usize) -> DataFrames {
@@ -690,6 +698,25 @@ mod tests {
         assert!(one.stalled.update(10), "whoever has most gives way");
         drop((one, two));
         assert!(!other.stalled.update(12));
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_a_busy_room_delay_nobody_of_other_addresses() {
+        let server = server(BudgetLimits {
+            queries: 2,
+            ..BudgetLimits::default()
+        });
+        let mut waiting = Vec::new();
+        for last in 1..10 {
+            let connection = server.connection([192, 0, 2, last].into());
+            waiting.push(connection.start_room_query().await);
+        }
+        let other = server.connection([192, 0, 2, 99].into());
+        assert!(other.start_query().now_or_never().is_some());
+        // Of two for each address, the first has one left.
+        let same = server.connection([192, 0, 2, 1].into());
+        let last = same.start_room_query().now_or_never();
+        assert!(last.is_some() && same.start_query().now_or_never().is_none());
     }
 
     #[test]

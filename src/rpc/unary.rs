@@ -236,7 +236,7 @@ impl UnaryService {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Read, &room)?;
         connection.budgets.load_room(&self.hub, &room).await?;
-        let _permits = connection.budgets.start_query().await;
+        let _permits = connection.budgets.start_room_query().await;
         // One more than the page has tells whether there is another page.
         let mut info = self.hub.room_info(&room, after, size + 1).await?;
         let has_more = info.participants.len() > size;
@@ -310,7 +310,7 @@ impl UnaryService {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Moderate, &room)?;
         connection.budgets.load_room(&self.hub, &room).await?;
-        let _permits = connection.budgets.start_query().await;
+        let _permits = connection.budgets.start_room_query().await;
         let info = self.hub.room_info(&room, None, 0).await?;
         Ok(ListBansResponse {
             bans: info.bans.into_iter().map(Into::into).collect(),
