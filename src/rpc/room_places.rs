@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::domain::RoomName;
 
@@ -13,6 +15,9 @@ const MAX_ROOMS: usize = 65_536;
 
 /// How many of them an attempt that needs a place checks for whether they still exist. Checking all would take tens of milliseconds.
 const CHECKS_PER_ATTEMPT: usize = 64;
+
+/// How often all of them are checked at most. A client that is refused a place can try again thousands of times per second.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rooms that were created since the start, and who has created them.
 #[derive(Debug)]
@@ -27,6 +32,9 @@ struct State {
     counts: HashMap<IpAddr, usize>,
     /// The index of the room to check next.
     next: usize,
+    /// How many rooms have not been checked since the checks began.
+    unchecked: usize,
+    checks_began_at: Option<Instant>,
 }
 
 impl RoomPlaces {
@@ -68,9 +76,20 @@ impl RoomPlaces {
 }
 
 impl State {
-    /// Checks the next rooms, and forgets those that do not exist any more.
+    /// Checks the next rooms, unless all have just been checked, and forgets those that do not exist any more.
     fn forget_ended(&mut self, exists: impl Fn(&RoomName) -> bool) {
-        for _ in 0..CHECKS_PER_ATTEMPT.min(self.creators.len()) {
+        if self.unchecked == 0 {
+            let now = Instant::now();
+            if self
+                .checks_began_at
+                .is_some_and(|began_at| now - began_at < CHECK_INTERVAL)
+            {
+                return;
+            }
+            (self.unchecked, self.checks_began_at) = (self.creators.len(), Some(now));
+        }
+        for _ in 0..CHECKS_PER_ATTEMPT.min(self.unchecked) {
+            self.unchecked -= 1;
             self.next %= self.creators.len();
             let Some((room, creator)) = self.creators.get_index(self.next) else {
                 break;
@@ -100,10 +119,12 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use std::collections::HashSet;
 
+    use tokio::time::advance;
+
     use super::*;
 
-    #[test]
-    fn an_address_may_create_rooms_as_long_as_few_of_its_rooms_exist() {
+    #[tokio::test(start_paused = true)]
+    async fn an_address_may_create_rooms_as_long_as_few_of_its_rooms_exist() {
         let name = |room: &str| RoomName::try_from(room).unwrap();
         let places = RoomPlaces::new(2);
         let rooms = RefCell::new(HashSet::new());
@@ -117,11 +138,35 @@ mod tests {
         assert!(create("192.0.2.1", "one") && create("192.0.2.1", "two"));
         assert!(!create("192.0.2.1", "three") && create("192.0.2.2", "four"));
         rooms.borrow_mut().remove(&name("one"));
+        advance(CHECK_INTERVAL).await;
         assert!(create("192.0.2.1", "three") && !create("192.0.2.1", "five"));
         // Whoever creates a room anew is its creator.
         rooms.borrow_mut().remove(&name("two"));
+        advance(CHECK_INTERVAL).await;
         assert!(create("192.0.2.2", "two") && create("192.0.2.1", "five"));
         assert_eq!(places.state.lock().creators.len(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rooms_that_exist_are_not_checked_again_for_each_attempt() {
+        let name = |room: usize| RoomName::try_from(format!("room {room}").as_str()).unwrap();
+        let address = "192.0.2.1".parse().unwrap();
+        let places = RoomPlaces::new(1_000);
+        let checks = Cell::new(0);
+        let exists = |_: &RoomName| {
+            checks.update(|count| count + 1);
+            true
+        };
+        for room in 0..1_000 {
+            assert!(places.try_create(address, &name(room), exists));
+        }
+        for _ in 0..3 {
+            for _ in 0..1_000 {
+                assert!(!places.try_create(address, &name(1_000), exists));
+            }
+            assert_eq!(checks.take(), 1_000);
+            advance(CHECK_INTERVAL).await;
+        }
     }
 
     #[test]
