@@ -11,9 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::address_budgets::{AddressBudgets, Addresses, fair_share};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
-use super::frame_meter::{DataFrames, MIN_FRAME_BYTES};
 use super::rates::AddressRate;
 use super::turns::AddressTurns;
+use super::unread::Unread;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
 use crate::domain::limits::per_address;
@@ -34,141 +34,6 @@ pub(super) const STREAM_WINDOW: u32 = 65_535;
 /// Messages in transit of up to this size, in bytes, need no part of a budget: the memory of a stream includes one.
 const SMALL_MESSAGE: usize = 2 * 1024;
 
-/// A connection with less unread than this is not closed.
-const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
-
-/// Roughly what h2 holds for a request whose answer it has not written, in bytes. It does not count requests with invalid headers, and
-/// those that are refused, as open streams, but keeps an answer to each until the socket accepts it.
-const UNANSWERED_BYTES: usize = 2 * 1024;
-
-/// Roughly what h2 keeps for each of the most requests that a connection has had at a time, in bytes. Its tables double in size and never
-/// shrink.
-const SLOT_BYTES: usize = 768;
-
-/// How many such slots are part of the memory of a connection.
-const FREE_SLOTS: usize = 32;
-
-/// What h2 holds because of what a connection has received, in bytes: messages that its requests have not read, of which each frame
-/// counts as at least [`MIN_FRAME_BYTES`], [`UNANSWERED_BYTES`] for each request that is not answered, and [`SLOT_BYTES`] for each of the
-/// most requests so far.
-///
-/// What arrives for a request that has ended, and padding, is not read but discarded by h2, and a request that its client ends is not
-/// answered. [`Unread::settle`] forgets them.
-#[derive(Debug)]
-pub(super) struct Unread {
-    /// All of it.
-    own: AtomicUsize,
-    /// The part for requests that are not answered.
-    unanswered: AtomicUsize,
-    /// The part for the most requests so far.
-    slots: AtomicUsize,
-    /// The streams that are open.
-    streams: AtomicUsize,
-    /// What the windows of the requests bound: the bytes of messages, without the minimum of a frame.
-    payload: AtomicUsize,
-    /// The requests that can still read something.
-    requests: AtomicUsize,
-    address: Arc<AddressBudgets>,
-    /// Of all connections together.
-    all: Arc<AtomicUsize>,
-    limit: usize,
-}
-
-impl Unread {
-    fn new(address: Arc<AddressBudgets>, all: Arc<AtomicUsize>, limit: usize) -> Self {
-        Self {
-            own: AtomicUsize::new(0),
-            unanswered: AtomicUsize::new(0),
-            slots: AtomicUsize::new(0),
-            streams: AtomicUsize::new(0),
-            payload: AtomicUsize::new(0),
-            requests: AtomicUsize::new(0),
-            address,
-            all,
-            limit,
-        }
-    }
-
-    /// Counts what was received, among it so many requests. Returns false if this connection must be closed: it exceeds its fair share of
-    /// the fair share of its address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
-    pub(super) fn add(&self, data: DataFrames, requests: usize) -> bool {
-        let unanswered = requests.saturating_mul(UNANSWERED_BYTES);
-        let all_unanswered = self.unanswered.fetch_add(unanswered, Ordering::Relaxed) + unanswered;
-        let bytes = data.charge + unanswered + self.grow_slots(all_unanswered / UNANSWERED_BYTES);
-        self.payload.fetch_add(data.payload, Ordering::Relaxed);
-        let own = self.own.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let address = self.address.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let address_share = fair_share(self.limit, all, address);
-        let own_share = fair_share(address_share, address, own);
-        own <= own_share || (own <= FAIR_UNREAD && address <= per_address(self.limit))
-    }
-
-    /// Counts the slots for the open streams and so many requests that are not answered. Returns how many bytes they take more than
-    /// before.
-    fn grow_slots(&self, unanswered: usize) -> usize {
-        let most = unanswered + self.streams.load(Ordering::Relaxed);
-        if most <= FREE_SLOTS {
-            return 0;
-        }
-        let bytes = most.next_power_of_two().saturating_mul(SLOT_BYTES);
-        bytes.saturating_sub(self.slots.fetch_max(bytes, Ordering::Relaxed))
-    }
-
-    /// Counts a DATA frame that was read.
-    fn read(&self, payload: usize) {
-        let before = self.payload.load(Ordering::Relaxed);
-        self.payload
-            .store(before.saturating_sub(payload), Ordering::Relaxed);
-        self.remove(payload.max(MIN_FRAME_BYTES));
-    }
-
-    /// Counts requests to which the socket has accepted the answers.
-    pub(super) fn answered(&self, requests: usize) {
-        let before = self.unanswered.load(Ordering::Relaxed);
-        let bytes = requests.saturating_mul(UNANSWERED_BYTES).min(before);
-        self.unanswered.store(before - bytes, Ordering::Relaxed);
-        self.remove(bytes);
-    }
-
-    fn remove(&self, bytes: usize) {
-        let subtract = |own: usize| Some(own.saturating_sub(bytes));
-        let before = self
-            .own
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
-        let removed = before.unwrap_or_default().min(bytes);
-        self.address.unread.fetch_sub(removed, Ordering::Relaxed);
-        self.all.fetch_sub(removed, Ordering::Relaxed);
-    }
-
-    /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun, and all answers
-    /// that there are must have been written unless the socket is blocked.
-    pub(super) fn settle(&self, is_blocked: bool) {
-        if !is_blocked {
-            self.remove(self.unanswered.swap(0, Ordering::Relaxed));
-        }
-        let most = self
-            .requests
-            .load(Ordering::Relaxed)
-            .saturating_mul(STREAM_WINDOW as usize);
-        let payload = self.payload.load(Ordering::Relaxed);
-        if payload > most {
-            // How long the frames were that were discarded is not known.
-            let own = self.own.load(Ordering::Relaxed);
-            let others = [&self.unanswered, &self.slots].map(|part| part.load(Ordering::Relaxed));
-            let received = own.saturating_sub(others.iter().sum());
-            self.remove(received - received.saturating_mul(most) / payload);
-            self.payload.store(most, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        self.remove(self.own.load(Ordering::Relaxed));
-    }
-}
-
 /// A request that can read from its connection until this is dropped.
 #[derive(Debug)]
 pub(super) struct ReadingRequest(Arc<ConnectionBudgets>);
@@ -182,7 +47,7 @@ impl ReadingRequest {
 
 impl Drop for ReadingRequest {
     fn drop(&mut self) {
-        self.0.unread.requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.unread.end_request();
     }
 }
 
@@ -234,7 +99,7 @@ pub(super) struct StreamPermit {
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
-        self.connection.unread.streams.fetch_sub(1, Ordering::Relaxed);
+        self.connection.unread.close_stream();
     }
 }
 
@@ -337,6 +202,12 @@ impl ServerBudgets {
             stalled: Arc::default(),
             running: Arc::default(),
         }
+    }
+
+    /// What all connections hold.
+    #[cfg(test)]
+    pub(super) fn unread(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// The budgets of an address.
@@ -465,7 +336,7 @@ impl ConnectionBudgets {
     /// There are too many.
     pub(super) fn open_stream(self: &Arc<Self>) -> Result<StreamPermit, RpcError> {
         let permit = |place, address| {
-            self.unread.streams.fetch_add(1, Ordering::Relaxed);
+            self.unread.open_stream();
             StreamPermit {
                 _place: place,
                 _address: address,
@@ -507,7 +378,7 @@ impl ConnectionBudgets {
 
     /// Counts a request that is begun.
     pub(super) fn begin_request(self: &Arc<Self>) -> ReadingRequest {
-        self.unread.requests.fetch_add(1, Ordering::Relaxed);
+        self.unread.begin_request();
         ReadingRequest(Arc::clone(self))
     }
 
@@ -546,85 +417,8 @@ mod tests {
 
     use super::*;
 
-    fn data(bytes: usize) -> DataFrames {
-        DataFrames {
-            payload: bytes,
-            charge: bytes,
-        }
-    }
-
     fn server(limits: BudgetLimits) -> ServerBudgets {
         ServerBudgets::new(limits, 10)
-    }
-
-    #[test]
-    fn what_h2_has_discarded_does_not_stay_counted() {
-        let server = server(BudgetLimits::default());
-        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let chat = connection.begin_request();
-        for _ in 0..1_000 {
-            let upload = connection.begin_request();
-            connection.unread.add(data(10_000), 0);
-            upload.read(1_000);
-            drop(upload);
-            connection.unread.settle(false);
-            assert!(connection.unread.own.load(Ordering::Relaxed) <= FAIR_UNREAD);
-        }
-        drop(chat);
-        connection.unread.settle(false);
-        assert_eq!(server.unread.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn requests_count_until_their_answers_are_written() {
-        let server = server(BudgetLimits::default());
-        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let unread = &connection.unread;
-        let total = || server.unread.load(Ordering::Relaxed);
-        assert!(unread.add(data(100), 10));
-        unread.answered(4);
-        assert_eq!(total(), 100 + 6 * UNANSWERED_BYTES);
-        // There is no request that could read the data.
-        unread.settle(true);
-        assert_eq!(total(), 6 * UNANSWERED_BYTES);
-        // The client has ended the other requests, or the answers were trailers.
-        unread.settle(false);
-        unread.answered(1);
-        assert_eq!(total(), 0);
-        let accepted = (0..).take_while(|_| unread.add(data(0), 1)).count();
-        let most = server.limits.unread * 9 / 16 / (UNANSWERED_BYTES + SLOT_BYTES);
-        assert!((most / 2..=most).contains(&accepted), "{accepted}");
-        drop(connection);
-        assert_eq!(total(), 0);
-    }
-
-    #[test]
-    fn a_connection_counts_the_most_streams_that_it_has_had() {
-        let server = server(BudgetLimits::default());
-        let total = || server.unread.load(Ordering::Relaxed);
-        let connections = || (0..10).map(|_| server.connection(Ipv4Addr::LOCALHOST.into()));
-        let had = |connection: &Arc<ConnectionBudgets>, streams: usize| {
-            let mut open = Vec::new();
-            let is_allowed = (0..streams).all(|_| {
-                let is_allowed = connection.unread.add(data(0), 1);
-                open.push(connection.open_stream());
-                connection.unread.answered(1);
-                is_allowed
-            });
-            drop(open);
-            connection.unread.settle(false);
-            is_allowed
-        };
-        let few: Vec<_> = connections().collect();
-        assert!(few.iter().all(|connection| had(connection, FREE_SLOTS)));
-        assert_eq!(total(), 0);
-        let many: Vec<_> = connections().collect();
-        assert!(many.iter().all(|connection| had(connection, 1_000)));
-        assert_eq!(total(), many.len() * 1_024 * SLOT_BYTES);
-        let more: Vec<_> = (0..10).flat_map(|_| connections()).collect();
-        assert!(more.iter().any(|connection| !had(connection, 1_000)));
-        drop((many, more));
-        assert_eq!(total(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -717,68 +511,5 @@ mod tests {
         let same = server.connection([192, 0, 2, 1].into());
         let last = same.start_room_query().now_or_never();
         assert!(last.is_some() && same.start_query().now_or_never().is_none());
-    }
-
-    #[test]
-    fn an_address_with_much_unread_leaves_something_for_others() {
-        let server = server(BudgetLimits {
-            unread: 256 * FAIR_UNREAD,
-            ..BudgetLimits::default()
-        });
-        let greedy = [(); 3].map(|()| server.connection([192, 0, 2, 1].into()));
-        for connection in &greedy {
-            while connection.unread.add(data(256), 0) {}
-            // What it had when it was cut.
-            connection.unread.remove(256);
-        }
-        let used = server.unread.load(Ordering::Relaxed);
-        assert!((185 * FAIR_UNREAD..192 * FAIR_UNREAD).contains(&used), "{used}");
-        // One of the same address, and one of another that has more than a little.
-        let sibling = server.connection([192, 0, 2, 1].into());
-        assert!(sibling.unread.add(data(FAIR_UNREAD), 0));
-        let other = server.connection([192, 0, 2, 2].into());
-        assert!(other.unread.add(data(32 * FAIR_UNREAD), 0));
-        // Whoever has most gives way.
-        assert!(!greedy[0].unread.add(data(1), 0));
-        assert!(other.unread.add(data(1), 0));
-        drop((greedy, sibling));
-        assert!(other.unread.add(data(64 * FAIR_UNREAD), 0));
-    }
-
-    #[test]
-    fn a_connection_with_little_unread_is_not_cut_because_of_other_addresses() {
-        let server = server(BudgetLimits {
-            unread: 8 * FAIR_UNREAD,
-            ..BudgetLimits::default()
-        });
-        let held: Vec<_> = (1..20)
-            .map(|last| server.connection([192, 0, 2, last].into()))
-            .collect();
-        for connection in &held {
-            assert!(connection.unread.add(data(FAIR_UNREAD), 0));
-        }
-        assert!(!held[0].unread.add(data(1), 0));
-        // More than it has: what an earlier stream has received.
-        held[0].unread.remove(2 * FAIR_UNREAD);
-        assert_eq!(server.unread.load(Ordering::Relaxed), 18 * FAIR_UNREAD);
-    }
-
-    #[test]
-    fn many_connections_of_one_address_do_not_have_more_unread_than_its_part() {
-        let server = server(BudgetLimits {
-            unread: 400,
-            ..BudgetLimits::default()
-        });
-        let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
-        let other = server.connection([192, 0, 2, 2].into());
-        assert!(
-            one[..3]
-                .iter()
-                .all(|connection| connection.unread.add(data(100), 0))
-        );
-        assert!(!one[3].unread.add(data(1), 0));
-        assert!(other.unread.add(data(100), 0));
-        drop(one);
-        assert_eq!(server.unread.load(Ordering::Relaxed), 100);
     }
 }

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tower::{Service, ServiceExt, service_fn};
+use tower::{Service, ServiceExt};
 
 use super::budget::{BudgetLimits, ConnectionBudgets, Peer, STREAM_WINDOW};
 use super::connection_task::{self, SpawnedStreams};
@@ -24,7 +24,7 @@ use super::observer::{CutReason, Observer, SetupError};
 use super::prefixed_io::PrefixedIo;
 use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
-use crate::auth::CachedToken;
+use crate::auth::{CachedToken, MAX_TOKEN_BYTES};
 
 /// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
 /// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of the shortest messages, which have 9
@@ -100,16 +100,42 @@ const KNOWN_HEADERS: [HeaderName; 8] = [
     HeaderName::from_static("tracestate"),
 ];
 
-/// Drops the other headers. Hundreds of short ones fit into [`MAX_HEADER_LIST_SIZE`], and take 84 KB as long as the request waits for its
-/// body. Of each two are kept, so that a header that must not be repeated is seen to be.
-fn keep_known_headers(headers: &mut HeaderMap) {
+/// How much of a header is kept, in bytes, unless it is a token: as much as a `tracestate` may have.
+const MAX_HEADER_LEN: usize = 512;
+
+/// How much of a token is kept: enough to see that it is too long.
+const MAX_AUTHORIZATION_LEN: usize = MAX_TOKEN_BYTES + 16;
+
+/// How much is kept of a header that is repeated.
+const MAX_REPEATED_LEN: usize = 16;
+
+/// Maximum length of a path that is kept, in bytes: longer than that of any method.
+const MAX_PATH_LEN: usize = 128;
+
+/// Drops the other headers, and all of the address but the path. Hundreds of short headers fit into [`MAX_HEADER_LIST_SIZE`], and take 84 KB
+/// as long as the request waits for its turn or for its body. Of each two are kept, so that a header that must not be repeated is seen to
+/// be.
+fn keep_known_headers<B>(request: &mut Request<B>) {
     let mut kept = HeaderMap::with_capacity(KNOWN_HEADERS.len());
     for name in KNOWN_HEADERS {
-        for value in headers.get_all(&name).iter().take(2) {
-            kept.append(&name, value.clone());
+        let max_len = if name == AUTHORIZATION {
+            MAX_AUTHORIZATION_LEN
+        } else {
+            MAX_HEADER_LEN
+        };
+        let values = request.headers().get_all(&name).iter();
+        for (value, max_len) in values.zip([max_len, MAX_REPEATED_LEN]) {
+            let bytes = &value.as_bytes()[..value.len().min(max_len)];
+            if let Ok(value) = HeaderValue::from_bytes(bytes) {
+                kept.append(&name, value);
+            }
         }
     }
-    *headers = kept;
+    *request.headers_mut() = kept;
+    // A copy: what h2 has is a part of the buffer that it was read into. No method has a longer path, nor the one that takes its place.
+    let path = Some(request.uri().path()).filter(|path| path.len() <= MAX_PATH_LEN);
+    let path = path.and_then(|path| Uri::try_from(path).ok());
+    *request.uri_mut() = path.unwrap_or_default();
 }
 
 /// How a connection ended.
@@ -149,9 +175,10 @@ where
     let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
     let stream_budgets = Arc::clone(&budgets);
     let cached_token = Arc::<CachedToken>::default();
+    // hyper calls it at once, and only polls the future later.
     let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let permit = stream_budgets.open_stream();
-        keep_known_headers(request.headers_mut());
+        keep_known_headers(&mut request);
         request.extensions_mut().insert(Arc::clone(&stream_budgets));
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(Arc::clone(&cached_token));
@@ -182,7 +209,7 @@ where
             .max_local_error_reset_streams(None)
             .keep_alive_interval(limits.keepalive_interval)
             .keep_alive_timeout(limits.keepalive_timeout)
-            .serve_connection(TokioIo::new(io.clone()), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(io.clone()), service)
     );
     let close = draining.child_token();
     let mut closed = pin!(close.cancelled());
@@ -195,7 +222,7 @@ where
         connection.as_mut().poll(cx)
     });
     // Errors of the connection need no report: each stream reports its own end.
-    let was_idle = connection_task::run(
+    let ended = connection_task::run(
         connection,
         spawned,
         io.clone(),
@@ -205,34 +232,50 @@ where
         &budgets,
     )
     .await;
-    if let Some(reason) = io.with(PrefixedIo::cut) {
+    let Some(reason) = io.with(PrefixedIo::cut).or(ended) else {
+        return ConnectionEnd::Closed;
+    };
+    if reason != CutReason::Idle {
         budgets.count_cut();
-        ConnectionEnd::Cut(reason)
-    } else if was_idle {
-        ConnectionEnd::Cut(CutReason::Idle)
-    } else {
-        ConnectionEnd::Closed
     }
+    ConnectionEnd::Cut(reason)
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn headers_that_nobody_reads_are_dropped() {
-        let mut headers = HeaderMap::new();
+        let mut request = Request::new(());
+        let headers = request.headers_mut();
         for n in 0..480 {
             let name: HeaderName = format!("h{n}").parse().unwrap();
             headers.insert(name, HeaderValue::from_static(""));
             headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer x"));
         }
         headers.insert("grpc-timeout", HeaderValue::from_static("1S"));
-        keep_known_headers(&mut headers);
+        *request.uri_mut() = Uri::from_static("http://localhost/itu.chitchat.ChatService/Chat?x=1");
+        keep_known_headers(&mut request);
+        let headers = request.headers();
         assert_eq!(headers.len(), 3);
         assert_eq!(headers.get_all(AUTHORIZATION).iter().count(), 2);
         assert!(headers.contains_key("grpc-timeout") && headers.capacity() < 32);
+        assert_eq!(*request.uri(), "/itu.chitchat.ChatService/Chat");
+    }
+
+    #[test]
+    fn long_headers_and_paths_are_cut() {
+        let mut request = Request::new(());
+        let long = HeaderValue::from_str(&"x".repeat(15_000)).unwrap();
+        request.headers_mut().insert("traceparent", long.clone());
+        for _ in 0..2 {
+            request.headers_mut().append(AUTHORIZATION, long.clone());
+        }
+        *request.uri_mut() = Uri::try_from(format!("/{}", "x".repeat(15_000))).unwrap();
+        keep_known_headers(&mut request);
+        let lengths: Vec<_> = request.headers().values().map(HeaderValue::len).collect();
+        assert_eq!(lengths, [MAX_AUTHORIZATION_LEN, MAX_REPEATED_LEN, MAX_HEADER_LEN]);
+        assert_eq!(*request.uri(), "/");
     }
 }

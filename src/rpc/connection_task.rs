@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{ConnectionBudgets, StalledStreams};
 use super::corked_io::CorkedIo;
+use super::observer::CutReason;
 use super::stall_detector::StallDetector;
 use super::sub_waker::SubWaker;
 use super::turns::Turns;
@@ -203,8 +204,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs `connection`, which spawns its streams on the executor of `spawned` and writes to `io`, until it ends or a write fails. The
 /// remaining streams are dropped. A stream whose client accepts no data for `stall_timeout` is cancelled; if the socket accepts none
-/// either, all are dropped with the connection. A connection that has no stream for `idle_timeout` is told to close by `close`;
-/// returns whether it was.
+/// either, all are dropped with the connection. A connection that has no stream for `idle_timeout` is told to close by `close`.
+/// Returns why the connection ended, if the server has ended it for one of the reasons that are counted.
 ///
 /// Cancellation safe: dropping the future drops the connection and its streams.
 pub(super) async fn run<T: AsyncWrite + Unpin>(
@@ -215,7 +216,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     idle_timeout: Duration,
     close: &CancellationToken,
     budgets: &ConnectionBudgets,
-) -> bool {
+) -> Option<CutReason> {
     let mut connection = pin!(connection);
     let connection_waker = SubWaker::new();
     let mut streams = Streams {
@@ -231,6 +232,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut idle = IdleTimer::new(idle_timeout);
     let mut socket = SocketStall::default();
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
+    let mut cut = None;
     poll_fn(|cx| {
         ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
         let is_long = turns.is_busy() && streams.is_next_round_long();
@@ -247,11 +249,16 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             if is_broken || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
                 return Poll::Ready(());
             }
-            // Without streams there are no ticks, so that a connection that does nothing costs nothing.
+            // Otherwise there are no ticks, so that a connection that does nothing costs nothing.
             let (is_blocked, accepted) = io.progress();
-            while (is_blocked || !streams.tasks.is_empty()) && stall_ticks.poll_tick(cx).is_ready() {
+            let has_ticks = is_blocked || !streams.tasks.is_empty() || budgets.unread.has_any();
+            while has_ticks && stall_ticks.poll_tick(cx).is_ready() {
                 let socket_ticks = socket.tick(is_blocked, accepted);
                 if streams.cancel_stalled(max_ticks, socket_ticks, &budgets.stalled) {
+                    return Poll::Ready(());
+                }
+                if !budgets.unread.is_fair() {
+                    cut = Some(CutReason::Unread);
                     return Poll::Ready(());
                 }
             }
@@ -272,7 +279,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
         Poll::Pending
     })
     .await;
-    idle.is_closing
+    cut.or_else(|| idle.is_closing.then_some(CutReason::Idle))
 }
 
 /// Closes a connection without streams.

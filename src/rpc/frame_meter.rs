@@ -1,12 +1,9 @@
 //! Recognizes connections that send frames which cost work and carry nothing: floods of PRIORITY, WINDOW_UPDATE, PING and
 //! the like, and of frames for streams that have ended, to which h2 responds with RST_STREAM. h2 accepts any number of them.
 
-use std::ops::AddAssign;
-
 use tokio::time::Instant;
 
-/// What a DATA frame is charged at least, in bytes: h2 keeps each in a slot of its own.
-pub(super) const MIN_FRAME_BYTES: usize = 256;
+use super::data_frames::DataFrames;
 
 /// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
 const HEADER_LEN: usize = 9;
@@ -33,9 +30,11 @@ const CALL_WORK: usize = 16;
 const MESSAGE_PREFIX_LEN: usize = 5;
 
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 
@@ -51,6 +50,8 @@ struct FrameScanner {
     header_len: usize,
     /// How much of the current frame's payload is missing.
     payload: usize,
+    /// Whether that is a DATA frame.
+    is_data: bool,
     /// The highest stream identifier of the HEADERS frames so far.
     newest_stream: u32,
 }
@@ -67,11 +68,15 @@ struct FrameHeader {
 }
 
 impl FrameScanner {
-    /// Calls `on_frame` with each frame whose header ends in the next `bytes`.
-    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(FrameHeader)) {
+    /// Calls `on_frame` with each frame whose header ends in the next `bytes`. Returns how many of these are not in DATA frames.
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(FrameHeader)) -> usize {
+        let mut others = bytes.len();
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
+            if self.is_data {
+                others -= skipped;
+            }
             bytes = &bytes[skipped..];
             let copied = bytes.len().min(HEADER_LEN - self.header_len);
             self.header[self.header_len..][..copied].copy_from_slice(&bytes[..copied]);
@@ -83,6 +88,7 @@ impl FrameScanner {
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
                 // The highest bit is reserved.
                 let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                self.is_data = kind == DATA;
                 let is_request = kind == HEADERS && stream > self.newest_stream;
                 if is_request {
                     self.newest_stream = stream;
@@ -95,16 +101,8 @@ impl FrameScanner {
                 });
             }
         }
+        others
     }
-}
-
-/// The DATA frames in some bytes of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct DataFrames {
-    /// How many bytes they have.
-    pub(super) payload: usize,
-    /// The same, with at least [`MIN_FRAME_BYTES`] for each.
-    pub(super) charge: usize,
 }
 
 /// The frames in some bytes that were read from a connection.
@@ -113,17 +111,16 @@ pub(super) struct ReadFrames {
     /// The work that they make: 1 each, but [`CALL_WORK`] for one that begins a call.
     pub(super) work: usize,
     pub(super) data: DataFrames,
+    /// How many bytes are not in DATA frames.
+    pub(super) other_bytes: usize,
     /// HEADERS frames that begin a stream.
     pub(super) requests: usize,
+    /// HEADERS frames of streams that have begun.
+    pub(super) trailers: usize,
+    /// Whether a header block has begun and not ended.
+    pub(super) ends_in_headers: bool,
     /// DATA frames that are too short for a message, as clients do not send them.
     pub(super) short: u32,
-}
-
-impl AddAssign for DataFrames {
-    fn add_assign(&mut self, other: Self) {
-        self.payload += other.payload;
-        self.charge += other.charge;
-    }
 }
 
 /// Counts the frames of a connection.
@@ -131,6 +128,8 @@ impl AddAssign for DataFrames {
 pub(super) struct FrameMeter {
     read: FrameScanner,
     written: FrameScanner,
+    /// Whether a header block has begun and not ended.
+    is_in_headers: bool,
     allowance: f64,
     refilled_at: Instant,
 }
@@ -140,6 +139,7 @@ impl FrameMeter {
         Self {
             read: FrameScanner::default(),
             written: FrameScanner::default(),
+            is_in_headers: false,
             allowance: BURST,
             refilled_at: Instant::now(),
         }
@@ -152,15 +152,17 @@ impl FrameMeter {
     /// There are too many of them. The connection should be closed.
     pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
         let (mut cost, mut frames) = (0.0, ReadFrames::default());
-        self.read.scan(bytes, |frame| {
+        let is_in_headers = &mut self.is_in_headers;
+        frames.other_bytes = self.read.scan(bytes, |frame| {
             let FrameHeader { kind, flags, len, .. } = frame;
             frames.requests += usize::from(frame.is_request);
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
+            if kind == HEADERS || kind == CONTINUATION {
+                frames.trailers += usize::from(kind == HEADERS && !frame.is_request);
+                *is_in_headers = flags & END_HEADERS == 0;
+            }
             if kind == DATA {
-                frames.data += DataFrames {
-                    payload: len,
-                    charge: len.max(MIN_FRAME_BYTES),
-                };
+                frames.data.add(len);
                 frames.short += u32::from(len < MESSAGE_PREFIX_LEN && flags & END_STREAM == 0);
             }
             cost += match kind {
@@ -170,6 +172,7 @@ impl FrameMeter {
                 _ => 1.0,
             };
         });
+        frames.ends_in_headers = self.is_in_headers;
         if cost > self.allowance {
             let now = Instant::now();
             let refill = (now - self.refilled_at).as_secs_f64() * PER_SECOND;
@@ -264,6 +267,22 @@ mod tests {
         assert_eq!(meter.on_read(&headers(3)).unwrap().requests, 0);
         let written = [HEADERS, RST_STREAM, DATA].map(|kind| frame(kind, 4));
         assert_eq!(meter.on_written(&written.concat()), 2);
+    }
+
+    #[test]
+    fn header_blocks_without_an_end_and_trailers_are_recognized() {
+        let mut meter = FrameMeter::new();
+        let mut read = |mut frame: Vec<u8>, flags| {
+            frame[4] = flags;
+            let read = meter.on_read(&frame).unwrap();
+            (read.ends_in_headers, read.trailers, read.other_bytes)
+        };
+        assert_eq!(read(headers(1), 0), (true, 0, 10));
+        assert_eq!(read(frame(CONTINUATION, 1), 0), (true, 0, 10));
+        assert_eq!(read(frame(CONTINUATION, 1), END_HEADERS), (false, 0, 10));
+        assert_eq!(read(frame(DATA, 1), 0), (false, 0, 9));
+        assert_eq!(read(headers(1), END_HEADERS), (false, 1, 10));
+        assert_eq!(read(headers(3), END_HEADERS), (false, 0, 10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -86,7 +86,10 @@ pub(crate) fn frames(bytes: &[u8]) {
         let read = parts.on_read(part).ok();
         frames = frames.zip(read).map(|(mut frames, read)| {
             frames.work += read.work;
-            frames.data += read.data;
+            frames.data += &read.data;
+            frames.other_bytes += read.other_bytes;
+            frames.trailers += read.trailers;
+            frames.ends_in_headers = read.ends_in_headers;
             frames.requests += read.requests;
             frames.short += read.short;
             frames

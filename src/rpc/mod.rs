@@ -10,6 +10,7 @@ mod connection;
 mod connection_task;
 mod convert;
 mod corked_io;
+mod data_frames;
 mod error;
 mod first_message;
 mod frame_meter;
@@ -39,6 +40,7 @@ mod transport;
 mod turns;
 mod unary;
 mod unary_limits;
+mod unread;
 
 pub use authentication::AuthenticationService;
 pub use budget::BudgetLimits;

@@ -107,7 +107,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
                 }
                 let is_allowed = self.budgets.as_ref().is_none_or(|budgets| {
                     budgets.work.fetch_add(frames.work as u64, Ordering::Relaxed);
-                    budgets.unread.add(frames.data, frames.requests)
+                    budgets.unread.add(&frames)
                 });
                 (!is_allowed).then_some(CutReason::Unread)
             }
