@@ -236,10 +236,14 @@ impl Feed {
 
 impl Shrink for Feed {
     /// Drops the oldest runs, and then, if that is not enough, all notices of the cursors that have more than an equal part of `bytes`.
+    /// Notices that take more than half of `bytes` come first: others should not lose events because of them.
     fn shrink(&self, bytes: usize) {
         let mut woken = Vec::new();
         let mut guard = self.state.lock();
         let state = &mut *guard;
+        if state.notice_bytes > bytes / 2 {
+            state.drop_notices(bytes / 2, &mut woken);
+        }
         state.drop_runs_while(|state| state.retained() > bytes, Instant::now(), self);
         if state.retained() > bytes {
             state.drop_notices(bytes, &mut woken);

@@ -167,6 +167,21 @@ fn a_cursor_with_too_many_notices_closes_and_others_keep_theirs() {
 }
 
 #[test]
+fn nobody_loses_events_because_of_the_notices_of_another() {
+    let (feed, _) = new_feed();
+    let (mut slow, mut greedy) = (subscribe(&feed), subscribe(&feed));
+    publish(&feed, b"0123456789");
+    for _ in 0..100 {
+        feed.publish(Bytes::new(), &mut Vec::new())
+            .notify(greedy.key(), Bytes::from_static(&[0; 400]));
+    }
+    feed.shrink(retained(&feed) * 3 / 4);
+    let closed = Poll::Ready(FeedItem::Closed(CloseReason::FellBehind));
+    assert_eq!(greedy.poll_next(&cx()), closed);
+    assert_eq!(events(slow.poll_next(&cx())), "0123456789");
+}
+
+#[test]
 fn unread_events_of_one_block_are_one_slice() {
     let (feed, _) = new_feed();
     let mut cursor = subscribe(&feed);
