@@ -100,6 +100,22 @@ fn repeated(count: usize, frame: &[u8]) -> Vec<u8> {
     frame.repeat(count)
 }
 
+/// Hundreds of short headers, as many as a request may have, as literals without indexing.
+fn many_headers() -> Vec<u8> {
+    let letters = || b'a'..=b'z';
+    let names = letters().flat_map(|one| letters().map(move |two| [one, two]));
+    names
+        .take(450)
+        .flat_map(|[one, two]| [0, 2, one, two, 0])
+        .collect()
+}
+
+/// A frame that begins a call, with more fields after its headers.
+fn call_with(flags: u8, stream: u32, method: &str, fields: &[u8]) -> Vec<u8> {
+    let call = call(stream, method);
+    frame(HEADERS, flags, stream, &[&call[9..], fields].concat())
+}
+
 static ATTACKS: &[Attack] = &[
     Attack {
         name: "connections that send nothing",
@@ -169,6 +185,65 @@ static ATTACKS: &[Attack] = &[
             }
             let field = [&[0, 4][..], b"name", &[127, 0][..], &[b'x'; 127]].concat();
             frame(CONTINUATION, 0, attacker.stream, &field)
+        },
+    },
+    Attack {
+        name: "many headers without end",
+        connections: 300,
+        window: 65_535,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |attacker| match attacker.stream {
+            1 => call_with(0, attacker.next_stream(), "Chat", &many_headers()),
+            _ => Vec::new(),
+        },
+    },
+    Attack {
+        name: "requests with many headers",
+        connections: 64,
+        window: 0,
+        reads: false,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            let calls =
+                (0..30).flat_map(|_| call_with(END_HEADERS, attacker.next_stream(), "Chat", &many_headers()));
+            calls.collect()
+        },
+    },
+    Attack {
+        name: "trailers that are not read",
+        connections: 32,
+        window: 0,
+        reads: false,
+        payloads: 3,
+        payload: |attacker| {
+            let mut bytes = Vec::new();
+            for _ in 0..50 {
+                bytes.extend(attacker.join("lobby".into()));
+                let trailers = END_STREAM | END_HEADERS;
+                bytes.extend(frame(HEADERS, trailers, attacker.stream, &many_headers()));
+            }
+            bytes
+        },
+    },
+    Attack {
+        name: "headers that fill the table with buffers",
+        connections: 64,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            // A literal path that is added to the table, and a long value that is not.
+            let fields = [
+                &[0x44, 2, b'/', b'x', 0, 1, b'a', 0x7f, 0x81, 0x7b][..],
+                &[b'x'; 15_872],
+            ]
+            .concat();
+            let calls = (0..10).flat_map(|_| {
+                let stream = attacker.next_stream();
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields)
+            });
+            calls.collect()
         },
     },
     Attack {

@@ -4,6 +4,7 @@
 use tokio::time::Instant;
 
 use super::data_frames::DataFrames;
+use super::header_table::HeaderTable;
 
 /// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
 const HEADER_LEN: usize = 9;
@@ -50,8 +51,10 @@ struct FrameScanner {
     header_len: usize,
     /// How much of the current frame's payload is missing.
     payload: usize,
-    /// Whether that is a DATA frame.
-    is_data: bool,
+    /// The type of the current frame.
+    kind: u8,
+    /// How many bytes there were so far.
+    scanned: u64,
     /// The highest stream identifier of the HEADERS frames so far.
     newest_stream: u32,
 }
@@ -65,22 +68,31 @@ struct FrameHeader {
     len: usize,
     /// Whether it is a HEADERS frame that begins a stream.
     is_request: bool,
+    /// How many bytes of the connection there are before its payload.
+    scanned: u64,
+}
+
+/// A part of the bytes of a connection.
+enum FramePart<'a> {
+    Header(FrameHeader),
+    /// A part of the payload of a frame of this type.
+    Payload(u8, &'a [u8]),
 }
 
 impl FrameScanner {
-    /// Calls `on_frame` with each frame whose header ends in the next `bytes`. Returns how many of these are not in DATA frames.
-    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(FrameHeader)) -> usize {
-        let mut others = bytes.len();
+    /// Calls `on_part` with each part of the next `bytes`; a header counts where it ends.
+    fn scan<'a>(&mut self, mut bytes: &'a [u8], mut on_part: impl FnMut(FramePart<'a>)) {
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
-            if self.is_data {
-                others -= skipped;
+            if skipped > 0 {
+                on_part(FramePart::Payload(self.kind, &bytes[..skipped]));
             }
             bytes = &bytes[skipped..];
             let copied = bytes.len().min(HEADER_LEN - self.header_len);
             self.header[self.header_len..][..copied].copy_from_slice(&bytes[..copied]);
             self.header_len += copied;
+            self.scanned += (skipped + copied) as u64;
             bytes = &bytes[copied..];
             if self.header_len == HEADER_LEN {
                 self.header_len = 0;
@@ -88,20 +100,20 @@ impl FrameScanner {
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
                 // The highest bit is reserved.
                 let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
-                self.is_data = kind == DATA;
+                self.kind = kind;
                 let is_request = kind == HEADERS && stream > self.newest_stream;
                 if is_request {
                     self.newest_stream = stream;
                 }
-                on_frame(FrameHeader {
+                on_part(FramePart::Header(FrameHeader {
                     kind,
                     flags,
                     len: self.payload,
                     is_request,
-                });
+                    scanned: self.scanned,
+                }));
             }
         }
-        others
     }
 }
 
@@ -119,6 +131,8 @@ pub(super) struct ReadFrames {
     pub(super) trailers: usize,
     /// Whether a header block has begun and not ended.
     pub(super) ends_in_headers: bool,
+    /// What the table of headers keeps, in bytes.
+    pub(super) header_table: usize,
     /// DATA frames that are too short for a message, as clients do not send them.
     pub(super) short: u32,
 }
@@ -130,6 +144,7 @@ pub(super) struct FrameMeter {
     written: FrameScanner,
     /// Whether a header block has begun and not ended.
     is_in_headers: bool,
+    header_table: HeaderTable,
     allowance: f64,
     refilled_at: Instant,
 }
@@ -140,6 +155,7 @@ impl FrameMeter {
             read: FrameScanner::default(),
             written: FrameScanner::default(),
             is_in_headers: false,
+            header_table: HeaderTable::default(),
             allowance: BURST,
             refilled_at: Instant::now(),
         }
@@ -152,14 +168,37 @@ impl FrameMeter {
     /// There are too many of them. The connection should be closed.
     pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
         let (mut cost, mut frames) = (0.0, ReadFrames::default());
-        let is_in_headers = &mut self.is_in_headers;
-        frames.other_bytes = self.read.scan(bytes, |frame| {
-            let FrameHeader { kind, flags, len, .. } = frame;
-            frames.requests += usize::from(frame.is_request);
+        frames.other_bytes = bytes.len();
+        let (is_in_headers, header_table) = (&mut self.is_in_headers, &mut self.header_table);
+        self.read.scan(bytes, |part| {
+            let FrameHeader {
+                kind,
+                flags,
+                len,
+                is_request,
+                scanned,
+            } = match part {
+                FramePart::Header(header) => header,
+                FramePart::Payload(DATA, data) => {
+                    frames.other_bytes -= data.len();
+                    return;
+                }
+                FramePart::Payload(HEADERS | CONTINUATION, block) => {
+                    header_table.read(block);
+                    return;
+                }
+                FramePart::Payload(..) => return,
+            };
+            frames.requests += usize::from(is_request);
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
             if kind == HEADERS || kind == CONTINUATION {
-                frames.trailers += usize::from(kind == HEADERS && !frame.is_request);
+                frames.trailers += usize::from(kind == HEADERS && !is_request);
                 *is_in_headers = flags & END_HEADERS == 0;
+                if kind == HEADERS {
+                    header_table.begin_headers(flags, len, scanned);
+                } else {
+                    header_table.begin_continuation(len, scanned);
+                }
             }
             if kind == DATA {
                 frames.data.add(len);
@@ -173,6 +212,7 @@ impl FrameMeter {
             };
         });
         frames.ends_in_headers = self.is_in_headers;
+        frames.header_table = self.header_table.kept();
         if cost > self.allowance {
             let now = Instant::now();
             let refill = (now - self.refilled_at).as_secs_f64() * PER_SECOND;
@@ -191,7 +231,10 @@ impl FrameMeter {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(super) fn on_written(&mut self, bytes: &[u8]) -> usize {
         let (mut cost, mut answers) = (0.0, 0);
-        self.written.scan(bytes, |FrameHeader { kind, .. }| {
+        self.written.scan(bytes, |part| {
+            let FramePart::Header(FrameHeader { kind, .. }) = part else {
+                return;
+            };
             answers += usize::from(kind == HEADERS || kind == RST_STREAM);
             if kind == RST_STREAM {
                 cost += 2.0;

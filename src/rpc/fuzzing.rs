@@ -90,6 +90,7 @@ pub(crate) fn frames(bytes: &[u8]) {
             frames.other_bytes += read.other_bytes;
             frames.trailers += read.trailers;
             frames.ends_in_headers = read.ends_in_headers;
+            frames.header_table = read.header_table;
             frames.requests += read.requests;
             frames.short += read.short;
             frames

@@ -17,6 +17,7 @@ mod frame_meter;
 mod framing;
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) mod fuzzing;
+mod header_table;
 mod health;
 mod inbound;
 mod joined_stream;

@@ -9,6 +9,7 @@ use super::address_budgets::{AddressBudgets, fair_share};
 use super::budget::STREAM_WINDOW;
 use super::data_frames::DataFrames;
 use super::frame_meter::ReadFrames;
+use super::header_table::READ_BUFFER;
 use crate::domain::limits::per_address;
 
 /// A connection with less unread than this is not closed.
@@ -24,9 +25,6 @@ const UNANSWERED_BYTES: usize = 2 * 1024;
 
 /// What h2 keeps at most of the headers of one request, or of its trailers, in bytes: hundreds of short ones.
 const HEADER_MAP_BYTES: usize = 96 * 1024;
-
-/// The size of the buffers that h2 reads into, in bytes. A frame that is not read keeps all of them that contain a part of it.
-const READ_BUFFER: usize = 8 * 1024;
 
 /// Roughly what h2 keeps for each of the most requests that a connection has had at a time, in bytes. Its tables double in size and never
 /// shrink.
@@ -68,12 +66,15 @@ struct Held {
     is_in_headers: bool,
     /// For the most requests so far, in bytes.
     slots: usize,
+    /// What the table of headers keeps, in bytes.
+    header_table: usize,
     /// The sum, in bytes, as it was last counted.
     total: usize,
 }
 
 impl Held {
     fn bytes(&self) -> usize {
+        // A frame keeps all buffers that contain a part of it.
         let buffers = self.others.min(READ_BUFFER * self.data.count());
         let headers = self.trailers + usize::from(self.is_in_headers);
         self.data.charge()
@@ -81,6 +82,7 @@ impl Held {
             + self.unanswered * UNANSWERED_BYTES
             + headers * HEADER_MAP_BYTES
             + self.slots
+            + self.header_table
     }
 
     fn grow_slots(&mut self) {
@@ -131,6 +133,7 @@ impl Unread {
             held.not_begun += frames.requests;
             held.trailers += frames.trailers;
             held.is_in_headers = frames.ends_in_headers;
+            held.header_table = frames.header_table;
             held.forget_others_if_all_is_read();
             held.grow_slots();
         });
