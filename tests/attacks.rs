@@ -13,6 +13,7 @@ mod process;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -101,14 +102,12 @@ fn repeated(count: usize, frame: &[u8]) -> Vec<u8> {
 }
 
 /// Hundreds of short headers, as many as a request may have, as literals without indexing.
-fn many_headers() -> Vec<u8> {
+static MANY_HEADERS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let letters = || b'a'..=b'z';
     let names = letters().flat_map(|one| letters().map(move |two| [one, two]));
-    names
-        .take(450)
-        .flat_map(|[one, two]| [0, 2, one, two, 0])
-        .collect()
-}
+    let fields = names.take(450).flat_map(|[one, two]| [0, 2, one, two, 0]);
+    fields.collect()
+});
 
 /// A frame that begins a call, with more fields after its headers.
 fn call_with(flags: u8, stream: u32, method: &str, fields: &[u8]) -> Vec<u8> {
@@ -194,7 +193,7 @@ static ATTACKS: &[Attack] = &[
         reads: false,
         payloads: usize::MAX,
         payload: |attacker| match attacker.stream {
-            1 => call_with(0, attacker.next_stream(), "Chat", &many_headers()),
+            1 => call_with(0, attacker.next_stream(), "Chat", &MANY_HEADERS),
             _ => Vec::new(),
         },
     },
@@ -205,9 +204,10 @@ static ATTACKS: &[Attack] = &[
         reads: false,
         payloads: usize::MAX,
         payload: |attacker| {
-            let calls =
-                (0..30).flat_map(|_| call_with(END_HEADERS, attacker.next_stream(), "Chat", &many_headers()));
-            calls.collect()
+            let calls: Vec<_> = (0..30)
+                .map(|_| call_with(END_HEADERS, attacker.next_stream(), "Chat", &MANY_HEADERS))
+                .collect();
+            calls.concat()
         },
     },
     Attack {
@@ -221,7 +221,7 @@ static ATTACKS: &[Attack] = &[
             for _ in 0..50 {
                 bytes.extend(attacker.join("lobby".into()));
                 let trailers = END_STREAM | END_HEADERS;
-                bytes.extend(frame(HEADERS, trailers, attacker.stream, &many_headers()));
+                bytes.extend(frame(HEADERS, trailers, attacker.stream, &MANY_HEADERS));
             }
             bytes
         },

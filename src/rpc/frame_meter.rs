@@ -27,6 +27,12 @@ const UNMETERED: [u8; 4] = [0, 1, 5, 9];
 /// The work of a call, compared with that of a frame.
 const CALL_WORK: usize = 16;
 
+/// How many header fields are as much work as a frame.
+const FIELDS_PER_WORK: usize = 4;
+
+/// How many header fields that are too many count as a frame that is too short.
+const FIELDS_PER_SHORT_FRAME: usize = 4;
+
 /// Length of what precedes each gRPC message: whether it is compressed, and its length.
 const MESSAGE_PREFIX_LEN: usize = 5;
 
@@ -120,7 +126,7 @@ impl FrameScanner {
 /// The frames in some bytes that were read from a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct ReadFrames {
-    /// The work that they make: 1 each, but [`CALL_WORK`] for one that begins a call.
+    /// The work that they make: 1 each, but [`CALL_WORK`] for one that begins a call, and 1 for each [`FIELDS_PER_WORK`] header fields.
     pub(super) work: usize,
     pub(super) data: DataFrames,
     /// How many bytes are not in DATA frames.
@@ -133,7 +139,8 @@ pub(super) struct ReadFrames {
     pub(super) ends_in_headers: bool,
     /// What the table of headers keeps, in bytes.
     pub(super) header_table: usize,
-    /// DATA frames that are too short for a message, as clients do not send them.
+    /// DATA frames that are too short for a message, and as many for [excessive](HeaderTable::excess) header fields, as clients do not
+    /// send them.
     pub(super) short: u32,
 }
 
@@ -169,6 +176,11 @@ impl FrameMeter {
     pub(super) fn on_read(&mut self, bytes: &[u8]) -> Result<ReadFrames, Flood> {
         let (mut cost, mut frames) = (0.0, ReadFrames::default());
         frames.other_bytes = bytes.len();
+        let fields = |table: &HeaderTable| {
+            let work = table.fields() / FIELDS_PER_WORK;
+            (work, table.excess() / FIELDS_PER_SHORT_FRAME)
+        };
+        let before = fields(&self.header_table);
         let (is_in_headers, header_table) = (&mut self.is_in_headers, &mut self.header_table);
         self.read.scan(bytes, |part| {
             let FrameHeader {
@@ -213,6 +225,9 @@ impl FrameMeter {
         });
         frames.ends_in_headers = self.is_in_headers;
         frames.header_table = self.header_table.kept();
+        let after = fields(&self.header_table);
+        frames.work += after.0 - before.0;
+        frames.short += u32::try_from(after.1 - before.1).unwrap_or(u32::MAX);
         if cost > self.allowance {
             let now = Instant::now();
             let refill = (now - self.refilled_at).as_secs_f64() * PER_SECOND;

@@ -1,4 +1,4 @@
-//! Which buffers the HPACK table of a connection keeps (RFC 7541).
+//! Which buffers the HPACK table of a connection keeps (RFC 7541), and how many header fields there are.
 //!
 //! h2 keeps pseudo-headers, such as `:path`, as slices of the buffers that they were read into. A client that adds one to the table with each
 //! request, and lets much else follow it, makes the table of 4 KiB keep megabytes, as long as the connection lasts.
@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 
 /// How many entries the table can have: each takes 32 bytes and its name and value, of 4 KiB in all.
 const MAX_ENTRIES: usize = 4_096 / 32;
+
+/// How many fields a client may send in a block before they count as excessive: more than any client sends.
+pub(super) const MAX_FIELDS: usize = 64;
 
 /// The size of the buffers that h2 reads into, in bytes. Longer frames have buffers of their own.
 pub(super) const READ_BUFFER: usize = 8 * 1024;
@@ -33,6 +36,11 @@ pub(super) struct HeaderTable {
     kept: usize,
     /// How many bytes the connection had sent with the frame of the newest pseudo-header.
     newest_at: u64,
+    /// The fields that were read so far, and those of them that were too many for one block.
+    fields: usize,
+    excess: usize,
+    /// How many there were before the current block.
+    fields_before: usize,
     frame: Frame,
     state: State,
     field: Field,
@@ -77,7 +85,7 @@ enum State {
 
 #[derive(Debug, Clone, Copy)]
 enum IntegerOf {
-    /// An index of a whole field, or the size of the table.
+    /// An index of a whole field, or the size of the table, which counts as a field.
     Other,
     /// The index of a name.
     Name,
@@ -91,9 +99,20 @@ impl HeaderTable {
         self.kept
     }
 
+    /// How many fields were read so far.
+    pub(super) const fn fields(&self) -> usize {
+        self.fields
+    }
+
+    /// How many of them came after the first [`MAX_FIELDS`] of a block.
+    pub(super) const fn excess(&self) -> usize {
+        self.excess
+    }
+
     /// Begins a HEADERS frame with a payload of `len` bytes, before which the connection has sent `received` bytes.
     pub(super) fn begin_headers(&mut self, flags: u8, len: usize, received: u64) {
         (self.state, self.field) = (State::Field, Field::default());
+        self.fields_before = self.fields;
         self.begin_continuation(len, received);
         self.frame.is_padded = flags & PADDED != 0;
         self.frame.priority = if flags & PRIORITY != 0 { PRIORITY_LEN } else { 0 };
@@ -189,7 +208,9 @@ impl HeaderTable {
 
     fn end_integer(&mut self, of: IntegerOf, value: usize) {
         match of {
-            IntegerOf::Other => self.state = State::Field,
+            IntegerOf::Other => {
+                self.end_field();
+            }
             IntegerOf::Name => {
                 let dynamic = value.checked_sub(FIRST_DYNAMIC);
                 let dynamic = dynamic.and_then(|index| self.entries.get(index));
@@ -222,10 +243,16 @@ impl HeaderTable {
             self.state = State::String;
             return;
         }
-        self.state = State::Field;
+        self.end_field();
         if self.field.is_added {
             self.add();
         }
+    }
+
+    fn end_field(&mut self) {
+        self.fields += 1;
+        self.excess += usize::from(self.fields - self.fields_before > MAX_FIELDS);
+        self.state = State::Field;
     }
 
     fn add(&mut self) {
@@ -303,7 +330,16 @@ mod tests {
         assert_eq!(table.entries.len(), 1);
         table.begin_continuation(1, received);
         table.read(&block[3..]);
-        assert_eq!(table.entries.len(), 2);
+        assert_eq!((table.entries.len(), table.fields()), (2, 2));
+    }
+
+    #[test]
+    fn fields_are_counted_by_block() {
+        let (mut table, mut received) = (HeaderTable::default(), 0);
+        for fields in [MAX_FIELDS, MAX_FIELDS + 3, 1] {
+            read(&mut table, &mut received, 0, 0, &vec![0x82; fields]);
+        }
+        assert_eq!((table.fields(), table.excess()), (2 * MAX_FIELDS + 4, 3));
     }
 
     #[test]
