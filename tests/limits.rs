@@ -286,7 +286,23 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "bytes received that no request has read yet",
             fixed("8 MiB per connection, one share in all"),
             Other(
-                "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit",
+                "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit, or for seconds a sixteenth",
+                "chitchat_connections_cut_total{reason=\"unread\"}",
+            ),
+        ),
+        (
+            "header blocks that have not ended, and those after the messages of a request",
+            fixed("of the same share, 96 KiB each"),
+            Other(
+                "the connection is closed as above",
+                "chitchat_connections_cut_total{reason=\"unread\"}",
+            ),
+        ),
+        (
+            "the buffers that a connection's table of headers keeps, because its client has added pseudo-headers",
+            fixed("of the same share, up to 8 KiB and the frame for each"),
+            Other(
+                "the connection is closed as above",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),
@@ -344,7 +360,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "DATA frames of one address that are too short for a message",
+            "DATA frames of one address that are too short for a message; four header fields after the first 64 of a request count as one",
             fixed("8192 at once, 512 per second"),
             Other("nothing is read from the connection for up to 500 ms", ""),
         ),
@@ -388,10 +404,10 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "what a client sends in a TLS handshake",
+            "what a client sends in a TLS handshake, and later between two messages that can be decrypted",
             fixed("24 KiB"),
             Other(
-                "the connection is closed",
+                "the connection is closed; the metric counts handshakes",
                 "chitchat_connections_refused_total{reason=\"handshake\"}",
             ),
         ),

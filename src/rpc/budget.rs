@@ -110,8 +110,8 @@ pub struct BudgetLimits {
     pub received: usize,
     /// The same, per connection.
     pub received_per_connection: usize,
-    /// Bytes that are received and that no stream has read yet, 2 KiB for each request that is not answered, and what h2 keeps for the most
-    /// requests that a connection has had at a time, of all connections together. A connection that has more of them than the window of a stream is closed once it exceeds its fair share.
+    /// What h2 holds of what it has received, of all connections together: bytes that no stream has read, headers, 2 KiB for each request
+    /// that is not answered, and what it keeps for the most requests that a connection has had at a time. A connection that has more of that than the window of a stream is closed once it exceeds its fair share.
     pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
