@@ -28,9 +28,6 @@ const QUERIES_PER_CONNECTION: usize = 2;
 /// How many streams of each connection are always allowed.
 const RESERVED_STREAMS: usize = 2;
 
-/// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
-pub(super) const STREAM_WINDOW: u32 = 65_535;
-
 /// Messages in transit of up to this size, in bytes, need no part of a budget: the memory of a stream includes one.
 const SMALL_MESSAGE: usize = 2 * 1024;
 

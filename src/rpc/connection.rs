@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
-use super::budget::{BudgetLimits, ConnectionBudgets, Peer, STREAM_WINDOW};
+use super::budget::{BudgetLimits, ConnectionBudgets, Peer};
 use super::connection_task::{self, SpawnedStreams};
 use super::corked_io::CorkedIo;
 use super::observer::{CutReason, Observer, SetupError};
 use super::prefixed_io::PrefixedIo;
 use super::rates::RateLimits;
 use super::stall_detector::MonitoredBody;
+use super::unread::STREAM_WINDOW;
 use crate::auth::{CachedToken, MAX_TOKEN_BYTES};
 
 /// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::address_budgets::{AddressBudgets, fair_share};
-use super::budget::STREAM_WINDOW;
 use super::data_frames::DataFrames;
 use super::frame_meter::ReadFrames;
 use super::header_table::READ_BUFFER;
 use crate::domain::limits::per_address;
+
+/// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
+pub(super) const STREAM_WINDOW: u32 = 65_535;
 
 /// A connection with less unread than this is not closed.
 const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
