@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 
 /// What a DATA frame is charged at least, in bytes: h2 keeps each in a slot of its own.
-pub(super) const MIN_FRAME_BYTES: usize = 256;
+pub(super) const MIN_FRAME_BYTES: u32 = 256;
 
 /// A class for each number of bits that the length of a frame can have. Lengths of more than 15 bits are in the last one.
 const CLASSES: usize = 16;
@@ -11,8 +11,9 @@ const CLASSES: usize = 16;
 /// Numbers and lengths of frames, by the number of bits of their lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct DataFrames {
-    counts: [usize; CLASSES],
-    bytes: [usize; CLASSES],
+    counts: [u32; CLASSES],
+    /// A connection's window is far smaller than what fits.
+    bytes: [u32; CLASSES],
 }
 
 impl DataFrames {
@@ -20,7 +21,7 @@ impl DataFrames {
     pub(super) fn add(&mut self, len: usize) {
         let class = class(len);
         self.counts[class] += 1;
-        self.bytes[class] += len;
+        self.bytes[class] = self.bytes[class].saturating_add(bytes(len));
     }
 
     /// Removes a frame of this length, if there is one.
@@ -29,14 +30,15 @@ impl DataFrames {
         self.counts[class] = self.counts[class].saturating_sub(1);
         self.bytes[class] = match self.counts[class] {
             0 => 0,
-            _ => self.bytes[class].saturating_sub(len),
+            _ => self.bytes[class].saturating_sub(bytes(len)),
         };
     }
 
     /// Removes frames until their lengths add up to at most `most` bytes. The longest come first, because which ones h2 has discarded is not
     /// known: a client must not be able to make the server forget many short frames with few long ones.
     pub(super) fn discard_beyond(&mut self, most: usize) {
-        let mut excess = self.bytes.iter().sum::<usize>().saturating_sub(most);
+        let all: u32 = self.bytes.iter().sum();
+        let mut excess = all.saturating_sub(bytes(most));
         for class in (0..CLASSES).rev() {
             if excess == 0 {
                 break;
@@ -52,15 +54,14 @@ impl DataFrames {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.counts.iter().sum()
+        self.counts.iter().sum::<u32>() as usize
     }
 
     /// Roughly the memory that they take, in bytes: their lengths, but at least [`MIN_FRAME_BYTES`] for each.
     pub(super) fn charge(&self) -> usize {
         let classes = self.counts.iter().zip(&self.bytes);
-        classes
-            .map(|(count, bytes)| (*bytes).max(count * MIN_FRAME_BYTES))
-            .sum()
+        let charge = |(count, bytes): (&u32, &u32)| (*bytes).max(count * MIN_FRAME_BYTES);
+        classes.map(charge).sum::<u32>() as usize
     }
 }
 
@@ -71,6 +72,10 @@ impl AddAssign<&Self> for DataFrames {
             self.bytes[class] += other.bytes[class];
         }
     }
+}
+
+fn bytes(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 fn class(len: usize) -> usize {
@@ -95,11 +100,11 @@ mod tests {
     #[test]
     fn frames_that_are_read_are_not_charged() {
         let mut frames = frames(&[(10, 5), (1, 0), (2, 300), (1, 16_384)]);
-        assert_eq!(frames.charge(), 11 * MIN_FRAME_BYTES + 600 + 16_384);
+        assert_eq!(frames.charge(), 11 * 256 + 600 + 16_384);
         for len in [5, 0, 300, 16_384, 16_384] {
             frames.remove(len);
         }
-        assert_eq!((frames.count(), frames.charge()), (10, 9 * MIN_FRAME_BYTES + 300));
+        assert_eq!((frames.count(), frames.charge()), (10, 9 * 256 + 300));
     }
 
     #[test]

@@ -144,6 +144,13 @@ pub(super) struct ReadFrames {
     pub(super) short: u32,
 }
 
+impl ReadFrames {
+    /// Whether there are only frames that h2 has done with when it has read them.
+    pub(super) fn is_nothing_to_hold(&self) -> bool {
+        self.requests == 0 && self.trailers == 0 && !self.ends_in_headers && self.data.count() == 0
+    }
+}
+
 /// Counts the frames of a connection.
 #[derive(Debug)]
 pub(super) struct FrameMeter {

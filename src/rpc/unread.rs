@@ -42,6 +42,10 @@ const FREE_SLOTS: usize = 32;
 #[derive(Debug)]
 pub(super) struct Unread {
     held: Mutex<Held>,
+    /// What is held, in bytes.
+    total: AtomicUsize,
+    /// The part of it that stays as long as the connection.
+    permanent: AtomicUsize,
     address: Arc<AddressBudgets>,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
@@ -70,8 +74,6 @@ struct Held {
     slots: usize,
     /// What the table of headers keeps, in bytes.
     header_table: usize,
-    /// The sum, in bytes, as it was last counted.
-    total: usize,
 }
 
 impl Held {
@@ -105,6 +107,8 @@ impl Unread {
     pub(super) fn new(address: Arc<AddressBudgets>, all: Arc<AtomicUsize>, limit: usize) -> Self {
         Self {
             held: Mutex::default(),
+            total: AtomicUsize::new(0),
+            permanent: AtomicUsize::new(0),
             address,
             all,
             limit,
@@ -112,22 +116,31 @@ impl Unread {
     }
 
     /// Applies `change` and counts what it makes of the sum.
-    fn change<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
+    fn change(&self, change: impl FnOnce(&mut Held)) {
         let mut held = self.held.lock();
-        let result = change(&mut held);
+        change(&mut held);
         let total = held.bytes();
-        let added = total.wrapping_sub(std::mem::replace(&mut held.total, total));
+        self.permanent
+            .store(held.slots + held.header_table, Ordering::Relaxed);
+        let added = total.wrapping_sub(self.total.swap(total, Ordering::Relaxed));
         if added != 0 {
             // Both wrap around if it is less than before.
             self.address.unread.fetch_add(added, Ordering::Relaxed);
             self.all.fetch_add(added, Ordering::Relaxed);
         }
-        result
+    }
+
+    /// Whether nothing is held but what stays as long as the connection.
+    fn is_settled(&self) -> bool {
+        self.total.load(Ordering::Relaxed) == self.permanent.load(Ordering::Relaxed)
     }
 
     /// Counts what was received. Returns false if the connection must be closed: it exceeds its fair share of the fair share of its
     /// address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
     pub(super) fn add(&self, frames: &ReadFrames) -> bool {
+        if self.is_settled() && frames.is_nothing_to_hold() {
+            return true;
+        }
         self.change(|held| {
             held.data += &frames.data;
             held.others += frames.other_bytes;
@@ -144,7 +157,7 @@ impl Unread {
 
     /// Whether anything is held.
     pub(super) fn has_any(&self) -> bool {
-        self.held.lock().total > 0
+        self.total.load(Ordering::Relaxed) > 0
     }
 
     /// Whether the connection holds no more than its fair share although it has had seconds to handle it. Whoever receives nothing would
@@ -155,15 +168,12 @@ impl Unread {
 
     /// Whether the connection holds its fair share, or at most [`FAIR_UNREAD`] and its address at most `small_address`.
     fn is_allowed(&self, small_address: usize) -> bool {
-        let (own, slots) = {
-            let held = self.held.lock();
-            (held.total, held.slots)
-        };
+        let [own, permanent] = [&self.total, &self.permanent].map(|bytes| bytes.load(Ordering::Relaxed));
         let address = self.address.unread.load(Ordering::Relaxed);
         let all = self.all.load(Ordering::Relaxed);
         let address_share = fair_share(self.limit, all, address);
         let own_share = fair_share(address_share, address, own);
-        own <= own_share || (own - slots <= FAIR_UNREAD && address <= small_address)
+        own <= own_share || (own.saturating_sub(permanent) <= FAIR_UNREAD && address <= small_address)
     }
 
     /// Counts a DATA frame that was read.
@@ -206,6 +216,9 @@ impl Unread {
     /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun, and all answers
     /// that there are must have been written unless the socket is blocked.
     pub(super) fn settle(&self, is_blocked: bool) {
+        if self.is_settled() {
+            return;
+        }
         self.change(|held| {
             if !is_blocked {
                 (held.unanswered, held.not_begun) = (0, 0);
@@ -222,12 +235,7 @@ impl Unread {
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        self.change(|held| {
-            *held = Held {
-                total: held.total,
-                ..Held::default()
-            }
-        });
+        self.change(|held| *held = Held::default());
     }
 }
 
@@ -266,7 +274,7 @@ mod tests {
             upload.read(1_000);
             drop(upload);
             connection.unread.settle(false);
-            assert!(connection.unread.held.lock().total <= FAIR_UNREAD);
+            assert!(connection.unread.total.load(Ordering::Relaxed) <= FAIR_UNREAD);
         }
         drop(chat);
         connection.unread.settle(false);
@@ -464,7 +472,7 @@ mod tests {
             connection.unread.add(&frames);
         }
         connection.unread.settle(false);
-        assert_eq!(server.unread(), 100 * (MIN_FRAME_BYTES + READ_BUFFER));
+        assert_eq!(server.unread(), 100 * (MIN_FRAME_BYTES as usize + READ_BUFFER));
         for _ in 0..100 {
             request.read(5);
         }
