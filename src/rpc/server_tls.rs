@@ -23,8 +23,8 @@ use super::observer::Observer;
 use crate::file_watcher::FileWatcher;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
 
-/// How many bytes a client may send in a handshake, and afterwards in any message of TLS: more than a long chain of certificates needs, and
-/// more than a record has. They are buffered, and are as many as a connection takes in the memory plan.
+/// How many bytes a client may send in a handshake: more than a long chain of certificates needs. They are buffered, and are
+/// as many as a connection takes in the memory plan.
 const MAX_HANDSHAKE_BYTES: usize = 24 * 1024;
 
 /// How many handshakes are computed in one turn of the scheduler. Signing takes up to a millisecond. When all clients reconnect
@@ -194,8 +194,8 @@ impl ServerTls {
     }
 
     /// Performs the handshake with a client that has begun one. The caller limits the time.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<LimitedSocket>> {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), LimitedSocket::new(stream)).await?;
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<HandshakeIo>> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), HandshakeIo::new(stream)).await?;
         // Whoever has not sent its half of the handshake does not keep others waiting.
         let computing = self.computing.acquire().await;
         let config = Arc::clone(&self.config.read());
@@ -210,33 +210,29 @@ impl ServerTls {
                 return Err(error);
             }
         };
-        stream.get_mut().0.renew();
+        stream.get_mut().0.remaining = None;
         Ok(stream)
     }
 }
 
-/// A socket of which no more than [`MAX_HANDSHAKE_BYTES`] can be read until the handshake is completed, or until something is decrypted.
+/// A socket of which no more than [`MAX_HANDSHAKE_BYTES`] can be read until the handshake is completed.
 #[derive(Debug)]
-pub(super) struct LimitedSocket {
+pub(super) struct HandshakeIo {
     stream: TcpStream,
-    remaining: usize,
+    /// `None` once the handshake is completed.
+    remaining: Option<usize>,
 }
 
-impl LimitedSocket {
+impl HandshakeIo {
     const fn new(stream: TcpStream) -> Self {
         Self {
             stream,
-            remaining: MAX_HANDSHAKE_BYTES,
+            remaining: Some(MAX_HANDSHAKE_BYTES),
         }
-    }
-
-    /// What was read so far has been decrypted.
-    pub(super) const fn renew(&mut self) {
-        self.remaining = MAX_HANDSHAKE_BYTES;
     }
 }
 
-impl AsyncRead for LimitedSocket {
+impl AsyncRead for HandshakeIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -245,16 +241,18 @@ impl AsyncRead for LimitedSocket {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let read = buf.filled().len() - before;
-        let Some(rest) = self.remaining.checked_sub(read) else {
-            let error = format!("the client sent more than {MAX_HANDSHAKE_BYTES} bytes");
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-        };
-        self.remaining = rest;
+        if let Some(remaining) = &mut self.remaining {
+            let Some(rest) = remaining.checked_sub(read) else {
+                let error = format!("the client sent more than {MAX_HANDSHAKE_BYTES} bytes");
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            };
+            *remaining = rest;
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for LimitedSocket {
+impl AsyncWrite for HandshakeIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -277,27 +275,5 @@ impl AsyncWrite for LimitedSocket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn no_more_is_read_than_a_message_has_until_something_is_decrypted() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut socket = LimitedSocket::new(listener.accept().await.unwrap().0);
-        let sent = vec![0; 2 * MAX_HANDSHAKE_BYTES + 1];
-        client.write_all(&sent).await.unwrap();
-        let mut read = vec![0; MAX_HANDSHAKE_BYTES];
-        socket.read_exact(&mut read).await.unwrap();
-        socket.renew();
-        socket.read_exact(&mut read).await.unwrap();
-        assert!(socket.read_exact(&mut read[..1]).await.is_err());
     }
 }

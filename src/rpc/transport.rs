@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use super::linger::linger;
 use super::observer::SetupError;
 use super::rates::AddressRate;
-use super::server_tls::{LimitedSocket, ServerTls};
+use super::server_tls::{HandshakeIo, ServerTls};
 
 /// The first byte of a TLS connection: a record of the handshake. No text begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -41,7 +41,7 @@ pub(super) struct Handshakes {
 /// A connection, encrypted or not.
 pub(super) enum Transport {
     Plain(TcpStream),
-    Tls(Box<TlsStream<LimitedSocket>>),
+    Tls(Box<TlsStream<HandshakeIo>>),
 }
 
 /// A new connection.
@@ -115,14 +115,7 @@ impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => {
-                let before = buf.filled().len();
-                ready!(Pin::new(&mut *io).poll_read(cx, buf))?;
-                if buf.filled().len() > before {
-                    io.get_mut().0.renew();
-                }
-                Poll::Ready(Ok(()))
-            }
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
