@@ -404,10 +404,10 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "what a client sends in a TLS handshake, and later between two messages that can be decrypted",
+            "what a client sends in a TLS handshake",
             fixed("24 KiB"),
             Other(
-                "the connection is closed; the metric counts handshakes",
+                "the connection is closed",
                 "chitchat_connections_refused_total{reason=\"handshake\"}",
             ),
         ),
