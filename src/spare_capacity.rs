@@ -21,14 +21,6 @@ pub(crate) trait SpareCapacity {
     fn free_spare_capacity(&mut self);
 }
 
-impl<T> SpareCapacity for Vec<T> {
-    fn free_spare_capacity(&mut self) {
-        if let Some(capacity) = reduced_capacity(self.len(), self.capacity()) {
-            self.shrink_to(capacity);
-        }
-    }
-}
-
 impl<T> SpareCapacity for VecDeque<T> {
     fn free_spare_capacity(&mut self) {
         if let Some(capacity) = reduced_capacity(self.len(), self.capacity()) {

@@ -286,7 +286,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "bytes received that no request has read yet",
             fixed("8 MiB per connection, one share in all"),
             Other(
-                "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit, or for seconds a sixteenth",
+                "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit, or a sixteenth for several seconds",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),

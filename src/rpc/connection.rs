@@ -223,7 +223,7 @@ where
         connection.as_mut().poll(cx)
     });
     // Errors of the connection need no report: each stream reports its own end.
-    let ended = connection_task::run(
+    let cut = connection_task::run(
         connection,
         spawned,
         io.clone(),
@@ -233,7 +233,7 @@ where
         &budgets,
     )
     .await;
-    let Some(reason) = io.with(PrefixedIo::cut).or(ended) else {
+    let Some(reason) = io.with(PrefixedIo::cut).or(cut) else {
         return ConnectionEnd::Closed;
     };
     if reason != CutReason::Idle {

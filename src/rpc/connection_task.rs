@@ -249,7 +249,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             if is_broken || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
                 return Poll::Ready(());
             }
-            // Otherwise there are no ticks, so that a connection that does nothing costs nothing.
+            // A connection for which nothing is held has no ticks, so that it costs nothing.
             let (is_blocked, accepted) = io.progress();
             let has_ticks = is_blocked || !streams.tasks.is_empty() || budgets.unread.has_any();
             while has_ticks && stall_ticks.poll_tick(cx).is_ready() {

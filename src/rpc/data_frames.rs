@@ -39,15 +39,16 @@ impl DataFrames {
     pub(super) fn discard_beyond(&mut self, most: usize) {
         let all: u32 = self.bytes.iter().sum();
         let mut excess = all.saturating_sub(bytes(most));
-        for class in (0..CLASSES).rev() {
+        // Those of the first class have no bytes.
+        for class in (1..CLASSES).rev() {
             if excess == 0 {
                 break;
             }
             let discarded = excess.min(self.bytes[class]);
             excess -= discarded;
             self.bytes[class] -= discarded;
-            // At most as many as there were without the fewest that had these bytes, and as there can be in those that are left.
-            let (shortest, longest) = (1 << class >> 1, (1 << class) - 1);
+            // No fewer than must be gone for these bytes, and no more than fit into the bytes that are left.
+            let (shortest, longest) = (1 << (class - 1), (1 << class) - 1);
             let left = self.counts[class].saturating_sub(discarded.div_ceil(longest));
             self.counts[class] = left.min(self.bytes[class].div_ceil(shortest));
         }

@@ -37,7 +37,6 @@ const FIELDS_PER_SHORT_FRAME: usize = 4;
 const MESSAGE_PREFIX_LEN: usize = 5;
 
 const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -145,9 +144,9 @@ pub(super) struct ReadFrames {
 }
 
 impl ReadFrames {
-    /// Whether there are only frames that h2 has done with when it has read them.
-    pub(super) fn is_nothing_to_hold(&self) -> bool {
-        self.requests == 0 && self.trailers == 0 && !self.ends_in_headers && self.data.count() == 0
+    /// Whether h2 holds something of the frames once it has read them.
+    pub(super) fn take_memory(&self) -> bool {
+        self.requests > 0 || self.trailers > 0 || self.ends_in_headers || self.data.count() > 0
     }
 }
 
@@ -156,8 +155,6 @@ impl ReadFrames {
 pub(super) struct FrameMeter {
     read: FrameScanner,
     written: FrameScanner,
-    /// Whether a header block has begun and not ended.
-    is_in_headers: bool,
     header_table: HeaderTable,
     allowance: f64,
     refilled_at: Instant,
@@ -168,7 +165,6 @@ impl FrameMeter {
         Self {
             read: FrameScanner::default(),
             written: FrameScanner::default(),
-            is_in_headers: false,
             header_table: HeaderTable::default(),
             allowance: BURST,
             refilled_at: Instant::now(),
@@ -188,7 +184,7 @@ impl FrameMeter {
             (work, table.excess() / FIELDS_PER_SHORT_FRAME)
         };
         let before = fields(&self.header_table);
-        let (is_in_headers, header_table) = (&mut self.is_in_headers, &mut self.header_table);
+        let header_table = &mut self.header_table;
         self.read.scan(bytes, |part| {
             let FrameHeader {
                 kind,
@@ -210,18 +206,17 @@ impl FrameMeter {
             };
             frames.requests += usize::from(is_request);
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
-            if kind == HEADERS || kind == CONTINUATION {
-                frames.trailers += usize::from(kind == HEADERS && !is_request);
-                *is_in_headers = flags & END_HEADERS == 0;
-                if kind == HEADERS {
+            match kind {
+                HEADERS => {
+                    frames.trailers += usize::from(!is_request);
                     header_table.begin_headers(flags, len, scanned);
-                } else {
-                    header_table.begin_continuation(len, scanned);
                 }
-            }
-            if kind == DATA {
-                frames.data.add(len);
-                frames.short += u32::from(len < MESSAGE_PREFIX_LEN && flags & END_STREAM == 0);
+                CONTINUATION => header_table.begin_continuation(flags, len, scanned),
+                DATA => {
+                    frames.data.add(len);
+                    frames.short += u32::from(len < MESSAGE_PREFIX_LEN && flags & END_STREAM == 0);
+                }
+                _ => {}
             }
             cost += match kind {
                 kind if UNMETERED.contains(&kind) => 0.0,
@@ -230,7 +225,7 @@ impl FrameMeter {
                 _ => 1.0,
             };
         });
-        frames.ends_in_headers = self.is_in_headers;
+        frames.ends_in_headers = self.header_table.is_open();
         frames.header_table = self.header_table.kept();
         let after = fields(&self.header_table);
         frames.work += after.0 - before.0;
@@ -272,6 +267,7 @@ impl FrameMeter {
 mod tests {
     use std::time::Duration;
 
+    use super::super::header_table::END_HEADERS;
     use super::*;
 
     fn frame(kind: u8, payload: usize) -> Vec<u8> {

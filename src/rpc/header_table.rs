@@ -4,17 +4,19 @@
 //! request, and lets much else follow it, makes the table of 4 KiB keep megabytes, as long as the connection lasts.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 /// How many entries the table can have: each takes 32 bytes and its name and value, of 4 KiB in all.
 const MAX_ENTRIES: usize = 4_096 / 32;
 
 /// How many fields a client may send in a block before they count as excessive: more than any client sends.
-pub(super) const MAX_FIELDS: usize = 64;
+const MAX_FIELDS: usize = 64;
 
 /// The size of the buffers that h2 reads into, in bytes. Longer frames have buffers of their own.
 pub(super) const READ_BUFFER: usize = 8 * 1024;
 
-/// Flags of a HEADERS frame.
+/// Flags of a HEADERS frame, of which the first is one of a CONTINUATION frame, too.
+pub(super) const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
@@ -25,7 +27,7 @@ const PRIORITY_LEN: usize = 5;
 const FIRST_DYNAMIC: usize = 62;
 
 /// The pseudo-headers of requests in the static table.
-const PSEUDO_HEADERS: std::ops::RangeInclusive<usize> = 1..=7;
+const PSEUDO_HEADERS: RangeInclusive<usize> = 1..=7;
 
 /// Follows the header blocks of a connection.
 #[derive(Debug, Default)]
@@ -41,6 +43,8 @@ pub(super) struct HeaderTable {
     excess: usize,
     /// How many there were before the current block.
     fields_before: usize,
+    /// Whether a block has begun and not ended.
+    is_open: bool,
     frame: Frame,
     state: State,
     field: Field,
@@ -109,17 +113,23 @@ impl HeaderTable {
         self.excess
     }
 
+    /// Whether a block has begun and not ended.
+    pub(super) const fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     /// Begins a HEADERS frame with a payload of `len` bytes, before which the connection has sent `received` bytes.
     pub(super) fn begin_headers(&mut self, flags: u8, len: usize, received: u64) {
         (self.state, self.field) = (State::Field, Field::default());
         self.fields_before = self.fields;
-        self.begin_continuation(len, received);
+        self.begin_continuation(flags, len, received);
         self.frame.is_padded = flags & PADDED != 0;
         self.frame.priority = if flags & PRIORITY != 0 { PRIORITY_LEN } else { 0 };
     }
 
     /// As [`Self::begin_headers`], with a CONTINUATION frame.
-    pub(super) fn begin_continuation(&mut self, len: usize, received: u64) {
+    pub(super) fn begin_continuation(&mut self, flags: u8, len: usize, received: u64) {
+        self.is_open = flags & END_HEADERS == 0;
         self.frame = Frame {
             received,
             len,
@@ -185,9 +195,7 @@ impl HeaderTable {
                     };
                 }
             }
-            State::String => {
-                self.begin_integer(byte, 7, IntegerOf::Length);
-            }
+            State::String => self.begin_integer(byte, 7, IntegerOf::Length),
             State::Characters { left, .. } => {
                 // A colon as it is, or in Huffman code.
                 self.field.is_pseudo = byte == b':' || byte & 0xfe == 0xb8;
@@ -208,9 +216,7 @@ impl HeaderTable {
 
     fn end_integer(&mut self, of: IntegerOf, value: usize) {
         match of {
-            IntegerOf::Other => {
-                self.end_field();
-            }
+            IntegerOf::Other => self.end_field(),
             IntegerOf::Name => {
                 let dynamic = value.checked_sub(FIRST_DYNAMIC);
                 let dynamic = dynamic.and_then(|index| self.entries.get(index));
@@ -328,7 +334,7 @@ mod tests {
         let block = path(0x44);
         read(&mut table, &mut received, 0, 0, &block[..3]);
         assert_eq!(table.entries.len(), 1);
-        table.begin_continuation(1, received);
+        table.begin_continuation(0, 1, received);
         table.read(&block[3..]);
         assert_eq!((table.entries.len(), table.fields()), (2, 2));
     }

@@ -14,12 +14,11 @@ use crate::domain::limits::per_address;
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 pub(super) const STREAM_WINDOW: u32 = 65_535;
 
-/// A connection with less unread than this is not closed.
+/// A connection that holds at most this, in bytes, is closed only if its address holds too much.
 const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
 
-/// Connections with so little are not even closed for that when they hold it for seconds, unless their address has more than this part of
-/// the limit.
-const SMALL_ADDRESS: usize = 16;
+/// What one address may hold for seconds in connections with so little: this part of the limit.
+const FAIR_PART: usize = 16;
 
 /// Roughly what h2 holds for a request whose answer it has not written, in bytes. It does not count requests with invalid headers, and
 /// those that are refused, as open streams, but keeps an answer to each until the socket accepts it.
@@ -138,7 +137,7 @@ impl Unread {
     /// Counts what was received. Returns false if the connection must be closed: it exceeds its fair share of the fair share of its
     /// address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
     pub(super) fn add(&self, frames: &ReadFrames) -> bool {
-        if self.is_settled() && frames.is_nothing_to_hold() {
+        if self.is_settled() && !frames.take_memory() {
             return true;
         }
         self.change(|held| {
@@ -163,17 +162,18 @@ impl Unread {
     /// Whether the connection holds no more than its fair share although it has had seconds to handle it. Whoever receives nothing would
     /// otherwise not give way to others.
     pub(super) fn is_fair(&self) -> bool {
-        self.is_allowed(self.limit / SMALL_ADDRESS)
+        self.is_allowed(self.limit / FAIR_PART)
     }
 
-    /// Whether the connection holds its fair share, or at most [`FAIR_UNREAD`] and its address at most `small_address`.
-    fn is_allowed(&self, small_address: usize) -> bool {
+    /// Whether the connection holds at most its fair share, or at most [`FAIR_UNREAD`] beside what stays as long as it lasts and its address
+    /// at most `most_of_address`.
+    fn is_allowed(&self, most_of_address: usize) -> bool {
         let [own, permanent] = [&self.total, &self.permanent].map(|bytes| bytes.load(Ordering::Relaxed));
         let address = self.address.unread.load(Ordering::Relaxed);
         let all = self.all.load(Ordering::Relaxed);
         let address_share = fair_share(self.limit, all, address);
         let own_share = fair_share(address_share, address, own);
-        own <= own_share || (own.saturating_sub(permanent) <= FAIR_UNREAD && address <= small_address)
+        own <= own_share || (own.saturating_sub(permanent) <= FAIR_UNREAD && address <= most_of_address)
     }
 
     /// Counts a DATA frame that was read.
