@@ -365,7 +365,8 @@ where
     // A connection that is not set up has no streams to wait for.
     let accepting = async {
         sleep(delay).await;
-        Transport::accept(stream, peer, tls.as_ref(), limits.handshake_timeout).await
+        let budgets = Arc::clone(&budgets);
+        Transport::accept(stream, peer, tls.as_ref(), budgets, limits.handshake_timeout).await
     };
     // Boxed, so that it takes no memory in the task once it is completed.
     let Some(accepted) = draining.run_until_cancelled(Box::pin(accepting)).await else {

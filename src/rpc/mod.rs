@@ -36,6 +36,7 @@ mod streaming;
 mod sub_waker;
 mod subscribe_body;
 mod time_limit;
+mod tls_connection;
 mod token_expiry;
 mod transport;
 mod turns;

@@ -158,8 +158,8 @@ pub enum CutReason {
     Idle,
     /// It sent too many frames that carry no data.
     Flood,
-    /// Its streams have not read much of what it sent, a header block has no end, it has not accepted the answers to many requests, or it has
-    /// sent many at a time, and the server holds too much of that.
+    /// Its streams have not read much of what it sent, a header block or a TLS record has no end, it has not accepted the answers to many
+    /// requests, or it has sent many at a time, and the server holds too much of that.
     Unread,
 }
 

@@ -15,6 +15,7 @@ use super::budget::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
 use super::observer::CutReason;
 use super::transport::answer_http1;
+use super::unread::TooMuchUnread;
 
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -95,7 +96,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             self.pause = None;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if let Err(error) = ready!(Pin::new(&mut self.io).poll_read(cx, buf)) {
+            if error.get_ref().is_some_and(|error| error.is::<TooMuchUnread>()) {
+                self.cut = Some(CutReason::Unread);
+            }
+            return Poll::Ready(Err(error));
+        }
         let cut = match self.meter.on_read(&buf.filled()[before..]) {
             Ok(frames) => {
                 yield_after(frames.work, cx);

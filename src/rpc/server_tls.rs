@@ -2,30 +2,24 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use parking_lot::RwLock;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{Acceptor, WebPkiClientVerifier};
 use rustls::{InconsistentKeys, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 
+use super::budget::ConnectionBudgets;
 use super::certificate_expiry::not_after;
 use super::linger::linger;
 use super::observer::Observer;
+use super::tls_connection::{TlsConnection, TlsSocket};
 use crate::file_watcher::FileWatcher;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
-
-/// How many bytes a client may send in a handshake: more than a long chain of certificates needs. They are buffered, and are
-/// as many as a connection takes in the memory plan.
-const MAX_HANDSHAKE_BYTES: usize = 24 * 1024;
 
 /// How many handshakes are computed in one turn of the scheduler. Signing takes up to a millisecond. When all clients reconnect
 /// at once, more would delay the messages of those who are connected.
@@ -194,86 +188,25 @@ impl ServerTls {
     }
 
     /// Performs the handshake with a client that has begun one. The caller limits the time.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<HandshakeIo>> {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), HandshakeIo::new(stream)).await?;
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+        budgets: Arc<ConnectionBudgets>,
+    ) -> io::Result<TlsConnection> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), TlsSocket::new(stream)).await?;
         // Whoever has not sent its half of the handshake does not keep others waiting.
         let computing = self.computing.acquire().await;
         let config = Arc::clone(&self.config.read());
         let handshake = start.into_stream(config);
         tokio::task::yield_now().await;
         drop(computing);
-        let mut stream = match handshake.into_fallible().await {
-            Ok(stream) => stream,
-            Err((error, io)) => {
+        match handshake.into_fallible().await {
+            Ok(stream) => Ok(TlsConnection::new(stream, budgets)),
+            Err((error, socket)) => {
                 // The client must be able to read the alert, which says what is wrong.
-                linger(io.stream).await;
-                return Err(error);
+                linger(socket.into_stream()).await;
+                Err(error)
             }
-        };
-        stream.get_mut().0.remaining = None;
-        Ok(stream)
-    }
-}
-
-/// A socket of which no more than [`MAX_HANDSHAKE_BYTES`] can be read until the handshake is completed.
-#[derive(Debug)]
-pub(super) struct HandshakeIo {
-    stream: TcpStream,
-    /// `None` once the handshake is completed.
-    remaining: Option<usize>,
-}
-
-impl HandshakeIo {
-    const fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            remaining: Some(MAX_HANDSHAKE_BYTES),
         }
-    }
-}
-
-impl AsyncRead for HandshakeIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let read = buf.filled().len() - before;
-        if let Some(remaining) = &mut self.remaining {
-            let Some(rest) = remaining.checked_sub(read) else {
-                let error = format!("the client sent more than {MAX_HANDSHAKE_BYTES} bytes");
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-            };
-            *remaining = rest;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for HandshakeIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

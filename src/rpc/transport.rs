@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 
+use super::budget::ConnectionBudgets;
 use super::linger::linger;
 use super::observer::SetupError;
 use super::rates::AddressRate;
-use super::server_tls::{HandshakeIo, ServerTls};
+use super::server_tls::ServerTls;
+use super::tls_connection::TlsConnection;
 
 /// The first byte of a TLS connection: a record of the handshake. No text begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -41,7 +42,7 @@ pub(super) struct Handshakes {
 /// A connection, encrypted or not.
 pub(super) enum Transport {
     Plain(TcpStream),
-    Tls(Box<TlsStream<HandshakeIo>>),
+    Tls(Box<TlsConnection>),
 }
 
 /// A new connection.
@@ -58,6 +59,7 @@ impl Transport {
         stream: TcpStream,
         peer: SocketAddr,
         handshakes: Option<&Handshakes>,
+        budgets: Arc<ConnectionBudgets>,
         limit: Duration,
     ) -> Result<Accepted, SetupError> {
         let accepting = async {
@@ -77,7 +79,7 @@ impl Transport {
                     if rate.try_acquire(Some(peer.ip())).is_err() {
                         return Err(SetupError::TooManyHandshakes);
                     }
-                    match tls.accept(stream).await {
+                    match tls.accept(stream, budgets).await {
                         Ok(stream) => Ok(Accepted::Ready(Self::Tls(Box::new(stream)))),
                         Err(error) => Err(SetupError::Handshake(error)),
                     }

@@ -1,4 +1,4 @@
-//! The memory that h2 holds because of what a connection has received and nobody has handled yet.
+//! The memory that h2 and TLS hold because of what a connection has received and nobody has handled yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +34,12 @@ const SLOT_BYTES: usize = 768;
 /// How many such slots are part of the memory of a connection.
 const FREE_SLOTS: usize = 32;
 
-/// Counts what h2 holds for one connection.
+/// A connection holds more than its fair share. The server closes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too much of what the connection has received is unread")]
+pub(super) struct TooMuchUnread;
+
+/// Counts what h2 and TLS hold for one connection.
 ///
 /// What arrives for a request that has ended, and padding, is not read but discarded by h2, and a request that its client ends is not
 /// answered. [`Unread::settle`] forgets them.
@@ -73,6 +78,8 @@ struct Held {
     slots: usize,
     /// What the table of headers keeps, in bytes.
     header_table: usize,
+    /// What TLS cannot decrypt yet, in bytes.
+    undecrypted: usize,
 }
 
 impl Held {
@@ -86,6 +93,7 @@ impl Held {
             + headers * HEADER_MAP_BYTES
             + self.slots
             + self.header_table
+            + self.undecrypted
     }
 
     fn grow_slots(&mut self) {
@@ -151,6 +159,12 @@ impl Unread {
             held.forget_others_if_all_is_read();
             held.grow_slots();
         });
+        self.is_allowed(per_address(self.limit))
+    }
+
+    /// Counts what TLS cannot decrypt yet, in bytes. Returns false if the connection must be closed, as [`Self::add`] does.
+    pub(super) fn set_undecrypted(&self, bytes: usize) -> bool {
+        self.change(|held| held.undecrypted = bytes);
         self.is_allowed(per_address(self.limit))
     }
 

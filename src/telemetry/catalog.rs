@@ -99,7 +99,7 @@ catalog! {
     CONNECTIONS_CUT = counter(
         "chitchat_connections_cut_total",
         &["reason"],
-        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: it sent more than its streams read, headers without an end, requests without accepting the answers, or many requests at a time, and the server held too much of that.",
+        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: it sent more than its streams read, headers or TLS records without an end, requests without accepting the answers, or many requests at a time, and the server held too much of that.",
     );
     TLS_CERTIFICATE_EXPIRY = gauge(
         "chitchat_tls_certificate_expiry_timestamp_seconds",

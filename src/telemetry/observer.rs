@@ -321,7 +321,7 @@ impl rpc::Observer for TelemetryObserver {
             CutReason::Unread => {
                 self.metrics.cut_unread.increment(1);
                 if let Some(Permit { suppressed }) = self.permit(LogEvent::ConnectionClosed) {
-                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read, headers without an end, requests without accepting the answers, or many requests at a time");
+                    warn!(event = "connection_closed", %peer, reason = "unread", suppressed, "connection closed: it sent more than its streams read, headers or TLS records without an end, requests without accepting the answers, or many requests at a time");
                 }
             }
         }

@@ -220,6 +220,40 @@ async fn a_handshake_has_a_maximum_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn incomplete_records_count_as_unread() {
+    let encrypted = Encrypted::with(|config, _, _| config.transport.budgets.unread = 1 << 20).await;
+    let mut ada = encrypted.join("Ada").await;
+    let mut stalled = Vec::new();
+    for _ in 0..100 {
+        let mut stream = connect(encrypted.server.listen, encrypted.client_config(None))
+            .await
+            .unwrap();
+        // The preface, and SETTINGS.
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .unwrap();
+        stream.flush().await.unwrap();
+        let mut stream = stream.into_inner().0;
+        // A record of 16,384 bytes that lacks most of its end. The connection may be closed already.
+        stream.write_all(&[23, 3, 3, 0x40, 0]).await.ok();
+        stream.write_all(&[7; 16_000]).await.ok();
+        stalled.push(stream);
+    }
+    let cut = "chitchat_connections_cut_total{reason=\"unread\"}";
+    let is_cut = async {
+        while encrypted.server.metric(cut).await < 10.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(TIMEOUT, is_cut)
+        .await
+        .expect("more than three quarters of the budget are not held");
+    ada.say(0, "hello").await;
+    assert_eq!(ada.next_line().await.2, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn handshakes_count_as_connections_of_their_address() {
     let encrypted = Encrypted::with(|config, _, _| {
         config.transport.max_connections_per_address = 1;
