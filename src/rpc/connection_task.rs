@@ -265,6 +265,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             if !is_blocked && streams.tasks.is_empty() {
                 budgets.stalled.clear();
             }
+            if !is_blocked && progress == Progress::Unfinished {
+                budgets.unread.forget_cancelled();
+            }
             Poll::Pending
         });
         // A client that always has something to read for the server exhausts the budget of each turn.

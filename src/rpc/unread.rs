@@ -227,6 +227,15 @@ impl Unread {
         self.change(|held| held.requests -= 1);
     }
 
+    /// Forgets requests that have ended without an answer, because their client has cancelled them. The socket must have accepted all answers
+    /// that there are. A connection that is never idle is not [settled](Self::settle).
+    pub(super) fn forget_cancelled(&self) {
+        if self.is_settled() {
+            return;
+        }
+        self.change(|held| held.unanswered = held.unanswered.min(held.not_begun + held.streams));
+    }
+
     /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun, and all answers
     /// that there are must have been written unless the socket is blocked.
     pub(super) fn settle(&self, is_blocked: bool) {
@@ -316,6 +325,22 @@ mod tests {
         assert!((most / 2..=most).contains(&accepted), "{accepted}");
         drop(connection);
         assert_eq!(total(), 0);
+    }
+
+    #[test]
+    fn requests_that_are_cancelled_do_not_stay_counted() {
+        let server = server(BudgetLimits::default());
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        let open = [(); 2].map(|()| {
+            connection.unread.add(&received(0, 1));
+            connection.open_stream()
+        });
+        for _ in 0..100_000 {
+            assert!(connection.unread.add(&received(0, 1)));
+            drop(connection.open_stream());
+            connection.unread.forget_cancelled();
+        }
+        assert_eq!(server.unread(), open.len() * UNANSWERED_BYTES);
     }
 
     #[test]
