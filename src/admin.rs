@@ -18,15 +18,20 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::blocking;
 use crate::telemetry::Metrics;
 
 /// Maximum number of connections; a further one takes the place of another. Only a few probes and collectors connect here, and
 /// without a limit, idle clients could use up the process's file descriptors and so block the gRPC port.
 pub const MAX_CONNECTIONS: usize = 32;
+
+/// How many pages of metrics are rendered at a time. Clients that ask and leave must not be able to start more.
+const MAX_RENDERS: usize = 2;
 
 /// Maximum lifetime of a connection, including its response. Equals the default scrape timeout of Prometheus.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +63,7 @@ pub struct AdminServer {
 struct AdminState {
     readiness: Readiness,
     metrics: Arc<Metrics>,
+    renders: Arc<Semaphore>,
 }
 
 impl AdminServer {
@@ -71,7 +77,11 @@ impl AdminServer {
             .route("/livez", get(async || "alive\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics_page))
-            .with_state(AdminState { readiness, metrics });
+            .with_state(AdminState {
+                readiness,
+                metrics,
+                renders: Arc::new(Semaphore::new(MAX_RENDERS)),
+            });
         Ok(Self {
             listener: TcpListener::bind(address).await?,
             router,
@@ -156,8 +166,10 @@ async fn metrics_page(State(state): State<AdminState>) -> impl IntoResponse {
         (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
     ];
+    // The semaphore is never closed.
+    let permit = state.renders.acquire_owned().await.ok();
     // Reads files.
-    match spawn_blocking(move || state.metrics.render()).await {
+    match blocking(permit, move || state.metrics.render()).await {
         Ok(page) => (headers, page).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

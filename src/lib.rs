@@ -24,6 +24,8 @@ pub mod admin;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]
+mod blocking;
+#[cfg(feature = "server")]
 pub mod cmd;
 #[cfg(feature = "server")]
 pub mod config;

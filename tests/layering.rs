@@ -11,6 +11,7 @@ use std::process::Command;
 /// long as there is no cycle.
 const LAYERS: [&[&str]; 7] = [
     &[
+        "blocking",
         "der",
         "domain",
         "failpoint",

@@ -42,7 +42,6 @@
 //! - A client that joins under a lost participant's name, without the token of its session, evicts that participant.
 
 mod batch;
-mod blocking;
 mod context;
 mod end_proposals;
 mod fair_budget;
@@ -76,7 +75,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use self::blocking::blocking;
 use self::context::HubContext;
 use self::handle::{Envelope, Reply, Request, RoomHandle};
 use self::mailbox::{Sender, UsedBytes};
@@ -85,6 +83,7 @@ use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
 use self::room_actor::RoomActor;
 use self::session_token::SessionTokens;
+use crate::blocking::blocking;
 use crate::domain::{
     Command, Epoch, LamportTime, Moderation, Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName,
     Rules, Sequence,

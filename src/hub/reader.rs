@@ -7,11 +7,11 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-use super::blocking::blocking;
 use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, Feed, FeedItem};
 use super::observer::Observer;
 use super::request::HubError;
+use crate::blocking::blocking;
 use crate::domain::Sequence;
 use crate::store::{LogId, Page, Store, read_page};
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::task::JoinError;
+
 use crate::domain::{
     Attachment, Ban, Epoch, Join, LamportTime, Name, Participant, ParticipantId, Rejection, RoomName,
     Sequence, TraceContext,
@@ -172,6 +174,12 @@ pub enum HubError {
     /// The room's actor or the store has failed.
     #[error("the room has failed")]
     Failed,
+}
+
+impl From<JoinError> for HubError {
+    fn from(_: JoinError) -> Self {
+        Self::Failed
+    }
 }
 
 impl From<StoreError> for HubError {

@@ -1,6 +1,6 @@
 //! Work that may wait for the disk.
 
-use super::request::HubError;
+use tokio::task::{JoinError, spawn_blocking};
 
 /// Runs `work` on a thread that may block. `permit` is held until `work` is done: dropping the future does not stop it, so
 /// a client that cancels its calls must not be able to start more.
@@ -8,18 +8,16 @@ use super::request::HubError;
 /// # Errors
 ///
 /// `work` has panicked, or the runtime is shutting down.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     permit: impl Send + 'static,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, HubError> {
+) -> Result<T, JoinError> {
     let holding = move || {
         let done = work();
         drop(permit);
         done
     };
-    tokio::task::spawn_blocking(holding)
-        .await
-        .map_err(|_| HubError::Failed)
+    spawn_blocking(holding).await
 }
 
 #[cfg(test)]
@@ -40,7 +38,7 @@ mod tests {
             started.send(()).unwrap();
             wait_for_finish.recv().unwrap();
         }));
-        tokio::task::spawn_blocking(move || wait_for_start.recv().unwrap())
+        spawn_blocking(move || wait_for_start.recv().unwrap())
             .await
             .unwrap();
         calling.abort();
