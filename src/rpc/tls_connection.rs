@@ -111,21 +111,14 @@ impl TlsConnection {
         }
     }
 
-    /// Reads what is decrypted, of as many records as fit.
+    /// Reads what is decrypted, of one record: an error that follows it must be the result of the next call.
     fn poll_decrypted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        while buf.remaining() > 0 {
-            match Pin::new(&mut self.stream).poll_fill_buf(cx) {
-                Poll::Ready(Ok(decrypted @ [_, ..])) => {
-                    let len = decrypted.len().min(buf.remaining());
-                    buf.put_slice(&decrypted[..len]);
-                    Pin::new(&mut self.stream).consume(len);
-                    self.stream.get_mut().0.undecrypted = 0;
-                }
-                // The end and errors come again.
-                _ if buf.filled().len() > before => break,
-                polled => return polled.map_ok(|_| ()),
-            }
+        let decrypted = ready!(Pin::new(&mut self.stream).poll_fill_buf(cx))?;
+        let len = decrypted.len().min(buf.remaining());
+        buf.put_slice(&decrypted[..len]);
+        if len > 0 {
+            Pin::new(&mut self.stream).consume(len);
+            self.stream.get_mut().0.undecrypted = 0;
         }
         Poll::Ready(Ok(()))
     }
