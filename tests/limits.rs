@@ -299,6 +299,14 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
+            "records and messages of TLS that have not ended",
+            fixed("of the same share, up to 64 KiB each"),
+            Other(
+                "the connection is closed as above",
+                "chitchat_connections_cut_total{reason=\"unread\"}",
+            ),
+        ),
+        (
             "the buffers that a connection's table of headers keeps, because its client has added pseudo-headers",
             fixed("of the same share, up to 8 KiB and the frame for each"),
             Other(
@@ -423,6 +431,11 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
                 "a further one takes the place of the oldest of the address that has the most",
                 "",
             ),
+        ),
+        (
+            "pages of metrics that are rendered at a time",
+            fixed("2"),
+            Other("others wait", ""),
         ),
         (
             "how long a client that lost its connection may take to resume",
