@@ -284,43 +284,33 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "bytes received that no request has read yet",
-            fixed("8 MiB per connection, one share in all"),
+            fixed(
+                "64 KiB per stream, 64 MiB per connection, one share in all, of which short ones keep the whole buffer that they are in",
+            ),
             Other(
-                "the client may not send more; a connection is closed if it exceeds its fair share of its address's fair share, each three quarters of what the others leave; one with at most 64 KiB only if its address exceeds three quarters of the limit, or a sixteenth for several seconds",
+                "nothing is read from a connection that exceeds its fair share of its address's fair share, each three quarters of what the others leave, and it is closed if that takes more than 3 to 6 s; one with at most 64 KiB only if its address exceeds three quarters of the limit, or a sixteenth for several seconds",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),
         (
             "header blocks that have not ended, and those after the messages of a request",
             fixed("of the same share, 96 KiB each"),
-            Other(
-                "the connection is closed as above",
-                "chitchat_connections_cut_total{reason=\"unread\"}",
-            ),
+            Other("as above", "chitchat_connections_cut_total{reason=\"unread\"}"),
         ),
         (
             "records and messages of TLS that have not ended",
             fixed("of the same share, up to 64 KiB each"),
-            Other(
-                "the connection is closed as above",
-                "chitchat_connections_cut_total{reason=\"unread\"}",
-            ),
+            Other("as above", "chitchat_connections_cut_total{reason=\"unread\"}"),
         ),
         (
             "the buffers that a connection's table of headers keeps, because its client has added pseudo-headers",
             fixed("of the same share, up to 8 KiB and the frame for each"),
-            Other(
-                "the connection is closed as above",
-                "chitchat_connections_cut_total{reason=\"unread\"}",
-            ),
+            Other("as above", "chitchat_connections_cut_total{reason=\"unread\"}"),
         ),
         (
             "requests whose answers the socket has not accepted, with headers that are valid or not; and the most requests of a connection at a time, if there were more than 32",
             fixed("of the same share, 2 KiB and 768 bytes each"),
-            Other(
-                "the connection is closed as above",
-                "chitchat_connections_cut_total{reason=\"unread\"}",
-            ),
+            Other("as above", "chitchat_connections_cut_total{reason=\"unread\"}"),
         ),
         (
             "responses of unary calls that are not read",

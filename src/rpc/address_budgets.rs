@@ -20,7 +20,7 @@ pub(super) struct AddressBudgets {
     pub(super) queries: Arc<Semaphore>,
     pub(super) received: Arc<Budget>,
     pub(super) responses: Arc<Budget>,
-    /// The bytes that are received and that no request has read yet.
+    /// What its connections hold as [`Unread`](super::unread::Unread) counts it, in bytes.
     pub(super) unread: AtomicUsize,
     /// The streams whose clients do not accept what the server has for them.
     pub(super) stalled: AtomicUsize,
@@ -60,8 +60,8 @@ impl Addresses {
     }
 }
 
-/// The fair share of one address that uses `own` of `limit` while all together use `all`: three quarters of what the others leave. One
-/// address never uses up the limit, and each further address lowers the shares of those that use most.
+/// The fair share of one user, such as an address, that uses `own` of `limit` while all together use `all`, in any unit: three quarters of
+/// what the others leave. One user never uses up the limit, and each further one lowers the shares of those that use most.
 pub(super) const fn fair_share(limit: usize, all: usize, own: usize) -> usize {
     per_address(limit.saturating_sub(all.saturating_sub(own)))
 }

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::address_budgets::{AddressBudgets, Addresses, fair_share};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
+use super::open_streams::StreamReader;
 use super::rates::AddressRate;
 use super::turns::AddressTurns;
 use super::unread::Unread;
@@ -31,20 +32,23 @@ const RESERVED_STREAMS: usize = 2;
 /// Messages in transit of up to this size, in bytes, need no part of a budget: the memory of a stream includes one.
 const SMALL_MESSAGE: usize = 2 * 1024;
 
-/// A request that can read from its connection until this is dropped.
+/// A request that reads from its connection until this is dropped.
 #[derive(Debug)]
-pub(super) struct ReadingRequest(Arc<ConnectionBudgets>);
+pub(super) struct ReadingRequest {
+    budgets: Arc<ConnectionBudgets>,
+    reader: StreamReader,
+}
 
 impl ReadingRequest {
-    /// Counts a DATA frame that it has read.
-    pub(super) fn read(&self, bytes: usize) {
-        self.0.unread.read(bytes);
+    /// Counts the data of a frame that it has read. It must be the slice that the connection has yielded, not a copy.
+    pub(super) fn read(&mut self, data: &[u8]) {
+        self.budgets.unread.read(&mut self.reader, data);
     }
 }
 
 impl Drop for ReadingRequest {
     fn drop(&mut self) {
-        self.0.unread.end_request();
+        self.budgets.unread.end_reading(&self.reader);
     }
 }
 
@@ -91,24 +95,18 @@ pub(super) struct StreamPermit {
     _place: OwnedSemaphorePermit,
     /// `None` for a reserved stream.
     _address: Option<OwnedSemaphorePermit>,
-    connection: Arc<ConnectionBudgets>,
 }
 
-impl Drop for StreamPermit {
-    fn drop(&mut self) {
-        self.connection.unread.close_stream();
-    }
-}
-
-/// The sizes of the budgets, in bytes. One address has at most three quarters of each.
+/// The sizes of the budgets: bytes, unless a field says otherwise. One address has at most three quarters of each that all connections share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetLimits {
     /// Messages that are received in part and cannot be decoded yet, of all connections together.
     pub received: usize,
     /// The same, per connection.
     pub received_per_connection: usize,
-    /// What h2 holds of what it has received, of all connections together: bytes that no stream has read, headers, 2 KiB for each request
-    /// that is not answered, and what it keeps for the most requests that a connection has had at a time. A connection that has more of that than the window of a stream is closed once it exceeds its fair share.
+    /// What h2 and TLS hold of what they have received, of all connections together: the buffers with data that no stream has read, headers,
+    /// records that are not complete, 2 KiB for each request that is not answered, and what h2 keeps for the most requests that a connection
+    /// has had at a time. Nothing is read from a connection that exceeds its fair share.
     pub unread: usize,
     /// Responses of unary calls that their clients have not accepted yet, of all connections together.
     pub responses: usize,
@@ -331,14 +329,10 @@ impl ConnectionBudgets {
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn open_stream(self: &Arc<Self>) -> Result<StreamPermit, RpcError> {
-        let permit = |place, address| {
-            self.unread.open_stream();
-            StreamPermit {
-                _place: place,
-                _address: address,
-                connection: Arc::clone(self),
-            }
+    pub(super) fn open_stream(&self) -> Result<StreamPermit, RpcError> {
+        let permit = |place, address| StreamPermit {
+            _place: place,
+            _address: address,
         };
         let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
         if let Some(place) = acquire(&self.reserved_streams) {
@@ -373,10 +367,12 @@ impl ConnectionBudgets {
         })
     }
 
-    /// Counts a request that is begun.
-    pub(super) fn begin_request(self: &Arc<Self>) -> ReadingRequest {
-        self.unread.begin_request();
-        ReadingRequest(Arc::clone(self))
+    /// A request that begins to read.
+    pub(super) fn begin_reading(self: &Arc<Self>) -> ReadingRequest {
+        ReadingRequest {
+            budgets: Arc::clone(self),
+            reader: StreamReader::default(),
+        }
     }
 
     /// Waits until this connection's turn to read from the store. It may read until the permits are dropped.

@@ -27,10 +27,10 @@ use super::stall_detector::MonitoredBody;
 use super::unread::STREAM_WINDOW;
 use crate::auth::{CachedToken, MAX_TOKEN_BYTES};
 
-/// Flow-control window of a connection, in bytes. h2 charges each unread DATA frame at least 256 bytes and closes the
-/// connection when the charge exceeds half this window; 8 MiB tolerates two streams full of the shortest messages, which have 9
-/// bytes (7,281 in a [`STREAM_WINDOW`], 1.8 MB of charge each).
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Flow-control window of a connection, in bytes. The budget for what is unread bounds what it holds, so this does not need to. h2 charges
+/// each unread DATA frame at least 256 bytes and closes the connection when the charge exceeds half this window: it tolerates 131,072 of
+/// them, with which hundreds of streams of short messages are full.
+const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// How many bytes h2 buffers per stream for a client that does not read.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -166,14 +166,14 @@ where
     S::Future: Send,
 {
     // A connection that has not sent the preface has no streams to wait for.
-    let accepted = PrefixedIo::accept(io, limits.handshake_timeout);
+    let accepted = PrefixedIo::accept(io, limits.handshake_timeout, Arc::clone(&budgets));
     let Some(io) = draining.run_until_cancelled(accepted).await else {
         return ConnectionEnd::Closed;
     };
     let Ok(io) = io else {
         return ConnectionEnd::SetupFailed(SetupError::NotHttp2);
     };
-    let io = CorkedIo::new(io.counted(Arc::clone(&budgets)));
+    let io = CorkedIo::new(io);
     let stream_budgets = Arc::clone(&budgets);
     let cached_token = Arc::<CachedToken>::default();
     // hyper calls it at once, and only polls the future later.
@@ -233,7 +233,8 @@ where
         &budgets,
     )
     .await;
-    let Some(reason) = io.with(PrefixedIo::cut).or(cut) else {
+    let is_flood = io.with(PrefixedIo::is_flood);
+    let Some(reason) = is_flood.then_some(CutReason::Flood).or(cut) else {
         return ConnectionEnd::Closed;
     };
     if reason != CutReason::Idle {

@@ -231,6 +231,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
     let mut socket = SocketStall::default();
+    let mut reads = 0;
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     let mut cut = None;
     poll_fn(|cx| {
@@ -242,7 +243,6 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             connection.as_mut(),
             &connection_waker,
             &mut streams,
-            || budgets.unread.settle(io.progress().0),
         );
         let write_and_check = poll_fn(|cx| {
             let is_broken = matches!(io.uncork(&mut connection_waker.context()), Poll::Ready(Err(_)));
@@ -257,7 +257,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
                 if streams.cancel_stalled(max_ticks, socket_ticks, &budgets.stalled) {
                     return Poll::Ready(());
                 }
-                if !budgets.unread.is_fair() {
+                let is_stuck = reads == budgets.unread.reads();
+                reads = budgets.unread.reads();
+                if !budgets.unread.may_last(is_stuck) {
                     cut = Some(CutReason::Unread);
                     return Poll::Ready(());
                 }
@@ -265,8 +267,8 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             if !is_blocked && streams.tasks.is_empty() {
                 budgets.stalled.clear();
             }
-            if !is_blocked && progress == Progress::Unfinished {
-                budgets.unread.forget_cancelled();
+            if !is_blocked {
+                budgets.unread.forget_late();
             }
             Poll::Pending
         });
@@ -334,15 +336,13 @@ enum Progress {
     Idle,
 }
 
-/// Polls the streams and the connection, whichever was woken, until neither makes progress. Calls `on_idle` when it is so: all
-/// streams have begun to read their requests, and the connection has written what it had, unless its socket is blocked.
+/// Polls the streams and the connection, whichever was woken, until neither makes progress.
 fn poll_rounds(
     cx: &mut Context<'_>,
     max_rounds: usize,
     mut connection: Pin<&mut impl Future>,
     connection_waker: &SubWaker,
     streams: &mut Streams,
-    on_idle: impl Fn(),
 ) -> Progress {
     for _ in 0..max_rounds {
         streams.waker.begin_poll(cx.waker());
@@ -361,9 +361,6 @@ fn poll_rounds(
         streams.accept_spawned();
         // Not `&&`: both wakers must wake the task from now on.
         let is_idle = streams.waker.end_poll() & connection_waker.end_poll();
-        if is_idle {
-            on_idle();
-        }
         // Without budget, what they wait for is the next budget. The runtime wakes them later.
         if !has_budget_remaining() {
             break;

@@ -18,6 +18,7 @@ use super::convert::join_request;
 use super::frame_meter::{FrameMeter, ReadFrames};
 use super::inbound::Inbound;
 use super::moderation::{self, Decision};
+use super::open_streams::{MAX_READ_BUFFER, OpenStreams};
 use crate::domain::WallTime;
 use crate::proto::{JoinMsgLeave, ModerateRequest};
 
@@ -80,22 +81,23 @@ pub(crate) fn frames(bytes: &[u8]) {
     let Some((size, bytes)) = bytes.split_first() else {
         return;
     };
+    // More would be in several buffers.
+    let bytes = &bytes[..bytes.len().min(MAX_READ_BUFFER)];
     let (mut whole, mut parts) = (FrameMeter::new(), FrameMeter::new());
+    let [mut of_whole, mut of_parts] = [(); 2].map(|()| OpenStreams::default());
     let mut frames = Some(ReadFrames::default());
     for part in bytes.chunks(usize::from(*size).max(1)) {
-        let read = parts.on_read(part).ok();
-        frames = frames.zip(read).map(|(mut frames, read)| {
-            frames.work += read.work;
-            frames.data += &read.data;
-            frames.other_bytes += read.other_bytes;
-            frames.trailers += read.trailers;
-            frames.ends_in_headers = read.ends_in_headers;
-            frames.header_table = read.header_table;
-            frames.requests += read.requests;
-            frames.short += read.short;
-            frames
+        let read = parts.on_read(part, &mut of_parts).ok();
+        frames = frames.zip(read).map(|(frames, read)| ReadFrames {
+            work: frames.work + read.work,
+            short: frames.short + read.short,
+            ..read
         });
     }
-    assert_eq!(whole.on_read(bytes).ok(), frames);
-    whole.on_written(bytes);
+    let read = whole.on_read(bytes, &mut of_whole).ok();
+    assert_eq!(read, frames);
+    if read.is_some() {
+        assert_eq!(of_whole, of_parts);
+    }
+    whole.on_written(bytes, &mut of_whole);
 }

@@ -59,7 +59,7 @@ impl<M: Message + Default> Inbound<M> {
         Self {
             body,
             limit,
-            request: Some(budgets.begin_request()),
+            request: Some(budgets.begin_reading()),
             budgets,
             frame: Bytes::new(),
             partial: Partial::default(),
@@ -86,8 +86,8 @@ impl<M: Message + Default> Inbound<M> {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        if let Some(request) = &self.request {
-                            request.read(data.len());
+                        if let Some(request) = &mut self.request {
+                            request.read(&data);
                         }
                         self.frame = data;
                     }

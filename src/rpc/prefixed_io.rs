@@ -9,13 +9,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
-use tokio::time::{Sleep, sleep};
 
 use super::budget::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
-use super::observer::CutReason;
 use super::transport::answer_http1;
-use super::unread::TooMuchUnread;
+use super::unread::ReadPause;
 
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -23,19 +21,18 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How many frames count as one of the operations of which tokio grants a task 128 each time it runs.
 const WORK_PER_UNIT: usize = 4;
 
-/// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows, and fail
-/// once the client floods the server with frames.
+/// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows. They fail once the
+/// client floods the server with frames, and pause while it leaves too much unread and after too many short frames.
 #[derive(Debug)]
 pub(super) struct PrefixedIo<T> {
     io: T,
     /// How many bytes of the preface have been replayed.
     replayed: usize,
     meter: FrameMeter,
-    /// Counts what is received.
-    budgets: Option<Arc<ConnectionBudgets>>,
-    cut: Option<CutReason>,
-    /// Until when nothing is read.
-    pause: Option<Pin<Box<Sleep>>>,
+    budgets: Arc<ConnectionBudgets>,
+    /// Whether the client has sent too many frames.
+    is_flood: bool,
+    pause: ReadPause,
 }
 
 /// The connection did not begin with the HTTP/2 preface, or not in time.
@@ -48,7 +45,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> PrefixedIo<T> {
     /// # Errors
     ///
     /// If `io` yields anything else, or not all of it within `timeout`.
-    pub(super) async fn accept(mut io: T, timeout: Duration) -> Result<Self, NotHttp2> {
+    pub(super) async fn accept(
+        mut io: T,
+        timeout: Duration,
+        budgets: Arc<ConnectionBudgets>,
+    ) -> Result<Self, NotHttp2> {
         let mut preface = [0; PREFACE.len()];
         let mut len = 0;
         let read = async {
@@ -71,9 +72,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> PrefixedIo<T> {
             io,
             replayed: 0,
             meter: FrameMeter::new(),
-            budgets: None,
-            cut: None,
-            pause: None,
+            budgets,
+            is_flood: false,
+            pause: ReadPause::default(),
         })
     }
 }
@@ -91,39 +92,30 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             self.replayed += len;
             return Poll::Ready(Ok(()));
         }
-        if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(cx));
-            self.pause = None;
-        }
+        let this = &mut *self;
+        ready!(this.pause.poll_end(cx, &this.budgets.unread));
         let before = buf.filled().len();
-        if let Err(error) = ready!(Pin::new(&mut self.io).poll_read(cx, buf)) {
-            if error.get_ref().is_some_and(|error| error.is::<TooMuchUnread>()) {
-                self.cut = Some(CutReason::Unread);
-            }
-            return Poll::Ready(Err(error));
-        }
-        let cut = match self.meter.on_read(&buf.filled()[before..]) {
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        match this
+            .budgets
+            .unread
+            .receive(&buf.filled()[before..], &mut this.meter)
+        {
             Ok(frames) => {
                 yield_after(frames.work, cx);
                 if frames.short > 0
-                    && let Some(budgets) = &self.budgets
-                    && let Some(pause) = budgets.pause_after_short_frames(frames.short)
+                    && let Some(pause) = this.budgets.pause_after_short_frames(frames.short)
                 {
-                    self.pause = Some(Box::pin(sleep(pause)));
+                    this.pause.begin(pause);
                 }
-                let is_allowed = self.budgets.as_ref().is_none_or(|budgets| {
-                    budgets.work.fetch_add(frames.work as u64, Ordering::Relaxed);
-                    budgets.unread.add(&frames)
-                });
-                (!is_allowed).then_some(CutReason::Unread)
+                this.budgets.work.fetch_add(frames.work as u64, Ordering::Relaxed);
+                Poll::Ready(Ok(()))
             }
-            Err(_) => Some(CutReason::Flood),
-        };
-        self.cut = self.cut.or(cut);
-        Poll::Ready(match cut {
-            None => Ok(()),
-            Some(_) => Err(io::ErrorKind::ConnectionAborted.into()),
-        })
+            Err(flood) => {
+                this.is_flood = true;
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, flood)))
+            }
+        }
     }
 }
 
@@ -139,27 +131,17 @@ fn yield_after(work: usize, cx: &mut Context<'_>) {
 }
 
 impl<T> PrefixedIo<T> {
-    /// Counts what is received in `budgets`.
-    pub(super) fn counted(self, budgets: Arc<ConnectionBudgets>) -> Self {
-        Self {
-            budgets: Some(budgets),
-            ..self
-        }
-    }
-
-    /// Why reading has failed, if the server has cut the connection.
-    pub(super) const fn cut(&self) -> Option<CutReason> {
-        self.cut
+    /// Whether reading has failed because the client has sent too many frames.
+    pub(super) const fn is_flood(&self) -> bool {
+        self.is_flood
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        let answers = self.meter.on_written(&buf[..written]);
-        if let Some(budgets) = self.budgets.as_ref().filter(|_| answers > 0) {
-            budgets.unread.answered(answers);
-        }
+        let this = &mut *self;
+        this.budgets.unread.send(&buf[..written], &mut this.meter);
         Poll::Ready(Ok(written))
     }
 
@@ -184,11 +166,17 @@ mod tests {
     use super::super::budget::{BudgetLimits, ServerBudgets};
     use super::*;
 
+    async fn accept<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<PrefixedIo<T>, NotHttp2> {
+        let server = ServerBudgets::new(BudgetLimits::default(), 10);
+        let budgets = server.connection(Ipv4Addr::LOCALHOST.into());
+        PrefixedIo::accept(io, Duration::from_secs(60), budgets).await
+    }
+
     #[tokio::test]
     async fn the_preface_is_replayed() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(&PREFACE[..7]).await.unwrap();
-        let accepting = tokio::spawn(PrefixedIo::accept(server, Duration::from_secs(60)));
+        let accepting = tokio::spawn(accept(server));
         client.write_all(&PREFACE[7..]).await.unwrap();
         client.write_all(b"rest").await.unwrap();
         drop(client);
@@ -214,8 +202,10 @@ mod tests {
             client.write_all(&bytes).await.unwrap();
             drop(client);
             let started = Instant::now();
-            let io = PrefixedIo::accept(io, Duration::from_secs(60)).await.unwrap();
-            let mut io = io.counted(server.connection(Ipv4Addr::LOCALHOST.into()));
+            let budgets = server.connection(Ipv4Addr::LOCALHOST.into());
+            let mut io = PrefixedIo::accept(io, Duration::from_secs(60), budgets)
+                .await
+                .unwrap();
             let mut buffer = [0; 1_000];
             while io.read(&mut buffer).await.unwrap() > 0 {}
             started.elapsed().as_secs()
@@ -236,7 +226,7 @@ mod tests {
             .write_all(&[PREFACE.as_slice(), &frames].concat())
             .await
             .unwrap();
-        let mut io = PrefixedIo::accept(server, Duration::from_secs(60)).await.unwrap();
+        let mut io = accept(server).await.unwrap();
         let mut turns = Vec::new();
         let mut total = 0;
         while total < PREFACE.len() + frames.len() {
@@ -265,7 +255,7 @@ mod tests {
     async fn another_protocol_is_rejected_at_the_first_differing_byte() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(b"PRI * HTTP/1").await.unwrap();
-        assert!(PrefixedIo::accept(server, Duration::from_secs(60)).await.is_err());
+        assert!(accept(server).await.is_err());
     }
 
     #[tokio::test]
@@ -276,7 +266,7 @@ mod tests {
             .await
             .unwrap();
         let mut answer = String::new();
-        let accepting = PrefixedIo::accept(server, Duration::from_secs(60));
+        let accepting = accept(server);
         let (accepted, _) = tokio::join!(accepting, client.read_to_string(&mut answer));
         assert!(accepted.is_err());
         assert!(
@@ -288,6 +278,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_client_is_rejected_after_the_timeout() {
         let (_client, server) = tokio::io::duplex(64);
-        assert!(PrefixedIo::accept(server, Duration::from_secs(10)).await.is_err());
+        assert!(accept(server).await.is_err());
     }
 }

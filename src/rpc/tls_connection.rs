@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::budget::ConnectionBudgets;
-use super::unread::TooMuchUnread;
+use super::unread::ReadPause;
 
 /// How many bytes a client may send in a handshake: more than a long chain of certificates needs. They are buffered, and are
 /// as many as a connection takes in the memory plan.
@@ -26,17 +26,30 @@ const MAX_READ: usize = 4 * 1024;
 #[derive(Debug)]
 pub(super) struct TlsSocket {
     stream: TcpStream,
-    is_in_handshake: bool,
     /// How many bytes were read since something was decrypted.
     undecrypted: usize,
+    /// Counts them, once the handshake is completed.
+    budgets: Option<Arc<ConnectionBudgets>>,
+    pause: ReadPause,
 }
 
 impl TlsSocket {
-    pub(super) const fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream) -> Self {
         Self {
             stream,
-            is_in_handshake: true,
             undecrypted: 0,
+            budgets: None,
+            pause: ReadPause::default(),
+        }
+    }
+
+    fn set_undecrypted(&mut self, bytes: usize) {
+        let counted = |bytes| if bytes > MAX_READ { bytes } else { 0 };
+        let before = std::mem::replace(&mut self.undecrypted, bytes);
+        if let Some(budgets) = &self.budgets
+            && counted(bytes) != counted(before)
+        {
+            budgets.unread.set_undecrypted(counted(bytes));
         }
     }
 
@@ -51,13 +64,17 @@ impl AsyncRead for TlsSocket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(budgets) = &this.budgets {
+            ready!(this.pause.poll_end(cx, &budgets.unread));
+        }
         let len = buf.remaining().min(MAX_READ);
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(len));
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
         let read = part.filled().len();
         buf.advance(read);
-        self.undecrypted += read;
-        if self.is_in_handshake && self.undecrypted > MAX_HANDSHAKE_BYTES {
+        this.set_undecrypted(this.undecrypted + read);
+        if this.budgets.is_none() && this.undecrypted > MAX_HANDSHAKE_BYTES {
             let error = format!("the client sent more than {MAX_HANDSHAKE_BYTES} bytes");
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
         }
@@ -92,74 +109,46 @@ impl AsyncWrite for TlsSocket {
 }
 
 /// An encrypted connection.
-pub(super) struct TlsConnection {
-    stream: TlsStream<TlsSocket>,
-    budgets: Arc<ConnectionBudgets>,
-    /// How many bytes are counted in the budgets.
-    counted: usize,
-}
+pub(super) struct TlsConnection(TlsStream<TlsSocket>);
 
 impl TlsConnection {
     /// A connection whose handshake is completed.
     pub(super) fn new(mut stream: TlsStream<TlsSocket>, budgets: Arc<ConnectionBudgets>) -> Self {
         let socket = stream.get_mut().0;
-        (socket.is_in_handshake, socket.undecrypted) = (false, 0);
-        Self {
-            stream,
-            budgets,
-            counted: 0,
-        }
-    }
-
-    /// Reads what is decrypted, of one record: an error that follows it must be the result of the next call.
-    fn poll_decrypted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let decrypted = ready!(Pin::new(&mut self.stream).poll_fill_buf(cx))?;
-        let len = decrypted.len().min(buf.remaining());
-        buf.put_slice(&decrypted[..len]);
-        if len > 0 {
-            Pin::new(&mut self.stream).consume(len);
-            self.stream.get_mut().0.undecrypted = 0;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Counts what was read and is not decrypted. Returns false if the connection must be closed.
-    fn count_undecrypted(&mut self) -> bool {
-        let undecrypted = self.stream.get_ref().0.undecrypted;
-        let counted = if undecrypted > MAX_READ { undecrypted } else { 0 };
-        counted == std::mem::replace(&mut self.counted, counted)
-            || self.budgets.unread.set_undecrypted(counted)
+        (socket.budgets, socket.undecrypted) = (Some(budgets), 0);
+        Self(stream)
     }
 }
 
 impl AsyncRead for TlsConnection {
+    /// Reads what is decrypted, of one record: an error that follows it must be the result of the next call.
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let polled = self.poll_decrypted(cx, buf);
-        if self.count_undecrypted() {
-            polled
-        } else {
-            Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                TooMuchUnread,
-            )))
+        let stream = &mut self.0;
+        let decrypted = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
+        let len = decrypted.len().min(buf.remaining());
+        buf.put_slice(&decrypted[..len]);
+        if len > 0 {
+            Pin::new(&mut *stream).consume(len);
+            stream.get_mut().0.set_undecrypted(0);
         }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for TlsConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

@@ -281,7 +281,7 @@ impl RequestBody {
             body,
             limit: SMALL_REQUEST,
             cancelled: None,
-            request: budgets.begin_request(),
+            request: budgets.begin_reading(),
             budgets,
             observer,
             header: Vec::new(),
@@ -292,7 +292,7 @@ impl RequestBody {
     }
 
     fn receive(&mut self, mut data: &[u8]) -> Result<(), RpcError> {
-        self.request.read(data.len());
+        self.request.read(data);
         while !data.is_empty() {
             if self.missing == 0 {
                 let (header, rest) = data.split_at(data.len().min(HEADER_LEN - self.header.len()));

@@ -1,31 +1,27 @@
 //! The memory that h2 and TLS hold because of what a connection has received and nobody has handled yet.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep};
 
 use super::address_budgets::{AddressBudgets, fair_share};
-use super::data_frames::DataFrames;
-use super::frame_meter::ReadFrames;
-use super::header_table::READ_BUFFER;
+use super::frame_meter::{Flood, FrameMeter, ReadFrames};
+use super::open_streams::{HEADER_MAP_BYTES, OpenStreams, StreamReader};
 use crate::domain::limits::per_address;
 
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 pub(super) const STREAM_WINDOW: u32 = 65_535;
 
 /// A connection that holds at most this, in bytes, is closed only if its address holds too much.
-const FAIR_UNREAD: usize = STREAM_WINDOW as usize;
+const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
 
-/// What one address may hold for seconds in connections with so little: this part of the limit.
-const FAIR_PART: usize = 16;
-
-/// Roughly what h2 holds for a request whose answer it has not written, in bytes. It does not count requests with invalid headers, and
-/// those that are refused, as open streams, but keeps an answer to each until the socket accepts it.
-const UNANSWERED_BYTES: usize = 2 * 1024;
-
-/// What h2 keeps at most of the headers of one request, or of its trailers, in bytes: hundreds of short ones.
-const HEADER_MAP_BYTES: usize = 96 * 1024;
+/// Such connections of one address may hold this part of the limit for seconds.
+const LASTING_PART: usize = 16;
 
 /// Roughly what h2 keeps for each of the most requests that a connection has had at a time, in bytes. Its tables double in size and never
 /// shrink.
@@ -34,15 +30,35 @@ const SLOT_BYTES: usize = 768;
 /// How many such slots are part of the memory of a connection.
 const FREE_SLOTS: usize = 32;
 
-/// A connection holds more than its fair share. The server closes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too much of what the connection has received is unread")]
-pub(super) struct TooMuchUnread;
+/// For how long nothing is read from a connection that holds too much, before it is looked at again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Pauses between the reads of a connection.
+#[derive(Debug, Default)]
+pub(super) struct ReadPause(Option<Pin<Box<Sleep>>>);
+
+impl ReadPause {
+    /// Nothing is read for `duration`.
+    pub(super) fn begin(&mut self, duration: Duration) {
+        self.0 = Some(Box::pin(sleep(duration)));
+    }
+
+    /// Ready when there is no pause, and what the connection holds may grow.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, unread: &Unread) -> Poll<()> {
+        loop {
+            if let Some(sleep) = &mut self.0 {
+                ready!(sleep.as_mut().poll(cx));
+                self.0 = None;
+            }
+            if unread.may_grow() {
+                return Poll::Ready(());
+            }
+            self.begin(PAUSE);
+        }
+    }
+}
 
 /// Counts what h2 and TLS hold for one connection.
-///
-/// What arrives for a request that has ended, and padding, is not read but discarded by h2, and a request that its client ends is not
-/// answered. [`Unread::settle`] forgets them.
 #[derive(Debug)]
 pub(super) struct Unread {
     held: Mutex<Held>,
@@ -50,6 +66,8 @@ pub(super) struct Unread {
     total: AtomicUsize,
     /// The part of it that stays as long as the connection.
     permanent: AtomicUsize,
+    /// How often something was received.
+    reads: AtomicUsize,
     address: Arc<AddressBudgets>,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
@@ -58,22 +76,11 @@ pub(super) struct Unread {
 
 #[derive(Debug, Default)]
 struct Held {
-    /// What its requests have not read.
-    data: DataFrames,
-    /// The other bytes that were received since there was nothing to read.
-    others: usize,
-    /// Requests that are not answered, whatever their state.
-    unanswered: usize,
-    /// Those of them that were not begun. They may never be: those that h2 refuses are not.
-    not_begun: usize,
-    /// The streams that are open.
-    streams: usize,
-    /// The requests that can still read something.
-    requests: usize,
-    /// Header blocks that follow the messages of a request. gRPC clients do not send any.
-    trailers: usize,
+    streams: OpenStreams,
     /// Whether a header block has begun and not ended.
     is_in_headers: bool,
+    /// The length of a frame that has arrived in part and has a buffer of its own, in bytes.
+    incomplete: usize,
     /// For the most requests so far, in bytes.
     slots: usize,
     /// What the table of headers keeps, in bytes.
@@ -84,30 +91,29 @@ struct Held {
 
 impl Held {
     fn bytes(&self) -> usize {
-        // A frame keeps all buffers that contain a part of it.
-        let buffers = self.others.min(READ_BUFFER * self.data.count());
-        let headers = self.trailers + usize::from(self.is_in_headers);
-        self.data.charge()
-            + buffers
-            + self.unanswered * UNANSWERED_BYTES
-            + headers * HEADER_MAP_BYTES
-            + self.slots
-            + self.header_table
-            + self.undecrypted
+        let headers = if self.is_in_headers { HEADER_MAP_BYTES } else { 0 };
+        self.streams.bytes() + headers + self.incomplete + self.undecrypted + self.permanent()
+    }
+
+    const fn permanent(&self) -> usize {
+        self.slots + self.header_table
     }
 
     fn grow_slots(&mut self) {
-        let most = self.not_begun + self.streams;
+        let most = self.streams.len();
         if most > FREE_SLOTS {
             self.slots = self.slots.max(most.next_power_of_two() * SLOT_BYTES);
         }
     }
+}
 
-    fn forget_others_if_all_is_read(&mut self) {
-        if self.data.count() == 0 {
-            self.others = 0;
-        }
-    }
+/// Why a connection holds too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Excess {
+    /// It holds more than its fair share.
+    Own,
+    /// It holds little, but its address holds too much in such connections.
+    Address,
 }
 
 impl Unread {
@@ -116,6 +122,7 @@ impl Unread {
             held: Mutex::default(),
             total: AtomicUsize::new(0),
             permanent: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
             address,
             all,
             limit,
@@ -123,49 +130,46 @@ impl Unread {
     }
 
     /// Applies `change` and counts what it makes of the sum.
-    fn change(&self, change: impl FnOnce(&mut Held)) {
+    fn change<R>(&self, change: impl FnOnce(&mut Held) -> R) -> R {
         let mut held = self.held.lock();
-        change(&mut held);
-        let total = held.bytes();
-        self.permanent
-            .store(held.slots + held.header_table, Ordering::Relaxed);
-        let added = total.wrapping_sub(self.total.swap(total, Ordering::Relaxed));
-        if added != 0 {
+        let result = change(&mut held);
+        let (total, before) = (held.bytes(), self.total.load(Ordering::Relaxed));
+        if total != before {
+            self.total.store(total, Ordering::Relaxed);
+            self.permanent.store(held.permanent(), Ordering::Relaxed);
             // Both wrap around if it is less than before.
+            let added = total.wrapping_sub(before);
             self.address.unread.fetch_add(added, Ordering::Relaxed);
             self.all.fetch_add(added, Ordering::Relaxed);
         }
+        result
     }
 
-    /// Whether nothing is held but what stays as long as the connection.
-    fn is_settled(&self) -> bool {
-        self.total.load(Ordering::Relaxed) == self.permanent.load(Ordering::Relaxed)
-    }
-
-    /// Counts what was received. Returns false if the connection must be closed: it exceeds its fair share of the fair share of its
-    /// address. One that has at most [`FAIR_UNREAD`] is closed only if its address exceeds three quarters of the limit.
-    pub(super) fn add(&self, frames: &ReadFrames) -> bool {
-        if self.is_settled() && !frames.take_memory() {
-            return true;
-        }
+    /// Counts what was received.
+    ///
+    /// # Errors
+    ///
+    /// The client sends too many frames.
+    pub(super) fn receive(&self, bytes: &[u8], meter: &mut FrameMeter) -> Result<ReadFrames, Flood> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.change(|held| {
-            held.data += &frames.data;
-            held.others += frames.other_bytes;
-            held.unanswered += frames.requests;
-            held.not_begun += frames.requests;
-            held.trailers += frames.trailers;
-            held.is_in_headers = frames.ends_in_headers;
+            let frames = meter.on_read(bytes, &mut held.streams)?;
+            held.is_in_headers = frames.is_in_headers;
+            held.incomplete = frames.incomplete;
             held.header_table = frames.header_table;
-            held.forget_others_if_all_is_read();
             held.grow_slots();
-        });
-        self.is_allowed(per_address(self.limit))
+            Ok(frames)
+        })
     }
 
-    /// Counts what TLS cannot decrypt yet, in bytes. Returns false if the connection must be closed, as [`Self::add`] does.
-    pub(super) fn set_undecrypted(&self, bytes: usize) -> bool {
+    /// Counts what the socket has accepted.
+    pub(super) fn send(&self, bytes: &[u8], meter: &mut FrameMeter) {
+        self.change(|held| meter.on_written(bytes, &mut held.streams));
+    }
+
+    /// Counts what TLS cannot decrypt yet, in bytes.
+    pub(super) fn set_undecrypted(&self, bytes: usize) {
         self.change(|held| held.undecrypted = bytes);
-        self.is_allowed(per_address(self.limit))
     }
 
     /// Whether anything is held.
@@ -173,86 +177,75 @@ impl Unread {
         self.total.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the connection holds no more than its fair share although it has had seconds to handle it. Whoever receives nothing would
-    /// otherwise not give way to others.
-    pub(super) fn is_fair(&self) -> bool {
-        self.is_allowed(self.limit / FAIR_PART)
+    /// How often something was received.
+    pub(super) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
     }
 
-    /// Whether the connection holds at most its fair share, or at most [`FAIR_UNREAD`] beside what stays as long as it lasts and its address
-    /// at most `most_of_address`.
-    fn is_allowed(&self, most_of_address: usize) -> bool {
-        let [own, permanent] = [&self.total, &self.permanent].map(|bytes| bytes.load(Ordering::Relaxed));
+    /// Whether more may be read from the connection: it holds at most its fair share of the fair share of its address. One that holds at most
+    /// [`SMALL_UNREAD`] may be read from until its address exceeds three quarters of the limit.
+    pub(super) fn may_grow(&self) -> bool {
+        !self.has_any() || self.exceeds(per_address(self.limit)).is_none()
+    }
+
+    /// Whether a connection may stay open that has held what it holds for seconds, although others may want it. `is_stuck` tells whether
+    /// nothing was read from it in this time.
+    pub(super) fn may_last(&self, is_stuck: bool) -> bool {
+        let excess = if self.has_any() {
+            self.exceeds(self.limit / LASTING_PART)
+        } else {
+            None
+        };
+        match excess {
+            None => true,
+            // It is at its limit, and handles what it holds.
+            Some(Excess::Own) => !is_stuck,
+            // Others of its address hold it.
+            Some(Excess::Address) => self.holds_almost_nothing(),
+        }
+    }
+
+    fn holds_almost_nothing(&self) -> bool {
+        let [own, permanent] = self.own();
+        own == permanent && permanent <= SMALL_UNREAD
+    }
+
+    /// What the connection holds, and the part of it that stays as long as the connection.
+    fn own(&self) -> [usize; 2] {
+        [&self.total, &self.permanent].map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
+    /// What the connection exceeds. One that holds little exceeds nothing until its address holds more than `most_of_address`.
+    fn exceeds(&self, most_of_address: usize) -> Option<Excess> {
+        let [own, permanent] = self.own();
         let address = self.address.unread.load(Ordering::Relaxed);
         let all = self.all.load(Ordering::Relaxed);
         let address_share = fair_share(self.limit, all, address);
-        let own_share = fair_share(address_share, address, own);
-        own <= own_share || (own.saturating_sub(permanent) <= FAIR_UNREAD && address <= most_of_address)
-    }
-
-    /// Counts a DATA frame that was read.
-    pub(super) fn read(&self, len: usize) {
-        self.change(|held| {
-            held.data.remove(len);
-            held.forget_others_if_all_is_read();
-        });
-    }
-
-    /// Counts requests to which the socket has accepted the answers.
-    pub(super) fn answered(&self, requests: usize) {
-        self.change(|held| {
-            held.unanswered = held.unanswered.saturating_sub(requests);
-            held.not_begun = held.not_begun.min(held.unanswered);
-        });
-    }
-
-    /// Counts a stream that is opened for a request.
-    pub(super) fn open_stream(&self) {
-        self.change(|held| {
-            held.streams += 1;
-            held.not_begun = held.not_begun.saturating_sub(1);
-        });
-    }
-
-    pub(super) fn close_stream(&self) {
-        self.change(|held| held.streams -= 1);
-    }
-
-    /// Counts a request that begins to read.
-    pub(super) fn begin_request(&self) {
-        self.change(|held| held.requests += 1);
-    }
-
-    pub(super) fn end_request(&self) {
-        self.change(|held| held.requests -= 1);
-    }
-
-    /// Forgets requests that have ended without an answer, because their client has cancelled them. The socket must have accepted all answers
-    /// that there are. A connection that is never idle is not [settled](Self::settle).
-    pub(super) fn forget_cancelled(&self) {
-        if self.is_settled() {
-            return;
+        if own <= fair_share(address_share, address, own) {
+            None
+        } else if own.saturating_sub(permanent) > SMALL_UNREAD {
+            Some(Excess::Own)
+        } else {
+            (address > most_of_address).then_some(Excess::Address)
         }
-        self.change(|held| held.unanswered = held.unanswered.min(held.not_begun + held.streams));
     }
 
-    /// Corrects the count to what the windows of the requests allow. All requests that were received must have been begun, and all answers
-    /// that there are must have been written unless the socket is blocked.
-    pub(super) fn settle(&self, is_blocked: bool) {
-        if self.is_settled() {
-            return;
+    /// Counts the data of a frame that was read.
+    pub(super) fn read(&self, reader: &mut StreamReader, data: &[u8]) {
+        self.change(|held| held.streams.read_data(reader, data));
+    }
+
+    /// Nothing more is read from a stream.
+    pub(super) fn end_reading(&self, reader: &StreamReader) {
+        self.change(|held| held.streams.end_reading(reader));
+    }
+
+    /// The socket has accepted all answers that there were.
+    pub(super) fn forget_late(&self) {
+        let [own, permanent] = self.own();
+        if own != permanent {
+            self.change(|held| held.streams.forget_late());
         }
-        self.change(|held| {
-            if !is_blocked {
-                (held.unanswered, held.not_begun) = (0, 0);
-            }
-            if held.requests == 0 {
-                held.data = DataFrames::default();
-                held.trailers = 0;
-            }
-            held.data.discard_beyond(held.requests * STREAM_WINDOW as usize);
-            held.forget_others_if_all_is_read();
-        });
     }
 }
 
@@ -264,83 +257,60 @@ impl Drop for Unread {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::net::Ipv4Addr;
 
     use super::super::budget::{BudgetLimits, ConnectionBudgets, ServerBudgets};
-    use super::super::data_frames::MIN_FRAME_BYTES;
+    use super::super::open_streams::UNANSWERED_BYTES;
     use super::*;
 
     fn server(limits: BudgetLimits) -> ServerBudgets {
         ServerBudgets::new(limits, 10)
     }
 
-    /// So many bytes in long DATA frames, and so many requests.
-    fn received(bytes: usize, requests: usize) -> ReadFrames {
-        let mut frames = ReadFrames {
-            requests,
-            ..ReadFrames::default()
-        };
-        for start in (0..bytes).step_by(1 << 14) {
-            frames.data.add((bytes - start).min(1 << 14));
-        }
-        frames
+    /// Holds so many bytes more. Returns whether that is allowed.
+    fn hold(connection: &Arc<ConnectionBudgets>, bytes: usize) -> bool {
+        connection.unread.change(|held| held.undecrypted += bytes);
+        connection.unread.may_grow()
+    }
+
+    fn release(connection: &Arc<ConnectionBudgets>, bytes: usize) {
+        connection.unread.change(|held| held.undecrypted -= bytes);
+    }
+
+    /// Opens streams from this one on. Returns whether that is allowed.
+    fn open(connection: &Arc<ConnectionBudgets>, first: u32, count: u32) -> bool {
+        connection.unread.change(|held| {
+            for stream in first..first + count {
+                held.streams.open(stream);
+            }
+            held.grow_slots();
+        });
+        connection.unread.may_grow()
+    }
+
+    fn close(connection: &Arc<ConnectionBudgets>, first: u32, count: u32) {
+        connection.unread.change(|held| {
+            for stream in first..first + count {
+                held.streams.close(stream);
+            }
+        });
     }
 
     #[test]
-    fn what_h2_has_discarded_does_not_stay_counted() {
+    fn what_a_connection_holds_is_counted_until_it_ends() {
         let server = server(BudgetLimits::default());
         let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let chat = connection.begin_request();
-        for _ in 0..1_000 {
-            let upload = connection.begin_request();
-            connection.unread.add(&received(10_000, 0));
-            upload.read(1_000);
-            drop(upload);
-            connection.unread.settle(false);
-            assert!(connection.unread.total.load(Ordering::Relaxed) <= FAIR_UNREAD);
-        }
-        drop(chat);
-        connection.unread.settle(false);
-        assert_eq!(server.unread(), 0);
-    }
-
-    #[test]
-    fn requests_count_until_their_answers_are_written() {
-        let server = server(BudgetLimits::default());
-        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let unread = &connection.unread;
-        let total = || server.unread();
-        assert!(unread.add(&received(1_000, 10)));
-        unread.answered(4);
-        assert_eq!(total(), 1_000 + 6 * UNANSWERED_BYTES);
-        // There is no request that could read the data.
-        unread.settle(true);
-        assert_eq!(total(), 6 * UNANSWERED_BYTES);
-        // The client has ended the other requests, or the answers were trailers.
-        unread.settle(false);
-        unread.answered(1);
-        assert_eq!(total(), 0);
-        let accepted = (0..).take_while(|_| unread.add(&received(0, 1))).count();
+        assert!(open(&connection, 1, 10) && hold(&connection, 1_000));
+        assert_eq!(server.unread(), 10 * UNANSWERED_BYTES + 1_000);
+        close(&connection, 1, 4);
+        release(&connection, 1_000);
+        assert_eq!(server.unread(), 6 * UNANSWERED_BYTES);
+        let accepted = (11..).take_while(|stream| open(&connection, *stream, 1)).count();
         let most = BudgetLimits::default().unread * 9 / 16 / (UNANSWERED_BYTES + SLOT_BYTES);
         assert!((most / 2..=most).contains(&accepted), "{accepted}");
         drop(connection);
-        assert_eq!(total(), 0);
-    }
-
-    #[test]
-    fn requests_that_are_cancelled_do_not_stay_counted() {
-        let server = server(BudgetLimits::default());
-        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let open = [(); 2].map(|()| {
-            connection.unread.add(&received(0, 1));
-            connection.open_stream()
-        });
-        for _ in 0..100_000 {
-            assert!(connection.unread.add(&received(0, 1)));
-            drop(connection.open_stream());
-            connection.unread.forget_cancelled();
-        }
-        assert_eq!(server.unread(), open.len() * UNANSWERED_BYTES);
+        assert_eq!(server.unread(), 0);
     }
 
     #[test]
@@ -348,20 +318,20 @@ mod tests {
         let server = server(BudgetLimits::default());
         let total = || server.unread();
         let connections = || (0..10).map(|_| server.connection(Ipv4Addr::LOCALHOST.into()));
-        let had = |connection: &Arc<ConnectionBudgets>, streams: usize| {
-            let mut open = Vec::new();
-            let is_allowed = (0..streams).all(|_| {
-                let is_allowed = connection.unread.add(&received(0, 1));
-                open.push(connection.open_stream());
-                connection.unread.answered(1);
+        let had = |connection: &Arc<ConnectionBudgets>, streams: u32| {
+            let is_allowed = (1..=streams).all(|stream| {
+                let is_allowed = open(connection, stream, 1);
+                connection.unread.change(|held| held.streams.answer(stream));
                 is_allowed
             });
-            drop(open);
-            connection.unread.settle(false);
+            close(connection, 1, streams);
             is_allowed
         };
         let few: Vec<_> = connections().collect();
-        assert!(few.iter().all(|connection| had(connection, FREE_SLOTS)));
+        assert!(
+            few.iter()
+                .all(|connection| had(connection, u32::try_from(FREE_SLOTS).unwrap()))
+        );
         assert_eq!(total(), 0);
         let many: Vec<_> = connections().collect();
         assert!(many.iter().all(|connection| had(connection, 1_000)));
@@ -375,42 +345,42 @@ mod tests {
     #[test]
     fn an_address_with_much_unread_leaves_something_for_others() {
         let server = server(BudgetLimits {
-            unread: 256 * FAIR_UNREAD,
+            unread: 256 * SMALL_UNREAD,
             ..BudgetLimits::default()
         });
         let greedy = [(); 3].map(|()| server.connection([192, 0, 2, 1].into()));
         for connection in &greedy {
-            while connection.unread.add(&received(256, 0)) {}
+            while hold(connection, 256) {}
             // What it had when it was cut.
-            connection.unread.read(256);
+            release(connection, 256);
         }
         let used = server.unread();
-        assert!((185 * FAIR_UNREAD..192 * FAIR_UNREAD).contains(&used), "{used}");
+        assert!((185 * SMALL_UNREAD..192 * SMALL_UNREAD).contains(&used), "{used}");
         // One of the same address, and one of another that has more than a little.
         let sibling = server.connection([192, 0, 2, 1].into());
-        assert!(sibling.unread.add(&received(FAIR_UNREAD, 0)));
+        assert!(hold(&sibling, SMALL_UNREAD));
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(other.unread.add(&received(32 * FAIR_UNREAD, 0)));
+        assert!(hold(&other, 32 * SMALL_UNREAD));
         // Whoever has most gives way.
-        assert!(!greedy[0].unread.add(&received(1, 0)));
-        assert!(other.unread.add(&received(1, 0)));
+        assert!(!hold(&greedy[0], 1));
+        assert!(hold(&other, 1));
         drop((greedy, sibling));
-        assert!(other.unread.add(&received(64 * FAIR_UNREAD, 0)));
+        assert!(hold(&other, 64 * SMALL_UNREAD));
     }
 
     #[test]
     fn a_connection_with_little_unread_is_not_cut_because_of_other_addresses() {
         let server = server(BudgetLimits {
-            unread: 8 * FAIR_UNREAD,
+            unread: 8 * SMALL_UNREAD,
             ..BudgetLimits::default()
         });
         let held: Vec<_> = (1..20)
             .map(|last| server.connection([192, 0, 2, last].into()))
             .collect();
         for connection in &held {
-            assert!(connection.unread.add(&received(FAIR_UNREAD, 0)));
+            assert!(hold(connection, SMALL_UNREAD));
         }
-        assert!(!held[0].unread.add(&received(256, 0)));
+        assert!(!hold(&held[0], 256));
         drop(held);
         assert_eq!(server.unread(), 0);
     }
@@ -423,13 +393,9 @@ mod tests {
         });
         let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(
-            one[..3]
-                .iter()
-                .all(|connection| connection.unread.add(&received(1_000, 0)))
-        );
-        assert!(!one[3].unread.add(&received(1, 0)));
-        assert!(other.unread.add(&received(1_000, 0)));
+        assert!(one[..3].iter().all(|connection| hold(connection, 1_000)));
+        assert!(!hold(&one[3], 1));
+        assert!(hold(&other, 1_000));
         drop(one);
         assert_eq!(server.unread(), 1_000);
     }
@@ -437,7 +403,7 @@ mod tests {
     #[test]
     fn those_who_hold_much_and_receive_nothing_give_way() {
         let server = server(BudgetLimits {
-            unread: 256 * FAIR_UNREAD,
+            unread: 256 * SMALL_UNREAD,
             ..BudgetLimits::default()
         });
         let connections = |last| (0..190).map(move |_| [192, 0, 2, last]);
@@ -446,75 +412,62 @@ mod tests {
             .map(|address| server.connection(address.into()))
             .collect();
         for connection in &held {
-            connection.unread.add(&received(FAIR_UNREAD, 0));
+            hold(connection, SMALL_UNREAD);
         }
         let other = server.connection([192, 0, 2, 9].into());
-        assert!(other.unread.add(&received(FAIR_UNREAD, 0)));
-        assert!(other.unread.is_fair());
-        held.retain(|connection| connection.unread.is_fair());
-        assert!(server.unread() <= 256 * FAIR_UNREAD, "{}", server.unread());
+        assert!(hold(&other, SMALL_UNREAD));
+        assert!(other.unread.may_last(true));
+        held.retain(|connection| connection.unread.may_last(true));
+        assert!(server.unread() <= 256 * SMALL_UNREAD, "{}", server.unread());
         assert!(!held.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_holds_too_much_is_not_read_from_until_it_holds_less() {
+        let server = server(BudgetLimits::default());
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        let mut pause = ReadPause::default();
+        let mut is_ready = async || {
+            let ended = poll_fn(|cx| pause.poll_end(cx, &connection.unread));
+            tokio::time::timeout(Duration::from_secs(1), ended).await.is_ok()
+        };
+        let all = BudgetLimits::default().unread;
+        assert!(is_ready().await);
+        assert!(!hold(&connection, all) && !is_ready().await);
+        // It goes on, or not.
+        assert!(connection.unread.may_last(false) && !connection.unread.may_last(true));
+        release(&connection, all);
+        assert!(is_ready().await);
+    }
+
+    #[test]
+    fn who_holds_nothing_is_not_closed_because_of_others_of_the_address() {
+        let server = server(BudgetLimits {
+            unread: 16 * SMALL_UNREAD,
+            ..BudgetLimits::default()
+        });
+        let [greedy, innocent] = [(); 2].map(|()| server.connection(Ipv4Addr::LOCALHOST.into()));
+        innocent.unread.change(|held| held.header_table = 100);
+        hold(&greedy, 32 * SMALL_UNREAD);
+        assert!(innocent.unread.may_last(true));
+        hold(&innocent, 1);
+        assert!(!innocent.unread.may_last(true));
     }
 
     #[test]
     fn the_slots_of_earlier_requests_do_not_make_a_connection_give_way() {
         let server = server(BudgetLimits::default());
         let gateway = server.connection([192, 0, 2, 1].into());
-        assert!(gateway.unread.add(&received(0, 100)));
-        gateway.unread.settle(false);
+        assert!(open(&gateway, 1, 100));
+        close(&gateway, 1, 100);
         assert_eq!(server.unread(), 128 * SLOT_BYTES);
         let others: Vec<_> = (2..6)
             .flat_map(|last| [[192, 0, 2, last]; 40])
             .map(|address| server.connection(address.into()))
             .collect();
         for connection in &others {
-            while connection.unread.add(&received(FAIR_UNREAD, 0)) {}
+            while hold(connection, SMALL_UNREAD) {}
         }
-        assert!(gateway.unread.add(&received(1_000, 1)) && gateway.unread.is_fair());
-    }
-
-    #[test]
-    fn a_header_block_without_an_end_and_trailers_count() {
-        let server = server(BudgetLimits::default());
-        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let unread = &connection.unread;
-        let headers = |ends_in_headers, trailers| ReadFrames {
-            ends_in_headers,
-            trailers,
-            ..ReadFrames::default()
-        };
-        unread.add(&headers(true, 0));
-        unread.settle(false);
-        assert_eq!(server.unread(), HEADER_MAP_BYTES);
-        unread.add(&headers(false, 0));
-        assert_eq!(server.unread(), 0);
-        let request = connection.begin_request();
-        unread.add(&headers(false, 2));
-        unread.settle(false);
-        assert_eq!(server.unread(), 2 * HEADER_MAP_BYTES);
-        drop(request);
-        unread.settle(false);
-        assert_eq!(server.unread(), 0);
-    }
-
-    #[test]
-    fn short_frames_that_are_not_read_count_with_the_buffers_that_they_are_in() {
-        let server = server(BudgetLimits::default());
-        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
-        let request = connection.begin_request();
-        let mut frames = ReadFrames {
-            other_bytes: 9 + READ_BUFFER,
-            ..ReadFrames::default()
-        };
-        frames.data.add(5);
-        for _ in 0..100 {
-            connection.unread.add(&frames);
-        }
-        connection.unread.settle(false);
-        assert_eq!(server.unread(), 100 * (MIN_FRAME_BYTES as usize + READ_BUFFER));
-        for _ in 0..100 {
-            request.read(5);
-        }
-        assert_eq!(server.unread(), 0);
+        assert!(open(&gateway, 101, 1) && gateway.unread.may_last(true));
     }
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use chitchat::proto::subscribe_request::Start;
-use chitchat::proto::{GetHistoryRequest, ListParticipantsRequest, SendMessageRequest, SubscribeRequest};
+use chitchat::proto::{
+    GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, SendMessageRequest, SubscribeRequest,
+};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
@@ -390,6 +392,39 @@ async fn connections_that_send_and_do_not_read_are_closed_when_memory_is_short()
     for client in [&mut pair.one, &mut pair.other] {
         while client.next_line().await.2 != "still here" {}
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_does_not_count_any_more() {
+    let server = TestServer::with(|config| config.transport.budgets.unread = 64 << 10).await;
+    let channel = server.channel().await;
+    let mut clients = Vec::new();
+    for room in ["tea", "milk", "cake"] {
+        let mut client = Client::open(channel.clone()).await;
+        client
+            .send(JoinMsgLeave {
+                room: room.into(),
+                ..join("Ada")
+            })
+            .await;
+        client.next().await;
+        client.next_line().await;
+        clients.push(client);
+    }
+    // Far more than the budget.
+    for _ in 0..50 {
+        for client in &mut clients {
+            for _ in 0..20 {
+                client.say(0, "hello").await;
+            }
+        }
+        for client in &mut clients {
+            for _ in 0..20 {
+                assert_eq!(client.next_line().await.2, "hello");
+            }
+        }
+    }
+    assert_eq!(server.metric("chitchat_connections_cut_total").await, 0.0);
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn participants_chat_over_tls() {
-    let encrypted = Encrypted::start().await;
+    let encrypted = Encrypted::with(|config, _, _| config.transport.budgets.unread = 256 << 10).await;
     let mut ada = encrypted.join("Ada").await;
     let bob = encrypted.join("Bob").await;
     assert_eq!(ada.next().await.sender_name, "Bob");

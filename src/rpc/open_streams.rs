@@ -1,0 +1,418 @@
+//! The streams of a connection, as its frames show them, and what h2 holds for them.
+//!
+//! h2 keeps the payload of a DATA frame as a slice of the buffer that it was read into until somebody reads it, and with it the whole
+//! buffer. Which buffers these are shows in the addresses of what is read: a client that sends a short frame which is not read with each
+//! long one that is would otherwise make the server hold far more than it has to read.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use super::header_table::READ_BUFFER;
+
+/// What an unread frame takes at least, in bytes: h2 keeps each in a slot of its own.
+pub(super) const FRAME_BYTES: usize = 256;
+
+/// How many unread frames are part of the memory of a connection.
+pub(super) const FREE_FRAMES: usize = 8;
+
+/// Roughly what h2 holds for a request whose answer it has not written, in bytes. It does not count requests with invalid headers, and
+/// those that are refused, as open streams, but keeps an answer to each until the socket accepts it.
+pub(super) const UNANSWERED_BYTES: usize = 2 * 1024;
+
+/// What h2 keeps at most of the headers of one request, or of its trailers, in bytes: hundreds of short ones.
+pub(super) const HEADER_MAP_BYTES: usize = 96 * 1024;
+
+/// The size of the largest buffers that h2 reads into, in bytes, with some reserve: those of long frames. More bytes in a row are in adjacent
+/// buffers.
+pub(super) const MAX_READ_BUFFER: usize = 4 * READ_BUFFER;
+
+/// The capacity that the queue of a stream's frames keeps when it is empty.
+const KEPT_CAPACITY: usize = 16;
+
+/// The streams that have begun and not ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct OpenStreams {
+    streams: HashMap<u32, OpenStream>,
+    /// Those from which nobody has read, by the address where their first frame with data ends.
+    unidentified: HashMap<usize, u32>,
+    buffers: ReadBuffers,
+    /// How many DATA frames are unread.
+    frames: usize,
+    /// How many streams are not answered.
+    unanswered: usize,
+    /// How many header blocks follow the messages of a request. gRPC clients do not send any.
+    trailers: usize,
+    /// How many frames have come for streams that are not open. h2 may keep an answer to each until the socket accepts it.
+    late: usize,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct OpenStream {
+    is_answered: bool,
+    /// Whether nobody reads any more what comes.
+    is_ignored: bool,
+    trailers: usize,
+    /// Where its first frame with data ended.
+    first_end: Option<usize>,
+    unread: VecDeque<UnreadFrame>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct UnreadFrame {
+    /// The address where its data ends.
+    end: usize,
+    /// The buffer that it is in.
+    buffer: u32,
+}
+
+/// The reader of a stream's messages. It learns which stream that is when it reads the first one.
+#[derive(Debug, Default)]
+pub(super) struct StreamReader(Option<u32>);
+
+impl OpenStreams {
+    /// Roughly what is held, in bytes, beyond what is part of the memory of a connection.
+    pub(super) fn bytes(&self) -> usize {
+        self.frames.saturating_sub(FREE_FRAMES) * FRAME_BYTES
+            + self.buffers.bytes()
+            + (self.unanswered + self.late) * UNANSWERED_BYTES
+            + self.trailers * HEADER_MAP_BYTES
+    }
+
+    /// How many streams are open.
+    pub(super) fn len(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// How many DATA frames are unread.
+    #[cfg(test)]
+    pub(super) fn unread(&self) -> usize {
+        self.frames
+    }
+
+    /// Counts a read from the socket of `len` bytes, to the address `start`.
+    pub(super) fn read_bytes(&mut self, start: usize, len: usize) {
+        self.buffers.read(start, len);
+    }
+
+    /// Counts a HEADERS frame of the client that begins a stream.
+    pub(super) fn open(&mut self, stream: u32) {
+        self.streams.insert(stream, OpenStream::default());
+        self.unanswered += 1;
+    }
+
+    /// Counts a HEADERS frame of the client that does not.
+    pub(super) fn receive_trailers(&mut self, stream: u32) {
+        match self.streams.get_mut(&stream) {
+            Some(open) if open.is_ignored => {}
+            Some(open) => {
+                open.trailers += 1;
+                self.trailers += 1;
+            }
+            None => self.late += 1,
+        }
+    }
+
+    /// Counts a frame to which h2 may answer with RST_STREAM, and which belongs to no open stream.
+    pub(super) fn receive_late(&mut self) {
+        self.late += 1;
+    }
+
+    /// Counts a DATA frame with `len` bytes of data, which end at the address `end`.
+    pub(super) fn receive_data(&mut self, stream: u32, end: usize, len: usize, is_last: bool) {
+        let Some(open) = self.streams.get_mut(&stream) else {
+            self.late += 1;
+            return;
+        };
+        // h2 drops empty ones.
+        if open.is_ignored || (len == 0 && !is_last) {
+            return;
+        }
+        if len > 0 && open.first_end.is_none() {
+            open.first_end = Some(end);
+            self.unidentified.insert(end, stream);
+        }
+        let buffer = self.buffers.hold(len);
+        open.unread.push_back(UnreadFrame { end, buffer });
+        self.frames += 1;
+    }
+
+    /// Counts the data of a frame that was read.
+    pub(super) fn read_data(&mut self, reader: &mut StreamReader, data: &[u8]) {
+        let end = data.as_ptr_range().end.addr();
+        if reader.0.is_none() && !data.is_empty() {
+            reader.0 = self.unidentified.remove(&end);
+        }
+        let Some(open) = reader.0.and_then(|stream| self.streams.get_mut(&stream)) else {
+            return;
+        };
+        let position = open.unread.iter().position(|frame| frame.end == end);
+        let read = position.map_or(1, |position| position + 1);
+        for frame in open.unread.drain(..read.min(open.unread.len())) {
+            self.buffers.release(frame.buffer);
+            self.frames -= 1;
+        }
+        if open.unread.is_empty() && open.unread.capacity() > KEPT_CAPACITY {
+            open.unread = VecDeque::new();
+        }
+    }
+
+    /// Nothing more is read from a stream.
+    pub(super) fn end_reading(&mut self, reader: &StreamReader) {
+        if let Some(open) = reader.0.and_then(|stream| self.streams.get_mut(&stream)) {
+            open.is_ignored = true;
+            let unread = std::mem::take(&mut open.unread);
+            let trailers = std::mem::take(&mut open.trailers);
+            self.forget(&unread, trailers);
+        }
+    }
+
+    /// Counts a HEADERS frame of the server.
+    pub(super) fn answer(&mut self, stream: u32) {
+        if let Some(open) = self.streams.get_mut(&stream) {
+            self.unanswered -= usize::from(!open.is_answered);
+            open.is_answered = true;
+        }
+    }
+
+    /// One of the two has ended a stream. Returns whether it was open.
+    pub(super) fn close(&mut self, stream: u32) -> bool {
+        let Some(closed) = self.streams.remove(&stream) else {
+            return false;
+        };
+        self.unanswered -= usize::from(!closed.is_answered);
+        self.forget(&closed.unread, closed.trailers);
+        if let Some(end) = closed.first_end
+            && self.unidentified.get(&end) == Some(&stream)
+        {
+            self.unidentified.remove(&end);
+        }
+        true
+    }
+
+    /// Counts a RST_STREAM frame of the server.
+    pub(super) fn reset(&mut self, stream: u32) {
+        if !self.close(stream) {
+            self.late = self.late.saturating_sub(1);
+        }
+    }
+
+    /// The socket has accepted all answers to what came too late.
+    pub(super) fn forget_late(&mut self) {
+        self.late = 0;
+    }
+
+    fn forget(&mut self, unread: &VecDeque<UnreadFrame>, trailers: usize) {
+        self.trailers -= trailers;
+        self.frames -= unread.len();
+        for frame in unread {
+            self.buffers.release(frame.buffer);
+        }
+    }
+}
+
+/// The buffers that h2 reads into.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ReadBuffers {
+    newest: ReadBuffer,
+    newest_id: u32,
+    /// The address where the newest byte ends. What does not begin there was read into another buffer.
+    end: usize,
+    /// The others in which there are unread frames.
+    older: HashMap<u32, ReadBuffer>,
+    /// What they take, in bytes.
+    older_bytes: usize,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ReadBuffer {
+    /// How many bytes were read into it.
+    read: usize,
+    /// How many of them are data. A frame that began in an earlier buffer was moved.
+    data: usize,
+    /// How many unread frames are in it.
+    frames: usize,
+}
+
+impl ReadBuffer {
+    /// Roughly what it takes, in bytes.
+    fn bytes(&self) -> usize {
+        self.read.max(self.data).max(READ_BUFFER)
+    }
+}
+
+impl ReadBuffers {
+    /// What the buffers take, in bytes. The newest is part of the memory of a connection, unless it is a large one.
+    fn bytes(&self) -> usize {
+        let is_held = self.newest.frames > 0;
+        self.older_bytes + usize::from(is_held) * (self.newest.bytes() - READ_BUFFER)
+    }
+
+    fn read(&mut self, start: usize, len: usize) {
+        if len == 0 {
+            return;
+        }
+        if start != self.end || self.newest.read + len > MAX_READ_BUFFER {
+            let before = std::mem::take(&mut self.newest);
+            if before.frames > 0 {
+                self.older_bytes += before.bytes();
+                self.older.insert(self.newest_id, before);
+            }
+            self.newest_id = self.newest_id.wrapping_add(1);
+        }
+        self.newest.read += len;
+        self.end = start + len;
+    }
+
+    /// Counts an unread frame with `len` bytes in the newest buffer. Returns which that is.
+    fn hold(&mut self, len: usize) -> u32 {
+        self.newest.frames += 1;
+        self.newest.data += len;
+        self.newest_id
+    }
+
+    /// A frame in `buffer` is not held any more.
+    fn release(&mut self, buffer: u32) {
+        if buffer == self.newest_id {
+            self.newest.frames -= 1;
+            return;
+        }
+        if let Some(older) = self.older.get_mut(&buffer) {
+            older.frames -= 1;
+            if older.frames == 0 {
+                self.older_bytes -= older.bytes();
+                self.older.remove(&buffer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Receives frames of one stream each, in one buffer.
+    fn receive(streams: &mut OpenStreams, buffer: &[u8], frames: &[(u32, &[u8])]) {
+        streams.read_bytes(buffer.as_ptr().addr(), buffer.len());
+        for (stream, data) in frames {
+            streams.receive_data(*stream, data.as_ptr_range().end.addr(), data.len(), false);
+        }
+    }
+
+    #[test]
+    fn a_short_frame_that_is_not_read_keeps_its_buffer() {
+        let mut streams = OpenStreams::default();
+        // They are not adjacent.
+        let buffers: Vec<_> = (0..100).map(|_| vec![0; 8_001]).collect();
+        streams.open(1);
+        streams.open(3);
+        let mut reader = StreamReader::default();
+        let empty = streams.bytes();
+        for buffer in &buffers {
+            let (short, long) = buffer[1..].split_at(5);
+            receive(&mut streams, &buffer[1..], &[(1, short), (3, long)]);
+            streams.read_data(&mut reader, long);
+        }
+        let held = 99 * READ_BUFFER + (100 - FREE_FRAMES) * FRAME_BYTES;
+        assert_eq!(streams.bytes() - empty, held);
+        streams.close(1);
+        assert_eq!(streams.bytes() + UNANSWERED_BYTES, empty);
+    }
+
+    #[test]
+    fn what_is_read_is_not_held_however_long_others_wait() {
+        let mut streams = OpenStreams::default();
+        let waiting = [0; 100];
+        let buffers = vec![[0; 8_000]; 1_000];
+        streams.open(1);
+        streams.open(3);
+        receive(&mut streams, &waiting, &[(1, &waiting)]);
+        let mut reader = StreamReader::default();
+        for buffer in &buffers {
+            receive(&mut streams, buffer, &[(3, &buffer[..10]), (3, &buffer[20..])]);
+            streams.read_data(&mut reader, &buffer[..10]);
+            streams.read_data(&mut reader, &buffer[20..]);
+        }
+        assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES + READ_BUFFER);
+        let mut reader = StreamReader::default();
+        streams.read_data(&mut reader, &waiting);
+        assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
+    }
+
+    #[test]
+    fn long_frames_take_their_length() {
+        let mut streams = OpenStreams::default();
+        let buffers: Vec<_> = (0..10).map(|_| vec![0; 16_384]).collect();
+        streams.open(1);
+        for buffer in &buffers {
+            // The first half came in an earlier buffer.
+            streams.read_bytes(buffer[8_192..].as_ptr().addr(), 8_192);
+            streams.receive_data(1, buffer.as_ptr_range().end.addr(), buffer.len(), false);
+        }
+        let others = UNANSWERED_BYTES + 2 * FRAME_BYTES;
+        assert_eq!(streams.bytes(), 10 * 16_384 - READ_BUFFER + others);
+    }
+
+    #[test]
+    fn streams_are_unanswered_until_the_first_headers_or_their_end() {
+        let mut streams = OpenStreams::default();
+        for stream in [1, 3, 5] {
+            streams.open(stream);
+        }
+        for _ in 0..2 {
+            streams.answer(1);
+        }
+        assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
+        assert!(streams.close(3) && !streams.close(3) && streams.close(1));
+        assert_eq!((streams.bytes(), streams.len()), (UNANSWERED_BYTES, 1));
+    }
+
+    #[test]
+    fn what_comes_too_late_counts_until_it_is_answered() {
+        let mut streams = OpenStreams::default();
+        streams.receive_data(1, 0, 0, true);
+        streams.receive_trailers(1);
+        streams.receive_late();
+        assert_eq!(streams.bytes(), 3 * UNANSWERED_BYTES);
+        streams.reset(1);
+        assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
+        streams.forget_late();
+        assert_eq!(streams.bytes(), 0);
+    }
+
+    #[test]
+    fn trailers_count_until_nobody_reads_them() {
+        let mut streams = OpenStreams::default();
+        let data = [0; 10];
+        streams.open(1);
+        receive(&mut streams, &data, &[(1, &data)]);
+        streams.receive_trailers(1);
+        streams.receive_trailers(1);
+        assert_eq!(streams.bytes(), UNANSWERED_BYTES + 2 * HEADER_MAP_BYTES);
+        let mut reader = StreamReader::default();
+        streams.read_data(&mut reader, &data);
+        streams.end_reading(&reader);
+        streams.receive_trailers(1);
+        receive(&mut streams, &data, &[(1, &data)]);
+        assert_eq!(streams.bytes(), UNANSWERED_BYTES);
+        streams.close(1);
+        streams.buffers = ReadBuffers::default();
+        assert_eq!(streams, OpenStreams::default());
+    }
+
+    #[test]
+    fn frames_without_data_are_read_in_order() {
+        let mut streams = OpenStreams::default();
+        let data = [0; 10];
+        streams.open(1);
+        // h2 drops the first.
+        receive(&mut streams, &data, &[(1, &[]), (1, &data)]);
+        streams.receive_data(1, data.as_ptr().addr(), 0, true);
+        assert_eq!(streams.frames, 2);
+        let mut reader = StreamReader::default();
+        streams.read_data(&mut reader, &data);
+        assert_eq!(streams.frames, 1);
+        streams.read_data(&mut reader, &[]);
+        assert_eq!(streams.frames, 0);
+    }
+}
