@@ -33,14 +33,13 @@ use tokio::task::{JoinSet, block_in_place};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
-use frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
+use frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE};
 use frames::{call, data, frame, grpc, preface};
 use process::{Server, http_get, serve_at, unused_address, wait_until};
 
 /// What the server is allowed to use, and what it is held to.
 const MAX_MEMORY: u64 = 512 << 20;
 
-const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 
 /// What the attackers of one kind do.

@@ -285,7 +285,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "bytes received that no request has read yet",
             fixed(
-                "64 KiB per stream, 64 MiB per connection, one share in all, of which short ones keep the whole buffer that they are in",
+                "64 KiB per stream, one share in all, of which short ones keep the whole buffer that they are in",
             ),
             Other(
                 "nothing is read from a connection that exceeds its fair share of its address's fair share, each three quarters of what the others leave, and it is closed if that takes more than 3 to 6 s; one with at most 64 KiB only if its address exceeds three quarters of the limit, or a sixteenth for several seconds",
@@ -323,6 +323,11 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
                 "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two); of one address three quarters of that, rounded down, but at least one",
             ),
             Other("others wait", ""),
+        ),
+        (
+            "streams of server reflection",
+            fixed("32, of which one address has at most 24, for a minute each"),
+            Rejected(Reason::TooManyStreams),
         ),
         (
             "pages of the log that are read at a time for subscribers that lag",
@@ -402,8 +407,8 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "what a client sends in a TLS handshake",
-            fixed("24 KiB"),
+            "what a client sends in a TLS handshake, and then before anything can be decrypted",
+            fixed("24 KiB, and 96 KiB"),
             Other(
                 "the connection is closed",
                 "chitchat_connections_refused_total{reason=\"handshake\"}",

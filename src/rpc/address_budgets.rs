@@ -18,6 +18,7 @@ pub(super) struct AddressBudgets {
     pub(super) connections: Arc<Semaphore>,
     pub(super) streams: Arc<Semaphore>,
     pub(super) queries: Arc<Semaphore>,
+    pub(super) reflections: Arc<Semaphore>,
     pub(super) received: Arc<Budget>,
     pub(super) responses: Arc<Budget>,
     /// What its connections hold as [`Unread`](super::unread::Unread) counts it, in bytes.

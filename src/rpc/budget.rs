@@ -26,6 +26,10 @@ use crate::reason::Reason;
 /// delay the queries of other connections.
 const QUERIES_PER_CONNECTION: usize = 2;
 
+/// How many streams of server reflection may be open, of all connections together. Each holds up to a few hundred KiB that its client does
+/// not read: descriptors.
+const MAX_REFLECTIONS: usize = 32;
+
 /// How many streams of each connection are always allowed.
 const RESERVED_STREAMS: usize = 2;
 
@@ -88,6 +92,9 @@ impl Drop for StalledStreams {
         self.clear();
     }
 }
+
+/// Allow one stream of server reflection until they are dropped: of the address, and of all.
+pub(super) type ReflectionPermits = [OwnedSemaphorePermit; 2];
 
 /// Allows one stream until it is dropped.
 #[derive(Debug)]
@@ -167,6 +174,7 @@ pub(super) struct ServerBudgets {
     unread: Arc<AtomicUsize>,
     responses: Arc<Budget>,
     queries: Arc<Semaphore>,
+    reflections: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     short_frames: Arc<AddressRate>,
     cuts: Arc<AddressRate>,
@@ -191,6 +199,7 @@ impl ServerBudgets {
             unread: Arc::default(),
             responses: Budget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
+            reflections: Arc::new(Semaphore::new(MAX_REFLECTIONS)),
             streams: Arc::new(Semaphore::new(limits.streams)),
             short_frames: Arc::new(AddressRate::new(short_frames)),
             cuts: Arc::new(AddressRate::new(cuts)),
@@ -213,6 +222,7 @@ impl ServerBudgets {
             streams: Arc::new(Semaphore::new(per_address(limits.streams))),
             // Rounded down, so that one of two is left.
             queries: Arc::new(Semaphore::new((3 * limits.queries / 4).max(1))),
+            reflections: Arc::new(Semaphore::new(per_address(MAX_REFLECTIONS))),
             received: self.received.child(per_address(limits.received)),
             responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),
@@ -235,6 +245,7 @@ impl ServerBudgets {
             responses: address.responses.child(limits.responses_per_connection),
             own_queries: Arc::new(Semaphore::new(QUERIES_PER_CONNECTION)),
             all_queries: Arc::clone(&self.queries),
+            all_reflections: Arc::clone(&self.reflections),
             reserved_streams: Arc::new(Semaphore::new(RESERVED_STREAMS)),
             all_streams: Arc::clone(&self.streams),
             stalled: StalledStreams {
@@ -261,6 +272,7 @@ pub(super) struct ConnectionBudgets {
     pub(super) responses: Arc<Budget>,
     own_queries: Arc<Semaphore>,
     all_queries: Arc<Semaphore>,
+    all_reflections: Arc<Semaphore>,
     reserved_streams: Arc<Semaphore>,
     all_streams: Arc<Semaphore>,
     pub(super) address: Arc<AddressBudgets>,
@@ -347,6 +359,23 @@ impl ConnectionBudgets {
             )
         })?;
         Ok(permit(place, Some(address)))
+    }
+
+    /// Begins a stream of server reflection, which lasts until the permits are dropped.
+    ///
+    /// # Errors
+    ///
+    /// There are too many.
+    pub(super) fn start_reflection(&self) -> Result<ReflectionPermits, RpcError> {
+        let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
+        let address = acquire(&self.address.reflections);
+        let permits = address.and_then(|address| Some([address, acquire(&self.all_reflections)?]));
+        permits.ok_or_else(|| {
+            RpcError::new(
+                Reason::TooManyStreams,
+                "too many streams of server reflection are open; end one, or try again later",
+            )
+        })
     }
 
     /// Reserves memory for a message in transit: one that is received in part, or waits to be handled. `None` if it is small.

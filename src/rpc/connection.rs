@@ -28,19 +28,15 @@ use super::unread::STREAM_WINDOW;
 use crate::auth::{CachedToken, MAX_TOKEN_BYTES};
 
 /// Flow-control window of a connection, in bytes. The budget for what is unread bounds what it holds, so this does not need to. h2 charges
-/// each unread DATA frame at least 256 bytes and closes the connection when the charge exceeds half this window: it tolerates 131,072 of
-/// them, with which hundreds of streams of short messages are full.
-const CONNECTION_WINDOW: u32 = 64 << 20;
+/// each unread DATA frame at least 256 bytes and closes the connection when the charge exceeds half this window: it tolerates two million of
+/// them, more than fit into the windows of a thousand streams of short messages.
+const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// How many bytes h2 buffers per stream for a client that does not read.
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// Maximum size of the request headers of a stream, in bytes. Leaves room for an authorization token.
 const MAX_HEADER_LIST_SIZE: u32 = 16 * 1024;
-
-/// How many streams that a client has reset may wait to be accepted. More are taken for a "rapid reset" attack
-/// (CVE-2023-44487), and h2 closes the connection.
-const MAX_PENDING_RESETS: usize = 20;
 
 /// The limits and timeouts of the gRPC port's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +200,9 @@ where
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_LIST_SIZE)
             .max_concurrent_streams(limits.max_streams_per_connection)
-            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            // h2 closes a connection with more streams that its client has reset before they were accepted (CVE-2023-44487). A gateway may
+            // cancel all of its calls at once.
+            .max_pending_accept_reset_streams(limits.max_streams_per_connection as usize)
             // By default h2 closes a connection after 1,024 frames in its whole life that came too late, for streams that had
             // ended, together with its innocent streams. `FrameMeter` limits their rate instead.
             .max_local_error_reset_streams(None)

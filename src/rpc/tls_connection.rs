@@ -18,6 +18,10 @@ use super::unread::ReadPause;
 /// as many as a connection takes in the memory plan.
 const MAX_HANDSHAKE_BYTES: usize = 24 * 1024;
 
+/// How many bytes may be read afterwards until something is decrypted: more than a message of TLS itself has, and a record. A client could
+/// otherwise keep the server busy with records and messages that carry nothing.
+const MAX_UNDECRYPTED_BYTES: usize = 96 * 1024;
+
 /// How many bytes are read at a time, at most. rustls always has a buffer of this size. So whatever follows something that is decrypted fits
 /// into that.
 const MAX_READ: usize = 4 * 1024;
@@ -74,8 +78,13 @@ impl AsyncRead for TlsSocket {
         let read = part.filled().len();
         buf.advance(read);
         this.set_undecrypted(this.undecrypted + read);
-        if this.budgets.is_none() && this.undecrypted > MAX_HANDSHAKE_BYTES {
-            let error = format!("the client sent more than {MAX_HANDSHAKE_BYTES} bytes");
+        let max = if this.budgets.is_some() {
+            MAX_UNDECRYPTED_BYTES
+        } else {
+            MAX_HANDSHAKE_BYTES
+        };
+        if this.undecrypted > max {
+            let error = format!("the client sent more than {max} bytes of TLS without data");
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
         }
         Poll::Ready(Ok(()))

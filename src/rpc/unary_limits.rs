@@ -1,21 +1,22 @@
 //! Limits on unary calls: the size of requests, the memory of requests and responses, and the number of queries at a time.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::{ConnectionBudgets, ReadingRequest};
+use super::budget::{ConnectionBudgets, ReadingRequest, ReflectionPermits};
 use super::byte_budget::Reservation;
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
@@ -32,6 +33,9 @@ const SENT_RESPONSE: usize = 1024;
 
 /// The paths of server reflection, whose requests are streams.
 const REFLECTION: &str = "/grpc.reflection.";
+
+/// How long such a stream may last. There are few, and each must become free for others.
+const MAX_REFLECTION: Duration = Duration::from_secs(60);
 
 /// The limits of one method.
 #[derive(Clone, Copy)]
@@ -104,11 +108,22 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = self.method(request.uri().path());
-        let is_stream = request.uri().path().starts_with(REFLECTION);
-        let cancel = is_stream.then(|| self.draining.child_token());
-        let deadline = deadline(request.headers());
+        let is_reflection = request.uri().path().starts_with(REFLECTION);
+        let cancel = is_reflection.then(|| self.draining.child_token());
+        let mut deadline = deadline(request.headers());
         let budgets = ConnectionBudgets::of(request.extensions());
         let observer = Arc::clone(&self.observer);
+        let permits = match is_reflection.then(|| budgets.start_reflection()).transpose() {
+            Ok(permits) => permits,
+            Err(error) => {
+                error.report(&*observer);
+                return Box::pin(ready(Ok(error.to_status().into_http())));
+            }
+        };
+        if is_reflection {
+            let latest = Instant::now() + MAX_REFLECTION;
+            deadline = Some(deadline.map_or(latest, |deadline| deadline.min(latest)));
+        }
         let request = request.map(|body| {
             Body::new(RequestBody {
                 limit: method.request,
@@ -133,13 +148,13 @@ where
                     MethodKind::Query => respond_to_query(response, &budgets).await,
                 }
             };
-            let cancel = cancel.map(CancellationToken::drop_guard);
+            let stream = cancel.map(CancellationToken::drop_guard).zip(permits);
             Ok(match respond_by(deadline, responding).await {
-                Ok(response) => complete_error(response, &*observer).map(|rest| match cancel {
-                    Some(cancel) => Body::new(ResponseBody {
+                Ok(response) => complete_error(response, &*observer).map(|rest| match stream {
+                    Some(stream) => Body::new(ResponseBody {
                         data: None,
                         rest,
-                        _cancel_requests: Some(cancel),
+                        _stream: Some(stream),
                     }),
                     None => rest,
                 }),
@@ -209,7 +224,7 @@ fn with_data(response: Response<Body>, data: Bytes, reservation: Reservation) ->
         Body::new(ResponseBody {
             data: Some(reservation.attach_to(data)),
             rest,
-            _cancel_requests: None,
+            _stream: None,
         })
     })
 }
@@ -235,8 +250,8 @@ struct ResponseBody {
     /// Its message, if that is encoded.
     data: Option<Bytes>,
     rest: Body,
-    /// Ends the stream of requests when the response is dropped.
-    _cancel_requests: Option<DropGuard>,
+    /// Of a stream of requests: ends it when the response is dropped.
+    _stream: Option<(DropGuard, ReflectionPermits)>,
 }
 
 impl HttpBody for ResponseBody {
@@ -351,7 +366,7 @@ impl HttpBody for RequestBody {
                 return Poll::Ready(None);
             }
             if let Some(timeout) = &mut this.timeout {
-                ready!(timeout.as_mut().poll(cx));
+                std::task::ready!(timeout.as_mut().poll(cx));
                 this.timeout = None;
                 return this.fail(&too_slow());
             }

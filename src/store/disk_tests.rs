@@ -347,6 +347,22 @@ async fn pages_are_read_from_sealed_segments_and_the_newest_one() {
 }
 
 #[tokio::test]
+async fn a_short_page_does_not_keep_the_long_record_that_follows_it() {
+    let data = DataDir::new();
+    let store = data.open();
+    let log = open_tea(&store);
+    append(&store, log, vec![record(1, 1)], None).await;
+    append(&store, log, vec![long_record(2, 1, 60_000)], None).await;
+    append(&store, log, vec![record(3, 1)], None).await;
+    for after in [0, 2] {
+        let page = read_page(&store, log, Sequence::new(after), Sequence::new(3), 4_096).unwrap();
+        assert_eq!(page.events, 1);
+        let buffer = page.bytes.try_into_mut().unwrap();
+        assert!(buffer.capacity() < 8_192, "{}", buffer.capacity());
+    }
+}
+
+#[tokio::test]
 async fn an_append_larger_than_a_segment_is_stored() {
     let data = DataDir::new();
     let store = data.open();

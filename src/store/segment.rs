@@ -314,7 +314,9 @@ impl Segment {
             let mut end = start.offset;
             let is_next = |indexed: &&IndexEntry| {
                 let is_adjacent = indexed.offset == padded(end) || indexed.offset == start.offset;
-                let fits = (indexed.offset - start.offset) as usize <= max_bytes;
+                // Whoever does not read a short page would otherwise keep a long record that follows it.
+                let len = (indexed.offset + indexed.len - start.offset) as usize;
+                let fits = len <= max_bytes || indexed.offset == start.offset;
                 end = indexed.offset + indexed.len;
                 is_adjacent && fits
             };

@@ -13,7 +13,8 @@ use tonic_types::StatusExt;
 
 use crate::harness::{Client, TIMEOUT, TestServer, join, message};
 use crate::raw_http2::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, PING, RawConnection, WINDOW_UPDATE, call, data, frame, grpc,
+    DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, RawConnection, WINDOW_UPDATE, call, data,
+    frame, grpc,
 };
 
 /// Two participants on connections of their own, who chat while others misbehave.
@@ -392,6 +393,19 @@ async fn connections_that_send_and_do_not_read_are_closed_when_memory_is_short()
     for client in [&mut pair.one, &mut pair.other] {
         while client.next_line().await.2 != "still here" {}
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_may_cancel_many_calls_at_once() {
+    let server = TestServer::start().await;
+    let mut gateway = RawConnection::open(&server, 65_535).await;
+    let cancelled = (1..1_001).step_by(2).map(|stream| {
+        let cancel = frame(RST_STREAM, 0, stream, &u32::to_be_bytes(8));
+        [call(stream, "SendMessage"), cancel].concat()
+    });
+    let cancelled: Vec<u8> = cancelled.flatten().collect();
+    gateway.send(&cancelled).await;
+    assert_eq!(gateway.ping().await, PING);
 }
 
 #[tokio::test(flavor = "multi_thread")]

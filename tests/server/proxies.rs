@@ -10,6 +10,7 @@ use response_body::read_to_string;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
@@ -23,7 +24,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_types::StatusExt;
 use tower::{Service, ServiceExt};
 
-use crate::harness::{Client, TestServer, join, join_wanting_welcome, wait_for_shutdown};
+use crate::harness::{Client, TIMEOUT, TestServer, join, join_wanting_welcome, wait_for_shutdown};
 
 /// The body of a response, without its trailers.
 mod response_body {
@@ -200,6 +201,31 @@ async fn an_idle_reflection_stream_does_not_hold_the_drain() {
     wait_for_shutdown(server.begin_drain()).await;
     assert!(matches!(answers.message().await, Ok(None)));
     drop(sender);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn few_reflection_streams_are_open_at_a_time() {
+    let server = TestServer::start().await;
+    let channel = server.channel().await;
+    let open = async || {
+        let (sender, requests) = mpsc::channel(1);
+        let mut client = ServerReflectionClient::new(channel.clone());
+        let opened = client.server_reflection_info(ReceiverStream::new(requests)).await;
+        opened.map(|response| (sender, response))
+    };
+    let mut streams = Vec::new();
+    for _ in 0..24 {
+        streams.push(open().await.unwrap());
+    }
+    let refused = open().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    drop(streams.pop());
+    let opening = async {
+        while open().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(TIMEOUT, opening).await.expect("its place is free again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
