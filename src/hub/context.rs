@@ -19,6 +19,8 @@ pub(super) struct HubContext {
     pub(super) tokens: SessionTokens,
     /// Permits to read a page from the disk.
     pub(super) page_reads: Arc<Semaphore>,
+    /// Permits of readers whose pages are larger than the first one.
+    pub(super) large_pages: Arc<Semaphore>,
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
     pub(super) feed_bytes: Arc<FairBudget>,

@@ -183,6 +183,7 @@ impl Hub {
                 store,
                 tokens: SessionTokens::new(secret),
                 page_reads: Arc::new(Semaphore::new(MAX_PAGE_READS)),
+                large_pages: Arc::new(Semaphore::new(reader::max_large_pages(options.budgets.feeds))),
                 observer,
                 feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
                 message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),

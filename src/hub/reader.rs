@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, Feed, FeedItem};
@@ -20,8 +20,14 @@ use crate::store::{LogId, Page, Store, read_page};
 const PAGE_BYTES: usize = 64 * 1024;
 
 /// The size of a reader's first page. Each next one, which is read once the client has accepted the one before, may be twice as
-/// large: many readers that never read make the transport hold little.
+/// large, for so many readers at a time: many readers that do not read make the transport hold little.
 const FIRST_PAGE_BYTES: usize = 4 * 1024;
+
+/// How many readers may have pages of more than [`FIRST_PAGE_BYTES`]: their pages take half as much as the feeds of all rooms, in bytes.
+pub(super) const fn max_large_pages(feed_bytes: usize) -> usize {
+    let pages = feed_bytes / (2 * PAGE_BYTES);
+    if pages > 0 { pages } else { 1 }
+}
 
 /// A reader of a room's log.
 pub(crate) struct Reader {
@@ -33,6 +39,9 @@ pub(crate) struct Reader {
     catch_up: Option<CatchUp>,
     /// The size of the next page, in bytes.
     page_bytes: usize,
+    large_pages: Arc<Semaphore>,
+    /// Of a reader whose newest page may be large.
+    large_page: Option<OwnedSemaphorePermit>,
 }
 
 /// The range to read from the store before the cursor is read again.
@@ -58,7 +67,20 @@ impl Reader {
             observer: Arc::clone(&context.observer),
             catch_up,
             page_bytes: FIRST_PAGE_BYTES,
+            large_pages: Arc::clone(&context.large_pages),
+            large_page: None,
         }
+    }
+
+    /// The size of the next page, in bytes: small if too many readers have large ones.
+    fn next_page_bytes(&mut self) -> usize {
+        if self.page_bytes > FIRST_PAGE_BYTES && self.large_page.is_none() {
+            self.large_page = Arc::clone(&self.large_pages).try_acquire_owned().ok();
+            if self.large_page.is_none() {
+                self.page_bytes = FIRST_PAGE_BYTES;
+            }
+        }
+        self.page_bytes
     }
 
     /// The unread bytes of the feed; `u64::MAX` while the reader catches up.
@@ -76,8 +98,9 @@ impl Reader {
     /// Cancel safe: a page that was being read is read again.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         loop {
-            if let Some(catch_up) = &mut self.catch_up {
-                let page = catch_up.poll_page(cx, &self.store, &self.page_reads, self.log, self.page_bytes);
+            let max_bytes = self.catch_up.is_some().then(|| self.next_page_bytes());
+            if let (Some(catch_up), Some(max_bytes)) = (&mut self.catch_up, max_bytes) {
+                let page = catch_up.poll_page(cx, &self.store, &self.page_reads, self.log, max_bytes);
                 let page = match ready!(page) {
                     Ok(page) => page,
                     Err(HubError::Damaged) => {
@@ -100,6 +123,8 @@ impl Reader {
                 self.observer.delivered_from_store(page.events);
                 return Poll::Ready(FeedItem::Events(page.bytes));
             }
+            // The client has accepted the last page.
+            self.large_page = None;
             match ready!(self.cursor.poll_next(cx)) {
                 FeedItem::Lagged => {
                     let after = self.cursor.position();
