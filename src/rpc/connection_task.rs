@@ -249,8 +249,9 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             if is_broken || idle.poll(cx, streams.tasks.is_empty(), close).is_ready() {
                 return Poll::Ready(());
             }
-            // A connection for which nothing is held has no ticks, so that it costs nothing.
             let (is_blocked, accepted) = io.progress();
+            budgets.unread.settle(is_blocked);
+            // A connection for which nothing is held has no ticks, so that it costs nothing.
             let has_ticks = is_blocked || !streams.tasks.is_empty() || budgets.unread.has_any();
             while has_ticks && stall_ticks.poll_tick(cx).is_ready() {
                 let socket_ticks = socket.tick(is_blocked, accepted);
@@ -266,9 +267,6 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             }
             if !is_blocked && streams.tasks.is_empty() {
                 budgets.stalled.clear();
-            }
-            if !is_blocked {
-                budgets.unread.forget_late();
             }
             Poll::Pending
         });

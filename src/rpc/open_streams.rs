@@ -27,8 +27,9 @@ pub(super) const HEADER_MAP_BYTES: usize = 96 * 1024;
 /// buffers.
 pub(super) const MAX_READ_BUFFER: usize = 4 * READ_BUFFER;
 
-/// The capacity that the queue of a stream's frames keeps when it is empty.
-const KEPT_CAPACITY: usize = 16;
+/// The capacity that the queue of a stream's frames keeps when it is empty: enough for what one read brings of a client that sends short
+/// messages as fast as it can.
+const KEPT_CAPACITY: usize = 128;
 
 /// The streams that have begun and not ended.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -147,10 +148,11 @@ impl OpenStreams {
             return;
         };
         let position = open.unread.iter().position(|frame| frame.end == end);
-        let read = position.map_or(1, |position| position + 1);
-        for frame in open.unread.drain(..read.min(open.unread.len())) {
-            self.buffers.release(frame.buffer);
-            self.frames -= 1;
+        for _ in 0..=position.unwrap_or(0) {
+            if let Some(frame) = open.unread.pop_front() {
+                self.buffers.release(frame.buffer);
+                self.frames -= 1;
+            }
         }
         if open.unread.is_empty() && open.unread.capacity() > KEPT_CAPACITY {
             open.unread = VecDeque::new();

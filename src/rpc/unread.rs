@@ -230,9 +230,10 @@ impl Unread {
         }
     }
 
-    /// Counts the data of a frame that was read.
+    /// Counts the data of a frame that was read. The sum is only lowered by [`Self::settle`], because counters that all connections share are
+    /// too expensive to change for each frame.
     pub(super) fn read(&self, reader: &mut StreamReader, data: &[u8]) {
-        self.change(|held| held.streams.read_data(reader, data));
+        self.held.lock().streams.read_data(reader, data);
     }
 
     /// Nothing more is read from a stream.
@@ -240,11 +241,16 @@ impl Unread {
         self.change(|held| held.streams.end_reading(reader));
     }
 
-    /// The socket has accepted all answers that there were.
-    pub(super) fn forget_late(&self) {
+    /// Corrects the sum after the connection and its streams were polled. Unless its socket `is_blocked`, that has accepted all answers that
+    /// there were.
+    pub(super) fn settle(&self, is_blocked: bool) {
         let [own, permanent] = self.own();
         if own != permanent {
-            self.change(|held| held.streams.forget_late());
+            self.change(|held| {
+                if !is_blocked {
+                    held.streams.forget_late();
+                }
+            });
         }
     }
 }
