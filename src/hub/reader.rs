@@ -24,9 +24,8 @@ const PAGE_BYTES: usize = 64 * 1024;
 const FIRST_PAGE_BYTES: usize = 4 * 1024;
 
 /// How many readers may have pages of more than [`FIRST_PAGE_BYTES`]: their pages take half as much as the feeds of all rooms, in bytes.
-pub(super) const fn max_large_pages(feed_bytes: usize) -> usize {
-    let pages = feed_bytes / (2 * PAGE_BYTES);
-    if pages > 0 { pages } else { 1 }
+pub(super) fn max_large_pages(feed_bytes: usize) -> usize {
+    (feed_bytes / (2 * PAGE_BYTES)).max(1)
 }
 
 /// A reader of a room's log.

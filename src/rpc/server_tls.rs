@@ -17,7 +17,7 @@ use super::budget::ConnectionBudgets;
 use super::certificate_expiry::not_after;
 use super::linger::linger;
 use super::observer::Observer;
-use super::tls_connection::{TlsConnection, TlsSocket};
+use super::tls_connection::{TlsConnection, TlsSocket, end_handshake};
 use crate::file_watcher::FileWatcher;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
 
@@ -201,7 +201,10 @@ impl ServerTls {
         tokio::task::yield_now().await;
         drop(computing);
         match handshake.into_fallible().await {
-            Ok(stream) => Ok(TlsConnection::new(stream, budgets)),
+            Ok(mut connection) => {
+                end_handshake(&mut connection, budgets);
+                Ok(connection)
+            }
             Err((error, socket)) => {
                 // The client must be able to read the alert, which says what is wrong.
                 linger(socket.into_stream()).await;

@@ -117,47 +117,27 @@ impl AsyncWrite for TlsSocket {
     }
 }
 
-/// An encrypted connection.
-pub(super) struct TlsConnection(TlsStream<TlsSocket>);
+/// A connection whose handshake is completed.
+pub(super) type TlsConnection = TlsStream<TlsSocket>;
 
-impl TlsConnection {
-    /// A connection whose handshake is completed.
-    pub(super) fn new(mut stream: TlsStream<TlsSocket>, budgets: Arc<ConnectionBudgets>) -> Self {
-        let socket = stream.get_mut().0;
-        (socket.budgets, socket.undecrypted) = (Some(budgets), 0);
-        Self(stream)
-    }
+/// Counts what cannot be decrypted in `budgets` from now on.
+pub(super) fn end_handshake(connection: &mut TlsConnection, budgets: Arc<ConnectionBudgets>) {
+    let socket = connection.get_mut().0;
+    (socket.budgets, socket.undecrypted) = (Some(budgets), 0);
 }
 
-impl AsyncRead for TlsConnection {
-    /// Reads what is decrypted, of one record: an error that follows it must be the result of the next call.
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let stream = &mut self.0;
-        let decrypted = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
-        let len = decrypted.len().min(buf.remaining());
-        buf.put_slice(&decrypted[..len]);
-        if len > 0 {
-            Pin::new(&mut *stream).consume(len);
-            stream.get_mut().0.set_undecrypted(0);
-        }
-        Poll::Ready(Ok(()))
+/// Reads what is decrypted, of one record: an error that follows it must be the result of the next call.
+pub(super) fn poll_decrypted(
+    connection: &mut TlsConnection,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let decrypted = ready!(Pin::new(&mut *connection).poll_fill_buf(cx))?;
+    let len = decrypted.len().min(buf.remaining());
+    buf.put_slice(&decrypted[..len]);
+    if len > 0 {
+        Pin::new(&mut *connection).consume(len);
+        connection.get_mut().0.set_undecrypted(0);
     }
-}
-
-impl AsyncWrite for TlsConnection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
+    Poll::Ready(Ok(()))
 }

@@ -16,7 +16,7 @@ use super::linger::linger;
 use super::observer::SetupError;
 use super::rates::AddressRate;
 use super::server_tls::ServerTls;
-use super::tls_connection::TlsConnection;
+use super::tls_connection::{TlsConnection, poll_decrypted};
 
 /// The first byte of a TLS connection: a record of the handshake. No text begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -117,7 +117,7 @@ impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => poll_decrypted(io, cx, buf),
         }
     }
 }
