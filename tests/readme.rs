@@ -140,6 +140,10 @@ fn the_conversation_happens_as_shown() {
                 assert_eq!(clients.get_mut(name).unwrap().stdout_line(""), line, "{name}");
             }
         }
+        // The server logs that a stream has ended when it ends it, which others may see later than the event.
+        if let Some((name, "/leave")) = input {
+            assert_eq!(clients.get_mut(name).unwrap().wait().code(), Some(0), "{name}");
+        }
     }
     // The remaining participants leave.
     for (name, left) in typed {

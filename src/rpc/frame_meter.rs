@@ -425,6 +425,7 @@ mod tests {
         assert_eq!((streams.len(), streams.bytes()), (2, UNANSWERED_BYTES));
         meter.on_written(&stream_frame(RST_STREAM, 0, 9, &[0; 4]), streams);
         assert_eq!((streams.len(), streams.bytes()), (1, 0));
+        streams.set_blocked(true);
         // Trailers of the client are no request, and what comes for streams that have ended is answered.
         let read = [
             stream_frame(HEADERS, END_HEADERS | END_STREAM, 3, &[0x88]),

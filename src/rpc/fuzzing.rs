@@ -85,6 +85,9 @@ pub(crate) fn frames(bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(MAX_READ_BUFFER)];
     let (mut whole, mut parts) = (FrameMeter::new(), FrameMeter::new());
     let [mut of_whole, mut of_parts] = [(); 2].map(|()| OpenStreams::default());
+    for streams in [&mut of_whole, &mut of_parts] {
+        streams.set_blocked(true);
+    }
     let mut frames = Some(ReadFrames::default());
     for part in bytes.chunks(usize::from(*size).max(1)) {
         let read = parts.on_read(part, &mut of_parts).ok();

@@ -44,7 +44,9 @@ pub(super) struct OpenStreams {
     unanswered: usize,
     /// How many header blocks follow the messages of a request. gRPC clients do not send any.
     trailers: usize,
-    /// How many frames have come for streams that are not open. h2 may keep an answer to each until the socket accepts it.
+    /// Whether the socket accepts nothing.
+    is_blocked: bool,
+    /// How many frames have come meanwhile for streams that are not open. h2 may keep an answer to each until the socket accepts it.
     late: usize,
 }
 
@@ -110,19 +112,19 @@ impl OpenStreams {
                 open.trailers += 1;
                 self.trailers += 1;
             }
-            None => self.late += 1,
+            None => self.receive_late(),
         }
     }
 
     /// Counts a frame to which h2 may answer with RST_STREAM, and which belongs to no open stream.
     pub(super) fn receive_late(&mut self) {
-        self.late += 1;
+        self.late += usize::from(self.is_blocked);
     }
 
     /// Counts a DATA frame with `len` bytes of data, which end at the address `end`.
     pub(super) fn receive_data(&mut self, stream: u32, end: usize, len: usize, is_last: bool) {
         let Some(open) = self.streams.get_mut(&stream) else {
-            self.late += 1;
+            self.receive_late();
             return;
         };
         // h2 drops empty ones.
@@ -199,9 +201,12 @@ impl OpenStreams {
         }
     }
 
-    /// The socket has accepted all answers to what came too late.
-    pub(super) fn forget_late(&mut self) {
-        self.late = 0;
+    /// Whether the socket accepts nothing. Otherwise it has accepted all answers to what came too late.
+    pub(super) fn set_blocked(&mut self, is_blocked: bool) {
+        self.is_blocked = is_blocked;
+        if !is_blocked {
+            self.late = 0;
+        }
     }
 
     fn forget(&mut self, unread: &VecDeque<UnreadFrame>, trailers: usize) {
@@ -370,15 +375,18 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_late_counts_until_it_is_answered() {
+    fn what_comes_too_late_counts_until_the_socket_accepts_the_answer() {
         let mut streams = OpenStreams::default();
+        streams.receive_late();
+        assert_eq!(streams.bytes(), 0);
+        streams.set_blocked(true);
         streams.receive_data(1, 0, 0, true);
         streams.receive_trailers(1);
         streams.receive_late();
         assert_eq!(streams.bytes(), 3 * UNANSWERED_BYTES);
         streams.reset(1);
         assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
-        streams.forget_late();
+        streams.set_blocked(false);
         assert_eq!(streams.bytes(), 0);
     }
 

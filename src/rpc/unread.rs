@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub(super) struct Unread {
     permanent: AtomicUsize,
     /// How often something was received.
     reads: AtomicUsize,
+    /// Whether the socket accepted nothing when the connection was last polled.
+    is_blocked: AtomicBool,
     address: Arc<AddressBudgets>,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
@@ -123,6 +125,7 @@ impl Unread {
             total: AtomicUsize::new(0),
             permanent: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
+            is_blocked: AtomicBool::new(false),
             address,
             all,
             limit,
@@ -245,12 +248,9 @@ impl Unread {
     /// there were.
     pub(super) fn settle(&self, is_blocked: bool) {
         let [own, permanent] = self.own();
-        if own != permanent {
-            self.change(|held| {
-                if !is_blocked {
-                    held.streams.forget_late();
-                }
-            });
+        let was_blocked = self.is_blocked.swap(is_blocked, Ordering::Relaxed);
+        if own != permanent || is_blocked != was_blocked {
+            self.change(|held| held.streams.set_blocked(is_blocked));
         }
     }
 }
