@@ -27,9 +27,9 @@ use crate::reason::Reason;
 /// Maximum size of a request that contains no text, in bytes: names, tokens and positions.
 pub(super) const SMALL_REQUEST: usize = 4 * 1024;
 
-/// What is reserved for the response of `SendMessage` before the message is sent, because afterwards it is too late to
+/// What is reserved for the response of a command before it is carried out, because afterwards it is too late to
 /// reject the call. A larger response may exceed the budget.
-const SENT_RESPONSE: usize = 1024;
+const COMMAND_RESPONSE: usize = 1024;
 
 /// The paths of server reflection, whose requests are streams.
 const REFLECTION: &str = "/grpc.reflection.";
@@ -152,7 +152,7 @@ where
             Ok(match respond_by(deadline, responding).await {
                 Ok(response) => complete_error(response, &*observer).map(|rest| match stream {
                     Some(stream) => Body::new(ResponseBody {
-                        data: None,
+                        first: None,
                         rest,
                         _stream: Some(stream),
                     }),
@@ -167,62 +167,74 @@ where
     }
 }
 
-type Respond = Result<Response<Body>, Infallible>;
+type CallResult = Result<Response<Body>, Infallible>;
 
 async fn respond_to_command(
-    response: impl Future<Output = Respond>,
+    response: impl Future<Output = CallResult>,
     budgets: &ConnectionBudgets,
 ) -> Result<Response<Body>, RpcError> {
-    let reservation = budgets.responses.try_reserve(SENT_RESPONSE);
-    let mut reservation = reservation.ok_or_else(too_much_unread)?;
+    let reservation = budgets.responses.try_reserve(COMMAND_RESPONSE);
+    let mut reservation = reservation.ok_or_else(budget_exceeded)?;
     let Ok(mut response) = response.await;
-    if let Some(data) = encode(&mut response).await {
-        reservation.resize(data.len());
-        response = with_data(response, data, reservation);
+    if let Some(first) = first_frame(&mut response).await {
+        reservation.resize(data_len(&first));
+        response = with_first_frame(response, first, reservation);
     }
     Ok(response)
 }
 
 async fn respond_to_query(
-    response: impl Future<Output = Respond>,
+    response: impl Future<Output = CallResult>,
     budgets: &ConnectionBudgets,
 ) -> Result<Response<Body>, RpcError> {
     // Does not begin what cannot be answered.
     let reservation = budgets.responses.try_reserve(1);
-    let mut reservation = reservation.ok_or_else(too_much_unread)?;
+    let mut reservation = reservation.ok_or_else(budget_exceeded)?;
     let Ok(mut response) = response.await;
-    if let Some(data) = encode(&mut response).await {
-        if !reservation.try_resize(data.len()) {
-            return Err(too_much_unread());
+    if let Some(first) = first_frame(&mut response).await {
+        if !reservation.try_resize(data_len(&first)) {
+            return Err(budget_exceeded());
         }
-        response = with_data(response, data, reservation);
+        response = with_first_frame(response, first, reservation);
     }
     Ok(response)
 }
 
-fn too_much_unread() -> RpcError {
+fn budget_exceeded() -> RpcError {
     RpcError::new(
         Reason::ResponseBudgetExceeded,
         "too many responses wait to be read; read them before the next call",
     )
 }
 
-/// Takes the message from `response`, if it has one. tonic would encode it only when the client accepts data, and until then
-/// hold it in a form that takes more memory.
-async fn encode(response: &mut Response<Body>) -> Option<Bytes> {
+/// What the body of a response yields.
+type ResponseFrame = Result<Frame<Bytes>, Status>;
+
+/// Takes the first frame from `response`, if it has one: the message, or the error if that cannot be encoded. tonic would encode the message
+/// only when the client accepts data, and until then hold it in a form that takes more memory.
+async fn first_frame(response: &mut Response<Body>) -> Option<ResponseFrame> {
     let body = response.body_mut();
     if body.is_end_stream() {
         return None;
     }
-    let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
-    frame.ok()?.into_data().ok()
+    poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
 }
 
-/// Puts the message back.
-fn with_data(response: Response<Body>, data: Bytes, reservation: Reservation) -> Response<Body> {
+/// The length of the message, in bytes.
+fn data_len(frame: &ResponseFrame) -> usize {
+    let data = frame.as_ref().ok().and_then(Frame::data_ref);
+    data.map_or(0, Bytes::len)
+}
+
+/// Puts the first frame back.
+fn with_first_frame(
+    response: Response<Body>,
+    first: ResponseFrame,
+    reservation: Reservation,
+) -> Response<Body> {
     response.map(|rest| {
         Body::new(ResponseBody {
-            data: Some(reservation.attach_to(data)),
+            first: Some(first.map(|frame| frame.map_data(|data| reservation.attach_to(data)))),
             rest,
             _stream: None,
         })
@@ -247,8 +259,8 @@ fn error_of_decoder(headers: &HeaderMap) -> Option<RpcError> {
 
 /// A response.
 struct ResponseBody {
-    /// Its message, if that is encoded.
-    data: Option<Bytes>,
+    /// Its first frame, if that was taken from the rest.
+    first: Option<ResponseFrame>,
     rest: Body,
     /// Of a stream of requests: ends it when the response is dropped.
     _stream: Option<(DropGuard, ReflectionPermits)>,
@@ -262,14 +274,14 @@ impl HttpBody for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match self.data.take() {
-            Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
             None => Pin::new(&mut self.rest).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.data.is_none() && self.rest.is_end_stream()
+        self.first.is_none() && self.rest.is_end_stream()
     }
 }
 
@@ -406,6 +418,39 @@ mod tests {
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
             Poll::Pending
+        }
+    }
+
+    /// A response whose message cannot be encoded.
+    struct Failing;
+
+    impl HttpBody for Failing {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            let mut trailers = HeaderMap::new();
+            let added = Status::out_of_range("too large").add_header(&mut trailers);
+            Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_encoder_reaches_the_client() {
+        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+        let observer = Arc::new(TelemetryObserver::new(metrics, None));
+        let failing = service_fn(|_| ready(Ok(Response::new(Body::new(Failing)))));
+        let mut limits = UnaryLimits::new(failing, 0, CancellationToken::new(), observer);
+        for method in ["SendMessage", "GetHistory"] {
+            let request = Request::builder().uri(format!("/itu.chitchat.ChatService/{method}"));
+            let response = limits.call(request.body(Body::empty()).unwrap()).await.unwrap();
+            let mut body = response.into_body();
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            let trailers = frame.unwrap().unwrap().into_trailers().unwrap();
+            assert_eq!(trailers["grpc-status"], "11", "{method}");
         }
     }
 
