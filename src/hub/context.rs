@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use super::fair_budget::FairBudget;
 use super::observer::Observer;
 use super::order::Replication;
+use super::read_permits::ReadPermits;
 use super::session_token::SessionTokens;
 use crate::store::Store;
 
@@ -17,10 +16,7 @@ pub(super) struct HubContext {
     pub(super) options: HubOptions,
     pub(super) store: Arc<dyn Store>,
     pub(super) tokens: SessionTokens,
-    /// Permits to read a page from the disk.
-    pub(super) page_reads: Arc<Semaphore>,
-    /// Permits of readers whose pages are larger than the first one.
-    pub(super) large_pages: Arc<Semaphore>,
+    pub(super) read_permits: ReadPermits,
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
     pub(super) feed_bytes: Arc<FairBudget>,

@@ -12,6 +12,7 @@ use super::feed::{CloseReason, FeedItem};
 use super::mailbox::{Closed, Mailbox, Sender, UsedBytes, Weight};
 use super::observer::Observer;
 use super::order::OrderedQueue;
+use super::read_permits::ReadPermits;
 use super::reader::Reader;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use crate::domain::{
@@ -294,6 +295,11 @@ impl Member {
     /// The next item for this participant; see [`Reader::poll_next`].
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         self.reader.poll_next(cx)
+    }
+
+    /// Shares permits with other readers; see [`Reader::share`].
+    pub(crate) fn share_reads(&mut self, permits: ReadPermits) {
+        self.reader.share(permits);
     }
 
     /// The unread bytes; see [`Reader::lag`].

@@ -54,6 +54,7 @@ mod mailbox;
 mod notice;
 mod observer;
 mod order;
+mod read_permits;
 mod reader;
 mod recovery;
 mod registry;
@@ -98,6 +99,7 @@ pub use handle::Member;
 pub(crate) use history::{HistoryPage, HistoryRange, RoomSummary};
 pub use observer::{AcceptedEvent, FanOut, MessageTrace, Observer, RejectedMessage, StoredBatch};
 pub(crate) use order::{Ordered, Submission};
+pub(crate) use read_permits::ReadPermits;
 pub(crate) use reader::Reader;
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
@@ -110,9 +112,6 @@ const END_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The maximum number of rooms that are loaded at a time after a restart although nobody asks for them.
 const MAX_RECOVERING_ROOMS: usize = 256;
-
-/// The maximum number of pages that readers who lag read from the disk at a time. The others wait their turn.
-const MAX_PAGE_READS: usize = 16;
 
 /// The maximum number of unused rooms that end at a time.
 const MAX_ENDED_ROOMS: usize = 1_000;
@@ -182,8 +181,7 @@ impl Hub {
                 options,
                 store,
                 tokens: SessionTokens::new(secret),
-                page_reads: Arc::new(Semaphore::new(MAX_PAGE_READS)),
-                large_pages: Arc::new(Semaphore::new(reader::max_large_pages(options.budgets.feeds))),
+                read_permits: ReadPermits::of_all(options.budgets.feeds),
                 observer,
                 feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
                 message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),
@@ -438,6 +436,11 @@ impl Hub {
         }
         let post = Box::new(post);
         self.call(room, |reply| Request::Post { post, meta, reply }).await
+    }
+
+    /// The permits that the readers of one address share.
+    pub(crate) fn read_permits_of_address(&self) -> ReadPermits {
+        ReadPermits::of_address(self.context.options.budgets.feeds)
     }
 
     /// Subscribes to a room without joining it.

@@ -5,43 +5,39 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, Feed, FeedItem};
 use super::observer::Observer;
+use super::read_permits::{PAGE_BYTES, PageReadPermit, ReadPermits};
 use super::request::HubError;
 use crate::blocking::blocking;
 use crate::domain::Sequence;
 use crate::store::{LogId, Page, Store, read_page};
 
-/// The size of a page, in bytes: that of a block of the feed. The transport holds one page of a reader whose client does not
-/// read, as it holds one block of a live reader.
-const PAGE_BYTES: usize = 64 * 1024;
-
 /// The size of a reader's first page. Each next one, which is read once the client has accepted the one before, may be twice as
 /// large, for so many readers at a time: many readers that do not read make the transport hold little.
 const FIRST_PAGE_BYTES: usize = 4 * 1024;
 
-/// How many readers may have pages of more than [`FIRST_PAGE_BYTES`]: their pages take half as much as the feeds of all rooms, in bytes.
-pub(super) fn max_large_pages(feed_bytes: usize) -> usize {
-    (feed_bytes / (2 * PAGE_BYTES)).max(1)
-}
-
 /// A reader of a room's log.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
-    page_reads: Arc<Semaphore>,
+    /// Of the reader's address, if it has one.
+    address_permits: Option<ReadPermits>,
+    permits: ReadPermits,
     log: LogId,
     cursor: Cursor,
     observer: Arc<dyn Observer>,
     catch_up: Option<CatchUp>,
     /// The size of the next page, in bytes.
     page_bytes: usize,
-    large_pages: Arc<Semaphore>,
     /// Of a reader whose newest page may be large.
-    large_page: Option<OwnedSemaphorePermit>,
+    large_page: Option<LargePagePermit>,
 }
+
+/// Of the reader's address, if it has one, and of all readers.
+type LargePagePermit = (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit);
 
 /// The range to read from the store before the cursor is read again.
 struct CatchUp {
@@ -60,26 +56,39 @@ impl Reader {
         let catch_up = (after < upto).then(|| CatchUp::new(after, upto, cursor.feed()));
         Self {
             store: Arc::clone(&context.store),
-            page_reads: Arc::clone(&context.page_reads),
+            address_permits: None,
+            permits: context.read_permits.clone(),
             log,
             cursor,
             observer: Arc::clone(&context.observer),
             catch_up,
             page_bytes: FIRST_PAGE_BYTES,
-            large_pages: Arc::clone(&context.large_pages),
             large_page: None,
         }
+    }
+
+    /// Shares `permits` with the other readers of its address, so that many of them do not delay those of other addresses.
+    pub(crate) fn share(&mut self, permits: ReadPermits) {
+        self.address_permits = Some(permits);
     }
 
     /// The size of the next page, in bytes: small if too many readers have large ones.
     fn next_page_bytes(&mut self) -> usize {
         if self.page_bytes > FIRST_PAGE_BYTES && self.large_page.is_none() {
-            self.large_page = Arc::clone(&self.large_pages).try_acquire_owned().ok();
+            self.large_page = self.try_large_page();
             if self.large_page.is_none() {
                 self.page_bytes = FIRST_PAGE_BYTES;
             }
         }
         self.page_bytes
+    }
+
+    fn try_large_page(&self) -> Option<LargePagePermit> {
+        let address = match &self.address_permits {
+            Some(permits) => Some(permits.try_large_page()?),
+            None => None,
+        };
+        Some((address, self.permits.try_large_page()?))
     }
 
     /// The unread bytes of the feed; `u64::MAX` while the reader catches up.
@@ -99,7 +108,8 @@ impl Reader {
         loop {
             let max_bytes = self.catch_up.is_some().then(|| self.next_page_bytes());
             if let (Some(catch_up), Some(max_bytes)) = (&mut self.catch_up, max_bytes) {
-                let page = catch_up.poll_page(cx, &self.store, &self.page_reads, self.log, max_bytes);
+                let permit = || ReadPermits::page_read(self.address_permits.as_ref(), &self.permits);
+                let page = catch_up.poll_page(cx, &self.store, permit, self.log, max_bytes);
                 let page = match ready!(page) {
                     Ok(page) => page,
                     Err(HubError::Damaged) => {
@@ -149,11 +159,11 @@ impl CatchUp {
         }
     }
 
-    fn poll_page(
+    fn poll_page<P: Future<Output = PageReadPermit> + Send + 'static>(
         &mut self,
         cx: &mut Context<'_>,
         store: &Arc<dyn Store>,
-        page_reads: &Arc<Semaphore>,
+        permit: impl FnOnce() -> P,
         log: LogId,
         max_bytes: usize,
     ) -> Poll<Result<Page, HubError>> {
@@ -163,12 +173,10 @@ impl CatchUp {
             return Poll::Ready(read.map_err(HubError::from));
         }
         let page = self.page.get_or_insert_with(|| {
-            let (store, reads) = (Arc::clone(store), Arc::clone(page_reads));
+            let (store, permit) = (Arc::clone(store), permit());
             Box::pin(async move {
-                // The semaphore is never closed.
-                let permit = reads.acquire_owned().await.ok();
                 let read = move || read_page(&*store, log, after, upto, max_bytes);
-                Ok(blocking(permit, read).await??)
+                Ok(blocking(permit.await, read).await??)
             })
         });
         let read = ready!(page.as_mut().poll(cx));

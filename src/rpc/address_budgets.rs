@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::byte_budget::Budget;
 use super::turns::AddressTurns;
 use crate::domain::limits::per_address;
+use crate::hub::ReadPermits;
 
 /// The budgets that all connections from one address share.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(super) struct AddressBudgets {
     pub(super) unread: AtomicUsize,
     /// The streams whose clients do not accept what the server has for them.
     pub(super) stalled: AtomicUsize,
+    /// Of its readers, once there is one.
+    pub(super) read_permits: OnceLock<ReadPermits>,
     /// The turns of its busy connections.
     pub(super) turns: Arc<AddressTurns>,
 }

@@ -1,8 +1,8 @@
 //! Budgets for the memory that clients can make the server hold: per connection and for all connections together.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Extensions;
@@ -18,7 +18,7 @@ use super::unread::Unread;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
 use crate::domain::limits::per_address;
-use crate::hub::{Hub, HubError};
+use crate::hub::{Hub, HubError, ReadPermits};
 use crate::rate_limiter::Rate;
 use crate::reason::Reason;
 
@@ -227,6 +227,7 @@ impl ServerBudgets {
             responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),
             stalled: AtomicUsize::new(0),
+            read_permits: OnceLock::new(),
             turns: Arc::new(AddressTurns::new(Arc::clone(&self.running))),
         })
     }
@@ -417,6 +418,12 @@ impl ConnectionBudgets {
         let own = Arc::clone(&self.own_queries).acquire_owned().await.ok();
         let address = Arc::clone(&self.address.queries).acquire_owned().await.ok();
         [own, address]
+    }
+
+    /// The permits that the readers of this address share.
+    pub(super) fn read_permits(&self, hub: &Hub) -> ReadPermits {
+        let permits = &self.address.read_permits;
+        permits.get_or_init(|| hub.read_permits_of_address()).clone()
     }
 
     /// Waits for this connection's turn to run a query, and then lets `hub` begin to load a room that exists and does not run. It reads

@@ -223,6 +223,7 @@ impl ChatBody {
         };
         participant.trace = self.outcome.observer.joined(&participant, &accepted);
         member.set_stream_trace(participant.trace.clone());
+        member.share_reads(self.budgets.read_permits(&self.hub));
         self.outcome.participant = Some(participant);
         let stream = JoinedStream::new(
             member,

@@ -153,7 +153,10 @@ impl Body for SubscribeBody {
             match &mut this.state {
                 State::AwaitingRequest(_) => ready!(this.poll_awaiting_request(cx)),
                 State::Subscribing(subscribing) => match ready!(subscribing.as_mut().poll(cx)) {
-                    Ok(reader) => this.state = State::Reading(Box::new(reader)),
+                    Ok(mut reader) => {
+                        reader.share(this.budgets.read_permits(&this.hub));
+                        this.state = State::Reading(Box::new(reader));
+                    }
                     Err(error) => this.reject(&error.into()),
                 },
                 State::Reading(reader) => {
