@@ -420,6 +420,29 @@ static ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "crowds in one room",
+        connections: 32,
+        window: 1 << 30,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream < 200 {
+                return (0..10).flat_map(|_| attacker.join("crowd".into())).collect();
+            }
+            // Some twenty messages per second, of all connections together.
+            if attacker.random.random_ratio(499, 500) {
+                return Vec::new();
+            }
+            let message = JoinMsgLeave {
+                msg: attacker.text(100),
+                r#type: 1,
+                timestamp: 1,
+                ..JoinMsgLeave::default()
+            };
+            data(attacker.stream, &message)
+        },
+    },
+    Attack {
         name: "rooms that are flooded once",
         connections: 8,
         window: 1 << 30,

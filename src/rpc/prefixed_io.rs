@@ -141,7 +141,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
         let this = &mut *self;
-        this.budgets.unread.send(&buf[..written], &mut this.meter);
+        let work = this.budgets.unread.send(&buf[..written], &mut this.meter);
+        this.budgets.work.fetch_add(work as u64, Ordering::Relaxed);
         Poll::Ready(Ok(written))
     }
 
