@@ -121,7 +121,7 @@ impl RoomActor {
             snapshot_sequence,
             bytes_since_snapshot,
         } = recovered;
-        context.observer.room_opened();
+        context.observer.room_loaded();
         let last = room.last();
         Self {
             feed: new_feed(&context, last),
@@ -215,7 +215,7 @@ impl RoomActor {
         }
     }
 
-    /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its place in the order.
+    /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its position in the order.
     /// Replicas keep all rooms until they end.
     async fn run_replica(
         mut self,
@@ -226,9 +226,9 @@ impl RoomActor {
         let mut requests = Vec::new();
         let mut is_open = true;
         let mut next_batch_due = Instant::now();
-        let mut standing = replication.standing.subscribe();
+        let mut status = replication.status.subscribe();
         // The streams that there are began after so many suspensions.
-        let mut suspensions = standing.borrow_and_update().suspensions;
+        let mut suspensions = status.borrow_and_update().suspensions;
         while is_open || !self.sessions.finish_closing() {
             let is_suspended = replication.is_suspended();
             let grace_deadline = self.sessions.next_grace_deadline();
@@ -257,8 +257,8 @@ impl RoomActor {
                 }
             };
             tokio::select! {
-                _ = standing.changed() => {
-                    let now = standing.borrow_and_update().suspensions;
+                _ = status.changed() => {
+                    let now = status.borrow_and_update().suspensions;
                     if std::mem::replace(&mut suspensions, now) < now {
                         self.sessions.close_all(CloseReason::Failed);
                     }
@@ -270,7 +270,7 @@ impl RoomActor {
                     for _ in 0..=ordered.len() {
                         match item.take().or_else(|| ordered.try_recv().ok()) {
                             Some(OrderItem::Commands(commands)) => self.apply_ordered(commands).await?,
-                            Some(OrderItem::Fenced(fences)) => self.sessions.on_fenced(fences, wall_time()),
+                            Some(OrderItem::Fenced(lost_incarnations)) => self.sessions.on_fenced(lost_incarnations, wall_time()),
                             Some(OrderItem::Rules(rules)) => self.sessions.set_rules(rules),
                             None => break,
                         }
@@ -290,7 +290,7 @@ impl RoomActor {
                         self.propose_end(&replication);
                     }
                     if is_open && is_due && self.unload(&mut ordered) {
-                        return self.context.store.end(self.log).await;
+                        return self.context.store.delete_log(self.log).await;
                     }
                 }
             }
@@ -439,7 +439,7 @@ impl RoomActor {
         if let Some(most) = limit
             && self.room().message_ids() > most
         {
-            self.sessions.truncate_message_ids(most);
+            self.sessions.keep_newest_message_ids(most);
         }
         let bytes = self.room().message_ids() * DEDUP_ENTRY_BYTES;
         self.message_ids.used.set(bytes);
@@ -460,7 +460,7 @@ impl RoomActor {
         if self.room().is_gone() {
             // First, so that a reader who no longer finds the log knows why.
             self.close_streams_of_gone();
-            self.context.store.end(self.log).await?;
+            self.context.store.delete_log(self.log).await?;
         }
         self.handle
             .publish_stats(self.room().time(), self.room().participants().len());
@@ -686,7 +686,7 @@ impl Drop for RoomActor {
         self.feed
             .publish(Bytes::new(), &mut self.woken)
             .close_all(&CloseReason::Failed);
-        self.context.observer.room_closed();
+        self.context.observer.room_unloaded();
     }
 }
 

@@ -4,7 +4,7 @@
 //! entries, or, for sealed segments, their summaries.
 //!
 //! Entries that nobody needs are *garbage*: records that retention has removed, snapshots that have been replaced, everything
-//! of logs that have ended. The compactor removes them.
+//! of logs that were deleted. The compactor removes them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -32,11 +32,11 @@ pub(super) struct Catalog {
     pub(super) events: u64,
     /// The size of the records of all logs, in bytes, with their index entries.
     pub(super) bytes: u64,
-    /// Logs with entries, whose room is not known. They must have ended later.
+    /// Logs with entries, whose room is not known. They must have been deleted later.
     orphans: HashSet<LogId>,
-    /// Whether a log ends where a later one of the same room begins, since its own end may be lost.
+    /// Whether a log counts as deleted where a later one of the same room begins, since its own deletion may be lost.
     accepts_loss: bool,
-    /// The logs that have ended so, with their rooms.
+    /// The logs that were deleted so, with their rooms.
     superseded: HashMap<LogId, RoomName>,
     next_log: LogId,
     newest_epoch: u64,
@@ -60,8 +60,8 @@ pub(super) struct LogState {
     retain_until: RetainUntil,
     /// The entry that names the room; `None` until it is written with the first append.
     pub(super) room_entry: Option<EntryLocation>,
-    /// The segment with the newest truncation.
-    pub(super) truncated_in: Option<u32>,
+    /// The segment with the newest trim.
+    pub(super) trimmed_in: Option<u32>,
     /// The segments that have records of the log, ascending.
     segments: Vec<u32>,
     pub(super) status: RoomStatus,
@@ -124,7 +124,7 @@ impl LogState {
             snapshot_sequence: Sequence::ZERO,
             retain_until: RetainUntil::NEVER,
             room_entry: None,
-            truncated_in: None,
+            trimmed_in: None,
             segments: Vec::new(),
             status: RoomStatus {
                 is_occupied: false,
@@ -179,8 +179,8 @@ impl LogState {
         }
     }
 
-    fn truncate(&mut self, first: Sequence, segment: u32) {
-        self.truncated_in = Some(segment);
+    fn trim(&mut self, first: Sequence, segment: u32) {
+        self.trimmed_in = Some(segment);
         self.first = self.first.max(first);
         // All events may be gone, but their sequences are not used again.
         self.last = self.last.max(self.first.previous());
@@ -199,7 +199,7 @@ impl LogState {
 }
 
 impl Catalog {
-    /// An empty catalog. With `accepts_loss`, the end of a log may be lost if a later log of the same room follows.
+    /// An empty catalog. With `accepts_loss`, the deletion of a log may be lost if a later log of the same room follows.
     pub(super) fn new(accepts_loss: bool) -> Self {
         Self {
             accepts_loss,
@@ -371,13 +371,13 @@ impl Catalog {
         if let (Some((header, body)), Some(location)) = (room, metadata.room) {
             self.apply_room(log, location, header, body)?;
         }
-        if metadata.has_ended {
+        if metadata.is_deleted {
             self.orphans.remove(&log);
             self.remove(log);
             return Ok(());
         }
         let Some(state) = self.logs.get_mut(&log) else {
-            // The compactor removes the entry that names a room once its log has ended.
+            // The compactor removes the entry that names a room once its log is deleted.
             self.orphans.insert(log);
             return Ok(());
         };
@@ -385,8 +385,8 @@ impl Catalog {
             state.extend(segment, records);
             state.status = metadata.status;
         }
-        if let Some(first) = metadata.truncated_to {
-            state.truncate(first, segment);
+        if let Some(first) = metadata.trimmed_to {
+            state.trim(first, segment);
         }
         if let Some((location, covered)) = metadata.snapshot {
             state.snapshot_sequence = covered;
@@ -508,12 +508,12 @@ impl Catalog {
         Ok(())
     }
 
-    /// The logs with entries whose room is not known although they have not ended.
+    /// The logs with entries whose room is not known although they were not deleted.
     pub(super) const fn orphans(&self) -> &HashSet<LogId> {
         &self.orphans
     }
 
-    /// The logs whose ends are lost, with their rooms, which have later logs.
+    /// The logs whose deletions are lost, with their rooms, which have later logs.
     pub(super) const fn superseded(&self) -> &HashMap<LogId, RoomName> {
         &self.superseded
     }
@@ -552,7 +552,7 @@ impl Catalog {
         }
     }
 
-    /// Removes a log that has ended. Its entries become garbage.
+    /// Removes a log that was deleted. Its entries become garbage.
     fn remove(&mut self, log: LogId) {
         let Some(state) = self.logs.remove(&log) else {
             return;
@@ -713,14 +713,14 @@ impl Catalog {
             EntryKind::Snapshot => log.is_some_and(|log| log.snapshot == Some(location)),
             // All of them are kept, so that the room of each record is known before the record.
             EntryKind::Room => log.is_some(),
-            EntryKind::Truncate => log.is_some_and(|log| {
+            EntryKind::Trim => log.is_some_and(|log| {
                 let is_here = log
-                    .truncated_in
+                    .trimmed_in
                     .is_some_and(|number| (location.segment..=covers_to).contains(&number));
                 is_here && header.sequence == log.first
             }),
             // Without it, older entries would bring the log back. Those in the run are removed.
-            EntryKind::End => {
+            EntryKind::Deletion => {
                 let mut older = self.segments.range(..run_start);
                 older.any(|(_, state)| state.segment.log(header.log).is_some())
             }

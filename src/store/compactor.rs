@@ -45,7 +45,7 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A segment with less garbage than this percentage is not rewritten.
 const MIN_PERCENT: u64 = 5;
 
-/// A segment with at least this percentage of garbage is removed at once.
+/// A segment with at least this percentage of garbage is rewritten even while disk use is below its limit.
 const DEAD_PERCENT: u64 = 98;
 
 /// The connection between the writer and the compactor.
@@ -207,7 +207,7 @@ impl Compactor {
         Ok(bytes < before)
     }
 
-    /// Syncs the newest segment. Its snapshots and truncations are why older entries are garbage: if those were removed, and a power cut
+    /// Syncs the newest segment. Its snapshots and trims are why older entries are garbage: if those were removed, and a power cut
     /// then lost the newest segment, the log would have a gap.
     fn sync_newest(&self) -> Result<(), StoreError> {
         if self.durability == Durability::Sync {

@@ -509,7 +509,7 @@ async fn damage_within_a_sealed_segment_is_given_up_per_room() {
     assert!(is_lost(tea) != is_lost(milk), "{tea:?} {milk:?}");
 }
 
-/// Creates a store with a room that has ended and was created again, and closes it. Returns the later log, and where the end of
+/// Creates a store with a room that was deleted and created again, and closes it. Returns the later log, and where the deletion of
 /// the earlier one is.
 async fn created_again() -> (DataDir, LogId, EntryLocation) {
     let data = DataDir::new();
@@ -519,7 +519,7 @@ async fn created_again() -> (DataDir, LogId, EntryLocation) {
     let separate = async |n| append(&store, milk, vec![long_record(n, 1, 1 << 20)], None).await;
     append(&store, first, vec![record(1, 1)], None).await;
     separate(1).await;
-    store.end(first).await.unwrap();
+    store.delete_log(first).await.unwrap();
     separate(2).await;
     let second = open_tea(&store);
     assert!(second > first);
@@ -529,7 +529,7 @@ async fn created_again() -> (DataDir, LogId, EntryLocation) {
     let numbers = segments(&data).into_iter();
     for segment in numbers.filter_map(|number| store.catalog.lock().segment(number).cloned()) {
         let find = |location: EntryLocation, entry: Entry| {
-            end = end.or((entry.header.kind == EntryKind::End).then_some(location));
+            end = end.or((entry.header.kind == EntryKind::Deletion).then_some(location));
             Ok(())
         };
         segment.scan(find).unwrap();
@@ -539,7 +539,7 @@ async fn created_again() -> (DataDir, LogId, EntryLocation) {
 }
 
 #[tokio::test]
-async fn the_lost_end_of_a_room_that_was_created_again_is_accepted() {
+async fn the_lost_deletion_of_a_room_that_was_created_again_is_accepted() {
     for is_segment_lost in [false, true] {
         let (data, second, end) = created_again().await;
         let path = segment(&data, end.segment);

@@ -288,8 +288,8 @@ impl Store for DiskStore {
         self.writer.submit(log, Change::Append(append))
     }
 
-    fn end(&self, log: LogId) -> AppendFuture<'_> {
-        self.writer.submit(log, Change::End)
+    fn delete_log(&self, log: LogId) -> AppendFuture<'_> {
+        self.writer.submit(log, Change::Delete)
     }
 
     fn snapshot_interval(&self) -> u64 {

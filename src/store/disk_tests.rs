@@ -625,7 +625,7 @@ async fn rooms_without_messages_and_expired_ones_are_unused_and_make_place_when_
         assert_eq!(store.unused(later, 9), [room("silent")]);
         let silent = open_room(store, "silent");
         assert!(store.is_unused(silent.id, later));
-        store.end(silent.id).await.unwrap();
+        store.delete_log(silent.id).await.unwrap();
         assert_eq!(store.find(&room("silent")), None);
         assert!(store.bounds(silent.id).is_err());
         let again = open_room(store, "silent");
@@ -705,7 +705,7 @@ async fn a_log_may_end_while_retention_removes_its_events() {
     for n in 0..300 {
         let log = open_room(&store, &format!("room{n}")).id;
         append(&store, log, vec![record(1, 1), record(2, 1)], Some(snapshot(2))).await;
-        store.end(log).await.unwrap();
+        store.delete_log(log).await.unwrap();
     }
     drop(store);
     assert!(open(&data.path, options).unwrap().rooms(None, 9).is_empty());
@@ -889,14 +889,14 @@ async fn segments_whose_records_are_all_gone_are_removed() {
 }
 
 #[tokio::test]
-async fn an_ended_room_leaves_nothing_behind_after_compaction() {
+async fn a_deleted_room_leaves_nothing_behind_after_compaction() {
     let data = DataDir::new();
     let store = data.open();
     let [tea, milk] = ["tea", "milk"].map(|name| open_room(&store, name).id);
     for n in 1..=30 {
         append(&store, tea, vec![long_record(n, 1, 100_000)], None).await;
     }
-    store.end(tea).await.unwrap();
+    store.delete_log(tea).await.unwrap();
     for n in 1..=30 {
         append(&store, milk, vec![long_record(n, 1, 100_000)], None).await;
     }
@@ -919,10 +919,10 @@ async fn the_end_of_a_log_is_forgotten_with_its_last_entry() {
         append(&store, milk, vec![long_record(n, 1, 100_000)], None).await;
         let tea = open_tea(&store);
         append(&store, tea, vec![long_record(1, 1, 100_000)], None).await;
-        store.end(tea).await.unwrap();
+        store.delete_log(tea).await.unwrap();
     }
-    let ends = || {
-        let mut ends = 0;
+    let deletions = || {
+        let mut deletions = 0;
         let segments: Vec<_> = store
             .catalog
             .lock()
@@ -932,14 +932,14 @@ async fn the_end_of_a_log_is_forgotten_with_its_last_entry() {
             .collect();
         for segment in segments.iter().filter(|segment| segment.sealed.is_some()) {
             let count = |_, entry: Entry| {
-                ends += u64::from(entry.header.kind == EntryKind::End);
+                deletions += u64::from(entry.header.kind == EntryKind::Deletion);
                 Ok(())
             };
             segment.scan(count).unwrap();
         }
-        ends
+        deletions
     };
-    until("ends remain", || ends() < rounds / 4).await;
+    until("deletions remain", || deletions() < rounds / 4).await;
     drop(store);
     assert_eq!(data.open().rooms(None, 9), [room("milk")]);
 }

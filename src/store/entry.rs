@@ -41,10 +41,10 @@ pub(super) enum EntryKind {
     /// The room of a log: its first retained sequence, when it was created; its epoch (8 bytes) and its name. Written before
     /// the first entry of a log, and again whenever the epoch changes.
     Room = 3,
-    /// A log was truncated: the first sequence that is retained.
-    Truncate = 4,
-    /// A log has ended: its room is free.
-    End = 5,
+    /// A log was trimmed: the first sequence that is retained.
+    Trim = 4,
+    /// A log was deleted: its room has none any more.
+    Deletion = 5,
     /// Writes that follow are not synced: the kernel's boot id.
     Unsynced = 6,
     /// Everything before is synced: the store was closed, or opened to sync each write.
@@ -57,8 +57,8 @@ impl EntryKind {
         Self::Record,
         Self::Snapshot,
         Self::Room,
-        Self::Truncate,
-        Self::End,
+        Self::Trim,
+        Self::Deletion,
         Self::Unsynced,
         Self::Synced,
     ];

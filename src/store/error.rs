@@ -43,7 +43,7 @@ pub enum StoreError {
     #[error("a record starts at event {first}, but the log ends at {last}")]
     NotContiguous { last: Sequence, first: Sequence },
     /// A record or a snapshot is damaged.
-    #[error("the record at event {sequence} is damaged: {why}")]
+    #[error("the record or snapshot at event {sequence} is damaged: {why}")]
     Record { sequence: Sequence, why: &'static str },
     /// The records of a log do not form a valid history.
     #[error(

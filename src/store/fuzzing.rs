@@ -129,7 +129,7 @@ fn append(first: Sequence, len: usize, has_snapshot: bool) -> Append {
     }
 }
 
-/// Appends to the store at `path` what `plan` says, one append or end of a log per byte.
+/// Appends to the store at `path` what `plan` says, one append or deletion of a log per byte.
 fn fill(path: &Path, plan: &[u8]) {
     let store = open(path, false).expect("a new store");
     for step in plan {
@@ -139,7 +139,7 @@ fn fill(path: &Path, plan: &[u8]) {
         let last = store.bounds(log).expect("the log exists").last;
         let len = if step & 4 == 0 { 10 } else { 300_000 };
         if step & 0xf0 == 0xf0 {
-            wait(store.end(log)).expect("a log can end");
+            wait(store.delete_log(log)).expect("a log can be deleted");
         } else {
             wait(store.append(log, append(last.next(), len, step & 8 == 0))).expect("an append succeeds");
         }

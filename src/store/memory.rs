@@ -212,7 +212,7 @@ impl State {
         Ok(())
     }
 
-    fn end(&mut self, log: LogId) {
+    fn delete_log(&mut self, log: LogId) {
         let id = log;
         if let Some(log) = self.logs.remove(&id) {
             if self.rooms.get(&log.room) == Some(&id) {
@@ -340,8 +340,8 @@ impl Store for MemoryStore {
         Box::pin(std::future::ready(result))
     }
 
-    fn end(&self, log: LogId) -> AppendFuture<'_> {
-        self.state.lock().end(log);
+    fn delete_log(&self, log: LogId) -> AppendFuture<'_> {
+        self.state.lock().delete_log(log);
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -124,8 +124,8 @@ pub trait Store: Send + Sync + 'static {
     /// stored.
     fn append(&self, log: LogId, append: Append) -> AppendFuture<'_>;
 
-    /// Ends a log: removes its records and its room. A room with the same name gets another log. As [`Store::append`].
-    fn end(&self, log: LogId) -> AppendFuture<'_>;
+    /// Deletes a log: removes its records and its room. A room with the same name gets another log. As [`Store::append`].
+    fn delete_log(&self, log: LogId) -> AppendFuture<'_>;
 
     /// Returns how many bytes of events a room may append without a snapshot, so that retention can remove enough.
     fn snapshot_interval(&self) -> u64;

@@ -86,7 +86,7 @@ impl Store for ReadOnlyStore {
         Box::pin(std::future::ready(Err(StoreError::Failed)))
     }
 
-    fn end(&self, _: LogId) -> AppendFuture<'_> {
+    fn delete_log(&self, _: LogId) -> AppendFuture<'_> {
         Box::pin(std::future::ready(Err(StoreError::Failed)))
     }
 

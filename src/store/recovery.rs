@@ -39,7 +39,7 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Reads the log of `directory`. With `accepts_loss`, the ends of logs may be lost.
+    /// Reads the log of `directory`. With `accepts_loss`, the deletions of logs may be lost.
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ const SLACK_DIVISOR: u64 = 16;
 const MAX_REMOVED_RECORDS: usize = 4_096;
 
 /// The maximum number of logs that are trimmed at a time to keep to a limit that concerns all.
-const MAX_TRUNCATED_LOGS: usize = 16;
+const MAX_TRIMMED_LOGS: usize = 16;
 
 /// The maximum number of logs that are found to have nothing to trim at a time. They are not tried again before they change.
 const MAX_UNTRIMMABLE_LOGS: usize = 256;
@@ -42,7 +42,7 @@ pub struct Retention {
 }
 
 /// The removal of the oldest records of a log.
-pub(super) struct Truncation {
+pub(super) struct Trim {
     pub(super) log: LogId,
     /// The first event that is retained.
     pub(super) first: Sequence,
@@ -52,8 +52,8 @@ pub(super) struct Truncation {
     by_segment: Vec<(u32, u64)>,
 }
 
-impl Truncation {
-    /// Updates the sizes, once the truncation is applied.
+impl Trim {
+    /// Updates the sizes, once the trim is applied.
     pub(super) fn account(&self, catalog: &mut Catalog) {
         for (segment, bytes) in &self.by_segment {
             catalog.discard(*segment, *bytes);
@@ -96,7 +96,7 @@ impl Retention {
     }
 
     /// Plans what to remove from a log that exceeds its limits.
-    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Truncation> {
+    pub(super) fn plan(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
         let (events, bytes) = {
             let catalog = catalog.lock();
             let state = catalog.logs.get(&log)?;
@@ -107,10 +107,10 @@ impl Retention {
         }
         let excess_events = events.saturating_sub(self.max_events);
         let excess_bytes = bytes.saturating_sub(self.max_bytes);
-        let truncation = plan_truncation(catalog, log, true, |truncation, _| {
-            truncation.events < excess_events || truncation.bytes < excess_bytes
+        let trim = plan_trim(catalog, log, true, |trim, _| {
+            trim.events < excess_events || trim.bytes < excess_bytes
         });
-        truncation.or_else(|| self.plan_expired(catalog, log))
+        trim.or_else(|| self.plan_expired(catalog, log))
     }
 
     /// The size to which all logs together are trimmed if they exceed their limit, in bytes.
@@ -119,18 +119,18 @@ impl Retention {
     }
 
     /// Plans what to remove from the largest logs if all together are too large. What is still too much is planned next time.
-    pub(super) fn plan_total(&self, catalog: &Mutex<Catalog>, truncations: &mut Vec<Truncation>) {
+    pub(super) fn plan_total(&self, catalog: &Mutex<Catalog>, trims: &mut Vec<Trim>) {
         let total = catalog.lock().bytes;
         if total <= self.max_total_bytes {
             return;
         }
-        let planned_bytes: u64 = truncations.iter().map(|truncation| truncation.bytes).sum();
+        let planned_bytes: u64 = trims.iter().map(|trim| trim.bytes).sum();
         let mut excess = total.saturating_sub(self.trim_target() + planned_bytes);
         // A log that is trimmed for its own limits already is trimmed further next time.
-        let planned: HashSet<LogId> = truncations.iter().map(|truncation| truncation.log).collect();
+        let planned: HashSet<LogId> = trims.iter().map(|trim| trim.log).collect();
         let (mut trimmed, mut untrimmable) = (0, 0);
         let mut below = (u64::MAX, LogId(u32::MAX));
-        while excess > 0 && trimmed < MAX_TRUNCATED_LOGS && untrimmable < MAX_UNTRIMMABLE_LOGS {
+        while excess > 0 && trimmed < MAX_TRIMMED_LOGS && untrimmable < MAX_UNTRIMMABLE_LOGS {
             let next = catalog.lock().by_size.range(..below).next_back().copied();
             let Some((size, log)) = next else { return };
             below = (size, log);
@@ -138,11 +138,11 @@ impl Retention {
                 continue;
             }
             let share = bytes_to_trim(size, excess);
-            match plan_truncation(catalog, log, true, |truncation, _| truncation.bytes < share) {
-                Some(truncation) => {
+            match plan_trim(catalog, log, true, |trim, _| trim.bytes < share) {
+                Some(trim) => {
                     trimmed += 1;
-                    excess = excess.saturating_sub(truncation.bytes);
-                    truncations.push(truncation);
+                    excess = excess.saturating_sub(trim.bytes);
+                    trims.push(trim);
                 }
                 None => {
                     untrimmable += 1;
@@ -158,7 +158,7 @@ impl Retention {
         &self,
         catalog: &Mutex<Catalog>,
         after: Option<LogId>,
-        truncations: &mut Vec<Truncation>,
+        trims: &mut Vec<Trim>,
     ) -> Option<LogId> {
         let cutoff = self.cutoff().map(seconds)?;
         let mut expired: Vec<LogId> = {
@@ -168,10 +168,10 @@ impl Retention {
             expired.map(|(log, _)| *log).collect()
         };
         expired.sort_unstable();
-        let last = expired.get(MAX_TRUNCATED_LOGS - 1).copied();
-        for log in expired.into_iter().take(MAX_TRUNCATED_LOGS) {
-            if truncations.iter().all(|truncation| truncation.log != log) {
-                truncations.extend(self.plan_expired(catalog, log));
+        let last = expired.get(MAX_TRIMMED_LOGS - 1).copied();
+        for log in expired.into_iter().take(MAX_TRIMMED_LOGS) {
+            if trims.iter().all(|trim| trim.log != log) {
+                trims.extend(self.plan_expired(catalog, log));
             }
         }
         last
@@ -179,7 +179,7 @@ impl Retention {
 
     /// Plans the removal of the events up to the newest expired one. Events before it have been there for longer, even if the
     /// clock was ahead when they were broadcast.
-    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Truncation> {
+    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
         let cutoff = self.cutoff().map(seconds)?;
         let from = {
             let catalog = catalog.lock();
@@ -188,7 +188,7 @@ impl Retention {
         };
         let newest_expired =
             find_expired(catalog, log, from, cutoff).unwrap_or_else(|error| report(log, &error))?;
-        plan_truncation(catalog, log, false, |_, indexed| indexed.first <= newest_expired)
+        plan_trim(catalog, log, false, |_, indexed| indexed.first <= newest_expired)
     }
 }
 
@@ -232,22 +232,22 @@ fn locate(catalog: &Mutex<Catalog>, log: LogId, next: Sequence) -> Option<super:
 
 /// Plans the removal of the oldest records of `log`, while `should_remove` returns true for what is planned so far and the next
 /// record, and a snapshot covers the record. With `keeps_newest`, the newest record is not removed.
-fn plan_truncation(
+fn plan_trim(
     catalog: &Mutex<Catalog>,
     log: LogId,
     keeps_newest: bool,
-    should_remove: impl Fn(&Truncation, &IndexEntry) -> bool,
-) -> Option<Truncation> {
-    let planned = try_plan_truncation(catalog, log, keeps_newest, should_remove);
+    should_remove: impl Fn(&Trim, &IndexEntry) -> bool,
+) -> Option<Trim> {
+    let planned = try_plan_trim(catalog, log, keeps_newest, should_remove);
     planned.unwrap_or_else(|error| report(log, &error))
 }
 
-fn try_plan_truncation(
+fn try_plan_trim(
     catalog: &Mutex<Catalog>,
     log: LogId,
     keeps_newest: bool,
-    should_remove: impl Fn(&Truncation, &IndexEntry) -> bool,
-) -> Result<Option<Truncation>, StoreError> {
+    should_remove: impl Fn(&Trim, &IndexEntry) -> bool,
+) -> Result<Option<Trim>, StoreError> {
     let (first, last, covered) = match catalog.lock().logs.get(&log) {
         Some(state) => (state.first, state.last, state.snapshot_sequence),
         None => return Ok(None),
@@ -258,7 +258,7 @@ fn try_plan_truncation(
     } else {
         covered
     };
-    let mut truncation = Truncation {
+    let mut trim = Trim {
         log,
         first,
         events: 0,
@@ -266,34 +266,34 @@ fn try_plan_truncation(
         by_segment: Vec::new(),
     };
     let mut removed = 0;
-    while let Some(source) = locate(catalog, log, truncation.first) {
-        let (segment, index) = source.index(log, truncation.first)?;
+    while let Some(source) = locate(catalog, log, trim.first) {
+        let (segment, index) = source.index(log, trim.first)?;
         let segment_end = segment.log(log).map_or(end, |records| records.last.next());
         // A record ends where the next one starts. If more may follow, the end of the last one is not known yet.
         let has_all = index.len() < READ_INDEX_ENTRIES as usize;
         let ends = index.iter().skip(1).map(|indexed| indexed.first);
         let ends = ends.chain(has_all.then_some(segment_end));
-        let (before, mut bytes) = (truncation.first, 0);
+        let (before, mut bytes) = (trim.first, 0);
         for (indexed, next) in index.iter().zip(ends) {
             let is_removable = next.previous() <= removable && removed < MAX_REMOVED_RECORDS;
-            if !is_removable || !should_remove(&truncation, indexed) {
+            if !is_removable || !should_remove(&trim, indexed) {
                 removed = MAX_REMOVED_RECORDS;
                 break;
             }
             removed += 1;
-            truncation.events += next.get() - truncation.first.get();
-            truncation.first = next;
-            truncation.bytes += indexed.cost();
+            trim.events += next.get() - trim.first.get();
+            trim.first = next;
+            trim.bytes += indexed.cost();
             bytes += indexed.cost();
         }
         if bytes > 0 {
-            truncation.by_segment.push((segment.number(), bytes));
+            trim.by_segment.push((segment.number(), bytes));
         }
-        if removed >= MAX_REMOVED_RECORDS || truncation.first == before {
+        if removed >= MAX_REMOVED_RECORDS || trim.first == before {
             break;
         }
     }
-    Ok((truncation.first > first).then_some(truncation))
+    Ok((trim.first > first).then_some(trim))
 }
 
 /// How much of a log of `size` bytes is removed if all logs together have `excess` bytes too many: at most half, so that the next

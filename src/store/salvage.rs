@@ -2,8 +2,8 @@
 //!
 //! Every valid entry of every segment is kept: segments with damage are rewritten without it, and the neighbours of missing
 //! ones cover their numbers. What is then missing shows as gaps in the logs. A log continues after a gap if a snapshot covers
-//! what is missing, otherwise before it, and ends if it has nothing before it. A log whose end is lost ends where a later log of
-//! the same room begins.
+//! what is missing; otherwise it ends before the gap, or is deleted if there is nothing before it. A log whose deletion is lost is deleted
+//! where a later log of the same room begins.
 
 use std::collections::HashMap;
 
@@ -101,14 +101,14 @@ impl Repairs {
                 warn!(
                     event = "log_lost",
                     log = log.0, %room,
-                    "the end of an earlier log of the room is lost, which is accepted; the log ends where the later one begins"
+                    "the deletion of an earlier log of the room is lost, which is accepted; the log is deleted where the later one begins"
                 );
             }
             repairs.lost.extend(lost);
             let (truncate_after, changes) = resolve(&loaded.catalog, &loaded.lost);
             if truncate_after.is_empty() {
                 repairs.changes = changes;
-                repairs.find_lost_ends(&loaded.catalog);
+                repairs.find_lost_tails(&loaded.catalog);
                 return Ok((loaded, repairs));
             }
             salvage(&truncate_after, loaded.catalog.unsynced)?;
@@ -116,7 +116,7 @@ impl Repairs {
     }
 
     /// Notes the logs that end earlier than their indexes said before damage was given up.
-    fn find_lost_ends(&mut self, catalog: &Catalog) {
+    fn find_lost_tails(&mut self, catalog: &Catalog) {
         for (log, end) in self.ends.iter().flatten() {
             let Some(state) = catalog.logs.get(log) else {
                 continue;
@@ -140,12 +140,12 @@ impl Repairs {
             } else {
                 self.lost.iter().map(|(log, ..)| *log).collect()
             };
-            let has_ended = |log: &LogId| {
+            let is_deleted = |log: &LogId| {
                 changes
                     .iter()
-                    .any(|(other, change)| other == log && matches!(change, Change::End))
+                    .any(|(other, change)| other == log && matches!(change, Change::Delete))
             };
-            concerned.retain(|log| !has_ended(log));
+            concerned.retain(|log| !is_deleted(log));
             let renewals: Vec<_> = concerned
                 .into_iter()
                 .map(|log| (log, Change::RenewEpoch(catalog.next_epoch(wall_time()))))
@@ -325,9 +325,9 @@ impl Range {
 /// What to do about the logs that have lost events: what to give up after an event, which needs [`salvage`], and changes.
 fn resolve(catalog: &Catalog, lost: &[(LogId, ReplayError)]) -> (TruncateAfter, Vec<(LogId, Change)>) {
     // The rooms of these logs are not known, or have later logs.
-    let ended = catalog.orphans().iter().chain(catalog.superseded().keys());
-    let ended = ended.map(|log| (*log, Sequence::ZERO));
-    let (mut truncate_after, mut changes): (TruncateAfter, _) = (ended.collect(), Vec::new());
+    let deleted = catalog.orphans().iter().chain(catalog.superseded().keys());
+    let deleted = deleted.map(|log| (*log, Sequence::ZERO));
+    let (mut truncate_after, mut changes): (TruncateAfter, _) = (deleted.collect(), Vec::new());
     for (log, error) in lost {
         let ReplayError::Gap { after, next } = *error else {
             continue;
@@ -336,11 +336,11 @@ fn resolve(catalog: &Catalog, lost: &[(LogId, ReplayError)]) -> (TruncateAfter, 
             continue;
         };
         if state.snapshot_sequence >= next.previous() {
-            changes.push((*log, Change::Truncate(next)));
+            changes.push((*log, Change::Trim(next)));
         } else if after >= state.first {
             truncate_after.insert(*log, after);
         } else {
-            changes.push((*log, Change::End));
+            changes.push((*log, Change::Delete));
         }
     }
     (truncate_after, changes)

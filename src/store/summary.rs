@@ -79,12 +79,12 @@ pub(super) struct LogIndex {
 pub(super) struct LogMetadata {
     /// The status with the newest record.
     pub(super) status: RoomStatus,
-    pub(super) truncated_to: Option<Sequence>,
+    pub(super) trimmed_to: Option<Sequence>,
     /// The snapshot, and the newest event that it covers.
     pub(super) snapshot: Option<(EntryLocation, Sequence)>,
     pub(super) retain_until: RetainUntil,
     pub(super) room: Option<EntryLocation>,
-    pub(super) has_ended: bool,
+    pub(super) is_deleted: bool,
 }
 
 /// Until when a log must not end although nobody uses it, as its newest snapshot says: in days since 1970, rounded up. The highest
@@ -199,7 +199,7 @@ impl LogIndex {
         bytes.put_u32(records.log.0);
         bytes.put_u16(metadata.retain_until.0);
         bytes.put_u8(metadata.status.to_bits());
-        bytes.put_u8(metadata.has_ended.into());
+        bytes.put_u8(metadata.is_deleted.into());
         bytes.put_u32(records.index_at);
         bytes.put_u32(records.records);
         bytes.put_u32(records.bytes);
@@ -207,7 +207,7 @@ impl LogIndex {
         bytes.put_u64(records.last.get());
         bytes.put_u32(records.oldest_at);
         bytes.put_u32(records.newest_at);
-        bytes.put_u64(metadata.truncated_to.unwrap_or_default().get());
+        bytes.put_u64(metadata.trimmed_to.unwrap_or_default().get());
         let (snapshot, covered) = metadata.snapshot.unzip();
         bytes.put_u64(covered.unwrap_or_default().get());
         for location in [snapshot, metadata.room] {
@@ -249,8 +249,8 @@ impl LogMetadata {
                 self.retain_until = RetainUntil::new(header.at);
             }
             EntryKind::Room => self.room = Some(location),
-            EntryKind::Truncate => self.truncated_to = Some(header.sequence),
-            EntryKind::End => self.has_ended = true,
+            EntryKind::Trim => self.trimmed_to = Some(header.sequence),
+            EntryKind::Deletion => self.is_deleted = true,
             EntryKind::Unsynced | EntryKind::Synced => {}
         }
     }
@@ -260,7 +260,7 @@ impl LogMetadata {
 pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     let log = LogId(bytes.get_u32());
     let retain_until = RetainUntil(bytes.get_u16());
-    let (status, has_ended) = (bytes.get_u8(), bytes.get_u8());
+    let (status, is_deleted) = (bytes.get_u8(), bytes.get_u8());
     let records = LogRecords {
         log,
         index_at: bytes.get_u32(),
@@ -271,7 +271,7 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
         oldest_at: bytes.get_u32(),
         newest_at: bytes.get_u32(),
     };
-    let truncated_to = Some(Sequence::new(bytes.get_u64())).filter(|first| *first > Sequence::ZERO);
+    let trimmed_to = Some(Sequence::new(bytes.get_u64())).filter(|first| *first > Sequence::ZERO);
     let covered = Sequence::new(bytes.get_u64());
     let [snapshot, room] = [(); 2].map(|()| {
         let (offset, len) = (bytes.get_u32(), bytes.get_u32());
@@ -279,11 +279,11 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     });
     let metadata = LogMetadata {
         status: RoomStatus::from_bits(status),
-        truncated_to,
+        trimmed_to,
         snapshot: snapshot.map(|location| (location, covered)),
         retain_until,
         room,
-        has_ended: has_ended != 0,
+        is_deleted: is_deleted != 0,
     };
     (records, metadata)
 }

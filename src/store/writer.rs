@@ -21,7 +21,7 @@ use super::compactor::CompactorHandle;
 use super::directory::{Directory, HighWatermark, cannot_use};
 use super::entry::{ENTRY_HEADER_LEN, EntryKind, Header, encode};
 use super::recovery::Loaded;
-use super::retention::Truncation;
+use super::retention::Trim;
 use super::segment::{BootId, Segment};
 use super::summary::EntryLocation;
 use super::{Append, AppendFuture, DiskOptions, Durability, LogId, Observer, StoreError};
@@ -41,11 +41,11 @@ const DISK_FULL_BELOW: u64 = 1 << 20;
 pub(super) enum Change {
     Append(Append),
     /// The log ends.
-    End,
+    Delete,
     /// The log continues under another epoch.
     RenewEpoch(Epoch),
     /// The events before this one are given up.
-    Truncate(Sequence),
+    Trim(Sequence),
 }
 
 struct Queued {
@@ -132,7 +132,7 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
     let mut expired = None;
     loop {
-        let wait = if writer.truncations.is_empty() {
+        let wait = if writer.trims.is_empty() {
             expire_at.saturating_duration_since(Instant::now())
         } else {
             Duration::ZERO
@@ -145,7 +145,7 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
         let queued: Vec<Queued> = first.into_iter().chain(queue.try_iter()).collect();
         if Instant::now() >= expire_at {
             let retention = &writer.options.retention;
-            expired = retention.plan_expiry(&writer.catalog, expired, &mut writer.truncations);
+            expired = retention.plan_expiry(&writer.catalog, expired, &mut writer.trims);
             let has_more = expired.is_some();
             expire_at = Instant::now() + if has_more { Duration::ZERO } else { EXPIRY_INTERVAL };
         }
@@ -185,7 +185,7 @@ pub(super) struct LogWriter {
     buffer: BytesMut,
     staged: Vec<Staged>,
     /// What retention removes with the next commit.
-    truncations: Vec<Truncation>,
+    trims: Vec<Trim>,
     has_failed: bool,
 }
 
@@ -209,7 +209,7 @@ impl LogWriter {
             end: loaded.end,
             buffer: BytesMut::new(),
             staged: Vec::new(),
-            truncations: Vec::new(),
+            trims: Vec::new(),
             has_failed: false,
         })
     }
@@ -221,7 +221,7 @@ impl LogWriter {
     pub(super) fn commit(&mut self, changes: Vec<(LogId, Change)>) -> Vec<Result<(), StoreError>> {
         let count = changes.len();
         if self.has_failed {
-            self.truncations.clear();
+            self.trims.clear();
             return vec![Err(StoreError::Failed); count];
         }
         match self.try_commit(changes) {
@@ -240,41 +240,36 @@ impl LogWriter {
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let mut results = Vec::with_capacity(changes.len());
         let mut ends: HashMap<LogId, Sequence> = HashMap::new();
-        let mut ended = Vec::new();
+        let mut deleted = Vec::new();
         for (log, change) in changes {
             self.ensure_capacity(change.size())?;
-            if matches!(change, Change::End) {
-                ended.push(log);
+            if matches!(change, Change::Delete) {
+                deleted.push(log);
             }
             results.push(self.stage_change(log, change, &mut ends));
         }
-        let mut truncations = std::mem::take(&mut self.truncations);
-        // Nothing may follow the end of a log.
-        truncations.retain(|truncation| !ended.contains(&truncation.log));
-        for truncation in &truncations {
+        let mut trims = std::mem::take(&mut self.trims);
+        // Nothing may follow the deletion of a log.
+        trims.retain(|trim| !deleted.contains(&trim.log));
+        for trim in &trims {
             self.ensure_capacity(2 * ENTRY_HEADER_LEN)?;
-            self.stage(
-                Header::new(EntryKind::Truncate, truncation.log, truncation.first),
-                &[],
-            );
+            self.stage(Header::new(EntryKind::Trim, trim.log, trim.first), &[]);
         }
         self.flush(self.options.durability == Durability::Sync)?;
-        if !truncations.is_empty() {
+        if !trims.is_empty() {
             let mut catalog = self.catalog.lock();
-            for truncation in &truncations {
-                truncation.account(&mut catalog);
+            for trim in &trims {
+                trim.account(&mut catalog);
             }
             drop(catalog);
             self.compactor.wake();
         }
         // What is left of a log is planned once the removal before it is applied.
         for log in ends.keys() {
-            self.truncations
+            self.trims
                 .extend(self.options.retention.plan(&self.catalog, *log));
         }
-        self.options
-            .retention
-            .plan_total(&self.catalog, &mut self.truncations);
+        self.options.retention.plan_total(&self.catalog, &mut self.trims);
         Ok(results)
     }
 
@@ -316,8 +311,8 @@ impl LogWriter {
         }
         match change {
             Change::RenewEpoch(_) => {}
-            Change::End => self.stage(Header::new(EntryKind::End, log, Sequence::ZERO), &[]),
-            Change::Truncate(first) => self.stage(Header::new(EntryKind::Truncate, log, first), &[]),
+            Change::Delete => self.stage(Header::new(EntryKind::Deletion, log, Sequence::ZERO), &[]),
+            Change::Trim(first) => self.stage(Header::new(EntryKind::Trim, log, first), &[]),
             Change::Append(append) => {
                 for record in &append.records {
                     let header = Header {

@@ -60,8 +60,8 @@ impl Store for Failing {
         self.0.snapshot(log)
     }
 
-    fn end(&self, log: LogId) -> AppendFuture<'_> {
-        self.0.end(log)
+    fn delete_log(&self, log: LogId) -> AppendFuture<'_> {
+        self.0.delete_log(log)
     }
 
     fn snapshot_interval(&self) -> u64 {
