@@ -9,10 +9,10 @@ use tracing::{info, warn};
 use super::checkpoint::Checkpoint;
 use super::checkpoint_dir::CheckpointDir;
 use super::checkpoint_transfer::{self, TransferError};
-use super::message::Place;
+use super::membership::CUT_OFF;
+use super::message::StreamSequence;
 use super::nats::{NatsError, Stream};
 use super::observer::Observer;
-use super::presence::CUT_OFF;
 
 /// How long to wait before something is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,8 +31,8 @@ pub(crate) struct Bootstrap {
     pub(crate) local: Option<Checkpoint>,
     /// The largest checkpoint that fits into the memory, in bytes.
     pub(crate) max_len: u64,
-    /// The place of the checkpoint, once that is of no use any more.
-    pub(crate) dropped_at: Option<Place>,
+    /// The position of the checkpoint, once that is of no use any more.
+    pub(crate) dropped_at: Option<StreamSequence>,
 }
 
 /// Why a replica cannot begin yet.
@@ -41,17 +41,23 @@ enum NotYet {
     #[error(transparent)]
     Nats(#[from] NatsError),
     #[error("the stream begins at {first}, this replica has nothing that goes on there, and {error}")]
-    Truncated { first: Place, error: TransferError },
+    Truncated {
+        first: StreamSequence,
+        error: TransferError,
+    },
     #[error(
         "the stream ends at {last}, and this replica's checkpoint is at {applied}: if the stream was made anew, remove the data directories \
          of all replicas"
     )]
-    StreamBehind { last: Place, applied: Place },
+    StreamBehind {
+        last: StreamSequence,
+        applied: StreamSequence,
+    },
     #[error(
-        "the stream has another message at {0}, the place of this replica's checkpoint: it was made anew, or restored to an earlier message. Stop \
+        "the stream has another message at {0}, the position of this replica's checkpoint: it was made anew, or restored to an earlier message. Stop \
          all replicas and remove their data directories"
     )]
-    Replaced(Place),
+    Replaced(StreamSequence),
 }
 
 impl Bootstrap {
@@ -63,8 +69,8 @@ impl Bootstrap {
             match self.attempt(stream).await {
                 Ok(checkpoint) => {
                     if let Some(checkpoint) = &checkpoint {
-                        let (place, rooms) = (checkpoint.id.place, checkpoint.rooms.len());
-                        info!(event = "checkpoint_loaded", %place, rooms, "beginning with a checkpoint");
+                        let (position, rooms) = (checkpoint.id.position, checkpoint.rooms.len());
+                        info!(event = "checkpoint_loaded", %position, rooms, "beginning with a checkpoint");
                     }
                     return checkpoint;
                 }
@@ -90,9 +96,9 @@ impl Bootstrap {
     }
 
     async fn attempt(&mut self, stream: &Stream) -> Result<Option<Checkpoint>, NotYet> {
-        let applied = self.local.as_ref().map(|local| local.id.place);
+        let applied = self.local.as_ref().map(|local| local.id.position);
         // With the message that the checkpoint is of: if it is the same, so is the stream.
-        let from = applied.unwrap_or(Place::default().next());
+        let from = applied.unwrap_or(StreamSequence::default().next());
         let first = stream.first_from(from).await?;
         if let (Some(applied), Some((first, _))) = (self.dropped_at, first)
             && first == from
@@ -101,11 +107,11 @@ impl Bootstrap {
             return Err(NotYet::Replaced(applied));
         }
         match (&self.local, first) {
-            (Some(local), Some((place, fingerprint))) if place == from => {
+            (Some(local), Some((position, fingerprint))) if position == from => {
                 if local.id.fingerprint.matches(fingerprint) {
                     Ok(self.local.take())
                 } else {
-                    Err(NotYet::Replaced(place))
+                    Err(NotYet::Replaced(position))
                 }
             }
             (Some(_), None) => {
@@ -115,7 +121,11 @@ impl Bootstrap {
             }
             (_, Some((first, _))) if first > from => {
                 // It is of no use any more, and takes as much memory as the one that is read now.
-                self.dropped_at = self.local.take().map(|local| local.id.place).or(self.dropped_at);
+                self.dropped_at = self
+                    .local
+                    .take()
+                    .map(|local| local.id.position)
+                    .or(self.dropped_at);
                 let fetched = self.fetch(stream, first).await;
                 fetched
                     .map(Some)
@@ -123,7 +133,7 @@ impl Bootstrap {
             }
             (_, Some(_)) => {
                 // That is faster than to read all of the stream.
-                match self.fetch(stream, Place::default()).await {
+                match self.fetch(stream, StreamSequence::default()).await {
                     Ok(checkpoint) => return Ok(Some(checkpoint)),
                     Err(TransferError::NoOffer) => {}
                     Err(error) => {
@@ -134,7 +144,7 @@ impl Bootstrap {
             }
             (None, None) => match self.dropped_at {
                 Some(applied) => {
-                    let last = Place::default();
+                    let last = StreamSequence::default();
                     Err(NotYet::StreamBehind { last, applied })
                 }
                 None => Ok(None),
@@ -142,7 +152,7 @@ impl Bootstrap {
         }
     }
 
-    async fn fetch(&self, stream: &Stream, needed: Place) -> Result<Checkpoint, TransferError> {
+    async fn fetch(&self, stream: &Stream, needed: StreamSequence) -> Result<Checkpoint, TransferError> {
         let directory = self.directory.as_ref();
         checkpoint_transfer::fetch(stream, directory, needed, self.max_len).await
     }

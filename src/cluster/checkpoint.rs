@@ -1,6 +1,6 @@
-//! Checkpoints: the whole state of a replica at one place of the order, as one file.
+//! Checkpoints: the whole state of a replica at one position of the order, as one file.
 //!
-//! A checkpoint is a sequence of sections: the state of the [`Partition`], each room, after each room the records that the replica retains of it, and an end
+//! A checkpoint is a sequence of sections: the state of the [`StateMachine`], each room, after each room the records that the replica retains of it, and an end
 //! with a checksum of everything before it. A section is its kind (one byte), its length (4 bytes, little-endian) and its content. The
 //! first eight bytes say what the file is, and in which version.
 //!
@@ -14,9 +14,9 @@ use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::fingerprint::Fingerprint;
-use super::message::Place;
-use super::partition::Partition;
-use super::partition_state::{PartitionState, ReplicatedRoom, RoomStates};
+use super::message::StreamSequence;
+use super::order_state::{OrderState, ReplicatedRoom, RoomStates};
+use super::state_machine::StateMachine;
 use crate::domain::encoding::{self, Encoding, encode_struct};
 use crate::domain::{DecodeError, Epoch, InvalidState, Room, RoomName, RoomState, Sequence, WallTime};
 use crate::hub::RestoredRoom;
@@ -62,8 +62,8 @@ pub(crate) enum CheckpointError {
 /// What identifies a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CheckpointId {
-    pub(crate) place: Place,
-    /// Of the message at its place. A stream with another one is not the one that the checkpoint is of.
+    pub(crate) position: StreamSequence,
+    /// Of the message at its position. A stream with another one is not the one that the checkpoint is of.
     pub(crate) fingerprint: Fingerprint,
     /// In bytes.
     pub(crate) len: u64,
@@ -74,7 +74,7 @@ pub(crate) struct CheckpointId {
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) id: CheckpointId,
-    pub(crate) partition: Partition,
+    pub(crate) state_machine: StateMachine,
     /// For the hub.
     pub(crate) rooms: Vec<RestoredRoom>,
 }
@@ -82,7 +82,7 @@ pub(crate) struct Checkpoint {
 /// What comes first.
 struct PartitionSection {
     fingerprint: Fingerprint,
-    state: PartitionState,
+    state: OrderState,
 }
 
 /// A room; its records follow.
@@ -101,7 +101,7 @@ struct RecordHeader {
 }
 
 encode_struct! {
-    CheckpointId { place, fingerprint, len, checksum }
+    CheckpointId { position, fingerprint, len, checksum }
     PartitionSection { fingerprint, state }
     RoomSection { name, epoch, state }
     RecordHeader { first, events, at, resumable }
@@ -139,13 +139,13 @@ fn versioned(value: &impl Encoding) -> Vec<u8> {
     bytes
 }
 
-/// Writes a checkpoint. `fingerprint` is that of the message at its place. `records` returns what is retained of a room's log, at least up to the given
+/// Writes a checkpoint. `fingerprint` is that of the message at its position. `records` returns what is retained of a room's log, at least up to the given
 /// event if it is retained.
 ///
 /// Each room is let go once it is written, so that the replica need not copy it when it changes.
 pub(crate) fn write(
     out: impl Write,
-    state: PartitionState,
+    state: OrderState,
     fingerprint: Fingerprint,
     mut rooms: RoomStates,
     mut records: impl FnMut(&RoomName, Epoch, Sequence) -> Result<Vec<Record>, CheckpointError>,
@@ -156,7 +156,7 @@ pub(crate) fn write(
         len: 0,
     };
     writer.put(&MAGIC)?;
-    let place = state.applied;
+    let position = state.applied;
     writer.section(PARTITION, &[&versioned(&PartitionSection { fingerprint, state })])?;
     while let Some((name, replicated)) = rooms.pop_first() {
         let (epoch, last) = (replicated.epoch, replicated.room.last());
@@ -170,7 +170,7 @@ pub(crate) fn write(
     writer.section(END, &[&checksum.to_le_bytes()])?;
     writer.out.flush()?;
     Ok(CheckpointId {
-        place,
+        position,
         fingerprint,
         len: writer.len,
         checksum,
@@ -294,9 +294,7 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
     }
     reader.hash.update(&magic);
     let (PARTITION, content, _) = reader.section()? else {
-        return Err(CheckpointError::Malformed(
-            "the state of the partition is not first",
-        ));
+        return Err(CheckpointError::Malformed("the state of the order is not first"));
     };
     let PartitionSection { fingerprint, state } = encoding::decode(&content)?;
     let (mut states, mut rooms) = (RoomStates::new(), Vec::<RestoredRoom>::new());
@@ -345,14 +343,14 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
                     return Err(CheckpointError::Malformed("records are missing"));
                 }
                 let id = CheckpointId {
-                    place: state.applied,
+                    position: state.applied,
                     fingerprint,
                     len,
                     checksum: hash,
                 };
                 return Ok(Checkpoint {
                     id,
-                    partition: Partition::from_state(state, states),
+                    state_machine: StateMachine::from_state(state, states),
                     rooms,
                 });
             }
@@ -405,7 +403,7 @@ pub(crate) fn fuzz_checkpoints(bytes: &[u8]) {
         return;
     };
     // Records are joined, so it may be shorter.
-    let (state, rooms) = checkpoint.partition.state();
+    let (state, rooms) = checkpoint.state_machine.state();
     let fingerprint = checkpoint.id.fingerprint;
     let mut records = checkpoint.rooms.into_iter().map(|room| room.records);
     let mut again = Vec::new();
@@ -413,6 +411,7 @@ pub(crate) fn fuzz_checkpoints(bytes: &[u8]) {
         Ok(records.next().unwrap_or_default())
     });
     let len = again.len() as u64;
-    let checkpoint = read(&again[..], len).map(|checkpoint| (checkpoint.id, checkpoint.partition.state().0));
+    let checkpoint =
+        read(&again[..], len).map(|checkpoint| (checkpoint.id, checkpoint.state_machine.state().0));
     assert_eq!(checkpoint.ok(), written.ok().map(|id| (id, state)));
 }

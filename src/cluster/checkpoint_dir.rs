@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::checkpoint::{self, Checkpoint, CheckpointError, CheckpointId};
-use super::message::Place;
+use super::message::StreamSequence;
 use crate::store::{
     CLUSTER_FORMAT, PRIVATE, StoreError, cannot_use, create_private, lock_file, none_if_missing, sync_parent,
     write_atomically,
@@ -38,7 +38,7 @@ pub(crate) struct CheckpointDir {
     id: u64,
     state: Mutex<State>,
     /// The checkpoint that another replica has read from last.
-    read: Mutex<Option<(Place, Instant)>>,
+    read: Mutex<Option<(StreamSequence, Instant)>>,
     _lock: File,
 }
 
@@ -117,7 +117,7 @@ impl CheckpointDir {
     /// A process uses the directory, it has no checkpoint, or it cannot be read.
     pub(crate) fn newest_file(path: &Path) -> Result<PathBuf, StoreError> {
         let cannot = cannot_use(path);
-        let newest = places(path).map_err(&cannot)?.last().copied();
+        let newest = positions(path).map_err(&cannot)?.last().copied();
         let newest = newest.ok_or_else(|| StoreError::Directory {
             path: path.into(),
             why: "it has no checkpoint of a replica".into(),
@@ -138,7 +138,7 @@ impl CheckpointDir {
 
     /// Whether there is no checkpoint.
     pub(crate) fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.places()?.is_empty())
+        Ok(self.positions()?.is_empty())
     }
 
     /// Reads the newest checkpoint that is intact. Renames the newer ones, so that they do not count any more. Blocks.
@@ -147,20 +147,20 @@ impl CheckpointDir {
     ///
     /// The directory cannot be read.
     pub(crate) fn load(&self) -> io::Result<Option<Checkpoint>> {
-        for place in self.places()?.into_iter().rev() {
-            match read_file(&self.path_of(place)) {
-                Ok(checkpoint) if checkpoint.id.place == place => {
+        for position in self.positions()?.into_iter().rev() {
+            match read_file(&self.path_of(position)) {
+                Ok(checkpoint) if checkpoint.id.position == position => {
                     self.state.lock().newest = Some(checkpoint.id);
                     return Ok(Some(checkpoint));
                 }
                 Ok(_) => {
-                    warn!(event = "checkpoint_damaged", %place, "a checkpoint has the name of another; it is renamed");
+                    warn!(event = "checkpoint_damaged", %position, "a checkpoint has the name of another; it is renamed");
                 }
                 Err(error) => {
-                    warn!(event = "checkpoint_damaged", %place, %error, "a checkpoint cannot be used; it is renamed");
+                    warn!(event = "checkpoint_damaged", %position, %error, "a checkpoint cannot be used; it is renamed");
                 }
             }
-            fs::rename(self.path_of(place), self.path.join("damaged-checkpoint"))?;
+            fs::rename(self.path_of(position), self.path.join("damaged-checkpoint"))?;
         }
         Ok(None)
     }
@@ -189,7 +189,7 @@ impl CheckpointDir {
     pub(crate) fn commit(&self, new: NewCheckpoint, id: CheckpointId) -> io::Result<()> {
         let file = new.file.into_inner().map_err(|error| error.into_error())?;
         file.sync_all()?;
-        let path = self.path_of(id.place);
+        let path = self.path_of(id.position);
         {
             let mut state = self.state.lock();
             if state.is_set_aside {
@@ -200,23 +200,28 @@ impl CheckpointDir {
             state.newest = Some(id);
         }
         let read = *self.read.lock();
-        for place in self.places()?.into_iter().rev().skip(KEPT) {
+        for position in self.positions()?.into_iter().rev().skip(KEPT) {
             // After a directory was used with another stream, what it has of that is newer.
-            if place != id.place
-                && !read.is_some_and(|(read, at)| read == place && at.elapsed() < READ_LATELY)
+            if position != id.position
+                && !read.is_some_and(|(read, at)| read == position && at.elapsed() < READ_LATELY)
             {
-                fs::remove_file(self.path_of(place))?;
+                fs::remove_file(self.path_of(position))?;
             }
         }
         Ok(())
     }
 
-    /// At most `len` bytes of a checkpoint; `None` if there is none at this place. Blocks.
-    pub(crate) fn read_part(&self, place: Place, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = none_if_missing(File::open(self.path_of(place)))? else {
+    /// At most `len` bytes of a checkpoint; `None` if there is none at this position. Blocks.
+    pub(crate) fn read_part(
+        &self,
+        position: StreamSequence,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = none_if_missing(File::open(self.path_of(position)))? else {
             return Ok(None);
         };
-        *self.read.lock() = Some((place, Instant::now()));
+        *self.read.lock() = Some((position, Instant::now()));
         let left = file.metadata()?.len().saturating_sub(offset);
         let mut bytes = vec![0; len.min(usize::try_from(left).unwrap_or(usize::MAX))];
         file.read_exact_at(&mut bytes, offset)?;
@@ -227,36 +232,40 @@ impl CheckpointDir {
     pub(crate) fn set_aside(&self) -> io::Result<()> {
         let mut state = self.state.lock();
         (state.newest, state.is_set_aside) = (None, true);
-        for place in self.places()? {
-            let path = self.path_of(place);
+        for position in self.positions()? {
+            let path = self.path_of(position);
             fs::rename(&path, self.path.join("diverged-checkpoint"))?;
         }
         sync_parent(&self.path.join(NEW))
     }
 
-    fn path_of(&self, place: Place) -> PathBuf {
-        path_of(&self.path, place)
+    fn path_of(&self, position: StreamSequence) -> PathBuf {
+        path_of(&self.path, position)
     }
 
-    /// The places of the checkpoints, ascending.
-    fn places(&self) -> io::Result<Vec<Place>> {
-        places(&self.path)
+    /// The positions of the checkpoints, ascending.
+    fn positions(&self) -> io::Result<Vec<StreamSequence>> {
+        positions(&self.path)
     }
 }
 
-fn path_of(directory: &Path, place: Place) -> PathBuf {
-    directory.join(format!("checkpoint-{:020}", place.get()))
+fn path_of(directory: &Path, position: StreamSequence) -> PathBuf {
+    directory.join(format!("checkpoint-{:020}", position.get()))
 }
 
-fn places(directory: &Path) -> io::Result<Vec<Place>> {
-    let mut places = Vec::new();
+fn positions(directory: &Path) -> io::Result<Vec<StreamSequence>> {
+    let mut positions = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("checkpoint-"));
-        places.extend(number.and_then(|number| number.parse().ok()).map(Place::new));
+        positions.extend(
+            number
+                .and_then(|number| number.parse().ok())
+                .map(StreamSequence::new),
+        );
     }
-    places.sort_unstable();
-    Ok(places)
+    positions.sort_unstable();
+    Ok(positions)
 }
 
 impl NewCheckpoint {
@@ -287,13 +296,13 @@ pub(crate) fn read_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
 #[cfg(test)]
 mod tests {
     use super::super::fingerprint::Fingerprint;
-    use super::super::partition::Partition;
+    use super::super::state_machine::StateMachine;
     use super::*;
     use crate::store::{DiskOptions, DiskStore, Durability, Retention};
 
-    fn write(directory: &CheckpointDir, place: u64) -> CheckpointId {
-        let (mut state, rooms) = Partition::new().state();
-        state.applied = Place::new(place);
+    fn write(directory: &CheckpointDir, position: u64) -> CheckpointId {
+        let (mut state, rooms) = StateMachine::new().state();
+        state.applied = StreamSequence::new(position);
         let mut new = directory.create().unwrap();
         let id = checkpoint::write(&mut new, state, Fingerprint::default(), rooms, |_, _, _| {
             Ok(Vec::new())
@@ -309,8 +318,11 @@ mod tests {
         let path = parent.path().join("data");
         let directory = CheckpointDir::open(&path).unwrap();
         assert!(directory.load().unwrap().is_none());
-        let ids = [10, 9, 11].map(|place| write(&directory, place));
-        assert_eq!(directory.places().unwrap(), [Place::new(10), Place::new(11)]);
+        let ids = [10, 9, 11].map(|position| write(&directory, position));
+        assert_eq!(
+            directory.positions().unwrap(),
+            [StreamSequence::new(10), StreamSequence::new(11)]
+        );
         assert_eq!(directory.load().unwrap().map(|loaded| loaded.id), Some(ids[2]));
         assert!(matches!(CheckpointDir::open(&path), Err(StoreError::Locked(_))));
         let id = directory.id();
@@ -337,8 +349,8 @@ mod tests {
     fn damaged_checkpoints_do_not_take_the_place_of_others() {
         let parent = tempfile::tempdir().unwrap();
         let directory = CheckpointDir::open(parent.path()).unwrap();
-        for place in [500, 450] {
-            fs::write(directory.path_of(Place::new(place)), "damaged").unwrap();
+        for position in [500, 450] {
+            fs::write(directory.path_of(StreamSequence::new(position)), "damaged").unwrap();
         }
         assert!(directory.load().unwrap().is_none());
         let id = write(&directory, 400);
@@ -349,7 +361,7 @@ mod tests {
     fn one_that_is_being_written_does_not_take_the_place_of_those_that_were_set_aside() {
         let parent = tempfile::tempdir().unwrap();
         let directory = CheckpointDir::open(parent.path()).unwrap();
-        let (state, rooms) = Partition::new().state();
+        let (state, rooms) = StateMachine::new().state();
         let mut new = directory.create().unwrap();
         let id = checkpoint::write(&mut new, state, Fingerprint::default(), rooms, |_, _, _| {
             Ok(Vec::new())
@@ -365,20 +377,20 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = CheckpointDir::open(parent.path()).unwrap();
         let id = write(&directory, 1);
-        let part = directory.read_part(id.place, 8, 5).unwrap().unwrap();
+        let part = directory.read_part(id.position, 8, 5).unwrap().unwrap();
         assert_eq!(part.len(), 5);
         assert_eq!(
-            directory.read_part(id.place, id.len, 5).unwrap(),
+            directory.read_part(id.position, id.len, 5).unwrap(),
             Some(Vec::new())
         );
-        for place in 2..5 {
-            write(&directory, place);
+        for position in 2..5 {
+            write(&directory, position);
         }
-        let places = || directory.places().unwrap();
-        assert_eq!(places(), [1, 3, 4].map(Place::new));
-        assert_eq!(directory.read_part(Place::new(2), 0, 5).unwrap(), None);
+        let positions = || directory.positions().unwrap();
+        assert_eq!(positions(), [1, 3, 4].map(StreamSequence::new));
+        assert_eq!(directory.read_part(StreamSequence::new(2), 0, 5).unwrap(), None);
         directory.set_aside().unwrap();
-        assert_eq!((places(), directory.newest()), (Vec::new(), None));
+        assert_eq!((positions(), directory.newest()), (Vec::new(), None));
         assert!(directory.load().unwrap().is_none());
     }
 

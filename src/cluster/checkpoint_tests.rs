@@ -11,11 +11,11 @@ use super::checkpoint_dir::CheckpointDir;
 use super::checkpointer::{self, EndedRooms};
 use super::fingerprint::Fingerprint;
 use super::fixtures;
-use super::message::{Content, Message, Place, RoomCommand};
-use super::partition::{Applied, Partition};
-use super::partition_state::{PartitionState, RoomStates};
+use super::message::{Content, Message, RoomCommand, StreamSequence};
+use super::order_state::{OrderState, RoomStates};
 use super::replica::deliver;
 use super::rules::{FoldVersions, OrderRules};
+use super::state_machine::{Applied, StateMachine};
 use crate::domain::{
     Attachment, Command, Join, Moderation, Outcome, RoomName, Rules, Say, Sequence, WallTime,
 };
@@ -27,15 +27,15 @@ const MAX_ROOMS: usize = 20_000;
 
 /// A replica without an order: its commands are applied at once.
 struct Replica {
-    partition: Partition,
+    state_machine: StateMachine,
     hub: Arc<Hub>,
     submitted: mpsc::Receiver<Submission>,
-    incarnation: Place,
+    incarnation: StreamSequence,
     number: u64,
 }
 
 impl Replica {
-    fn new(partition: Partition) -> Self {
+    fn new(state_machine: StateMachine) -> Self {
         let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
         let observer = Arc::new(TelemetryObserver::new(metrics, None));
         let store = Arc::new(MemoryStore::replicated(Retention::IN_MEMORY));
@@ -47,17 +47,17 @@ impl Replica {
         let hub = Hub::replicated(Rules::default(), options, store, &[0; 32], observer, submissions);
         hub.resume();
         Self {
-            partition,
+            state_machine,
             hub,
             submitted,
-            incarnation: Place::new(1),
+            incarnation: StreamSequence::new(1),
             number: 0,
         }
     }
 
     /// One that has said hello.
     fn begin() -> Self {
-        let mut replica = Self::new(Partition::new());
+        let mut replica = Self::new(StateMachine::new());
         let content = Content::Hello {
             nonce: 7,
             rules: OrderRules::new(Rules::default(), MAX_ROOMS),
@@ -67,14 +67,14 @@ impl Replica {
         };
         let at = WallTime::from_millis(1_700_000_000_000);
         replica
-            .partition
-            .apply(Place::new(1), Message { at, content })
+            .state_machine
+            .apply(StreamSequence::new(1), Message { at, content })
             .unwrap();
         replica
     }
 
     fn restore(checkpoint: Checkpoint) -> Self {
-        let replica = Self::new(checkpoint.partition);
+        let replica = Self::new(checkpoint.state_machine);
         for room in checkpoint.rooms {
             replica.hub.restore_room(room).unwrap();
         }
@@ -83,8 +83,8 @@ impl Replica {
 
     /// Applies a batch of commands. Returns the attachments that it makes.
     async fn apply(&mut self, commands: Vec<(RoomName, Command)>) -> Vec<Attachment> {
-        let place = self.partition.applied().next();
-        let at = WallTime::from_millis(1_700_000_000_000 + place.get());
+        let position = self.state_machine.applied().next();
+        let at = WallTime::from_millis(1_700_000_000_000 + position.get());
         self.number += 1;
         let commands = commands.into_iter().map(|(room, command)| RoomCommand {
             room,
@@ -97,7 +97,10 @@ impl Replica {
             number: self.number,
             commands: commands.collect(),
         };
-        let applied = self.partition.apply(place, Message { at, content }).unwrap();
+        let applied = self
+            .state_machine
+            .apply(position, Message { at, content })
+            .unwrap();
         let Applied::Batch { decisions, .. } = applied else {
             panic!("{applied:?}");
         };
@@ -112,7 +115,7 @@ impl Replica {
     }
 
     async fn write(&self, directory: &Arc<CheckpointDir>) {
-        let state = self.partition.state();
+        let state = self.state_machine.state();
         self.write_state(directory, state, EndedRooms::default()).await;
     }
 
@@ -120,7 +123,7 @@ impl Replica {
     async fn write_state(
         &self,
         directory: &Arc<CheckpointDir>,
-        (state, rooms): (PartitionState, RoomStates),
+        (state, rooms): (OrderState, RoomStates),
         ended: EndedRooms,
     ) {
         let (directory, hub) = (Arc::clone(directory), Arc::clone(&self.hub));
@@ -131,7 +134,7 @@ impl Replica {
 
     /// The events that a room retains, as frames.
     fn log(&self, room: &RoomName) -> Vec<Vec<u8>> {
-        let (_, rooms) = self.partition.state();
+        let (_, rooms) = self.state_machine.state();
         let replicated = &rooms[room];
         let (epoch, last) = (replicated.epoch, replicated.room.last());
         wait_until(|| self.hub.has_reached(room, epoch, last));
@@ -184,7 +187,10 @@ async fn a_replica_that_begins_with_a_checkpoint_has_the_same_logs_and_decides_a
     replica.write(&directory).await;
 
     let checkpoint = directory.load().unwrap().unwrap();
-    assert_eq!(checkpoint.partition.state().0, replica.partition.state().0);
+    assert_eq!(
+        checkpoint.state_machine.state().0,
+        replica.state_machine.state().0
+    );
     // Small records are joined.
     assert!(checkpoint.rooms.iter().all(|room| room.records.len() < 10));
     let mut restored = Replica::restore(checkpoint);
@@ -203,7 +209,11 @@ async fn a_replica_that_begins_with_a_checkpoint_has_the_same_logs_and_decides_a
             let expire = (room(2), Command::ExpireGrace(lost));
             replica.apply(vec![command, expire]).await;
         }
-        assert_eq!(restored.partition.digest(), replica.partition.digest(), "{n}");
+        assert_eq!(
+            restored.state_machine.digest(),
+            replica.state_machine.digest(),
+            "{n}"
+        );
     }
     for n in 0..3 {
         assert!(restored.log(&room(n)) == replica.log(&room(n)), "room {n}");
@@ -219,8 +229,8 @@ async fn a_room_that_ends_while_a_checkpoint_is_taken_is_in_it_without_its_log()
         let ada = replica.apply(vec![(room(n), join("Ada"))]).await[0];
         replica.apply(vec![(room(n), say(ada, n))]).await;
     }
-    let state = replica.partition.state();
-    let (place, number, epoch) = (state.0.applied, replica.number, state.1[&room(1)].epoch);
+    let state = replica.state_machine.state();
+    let (position, number, epoch) = (state.0.applied, replica.number, state.1[&room(1)].epoch);
     let delete = || vec![(room(1), Command::Moderate(Moderation::Delete))];
     // The room's actor follows: it makes the log, and removes it at the end.
     assert!(!replica.log(&room(1)).is_empty());
@@ -230,7 +240,7 @@ async fn a_room_that_ends_while_a_checkpoint_is_taken_is_in_it_without_its_log()
     ended.insert(room(1), epoch);
     replica.write_state(&directory, state, ended).await;
     let checkpoint = directory.load().unwrap().unwrap();
-    assert_eq!(checkpoint.id.place, place);
+    assert_eq!(checkpoint.id.position, position);
     let records: Vec<_> = checkpoint
         .rooms
         .iter()
@@ -241,7 +251,7 @@ async fn a_room_that_ends_while_a_checkpoint_is_taken_is_in_it_without_its_log()
     let mut restored = Replica::restore(checkpoint);
     restored.number = number;
     restored.apply(delete()).await;
-    assert_eq!(restored.partition.digest(), replica.partition.digest());
+    assert_eq!(restored.state_machine.digest(), replica.state_machine.digest());
     assert!(restored.log(&room(0)) == replica.log(&room(0)));
 }
 
@@ -265,7 +275,7 @@ async fn records_are_joined_and_cut_off_at_the_newest_event() {
         replica.apply(vec![(room(0), say(ada, n))]).await;
     }
     let with = |records: Vec<Record>| {
-        let (state, rooms) = replica.partition.state();
+        let (state, rooms) = replica.state_machine.state();
         let mut bytes = Vec::new();
         let id = checkpoint::write(&mut bytes, state, Fingerprint::default(), rooms, |_, _, last| {
             assert_eq!(last, Sequence::new(5));
@@ -275,7 +285,7 @@ async fn records_are_joined_and_cut_off_at_the_newest_event() {
         let read = checkpoint::read(&bytes[..], bytes.len() as u64);
         read.map(|mut read| read.rooms.remove(0).records)
     };
-    // The newest record goes on after the place.
+    // The newest record goes on after the position.
     let joined = with(vec![record(2, 2), record(4, 9), record(13, 1)]).unwrap();
     assert_eq!(joined.len(), 1);
     let expected = Record {
@@ -322,7 +332,7 @@ async fn a_large_checkpoint_is_written_and_loaded() {
     replica.log(&room(rooms - 1));
     let applied = started.elapsed();
     let started = Instant::now();
-    let state = replica.partition.state();
+    let state = replica.state_machine.state();
     let taken = started.elapsed();
     drop(state);
     let started = Instant::now();
@@ -351,7 +361,7 @@ async fn the_checkpoint_corpus_is_read() {
         let ada = replica.apply(vec![(room(n), join("Ada"))]).await[0];
         replica.apply(vec![(room(n), say(ada, n))]).await;
     }
-    let (state, rooms) = replica.partition.state();
+    let (state, rooms) = replica.state_machine.state();
     let mut bytes = Vec::new();
     checkpoint::write(&mut bytes, state, Fingerprint::default(), rooms, |_, _, _| {
         Ok(vec![record(1, 1), record(2, 1)])

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::checkpoint::{self, Checkpoint, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
-use super::message::Place;
+use super::message::StreamSequence;
 use super::nats::Stream;
 use crate::domain::DecodeError;
 use crate::domain::encoding::{self, Encoding, encode_struct};
@@ -56,14 +56,14 @@ struct Offer {
 
 /// A question for a part of a checkpoint.
 struct ChunkRequest {
-    place: Place,
+    position: StreamSequence,
     offset: u64,
     len: usize,
 }
 
 encode_struct! {
     Offer { directory, id }
-    ChunkRequest { place, offset, len }
+    ChunkRequest { position, offset, len }
 }
 
 /// What precedes a chunk. Without it, the checkpoint does not exist any more.
@@ -75,7 +75,7 @@ pub(crate) enum TransferError {
     #[error("no replica has a checkpoint")]
     NoOffer,
     #[error("the newest checkpoint of another replica is at {0}, which is too old")]
-    TooOld(Place),
+    TooOld(StreamSequence),
     #[error("the checkpoint has {len} bytes, and --max-memory allows {max}")]
     TooLarge { len: u64, max: u64 },
     #[error("NATS: {0}")]
@@ -85,7 +85,7 @@ pub(crate) enum TransferError {
     #[error("it is not the checkpoint that was offered")]
     Other,
     #[error("the stream does not have the message at {0} that the checkpoint is of")]
-    OtherStream(Place),
+    OtherStream(StreamSequence),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
@@ -138,15 +138,19 @@ pub(crate) async fn serve(client: Client, directory: Arc<CheckpointDir>) {
 }
 
 async fn answer_chunk(client: &Client, directory: &Arc<CheckpointDir>, message: &Message) -> Option<Bytes> {
-    let ChunkRequest { place, offset, len } = encoding::decode(&message.payload).ok()?;
+    let ChunkRequest {
+        position,
+        offset,
+        len,
+    } = encoding::decode(&message.payload).ok()?;
     let len = len.min(max_chunk(client));
     let directory = Arc::clone(directory);
-    let part = spawn_blocking(move || directory.read_part(place, offset, len)).await;
+    let part = spawn_blocking(move || directory.read_part(position, offset, len)).await;
     match part.ok()? {
         Ok(Some(part)) => Some([&[FOUND], &part[..]].concat().into()),
         Ok(None) => Some(Bytes::new()),
         Err(error) => {
-            warn!(event = "checkpoint_unreadable", %place, %error, "cannot read a checkpoint for another replica");
+            warn!(event = "checkpoint_unreadable", %position, %error, "cannot read a checkpoint for another replica");
             None
         }
     }
@@ -161,7 +165,7 @@ fn max_chunk(client: &Client) -> usize {
 pub(crate) async fn fetch(
     stream: &Stream,
     directory: Option<&Arc<CheckpointDir>>,
-    needed: Place,
+    needed: StreamSequence,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
     let client = stream.client();
@@ -172,9 +176,9 @@ pub(crate) async fn fetch(
         .await
         .map_err(|error| TransferError::Nats(error.to_string()))?;
     offers.retain(|offer| {
-        Some(offer.id.place) <= last && directory.is_none_or(|own| own.id() != offer.directory)
+        Some(offer.id.position) <= last && directory.is_none_or(|own| own.id() != offer.directory)
     });
-    offers.sort_unstable_by_key(|offer| Reverse(offer.id.place));
+    offers.sort_unstable_by_key(|offer| Reverse(offer.id.position));
     let mut failed = None;
     for offer in offers {
         match fetch_offer(stream, offer, directory, needed, max_len).await {
@@ -190,13 +194,13 @@ async fn fetch_offer(
     stream: &Stream,
     offer: Offer,
     directory: Option<&Arc<CheckpointDir>>,
-    needed: Place,
+    needed: StreamSequence,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
-    let CheckpointId { place, len, .. } = offer.id;
+    let CheckpointId { position, len, .. } = offer.id;
     let client = stream.client();
-    if place < needed {
-        return Err(TransferError::TooOld(place));
+    if position < needed {
+        return Err(TransferError::TooOld(position));
     }
     if len > max_len {
         return Err(TransferError::TooLarge { len, max: max_len });
@@ -235,11 +239,13 @@ async fn fetch_offer(
 
 /// Checks that a checkpoint is of this stream.
 async fn check_stream(stream: &Stream, checkpoint: CheckpointId) -> Result<(), TransferError> {
-    let place = checkpoint.place;
-    let found = stream.first_from(place).await;
+    let position = checkpoint.position;
+    let found = stream.first_from(position).await;
     match found.map_err(|error| TransferError::Nats(error.to_string()))? {
-        Some((found, fingerprint)) if found == place && checkpoint.fingerprint.matches(fingerprint) => Ok(()),
-        _ => Err(TransferError::OtherStream(place)),
+        Some((found, fingerprint)) if found == position && checkpoint.fingerprint.matches(fingerprint) => {
+            Ok(())
+        }
+        _ => Err(TransferError::OtherStream(position)),
     }
 }
 
@@ -284,11 +290,15 @@ fn chunks(client: &Client, offer: Offer) -> impl futures_util::Stream<Item = Res
     let requests = offsets.map(move |offset| {
         let (client, subject) = (client.clone(), subject.clone());
         let left = usize::try_from(offer.id.len - offset).unwrap_or(usize::MAX);
-        let (place, len) = (offer.id.place, chunk_len.min(left));
+        let (position, len) = (offer.id.position, chunk_len.min(left));
         async move {
             let mut error = TransferError::Gone;
             for _ in 0..ATTEMPTS {
-                let request = encode(&ChunkRequest { place, offset, len });
+                let request = encode(&ChunkRequest {
+                    position,
+                    offset,
+                    len,
+                });
                 match client.request(subject.clone(), request).await {
                     Ok(mut answer) if answer.payload.first() == Some(&FOUND) => {
                         answer.payload.advance(1);

@@ -13,8 +13,8 @@ use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
 use super::message::Durable;
-use super::partition::Partition;
-use super::partition_state::{PartitionState, RoomStates};
+use super::order_state::{OrderState, RoomStates};
+use super::state_machine::StateMachine;
 use crate::domain::{Epoch, RoomName};
 use crate::hub::Hub;
 
@@ -110,7 +110,7 @@ impl Checkpointer {
     pub(crate) fn durable(&self) -> Option<Durable> {
         self.directory.newest().map(|newest| Durable {
             directory: self.directory.id(),
-            place: newest.place,
+            position: newest.position,
         })
     }
 
@@ -135,7 +135,7 @@ impl Checkpointer {
     pub(crate) async fn poll(
         &mut self,
         now: Duration,
-        partition: &Partition,
+        state_machine: &StateMachine,
         newest: Fingerprint,
     ) -> Option<Finished> {
         if let Some(job) = self.job.take_if(|job| job.task.is_finished()) {
@@ -144,7 +144,7 @@ impl Checkpointer {
                 .await
                 .unwrap_or(Err(CheckpointError::Malformed("it cannot be encoded")));
             if let Some(request) = self.queued_stop.take() {
-                self.stop(request, now, partition, newest);
+                self.stop(request, now, state_machine, newest);
             }
             return Some(match written {
                 Ok(id) => Finished::Written(id),
@@ -162,7 +162,7 @@ impl Checkpointer {
         let is_due = (self.has_changed && age >= self.interval)
             || (self.bytes >= MAX_BYTES && age >= self.interval.min(MIN_INTERVAL));
         if is_due && self.job.is_none() {
-            self.take(now, partition, newest, None);
+            self.take(now, state_machine, newest, None);
         }
         None
     }
@@ -172,13 +172,13 @@ impl Checkpointer {
         &mut self,
         request: StopRequest,
         now: Duration,
-        partition: &Partition,
+        state_machine: &StateMachine,
         newest: Fingerprint,
     ) {
         if self.job.is_some() {
             self.queued_stop = Some(request);
         } else if self.bytes > 0 {
-            self.take(now, partition, newest, Some(request));
+            self.take(now, state_machine, newest, Some(request));
         }
     }
 
@@ -189,11 +189,17 @@ impl Checkpointer {
         }
     }
 
-    fn take(&mut self, now: Duration, partition: &Partition, newest: Fingerprint, stop: Option<StopRequest>) {
+    fn take(
+        &mut self,
+        now: Duration,
+        state_machine: &StateMachine,
+        newest: Fingerprint,
+        stop: Option<StopRequest>,
+    ) {
         let (reached, written) = stop
             .map(|StopRequest { reached, written }| (reached, written))
             .unzip();
-        let (state, rooms) = partition.state();
+        let (state, rooms) = state_machine.state();
         (self.bytes, self.has_changed, self.taken_at) = (0, false, now);
         let (directory, hub) = (Arc::clone(&self.directory), Arc::clone(&self.hub));
         let (newest_epoch, ended) = (state.newest_epoch, EndedRooms::default());
@@ -212,7 +218,7 @@ impl Checkpointer {
 pub(super) fn write(
     directory: &CheckpointDir,
     hub: &Hub,
-    state: PartitionState,
+    state: OrderState,
     newest: Fingerprint,
     rooms: RoomStates,
     ended: &EndedRooms,
@@ -243,7 +249,7 @@ pub(super) fn write(
         }
     })?;
     directory.commit(new, id)?;
-    let CheckpointId { place, len, .. } = id;
-    info!(event = "checkpoint_written", %place, bytes = len, rooms = count, took = ?started.elapsed(), "wrote a checkpoint");
+    let CheckpointId { position, len, .. } = id;
+    info!(event = "checkpoint_written", %position, bytes = len, rooms = count, took = ?started.elapsed(), "wrote a checkpoint");
     Ok(id)
 }

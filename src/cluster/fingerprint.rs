@@ -5,7 +5,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::domain::DecodeError;
 use crate::domain::encoding::{Encoding, encode_struct};
 
-/// What identifies the message that the stream has at a place. A stream that was removed and made anew, or restored to an earlier message, has another one
+/// What identifies the message that the stream has at a position. A stream that was removed and made anew, or restored to an earlier message, has another one
 /// there; all copies and backups of a stream have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Fingerprint {

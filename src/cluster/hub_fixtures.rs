@@ -7,10 +7,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::fixtures;
-use super::message::{Content, Message, Place, RoomCommand};
-use super::partition::{Applied, Partition};
+use super::message::{Content, Message, RoomCommand, StreamSequence};
 use super::replica::{SUBMISSIONS, deliver};
 use super::rules::{FoldVersions, OrderRules};
+use super::state_machine::{Applied, StateMachine};
 use crate::domain::{Command, End, EndStage, Epoch, Moderation, Post, RoomName, Rules, WallTime};
 use crate::hub::{Hub, HubError, HubOptions, JoinRequest, Member, PostOutcome, RequestMeta, Submission};
 use crate::store::{MemoryStore, Retention};
@@ -21,8 +21,8 @@ pub(crate) struct Replicated {
     pub(crate) hub: Arc<Hub>,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) submitted: mpsc::Receiver<Submission>,
-    pub(crate) partition: Partition,
-    pub(crate) incarnation: Place,
+    pub(crate) state_machine: StateMachine,
+    pub(crate) incarnation: StreamSequence,
     pub(crate) number: u64,
 }
 
@@ -48,8 +48,8 @@ impl Replicated {
             hub,
             store,
             submitted,
-            partition: Partition::new(),
-            incarnation: Place::default(),
+            state_machine: StateMachine::new(),
+            incarnation: StreamSequence::default(),
             number: 0,
         };
         replicated.begin().await;
@@ -59,7 +59,7 @@ impl Replicated {
 
     /// Begins an incarnation.
     pub(crate) async fn begin(&mut self) {
-        let nonce = self.partition.applied().get();
+        let nonce = self.state_machine.applied().get();
         let hello = Content::Hello {
             nonce,
             rules: OrderRules::new(Rules::default(), 10),
@@ -71,21 +71,25 @@ impl Replicated {
         self.number = 0;
     }
 
-    pub(crate) async fn apply(&mut self, content: Content) -> Place {
-        let (place, at) = (
-            self.partition.applied().next(),
+    pub(crate) async fn apply(&mut self, content: Content) -> StreamSequence {
+        let (position, at) = (
+            self.state_machine.applied().next(),
             WallTime::from_millis(1_700_000_000_000),
         );
-        match self.partition.apply(place, Message { at, content }).unwrap() {
+        match self
+            .state_machine
+            .apply(position, Message { at, content })
+            .unwrap()
+        {
             Applied::Batch { decisions, .. } => deliver(&self.hub, decisions, true, at).await.unwrap(),
             Applied::Lost { decisions, .. } => deliver(&self.hub, decisions, false, at).await.unwrap(),
             Applied::Hello { .. } => {}
             other => panic!("{other:?}"),
         }
-        place
+        position
     }
 
-    /// Gives commands their places.
+    /// Gives commands their positions.
     pub(crate) async fn order(&mut self, submissions: Vec<Submission>) {
         let command = |submission: Submission| RoomCommand {
             room: submission.room,
@@ -106,7 +110,7 @@ impl Replicated {
         self.submitted.recv().await.unwrap()
     }
 
-    /// Gives the next command that is submitted its place.
+    /// Gives the next command that is submitted its position.
     pub(crate) async fn order_next(&mut self) {
         let submission = self.submitted().await;
         self.order(vec![submission]).await;
@@ -134,7 +138,7 @@ impl Replicated {
     /// Another replica writes a command for the room of this epoch.
     pub(crate) async fn order_other(
         &mut self,
-        other: Place,
+        other: StreamSequence,
         number: u64,
         epoch: Option<Epoch>,
         command: Command,
@@ -150,12 +154,12 @@ impl Replicated {
             number,
             commands: vec![command],
         };
-        let (place, at) = (
-            self.partition.applied().next(),
+        let (position, at) = (
+            self.state_machine.applied().next(),
             WallTime::from_millis(1_700_000_000_000),
         );
         let message = Message { at, content: batch };
-        let Applied::Batch { decisions, .. } = self.partition.apply(place, message).unwrap() else {
+        let Applied::Batch { decisions, .. } = self.state_machine.apply(position, message).unwrap() else {
             panic!("it has no effect");
         };
         deliver(&self.hub, decisions, false, at).await.unwrap();
@@ -166,10 +170,10 @@ impl Replicated {
         let posted = self.post();
         self.order_next().await;
         posted.await.unwrap().unwrap();
-        self.partition.epoch(&tea())
+        self.state_machine.epoch(&tea())
     }
 
-    /// Waits until the end of the room is proposed. What comes before gets its place.
+    /// Waits until the end of the room is proposed. What comes before gets its position.
     pub(crate) async fn proposal(&mut self) -> Submission {
         loop {
             let submission = self.submitted().await;

@@ -104,7 +104,7 @@ async fn a_token_of_a_room_that_this_replica_does_not_know_yet_resumes_the_sessi
         // No caller of the second replica waits for it.
         request: request + 1_000,
         command,
-        fences: 0,
+        lost_incarnations: 0,
     };
     second.order(vec![creation]).await;
     second.order(vec![late]).await;
@@ -142,7 +142,7 @@ async fn nobody_waits_for_what_was_submitted_to_an_incarnation_that_is_lost() {
     replicated.hub.suspend();
     assert_eq!(posted.await.unwrap().map(drop), SUSPENDED);
     replicated.hub.fence().await;
-    assert!(lost.fences < replicated.hub.fences());
+    assert!(lost.lost_incarnations < replicated.hub.lost_incarnations());
     // It would wait for the answer otherwise.
     let hub = Arc::clone(&replicated.hub);
     let drained = tokio::spawn(async move { hub.drain(Duration::ZERO).await });
@@ -218,7 +218,7 @@ async fn a_command_that_its_room_cannot_apply_is_fatal() {
     replicated.order_next().await;
     let _ada = ada.await.unwrap().unwrap();
     let store = replicated.store.clone();
-    store.end(store.find(&tea()).unwrap().id).await.unwrap();
+    store.delete_log(store.find(&tea()).unwrap().id).await.unwrap();
     drop(replicated.post());
     replicated.order_next().await;
     replicated.hub.failed().cancelled().await;
@@ -310,7 +310,7 @@ async fn a_replica_agrees_to_the_end_of_a_room_unless_somebody_reads_it_or_its_l
         if let Ok(answer) = answer {
             assert_eq!(end(&answer), Some(EndStage::Agreed));
             replicated.order(vec![answer]).await;
-            assert_eq!(replicated.partition.epoch(&tea()), None);
+            assert_eq!(replicated.state_machine.epoch(&tea()), None);
         }
         drop(reader);
     }

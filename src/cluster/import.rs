@@ -1,6 +1,6 @@
 //! Brings the rooms of a single server into an empty stream.
 //!
-//! The rooms become a checkpoint, and the stream is made to begin behind its place. So every replica needs that checkpoint or a later one: the
+//! The rooms become a checkpoint, and the stream is made to begin behind its position. So every replica needs that checkpoint or a later one: the
 //! first has it, and the others get it from there as they get any other.
 
 use std::collections::VecDeque;
@@ -9,17 +9,17 @@ use std::sync::Arc;
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
-use super::message::Place;
-use super::partition_state::{PartitionState, ReplicatedRoom, RoomStates};
+use super::message::StreamSequence;
+use super::order_state::{OrderState, ReplicatedRoom, RoomStates};
 use super::rules::FoldVersions;
 use crate::domain::{RoomName, Rules, Sequence};
 use crate::hub;
 use crate::store::{Record, Store, StoreError};
 use crate::wall_clock::wall_time;
 
-/// The place of the checkpoint: that of the last message that nobody reads. The first message of the stream is one of them, so that
+/// The position of the checkpoint: that of the last message that nobody reads. The first message of the stream is one of them, so that
 /// a replica without a checkpoint sees that something is missing.
-pub(crate) const IMPORTED: Place = Place::new(2);
+pub(crate) const IMPORTED: StreamSequence = StreamSequence::new(2);
 
 /// What the messages that nobody reads begin with: no version decodes it. Random bytes follow, by which the stream and the checkpoint belong together.
 const MARK: u8 = 0;
@@ -45,7 +45,7 @@ pub(crate) enum ImportError {
 pub(crate) struct Imported {
     pub(crate) id: CheckpointId,
     pub(crate) rooms: usize,
-    /// The message that the stream must have at the place of the checkpoint.
+    /// The message that the stream must have at the position of the checkpoint.
     pub(crate) mark: Vec<u8>,
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn import(
         }
     }
     let count = rooms.len();
-    let state = PartitionState {
+    let state = OrderState {
         applied: IMPORTED,
         digest: 0,
         digests: vec![0; 2],

@@ -11,9 +11,9 @@ use crate::domain::{Command, DecodeError, Epoch, RoomName, WallTime};
 
 /// A position in the order: 1, 2, 3, … without gaps. JetStream calls it the sequence of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Place(u64);
+pub(crate) struct StreamSequence(u64);
 
-impl Place {
+impl StreamSequence {
     pub(crate) const fn new(number: u64) -> Self {
         Self(number)
     }
@@ -31,7 +31,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for StreamSequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -47,7 +47,7 @@ pub(crate) struct Message {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Content {
-    /// A replica starts to write. Its place identifies this *incarnation* of the replica from then on; `nonce` tells the replica that the
+    /// A replica starts to write. Its position identifies this *incarnation* of the replica from then on; `nonce` tells the replica that the
     /// message is its own. Has no effect if another incarnation lives that has other rules.
     Hello {
         nonce: u64,
@@ -59,14 +59,14 @@ pub(crate) enum Content {
     },
     /// Commands of an incarnation, whose batches are numbered 1, 2, 3, …
     Batch {
-        incarnation: Place,
+        incarnation: StreamSequence,
         number: u64,
         commands: Vec<RoomCommand>,
     },
-    /// An incarnation lives, and had this digest after it had applied this place.
+    /// An incarnation lives, and had this digest after it had applied this position.
     Heartbeat {
-        incarnation: Place,
-        applied: Place,
+        incarnation: StreamSequence,
+        applied: StreamSequence,
         digest: u64,
         /// Its newest checkpoint, if its data directory has one.
         durable: Option<Durable>,
@@ -74,8 +74,11 @@ pub(crate) enum Content {
         name: Arc<str>,
         version: Arc<str>,
     },
-    /// Nothing was heard of an incarnation for a whole lease since this place.
-    Lost { incarnation: Place, seen: Place },
+    /// Nothing was heard of an incarnation for a whole lease since this position.
+    Lost {
+        incarnation: StreamSequence,
+        seen: StreamSequence,
+    },
     /// This version of the fold holds from here on, if all incarnations that live support it.
     Activate { version: u64 },
 }
@@ -85,7 +88,7 @@ pub(crate) enum Content {
 pub(crate) struct Durable {
     /// The data directory that has it: a replica has several incarnations, and only one directory.
     pub(crate) directory: u64,
-    pub(crate) place: Place,
+    pub(crate) position: StreamSequence,
 }
 
 /// A command to one of the rooms.
@@ -101,13 +104,13 @@ pub(crate) struct RoomCommand {
 }
 
 encode_as! {
-    Place as u64: |place| place.0, |number| Some(Self(number));
+    StreamSequence as u64: |position| position.0, |number| Some(Self(number));
     Epoch as u64: |epoch| epoch.get(), Self::from_wire;
 }
 
 encode_struct! {
     Message { at, content }
-    Durable { directory, place }
+    Durable { directory, position }
     RoomCommand { room, epoch, request, command }
 }
 
@@ -157,7 +160,7 @@ mod tests {
     #[test]
     fn the_order_corpus_is_read() {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/order");
-        let incarnation = Place::new(1);
+        let incarnation = StreamSequence::new(1);
         let command = |request, command| RoomCommand {
             room: RoomName::default(),
             epoch: Epoch::from_wire(7),
@@ -190,11 +193,11 @@ mod tests {
                 "heartbeat",
                 Content::Heartbeat {
                     incarnation,
-                    applied: Place::new(1),
+                    applied: StreamSequence::new(1),
                     digest: 7,
                     durable: Some(Durable {
                         directory: 7,
-                        place: Place::new(1),
+                        position: StreamSequence::new(1),
                     }),
                     name: "r1".into(),
                     version: "1".into(),
@@ -204,7 +207,7 @@ mod tests {
                 "lost",
                 Content::Lost {
                     incarnation,
-                    seen: Place::new(1),
+                    seen: StreamSequence::new(1),
                 },
             ),
             ("activate", Content::Activate { version: 2 }),

@@ -1,14 +1,14 @@
 //! Several servers with one order: every replica applies the same messages in the same order, and so decides alike.
 //!
-//! The order is a stream that stores what replicas write, gives each message a `Place`, and shows all of them to
+//! The order is a stream that stores what replicas write, gives each message a `StreamSequence`, and shows all of them to
 //! everybody. It may refuse a message, store it although nobody learns of that, or store it twice. A replica
 //!
 //! 1. gives the commands of its clients to its `Producer`, which writes them as numbered batches until they have come
 //!    back,
-//! 2. takes the messages of all replicas from the stream, each once and in turn, as its `Follower` says,
-//! 3. applies them to its `Partition`, which has all rooms, and answers its clients with what has become of their
+//! 2. takes the messages of all replicas from the stream, each once and in turn, as its `StreamReader` says,
+//! 3. applies them to its `StateMachine`, which has all rooms, and answers its clients with what has become of their
 //!    commands,
-//! 4. says every second that it lives, and which others do not (`Presence`).
+//! 4. says every second that it lives, and which others do not (`Membership`).
 //!
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides otherwise than most others.
@@ -24,25 +24,25 @@ mod export;
 mod fingerprint;
 #[cfg(test)]
 mod fixtures;
-mod follower;
 #[cfg(test)]
 pub(crate) mod hub_fixtures;
 #[cfg(test)]
 mod hub_tests;
 mod import;
+mod membership;
 mod message;
 mod nats;
 mod observer;
 mod options;
-mod partition;
-mod partition_state;
-mod presence;
+mod order_state;
 mod producer;
 mod replica;
 mod rules;
 mod setup;
 #[cfg(test)]
 mod simulation_tests;
+mod state_machine;
+mod stream_reader;
 mod truncation;
 
 pub(crate) use bootstrap::Bootstrap;
@@ -65,7 +65,9 @@ pub(crate) use checkpoint::fuzz_checkpoints;
 pub(crate) fn fuzz_messages(bytes: &[u8]) {
     if let Ok(message) = message::Message::decode(bytes) {
         assert_eq!(message.encode(), bytes, "{message:?}");
-        let mut partition = partition::Partition::new();
-        partition.apply(message::Place::default().next(), message).ok();
+        let mut state_machine = state_machine::StateMachine::new();
+        state_machine
+            .apply(message::StreamSequence::default().next(), message)
+            .ok();
     }
 }

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::credentials::Credentials;
 use super::fingerprint::Fingerprint;
-use super::message::Place;
+use super::message::StreamSequence;
 
 /// The stream that has the order of all rooms.
 pub(crate) const STREAM: &str = "CHAT-0";
@@ -292,14 +292,14 @@ fn log_event(event: &Event, last: &Mutex<(String, Instant)>) {
 #[derive(Debug)]
 pub(crate) enum Delivered {
     Message {
-        place: Place,
-        /// The place before it in the answer, or in the stream.
-        previous: Place,
+        position: StreamSequence,
+        /// The position before it in the answer, or in the stream.
+        previous: StreamSequence,
         fingerprint: Fingerprint,
         payload: Bytes,
     },
-    /// An answer is complete. The newest place that the server knows of.
-    End(Place),
+    /// An answer is complete. The newest position that the server knows of.
+    End(StreamSequence),
     /// The server answers with an error.
     Failed(String),
 }
@@ -315,11 +315,11 @@ fn stored_at(headers: &HeaderMap) -> Option<u64> {
     u64::try_from(time.as_nanos()).ok()
 }
 
-/// The place and the fingerprint of a message that the stream has stored.
-fn identity(headers: &HeaderMap, payload: &[u8]) -> Option<(Place, Fingerprint)> {
-    let place = Place::new(number(headers, "Nats-Sequence")?);
+/// The position and the fingerprint of a message that the stream has stored.
+fn identity(headers: &HeaderMap, payload: &[u8]) -> Option<(StreamSequence, Fingerprint)> {
+    let position = StreamSequence::new(number(headers, "Nats-Sequence")?);
     let stored_at = stored_at(headers)?;
-    Some((place, Fingerprint::new(payload, Some(stored_at))))
+    Some((position, Fingerprint::new(payload, Some(stored_at))))
 }
 
 impl Delivered {
@@ -329,10 +329,10 @@ impl Delivered {
         let status = message.status.map_or(200, |status| status.as_u16());
         Some(match status {
             200 => {
-                let (place, fingerprint) = identity(headers?, &message.payload)?;
+                let (position, fingerprint) = identity(headers?, &message.payload)?;
                 Self::Message {
-                    place,
-                    previous: Place::new(number(headers?, "Nats-Last-Sequence")?),
+                    position,
+                    previous: StreamSequence::new(number(headers?, "Nats-Last-Sequence")?),
                     fingerprint,
                     payload: message.payload,
                 }
@@ -340,14 +340,14 @@ impl Delivered {
             // The end of the answer.
             204 => {
                 let pending = number(headers?, "Nats-Num-Pending")?;
-                Self::End(Place::new(
+                Self::End(StreamSequence::new(
                     number(headers?, "Nats-Last-Sequence")?.saturating_add(pending),
                 ))
             }
-            // There is no message from the place on that was asked for, which the subject of the answer ends with.
+            // There is no message from the position on that was asked for, which the subject of the answer ends with.
             404 => {
                 let asked: u64 = message.subject.as_str().rsplit('.').next()?.parse().ok()?;
-                Self::End(Place::new(asked.saturating_sub(1)))
+                Self::End(StreamSequence::new(asked.saturating_sub(1)))
             }
             _ => Self::Failed(message.description.unwrap_or_else(|| format!("status {status}"))),
         })
@@ -401,17 +401,20 @@ impl Stream {
         &self.client
     }
 
-    /// The first message at `place` or later; `None` if the server that answers has none.
-    pub(crate) async fn first_from(&self, place: Place) -> Result<Option<(Place, Fingerprint)>, NatsError> {
-        let request = json!({ "seq": place.get(), "next_by_subj": SUBJECTS });
+    /// The first message at `position` or later; `None` if the server that answers has none.
+    pub(crate) async fn first_from(
+        &self,
+        position: StreamSequence,
+    ) -> Result<Option<(StreamSequence, Fingerprint)>, NatsError> {
+        let request = json!({ "seq": position.get(), "next_by_subj": SUBJECTS });
         direct_get(&self.client, "reading the stream", &request).await
     }
 
     /// The newest message that the server has that answers.
-    pub(crate) async fn last(&self) -> Result<Option<Place>, NatsError> {
+    pub(crate) async fn last(&self) -> Result<Option<StreamSequence>, NatsError> {
         let request = json!({ "last_by_subj": SUBJECT });
         let last = direct_get(&self.client, "reading the stream", &request).await?;
-        Ok(last.map(|(place, _)| place))
+        Ok(last.map(|(position, _)| position))
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -454,13 +457,13 @@ impl Stream {
         }
     }
 
-    /// Asks any server that has the stream for the messages from `place` on.
-    pub(crate) async fn fetch(&self, place: Place, count: usize) {
+    /// Asks any server that has the stream for the messages from `position` on.
+    pub(crate) async fn fetch(&self, position: StreamSequence, count: usize) {
         if self.is_connected() {
-            let request = format!("{{\"seq\":{place},\"batch\":{count},\"max_bytes\":{FETCHED_BYTES}}}");
+            let request = format!("{{\"seq\":{position},\"batch\":{count},\"max_bytes\":{FETCHED_BYTES}}}");
             let (subject, reply) = (
                 format!("$JS.API.DIRECT.GET.{STREAM}"),
-                format!("{}.get.{place}", self.inbox),
+                format!("{}.get.{position}", self.inbox),
             );
             let asked = self
                 .client
@@ -488,11 +491,14 @@ impl Stream {
 }
 
 /// The first message that the stream has stored at `time` or later.
-pub(crate) async fn first_since(client: &Client, time: SystemTime) -> Result<Option<Place>, NatsError> {
+pub(crate) async fn first_since(
+    client: &Client,
+    time: SystemTime,
+) -> Result<Option<StreamSequence>, NatsError> {
     let time = humantime::format_rfc3339_millis(time).to_string();
     let request = json!({ "start_time": time, "next_by_subj": SUBJECTS });
     let first = direct_get(client, "looking for the oldest message to keep", &request).await?;
-    Ok(first.map(|(place, _)| place))
+    Ok(first.map(|(position, _)| position))
 }
 
 /// Asks any server that has the stream for one message.
@@ -500,7 +506,7 @@ async fn direct_get(
     client: &Client,
     what: &'static str,
     request: &Value,
-) -> Result<Option<(Place, Fingerprint)>, NatsError> {
+) -> Result<Option<(StreamSequence, Fingerprint)>, NatsError> {
     let failed = |why: String| NatsError::Request { what, why };
     let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
     let answered = client.request(subject, request.to_string().into()).await;

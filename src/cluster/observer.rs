@@ -52,7 +52,7 @@ pub struct ReplicaState {
     pub diverged: usize,
     /// How long it has not heard itself.
     pub silence: Duration,
-    /// The place of the last message that it has applied.
+    /// The position of the last message that it has applied.
     pub applied: u64,
     /// How many more it knows of.
     pub lag: u64,

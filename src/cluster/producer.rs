@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::{Content, Message, Place, RoomCommand};
+use super::message::{Content, Message, RoomCommand, StreamSequence};
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::encoding::max_encoded_command;
 use crate::domain::{Rules, WallTime};
@@ -34,7 +34,7 @@ const MESSAGE_OVERHEAD: usize = 256;
 ///
 /// Nothing but a message that comes back says that it is in the order: an acknowledgement can be lost, and a message can be stored
 /// although an error was reported. The order may thus have a batch twice, or one before the one that precedes it; the
-/// [`Partition`](super::partition::Partition) applies each once and in turn.
+/// [`StateMachine`](super::state_machine::StateMachine) applies each once and in turn.
 ///
 /// Times are measured from an arbitrary moment, by a clock that never goes back.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct Producer {
     supported: FoldVersions,
     name: Arc<str>,
     nonce: u64,
-    incarnation: Option<Place>,
+    incarnation: Option<StreamSequence>,
     waiting: VecDeque<(usize, RoomCommand)>,
     /// The size of the commands that wait.
     waiting_len: usize,
@@ -88,7 +88,7 @@ impl Producer {
     }
 
     /// The replica's incarnation, once its first message has come back.
-    pub(crate) const fn incarnation(&self) -> Option<Place> {
+    pub(crate) const fn incarnation(&self) -> Option<StreamSequence> {
         self.incarnation
     }
 
@@ -190,12 +190,12 @@ impl Producer {
         longest_command.max(MAX_BATCH) + MESSAGE_OVERHEAD
     }
 
-    /// A message of the kind [`Content::Hello`] was applied at `place`. Returns whether it is the one that this replica waits for.
-    pub(crate) fn on_hello(&mut self, nonce: u64, place: Place) -> bool {
+    /// A message of the kind [`Content::Hello`] was applied at `position`. Returns whether it is the one that this replica waits for.
+    pub(crate) fn on_hello(&mut self, nonce: u64, position: StreamSequence) -> bool {
         // A second one may come late, when the first is known.
         let is_own = self.nonce == nonce && self.incarnation.is_none();
         if is_own {
-            self.incarnation = Some(place);
+            self.incarnation = Some(position);
             (self.sent_at, self.is_resend_asked) = (None, false);
         }
         is_own
@@ -276,7 +276,7 @@ mod tests {
             producer.resend();
         }
         assert_eq!(sent, 10, "of the first message");
-        producer.on_hello(1, Place::new(1));
+        producer.on_hello(1, StreamSequence::new(1));
         producer.push(command("hi", 10));
         sent = 0;
         for now in 1_000..2_000 {
@@ -297,7 +297,7 @@ mod tests {
     fn a_new_batch_does_not_wait_for_those_that_are_sent_again() {
         let mut producer = producer(Rules::default(), 1);
         let at = WallTime::default();
-        producer.on_hello(1, Place::new(1));
+        producer.on_hello(1, StreamSequence::new(1));
         producer.push(command("one", 10));
         assert_eq!(producer.poll(MS, at).len(), 1);
         producer.resend();
@@ -320,7 +320,7 @@ mod tests {
                 ..Rules::default()
             };
             let mut producer = producer(rules, u64::MAX);
-            producer.on_hello(u64::MAX, Place::new(u64::MAX));
+            producer.on_hello(u64::MAX, StreamSequence::new(u64::MAX));
             let longest = "\u{10fffd}".repeat(chars);
             assert!(Text::parse(&longest, chars).is_ok());
             producer.push(command(&longest, chars));

@@ -17,15 +17,15 @@ use super::checkpoint::Checkpoint;
 use super::checkpoint_transfer;
 use super::checkpointer::{Checkpointer, Finished, StopRequest};
 use super::fingerprint::Fingerprint;
-use super::follower::{Follower, Missing};
-use super::message::{Content, Message, Place, RoomCommand};
+use super::membership::{CUT_OFF, LEASE, Membership};
+use super::message::{Content, Message, RoomCommand, StreamSequence};
 use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, refusal};
 use super::observer::{IGNORED, Observer, ReplicaState};
 use super::options::{ClusterOptions, MAX_NAME_LEN};
-use super::partition::{Applied, ApplyError, Decision, Ignored, Partition, Refusal};
-use super::presence::{CUT_OFF, LEASE, Presence};
 use super::producer::Producer;
 use super::rules::{FoldVersions, OrderRules};
+use super::state_machine::{Applied, ApplyError, Decision, Ignored, Refusal, StateMachine};
+use super::stream_reader::{Missing, StreamReader};
 use super::truncation::{self, TruncationView};
 use crate::domain::{DecodeError, RoomName, WallTime};
 use crate::hub::{Hub, HubError, Ordered, Submission};
@@ -51,7 +51,7 @@ pub(crate) enum ReplicaError {
     #[error(
         "cannot decode the message at {0} of the stream ({1}); a newer version of the program may have written it"
     )]
-    Unknown(Place, DecodeError),
+    Unknown(StreamSequence, DecodeError),
     #[error(transparent)]
     Missing(#[from] Missing),
     #[error(transparent)]
@@ -63,7 +63,7 @@ pub(crate) enum ReplicaError {
     OtherRules,
     #[error("it decides otherwise than most of the other replicas")]
     Diverged,
-    #[error("the room {room:?} does not apply what has its place in the order: {error}")]
+    #[error("the room {room:?} does not apply what has its position in the order: {error}")]
     Room { room: RoomName, error: HubError },
     #[error("the subscriptions to NATS have ended")]
     Ended,
@@ -91,12 +91,12 @@ pub(crate) struct Replica {
     hub: Arc<Hub>,
     observer: Arc<dyn Observer>,
     stream: Stream,
-    partition: Partition,
-    follower: Follower,
+    state_machine: StateMachine,
+    stream_reader: StreamReader,
     producer: Producer,
-    presence: Presence,
+    membership: Membership,
     /// The incarnations that have decided otherwise.
-    diverged: BTreeSet<Place>,
+    diverged: BTreeSet<StreamSequence>,
     /// Times are measured from then.
     started: Instant,
     /// When something came from a server, and when the replica turned to another one.
@@ -150,15 +150,15 @@ impl Replica {
         let tasks = vec![AbortOnDropHandle::new(tokio::spawn(truncating))];
         let replica = Self {
             stream,
-            partition: Partition::new(),
-            follower: Follower::new(Place::default(), Fingerprint::default(), zero),
+            state_machine: StateMachine::new(),
+            stream_reader: StreamReader::new(StreamSequence::default(), Fingerprint::default(), zero),
             producer: Producer::new(
                 OrderRules::new(*hub.rules(), hub.options().max_rooms),
                 FoldVersions::supported(),
                 Arc::clone(&name),
                 rand::random(),
             ),
-            presence: Presence::new(zero),
+            membership: Membership::new(zero),
             diverged: BTreeSet::new(),
             started: Instant::now(),
             heard_at: zero,
@@ -237,7 +237,7 @@ impl Replica {
                 Some(request) = stops.recv() => {
                     let now = self.now();
                     if let Some(checkpointer) = &mut self.checkpointer {
-                        checkpointer.stop(request, now, &self.partition, self.follower.newest());
+                        checkpointer.stop(request, now, &self.state_machine, self.stream_reader.newest());
                     }
                     Ok(())
                 }
@@ -259,24 +259,29 @@ impl Replica {
     /// Continues after a checkpoint, or begins with the first message.
     fn begin(&mut self, checkpoint: Option<Checkpoint>) -> Result<(), ReplicaError> {
         let mut newest = Fingerprint::default();
-        if let Some(Checkpoint { id, partition, rooms }) = checkpoint {
+        if let Some(Checkpoint {
+            id,
+            state_machine,
+            rooms,
+        }) = checkpoint
+        {
             newest = id.fingerprint;
-            partition.check_version()?;
-            if let Some(rules) = partition.rules() {
+            state_machine.check_version()?;
+            if let Some(rules) = state_machine.rules() {
                 self.hub.restore_rules(rules);
             }
             for room in rooms {
                 self.hub.restore_room(room).map_err(ReplicaError::Restore)?;
             }
-            self.partition = partition;
+            self.state_machine = state_machine;
         }
         let now = self.now();
         (self.heard_at, self.verified_at, self.switched_at) = (now, now, now);
-        self.follower = Follower::new(self.partition.applied(), newest, now);
-        self.presence = Presence::new(now);
+        self.stream_reader = StreamReader::new(self.state_machine.applied(), newest, now);
+        self.membership = Membership::new(now);
         // Those that do not live any more have their whole lease from now on.
-        for (incarnation, seen) in self.partition.incarnations() {
-            self.presence.on_message(incarnation, seen, now);
+        for (incarnation, seen) in self.state_machine.incarnations() {
+            self.membership.on_message(incarnation, seen, now);
         }
         Ok(())
     }
@@ -288,7 +293,7 @@ impl Replica {
             return;
         };
         if let Some(finished) = checkpointer
-            .poll(now, &self.partition, self.follower.newest())
+            .poll(now, &self.state_machine, self.stream_reader.newest())
             .await
         {
             self.observer.checkpoint_finished(match finished {
@@ -296,8 +301,8 @@ impl Replica {
                 Finished::Failed => None,
             });
         }
-        let durable = checkpointer.durable().map_or(0, |durable| durable.place.get());
-        let applied = self.partition.applied().get();
+        let durable = checkpointer.durable().map_or(0, |durable| durable.position.get());
+        let applied = self.state_machine.applied().get();
         self.observer.checkpoint_lag(applied.saturating_sub(durable));
     }
 
@@ -311,9 +316,9 @@ impl Replica {
             epoch,
             request,
             command,
-            fences,
+            lost_incarnations,
         } = submission;
-        if fences < self.hub.fences() {
+        if lost_incarnations < self.hub.lost_incarnations() {
             // It was meant for an incarnation that is lost. Nobody waits for it any more.
             return;
         }
@@ -345,7 +350,7 @@ impl Replica {
     fn notice_reconnect(&mut self) {
         if self.stream.has_reconnected() {
             let now = self.now();
-            self.follower.reconnected(now);
+            self.stream_reader.reconnected(now);
         }
     }
 
@@ -354,25 +359,26 @@ impl Replica {
         let is_published = message.subject.as_str().starts_with("live.");
         match Delivered::from_message(message) {
             Some(Delivered::Message {
-                place,
+                position,
                 previous,
                 fingerprint,
                 payload,
             }) => {
                 self.heard_at = now;
                 let is_next = if is_published {
-                    self.follower.accept_published(place, fingerprint, now)?
+                    self.stream_reader.accept_published(position, fingerprint, now)?
                 } else {
-                    self.follower.accept_fetched(place, previous, fingerprint, now)?
+                    self.stream_reader
+                        .accept_fetched(position, previous, fingerprint, now)?
                 };
                 if is_next {
-                    self.apply(place, &payload).await?;
+                    self.apply(position, &payload).await?;
                     self.observer.applied(!is_published);
                 }
             }
             Some(Delivered::End(last)) => {
                 self.heard_at = now;
-                self.follower.on_fetched(last, now);
+                self.stream_reader.on_fetched(last, now);
             }
             Some(Delivered::Failed(why)) => warn!(event = "nats", "cannot read the stream: {why}"),
             None => warn!(event = "nats", "a message of NATS is not understood"),
@@ -380,12 +386,12 @@ impl Replica {
         Ok(())
     }
 
-    async fn apply(&mut self, place: Place, payload: &Bytes) -> Result<(), ReplicaError> {
+    async fn apply(&mut self, position: StreamSequence, payload: &Bytes) -> Result<(), ReplicaError> {
         let now = self.now();
-        let message = Message::decode(payload).map_err(|error| ReplicaError::Unknown(place, error))?;
+        let message = Message::decode(payload).map_err(|error| ReplicaError::Unknown(position, error))?;
         let at = message.at;
         let (writer, nonce, heartbeat) = match &message.content {
-            Content::Hello { nonce, .. } => (Some(place), Some(*nonce), None),
+            Content::Hello { nonce, .. } => (Some(position), Some(*nonce), None),
             Content::Batch { incarnation, .. } => (Some(*incarnation), None, None),
             Content::Heartbeat {
                 incarnation, durable, ..
@@ -395,11 +401,11 @@ impl Replica {
         if let Some(checkpointer) = &mut self.checkpointer {
             checkpointer.on_applied(payload.len(), heartbeat.is_some());
         }
-        let applied = self.partition.apply(place, message)?;
+        let applied = self.state_machine.apply(position, message)?;
         if let Some(checkpointer) = &self.checkpointer {
             for decision in applied.decisions() {
                 if let Ok((epoch, _)) = decision.outcome
-                    && self.partition.epoch(&decision.room) != Some(epoch)
+                    && self.state_machine.epoch(&decision.room) != Some(epoch)
                 {
                     checkpointer.on_ended(&decision.room, epoch);
                 }
@@ -409,14 +415,14 @@ impl Replica {
         let is_ignored = matches!(applied, Applied::Ignored(Ignored::Fenced))
             || (nonce.is_some() && matches!(applied, Applied::Ignored(_)));
         if let (Some(writer), false) = (writer, is_ignored) {
-            self.presence.on_message(writer, place, now);
+            self.membership.on_message(writer, position, now);
             // Its first message is welcome if this one's will be, too.
             self.is_refused &= nonce.is_none();
             if self.is_refused {
                 return Err(ReplicaError::OtherRules);
             }
             if let Some((incarnation, durable)) = heartbeat {
-                self.presence.on_durable(incarnation, durable);
+                self.membership.on_durable(incarnation, durable);
             }
         }
         if let Applied::Ignored(why) = applied {
@@ -444,7 +450,7 @@ impl Replica {
                     self.on_lost(lost, decisions, at).await?;
                 }
                 if self.producer.on_hello(nonce, incarnation) {
-                    self.presence.set_own(Some(incarnation), now);
+                    self.membership.set_own(Some(incarnation), now);
                     info!(event = "replica_started", %incarnation, "this replica takes part in the order");
                 }
             }
@@ -484,7 +490,7 @@ impl Replica {
                             "the replicas before had other rules; waiting until all of them are lost"
                         );
                     }
-                    self.presence.on_refused(now);
+                    self.membership.on_refused(now);
                 }
                 Ignored::Unsupported { active } => {
                     let supported = FoldVersions::supported();
@@ -500,19 +506,19 @@ impl Replica {
     /// An incarnation is lost; these were detached.
     async fn on_lost(
         &mut self,
-        incarnation: Place,
+        incarnation: StreamSequence,
         decisions: Vec<Decision>,
         at: WallTime,
     ) -> Result<(), ReplicaError> {
         let is_own = self.producer.incarnation() == Some(incarnation);
-        self.presence.on_lost(incarnation);
+        self.membership.on_lost(incarnation);
         self.diverged.remove(&incarnation);
         self.observer.lost(is_own);
         if is_own {
             // It lives, but was silent: its clients may be elsewhere.
             error!(event = "replica_fenced", %incarnation, "the other replicas take this one for lost; it begins anew");
             self.producer.on_lost(rand::random());
-            self.presence.set_own(None, self.now());
+            self.membership.set_own(None, self.now());
             self.hub.fence().await;
         } else {
             warn!(event = "replica_lost", %incarnation, "another replica is lost");
@@ -521,7 +527,7 @@ impl Replica {
     }
 
     /// Another replica has decided alike, or has not. If most have not, this one is wrong.
-    fn compare(&mut self, incarnation: Place, is_alike: bool) -> Result<(), ReplicaError> {
+    fn compare(&mut self, incarnation: StreamSequence, is_alike: bool) -> Result<(), ReplicaError> {
         if is_alike {
             self.diverged.remove(&incarnation);
             return Ok(());
@@ -529,7 +535,7 @@ impl Replica {
         if self.diverged.insert(incarnation) {
             error!(event = "replicas_diverged", %incarnation, "another replica decides otherwise");
         }
-        let others = self.presence.live().saturating_sub(1);
+        let others = self.membership.live().saturating_sub(1);
         if self.diverged.len() * 2 > others && others > 1 {
             if let Some(checkpointer) = &self.checkpointer {
                 checkpointer.set_aside();
@@ -545,39 +551,39 @@ impl Replica {
         self.notice_reconnect();
         // A question without a connection would be waited for.
         if self.stream.is_connected()
-            && let Some(place) = self.follower.poll_fetch(now)
+            && let Some(position) = self.stream_reader.poll_fetch(now)
         {
-            self.stream.fetch(place, FETCHED_MESSAGES).await;
+            self.stream.fetch(position, FETCHED_MESSAGES).await;
         }
-        if !self.follower.is_verified(now) {
+        if !self.stream_reader.is_verified(now) {
             return;
         }
         let mut messages = Vec::new();
-        if self.follower.is_caught_up() {
+        if self.stream_reader.is_caught_up() {
             self.writing_since.get_or_insert(now);
             messages = self.producer.poll(now, at);
             self.observer.resent(self.producer.take_resent());
         }
         if let Some(incarnation) = self.producer.incarnation()
-            && self.presence.is_heartbeat_due(now)
+            && self.membership.is_heartbeat_due(now)
         {
             let content = Content::Heartbeat {
                 incarnation,
-                applied: self.partition.applied(),
-                digest: self.partition.digest(),
+                applied: self.state_machine.applied(),
+                digest: self.state_machine.digest(),
                 durable: self.checkpointer.as_ref().and_then(Checkpointer::durable),
                 name: Arc::clone(&self.name),
                 version: env!("CARGO_PKG_VERSION").into(),
             };
             messages.push(Message { at, content }.encode());
-            if self.presence.is_eldest()
-                && let Some(version) = self.partition.next_version()
+            if self.membership.is_eldest()
+                && let Some(version) = self.state_machine.next_version()
             {
                 let content = Content::Activate { version };
                 messages.push(Message { at, content }.encode());
             }
         }
-        let lost = self.presence.poll_lost(now).into_iter();
+        let lost = self.membership.poll_lost(now).into_iter();
         messages.extend(lost.map(|content| Message { at, content }.encode()));
         for message in messages {
             self.stream.publish(message).await;
@@ -605,20 +611,20 @@ impl Replica {
         let writing = self
             .writing_since
             .map_or(Duration::ZERO, |since| now.saturating_sub(since));
-        let silence = self.presence.own_silence(now).min(writing);
-        let is_verified = self.follower.is_verified(now);
+        let silence = self.membership.own_silence(now).min(writing);
+        let is_verified = self.stream_reader.is_verified(now);
         if is_verified {
             self.verified_at = now;
         }
         // Each connection begins unverified; to verify takes a round trip.
         let is_deaf = silence > CUT_OFF || now > self.heard_at + CUT_OFF || now > self.verified_at + CUT_OFF;
-        if let Some(place) = self.follower.missing().filter(|_| !is_verified)
+        if let Some(position) = self.stream_reader.missing().filter(|_| !is_verified)
             && self.warned_at.is_none_or(|at| now > at + WARN_INTERVAL)
         {
             self.warned_at = Some(now);
             warn!(
                 event = "replica_waiting",
-                %place,
+                %position,
                 "the stream does not have what this replica has applied: the NATS server lags, or the stream was removed or restored to an \
                  earlier message"
             );
@@ -631,11 +637,11 @@ impl Replica {
             self.producer.resend();
         }
         let view = TruncationView {
-            is_eldest: self.presence.is_eldest() && self.follower.is_caught_up(),
+            is_eldest: self.membership.is_eldest() && self.stream_reader.is_caught_up(),
             // As long as one of the replicas is wrong, it is not known whose checkpoints are.
             // Nor is it if the stream does not have what this replica has applied.
             safe: self
-                .presence
+                .membership
                 .safe_place()
                 .filter(|_| self.diverged.is_empty() && is_verified),
         };
@@ -650,15 +656,16 @@ impl Replica {
         let is_ready = takes_part && silence < CUT_OFF;
         self.observer.observed(&ReplicaState {
             is_ready,
-            replicas: self.presence.live(),
+            replicas: self.membership.live(),
             diverged: self.diverged.len(),
             silence,
-            applied: self.partition.applied().get(),
-            lag: self.follower.lag(),
+            applied: self.state_machine.applied().get(),
+            lag: self.stream_reader.lag(),
             in_flight: self.producer.in_flight(),
             waiting: self.producer.waiting_len(),
         });
-        self.hub.set_proposing_ends(is_ready && self.presence.is_eldest());
+        self.hub
+            .set_proposing_ends(is_ready && self.membership.is_eldest());
         self.is_ready
             .send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
     }

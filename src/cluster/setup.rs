@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::import::IMPORTED;
-use super::message::{Content, Durable, Message, Place};
+use super::membership::{HEARTBEAT, safe_place};
+use super::message::{Content, Durable, Message, StreamSequence};
 use super::nats::{
     Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECT, SUBJECTS, Stream,
     call, refusal,
 };
-use super::presence::{HEARTBEAT, safe_place};
 use super::truncation::{self, StreamExtent};
 use crate::wall_clock::wall_time;
 
@@ -79,7 +79,7 @@ impl Server {
 /// A replica that has written lately.
 #[derive(Debug)]
 pub(crate) struct ReplicaStatus {
-    pub(crate) incarnation: Place,
+    pub(crate) incarnation: StreamSequence,
     pub(crate) name: String,
     pub(crate) version: String,
     /// When it has last written, by its own clock, in milliseconds.
@@ -163,21 +163,25 @@ impl Setup {
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
         let mut scan = HeartbeatScan::default();
         let StreamExtent { first, last, .. } = StreamExtent::from_info(info);
-        let from = Place::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
+        let from = StreamSequence::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
         stream.fetch(from, SEARCHED).await;
         while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
             match Delivered::from_message(message) {
-                Some(Delivered::Message { place, payload, .. }) => scan.record(place, &payload),
+                Some(Delivered::Message {
+                    position, payload, ..
+                }) => scan.record(position, &payload),
                 _ => break,
             }
         }
-        let is_whole = scan.newest >= Place::new(last);
-        if !is_whole || (from > Place::new(first) && scan.span() < LISTENED) {
+        let is_whole = scan.newest >= StreamSequence::new(last);
+        if !is_whole || (from > StreamSequence::new(first) && scan.span() < LISTENED) {
             let listening = async {
                 while let Some(message) = subscriptions.published.next().await {
-                    if let Some(Delivered::Message { place, payload, .. }) = Delivered::from_message(message)
+                    if let Some(Delivered::Message {
+                        position, payload, ..
+                    }) = Delivered::from_message(message)
                     {
-                        scan.record(place, &payload);
+                        scan.record(position, &payload);
                     }
                 }
             };
@@ -191,14 +195,14 @@ impl Setup {
         }
     }
 
-    /// Makes an empty stream begin with the place of the checkpoint that an import has written, and with its mark.
+    /// Makes an empty stream begin with the position of the checkpoint that an import has written, and with its mark.
     pub(crate) async fn begin_after_import(&self, mark: &[u8]) -> Result<(), NatsError> {
         let failed = |why: String| NatsError::Request {
             what: "writing the beginning of the stream",
             why,
         };
         let mark = Bytes::copy_from_slice(mark);
-        for place in 1..=IMPORTED.get() {
+        for position in 1..=IMPORTED.get() {
             // Nobody applies them: a replica that has not the checkpoint ends if it meets one.
             let acknowledged = self.client.request(SUBJECT, mark.clone()).await;
             let acknowledged = acknowledged.map_err(|error| failed(error.to_string()))?;
@@ -206,7 +210,7 @@ impl Setup {
                 return Err(failed(why));
             }
             let answer: Value = serde_json::from_slice(&acknowledged.payload).unwrap_or_default();
-            if answer["seq"].as_u64() != Some(place) {
+            if answer["seq"].as_u64() != Some(position) {
                 return Err(failed(
                     "somebody else has written to the stream meanwhile; remove and make it anew".into(),
                 ));
@@ -237,14 +241,14 @@ impl Setup {
 #[derive(Debug, Default)]
 struct HeartbeatScan {
     replicas: Vec<ReplicaStatus>,
-    newest: Place,
+    newest: StreamSequence,
     /// The times of the oldest and the newest message, in milliseconds.
     times: Option<(u64, u64)>,
 }
 
 impl HeartbeatScan {
-    fn record(&mut self, place: Place, payload: &[u8]) {
-        self.newest = self.newest.max(place);
+    fn record(&mut self, position: StreamSequence, payload: &[u8]) {
+        self.newest = self.newest.max(position);
         let Ok(message) = Message::decode(payload) else {
             return;
         };
@@ -267,7 +271,7 @@ impl HeartbeatScan {
             name: name.to_string(),
             version: version.to_string(),
             seen_at: at,
-            lag: place.get().saturating_sub(applied.get().saturating_add(1)),
+            lag: position.get().saturating_sub(applied.get().saturating_add(1)),
             durable,
         };
         match self
@@ -368,26 +372,26 @@ mod tests {
     fn the_newest_heartbeat_of_each_replica_counts() {
         let mut scan = HeartbeatScan::default();
         assert_eq!(scan.span(), Duration::ZERO);
-        for (place, incarnation, at) in [(7, 1, 1_000), (8, 2, 1_500), (9, 1, 2_250)] {
+        for (position, incarnation, at) in [(7, 1, 1_000), (8, 2, 1_500), (9, 1, 2_250)] {
             let message = Message {
                 at: WallTime::from_millis(at),
                 content: Content::Heartbeat {
-                    incarnation: Place::new(incarnation),
-                    applied: Place::new(place - 1),
+                    incarnation: StreamSequence::new(incarnation),
+                    applied: StreamSequence::new(position - 1),
                     digest: 0,
                     durable: None,
                     name: format!("r{incarnation}").into(),
                     version: "1".into(),
                 },
             };
-            scan.record(Place::new(place), &message.encode());
+            scan.record(StreamSequence::new(position), &message.encode());
         }
-        scan.record(Place::new(10), b"what no program understands");
+        scan.record(StreamSequence::new(10), b"what no program understands");
         let seen = |replica: &ReplicaStatus| (replica.name.clone(), replica.seen_at, replica.lag);
         let seen: Vec<_> = scan.replicas.iter().map(seen).collect();
         assert_eq!(seen, [("r1".into(), 2_250, 0), ("r2".into(), 1_500, 0)]);
         assert_eq!(scan.span(), Duration::from_millis(1_250));
-        assert_eq!(scan.newest, Place::new(10));
+        assert_eq!(scan.newest, StreamSequence::new(10));
     }
 
     #[test]

@@ -12,12 +12,12 @@ use rand::{Rng as _, SeedableRng as _};
 use super::checkpoint::{self, Checkpoint};
 use super::fingerprint::Fingerprint;
 use super::fixtures;
-use super::follower::{Follower, Missing};
-use super::message::{Content, Durable, Message, Place, RoomCommand};
-use super::partition::{Applied, ApplyError, Decision, Ignored, Partition, Refusal};
-use super::presence::{CUT_OFF, Presence};
+use super::membership::{CUT_OFF, Membership};
+use super::message::{Content, Durable, Message, RoomCommand, StreamSequence};
 use super::producer::Producer;
 use super::rules::{FoldVersions, OrderRules};
+use super::state_machine::{Applied, ApplyError, Decision, Ignored, Refusal, StateMachine};
+use super::stream_reader::{Missing, StreamReader};
 use crate::domain::{
     Attachment, Command, End, EndStage, Epoch, EventKind, Join, LamportTime, Leave, Moderation, Outcome,
     Rejection, RoomName, Rules, Say, Sequence, Session, WallTime,
@@ -34,7 +34,7 @@ const GRACE: u64 = 20_000;
 /// A client that gets no answer for so long goes to another replica.
 const PATIENCE: u64 = 2_500;
 
-/// Each replica writes a checkpoint at these places.
+/// Each replica writes a checkpoint at these positions.
 const CHECKPOINT_EVERY: u64 = 500;
 
 /// In milliseconds.
@@ -47,7 +47,7 @@ enum Delivery {
     Publish(usize, Vec<u8>),
     /// To a replica: a republished message.
     Published(usize, u64),
-    /// To the stream: a replica asks for the messages from this place on.
+    /// To the stream: a replica asks for the messages from this position on.
     Fetch(usize, u64),
     /// To a replica: these messages, each with the one before it in the answer, and the newest that there is.
     Fetched(usize, Vec<(u64, u64)>, u64),
@@ -58,10 +58,10 @@ enum Delivery {
 struct Replica {
     /// Changes when the process restarts: what was sent to the one before does not reach it.
     supported: FoldVersions,
-    partition: Partition,
-    follower: Follower,
+    state_machine: StateMachine,
+    stream_reader: StreamReader,
     producer: Producer,
-    presence: Presence,
+    membership: Membership,
     /// Lost participants and when their grace periods end.
     grace: Vec<(Time, RoomName, Epoch, Attachment)>,
     /// Which client each request is of, and which attempt of it.
@@ -96,7 +96,7 @@ struct Simulation {
     stream: Vec<Vec<u8>>,
     /// The first message that the stream still has.
     first: u64,
-    /// The newest checkpoint on the disk of each replica, and its place.
+    /// The newest checkpoint on the disk of each replica, and its position.
     disks: Vec<Option<(u64, Vec<u8>)>>,
     /// The hashes of checkpoints.
     checkpoints: BTreeMap<u64, u64>,
@@ -108,7 +108,7 @@ struct Simulation {
     supported: FoldVersions,
     replicas: Vec<Replica>,
     clients: Vec<Client>,
-    digests: BTreeMap<Place, u64>,
+    digests: BTreeMap<StreamSequence, u64>,
     /// The events with a message id, by room and id, as the first replica that applied them saw them.
     said: BTreeMap<String, BTreeSet<u64>>,
     acknowledged: BTreeMap<String, u64>,
@@ -116,9 +116,9 @@ struct Simulation {
     sessions: BTreeMap<(RoomName, i32), Sequence>,
     left: usize,
     lost: usize,
-    fenced: BTreeSet<Place>,
+    fenced: BTreeSet<StreamSequence>,
     /// The newest request of each incarnation that was applied.
-    applied: BTreeMap<Place, u64>,
+    applied: BTreeMap<StreamSequence, u64>,
     ignored: BTreeMap<String, usize>,
     /// The rooms that a moderator has deleted.
     deleted: BTreeSet<Epoch>,
@@ -136,8 +136,8 @@ fn room(client: usize) -> RoomName {
 }
 
 /// A checkpoint without records.
-fn encode(partition: &Partition, newest: Fingerprint) -> Vec<u8> {
-    let (state, rooms) = partition.state();
+fn encode(state_machine: &StateMachine, newest: Fingerprint) -> Vec<u8> {
+    let (state, rooms) = state_machine.state();
     let mut bytes = Vec::new();
     checkpoint::write(&mut bytes, state, newest, rooms, |_, _, _| Ok(Vec::new())).unwrap();
     bytes
@@ -194,18 +194,18 @@ impl Simulation {
     /// A new process, with a checkpoint or with nothing.
     fn start(&mut self, checkpoint: Option<&[u8]>) -> Replica {
         let now = Duration::from_millis(self.now);
-        let (partition, newest) = checkpoint.map(decode).map_or_else(
-            || (Partition::new(), Fingerprint::default()),
-            |checkpoint| (checkpoint.partition, checkpoint.id.fingerprint),
+        let (state_machine, newest) = checkpoint.map(decode).map_or_else(
+            || (StateMachine::new(), Fingerprint::default()),
+            |checkpoint| (checkpoint.state_machine, checkpoint.id.fingerprint),
         );
-        let partition = partition.with_supported(self.supported);
-        let mut presence = Presence::new(now);
-        for (incarnation, seen) in partition.incarnations() {
-            presence.on_message(incarnation, seen, now);
+        let state_machine = state_machine.with_supported(self.supported);
+        let mut membership = Membership::new(now);
+        for (incarnation, seen) in state_machine.incarnations() {
+            membership.on_message(incarnation, seen, now);
         }
         let at = self.now + GRACE;
-        let lost = partition.rooms().flat_map(|(name, room)| {
-            let epoch = partition.epoch(name).unwrap();
+        let lost = state_machine.rooms().flat_map(|(name, room)| {
+            let epoch = state_machine.epoch(name).unwrap();
             let lost = room.lost();
             lost.map(move |attachment| (at, name.clone(), epoch, attachment))
         });
@@ -214,15 +214,15 @@ impl Simulation {
         Replica {
             grace,
             supported: self.supported,
-            follower: Follower::new(partition.applied(), newest, now),
-            partition,
+            stream_reader: StreamReader::new(state_machine.applied(), newest, now),
+            state_machine,
             producer: Producer::new(
                 OrderRules::new(Rules::default(), 10),
                 self.supported,
                 "replica".into(),
                 self.random.random(),
             ),
-            presence,
+            membership,
             requests: BTreeMap::new(),
             next_request: 0,
             paused_until: 0,
@@ -265,9 +265,12 @@ impl Simulation {
         }
     }
 
-    /// Of the message that the stream has at this place.
-    fn fingerprint(&self, place: u64) -> Fingerprint {
-        Fingerprint::new(&self.stream[usize::try_from(place).unwrap() - 1], Some(place))
+    /// Of the message that the stream has at this position.
+    fn fingerprint(&self, position: u64) -> Fingerprint {
+        Fingerprint::new(
+            &self.stream[usize::try_from(position).unwrap() - 1],
+            Some(position),
+        )
     }
 
     fn is_reachable(&self, replica: usize) -> bool {
@@ -293,58 +296,65 @@ impl Simulation {
             Delivery::Publish(_, _) if self.down_until > self.now => {}
             Delivery::Publish(_, bytes) => {
                 self.stream.push(bytes);
-                let place = self.stream.len() as u64;
+                let position = self.stream.len() as u64;
                 for replica in 0..REPLICAS {
-                    self.send(Delivery::Published(replica, place));
+                    self.send(Delivery::Published(replica, position));
                 }
             }
-            Delivery::Published(to, place) => {
+            Delivery::Published(to, position) => {
                 if !self.is_reachable(to) {
                     return;
                 }
-                let fingerprint = self.fingerprint(place);
-                let follower = &mut self.replicas[to].follower;
-                if follower
-                    .accept_published(Place::new(place), fingerprint, now)
+                let fingerprint = self.fingerprint(position);
+                let stream_reader = &mut self.replicas[to].stream_reader;
+                if stream_reader
+                    .accept_published(StreamSequence::new(position), fingerprint, now)
                     .unwrap()
                 {
-                    self.apply(to, place);
+                    self.apply(to, position);
                 }
             }
-            Delivery::Fetch(from, place) => {
+            Delivery::Fetch(from, position) => {
                 // A server that lags does not have the newest.
                 let last = (self.stream.len() as u64).saturating_sub(self.random.random_range(0..3));
-                let first = place.max(self.first);
-                let mut places: Vec<_> = (first..=last.min(first + 200))
-                    .map(|place| (place, if place == first { 0 } else { place - 1 }))
+                let first = position.max(self.first);
+                let mut positions: Vec<_> = (first..=last.min(first + 200))
+                    .map(|position| (position, if position == first { 0 } else { position - 1 }))
                     .collect();
-                if self.chance(10) && !places.is_empty() {
+                if self.chance(10) && !positions.is_empty() {
                     // A slow reader loses what its server cannot keep for it.
-                    let lost = self.random.random_range(0..places.len());
-                    places.remove(lost);
+                    let lost = self.random.random_range(0..positions.len());
+                    positions.remove(lost);
                 }
-                self.send(Delivery::Fetched(from, places, last));
+                self.send(Delivery::Fetched(from, positions, last));
             }
-            Delivery::Fetched(to, places, last) if self.is_reachable(to) => {
-                for (place, previous) in places {
-                    let fingerprint = self.fingerprint(place);
-                    let follower = &mut self.replicas[to].follower;
-                    match follower.accept_fetched(Place::new(place), Place::new(previous), fingerprint, now) {
+            Delivery::Fetched(to, positions, last) if self.is_reachable(to) => {
+                for (position, previous) in positions {
+                    let fingerprint = self.fingerprint(position);
+                    let stream_reader = &mut self.replicas[to].stream_reader;
+                    match stream_reader.accept_fetched(
+                        StreamSequence::new(position),
+                        StreamSequence::new(previous),
+                        fingerprint,
+                        now,
+                    ) {
                         Err(error @ Missing::Replaced(_)) => panic!("{error}"),
-                        Ok(true) => self.apply(to, place),
+                        Ok(true) => self.apply(to, position),
                         Ok(false) => {}
                         Err(Missing::Truncated { found, .. } | Missing::Gap { found, .. }) => {
                             // It ends, and begins with what another one has.
                             assert!(found.get() <= self.first, "{found} {}", self.first);
-                            let newest = self.disks.iter().flatten().max_by_key(|(place, _)| *place);
-                            let (place, bytes) = newest.unwrap().clone();
-                            assert!(place + 1 >= found.get(), "{place} {found}");
+                            let newest = self.disks.iter().flatten().max_by_key(|(position, _)| *position);
+                            let (position, bytes) = newest.unwrap().clone();
+                            assert!(position + 1 >= found.get(), "{position} {found}");
                             self.restart(to, Some(&bytes));
                             return;
                         }
                     }
                 }
-                self.replicas[to].follower.on_fetched(Place::new(last), now);
+                self.replicas[to]
+                    .stream_reader
+                    .on_fetched(StreamSequence::new(last), now);
             }
             Delivery::Request(to, client, attempt) => self.request(to, client, attempt),
             _ => {}
@@ -359,7 +369,7 @@ impl Simulation {
             return;
         }
         // The token may be of a room that this replica does not know yet.
-        let known = replica.partition.epoch(&room(n));
+        let known = replica.state_machine.epoch(&room(n));
         let session = client.session.filter(|_| client.epoch >= known);
         let is_bound = session.is_some() || client.attachment.is_some();
         let epoch = if is_bound { client.epoch } else { known };
@@ -390,13 +400,13 @@ impl Simulation {
         });
     }
 
-    /// A replica applies the message at `place`.
-    fn apply(&mut self, to: usize, place: u64) {
+    /// A replica applies the message at `position`.
+    fn apply(&mut self, to: usize, position: u64) {
         let now = Duration::from_millis(self.now);
-        let bytes = self.stream[usize::try_from(place).unwrap() - 1].clone();
+        let bytes = self.stream[usize::try_from(position).unwrap() - 1].clone();
         let message = Message::decode(&bytes).unwrap();
         let writer = match &message.content {
-            Content::Hello { .. } => Some(Place::new(place)),
+            Content::Hello { .. } => Some(StreamSequence::new(position)),
             Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => Some(*incarnation),
             Content::Lost { .. } | Content::Activate { .. } => None,
         };
@@ -411,36 +421,48 @@ impl Simulation {
             _ => None,
         };
         let replica = &mut self.replicas[to];
-        let applied = replica.partition.apply(Place::new(place), message).unwrap();
-        let digest = replica.partition.digest();
-        let is_first = !self.digests.contains_key(&Place::new(place));
+        let applied = replica
+            .state_machine
+            .apply(StreamSequence::new(position), message)
+            .unwrap();
+        let digest = replica.state_machine.digest();
+        let is_first = !self.digests.contains_key(&StreamSequence::new(position));
         assert_eq!(
-            *self.digests.entry(Place::new(place)).or_insert(digest),
+            *self
+                .digests
+                .entry(StreamSequence::new(position))
+                .or_insert(digest),
             digest,
-            "at {place}"
+            "at {position}"
         );
         let fenced = matches!(applied, Applied::Ignored(Ignored::Fenced))
-            || (writer == Some(Place::new(place)) && matches!(applied, Applied::Ignored(_)));
+            || (writer == Some(StreamSequence::new(position)) && matches!(applied, Applied::Ignored(_)));
         if let (Some(writer), false) = (writer, fenced) {
-            replica.presence.on_message(writer, Place::new(place), now);
+            replica
+                .membership
+                .on_message(writer, StreamSequence::new(position), now);
         }
         if let Some((incarnation, durable)) = durable {
-            replica.presence.on_durable(incarnation, durable);
-            if replica.presence.is_eldest()
-                && let Some(safe) = replica.presence.safe_place()
+            replica.membership.on_durable(incarnation, durable);
+            if replica.membership.is_eldest()
+                && let Some(safe) = replica.membership.safe_place()
             {
                 self.first = self.first.max(safe.get());
             }
         }
-        if place.is_multiple_of(CHECKPOINT_EVERY) {
-            let newest = replica.follower.newest();
-            let bytes = encode(&replica.partition, newest);
+        if position.is_multiple_of(CHECKPOINT_EVERY) {
+            let newest = replica.stream_reader.newest();
+            let bytes = encode(&replica.state_machine, newest);
             let hash = xxhash_rust::xxh3::xxh3_64(&bytes);
-            assert_eq!(*self.checkpoints.entry(place).or_insert(hash), hash, "at {place}");
+            assert_eq!(
+                *self.checkpoints.entry(position).or_insert(hash),
+                hash,
+                "at {position}"
+            );
             // From here on it is another one, which must not matter.
-            replica.partition = decode(&bytes).partition.with_supported(replica.supported);
-            assert!(encode(&replica.partition, newest) == bytes, "at {place}");
-            self.disks[to] = Some((place, bytes));
+            replica.state_machine = decode(&bytes).state_machine.with_supported(replica.supported);
+            assert!(encode(&replica.state_machine, newest) == bytes, "at {position}");
+            self.disks[to] = Some((position, bytes));
         }
         let is_own = |incarnation| replica.producer.incarnation() == Some(incarnation);
         match applied {
@@ -448,7 +470,7 @@ impl Simulation {
                 nonce, incarnation, ..
             } => {
                 if replica.producer.on_hello(nonce, incarnation) {
-                    replica.presence.set_own(Some(incarnation), now);
+                    replica.membership.set_own(Some(incarnation), now);
                 }
             }
             Applied::Batch {
@@ -486,11 +508,11 @@ impl Simulation {
                 incarnation,
                 decisions,
             } => {
-                replica.presence.on_lost(incarnation);
+                replica.membership.on_lost(incarnation);
                 if is_own(incarnation) {
                     // It lives, but was silent. All of its streams end.
                     replica.producer.on_lost(self.random.random());
-                    replica.presence.set_own(None, now);
+                    replica.membership.set_own(None, now);
                     replica.requests.clear();
                     replica.next_request = 0;
                 }
@@ -559,10 +581,10 @@ impl Simulation {
                 EventKind::Message {
                     message_id: Some(id), ..
                 } => {
-                    let places = self.said.entry(id.to_string()).or_default();
+                    let positions = self.said.entry(id.to_string()).or_default();
                     assert!(
-                        places.insert(event.sequence.get()) && places.len() == 1,
-                        "{id} comes twice: {places:?}"
+                        positions.insert(event.sequence.get()) && positions.len() == 1,
+                        "{id} comes twice: {positions:?}"
                     );
                 }
                 EventKind::Leave => {
@@ -598,7 +620,7 @@ impl Simulation {
         if outcome == Outcome::Lost {
             let replica = &mut self.replicas[to];
             // It may have been deleted in the same batch.
-            let mut rooms = replica.partition.rooms();
+            let mut rooms = replica.state_machine.rooms();
             let room = rooms.find(|(name, _)| **name == decision.room);
             let lost: Vec<_> = room.into_iter().flat_map(|(_, room)| room.lost()).collect();
             for attachment in lost {
@@ -702,17 +724,17 @@ impl Simulation {
     /// The eldest replica proposes the ends of rooms in which nobody is, as far as it knows, and now and then another one does.
     fn propose_ends(&mut self) {
         for n in 0..REPLICAS {
-            let is_eldest = self.replicas[n].presence.is_eldest();
+            let is_eldest = self.replicas[n].membership.is_eldest();
             let is_proposing = is_eldest || self.random.random_ratio(1, 20);
             let replica = &self.replicas[n];
             if !is_proposing || replica.producer.incarnation().is_none() || replica.paused_until > self.now {
                 continue;
             }
-            let rooms = replica.partition.rooms();
+            let rooms = replica.state_machine.rooms();
             let unused = rooms.filter(|(_, room)| room.participants().is_empty());
             let unused: Vec<_> = unused.map(|(name, room)| (name.clone(), room.last())).collect();
             for (name, last) in unused {
-                let epoch = self.replicas[n].partition.epoch(&name);
+                let epoch = self.replicas[n].state_machine.epoch(&name);
                 self.end(n, name, epoch, last, EndStage::Proposed);
             }
         }
@@ -721,7 +743,7 @@ impl Simulation {
     /// A moderator deletes a room.
     fn delete(&mut self, at: usize, room: RoomName) {
         let replica = &mut self.replicas[at];
-        if let (Some(epoch), Some(_)) = (replica.partition.epoch(&room), replica.producer.incarnation()) {
+        if let (Some(epoch), Some(_)) = (replica.state_machine.epoch(&room), replica.producer.incarnation()) {
             replica.next_request += 1;
             replica.producer.push(RoomCommand {
                 room,
@@ -762,17 +784,17 @@ impl Simulation {
                 });
             }
             let mut messages: Vec<Bytes> = Vec::new();
-            let fetch = replica.follower.poll_fetch(now);
-            let is_verified = replica.follower.is_verified(now);
-            if is_verified && replica.follower.is_caught_up() {
+            let fetch = replica.stream_reader.poll_fetch(now);
+            let is_verified = replica.stream_reader.is_verified(now);
+            if is_verified && replica.stream_reader.is_caught_up() {
                 messages.extend(replica.producer.poll(now, at));
             }
             if let Some(incarnation) = replica.producer.incarnation().filter(|_| is_verified) {
-                if replica.presence.is_heartbeat_due(now) {
-                    let (applied, digest) = (replica.partition.applied(), replica.partition.digest());
-                    let durable = self.disks[n].as_ref().map(|(place, _)| Durable {
+                if replica.membership.is_heartbeat_due(now) {
+                    let (applied, digest) = (replica.state_machine.applied(), replica.state_machine.digest());
+                    let durable = self.disks[n].as_ref().map(|(position, _)| Durable {
                         directory: n as u64,
-                        place: Place::new(*place),
+                        position: StreamSequence::new(*position),
                     });
                     let content = Content::Heartbeat {
                         incarnation,
@@ -783,8 +805,8 @@ impl Simulation {
                         version: "1".into(),
                     };
                     messages.push(Message { at, content }.encode());
-                    if replica.presence.is_eldest()
-                        && let Some(version) = replica.partition.next_version()
+                    if replica.membership.is_eldest()
+                        && let Some(version) = replica.state_machine.next_version()
                     {
                         let content = Content::Activate { version };
                         messages.push(Message { at, content }.encode());
@@ -792,7 +814,7 @@ impl Simulation {
                 }
                 messages.extend(
                     replica
-                        .presence
+                        .membership
                         .poll_lost(now)
                         .into_iter()
                         .map(|content| Message { at, content }.encode()),
@@ -804,7 +826,7 @@ impl Simulation {
                     .for_each(|message| self.send(Delivery::Publish(n, message.to_vec())));
                 fetch
                     .into_iter()
-                    .for_each(|place| self.send(Delivery::Fetch(n, place.get())));
+                    .for_each(|position| self.send(Delivery::Fetch(n, position.get())));
             }
         }
         for n in 0..CLIENTS {
@@ -905,22 +927,22 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
             );
         }
         for (id, sequence) in &simulation.acknowledged {
-            let places = simulation
+            let positions = simulation
                 .said
                 .get(id)
                 .unwrap_or_else(|| panic!("seed {seed}: {id} is lost"));
             assert!(
-                places.contains(sequence),
-                "seed {seed}: {id} is at {places:?}, not at {sequence}"
+                positions.contains(sequence),
+                "seed {seed}: {id} is at {positions:?}, not at {sequence}"
             );
         }
         for replica in &simulation.replicas {
-            assert_eq!(replica.presence.live(), REPLICAS, "seed {seed}");
-            let behind = simulation.stream.len() as u64 - replica.partition.applied().get();
+            assert_eq!(replica.membership.live(), REPLICAS, "seed {seed}");
+            let behind = simulation.stream.len() as u64 - replica.state_machine.applied().get();
             assert!(behind < 50, "seed {seed}: {behind}");
             assert!(
                 replica
-                    .presence
+                    .membership
                     .own_silence(Duration::from_millis(simulation.now))
                     < CUT_OFF
             );
@@ -968,7 +990,7 @@ fn a_new_version_is_rolled_through_a_cluster() {
         let versions: BTreeSet<u64> = simulation
             .replicas
             .iter()
-            .map(|replica| replica.partition.state().0.version)
+            .map(|replica| replica.state_machine.state().0.version)
             .collect();
         versions.into_iter().collect::<Vec<_>>()
     };
@@ -984,10 +1006,10 @@ fn a_new_version_is_rolled_through_a_cluster() {
     simulation.run(20_000);
     assert_eq!(version(&simulation), [2]);
     // An old program that follows the order stops where it does not know what the messages mean.
-    let mut late = Partition::new().with_supported(old);
+    let mut late = StateMachine::new().with_supported(old);
     let stopped = simulation.stream.iter().enumerate().find_map(|(index, bytes)| {
         let message = Message::decode(bytes).unwrap();
-        late.apply(Place::new(index as u64 + 1), message).err()
+        late.apply(StreamSequence::new(index as u64 + 1), message).err()
     });
     assert_eq!(
         stopped,

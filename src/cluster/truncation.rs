@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use super::message::Place;
+use super::message::StreamSequence;
 use super::nats::{self, NatsError, STREAM};
 use super::observer::Observer;
 
@@ -22,7 +22,7 @@ pub(crate) struct TruncationView {
     /// Whether this replica is the one that does it.
     pub(crate) is_eldest: bool,
     /// Two replicas have everything up to there.
-    pub(crate) safe: Option<Place>,
+    pub(crate) safe: Option<StreamSequence>,
 }
 
 /// The extent of the stream.
@@ -108,7 +108,7 @@ async fn extent(client: &Client) -> Result<StreamExtent, NatsError> {
 pub(crate) async fn truncate(
     client: &Client,
     extent: &StreamExtent,
-    safe: Place,
+    safe: StreamSequence,
     keep: Duration,
 ) -> Result<u64, NatsError> {
     // Beyond its end there is nothing to remove: it was restored to an earlier message, and JetStream would empty it.
@@ -122,7 +122,7 @@ pub(crate) async fn truncate(
             .checked_sub(keep)
             .unwrap_or(SystemTime::UNIX_EPOCH);
         let kept = nats::first_since(client, since).await?;
-        end = end.min(kept.map_or(u64::MAX, Place::get));
+        end = end.min(kept.map_or(u64::MAX, StreamSequence::get));
     }
     if end <= extent.first {
         return Ok(0);
@@ -130,7 +130,7 @@ pub(crate) async fn truncate(
     purge(client, end).await
 }
 
-/// Removes the messages before the place `end`. Returns how many.
+/// Removes the messages before the position `end`. Returns how many.
 pub(crate) async fn purge(client: &Client, end: u64) -> Result<u64, NatsError> {
     let subject = format!("$JS.API.STREAM.PURGE.{STREAM}");
     let request = json!({ "seq": end });

@@ -44,7 +44,7 @@ enum Action {
     Init {
         #[command(flatten)]
         nats: NatsArgs,
-        /// How many NATS servers store each message; 1 to try it out: 3 survive the death of one of them
+        /// How many NATS servers store each message: with 3, one of them may be lost; 1 only to try it out
         #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=5))]
         replicas: u64,
         /// Size at which the stream refuses more messages
@@ -86,13 +86,13 @@ enum Action {
         /// Data directory of the server; it must not exist, or be empty
         server: PathBuf,
     },
-    /// Remove the beginning of the stream, as far as the checkpoints of two replicas that live have it
+    /// Remove the messages of the stream that the checkpoints of two live replicas cover
     ///
-    /// The replicas do this themselves if NATS allows them to. Never removes what not two of them have.
+    /// The replicas do this themselves if NATS allows them to.
     Truncate {
         #[command(flatten)]
         nats: NatsArgs,
-        /// How long messages stay in the stream all the same
+        /// Do not remove messages that are newer than this
         #[arg(long, value_name = "TIME", value_parser = duration, default_value = "24h")]
         keep: Duration,
     },
@@ -101,16 +101,16 @@ enum Action {
 /// The rules of all rooms, as the replicas have them.
 #[derive(Debug, Args)]
 struct RulesArgs {
-    /// As of the replicas
+    /// The --max-message-chars of the replicas
     #[arg(long, env = "CHITCHAT_MAX_MESSAGE_CHARS", value_name = "N", default_value_t = DEFAULT_MAX_MESSAGE_CHARS)]
     max_message_chars: usize,
-    /// As of the replicas
+    /// The --max-clock-ahead of the replicas
     #[arg(long, env = "CHITCHAT_MAX_CLOCK_AHEAD", value_name = "N", default_value_t = DEFAULT_MAX_CLOCK_AHEAD)]
     max_clock_ahead: i64,
-    /// As of the replicas
+    /// The --max-participants of the replicas
     #[arg(long, env = "CHITCHAT_MAX_PARTICIPANTS", value_name = "N", default_value_t = DEFAULT_MAX_PARTICIPANTS)]
     max_participants: usize,
-    /// As of the replicas
+    /// The --allow-duplicate-names of the replicas
     #[arg(long, env = "CHITCHAT_ALLOW_DUPLICATE_NAMES")]
     allow_duplicate_names: bool,
 }
@@ -383,7 +383,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
             replica.lag.to_string(),
             replica
                 .durable
-                .map_or_else(|| "none".into(), |durable| durable.place.to_string()),
+                .map_or_else(|| "none".into(), |durable| durable.position.to_string()),
         ]);
     }
     print(&lines(
@@ -449,10 +449,10 @@ async fn export_rooms(replica: &Path, server: &Path) -> Result<(), Failure> {
     };
     let checkpoint =
         read_file(file).map_err(|error| Failure::Data(format!("{}: {error}", file.display())))?;
-    let place = checkpoint.id.place;
+    let position = checkpoint.id.position;
     let rooms = export(checkpoint, server).await?;
     note(format_args!(
-        "{rooms} rooms as of message {place} of the stream; start the server with --data-dir {}",
+        "{rooms} rooms as of message {position} of the stream; start the server with --data-dir {}",
         server.display()
     ));
     Ok(())

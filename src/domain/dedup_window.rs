@@ -15,7 +15,7 @@ pub(crate) const DEDUP_ENTRY_BYTES: usize = 48;
 
 /// The message ids of a room's newest [`DEDUP_WINDOW_LEN`] events, and the events that have them.
 ///
-/// It depends on the log alone, unless it is [truncated](DedupWindow::truncate): a room that is recovered has the same ids as one that
+/// It depends on the log alone, unless it is [reduced](DedupWindow::keep_newest): a room that is recovered has the same ids as one that
 /// has gone on. Keeps hashes of the ids. Two ids of a full window have the same 64 bits by chance once in 3 * 10^14 messages; then the second
 /// message is rejected.
 ///
@@ -127,7 +127,7 @@ impl DedupWindow {
     }
 
     /// Drops all but the newest `len` ids, and frees their memory.
-    pub(super) fn truncate(&mut self, len: usize) {
+    pub(super) fn keep_newest(&mut self, len: usize) {
         while self.len() > len {
             self.pop_oldest();
         }
@@ -266,7 +266,7 @@ mod tests {
         for n in 0..10 {
             window.insert(&id(n), &text, Sequence::new(n as u64 + 1));
         }
-        window.truncate(3);
+        window.keep_newest(3);
         window.insert(&id(10), &text, Sequence::new(11));
         let kept: Vec<usize> = (0..11).filter(|n| seen(&window, *n)).collect();
         assert_eq!((kept, window.len()), (vec![7, 8, 9, 10], 4));
@@ -274,7 +274,7 @@ mod tests {
         window.insert(&id(8), &text, Sequence::new(12));
         assert_eq!(window.get(&id(8), &text), Some(Seen::SameText(Sequence::new(12))));
         assert_eq!((window.len(), window.numbers.len()), (5, 4));
-        window.truncate(2);
+        window.keep_newest(2);
         assert!(seen(&window, 8) && seen(&window, 10) && !seen(&window, 9));
         assert_eq!((window.len(), window.numbers.len()), (2, 2));
     }

@@ -453,8 +453,8 @@ impl Room {
 
     /// Drops all but the newest `len` message ids of the deduplication window. A single server may decide that by the memory that it
     /// has; replicas of a room must do the same at the same position in its order.
-    pub(crate) fn truncate_message_ids(&mut self, len: usize) {
-        self.dedup.truncate(len);
+    pub(crate) fn keep_newest_message_ids(&mut self, len: usize) {
+        self.dedup.keep_newest(len);
     }
 
     fn join(&mut self, join: Join, at: WallTime) -> Result<Outcome, Rejection> {

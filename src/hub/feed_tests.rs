@@ -29,8 +29,8 @@ impl Observer for Counts {
     fn delivered_from_store(&self, _: u32) {}
     fn participant_connected(&self) {}
     fn participant_disconnected(&self) {}
-    fn room_opened(&self) {}
-    fn room_closed(&self) {}
+    fn room_loaded(&self) {}
+    fn room_unloaded(&self) {}
     fn lag_started(&self) {}
     fn lag_ended(&self) {}
     fn batch_stored(&self, _: Duration) {}

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::feed::{CloseReason, FeedItem};
-use super::mailbox::{Closed, Mailbox, Sender, UsedBytes, Weight};
+use super::mailbox::{Mailbox, MailboxClosed, Sender, UsedBytes, Weight};
 use super::observer::Observer;
 use super::order::OrderedQueue;
 use super::read_permits::ReadPermits;
@@ -312,7 +312,7 @@ impl Member {
     /// # Errors
     ///
     /// The room is closed and accepts nothing more.
-    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), MailboxClosed>> {
         self.sender.poll_push(cx, &mut self.unsent)
     }
 

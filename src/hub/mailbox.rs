@@ -66,7 +66,7 @@ impl UsedBytes {
 /// The mailbox is closed: its consumer takes no more items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the room is closed")]
-pub(crate) struct Closed;
+pub(crate) struct MailboxClosed;
 
 /// A bounded queue with many senders and one consumer.
 #[derive(Debug)]
@@ -230,13 +230,13 @@ impl<T: Weight> Sender<T> {
         &mut self,
         cx: &mut Context<'_>,
         item: &mut Option<T>,
-    ) -> Poll<Result<(), Closed>> {
+    ) -> Poll<Result<(), MailboxClosed>> {
         let Some(weight) = item.as_ref().map(Weight::weight) else {
             return Poll::Ready(Ok(()));
         };
         let mut state = self.mailbox.state.lock();
         if state.is_closed {
-            return Poll::Ready(Err(Closed));
+            return Poll::Ready(Err(MailboxClosed));
         }
         let since = self.ticket.map_or(state.batch, |ticket| ticket.since);
         let capacity = self.mailbox.capacity_after(state.batch - since);
@@ -274,11 +274,11 @@ impl<T: Weight> Sender<T> {
     /// # Errors
     ///
     /// The mailbox is closed.
-    pub(super) fn push_reserved(&self, item: T) -> Result<(), Closed> {
+    pub(super) fn push_reserved(&self, item: T) -> Result<(), MailboxClosed> {
         let weight = item.weight();
         let mut state = self.mailbox.state.lock();
         if state.is_closed {
-            return Err(Closed);
+            return Err(MailboxClosed);
         }
         self.mailbox.used.add(weight);
         let consumer = state.push(item, weight);
@@ -317,7 +317,7 @@ mod tests {
         Arc::new(Mailbox::new(capacity, Arc::new(UsedBytes::new(1_000_000))))
     }
 
-    fn push(sender: &mut Sender<u32>, item: u32) -> Poll<Result<(), Closed>> {
+    fn push(sender: &mut Sender<u32>, item: u32) -> Poll<Result<(), MailboxClosed>> {
         sender.poll_push(&mut cx(), &mut Some(item))
     }
 
@@ -439,8 +439,8 @@ mod tests {
         let mut sender = Sender::new(Arc::clone(&mailbox));
         assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
         mailbox.close();
-        assert_eq!(push(&mut sender, 2), Poll::Ready(Err(Closed)));
-        assert_eq!(sender.push_reserved(2), Err(Closed));
+        assert_eq!(push(&mut sender, 2), Poll::Ready(Err(MailboxClosed)));
+        assert_eq!(sender.push_reserved(2), Err(MailboxClosed));
         let mut batch = Vec::new();
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
         batch.clear();

@@ -251,7 +251,7 @@ impl Hub {
         }
     }
 
-    /// Applies commands that have their places in the order of all replicas, in this order, after those of the calls before. Waits
+    /// Applies commands that have their positions in the order of all replicas, in this order, after those of the calls before. Waits
     /// while the room is slow.
     ///
     /// # Errors
@@ -287,7 +287,7 @@ impl Hub {
         }
     }
 
-    /// Starts a room of a replica as it was at some place of the order. It must not be running.
+    /// Starts a room of a replica as it was at some position in the order. It must not be running.
     ///
     /// # Errors
     ///
@@ -333,9 +333,9 @@ impl Hub {
     /// Ends all streams and calls, and rejects new ones until [`Hub::resume`], because it is unknown what the other replicas do.
     pub(crate) fn suspend(&self) {
         if let Some(replication) = &self.context.replication {
-            replication.standing.send_if_modified(|standing| {
-                let is_new = !std::mem::replace(&mut standing.is_suspended, true);
-                standing.suspensions += u64::from(is_new);
+            replication.status.send_if_modified(|status| {
+                let is_new = !std::mem::replace(&mut status.is_suspended, true);
+                status.suspensions += u64::from(is_new);
                 is_new
             });
         }
@@ -346,16 +346,16 @@ impl Hub {
         let Some(replication) = &self.context.replication else {
             return;
         };
-        replication.standing.send_modify(|standing| {
-            standing.is_suspended = true;
-            standing.suspensions += 1;
-            standing.fences += 1;
+        replication.status.send_modify(|status| {
+            status.is_suspended = true;
+            status.suspensions += 1;
+            status.lost_incarnations += 1;
         });
-        let fences = replication.standing().fences;
+        let lost_incarnations = replication.status().lost_incarnations;
         for room in self.registry.all() {
             if let Some(ordered) = &room.ordered {
                 // A room that has ended has no callers.
-                ordered.send(OrderItem::Fenced(fences)).await.ok();
+                ordered.send(OrderItem::Fenced(lost_incarnations)).await.ok();
             }
         }
     }
@@ -367,7 +367,7 @@ impl Hub {
         }
     }
 
-    /// Changes the rules of all rooms at this place of the order.
+    /// Changes the rules of all rooms at this position in the order.
     pub(crate) async fn set_rules(&self, rules: Rules) {
         self.restore_rules(rules);
         for room in self.registry.all() {
@@ -378,9 +378,9 @@ impl Hub {
     }
 
     /// How often [`Hub::fence`] was called. A [`Submission`] with a lower number is lost.
-    pub(crate) fn fences(&self) -> u64 {
+    pub(crate) fn lost_incarnations(&self) -> u64 {
         let replication = self.context.replication.as_ref();
-        replication.map_or(0, |replication| replication.standing().fences)
+        replication.map_or(0, |replication| replication.status().lost_incarnations)
     }
 
     /// How many rooms run.
@@ -393,8 +393,8 @@ impl Hub {
     pub(crate) fn resume(&self) {
         if let Some(replication) = &self.context.replication {
             replication
-                .standing
-                .send_if_modified(|standing| std::mem::replace(&mut standing.is_suspended, false));
+                .status
+                .send_if_modified(|status| std::mem::replace(&mut status.is_suspended, false));
         }
     }
 
@@ -559,9 +559,9 @@ impl Hub {
         let Some(replication) = &self.context.replication else {
             return self.call_room(name, request).await;
         };
-        let mut standing = replication.standing.subscribe();
-        let before = *standing.borrow_and_update();
-        let suspended = standing.wait_for(|now| now.is_suspended || now.suspensions > before.suspensions);
+        let mut status = replication.status.subscribe();
+        let before = *status.borrow_and_update();
+        let suspended = status.wait_for(|now| now.is_suspended || now.suspensions > before.suspensions);
         tokio::select! {
             // A stream that starts now would not be closed.
             biased;
@@ -715,7 +715,7 @@ impl Hub {
         let store = &self.context.store;
         match store.find(room) {
             Some(log) if store.is_unused(log.id, wall_time()) => {
-                store.end(log.id).await?;
+                store.delete_log(log.id).await?;
                 Ok(true)
             }
             _ => Ok(false),

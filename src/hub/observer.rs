@@ -101,9 +101,9 @@ pub trait Observer: Send + Sync + 'static {
     /// A participant's stream has ended.
     fn participant_disconnected(&self);
     /// A room started to run.
-    fn room_opened(&self);
+    fn room_loaded(&self);
     /// A room stopped running; its log remains.
-    fn room_closed(&self);
+    fn room_unloaded(&self);
     /// A subscriber lags: it is served from the store from now on.
     fn lag_started(&self);
     /// A lagging subscriber has caught up, or is gone.

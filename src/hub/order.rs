@@ -1,7 +1,7 @@
 //! The order of several replicas, as the rooms of one of them see it.
 //!
 //! The order of a single server is each room's mailbox. A replica's rooms submit the commands in their mailboxes instead, and apply
-//! those of all replicas when the order has given them their places. Callers are answered then.
+//! those of all replicas when the order has given them their positions. Callers are answered then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,10 +30,10 @@ pub(crate) struct Submission {
     pub(crate) request: u64,
     pub(crate) command: Command,
     /// How many incarnations of the replica were lost before it was submitted. With the incarnation, what was submitted to it is lost.
-    pub(crate) fences: u64,
+    pub(crate) lost_incarnations: u64,
 }
 
-/// A command that has its place in the order.
+/// A command that has its position in the order.
 pub(crate) struct Ordered {
     /// The number of its request, if this replica has submitted it.
     pub(crate) request: Option<u64>,
@@ -49,7 +49,7 @@ pub(crate) struct Ordered {
 /// What the order has for a room.
 pub(super) enum OrderItem {
     Commands(Vec<Ordered>),
-    /// What was submitted before there were so many fences, and is not ahead of this, never comes.
+    /// What was submitted before so many incarnations were lost, and is not ahead of this, never comes.
     Fenced(u64),
     /// These are the rules from here on.
     Rules(Rules),
@@ -57,13 +57,13 @@ pub(super) enum OrderItem {
 
 /// Whether the replica knows what the others do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct ReplicaStatus {
     /// It does not, and so must not promise anything.
     pub(super) is_suspended: bool,
     /// How often it did not. All streams and calls that began before end.
     pub(super) suspensions: u64,
     /// How often it was taken for lost.
-    pub(super) fences: u64,
+    pub(super) lost_incarnations: u64,
 }
 
 /// What all rooms of a replica share.
@@ -72,7 +72,7 @@ pub(super) struct Replication {
     pub(super) store: Arc<MemoryStore>,
     pub(super) submissions: mpsc::Sender<Submission>,
     /// Not in the mailboxes, which may be blocked.
-    pub(super) standing: watch::Sender<Standing>,
+    pub(super) status: watch::Sender<ReplicaStatus>,
     /// Of rooms that begin: those of the order, which are not this replica's yet while it applies what is old.
     rules: Arc<Mutex<Rules>>,
     next_request: Arc<AtomicU64>,
@@ -93,10 +93,10 @@ impl Replication {
         Self {
             store,
             submissions,
-            standing: watch::Sender::new(Standing {
+            status: watch::Sender::new(ReplicaStatus {
                 is_suspended: true,
                 suspensions: 0,
-                fences: 0,
+                lost_incarnations: 0,
             }),
             rules: Arc::new(Mutex::new(rules)),
             next_request: Arc::default(),
@@ -104,8 +104,8 @@ impl Replication {
         }
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        *self.standing.borrow()
+    pub(super) fn status(&self) -> ReplicaStatus {
+        *self.status.borrow()
     }
 
     pub(super) fn rules(&self) -> Rules {
@@ -117,7 +117,7 @@ impl Replication {
     }
 
     pub(super) fn is_suspended(&self) -> bool {
-        self.standing().is_suspended
+        self.status().is_suspended
     }
 
     pub(super) fn set_proposing(&self, is_proposing: bool) {

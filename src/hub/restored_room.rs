@@ -1,10 +1,10 @@
-//! A room of a replica that continues at some place of the order.
+//! A room of a replica that continues at some position in the order.
 
 use super::recovery::{self, Recovered};
 use crate::domain::{Epoch, Room, RoomName, Rules, WallTime};
 use crate::store::{MemoryStore, Record, RoomStatus, Store, StoreError, encode_snapshot};
 
-/// A room as it was at some place of the order of all replicas, and what is retained of its log.
+/// A room as it was at some position in the order of all replicas, and what is retained of its log.
 #[derive(Debug)]
 pub(crate) struct RestoredRoom {
     pub(crate) name: RoomName,

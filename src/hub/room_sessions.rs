@@ -222,9 +222,9 @@ impl RoomSessions {
     }
 
     /// The replica's incarnation is lost, and with it what was submitted to it.
-    pub(super) fn on_fenced(&mut self, fences: u64, at: WallTime) {
+    pub(super) fn on_fenced(&mut self, lost_incarnations: u64, at: WallTime) {
         if let Some(submissions) = &mut self.submissions {
-            submissions.on_fenced(fences);
+            submissions.on_fenced(lost_incarnations);
         }
         // Whoever was to leave may not have left.
         self.grace = GraceTimers::default();
@@ -244,7 +244,7 @@ impl RoomSessions {
         is_settled
     }
 
-    /// Applies a command that has its place in the order of all replicas.
+    /// Applies a command that has its position in the order of all replicas.
     pub(super) fn apply_ordered(&mut self, ordered: Ordered) {
         let Ordered {
             request,
@@ -299,7 +299,7 @@ impl RoomSessions {
             (command, _) => self.apply_by_server(command, at),
         }
         if let Some(kept) = kept_message_ids {
-            self.room.truncate_message_ids(kept);
+            self.room.keep_newest_message_ids(kept);
         }
         // A room begins with the first command that is an event.
         if self.room.last() == Sequence::ZERO {
@@ -766,14 +766,14 @@ impl RoomSessions {
     }
 
     /// Forgets all but the newest `len` message ids.
-    pub(super) fn truncate_message_ids(&mut self, len: usize) {
-        self.room.truncate_message_ids(len);
+    pub(super) fn keep_newest_message_ids(&mut self, len: usize) {
+        self.room.keep_newest_message_ids(len);
     }
 
     /// Injects the faults that are switched on, before the requests of a batch are applied.
     pub(super) fn inject_faults(&mut self, requests: &mut [Envelope]) {
         if failpoint::is_enabled("skip-dedupe") {
-            self.room.truncate_message_ids(0);
+            self.room.keep_newest_message_ids(0);
         }
         if !failpoint::is_enabled("swap-requests") {
             return;

@@ -53,12 +53,12 @@ impl Caller {
     }
 }
 
-/// The commands of a room that have no place yet.
+/// The commands of a room that have no position in the order yet.
 pub(super) struct Submissions {
     replication: Replication,
     /// Those that the order has not accepted yet. The mailbox is not drained while there are any.
     unsent: VecDeque<Submission>,
-    /// By the numbers of the requests. Each with the number of fences when it was sent, if it was.
+    /// By the numbers of the requests. Each with how many incarnations were lost when it was sent, if it was.
     callers: HashMap<u64, (Option<u64>, Caller)>,
 }
 
@@ -88,7 +88,7 @@ impl Submissions {
             epoch,
             request,
             command,
-            fences: 0,
+            lost_incarnations: 0,
         });
         self.send_now();
     }
@@ -103,11 +103,11 @@ impl Submissions {
     }
 
     fn send_one(&mut self, permit: mpsc::Permit<'_, Submission>) {
-        let fences = self.replication.standing().fences;
+        let lost_incarnations = self.replication.status().lost_incarnations;
         if let Some(mut submission) = self.unsent.pop_front() {
-            submission.fences = fences;
+            submission.lost_incarnations = lost_incarnations;
             if let Some((sent, _)) = self.callers.get_mut(&submission.request) {
-                *sent = Some(fences);
+                *sent = Some(lost_incarnations);
             }
             permit.send(submission);
         }
@@ -140,10 +140,10 @@ impl Submissions {
         self.callers.remove(&request).map(|(_, caller)| caller)
     }
 
-    /// Forgets the callers of what was sent before there were so many fences. Their calls have ended.
-    pub(super) fn on_fenced(&mut self, fences: u64) {
+    /// Forgets the callers of what was sent before so many incarnations were lost. Their calls have ended.
+    pub(super) fn on_fenced(&mut self, lost_incarnations: u64) {
         self.callers
-            .retain(|_, (sent, _)| sent.is_none_or(|sent| sent >= fences));
+            .retain(|_, (sent, _)| sent.is_none_or(|sent| sent >= lost_incarnations));
     }
 
     pub(super) fn is_suspended(&self) -> bool {

@@ -225,7 +225,7 @@ catalog! {
     CLUSTER_PLACE = gauge(
         "chitchat_cluster_applied_place",
         &[],
-        "The place in the order of the last message that this replica has applied."
+        "The position in the order of the last message that this replica has applied."
     );
     CLUSTER_LAG = gauge(
         "chitchat_cluster_lag_messages",

@@ -145,11 +145,11 @@ impl hub::Observer for TelemetryObserver {
         self.metrics.connected_clients.decrement(1.0);
     }
 
-    fn room_opened(&self) {
+    fn room_loaded(&self) {
         self.metrics.rooms_active.increment(1.0);
     }
 
-    fn room_closed(&self) {
+    fn room_unloaded(&self) {
         self.metrics.rooms_active.decrement(1.0);
     }
 

@@ -5,28 +5,30 @@ use crate::domain::{Attachment, Moderation};
 const V1: FoldVersions = FoldVersions { oldest: 1, newest: 1 };
 const V2: FoldVersions = FoldVersions { oldest: 1, newest: 2 };
 
-/// A partition, and the time of its messages.
+/// A state machine, and the time of its messages.
 struct Order {
-    partition: Partition,
-    numbers: BTreeMap<Place, u64>,
+    state_machine: StateMachine,
+    numbers: BTreeMap<StreamSequence, u64>,
 }
 
 impl Order {
     fn new() -> Self {
         Self {
-            partition: Partition::new().with_supported(V2),
+            state_machine: StateMachine::new().with_supported(V2),
             numbers: BTreeMap::new(),
         }
     }
 
     fn apply(&mut self, content: Content) -> Applied {
         let at = WallTime::from_millis(1_700_000_000_000);
-        let place = self.partition.applied().next();
-        self.partition.apply(place, Message { at, content }).unwrap()
+        let position = self.state_machine.applied().next();
+        self.state_machine
+            .apply(position, Message { at, content })
+            .unwrap()
     }
 
     fn hello(&mut self, rules: OrderRules, supported: FoldVersions) -> Applied {
-        let nonce = self.partition.applied().get();
+        let nonce = self.state_machine.applied().get();
         self.apply(Content::Hello {
             nonce,
             rules,
@@ -36,29 +38,29 @@ impl Order {
         })
     }
 
-    fn begin(&mut self) -> Place {
+    fn begin(&mut self) -> StreamSequence {
         match self.hello(rules(), V1) {
             Applied::Hello { incarnation, .. } => incarnation,
             other => panic!("{other:?}"),
         }
     }
 
-    fn heartbeat(&mut self, incarnation: Place) -> Place {
-        let applied = self.partition.applied();
+    fn heartbeat(&mut self, incarnation: StreamSequence) -> StreamSequence {
+        let applied = self.state_machine.applied();
         self.apply(Content::Heartbeat {
             incarnation,
             applied,
-            digest: self.partition.digest(),
+            digest: self.state_machine.digest(),
             durable: None,
             name: "r".into(),
             version: "1".into(),
         });
-        self.partition.applied()
+        self.state_machine.applied()
     }
 
     fn command(
         &mut self,
-        incarnation: Place,
+        incarnation: StreamSequence,
         room: &str,
         epoch: Option<Epoch>,
         command: Command,
@@ -81,7 +83,7 @@ impl Order {
         }
     }
 
-    fn join(&mut self, incarnation: Place, room: &str, name: &str) -> Attachment {
+    fn join(&mut self, incarnation: StreamSequence, room: &str, name: &str) -> Attachment {
         let decision = self.command(incarnation, room, None, join(name));
         match decision.outcome {
             Ok((_, Outcome::Joined { attachment, .. })) => attachment,
@@ -120,10 +122,10 @@ fn the_attachments_of_a_deleted_room_are_forgotten() {
     let mut order = Order::new();
     let replica = order.begin();
     order.join(replica, "tea", "Ada");
-    let epoch = order.partition.rooms.values().next().map(|room| room.epoch);
+    let epoch = order.state_machine.rooms.values().next().map(|room| room.epoch);
     let deletion = Command::Moderate(Moderation::Delete);
     assert!(order.command(replica, "tea", epoch, deletion).outcome.is_ok());
-    assert!(order.partition.attachments.is_empty() && order.partition.rooms.is_empty());
+    assert!(order.state_machine.attachments.is_empty() && order.state_machine.rooms.is_empty());
     let late = order.command(replica, "tea", epoch, join("Bob"));
     assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
 }
@@ -162,7 +164,7 @@ fn the_incarnation_that_was_not_seen_for_longest_makes_way_for_another() {
     assert_eq!(decisions.len(), 1);
     assert_eq!(decisions[0].command, Command::Detach(ada));
     assert!(matches!(decisions[0].outcome, Ok((_, Outcome::Lost))));
-    assert_eq!(order.partition.incarnations.len(), MAX_INCARNATIONS);
+    assert_eq!(order.state_machine.incarnations.len(), MAX_INCARNATIONS);
     let fenced = order.apply(Content::Batch {
         incarnation: second,
         number: 2,
@@ -203,7 +205,7 @@ fn the_rules_change_when_nobody_lives_who_has_others() {
     }
     order.apply(Content::Lost {
         incarnation: replica,
-        seen: order.partition.incarnations[&replica].seen,
+        seen: order.state_machine.incarnations[&replica].seen,
     });
     let Applied::Hello {
         incarnation,
@@ -225,27 +227,27 @@ fn the_rules_change_when_nobody_lives_who_has_others() {
 #[test]
 fn all_rooms_together_remember_a_bounded_number_of_message_ids() {
     let mut order = Order::new();
-    order.partition.max_message_ids = 3_000;
+    order.state_machine.max_message_ids = 3_000;
     let replica = order.begin();
     for (room, posts) in [("one", 2_500), ("two", 1_400), ("three", 1_400), ("one", 1_000)] {
         for id in 0..posts {
             let decision = order.command(replica, room, None, post(10_000 * order.numbers.len() + id));
-            let room = &order.partition.rooms[&decision.room].room;
+            let room = &order.state_machine.rooms[&decision.room].room;
             if let Some(kept) = decision.kept_message_ids {
                 assert_eq!(room.message_ids(), kept);
             }
             let sum = order
-                .partition
+                .state_machine
                 .rooms
                 .values()
                 .map(|room| room.room.message_ids())
                 .sum::<usize>();
-            assert_eq!(order.partition.message_ids, sum);
+            assert_eq!(order.state_machine.message_ids, sum);
             assert!(sum <= 2 * 3_000, "{sum}");
         }
     }
     let ids = |name: &str| {
-        order.partition.rooms[&RoomName::try_from(name).unwrap()]
+        order.state_machine.rooms[&RoomName::try_from(name).unwrap()]
             .room
             .message_ids()
     };
@@ -258,15 +260,15 @@ fn all_rooms_together_remember_a_bounded_number_of_message_ids() {
 fn a_version_is_activated_once_all_that_live_support_it() {
     let mut order = Order::new();
     let (old, _new) = (order.begin(), order.hello(rules(), V2));
-    assert_eq!(order.partition.next_version(), None);
+    assert_eq!(order.state_machine.next_version(), None);
     let premature = order.apply(Content::Activate { version: 2 });
     assert!(matches!(premature, Applied::Ignored(Ignored::Premature)));
-    let seen = order.partition.incarnations[&old].seen;
+    let seen = order.state_machine.incarnations[&old].seen;
     order.apply(Content::Lost {
         incarnation: old,
         seen,
     });
-    assert_eq!(order.partition.next_version(), Some(2));
+    assert_eq!(order.state_machine.next_version(), Some(2));
     let activated = order.apply(Content::Activate { version: 2 });
     assert!(matches!(activated, Applied::Activated(2)));
     let again = order.apply(Content::Activate { version: 2 });
@@ -277,8 +279,8 @@ fn a_version_is_activated_once_all_that_live_support_it() {
         Applied::Ignored(Ignored::Unsupported { active: 2 })
     ));
     // A program that does not know the version does not guess.
-    order.partition.supported = V1;
-    let error = order.partition.check_version().unwrap_err().to_string();
+    order.state_machine.supported = V1;
+    let error = order.state_machine.check_version().unwrap_err().to_string();
     assert!(
         error.contains("version 2 of the order") && error.contains("supports 1:"),
         "{error}"
@@ -292,8 +294,14 @@ fn end(stage: EndStage, last: u64) -> Command {
 
 impl Order {
     /// A replica proposes the end of a room whose newest event is `last`, or agrees to it. Returns the stage that it has got to.
-    fn end(&mut self, incarnation: Place, room: &str, stage: EndStage, last: u64) -> (EndStage, Outcome) {
-        let epoch = self.partition.epoch(&RoomName::try_from(room).unwrap());
+    fn end(
+        &mut self,
+        incarnation: StreamSequence,
+        room: &str,
+        stage: EndStage,
+        last: u64,
+    ) -> (EndStage, Outcome) {
+        let epoch = self.state_machine.epoch(&RoomName::try_from(room).unwrap());
         let decision = self.command(incarnation, room, epoch, end(stage, last));
         match (decision.command, decision.outcome) {
             (Command::End(end), Ok((_, outcome))) => (end.stage, outcome),
@@ -301,11 +309,11 @@ impl Order {
         }
     }
 
-    /// The partition that is made of its state, as a replica that begins with a checkpoint.
+    /// The state machine that is made of its state, as a replica that begins with a checkpoint.
     fn restore(&mut self) {
-        let (state, rooms) = self.partition.state();
-        self.partition = Partition::from_state(state.clone(), rooms).with_supported(V2);
-        assert_eq!(self.partition.state().0, state);
+        let (state, rooms) = self.state_machine.state();
+        self.state_machine = StateMachine::from_state(state.clone(), rooms).with_supported(V2);
+        assert_eq!(self.state_machine.state().0, state);
     }
 }
 
@@ -321,8 +329,8 @@ fn a_room_ends_once_all_that_live_agree() {
         (Agreed, Outcome::Ignored),
         "she is in it, so nobody is asked"
     );
-    assert!(order.partition.ends.is_empty());
-    let epoch = order.partition.epoch(&RoomName::try_from("tea").unwrap());
+    assert!(order.state_machine.ends.is_empty());
+    let epoch = order.state_machine.epoch(&RoomName::try_from("tea").unwrap());
     order.command(one, "tea", epoch, Command::Detach(ada));
     assert_eq!(
         order.end(one, "tea", Proposed, 1).1,
@@ -353,14 +361,18 @@ fn a_room_ends_once_all_that_live_agree() {
         "nor is it counted twice"
     );
     assert_eq!(order.end(three, "tea", Agreed, 2), (Decided, Outcome::Ended));
-    let partition = &order.partition;
-    assert!(partition.rooms.is_empty() && partition.ends.is_empty() && partition.attachments.is_empty());
+    let state_machine = &order.state_machine;
+    assert!(
+        state_machine.rooms.is_empty()
+            && state_machine.ends.is_empty()
+            && state_machine.attachments.is_empty()
+    );
     // What was on its way to it does not reach the next one.
     let late = order.command(one, "tea", epoch, join("Bob"));
     assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
     assert!(late.is_void);
     order.join(one, "tea", "Bob");
-    assert!(order.partition.epoch(&RoomName::try_from("tea").unwrap()) > epoch);
+    assert!(order.state_machine.epoch(&RoomName::try_from("tea").unwrap()) > epoch);
     let late = order.command(one, "tea", epoch, end(Decided, 1));
     assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
 }
@@ -373,9 +385,9 @@ fn whoever_was_asked_before_is_asked_again() {
     order.command(one, "tea", None, post(0));
     order.end(one, "tea", Proposed, 1);
     // Something happens, and then what was said before does not count.
-    let epoch = order.partition.epoch(&tea);
+    let epoch = order.state_machine.epoch(&tea);
     order.command(one, "tea", epoch, post(1));
-    assert!(order.partition.ends.is_empty());
+    assert!(order.state_machine.ends.is_empty());
     assert_eq!(order.end(two, "tea", Agreed, 1).1, Outcome::Ignored);
     assert_eq!(order.end(two, "tea", Agreed, 2).1, Outcome::Ignored);
     assert_eq!(order.end(two, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
@@ -383,17 +395,20 @@ fn whoever_was_asked_before_is_asked_again() {
     assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
     // A replica that has come since has not agreed, and one that is lost need not.
     let three = order.begin();
-    assert!(order.partition.ends.is_empty(), "what was agreed before is old");
+    assert!(
+        order.state_machine.ends.is_empty(),
+        "what was agreed before is old"
+    );
     assert_eq!(order.end(two, "tea", Agreed, 2).1, Outcome::Ignored);
     assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
     assert_eq!(order.end(two, "tea", Agreed, 2), (Agreed, Outcome::Ignored));
-    let seen = order.partition.incarnations[&three].seen;
+    let seen = order.state_machine.incarnations[&three].seen;
     order.apply(Content::Lost {
         incarnation: three,
         seen,
     });
     assert!(
-        order.partition.epoch(&tea).is_some(),
+        order.state_machine.epoch(&tea).is_some(),
         "until somebody says so again"
     );
     assert_eq!(order.end(one, "tea", Agreed, 2), (Decided, Outcome::Ended));
@@ -406,7 +421,7 @@ fn a_room_that_keeps_somebody_out_does_not_end() {
     let tea = RoomName::try_from("tea").unwrap();
     order.command(replica, "tea", None, post(0));
     for (moderation, can_end) in [(Moderation::Close, false), (Moderation::Reopen, true)] {
-        let epoch = order.partition.epoch(&tea);
+        let epoch = order.state_machine.epoch(&tea);
         let decision = order.command(replica, "tea", epoch, Command::Moderate(moderation));
         assert!(decision.outcome.is_ok());
         assert_eq!(
@@ -434,6 +449,6 @@ fn places_of_rooms_that_have_ended_are_free() {
         for room in ["one", "two", "three"] {
             assert_eq!(order.end(replica, room, Proposed, 1), (Decided, Outcome::Ended));
         }
-        assert_eq!(order.partition.message_ids, 0);
+        assert_eq!(order.state_machine.message_ids, 0);
     }
 }

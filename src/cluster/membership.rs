@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::message::{Content, Durable, Place};
+use super::message::{Content, Durable, StreamSequence};
 
 /// How often a replica writes that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -19,11 +19,11 @@ pub(crate) const CUT_OFF: Duration = Duration::from_secs(2);
 ///
 /// Nobody is declared lost because a replica has not heard of it, only because the order has nothing of it: see [`Content::Lost`].
 #[derive(Debug)]
-pub(crate) struct Presence {
-    own: Option<Place>,
+pub(crate) struct Membership {
+    own: Option<StreamSequence>,
     /// Whether it hears itself although it has no incarnation, because those that live have other rules.
     is_refused: bool,
-    heard: BTreeMap<Place, Heard>,
+    heard: BTreeMap<StreamSequence, Heard>,
     /// When this replica last heard of itself, and since when it has done so again and again.
     own_heard_at: Duration,
     own_heard_since: Duration,
@@ -34,12 +34,12 @@ pub(crate) struct Presence {
 #[derive(Debug)]
 struct Heard {
     at: Duration,
-    place: Place,
+    position: StreamSequence,
     /// Its newest checkpoint.
     durable: Option<Durable>,
 }
 
-impl Presence {
+impl Membership {
     pub(crate) const fn new(now: Duration) -> Self {
         Self {
             own: None,
@@ -53,18 +53,23 @@ impl Presence {
     }
 
     /// This replica has a new incarnation, or none for the time being.
-    pub(crate) fn set_own(&mut self, incarnation: Option<Place>, now: Duration) {
+    pub(crate) fn set_own(&mut self, incarnation: Option<StreamSequence>, now: Duration) {
         self.own = incarnation;
         self.is_refused = false;
         self.own_heard_since = now;
     }
 
-    /// A message of an incarnation that lives was applied at `place`.
-    pub(crate) fn on_message(&mut self, incarnation: Place, place: Place, now: Duration) {
+    /// A message of an incarnation that lives was applied at `position`.
+    pub(crate) fn on_message(
+        &mut self,
+        incarnation: StreamSequence,
+        position: StreamSequence,
+        now: Duration,
+    ) {
         let durable = self.heard.get(&incarnation).and_then(|heard| heard.durable);
         let heard = Heard {
             at: now,
-            place,
+            position,
             durable,
         };
         self.heard.insert(incarnation, heard);
@@ -90,14 +95,14 @@ impl Presence {
     }
 
     /// An incarnation that lives has said which its newest checkpoint is.
-    pub(crate) fn on_durable(&mut self, incarnation: Place, durable: Option<Durable>) {
+    pub(crate) fn on_durable(&mut self, incarnation: StreamSequence, durable: Option<Durable>) {
         if let Some(heard) = self.heard.get_mut(&incarnation) {
             heard.durable = durable;
         }
     }
 
-    /// The newest place that the checkpoints of two replicas have, so that the death of one disk loses nothing.
-    pub(crate) fn safe_place(&self) -> Option<Place> {
+    /// The newest position that the checkpoints of two replicas have, so that the death of one disk loses nothing.
+    pub(crate) fn safe_place(&self) -> Option<StreamSequence> {
         safe_place(self.heard.values().filter_map(|heard| heard.durable))
     }
 
@@ -106,7 +111,7 @@ impl Presence {
         self.own.is_some() && self.heard.keys().next() == self.own.as_ref()
     }
 
-    pub(crate) fn on_lost(&mut self, incarnation: Place) {
+    pub(crate) fn on_lost(&mut self, incarnation: StreamSequence) {
         self.heard.remove(&incarnation);
     }
 
@@ -141,7 +146,7 @@ impl Presence {
         let lost: Vec<_> = silent
             .map(|(incarnation, heard)| Content::Lost {
                 incarnation: *incarnation,
-                seen: heard.place,
+                seen: heard.position,
             })
             .collect();
         if !lost.is_empty() {
@@ -151,15 +156,15 @@ impl Presence {
     }
 }
 
-/// The newest place that two of these checkpoints have, in different directories. They are by ascending incarnation: what a replica
+/// The newest position that two of these checkpoints have, in different directories. They are by ascending incarnation: what a replica
 /// had before it was restarted can be damaged.
-pub(crate) fn safe_place(checkpoints: impl Iterator<Item = Durable>) -> Option<Place> {
-    let newest: BTreeMap<u64, Place> = checkpoints
-        .map(|durable| (durable.directory, durable.place))
+pub(crate) fn safe_place(checkpoints: impl Iterator<Item = Durable>) -> Option<StreamSequence> {
+    let newest: BTreeMap<u64, StreamSequence> = checkpoints
+        .map(|durable| (durable.directory, durable.position))
         .collect();
-    let mut places: Vec<Place> = newest.into_values().collect();
-    places.sort_unstable();
-    places.iter().rev().nth(1).copied()
+    let mut positions: Vec<StreamSequence> = newest.into_values().collect();
+    positions.sort_unstable();
+    positions.iter().rev().nth(1).copied()
 }
 
 #[cfg(test)]
@@ -169,11 +174,11 @@ mod tests {
     #[test]
     fn a_place_is_safe_once_two_directories_have_it() {
         let safe = |checkpoints: &[(u64, u64)]| {
-            let durable = checkpoints.iter().map(|(directory, place)| Durable {
+            let durable = checkpoints.iter().map(|(directory, position)| Durable {
                 directory: *directory,
-                place: Place::new(*place),
+                position: StreamSequence::new(*position),
             });
-            safe_place(durable).map(Place::get)
+            safe_place(durable).map(StreamSequence::get)
         };
         assert_eq!(safe(&[]), None);
         // Two incarnations of one replica.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::message::{Content, Message, Place, RoomCommand};
-use super::partition_state::{
-    AttachmentState, EndState, IncarnationState, PartitionState, ReplicatedRoom, RoomStates,
+use super::message::{Content, Message, RoomCommand, StreamSequence};
+use super::order_state::{
+    AttachmentState, EndState, IncarnationState, OrderState, ReplicatedRoom, RoomStates,
 };
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::{
@@ -38,11 +38,11 @@ const MIN_ROOM_MESSAGE_IDS: usize = 256;
 /// - A room ends only if nobody is in it, and all incarnations that live have agreed to it since it was proposed and since the room's newest
 ///   event.
 #[derive(Debug)]
-pub(crate) struct Partition {
-    applied: Place,
-    /// Of all decisions so far: replicas that have the same digest at a place have decided alike.
+pub(crate) struct StateMachine {
+    applied: StreamSequence,
+    /// Of all decisions so far: replicas that have the same digest at a position have decided alike.
     digest: u64,
-    /// The digests at the newest places, the newest first.
+    /// The digests at the newest positions, the newest first.
     digests: VecDeque<u64>,
     /// Those of the incarnations that live, or that lived last.
     rules: Option<OrderRules>,
@@ -53,12 +53,12 @@ pub(crate) struct Partition {
     rooms: RoomStates,
     newest_epoch: Option<Epoch>,
     /// Those that live.
-    incarnations: BTreeMap<Place, Incarnation>,
+    incarnations: BTreeMap<StreamSequence, Incarnation>,
     /// How many message ids all rooms remember, and may.
     message_ids: usize,
     max_message_ids: usize,
     /// The current attachments, and who serves them.
-    attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, Place)>,
+    attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, StreamSequence)>,
     /// Of rooms that are to end, because nothing has happened in them since.
     ends: BTreeMap<RoomName, ProposedEnd>,
 }
@@ -69,7 +69,7 @@ struct ProposedEnd {
     /// Its newest event.
     last: Sequence,
     /// The incarnations that do not need it.
-    agreed: BTreeSet<Place>,
+    agreed: BTreeSet<StreamSequence>,
 }
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ struct Incarnation {
     nonce: u64,
     last_number: u64,
     /// The newest message of it.
-    seen: Place,
+    seen: StreamSequence,
     supported: FoldVersions,
 }
 
@@ -87,23 +87,26 @@ pub(crate) enum Applied {
     /// An incarnation lives from now on.
     Hello {
         nonce: u64,
-        incarnation: Place,
+        incarnation: StreamSequence,
         /// The rules of all rooms from now on, if they were others before.
         rules: Option<Rules>,
         /// The incarnation that it takes the place of, because there are too many. It is lost.
-        evicted: Option<(Place, Vec<Decision>)>,
+        evicted: Option<(StreamSequence, Vec<Decision>)>,
     },
     /// The commands of a batch were applied.
     Batch {
-        incarnation: Place,
+        incarnation: StreamSequence,
         number: u64,
         decisions: Vec<Decision>,
     },
     /// A replica lives, and has decided alike as far as is known; `false` if it has not, and one of the two is wrong.
-    Heartbeat { incarnation: Place, is_alike: bool },
+    Heartbeat {
+        incarnation: StreamSequence,
+        is_alike: bool,
+    },
     /// An incarnation is lost; its attachments were detached.
     Lost {
-        incarnation: Place,
+        incarnation: StreamSequence,
         decisions: Vec<Decision>,
     },
     /// A version of the fold is active from now on.
@@ -133,7 +136,7 @@ pub(crate) enum Ignored {
     /// The message was applied before.
     Repeated,
     /// A batch of this incarnation before it is missing. It must be sent again, with all that follow.
-    Early(Place),
+    Early(StreamSequence),
     /// Its incarnation is lost, or never was.
     Fenced,
     /// Who is said to be lost has written since.
@@ -176,7 +179,10 @@ pub(crate) enum Refusal {
 pub(crate) enum ApplyError {
     /// The messages before this one were not applied.
     #[error("{next} was applied after {applied}")]
-    OutOfOrder { applied: Place, next: Place },
+    OutOfOrder {
+        applied: StreamSequence,
+        next: StreamSequence,
+    },
     /// The program does not know what the messages from here on mean.
     #[error(
         "version {active} of the order is active, and this program supports {supported}: start a version of the program that supports it"
@@ -184,7 +190,7 @@ pub(crate) enum ApplyError {
     Unsupported { active: u64, supported: FoldVersions },
 }
 
-impl Partition {
+impl StateMachine {
     /// Before the first message.
     pub(crate) fn new() -> Self {
         let supported = FoldVersions::supported();
@@ -193,7 +199,7 @@ impl Partition {
             version: supported.oldest,
             message_ids: 0,
             max_message_ids: MAX_MESSAGE_IDS,
-            applied: Place::default(),
+            applied: StreamSequence::default(),
             digest: 0,
             digests: VecDeque::new(),
             rules: None,
@@ -207,7 +213,7 @@ impl Partition {
 
     /// All that later decisions depend on. Takes no time for what is in the rooms: they are copied when they change while somebody has
     /// them.
-    pub(crate) fn state(&self) -> (PartitionState, RoomStates) {
+    pub(crate) fn state(&self) -> (OrderState, RoomStates) {
         let Self {
             applied,
             digest,
@@ -223,7 +229,7 @@ impl Partition {
             attachments,
             ends,
         } = self;
-        let incarnations = incarnations.iter().map(|(place, incarnation)| {
+        let incarnations = incarnations.iter().map(|(position, incarnation)| {
             let Incarnation {
                 nonce,
                 last_number,
@@ -231,7 +237,7 @@ impl Partition {
                 supported,
             } = incarnation;
             IncarnationState {
-                place: *place,
+                position: *position,
                 nonce: *nonce,
                 last_number: *last_number,
                 seen: *seen,
@@ -250,7 +256,7 @@ impl Partition {
             last: end.last,
             agreed: end.agreed.iter().copied().collect(),
         });
-        let state = PartitionState {
+        let state = OrderState {
             applied: *applied,
             digest: *digest,
             digests: digests.iter().copied().collect(),
@@ -264,9 +270,9 @@ impl Partition {
         (state, rooms.clone())
     }
 
-    /// The partition with this state, which decides as the one whose state it is.
-    pub(crate) fn from_state(state: PartitionState, rooms: RoomStates) -> Self {
-        let PartitionState {
+    /// The state machine with this state, which decides as the one whose state it is.
+    pub(crate) fn from_state(state: OrderState, rooms: RoomStates) -> Self {
+        let OrderState {
             applied,
             digest,
             digests,
@@ -279,7 +285,7 @@ impl Partition {
         } = state;
         let incarnations = incarnations.into_iter().map(|incarnation| {
             let IncarnationState {
-                place,
+                position,
                 nonce,
                 last_number,
                 seen,
@@ -291,7 +297,7 @@ impl Partition {
                 seen,
                 supported,
             };
-            (place, incarnation)
+            (position, incarnation)
         });
         let attachments = attachments.into_iter().map(|attached| {
             let AttachmentState {
@@ -326,14 +332,14 @@ impl Partition {
     }
 
     /// The incarnations that live, each with the newest message of it.
-    pub(crate) fn incarnations(&self) -> impl Iterator<Item = (Place, Place)> {
+    pub(crate) fn incarnations(&self) -> impl Iterator<Item = (StreamSequence, StreamSequence)> {
         self.incarnations
             .iter()
-            .map(|(place, incarnation)| (*place, incarnation.seen))
+            .map(|(position, incarnation)| (*position, incarnation.seen))
     }
 
     /// The newest message that was applied.
-    pub(crate) const fn applied(&self) -> Place {
+    pub(crate) const fn applied(&self) -> StreamSequence {
         self.applied
     }
 
@@ -364,14 +370,18 @@ impl Partition {
     /// # Errors
     ///
     /// It is not the next one, or the program does not know what it means.
-    pub(crate) fn apply(&mut self, place: Place, message: Message) -> Result<Applied, ApplyError> {
-        if place != self.applied.next() {
+    pub(crate) fn apply(
+        &mut self,
+        position: StreamSequence,
+        message: Message,
+    ) -> Result<Applied, ApplyError> {
+        if position != self.applied.next() {
             return Err(ApplyError::OutOfOrder {
                 applied: self.applied,
-                next: place,
+                next: position,
             });
         }
-        self.applied = place;
+        self.applied = position;
         let Message { at, content } = message;
         let applied = match content {
             Content::Hello {
@@ -379,12 +389,12 @@ impl Partition {
                 rules,
                 supported,
                 ..
-            } => self.hello(place, at, nonce, rules, supported),
+            } => self.hello(position, at, nonce, rules, supported),
             Content::Batch {
                 incarnation,
                 number,
                 commands,
-            } => self.batch(place, at, (incarnation, number), commands),
+            } => self.batch(position, at, (incarnation, number), commands),
             Content::Heartbeat {
                 incarnation,
                 digest,
@@ -392,7 +402,7 @@ impl Partition {
                 durable: _,
                 name: _,
                 version: _,
-            } => self.heartbeat(place, incarnation, (applied, digest)),
+            } => self.heartbeat(position, incarnation, (applied, digest)),
             Content::Lost { incarnation, seen } => self.lost(at, incarnation, seen),
             Content::Activate { version } => self.activate(version),
         };
@@ -439,7 +449,7 @@ impl Partition {
 
     fn hello(
         &mut self,
-        place: Place,
+        position: StreamSequence,
         at: WallTime,
         nonce: u64,
         rules: OrderRules,
@@ -474,7 +484,7 @@ impl Partition {
             && let Some((_, oldest)) = self
                 .incarnations
                 .iter()
-                .map(|(place, other)| (other.seen, *place))
+                .map(|(position, other)| (other.seen, *position))
                 .min()
         {
             evicted = Some((oldest, self.remove_incarnation(at, oldest)));
@@ -482,13 +492,13 @@ impl Partition {
         let incarnation = Incarnation {
             nonce,
             last_number: 0,
-            seen: place,
+            seen: position,
             supported,
         };
-        self.incarnations.insert(place, incarnation);
+        self.incarnations.insert(position, incarnation);
         Applied::Hello {
             nonce,
-            incarnation: place,
+            incarnation: position,
             rules: changed,
             evicted,
         }
@@ -496,16 +506,16 @@ impl Partition {
 
     fn batch(
         &mut self,
-        place: Place,
+        position: StreamSequence,
         at: WallTime,
-        (incarnation, number): (Place, u64),
+        (incarnation, number): (StreamSequence, u64),
         commands: Vec<RoomCommand>,
     ) -> Applied {
         let (Some(writer), Some(rules)) = (self.incarnations.get_mut(&incarnation), self.rules) else {
             return Applied::Ignored(Ignored::Fenced);
         };
         // Whoever writes lives, even if it must write again.
-        writer.seen = place;
+        writer.seen = position;
         if number <= writer.last_number {
             return Applied::Ignored(Ignored::Repeated);
         }
@@ -532,12 +542,17 @@ impl Partition {
         }
     }
 
-    fn heartbeat(&mut self, place: Place, incarnation: Place, (applied, digest): (Place, u64)) -> Applied {
+    fn heartbeat(
+        &mut self,
+        position: StreamSequence,
+        incarnation: StreamSequence,
+        (applied, digest): (StreamSequence, u64),
+    ) -> Applied {
         let Some(writer) = self.incarnations.get_mut(&incarnation) else {
             return Applied::Ignored(Ignored::Fenced);
         };
-        writer.seen = place;
-        let age = place.get().saturating_sub(1).checked_sub(applied.get());
+        writer.seen = position;
+        let age = position.get().saturating_sub(1).checked_sub(applied.get());
         let own = age.and_then(|age| self.digests.get(usize::try_from(age).ok()?));
         Applied::Heartbeat {
             incarnation,
@@ -545,7 +560,7 @@ impl Partition {
         }
     }
 
-    fn lost(&mut self, at: WallTime, incarnation: Place, seen: Place) -> Applied {
+    fn lost(&mut self, at: WallTime, incarnation: StreamSequence, seen: StreamSequence) -> Applied {
         match self.incarnations.get(&incarnation) {
             None => Applied::Ignored(Ignored::Fenced),
             Some(writer) if writer.seen != seen => Applied::Ignored(Ignored::Alive),
@@ -557,7 +572,7 @@ impl Partition {
     }
 
     /// Detaches the attachments that an incarnation serves, which is lost.
-    fn remove_incarnation(&mut self, at: WallTime, incarnation: Place) -> Vec<Decision> {
+    fn remove_incarnation(&mut self, at: WallTime, incarnation: StreamSequence) -> Vec<Decision> {
         self.incarnations.remove(&incarnation);
         let Some(rules) = self.rules else {
             return Vec::new();
@@ -581,7 +596,7 @@ impl Partition {
     fn decide(
         &mut self,
         rules: OrderRules,
-        server: Place,
+        server: StreamSequence,
         (name, meant): (RoomName, Option<Epoch>),
         command: Command,
         request: Option<u64>,
@@ -620,7 +635,7 @@ impl Partition {
     /// How far the end of a room has got for which `server` proposes it or agrees to it.
     fn end_stage(
         &mut self,
-        server: Place,
+        server: StreamSequence,
         (name, meant): (&RoomName, Option<Epoch>),
         End { last, stage }: End,
         at: WallTime,
@@ -651,7 +666,7 @@ impl Partition {
     fn apply_to_room(
         &mut self,
         rules: Rules,
-        server: Place,
+        server: StreamSequence,
         name: &RoomName,
         command: Command,
         at: WallTime,
@@ -683,7 +698,7 @@ impl Partition {
         let is_too_large = others + ids > self.max_message_ids && ids > share;
         let kept = is_too_large.then_some((share / 2).max(MIN_ROOM_MESSAGE_IDS));
         if let Some(kept) = kept {
-            replicated.room.truncate_message_ids(kept);
+            replicated.room.keep_newest_message_ids(kept);
         }
         let room = &replicated.room;
         self.message_ids = others + room.message_ids();
@@ -726,7 +741,7 @@ impl Partition {
         (epoch, outcome, kept)
     }
 
-    /// Remembers the digest at this place.
+    /// Remembers the digest at this position.
     fn remember_digest(&mut self, applied: &Applied) {
         let kind = match applied {
             Applied::Hello { .. } => 1,
@@ -743,5 +758,5 @@ impl Partition {
 }
 
 #[cfg(test)]
-#[path = "partition_tests.rs"]
+#[path = "state_machine_tests.rs"]
 mod tests;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::fingerprint::Fingerprint;
-use super::message::Place;
+use super::message::StreamSequence;
 
 /// Messages that do not come by themselves in this time are asked for: there may have been some.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -27,18 +27,24 @@ const REMEMBERED: usize = 1_024;
 pub(crate) enum Missing {
     /// It must be in it.
     #[error("the stream has no message at {expected}; the next one is at {found}")]
-    Gap { expected: Place, found: Place },
+    Gap {
+        expected: StreamSequence,
+        found: StreamSequence,
+    },
     /// It was removed: other replicas have a checkpoint that is newer.
     #[error(
         "the stream begins at {found} and this replica goes on at {expected}; it must start again, with a checkpoint of another one"
     )]
-    Truncated { expected: Place, found: Place },
+    Truncated {
+        expected: StreamSequence,
+        found: StreamSequence,
+    },
     /// It is another stream.
     #[error(
         "the stream has another message at {0} than this replica has applied: it was removed and made anew, or restored to an earlier \
          message. Stop all replicas and remove their data directories"
     )]
-    Replaced(Place),
+    Replaced(StreamSequence),
 }
 
 /// Follows the order: accepts each of its messages once and in turn.
@@ -46,8 +52,8 @@ pub(crate) enum Missing {
 /// The stream's leader republishes what it has stored. That comes fast, but not always; what is missing is read from the stream, from the
 /// newest message on that was accepted. As long as that is the same one, the stream is.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    next: Place,
+pub(crate) struct StreamReader {
+    next: StreamSequence,
     /// The newest messages that were accepted, the newest first.
     accepted: VecDeque<Fingerprint>,
     /// When the stream was last seen to have the newest one.
@@ -55,7 +61,7 @@ pub(crate) struct Follower {
     /// Whether the server that has answered last does not have the newest one.
     is_behind: bool,
     /// The newest message that is known to be in the stream; `None` if nothing is known of the stream yet.
-    known: Option<Place>,
+    known: Option<StreamSequence>,
     /// When the newest message was accepted, or an answer was complete.
     progress_at: Duration,
     /// Nothing is asked for before.
@@ -64,10 +70,10 @@ pub(crate) struct Follower {
     is_caught_up: bool,
 }
 
-impl Follower {
+impl StreamReader {
     /// Continues after `applied`, a message with this fingerprint.
-    pub(crate) fn new(applied: Place, fingerprint: Fingerprint, now: Duration) -> Self {
-        let accepted = (applied > Place::default()).then_some(fingerprint);
+    pub(crate) fn new(applied: StreamSequence, fingerprint: Fingerprint, now: Duration) -> Self {
+        let accepted = (applied > StreamSequence::default()).then_some(fingerprint);
         Self {
             next: applied.next(),
             accepted: accepted.into_iter().collect(),
@@ -99,7 +105,7 @@ impl Follower {
     }
 
     /// The newest message that was accepted, if the server that has answered last does not have it.
-    pub(crate) fn missing(&self) -> Option<Place> {
+    pub(crate) fn missing(&self) -> Option<StreamSequence> {
         self.is_behind.then(|| self.next.previous())
     }
 
@@ -121,22 +127,22 @@ impl Follower {
     /// It is not the one that was accepted.
     pub(crate) fn accept_published(
         &mut self,
-        place: Place,
+        position: StreamSequence,
         fingerprint: Fingerprint,
         now: Duration,
     ) -> Result<bool, Missing> {
-        self.known = self.known.max(Some(place));
-        if place < self.next {
-            if !self.compare(place, fingerprint, now)? {
+        self.known = self.known.max(Some(position));
+        if position < self.next {
+            if !self.compare(position, fingerprint, now)? {
                 // It comes late, or the stream begins again.
                 self.clear_verified();
             }
             return Ok(false);
         }
-        Ok(self.is_verified(now) && self.accept(place, fingerprint, now))
+        Ok(self.is_verified(now) && self.accept(position, fingerprint, now))
     }
 
-    /// A message was read. `previous` is the one before it in the answer; [`Place::default`] for the first. Returns whether it is the next
+    /// A message was read. `previous` is the one before it in the answer; [`StreamSequence::default`] for the first. Returns whether it is the next
     /// one.
     ///
     /// # Errors
@@ -144,19 +150,19 @@ impl Follower {
     /// It is not the one that was accepted. Or the stream has no message between the two, but the next one belongs there. Or it begins later.
     pub(crate) fn accept_fetched(
         &mut self,
-        place: Place,
-        previous: Place,
+        position: StreamSequence,
+        previous: StreamSequence,
         fingerprint: Fingerprint,
         now: Duration,
     ) -> Result<bool, Missing> {
-        if place < self.next {
-            self.compare(place, fingerprint, now)?;
+        if position < self.next {
+            self.compare(position, fingerprint, now)?;
             return Ok(false);
         }
-        let (expected, found) = (self.next, place);
+        let (expected, found) = (self.next, position);
         // An answer begins with the newest message that was accepted, unless the stream does not have it any more.
-        let is_first = previous == Place::default();
-        if place > self.next && previous < self.next {
+        let is_first = previous == StreamSequence::default();
+        if position > self.next && previous < self.next {
             return Err(if is_first {
                 Missing::Truncated { expected, found }
             } else {
@@ -164,7 +170,7 @@ impl Follower {
             });
         }
         if !self.is_verified(now) {
-            return if is_first && place == self.next {
+            return if is_first && position == self.next {
                 Err(Missing::Truncated { expected, found })
             } else {
                 // The beginning of the answer was lost on the way.
@@ -172,21 +178,26 @@ impl Follower {
             };
         }
         // A higher one whose predecessor was lost on the way is asked for again.
-        Ok(self.accept(place, fingerprint, now))
+        Ok(self.accept(position, fingerprint, now))
     }
 
-    /// Compares a message with the one that was accepted at its place. Returns whether that is remembered.
-    fn compare(&mut self, place: Place, fingerprint: Fingerprint, now: Duration) -> Result<bool, Missing> {
+    /// Compares a message with the one that was accepted at its position. Returns whether that is remembered.
+    fn compare(
+        &mut self,
+        position: StreamSequence,
+        fingerprint: Fingerprint,
+        now: Duration,
+    ) -> Result<bool, Missing> {
         let newest = self.next.previous();
-        let age = newest.get().saturating_sub(place.get());
+        let age = newest.get().saturating_sub(position.get());
         let accepted = usize::try_from(age).ok().and_then(|age| self.accepted.get(age));
         let Some(accepted) = accepted else {
             return Ok(false);
         };
         if !accepted.matches(fingerprint) {
-            return Err(Missing::Replaced(place));
+            return Err(Missing::Replaced(position));
         }
-        if place == newest {
+        if position == newest {
             self.set_verified(now);
         }
         Ok(true)
@@ -203,21 +214,21 @@ impl Follower {
             .map_or(0, |known| known.next().get().saturating_sub(self.next.get()))
     }
 
-    fn accept(&mut self, place: Place, fingerprint: Fingerprint, now: Duration) -> bool {
-        let is_next = place == self.next;
+    fn accept(&mut self, position: StreamSequence, fingerprint: Fingerprint, now: Duration) -> bool {
+        let is_next = position == self.next;
         if is_next {
             self.accepted.truncate(REMEMBERED - 1);
             self.accepted.push_front(fingerprint);
             self.set_verified(now);
-            self.next = place.next();
+            self.next = position.next();
             self.progress_at = now;
             self.is_caught_up |= self.known.is_some_and(|known| self.next > known);
         }
         is_next
     }
 
-    /// From which place on to read, if it is time to.
-    pub(crate) fn poll_fetch(&mut self, now: Duration) -> Option<Place> {
+    /// From which position on to read, if it is time to.
+    pub(crate) fn poll_fetch(&mut self, now: Duration) -> Option<StreamSequence> {
         let is_waiting = self
             .fetching_since
             .is_some_and(|since| now < since + FETCH_TIMEOUT);
@@ -236,7 +247,7 @@ impl Follower {
     }
 
     /// An answer is complete. `last` is the newest message that the stream has, as far as the server knows that has answered.
-    pub(crate) fn on_fetched(&mut self, last: Place, now: Duration) {
+    pub(crate) fn on_fetched(&mut self, last: StreamSequence, now: Duration) {
         self.fetching_since = None;
         self.progress_at = now;
         self.is_behind = last < self.next.previous();
@@ -258,125 +269,137 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// A message of a stream of this name.
-    fn message(stream: &str, place: u64) -> (Place, Fingerprint) {
-        let payload = format!("{stream} {place}");
+    fn message(stream: &str, position: u64) -> (StreamSequence, Fingerprint) {
+        let payload = format!("{stream} {position}");
         (
-            Place::new(place),
-            Fingerprint::new(payload.as_bytes(), Some(place)),
+            StreamSequence::new(position),
+            Fingerprint::new(payload.as_bytes(), Some(position)),
         )
     }
 
-    fn published(follower: &mut Follower, stream: &str, place: u64, now: u32) -> Result<bool, Missing> {
-        let (place, fingerprint) = message(stream, place);
-        follower.accept_published(place, fingerprint, now * MS)
+    fn published(
+        stream_reader: &mut StreamReader,
+        stream: &str,
+        position: u64,
+        now: u32,
+    ) -> Result<bool, Missing> {
+        let (position, fingerprint) = message(stream, position);
+        stream_reader.accept_published(position, fingerprint, now * MS)
     }
 
     /// Answers with these messages. Returns how many were accepted.
-    fn fetched(follower: &mut Follower, stream: &str, places: &[u64], now: u32) -> Result<usize, Missing> {
-        let (mut previous, mut accepted) = (Place::default(), 0);
-        for place in places {
-            let (place, fingerprint) = message(stream, *place);
-            accepted += usize::from(follower.accept_fetched(place, previous, fingerprint, now * MS)?);
-            previous = place;
+    fn fetched(
+        stream_reader: &mut StreamReader,
+        stream: &str,
+        positions: &[u64],
+        now: u32,
+    ) -> Result<usize, Missing> {
+        let (mut previous, mut accepted) = (StreamSequence::default(), 0);
+        for position in positions {
+            let (position, fingerprint) = message(stream, *position);
+            accepted +=
+                usize::from(stream_reader.accept_fetched(position, previous, fingerprint, now * MS)?);
+            previous = position;
         }
-        follower.on_fetched(previous, now * MS);
+        stream_reader.on_fetched(previous, now * MS);
         Ok(accepted)
     }
 
     /// One that has accepted three messages.
-    fn follower() -> Follower {
-        let mut follower = Follower::new(Place::default(), Fingerprint::default(), Duration::ZERO);
-        assert_eq!(fetched(&mut follower, "a", &[1, 2], 0), Ok(2));
-        assert_eq!(published(&mut follower, "a", 3, 1), Ok(true));
-        assert!(follower.is_caught_up() && follower.is_verified(MS));
-        follower
+    fn stream_reader() -> StreamReader {
+        let mut stream_reader =
+            StreamReader::new(StreamSequence::default(), Fingerprint::default(), Duration::ZERO);
+        assert_eq!(fetched(&mut stream_reader, "a", &[1, 2], 0), Ok(2));
+        assert_eq!(published(&mut stream_reader, "a", 3, 1), Ok(true));
+        assert!(stream_reader.is_caught_up() && stream_reader.is_verified(MS));
+        stream_reader
     }
 
     #[test]
     fn a_new_connection_is_asked_at_once() {
-        let mut follower = follower();
+        let mut stream_reader = stream_reader();
         let now = 1_000 * MS;
-        assert_eq!(follower.poll_fetch(now), Some(Place::new(3)));
+        assert_eq!(stream_reader.poll_fetch(now), Some(StreamSequence::new(3)));
         // The answer was lost with the connection.
-        follower.reconnected(now + MS);
-        assert!(!follower.is_verified(now + MS));
-        assert_eq!(follower.poll_fetch(now + MS), Some(Place::new(3)));
-        assert_eq!(follower.poll_fetch(now + MS), None);
-        assert_eq!(fetched(&mut follower, "a", &[3], 1_002), Ok(0));
-        assert!(follower.is_verified(now + 2 * MS));
+        stream_reader.reconnected(now + MS);
+        assert!(!stream_reader.is_verified(now + MS));
+        assert_eq!(stream_reader.poll_fetch(now + MS), Some(StreamSequence::new(3)));
+        assert_eq!(stream_reader.poll_fetch(now + MS), None);
+        assert_eq!(fetched(&mut stream_reader, "a", &[3], 1_002), Ok(0));
+        assert!(stream_reader.is_verified(now + 2 * MS));
     }
 
     #[test]
     fn what_comes_twice_is_no_other_stream() {
-        let mut follower = follower();
-        for place in [1, 3, 2] {
-            assert_eq!(published(&mut follower, "a", place, 2), Ok(false));
+        let mut stream_reader = stream_reader();
+        for position in [1, 3, 2] {
+            assert_eq!(published(&mut stream_reader, "a", position, 2), Ok(false));
         }
-        assert_eq!(fetched(&mut follower, "a", &[2, 3, 4], 3), Ok(1));
-        assert!(follower.is_verified(4 * MS));
+        assert_eq!(fetched(&mut stream_reader, "a", &[2, 3, 4], 3), Ok(1));
+        assert!(stream_reader.is_verified(4 * MS));
     }
 
     #[test]
     fn a_stream_that_begins_again_is_noticed_with_its_first_message() {
-        let replaced = Err(Missing::Replaced(Place::new(1)));
-        assert_eq!(published(&mut follower(), "b", 1, 2), replaced);
+        let replaced = Err(Missing::Replaced(StreamSequence::new(1)));
+        assert_eq!(published(&mut stream_reader(), "b", 1, 2), replaced);
     }
 
     #[test]
     fn a_stream_that_has_grown_beyond_the_place_is_noticed_whatever_comes_first() {
         // Nothing was heard while it did.
-        let mut follower = follower();
+        let mut stream_reader = stream_reader();
         let late = 3_000;
-        assert_eq!(published(&mut follower, "b", 4, late), Ok(false));
-        assert_eq!(follower.poll_fetch(late * MS), Some(Place::new(3)));
-        let replaced = Err(Missing::Replaced(Place::new(3)));
-        assert_eq!(fetched(&mut follower, "b", &[3, 4], late), replaced);
+        assert_eq!(published(&mut stream_reader, "b", 4, late), Ok(false));
+        assert_eq!(stream_reader.poll_fetch(late * MS), Some(StreamSequence::new(3)));
+        let replaced = Err(Missing::Replaced(StreamSequence::new(3)));
+        assert_eq!(fetched(&mut stream_reader, "b", &[3, 4], late), replaced);
     }
 
     #[test]
     fn a_replica_does_not_write_while_the_stream_does_not_have_its_newest_message() {
-        let applied = Place::new(5_000);
-        let mut follower = Follower::new(applied, message("a", 5_000).1, Duration::ZERO);
-        assert!(!follower.is_verified(Duration::ZERO));
-        assert_eq!(fetched(&mut follower, "a", &[5_000], 1), Ok(0));
-        assert!(follower.is_verified(MS) && follower.is_caught_up());
+        let applied = StreamSequence::new(5_000);
+        let mut stream_reader = StreamReader::new(applied, message("a", 5_000).1, Duration::ZERO);
+        assert!(!stream_reader.is_verified(Duration::ZERO));
+        assert_eq!(fetched(&mut stream_reader, "a", &[5_000], 1), Ok(0));
+        assert!(stream_reader.is_verified(MS) && stream_reader.is_caught_up());
         // Too old to be compared.
-        assert_eq!(published(&mut follower, "b", 1, 2), Ok(false));
-        assert!(!follower.is_verified(2 * MS));
-        assert_eq!(follower.poll_fetch(50 * MS), Some(applied));
-        follower.on_fetched(Place::new(1), 51 * MS);
-        assert_eq!(follower.missing(), Some(applied));
+        assert_eq!(published(&mut stream_reader, "b", 1, 2), Ok(false));
+        assert!(!stream_reader.is_verified(2 * MS));
+        assert_eq!(stream_reader.poll_fetch(50 * MS), Some(applied));
+        stream_reader.on_fetched(StreamSequence::new(1), 51 * MS);
+        assert_eq!(stream_reader.missing(), Some(applied));
         // And nothing that follows is accepted.
-        assert_eq!(published(&mut follower, "b", 5_001, 52), Ok(false));
+        assert_eq!(published(&mut stream_reader, "b", 5_001, 52), Ok(false));
         // It was only late.
-        assert_eq!(fetched(&mut follower, "a", &[5_000, 5_001], 400), Ok(1));
-        assert!(follower.is_verified(400 * MS) && follower.missing().is_none());
+        assert_eq!(fetched(&mut stream_reader, "a", &[5_000, 5_001], 400), Ok(1));
+        assert!(stream_reader.is_verified(400 * MS) && stream_reader.missing().is_none());
     }
 
     #[test]
     fn a_replica_that_begins_with_a_checkpoint_compares_it_with_the_stream_first() {
-        let mut follower = Follower::new(Place::new(3), message("a", 3).1, Duration::ZERO);
-        assert_eq!(published(&mut follower, "b", 4, 1), Ok(false));
-        assert_eq!(follower.poll_fetch(MS), Some(Place::new(3)));
-        let replaced = Err(Missing::Replaced(Place::new(3)));
-        assert_eq!(fetched(&mut follower, "b", &[3, 4], 2), replaced);
+        let mut stream_reader = StreamReader::new(StreamSequence::new(3), message("a", 3).1, Duration::ZERO);
+        assert_eq!(published(&mut stream_reader, "b", 4, 1), Ok(false));
+        assert_eq!(stream_reader.poll_fetch(MS), Some(StreamSequence::new(3)));
+        let replaced = Err(Missing::Replaced(StreamSequence::new(3)));
+        assert_eq!(fetched(&mut stream_reader, "b", &[3, 4], 2), replaced);
         // Whether one that does not have it any more is the same is unknown.
-        let mut follower = Follower::new(Place::new(3), message("a", 3).1, Duration::ZERO);
-        let (expected, found) = (Place::new(4), Place::new(4));
+        let mut stream_reader = StreamReader::new(StreamSequence::new(3), message("a", 3).1, Duration::ZERO);
+        let (expected, found) = (StreamSequence::new(4), StreamSequence::new(4));
         let truncated = Err(Missing::Truncated { expected, found });
-        assert_eq!(fetched(&mut follower, "a", &[4, 5], 2), truncated);
+        assert_eq!(fetched(&mut stream_reader, "a", &[4, 5], 2), truncated);
     }
 
     #[test]
     fn what_follows_a_lost_beginning_of_an_answer_is_asked_for_again() {
-        let mut follower = Follower::new(Place::new(3), message("a", 3).1, Duration::ZERO);
-        let (place, fingerprint) = message("a", 4);
-        let accepted = follower.accept_fetched(place, Place::new(3), fingerprint, MS);
+        let mut stream_reader = StreamReader::new(StreamSequence::new(3), message("a", 3).1, Duration::ZERO);
+        let (position, fingerprint) = message("a", 4);
+        let accepted = stream_reader.accept_fetched(position, StreamSequence::new(3), fingerprint, MS);
         assert_eq!(accepted, Ok(false));
-        assert_eq!(fetched(&mut follower, "a", &[3, 4], 2), Ok(1));
+        assert_eq!(fetched(&mut stream_reader, "a", &[3, 4], 2), Ok(1));
         // A message is missing in the middle.
-        let (expected, found) = (Place::new(5), Place::new(6));
+        let (expected, found) = (StreamSequence::new(5), StreamSequence::new(6));
         let hole = Err(Missing::Gap { expected, found });
-        assert_eq!(fetched(&mut follower, "a", &[4, 6], 3), hole);
+        assert_eq!(fetched(&mut stream_reader, "a", &[4, 6], 3), hole);
     }
 }

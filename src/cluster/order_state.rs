@@ -1,17 +1,17 @@
-//! The state of the order's fold at one place, as checkpoints have it.
+//! The state of the order's fold at one position, as checkpoints have it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::message::Place;
+use super::message::StreamSequence;
 use super::rules::{FoldVersions, OrderRules};
 use crate::domain::encoding::{Encoding, encode_struct};
 use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName, Sequence};
 
-/// Everything of a [`Partition`](super::partition::Partition) but its rooms.
+/// Everything of a [`StateMachine`](super::state_machine::StateMachine) but its rooms.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct PartitionState {
-    pub(crate) applied: Place,
+pub(crate) struct OrderState {
+    pub(crate) applied: StreamSequence,
     pub(crate) digest: u64,
     /// The newest first.
     pub(crate) digests: Vec<u64>,
@@ -29,10 +29,10 @@ pub(crate) struct PartitionState {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct IncarnationState {
-    pub(crate) place: Place,
+    pub(crate) position: StreamSequence,
     pub(crate) nonce: u64,
     pub(crate) last_number: u64,
-    pub(crate) seen: Place,
+    pub(crate) seen: StreamSequence,
     pub(crate) supported: FoldVersions,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct IncarnationState {
 pub(crate) struct AttachmentState {
     pub(crate) room: RoomName,
     pub(crate) attachment: Attachment,
-    pub(crate) server: Place,
+    pub(crate) server: StreamSequence,
 }
 
 /// A room that is to end, and the incarnations that have agreed to it since its newest event.
@@ -49,7 +49,7 @@ pub(crate) struct AttachmentState {
 pub(crate) struct EndState {
     pub(crate) room: RoomName,
     pub(crate) last: Sequence,
-    pub(crate) agreed: Vec<Place>,
+    pub(crate) agreed: Vec<StreamSequence>,
 }
 
 /// A room of the order.
@@ -59,12 +59,12 @@ pub(crate) struct ReplicatedRoom {
     pub(crate) room: Room,
 }
 
-/// The rooms of the order at one place.
+/// The rooms of the order at one position.
 pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
 
 encode_struct! {
-    PartitionState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
-    IncarnationState { place, nonce, last_number, seen, supported }
+    OrderState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
+    IncarnationState { position, nonce, last_number, seen, supported }
     AttachmentState { room, attachment, server }
     EndState { room, last, agreed }
 }
