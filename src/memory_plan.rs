@@ -35,7 +35,7 @@ const PARTS: u64 = 16;
 /// The most that one budget may take: more would only hide clients that do not read.
 const MAX_BUDGET: u64 = 512 << 20;
 
-/// How many queries may be in progress however few processors there are, so that one that waits for the disk does not hold up all others.
+/// The least limit of queries in progress, if the memory allows it, so that on a single processor one that waits for the disk does not delay the others.
 const MIN_QUERIES: usize = 2;
 
 /// The shares of those parts of a server that clients can fill. What remains is for the program and its rooms.

@@ -147,7 +147,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::TooManyBans),
         ),
         (
-            "decisions of moderators per second from one address, after twenty times as many at once: each can take a snapshot of the room",
+            "decisions of moderators per second from one address, with bursts of twenty times as many: each can take a snapshot of the room",
             fixed(RateLimits::default().moderations.to_string()),
             Rejected(Reason::TooFast),
         ),
@@ -172,12 +172,12 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Rejected(Reason::NewRoomsTooFast),
         ),
         (
-            "joins and subscriptions per second from one address, after twenty times as many at once: when a server has restarted, everybody behind a proxy joins again",
+            "joins and subscriptions per second from one address, with bursts of twenty times as many: when a server has restarted, everybody behind a proxy joins again",
             Flag("--join-rate"),
             Rejected(Reason::JoinsTooFast),
         ),
         (
-            "calls per second from one address with a token that is not valid, after ten times as many at once; beyond it tokens are not verified, except for those that a connection uses already",
+            "calls per second from one address with a token that is not valid, with bursts of ten times as many; beyond it tokens are not verified, except for those that a connection uses already",
             fixed(RateLimits::default().authentication_failures.to_string()),
             Rejected(Reason::TooManyInvalidTokens),
         ),
@@ -190,7 +190,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "messages per second of a participant (of an address with `SendMessage`), after ten times as many at once",
+            "messages per second of a participant (of an address with `SendMessage`), with bursts of ten times as many",
             Flag("--message-rate"),
             Rejected(Reason::TooFast),
         ),

@@ -323,11 +323,11 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = TransportLimits::default().max_streams_per_connection, value_parser = integer::<u32>, help_heading = "Connections")]
     max_streams_per_connection: u32,
 
-    /// Messages per second that one participant may send, at least 1, after ten times as many at once [default: no limit]
+    /// Messages per second that one participant may send, at least 1, with bursts of ten times as many [default: no limit]
     #[arg(long, env = "CHITCHAT_MESSAGE_RATE", value_name = "N", value_parser = integer::<u32>, help_heading = "Connections")]
     message_rate: Option<u32>,
 
-    /// Joins and subscriptions per second from one address, at least 1, after twenty times as many at once
+    /// Joins and subscriptions per second from one address, at least 1, with bursts of twenty times as many
     #[arg(long, env = "CHITCHAT_JOIN_RATE", value_name = "N", default_value_t = RateLimits::default().joins, value_parser = integer::<u32>, help_heading = "Connections")]
     join_rate: u32,
 
