@@ -426,6 +426,10 @@ static ATTACKS: &[Attack] = &[
         reads: true,
         payloads: usize::MAX,
         payload: |attacker| {
+            if attacker.stream == 1 {
+                let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+                return [window, attacker.join("crowd".into())].concat();
+            }
             if attacker.stream < 200 {
                 return (0..10).flat_map(|_| attacker.join("crowd".into())).collect();
             }
