@@ -268,7 +268,7 @@ pub(super) struct ConnectionBudgets {
     cuts: Arc<AddressRate>,
     received: Arc<Budget>,
     pub(super) unread: Unread,
-    /// The work that the frames of both sides have made so far.
+    /// The work that the frames of the client have made so far.
     pub(super) work: AtomicU64,
     pub(super) responses: Arc<Budget>,
     own_queries: Arc<Semaphore>,

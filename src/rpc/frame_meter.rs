@@ -309,11 +309,10 @@ impl FrameMeter {
         }
     }
 
-    /// Counts the frames in bytes that were sent on the connection. `streams` learns which they answer and end. Returns the work that they
-    /// made: 1 for each with headers or data.
+    /// Counts the frames in bytes that were sent on the connection. `streams` learns which they answer and end.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    pub(super) fn on_written(&mut self, bytes: &[u8], streams: &mut OpenStreams) -> usize {
-        let (mut cost, mut work) = (0.0, 0);
+    pub(super) fn on_written(&mut self, bytes: &[u8], streams: &mut OpenStreams) {
+        let mut cost = 0.0;
         self.written.scan(bytes, |part| {
             let FramePart::Header(FrameHeader {
                 kind, flags, stream, ..
@@ -321,7 +320,6 @@ impl FrameMeter {
             else {
                 return;
             };
-            work += usize::from(matches!(kind, HEADERS | DATA));
             match kind {
                 RST_STREAM => {
                     streams.reset(stream);
@@ -336,7 +334,6 @@ impl FrameMeter {
         });
         let earned = bytes.len() as f64 / SENT_BYTES_PER_FRAME;
         self.allowance = (self.allowance + earned - cost).min(BURST);
-        work
     }
 }
 

@@ -141,8 +141,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
         let this = &mut *self;
-        let work = this.budgets.unread.send(&buf[..written], &mut this.meter);
-        this.budgets.work.fetch_add(work as u64, Ordering::Relaxed);
+        this.budgets.unread.send(&buf[..written], &mut this.meter);
         Poll::Ready(Ok(written))
     }
 

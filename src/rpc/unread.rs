@@ -165,9 +165,9 @@ impl Unread {
         })
     }
 
-    /// Counts what the socket has accepted. Returns the work that it made, as [`FrameMeter::on_written`].
-    pub(super) fn send(&self, bytes: &[u8], meter: &mut FrameMeter) -> usize {
-        self.change(|held| meter.on_written(bytes, &mut held.streams))
+    /// Counts what the socket has accepted.
+    pub(super) fn send(&self, bytes: &[u8], meter: &mut FrameMeter) {
+        self.change(|held| meter.on_written(bytes, &mut held.streams));
     }
 
     /// Counts what TLS cannot decrypt yet, in bytes.
