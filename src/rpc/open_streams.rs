@@ -5,6 +5,7 @@
 //! long one that is would otherwise make the server hold far more than it has to read.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use hashbrown::HashMap;
 
@@ -27,9 +28,9 @@ pub(super) const HEADER_MAP_BYTES: usize = 96 * 1024;
 /// buffers.
 pub(super) const MAX_READ_BUFFER: usize = 4 * READ_BUFFER;
 
-/// The capacity that the queue of a stream's frames keeps when it is empty: enough for what one read brings of a client that sends short
-/// messages as fast as it can.
-const KEPT_CAPACITY: usize = 128;
+/// The capacity that the queue of a stream's frames keeps when it is empty: enough for the buffers that a client fills which sends short messages
+/// as fast as flow control permits.
+const KEPT_CAPACITY: usize = 16;
 
 /// The streams that have begun and not ended.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -58,14 +59,15 @@ struct OpenStream {
     trailers: usize,
     /// Where its first frame with data ended.
     first_end: Option<usize>,
-    unread: VecDeque<UnreadFrame>,
+    unread: VecDeque<UnreadFrames>,
 }
 
+/// Unread frames of one stream in one buffer, one after the other.
 #[derive(Debug, PartialEq, Eq)]
-struct UnreadFrame {
-    /// The address where its data ends.
-    end: usize,
-    /// The buffer that it is in.
+struct UnreadFrames {
+    /// The addresses where the data of the first and of the last one ends.
+    ends: RangeInclusive<usize>,
+    count: usize,
     buffer: u32,
 }
 
@@ -135,9 +137,22 @@ impl OpenStreams {
             open.first_end = Some(end);
             self.unidentified.insert(end, stream);
         }
-        let buffer = self.buffers.hold(len);
-        open.unread.push_back(UnreadFrame { end, buffer });
         self.frames += 1;
+        let buffer = self.buffers.add_data(len);
+        match open.unread.back_mut() {
+            Some(last) if last.buffer == buffer && *last.ends.end() < end => {
+                last.ends = *last.ends.start()..=end;
+                last.count += 1;
+            }
+            _ => {
+                self.buffers.hold();
+                open.unread.push_back(UnreadFrames {
+                    ends: end..=end,
+                    count: 1,
+                    buffer,
+                });
+            }
+        }
     }
 
     /// Counts the data of a frame that was read.
@@ -149,12 +164,22 @@ impl OpenStreams {
         let Some(open) = reader.0.and_then(|stream| self.streams.get_mut(&stream)) else {
             return;
         };
-        let position = open.unread.iter().position(|frame| frame.end == end);
-        for _ in 0..=position.unwrap_or(0) {
-            if let Some(frame) = open.unread.pop_front() {
-                self.buffers.release(frame.buffer);
-                self.frames -= 1;
+        let position = open.unread.iter().position(|frames| frames.ends.contains(&end));
+        for _ in 0..position.unwrap_or(0) {
+            if let Some(skipped) = open.unread.pop_front() {
+                self.frames -= skipped.count;
+                self.buffers.release(skipped.buffer);
             }
+        }
+        if let Some(frames) = open.unread.front_mut() {
+            if frames.count > 1 && *frames.ends.end() != end {
+                frames.count -= 1;
+                self.frames -= 1;
+                return;
+            }
+            self.frames -= frames.count;
+            self.buffers.release(frames.buffer);
+            open.unread.pop_front();
         }
         if open.unread.is_empty() && open.unread.capacity() > KEPT_CAPACITY {
             open.unread = VecDeque::new();
@@ -209,11 +234,11 @@ impl OpenStreams {
         }
     }
 
-    fn forget(&mut self, unread: &VecDeque<UnreadFrame>, trailers: usize) {
+    fn forget(&mut self, unread: &VecDeque<UnreadFrames>, trailers: usize) {
         self.trailers -= trailers;
-        self.frames -= unread.len();
-        for frame in unread {
-            self.buffers.release(frame.buffer);
+        for frames in unread {
+            self.frames -= frames.count;
+            self.buffers.release(frames.buffer);
         }
     }
 }
@@ -237,8 +262,8 @@ struct ReadBuffer {
     read: usize,
     /// How many of them are data. A frame that began in an earlier buffer was moved.
     data: usize,
-    /// How many unread frames are in it.
-    frames: usize,
+    /// How many streams have unread frames in it, or more: a stream counts for each [`UnreadFrames`].
+    holders: usize,
 }
 
 impl ReadBuffer {
@@ -251,7 +276,7 @@ impl ReadBuffer {
 impl ReadBuffers {
     /// What the buffers take, in bytes. The newest is part of the memory of a connection, unless it is a large one.
     fn bytes(&self) -> usize {
-        let is_held = self.newest.frames > 0;
+        let is_held = self.newest.holders > 0;
         self.older_bytes + usize::from(is_held) * (self.newest.bytes() - READ_BUFFER)
     }
 
@@ -261,7 +286,7 @@ impl ReadBuffers {
         }
         if start != self.end || self.newest.read + len > MAX_READ_BUFFER {
             let before = std::mem::take(&mut self.newest);
-            if before.frames > 0 {
+            if before.holders > 0 {
                 self.older_bytes += before.bytes();
                 self.older.insert(self.newest_id, before);
             }
@@ -271,22 +296,25 @@ impl ReadBuffers {
         self.end = start + len;
     }
 
-    /// Counts an unread frame with `len` bytes in the newest buffer. Returns which that is.
-    fn hold(&mut self, len: usize) -> u32 {
-        self.newest.frames += 1;
+    /// Counts a frame with `len` bytes in the newest buffer. Returns which that is.
+    const fn add_data(&mut self, len: usize) -> u32 {
         self.newest.data += len;
         self.newest_id
     }
 
-    /// A frame in `buffer` is not held any more.
+    /// Holds the newest buffer until it is released as often.
+    const fn hold(&mut self) {
+        self.newest.holders += 1;
+    }
+
     fn release(&mut self, buffer: u32) {
         if buffer == self.newest_id {
-            self.newest.frames -= 1;
+            self.newest.holders -= 1;
             return;
         }
         if let Some(older) = self.older.get_mut(&buffer) {
-            older.frames -= 1;
-            if older.frames == 0 {
+            older.holders -= 1;
+            if older.holders == 0 {
                 self.older_bytes -= older.bytes();
                 self.older.remove(&buffer);
             }
