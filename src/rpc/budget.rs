@@ -48,6 +48,11 @@ impl ReadingRequest {
     pub(super) fn read(&mut self, data: &[u8]) {
         self.budgets.unread.read(&mut self.reader, data);
     }
+
+    /// Must be called when there is nothing more to read for now.
+    pub(super) fn wait(&mut self) {
+        self.budgets.unread.count_reads(&mut self.reader);
+    }
 }
 
 impl Drop for ReadingRequest {

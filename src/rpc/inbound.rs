@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use http_body::Body as _;
@@ -83,7 +83,13 @@ impl<M: Message + Default> Inbound<M> {
             if self.partial.poll_timeout(cx).is_ready() {
                 return Poll::Ready(Some(Err(InboundError::Rejected(too_slow()))));
             }
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                if let Some(request) = &mut self.request {
+                    request.wait();
+                }
+                return Poll::Pending;
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         if let Some(request) = &mut self.request {

@@ -71,9 +71,40 @@ struct UnreadFrames {
     buffer: u32,
 }
 
+/// How many frames a reader reads before they are counted: together, because the streams of a connection are locked to count.
+const MAX_UNCOUNTED: usize = 16;
+
 /// The reader of a stream's messages. It learns which stream that is when it reads the first one.
 #[derive(Debug, Default)]
-pub(super) struct StreamReader(Option<u32>);
+pub(super) struct StreamReader {
+    stream: Option<u32>,
+    /// How many frames it has read that are not counted yet.
+    uncounted: usize,
+    /// The address where the data of the last one ends.
+    end: usize,
+}
+
+impl StreamReader {
+    /// Notes that a frame was read, to be counted by [`OpenStreams::count_reads`]. Returns false if it must be counted at once.
+    pub(super) fn defer(&mut self, data: &[u8]) -> bool {
+        let may_wait = self.stream.is_some() && !data.is_empty() && self.uncounted < MAX_UNCOUNTED;
+        if may_wait {
+            self.uncounted += 1;
+            self.end = end_of(data);
+        }
+        may_wait
+    }
+
+    /// Whether it has read frames that are not counted yet.
+    pub(super) const fn has_uncounted(&self) -> bool {
+        self.uncounted > 0
+    }
+}
+
+/// The address where `data` ends.
+fn end_of(data: &[u8]) -> usize {
+    data.as_ptr_range().end.addr()
+}
 
 impl OpenStreams {
     /// Roughly what is held, in bytes, beyond what is part of the memory of a connection.
@@ -157,28 +188,40 @@ impl OpenStreams {
 
     /// Counts the data of a frame that was read.
     pub(super) fn read_data(&mut self, reader: &mut StreamReader, data: &[u8]) {
-        let end = data.as_ptr_range().end.addr();
-        if reader.0.is_none() && !data.is_empty() {
-            reader.0 = self.unidentified.remove(&end);
+        self.count_reads(reader);
+        let end = end_of(data);
+        if reader.stream.is_none() && !data.is_empty() {
+            reader.stream = self.unidentified.remove(&end);
         }
-        let Some(open) = reader.0.and_then(|stream| self.streams.get_mut(&stream)) else {
+        (reader.uncounted, reader.end) = (1, end);
+        self.count_reads(reader);
+    }
+
+    /// Counts the frames that `reader` has read.
+    pub(super) fn count_reads(&mut self, reader: &mut StreamReader) {
+        let (mut count, end) = (std::mem::take(&mut reader.uncounted), reader.end);
+        let Some(open) = reader.stream.and_then(|stream| self.streams.get_mut(&stream)) else {
             return;
         };
-        let position = open.unread.iter().position(|frames| frames.ends.contains(&end));
-        for _ in 0..position.unwrap_or(0) {
-            if let Some(skipped) = open.unread.pop_front() {
-                self.frames -= skipped.count;
-                self.buffers.release(skipped.buffer);
-            }
-        }
-        if let Some(frames) = open.unread.front_mut() {
-            if frames.count > 1 && *frames.ends.end() != end {
-                frames.count -= 1;
-                self.frames -= 1;
+        // h2 drops some frames, so that fewer are read than were received.
+        let mut skipped = open.unread.iter().position(|frames| frames.ends.contains(&end));
+        while count > 0
+            && let Some(frames) = open.unread.front_mut()
+        {
+            let is_last = skipped == Some(0) || skipped.is_none() && frames.count >= count;
+            if is_last && frames.count > count && *frames.ends.end() != end {
+                frames.count -= count;
+                self.frames -= count;
                 return;
             }
             self.frames -= frames.count;
             self.buffers.release(frames.buffer);
+            count = if is_last {
+                0
+            } else {
+                count.saturating_sub(frames.count).max(1)
+            };
+            skipped = skipped.map(|skipped| skipped.saturating_sub(1));
             open.unread.pop_front();
         }
         if open.unread.is_empty() && open.unread.capacity() > KEPT_CAPACITY {
@@ -188,7 +231,7 @@ impl OpenStreams {
 
     /// Nothing more is read from a stream.
     pub(super) fn end_reading(&mut self, reader: &StreamReader) {
-        if let Some(open) = reader.0.and_then(|stream| self.streams.get_mut(&stream)) {
+        if let Some(open) = reader.stream.and_then(|stream| self.streams.get_mut(&stream)) {
             open.is_ignored = true;
             let unread = std::mem::take(&mut open.unread);
             let trailers = std::mem::take(&mut open.trailers);
@@ -372,6 +415,34 @@ mod tests {
         let mut reader = StreamReader::default();
         streams.read_data(&mut reader, &waiting);
         assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
+    }
+
+    #[test]
+    fn frames_that_are_counted_together_free_the_buffers_that_they_are_in() {
+        let buffers = vec![[0; 8_000]; 10];
+        // How many frames are not read: none, or each seventh, which h2 has dropped.
+        for is_dropped in [|_| false, |n| n % 7 == 3] {
+            let mut streams = OpenStreams::default();
+            streams.open(1);
+            let mut reader = StreamReader::default();
+            for (n, buffer) in buffers.iter().enumerate() {
+                let frames: Vec<_> = buffer.chunks(320).map(|data| (1, data)).collect();
+                receive(&mut streams, buffer, &frames);
+                for (_, data) in frames
+                    .iter()
+                    .filter(|(_, data)| !is_dropped(data.as_ptr().addr()))
+                {
+                    if !reader.defer(data) {
+                        streams.read_data(&mut reader, data);
+                    }
+                }
+                streams.count_reads(&mut reader);
+                assert!(!reader.has_uncounted());
+                assert!(streams.frames <= 25 / 7 + 1, "{n}: {}", streams.frames);
+            }
+            streams.close(1);
+            assert_eq!((streams.frames, streams.bytes()), (0, 0));
+        }
     }
 
     #[test]

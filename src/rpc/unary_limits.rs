@@ -372,6 +372,7 @@ impl HttpBody for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            this.request.wait();
             if let Some(cancelled) = &mut this.cancelled
                 && cancelled.as_mut().poll(cx).is_ready()
             {

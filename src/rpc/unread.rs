@@ -236,7 +236,16 @@ impl Unread {
     /// Counts the data of a frame that was read. The sum is only lowered by [`Self::settle`], because counters that all connections share are
     /// too expensive to change for each frame.
     pub(super) fn read(&self, reader: &mut StreamReader, data: &[u8]) {
-        self.held.lock().streams.read_data(reader, data);
+        if !reader.defer(data) {
+            self.held.lock().streams.read_data(reader, data);
+        }
+    }
+
+    /// Counts the frames that a reader has read, when it waits for more.
+    pub(super) fn count_reads(&self, reader: &mut StreamReader) {
+        if reader.has_uncounted() {
+            self.held.lock().streams.count_reads(reader);
+        }
     }
 
     /// Nothing more is read from a stream.
