@@ -331,7 +331,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "pages of the log that are read at a time for subscribers that lag",
-            fixed("16, of 4 KiB at first, and up to 64 KiB as the subscriber reads on"),
+            fixed("16, of one address 4; of 4 KiB at first, and up to 64 KiB as the subscriber reads on"),
             Other("others wait", ""),
         ),
         (
