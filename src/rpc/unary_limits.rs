@@ -407,44 +407,34 @@ mod tests {
     use super::*;
     use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
-    /// The body of somebody who never ends it.
-    struct Endless;
+    /// A body that yields what the function returns, again and again.
+    struct Repeated(fn() -> Poll<Option<ResponseFrame>>);
 
-    impl HttpBody for Endless {
+    impl HttpBody for Repeated {
         type Data = Bytes;
         type Error = Status;
 
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            Poll::Pending
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<ResponseFrame>> {
+            self.0()
         }
     }
 
-    /// A response whose message cannot be encoded.
-    struct Failing;
-
-    impl HttpBody for Failing {
-        type Data = Bytes;
-        type Error = Status;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            let mut trailers = HeaderMap::new();
-            let added = Status::out_of_range("too large").add_header(&mut trailers);
-            Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
-        }
+    fn limits<S>(inner: S) -> UnaryLimits<S> {
+        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
+        let observer = Arc::new(TelemetryObserver::new(metrics, None));
+        UnaryLimits::new(inner, 0, CancellationToken::new(), observer)
     }
 
     #[tokio::test]
     async fn an_error_of_the_encoder_reaches_the_client() {
-        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
-        let observer = Arc::new(TelemetryObserver::new(metrics, None));
-        let failing = service_fn(|_| ready(Ok(Response::new(Body::new(Failing)))));
-        let mut limits = UnaryLimits::new(failing, 0, CancellationToken::new(), observer);
+        let error: fn() -> _ = || {
+            let mut trailers = HeaderMap::new();
+            let added = Status::out_of_range("too large").add_header(&mut trailers);
+            Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
+        };
+        let mut limits = limits(service_fn(move |_| {
+            ready(Ok(Response::new(Body::new(Repeated(error)))))
+        }));
         for method in ["SendMessage", "GetHistory"] {
             let request = Request::builder().uri(format!("/itu.chitchat.ChatService/{method}"));
             let response = limits.call(request.body(Body::empty()).unwrap()).await.unwrap();
@@ -460,14 +450,12 @@ mod tests {
         let (requests, mut received) = mpsc::channel(1);
         let reflection = service_fn(move |request: Request<Body>| {
             requests.try_send(request.into_body()).unwrap();
-            std::future::ready(Ok(Response::new(Body::new(Endless))))
+            ready(Ok(Response::new(Body::new(Repeated(|| Poll::Pending)))))
         });
-        let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
-        let observer = Arc::new(TelemetryObserver::new(metrics, None));
-        let mut limits = UnaryLimits::new(reflection, 0, CancellationToken::new(), observer);
+        let mut limits = limits(reflection);
         let request = Request::builder()
             .uri("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
-            .body(Body::new(Endless))
+            .body(Body::new(Repeated(|| Poll::Pending)))
             .unwrap();
         let response = limits.call(request).await.unwrap();
         let mut requests = received.recv().await.unwrap();
