@@ -45,13 +45,15 @@ impl Text {
                 return Err(TextError::TooLong { chars, limit });
             }
         }
-        match text.chars().enumerate().find(|&(_, c)| !is_allowed_in_text(c)) {
-            Some((index, character)) => Err(TextError::Control {
+        if !is_printable_ascii(text)
+            && let Some((index, character)) = text.chars().enumerate().find(|&(_, c)| !is_allowed_in_text(c))
+        {
+            return Err(TextError::Control {
                 character,
                 position: index + 1,
-            }),
-            None => Ok(Self(text.into())),
+            });
         }
+        Ok(Self(text.into()))
     }
 
     /// A text that was accepted before, maybe under other rules.
@@ -64,6 +66,12 @@ impl Text {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether `text` needs no check of its characters. Without an early return the compiler can check many bytes at once.
+fn is_printable_ascii(text: &str) -> bool {
+    text.bytes()
+        .fold(true, |so_far, byte| so_far & matches!(byte, b' '..=b'~'))
 }
 
 #[cfg(test)]
@@ -93,6 +101,20 @@ mod tests {
             Text::parse("a\u{1b}[2J", 9).unwrap_err().to_string(),
             "Message has the control character U+001B at position 2. Only tab and newline are allowed."
         );
+    }
+
+    #[test]
+    fn each_character_is_checked_wherever_it_is() {
+        for c in (0..=255).map(char::from) {
+            for at in 0..70 {
+                let text = format!("{}{c}{}", "x".repeat(1 + at), "y".repeat(70 - at));
+                assert_eq!(
+                    Text::parse(&text, 99).is_ok(),
+                    is_allowed_in_text(c),
+                    "{c:?} at {at}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::proto;
 /// The length of gRPC's message prefix, in bytes: a compression flag and a length of four bytes.
 const PREFIX_LEN: usize = 5;
 
-const VARINT: u32 = 0;
-const LENGTH_DELIMITED: u32 = 2;
+const VARINT: u8 = 0;
+const LENGTH_DELIMITED: u8 = 2;
 
 /// Appends the framed broadcast of `event` to `buffer`.
 pub fn write_event(buffer: &mut BytesMut, room: &RoomName, epoch: Epoch, event: &Event) {
@@ -110,24 +110,26 @@ pub(crate) fn encode(message: &proto::ServerMessage) -> Bytes {
     buffer.freeze()
 }
 
-fn put_key(buffer: &mut BytesMut, field: u32, wire_type: u32) {
-    encode_varint(u64::from(field << 3 | wire_type), buffer);
+/// The key of a field whose number is below 16: of one byte.
+fn put_key(buffer: &mut BytesMut, field: u8, wire_type: u8) {
+    debug_assert!(field < 16, "the key of field {field} has two bytes");
+    buffer.put_u8(field << 3 | wire_type);
 }
 
 /// Like the functions below, omits a field that has its default value, as proto3 does.
-fn put_number(buffer: &mut BytesMut, field: u32, value: u64) {
+fn put_number(buffer: &mut BytesMut, field: u8, value: u64) {
     if value != 0 {
         put_key(buffer, field, VARINT);
         encode_varint(value, buffer);
     }
 }
 
-fn put_int(buffer: &mut BytesMut, field: u32, value: i64) {
+fn put_int(buffer: &mut BytesMut, field: u8, value: i64) {
     // Protobuf encodes a negative number as its 64-bit two's complement.
     put_number(buffer, field, value.cast_unsigned());
 }
 
-fn put_text(buffer: &mut BytesMut, field: u32, text: &str) {
+fn put_text(buffer: &mut BytesMut, field: u8, text: &str) {
     if !text.is_empty() {
         put_key(buffer, field, LENGTH_DELIMITED);
         encode_varint(text.len() as u64, buffer);
@@ -135,7 +137,7 @@ fn put_text(buffer: &mut BytesMut, field: u32, text: &str) {
     }
 }
 
-fn put_time(buffer: &mut BytesMut, field: u32, at: WallTime) {
+fn put_time(buffer: &mut BytesMut, field: u8, at: WallTime) {
     let time = timestamp(at);
     put_key(buffer, field, LENGTH_DELIMITED);
     encode_varint(time.encoded_len() as u64, buffer);

@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 
 use super::header_table::{HeaderTable, READ_BUFFER};
-use super::open_streams::OpenStreams;
+use super::open_streams::{DataFrames, OpenStreams};
 
 /// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
 const HEADER_LEN: usize = 9;
@@ -222,6 +222,8 @@ impl FrameMeter {
         let before = fields(&self.header_table);
         let (header_table, data) = (&mut self.header_table, &mut self.data);
         streams.read_bytes(bytes.as_ptr().addr(), bytes.len());
+        // Frames of one stream are counted together: most clients send them so.
+        let mut uncounted = DataFrames::default();
         self.read.scan(bytes, |part| {
             let FrameHeader {
                 kind,
@@ -239,7 +241,10 @@ impl FrameMeter {
                     }
                     if payload.is_last {
                         let end = payload.bytes.as_ptr_range().end.addr() - data.padding;
-                        streams.receive_data(data.stream, end, data.len, data.ends_stream);
+                        let frame = DataFrames::one(data.stream, end, data.len, data.ends_stream);
+                        if let Err(frame) = uncounted.append(frame) {
+                            streams.receive_data(&std::mem::replace(&mut uncounted, frame));
+                        }
                     }
                     return;
                 }
@@ -250,6 +255,9 @@ impl FrameMeter {
                     return;
                 }
             };
+            if kind != DATA || len == 0 {
+                streams.receive_data(&std::mem::take(&mut uncounted));
+            }
             frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
             match kind {
                 HEADERS => {
@@ -271,7 +279,7 @@ impl FrameMeter {
                     };
                     frames.short += u32::from(data.is_padding_known && data.is_short());
                     if len == 0 {
-                        streams.receive_data(stream, 0, 0, data.ends_stream);
+                        streams.receive_data(&DataFrames::one(stream, 0, 0, data.ends_stream));
                     }
                 }
                 RST_STREAM => {
@@ -289,6 +297,7 @@ impl FrameMeter {
                 _ => 1.0,
             };
         });
+        streams.receive_data(&uncounted);
         frames.is_in_headers = self.header_table.is_open();
         frames.header_table = self.header_table.kept();
         frames.incomplete = self.read.incomplete();

@@ -62,6 +62,46 @@ struct OpenStream {
     unread: VecDeque<UnreadFrames>,
 }
 
+/// DATA frames of one stream in one buffer, with no frame between them.
+#[derive(Debug, Default)]
+pub(super) struct DataFrames {
+    stream: u32,
+    /// How many there are.
+    count: usize,
+    /// The addresses where the data of the first and of the last one ends.
+    ends: (usize, usize),
+    /// How many bytes of data they have.
+    len: usize,
+    /// Whether the last one ends the stream.
+    is_last: bool,
+}
+
+impl DataFrames {
+    /// A frame with `len` bytes of data, which end at the address `end`.
+    pub(super) const fn one(stream: u32, end: usize, len: usize, is_last: bool) -> Self {
+        Self {
+            stream,
+            count: 1,
+            ends: (end, end),
+            len,
+            is_last,
+        }
+    }
+
+    /// Adds a frame that follows. Returns it if it cannot be counted together with the others.
+    pub(super) const fn append(&mut self, next: Self) -> Result<(), Self> {
+        // h2 drops empty ones, but not one that ends the stream.
+        if self.stream != next.stream || self.len == 0 || next.len == 0 {
+            return Err(next);
+        }
+        self.count += next.count;
+        self.ends.1 = next.ends.1;
+        self.len += next.len;
+        self.is_last = next.is_last;
+        Ok(())
+    }
+}
+
 /// Unread frames of one stream in one buffer, one after the other.
 #[derive(Debug, PartialEq, Eq)]
 struct UnreadFrames {
@@ -154,32 +194,33 @@ impl OpenStreams {
         self.late += usize::from(self.is_blocked);
     }
 
-    /// Counts a DATA frame with `len` bytes of data, which end at the address `end`.
-    pub(super) fn receive_data(&mut self, stream: u32, end: usize, len: usize, is_last: bool) {
-        let Some(open) = self.streams.get_mut(&stream) else {
-            self.receive_late();
+    /// Counts DATA frames. It costs the same for one as for many.
+    pub(super) fn receive_data(&mut self, frames: &DataFrames) {
+        let Some(open) = self.streams.get_mut(&frames.stream) else {
+            self.late += usize::from(self.is_blocked) * frames.count;
             return;
         };
         // h2 drops empty ones.
-        if open.is_ignored || (len == 0 && !is_last) {
+        if open.is_ignored || (frames.len == 0 && !frames.is_last) {
             return;
         }
-        if len > 0 && open.first_end.is_none() {
-            open.first_end = Some(end);
-            self.unidentified.insert(end, stream);
+        let (first, last) = frames.ends;
+        if frames.len > 0 && open.first_end.is_none() {
+            open.first_end = Some(first);
+            self.unidentified.insert(first, frames.stream);
         }
-        self.frames += 1;
-        let buffer = self.buffers.add_data(len);
+        self.frames += frames.count;
+        let buffer = self.buffers.add_data(frames.len);
         match open.unread.back_mut() {
-            Some(last) if last.buffer == buffer && *last.ends.end() < end => {
-                last.ends = *last.ends.start()..=end;
-                last.count += 1;
+            Some(before) if before.buffer == buffer && *before.ends.end() < first => {
+                before.ends = *before.ends.start()..=last;
+                before.count += frames.count;
             }
             _ => {
                 self.buffers.hold();
                 open.unread.push_back(UnreadFrames {
-                    ends: end..=end,
-                    count: 1,
+                    ends: first..=last,
+                    count: frames.count,
                     buffer,
                 });
             }
@@ -373,7 +414,7 @@ mod tests {
     fn receive(streams: &mut OpenStreams, buffer: &[u8], frames: &[(u32, &[u8])]) {
         streams.read_bytes(buffer.as_ptr().addr(), buffer.len());
         for (stream, data) in frames {
-            streams.receive_data(*stream, data.as_ptr_range().end.addr(), data.len(), false);
+            streams.receive_data(&DataFrames::one(*stream, end_of(data), data.len(), false));
         }
     }
 
@@ -452,7 +493,7 @@ mod tests {
         for buffer in &buffers {
             // The first half came in an earlier buffer.
             streams.read_bytes(buffer[8_192..].as_ptr().addr(), 8_192);
-            streams.receive_data(1, buffer.as_ptr_range().end.addr(), buffer.len(), false);
+            streams.receive_data(&DataFrames::one(1, end_of(buffer), buffer.len(), false));
         }
         let others = UNANSWERED_BYTES + 2 * FRAME_BYTES;
         assert_eq!(streams.bytes(), 10 * 16_384 - READ_BUFFER + others);
@@ -478,7 +519,7 @@ mod tests {
         streams.receive_late();
         assert_eq!(streams.bytes(), 0);
         streams.set_blocked(true);
-        streams.receive_data(1, 0, 0, true);
+        streams.receive_data(&DataFrames::one(1, 0, 0, true));
         streams.receive_trailers(1);
         streams.receive_late();
         assert_eq!(streams.bytes(), 3 * UNANSWERED_BYTES);
@@ -515,7 +556,7 @@ mod tests {
         streams.open(1);
         // h2 drops the first.
         receive(&mut streams, &data, &[(1, &[]), (1, &data)]);
-        streams.receive_data(1, data.as_ptr().addr(), 0, true);
+        streams.receive_data(&DataFrames::one(1, data.as_ptr().addr(), 0, true));
         assert_eq!(streams.frames, 2);
         let mut reader = StreamReader::default();
         streams.read_data(&mut reader, &data);
