@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::feed::{CloseReason, FeedItem};
-use super::mailbox::{Mailbox, MailboxClosed, Sender, UsedBytes, Weight};
+use super::mailbox::{Mailbox, MailboxClosed, MailboxPool, Sender, Weight};
 use super::observer::Observer;
 use super::order::OrderedQueue;
 use super::read_permits::ReadPermits;
@@ -159,11 +159,15 @@ pub(super) struct RoomHandle {
 }
 
 impl RoomHandle {
-    pub(super) fn new(name: RoomName, mailbox_bytes: Arc<UsedBytes>, is_replicated: bool) -> Arc<Self> {
+    pub(super) fn new(
+        name: RoomName,
+        mailboxes: Arc<MailboxPool<Envelope>>,
+        is_replicated: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name,
             ordered: is_replicated.then(OrderedQueue::new),
-            mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY, mailbox_bytes)),
+            mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY, mailboxes)),
             time: AtomicI64::new(0),
             participants: AtomicU32::new(0),
             is_deleted: AtomicBool::new(false),

@@ -151,7 +151,6 @@ mod tests {
     use std::fs;
     use std::sync::Arc;
 
-    use super::super::mailbox::UsedBytes;
     use super::*;
     use crate::domain::WallTime;
     use crate::proto::ServerMessage;
@@ -198,7 +197,7 @@ mod tests {
             .unwrap();
         bytes[text] ^= 1;
         fs::write(&segment, bytes).unwrap();
-        let registry = Registry::new(UsedBytes::new(0), false);
+        let registry = Registry::new(0, false);
         let listed = list_rooms(&store, &registry, None, 9, |_| true).unwrap();
         let times: Vec<_> = listed
             .iter()

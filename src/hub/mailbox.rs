@@ -25,6 +25,12 @@ const MIN_CAPACITY: usize = 4 * 1024;
 /// For how many items the queue keeps memory while it is empty. A mailbox that was full once would hold megabytes.
 const SPARE_CAPACITY: usize = 8;
 
+/// How many queues wait for mailboxes that fill: two for each of a few busy rooms.
+const MAX_SPARE_QUEUES: usize = 8;
+
+/// For how many items they have memory at most: roughly what a mailbox can hold.
+const MAX_SPARE_CAPACITY: usize = 4_096;
+
 /// By how many times the capacity those who wait may exceed it.
 const MAX_TURNS: usize = 3;
 
@@ -34,19 +40,45 @@ pub(super) trait Weight {
     fn weight(&self) -> usize;
 }
 
-/// How many bytes the items of all mailboxes take. Exceeding the limit is not an error: each mailbox then makes do with less.
+/// What all mailboxes share.
 #[derive(Debug)]
-pub(super) struct UsedBytes {
+pub(super) struct MailboxPool<T> {
     limit: usize,
+    /// How many bytes the items of all mailboxes take.
     used: AtomicUsize,
+    /// Empty queues. The mailbox of a busy room is empty thousands of times per second, and each time it would free its memory, and then
+    /// ask the system for as much.
+    spare: Mutex<Vec<Vec<T>>>,
 }
 
-impl UsedBytes {
-    /// Nothing is used of `limit` bytes.
+impl<T> MailboxPool<T> {
+    /// Of mailboxes whose items may take `limit` bytes. Exceeding it is not an error: each mailbox then makes do with less.
     pub(super) const fn new(limit: usize) -> Self {
         Self {
             limit,
             used: AtomicUsize::new(0),
+            spare: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Replaces `queue`, which is empty, by one without memory, unless it has little.
+    fn take_memory(&self, queue: &mut Vec<T>) {
+        if queue.capacity() <= SPARE_CAPACITY {
+            return;
+        }
+        let mut queue = std::mem::take(queue);
+        queue.shrink_to(MAX_SPARE_CAPACITY);
+        let mut spare = self.spare.lock();
+        if spare.len() < MAX_SPARE_QUEUES {
+            spare.push(queue);
+        }
+    }
+
+    /// Replaces `queue`, which is full, by a larger one with the same items, if there is one.
+    fn give_memory(&self, queue: &mut Vec<T>) {
+        if let Some(mut larger) = self.spare.lock().pop() {
+            larger.append(queue);
+            *queue = larger;
         }
     }
 
@@ -72,8 +104,7 @@ pub(crate) struct MailboxClosed;
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
     capacity: usize,
-    /// The weight of the items of all mailboxes.
-    used: Arc<UsedBytes>,
+    pool: Arc<MailboxPool<T>>,
     state: Mutex<State<T>>,
 }
 
@@ -106,10 +137,10 @@ struct Ticket {
 
 impl<T: Weight> Mailbox<T> {
     /// A mailbox for items of at most `capacity` in total weight. A heavier item is accepted if the mailbox is empty.
-    pub(super) const fn new(capacity: usize, used: Arc<UsedBytes>) -> Self {
+    pub(super) const fn new(capacity: usize, pool: Arc<MailboxPool<T>>) -> Self {
         Self {
             capacity,
-            used,
+            pool,
             state: Mutex::new(State {
                 items: Vec::new(),
                 weight: 0,
@@ -129,14 +160,14 @@ impl<T: Weight> Mailbox<T> {
     /// task may wait here.
     pub(super) fn poll_take(&self, cx: &mut Context<'_>, batch: &mut Vec<T>) -> Poll<bool> {
         let mut state = self.state.lock();
-        self.used.remove(std::mem::take(&mut state.taken));
+        self.pool.remove(std::mem::take(&mut state.taken));
         if state.items.is_empty() {
             if state.is_closed {
                 return Poll::Ready(false);
             }
-            // What a flood has left.
-            state.items.shrink_to(SPARE_CAPACITY);
-            batch.shrink_to(SPARE_CAPACITY);
+            for queue in [&mut state.items, batch] {
+                self.pool.take_memory(queue);
+            }
             if state
                 .consumer
                 .as_ref()
@@ -189,7 +220,7 @@ impl<T: Weight> Mailbox<T> {
 
     /// The capacity for a sender that has waited for so many batches.
     fn capacity_after(&self, batches: u64) -> usize {
-        let capacity = if self.used.is_exceeded() {
+        let capacity = if self.pool.is_exceeded() {
             self.capacity.min(MIN_CAPACITY)
         } else {
             self.capacity
@@ -202,7 +233,7 @@ impl<T: Weight> Mailbox<T> {
 impl<T> Drop for Mailbox<T> {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        self.used.remove(state.weight + state.taken);
+        self.pool.remove(state.weight + state.taken);
     }
 }
 
@@ -260,8 +291,9 @@ impl<T: Weight> Sender<T> {
             return Poll::Pending;
         }
         self.ticket = None;
-        self.mailbox.used.add(weight);
-        let consumer = item.take().and_then(|item| state.push(item, weight));
+        let consumer = item
+            .take()
+            .and_then(|item| state.push(item, weight, &self.mailbox.pool));
         drop(state);
         if let Some(waker) = consumer {
             waker.wake();
@@ -280,8 +312,7 @@ impl<T: Weight> Sender<T> {
         if state.is_closed {
             return Err(MailboxClosed);
         }
-        self.mailbox.used.add(weight);
-        let consumer = state.push(item, weight);
+        let consumer = state.push(item, weight, &self.mailbox.pool);
         drop(state);
         if let Some(waker) = consumer {
             waker.wake();
@@ -292,7 +323,11 @@ impl<T: Weight> Sender<T> {
 
 impl<T> State<T> {
     /// Appends the item. Returns the consumer's waker if it waits for items.
-    fn push(&mut self, item: T, weight: usize) -> Option<Waker> {
+    fn push(&mut self, item: T, weight: usize, pool: &MailboxPool<T>) -> Option<Waker> {
+        if self.items.len() == SPARE_CAPACITY && self.items.capacity() == SPARE_CAPACITY {
+            pool.give_memory(&mut self.items);
+        }
+        pool.add(weight);
         self.items.push(item);
         self.weight += weight;
         self.consumer.take()
@@ -314,7 +349,7 @@ mod tests {
     }
 
     fn mailbox(capacity: usize) -> Arc<Mailbox<u32>> {
-        Arc::new(Mailbox::new(capacity, Arc::new(UsedBytes::new(1_000_000))))
+        Arc::new(Mailbox::new(capacity, Arc::new(MailboxPool::new(1_000_000))))
     }
 
     fn push(sender: &mut Sender<u32>, item: u32) -> Poll<Result<(), MailboxClosed>> {
@@ -380,9 +415,9 @@ mod tests {
 
     #[test]
     fn all_mailboxes_together_are_bounded() {
-        let used = Arc::new(UsedBytes::new(10_000));
+        let pool = Arc::new(MailboxPool::new(10_000));
         let fill = || {
-            let mailbox = Arc::new(Mailbox::new(8_000, Arc::clone(&used)));
+            let mailbox = Arc::new(Mailbox::new(8_000, Arc::clone(&pool)));
             let mut sender = Sender::new(Arc::clone(&mailbox));
             let count = (0..).take_while(|_| push(&mut sender, 0).is_ready()).count();
             (mailbox, count)
@@ -394,7 +429,7 @@ mod tests {
         let mut batch = Vec::new();
         assert_eq!(one.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
         drop((other, third));
-        assert!(!used.is_exceeded());
+        assert!(!pool.is_exceeded());
         // A batch counts until the next one is taken.
         assert_eq!(fill().1, 4_096);
         batch.clear();
@@ -414,6 +449,27 @@ mod tests {
         }
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
         assert!(batch.capacity() + mailbox.state.lock().items.capacity() <= 2 * SPARE_CAPACITY);
+    }
+
+    #[test]
+    fn mailboxes_that_fill_again_reuse_the_memory_of_others() {
+        let pool = Arc::new(MailboxPool::new(1_000_000));
+        for _ in 0..3 {
+            let mailbox = Arc::new(Mailbox::new(10_000, Arc::clone(&pool)));
+            let mut sender = Sender::new(Arc::clone(&mailbox));
+            let mut batch = Vec::new();
+            for item in 0.. {
+                if push(&mut sender, item).is_pending() {
+                    break;
+                }
+            }
+            assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+            assert!(batch.iter().copied().eq(0..10_000));
+            batch.clear();
+            assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
+        }
+        let spare = pool.spare.lock();
+        assert!(spare.len() == 1 && spare[0].capacity() == MAX_SPARE_CAPACITY);
     }
 
     #[test]

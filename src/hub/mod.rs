@@ -78,7 +78,7 @@ use tracing::error;
 
 use self::context::HubContext;
 use self::handle::{Envelope, Reply, Request, RoomHandle};
-use self::mailbox::{Sender, UsedBytes};
+use self::mailbox::Sender;
 use self::order::{OrderItem, Replication};
 use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
@@ -186,10 +186,7 @@ impl Hub {
                 feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
                 message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),
             },
-            registry: Arc::new(Registry::new(
-                UsedBytes::new(options.budgets.mailboxes),
-                is_replicated,
-            )),
+            registry: Arc::new(Registry::new(options.budgets.mailboxes, is_replicated)),
             actors: TaskTracker::new(),
             failed: CancellationToken::new(),
             cause: OnceLock::new(),

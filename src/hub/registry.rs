@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::handle::RoomHandle;
-use super::mailbox::UsedBytes;
+use super::handle::{Envelope, RoomHandle};
+use super::mailbox::MailboxPool;
 use super::request::HubError;
 use crate::domain::RoomName;
 
@@ -16,8 +16,7 @@ use crate::domain::RoomName;
 /// mailbox and its removal, a new handle may replace it.
 pub(super) struct Registry {
     state: Mutex<State>,
-    /// What all mailboxes hold.
-    mailbox_bytes: Arc<UsedBytes>,
+    mailboxes: Arc<MailboxPool<Envelope>>,
     is_replicated: bool,
 }
 
@@ -36,11 +35,12 @@ pub(super) enum Lookup {
 }
 
 impl Registry {
-    pub(super) fn new(mailbox_bytes: UsedBytes, is_replicated: bool) -> Self {
+    /// No rooms. The requests in their mailboxes may take `mailbox_bytes`.
+    pub(super) fn new(mailbox_bytes: usize, is_replicated: bool) -> Self {
         Self {
             state: Mutex::default(),
             is_replicated,
-            mailbox_bytes: Arc::new(mailbox_bytes),
+            mailboxes: Arc::new(MailboxPool::new(mailbox_bytes)),
         }
     }
 
@@ -61,7 +61,7 @@ impl Registry {
         if let Some(room) = state.rooms.get(name).filter(|room| !room.mailbox.is_closed()) {
             return Ok(Lookup::Running(Arc::clone(room)));
         }
-        let room = RoomHandle::new(name.clone(), Arc::clone(&self.mailbox_bytes), self.is_replicated);
+        let room = RoomHandle::new(name.clone(), Arc::clone(&self.mailboxes), self.is_replicated);
         state.rooms.insert(name.clone(), Arc::clone(&room));
         Ok(Lookup::Inserted(room))
     }
