@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::blocking::blocking;
+use crate::rpc::network;
 use crate::telemetry::Metrics;
 
 /// Maximum number of connections; a further one takes the place of another. Only a few probes and collectors connect here, and
@@ -118,13 +119,13 @@ impl AdminServer {
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// The oldest first.
+    /// The [networks](network) of their clients, the oldest first.
     open: Vec<(IpAddr, AbortHandle)>,
 }
 
 impl Connections {
     fn spawn(&mut self, peer: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
-        self.open.push((peer, self.tasks.spawn(connection)));
+        self.open.push((network(peer), self.tasks.spawn(connection)));
     }
 
     /// Closes the oldest connection of the address that has the most, if there are too many: a client that opens many and
@@ -177,6 +178,9 @@ async fn metrics_page(State(state): State<AdminState>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+    use std::net::Ipv6Addr;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio::time::Instant;
 
@@ -225,5 +229,19 @@ mod tests {
         assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
         assert!(answer.ends_with("alive\n"), "{answer}");
         assert_eq!(lasted, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn one_network_does_not_take_the_connections_of_others() {
+        let mut connections = Connections::default();
+        let own: IpAddr = [192, 0, 2, 1].into();
+        connections.spawn(own, pending());
+        for host in 1..100 {
+            connections.make_space();
+            let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host);
+            connections.spawn(address.into(), pending());
+        }
+        assert_eq!(connections.open.len(), MAX_CONNECTIONS);
+        assert_eq!(connections.open[0].0, own);
     }
 }

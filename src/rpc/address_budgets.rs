@@ -76,7 +76,7 @@ pub(super) fn address_key(address: Option<IpAddr>) -> IpAddr {
 }
 
 /// What counts as one address: an IPv4 address, or a /64 network of IPv6, of which each host can choose its addresses.
-pub(super) fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),

@@ -44,6 +44,7 @@ mod unary;
 mod unary_limits;
 mod unread;
 
+pub(crate) use address_budgets::network;
 pub use authentication::AuthenticationService;
 pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
