@@ -322,7 +322,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             fixed(
                 "2 per connection; in all one share, of 8 MiB each, but at most one per processor (or two); of one address three quarters of that, rounded down, but at least one",
             ),
-            Other("others wait", ""),
+            Other("others wait", "chitchat_throttled_total{limit=\"queries\"}"),
         ),
         (
             "streams of server reflection",
@@ -332,7 +332,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "pages of the log that are read at a time for subscribers that lag",
             fixed("16, of one address 4; of 4 KiB at first, and up to 64 KiB as the subscriber reads on"),
-            Other("others wait", ""),
+            Other("others wait", "chitchat_throttled_total{limit=\"page_reads\"}"),
         ),
         (
             "requests that wait in the mailbox of a room or to be stored",
@@ -365,14 +365,17 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "DATA frames of one address that are too short for a message; four header fields after the first 64 of a request count as one",
             fixed("8192 at once, 512 per second"),
-            Other("nothing is read from the connection for up to 500 ms", ""),
+            Other(
+                "nothing is read from the connection for up to 500 ms",
+                "chitchat_throttled_total{limit=\"short_frames\"}",
+            ),
         ),
         (
             "connections of one address that are cut because of `flood` or `unread`",
             fixed("32 at once, 10 per second"),
             Other(
                 "its next connections wait for up to 5 s before they are served",
-                "",
+                "chitchat_throttled_total{limit=\"cuts\"}",
             ),
         ),
         (
@@ -380,7 +383,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             fixed("two per processor at a time"),
             Other(
                 "others take turns with them, and those that send less do not wait",
-                "",
+                "chitchat_throttled_total{limit=\"turns\"}",
             ),
         ),
         (

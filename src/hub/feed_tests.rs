@@ -31,6 +31,7 @@ impl Observer for Counts {
     fn participant_disconnected(&self) {}
     fn room_loaded(&self) {}
     fn room_unloaded(&self) {}
+    fn page_read_throttled(&self) {}
     fn lag_started(&self) {}
     fn lag_ended(&self) {}
     fn batch_stored(&self, _: Duration) {}

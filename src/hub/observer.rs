@@ -104,6 +104,8 @@ pub trait Observer: Send + Sync + 'static {
     fn room_loaded(&self);
     /// A room stopped running; its log remains.
     fn room_unloaded(&self);
+    /// A subscriber that lags begins to wait for others that read the log.
+    fn page_read_throttled(&self);
     /// A subscriber lags: it is served from the store from now on.
     fn lag_started(&self);
     /// A lagging subscriber has caught up, or is gone.

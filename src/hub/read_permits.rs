@@ -49,6 +49,14 @@ impl ReadPermits {
         }
     }
 
+    /// Whether [`Self::page_read`] has to wait.
+    pub(super) fn must_wait(address: Option<&Self>, all: &Self) -> bool {
+        [address, Some(all)]
+            .into_iter()
+            .flatten()
+            .any(|permits| permits.page_reads.available_permits() == 0)
+    }
+
     /// Waits until a page may be read: first for other readers of the same `address`, if there is one, so that in the line of all there are
     /// few of each.
     pub(super) fn page_read(
@@ -90,7 +98,8 @@ mod tests {
         let read = |address| ReadPermits::page_read(Some(address), &all).now_or_never();
         let held: Vec<_> = (0..MAX_PAGE_READS).map_while(|_| read(&one)).collect();
         assert_eq!(held.len(), PAGE_READS_PER_ADDRESS);
-        assert!(read(&other).is_some());
+        let must_wait = |address| ReadPermits::must_wait(Some(address), &all);
+        assert!(must_wait(&one) && !must_wait(&other) && read(&other).is_some());
         drop(held);
         assert!(read(&one).is_some());
         let large: Vec<_> = (0..4).map_while(|_| one.try_large_page()).collect();

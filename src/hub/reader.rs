@@ -108,7 +108,13 @@ impl Reader {
         loop {
             let max_bytes = self.catch_up.is_some().then(|| self.next_page_bytes());
             if let (Some(catch_up), Some(max_bytes)) = (&mut self.catch_up, max_bytes) {
-                let permit = || ReadPermits::page_read(self.address_permits.as_ref(), &self.permits);
+                let permit = || {
+                    let address = self.address_permits.as_ref();
+                    if ReadPermits::must_wait(address, &self.permits) {
+                        self.observer.page_read_throttled();
+                    }
+                    ReadPermits::page_read(address, &self.permits)
+                };
                 let page = catch_up.poll_page(cx, &self.store, permit, self.log, max_bytes);
                 let page = match ready!(page) {
                     Ok(page) => page,

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::byte_budget::Budget;
+use super::observer::ThrottleReporter;
 use super::turns::AddressTurns;
 use crate::domain::limits::per_address;
 use crate::hub::ReadPermits;
@@ -30,6 +31,8 @@ pub(super) struct AddressBudgets {
     pub(super) read_permits: OnceLock<ReadPermits>,
     /// The turns of its busy connections.
     pub(super) turns: Arc<AddressTurns>,
+    /// Learns that its clients wait.
+    pub(super) throttling: ThrottleReporter,
 }
 
 /// The addresses that have connections.

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::address_budgets::{AddressBudgets, Addresses, fair_share};
 use super::byte_budget::{Budget, Reservation};
 use super::error::RpcError;
+use super::observer::{Throttle, ThrottleReporter};
 use super::open_streams::StreamReader;
 use super::rates::AddressRate;
 use super::turns::AddressTurns;
@@ -186,6 +187,7 @@ pub(super) struct ServerBudgets {
     stalled: Arc<AtomicUsize>,
     /// The busy connections that run.
     running: Arc<AtomicUsize>,
+    throttling: ThrottleReporter,
 }
 
 impl ServerBudgets {
@@ -210,7 +212,13 @@ impl ServerBudgets {
             cuts: Arc::new(AddressRate::new(cuts)),
             stalled: Arc::default(),
             running: Arc::default(),
+            throttling: ThrottleReporter::default(),
         }
+    }
+
+    /// Reports that clients begin to wait to `throttling`.
+    pub(super) fn reporting_to(self, throttling: ThrottleReporter) -> Self {
+        Self { throttling, ..self }
     }
 
     /// What all connections hold.
@@ -233,7 +241,11 @@ impl ServerBudgets {
             unread: AtomicUsize::new(0),
             stalled: AtomicUsize::new(0),
             read_permits: OnceLock::new(),
-            turns: Arc::new(AddressTurns::new(Arc::clone(&self.running))),
+            turns: Arc::new(AddressTurns::new(
+                Arc::clone(&self.running),
+                self.throttling.clone(),
+            )),
+            throttling: self.throttling.clone(),
         })
     }
 
@@ -290,7 +302,11 @@ impl ConnectionBudgets {
     /// address sends too many: hundreds of connections that send messages byte by byte would occupy the machine.
     pub(super) fn pause_after_short_frames(&self, count: u32) -> Option<Duration> {
         let pause = self.short_frames.record(self.peer, count, MAX_PAUSE);
-        (!pause.is_zero()).then_some(pause)
+        if pause.is_zero() {
+            return None;
+        }
+        self.address.throttling.report(Throttle::ShortFrames);
+        Some(pause)
     }
 
     /// Counts that the connection was cut because of what its client sent.
@@ -303,7 +319,10 @@ impl ConnectionBudgets {
     pub(super) fn delay_after_cuts(&self) -> Duration {
         match self.cuts.check(Some(self.peer)) {
             Ok(()) => Duration::ZERO,
-            Err(_) => self.cuts.record(self.peer, 1, MAX_CUT_DELAY),
+            Err(_) => {
+                self.address.throttling.report(Throttle::Cuts);
+                self.cuts.record(self.peer, 1, MAX_CUT_DELAY)
+            }
         }
     }
 }
@@ -413,16 +432,23 @@ impl ConnectionBudgets {
     /// Waits until this connection's turn to read from the store. It may read until the permits are dropped.
     pub(super) async fn start_query(&self) -> [Option<OwnedSemaphorePermit>; 3] {
         let [own, address] = self.start_room_query().await;
-        let all = Arc::clone(&self.all_queries).acquire_owned().await.ok();
+        let all = self.acquire_query(&self.all_queries).await;
         [own, address, all]
     }
 
     /// As [`Self::start_query`], but to ask a room. Other addresses do not wait for it, because it takes as long as the room is busy.
     pub(super) async fn start_room_query(&self) -> [Option<OwnedSemaphorePermit>; 2] {
-        // Errors would mean that the semaphores are closed, which they never are.
-        let own = Arc::clone(&self.own_queries).acquire_owned().await.ok();
-        let address = Arc::clone(&self.address.queries).acquire_owned().await.ok();
+        let own = self.acquire_query(&self.own_queries).await;
+        let address = self.acquire_query(&self.address.queries).await;
         [own, address]
+    }
+
+    async fn acquire_query(&self, queries: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if queries.available_permits() == 0 {
+            self.address.throttling.report(Throttle::Queries);
+        }
+        // An error would mean that the semaphore is closed, which it never is.
+        Arc::clone(queries).acquire_owned().await.ok()
     }
 
     /// The permits that the readers of this address share.
@@ -447,8 +473,12 @@ impl ConnectionBudgets {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use futures_util::FutureExt as _;
 
+    use super::super::turns::Turns;
+    use super::super::unread::ReadPause;
     use super::*;
 
     fn server(limits: BudgetLimits) -> ServerBudgets {
@@ -545,5 +575,49 @@ mod tests {
         let same = server.connection([192, 0, 2, 1].into());
         let last = same.start_room_query().now_or_never();
         assert!(last.is_some() && same.start_query().now_or_never().is_none());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_to_wait_is_reported() {
+        let (sender, reports) = std::sync::mpsc::channel();
+        let throttling = ThrottleReporter::new(move |throttle| sender.send(throttle).unwrap());
+        let limits = BudgetLimits {
+            queries: 1,
+            ..BudgetLimits::default()
+        };
+        let server = server(limits).reporting_to(throttling);
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        let mut cx = Context::from_waker(Waker::noop());
+        let held = connection.start_query().await;
+        assert_eq!(connection.pause_after_short_frames(SHORT_FRAMES_BURST), None);
+        (0..=CUTS_BURST).for_each(|_| connection.count_cut());
+        assert_eq!(reports.try_iter().count(), 0);
+        assert!(connection.pause_after_short_frames(1).is_some());
+        assert!(connection.delay_after_cuts() > Duration::ZERO);
+        assert!(connection.start_query().now_or_never().is_none());
+        drop(held);
+        connection.unread.set_undecrypted(limits.unread);
+        let mut pause = ReadPause::default();
+        assert!(pause.poll_end(&mut cx, &connection.unread).is_pending());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(pause.poll_end(&mut cx, &connection.unread).is_pending());
+        let mut turns = Vec::from_iter((0..100).map(|_| Turns::new(Arc::clone(&connection.address.turns))));
+        let waiting = |turns: &mut Turns| turns.poll_begin(&mut cx, 10_000).is_pending();
+        let waiting = turns
+            .iter_mut()
+            .map(waiting)
+            .filter(|is_waiting| *is_waiting)
+            .count();
+        let expected = [
+            Throttle::ShortFrames,
+            Throttle::Cuts,
+            Throttle::Queries,
+            Throttle::Unread,
+        ];
+        assert_eq!(reports.try_iter().take(4).collect::<Vec<_>>(), expected);
+        let turns = Vec::from_iter(reports.try_iter());
+        assert!(
+            waiting > 0 && turns == vec![Throttle::Turns; waiting],
+            "{turns:?}"
+        );
     }
 }

@@ -21,7 +21,7 @@ use tower::{Service, service_fn};
 use super::budget::{ConnectionBudgets, ServerBudgets};
 use super::connection::{self, ConnectionEnd, TransportLimits};
 use super::error::RpcError;
-use super::observer::{ConnectionLimit, Observer, SetupError};
+use super::observer::{ConnectionLimit, Observer, SetupError, ThrottleReporter};
 use super::proxy_protocol::{Network, read_header};
 use super::rates::AddressRate;
 use super::server_tls::ServerTls;
@@ -108,13 +108,16 @@ impl Listener {
         tls: Option<Arc<ServerTls>>,
         observer: Arc<dyn Observer>,
     ) -> Self {
+        let throttled = Arc::clone(&observer);
+        let throttling = ThrottleReporter::new(move |throttle| throttled.throttled(throttle));
         Self {
             listener,
             limits,
             tls,
             proxies: Vec::new(),
+            budgets: ServerBudgets::new(limits.budgets, limits.max_connections_per_address)
+                .reporting_to(throttling),
             observer,
-            budgets: ServerBudgets::new(limits.budgets, limits.max_connections_per_address),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             rejecting: Arc::new(Semaphore::new(MAX_REJECTING)),
             handshakes: Arc::new(AddressRate::new(Rate::new(

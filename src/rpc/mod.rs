@@ -52,7 +52,7 @@ pub use health::HealthChecks;
 pub use listener::Listener;
 pub use observer::{
     ConnectionLimit, CutReason, JoinAccepted, ModerationAction, ModerationReport, Observer, ParticipantInfo,
-    SetupError, StreamEnded, StreamingMethod,
+    SetupError, StreamEnded, StreamingMethod, Throttle,
 };
 pub use proxy_protocol::{Network, NetworkError, ProxyHeaderError};
 pub use rates::{RateLimits, Rates};

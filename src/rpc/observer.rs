@@ -1,6 +1,7 @@
 //! What the gRPC server reports to telemetry. The hub has an observer of its own: [`crate::hub::Observer`].
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -163,6 +164,44 @@ pub enum CutReason {
     Unread,
 }
 
+/// A limit because of which a client waits, instead of being rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Throttle {
+    /// A new connection is not served yet, because many of its address were cut.
+    Cuts,
+    /// Nothing is read from a connection, because its address sends too many short frames.
+    ShortFrames,
+    /// Nothing is read from a connection until less of what it has sent is unread.
+    Unread,
+    /// A busy connection waits for others of its address.
+    Turns,
+    /// A query waits for others.
+    Queries,
+}
+
+impl Throttle {
+    /// All of them, in the order of their discriminants, which index the counters.
+    pub const ALL: [Self; 5] = [
+        Self::Cuts,
+        Self::ShortFrames,
+        Self::Unread,
+        Self::Turns,
+        Self::Queries,
+    ];
+
+    /// The limit in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cuts => "cuts",
+            Self::ShortFrames => "short_frames",
+            Self::Unread => "unread",
+            Self::Turns => "turns",
+            Self::Queries => "queries",
+        }
+    }
+}
+
 /// Why a connection did not become an HTTP/2 connection.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
@@ -199,6 +238,8 @@ pub trait Observer: Send + Sync + 'static {
     fn connection_rejected(&self, peer: SocketAddr, limit: ConnectionLimit);
     /// The server closed a connection.
     fn connection_cut(&self, peer: SocketAddr, reason: CutReason);
+    /// A client begins to wait because of a limit.
+    fn throttled(&self, throttle: Throttle);
     /// A connection could not be accepted, most often for lack of file descriptors.
     fn accept_failed(&self, error: &io::Error);
     /// A connection was closed because it did not become an HTTP/2 connection.
@@ -222,4 +263,27 @@ pub trait Observer: Send + Sync + 'static {
     -> Option<Arc<TraceContext>>;
     /// A stream ended.
     fn stream_ended(&self, ended: &StreamEnded<'_>);
+}
+
+/// Reports that clients begin to wait, if anybody is to learn it.
+#[derive(Clone, Default)]
+pub(super) struct ThrottleReporter(Option<Arc<dyn Fn(Throttle) + Send + Sync>>);
+
+impl ThrottleReporter {
+    /// Calls `on_throttle` for each report.
+    pub(super) fn new(on_throttle: impl Fn(Throttle) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(on_throttle)))
+    }
+
+    pub(super) fn report(&self, throttle: Throttle) {
+        if let Some(on_throttle) = &self.0 {
+            on_throttle(throttle);
+        }
+    }
+}
+
+impl fmt::Debug for ThrottleReporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThrottleReporter").finish_non_exhaustive()
+    }
 }

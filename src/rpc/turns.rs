@@ -18,6 +18,7 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::PollSemaphore;
 
+use super::observer::{Throttle, ThrottleReporter};
 use crate::rate_limiter::{Rate, RateLimiter};
 
 /// The interval over which work is counted.
@@ -43,15 +44,17 @@ pub(super) struct AddressTurns {
     connections: AtomicU32,
     /// How many busy connections of all addresses run.
     running: Arc<AtomicUsize>,
+    throttling: ThrottleReporter,
 }
 
 impl AddressTurns {
     /// Of an address without connections. `running` counts the busy connections of all addresses.
-    pub(super) fn new(running: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(running: Arc<AtomicUsize>, throttling: ThrottleReporter) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(*PERMITS)),
             connections: AtomicU32::new(0),
             running,
+            throttling,
         }
     }
 }
@@ -157,7 +160,10 @@ impl Turns {
     fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // The budget of the task may be exhausted, but it must wait in line for the next one.
         let permit = pin!(unconstrained(poll_fn(|cx| self.permits.poll_acquire(cx)))).poll(cx);
-        self.is_waiting = permit.is_pending();
+        let was_waiting = std::mem::replace(&mut self.is_waiting, permit.is_pending());
+        if self.is_waiting && !was_waiting {
+            self.address.throttling.report(Throttle::Turns);
+        }
         permit.map(|permit| self.permit = permit.map(|permit| Permit::new(permit, &self.address.running)))
     }
 }
@@ -177,7 +183,7 @@ mod tests {
     fn address(permits: usize) -> Arc<AddressTurns> {
         Arc::new(AddressTurns {
             permits: Arc::new(Semaphore::new(permits)),
-            ..AddressTurns::new(Arc::default())
+            ..AddressTurns::new(Arc::default(), ThrottleReporter::default())
         })
     }
 
@@ -232,7 +238,7 @@ mod tests {
         let running = Arc::new(AtomicUsize::new(*PERMITS));
         let address = Arc::new(AddressTurns {
             permits: Arc::new(Semaphore::new(1)),
-            ..AddressTurns::new(Arc::clone(&running))
+            ..AddressTurns::new(Arc::clone(&running), ThrottleReporter::default())
         });
         let mut cx = Context::from_waker(Waker::noop());
         let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));

@@ -11,6 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::address_budgets::{AddressBudgets, fair_share};
 use super::frame_meter::{Flood, FrameMeter, ReadFrames};
+use super::observer::Throttle;
 use super::open_streams::{HEADER_MAP_BYTES, OpenStreams, StreamReader};
 use crate::domain::limits::per_address;
 
@@ -46,12 +47,16 @@ impl ReadPause {
     /// Ready when there is no pause, and what the connection holds may grow.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, unread: &Unread) -> Poll<()> {
         loop {
+            let was_paused = self.0.is_some();
             if let Some(sleep) = &mut self.0 {
                 ready!(sleep.as_mut().poll(cx));
                 self.0 = None;
             }
             if unread.may_grow() {
                 return Poll::Ready(());
+            }
+            if !was_paused {
+                unread.address.throttling.report(Throttle::Unread);
             }
             self.begin(PAUSE);
         }

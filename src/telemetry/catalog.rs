@@ -101,6 +101,11 @@ catalog! {
         &["reason"],
         "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: it sent more than its streams read, headers or TLS records without an end, requests without accepting the answers, or many requests at a time, and the server held too much of that.",
     );
+    THROTTLED = counter(
+        "chitchat_throttled_total",
+        &["limit"],
+        "How often a client began to wait because of a limit. Limit cuts: a new connection, because many of its address were cut; short_frames: nothing is read from a connection, because its address sends too many short frames; unread: the same, until less of what it has sent is unread; turns: a busy connection waits for others of its address; queries: a query waits for others; page_reads: a subscriber that lags waits for others that read the log.",
+    );
     TLS_CERTIFICATE_EXPIRY = gauge(
         "chitchat_tls_certificate_expiry_timestamp_seconds",
         &[],

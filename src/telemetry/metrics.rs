@@ -21,7 +21,7 @@ use crate::cluster;
 use crate::domain::LamportTime;
 use crate::proto::EventType;
 use crate::reason::Reason;
-use crate::rpc::{ModerationAction, StreamingMethod};
+use crate::rpc::{ModerationAction, StreamingMethod, Throttle};
 use crate::store::{Store, StoreUsage};
 
 /// The unary methods that are measured.
@@ -80,6 +80,8 @@ pub struct Metrics {
     pub(super) cut_idle: Counter,
     pub(super) cut_flood: Counter,
     pub(super) cut_unread: Counter,
+    pub(super) throttled: [Counter; Throttle::ALL.len()],
+    pub(super) throttled_page_reads: Counter,
     pub(super) accept_errors: Counter,
     pub(super) streams_started: [Counter; StreamingMethod::ALL.len()],
     pub(super) moderation_actions: [Counter; ModerationAction::ALL.len()],
@@ -178,6 +180,9 @@ impl Metrics {
             cut_idle: counter(&catalog::CONNECTIONS_CUT, &[("reason", "idle".into())]),
             cut_flood: counter(&catalog::CONNECTIONS_CUT, &[("reason", "flood".into())]),
             cut_unread: counter(&catalog::CONNECTIONS_CUT, &[("reason", "unread".into())]),
+            throttled: Throttle::ALL
+                .map(|throttle| counter(&catalog::THROTTLED, &[("limit", throttle.as_str().into())])),
+            throttled_page_reads: counter(&catalog::THROTTLED, &[("limit", "page_reads".into())]),
             accept_errors: counter(&catalog::ACCEPT_ERRORS, &[]),
             refused_protocol: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "protocol".into())]),
             refused_plain_text: counter(&catalog::CONNECTIONS_REFUSED, &[("reason", "plain_text".into())]),

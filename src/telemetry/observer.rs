@@ -22,7 +22,7 @@ use crate::proto::EventType;
 use crate::reason::Reason;
 use crate::rpc::{
     ConnectionLimit, CutReason, JoinAccepted, ModerationReport, ParticipantInfo, SetupError, StreamEnded,
-    StreamingMethod,
+    StreamingMethod, Throttle,
 };
 use crate::{auth, cluster, hub, rpc, store};
 
@@ -143,6 +143,10 @@ impl hub::Observer for TelemetryObserver {
 
     fn participant_disconnected(&self) {
         self.metrics.connected_clients.decrement(1.0);
+    }
+
+    fn page_read_throttled(&self) {
+        self.metrics.throttled_page_reads.increment(1);
     }
 
     fn room_loaded(&self) {
@@ -325,6 +329,10 @@ impl rpc::Observer for TelemetryObserver {
                 }
             }
         }
+    }
+
+    fn throttled(&self, throttle: Throttle) {
+        self.metrics.throttled[throttle as usize].increment(1);
     }
 
     fn accept_failed(&self, error: &io::Error) {

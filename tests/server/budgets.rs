@@ -273,6 +273,8 @@ async fn requests_that_cannot_be_answered_are_bounded_although_their_headers_are
     server
         .wait_for_metric("chitchat_connections_cut_total{reason=\"unread\"}", 1.0)
         .await;
+    let throttled = "chitchat_throttled_total{limit=\"unread\"}";
+    assert!(server.metric(throttled).await > 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
