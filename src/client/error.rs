@@ -13,6 +13,7 @@ use super::tls_error::TlsError;
 
 // Values of `google.rpc.ErrorInfo.reason`.
 const NAME_TAKEN: &str = "NAME_TAKEN";
+const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 const TAKEN_OVER: &str = "TAKEN_OVER";
 const TIMESTAMP_OUT_OF_RANGE: &str = "TIMESTAMP_OUT_OF_RANGE";
 const TLS_REQUIRED: &str = "TLS_REQUIRED";
@@ -268,6 +269,7 @@ impl From<Status> for ClientError {
             .map(|info| info.reason)
             .unwrap_or_default();
         match code {
+            Code::OutOfRange if reason != REQUEST_TOO_LARGE => Self::OutOfRange { message },
             Code::AlreadyExists
             | Code::InvalidArgument
             | Code::ResourceExhausted
@@ -275,6 +277,7 @@ impl From<Status> for ClientError {
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::DataLoss
+            | Code::OutOfRange
             | Code::NotFound => Self::Rejected(Rejection {
                 code,
                 message,
@@ -284,7 +287,6 @@ impl From<Status> for ClientError {
             Code::Unavailable => Self::Unavailable { message, retry_after },
             Code::Aborted if reason == TAKEN_OVER => Self::TakenOver { message },
             Code::Aborted => Self::Lagged { message, retry_after },
-            Code::OutOfRange => Self::OutOfRange { message },
             Code::Unimplemented => Self::Unimplemented { message },
             Code::Ok => Self::StreamEnded,
             Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Internal => {
@@ -383,6 +385,7 @@ mod tests {
             (Code::AlreadyExists, "ID_TAKEN"),
             (Code::InvalidArgument, "NAME_INVALID"),
             (Code::OutOfRange, ""),
+            (Code::OutOfRange, "REQUEST_TOO_LARGE"),
             (Code::Unauthenticated, "TOKEN_SIGNATURE"),
             (Code::PermissionDenied, "ROOM_NOT_GRANTED"),
             (Code::Unimplemented, ""),
@@ -391,6 +394,9 @@ mod tests {
             assert!(!of(code, reason).is_retryable(), "{reason}");
         }
         assert!(of(Code::InvalidArgument, "TIMESTAMP_OUT_OF_RANGE").is_timestamp_out_of_range());
+        // Unlike events that the server does not retain any more.
+        let too_large = of(Code::OutOfRange, "REQUEST_TOO_LARGE");
+        assert!(matches!(too_large, ClientError::Rejected(_)), "{too_large:?}");
     }
 
     #[test]

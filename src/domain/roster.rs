@@ -15,8 +15,8 @@ use crate::spare_capacity::SpareCapacity as _;
 ///
 /// Every operation takes logarithmic time, whatever the number of participants.
 ///
-/// Invariants: `states` has the ids of `by_id`; `by_skeleton` has both skeletons of each participant's name; `address_counts` has the
-/// number of participants from each address that `states` has; `next_id` is one of the assigned ids.
+/// Invariants: `by_id` and `states` have the same ids; `by_skeleton` has two entries for each participant, one for each skeleton of the
+/// name; `address_counts` has the number of participants of each address in `states`; `next_id` is one of the ids that rooms assign.
 #[derive(Debug, Clone)]
 pub(super) struct Roster {
     by_id: BTreeMap<ParticipantId, Participant>,
@@ -137,8 +137,8 @@ impl Roster {
         self.server.iter().any(|skeleton| skeletons.contains(skeleton))
     }
 
-    /// The participants whose names are confusable with a name with these skeletons: at most two for each skeleton. Only if
-    /// duplicate names were allowed when they joined there can be more than one.
+    /// The participants whose names are confusable with a name that has these skeletons, by skeleton. Most often there is one at most; there
+    /// can be more if duplicate names were allowed when they joined.
     pub(super) fn confusable(
         &self,
         skeletons: &Skeletons,

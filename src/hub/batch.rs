@@ -66,10 +66,10 @@ pub(super) enum Effect {
         origin: Origin,
         reply: Reply<Reader>,
     },
-    /// One participant receives a private message.
+    /// One participant receives a notice.
     Notify { attachment: Attachment, notice: Bytes },
     /// A participant's stream closes.
-    Detach {
+    CloseStream {
         attachment: Attachment,
         reason: CloseReason,
     },

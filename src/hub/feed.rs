@@ -6,7 +6,7 @@
 //!
 //! The log is divided in two ways. A *block* is contiguous memory. A *run* is a range of events that every cursor reads as a
 //! whole: a cursor always stands between two runs, and the room's actor starts a new run wherever something happens to one
-//! cursor alone (it starts or closes there, or has a private notice there). Each run counts the cursors that have read
+//! cursor alone (it starts or closes there, or has a notice there). Each run counts the cursors that have read
 //! everything before it but not the run itself, so the feed knows which runs everybody has read without looking at the
 //! cursors.
 //!
@@ -105,7 +105,7 @@ struct Run {
 struct Slot {
     /// The number of the run to read next.
     run: u64,
-    /// Private messages, each with the number of the run that it precedes.
+    /// Notices, each with the number of the run that it precedes.
     notices: VecDeque<(u64, Bytes)>,
     close: Option<Close>,
     /// The last event that was read.
@@ -141,7 +141,7 @@ pub struct CursorKey(u64);
 pub enum FeedItem {
     /// Events, framed.
     Events(Bytes),
-    /// A private message, framed.
+    /// A notice, framed.
     Notice(Bytes),
     /// The stream is closed: no further item follows.
     Closed(CloseReason),
@@ -442,7 +442,7 @@ impl Publication<'_> {
         Cursor { key, feed }
     }
 
-    /// Sends one cursor a private message at this point, unless it is being closed.
+    /// Sends one cursor a notice at this point, unless it is being closed.
     ///
     /// A notice answers a command, and no commands are read from a client that has unread notices, so its mailbox bounds how many each
     /// cursor has, and the budget of the feeds how many all have.

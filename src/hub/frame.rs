@@ -1,7 +1,7 @@
 //! Framing: broadcasts as bytes that are ready for the wire, each a gRPC length prefix and a `ServerMessage`.
 //!
 //! A broadcast is encoded once for all of its receivers, field by field from the domain's event, without building the
-//! generated message first. A test compares the bytes with the generated type. Private messages use the generated type.
+//! generated message first. A test compares the bytes with the generated type. Notices use the generated type.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -100,7 +100,7 @@ pub(crate) fn read_message(frame: &Bytes) -> Option<proto::ServerMessage> {
     proto::ServerMessage::decode(frame.get(PREFIX_LEN..)?).ok()
 }
 
-/// Encodes and frames a private message.
+/// Encodes and frames a message, such as a notice.
 pub(crate) fn encode(message: &proto::ServerMessage) -> Bytes {
     let len = message.encoded_len();
     let mut buffer = BytesMut::with_capacity(PREFIX_LEN + len);

@@ -108,22 +108,24 @@ pub(crate) use restored_room::{RestoredRoom, recover_room};
 pub(crate) use session_token::fuzz_tokens;
 
 /// How often unused rooms are looked for.
-const END_INTERVAL: Duration = Duration::from_secs(30);
+const DELETE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The maximum number of rooms that are loaded at a time after a restart although nobody asks for them.
 const MAX_RECOVERING_ROOMS: usize = 256;
 
-/// The maximum number of unused rooms that end at a time.
-const MAX_ENDED_ROOMS: usize = 1_000;
+/// The maximum number of unused rooms that are deleted at a time.
+const MAX_DELETED_ROOMS: usize = 1_000;
 
 /// What the task of a room does first.
 enum Start {
-    /// Holds something until the room is loaded.
-    Load(Box<dyn Any + Send>),
+    /// Recovers the room from the store, and holds something meanwhile, such as a permit.
+    Recover(Box<dyn Any + Send>),
+    /// Runs a room that was recovered when the server started.
     Recovered(Box<Result<Recovered, StoreError>>, OwnedSemaphorePermit),
+    /// Runs a room that a replica has restored from a checkpoint.
     Restored(Box<Recovered>),
-    /// Ends the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
-    End,
+    /// Deletes the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
+    DeleteUnused,
 }
 
 /// The rooms of a store.
@@ -233,16 +235,16 @@ impl Hub {
         });
     }
 
-    /// Ends the logs of rooms that nobody needs any more, so that their places are free, again and again. Never completes; can
+    /// Deletes the logs of rooms that nobody needs any more, so that others can be created, again and again. Never completes; can
     /// be dropped at any time.
-    pub(crate) async fn end_unused_rooms(self: &Arc<Self>) {
-        let mut interval = tokio::time::interval(END_INTERVAL);
+    pub(crate) async fn delete_unused_rooms(self: &Arc<Self>) {
+        let mut interval = tokio::time::interval(DELETE_INTERVAL);
         loop {
             interval.tick().await;
-            for name in self.context.store.unused(wall_time(), MAX_ENDED_ROOMS) {
+            for name in self.context.store.unused(wall_time(), MAX_DELETED_ROOMS) {
                 // A room that is running is in use.
                 if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(&name) {
-                    self.spawn_actor(room, Start::End);
+                    self.spawn_actor(room, Start::DeleteUnused);
                 }
             }
         }
@@ -635,7 +637,7 @@ impl Hub {
         permit: impl Send + 'static,
     ) -> Result<(), HubError> {
         if let Lookup::Inserted(room) = self.registry.get_or_insert(room)? {
-            self.spawn_actor(room, Start::Load(Box::new(permit)));
+            self.spawn_actor(room, Start::Recover(Box::new(permit)));
         }
         Ok(())
     }
@@ -662,7 +664,7 @@ impl Hub {
         match self.registry.get_or_insert(name)? {
             Lookup::Running(room) => Ok(room),
             Lookup::Inserted(room) => {
-                self.spawn_actor(Arc::clone(&room), Start::Load(Box::new(())));
+                self.spawn_actor(Arc::clone(&room), Start::Recover(Box::new(())));
                 Ok(room)
             }
         }
@@ -680,8 +682,8 @@ impl Hub {
                     Some(*recovered)
                 }
                 Start::Restored(restored) => Some(Ok(*restored)),
-                Start::Load(permit) => Some(hub.recover_room(&room, permit).await),
-                Start::End => match hub.end_unused(&room.name).await {
+                Start::Recover(permit) => Some(hub.recover_room(&room, permit).await),
+                Start::DeleteUnused => match hub.delete_unused(&room.name).await {
                     Err(error) => Some(Err(error)),
                     Ok(true) => {
                         // Not everybody who has asked for it meanwhile may create another.
@@ -706,9 +708,9 @@ impl Hub {
         });
     }
 
-    /// Ends the log of a room unless it is needed, and returns whether it did. The room must be registered, so that nobody else uses
+    /// Deletes the log of a room unless it is needed, and returns whether it did. The room must be registered, so that nobody else uses
     /// the log.
-    async fn end_unused(&self, room: &RoomName) -> Result<bool, StoreError> {
+    async fn delete_unused(&self, room: &RoomName) -> Result<bool, StoreError> {
         let store = &self.context.store;
         match store.find(room) {
             Some(log) if store.is_unused(log.id, wall_time()) => {

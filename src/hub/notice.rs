@@ -1,4 +1,4 @@
-//! Private messages of a room to one participant.
+//! Notices: what a room says to one participant. They are not events.
 
 use crate::domain::limits::SERVER_NAME;
 use crate::domain::{Epoch, LamportTime, MessageId, Rejection, RoomName, Sequence};

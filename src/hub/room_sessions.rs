@@ -173,7 +173,7 @@ impl RoomSessions {
             Request::Post { post, meta, reply } => (Command::Post(*post), Some(Caller::Post(meta, reply))),
             Request::Leave { leave, meta } => (Command::Leave(leave), Some(Caller::Leave(meta))),
             Request::Disconnected(attachment) => {
-                self.detach(attachment, CloseReason::Left);
+                self.close_stream(attachment, CloseReason::Left);
                 (Command::Detach(attachment), None)
             }
             Request::Moderate {
@@ -367,7 +367,7 @@ impl RoomSessions {
                 attachment,
             } => {
                 time = evicted.last().map_or(time, |event| event.time);
-                self.vacate(displaced, evicted, &meta);
+                self.evict(displaced, evicted, &meta);
                 let session = Session {
                     participant: joined.participant,
                     join_sequence: joined.sequence,
@@ -381,7 +381,7 @@ impl RoomSessions {
                 replaced,
             } => {
                 if let Some(attachment) = replaced {
-                    self.detach(attachment, CloseReason::TakenOver);
+                    self.close_stream(attachment, CloseReason::TakenOver);
                 }
                 (session, name, attachment, None)
             }
@@ -416,11 +416,11 @@ impl RoomSessions {
         }
     }
 
-    /// Makes way for somebody who has joined: closes the streams of those whose name it owns, and appends that they, and those who were
-    /// lost, leave.
-    fn vacate(&mut self, displaced: Vec<Attachment>, evicted: Vec<Event>, meta: &RequestMeta) {
+    /// Evicts those who must make way for somebody who has joined: closes the streams of those who had taken the name of its owner, and
+    /// appends their LEAVE events and those of participants without a stream.
+    fn evict(&mut self, displaced: Vec<Attachment>, evicted: Vec<Event>, meta: &RequestMeta) {
         for attachment in displaced {
-            self.detach(attachment, CloseReason::NameClaimed);
+            self.close_stream(attachment, CloseReason::NameClaimed);
         }
         for event in evicted {
             self.append(event, None, meta);
@@ -523,7 +523,7 @@ impl RoomSessions {
         }
         // They do not see their own LEAVE.
         for attachment in attachments {
-            self.detach(attachment, reason.clone());
+            self.close_stream(attachment, reason.clone());
         }
         if let Some(target) = banned {
             self.batch.push(Effect::CloseBanned { target, reason });
@@ -595,13 +595,13 @@ impl RoomSessions {
         let (attachment, client_time) = (leave.attachment, leave.timestamp);
         match self.room.apply(Command::Leave(leave), at) {
             Outcome::Accepted(event) => {
-                self.detach(attachment, CloseReason::Left);
+                self.close_stream(attachment, CloseReason::Left);
                 self.append(event, client_time, meta);
             }
             Outcome::Rejected { rejection, .. } => {
                 // Only the timestamp is rejected; the participant leaves all the same.
                 self.context.observer.command_rejected(&rejection);
-                self.detach(attachment, CloseReason::Rejected(rejection));
+                self.close_stream(attachment, CloseReason::Rejected(rejection));
                 let leave = Command::Leave(Leave {
                     attachment,
                     timestamp: None,
@@ -618,13 +618,13 @@ impl RoomSessions {
     }
 
     /// Closes a stream, if it is here and open.
-    fn detach(&mut self, attachment: Attachment, reason: CloseReason) {
-        self.batch.push(Effect::Detach { attachment, reason });
+    fn close_stream(&mut self, attachment: Attachment, reason: CloseReason) {
+        self.batch.push(Effect::CloseStream { attachment, reason });
     }
 
     fn on_disconnect(&mut self, attachment: Attachment, at: WallTime) {
         // Closes the stream too: it may still be open if only the client's side of it has ended.
-        self.detach(attachment, CloseReason::Left);
+        self.close_stream(attachment, CloseReason::Left);
         self.apply_by_server(Command::Detach(attachment), at);
     }
 
@@ -677,13 +677,13 @@ impl RoomSessions {
                 ..
             } => {
                 let meta = RequestMeta::now();
-                self.vacate(displaced, evicted, &meta);
+                self.evict(displaced, evicted, &meta);
                 self.append(joined, None, &meta);
             }
             Outcome::Resumed {
                 replaced: Some(attachment),
                 ..
-            } => self.detach(attachment, CloseReason::TakenOver),
+            } => self.close_stream(attachment, CloseReason::TakenOver),
             Outcome::Lost => {
                 if let Some(attachment) = detached {
                     self.start_grace(attachment, at);

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::byte_budget::Budget;
+use super::byte_budget::ByteBudget;
 use super::observer::ThrottleReporter;
 use super::turns::AddressTurns;
 use crate::domain::limits::per_address;
@@ -21,8 +21,8 @@ pub(super) struct AddressBudgets {
     pub(super) streams: Arc<Semaphore>,
     pub(super) queries: Arc<Semaphore>,
     pub(super) reflections: Arc<Semaphore>,
-    pub(super) received: Arc<Budget>,
-    pub(super) responses: Arc<Budget>,
+    pub(super) received: Arc<ByteBudget>,
+    pub(super) responses: Arc<ByteBudget>,
     /// What its connections hold as [`Unread`](super::unread::Unread) counts it, in bytes.
     pub(super) unread: AtomicUsize,
     /// The streams whose clients do not accept what the server has for them.
@@ -88,7 +88,7 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::super::connection_budgets::{BudgetLimits, ServerBudgets};
     use super::*;
 
     #[test]

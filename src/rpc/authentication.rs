@@ -13,7 +13,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::CHAT_SERVICE;
-use super::budget::Peer;
+use super::connection_budgets::Peer;
 use super::error::RpcError;
 use super::observer::Observer;
 use super::rates::Rates;

@@ -7,14 +7,14 @@ use bytes::Bytes;
 
 /// A number of bytes that can be reserved.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct ByteBudget {
     limit: usize,
     used: AtomicUsize,
     /// What is reserved here is reserved there, too.
     parent: Option<Arc<Self>>,
 }
 
-impl Budget {
+impl ByteBudget {
     pub(super) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -71,10 +71,10 @@ impl Budget {
     }
 }
 
-/// A part of a [`Budget`] that is in use until this is dropped.
+/// A part of a [`ByteBudget`] that is in use until this is dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    budget: Arc<Budget>,
+    budget: Arc<ByteBudget>,
     bytes: usize,
 }
 
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_reservation_counts_for_the_connection_and_for_the_server_until_it_is_dropped() {
-        let server = Budget::new(100);
+        let server = ByteBudget::new(100);
         let (one, other) = (server.child(60), server.child(60));
         assert!(one.try_reserve(61).is_none());
         let mut held = one.try_reserve(50).unwrap();

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
-use super::budget::{BudgetLimits, ConnectionBudgets, Peer};
+use super::connection_budgets::{BudgetLimits, ConnectionBudgets, Peer};
 use super::connection_task::{self, SpawnedStreams};
 use super::corked_io::CorkedIo;
 use super::observer::{CutReason, Observer, SetupError};

@@ -18,7 +18,7 @@ use tokio::task::coop::{has_budget_remaining, unconstrained};
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{ConnectionBudgets, StalledStreams};
+use super::connection_budgets::{ConnectionBudgets, StalledStreams};
 use super::corked_io::CorkedIo;
 use super::observer::CutReason;
 use super::stall_detector::StallDetector;
@@ -379,7 +379,7 @@ mod tests {
     use tokio::io::{AsyncWriteExt as _, duplex};
     use tokio::time::timeout;
 
-    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::super::connection_budgets::{BudgetLimits, ServerBudgets};
     use super::*;
 
     /// Runs a connection whose client does not read `bytes`. Returns whether the server closes it within a minute.

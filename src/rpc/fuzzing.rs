@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::budget::{BudgetLimits, ServerBudgets};
+use super::connection_budgets::{BudgetLimits, ServerBudgets};
 use super::convert::join_request;
 use super::frame_meter::{FrameMeter, ReadFrames};
 use super::inbound::Inbound;

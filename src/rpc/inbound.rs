@@ -12,8 +12,8 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::budget::{ConnectionBudgets, ReadingRequest};
 use super::byte_budget::Reservation;
+use super::connection_budgets::{ConnectionBudgets, ReadingRequest};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
 use crate::reason::Reason;
@@ -167,7 +167,7 @@ mod tests {
     use http_body::Frame;
     use tonic::Code;
 
-    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::super::connection_budgets::{BudgetLimits, ServerBudgets};
     use super::*;
     use crate::proto::ListParticipantsRequest;
 

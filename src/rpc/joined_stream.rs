@@ -314,7 +314,7 @@ impl JoinedStream {
         }
     }
 
-    /// A private message about `error`, which the message with the id `message_id` has caused, if it has one.
+    /// A notice about `error`, which the message with the id `message_id` has caused, if it has one.
     fn notice(&self, error: &RpcError, message_id: &str) -> Bytes {
         let notice = Notice {
             code: error.reason().notice_code().into(),
@@ -384,7 +384,7 @@ mod tests {
     use prost::Message as _;
     use tonic::body::Body;
 
-    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::super::connection_budgets::{BudgetLimits, ServerBudgets};
     use super::super::rates::{RateLimits, Rates};
     use super::*;
     use crate::hub::{Hub, HubOptions, JoinRequest};

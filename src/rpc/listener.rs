@@ -18,8 +18,8 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, service_fn};
 
-use super::budget::{ConnectionBudgets, ServerBudgets};
 use super::connection::{self, ConnectionEnd, TransportLimits};
+use super::connection_budgets::{ConnectionBudgets, ServerBudgets};
 use super::error::RpcError;
 use super::observer::{ConnectionLimit, Observer, SetupError, ThrottleReporter};
 use super::proxy_protocol::{Network, read_header};

@@ -2,11 +2,11 @@
 
 mod address_budgets;
 mod authentication;
-mod budget;
 mod byte_budget;
 mod certificate_expiry;
 mod chat_body;
 mod connection;
+mod connection_budgets;
 mod connection_task;
 mod convert;
 mod corked_io;
@@ -28,7 +28,7 @@ mod open_streams;
 mod prefixed_io;
 mod proxy_protocol;
 mod rates;
-mod room_places;
+mod room_quotas;
 mod server_tls;
 mod stall_detector;
 mod stream_outcome;
@@ -46,8 +46,8 @@ mod unread;
 
 pub(crate) use address_budgets::network;
 pub use authentication::AuthenticationService;
-pub use budget::BudgetLimits;
 pub use connection::TransportLimits;
+pub use connection_budgets::BudgetLimits;
 pub use health::HealthChecks;
 pub use listener::Listener;
 pub use observer::{

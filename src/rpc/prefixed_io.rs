@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
-use super::budget::ConnectionBudgets;
+use super::connection_budgets::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
 use super::transport::answer_http1;
 use super::unread::ReadPause;
@@ -163,7 +163,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::time::Instant;
 
-    use super::super::budget::{BudgetLimits, ServerBudgets};
+    use super::super::connection_budgets::{BudgetLimits, ServerBudgets};
     use super::*;
 
     async fn accept<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<PrefixedIo<T>, NotHttp2> {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::address_budgets::{address_key, network};
 use super::error::RpcError;
-use super::room_places::RoomPlaces;
+use super::room_quotas::RoomQuotas;
 use crate::auth::Caller;
 use crate::domain::RoomName;
 use crate::domain::limits::MAX_MESSAGE_ID_LEN;
@@ -209,7 +209,7 @@ pub struct Rates {
     new_rooms: AddressRate,
     authentication_failures: AddressRate,
     moderations: AddressRate,
-    room_places: RoomPlaces,
+    room_quotas: RoomQuotas,
 }
 
 impl Rates {
@@ -245,7 +245,7 @@ impl Rates {
                 second,
                 limits.moderations.saturating_mul(MODERATION_BURST_SECONDS),
             )),
-            room_places: RoomPlaces::new(limits.rooms_per_address),
+            room_quotas: RoomQuotas::new(limits.rooms_per_address),
         }
     }
 
@@ -353,7 +353,7 @@ impl Rates {
             return Ok(());
         }
         if !self
-            .room_places
+            .room_quotas
             .try_create(address_key(address), room, |room| hub.has_room(room))
         {
             return Err(RpcError::new(

@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::budget::ConnectionBudgets;
 use super::certificate_expiry::not_after;
+use super::connection_budgets::ConnectionBudgets;
 use super::linger::linger;
 use super::observer::Observer;
 use super::tls_connection::{TlsConnection, TlsSocket, end_handshake};

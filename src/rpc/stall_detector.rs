@@ -19,7 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Status;
 
-use super::budget::StreamPermit;
+use super::connection_budgets::StreamPermit;
 
 /// How much of a chunk must be written to count as progress, in bytes, unless all of it is: as much as a page of events has. Less does not
 /// count, because a client that accepts single bytes makes h2 hold as much as one that accepts none.

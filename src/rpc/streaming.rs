@@ -18,8 +18,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::ConnectionInfo;
 use super::chat_body::ChatBody;
+use super::connection_budgets::ConnectionInfo;
 use super::inbound::Inbound;
 use super::observer::Observer;
 use super::rates::Rates;

@@ -10,7 +10,7 @@ use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::budget::{ConnectionBudgets, ConnectionInfo};
+use super::connection_budgets::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{origin, room_name};
 use super::error::{RpcError, trailers};
 use super::first_message::FirstMessageDeadline;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufRead as _, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::budget::ConnectionBudgets;
+use super::connection_budgets::ConnectionBudgets;
 use super::unread::ReadPause;
 
 /// How many bytes a client may send in a handshake: more than a long chain of certificates needs. They are buffered, and are

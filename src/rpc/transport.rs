@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::budget::ConnectionBudgets;
+use super::connection_budgets::ConnectionBudgets;
 use super::linger::linger;
 use super::observer::SetupError;
 use super::rates::AddressRate;

@@ -144,8 +144,8 @@ impl Turns {
     /// If its turns are long (`is_long`), or busy connections of several addresses run, a busy connection keeps its permit and is woken only
     /// after the runtime has looked at the sockets, which it does rarely while tasks wake each other.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
-        let yields = is_long || self.address.running.load(Ordering::Relaxed) > *PERMITS;
-        self.is_over = yields && self.permit.is_some();
+        let must_yield = is_long || self.address.running.load(Ordering::Relaxed) > *PERMITS;
+        self.is_over = must_yield && self.permit.is_some();
         let is_ready = if self.is_over {
             pin!(yield_now()).poll(cx).is_ready()
         } else {

@@ -9,7 +9,7 @@ use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::budget::{ConnectionBudgets, ConnectionInfo};
+use super::connection_budgets::{ConnectionBudgets, ConnectionInfo};
 use super::convert::{client_name, first_sequence, message_id, origin, room_name};
 use super::error::RpcError;
 use super::moderation::{self, Decision};

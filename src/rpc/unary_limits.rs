@@ -16,8 +16,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::budget::{ConnectionBudgets, ReadingRequest, ReflectionPermits};
 use super::byte_budget::Reservation;
+use super::connection_budgets::{ConnectionBudgets, ReadingRequest, ReflectionPermits};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
 use super::observer::Observer;

@@ -280,7 +280,7 @@ mod tests {
     use std::future::poll_fn;
     use std::net::Ipv4Addr;
 
-    use super::super::budget::{BudgetLimits, ConnectionBudgets, ServerBudgets};
+    use super::super::connection_budgets::{BudgetLimits, ConnectionBudgets, ServerBudgets};
     use super::super::open_streams::UNANSWERED_BYTES;
     use super::*;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::entry::{EntryKind, Header};
 use super::segment::{BootId, READ_INDEX_ENTRIES, Segment, SegmentHeader};
-use super::summary::{
+use super::segment_index::{
     EntryLocation, IndexEntry, LogMetadata, LogRecords, LogSummary, RetainUntil, SegmentIndex,
 };
 use super::{Bounds, LogId, RoomStatus, StoreError, decode_snapshot};

@@ -23,7 +23,7 @@ use super::catalog::{Catalog, SegmentState};
 use super::directory::{none_if_missing, segment_path};
 use super::entry::{Header, encode};
 use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
-use super::summary::{EntryLocation, SegmentIndex};
+use super::segment_index::{EntryLocation, SegmentIndex};
 use super::{Durability, Observer, StoreError};
 use crate::failpoint;
 

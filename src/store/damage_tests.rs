@@ -10,7 +10,7 @@ use super::super::entry::{Entry, EntryKind};
 use super::super::operation::Operation;
 use super::super::recovery::Loaded;
 use super::super::salvage::Repairs;
-use super::super::summary::EntryLocation;
+use super::super::segment_index::EntryLocation;
 use super::super::{Durability, StoreView};
 use super::tests::{
     DataDir, OPTIONS, STATUS, append, assert_says, long_record, open, open_room, open_tea, record, room,

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::super::entry::{Entry, EntryKind};
 use super::super::operation::Operation;
-use super::super::summary::EntryLocation;
+use super::super::segment_index::EntryLocation;
 use super::super::{
     Durability, EncodedSnapshot, MemoryStore, NoObserver, Retention, RoomStatus, decode_snapshot,
     encode_snapshot, read_page,

@@ -29,8 +29,8 @@ mod recovery;
 mod retention;
 mod salvage;
 mod segment;
+mod segment_index;
 mod snapshot;
-mod summary;
 mod view;
 mod writer;
 

@@ -17,7 +17,7 @@ use super::catalog::{Catalog, SegmentState};
 use super::directory::{Directory, HighWatermark, cannot_use, segment_numbers, segment_path, sync_parent};
 use super::entry::{Entries, padded};
 use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment};
-use super::summary::LogSummary;
+use super::segment_index::LogSummary;
 use super::{LogId, StoreError};
 use crate::domain::ReplayError;
 

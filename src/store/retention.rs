@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::catalog::Catalog;
 use super::segment::READ_INDEX_ENTRIES;
-use super::summary::{IndexEntry, seconds};
+use super::segment_index::{IndexEntry, seconds};
 use super::{LogId, StoreError};
 use crate::domain::{Sequence, WallTime};
 use crate::wall_clock::wall_time;

@@ -25,7 +25,7 @@ use super::directory::{PRIVATE, is_same_file, segment_path, sync_parent};
 use super::entry::{Entries, Entry, decode, padded};
 #[cfg(test)]
 use super::operation::Operation;
-use super::summary::{
+use super::segment_index::{
     EntryLocation, INDEX_ENTRY_LEN, IndexEntry, LogRecords, LogSummary, SUMMARY_LEN, SegmentIndex,
     decode_summary,
 };

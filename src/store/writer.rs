@@ -23,7 +23,7 @@ use super::entry::{ENTRY_HEADER_LEN, EntryKind, Header, encode};
 use super::recovery::Loaded;
 use super::retention::Trim;
 use super::segment::{BootId, Segment};
-use super::summary::EntryLocation;
+use super::segment_index::EntryLocation;
 use super::{Append, AppendFuture, DiskOptions, Durability, LogId, Observer, StoreError};
 use crate::domain::{Epoch, Sequence};
 use crate::failpoint;

@@ -99,7 +99,7 @@ catalog! {
     CONNECTIONS_CUT = counter(
         "chitchat_connections_cut_total",
         &["reason"],
-        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: it sent more than its streams read, headers or TLS records without an end, requests without accepting the answers, or many requests at a time, and the server held too much of that.",
+        "Connections that the server closed. Reason idle: no stream for --idle-timeout; flood: too many frames that carry no data; unread: the server held too much for it, such as data that its streams had not read, header blocks and TLS records without an end, and responses that it did not accept.",
     );
     THROTTLED = counter(
         "chitchat_throttled_total",

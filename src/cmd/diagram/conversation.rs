@@ -75,7 +75,7 @@ pub(super) enum StepKind {
     Join,
     Message,
     Leave,
-    /// A private message of the server.
+    /// A notice of the server.
     Notice,
 }
 
@@ -120,7 +120,7 @@ impl Step {
     }
 }
 
-/// The position of a step. Lamport times increase along the events of an epoch; a private message comes after the event that
+/// The position of a step. Lamport times increase along the events of an epoch; a notice comes after the event that
 /// has its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {

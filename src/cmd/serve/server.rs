@@ -263,7 +263,7 @@ impl Server {
         } else {
             let ending = draining.clone();
             let hub = Arc::clone(&self.hub);
-            tokio::spawn(async move { ending.run_until_cancelled(hub.end_unused_rooms()).await });
+            tokio::spawn(async move { ending.run_until_cancelled(hub.delete_unused_rooms()).await });
         }
         if let Some(tls) = self.tls {
             let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));

@@ -21,7 +21,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rooms that were created since the start, and who has created them.
 #[derive(Debug)]
-pub(super) struct RoomPlaces {
+pub(super) struct RoomQuotas {
     per_address: usize,
     state: Mutex<State>,
 }
@@ -37,7 +37,7 @@ struct State {
     checks_began_at: Option<Instant>,
 }
 
-impl RoomPlaces {
+impl RoomQuotas {
     pub(super) fn new(per_address: usize) -> Self {
         Self {
             per_address,
@@ -126,7 +126,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_may_create_rooms_as_long_as_few_of_its_rooms_exist() {
         let name = |room: &str| RoomName::try_from(room).unwrap();
-        let places = RoomPlaces::new(2);
+        let places = RoomQuotas::new(2);
         let rooms = RefCell::new(HashSet::new());
         let create = |address: &str, room: &str| {
             let room = name(room);
@@ -151,7 +151,7 @@ mod tests {
     async fn rooms_that_exist_are_not_checked_again_for_each_attempt() {
         let name = |room: usize| RoomName::try_from(format!("room {room}").as_str()).unwrap();
         let address = "192.0.2.1".parse().unwrap();
-        let places = RoomPlaces::new(1_000);
+        let places = RoomQuotas::new(1_000);
         let checks = Cell::new(0);
         let exists = |_: &RoomName| {
             checks.update(|count| count + 1);
@@ -175,7 +175,7 @@ mod tests {
         let address = "192.0.2.1".parse().unwrap();
         let rooms = 10 * CHECKS_PER_ATTEMPT;
         for ended in [0, 100, rooms - 1] {
-            let places = RoomPlaces::new(rooms);
+            let places = RoomQuotas::new(rooms);
             let checks = Cell::new(0);
             let exists = |room: &RoomName| {
                 checks.update(|count| count + 1);

@@ -9,7 +9,7 @@ use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::address_budgets::{AddressBudgets, Addresses, fair_share};
-use super::byte_budget::{Budget, Reservation};
+use super::byte_budget::{ByteBudget, Reservation};
 use super::error::RpcError;
 use super::observer::{Throttle, ThrottleReporter};
 use super::open_streams::StreamReader;
@@ -176,9 +176,9 @@ pub(super) struct ServerBudgets {
     limits: BudgetLimits,
     connections_per_address: usize,
     pub(super) addresses: Addresses,
-    received: Arc<Budget>,
+    received: Arc<ByteBudget>,
     unread: Arc<AtomicUsize>,
-    responses: Arc<Budget>,
+    responses: Arc<ByteBudget>,
     queries: Arc<Semaphore>,
     reflections: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -202,9 +202,9 @@ impl ServerBudgets {
             limits,
             connections_per_address,
             addresses: Addresses::default(),
-            received: Budget::new(limits.received),
+            received: ByteBudget::new(limits.received),
             unread: Arc::default(),
-            responses: Budget::new(limits.responses),
+            responses: ByteBudget::new(limits.responses),
             queries: Arc::new(Semaphore::new(limits.queries)),
             reflections: Arc::new(Semaphore::new(MAX_REFLECTIONS)),
             streams: Arc::new(Semaphore::new(limits.streams)),
@@ -283,11 +283,11 @@ pub(super) struct ConnectionBudgets {
     peer: IpAddr,
     short_frames: Arc<AddressRate>,
     cuts: Arc<AddressRate>,
-    received: Arc<Budget>,
+    received: Arc<ByteBudget>,
     pub(super) unread: Unread,
     /// The work that the frames of the client have made so far.
     pub(super) work: AtomicU64,
-    pub(super) responses: Arc<Budget>,
+    pub(super) responses: Arc<ByteBudget>,
     own_queries: Arc<Semaphore>,
     all_queries: Arc<Semaphore>,
     all_reflections: Arc<Semaphore>,
