@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 #[allow(unused_imports, reason = "each test uses another part of it")]
-pub use chitchat_verify::process::{Finished, Process, TIMEOUT, spawn, wait_until};
+pub use chitchat_verify::process::{Finished, Process, TIMEOUT, spawn, wait_until, wait_within};
 use nix::sys::signal::Signal;
 
 /// The path of the program under test.

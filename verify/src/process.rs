@@ -206,8 +206,13 @@ fn without_newline(line: &str) -> String {
 }
 
 /// Calls `poll` every 5 ms until it returns a value. Panics after [`TIMEOUT`] with `what`, which names the condition.
-pub fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + TIMEOUT;
+pub fn wait_until<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
+    wait_within(TIMEOUT, what, poll)
+}
+
+/// As [`wait_until`], but panics after `limit`.
+pub fn wait_within<T>(limit: Duration, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = poll() {
             return value;

@@ -1,6 +1,7 @@
 //! `chitchat serve`: runs the server.
 
 mod args;
+mod free_memory;
 mod server;
 
 use std::io;

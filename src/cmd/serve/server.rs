@@ -17,6 +17,7 @@ use tonic_health::server::HealthReporter;
 use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
 
+use super::free_memory;
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
 use crate::cluster::{
@@ -265,6 +266,8 @@ impl Server {
             let hub = Arc::clone(&self.hub);
             tokio::spawn(async move { ending.run_until_cancelled(hub.delete_unused_rooms()).await });
         }
+        let stopping = draining.clone();
+        tokio::spawn(async move { stopping.run_until_cancelled(free_memory::keep_releasing()).await });
         if let Some(tls) = self.tls {
             let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
             tokio::spawn(async move { watching.run_until_cancelled(tls.watch(observer)).await });
