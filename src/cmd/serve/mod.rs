@@ -1,6 +1,7 @@
 //! `chitchat serve`: runs the server.
 
 mod args;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod free_memory;
 mod server;
 
@@ -49,7 +50,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     otlp_options.sampler.remote_limit_per_second = trace_remote_limit;
     // Half of the time that is reserved for the exit, so that the process exits before the drain's deadline.
-    let exit_timeout = config.drain_timeout / (2 * server::EXIT_SHARE);
+    let exit_timeout = config.drain_timeout / (2 * server::EXIT_DIVISOR);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads.into());
