@@ -26,10 +26,12 @@ const MIN_CAPACITY: usize = 4 * 1024;
 const SPARE_CAPACITY: usize = 8;
 
 /// How many queues wait for mailboxes that fill: two for each of a few busy rooms.
-const MAX_SPARE_QUEUES: usize = 8;
+const MAX_POOLED: usize = 8;
 
-/// For how many items they have memory at most: roughly what a mailbox can hold.
-const MAX_SPARE_CAPACITY: usize = 4_096;
+/// For how many items they have memory: more than [`MIN_POOLED_CAPACITY`], because smaller queues are cheap to make, and roughly what a
+/// mailbox can hold at most.
+const MIN_POOLED_CAPACITY: usize = 128;
+const MAX_POOLED_CAPACITY: usize = 4_096;
 
 /// By how many times the capacity those who wait may exceed it.
 const MAX_TURNS: usize = 3;
@@ -61,22 +63,25 @@ impl<T> MailboxPool<T> {
         }
     }
 
-    /// Replaces `queue`, which is empty, by one without memory, unless it has little.
+    /// Takes the memory of `queue`, which is empty, unless it has little.
     fn take_memory(&self, queue: &mut Vec<T>) {
-        if queue.capacity() <= SPARE_CAPACITY {
+        debug_assert!(queue.is_empty(), "its items would come to another room");
+        if queue.capacity() <= MIN_POOLED_CAPACITY {
+            queue.shrink_to(SPARE_CAPACITY);
             return;
         }
         let mut queue = std::mem::take(queue);
-        queue.shrink_to(MAX_SPARE_CAPACITY);
+        queue.shrink_to(MAX_POOLED_CAPACITY);
         let mut spare = self.spare.lock();
-        if spare.len() < MAX_SPARE_QUEUES {
+        if spare.len() < MAX_POOLED {
             spare.push(queue);
         }
     }
 
     /// Replaces `queue`, which is full, by a larger one with the same items, if there is one.
     fn give_memory(&self, queue: &mut Vec<T>) {
-        if let Some(mut larger) = self.spare.lock().pop() {
+        let larger = self.spare.lock().pop();
+        if let Some(mut larger) = larger {
             larger.append(queue);
             *queue = larger;
         }
@@ -324,7 +329,7 @@ impl<T: Weight> Sender<T> {
 impl<T> State<T> {
     /// Appends the item. Returns the consumer's waker if it waits for items.
     fn push(&mut self, item: T, weight: usize, pool: &MailboxPool<T>) -> Option<Waker> {
-        if self.items.len() == SPARE_CAPACITY && self.items.capacity() == SPARE_CAPACITY {
+        if self.items.len() == MIN_POOLED_CAPACITY && self.items.capacity() == MIN_POOLED_CAPACITY {
             pool.give_memory(&mut self.items);
         }
         pool.add(weight);
@@ -469,7 +474,7 @@ mod tests {
             assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
         }
         let spare = pool.spare.lock();
-        assert!(spare.len() == 1 && spare[0].capacity() == MAX_SPARE_CAPACITY);
+        assert!(spare.len() == 1 && spare[0].capacity() == MAX_POOLED_CAPACITY);
     }
 
     #[test]
