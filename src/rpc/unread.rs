@@ -47,15 +47,15 @@ impl ReadPause {
     /// Ready when there is no pause, and what the connection holds may grow.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, unread: &Unread) -> Poll<()> {
         loop {
-            let was_paused = self.0.is_some();
             if let Some(sleep) = &mut self.0 {
                 ready!(sleep.as_mut().poll(cx));
                 self.0 = None;
             }
             if unread.may_grow() {
+                unread.is_paused.store(false, Ordering::Relaxed);
                 return Poll::Ready(());
             }
-            if !was_paused {
+            if !unread.is_paused.swap(true, Ordering::Relaxed) {
                 unread.address.throttling.report(Throttle::Unread);
             }
             self.begin(PAUSE);
@@ -75,6 +75,8 @@ pub(super) struct Unread {
     reads: AtomicUsize,
     /// Whether the socket accepted nothing when the connection was last polled.
     is_blocked: AtomicBool,
+    /// Whether nothing is read because too much is held.
+    is_paused: AtomicBool,
     address: Arc<AddressBudgets>,
     /// Of all connections together.
     all: Arc<AtomicUsize>,
@@ -131,6 +133,7 @@ impl Unread {
             permanent: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             is_blocked: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
             address,
             all,
             limit,
