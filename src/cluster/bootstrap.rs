@@ -17,7 +17,7 @@ use super::observer::Observer;
 /// How long to wait before something is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often is said why a replica cannot begin.
+/// How often to log why a replica cannot begin.
 pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A replica that cannot begin turns to another server, which may not be cut off: the first time after [`CUT_OFF`], and later each time after twice as long,

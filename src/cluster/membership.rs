@@ -24,8 +24,9 @@ pub(crate) struct Membership {
     /// Whether it hears itself although it has no incarnation, because those that live have other rules.
     is_refused: bool,
     heard: BTreeMap<StreamSequence, Heard>,
-    /// When this replica last heard of itself, and since when it has done so again and again.
+    /// When this replica last heard of itself.
     own_heard_at: Duration,
+    /// Since when it has heard of itself without a pause.
     own_heard_since: Duration,
     heartbeat_at: Duration,
     proposed_at: Duration,

@@ -180,7 +180,7 @@ impl NatsOptions {
         })
     }
 
-    /// The library uses what is in an address for nothing, so whoever is in the first one that names somebody connects to all.
+    /// The library ignores the user in an address, so the first one that is named connects to all servers.
     fn authentication(&self) -> ConnectOptions {
         if let Some(credentials) = self.credentials.clone() {
             return ConnectOptions::with_auth_callback(move |nonce| {

@@ -31,13 +31,13 @@ use crate::domain::{DecodeError, RoomName, WallTime};
 use crate::hub::{Hub, HubError, Ordered, Submission};
 use crate::wall_clock::wall_time;
 
-/// How often is looked whether something is due.
+/// How often to check for work that is due.
 const TICK: Duration = Duration::from_millis(10);
 
 /// How many messages are applied before what they have made due is done.
 const MAX_TURN: usize = 256;
 
-/// How often is looked whether the stream can be truncated.
+/// How often to check whether the stream can be truncated.
 const TRUNCATION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How many commands of rooms wait for the replica.
@@ -99,17 +99,18 @@ pub(crate) struct Replica {
     diverged: BTreeSet<StreamSequence>,
     /// Times are measured from then.
     started: Instant,
-    /// When something came from a server, and when the replica turned to another one.
+    /// When something last came from the server.
     heard_at: Duration,
     /// When the stream last had what this replica has applied.
     verified_at: Duration,
+    /// When the replica last turned to another server.
     switched_at: Duration,
     /// Since when the replica writes.
     writing_since: Option<Duration>,
     is_ready: watch::Sender<bool>,
     /// Whether those that live had other rules when this replica asked to take part. It waits then until they are lost.
     is_refused: bool,
-    /// When was last said what it waits for.
+    /// When it last logged what it waits for.
     warned_at: Option<Duration>,
     name: Arc<str>,
     /// Where to begin, until that is known.

@@ -43,7 +43,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// The name of the connection of an operator, and so of its inbox.
 const NAME: &str = "setup";
 
-/// How long is waited for why there is no answer.
+/// How long to wait for the reason why there is no answer.
 const DENIAL_DELAY: Duration = Duration::from_millis(200);
 
 /// The connection of an operator.

@@ -159,7 +159,7 @@ pub(crate) struct Decision {
     pub(crate) command: Command,
     /// With the epoch of the room.
     pub(crate) outcome: Result<(Epoch, Outcome), Refusal>,
-    /// Whether there was no room before, and there is none now: it matters to nobody but its caller.
+    /// Whether it has changed no room: it matters to nobody but its caller.
     pub(crate) is_void: bool,
     /// How many of its newest message ids the room keeps now, if not all.
     pub(crate) kept_message_ids: Option<usize>,
@@ -642,7 +642,7 @@ impl StateMachine {
     ) -> EndStage {
         let is_unused = |replicated: &Arc<ReplicatedRoom>| replicated.room.is_unused_since(last, at);
         if meant.is_none() || !self.rooms.get(name).is_some_and(is_unused) {
-            // Nobody answers that.
+            // No server answers a proposal that has been agreed to, so this one has no effect.
             return EndStage::Agreed;
         }
         if stage == EndStage::Proposed {

@@ -15,8 +15,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// After an answer that did not have everything, the next question waits for so long: the server lags.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// How long after the stream has shown that it has the newest message that was accepted what it republishes is taken to follow that.
-/// Longer than a question and its answer take after a [`SILENCE`].
+/// How long a verification holds. For so long after the stream was seen to have the newest accepted message, what it republishes is taken to
+/// follow that message. Longer than a question and its answer take after a [`SILENCE`].
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many of the newest messages are remembered. Those that are read and then come by themselves are among them.

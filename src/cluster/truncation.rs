@@ -13,7 +13,7 @@ use super::message::StreamSequence;
 use super::nats::{self, NatsError, STREAM};
 use super::observer::Observer;
 
-/// How often is said that NATS does not allow something.
+/// How often to log that NATS does not allow something.
 const WARN_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// What a replica knows about how far the stream can be truncated.

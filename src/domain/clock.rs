@@ -65,7 +65,7 @@ impl LamportClock {
         Self(time)
     }
 
-    /// The time of the latest event.
+    /// The time of the latest tick: of an event, or of a text that was too long.
     #[must_use]
     pub const fn now(self) -> LamportTime {
         self.0

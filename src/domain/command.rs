@@ -97,8 +97,8 @@ pub struct Post {
 
 /// A message as a client sent it. Cheap to clone.
 ///
-/// Text and message id arrive parsed but may be invalid: the receipt of an invalid message is an event that ticks the
-/// room's clock, so the room itself has to reject it.
+/// Text and message id arrive parsed but may be invalid: a text that is too long ticks the room's clock, so the room itself has to reject
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// The client's Lamport time.

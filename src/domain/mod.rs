@@ -1,8 +1,8 @@
 //! The rules of a chat room, as pure code: validated values, and the fold that turns a room's commands into the events of
 //! its log.
 //!
-//! Everything that a decision depends on arrives in a [`Command`]; every decision is returned as an [`Outcome`]. The same
-//! commands in the same order yield the same events, on any machine and at any time.
+//! Everything that a decision depends on arrives with a [`Command`]; every decision is returned as an [`Outcome`]. The same
+//! commands with the same wall times in the same order have the same outcomes, on any machine.
 //!
 //! Each value of these types is valid: its constructor checks it, and no other code repeats the check. Every limit and its
 //! reason are in [`limits`].

@@ -68,7 +68,7 @@ pub struct Ban {
     pub target: BanTarget,
     /// When it ends.
     pub until: WallTime,
-    /// What those are told whom it keeps out.
+    /// What it says to whom it keeps out.
     pub reason: Text,
 }
 

@@ -15,7 +15,7 @@ use crate::spare_capacity::SpareCapacity as _;
 ///
 /// Every operation takes logarithmic time, whatever the number of participants.
 ///
-/// Invariants: `by_id` and `states` have the same ids; `by_skeleton` has two entries for each participant, one for each skeleton of the
+/// Invariants: `by_id` and `states` have the same ids; `by_skeleton` has an entry for each skeleton of each participant's
 /// name; `address_counts` has the number of participants of each address in `states`; `next_id` is one of the ids that rooms assign.
 #[derive(Debug, Clone)]
 pub(super) struct Roster {

@@ -152,7 +152,7 @@ pub enum FeedItem {
 /// Why a room closes a subscriber's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The participant left.
+    /// The participant left, or its stream was detached: it may resume.
     Left,
     /// The participant's last command was rejected in a way that ends the stream, or would be from now on.
     Rejected(Rejection),
@@ -166,7 +166,7 @@ pub enum CloseReason {
     RoomEnded,
     /// Too many answers waited for the client. It should connect again.
     FellBehind,
-    /// The room has failed. The client should connect again.
+    /// The room has failed, or its replica is suspended. The client should connect again.
     Failed,
     /// The room's log is damaged, and the events that the client has yet to read are lost.
     Damaged,

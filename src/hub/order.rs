@@ -26,10 +26,10 @@ pub(crate) struct Submission {
     pub(crate) room: RoomName,
     /// The epoch of the room that the command is meant for; `None` if there was no room.
     pub(crate) epoch: Option<Epoch>,
-    /// By which the replica recognises the command. No other of its commands has it.
+    /// A number by which the replica recognizes the command. No other of its commands has it.
     pub(crate) request: u64,
     pub(crate) command: Command,
-    /// How many incarnations of the replica were lost before it was submitted. With the incarnation, what was submitted to it is lost.
+    /// How many incarnations the replica had lost before it was submitted. What was submitted during an incarnation is lost with it.
     pub(crate) lost_incarnations: u64,
 }
 
@@ -46,23 +46,24 @@ pub(crate) struct Ordered {
     pub(crate) kept_message_ids: Option<usize>,
 }
 
-/// What the order has for a room.
+/// What a room reads from the order.
 pub(super) enum OrderItem {
     Commands(Vec<Ordered>),
-    /// What was submitted before so many incarnations were lost, and is not ahead of this, never comes.
+    /// The replica has lost so many incarnations. A submission with a lower [count](Submission::lost_incarnations) that has not been read
+    /// before this item will never be.
     Fenced(u64),
-    /// These are the rules from here on.
+    /// The rules for the commands that follow.
     Rules(Rules),
 }
 
 /// Whether the replica knows what the others do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ReplicaStatus {
-    /// It does not, and so must not promise anything.
+    /// Whether the replica is suspended: it does not know what the others do, and so must not acknowledge anything.
     pub(super) is_suspended: bool,
-    /// How often it did not. All streams and calls that began before end.
+    /// How many suspensions have begun. Each ends all streams and calls that there are.
     pub(super) suspensions: u64,
-    /// How often it was taken for lost.
+    /// How many incarnations the replica has lost.
     pub(super) lost_incarnations: u64,
 }
 
@@ -73,7 +74,7 @@ pub(super) struct Replication {
     pub(super) submissions: mpsc::Sender<Submission>,
     /// Not in the mailboxes, which may be blocked.
     pub(super) status: watch::Sender<ReplicaStatus>,
-    /// Of rooms that begin: those of the order, which are not this replica's yet while it applies what is old.
+    /// The rules for new rooms: those in force at the position that this replica has applied, which may be older than its configuration.
     rules: Arc<Mutex<Rules>>,
     next_request: Arc<AtomicU64>,
     ends: Arc<Ends>,
@@ -128,8 +129,8 @@ impl Replication {
         self.ends.is_proposing.load(Ordering::Relaxed)
     }
 
-    /// When a room may propose its end that asks at the time `now`: one after the other, so that rooms which are not used any more at the
-    /// same time do not fill the order.
+    /// When a room that asks at the time `now` may propose its end. Each gets a later time than the one before, so that many rooms which
+    /// become unused at the same time do not fill the order.
     pub(super) fn reserve_proposal(&self, now: Instant) -> Instant {
         let mut next = self.ends.next_proposal.lock();
         let reserved = next.map_or(now, |next| next.max(now));

@@ -16,7 +16,7 @@ const MAX_PAGE_READS: usize = 16;
 /// How many of them the readers of one address read.
 const PAGE_READS_PER_ADDRESS: usize = MAX_PAGE_READS / 4;
 
-/// Of the reader's address, if it has one, and of all readers.
+/// The permit of the reader's address, if it has one, and that of all readers.
 pub(super) type PageReadPermit = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 
 /// What the readers of logs share.
@@ -57,8 +57,8 @@ impl ReadPermits {
             .any(|permits| permits.page_reads.available_permits() == 0)
     }
 
-    /// Waits until a page may be read: first for other readers of the same `address`, if there is one, so that in the line of all there are
-    /// few of each.
+    /// Waits until a page may be read: first for other readers of the same `address`, if there is one, so that only a few of each address wait
+    /// for the permits of `all`.
     pub(super) fn page_read(
         address: Option<&Self>,
         all: &Self,

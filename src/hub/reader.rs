@@ -16,15 +16,16 @@ use crate::blocking::blocking;
 use crate::domain::Sequence;
 use crate::store::{LogId, Page, Store, read_page};
 
-/// The size of a reader's first page. Each next one, which is read once the client has accepted the one before, may be twice as
-/// large, for so many readers at a time: many readers that do not read make the transport hold little.
+/// The size of a reader's first page. As its client accepts them, pages become twice as large up to [`PAGE_BYTES`], but only for a limited
+/// number of readers at a time: the transport holds a page for each client that does not read.
 const FIRST_PAGE_BYTES: usize = 4 * 1024;
 
 /// A reader of a room's log.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
-    /// Of the reader's address, if it has one.
+    /// The permits that the readers of one address share, if the reader has one.
     address_permits: Option<ReadPermits>,
+    /// The permits that all readers share.
     permits: ReadPermits,
     log: LogId,
     cursor: Cursor,
@@ -32,11 +33,11 @@ pub(crate) struct Reader {
     catch_up: Option<CatchUp>,
     /// The size of the next page, in bytes.
     page_bytes: usize,
-    /// Of a reader whose newest page may be large.
+    /// The permit to have a page of more than the first size.
     large_page: Option<LargePagePermit>,
 }
 
-/// Of the reader's address, if it has one, and of all readers.
+/// The permit of the reader's address, if it has one, and that of all readers.
 type LargePagePermit = (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit);
 
 /// The range to read from the store before the cursor is read again.

@@ -90,7 +90,7 @@ impl MessageIdUse {
 }
 
 impl Shrink for MessageIdUse {
-    /// Counts as done what the room's actor does before anything else.
+    /// Counts the memory as freed. The room's actor frees it with the next batch.
     fn shrink(&self, bytes: usize) {
         *self.limit.lock() = Some(bytes / DEDUP_ENTRY_BYTES);
         self.used.set(bytes);
@@ -216,7 +216,7 @@ impl RoomActor {
     }
 
     /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its position in the order.
-    /// Replicas keep all rooms until they end.
+    /// A replica keeps all rooms that exist until they are deleted.
     async fn run_replica(
         mut self,
         mut ordered: mpsc::Receiver<OrderItem>,
@@ -236,7 +236,7 @@ impl RoomActor {
                 return Ok(());
             };
             let is_blocked = submissions.has_unsent();
-            // Nobody leaves for what a replica believes that does not know what the others do.
+            // A replica that does not know what the others do must not end grace periods.
             let may_expire = !is_suspended && !is_blocked;
             let wake_at = grace_deadline.filter(|_| may_expire);
             let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);

@@ -12,7 +12,7 @@ use crate::domain::{Epoch, ParticipantId, RoomName, Sequence, Session};
 /// The length of the truncated HMAC, in bytes: 128 bits cannot be guessed.
 const TAG_LEN: usize = 16;
 
-/// Issues and verifies the session tokens of one server.
+/// Issues and verifies the session tokens of one server, or of all replicas of a cluster, which have the same secret.
 #[derive(Clone)]
 pub(super) struct SessionTokens {
     mac: Hmac<Sha256>,

@@ -56,9 +56,10 @@ impl Caller {
 /// The commands of a room that have no position in the order yet.
 pub(super) struct Submissions {
     replication: Replication,
-    /// Those that the order has not accepted yet. The mailbox is not drained while there are any.
+    /// Those that are not in the channel to the order yet. The mailbox is not drained while there are any.
     unsent: VecDeque<Submission>,
-    /// By the numbers of the requests. Each with how many incarnations were lost when it was sent, if it was.
+    /// The callers, by the numbers of their requests, each with the [count](Submission::lost_incarnations) with which it was sent, if it
+    /// was.
     callers: HashMap<u64, (Option<u64>, Caller)>,
 }
 
@@ -93,7 +94,7 @@ impl Submissions {
         self.send_now();
     }
 
-    /// Sends as much as the order accepts at once.
+    /// Sends as much as the channel accepts at once.
     fn send_now(&mut self) {
         while !self.unsent.is_empty()
             && let Ok(permit) = self.replication.submissions.clone().try_reserve()

@@ -110,8 +110,8 @@ const MAX_REPEATED_LEN: usize = 16;
 const MAX_PATH_LEN: usize = 128;
 
 /// Drops the other headers, and all of the address but the path. Hundreds of short headers fit into [`MAX_HEADER_LIST_SIZE`], and take 84 KB
-/// as long as the request waits for its turn or for its body. Of each two are kept, so that a header that must not be repeated is seen to
-/// be.
+/// as long as the request waits for its turn or for its body. Two values of each header are kept, so that one that must not be repeated is
+/// noticed.
 fn keep_known_headers<B>(request: &mut Request<B>) {
     let mut kept = HeaderMap::with_capacity(KNOWN_HEADERS.len());
     for name in KNOWN_HEADERS {
@@ -129,7 +129,7 @@ fn keep_known_headers<B>(request: &mut Request<B>) {
         }
     }
     *request.headers_mut() = kept;
-    // A copy: what h2 has is a part of the buffer that it was read into. No method has a longer path, nor the one that takes its place.
+    // A copy: what h2 has is a part of the buffer that it was read into. A longer path, which no method has, is replaced.
     let path = Some(request.uri().path()).filter(|path| path.len() <= MAX_PATH_LEN);
     let path = path.and_then(|path| Uri::try_from(path).ok());
     *request.uri_mut() = path.unwrap_or_default();

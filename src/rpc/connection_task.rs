@@ -270,7 +270,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
             }
             Poll::Pending
         });
-        // A client that always has something to read for the server exhausts the budget of each turn.
+        // A client that always sends something exhausts the budget of each turn.
         let is_over = pin!(unconstrained(write_and_check)).poll(cx).is_ready();
         if is_over || progress == Progress::Ended {
             return Poll::Ready(());

@@ -76,8 +76,8 @@ struct FrameHeader {
     len: usize,
     /// Whether it is a HEADERS frame that begins a stream.
     is_request: bool,
-    /// How many bytes of the connection there are before its payload.
-    scanned: u64,
+    /// Where its payload begins, in bytes from the beginning of the connection.
+    offset: u64,
 }
 
 /// A part of the bytes of a connection.
@@ -129,7 +129,7 @@ impl FrameScanner {
                     stream,
                     len: self.payload,
                     is_request,
-                    scanned: self.scanned,
+                    offset: self.scanned,
                 }));
             }
         }
@@ -231,7 +231,7 @@ impl FrameMeter {
                 stream,
                 len,
                 is_request,
-                scanned,
+                offset,
             } = match part {
                 FramePart::Header(header) => header,
                 FramePart::Payload(payload) if payload.kind == DATA => {
@@ -266,9 +266,9 @@ impl FrameMeter {
                     } else {
                         streams.receive_trailers(stream);
                     }
-                    header_table.begin_headers(flags, len, scanned);
+                    header_table.begin_headers(flags, len, offset);
                 }
-                CONTINUATION => header_table.begin_continuation(flags, len, scanned),
+                CONTINUATION => header_table.begin_continuation(flags, len, offset),
                 DATA => {
                     *data = DataFrame {
                         stream,

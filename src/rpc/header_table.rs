@@ -53,8 +53,8 @@ pub(super) struct HeaderTable {
 /// The frame that is being read.
 #[derive(Debug, Default)]
 struct Frame {
-    /// How many bytes the connection had sent before its payload.
-    received: u64,
+    /// Where its payload begins, in bytes from the beginning of the connection.
+    offset: u64,
     len: usize,
     /// Whether the next byte is the length of the padding.
     is_padded: bool,
@@ -118,20 +118,20 @@ impl HeaderTable {
         self.is_open
     }
 
-    /// Begins a HEADERS frame with a payload of `len` bytes, before which the connection has sent `received` bytes.
-    pub(super) fn begin_headers(&mut self, flags: u8, len: usize, received: u64) {
+    /// Begins a HEADERS frame with a payload of `len` bytes from `offset` on, in bytes from the beginning of the connection.
+    pub(super) fn begin_headers(&mut self, flags: u8, len: usize, offset: u64) {
         (self.state, self.field) = (State::Field, Field::default());
         self.fields_before = self.fields;
-        self.begin_continuation(flags, len, received);
+        self.begin_continuation(flags, len, offset);
         self.frame.is_padded = flags & PADDED != 0;
         self.frame.priority = if flags & PRIORITY != 0 { PRIORITY_LEN } else { 0 };
     }
 
     /// As [`Self::begin_headers`], with a CONTINUATION frame.
-    pub(super) fn begin_continuation(&mut self, flags: u8, len: usize, received: u64) {
+    pub(super) fn begin_continuation(&mut self, flags: u8, len: usize, offset: u64) {
         self.is_open = flags & END_HEADERS == 0;
         self.frame = Frame {
-            received,
+            offset,
             len,
             missing: len,
             ..Frame::default()
@@ -264,10 +264,10 @@ impl HeaderTable {
     fn add(&mut self) {
         let mut kept = 0;
         if self.field.is_pseudo {
-            let Frame { received, len, .. } = self.frame;
-            let since = usize::try_from(received.saturating_sub(self.newest_at)).unwrap_or(usize::MAX);
+            let Frame { offset, len, .. } = self.frame;
+            let since = usize::try_from(offset.saturating_sub(self.newest_at)).unwrap_or(usize::MAX);
             kept = since.min(READ_BUFFER) + len;
-            self.newest_at = received + len as u64;
+            self.newest_at = offset + len as u64;
         }
         self.entries.push_front(kept);
         self.kept += kept;
@@ -287,19 +287,19 @@ mod tests {
     }
 
     /// Reads a block in one frame, byte by byte, after `before` bytes of other frames.
-    fn read(table: &mut HeaderTable, received: &mut u64, before: u64, flags: u8, payload: &[u8]) {
-        *received += before;
-        table.begin_headers(flags, payload.len(), *received);
+    fn read(table: &mut HeaderTable, offset: &mut u64, before: u64, flags: u8, payload: &[u8]) {
+        *offset += before;
+        table.begin_headers(flags, payload.len(), *offset);
         for byte in payload {
             table.read(&[*byte]);
         }
-        *received += payload.len() as u64;
+        *offset += payload.len() as u64;
     }
 
     #[test]
     fn pseudo_headers_that_are_added_keep_what_was_received_since_the_last_one() {
-        let (mut table, mut received) = (HeaderTable::default(), 0);
-        read(&mut table, &mut received, 100, 0, &path(0x44));
+        let (mut table, mut offset) = (HeaderTable::default(), 0);
+        read(&mut table, &mut offset, 100, 0, &path(0x44));
         assert_eq!(table.kept(), 104);
         // Not added; indexed; an ordinary one; the size of the table.
         let others = [
@@ -309,54 +309,54 @@ mod tests {
             &path(0x6f),
             &[0x3f, 0xe1, 31],
         ];
-        read(&mut table, &mut received, 0, 0, &others.concat());
+        read(&mut table, &mut offset, 0, 0, &others.concat());
         assert_eq!(table.kept(), 104);
         // With the name of the second newest entry, which is one.
-        read(&mut table, &mut received, 1_000_000, 0, &[0x7f, 0, 1, b'/']);
+        read(&mut table, &mut offset, 1_000_000, 0, &[0x7f, 0, 1, b'/']);
         assert_eq!(table.kept(), 104 + READ_BUFFER + 4);
         // With a literal name, and one in Huffman code; with an ordinary one.
         for (name, is_pseudo) in [(&b":path"[..], true), (&[0xb9, 0x80], true), (b"path", false)] {
             let before = table.kept();
             let field = [&[0x40, u8::try_from(name.len()).unwrap()], name, &[1, b'/']].concat();
-            read(&mut table, &mut received, 100, 0, &field);
+            read(&mut table, &mut offset, 100, 0, &field);
             assert_eq!(table.kept() > before, is_pseudo, "{name:?}");
         }
     }
 
     #[test]
     fn padding_and_priority_are_not_part_of_a_block() {
-        let (mut table, mut received) = (HeaderTable::default(), 0);
+        let (mut table, mut offset) = (HeaderTable::default(), 0);
         let padding = path(0x44).repeat(2);
         let payload = [&[8][..], &[0x44; 5], &path(0x44), &padding].concat();
-        read(&mut table, &mut received, 0, PADDED | PRIORITY, &payload);
+        read(&mut table, &mut offset, 0, PADDED | PRIORITY, &payload);
         assert_eq!(table.entries.len(), 1);
         // A block in two frames.
         let block = path(0x44);
-        read(&mut table, &mut received, 0, 0, &block[..3]);
+        read(&mut table, &mut offset, 0, 0, &block[..3]);
         assert_eq!(table.entries.len(), 1);
-        table.begin_continuation(0, 1, received);
+        table.begin_continuation(0, 1, offset);
         table.read(&block[3..]);
         assert_eq!((table.entries.len(), table.fields()), (2, 2));
     }
 
     #[test]
     fn fields_are_counted_by_block() {
-        let (mut table, mut received) = (HeaderTable::default(), 0);
+        let (mut table, mut offset) = (HeaderTable::default(), 0);
         for fields in [MAX_FIELDS, MAX_FIELDS + 3, 1] {
-            read(&mut table, &mut received, 0, 0, &vec![0x82; fields]);
+            read(&mut table, &mut offset, 0, 0, &vec![0x82; fields]);
         }
         assert_eq!((table.fields(), table.excess()), (2 * MAX_FIELDS + 4, 3));
     }
 
     #[test]
     fn old_entries_are_forgotten() {
-        let (mut table, mut received) = (HeaderTable::default(), 0);
+        let (mut table, mut offset) = (HeaderTable::default(), 0);
         for _ in 0..1_000 {
-            read(&mut table, &mut received, 1_000_000, 0, &path(0x44));
+            read(&mut table, &mut offset, 1_000_000, 0, &path(0x44));
         }
         assert_eq!(table.kept(), MAX_ENTRIES * (READ_BUFFER + 4));
         for _ in 0..MAX_ENTRIES {
-            read(&mut table, &mut received, 0, 0, &path(0x6f));
+            read(&mut table, &mut offset, 0, 0, &path(0x6f));
         }
         assert_eq!(table.kept(), 0);
     }

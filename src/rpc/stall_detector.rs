@@ -39,7 +39,7 @@ pub(super) struct StallDetector {
     ticks: AtomicU32,
     /// Whether the stream was ended because of that.
     has_stalled: AtomicBool,
-    /// Of the body, when it waits until nothing is unsent.
+    /// The waker of the body, while it waits until nothing is unsent.
     waker: AtomicWaker,
 }
 

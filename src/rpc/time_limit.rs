@@ -16,7 +16,7 @@ use tonic::body::Body;
 use super::error::{RpcError, trailers};
 use crate::reason::Reason;
 
-/// Longer deadlines are none.
+/// Longer deadlines are ignored.
 const MAX_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The deadline of a call, from the header `grpc-timeout`: up to eight digits and a unit.

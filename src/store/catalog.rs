@@ -122,7 +122,7 @@ impl LogState {
             bytes: 0,
             snapshot: None,
             snapshot_sequence: Sequence::ZERO,
-            retain_until: RetainUntil::NEVER,
+            retain_until: RetainUntil::UNSET,
             room_entry: None,
             trimmed_in: None,
             segments: Vec::new(),

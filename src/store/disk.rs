@@ -226,7 +226,7 @@ impl Store for DiskStore {
             let epoch = catalog.log(log)?.epoch;
             return Ok(Log { id: log, epoch });
         }
-        if catalog.rooms.len() >= self.options.max_rooms && !super::is_reserved(room) {
+        if catalog.rooms.len() >= self.options.max_rooms && !super::is_exempt(room) {
             return Err(StoreError::TooManyRooms(catalog.rooms.len()));
         }
         // It is written with the first append, which costs no sync of its own.

@@ -235,8 +235,8 @@ impl Store for MemoryStore {
             let epoch = state.log(id)?.epoch;
             return Ok(Log { id, epoch });
         }
-        let is_reserved = super::is_reserved(room);
-        if !is_reserved
+        let is_exempt = super::is_exempt(room);
+        if !is_exempt
             && self
                 .max_rooms
                 .is_some_and(|max_rooms| state.rooms.len() >= max_rooms)
@@ -260,7 +260,7 @@ impl Store for MemoryStore {
         };
         state.next_log = LogId(id.0.saturating_add(1));
         state.newest_epoch = Some(epoch);
-        if is_reserved || self.max_rooms.is_some() {
+        if is_exempt || self.max_rooms.is_some() {
             state.rooms.insert(room.clone(), id);
         }
         state.logs.insert(id, log);

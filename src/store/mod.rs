@@ -141,8 +141,8 @@ pub type AppendFuture<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> 
 /// expired.
 pub const UNUSED_AFTER: Duration = Duration::from_secs(600);
 
-/// Whether a room can be created even if there are as many as the limit allows: the lobby, where everybody starts.
-fn is_reserved(room: &RoomName) -> bool {
+/// Whether the limit of rooms does not apply to a room: the lobby, where everybody starts, can always be created.
+fn is_exempt(room: &RoomName) -> bool {
     *room == RoomName::default()
 }
 

@@ -4,7 +4,7 @@ use super::Retention;
 use super::segment::SEGMENT_HEADER_LEN;
 
 /// The size of segments is this share of the limit of the total size.
-const SEGMENT_SHARE: u64 = 64;
+const SEGMENT_DIVISOR: u64 = 64;
 
 /// The size of a segment when the disk is nearly full, in bytes.
 const MIN_SEGMENT_LEN: u64 = 64 << 10;
@@ -35,7 +35,7 @@ pub struct DiskOptions {
 
 /// The size of a segment, in bytes, unless an append is larger.
 const fn segment_share(retention: &Retention) -> u64 {
-    let share = retention.max_total_bytes / SEGMENT_SHARE;
+    let share = retention.max_total_bytes / SEGMENT_DIVISOR;
     if share < 1 << 20 {
         1 << 20
     } else if share > 64 << 20 {

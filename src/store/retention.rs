@@ -27,7 +27,7 @@ const MAX_TRIMMED_LOGS: usize = 16;
 const MAX_UNTRIMMABLE_LOGS: usize = 256;
 
 /// How much of each room's log is kept. The oldest records are removed once any of these limits is exceeded, as far as a
-/// snapshot covers them. Only age removes the newest record of a log. A store on disk lets the events and bytes of a log exceed
+/// snapshot covers them. Only age removes the newest record of a log, and only on disk. A store on disk lets the events and bytes of a log exceed
 /// their limits by 1/16 before it removes any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {

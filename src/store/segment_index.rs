@@ -93,7 +93,8 @@ pub(super) struct LogMetadata {
 pub(super) struct RetainUntil(u16);
 
 impl RetainUntil {
-    pub(super) const NEVER: Self = Self(0);
+    /// The log may end as soon as nobody uses it.
+    pub(super) const UNSET: Self = Self(0);
 
     fn new(time: WallTime) -> Self {
         Self(u16::try_from(time.as_millis().div_ceil(MILLIS_PER_DAY)).unwrap_or(u16::MAX))

@@ -17,6 +17,7 @@ use tonic_health::server::HealthReporter;
 use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 use super::free_memory;
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
@@ -47,13 +48,13 @@ const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The drain timeout divided by this is reserved for exporting the last spans and log lines.
-const FLUSH_SHARE: u32 = 4;
+const FLUSH_DIVISOR: u32 = 4;
 
-/// The largest part of the memory that a checkpoint may take which a replica loads.
-const CHECKPOINT_SHARE: u64 = 2;
+/// A checkpoint that a replica loads may take `--max-memory` divided by this.
+const CHECKPOINT_DIVISOR: u64 = 2;
 
 /// The drain timeout divided by this is reserved for the exit of the process.
-pub(super) const EXIT_SHARE: u32 = 16;
+pub(super) const EXIT_DIVISOR: u32 = 16;
 
 /// A server whose ports are bound and whose rooms are recovered.
 pub struct Server {
@@ -120,7 +121,7 @@ impl Server {
             let secret = options
                 .read_secret()
                 .map_err(|error| Failure::Config(vec![error]))?;
-            let max_len = config.max_memory / CHECKPOINT_SHARE;
+            let max_len = config.max_memory / CHECKPOINT_DIVISOR;
             let bootstrap = load_checkpoint(options, max_len).await?;
             let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
             let hub = Hub::replicated(
@@ -266,8 +267,11 @@ impl Server {
             let hub = Arc::clone(&self.hub);
             tokio::spawn(async move { ending.run_until_cancelled(hub.delete_unused_rooms()).await });
         }
-        let stopping = draining.clone();
-        tokio::spawn(async move { stopping.run_until_cancelled(free_memory::keep_releasing()).await });
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        {
+            let stopping = draining.clone();
+            tokio::spawn(async move { stopping.run_until_cancelled(free_memory::keep_releasing()).await });
+        }
         if let Some(tls) = self.tls {
             let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
             tokio::spawn(async move { watching.run_until_cancelled(tls.watch(observer)).await });
@@ -304,12 +308,12 @@ impl Server {
         draining.cancel();
         // Reserve time to export the telemetry of the drain itself.
         let flush_time = if self.otlp.is_enabled() {
-            drain_timeout / FLUSH_SHARE
+            drain_timeout / FLUSH_DIVISOR
         } else {
             Duration::ZERO
         };
         let written = match stop_replica {
-            Some(replica) => take_last_checkpoint(&replica, drain_timeout / FLUSH_SHARE).await,
+            Some(replica) => take_last_checkpoint(&replica, drain_timeout / FLUSH_DIVISOR).await,
             None => None,
         };
         let drain = async {
@@ -331,7 +335,7 @@ impl Server {
         stop_admin.cancel();
         // It ends, because its token was cancelled above.
         serving_admin.await.ok();
-        let flushed_by = deadline - drain_timeout / EXIT_SHARE;
+        let flushed_by = deadline - drain_timeout / EXIT_DIVISOR;
         self.otlp.shut_down(flushed_by.into_std()).await;
         if let Some(failure) = replica_error {
             return Err(failure);
