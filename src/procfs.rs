@@ -46,6 +46,13 @@ pub fn memory_limit() -> Option<u64> {
     limits.chain(machine).min()
 }
 
+/// The memory that this process takes, in bytes. `None` if the system does not tell.
+#[must_use]
+pub fn resident_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    number_after::<u64>(&status, "VmRSS:").map(|kibibytes| kibibytes * 1024)
+}
+
 /// The limits in the `file` of the cgroup `path` and of those around it, as far as they are visible below `root`.
 fn cgroup_limits(root: &str, path: &str, file: &str) -> Vec<u64> {
     let path = Path::new(path.trim_start_matches('/'));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chitchat::procfs::number_after;
+use chitchat::procfs::resident_memory;
 use chitchat::proto::JoinMsgLeave;
 use tokio::task::JoinSet;
 
@@ -68,8 +68,7 @@ async fn all_participants_receive_the_same_events_in_the_same_order() {
 /// Open descriptors of this process, and its resident memory in KiB.
 fn resources() -> (usize, u64) {
     let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    (descriptors, number_after(&status, "VmRSS:").unwrap())
+    (descriptors, resident_memory().unwrap() / 1024)
 }
 
 /// Lets `clients` join over twenty connections, receive their own JOIN, and leave or disconnect.

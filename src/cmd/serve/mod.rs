@@ -2,7 +2,7 @@
 
 mod args;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-mod free_memory;
+mod heap_trimmer;
 mod server;
 
 use std::io;

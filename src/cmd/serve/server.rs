@@ -17,8 +17,6 @@ use tonic_health::server::HealthReporter;
 use tower::Layer;
 use tracing::{Instrument, info, info_span, warn};
 
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-use super::free_memory;
 use crate::admin::{AdminServer, Readiness};
 use crate::auth::Authenticator;
 use crate::cluster::{
@@ -263,14 +261,18 @@ impl Server {
             };
             tokio::spawn(async move { watching.run_until_cancelled(watch).await });
         } else {
-            let ending = draining.clone();
+            let stopping = draining.clone();
             let hub = Arc::clone(&self.hub);
-            tokio::spawn(async move { ending.run_until_cancelled(hub.delete_unused_rooms()).await });
+            tokio::spawn(async move { stopping.run_until_cancelled(hub.delete_unused_rooms()).await });
         }
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         {
             let stopping = draining.clone();
-            tokio::spawn(async move { stopping.run_until_cancelled(free_memory::keep_releasing()).await });
+            tokio::spawn(async move {
+                stopping
+                    .run_until_cancelled(super::heap_trimmer::trim_periodically())
+                    .await
+            });
         }
         if let Some(tls) = self.tls {
             let (watching, observer) = (draining.clone(), Arc::new(self.observer.clone()));
