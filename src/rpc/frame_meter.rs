@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 
 use super::header_table::{HeaderTable, READ_BUFFER};
-use super::open_streams::{DataFrames, OpenStreams};
+use super::open_streams::{DataRun, OpenStreams};
 
 /// Length of a frame's header: the length of its payload (3 bytes), its type, its flags and its stream.
 const HEADER_LEN: usize = 9;
@@ -223,7 +223,7 @@ impl FrameMeter {
         let (header_table, data) = (&mut self.header_table, &mut self.data);
         streams.read_bytes(bytes.as_ptr().addr(), bytes.len());
         // Frames of one stream are counted together: most clients send them so.
-        let mut uncounted = DataFrames::default();
+        let mut uncounted = DataRun::default();
         self.read.scan(bytes, |part| {
             let FrameHeader {
                 kind,
@@ -241,7 +241,7 @@ impl FrameMeter {
                     }
                     if payload.is_last {
                         let end = payload.bytes.as_ptr_range().end.addr() - data.padding;
-                        let frame = DataFrames::one(data.stream, end, data.len, data.ends_stream);
+                        let frame = DataRun::one(data.stream, end, data.len, data.ends_stream);
                         if let Err(frame) = uncounted.append(frame) {
                             streams.receive_data(&std::mem::replace(&mut uncounted, frame));
                         }
@@ -279,14 +279,14 @@ impl FrameMeter {
                     };
                     frames.short += u32::from(data.is_padding_known && data.is_short());
                     if len == 0 {
-                        streams.receive_data(&DataFrames::one(stream, 0, 0, data.ends_stream));
+                        streams.receive_data(&DataRun::one(stream, 0, 0, data.ends_stream));
                     }
                 }
                 RST_STREAM => {
                     streams.close(stream);
                 }
                 // h2 resets a stream that depends on itself.
-                PRIORITY => streams.receive_late(),
+                PRIORITY => streams.receive_late(1),
                 _ => {}
             }
             cost += match kind {

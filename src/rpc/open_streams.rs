@@ -62,9 +62,9 @@ struct OpenStream {
     unread: VecDeque<UnreadFrames>,
 }
 
-/// DATA frames of one stream in one buffer, with no frame between them.
+/// A run of DATA frames: of one stream, in one buffer, with no other frame between them.
 #[derive(Debug, Default)]
-pub(super) struct DataFrames {
+pub(super) struct DataRun {
     stream: u32,
     /// How many there are.
     count: usize,
@@ -73,18 +73,18 @@ pub(super) struct DataFrames {
     /// How many bytes of data they have.
     len: usize,
     /// Whether the last one ends the stream.
-    is_last: bool,
+    ends_stream: bool,
 }
 
-impl DataFrames {
+impl DataRun {
     /// A frame with `len` bytes of data, which end at the address `end`.
-    pub(super) const fn one(stream: u32, end: usize, len: usize, is_last: bool) -> Self {
+    pub(super) const fn one(stream: u32, end: usize, len: usize, ends_stream: bool) -> Self {
         Self {
             stream,
             count: 1,
             ends: (end, end),
             len,
-            is_last,
+            ends_stream,
         }
     }
 
@@ -97,7 +97,7 @@ impl DataFrames {
         self.count += next.count;
         self.ends.1 = next.ends.1;
         self.len += next.len;
-        self.is_last = next.is_last;
+        self.ends_stream = next.ends_stream;
         Ok(())
     }
 }
@@ -185,23 +185,26 @@ impl OpenStreams {
                 open.trailers += 1;
                 self.trailers += 1;
             }
-            None => self.receive_late(),
+            None => self.receive_late(1),
         }
     }
 
-    /// Counts a frame to which h2 may answer with RST_STREAM, and which belongs to no open stream.
-    pub(super) fn receive_late(&mut self) {
-        self.late += usize::from(self.is_blocked);
+    /// Counts frames to which h2 may answer with RST_STREAM, and which belong to no open stream.
+    pub(super) fn receive_late(&mut self, count: usize) {
+        self.late += usize::from(self.is_blocked) * count;
     }
 
     /// Counts DATA frames. It costs the same for one as for many.
-    pub(super) fn receive_data(&mut self, frames: &DataFrames) {
+    pub(super) fn receive_data(&mut self, frames: &DataRun) {
+        if frames.count == 0 {
+            return;
+        }
         let Some(open) = self.streams.get_mut(&frames.stream) else {
-            self.late += usize::from(self.is_blocked) * frames.count;
+            self.receive_late(frames.count);
             return;
         };
         // h2 drops empty ones.
-        if open.is_ignored || (frames.len == 0 && !frames.is_last) {
+        if open.is_ignored || (frames.len == 0 && !frames.ends_stream) {
             return;
         }
         let (first, last) = frames.ends;
@@ -414,7 +417,7 @@ mod tests {
     fn receive(streams: &mut OpenStreams, buffer: &[u8], frames: &[(u32, &[u8])]) {
         streams.read_bytes(buffer.as_ptr().addr(), buffer.len());
         for (stream, data) in frames {
-            streams.receive_data(&DataFrames::one(*stream, end_of(data), data.len(), false));
+            streams.receive_data(&DataRun::one(*stream, end_of(data), data.len(), false));
         }
     }
 
@@ -493,7 +496,7 @@ mod tests {
         for buffer in &buffers {
             // The first half came in an earlier buffer.
             streams.read_bytes(buffer[8_192..].as_ptr().addr(), 8_192);
-            streams.receive_data(&DataFrames::one(1, end_of(buffer), buffer.len(), false));
+            streams.receive_data(&DataRun::one(1, end_of(buffer), buffer.len(), false));
         }
         let others = UNANSWERED_BYTES + 2 * FRAME_BYTES;
         assert_eq!(streams.bytes(), 10 * 16_384 - READ_BUFFER + others);
@@ -516,12 +519,12 @@ mod tests {
     #[test]
     fn what_comes_too_late_counts_until_the_socket_accepts_the_answer() {
         let mut streams = OpenStreams::default();
-        streams.receive_late();
+        streams.receive_late(1);
         assert_eq!(streams.bytes(), 0);
         streams.set_blocked(true);
-        streams.receive_data(&DataFrames::one(1, 0, 0, true));
+        streams.receive_data(&DataRun::one(1, 0, 0, true));
         streams.receive_trailers(1);
-        streams.receive_late();
+        streams.receive_late(1);
         assert_eq!(streams.bytes(), 3 * UNANSWERED_BYTES);
         streams.reset(1);
         assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
@@ -556,7 +559,7 @@ mod tests {
         streams.open(1);
         // h2 drops the first.
         receive(&mut streams, &data, &[(1, &[]), (1, &data)]);
-        streams.receive_data(&DataFrames::one(1, data.as_ptr().addr(), 0, true));
+        streams.receive_data(&DataRun::one(1, data.as_ptr().addr(), 0, true));
         assert_eq!(streams.frames, 2);
         let mut reader = StreamReader::default();
         streams.read_data(&mut reader, &data);
