@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::blocking::blocking;
-use crate::rpc::network;
+use crate::rpc::client_prefix;
 use crate::telemetry::Metrics;
 
 /// Maximum number of connections; a further one takes the place of another. Only a few probes and collectors connect here, and
@@ -119,13 +119,14 @@ impl AdminServer {
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// The [networks](network) of their clients, the oldest first.
+    /// The [prefixes](client_prefix) of their clients, the oldest first.
     open: Vec<(IpAddr, AbortHandle)>,
 }
 
 impl Connections {
     fn spawn(&mut self, peer: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
-        self.open.push((network(peer), self.tasks.spawn(connection)));
+        self.open
+            .push((client_prefix(peer), self.tasks.spawn(connection)));
     }
 
     /// Closes the oldest connection of the address that has the most, if there are too many: a client that opens many and

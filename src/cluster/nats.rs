@@ -180,7 +180,7 @@ impl NatsOptions {
         })
     }
 
-    /// The library ignores the user in an address, so the first one that is named connects to all servers.
+    /// The client library ignores the user in an address. The first address that has one decides who connects to all servers.
     fn authentication(&self) -> ConnectOptions {
         if let Some(credentials) = self.credentials.clone() {
             return ConnectOptions::with_auth_callback(move |nonce| {

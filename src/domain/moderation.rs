@@ -68,7 +68,7 @@ pub struct Ban {
     pub target: BanTarget,
     /// When it ends.
     pub until: WallTime,
-    /// What it says to whom it keeps out.
+    /// Shown to those whom it keeps out.
     pub reason: Text,
 }
 

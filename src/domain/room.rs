@@ -531,7 +531,7 @@ impl Room {
         let owns_other = join.owner.is_some() && participant.name != join.name;
         if participant.join_sequence != session.join_sequence
             || owns_other
-            || !self.must_make_way(session.participant, join.owner.as_ref())
+            || !self.is_evictable_by(session.participant, join.owner.as_ref())
             || self
                 .check_banned(self.roster.skeletons(session.participant), &join.origin, at)
                 .is_err()
@@ -553,8 +553,8 @@ impl Room {
         })
     }
 
-    /// Whether a lost participant must make way for somebody who joins as `owner`: if nobody owns the participant, or the same one does.
-    fn must_make_way(&self, participant: ParticipantId, owner: Option<&Arc<str>>) -> bool {
+    /// Whether somebody who joins as `owner` may evict this participant once it is lost: if nobody owns it, or `owner` does.
+    fn is_evictable_by(&self, participant: ParticipantId, owner: Option<&Arc<str>>) -> bool {
         let own = self.roster.owner(participant);
         own.is_none() || own == owner
     }
@@ -574,7 +574,7 @@ impl Room {
             if id.is_assigned() {
                 return Err(Rejection::IdReserved(id));
             }
-            if self.is_attached(id) || !self.must_make_way(id, owner) {
+            if self.is_attached(id) || !self.is_evictable_by(id, owner) {
                 return Err(Rejection::IdTaken(id));
             }
             leaving.extend(self.roster.get(id).map(|_| id));
@@ -591,7 +591,7 @@ impl Room {
             // Several have the name only if they joined while that was allowed. They are not searched for somebody who is
             // not lost.
             let is_displaced = owner.is_some() && self.roster.owner(holder).is_none();
-            let remains = self.is_attached(holder) || !self.must_make_way(holder, owner);
+            let remains = self.is_attached(holder) || !self.is_evictable_by(holder, owner);
             if (remains && !is_displaced) || holders.next().is_some() {
                 return Err(name_taken());
             }

@@ -68,7 +68,7 @@ impl Text {
     }
 }
 
-/// Whether `text` needs no check of its characters. Without an early return the compiler can check many bytes at once.
+/// Whether `text` needs no check of each character. There is no early return, so that the loop is vectorized.
 fn is_printable_ascii(text: &str) -> bool {
     text.bytes()
         .fold(true, |so_far, byte| so_far & matches!(byte, b' '..=b'~'))

@@ -110,16 +110,16 @@ pub(crate) fn encode(message: &proto::ServerMessage) -> Bytes {
     buffer.freeze()
 }
 
-/// The key of a field whose number is below 16: of one byte.
-fn put_key(buffer: &mut BytesMut, field: u8, wire_type: u8) {
-    debug_assert!(field < 16, "the key of field {field} has two bytes");
+/// Appends the tag of a field whose number is below 16, which has one byte.
+fn put_tag(buffer: &mut BytesMut, field: u8, wire_type: u8) {
+    debug_assert!(field < 16, "the tag of field {field} has two bytes");
     buffer.put_u8(field << 3 | wire_type);
 }
 
 /// Like the functions below, omits a field that has its default value, as proto3 does.
 fn put_number(buffer: &mut BytesMut, field: u8, value: u64) {
     if value != 0 {
-        put_key(buffer, field, VARINT);
+        put_tag(buffer, field, VARINT);
         encode_varint(value, buffer);
     }
 }
@@ -131,7 +131,7 @@ fn put_int(buffer: &mut BytesMut, field: u8, value: i64) {
 
 fn put_text(buffer: &mut BytesMut, field: u8, text: &str) {
     if !text.is_empty() {
-        put_key(buffer, field, LENGTH_DELIMITED);
+        put_tag(buffer, field, LENGTH_DELIMITED);
         encode_varint(text.len() as u64, buffer);
         buffer.put_slice(text.as_bytes());
     }
@@ -139,7 +139,7 @@ fn put_text(buffer: &mut BytesMut, field: u8, text: &str) {
 
 fn put_time(buffer: &mut BytesMut, field: u8, at: WallTime) {
     let time = timestamp(at);
-    put_key(buffer, field, LENGTH_DELIMITED);
+    put_tag(buffer, field, LENGTH_DELIMITED);
     encode_varint(time.encoded_len() as u64, buffer);
     time.encode_raw(buffer);
 }

@@ -25,13 +25,14 @@ const MIN_CAPACITY: usize = 4 * 1024;
 /// For how many items the queue keeps memory while it is empty. A mailbox that was full once would hold megabytes.
 const SPARE_CAPACITY: usize = 8;
 
-/// How many queues wait for mailboxes that fill: two for each of a few busy rooms.
-const MAX_POOLED: usize = 8;
+/// How many empty queues are kept for mailboxes that fill: two for each of a few busy rooms.
+const MAX_SPARE_QUEUES: usize = 8;
 
-/// For how many items they have memory: more than [`MIN_POOLED_CAPACITY`], because smaller queues are cheap to make, and roughly what a
-/// mailbox can hold at most.
-const MIN_POOLED_CAPACITY: usize = 128;
-const MAX_POOLED_CAPACITY: usize = 4_096;
+/// A queue with memory for this many items is too small to keep: it is cheap to allocate.
+const SMALL_CAPACITY: usize = 128;
+
+/// For how many items a queue that is kept has memory at most: roughly what a mailbox holds.
+const MAX_SPARE_CAPACITY: usize = 4_096;
 
 /// By how many times the capacity those who wait may exceed it.
 const MAX_TURNS: usize = 3;
@@ -54,7 +55,7 @@ pub(super) struct MailboxPool<T> {
 }
 
 impl<T> MailboxPool<T> {
-    /// Of mailboxes whose items may take `limit` bytes. Exceeding it is not an error: each mailbox then makes do with less.
+    /// The items of all mailboxes may take `limit` bytes; beyond it each mailbox accepts less.
     pub(super) const fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -63,23 +64,23 @@ impl<T> MailboxPool<T> {
         }
     }
 
-    /// Takes the memory of `queue`, which is empty, unless it has little.
-    fn take_memory(&self, queue: &mut Vec<T>) {
+    /// Keeps the memory of `queue`, which is empty, for others, unless it is small.
+    fn recycle(&self, queue: &mut Vec<T>) {
         debug_assert!(queue.is_empty(), "its items would come to another room");
-        if queue.capacity() <= MIN_POOLED_CAPACITY {
+        if queue.capacity() <= SMALL_CAPACITY {
             queue.shrink_to(SPARE_CAPACITY);
             return;
         }
         let mut queue = std::mem::take(queue);
-        queue.shrink_to(MAX_POOLED_CAPACITY);
+        queue.shrink_to(MAX_SPARE_CAPACITY);
         let mut spare = self.spare.lock();
-        if spare.len() < MAX_POOLED {
+        if spare.len() < MAX_SPARE_QUEUES {
             spare.push(queue);
         }
     }
 
-    /// Replaces `queue`, which is full, by a larger one with the same items, if there is one.
-    fn give_memory(&self, queue: &mut Vec<T>) {
+    /// Moves the items of `queue`, which is full, to a larger one that was kept, if there is one.
+    fn grow(&self, queue: &mut Vec<T>) {
         let larger = self.spare.lock().pop();
         if let Some(mut larger) = larger {
             larger.append(queue);
@@ -171,7 +172,7 @@ impl<T: Weight> Mailbox<T> {
                 return Poll::Ready(false);
             }
             for queue in [&mut state.items, batch] {
-                self.pool.take_memory(queue);
+                self.pool.recycle(queue);
             }
             if state
                 .consumer
@@ -329,8 +330,8 @@ impl<T: Weight> Sender<T> {
 impl<T> State<T> {
     /// Appends the item. Returns the consumer's waker if it waits for items.
     fn push(&mut self, item: T, weight: usize, pool: &MailboxPool<T>) -> Option<Waker> {
-        if self.items.len() == MIN_POOLED_CAPACITY && self.items.capacity() == MIN_POOLED_CAPACITY {
-            pool.give_memory(&mut self.items);
+        if self.items.len() == SMALL_CAPACITY && self.items.capacity() == SMALL_CAPACITY {
+            pool.grow(&mut self.items);
         }
         pool.add(weight);
         self.items.push(item);
@@ -474,7 +475,7 @@ mod tests {
             assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
         }
         let spare = pool.spare.lock();
-        assert!(spare.len() == 1 && spare[0].capacity() == MAX_POOLED_CAPACITY);
+        assert!(spare.len() == 1 && spare[0].capacity() == MAX_SPARE_CAPACITY);
     }
 
     #[test]

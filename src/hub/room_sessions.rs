@@ -416,8 +416,7 @@ impl RoomSessions {
         }
     }
 
-    /// Evicts those who must make way for somebody who has joined: closes the streams of those who had taken the name of its owner, and
-    /// appends their LEAVE events and those of participants without a stream.
+    /// Closes the streams of those whose name was claimed by its owner, and appends the LEAVE events of all who are evicted.
     fn evict(&mut self, displaced: Vec<Attachment>, evicted: Vec<Event>, meta: &RequestMeta) {
         for attachment in displaced {
             self.close_stream(attachment, CloseReason::NameClaimed);

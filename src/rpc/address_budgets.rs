@@ -58,7 +58,7 @@ impl Addresses {
             state.by_network.retain(|_, budgets| budgets.strong_count() > 0);
             state.prune_at = 2 * state.by_network.len() + 1;
         }
-        let entry = state.by_network.entry(network(address)).or_default();
+        let entry = state.by_network.entry(client_prefix(address)).or_default();
         entry.upgrade().unwrap_or_else(|| {
             let budgets = Arc::new(new());
             *entry = Arc::downgrade(&budgets);
@@ -73,13 +73,13 @@ pub(super) const fn fair_share(limit: usize, all: usize, own: usize) -> usize {
     per_address(limit.saturating_sub(all.saturating_sub(own)))
 }
 
-/// The address under which a client is counted: see [`network`]. Requests that came on no connection have one in common.
+/// The address under which a client is counted: see [`client_prefix`]. Requests that came on no connection have one in common.
 pub(super) fn address_key(address: Option<IpAddr>) -> IpAddr {
-    network(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
+    client_prefix(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
 }
 
-/// What counts as one address: an IPv4 address, or a /64 network of IPv6, of which each host can choose its addresses.
-pub(crate) fn network(address: IpAddr) -> IpAddr {
+/// The prefix that counts as one address: an IPv4 address, or a /64 of IPv6, in which each host can choose its addresses.
+pub(crate) fn client_prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),

@@ -581,8 +581,9 @@ mod tests {
         let last = same.start_room_query().now_or_never();
         assert!(last.is_some() && same.start_query().now_or_never().is_none());
     }
+
     #[tokio::test(start_paused = true)]
-    async fn who_begins_to_wait_is_reported() {
+    async fn each_limit_reports_a_client_that_begins_to_wait() {
         let (sender, reports) = std::sync::mpsc::channel();
         let throttling = ThrottleReporter::new(move |throttle| sender.send(throttle).unwrap());
         let limits = BudgetLimits {

@@ -44,7 +44,7 @@ mod unary;
 mod unary_limits;
 mod unread;
 
-pub(crate) use address_budgets::network;
+pub(crate) use address_budgets::client_prefix;
 pub use authentication::AuthenticationService;
 pub use connection::TransportLimits;
 pub use connection_budgets::BudgetLimits;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::address_budgets::network;
+use super::address_budgets::client_prefix;
 use super::convert::client_name;
 use super::error::RpcError;
 use super::observer::ModerationAction;
@@ -122,7 +122,7 @@ fn ban_target(whom: ModerationTarget, description: &mut String) -> Result<BanTar
             let parsed: IpAddr = address
                 .parse()
                 .map_err(|_| invalid(format!("{address:?} is not an IP address")))?;
-            BanTarget::Address(network(parsed))
+            BanTarget::Address(client_prefix(parsed))
         }
         Some(Target::ParticipantId(_)) | None => {
             return Err(invalid("its target is not a name, subject or address; set one"));

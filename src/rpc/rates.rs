@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::address_budgets::{address_key, network};
+use super::address_budgets::{address_key, client_prefix};
 use super::error::RpcError;
 use super::room_quotas::RoomQuotas;
 use crate::auth::Caller;
@@ -169,7 +169,7 @@ impl AddressRate {
     /// Counts `count` events from `address`, allowed or not. Returns how long there must be none until the rate is kept, at most
     /// `max`.
     pub(super) fn record(&self, address: IpAddr, count: u32, max: Duration) -> Duration {
-        let delay = self.with_limiter(network(address), |limiter, rate, now| {
+        let delay = self.with_limiter(client_prefix(address), |limiter, rate, now| {
             limiter.record(count, rate, max, now)
         });
         delay.unwrap_or_default()

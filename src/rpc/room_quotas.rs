@@ -126,11 +126,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_may_create_rooms_as_long_as_few_of_its_rooms_exist() {
         let name = |room: &str| RoomName::try_from(room).unwrap();
-        let places = RoomQuotas::new(2);
+        let quotas = RoomQuotas::new(2);
         let rooms = RefCell::new(HashSet::new());
         let create = |address: &str, room: &str| {
             let room = name(room);
-            let is_allowed = places.try_create(address.parse().unwrap(), &room, |room| {
+            let is_allowed = quotas.try_create(address.parse().unwrap(), &room, |room| {
                 rooms.borrow().contains(room)
             });
             is_allowed && rooms.borrow_mut().insert(room)
@@ -144,25 +144,25 @@ mod tests {
         rooms.borrow_mut().remove(&name("two"));
         advance(CHECK_INTERVAL).await;
         assert!(create("192.0.2.2", "two") && create("192.0.2.1", "five"));
-        assert_eq!(places.state.lock().creators.len(), 4);
+        assert_eq!(quotas.state.lock().creators.len(), 4);
     }
 
     #[tokio::test(start_paused = true)]
     async fn rooms_that_exist_are_not_checked_again_for_each_attempt() {
         let name = |room: usize| RoomName::try_from(format!("room {room}").as_str()).unwrap();
         let address = "192.0.2.1".parse().unwrap();
-        let places = RoomQuotas::new(1_000);
+        let quotas = RoomQuotas::new(1_000);
         let checks = Cell::new(0);
         let exists = |_: &RoomName| {
             checks.update(|count| count + 1);
             true
         };
         for room in 0..1_000 {
-            assert!(places.try_create(address, &name(room), exists));
+            assert!(quotas.try_create(address, &name(room), exists));
         }
         for _ in 0..3 {
             for _ in 0..1_000 {
-                assert!(!places.try_create(address, &name(1_000), exists));
+                assert!(!quotas.try_create(address, &name(1_000), exists));
             }
             assert_eq!(checks.take(), 1_000);
             advance(CHECK_INTERVAL).await;
@@ -175,7 +175,7 @@ mod tests {
         let address = "192.0.2.1".parse().unwrap();
         let rooms = 10 * CHECKS_PER_ATTEMPT;
         for ended in [0, 100, rooms - 1] {
-            let places = RoomQuotas::new(rooms);
+            let quotas = RoomQuotas::new(rooms);
             let checks = Cell::new(0);
             let exists = |room: &RoomName| {
                 checks.update(|count| count + 1);
@@ -183,13 +183,13 @@ mod tests {
             };
             let mut rejected = 0;
             for room in 0..rooms {
-                assert!(places.try_create(address, &name(room), exists));
+                assert!(quotas.try_create(address, &name(room), exists));
             }
-            while !places.try_create(address, &name(rooms), exists) {
+            while !quotas.try_create(address, &name(rooms), exists) {
                 rejected += 1;
                 assert!(checks.take() <= CHECKS_PER_ATTEMPT && rejected < 10);
             }
-            assert_eq!(places.state.lock().creators.len(), rooms);
+            assert_eq!(quotas.state.lock().creators.len(), rooms);
         }
     }
 }

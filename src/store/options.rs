@@ -3,7 +3,7 @@
 use super::Retention;
 use super::segment::SEGMENT_HEADER_LEN;
 
-/// The size of segments is this share of the limit of the total size.
+/// The size of a segment is the limit of the total size divided by this.
 const SEGMENT_DIVISOR: u64 = 64;
 
 /// The size of a segment when the disk is nearly full, in bytes.

@@ -104,7 +104,7 @@ catalog! {
     THROTTLED = counter(
         "chitchat_throttled_total",
         &["limit"],
-        "How often a client began to wait because of a limit. Limit cuts: a new connection, because many of its address were cut; short_frames: nothing is read from a connection, because its address sends too many short frames; unread: the same, until less of what it has sent is unread; turns: a busy connection waits for others of its address; queries: a query waits for others; page_reads: a subscriber that lags waits for others that read the log.",
+        "How many times a client began to wait because of a limit. Limit cuts: a new connection is delayed, because many from its address were closed; short_frames: nothing is read from a connection, because its address sends too many short frames; unread: the same, until less of what it has sent is unread; turns: a busy connection waits for others from its address; queries: a query waits for others; page_reads: a subscriber that lags waits for others to read the log.",
     );
     TLS_CERTIFICATE_EXPIRY = gauge(
         "chitchat_tls_certificate_expiry_timestamp_seconds",
