@@ -115,7 +115,8 @@ pub trait Store: Send + Sync + 'static {
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError>;
 
     /// Appends to a log. The future completes once the append is durable. The append waits its turn until there is place in the
-    /// store's queue; dropping the future cancels it only before that.
+    /// store's queue; dropping the future cancels it only before that. Once polled, it must be polled on when it is woken, or dropped: the
+    /// appends of others may wait for it to tell them that they are durable.
     ///
     /// # Errors
     ///

@@ -51,9 +51,42 @@ pub(super) enum Change {
 struct Queued {
     log: LogId,
     change: Change,
-    done: oneshot::Sender<Result<(), StoreError>>,
+    done: oneshot::Sender<Completion>,
     /// The place in the queue.
     _permit: OwnedSemaphorePermit,
+}
+
+/// The result of a change.
+struct Completion {
+    result: Result<(), StoreError>,
+    /// Those of others in the same commit.
+    others: Others,
+}
+
+/// Changes that are durable, or have failed, and whose futures do not know it yet. Dropping it tells them.
+///
+/// The writer's thread wakes only the first task of a commit, and this wakes the others: a runtime whose workers are busy takes up tasks
+/// that another thread has woken one by one, each after several others.
+#[derive(Default)]
+struct Others(Vec<(oneshot::Sender<Completion>, Result<(), StoreError>)>);
+
+/// Wakes the task of one of these changes, which tells the others.
+fn complete(mut changes: Vec<(oneshot::Sender<Completion>, Result<(), StoreError>)>) {
+    if let Some((first, result)) = changes.pop() {
+        let others = Others(changes);
+        // If its future was dropped, so are the others here.
+        first.send(Completion { result, others }).ok();
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for (done, result) in self.0.drain(..) {
+            let others = Self::default();
+            // The future may have been dropped.
+            done.send(Completion { result, others }).ok();
+        }
+    }
 }
 
 /// The queue of the writer thread.
@@ -98,7 +131,13 @@ impl Writer {
                 };
                 queue.send(queued).ok();
             }
-            result.await.unwrap_or(Err(StoreError::Failed))
+            match result.await {
+                Ok(Completion { result, others }) => {
+                    drop(others);
+                    result
+                }
+                Err(_) => Err(StoreError::Failed),
+            }
         })
     }
 
@@ -154,10 +193,8 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
             .map(|queued| ((queued.log, queued.change), (queued.done, queued._permit)))
             .unzip();
         let results = writer.commit(changes);
-        for ((done, _permit), result) in done.into_iter().zip(results) {
-            // The future may have been dropped.
-            done.send(result).ok();
-        }
+        let done = done.into_iter().map(|(done, _permit)| done);
+        complete(done.zip(results).collect());
     }
     writer.close();
 }
@@ -491,5 +528,41 @@ impl LogWriter {
         if let Err(error) = closed {
             error!(event = "store_failed", %error, "the store could not be closed in order");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_change_of_a_commit_tells_the_others_that_they_are_done() {
+        let start = || {
+            let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
+            (
+                senders.into_iter().map(|sender| (sender, Ok(()))).collect(),
+                receivers,
+            )
+        };
+        let is_done = |receiver: &mut oneshot::Receiver<Completion>| receiver.try_recv().is_ok();
+
+        let (changes, mut receivers) = start();
+        complete(changes);
+        let mut first = receivers.pop().unwrap();
+        assert!(!receivers.iter_mut().any(is_done));
+        assert!(is_done(&mut first));
+        assert!(receivers.iter_mut().all(is_done));
+
+        // Its future was dropped before.
+        let (changes, mut receivers) = start();
+        receivers.pop();
+        complete(changes);
+        assert!(receivers.iter_mut().all(is_done));
+
+        // Or is dropped before its task runs.
+        let (changes, mut receivers) = start();
+        complete(changes);
+        receivers.pop();
+        assert!(receivers.iter_mut().all(is_done));
     }
 }
