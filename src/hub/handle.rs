@@ -101,13 +101,8 @@ impl Request {
         }
     }
 
-    /// The approximate CPU cost, in units of one message: a JOIN computes the skeletons of names and a session token, and the others
-    /// that are not messages are rare.
-    pub(super) const fn cost(&self) -> u32 {
-        match self {
-            Self::Say { .. } | Self::Post { .. } => 1,
-            _ => 256,
-        }
+    pub(super) const fn is_message(&self) -> bool {
+        matches!(self, Self::Say { .. } | Self::Post { .. })
     }
 
     /// Answers a request that cannot be served.

@@ -49,8 +49,39 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// The [cost](super::handle::Request::cost) of the requests that are handled before other tasks have their turns: some milliseconds.
-const POLL_BUDGET: u32 = 4_096;
+/// How many messages, or other requests at their [`OTHER_COST`], are handled before other tasks have their turns: at most about a
+/// millisecond.
+const POLL_BUDGET: u32 = 1_024;
+
+/// The CPU cost of a request that is not a message, in messages: a JOIN computes the skeletons of names and a session token, and the others
+/// are rare.
+const OTHER_COST: u32 = 64;
+
+/// What the actor of a room may still do before other tasks have their turns.
+struct PollBudget {
+    messages: u32,
+}
+
+impl Default for PollBudget {
+    fn default() -> Self {
+        Self {
+            messages: POLL_BUDGET,
+        }
+    }
+}
+
+impl PollBudget {
+    /// Counts a request, and first lets other tasks have their turns if nothing is left. Thousands of JOINs can wait in a mailbox, and take
+    /// tens of milliseconds.
+    async fn spend(&mut self, is_message: bool) {
+        let cost = if is_message { 1 } else { OTHER_COST };
+        if self.messages < cost {
+            *self = Self::default();
+            tokio::task::yield_now().await;
+        }
+        self.messages -= cost;
+    }
+}
 
 /// Runs one room.
 pub(super) struct RoomActor {
@@ -266,10 +297,11 @@ impl RoomActor {
                 item = ordered.recv(), if is_due => {
                     next_batch_due = Instant::now() + self.batch_interval();
                     let mut item = item;
+                    let mut budget = PollBudget::default();
                     // Those that wait share a publication with it.
                     for _ in 0..=ordered.len() {
                         match item.take().or_else(|| ordered.try_recv().ok()) {
-                            Some(OrderItem::Commands(commands)) => self.apply_ordered(commands).await?,
+                            Some(OrderItem::Commands(commands)) => self.apply_ordered(commands, &mut budget).await?,
                             Some(OrderItem::Fenced(lost_incarnations)) => self.sessions.on_fenced(lost_incarnations, wall_time()),
                             Some(OrderItem::Rules(rules)) => self.sessions.set_rules(rules),
                             None => break,
@@ -280,7 +312,9 @@ impl RoomActor {
                 is_still_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)), if takes_requests => {
                     is_open = is_still_open;
                     let at = wall_time();
+                    let mut budget = PollBudget::default();
                     for envelope in requests.drain(..) {
+                        budget.spend(envelope.request.is_message()).await;
                         self.sessions.submit(envelope, at);
                     }
                 }
@@ -342,8 +376,14 @@ impl RoomActor {
                 .is_some_and(|ordered| ordered.close_if_empty(receiver, || handle.mailbox.close_if_empty()))
     }
 
-    async fn apply_ordered(&mut self, commands: Vec<Ordered>) -> Result<(), StoreError> {
+    async fn apply_ordered(
+        &mut self,
+        commands: Vec<Ordered>,
+        budget: &mut PollBudget,
+    ) -> Result<(), StoreError> {
         for command in commands {
+            let is_message = matches!(command.command, Command::Say(_) | Command::Post(_));
+            budget.spend(is_message).await;
             let is_asked = command.request.is_none() && command.room.is_ok();
             let proposed = match command.command {
                 Command::End(End {
@@ -415,19 +455,14 @@ impl RoomActor {
         Ok(is_vacant && self.handle.mailbox.close_if_empty())
     }
 
-    /// Applies requests. Other tasks have their turns meanwhile: thousands of JOINs can wait in a mailbox, and take tens of
-    /// milliseconds.
+    /// Applies requests. Other tasks have their turns meanwhile.
     async fn apply(&mut self, requests: &mut Vec<Envelope>) {
         let at = wall_time();
         self.sessions.inject_faults(requests);
-        let mut cost = 0;
+        let mut budget = PollBudget::default();
         for Envelope { request, .. } in requests.drain(..) {
-            cost += request.cost();
+            budget.spend(request.is_message()).await;
             self.sessions.handle(request, at);
-            if cost >= POLL_BUDGET {
-                cost = 0;
-                tokio::task::yield_now().await;
-            }
         }
         self.sessions.expire_grace(at);
         self.limit_message_ids();
