@@ -14,7 +14,7 @@ use super::error::RpcError;
 use super::observer::{Throttle, ThrottleReporter};
 use super::open_streams::StreamReader;
 use super::rates::AddressRate;
-use super::turns::AddressTurns;
+use super::turns::{AddressTurns, AllTurns};
 use super::unread::Unread;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
@@ -185,8 +185,7 @@ pub(super) struct ServerBudgets {
     short_frames: Arc<AddressRate>,
     cuts: Arc<AddressRate>,
     stalled: Arc<AtomicUsize>,
-    /// The busy connections that run.
-    running: Arc<AtomicUsize>,
+    turns: Arc<AllTurns>,
     throttling: ThrottleReporter,
 }
 
@@ -211,7 +210,7 @@ impl ServerBudgets {
             short_frames: Arc::new(AddressRate::new(short_frames)),
             cuts: Arc::new(AddressRate::new(cuts)),
             stalled: Arc::default(),
-            running: Arc::default(),
+            turns: Arc::default(),
             throttling: ThrottleReporter::default(),
         }
     }
@@ -242,7 +241,7 @@ impl ServerBudgets {
             stalled: AtomicUsize::new(0),
             read_permits: OnceLock::new(),
             turns: Arc::new(AddressTurns::new(
-                Arc::clone(&self.running),
+                Arc::clone(&self.turns),
                 self.throttling.clone(),
             )),
             throttling: self.throttling.clone(),

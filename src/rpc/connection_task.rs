@@ -236,10 +236,14 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut cut = None;
     poll_fn(|cx| {
         ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
-        let is_long = turns.is_busy() && streams.is_next_round_long();
+        let must_be_short = streams.is_next_round_long() || budgets.address.turns.are_short();
         let progress = poll_rounds(
             cx,
-            if is_long { 1 } else { MAX_ROUNDS },
+            if turns.is_busy() && must_be_short {
+                1
+            } else {
+                MAX_ROUNDS
+            },
             connection.as_mut(),
             &connection_waker,
             &mut streams,

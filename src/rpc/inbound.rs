@@ -67,6 +67,11 @@ impl<M: Message + Default> Inbound<M> {
         }
     }
 
+    /// Whether not many messages should be handled at a time: see [`AddressTurns`](super::turns::AddressTurns).
+    pub(super) fn are_turns_short(&self) -> bool {
+        self.budgets.address.turns.are_short()
+    }
+
     /// Reserves memory for a message that was read and waits to be handled, as [`ConnectionBudgets::reserve_received`].
     pub(super) fn reserve(&self, bytes: usize) -> Result<Option<Reservation>, RpcError> {
         self.budgets.reserve_received(bytes)

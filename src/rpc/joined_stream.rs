@@ -29,6 +29,9 @@ const MAX_OUTBOUND_LAG: u64 = 256 * 1024;
 /// How many messages of one client are handled before the stream yields to the other streams of the connection.
 const MAX_BURST: usize = 128;
 
+/// The same while [turns are short](Inbound::are_turns_short).
+const MAX_SHORT_BURST: usize = 32;
+
 /// A Chat stream whose JOIN was accepted.
 pub(super) struct JoinedStream {
     member: Member,
@@ -180,7 +183,12 @@ impl JoinedStream {
         inbound: &mut Inbound<JoinMsgLeave>,
         observer: &dyn Observer,
     ) {
-        for _ in 0..MAX_BURST {
+        let max_burst = if inbound.are_turns_short() {
+            MAX_SHORT_BURST
+        } else {
+            MAX_BURST
+        };
+        for _ in 0..max_burst {
             match self.member.poll_ready(cx) {
                 Poll::Ready(Ok(())) => self.in_transit = None,
                 // The room has stopped. The feed yields the reason, which ends this stream.

@@ -37,25 +37,46 @@ const MAX_DEBT: Duration = Duration::from_secs(1);
 /// How many busy connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
 static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
 
+/// What all addresses share.
+#[derive(Debug, Default)]
+pub(super) struct AllTurns {
+    /// How many busy connections run.
+    running: AtomicUsize,
+    /// How many addresses have connections.
+    addresses: AtomicUsize,
+}
+
 /// What the connections of one address share.
 #[derive(Debug)]
 pub(super) struct AddressTurns {
     permits: Arc<Semaphore>,
     connections: AtomicU32,
-    /// How many busy connections of all addresses run.
-    running: Arc<AtomicUsize>,
+    all: Arc<AllTurns>,
     throttling: ThrottleReporter,
 }
 
 impl AddressTurns {
-    /// Of an address without connections. `running` counts the busy connections of all addresses.
-    pub(super) fn new(running: Arc<AtomicUsize>, throttling: ThrottleReporter) -> Self {
+    /// Of an address without connections.
+    pub(super) fn new(all: Arc<AllTurns>, throttling: ThrottleReporter) -> Self {
+        all.addresses.fetch_add(1, Ordering::Relaxed);
         Self {
             permits: Arc::new(Semaphore::new(*PERMITS)),
             connections: AtomicU32::new(0),
-            running,
+            all,
             throttling,
         }
+    }
+
+    /// Whether turns should be short, because there are clients at other addresses: what they send passes through several tasks, and may
+    /// wait for a turn of each busy connection before each. Long turns are cheaper.
+    pub(super) fn are_short(&self) -> bool {
+        self.all.addresses.load(Ordering::Relaxed) > 1
+    }
+}
+
+impl Drop for AddressTurns {
+    fn drop(&mut self) {
+        self.all.addresses.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -63,22 +84,22 @@ impl AddressTurns {
 #[derive(Debug)]
 struct Permit {
     _permit: OwnedSemaphorePermit,
-    running: Arc<AtomicUsize>,
+    all: Arc<AllTurns>,
 }
 
 impl Permit {
-    fn new(permit: OwnedSemaphorePermit, running: &Arc<AtomicUsize>) -> Self {
-        running.fetch_add(1, Ordering::Relaxed);
+    fn new(permit: OwnedSemaphorePermit, all: &Arc<AllTurns>) -> Self {
+        all.running.fetch_add(1, Ordering::Relaxed);
         Self {
             _permit: permit,
-            running: Arc::clone(running),
+            all: Arc::clone(all),
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.running.fetch_sub(1, Ordering::Relaxed);
+        self.all.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -144,7 +165,7 @@ impl Turns {
     /// If its turns are long (`is_long`), or busy connections of several addresses run, a busy connection keeps its permit and is woken only
     /// after the runtime has looked at the sockets, which it does rarely while tasks wake each other.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
-        let must_yield = is_long || self.address.running.load(Ordering::Relaxed) > *PERMITS;
+        let must_yield = is_long || self.address.all.running.load(Ordering::Relaxed) > *PERMITS;
         self.is_over = must_yield && self.permit.is_some();
         let is_ready = if self.is_over {
             pin!(yield_now()).poll(cx).is_ready()
@@ -164,7 +185,7 @@ impl Turns {
         if self.is_waiting && !was_waiting {
             self.address.throttling.report(Throttle::Turns);
         }
-        permit.map(|permit| self.permit = permit.map(|permit| Permit::new(permit, &self.address.running)))
+        permit.map(|permit| self.permit = permit.map(|permit| Permit::new(permit, &self.address.all)))
     }
 }
 
@@ -181,10 +202,24 @@ mod tests {
     use super::*;
 
     fn address(permits: usize) -> Arc<AddressTurns> {
-        Arc::new(AddressTurns {
-            permits: Arc::new(Semaphore::new(permits)),
-            ..AddressTurns::new(Arc::default(), ThrottleReporter::default())
-        })
+        address_of(permits, Arc::default())
+    }
+
+    fn address_of(permits: usize, all: Arc<AllTurns>) -> Arc<AddressTurns> {
+        let mut address = AddressTurns::new(all, ThrottleReporter::default());
+        address.permits = Arc::new(Semaphore::new(permits));
+        Arc::new(address)
+    }
+
+    #[test]
+    fn turns_are_short_while_there_are_clients_at_other_addresses() {
+        let all = Arc::<AllTurns>::default();
+        let one = address_of(1, Arc::clone(&all));
+        assert!(!one.are_short());
+        let other = address_of(1, all);
+        assert!(one.are_short() && other.are_short());
+        drop(one);
+        assert!(!other.are_short());
     }
 
     #[tokio::test(start_paused = true)]
@@ -235,11 +270,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn busy_connections_of_several_addresses_let_the_runtime_look_at_the_sockets() {
-        let running = Arc::new(AtomicUsize::new(*PERMITS));
-        let address = Arc::new(AddressTurns {
-            permits: Arc::new(Semaphore::new(1)),
-            ..AddressTurns::new(Arc::clone(&running), ThrottleReporter::default())
-        });
+        let all = Arc::<AllTurns>::default();
+        all.running.store(*PERMITS, Ordering::Relaxed);
+        let address = address_of(1, Arc::clone(&all));
         let mut cx = Context::from_waker(Waker::noop());
         let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
@@ -252,7 +285,7 @@ mod tests {
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
         assert!(other.poll_begin(&mut cx, 2_000).is_ready());
         drop((one, other));
-        assert_eq!(running.load(Ordering::Relaxed), *PERMITS);
+        assert_eq!(all.running.load(Ordering::Relaxed), *PERMITS);
     }
 
     #[tokio::test(start_paused = true)]
