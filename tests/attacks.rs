@@ -1,6 +1,7 @@
 //! Attacks by clients that send what no client library would and read little, all on one server, while others chat.
 //!
-//! `cargo test --test attacks latency -- --ignored --nocapture` measures how long messages of others take meanwhile.
+//! `cargo test --release --test attacks latency -- --ignored --nocapture` measures how long messages of others take meanwhile,
+//! and beside threads that use as much CPU at the same times.
 //! `ATTACK_SECONDS=600 cargo test --test attacks -- --ignored --nocapture` runs them for ten minutes, in random order
 //! (`CRASH_SEED`), two at a time; `ATTACKS=posts,headers` chooses those with these words in their names.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
@@ -13,7 +14,7 @@ mod process;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,13 @@ const MAX_MEMORY: u64 = 512 << 20;
 /// cannot be given back.
 const MAX_GROWTH: u64 = MAX_MEMORY / 4;
 
+/// How many threads use CPU beside those who chat in place of an attack.
+const BURNERS: u32 = 2;
+
 const CONTINUATION: u8 = 9;
+
+/// A window for what follows a JOIN and some messages, in bytes.
+const FEW_MESSAGES: u32 = 4_000;
 
 /// What the attackers of one kind do.
 struct Attack {
@@ -83,6 +90,21 @@ impl Attacker {
         let stream = self.next_stream();
         let message = frame(DATA, END_STREAM, stream, &grpc(message));
         [call(stream, method), message].concat()
+    }
+
+    /// A stream that joins a new room and sends thousands of messages like this one.
+    fn flood_room(&mut self, message: &JoinMsgLeave) -> Vec<u8> {
+        let room = self.text(20);
+        let join = self.join(room);
+        let message = JoinMsgLeave {
+            r#type: 1,
+            ..message.clone()
+        };
+        let messages = repeated(5_000, &grpc(&message));
+        let frames = messages
+            .chunks(16_000)
+            .map(|part| frame(DATA, 0, self.stream, part));
+        [join, frames.collect::<Vec<_>>().concat()].concat()
     }
 
     /// A stream that stays open after its JOIN.
@@ -474,24 +496,33 @@ static ATTACKS: &[Attack] = &[
         },
     },
     Attack {
-        name: "rejections that are not read",
+        name: "floods of rooms by clients that receive nothing",
         connections: 16,
         window: 0,
         reads: false,
         payloads: 100,
+        payload: |attacker| attacker.flood_room(&JoinMsgLeave::default()),
+    },
+    Attack {
+        name: "floods of rooms that are not read",
+        connections: 16,
+        window: FEW_MESSAGES,
+        reads: false,
+        payloads: 100,
+        payload: |attacker| attacker.flood_room(&JoinMsgLeave::default()),
+    },
+    Attack {
+        name: "rejections that are not read",
+        connections: 16,
+        window: FEW_MESSAGES,
+        reads: false,
+        payloads: 100,
         payload: |attacker| {
-            let room = attacker.text(20);
-            let join = attacker.join(room);
-            // A text may not be empty.
-            let message = JoinMsgLeave {
-                r#type: 1,
+            attacker.flood_room(&JoinMsgLeave {
+                // Only visible characters are valid.
+                message_id: " ".into(),
                 ..JoinMsgLeave::default()
-            };
-            let messages = repeated(5_000, &grpc(&message));
-            let frames = messages
-                .chunks(16_000)
-                .map(|part| frame(DATA, 0, attacker.stream, part));
-            [join, frames.collect::<Vec<_>>().concat()].concat()
+            })
         },
     },
     Attack {
@@ -753,16 +784,43 @@ fn cpu_time(task: impl AsRef<Path>) -> Option<Duration> {
     Some(Duration::from_nanos(stat.split(' ').next()?.parse().unwrap()))
 }
 
-/// The seconds of CPU time that a process has used.
-fn cpu_seconds(process: u32) -> f64 {
+/// The CPU time that a process has used.
+fn cpu_used(process: u32) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let times = tasks.filter_map(|task| cpu_time(task.unwrap().path()));
-    times.sum::<Duration>().as_secs_f64()
+    times.sum()
 }
 
-/// Sends a message every 20 ms until `until`, and returns the median and the 99th percentile of the times until they were
-/// acknowledged, in milliseconds, and how much CPU the server and this process used, in cores.
-fn measure(server: &Server, until: Instant) -> (f64, f64, f64) {
+/// How long messages took, and what was used meanwhile.
+struct Measured {
+    /// The median time until a message was acknowledged, in milliseconds.
+    p50: f64,
+    /// The 99th percentile of it.
+    p99: f64,
+    /// The CPU time that the server and this process had used after so much time, from the start to the end.
+    cpu: Vec<(Duration, Duration)>,
+}
+
+impl Measured {
+    /// The CPU that was used on average, in cores.
+    fn cores(&self) -> f64 {
+        let (time, used) = self.cpu.last().unwrap();
+        used.as_secs_f64() / time.as_secs_f64()
+    }
+
+    /// The CPU time that was used in the first `time`.
+    fn cpu_until(&self, time: Duration) -> Duration {
+        let next = self.cpu.partition_point(|(at, _)| *at <= time);
+        let ((from, used), Some((to, used_then))) = (self.cpu[next - 1], self.cpu.get(next)) else {
+            return self.cpu.last().unwrap().1;
+        };
+        let part = (time - from).as_secs_f64() / (*to - from).as_secs_f64();
+        used + (*used_then - used).mul_f64(part)
+    }
+}
+
+/// Sends a message every 20 ms until `until`.
+fn measure(server: &Server, until: Instant) -> Measured {
     let (address, id) = (server.address, server.id());
     // Not on the runtime of the attackers, which they keep busy.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -770,11 +828,12 @@ fn measure(server: &Server, until: Instant) -> (f64, f64, f64) {
     block_in_place(|| measuring.join().unwrap())
 }
 
-async fn measure_posts(server: SocketAddr, id: u32, until: Instant) -> (f64, f64, f64) {
-    let cpu = || cpu_seconds(id) + cpu_seconds(std::process::id());
+async fn measure_posts(server: SocketAddr, id: u32, until: Instant) -> Measured {
+    let used = || cpu_used(id) + cpu_used(std::process::id());
     let channel = Channel::from_shared(format!("http://{server}")).unwrap();
     let mut client = ChatServiceClient::new(channel.connect().await.unwrap());
-    let (started, before) = (Instant::now(), cpu());
+    let (started, before) = (Instant::now(), used());
+    let mut cpu = vec![(Duration::ZERO, Duration::ZERO)];
     let mut times = Vec::new();
     while Instant::now() < until {
         let sent = Instant::now();
@@ -787,27 +846,36 @@ async fn measure_posts(server: SocketAddr, id: u32, until: Instant) -> (f64, f64
         client.send_message(request).await.unwrap();
         times.push(sent.elapsed().as_secs_f64() * 1e3);
         sleep(Duration::from_millis(20)).await;
+        // A thread that has ended takes its time with it.
+        let newest = cpu[cpu.len() - 1].1;
+        cpu.push((started.elapsed(), used().saturating_sub(before).max(newest)));
     }
     times.sort_by(f64::total_cmp);
-    let cores = (cpu() - before) / started.elapsed().as_secs_f64();
-    (times[times.len() / 2], times[times.len() * 99 / 100], cores)
+    Measured {
+        p50: times[times.len() / 2],
+        p99: times[times.len() * 99 / 100],
+        cpu,
+    }
 }
 
-/// Uses `cores` of CPU until `until`, as far as the machine has them.
-fn burn(cores: f64, until: Instant) -> Vec<thread::JoinHandle<()>> {
-    let threads: u8 = if cores > 1.0 { 2 } else { 1 };
-    let share = (cores / f64::from(threads)).clamp(0.0, 1.0);
+/// Uses as much CPU as `attack` at each time, without the `idle` cores that it takes to measure, until `until`.
+fn burn(attack: Measured, idle: f64, until: Instant) -> Vec<thread::JoinHandle<()>> {
+    let attack = Arc::new(attack);
     let cpu = || cpu_time("/proc/thread-self").unwrap();
-    let burn = move || {
+    let burn = move |attack: Arc<Measured>| {
         let (started, used_before) = (Instant::now(), cpu());
+        let share = |time: Duration| attack.cpu_until(time).saturating_sub(time.mul_f64(idle)) / BURNERS;
         while Instant::now() < until {
-            while cpu() - used_before < started.elapsed().mul_f64(share) {
+            while cpu() - used_before < share(started.elapsed()) && Instant::now() < until {
                 std::hint::spin_loop();
             }
             thread::sleep(Duration::from_millis(2));
         }
     };
-    (0..threads).map(|_| thread::spawn(burn)).collect()
+    let burners = (0..BURNERS).map(|_| Arc::clone(&attack));
+    burners
+        .map(|attack| thread::spawn(move || burn(attack)))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -837,28 +905,35 @@ async fn latency_during_attacks_and_beside_as_much_other_work() {
     ];
     let server = block_in_place(|| serve_at(unused_address(), &flags));
     let soon = || Instant::now() + Duration::from_secs(8);
-    let (p50, p99, idle) = measure(&server, soon());
+    let undisturbed = measure(&server, soon());
+    let idle = undisturbed.cores();
     println!(
         "| attack | cores | p50 ms | p99 ms | control p50 | control p99 | p99 ratio |\n|---|---|---|---|---|---|---|"
     );
-    println!("| none | {idle:.2} | {p50:.2} | {p99:.2} | | | |");
+    println!(
+        "| none | {idle:.2} | {:.2} | {:.2} | | | |",
+        undisturbed.p50, undisturbed.p99
+    );
     for kind in chosen() {
         let until = soon();
         let mut attackers = JoinSet::new();
         for seed in 0..kind.connections as u64 {
             attackers.spawn(attack(kind, server.address, seed, until));
         }
-        let (p50, p99, cores) = measure(&server, until);
+        let attacked = measure(&server, until);
         attackers.join_all().await;
         sleep(Duration::from_secs(1)).await;
+        let (p50, p99, cores) = (attacked.p50, attacked.p99, attacked.cores());
         let until = soon();
-        let burners = burn(cores - idle, until);
-        let (control_p50, control_p99, _) = measure(&server, until);
+        let burners = burn(attacked, idle, until);
+        let control = measure(&server, until);
         burners.into_iter().for_each(|burner| burner.join().unwrap());
         println!(
-            "| {} | {cores:.2} | {p50:.2} | {p99:.2} | {control_p50:.2} | {control_p99:.2} | {:.2} |",
+            "| {} | {cores:.2} | {p50:.2} | {p99:.2} | {:.2} | {:.2} | {:.2} |",
             kind.name,
-            p99 / control_p99
+            control.p50,
+            control.p99,
+            p99 / control.p99
         );
     }
 }
