@@ -776,6 +776,26 @@ mod tests {
         room
     }
 
+    #[tokio::test]
+    async fn other_tasks_have_turns_between_many_messages_and_fewer_other_requests() {
+        for (is_message, per_turn) in [(true, POLL_BUDGET), (false, POLL_BUDGET / OTHER_COST)] {
+            let mut budget = PollBudget::default();
+            let mut spending = Box::pin(async {
+                for _ in 0..=per_turn {
+                    budget.spend(is_message).await;
+                }
+            });
+            let mut turns = 1;
+            poll_fn(|cx| {
+                let done = spending.as_mut().poll(cx);
+                turns += usize::from(done.is_pending());
+                done
+            })
+            .await;
+            assert_eq!(turns, 2, "{is_message}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_a_room_holds_while_it_is_loaded_is_given_back() {
         let hub = hub(RoomBudgets::default());
