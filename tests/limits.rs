@@ -288,7 +288,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
                 "64 KiB per stream, one share in all, of which short ones keep the whole buffer that they are in",
             ),
             Other(
-                "nothing is read from a connection that exceeds its fair share of its address's fair share, each three quarters of what the others leave, and it is closed if that takes more than 3 to 6 s; one with at most 64 KiB only if its address exceeds three quarters of the limit, or a sixteenth for several seconds",
+                "nothing is read from a connection that exceeds its fair share of its address's fair share, each three quarters of what the others leave, and it is closed if that takes more than 3 to 6 s; one with at most 64 KiB only if its address exceeds its share, or a sixteenth of the limit for several seconds; one that holds at most 4 KiB is always read from, but 32 bytes at a time while others hold too much",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),
@@ -382,7 +382,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "busy connections of one address, each with more than an equal part of a thousand messages or 60 calls in 100 ms",
             fixed("two per processor at a time"),
             Other(
-                "others take turns with them, and those that send less do not wait",
+                "others, and the first turns of new connections, wait for theirs; those that send less do not",
                 "chitchat_throttled_total{limit=\"turns\"}",
             ),
         ),

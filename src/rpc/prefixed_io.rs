@@ -93,9 +93,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             return Poll::Ready(Ok(()));
         }
         let this = &mut *self;
-        ready!(this.pause.poll_end(cx, &this.budgets.unread));
+        let max_read = ready!(this.pause.poll_end(cx, &this.budgets.unread));
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        if max_read < buf.remaining() {
+            let mut limited = ReadBuf::new(buf.initialize_unfilled_to(max_read));
+            ready!(Pin::new(&mut this.io).poll_read(cx, &mut limited))?;
+            let len = limited.filled().len();
+            buf.advance(len);
+        } else {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        }
         match this
             .budgets
             .unread
@@ -215,6 +222,35 @@ mod tests {
         assert!((13..=16).contains(&slow), "{slow}");
         // Whole messages, and the ends of streams, of the same address.
         assert_eq!(read(8_000, 5, 0).await + read(8_000, 0, 1).await, 0);
+    }
+
+    #[tokio::test]
+    async fn little_is_read_at_a_time_while_others_of_the_address_hold_too_much() {
+        let limits = BudgetLimits::default();
+        let server = ServerBudgets::new(limits, 10);
+        let [greedy, quiet] = [(); 2].map(|()| server.connection(Ipv4Addr::LOCALHOST.into()));
+        let frame = [&[0, 0, 100, 0, 0, 0, 0, 0, 1][..], &[7; 100]].concat();
+        let (mut client, io) = tokio::io::duplex(1_024);
+        client
+            .write_all(&[PREFACE.as_slice(), &frame, &frame].concat())
+            .await
+            .unwrap();
+        drop(client);
+        let mut io = PrefixedIo::accept(io, Duration::from_secs(60), quiet)
+            .await
+            .unwrap();
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 64]);
+        while bytes.len() < PREFACE.len() + frame.len() {
+            greedy.unread.set_undecrypted(limits.unread);
+            let len = io.read(&mut buffer).await.unwrap();
+            assert!((1..=32).contains(&len), "{len}");
+            bytes.extend_from_slice(&buffer[..len]);
+        }
+        greedy.unread.set_undecrypted(0);
+        assert_eq!(io.read(&mut buffer).await.unwrap(), buffer.len());
+        bytes.extend_from_slice(&buffer);
+        io.read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(bytes, [PREFACE.as_slice(), &frame, &frame].concat());
     }
 
     #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! The runtime runs tasks in the order in which they are woken, so a thousand connections that always have something to do would
 //! delay everybody else by a thousand turns. Of the busy connections from one address only some are in the runtime's queue at a
-//! time; the others wait for their turns, first come first served, while connections that send little do not wait at all.
+//! time; the others, and new connections, wait for their turns, first come first served, while connections that send little do not wait
+//! at all.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -113,6 +114,8 @@ pub(super) struct Turns {
     is_over: bool,
     /// Whether it is in line for a permit, which it must take even if it is not busy any more.
     is_waiting: bool,
+    /// Whether it has had no turn yet. Nobody knows whether it will be busy, and a client may have opened thousands.
+    is_new: bool,
     limiter: RateLimiter,
     /// The work that `limiter` has counted.
     counted: u64,
@@ -127,6 +130,7 @@ impl Turns {
             permit: None,
             is_over: false,
             is_waiting: false,
+            is_new: true,
             limiter: RateLimiter::default(),
             counted: 0,
         }
@@ -143,7 +147,8 @@ impl Turns {
         if std::mem::take(&mut self.is_over) {
             self.permit = None;
         }
-        if self.is_waiting || !debt.is_zero() && self.permit.is_none() {
+        let needs_permit = std::mem::take(&mut self.is_new) || !debt.is_zero();
+        if self.is_waiting || needs_permit && self.permit.is_none() {
             self.poll_acquire(cx)
         } else {
             Poll::Ready(())
@@ -211,6 +216,15 @@ mod tests {
         Arc::new(address)
     }
 
+    /// Turns of connections that have had some.
+    fn connections<const N: usize>(address: &Arc<AddressTurns>) -> [Turns; N] {
+        [(); N].map(|()| {
+            let mut turns = Turns::new(Arc::clone(address));
+            turns.is_new = false;
+            turns
+        })
+    }
+
     #[test]
     fn turns_are_short_while_there_are_clients_at_other_addresses() {
         let all = Arc::<AllTurns>::default();
@@ -226,7 +240,7 @@ mod tests {
     async fn busy_connections_take_turns_and_others_do_not_wait() {
         let address = address(1);
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other, mut quiet] = [(); 3].map(|()| Turns::new(Arc::clone(&address)));
+        let [mut one, mut other, mut quiet] = connections(&address);
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         assert!(quiet.poll_begin(&mut cx, 300).is_ready());
@@ -254,11 +268,26 @@ mod tests {
         assert!(other.poll_begin(&mut cx, 2_300).is_ready());
     }
 
+    #[test]
+    fn new_connections_wait_while_others_of_their_address_are_busy() {
+        let address = address(1);
+        let mut cx = Context::from_waker(Waker::noop());
+        let [mut busy] = connections(&address);
+        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        assert!(busy.poll_begin(&mut cx, 2_000).is_ready());
+        assert!(one.poll_begin(&mut cx, 0).is_pending() && other.poll_begin(&mut cx, 0).is_pending());
+        busy.end_and_wake(&mut cx, false);
+        assert!(one.poll_begin(&mut cx, 0).is_ready() && other.poll_begin(&mut cx, 0).is_pending());
+        one.end();
+        assert!(one.poll_begin(&mut cx, 1).is_ready(), "it is not busy");
+        assert!(other.poll_begin(&mut cx, 0).is_ready());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_has_more_to_do_waits_for_those_who_came_before() {
         let address = address(1);
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        let [mut one, mut other] = connections(&address);
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         one.end_and_wake(&mut cx, false);
@@ -274,7 +303,7 @@ mod tests {
         all.running.store(*PERMITS, Ordering::Relaxed);
         let address = address_of(1, Arc::clone(&all));
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        let [mut one, mut other] = connections(&address);
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         one.end_and_wake(&mut cx, false);
@@ -292,7 +321,7 @@ mod tests {
     async fn a_connection_that_is_quiet_when_its_turn_comes_leaves_it_to_the_next() {
         let address = address(1);
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        let [mut one, mut other] = connections(&address);
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
         assert!(other.poll_begin(&mut cx, 2_000).is_pending());
         tokio::time::advance(2 * INTERVAL).await;
@@ -308,7 +337,7 @@ mod tests {
     async fn the_connections_of_an_address_share_what_they_may_do_without_turns() {
         let address = address(0);
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other] = [(); 2].map(|()| Turns::new(Arc::clone(&address)));
+        let [mut one, mut other] = connections(&address);
         let work = u64::from(QUIET_WORK);
         assert!(one.poll_begin(&mut cx, work / 2).is_ready());
         assert!(one.poll_begin(&mut cx, work / 2 + 1).is_pending());

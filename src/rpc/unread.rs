@@ -13,13 +13,20 @@ use super::address_budgets::{AddressBudgets, fair_share};
 use super::frame_meter::{Flood, FrameMeter, ReadFrames};
 use super::observer::Throttle;
 use super::open_streams::{HEADER_MAP_BYTES, OpenStreams, StreamReader};
-use crate::domain::limits::per_address;
 
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 pub(super) const STREAM_WINDOW: u32 = 65_535;
 
 /// A connection that holds at most this, in bytes, is closed only if its address holds too much.
 const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
+
+/// A connection that holds at most this, in bytes, is read from whatever others hold, but only [`SLOW_READ`] bytes at a time: nobody is shut
+/// out because of others of the address, and the first read of thousands of connections does not exceed the limit by its headers, of which
+/// each takes up to two hundred times as many bytes as it has.
+const MIN_UNREAD: usize = 4 * 1024;
+
+/// How many bytes are read at a time from a connection while others hold too much.
+const SLOW_READ: usize = 32;
 
 /// Such connections of one address may hold this part of the limit for seconds.
 const LASTING_PART: usize = 16;
@@ -44,16 +51,17 @@ impl ReadPause {
         self.0 = Some(Box::pin(sleep(duration)));
     }
 
-    /// Ready when there is no pause, and what the connection holds may grow.
-    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, unread: &Unread) -> Poll<()> {
+    /// Ready when there is no pause, and what the connection holds may grow. Returns how many bytes may be read.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, unread: &Unread) -> Poll<usize> {
         loop {
             if let Some(sleep) = &mut self.0 {
                 ready!(sleep.as_mut().poll(cx));
                 self.0 = None;
             }
-            if unread.may_grow() {
+            let max_read = unread.max_read();
+            if max_read > 0 {
                 unread.is_paused.store(false, Ordering::Relaxed);
-                return Poll::Ready(());
+                return Poll::Ready(max_read);
             }
             if !unread.is_paused.swap(true, Ordering::Relaxed) {
                 unread.address.throttling.report(Throttle::Unread);
@@ -193,10 +201,19 @@ impl Unread {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Whether more may be read from the connection: it holds at most its fair share of the fair share of its address. One that holds at most
-    /// [`SMALL_UNREAD`] may be read from until its address exceeds three quarters of the limit.
-    pub(super) fn may_grow(&self) -> bool {
-        !self.has_any() || self.exceeds(per_address(self.limit)).is_none()
+    /// How many bytes may be read from the connection at a time: any number while it holds less than its fair share of the fair share of its
+    /// address, or at most [`SMALL_UNREAD`] and its address no more than its share.
+    fn max_read(&self) -> usize {
+        if self.exceeds(SMALL_UNREAD.max(self.address_share())).is_none() {
+            return usize::MAX;
+        }
+        let held = self.held.lock();
+        // The memory of earlier requests must not shut a gateway out.
+        if held.bytes() - held.slots <= MIN_UNREAD {
+            SLOW_READ
+        } else {
+            0
+        }
     }
 
     /// Whether a connection may stay open that has held what it holds for seconds, although others may want it. `is_stuck` tells whether
@@ -226,13 +243,17 @@ impl Unread {
         [&self.total, &self.permanent].map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
+    /// The fair share of the address.
+    fn address_share(&self) -> usize {
+        let [address, all] = [&self.address.unread, &self.all].map(|bytes| bytes.load(Ordering::Relaxed));
+        fair_share(self.limit, all, address)
+    }
+
     /// What the connection exceeds. One that holds little exceeds nothing until its address holds more than `most_of_address`.
     fn exceeds(&self, most_of_address: usize) -> Option<Excess> {
         let [own, permanent] = self.own();
         let address = self.address.unread.load(Ordering::Relaxed);
-        let all = self.all.load(Ordering::Relaxed);
-        let address_share = fair_share(self.limit, all, address);
-        if own <= fair_share(address_share, address, own) {
+        if own < fair_share(self.address_share(), address, own) {
             None
         } else if own.saturating_sub(permanent) > SMALL_UNREAD {
             Some(Excess::Own)
@@ -294,7 +315,7 @@ mod tests {
     /// Holds so many bytes more. Returns whether that is allowed.
     fn hold(connection: &Arc<ConnectionBudgets>, bytes: usize) -> bool {
         connection.unread.change(|held| held.undecrypted += bytes);
-        connection.unread.may_grow()
+        connection.unread.max_read() == usize::MAX
     }
 
     fn release(connection: &Arc<ConnectionBudgets>, bytes: usize) {
@@ -309,7 +330,7 @@ mod tests {
             }
             held.grow_slots();
         });
-        connection.unread.may_grow()
+        connection.unread.max_read() == usize::MAX
     }
 
     fn close(connection: &Arc<ConnectionBudgets>, first: u32, count: u32) {
@@ -411,16 +432,54 @@ mod tests {
     #[test]
     fn many_connections_of_one_address_do_not_have_more_unread_than_its_part() {
         let server = server(BudgetLimits {
-            unread: 4_000,
+            unread: 240_000,
             ..BudgetLimits::default()
         });
         let one: Vec<_> = (0..4).map(|_| server.connection([192, 0, 2, 1].into())).collect();
         let other = server.connection([192, 0, 2, 2].into());
-        assert!(one[..3].iter().all(|connection| hold(connection, 1_000)));
+        assert!(one[..3].iter().all(|connection| hold(connection, 60_000)));
         assert!(!hold(&one[3], 1));
-        assert!(hold(&other, 1_000));
+        assert!(hold(&other, 60_000));
         drop(one);
-        assert_eq!(server.unread(), 1_000);
+        assert_eq!(server.unread(), 60_000);
+    }
+
+    #[test]
+    fn whoever_holds_almost_nothing_is_read_from_slowly_while_others_of_the_address_hold_too_much() {
+        let limits = BudgetLimits::default();
+        let server = server(limits);
+        let address = [192, 0, 2, 1];
+        let greedy: Vec<_> = (0..1_000).map(|_| server.connection(address.into())).collect();
+        let mut quiet = server.connection(address.into());
+        for connection in &greedy {
+            while hold(connection, 1_000) {}
+        }
+        assert!(server.unread() < limits.unread, "{}", server.unread());
+        assert_eq!(quiet.unread.max_read(), SLOW_READ);
+        hold(&quiet, MIN_UNREAD);
+        assert_eq!(quiet.unread.max_read(), SLOW_READ);
+        hold(&quiet, 1);
+        assert_eq!(quiet.unread.max_read(), 0);
+        quiet = server.connection([192, 0, 2, 2].into());
+        assert_eq!(quiet.unread.max_read(), usize::MAX);
+    }
+
+    #[test]
+    fn connections_with_little_unread_at_many_addresses_do_not_exceed_the_limit_by_much() {
+        let limits = BudgetLimits::default();
+        let server = server(limits);
+        let addresses = (0..4_000).map(|n: u16| [192, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
+        let held: Vec<_> = addresses
+            .flat_map(|address| [address; 2])
+            .map(|address| {
+                let connection = server.connection(address.into());
+                while hold(&connection, 1_024) {}
+                connection
+            })
+            .collect();
+        assert!(held.iter().all(|connection| connection.unread.has_any()));
+        let addresses = 4_000 * (SMALL_UNREAD + 2 * 1_024);
+        assert!(server.unread() < limits.unread + addresses, "{}", server.unread());
     }
 
     #[test]
@@ -491,6 +550,7 @@ mod tests {
         for connection in &others {
             while hold(connection, SMALL_UNREAD) {}
         }
-        assert!(open(&gateway, 101, 1) && gateway.unread.may_last(true));
+        open(&gateway, 101, 1);
+        assert!(gateway.unread.max_read() > 0 && gateway.unread.may_last(true));
     }
 }
