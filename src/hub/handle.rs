@@ -101,8 +101,8 @@ impl Request {
         }
     }
 
-    pub(super) const fn is_message(&self) -> bool {
-        matches!(self, Self::Say { .. } | Self::Post { .. })
+    pub(super) const fn is_join(&self) -> bool {
+        matches!(self, Self::Join { .. })
     }
 
     /// Answers a request that cannot be served.

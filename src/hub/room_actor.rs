@@ -49,23 +49,21 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How many messages, or other requests at their [`OTHER_COST`], are handled before other tasks have their turns: at most about a
-/// millisecond.
+/// How many requests are handled before other tasks have their turns, of which a JOIN counts as [`JOIN_COST`]: for at most about a millisecond.
 const POLL_BUDGET: u32 = 1_024;
 
-/// The CPU cost of a request that is not a message, in messages: a JOIN computes the skeletons of names and a session token, and the others
-/// are rare.
-const OTHER_COST: u32 = 64;
+/// The CPU cost of a JOIN, in other requests: it computes the skeleton of a name and a session token.
+const JOIN_COST: u32 = 64;
 
 /// What the actor of a room may still do before other tasks have their turns.
 struct PollBudget {
-    messages: u32,
+    requests: u32,
 }
 
 impl Default for PollBudget {
     fn default() -> Self {
         Self {
-            messages: POLL_BUDGET,
+            requests: POLL_BUDGET,
         }
     }
 }
@@ -73,13 +71,13 @@ impl Default for PollBudget {
 impl PollBudget {
     /// Counts a request, and first lets other tasks have their turns if nothing is left. Thousands of JOINs can wait in a mailbox, and take
     /// tens of milliseconds.
-    async fn spend(&mut self, is_message: bool) {
-        let cost = if is_message { 1 } else { OTHER_COST };
-        if self.messages < cost {
+    async fn spend(&mut self, is_join: bool) {
+        let cost = if is_join { JOIN_COST } else { 1 };
+        if self.requests < cost {
             *self = Self::default();
             tokio::task::yield_now().await;
         }
-        self.messages -= cost;
+        self.requests -= cost;
     }
 }
 
@@ -314,7 +312,7 @@ impl RoomActor {
                     let at = wall_time();
                     let mut budget = PollBudget::default();
                     for envelope in requests.drain(..) {
-                        budget.spend(envelope.request.is_message()).await;
+                        budget.spend(envelope.request.is_join()).await;
                         self.sessions.submit(envelope, at);
                     }
                 }
@@ -382,8 +380,7 @@ impl RoomActor {
         budget: &mut PollBudget,
     ) -> Result<(), StoreError> {
         for command in commands {
-            let is_message = matches!(command.command, Command::Say(_) | Command::Post(_));
-            budget.spend(is_message).await;
+            budget.spend(matches!(command.command, Command::Join(_))).await;
             let is_asked = command.request.is_none() && command.room.is_ok();
             let proposed = match command.command {
                 Command::End(End {
@@ -461,7 +458,7 @@ impl RoomActor {
         self.sessions.inject_faults(requests);
         let mut budget = PollBudget::default();
         for Envelope { request, .. } in requests.drain(..) {
-            budget.spend(request.is_message()).await;
+            budget.spend(request.is_join()).await;
             self.sessions.handle(request, at);
         }
         self.sessions.expire_grace(at);
@@ -777,12 +774,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_tasks_have_turns_between_many_messages_and_fewer_other_requests() {
-        for (is_message, per_turn) in [(true, POLL_BUDGET), (false, POLL_BUDGET / OTHER_COST)] {
+    async fn other_tasks_have_turns_between_many_requests_and_fewer_joins() {
+        for (is_join, per_turn) in [(false, POLL_BUDGET), (true, POLL_BUDGET / JOIN_COST)] {
             let mut budget = PollBudget::default();
             let mut spending = Box::pin(async {
                 for _ in 0..=per_turn {
-                    budget.spend(is_message).await;
+                    budget.spend(is_join).await;
                 }
             });
             let mut turns = 1;
@@ -792,7 +789,7 @@ mod tests {
                 done
             })
             .await;
-            assert_eq!(turns, 2, "{is_message}");
+            assert_eq!(turns, 2, "{is_join}");
         }
     }
 

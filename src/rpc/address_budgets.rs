@@ -41,7 +41,7 @@ pub(super) struct Addresses(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    by_network: HashMap<IpAddr, Weak<AddressBudgets>>,
+    by_prefix: HashMap<IpAddr, Weak<AddressBudgets>>,
     /// The number of entries at which those without connections are removed.
     prune_at: usize,
 }
@@ -54,11 +54,11 @@ impl Addresses {
         new: impl FnOnce() -> AddressBudgets,
     ) -> Arc<AddressBudgets> {
         let mut state = self.0.lock();
-        if state.by_network.len() >= state.prune_at {
-            state.by_network.retain(|_, budgets| budgets.strong_count() > 0);
-            state.prune_at = 2 * state.by_network.len() + 1;
+        if state.by_prefix.len() >= state.prune_at {
+            state.by_prefix.retain(|_, budgets| budgets.strong_count() > 0);
+            state.prune_at = 2 * state.by_prefix.len() + 1;
         }
-        let entry = state.by_network.entry(client_prefix(address)).or_default();
+        let entry = state.by_prefix.entry(client_prefix(address)).or_default();
         entry.upgrade().unwrap_or_else(|| {
             let budgets = Arc::new(new());
             *entry = Arc::downgrade(&budgets);
@@ -111,6 +111,6 @@ mod tests {
         for last in 0..100 {
             get(&format!("192.0.2.{last}"));
         }
-        assert!(server.addresses.0.lock().by_network.len() < 3);
+        assert!(server.addresses.0.lock().by_prefix.len() < 3);
     }
 }

@@ -14,7 +14,7 @@ use super::error::RpcError;
 use super::observer::{Throttle, ThrottleReporter};
 use super::open_streams::StreamReader;
 use super::rates::AddressRate;
-use super::turns::{AddressTurns, AllTurns};
+use super::turns::{AddressTurns, TurnCounters};
 use super::unread::Unread;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
@@ -185,7 +185,7 @@ pub(super) struct ServerBudgets {
     short_frames: Arc<AddressRate>,
     cuts: Arc<AddressRate>,
     stalled: Arc<AtomicUsize>,
-    turns: Arc<AllTurns>,
+    turns: Arc<TurnCounters>,
     throttling: ThrottleReporter,
 }
 

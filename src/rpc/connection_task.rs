@@ -236,7 +236,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut cut = None;
     poll_fn(|cx| {
         ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
-        let must_be_short = streams.is_next_round_long() || budgets.address.turns.are_short();
+        let must_be_short = streams.is_next_round_long() || budgets.address.turns.must_be_short();
         let progress = poll_rounds(
             cx,
             if turns.is_busy() && must_be_short {

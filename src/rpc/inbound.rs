@@ -16,6 +16,7 @@ use super::byte_budget::Reservation;
 use super::connection_budgets::{ConnectionBudgets, ReadingRequest};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
+use super::turns::AddressTurns;
 use crate::reason::Reason;
 
 /// Why no more messages can be read from a stream.
@@ -67,9 +68,9 @@ impl<M: Message + Default> Inbound<M> {
         }
     }
 
-    /// Whether not many messages should be handled at a time: see [`AddressTurns`](super::turns::AddressTurns).
-    pub(super) fn are_turns_short(&self) -> bool {
-        self.budgets.address.turns.are_short()
+    /// The turns that the client takes with others of its address.
+    pub(super) fn turns(&self) -> &AddressTurns {
+        &self.budgets.address.turns
     }
 
     /// Reserves memory for a message that was read and waits to be handled, as [`ConnectionBudgets::reserve_received`].

@@ -29,7 +29,7 @@ const MAX_OUTBOUND_LAG: u64 = 256 * 1024;
 /// How many messages of one client are handled before the stream yields to the other streams of the connection.
 const MAX_BURST: usize = 128;
 
-/// The same while [turns are short](Inbound::are_turns_short).
+/// The same while [turns must be short](super::turns::AddressTurns::must_be_short).
 const MAX_SHORT_BURST: usize = 32;
 
 /// A Chat stream whose JOIN was accepted.
@@ -183,7 +183,7 @@ impl JoinedStream {
         inbound: &mut Inbound<JoinMsgLeave>,
         observer: &dyn Observer,
     ) {
-        let max_burst = if inbound.are_turns_short() {
+        let max_burst = if inbound.turns().must_be_short() {
             MAX_SHORT_BURST
         } else {
             MAX_BURST

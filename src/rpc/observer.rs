@@ -173,7 +173,7 @@ pub enum Throttle {
     ShortFrames,
     /// Nothing is read from a connection until less of what it has sent is unread.
     Unread,
-    /// A busy connection waits for others of its address.
+    /// A busy or new connection waits for others of its address.
     Turns,
     /// A query waits for others.
     Queries,

@@ -38,10 +38,10 @@ const MAX_DEBT: Duration = Duration::from_secs(1);
 /// How many busy connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
 static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
 
-/// What all addresses share.
+/// What the turns of all addresses share.
 #[derive(Debug, Default)]
-pub(super) struct AllTurns {
-    /// How many busy connections run.
+pub(super) struct TurnCounters {
+    /// How many connections have a permit.
     running: AtomicUsize,
     /// How many addresses have connections.
     addresses: AtomicUsize,
@@ -52,13 +52,13 @@ pub(super) struct AllTurns {
 pub(super) struct AddressTurns {
     permits: Arc<Semaphore>,
     connections: AtomicU32,
-    all: Arc<AllTurns>,
+    all: Arc<TurnCounters>,
     throttling: ThrottleReporter,
 }
 
 impl AddressTurns {
     /// Of an address without connections.
-    pub(super) fn new(all: Arc<AllTurns>, throttling: ThrottleReporter) -> Self {
+    pub(super) fn new(all: Arc<TurnCounters>, throttling: ThrottleReporter) -> Self {
         all.addresses.fetch_add(1, Ordering::Relaxed);
         Self {
             permits: Arc::new(Semaphore::new(*PERMITS)),
@@ -68,9 +68,9 @@ impl AddressTurns {
         }
     }
 
-    /// Whether turns should be short, because there are clients at other addresses: what they send passes through several tasks, and may
+    /// Whether turns must be short, because there are clients at other addresses: what they send passes through several tasks, and may
     /// wait for a turn of each busy connection before each. Long turns are cheaper.
-    pub(super) fn are_short(&self) -> bool {
+    pub(super) fn must_be_short(&self) -> bool {
         self.all.addresses.load(Ordering::Relaxed) > 1
     }
 }
@@ -85,11 +85,11 @@ impl Drop for AddressTurns {
 #[derive(Debug)]
 struct Permit {
     _permit: OwnedSemaphorePermit,
-    all: Arc<AllTurns>,
+    all: Arc<TurnCounters>,
 }
 
 impl Permit {
-    fn new(permit: OwnedSemaphorePermit, all: &Arc<AllTurns>) -> Self {
+    fn new(permit: OwnedSemaphorePermit, all: &Arc<TurnCounters>) -> Self {
         all.running.fetch_add(1, Ordering::Relaxed);
         Self {
             _permit: permit,
@@ -114,8 +114,10 @@ pub(super) struct Turns {
     is_over: bool,
     /// Whether it is in line for a permit, which it must take even if it is not busy any more.
     is_waiting: bool,
-    /// Whether it has had no turn yet. Nobody knows whether it will be busy, and a client may have opened thousands.
+    /// Whether it has not been in line yet. A client may have opened thousands, of which nobody knows whether they will be busy.
     is_new: bool,
+    /// Whether it has made too much work.
+    is_busy: bool,
     limiter: RateLimiter,
     /// The work that `limiter` has counted.
     counted: u64,
@@ -131,6 +133,7 @@ impl Turns {
             is_over: false,
             is_waiting: false,
             is_new: true,
+            is_busy: false,
             limiter: RateLimiter::default(),
             counted: 0,
         }
@@ -147,7 +150,8 @@ impl Turns {
         if std::mem::take(&mut self.is_over) {
             self.permit = None;
         }
-        let needs_permit = std::mem::take(&mut self.is_new) || !debt.is_zero();
+        self.is_busy = !debt.is_zero();
+        let needs_permit = std::mem::take(&mut self.is_new) || self.is_busy;
         if self.is_waiting || needs_permit && self.permit.is_none() {
             self.poll_acquire(cx)
         } else {
@@ -157,7 +161,7 @@ impl Turns {
 
     /// Whether the connection has made much work, so that others may wait for its turns.
     pub(super) const fn is_busy(&self) -> bool {
-        self.permit.is_some()
+        self.is_busy
     }
 
     /// Ends the turn of a connection that waits for something.
@@ -171,12 +175,12 @@ impl Turns {
     /// after the runtime has looked at the sockets, which it does rarely while tasks wake each other.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
         let must_yield = is_long || self.address.all.running.load(Ordering::Relaxed) > *PERMITS;
-        self.is_over = must_yield && self.permit.is_some();
+        self.is_over = must_yield && self.is_busy;
         let is_ready = if self.is_over {
             pin!(yield_now()).poll(cx).is_ready()
         } else {
-            // Without a permit it was not busy when it began.
-            self.permit.take().is_none() || self.poll_acquire(cx).is_ready()
+            self.permit = None;
+            !self.is_busy || self.poll_acquire(cx).is_ready()
         };
         if is_ready {
             cx.waker().wake_by_ref();
@@ -210,7 +214,7 @@ mod tests {
         address_of(permits, Arc::default())
     }
 
-    fn address_of(permits: usize, all: Arc<AllTurns>) -> Arc<AddressTurns> {
+    fn address_of(permits: usize, all: Arc<TurnCounters>) -> Arc<AddressTurns> {
         let mut address = AddressTurns::new(all, ThrottleReporter::default());
         address.permits = Arc::new(Semaphore::new(permits));
         Arc::new(address)
@@ -226,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_short_while_there_are_clients_at_other_addresses() {
-        let all = Arc::<AllTurns>::default();
+    fn turns_must_be_short_while_there_are_clients_at_other_addresses() {
+        let all = Arc::<TurnCounters>::default();
         let one = address_of(1, Arc::clone(&all));
-        assert!(!one.are_short());
+        assert!(!one.must_be_short());
         let other = address_of(1, all);
-        assert!(one.are_short() && other.are_short());
+        assert!(one.must_be_short() && other.must_be_short());
         drop(one);
-        assert!(!other.are_short());
+        assert!(!other.must_be_short());
     }
 
     #[tokio::test(start_paused = true)]
@@ -278,9 +282,13 @@ mod tests {
         assert!(one.poll_begin(&mut cx, 0).is_pending() && other.poll_begin(&mut cx, 0).is_pending());
         busy.end_and_wake(&mut cx, false);
         assert!(one.poll_begin(&mut cx, 0).is_ready() && other.poll_begin(&mut cx, 0).is_pending());
-        one.end();
-        assert!(one.poll_begin(&mut cx, 1).is_ready(), "it is not busy");
+        assert!(busy.poll_begin(&mut cx, 2_000).is_pending());
+        // Only its first turn waits for those of others.
+        one.end_and_wake(&mut cx, false);
+        assert!(one.poll_begin(&mut cx, 1).is_ready() && !one.is_busy());
         assert!(other.poll_begin(&mut cx, 0).is_ready());
+        other.end();
+        assert!(busy.poll_begin(&mut cx, 2_000).is_ready() && busy.is_busy());
     }
 
     #[tokio::test(start_paused = true)]
@@ -299,7 +307,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn busy_connections_of_several_addresses_let_the_runtime_look_at_the_sockets() {
-        let all = Arc::<AllTurns>::default();
+        let all = Arc::<TurnCounters>::default();
         all.running.store(*PERMITS, Ordering::Relaxed);
         let address = address_of(1, Arc::clone(&all));
         let mut cx = Context::from_waker(Waker::noop());

@@ -59,34 +59,41 @@ struct Queued {
 /// The result of a change.
 struct Completion {
     result: Result<(), StoreError>,
-    /// Those of others in the same commit.
-    others: Others,
+    /// Dropped by the task that this wakes, wherever that is.
+    _others: Completions,
 }
 
-/// Changes that are durable, or have failed, and whose futures do not know it yet. Dropping it tells them.
+/// The results of changes whose futures wait for them. Dropping it sends them.
 ///
-/// The writer's thread wakes only the first task of a commit, and this wakes the others: a runtime whose workers are busy takes up tasks
-/// that another thread has woken one by one, each after several others.
+/// The writer's thread sends only one result of a commit, with the others: the task that it wakes drops those. A runtime whose workers are
+/// busy takes up tasks that another thread has woken one by one, each after several others.
 #[derive(Default)]
-struct Others(Vec<(oneshot::Sender<Completion>, Result<(), StoreError>)>);
+struct Completions(Vec<(oneshot::Sender<Completion>, Result<(), StoreError>)>);
 
-/// Wakes the task of one of these changes, which tells the others.
-fn complete(mut changes: Vec<(oneshot::Sender<Completion>, Result<(), StoreError>)>) {
-    if let Some((first, result)) = changes.pop() {
-        let others = Others(changes);
-        // If its future was dropped, so are the others here.
-        first.send(Completion { result, others }).ok();
-    }
-}
-
-impl Drop for Others {
-    fn drop(&mut self) {
-        for (done, result) in self.0.drain(..) {
-            let others = Self::default();
-            // The future may have been dropped.
-            done.send(Completion { result, others }).ok();
+impl Completions {
+    /// Sends one result, and the others with it.
+    fn send(mut self) {
+        if let Some((first, result)) = self.0.pop() {
+            send(first, result, self);
         }
     }
+}
+
+impl Drop for Completions {
+    fn drop(&mut self) {
+        for (done, result) in self.0.drain(..) {
+            send(done, result, Self::default());
+        }
+    }
+}
+
+/// If the future was dropped, so are `others`, here.
+fn send(done: oneshot::Sender<Completion>, result: Result<(), StoreError>, others: Completions) {
+    let completion = Completion {
+        result,
+        _others: others,
+    };
+    done.send(completion).ok();
 }
 
 /// The queue of the writer thread.
@@ -131,13 +138,7 @@ impl Writer {
                 };
                 queue.send(queued).ok();
             }
-            match result.await {
-                Ok(Completion { result, others }) => {
-                    drop(others);
-                    result
-                }
-                Err(_) => Err(StoreError::Failed),
-            }
+            result.await.map_or(Err(StoreError::Failed), |done| done.result)
         })
     }
 
@@ -194,7 +195,7 @@ fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
             .unzip();
         let results = writer.commit(changes);
         let done = done.into_iter().map(|(done, _permit)| done);
-        complete(done.zip(results).collect());
+        Completions(done.zip(results).collect()).send();
     }
     writer.close();
 }
@@ -536,7 +537,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_change_of_a_commit_tells_the_others_that_they_are_done() {
+    fn one_result_of_a_commit_brings_the_others() {
         let start = || {
             let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
             (
@@ -547,7 +548,7 @@ mod tests {
         let is_done = |receiver: &mut oneshot::Receiver<Completion>| receiver.try_recv().is_ok();
 
         let (changes, mut receivers) = start();
-        complete(changes);
+        Completions(changes).send();
         let mut first = receivers.pop().unwrap();
         assert!(!receivers.iter_mut().any(is_done));
         assert!(is_done(&mut first));
@@ -556,12 +557,12 @@ mod tests {
         // Its future was dropped before.
         let (changes, mut receivers) = start();
         receivers.pop();
-        complete(changes);
+        Completions(changes).send();
         assert!(receivers.iter_mut().all(is_done));
 
         // Or is dropped before its task runs.
         let (changes, mut receivers) = start();
-        complete(changes);
+        Completions(changes).send();
         receivers.pop();
         assert!(receivers.iter_mut().all(is_done));
     }

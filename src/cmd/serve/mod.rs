@@ -26,8 +26,8 @@ use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs
 /// Tokio's 61 a client that sends little waits for so many turns of those that send without pause.
 const EVENT_INTERVAL: u32 = 16;
 
-/// After how many polls of its own tasks a worker takes one that another thread has woken, such as a room whose events the store's writer
-/// has made durable.
+/// Each how many turns a worker first looks for tasks that other threads have woken, such as a room whose events the store's writer has made
+/// durable, before its own. By itself Tokio adapts it to how long turns take, up to 127.
 const GLOBAL_QUEUE_INTERVAL: u32 = 2;
 
 /// Runs a server until a signal stops it and it has drained. Must not be called within a Tokio runtime. A second signal
