@@ -13,7 +13,7 @@
 //! - `FAULT=on` breaks a guarantee: `skip-append` publishes without storing, `skip-sync` writes to segments
 //!   that a crash removes, `skip-dedupe` forgets every message id, `swap-events` publishes two events of a batch in the wrong order,
 //!   `swap-requests` handles two messages of one sender in the wrong order.
-//! - `next-fold-version=on` makes a replica support one version of the order more than there is.
+//! - `next-fold-version=on` makes a replica support one version of the command log more than there is.
 //! - `clock-ahead=on` and `clock-behind=on` make the wall clock wrong by an hour.
 
 use std::collections::HashMap;

@@ -63,7 +63,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             );
         });
         // A restored room, in which everybody is lost.
-        let mut room = Room::restore(*room.rules(), room.take_snapshot());
+        let mut room = Room::from_snapshot(*room.rules(), room.take_snapshot());
         group.bench_function(
             name("join under the name of one of the lost, members"),
             |bencher| {

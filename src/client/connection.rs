@@ -396,7 +396,7 @@ impl ChatCall {
             let Poll::Ready(Ok(())) = self.outgoing.poll_reserve(cx) else {
                 return;
             };
-            let frame = state.next_frame().expect("there are unsent messages");
+            let frame = state.next_message().expect("there are unsent messages");
             if self.outgoing.send_item(frame).is_err() {
                 return;
             }

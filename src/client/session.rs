@@ -70,7 +70,7 @@ impl Session {
         join: JoinOptions,
     ) -> Result<Self, ClientError> {
         let mut state = SessionState::new(join);
-        let call = connect(server.clone(), options.clone(), state.join_frame()).await?;
+        let call = connect(server.clone(), options.clone(), state.join_message()).await?;
         let mut session = Self {
             server: server.clone(),
             options: options.clone(),
@@ -238,7 +238,7 @@ impl Session {
             }
             ConnectionState::Waiting(delay) => {
                 ready!(delay.as_mut().poll(cx));
-                let join = self.state.join_frame();
+                let join = self.state.join_message();
                 let attempt = connect(self.server.clone(), self.options.clone(), join);
                 self.connection = ConnectionState::Connecting(Box::pin(attempt));
             }

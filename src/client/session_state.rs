@@ -215,7 +215,7 @@ impl SessionState {
     }
 
     /// The first message of a new connection.
-    pub(super) fn join_frame(&mut self) -> JoinMsgLeave {
+    pub(super) fn join_message(&mut self) -> JoinMsgLeave {
         let token = self.welcome.as_ref().map(|welcome| &welcome.session_token);
         JoinMsgLeave {
             resume: self.cursor.position(),
@@ -267,13 +267,13 @@ impl SessionState {
         self.is_paused = false;
     }
 
-    /// Whether [`next_frame`](Self::next_frame) has something to send.
+    /// Whether [`next_message`](Self::next_message) has something to send.
     pub(super) fn has_unsent(&self) -> bool {
         !self.is_held() && (self.outbox.has_unsent() || self.may_send_leave())
     }
 
     /// The next message to send on the current connection.
-    pub(super) fn next_frame(&mut self) -> Option<JoinMsgLeave> {
+    pub(super) fn next_message(&mut self) -> Option<JoinMsgLeave> {
         if self.is_held() {
             return None;
         }

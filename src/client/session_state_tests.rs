@@ -134,7 +134,7 @@ impl Simulation {
 
     fn connect(&mut self) {
         if !self.connected {
-            let join = self.state.join_frame();
+            let join = self.state.join_message();
             let (welcome, follows) = self.server.join(&join);
             self.to_server.clear();
             self.to_client = follows.into();
@@ -167,7 +167,7 @@ impl Simulation {
 
     fn send(&mut self) {
         if self.connected
-            && let Some(frame) = self.state.next_frame()
+            && let Some(frame) = self.state.next_message()
         {
             self.to_server.push_back(frame);
         }
@@ -301,7 +301,7 @@ fn notice(code: NoticeCode) -> ServerMessage {
 
 fn joined() -> SessionState {
     let mut state = SessionState::new(JoinOptions::new("Ada").room("tea"));
-    state.join_frame();
+    state.join_message();
     state.on_joined(welcome(EPOCH, 4, false));
     state
 }
@@ -309,10 +309,10 @@ fn joined() -> SessionState {
 #[test]
 fn a_reconnect_presents_the_token_and_position_of_the_last_welcome() {
     let mut state = SessionState::new(JoinOptions::new("Ada").room("tea"));
-    let first = state.join_frame();
+    let first = state.join_message();
     assert_eq!((first.session_token.as_str(), first.resume), ("", None));
     assert_eq!(state.on_joined(welcome(EPOCH, 4, false)), None);
-    let again = state.join_frame();
+    let again = state.join_message();
     assert_eq!((again.client_name.as_str(), again.room.as_str()), ("Ada", "tea"));
     assert_eq!(again.session_token, "token");
     let position = ResumePoint {
@@ -343,7 +343,7 @@ fn leave_is_sent_last_and_again_after_a_reconnect() {
         Err(ClientError::Closed)
     ));
     let sent = |state: &mut SessionState| -> Vec<EventType> {
-        let frames = std::iter::from_fn(|| state.next_frame());
+        let frames = std::iter::from_fn(|| state.next_message());
         frames.map(|frame| frame.r#type()).collect()
     };
     // The message is not acknowledged: it is sent again, however the connection ends.
@@ -368,16 +368,16 @@ fn leave_is_sent_last_and_again_after_a_reconnect() {
 #[test]
 fn nothing_waits_for_answers_that_the_first_version_does_not_give() {
     let mut state = SessionState::new(JoinOptions::new("Ada"));
-    state.join_frame();
+    state.join_message();
     state.on_joined(None);
     for _ in 0..=SessionState::WINDOW {
         state.enqueue("more".into(), None).unwrap();
-        assert_eq!(state.next_frame().unwrap().msg, "more");
+        assert_eq!(state.next_message().unwrap().msg, "more");
     }
     assert_eq!(state.unacknowledged(), 0);
     state.enqueue("one".into(), None).unwrap();
     state.leave();
-    let sent: Vec<EventType> = std::iter::from_fn(|| state.next_frame())
+    let sent: Vec<EventType> = std::iter::from_fn(|| state.next_message())
         .map(|frame| frame.r#type())
         .collect();
     assert_eq!(sent, [EventType::Message, EventType::Leave]);
@@ -389,20 +389,20 @@ fn leave_does_not_overtake_a_message_that_is_sent_again() {
     let mut state = joined();
     let one = state.enqueue("one".into(), None).unwrap();
     state.leave();
-    assert!(state.next_frame().is_some_and(|frame| frame.msg == "one"));
+    assert!(state.next_message().is_some_and(|frame| frame.msg == "one"));
     assert!(!state.has_unsent());
-    assert_eq!(state.next_frame(), None);
+    assert_eq!(state.next_message(), None);
     state.on_message(ServerMessage {
         message_id: one.as_str().into(),
         ..notice(NoticeCode::TooFast)
     });
-    assert_eq!(state.next_frame(), None);
+    assert_eq!(state.next_message(), None);
     state.resume_sending();
-    assert!(state.next_frame().is_some_and(|frame| frame.msg == "one"));
-    assert_eq!(state.next_frame(), None);
+    assert!(state.next_message().is_some_and(|frame| frame.msg == "one"));
+    assert_eq!(state.next_message(), None);
     state.on_message(own(5, &one));
     assert_eq!(
-        state.next_frame().map(|frame| frame.r#type()),
+        state.next_message().map(|frame| frame.r#type()),
         Some(EventType::Leave)
     );
 }
@@ -422,7 +422,7 @@ fn resumed_with_two_events_to_read() -> (SessionState, MessageId, MessageId) {
     let mut state = joined();
     let one = state.enqueue("one".into(), None).unwrap();
     let two = state.enqueue("two".into(), None).unwrap();
-    while state.next_frame().is_some() {}
+    while state.next_message().is_some() {}
     state.on_disconnect(Some(ClientError::from(Status::unavailable("cut"))));
     state.on_joined(Some(Welcome {
         last_sequence: 6,
@@ -442,11 +442,11 @@ fn nothing_is_retransmitted_before_the_missed_events_are_read() {
     };
     for event in [own(5, &one), other_message] {
         assert!(!state.has_unsent());
-        assert_eq!(state.next_frame(), None);
+        assert_eq!(state.next_message(), None);
         state.on_message(event);
     }
     let sent = |state: &mut SessionState| -> Vec<String> {
-        let frames = std::iter::from_fn(|| state.next_frame());
+        let frames = std::iter::from_fn(|| state.next_message());
         frames.map(|frame| frame.msg).collect()
     };
     assert_eq!(sent(&mut state), ["two", "three"]);
@@ -459,7 +459,7 @@ fn nothing_is_retransmitted_before_the_missed_events_are_read() {
 #[test]
 fn each_welcome_decides_which_events_are_read_before_sending() {
     let cut = || Some(ClientError::from(Status::unavailable("cut")));
-    let sends = |state: &mut SessionState| state.has_unsent() && state.next_frame().is_some();
+    let sends = |state: &mut SessionState| state.has_unsent() && state.next_message().is_some();
     for next in [
         welcome(EPOCH, 4, true),
         welcome(EPOCH + 1, 0, false),
@@ -539,7 +539,7 @@ fn the_clock_is_reset_once_if_a_new_log_rejects_it() {
         state.on_disconnect(refusal()),
         DisconnectAction::Retry(..)
     ));
-    assert_eq!(state.join_frame().timestamp, 1);
+    assert_eq!(state.join_message().timestamp, 1);
     assert!(matches!(
         state.on_disconnect(refusal()),
         DisconnectAction::Fatal(_)
@@ -581,7 +581,7 @@ fn messages_that_are_too_fast_are_sent_again_in_order() {
     let ids: Vec<MessageId> = (0..3)
         .map(|_| state.enqueue("text".into(), None).unwrap())
         .collect();
-    let next = |state: &mut SessionState| state.next_frame().map(|frame| frame.message_id);
+    let next = |state: &mut SessionState| state.next_message().map(|frame| frame.message_id);
     let acknowledge = |state: &mut SessionState, id: &MessageId, sequence| {
         let broadcast = ServerMessage {
             message_id: id.as_str().into(),
@@ -617,7 +617,7 @@ fn messages_that_are_too_fast_are_sent_again_in_order() {
         acknowledge(&mut state, id, sequence);
     }
     assert_eq!(
-        state.next_frame().map(|frame| frame.r#type()),
+        state.next_message().map(|frame| frame.r#type()),
         Some(EventType::Leave)
     );
 }

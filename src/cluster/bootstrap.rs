@@ -1,4 +1,4 @@
-//! Where a replica begins: with a checkpoint of its own or of another replica, or with the first message of the order.
+//! Where a replica begins: with a checkpoint of its own or of another replica, or with the first message of the command log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::checkpoint_dir::CheckpointDir;
 use super::checkpoint_transfer::{self, TransferError};
 use super::membership::CUT_OFF;
-use super::message::StreamSequence;
+use super::message::LogPosition;
 use super::nats::{NatsError, Stream};
 use super::observer::Observer;
 
@@ -32,7 +32,7 @@ pub(crate) struct Bootstrap {
     /// The largest checkpoint that fits into the memory, in bytes.
     pub(crate) max_len: u64,
     /// The position of the checkpoint, once that is of no use any more.
-    pub(crate) dropped_at: Option<StreamSequence>,
+    pub(crate) dropped_at: Option<LogPosition>,
 }
 
 /// Why a replica cannot begin yet.
@@ -42,26 +42,23 @@ enum NotYet {
     Nats(#[from] NatsError),
     #[error("the stream begins at {first}, this replica has nothing that goes on there, and {error}")]
     Truncated {
-        first: StreamSequence,
+        first: LogPosition,
         error: TransferError,
     },
     #[error(
         "the stream ends at {last}, and this replica's checkpoint is at {applied}: if the stream was made anew, remove the data directories \
          of all replicas"
     )]
-    StreamBehind {
-        last: StreamSequence,
-        applied: StreamSequence,
-    },
+    StreamBehind { last: LogPosition, applied: LogPosition },
     #[error(
         "the stream has another message at {0}, the position of this replica's checkpoint: it was made anew, or restored to an earlier message. Stop \
          all replicas and remove their data directories"
     )]
-    Replaced(StreamSequence),
+    Replaced(LogPosition),
 }
 
 impl Bootstrap {
-    /// Waits until it is known where to begin. `None` is the beginning of the order. Can be dropped at any time.
+    /// Waits until it is known where to begin. `None` is the beginning of the command log. Can be dropped at any time.
     pub(crate) async fn run(mut self, stream: &mut Stream, observer: &dyn Observer) -> Option<Checkpoint> {
         let mut warned = None;
         let (mut switched_at, mut switch_interval) = (Instant::now(), CUT_OFF);
@@ -98,7 +95,7 @@ impl Bootstrap {
     async fn attempt(&mut self, stream: &Stream) -> Result<Option<Checkpoint>, NotYet> {
         let applied = self.local.as_ref().map(|local| local.id.position);
         // With the message that the checkpoint is of: if it is the same, so is the stream.
-        let from = applied.unwrap_or(StreamSequence::default().next());
+        let from = applied.unwrap_or(LogPosition::default().next());
         let first = stream.first_from(from).await?;
         if let (Some(applied), Some((first, _))) = (self.dropped_at, first)
             && first == from
@@ -133,7 +130,7 @@ impl Bootstrap {
             }
             (_, Some(_)) => {
                 // That is faster than to read all of the stream.
-                match self.fetch(stream, StreamSequence::default()).await {
+                match self.fetch(stream, LogPosition::default()).await {
                     Ok(checkpoint) => return Ok(Some(checkpoint)),
                     Err(TransferError::NoOffer) => {}
                     Err(error) => {
@@ -144,7 +141,7 @@ impl Bootstrap {
             }
             (None, None) => match self.dropped_at {
                 Some(applied) => {
-                    let last = StreamSequence::default();
+                    let last = LogPosition::default();
                     Err(NotYet::StreamBehind { last, applied })
                 }
                 None => Ok(None),
@@ -152,7 +149,7 @@ impl Bootstrap {
         }
     }
 
-    async fn fetch(&self, stream: &Stream, needed: StreamSequence) -> Result<Checkpoint, TransferError> {
+    async fn fetch(&self, stream: &Stream, needed: LogPosition) -> Result<Checkpoint, TransferError> {
         let directory = self.directory.as_ref();
         checkpoint_transfer::fetch(stream, directory, needed, self.max_len).await
     }

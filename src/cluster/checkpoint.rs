@@ -1,4 +1,4 @@
-//! Checkpoints: the whole state of a replica at one position of the order, as one file.
+//! Checkpoints: the whole state of a replica at one position of the command log, as one file.
 //!
 //! A checkpoint is a sequence of sections: the state of the [`StateMachine`], each room, after each room the records that the replica retains of it, and an end
 //! with a checksum of everything before it. A section is its kind (one byte), its length (4 bytes, little-endian) and its content. The
@@ -14,8 +14,8 @@ use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::fingerprint::Fingerprint;
-use super::message::StreamSequence;
-use super::order_state::{OrderState, ReplicatedRoom, RoomStates};
+use super::fold_state::{FoldState, ReplicatedRoom, RoomStates};
+use super::message::LogPosition;
 use super::state_machine::StateMachine;
 use crate::domain::encoding::{self, Encoding, encode_struct};
 use crate::domain::{DecodeError, Epoch, InvalidState, Room, RoomName, RoomState, Sequence, WallTime};
@@ -28,7 +28,7 @@ const MAGIC: [u8; 8] = *b"chatckp\x02";
 /// A section's kind and length.
 const HEADER_LEN: u64 = 5;
 
-const PARTITION: u8 = 1;
+const FOLD: u8 = 1;
 const ROOM: u8 = 2;
 const RECORD: u8 = 3;
 const END: u8 = 4;
@@ -62,7 +62,7 @@ pub(crate) enum CheckpointError {
 /// What identifies a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CheckpointId {
-    pub(crate) position: StreamSequence,
+    pub(crate) position: LogPosition,
     /// Of the message at its position. A stream with another one is not the one that the checkpoint is of.
     pub(crate) fingerprint: Fingerprint,
     /// In bytes.
@@ -80,9 +80,9 @@ pub(crate) struct Checkpoint {
 }
 
 /// What comes first.
-struct PartitionSection {
+struct FoldSection {
     fingerprint: Fingerprint,
-    state: OrderState,
+    state: FoldState,
 }
 
 /// A room; its records follow.
@@ -102,7 +102,7 @@ struct RecordHeader {
 
 encode_struct! {
     CheckpointId { position, fingerprint, len, checksum }
-    PartitionSection { fingerprint, state }
+    FoldSection { fingerprint, state }
     RoomSection { name, epoch, state }
     RecordHeader { first, events, at, resumable }
 }
@@ -145,7 +145,7 @@ fn versioned(value: &impl Encoding) -> Vec<u8> {
 /// Each room is let go once it is written, so that the replica need not copy it when it changes.
 pub(crate) fn write(
     out: impl Write,
-    state: OrderState,
+    state: FoldState,
     fingerprint: Fingerprint,
     mut rooms: RoomStates,
     mut records: impl FnMut(&RoomName, Epoch, Sequence) -> Result<Vec<Record>, CheckpointError>,
@@ -157,7 +157,7 @@ pub(crate) fn write(
     };
     writer.put(&MAGIC)?;
     let position = state.applied;
-    writer.section(PARTITION, &[&versioned(&PartitionSection { fingerprint, state })])?;
+    writer.section(FOLD, &[&versioned(&FoldSection { fingerprint, state })])?;
     while let Some((name, replicated)) = rooms.pop_first() {
         let (epoch, last) = (replicated.epoch, replicated.room.last());
         let state = replicated.room.state();
@@ -293,10 +293,12 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
         return Err(CheckpointError::Format);
     }
     reader.hash.update(&magic);
-    let (PARTITION, content, _) = reader.section()? else {
-        return Err(CheckpointError::Malformed("the state of the order is not first"));
+    let (FOLD, content, _) = reader.section()? else {
+        return Err(CheckpointError::Malformed(
+            "the state of the command log is not first",
+        ));
     };
-    let PartitionSection { fingerprint, state } = encoding::decode(&content)?;
+    let FoldSection { fingerprint, state } = encoding::decode(&content)?;
     let (mut states, mut rooms) = (RoomStates::new(), Vec::<RestoredRoom>::new());
     loop {
         let (kind, content, hash) = reader.section()?;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::checkpoint::{self, Checkpoint, CheckpointError, CheckpointId};
-use super::message::StreamSequence;
+use super::message::LogPosition;
 use crate::store::{
     CLUSTER_FORMAT, PRIVATE, StoreError, cannot_use, create_private, lock_file, none_if_missing, sync_parent,
     write_atomically,
@@ -38,7 +38,7 @@ pub(crate) struct CheckpointDir {
     id: u64,
     state: Mutex<State>,
     /// The checkpoint that another replica has read from last.
-    read: Mutex<Option<(StreamSequence, Instant)>>,
+    read: Mutex<Option<(LogPosition, Instant)>>,
     _lock: File,
 }
 
@@ -193,7 +193,7 @@ impl CheckpointDir {
         {
             let mut state = self.state.lock();
             if state.is_set_aside {
-                return Err(io::Error::other("this replica decides otherwise than others"));
+                return Err(io::Error::other("this replica has diverged from the others"));
             }
             fs::rename(&new.path, &path)?;
             sync_parent(&path)?;
@@ -214,7 +214,7 @@ impl CheckpointDir {
     /// At most `len` bytes of a checkpoint; `None` if there is none at this position. Blocks.
     pub(crate) fn read_part(
         &self,
-        position: StreamSequence,
+        position: LogPosition,
         offset: u64,
         len: usize,
     ) -> io::Result<Option<Vec<u8>>> {
@@ -239,21 +239,21 @@ impl CheckpointDir {
         sync_parent(&self.path.join(NEW))
     }
 
-    fn path_of(&self, position: StreamSequence) -> PathBuf {
+    fn path_of(&self, position: LogPosition) -> PathBuf {
         path_of(&self.path, position)
     }
 
     /// The positions of the checkpoints, ascending.
-    fn positions(&self) -> io::Result<Vec<StreamSequence>> {
+    fn positions(&self) -> io::Result<Vec<LogPosition>> {
         positions(&self.path)
     }
 }
 
-fn path_of(directory: &Path, position: StreamSequence) -> PathBuf {
+fn path_of(directory: &Path, position: LogPosition) -> PathBuf {
     directory.join(format!("checkpoint-{:020}", position.get()))
 }
 
-fn positions(directory: &Path) -> io::Result<Vec<StreamSequence>> {
+fn positions(directory: &Path) -> io::Result<Vec<LogPosition>> {
     let mut positions = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
@@ -261,7 +261,7 @@ fn positions(directory: &Path) -> io::Result<Vec<StreamSequence>> {
         positions.extend(
             number
                 .and_then(|number| number.parse().ok())
-                .map(StreamSequence::new),
+                .map(LogPosition::new),
         );
     }
     positions.sort_unstable();
@@ -302,7 +302,7 @@ mod tests {
 
     fn write(directory: &CheckpointDir, position: u64) -> CheckpointId {
         let (mut state, rooms) = StateMachine::new().state();
-        state.applied = StreamSequence::new(position);
+        state.applied = LogPosition::new(position);
         let mut new = directory.create().unwrap();
         let id = checkpoint::write(&mut new, state, Fingerprint::default(), rooms, |_, _, _| {
             Ok(Vec::new())
@@ -321,7 +321,7 @@ mod tests {
         let ids = [10, 9, 11].map(|position| write(&directory, position));
         assert_eq!(
             directory.positions().unwrap(),
-            [StreamSequence::new(10), StreamSequence::new(11)]
+            [LogPosition::new(10), LogPosition::new(11)]
         );
         assert_eq!(directory.load().unwrap().map(|loaded| loaded.id), Some(ids[2]));
         assert!(matches!(CheckpointDir::open(&path), Err(StoreError::Locked(_))));
@@ -350,7 +350,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = CheckpointDir::open(parent.path()).unwrap();
         for position in [500, 450] {
-            fs::write(directory.path_of(StreamSequence::new(position)), "damaged").unwrap();
+            fs::write(directory.path_of(LogPosition::new(position)), "damaged").unwrap();
         }
         assert!(directory.load().unwrap().is_none());
         let id = write(&directory, 400);
@@ -387,8 +387,8 @@ mod tests {
             write(&directory, position);
         }
         let positions = || directory.positions().unwrap();
-        assert_eq!(positions(), [1, 3, 4].map(StreamSequence::new));
-        assert_eq!(directory.read_part(StreamSequence::new(2), 0, 5).unwrap(), None);
+        assert_eq!(positions(), [1, 3, 4].map(LogPosition::new));
+        assert_eq!(directory.read_part(LogPosition::new(2), 0, 5).unwrap(), None);
         directory.set_aside().unwrap();
         assert_eq!((positions(), directory.newest()), (Vec::new(), None));
         assert!(directory.load().unwrap().is_none());

@@ -11,10 +11,10 @@ use super::checkpoint_dir::CheckpointDir;
 use super::checkpointer::{self, EndedRooms};
 use super::fingerprint::Fingerprint;
 use super::fixtures;
-use super::message::{Content, Message, RoomCommand, StreamSequence};
-use super::order_state::{OrderState, RoomStates};
+use super::fold_state::{FoldState, RoomStates};
+use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::replica::deliver;
-use super::rules::{FoldVersions, OrderRules};
+use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine::{Applied, StateMachine};
 use crate::domain::{
     Attachment, Command, Join, Moderation, Outcome, RoomName, Rules, Say, Sequence, WallTime,
@@ -25,12 +25,12 @@ use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
 const MAX_ROOMS: usize = 20_000;
 
-/// A replica without an order: its commands are applied at once.
+/// A replica without a command log: its commands are applied at once.
 struct Replica {
     state_machine: StateMachine,
     hub: Arc<Hub>,
     submitted: mpsc::Receiver<Submission>,
-    incarnation: StreamSequence,
+    incarnation: LogPosition,
     number: u64,
 }
 
@@ -50,7 +50,7 @@ impl Replica {
             state_machine,
             hub,
             submitted,
-            incarnation: StreamSequence::new(1),
+            incarnation: LogPosition::new(1),
             number: 0,
         }
     }
@@ -60,7 +60,7 @@ impl Replica {
         let mut replica = Self::new(StateMachine::new());
         let content = Content::Hello {
             nonce: 7,
-            rules: OrderRules::new(Rules::default(), MAX_ROOMS),
+            rules: ClusterRules::new(Rules::default(), MAX_ROOMS),
             supported: FoldVersions::supported(),
             name: "r".into(),
             version: "1".into(),
@@ -68,7 +68,7 @@ impl Replica {
         let at = WallTime::from_millis(1_700_000_000_000);
         replica
             .state_machine
-            .apply(StreamSequence::new(1), Message { at, content })
+            .apply(LogPosition::new(1), Message { at, content })
             .unwrap();
         replica
     }
@@ -123,7 +123,7 @@ impl Replica {
     async fn write_state(
         &self,
         directory: &Arc<CheckpointDir>,
-        (state, rooms): (OrderState, RoomStates),
+        (state, rooms): (FoldState, RoomStates),
         ended: EndedRooms,
     ) {
         let (directory, hub) = (Arc::clone(directory), Arc::clone(&self.hub));

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::checkpoint::{self, Checkpoint, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
-use super::message::StreamSequence;
+use super::message::LogPosition;
 use super::nats::Stream;
 use crate::domain::DecodeError;
 use crate::domain::encoding::{self, Encoding, encode_struct};
@@ -35,7 +35,7 @@ const IN_FLIGHT: usize = 4;
 /// How often a chunk is asked for.
 const ATTEMPTS: u32 = 5;
 
-/// How many bytes a replica sends in a second, so that the order has its share of the connection.
+/// How many bytes a replica sends in a second, so that the command log has its share of the connection.
 const BYTES_PER_SECOND: u32 = 32 << 20;
 
 /// How long to wait for offers.
@@ -56,7 +56,7 @@ struct Offer {
 
 /// A question for a part of a checkpoint.
 struct ChunkRequest {
-    position: StreamSequence,
+    position: LogPosition,
     offset: u64,
     len: usize,
 }
@@ -75,7 +75,7 @@ pub(crate) enum TransferError {
     #[error("no replica has a checkpoint")]
     NoOffer,
     #[error("the newest checkpoint of another replica is at {0}, which is too old")]
-    TooOld(StreamSequence),
+    TooOld(LogPosition),
     #[error("the checkpoint has {len} bytes, and --max-memory allows {max}")]
     TooLarge { len: u64, max: u64 },
     #[error("NATS: {0}")]
@@ -85,7 +85,7 @@ pub(crate) enum TransferError {
     #[error("it is not the checkpoint that was offered")]
     Other,
     #[error("the stream does not have the message at {0} that the checkpoint is of")]
-    OtherStream(StreamSequence),
+    OtherStream(LogPosition),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
@@ -165,7 +165,7 @@ fn max_chunk(client: &Client) -> usize {
 pub(crate) async fn fetch(
     stream: &Stream,
     directory: Option<&Arc<CheckpointDir>>,
-    needed: StreamSequence,
+    needed: LogPosition,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
     let client = stream.client();
@@ -194,7 +194,7 @@ async fn fetch_offer(
     stream: &Stream,
     offer: Offer,
     directory: Option<&Arc<CheckpointDir>>,
-    needed: StreamSequence,
+    needed: LogPosition,
     max_len: u64,
 ) -> Result<Checkpoint, TransferError> {
     let CheckpointId { position, len, .. } = offer.id;

@@ -1,4 +1,4 @@
-//! When a replica takes checkpoints, and how: the order goes on meanwhile.
+//! When a replica takes checkpoints, and how: the command log goes on meanwhile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use tracing::{info, warn};
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
-use super::message::Durable;
-use super::order_state::{OrderState, RoomStates};
+use super::fold_state::{FoldState, RoomStates};
+use super::message::NewestCheckpoint;
 use super::state_machine::StateMachine;
 use crate::domain::{Epoch, RoomName};
 use crate::hub::Hub;
 
-/// A checkpoint is taken when the order has grown by so many bytes, although the newest one is young.
+/// A checkpoint is taken when the command log has grown by so many bytes, although the newest one is young.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// But not before so much time has passed, nor after a failure.
 const MIN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long to wait until all rooms have got as far as the order.
+/// How long to wait until all rooms have got as far as the command log.
 const REACH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often to look whether a room has.
 const REACH_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Whoever stops a replica.
+/// A request for a last checkpoint, before the replica stops.
 #[derive(Debug)]
 pub(crate) struct StopRequest {
-    /// Sent once nothing that a last checkpoint needs can be lost any more, or there will be none.
+    /// Sent once all rooms have reached its position, so that they may end. Dropped if none is taken.
     pub(crate) reached: oneshot::Sender<()>,
     /// Sent, or dropped, once the checkpoint is written.
     pub(crate) written: oneshot::Sender<()>,
@@ -107,8 +107,8 @@ impl Checkpointer {
     }
 
     /// The newest checkpoint, as heartbeats say it.
-    pub(crate) fn durable(&self) -> Option<Durable> {
-        self.directory.newest().map(|newest| Durable {
+    pub(crate) fn newest(&self) -> Option<NewestCheckpoint> {
+        self.directory.newest().map(|newest| NewestCheckpoint {
             directory: self.directory.id(),
             position: newest.position,
         })
@@ -182,7 +182,7 @@ impl Checkpointer {
         }
     }
 
-    /// Other replicas decide otherwise: a replica that begins with one of the checkpoints would do so again.
+    /// Other replicas decide differently: a replica that begins with one of the checkpoints would do so again.
     pub(crate) fn set_aside(&self) {
         if let Err(error) = self.directory.set_aside() {
             warn!(event = "checkpoint_failed", %error, "cannot set the checkpoints aside; remove them");
@@ -218,7 +218,7 @@ impl Checkpointer {
 pub(super) fn write(
     directory: &CheckpointDir,
     hub: &Hub,
-    state: OrderState,
+    state: FoldState,
     newest: Fingerprint,
     rooms: RoomStates,
     ended: &EndedRooms,

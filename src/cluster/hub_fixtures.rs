@@ -1,4 +1,4 @@
-//! The hub of a replica, between callers and an order that tests hold in their hands.
+//! The hub of a replica, between callers and a command log that tests hold in their hands.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,22 +7,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::fixtures;
-use super::message::{Content, Message, RoomCommand, StreamSequence};
+use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::replica::{SUBMISSIONS, deliver};
-use super::rules::{FoldVersions, OrderRules};
+use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine::{Applied, StateMachine};
 use crate::domain::{Command, End, EndStage, Epoch, Moderation, Post, RoomName, Rules, WallTime};
 use crate::hub::{Hub, HubError, HubOptions, JoinRequest, Member, PostOutcome, RequestMeta, Submission};
 use crate::store::{MemoryStore, Retention};
 use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
-/// A hub, and the order of which it is the only replica.
+/// A hub, and the command log of which it is the only replica.
 pub(crate) struct Replicated {
     pub(crate) hub: Arc<Hub>,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) submitted: mpsc::Receiver<Submission>,
     pub(crate) state_machine: StateMachine,
-    pub(crate) incarnation: StreamSequence,
+    pub(crate) incarnation: LogPosition,
     pub(crate) number: u64,
 }
 
@@ -49,7 +49,7 @@ impl Replicated {
             store,
             submitted,
             state_machine: StateMachine::new(),
-            incarnation: StreamSequence::default(),
+            incarnation: LogPosition::default(),
             number: 0,
         };
         replicated.begin().await;
@@ -62,7 +62,7 @@ impl Replicated {
         let nonce = self.state_machine.applied().get();
         let hello = Content::Hello {
             nonce,
-            rules: OrderRules::new(Rules::default(), 10),
+            rules: ClusterRules::new(Rules::default(), 10),
             supported: FoldVersions::supported(),
             name: "r1".into(),
             version: "1".into(),
@@ -71,7 +71,7 @@ impl Replicated {
         self.number = 0;
     }
 
-    pub(crate) async fn apply(&mut self, content: Content) -> StreamSequence {
+    pub(crate) async fn apply(&mut self, content: Content) -> LogPosition {
         let (position, at) = (
             self.state_machine.applied().next(),
             WallTime::from_millis(1_700_000_000_000),
@@ -82,7 +82,7 @@ impl Replicated {
             .unwrap()
         {
             Applied::Batch { decisions, .. } => deliver(&self.hub, decisions, true, at).await.unwrap(),
-            Applied::Lost { decisions, .. } => deliver(&self.hub, decisions, false, at).await.unwrap(),
+            Applied::Fenced { decisions, .. } => deliver(&self.hub, decisions, false, at).await.unwrap(),
             Applied::Hello { .. } => {}
             other => panic!("{other:?}"),
         }
@@ -138,7 +138,7 @@ impl Replicated {
     /// Another replica writes a command for the room of this epoch.
     pub(crate) async fn order_other(
         &mut self,
-        other: StreamSequence,
+        other: LogPosition,
         number: u64,
         epoch: Option<Epoch>,
         command: Command,

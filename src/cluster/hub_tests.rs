@@ -1,4 +1,4 @@
-//! The rooms of a replica, between callers and an order that the tests hold in their hands.
+//! The rooms of a replica, between callers and a command log that the tests hold in their hands.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::hub_fixtures::{Replicated, end, expiring, join, tea};
 use super::message::Content;
 use super::replica::SUBMISSIONS;
-use super::rules::{FoldVersions, OrderRules};
+use super::rules::{ClusterRules, FoldVersions};
 use crate::domain::{Command, End, EndStage, Moderation, Origin, Rejection, Rules, Sequence, Timestamp};
 use crate::hub::{
     CloseReason, FeedItem, HubError, HubOptions, Member, ResumePoint, StartPosition, Submission,
@@ -60,7 +60,7 @@ async fn what_was_on_its_way_to_a_deleted_room_does_not_create_it_again() {
     drop(ada);
     anew.leave(None, None);
     replicated.order_next().await;
-    assert_eq!(closed(&mut anew).await, CloseReason::Left);
+    assert_eq!(closed(&mut anew).await, CloseReason::Detached);
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_token_of_a_room_that_this_replica_does_not_know_yet_resumes_the_sessi
         // No caller of the second replica waits for it.
         request: request + 1_000,
         command,
-        lost_incarnations: 0,
+        generation: 0,
     };
     second.order(vec![creation]).await;
     second.order(vec![late]).await;
@@ -121,7 +121,7 @@ async fn a_suspension_ends_streams_and_calls_of_a_room_whose_mailbox_is_blocked(
     let ada = replicated.join("Ada");
     replicated.order_next().await;
     let mut ada = ada.await.unwrap().unwrap();
-    // More than the queue of the order and the mailbox hold.
+    // More than the queue of the command log and the mailbox hold.
     let posts: Vec<_> = (0..3 * SUBMISSIONS).map(|_| replicated.post()).collect();
     while replicated.submitted.len() < SUBMISSIONS {
         tokio::task::yield_now().await;
@@ -142,7 +142,7 @@ async fn nobody_waits_for_what_was_submitted_to_an_incarnation_that_is_lost() {
     replicated.hub.suspend();
     assert_eq!(posted.await.unwrap().map(drop), SUSPENDED);
     replicated.hub.fence().await;
-    assert!(lost.lost_incarnations < replicated.hub.lost_incarnations());
+    assert!(lost.generation < replicated.hub.generation());
     // It would wait for the answer otherwise.
     let hub = Arc::clone(&replicated.hub);
     let drained = tokio::spawn(async move { hub.drain(Duration::ZERO).await });
@@ -288,7 +288,7 @@ async fn a_replica_agrees_to_the_end_of_a_room_unless_somebody_reads_it_or_its_l
         let epoch = replicated.begin_room().await;
         let hello = Content::Hello {
             nonce: 77,
-            rules: OrderRules::new(Rules::default(), 10),
+            rules: ClusterRules::new(Rules::default(), 10),
             supported: FoldVersions::supported(),
             name: "r2".into(),
             version: "1".into(),

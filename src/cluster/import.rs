@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
-use super::message::StreamSequence;
-use super::order_state::{OrderState, ReplicatedRoom, RoomStates};
+use super::fold_state::{FoldState, ReplicatedRoom, RoomStates};
+use super::message::LogPosition;
 use super::rules::FoldVersions;
 use crate::domain::{RoomName, Rules, Sequence};
 use crate::hub;
@@ -19,7 +19,7 @@ use crate::wall_clock::wall_time;
 
 /// The position of the checkpoint: that of the last message that nobody reads. The first message of the stream is one of them, so that
 /// a replica without a checkpoint sees that something is missing.
-pub(crate) const IMPORTED: StreamSequence = StreamSequence::new(2);
+pub(crate) const IMPORTED: LogPosition = LogPosition::new(2);
 
 /// What the messages that nobody reads begin with: no version decodes it. Random bytes follow, by which the stream and the checkpoint belong together.
 const MARK: u8 = 0;
@@ -71,14 +71,14 @@ pub(crate) fn import(
         };
         after = Some(last.clone());
         for name in names {
-            let (epoch, room) = hub::recover_room(store, rules, &name, at)?;
+            let (epoch, room) = hub::recover_for_import(store, rules, &name, at)?;
             if room.last() > Sequence::ZERO {
                 rooms.insert(name, Arc::new(ReplicatedRoom { epoch, room }));
             }
         }
     }
     let count = rooms.len();
-    let state = OrderState {
+    let state = FoldState {
         applied: IMPORTED,
         digest: 0,
         digests: vec![0; 2],

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::message::{Content, Durable, StreamSequence};
+use super::message::{Content, LogPosition, NewestCheckpoint};
 
 /// How often a replica writes that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// A replica that was not heard of for so long is lost.
+/// A replica that was not heard of for so long is fenced.
 pub(crate) const LEASE: Duration = Duration::from_secs(5);
 
 /// A replica that has not heard of itself for so long is cut off: it cannot tell whether others are silent, and should turn to another
@@ -17,13 +17,13 @@ pub(crate) const CUT_OFF: Duration = Duration::from_secs(2);
 
 /// The incarnations that live, and when this replica heard of them.
 ///
-/// Nobody is declared lost because a replica has not heard of it, only because the order has nothing of it: see [`Content::Lost`].
+/// Nobody is fenced because a replica has not heard of it, only because the command log has nothing of it: see [`Content::Fence`].
 #[derive(Debug)]
 pub(crate) struct Membership {
-    own: Option<StreamSequence>,
+    own: Option<LogPosition>,
     /// Whether it hears itself although it has no incarnation, because those that live have other rules.
     is_refused: bool,
-    heard: BTreeMap<StreamSequence, Heard>,
+    heard: BTreeMap<LogPosition, Heard>,
     /// When this replica last heard of itself.
     own_heard_at: Duration,
     /// Since when it has heard of itself without a pause.
@@ -35,9 +35,9 @@ pub(crate) struct Membership {
 #[derive(Debug)]
 struct Heard {
     at: Duration,
-    position: StreamSequence,
+    position: LogPosition,
     /// Its newest checkpoint.
-    durable: Option<Durable>,
+    checkpoint: Option<NewestCheckpoint>,
 }
 
 impl Membership {
@@ -54,24 +54,19 @@ impl Membership {
     }
 
     /// This replica has a new incarnation, or none for the time being.
-    pub(crate) fn set_own(&mut self, incarnation: Option<StreamSequence>, now: Duration) {
+    pub(crate) fn set_own(&mut self, incarnation: Option<LogPosition>, now: Duration) {
         self.own = incarnation;
         self.is_refused = false;
         self.own_heard_since = now;
     }
 
     /// A message of an incarnation that lives was applied at `position`.
-    pub(crate) fn on_message(
-        &mut self,
-        incarnation: StreamSequence,
-        position: StreamSequence,
-        now: Duration,
-    ) {
-        let durable = self.heard.get(&incarnation).and_then(|heard| heard.durable);
+    pub(crate) fn on_message(&mut self, incarnation: LogPosition, position: LogPosition, now: Duration) {
+        let checkpoint = self.heard.get(&incarnation).and_then(|heard| heard.checkpoint);
         let heard = Heard {
             at: now,
             position,
-            durable,
+            checkpoint,
         };
         self.heard.insert(incarnation, heard);
         if self.own == Some(incarnation) {
@@ -86,7 +81,7 @@ impl Membership {
         self.own_heard_at = now;
     }
 
-    /// The order has this replica's first message, but those that live have other rules. If they do not live any more, nobody else may be
+    /// The command log has this replica's first message, but those that live have other rules. If they do not live any more, nobody else may be
     /// there to say so.
     pub(crate) fn on_refused(&mut self, now: Duration) {
         if !std::mem::replace(&mut self.is_refused, true) {
@@ -96,15 +91,15 @@ impl Membership {
     }
 
     /// An incarnation that lives has said which its newest checkpoint is.
-    pub(crate) fn on_durable(&mut self, incarnation: StreamSequence, durable: Option<Durable>) {
+    pub(crate) fn on_checkpoint(&mut self, incarnation: LogPosition, checkpoint: Option<NewestCheckpoint>) {
         if let Some(heard) = self.heard.get_mut(&incarnation) {
-            heard.durable = durable;
+            heard.checkpoint = checkpoint;
         }
     }
 
     /// The newest position that the checkpoints of two replicas have, so that the death of one disk loses nothing.
-    pub(crate) fn safe_place(&self) -> Option<StreamSequence> {
-        safe_place(self.heard.values().filter_map(|heard| heard.durable))
+    pub(crate) fn safe_position(&self) -> Option<LogPosition> {
+        safe_position(self.heard.values().filter_map(|heard| heard.checkpoint))
     }
 
     /// Whether no replica lives that is older than this one.
@@ -112,7 +107,7 @@ impl Membership {
         self.own.is_some() && self.heard.keys().next() == self.own.as_ref()
     }
 
-    pub(crate) fn on_lost(&mut self, incarnation: StreamSequence) {
+    pub(crate) fn on_fenced(&mut self, incarnation: LogPosition) {
         self.heard.remove(&incarnation);
     }
 
@@ -135,8 +130,8 @@ impl Membership {
         is_due
     }
 
-    /// Those that are to be declared lost. Only a replica that has heard of itself through a whole lease knows that others were silent.
-    pub(crate) fn poll_lost(&mut self, now: Duration) -> Vec<Content> {
+    /// Those that are to be fenced. Only a replica that has heard of itself through a whole lease knows that others were silent.
+    pub(crate) fn poll_silent(&mut self, now: Duration) -> Vec<Content> {
         let is_hearing = (self.own.is_some() || self.is_refused)
             && now >= self.own_heard_since + LEASE
             && now <= self.own_heard_at + CUT_OFF;
@@ -144,26 +139,26 @@ impl Membership {
             return Vec::new();
         }
         let silent = self.heard.iter().filter(|(_, heard)| now >= heard.at + LEASE);
-        let lost: Vec<_> = silent
-            .map(|(incarnation, heard)| Content::Lost {
+        let fences: Vec<_> = silent
+            .map(|(incarnation, heard)| Content::Fence {
                 incarnation: *incarnation,
                 seen: heard.position,
             })
             .collect();
-        if !lost.is_empty() {
+        if !fences.is_empty() {
             self.proposed_at = now;
         }
-        lost
+        fences
     }
 }
 
 /// The newest position that two of these checkpoints have, in different directories. They are by ascending incarnation: what a replica
 /// had before it was restarted can be damaged.
-pub(crate) fn safe_place(checkpoints: impl Iterator<Item = Durable>) -> Option<StreamSequence> {
-    let newest: BTreeMap<u64, StreamSequence> = checkpoints
-        .map(|durable| (durable.directory, durable.position))
+pub(crate) fn safe_position(checkpoints: impl Iterator<Item = NewestCheckpoint>) -> Option<LogPosition> {
+    let newest: BTreeMap<u64, LogPosition> = checkpoints
+        .map(|checkpoint| (checkpoint.directory, checkpoint.position))
         .collect();
-    let mut positions: Vec<StreamSequence> = newest.into_values().collect();
+    let mut positions: Vec<LogPosition> = newest.into_values().collect();
     positions.sort_unstable();
     positions.iter().rev().nth(1).copied()
 }
@@ -175,11 +170,11 @@ mod tests {
     #[test]
     fn a_place_is_safe_once_two_directories_have_it() {
         let safe = |checkpoints: &[(u64, u64)]| {
-            let durable = checkpoints.iter().map(|(directory, position)| Durable {
+            let checkpoint = checkpoints.iter().map(|(directory, position)| NewestCheckpoint {
                 directory: *directory,
-                position: StreamSequence::new(*position),
+                position: LogPosition::new(*position),
             });
-            safe_place(durable).map(StreamSequence::get)
+            safe_position(checkpoint).map(LogPosition::get)
         };
         assert_eq!(safe(&[]), None);
         // Two incarnations of one replica.

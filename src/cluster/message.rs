@@ -1,19 +1,19 @@
-//! What replicas write into their common order.
+//! What replicas write into the command log.
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::rules::{FoldVersions, OrderRules};
+use super::rules::{ClusterRules, FoldVersions};
 use crate::domain::encoding::{self, Encoding, encode_as, encode_enum, encode_struct};
 use crate::domain::{Command, DecodeError, Epoch, RoomName, WallTime};
 
-/// A position in the order: 1, 2, 3, … without gaps. JetStream calls it the sequence of the stream.
+/// A position in the command log: 1, 2, 3, … without gaps. JetStream calls it the sequence of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct StreamSequence(u64);
+pub(crate) struct LogPosition(u64);
 
-impl StreamSequence {
+impl LogPosition {
     pub(crate) const fn new(number: u64) -> Self {
         Self(number)
     }
@@ -31,13 +31,13 @@ impl StreamSequence {
     }
 }
 
-impl fmt::Display for StreamSequence {
+impl fmt::Display for LogPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-/// One message of the order.
+/// One message of the command log.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Message {
     /// The wall clock's time at the replica that wrote it. Rooms record it, and compare the ends of bans with it.
@@ -51,7 +51,7 @@ pub(crate) enum Content {
     /// message is its own. Has no effect if another incarnation lives that has other rules.
     Hello {
         nonce: u64,
-        rules: OrderRules,
+        rules: ClusterRules,
         supported: FoldVersions,
         /// The replica's name and the version of its program, for whoever asks who takes part.
         name: Arc<str>,
@@ -59,25 +59,25 @@ pub(crate) enum Content {
     },
     /// Commands of an incarnation, whose batches are numbered 1, 2, 3, …
     Batch {
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         number: u64,
         commands: Vec<RoomCommand>,
     },
     /// An incarnation lives, and had this digest after it had applied this position.
     Heartbeat {
-        incarnation: StreamSequence,
-        applied: StreamSequence,
+        incarnation: LogPosition,
+        applied: LogPosition,
         digest: u64,
         /// Its newest checkpoint, if its data directory has one.
-        durable: Option<Durable>,
+        checkpoint: Option<NewestCheckpoint>,
         /// As in its first message, which the stream may not have any more.
         name: Arc<str>,
         version: Arc<str>,
     },
     /// Nothing was heard of an incarnation for a whole lease since this position.
-    Lost {
-        incarnation: StreamSequence,
-        seen: StreamSequence,
+    Fence {
+        incarnation: LogPosition,
+        seen: LogPosition,
     },
     /// This version of the fold holds from here on, if all incarnations that live support it.
     Activate { version: u64 },
@@ -85,10 +85,10 @@ pub(crate) enum Content {
 
 /// A checkpoint that survives the death of its replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Durable {
+pub(crate) struct NewestCheckpoint {
     /// The data directory that has it: a replica has several incarnations, and only one directory.
     pub(crate) directory: u64,
-    pub(crate) position: StreamSequence,
+    pub(crate) position: LogPosition,
 }
 
 /// A command to one of the rooms.
@@ -104,13 +104,13 @@ pub(crate) struct RoomCommand {
 }
 
 encode_as! {
-    StreamSequence as u64: |position| position.0, |number| Some(Self(number));
+    LogPosition as u64: |position| position.0, |number| Some(Self(number));
     Epoch as u64: |epoch| epoch.get(), Self::from_wire;
 }
 
 encode_struct! {
     Message { at, content }
-    Durable { directory, position }
+    NewestCheckpoint { directory, position }
     RoomCommand { room, epoch, request, command }
 }
 
@@ -118,8 +118,8 @@ encode_enum! {
     [] Content {
         1 => Hello { nonce, rules, supported, name, version },
         2 => Batch { incarnation, number, commands },
-        3 => Heartbeat { incarnation, applied, digest, durable, name, version },
-        4 => Lost { incarnation, seen },
+        3 => Heartbeat { incarnation, applied, digest, checkpoint, name, version },
+        4 => Fence { incarnation, seen },
         5 => Activate { version },
     }
 }
@@ -142,7 +142,7 @@ impl Message {
 
     /// # Errors
     ///
-    /// The bytes are not a message in this version. A replica must not go on then: it would decide otherwise than those that know
+    /// The bytes are not a message in this version. A replica must not go on then: it would decide differently from those that know
     /// what the message means.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         encoding::decode(bytes)
@@ -156,11 +156,11 @@ mod tests {
     use super::*;
     use crate::domain::{Moderation, Rules};
 
-    /// Writes the inputs of the fuzz target: `UPDATE=1 cargo test --lib order_corpus`.
+    /// Writes the inputs of the fuzz target: `UPDATE=1 cargo test --lib message_corpus`.
     #[test]
-    fn the_order_corpus_is_read() {
+    fn the_message_corpus_is_read() {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/order");
-        let incarnation = StreamSequence::new(1);
+        let incarnation = LogPosition::new(1);
         let command = |request, command| RoomCommand {
             room: RoomName::default(),
             epoch: Epoch::from_wire(7),
@@ -172,7 +172,7 @@ mod tests {
                 "hello",
                 Content::Hello {
                     nonce: 7,
-                    rules: OrderRules::new(Rules::default(), 10),
+                    rules: ClusterRules::new(Rules::default(), 10),
                     supported: FoldVersions { oldest: 1, newest: 1 },
                     name: "r1".into(),
                     version: "1".into(),
@@ -193,11 +193,11 @@ mod tests {
                 "heartbeat",
                 Content::Heartbeat {
                     incarnation,
-                    applied: StreamSequence::new(1),
+                    applied: LogPosition::new(1),
                     digest: 7,
-                    durable: Some(Durable {
+                    checkpoint: Some(NewestCheckpoint {
                         directory: 7,
-                        position: StreamSequence::new(1),
+                        position: LogPosition::new(1),
                     }),
                     name: "r1".into(),
                     version: "1".into(),
@@ -205,9 +205,9 @@ mod tests {
             ),
             (
                 "lost",
-                Content::Lost {
+                Content::Fence {
                     incarnation,
-                    seen: StreamSequence::new(1),
+                    seen: LogPosition::new(1),
                 },
             ),
             ("activate", Content::Activate { version: 2 }),

@@ -1,6 +1,6 @@
-//! Several servers with one order: every replica applies the same messages in the same order, and so decides alike.
+//! Several servers with one command log: every replica applies the same messages in the same order, and so decides alike.
 //!
-//! The order is a stream that stores what replicas write, gives each message a `StreamSequence`, and shows all of them to
+//! The command log is a stream that stores what replicas write, gives each message a `LogPosition`, and shows all of them to
 //! everybody. It may refuse a message, store it although nobody learns of that, or store it twice. A replica
 //!
 //! 1. gives the commands of its clients to its `Producer`, which writes them as numbered batches until they have come
@@ -11,7 +11,7 @@
 //! 4. says every second that it lives, and which others do not (`Membership`).
 //!
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
-//! stops if it cannot decode a message, or decides otherwise than most others.
+//! stops if it cannot decode a message, or decides differently from most others.
 mod bootstrap;
 mod checkpoint;
 mod checkpoint_dir;
@@ -24,6 +24,7 @@ mod export;
 mod fingerprint;
 #[cfg(test)]
 mod fixtures;
+mod fold_state;
 #[cfg(test)]
 pub(crate) mod hub_fixtures;
 #[cfg(test)]
@@ -34,7 +35,6 @@ mod message;
 mod nats;
 mod observer;
 mod options;
-mod order_state;
 mod producer;
 mod replica;
 mod rules;
@@ -60,14 +60,14 @@ pub(crate) use setup::{Setup, peers, wrong_config};
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use checkpoint::fuzz_checkpoints;
 
-/// Fuzz target: what replicas read from their common order.
+/// Fuzz target: what replicas read from the command log.
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) fn fuzz_messages(bytes: &[u8]) {
     if let Ok(message) = message::Message::decode(bytes) {
         assert_eq!(message.encode(), bytes, "{message:?}");
         let mut state_machine = state_machine::StateMachine::new();
         state_machine
-            .apply(message::StreamSequence::default().next(), message)
+            .apply(message::LogPosition::default().next(), message)
             .ok();
     }
 }

@@ -1,4 +1,4 @@
-//! NATS: the connection, and the stream that has the order.
+//! NATS: the connection, and the stream that has the command log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use tracing::{error, info, warn};
 
 use super::credentials::Credentials;
 use super::fingerprint::Fingerprint;
-use super::message::StreamSequence;
+use super::message::LogPosition;
 
-/// The stream that has the order of all rooms.
+/// The stream that has the command log of all rooms.
 pub(crate) const STREAM: &str = "CHAT-0";
 
 /// What the stream stores, what replicas publish, and where the stream's leader republishes what it has stored.
@@ -292,14 +292,14 @@ fn log_event(event: &Event, last: &Mutex<(String, Instant)>) {
 #[derive(Debug)]
 pub(crate) enum Delivered {
     Message {
-        position: StreamSequence,
+        position: LogPosition,
         /// The position before it in the answer, or in the stream.
-        previous: StreamSequence,
+        previous: LogPosition,
         fingerprint: Fingerprint,
         payload: Bytes,
     },
     /// An answer is complete. The newest position that the server knows of.
-    End(StreamSequence),
+    End(LogPosition),
     /// The server answers with an error.
     Failed(String),
 }
@@ -316,8 +316,8 @@ fn stored_at(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// The position and the fingerprint of a message that the stream has stored.
-fn identity(headers: &HeaderMap, payload: &[u8]) -> Option<(StreamSequence, Fingerprint)> {
-    let position = StreamSequence::new(number(headers, "Nats-Sequence")?);
+fn identity(headers: &HeaderMap, payload: &[u8]) -> Option<(LogPosition, Fingerprint)> {
+    let position = LogPosition::new(number(headers, "Nats-Sequence")?);
     let stored_at = stored_at(headers)?;
     Some((position, Fingerprint::new(payload, Some(stored_at))))
 }
@@ -332,7 +332,7 @@ impl Delivered {
                 let (position, fingerprint) = identity(headers?, &message.payload)?;
                 Self::Message {
                     position,
-                    previous: StreamSequence::new(number(headers?, "Nats-Last-Sequence")?),
+                    previous: LogPosition::new(number(headers?, "Nats-Last-Sequence")?),
                     fingerprint,
                     payload: message.payload,
                 }
@@ -340,14 +340,14 @@ impl Delivered {
             // The end of the answer.
             204 => {
                 let pending = number(headers?, "Nats-Num-Pending")?;
-                Self::End(StreamSequence::new(
+                Self::End(LogPosition::new(
                     number(headers?, "Nats-Last-Sequence")?.saturating_add(pending),
                 ))
             }
             // There is no message from the position on that was asked for, which the subject of the answer ends with.
             404 => {
                 let asked: u64 = message.subject.as_str().rsplit('.').next()?.parse().ok()?;
-                Self::End(StreamSequence::new(asked.saturating_sub(1)))
+                Self::End(LogPosition::new(asked.saturating_sub(1)))
             }
             _ => Self::Failed(message.description.unwrap_or_else(|| format!("status {status}"))),
         })
@@ -404,14 +404,14 @@ impl Stream {
     /// The first message at `position` or later; `None` if the server that answers has none.
     pub(crate) async fn first_from(
         &self,
-        position: StreamSequence,
-    ) -> Result<Option<(StreamSequence, Fingerprint)>, NatsError> {
+        position: LogPosition,
+    ) -> Result<Option<(LogPosition, Fingerprint)>, NatsError> {
         let request = json!({ "seq": position.get(), "next_by_subj": SUBJECTS });
         direct_get(&self.client, "reading the stream", &request).await
     }
 
     /// The newest message that the server has that answers.
-    pub(crate) async fn last(&self) -> Result<Option<StreamSequence>, NatsError> {
+    pub(crate) async fn last(&self) -> Result<Option<LogPosition>, NatsError> {
         let request = json!({ "last_by_subj": SUBJECT });
         let last = direct_get(&self.client, "reading the stream", &request).await?;
         Ok(last.map(|(position, _)| position))
@@ -458,7 +458,7 @@ impl Stream {
     }
 
     /// Asks any server that has the stream for the messages from `position` on.
-    pub(crate) async fn fetch(&self, position: StreamSequence, count: usize) {
+    pub(crate) async fn fetch(&self, position: LogPosition, count: usize) {
         if self.is_connected() {
             let request = format!("{{\"seq\":{position},\"batch\":{count},\"max_bytes\":{FETCHED_BYTES}}}");
             let (subject, reply) = (
@@ -491,10 +491,7 @@ impl Stream {
 }
 
 /// The first message that the stream has stored at `time` or later.
-pub(crate) async fn first_since(
-    client: &Client,
-    time: SystemTime,
-) -> Result<Option<StreamSequence>, NatsError> {
+pub(crate) async fn first_since(client: &Client, time: SystemTime) -> Result<Option<LogPosition>, NatsError> {
     let time = humantime::format_rfc3339_millis(time).to_string();
     let request = json!({ "start_time": time, "next_by_subj": SUBJECTS });
     let first = direct_get(client, "looking for the oldest message to keep", &request).await?;
@@ -506,7 +503,7 @@ async fn direct_get(
     client: &Client,
     what: &'static str,
     request: &Value,
-) -> Result<Option<(StreamSequence, Fingerprint)>, NatsError> {
+) -> Result<Option<(LogPosition, Fingerprint)>, NatsError> {
     let failed = |why: String| NatsError::Request { what, why };
     let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
     let answered = client.request(subject, request.to_string().into()).await;

@@ -7,11 +7,11 @@ pub trait Observer: Send + Sync + 'static {
     /// Called every few milliseconds.
     fn observed(&self, state: &ReplicaState);
 
-    /// Called after a message of the order was applied. It was read from the stream if it did not come by itself.
+    /// Called after a message of the command log was applied. It was read from the stream if it did not come by itself.
     fn applied(&self, is_fetched: bool);
 
     /// Called after a batch of this replica was applied, with how long ago it was written.
-    fn ordered(&self, took: Duration);
+    fn batch_came_back(&self, took: Duration);
 
     /// Called after batches were written again.
     fn resent(&self, batches: usize);
@@ -22,8 +22,8 @@ pub trait Observer: Send + Sync + 'static {
     /// Called after one had no effect, for one of the [reasons](IGNORED).
     fn ignored(&self, reason: &'static str);
 
-    /// Called after a replica was declared lost.
-    fn lost(&self, is_own: bool);
+    /// Called after a replica was fenced.
+    fn fenced(&self, is_own: bool);
 
     /// Called when the replica turns to another NATS server.
     fn server_switched(&self);
@@ -48,7 +48,7 @@ pub struct ReplicaState {
     pub is_ready: bool,
     /// How many replicas live.
     pub replicas: usize,
-    /// How many of them decide otherwise.
+    /// How many of them decide differently.
     pub diverged: usize,
     /// How long it has not heard itself.
     pub silence: Duration,

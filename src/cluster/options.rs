@@ -17,7 +17,7 @@ pub(super) const MAX_NAME_LEN: usize = 64;
 /// The options of one of several replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterOptions {
-    /// How to reach the order.
+    /// How to reach the command log.
     pub nats: NatsOptions,
     /// The file with the secret that session tokens are signed with. All replicas must have the same.
     pub secret: PathBuf,

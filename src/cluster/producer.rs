@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::{Content, Message, RoomCommand, StreamSequence};
-use super::rules::{FoldVersions, OrderRules};
+use super::message::{Content, LogPosition, Message, RoomCommand};
+use super::rules::{ClusterRules, FoldVersions};
 use crate::domain::encoding::max_encoded_command;
 use crate::domain::{Rules, WallTime};
 
@@ -32,18 +32,18 @@ const MESSAGE_OVERHEAD: usize = 256;
 
 /// Numbers the batches of a replica and sends them until they have come back.
 ///
-/// Nothing but a message that comes back says that it is in the order: an acknowledgement can be lost, and a message can be stored
-/// although an error was reported. The order may thus have a batch twice, or one before the one that precedes it; the
+/// Nothing but a message that comes back says that it is in the command log: an acknowledgement can be lost, and a message can be stored
+/// although an error was reported. The command log may thus have a batch twice, or one before the one that precedes it; the
 /// [`StateMachine`](super::state_machine::StateMachine) applies each once and in turn.
 ///
 /// Times are measured from an arbitrary moment, by a clock that never goes back.
 #[derive(Debug)]
 pub(crate) struct Producer {
-    rules: OrderRules,
+    rules: ClusterRules,
     supported: FoldVersions,
     name: Arc<str>,
     nonce: u64,
-    incarnation: Option<StreamSequence>,
+    incarnation: Option<LogPosition>,
     waiting: VecDeque<(usize, RoomCommand)>,
     /// The size of the commands that wait.
     waiting_len: usize,
@@ -70,7 +70,12 @@ struct InFlight {
 
 impl Producer {
     /// A replica that has not written anything yet. No other may have the same `nonce`.
-    pub(crate) const fn new(rules: OrderRules, supported: FoldVersions, name: Arc<str>, nonce: u64) -> Self {
+    pub(crate) const fn new(
+        rules: ClusterRules,
+        supported: FoldVersions,
+        name: Arc<str>,
+        nonce: u64,
+    ) -> Self {
         Self {
             rules,
             supported,
@@ -88,7 +93,7 @@ impl Producer {
     }
 
     /// The replica's incarnation, once its first message has come back.
-    pub(crate) const fn incarnation(&self) -> Option<StreamSequence> {
+    pub(crate) const fn incarnation(&self) -> Option<LogPosition> {
         self.incarnation
     }
 
@@ -178,7 +183,7 @@ impl Producer {
         commands
     }
 
-    /// Something that was sent must be sent again: the order has refused it, its connection is gone, or what was sent after it was ignored
+    /// Something that was sent must be sent again: the command log has refused it, its connection is gone, or what was sent after it was ignored
     /// because it is missing.
     pub(crate) const fn resend(&mut self) {
         self.is_resend_asked = true;
@@ -191,7 +196,7 @@ impl Producer {
     }
 
     /// A message of the kind [`Content::Hello`] was applied at `position`. Returns whether it is the one that this replica waits for.
-    pub(crate) fn on_hello(&mut self, nonce: u64, position: StreamSequence) -> bool {
+    pub(crate) fn on_hello(&mut self, nonce: u64, position: LogPosition) -> bool {
         // A second one may come late, when the first is known.
         let is_own = self.nonce == nonce && self.incarnation.is_none();
         if is_own {
@@ -226,9 +231,9 @@ impl Producer {
         std::mem::replace(&mut self.resent, 0)
     }
 
-    /// This incarnation was declared lost: what has not come back will never count. Begins a new one, with this nonce. Of what was
+    /// This incarnation was fenced: what has not come back will never count. Begins a new one, with this nonce. Of what was
     /// pushed nothing remains.
-    pub(crate) fn on_lost(&mut self, nonce: u64) {
+    pub(crate) fn on_fenced(&mut self, nonce: u64) {
         *self = Self::new(self.rules, self.supported, Arc::clone(&self.name), nonce);
     }
 }
@@ -241,7 +246,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn producer(rules: Rules, nonce: u64) -> Producer {
-        let rules = OrderRules::new(rules, 10);
+        let rules = ClusterRules::new(rules, 10);
         Producer::new(rules, FoldVersions::supported(), "r1".into(), nonce)
     }
 
@@ -276,7 +281,7 @@ mod tests {
             producer.resend();
         }
         assert_eq!(sent, 10, "of the first message");
-        producer.on_hello(1, StreamSequence::new(1));
+        producer.on_hello(1, LogPosition::new(1));
         producer.push(command("hi", 10));
         sent = 0;
         for now in 1_000..2_000 {
@@ -297,7 +302,7 @@ mod tests {
     fn a_new_batch_does_not_wait_for_those_that_are_sent_again() {
         let mut producer = producer(Rules::default(), 1);
         let at = WallTime::default();
-        producer.on_hello(1, StreamSequence::new(1));
+        producer.on_hello(1, LogPosition::new(1));
         producer.push(command("one", 10));
         assert_eq!(producer.poll(MS, at).len(), 1);
         producer.resend();
@@ -320,7 +325,7 @@ mod tests {
                 ..Rules::default()
             };
             let mut producer = producer(rules, u64::MAX);
-            producer.on_hello(u64::MAX, StreamSequence::new(u64::MAX));
+            producer.on_hello(u64::MAX, LogPosition::new(u64::MAX));
             let longest = "\u{10fffd}".repeat(chars);
             assert!(Text::parse(&longest, chars).is_ok());
             producer.push(command(&longest, chars));

@@ -1,4 +1,4 @@
-//! A replica at work: what joins the order, NATS and the rooms of this process.
+//! A replica at work: what joins the command log, NATS and the rooms of this process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,24 +18,24 @@ use super::checkpoint_transfer;
 use super::checkpointer::{Checkpointer, Finished, StopRequest};
 use super::fingerprint::Fingerprint;
 use super::membership::{CUT_OFF, LEASE, Membership};
-use super::message::{Content, Message, RoomCommand, StreamSequence};
+use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, refusal};
 use super::observer::{IGNORED, Observer, ReplicaState};
 use super::options::{ClusterOptions, MAX_NAME_LEN};
 use super::producer::Producer;
-use super::rules::{FoldVersions, OrderRules};
+use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine::{Applied, ApplyError, Decision, Ignored, Refusal, StateMachine};
 use super::stream_reader::{Missing, StreamReader};
 use super::truncation::{self, TruncationView};
 use crate::domain::{DecodeError, RoomName, WallTime};
-use crate::hub::{Hub, HubError, Ordered, Submission};
+use crate::hub::{Hub, HubError, OrderedCommand, Submission};
 use crate::wall_clock::wall_time;
 
 /// How often to check for work that is due.
 const TICK: Duration = Duration::from_millis(10);
 
 /// How many messages are applied before what they have made due is done.
-const MAX_TURN: usize = 256;
+const MAX_MESSAGES_PER_ITERATION: usize = 256;
 
 /// How often to check whether the stream can be truncated.
 const TRUNCATION_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ pub(crate) enum ReplicaError {
     #[error(
         "cannot decode the message at {0} of the stream ({1}); a newer version of the program may have written it"
     )]
-    Unknown(StreamSequence, DecodeError),
+    Unknown(LogPosition, DecodeError),
     #[error(transparent)]
     Missing(#[from] Missing),
     #[error(transparent)]
@@ -61,9 +61,9 @@ pub(crate) enum ReplicaError {
          --max-rooms and --allow-duplicate-names, and the same Unicode tables of the program; to change them, stop all replicas first"
     )]
     OtherRules,
-    #[error("it decides otherwise than most of the other replicas")]
+    #[error("it has diverged: its decisions differ from those of most other replicas")]
     Diverged,
-    #[error("the room {room:?} does not apply what has its position in the order: {error}")]
+    #[error("the room {room:?} does not apply what has its position in the command log: {error}")]
     Room { room: RoomName, error: HubError },
     #[error("the subscriptions to NATS have ended")]
     Ended,
@@ -86,7 +86,7 @@ impl ReplicaError {
 /// A replica, what comes from its stream, and whether clients are welcome.
 pub(crate) type ConnectedReplica = (Replica, Subscriptions, watch::Receiver<bool>);
 
-/// One replica. It follows the order, applies it to the rooms of a hub, and adds what those submit.
+/// One replica. It follows the command log, applies it to the rooms of a hub, and adds what those submit.
 pub(crate) struct Replica {
     hub: Arc<Hub>,
     observer: Arc<dyn Observer>,
@@ -96,7 +96,7 @@ pub(crate) struct Replica {
     producer: Producer,
     membership: Membership,
     /// The incarnations that have decided otherwise.
-    diverged: BTreeSet<StreamSequence>,
+    diverged: BTreeSet<LogPosition>,
     /// Times are measured from then.
     started: Instant,
     /// When something last came from the server.
@@ -108,7 +108,7 @@ pub(crate) struct Replica {
     /// Since when the replica writes.
     writing_since: Option<Duration>,
     is_ready: watch::Sender<bool>,
-    /// Whether those that live had other rules when this replica asked to take part. It waits then until they are lost.
+    /// Whether those that live had other rules when this replica asked to take part. It waits then until they are fenced.
     is_refused: bool,
     /// When it last logged what it waits for.
     warned_at: Option<Duration>,
@@ -152,9 +152,9 @@ impl Replica {
         let replica = Self {
             stream,
             state_machine: StateMachine::new(),
-            stream_reader: StreamReader::new(StreamSequence::default(), Fingerprint::default(), zero),
+            stream_reader: StreamReader::new(LogPosition::default(), Fingerprint::default(), zero),
             producer: Producer::new(
-                OrderRules::new(*hub.rules(), hub.options().max_rooms),
+                ClusterRules::new(*hub.rules(), hub.options().max_rooms),
                 FoldVersions::supported(),
                 Arc::clone(&name),
                 rand::random(),
@@ -302,9 +302,11 @@ impl Replica {
                 Finished::Failed => None,
             });
         }
-        let durable = checkpointer.durable().map_or(0, |durable| durable.position.get());
+        let checkpoint = checkpointer
+            .newest()
+            .map_or(0, |checkpoint| checkpoint.position.get());
         let applied = self.state_machine.applied().get();
-        self.observer.checkpoint_lag(applied.saturating_sub(durable));
+        self.observer.checkpoint_lag(applied.saturating_sub(checkpoint));
     }
 
     fn now(&self) -> Duration {
@@ -317,10 +319,10 @@ impl Replica {
             epoch,
             request,
             command,
-            lost_incarnations,
+            generation,
         } = submission;
-        if lost_incarnations < self.hub.lost_incarnations() {
-            // It was meant for an incarnation that is lost. Nobody waits for it any more.
+        if generation < self.hub.generation() {
+            // It was meant for an incarnation that is fenced. Nobody waits for it any more.
             return;
         }
         self.producer.push(RoomCommand {
@@ -339,7 +341,7 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         self.notice_reconnect();
         self.take(first.ok_or(ReplicaError::Ended)?).await?;
-        for _ in 1..MAX_TURN {
+        for _ in 1..MAX_MESSAGES_PER_ITERATION {
             let Some(Some(message)) = others.next().now_or_never() else {
                 break;
             };
@@ -387,7 +389,7 @@ impl Replica {
         Ok(())
     }
 
-    async fn apply(&mut self, position: StreamSequence, payload: &Bytes) -> Result<(), ReplicaError> {
+    async fn apply(&mut self, position: LogPosition, payload: &Bytes) -> Result<(), ReplicaError> {
         let now = self.now();
         let message = Message::decode(payload).map_err(|error| ReplicaError::Unknown(position, error))?;
         let at = message.at;
@@ -395,9 +397,11 @@ impl Replica {
             Content::Hello { nonce, .. } => (Some(position), Some(*nonce), None),
             Content::Batch { incarnation, .. } => (Some(*incarnation), None, None),
             Content::Heartbeat {
-                incarnation, durable, ..
-            } => (Some(*incarnation), None, Some((*incarnation, *durable))),
-            Content::Lost { .. } | Content::Activate { .. } => (None, None, None),
+                incarnation,
+                checkpoint,
+                ..
+            } => (Some(*incarnation), None, Some((*incarnation, *checkpoint))),
+            Content::Fence { .. } | Content::Activate { .. } => (None, None, None),
         };
         if let Some(checkpointer) = &mut self.checkpointer {
             checkpointer.on_applied(payload.len(), heartbeat.is_some());
@@ -417,13 +421,14 @@ impl Replica {
             || (nonce.is_some() && matches!(applied, Applied::Ignored(_)));
         if let (Some(writer), false) = (writer, is_ignored) {
             self.membership.on_message(writer, position, now);
-            // Its first message is welcome if this one's will be, too.
+            // The first message of a replica that was accepted may have brought the rules of this one. Any other message means that replicas
+            // with other rules live.
             self.is_refused &= nonce.is_none();
             if self.is_refused {
                 return Err(ReplicaError::OtherRules);
             }
-            if let Some((incarnation, durable)) = heartbeat {
-                self.membership.on_durable(incarnation, durable);
+            if let Some((incarnation, checkpoint)) = heartbeat {
+                self.membership.on_checkpoint(incarnation, checkpoint);
             }
         }
         if let Applied::Ignored(why) = applied {
@@ -447,12 +452,12 @@ impl Replica {
                 if let Some(rules) = rules {
                     self.hub.set_rules(rules).await;
                 }
-                if let Some((lost, decisions)) = evicted {
-                    self.on_lost(lost, decisions, at).await?;
+                if let Some((fenced, decisions)) = evicted {
+                    self.on_fenced(fenced, decisions, at).await?;
                 }
                 if self.producer.on_hello(nonce, incarnation) {
                     self.membership.set_own(Some(incarnation), now);
-                    info!(event = "replica_started", %incarnation, "this replica takes part in the order");
+                    info!(event = "replica_started", %incarnation, "this replica takes part in the command log");
                 }
             }
             Applied::Batch {
@@ -462,7 +467,7 @@ impl Replica {
             } => {
                 let is_own = own == Some(incarnation);
                 if is_own && let Some(took) = self.producer.on_batch(number, now) {
-                    self.observer.ordered(took);
+                    self.observer.batch_came_back(took);
                 }
                 deliver(&self.hub, decisions, is_own, at).await?;
             }
@@ -470,10 +475,10 @@ impl Replica {
                 incarnation,
                 is_alike,
             } => self.compare(incarnation, is_alike)?,
-            Applied::Lost {
+            Applied::Fenced {
                 incarnation,
                 decisions,
-            } => self.on_lost(incarnation, decisions, at).await?,
+            } => self.on_fenced(incarnation, decisions, at).await?,
             Applied::Activated(version) => {
                 info!(
                     event = "fold_version_activated",
@@ -504,21 +509,21 @@ impl Replica {
         Ok(())
     }
 
-    /// An incarnation is lost; these were detached.
-    async fn on_lost(
+    /// An incarnation is fenced; these were detached.
+    async fn on_fenced(
         &mut self,
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         decisions: Vec<Decision>,
         at: WallTime,
     ) -> Result<(), ReplicaError> {
         let is_own = self.producer.incarnation() == Some(incarnation);
-        self.membership.on_lost(incarnation);
+        self.membership.on_fenced(incarnation);
         self.diverged.remove(&incarnation);
-        self.observer.lost(is_own);
+        self.observer.fenced(is_own);
         if is_own {
             // It lives, but was silent: its clients may be elsewhere.
-            error!(event = "replica_fenced", %incarnation, "the other replicas take this one for lost; it begins anew");
-            self.producer.on_lost(rand::random());
+            error!(event = "replica_fenced", %incarnation, "the other replicas have fenced this one, because they did not hear it; it begins anew");
+            self.producer.on_fenced(rand::random());
             self.membership.set_own(None, self.now());
             self.hub.fence().await;
         } else {
@@ -528,13 +533,13 @@ impl Replica {
     }
 
     /// Another replica has decided alike, or has not. If most have not, this one is wrong.
-    fn compare(&mut self, incarnation: StreamSequence, is_alike: bool) -> Result<(), ReplicaError> {
+    fn compare(&mut self, incarnation: LogPosition, is_alike: bool) -> Result<(), ReplicaError> {
         if is_alike {
             self.diverged.remove(&incarnation);
             return Ok(());
         }
         if self.diverged.insert(incarnation) {
-            error!(event = "replicas_diverged", %incarnation, "another replica decides otherwise");
+            error!(event = "replicas_diverged", %incarnation, "the decisions of another replica differ from this one's");
         }
         let others = self.membership.live().saturating_sub(1);
         if self.diverged.len() * 2 > others && others > 1 {
@@ -572,7 +577,7 @@ impl Replica {
                 incarnation,
                 applied: self.state_machine.applied(),
                 digest: self.state_machine.digest(),
-                durable: self.checkpointer.as_ref().and_then(Checkpointer::durable),
+                checkpoint: self.checkpointer.as_ref().and_then(Checkpointer::newest),
                 name: Arc::clone(&self.name),
                 version: env!("CARGO_PKG_VERSION").into(),
             };
@@ -584,8 +589,8 @@ impl Replica {
                 messages.push(Message { at, content }.encode());
             }
         }
-        let lost = self.membership.poll_lost(now).into_iter();
-        messages.extend(lost.map(|content| Message { at, content }.encode()));
+        let fences = self.membership.poll_silent(now).into_iter();
+        messages.extend(fences.map(|content| Message { at, content }.encode()));
         for message in messages {
             self.stream.publish(message).await;
         }
@@ -643,7 +648,7 @@ impl Replica {
             // Nor is it if the stream does not have what this replica has applied.
             safe: self
                 .membership
-                .safe_place()
+                .safe_position()
                 .filter(|_| self.diverged.is_empty() && is_verified),
         };
         self.truncation
@@ -679,7 +684,7 @@ pub(super) async fn deliver(
     is_own: bool,
     at: WallTime,
 ) -> Result<(), ReplicaError> {
-    let mut rooms = BTreeMap::<RoomName, Vec<Ordered>>::new();
+    let mut rooms = BTreeMap::<RoomName, Vec<OrderedCommand>>::new();
     for decision in decisions {
         let Decision {
             room,
@@ -692,12 +697,12 @@ pub(super) async fn deliver(
         if is_void && !is_own {
             continue;
         }
-        let ordered = Ordered {
+        let ordered = OrderedCommand {
             request: request.filter(|_| is_own),
             command,
             at,
             kept_message_ids,
-            room: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
+            epoch: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
                 Refusal::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
                 Refusal::RoomGone => HubError::RoomEnded,
             }),

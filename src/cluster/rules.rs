@@ -6,9 +6,9 @@ use crate::domain::encoding::{Encoding, encode_struct};
 use crate::domain::{DecodeError, NAME_TABLES, Rules};
 use crate::failpoint;
 
-/// The rules of the order. Each replica says which it was started with; all that live at a time have the same.
+/// The rules of the command log. Each replica says which it was started with; all that live at a time have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OrderRules {
+pub(crate) struct ClusterRules {
     /// Of all rooms.
     pub(crate) rooms: Rules,
     /// The maximum number of rooms. The lobby exists in any case.
@@ -17,7 +17,7 @@ pub(crate) struct OrderRules {
     pub(crate) name_tables: u64,
 }
 
-impl OrderRules {
+impl ClusterRules {
     /// Of this program, when it is started with these.
     pub(crate) const fn new(rooms: Rules, max_rooms: usize) -> Self {
         Self {
@@ -64,6 +64,6 @@ impl fmt::Display for FoldVersions {
 }
 
 encode_struct! {
-    OrderRules { rooms, max_rooms, name_tables }
+    ClusterRules { rooms, max_rooms, name_tables }
     FoldVersions { oldest, newest }
 }

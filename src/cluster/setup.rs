@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::import::IMPORTED;
-use super::membership::{HEARTBEAT, safe_place};
-use super::message::{Content, Durable, Message, StreamSequence};
+use super::membership::{HEARTBEAT, safe_position};
+use super::message::{Content, LogPosition, Message, NewestCheckpoint};
 use super::nats::{
     Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECT, SUBJECTS, Stream,
     call, refusal,
@@ -79,7 +79,7 @@ impl Server {
 /// A replica that has written lately.
 #[derive(Debug)]
 pub(crate) struct ReplicaStatus {
-    pub(crate) incarnation: StreamSequence,
+    pub(crate) incarnation: LogPosition,
     pub(crate) name: String,
     pub(crate) version: String,
     /// When it has last written, by its own clock, in milliseconds.
@@ -87,7 +87,7 @@ pub(crate) struct ReplicaStatus {
     /// How many messages it had not applied yet.
     pub(crate) lag: u64,
     /// Its newest checkpoint.
-    pub(crate) durable: Option<Durable>,
+    pub(crate) checkpoint: Option<NewestCheckpoint>,
 }
 
 impl Setup {
@@ -163,7 +163,7 @@ impl Setup {
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
         let mut scan = HeartbeatScan::default();
         let StreamExtent { first, last, .. } = StreamExtent::from_info(info);
-        let from = StreamSequence::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
+        let from = LogPosition::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
         stream.fetch(from, SEARCHED).await;
         while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
             match Delivered::from_message(message) {
@@ -173,8 +173,8 @@ impl Setup {
                 _ => break,
             }
         }
-        let is_whole = scan.newest >= StreamSequence::new(last);
-        if !is_whole || (from > StreamSequence::new(first) && scan.span() < LISTENED) {
+        let is_whole = scan.newest >= LogPosition::new(last);
+        if !is_whole || (from > LogPosition::new(first) && scan.span() < LISTENED) {
             let listening = async {
                 while let Some(message) = subscriptions.published.next().await {
                     if let Some(Delivered::Message {
@@ -219,7 +219,8 @@ impl Setup {
         truncation::purge(&self.client, IMPORTED.get()).await.map(drop)
     }
 
-    /// Removes what two of the replicas, which live, have in checkpoints, and what is older than `keep`. Returns how many messages.
+    /// Removes the messages that the checkpoints of two live replicas have and that are older than `keep`; if the stream is nearly full, also
+    /// younger ones. Returns how many.
     pub(crate) async fn truncate(&self, info: &Value, keep: Duration) -> Result<Option<u64>, NatsError> {
         let extent = StreamExtent::from_info(info);
         let mut replicas = self.replicas(info).await?;
@@ -228,7 +229,7 @@ impl Setup {
         let lives =
             |replica: &&ReplicaStatus| u128::from(now.saturating_sub(replica.seen_at)) < LIVES.as_millis();
         let living = replicas.iter().filter(lives);
-        match safe_place(living.filter_map(|replica| replica.durable)) {
+        match safe_position(living.filter_map(|replica| replica.checkpoint)) {
             Some(safe) => truncation::truncate(&self.client, &extent, safe, keep)
                 .await
                 .map(Some),
@@ -241,13 +242,13 @@ impl Setup {
 #[derive(Debug, Default)]
 struct HeartbeatScan {
     replicas: Vec<ReplicaStatus>,
-    newest: StreamSequence,
+    newest: LogPosition,
     /// The times of the oldest and the newest message, in milliseconds.
     times: Option<(u64, u64)>,
 }
 
 impl HeartbeatScan {
-    fn record(&mut self, position: StreamSequence, payload: &[u8]) {
+    fn record(&mut self, position: LogPosition, payload: &[u8]) {
         self.newest = self.newest.max(position);
         let Ok(message) = Message::decode(payload) else {
             return;
@@ -259,7 +260,7 @@ impl HeartbeatScan {
             incarnation,
             applied,
             digest: _,
-            durable,
+            checkpoint,
             name,
             version,
         } = message.content
@@ -272,7 +273,7 @@ impl HeartbeatScan {
             version: version.to_string(),
             seen_at: at,
             lag: position.get().saturating_sub(applied.get().saturating_add(1)),
-            durable,
+            checkpoint,
         };
         match self
             .replicas
@@ -376,22 +377,22 @@ mod tests {
             let message = Message {
                 at: WallTime::from_millis(at),
                 content: Content::Heartbeat {
-                    incarnation: StreamSequence::new(incarnation),
-                    applied: StreamSequence::new(position - 1),
+                    incarnation: LogPosition::new(incarnation),
+                    applied: LogPosition::new(position - 1),
                     digest: 0,
-                    durable: None,
+                    checkpoint: None,
                     name: format!("r{incarnation}").into(),
                     version: "1".into(),
                 },
             };
-            scan.record(StreamSequence::new(position), &message.encode());
+            scan.record(LogPosition::new(position), &message.encode());
         }
-        scan.record(StreamSequence::new(10), b"what no program understands");
+        scan.record(LogPosition::new(10), b"what no program understands");
         let seen = |replica: &ReplicaStatus| (replica.name.clone(), replica.seen_at, replica.lag);
         let seen: Vec<_> = scan.replicas.iter().map(seen).collect();
         assert_eq!(seen, [("r1".into(), 2_250, 0), ("r2".into(), 1_500, 0)]);
         assert_eq!(scan.span(), Duration::from_millis(1_250));
-        assert_eq!(scan.newest, StreamSequence::new(10));
+        assert_eq!(scan.newest, LogPosition::new(10));
     }
 
     #[test]

@@ -13,9 +13,9 @@ use super::checkpoint::{self, Checkpoint};
 use super::fingerprint::Fingerprint;
 use super::fixtures;
 use super::membership::{CUT_OFF, Membership};
-use super::message::{Content, Durable, Message, RoomCommand, StreamSequence};
+use super::message::{Content, LogPosition, Message, NewestCheckpoint, RoomCommand};
 use super::producer::Producer;
-use super::rules::{FoldVersions, OrderRules};
+use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine::{Applied, ApplyError, Decision, Ignored, Refusal, StateMachine};
 use super::stream_reader::{Missing, StreamReader};
 use crate::domain::{
@@ -108,7 +108,7 @@ struct Simulation {
     supported: FoldVersions,
     replicas: Vec<Replica>,
     clients: Vec<Client>,
-    digests: BTreeMap<StreamSequence, u64>,
+    digests: BTreeMap<LogPosition, u64>,
     /// The events with a message id, by room and id, as the first replica that applied them saw them.
     said: BTreeMap<String, BTreeSet<u64>>,
     acknowledged: BTreeMap<String, u64>,
@@ -116,9 +116,9 @@ struct Simulation {
     sessions: BTreeMap<(RoomName, i32), Sequence>,
     left: usize,
     lost: usize,
-    fenced: BTreeSet<StreamSequence>,
+    fenced: BTreeSet<LogPosition>,
     /// The newest request of each incarnation that was applied.
-    applied: BTreeMap<StreamSequence, u64>,
+    applied: BTreeMap<LogPosition, u64>,
     ignored: BTreeMap<String, usize>,
     /// The rooms that a moderator has deleted.
     deleted: BTreeSet<Epoch>,
@@ -217,7 +217,7 @@ impl Simulation {
             stream_reader: StreamReader::new(state_machine.applied(), newest, now),
             state_machine,
             producer: Producer::new(
-                OrderRules::new(Rules::default(), 10),
+                ClusterRules::new(Rules::default(), 10),
                 self.supported,
                 "replica".into(),
                 self.random.random(),
@@ -308,7 +308,7 @@ impl Simulation {
                 let fingerprint = self.fingerprint(position);
                 let stream_reader = &mut self.replicas[to].stream_reader;
                 if stream_reader
-                    .accept_published(StreamSequence::new(position), fingerprint, now)
+                    .accept_published(LogPosition::new(position), fingerprint, now)
                     .unwrap()
                 {
                     self.apply(to, position);
@@ -333,8 +333,8 @@ impl Simulation {
                     let fingerprint = self.fingerprint(position);
                     let stream_reader = &mut self.replicas[to].stream_reader;
                     match stream_reader.accept_fetched(
-                        StreamSequence::new(position),
-                        StreamSequence::new(previous),
+                        LogPosition::new(position),
+                        LogPosition::new(previous),
                         fingerprint,
                         now,
                     ) {
@@ -354,7 +354,7 @@ impl Simulation {
                 }
                 self.replicas[to]
                     .stream_reader
-                    .on_fetched(StreamSequence::new(last), now);
+                    .on_fetched(LogPosition::new(last), now);
             }
             Delivery::Request(to, client, attempt) => self.request(to, client, attempt),
             _ => {}
@@ -406,46 +406,45 @@ impl Simulation {
         let bytes = self.stream[usize::try_from(position).unwrap() - 1].clone();
         let message = Message::decode(&bytes).unwrap();
         let writer = match &message.content {
-            Content::Hello { .. } => Some(StreamSequence::new(position)),
+            Content::Hello { .. } => Some(LogPosition::new(position)),
             Content::Batch { incarnation, .. } | Content::Heartbeat { incarnation, .. } => Some(*incarnation),
-            Content::Lost { .. } | Content::Activate { .. } => None,
+            Content::Fence { .. } | Content::Activate { .. } => None,
         };
         let meant: Vec<_> = match &message.content {
             Content::Batch { commands, .. } => commands.iter().map(|command| command.epoch).collect(),
             _ => Vec::new(),
         };
-        let durable = match &message.content {
+        let checkpoint = match &message.content {
             Content::Heartbeat {
-                incarnation, durable, ..
-            } => Some((*incarnation, *durable)),
+                incarnation,
+                checkpoint,
+                ..
+            } => Some((*incarnation, *checkpoint)),
             _ => None,
         };
         let replica = &mut self.replicas[to];
         let applied = replica
             .state_machine
-            .apply(StreamSequence::new(position), message)
+            .apply(LogPosition::new(position), message)
             .unwrap();
         let digest = replica.state_machine.digest();
-        let is_first = !self.digests.contains_key(&StreamSequence::new(position));
+        let is_first = !self.digests.contains_key(&LogPosition::new(position));
         assert_eq!(
-            *self
-                .digests
-                .entry(StreamSequence::new(position))
-                .or_insert(digest),
+            *self.digests.entry(LogPosition::new(position)).or_insert(digest),
             digest,
             "at {position}"
         );
         let fenced = matches!(applied, Applied::Ignored(Ignored::Fenced))
-            || (writer == Some(StreamSequence::new(position)) && matches!(applied, Applied::Ignored(_)));
+            || (writer == Some(LogPosition::new(position)) && matches!(applied, Applied::Ignored(_)));
         if let (Some(writer), false) = (writer, fenced) {
             replica
                 .membership
-                .on_message(writer, StreamSequence::new(position), now);
+                .on_message(writer, LogPosition::new(position), now);
         }
-        if let Some((incarnation, durable)) = durable {
-            replica.membership.on_durable(incarnation, durable);
+        if let Some((incarnation, checkpoint)) = checkpoint {
+            replica.membership.on_checkpoint(incarnation, checkpoint);
             if replica.membership.is_eldest()
-                && let Some(safe) = replica.membership.safe_place()
+                && let Some(safe) = replica.membership.safe_position()
             {
                 self.first = self.first.max(safe.get());
             }
@@ -504,14 +503,14 @@ impl Simulation {
                 incarnation,
                 is_alike,
             } => assert!(is_alike, "{incarnation} differs"),
-            Applied::Lost {
+            Applied::Fenced {
                 incarnation,
                 decisions,
             } => {
-                replica.membership.on_lost(incarnation);
+                replica.membership.on_fenced(incarnation);
                 if is_own(incarnation) {
                     // It lives, but was silent. All of its streams end.
-                    replica.producer.on_lost(self.random.random());
+                    replica.producer.on_fenced(self.random.random());
                     replica.membership.set_own(None, now);
                     replica.requests.clear();
                     replica.next_request = 0;
@@ -792,15 +791,15 @@ impl Simulation {
             if let Some(incarnation) = replica.producer.incarnation().filter(|_| is_verified) {
                 if replica.membership.is_heartbeat_due(now) {
                     let (applied, digest) = (replica.state_machine.applied(), replica.state_machine.digest());
-                    let durable = self.disks[n].as_ref().map(|(position, _)| Durable {
+                    let checkpoint = self.disks[n].as_ref().map(|(position, _)| NewestCheckpoint {
                         directory: n as u64,
-                        position: StreamSequence::new(*position),
+                        position: LogPosition::new(*position),
                     });
                     let content = Content::Heartbeat {
                         incarnation,
                         applied,
                         digest,
-                        durable,
+                        checkpoint,
                         name: "replica".into(),
                         version: "1".into(),
                     };
@@ -815,7 +814,7 @@ impl Simulation {
                 messages.extend(
                     replica
                         .membership
-                        .poll_lost(now)
+                        .poll_silent(now)
                         .into_iter()
                         .map(|content| Message { at, content }.encode()),
                 );
@@ -1005,11 +1004,11 @@ fn a_new_version_is_rolled_through_a_cluster() {
     }
     simulation.run(20_000);
     assert_eq!(version(&simulation), [2]);
-    // An old program that follows the order stops where it does not know what the messages mean.
+    // An old program that follows the command log stops where it does not know what the messages mean.
     let mut late = StateMachine::new().with_supported(old);
     let stopped = simulation.stream.iter().enumerate().find_map(|(index, bytes)| {
         let message = Message::decode(bytes).unwrap();
-        late.apply(StreamSequence::new(index as u64 + 1), message).err()
+        late.apply(LogPosition::new(index as u64 + 1), message).err()
     });
     assert_eq!(
         stopped,

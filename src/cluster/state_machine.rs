@@ -1,15 +1,13 @@
-//! The fold of the order: all rooms, and who of those that write into the order lives.
+//! The fold of the command log: all rooms, and who of those that write into the command log lives.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::message::{Content, Message, RoomCommand, StreamSequence};
-use super::order_state::{
-    AttachmentState, EndState, IncarnationState, OrderState, ReplicatedRoom, RoomStates,
-};
-use super::rules::{FoldVersions, OrderRules};
+use super::fold_state::{AttachmentState, EndState, FoldState, IncarnationState, ReplicatedRoom, RoomStates};
+use super::message::{Content, LogPosition, Message, RoomCommand};
+use super::rules::{ClusterRules, FoldVersions};
 use crate::domain::{
     Attachment, Command, End, EndStage, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules,
     Sequence, WallTime,
@@ -28,24 +26,24 @@ const MAX_MESSAGE_IDS: usize = 1 << 20;
 /// How many of its newest message ids a room remembers at least.
 const MIN_ROOM_MESSAGE_IDS: usize = 256;
 
-/// The state that a prefix of the order leads to, on every replica.
+/// The state that a prefix of the command log leads to, on every replica.
 ///
 /// Invariants, for every sequence of messages:
 ///
-/// - The batches of an incarnation are applied in the order of their numbers, each once, and none after it was declared lost.
-/// - An incarnation is declared lost only if the order has nothing of it since whoever says so last heard of it.
-/// - The attachments of an incarnation that is lost are detached in all rooms.
+/// - The batches of an incarnation are applied in the order of their numbers, each once, and none after it was fenced.
+/// - An incarnation is fenced only if the command log has nothing of it since whoever says so last heard of it.
+/// - The attachments of an incarnation that is fenced are detached in all rooms.
 /// - A room ends only if nobody is in it, and all incarnations that live have agreed to it since it was proposed and since the room's newest
 ///   event.
 #[derive(Debug)]
 pub(crate) struct StateMachine {
-    applied: StreamSequence,
+    applied: LogPosition,
     /// Of all decisions so far: replicas that have the same digest at a position have decided alike.
     digest: u64,
     /// The digests at the newest positions, the newest first.
     digests: VecDeque<u64>,
     /// Those of the incarnations that live, or that lived last.
-    rules: Option<OrderRules>,
+    rules: Option<ClusterRules>,
     /// What this program supports, and which version is active.
     supported: FoldVersions,
     version: u64,
@@ -53,12 +51,12 @@ pub(crate) struct StateMachine {
     rooms: RoomStates,
     newest_epoch: Option<Epoch>,
     /// Those that live.
-    incarnations: BTreeMap<StreamSequence, Incarnation>,
+    incarnations: BTreeMap<LogPosition, Incarnation>,
     /// How many message ids all rooms remember, and may.
     message_ids: usize,
     max_message_ids: usize,
     /// The current attachments, and who serves them.
-    attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, StreamSequence)>,
+    attachments: BTreeMap<(RoomName, ParticipantId), (Attachment, LogPosition)>,
     /// Of rooms that are to end, because nothing has happened in them since.
     ends: BTreeMap<RoomName, ProposedEnd>,
 }
@@ -69,7 +67,7 @@ struct ProposedEnd {
     /// Its newest event.
     last: Sequence,
     /// The incarnations that do not need it.
-    agreed: BTreeSet<StreamSequence>,
+    agreed: BTreeSet<LogPosition>,
 }
 
 #[derive(Debug)]
@@ -77,7 +75,7 @@ struct Incarnation {
     nonce: u64,
     last_number: u64,
     /// The newest message of it.
-    seen: StreamSequence,
+    seen: LogPosition,
     supported: FoldVersions,
 }
 
@@ -87,26 +85,26 @@ pub(crate) enum Applied {
     /// An incarnation lives from now on.
     Hello {
         nonce: u64,
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         /// The rules of all rooms from now on, if they were others before.
         rules: Option<Rules>,
-        /// The incarnation that it takes the place of, because there are too many. It is lost.
-        evicted: Option<(StreamSequence, Vec<Decision>)>,
+        /// The incarnation that it takes the place of, because there are too many. It is fenced.
+        evicted: Option<(LogPosition, Vec<Decision>)>,
     },
     /// The commands of a batch were applied.
     Batch {
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         number: u64,
         decisions: Vec<Decision>,
     },
     /// A replica lives, and has decided alike as far as is known; `false` if it has not, and one of the two is wrong.
     Heartbeat {
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         is_alike: bool,
     },
-    /// An incarnation is lost; its attachments were detached.
-    Lost {
-        incarnation: StreamSequence,
+    /// An incarnation is fenced; its attachments were detached.
+    Fenced {
+        incarnation: LogPosition,
         decisions: Vec<Decision>,
     },
     /// A version of the fold is active from now on.
@@ -120,7 +118,7 @@ impl Applied {
     pub(crate) fn decisions(&self) -> &[Decision] {
         match self {
             Self::Batch { decisions, .. }
-            | Self::Lost { decisions, .. }
+            | Self::Fenced { decisions, .. }
             | Self::Hello {
                 evicted: Some((_, decisions)),
                 ..
@@ -136,10 +134,10 @@ pub(crate) enum Ignored {
     /// The message was applied before.
     Repeated,
     /// A batch of this incarnation before it is missing. It must be sent again, with all that follow.
-    Early(StreamSequence),
-    /// Its incarnation is lost, or never was.
+    Early(LogPosition),
+    /// Its incarnation has been fenced, or never existed.
     Fenced,
-    /// Who is said to be lost has written since.
+    /// Who is to be fenced has written since.
     Alive,
     /// The replica has other rules than those that live.
     OtherRules,
@@ -179,13 +177,10 @@ pub(crate) enum Refusal {
 pub(crate) enum ApplyError {
     /// The messages before this one were not applied.
     #[error("{next} was applied after {applied}")]
-    OutOfOrder {
-        applied: StreamSequence,
-        next: StreamSequence,
-    },
+    OutOfOrder { applied: LogPosition, next: LogPosition },
     /// The program does not know what the messages from here on mean.
     #[error(
-        "version {active} of the order is active, and this program supports {supported}: start a version of the program that supports it"
+        "version {active} of the command log is active, and this program supports {supported}: start a version of the program that supports it"
     )]
     Unsupported { active: u64, supported: FoldVersions },
 }
@@ -199,7 +194,7 @@ impl StateMachine {
             version: supported.oldest,
             message_ids: 0,
             max_message_ids: MAX_MESSAGE_IDS,
-            applied: StreamSequence::default(),
+            applied: LogPosition::default(),
             digest: 0,
             digests: VecDeque::new(),
             rules: None,
@@ -213,7 +208,7 @@ impl StateMachine {
 
     /// All that later decisions depend on. Takes no time for what is in the rooms: they are copied when they change while somebody has
     /// them.
-    pub(crate) fn state(&self) -> (OrderState, RoomStates) {
+    pub(crate) fn state(&self) -> (FoldState, RoomStates) {
         let Self {
             applied,
             digest,
@@ -246,17 +241,17 @@ impl StateMachine {
         });
         let attachments = attachments
             .iter()
-            .map(|((room, _), (attachment, server))| AttachmentState {
+            .map(|((room, _), (attachment, incarnation))| AttachmentState {
                 room: room.clone(),
                 attachment: *attachment,
-                server: *server,
+                incarnation: *incarnation,
             });
         let ends = ends.iter().map(|(room, end)| EndState {
             room: room.clone(),
             last: end.last,
             agreed: end.agreed.iter().copied().collect(),
         });
-        let state = OrderState {
+        let state = FoldState {
             applied: *applied,
             digest: *digest,
             digests: digests.iter().copied().collect(),
@@ -271,8 +266,8 @@ impl StateMachine {
     }
 
     /// The state machine with this state, which decides as the one whose state it is.
-    pub(crate) fn from_state(state: OrderState, rooms: RoomStates) -> Self {
-        let OrderState {
+    pub(crate) fn from_state(state: FoldState, rooms: RoomStates) -> Self {
+        let FoldState {
             applied,
             digest,
             digests,
@@ -303,9 +298,9 @@ impl StateMachine {
             let AttachmentState {
                 room,
                 attachment,
-                server,
+                incarnation,
             } = attached;
-            ((room, attachment.participant), (attachment, server))
+            ((room, attachment.participant), (attachment, incarnation))
         });
         let ends = ends.into_iter().map(|EndState { room, last, agreed }| {
             let agreed = agreed.into_iter().collect();
@@ -332,14 +327,14 @@ impl StateMachine {
     }
 
     /// The incarnations that live, each with the newest message of it.
-    pub(crate) fn incarnations(&self) -> impl Iterator<Item = (StreamSequence, StreamSequence)> {
+    pub(crate) fn incarnations(&self) -> impl Iterator<Item = (LogPosition, LogPosition)> {
         self.incarnations
             .iter()
             .map(|(position, incarnation)| (*position, incarnation.seen))
     }
 
     /// The newest message that was applied.
-    pub(crate) const fn applied(&self) -> StreamSequence {
+    pub(crate) const fn applied(&self) -> LogPosition {
         self.applied
     }
 
@@ -370,11 +365,7 @@ impl StateMachine {
     /// # Errors
     ///
     /// It is not the next one, or the program does not know what it means.
-    pub(crate) fn apply(
-        &mut self,
-        position: StreamSequence,
-        message: Message,
-    ) -> Result<Applied, ApplyError> {
+    pub(crate) fn apply(&mut self, position: LogPosition, message: Message) -> Result<Applied, ApplyError> {
         if position != self.applied.next() {
             return Err(ApplyError::OutOfOrder {
                 applied: self.applied,
@@ -399,11 +390,11 @@ impl StateMachine {
                 incarnation,
                 digest,
                 applied,
-                durable: _,
+                checkpoint: _,
                 name: _,
                 version: _,
             } => self.heartbeat(position, incarnation, (applied, digest)),
-            Content::Lost { incarnation, seen } => self.lost(at, incarnation, seen),
+            Content::Fence { incarnation, seen } => self.fence(at, incarnation, seen),
             Content::Activate { version } => self.activate(version),
         };
         self.check_version()?;
@@ -449,10 +440,10 @@ impl StateMachine {
 
     fn hello(
         &mut self,
-        position: StreamSequence,
+        position: LogPosition,
         at: WallTime,
         nonce: u64,
-        rules: OrderRules,
+        rules: ClusterRules,
         supported: FoldVersions,
     ) -> Applied {
         let mut incarnations = self.incarnations.values();
@@ -460,7 +451,7 @@ impl StateMachine {
             return Applied::Ignored(Ignored::Repeated);
         }
         if self.rules.is_none() {
-            // Whoever begins the order does so with the oldest version that it knows.
+            // Whoever begins the command log does so with the oldest version that it knows.
             self.version = supported.oldest;
         }
         if !supported.contains(self.version) {
@@ -506,9 +497,9 @@ impl StateMachine {
 
     fn batch(
         &mut self,
-        position: StreamSequence,
+        position: LogPosition,
         at: WallTime,
-        (incarnation, number): (StreamSequence, u64),
+        (incarnation, number): (LogPosition, u64),
         commands: Vec<RoomCommand>,
     ) -> Applied {
         let (Some(writer), Some(rules)) = (self.incarnations.get_mut(&incarnation), self.rules) else {
@@ -544,9 +535,9 @@ impl StateMachine {
 
     fn heartbeat(
         &mut self,
-        position: StreamSequence,
-        incarnation: StreamSequence,
-        (applied, digest): (StreamSequence, u64),
+        position: LogPosition,
+        incarnation: LogPosition,
+        (applied, digest): (LogPosition, u64),
     ) -> Applied {
         let Some(writer) = self.incarnations.get_mut(&incarnation) else {
             return Applied::Ignored(Ignored::Fenced);
@@ -560,19 +551,19 @@ impl StateMachine {
         }
     }
 
-    fn lost(&mut self, at: WallTime, incarnation: StreamSequence, seen: StreamSequence) -> Applied {
+    fn fence(&mut self, at: WallTime, incarnation: LogPosition, seen: LogPosition) -> Applied {
         match self.incarnations.get(&incarnation) {
             None => Applied::Ignored(Ignored::Fenced),
             Some(writer) if writer.seen != seen => Applied::Ignored(Ignored::Alive),
-            Some(_) => Applied::Lost {
+            Some(_) => Applied::Fenced {
                 incarnation,
                 decisions: self.remove_incarnation(at, incarnation),
             },
         }
     }
 
-    /// Detaches the attachments that an incarnation serves, which is lost.
-    fn remove_incarnation(&mut self, at: WallTime, incarnation: StreamSequence) -> Vec<Decision> {
+    /// Detaches the attachments that an incarnation serves, which is fenced.
+    fn remove_incarnation(&mut self, at: WallTime, incarnation: LogPosition) -> Vec<Decision> {
         self.incarnations.remove(&incarnation);
         let Some(rules) = self.rules else {
             return Vec::new();
@@ -580,7 +571,7 @@ impl StateMachine {
         let served = self
             .attachments
             .iter()
-            .filter(|(_, (_, server))| *server == incarnation);
+            .filter(|(_, (_, serving))| *serving == incarnation);
         let served: Vec<_> = served
             .map(|((room, _), (attachment, _))| (room.clone(), *attachment))
             .collect();
@@ -591,12 +582,12 @@ impl StateMachine {
         decisions.collect()
     }
 
-    /// Applies a command that `server` has written, to the room of this name that had this epoch for it. A room begins with the first
+    /// Applies a command that `incarnation` has written, to the room of this name that had this epoch for it. A room begins with the first
     /// command that it does not reject.
     fn decide(
         &mut self,
-        rules: OrderRules,
-        server: StreamSequence,
+        rules: ClusterRules,
+        incarnation: LogPosition,
         (name, meant): (RoomName, Option<Epoch>),
         command: Command,
         request: Option<u64>,
@@ -611,9 +602,9 @@ impl StateMachine {
             Err(Refusal::TooManyRooms)
         } else {
             if let Command::End(end) = &mut command {
-                end.stage = self.end_stage(server, (&name, meant), *end, at);
+                end.stage = self.end_stage(incarnation, (&name, meant), *end, at);
             }
-            Ok(self.apply_to_room(rules.rooms, server, &name, command.clone(), at))
+            Ok(self.apply_to_room(rules.rooms, incarnation, &name, command.clone(), at))
         };
         let (outcome, kept_message_ids) = match outcome {
             Ok((epoch, outcome, kept)) => (Ok((epoch, outcome)), kept),
@@ -632,17 +623,17 @@ impl StateMachine {
         }
     }
 
-    /// How far the end of a room has got for which `server` proposes it or agrees to it.
+    /// How far the end of a room has got for which `incarnation` proposes it or agrees to it.
     fn end_stage(
         &mut self,
-        server: StreamSequence,
+        incarnation: LogPosition,
         (name, meant): (&RoomName, Option<Epoch>),
         End { last, stage }: End,
         at: WallTime,
     ) -> EndStage {
         let is_unused = |replicated: &Arc<ReplicatedRoom>| replicated.room.is_unused_since(last, at);
         if meant.is_none() || !self.rooms.get(name).is_some_and(is_unused) {
-            // No server answers a proposal that has been agreed to, so this one has no effect.
+            // It has no effect: nobody reacts to this stage.
             return EndStage::Agreed;
         }
         if stage == EndStage::Proposed {
@@ -653,7 +644,7 @@ impl StateMachine {
         let Some(end) = self.ends.get_mut(name).filter(|end| end.last == last) else {
             return EndStage::Agreed;
         };
-        end.agreed.insert(server);
+        end.agreed.insert(incarnation);
         if self.incarnations.keys().all(|live| end.agreed.contains(live)) {
             EndStage::Decided
         } else if stage == EndStage::Proposed {
@@ -666,7 +657,7 @@ impl StateMachine {
     fn apply_to_room(
         &mut self,
         rules: Rules,
-        server: StreamSequence,
+        incarnation: LogPosition,
         name: &RoomName,
         command: Command,
         at: WallTime,
@@ -725,7 +716,7 @@ impl StateMachine {
         }
         if let Outcome::Joined { attachment, .. } | Outcome::Resumed { attachment, .. } = &outcome {
             let key = (name.clone(), attachment.participant);
-            self.attachments.insert(key, (*attachment, server));
+            self.attachments.insert(key, (*attachment, incarnation));
         }
         if room.is_gone() {
             for participant in room.participants().keys() {
@@ -747,7 +738,7 @@ impl StateMachine {
             Applied::Hello { .. } => 1,
             Applied::Batch { .. } => 2,
             Applied::Heartbeat { .. } => 3,
-            Applied::Lost { .. } => 4,
+            Applied::Fenced { .. } => 4,
             Applied::Ignored(_) => 5,
             Applied::Activated(_) => 6,
         };

@@ -8,7 +8,7 @@ const V2: FoldVersions = FoldVersions { oldest: 1, newest: 2 };
 /// A state machine, and the time of its messages.
 struct Order {
     state_machine: StateMachine,
-    numbers: BTreeMap<StreamSequence, u64>,
+    numbers: BTreeMap<LogPosition, u64>,
 }
 
 impl Order {
@@ -27,7 +27,7 @@ impl Order {
             .unwrap()
     }
 
-    fn hello(&mut self, rules: OrderRules, supported: FoldVersions) -> Applied {
+    fn hello(&mut self, rules: ClusterRules, supported: FoldVersions) -> Applied {
         let nonce = self.state_machine.applied().get();
         self.apply(Content::Hello {
             nonce,
@@ -38,20 +38,20 @@ impl Order {
         })
     }
 
-    fn begin(&mut self) -> StreamSequence {
+    fn begin(&mut self) -> LogPosition {
         match self.hello(rules(), V1) {
             Applied::Hello { incarnation, .. } => incarnation,
             other => panic!("{other:?}"),
         }
     }
 
-    fn heartbeat(&mut self, incarnation: StreamSequence) -> StreamSequence {
+    fn heartbeat(&mut self, incarnation: LogPosition) -> LogPosition {
         let applied = self.state_machine.applied();
         self.apply(Content::Heartbeat {
             incarnation,
             applied,
             digest: self.state_machine.digest(),
-            durable: None,
+            checkpoint: None,
             name: "r".into(),
             version: "1".into(),
         });
@@ -60,7 +60,7 @@ impl Order {
 
     fn command(
         &mut self,
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         room: &str,
         epoch: Option<Epoch>,
         command: Command,
@@ -83,7 +83,7 @@ impl Order {
         }
     }
 
-    fn join(&mut self, incarnation: StreamSequence, room: &str, name: &str) -> Attachment {
+    fn join(&mut self, incarnation: LogPosition, room: &str, name: &str) -> Attachment {
         let decision = self.command(incarnation, room, None, join(name));
         match decision.outcome {
             Ok((_, Outcome::Joined { attachment, .. })) => attachment,
@@ -92,8 +92,8 @@ impl Order {
     }
 }
 
-fn rules() -> OrderRules {
-    OrderRules::new(Rules::default(), 3)
+fn rules() -> ClusterRules {
+    ClusterRules::new(Rules::default(), 3)
 }
 
 fn join(name: &str) -> Command {
@@ -136,7 +136,7 @@ fn whoever_has_written_since_is_not_lost() {
     let replica = order.begin();
     let seen = order.heartbeat(replica);
     order.heartbeat(replica);
-    let lost = order.apply(Content::Lost {
+    let lost = order.apply(Content::Fence {
         incarnation: replica,
         seen,
     });
@@ -178,7 +178,7 @@ fn the_rules_change_when_nobody_lives_who_has_others() {
     let mut order = Order::new();
     let replica = order.begin();
     order.join(replica, "tea", "Ada");
-    let longer = OrderRules {
+    let longer = ClusterRules {
         rooms: Rules {
             max_participants: 1,
             ..Rules::default()
@@ -187,11 +187,11 @@ fn the_rules_change_when_nobody_lives_who_has_others() {
     };
     let others = [
         longer,
-        OrderRules {
+        ClusterRules {
             max_rooms: 4,
             ..rules()
         },
-        OrderRules {
+        ClusterRules {
             name_tables: 7,
             ..rules()
         },
@@ -203,7 +203,7 @@ fn the_rules_change_when_nobody_lives_who_has_others() {
             "{refused:?}"
         );
     }
-    order.apply(Content::Lost {
+    order.apply(Content::Fence {
         incarnation: replica,
         seen: order.state_machine.incarnations[&replica].seen,
     });
@@ -264,7 +264,7 @@ fn a_version_is_activated_once_all_that_live_support_it() {
     let premature = order.apply(Content::Activate { version: 2 });
     assert!(matches!(premature, Applied::Ignored(Ignored::Premature)));
     let seen = order.state_machine.incarnations[&old].seen;
-    order.apply(Content::Lost {
+    order.apply(Content::Fence {
         incarnation: old,
         seen,
     });
@@ -282,7 +282,7 @@ fn a_version_is_activated_once_all_that_live_support_it() {
     order.state_machine.supported = V1;
     let error = order.state_machine.check_version().unwrap_err().to_string();
     assert!(
-        error.contains("version 2 of the order") && error.contains("supports 1:"),
+        error.contains("version 2 of the command log") && error.contains("supports 1:"),
         "{error}"
     );
 }
@@ -296,7 +296,7 @@ impl Order {
     /// A replica proposes the end of a room whose newest event is `last`, or agrees to it. Returns the stage that it has got to.
     fn end(
         &mut self,
-        incarnation: StreamSequence,
+        incarnation: LogPosition,
         room: &str,
         stage: EndStage,
         last: u64,
@@ -403,7 +403,7 @@ fn whoever_was_asked_before_is_asked_again() {
     assert_eq!(order.end(one, "tea", Proposed, 2), (Proposed, Outcome::Ignored));
     assert_eq!(order.end(two, "tea", Agreed, 2), (Agreed, Outcome::Ignored));
     let seen = order.state_machine.incarnations[&three].seen;
-    order.apply(Content::Lost {
+    order.apply(Content::Fence {
         incarnation: three,
         seen,
     });

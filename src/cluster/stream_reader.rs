@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::fingerprint::Fingerprint;
-use super::message::StreamSequence;
+use super::message::LogPosition;
 
 /// Messages that do not come by themselves in this time are asked for: there may have been some.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -28,32 +28,32 @@ pub(crate) enum Missing {
     /// It must be in it.
     #[error("the stream has no message at {expected}; the next one is at {found}")]
     Gap {
-        expected: StreamSequence,
-        found: StreamSequence,
+        expected: LogPosition,
+        found: LogPosition,
     },
     /// It was removed: other replicas have a checkpoint that is newer.
     #[error(
         "the stream begins at {found} and this replica goes on at {expected}; it must start again, with a checkpoint of another one"
     )]
     Truncated {
-        expected: StreamSequence,
-        found: StreamSequence,
+        expected: LogPosition,
+        found: LogPosition,
     },
     /// It is another stream.
     #[error(
         "the stream has another message at {0} than this replica has applied: it was removed and made anew, or restored to an earlier \
          message. Stop all replicas and remove their data directories"
     )]
-    Replaced(StreamSequence),
+    Replaced(LogPosition),
 }
 
-/// Follows the order: accepts each of its messages once and in turn.
+/// Follows the command log: accepts each of its messages once and in turn.
 ///
 /// The stream's leader republishes what it has stored. That comes fast, but not always; what is missing is read from the stream, from the
 /// newest message on that was accepted. As long as that is the same one, the stream is.
 #[derive(Debug)]
 pub(crate) struct StreamReader {
-    next: StreamSequence,
+    next: LogPosition,
     /// The newest messages that were accepted, the newest first.
     accepted: VecDeque<Fingerprint>,
     /// When the stream was last seen to have the newest one.
@@ -61,7 +61,7 @@ pub(crate) struct StreamReader {
     /// Whether the server that has answered last does not have the newest one.
     is_behind: bool,
     /// The newest message that is known to be in the stream; `None` if nothing is known of the stream yet.
-    known: Option<StreamSequence>,
+    known: Option<LogPosition>,
     /// When the newest message was accepted, or an answer was complete.
     progress_at: Duration,
     /// Nothing is asked for before.
@@ -72,8 +72,8 @@ pub(crate) struct StreamReader {
 
 impl StreamReader {
     /// Continues after `applied`, a message with this fingerprint.
-    pub(crate) fn new(applied: StreamSequence, fingerprint: Fingerprint, now: Duration) -> Self {
-        let accepted = (applied > StreamSequence::default()).then_some(fingerprint);
+    pub(crate) fn new(applied: LogPosition, fingerprint: Fingerprint, now: Duration) -> Self {
+        let accepted = (applied > LogPosition::default()).then_some(fingerprint);
         Self {
             next: applied.next(),
             accepted: accepted.into_iter().collect(),
@@ -105,7 +105,7 @@ impl StreamReader {
     }
 
     /// The newest message that was accepted, if the server that has answered last does not have it.
-    pub(crate) fn missing(&self) -> Option<StreamSequence> {
+    pub(crate) fn missing(&self) -> Option<LogPosition> {
         self.is_behind.then(|| self.next.previous())
     }
 
@@ -127,7 +127,7 @@ impl StreamReader {
     /// It is not the one that was accepted.
     pub(crate) fn accept_published(
         &mut self,
-        position: StreamSequence,
+        position: LogPosition,
         fingerprint: Fingerprint,
         now: Duration,
     ) -> Result<bool, Missing> {
@@ -142,7 +142,7 @@ impl StreamReader {
         Ok(self.is_verified(now) && self.accept(position, fingerprint, now))
     }
 
-    /// A message was read. `previous` is the one before it in the answer; [`StreamSequence::default`] for the first. Returns whether it is the next
+    /// A message was read. `previous` is the one before it in the answer; [`LogPosition::default`] for the first. Returns whether it is the next
     /// one.
     ///
     /// # Errors
@@ -150,8 +150,8 @@ impl StreamReader {
     /// It is not the one that was accepted. Or the stream has no message between the two, but the next one belongs there. Or it begins later.
     pub(crate) fn accept_fetched(
         &mut self,
-        position: StreamSequence,
-        previous: StreamSequence,
+        position: LogPosition,
+        previous: LogPosition,
         fingerprint: Fingerprint,
         now: Duration,
     ) -> Result<bool, Missing> {
@@ -161,7 +161,7 @@ impl StreamReader {
         }
         let (expected, found) = (self.next, position);
         // An answer begins with the newest message that was accepted, unless the stream does not have it any more.
-        let is_first = previous == StreamSequence::default();
+        let is_first = previous == LogPosition::default();
         if position > self.next && previous < self.next {
             return Err(if is_first {
                 Missing::Truncated { expected, found }
@@ -184,7 +184,7 @@ impl StreamReader {
     /// Compares a message with the one that was accepted at its position. Returns whether that is remembered.
     fn compare(
         &mut self,
-        position: StreamSequence,
+        position: LogPosition,
         fingerprint: Fingerprint,
         now: Duration,
     ) -> Result<bool, Missing> {
@@ -214,7 +214,7 @@ impl StreamReader {
             .map_or(0, |known| known.next().get().saturating_sub(self.next.get()))
     }
 
-    fn accept(&mut self, position: StreamSequence, fingerprint: Fingerprint, now: Duration) -> bool {
+    fn accept(&mut self, position: LogPosition, fingerprint: Fingerprint, now: Duration) -> bool {
         let is_next = position == self.next;
         if is_next {
             self.accepted.truncate(REMEMBERED - 1);
@@ -228,7 +228,7 @@ impl StreamReader {
     }
 
     /// From which position on to read, if it is time to.
-    pub(crate) fn poll_fetch(&mut self, now: Duration) -> Option<StreamSequence> {
+    pub(crate) fn poll_fetch(&mut self, now: Duration) -> Option<LogPosition> {
         let is_waiting = self
             .fetching_since
             .is_some_and(|since| now < since + FETCH_TIMEOUT);
@@ -247,7 +247,7 @@ impl StreamReader {
     }
 
     /// An answer is complete. `last` is the newest message that the stream has, as far as the server knows that has answered.
-    pub(crate) fn on_fetched(&mut self, last: StreamSequence, now: Duration) {
+    pub(crate) fn on_fetched(&mut self, last: LogPosition, now: Duration) {
         self.fetching_since = None;
         self.progress_at = now;
         self.is_behind = last < self.next.previous();
@@ -269,10 +269,10 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// A message of a stream of this name.
-    fn message(stream: &str, position: u64) -> (StreamSequence, Fingerprint) {
+    fn message(stream: &str, position: u64) -> (LogPosition, Fingerprint) {
         let payload = format!("{stream} {position}");
         (
-            StreamSequence::new(position),
+            LogPosition::new(position),
             Fingerprint::new(payload.as_bytes(), Some(position)),
         )
     }
@@ -294,7 +294,7 @@ mod tests {
         positions: &[u64],
         now: u32,
     ) -> Result<usize, Missing> {
-        let (mut previous, mut accepted) = (StreamSequence::default(), 0);
+        let (mut previous, mut accepted) = (LogPosition::default(), 0);
         for position in positions {
             let (position, fingerprint) = message(stream, *position);
             accepted +=
@@ -308,7 +308,7 @@ mod tests {
     /// One that has accepted three messages.
     fn stream_reader() -> StreamReader {
         let mut stream_reader =
-            StreamReader::new(StreamSequence::default(), Fingerprint::default(), Duration::ZERO);
+            StreamReader::new(LogPosition::default(), Fingerprint::default(), Duration::ZERO);
         assert_eq!(fetched(&mut stream_reader, "a", &[1, 2], 0), Ok(2));
         assert_eq!(published(&mut stream_reader, "a", 3, 1), Ok(true));
         assert!(stream_reader.is_caught_up() && stream_reader.is_verified(MS));
@@ -319,11 +319,11 @@ mod tests {
     fn a_new_connection_is_asked_at_once() {
         let mut stream_reader = stream_reader();
         let now = 1_000 * MS;
-        assert_eq!(stream_reader.poll_fetch(now), Some(StreamSequence::new(3)));
+        assert_eq!(stream_reader.poll_fetch(now), Some(LogPosition::new(3)));
         // The answer was lost with the connection.
         stream_reader.reconnected(now + MS);
         assert!(!stream_reader.is_verified(now + MS));
-        assert_eq!(stream_reader.poll_fetch(now + MS), Some(StreamSequence::new(3)));
+        assert_eq!(stream_reader.poll_fetch(now + MS), Some(LogPosition::new(3)));
         assert_eq!(stream_reader.poll_fetch(now + MS), None);
         assert_eq!(fetched(&mut stream_reader, "a", &[3], 1_002), Ok(0));
         assert!(stream_reader.is_verified(now + 2 * MS));
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_begins_again_is_noticed_with_its_first_message() {
-        let replaced = Err(Missing::Replaced(StreamSequence::new(1)));
+        let replaced = Err(Missing::Replaced(LogPosition::new(1)));
         assert_eq!(published(&mut stream_reader(), "b", 1, 2), replaced);
     }
 
@@ -351,14 +351,14 @@ mod tests {
         let mut stream_reader = stream_reader();
         let late = 3_000;
         assert_eq!(published(&mut stream_reader, "b", 4, late), Ok(false));
-        assert_eq!(stream_reader.poll_fetch(late * MS), Some(StreamSequence::new(3)));
-        let replaced = Err(Missing::Replaced(StreamSequence::new(3)));
+        assert_eq!(stream_reader.poll_fetch(late * MS), Some(LogPosition::new(3)));
+        let replaced = Err(Missing::Replaced(LogPosition::new(3)));
         assert_eq!(fetched(&mut stream_reader, "b", &[3, 4], late), replaced);
     }
 
     #[test]
     fn a_replica_does_not_write_while_the_stream_does_not_have_its_newest_message() {
-        let applied = StreamSequence::new(5_000);
+        let applied = LogPosition::new(5_000);
         let mut stream_reader = StreamReader::new(applied, message("a", 5_000).1, Duration::ZERO);
         assert!(!stream_reader.is_verified(Duration::ZERO));
         assert_eq!(fetched(&mut stream_reader, "a", &[5_000], 1), Ok(0));
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(published(&mut stream_reader, "b", 1, 2), Ok(false));
         assert!(!stream_reader.is_verified(2 * MS));
         assert_eq!(stream_reader.poll_fetch(50 * MS), Some(applied));
-        stream_reader.on_fetched(StreamSequence::new(1), 51 * MS);
+        stream_reader.on_fetched(LogPosition::new(1), 51 * MS);
         assert_eq!(stream_reader.missing(), Some(applied));
         // And nothing that follows is accepted.
         assert_eq!(published(&mut stream_reader, "b", 5_001, 52), Ok(false));
@@ -378,27 +378,27 @@ mod tests {
 
     #[test]
     fn a_replica_that_begins_with_a_checkpoint_compares_it_with_the_stream_first() {
-        let mut stream_reader = StreamReader::new(StreamSequence::new(3), message("a", 3).1, Duration::ZERO);
+        let mut stream_reader = StreamReader::new(LogPosition::new(3), message("a", 3).1, Duration::ZERO);
         assert_eq!(published(&mut stream_reader, "b", 4, 1), Ok(false));
-        assert_eq!(stream_reader.poll_fetch(MS), Some(StreamSequence::new(3)));
-        let replaced = Err(Missing::Replaced(StreamSequence::new(3)));
+        assert_eq!(stream_reader.poll_fetch(MS), Some(LogPosition::new(3)));
+        let replaced = Err(Missing::Replaced(LogPosition::new(3)));
         assert_eq!(fetched(&mut stream_reader, "b", &[3, 4], 2), replaced);
         // Whether one that does not have it any more is the same is unknown.
-        let mut stream_reader = StreamReader::new(StreamSequence::new(3), message("a", 3).1, Duration::ZERO);
-        let (expected, found) = (StreamSequence::new(4), StreamSequence::new(4));
+        let mut stream_reader = StreamReader::new(LogPosition::new(3), message("a", 3).1, Duration::ZERO);
+        let (expected, found) = (LogPosition::new(4), LogPosition::new(4));
         let truncated = Err(Missing::Truncated { expected, found });
         assert_eq!(fetched(&mut stream_reader, "a", &[4, 5], 2), truncated);
     }
 
     #[test]
     fn what_follows_a_lost_beginning_of_an_answer_is_asked_for_again() {
-        let mut stream_reader = StreamReader::new(StreamSequence::new(3), message("a", 3).1, Duration::ZERO);
+        let mut stream_reader = StreamReader::new(LogPosition::new(3), message("a", 3).1, Duration::ZERO);
         let (position, fingerprint) = message("a", 4);
-        let accepted = stream_reader.accept_fetched(position, StreamSequence::new(3), fingerprint, MS);
+        let accepted = stream_reader.accept_fetched(position, LogPosition::new(3), fingerprint, MS);
         assert_eq!(accepted, Ok(false));
         assert_eq!(fetched(&mut stream_reader, "a", &[3, 4], 2), Ok(1));
         // A message is missing in the middle.
-        let (expected, found) = (StreamSequence::new(5), StreamSequence::new(6));
+        let (expected, found) = (LogPosition::new(5), LogPosition::new(6));
         let hole = Err(Missing::Gap { expected, found });
         assert_eq!(fetched(&mut stream_reader, "a", &[4, 6], 3), hole);
     }

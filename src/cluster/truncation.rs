@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use super::message::StreamSequence;
+use super::message::LogPosition;
 use super::nats::{self, NatsError, STREAM};
 use super::observer::Observer;
 
@@ -22,7 +22,7 @@ pub(crate) struct TruncationView {
     /// Whether this replica is the one that does it.
     pub(crate) is_eldest: bool,
     /// Two replicas have everything up to there.
-    pub(crate) safe: Option<StreamSequence>,
+    pub(crate) safe: Option<LogPosition>,
 }
 
 /// The extent of the stream.
@@ -108,7 +108,7 @@ async fn extent(client: &Client) -> Result<StreamExtent, NatsError> {
 pub(crate) async fn truncate(
     client: &Client,
     extent: &StreamExtent,
-    safe: StreamSequence,
+    safe: LogPosition,
     keep: Duration,
 ) -> Result<u64, NatsError> {
     // Beyond its end there is nothing to remove: it was restored to an earlier message, and JetStream would empty it.
@@ -122,7 +122,7 @@ pub(crate) async fn truncate(
             .checked_sub(keep)
             .unwrap_or(SystemTime::UNIX_EPOCH);
         let kept = nats::first_since(client, since).await?;
-        end = end.min(kept.map_or(u64::MAX, StreamSequence::get));
+        end = end.min(kept.map_or(u64::MAX, LogPosition::get));
     }
     if end <= extent.first {
         return Ok(0);

@@ -38,7 +38,7 @@ pub(super) struct ClusterCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make the stream that has the order of all messages, or check the one that there is
+    /// Make the stream that has the command log, or check the one that there is
     ///
     /// Changes nothing if there is a stream. Exits with 78 if something is not as it must be, and says what.
     Init {
@@ -382,7 +382,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
             format!("{seen} s ago"),
             replica.lag.to_string(),
             replica
-                .durable
+                .checkpoint
                 .map_or_else(|| "none".into(), |durable| durable.position.to_string()),
         ]);
     }

@@ -79,9 +79,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Until when the room keeps somebody out; [`WallTime::MAX`] for a closed room.
+    /// Until when the room must not end although it is vacant, because it keeps somebody out; [`WallTime::MAX`] for a closed room.
     #[must_use]
-    pub fn kept_until(&self) -> WallTime {
+    pub fn needed_until(&self) -> WallTime {
         let bans = self.bans.iter().map(|ban| ban.until);
         let closed = self.is_closed.then_some(WallTime::MAX);
         bans.chain(closed).max().unwrap_or_default()
@@ -135,7 +135,7 @@ impl Room {
     /// Restores a room from a snapshot. The deduplication window is empty; fill it with [`Room::remember_message_id`]. Then
     /// [replay](Room::replay) the events after the snapshot, and [finish](Room::finish_recovery).
     #[must_use]
-    pub fn restore(rules: Rules, snapshot: Snapshot) -> Self {
+    pub fn from_snapshot(rules: Rules, snapshot: Snapshot) -> Self {
         let Snapshot {
             time,
             last,
@@ -163,6 +163,7 @@ impl Room {
     /// Applies a command. `at` is the wall clock's time, which is recorded, and decides which bans have ended. It has no other influence.
     pub fn apply(&mut self, command: Command, at: WallTime) -> Outcome {
         let outcome = match command {
+            // One that has ended, rather than was deleted, gets no commands: the hub replaces it first.
             _ if self.is_gone => Err(Rejection::RoomDeleted),
             Command::Join(join) => self.join(join, at),
             Command::Say(say) => self.say(say, at),
@@ -427,7 +428,7 @@ impl Room {
     ///
     /// # Errors
     ///
-    /// The room is deleted, or a ban keeps the client out.
+    /// The room is gone, or a ban keeps the client out.
     pub fn check_reader(&self, origin: &Origin, at: WallTime) -> Result<(), Rejection> {
         if self.is_gone {
             return Err(Rejection::RoomDeleted);

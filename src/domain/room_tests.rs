@@ -509,7 +509,7 @@ proptest! {
             }
             count += 1;
             if count == cut {
-                *room = Room::restore(rules(), room.take_snapshot());
+                *room = Room::from_snapshot(rules(), room.take_snapshot());
             }
             Ok(())
         })?;
@@ -547,7 +547,7 @@ proptest! {
             if restarts.contains(&count) {
                 let bans: Vec<Ban> = room.bans.iter().cloned().collect();
                 let is_closed = room.is_closed();
-                *room = Room::restore(rules(), snapshot.clone());
+                *room = Room::from_snapshot(rules(), snapshot.clone());
                 for event in log.iter().filter(|event| event.sequence > snapshot.last) {
                     prop_assert_eq!(room.replay(event, true), Ok(()));
                 }
@@ -847,7 +847,7 @@ fn a_name_that_several_participants_have_is_taken_although_they_are_lost() {
     });
     joined(&mut room, "Ada", 1);
     joined(&mut room, "Ada", 2);
-    let mut room = Room::restore(rules(), room.take_snapshot());
+    let mut room = Room::from_snapshot(rules(), room.take_snapshot());
     assert!(matches!(
         rejection(&mut room, join("Ada", 3)),
         Rejection::NameTaken(_)
@@ -998,7 +998,7 @@ fn a_room_and_one_that_is_recovered_from_its_log_forget_a_message_id_at_the_same
         }
         log.push(accepted(&mut room, post("bot", message("y", None))));
     }
-    let mut recovered = Room::restore(rules(), snapshot.clone());
+    let mut recovered = Room::from_snapshot(rules(), snapshot.clone());
     for event in &log {
         if event.sequence <= snapshot.last {
             recovered.remember_message_id(event);
@@ -1013,7 +1013,7 @@ fn a_room_and_one_that_is_recovered_from_its_log_forget_a_message_id_at_the_same
         accepted(&mut room, post("bot", message("x", Some("m1"))));
         // From a snapshot of this moment.
         let snapshot = room.take_snapshot();
-        let mut recovered = Room::restore(rules(), snapshot);
+        let mut recovered = Room::from_snapshot(rules(), snapshot);
         recovered.remember_message_id(&log[0]);
         assert_eq!(recovered.message_ids(), 0, "it is too old");
     }
@@ -1099,7 +1099,7 @@ proptest! {
         perform(&mut before, actions.into_iter().take(cut).collect(), |_, _, _, _| Ok(()))?;
         let snapshot = before.take_snapshot();
         // From the snapshot and the log, or from the log alone: the same roster, position and deduplication window.
-        let mut restored = Room::restore(rules(), snapshot.clone());
+        let mut restored = Room::from_snapshot(rules(), snapshot.clone());
         let mut replayed = Room::new(rules());
         for event in &log {
             let is_resumable = room.participants().get(&event.participant).is_some_and(|holder| holder.is_resumable);

@@ -60,7 +60,7 @@ mod tests {
     use super::super::name::Name;
     use super::*;
 
-    /// If this fails, the tables have changed with a dependency or with the compiler, and replicas decide otherwise about names than those
+    /// If this fails, the tables have changed with a dependency or with the compiler, and replicas decide differently about names than those
     /// before: change the constant, so that the two never take part in one cluster at the same time, and say so in the changelog.
     #[test]
     fn the_tables_are_those_that_all_replicas_have() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::fair_budget::FairBudget;
 use super::observer::Observer;
-use super::order::Replication;
 use super::read_permits::ReadPermits;
+use super::replication::Replication;
 use super::session_token::SessionTokens;
 use crate::store::Store;
 

@@ -38,8 +38,8 @@ impl EndProposals {
         }
     }
 
-    /// When its turn is, if it waits for one.
-    pub(super) const fn turn(&self) -> Option<Instant> {
+    /// When the room may propose its end, if it waits for that.
+    pub(super) const fn proposal_time(&self) -> Option<Instant> {
         match self.next {
             Next::Queue(_) => None,
             Next::Propose(at) => Some(at),
@@ -112,8 +112,8 @@ mod tests {
         let now = Instant::now();
         let mut proposals = EndProposals::new(now);
         assert!(!proposals.advance(now, Some(Sequence::new(1)), || now));
-        assert_eq!(proposals.turn(), Some(now));
+        assert_eq!(proposals.proposal_time(), Some(now));
         assert!(!proposals.advance(now, None, || now));
-        assert_eq!(proposals.turn(), None);
+        assert_eq!(proposals.proposal_time(), None);
     }
 }

@@ -152,8 +152,8 @@ pub enum FeedItem {
 /// Why a room closes a subscriber's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The participant left, or its stream was detached: it may resume.
-    Left,
+    /// The attachment has ended, because the participant left or may resume.
+    Detached,
     /// The participant's last command was rejected in a way that ends the stream, or would be from now on.
     Rejected(Rejection),
     /// The session was resumed on another stream.
@@ -691,7 +691,7 @@ impl Drop for Cursor {
     }
 }
 
-/// The slot of a cursor that there is, as all those in `parked` and those whose [`Cursor`] calls.
+/// The slot of a cursor that exists. Every key in `parked` has one, and so has a [`Cursor`] that calls this.
 fn slot(cursors: &mut HashMap<CursorKey, Slot>, key: CursorKey) -> &mut Slot {
     cursors
         .get_mut(&key)

@@ -374,7 +374,7 @@ proptest! {
                             }
                             Step::Close(index) => {
                                 if let Some((cursor, expected)) = readers.get_mut(index) {
-                                    publication.close(cursor.key(), CloseReason::Left);
+                                    publication.close(cursor.key(), CloseReason::Detached);
                                     expected.is_closed = true;
                                 }
                             }

@@ -11,9 +11,9 @@ use tokio::sync::oneshot;
 use super::feed::{CloseReason, FeedItem};
 use super::mailbox::{Mailbox, MailboxClosed, MailboxPool, Sender, Weight};
 use super::observer::Observer;
-use super::order::OrderedQueue;
 use super::read_permits::ReadPermits;
 use super::reader::Reader;
+use super::replication::OrderedQueue;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use crate::domain::{
     Attachment, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, Rejection,
@@ -146,7 +146,7 @@ fn trace_len(trace: Option<&TraceContext>) -> usize {
 pub(super) struct RoomHandle {
     pub(super) name: RoomName,
     pub(super) mailbox: Arc<Mailbox<Envelope>>,
-    /// What the order of all replicas has for the room, if there are several.
+    /// What the command log of all replicas has for the room, if there are several.
     pub(super) ordered: Option<OrderedQueue>,
     time: AtomicI64,
     participants: AtomicU32,
@@ -186,12 +186,12 @@ impl RoomHandle {
         self.ordered.as_ref().is_some_and(OrderedQueue::is_closed)
     }
 
-    /// Notes whether the room that is gone was deleted by a moderator, or has ended.
-    pub(super) fn set_deleted(&self, is_deleted: bool) {
+    /// Notes that the room is gone, and whether a moderator has deleted it: otherwise it has ended.
+    pub(super) fn set_gone(&self, is_deleted: bool) {
         self.is_deleted.store(is_deleted, Ordering::Release);
     }
 
-    /// The error of a request to a room that was deleted or has ended.
+    /// The error of a request to a room that is gone.
     pub(super) fn gone_error(&self) -> HubError {
         if self.is_deleted.load(Ordering::Acquire) {
             Rejection::RoomDeleted.into()
@@ -200,7 +200,7 @@ impl RoomHandle {
         }
     }
 
-    /// Why the streams of such a room are closed.
+    /// Why the streams of a room that is gone are closed.
     pub(super) fn gone_reason(&self) -> CloseReason {
         if self.is_deleted.load(Ordering::Acquire) {
             CloseReason::Rejected(Rejection::RoomDeleted)
@@ -310,7 +310,7 @@ impl Member {
     ///
     /// # Errors
     ///
-    /// The room is closed and accepts nothing more.
+    /// The room has stopped and accepts nothing more.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), MailboxClosed>> {
         self.sender.poll_push(cx, &mut self.unsent)
     }
@@ -359,8 +359,8 @@ impl Member {
     /// Sends the stream's last request, unless it has been sent.
     fn send_last(&mut self, request: Request) {
         if !std::mem::replace(&mut self.is_detached, true) {
-            // A closed room has closed this stream already.
-            self.sender.push_reserved(self.envelope(request)).ok();
+            // A room that has stopped has closed this stream already.
+            self.sender.push_last(self.envelope(request)).ok();
         }
     }
 }

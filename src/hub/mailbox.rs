@@ -10,7 +10,7 @@
 //! - All mailboxes together are bounded, too: beyond that each accepts little at a time.
 //! - Fair: those who wait may exceed the capacity by as much again with each batch that is taken, so a sender that pushes
 //!   without a pause delays nobody by more than a few batches, and all who wait have their turn.
-//! - [`Sender::push_reserved`] never waits. A sender calls it at most once, when it departs, so the number of senders bounds
+//! - [`Sender::push_last`] never waits. A sender calls it at most once, when it departs, so the number of senders bounds
 //!   how far the queue can exceed its capacity.
 
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const SMALL_CAPACITY: usize = 128;
 const MAX_SPARE_CAPACITY: usize = 4_096;
 
 /// By how many times the capacity those who wait may exceed it.
-const MAX_TURNS: usize = 3;
+const MAX_EXCESS: usize = 3;
 
 /// An item of a mailbox, which takes a share of its capacity.
 pub(super) trait Weight {
@@ -103,7 +103,7 @@ impl<T> MailboxPool<T> {
 
 /// The mailbox is closed: its consumer takes no more items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the room is closed")]
+#[error("the room has stopped")]
 pub(crate) struct MailboxClosed;
 
 /// A bounded queue with many senders and one consumer.
@@ -231,7 +231,7 @@ impl<T: Weight> Mailbox<T> {
         } else {
             self.capacity
         };
-        let turns = usize::try_from(batches).unwrap_or(MAX_TURNS).min(MAX_TURNS);
+        let turns = usize::try_from(batches).unwrap_or(MAX_EXCESS).min(MAX_EXCESS);
         capacity.saturating_mul(1 + turns)
     }
 }
@@ -312,7 +312,7 @@ impl<T: Weight> Sender<T> {
     /// # Errors
     ///
     /// The mailbox is closed.
-    pub(super) fn push_reserved(&self, item: T) -> Result<(), MailboxClosed> {
+    pub(super) fn push_last(&self, item: T) -> Result<(), MailboxClosed> {
         let weight = item.weight();
         let mut state = self.mailbox.state.lock();
         if state.is_closed {
@@ -390,7 +390,7 @@ mod tests {
             assert_eq!(push(&mut sender, 2), Poll::Pending);
         }
         assert_eq!(mailbox.state.lock().waiting.len(), 1);
-        assert_eq!(sender.push_reserved(9), Ok(()));
+        assert_eq!(sender.push_last(9), Ok(()));
         let mut batch = Vec::new();
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
         assert_eq!(batch, [0, 1, 9]);
@@ -502,7 +502,7 @@ mod tests {
         assert_eq!(push(&mut sender, 1), Poll::Ready(Ok(())));
         mailbox.close();
         assert_eq!(push(&mut sender, 2), Poll::Ready(Err(MailboxClosed)));
-        assert_eq!(sender.push_reserved(2), Err(MailboxClosed));
+        assert_eq!(sender.push_last(2), Err(MailboxClosed));
         let mut batch = Vec::new();
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
         batch.clear();

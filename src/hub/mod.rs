@@ -53,11 +53,11 @@ mod history;
 mod mailbox;
 mod notice;
 mod observer;
-mod order;
 mod read_permits;
 mod reader;
 mod recovery;
 mod registry;
+mod replication;
 mod request;
 mod restored_room;
 mod room_actor;
@@ -79,9 +79,9 @@ use tracing::error;
 use self::context::HubContext;
 use self::handle::{Envelope, Reply, Request, RoomHandle};
 use self::mailbox::Sender;
-use self::order::{OrderItem, Replication};
 use self::recovery::Recovered;
 use self::registry::{Lookup, Registry};
+use self::replication::{OrderedItem, Replication};
 use self::room_actor::RoomActor;
 use self::session_token::SessionTokens;
 use crate::blocking::blocking;
@@ -98,12 +98,12 @@ pub use feed::{CloseReason, Cursor, CursorKey, Feed, FeedItem, Publication};
 pub use handle::Member;
 pub(crate) use history::{HistoryPage, HistoryRange, RoomSummary};
 pub use observer::{AcceptedEvent, FanOut, MessageTrace, Observer, RejectedMessage, StoredBatch};
-pub(crate) use order::{Ordered, Submission};
 pub(crate) use read_permits::ReadPermits;
 pub(crate) use reader::Reader;
+pub(crate) use replication::{OrderedCommand, Submission};
 pub use request::{HubError, JoinRequest, ResumePoint};
 pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
-pub(crate) use restored_room::{RestoredRoom, recover_room};
+pub(crate) use restored_room::{RestoredRoom, recover_for_import};
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use session_token::fuzz_tokens;
 
@@ -151,7 +151,7 @@ impl Hub {
         secret: &[u8; 32],
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
-        Self::with_order(rules, options, store, secret, observer, None)
+        Self::with_replication(rules, options, store, secret, observer, None)
     }
 
     /// A hub for one of several replicas. Its rooms send their commands into `submissions`, and apply what [`Hub::apply_ordered`] brings.
@@ -164,10 +164,10 @@ impl Hub {
         submissions: mpsc::Sender<Submission>,
     ) -> Arc<Self> {
         let replication = Replication::new(Arc::clone(&store), submissions, rules);
-        Self::with_order(rules, options, store, secret, observer, Some(replication))
+        Self::with_replication(rules, options, store, secret, observer, Some(replication))
     }
 
-    fn with_order(
+    fn with_replication(
         rules: Rules,
         options: HubOptions,
         store: Arc<dyn Store>,
@@ -217,7 +217,7 @@ impl Hub {
 
     /// Starts loading the rooms that have work to do although nobody asks for them: their lost participants leave after the
     /// grace period, and their newest events get a snapshot. Must be called within a Tokio runtime.
-    pub(crate) fn recover(self: &Arc<Self>) {
+    pub(crate) fn recover_occupied_rooms(self: &Arc<Self>) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
             let permits = Arc::new(Semaphore::new(MAX_RECOVERING_ROOMS));
@@ -250,7 +250,7 @@ impl Hub {
         }
     }
 
-    /// Applies commands that have their positions in the order of all replicas, in this order, after those of the calls before. Waits
+    /// Applies commands that have their positions in the command log of all replicas, in this order, after those of the calls before. Waits
     /// while the room is slow.
     ///
     /// # Errors
@@ -259,9 +259,9 @@ impl Hub {
     pub(crate) async fn apply_ordered(
         self: &Arc<Self>,
         room: &RoomName,
-        commands: Vec<Ordered>,
+        commands: Vec<OrderedCommand>,
     ) -> Result<(), HubError> {
-        let mut item = OrderItem::Commands(commands);
+        let mut item = OrderedItem::Commands(commands);
         loop {
             // While the hub drains, the rooms that run go on.
             let handle = match self.registry.get(room).filter(|room| !room.is_unloaded()) {
@@ -286,7 +286,7 @@ impl Hub {
         }
     }
 
-    /// Starts a room of a replica as it was at some position in the order. It must not be running.
+    /// Starts a room of a replica as it was at some position in the command log. It must not be running.
     ///
     /// # Errors
     ///
@@ -348,13 +348,13 @@ impl Hub {
         replication.status.send_modify(|status| {
             status.is_suspended = true;
             status.suspensions += 1;
-            status.lost_incarnations += 1;
+            status.generation += 1;
         });
-        let lost_incarnations = replication.status().lost_incarnations;
+        let generation = replication.status().generation;
         for room in self.registry.all() {
             if let Some(ordered) = &room.ordered {
                 // A room that has ended has no callers.
-                ordered.send(OrderItem::Fenced(lost_incarnations)).await.ok();
+                ordered.send(OrderedItem::Fenced(generation)).await.ok();
             }
         }
     }
@@ -366,20 +366,21 @@ impl Hub {
         }
     }
 
-    /// Changes the rules of all rooms at this position in the order.
+    /// Changes the rules of all rooms at this position in the command log.
     pub(crate) async fn set_rules(&self, rules: Rules) {
         self.restore_rules(rules);
         for room in self.registry.all() {
             if let Some(ordered) = &room.ordered {
-                ordered.send(OrderItem::Rules(rules)).await.ok();
+                ordered.send(OrderedItem::Rules(rules)).await.ok();
             }
         }
     }
 
-    /// How often [`Hub::fence`] was called. A [`Submission`] with a lower number is lost.
-    pub(crate) fn lost_incarnations(&self) -> u64 {
+    /// Counts the incarnations of this replica: one more each time it is [fenced](Hub::fence). What was submitted in an earlier generation and
+    /// has not come back is lost.
+    pub(crate) fn generation(&self) -> u64 {
         let replication = self.context.replication.as_ref();
-        replication.map_or(0, |replication| replication.status().lost_incarnations)
+        replication.map_or(0, |replication| replication.status().generation)
     }
 
     /// How many rooms run.
@@ -531,7 +532,7 @@ impl Hub {
         let rooms = self.registry.drain();
         self.actors.close();
         for room in rooms {
-            close_room(&room, CloseReason::Draining(retry));
+            close_streams_of(&room, CloseReason::Draining(retry));
             room.mailbox.close();
         }
         self.actors.wait().await;
@@ -768,12 +769,12 @@ impl Hub {
 }
 
 /// Tells a room to close all streams, after what it has accepted. A room whose mailbox is closed stops by itself.
-fn close_room(room: &RoomHandle, reason: CloseReason) {
+fn close_streams_of(room: &RoomHandle, reason: CloseReason) {
     let close = Envelope {
         epoch: None,
         request: Request::Close(reason),
     };
-    Sender::new(Arc::clone(&room.mailbox)).push_reserved(close).ok();
+    Sender::new(Arc::clone(&room.mailbox)).push_last(close).ok();
 }
 
 /// Removes a room from the registry when its actor ends, even if it panics.

@@ -37,7 +37,10 @@ pub(super) fn recover(
         .map(decode_snapshot)
         .transpose()?;
     let snapshot_sequence = snapshot.as_ref().map_or(Sequence::ZERO, |snapshot| snapshot.last);
-    let room = snapshot.map_or_else(|| Room::new(rules), |snapshot| Room::restore(rules, snapshot));
+    let room = snapshot.map_or_else(
+        || Room::new(rules),
+        |snapshot| Room::from_snapshot(rules, snapshot),
+    );
     let recovery = Recovery {
         store,
         name,

@@ -1,10 +1,10 @@
-//! A room of a replica that continues at some position in the order.
+//! A room of a replica that continues at some position in the command log.
 
 use super::recovery::{self, Recovered};
 use crate::domain::{Epoch, Room, RoomName, Rules, WallTime};
 use crate::store::{MemoryStore, Record, RoomStatus, Store, StoreError, encode_snapshot};
 
-/// A room as it was at some position in the order of all replicas, and what is retained of its log.
+/// A room as it was at some position in the command log of all replicas, and what is retained of its log.
 #[derive(Debug)]
 pub(crate) struct RestoredRoom {
     pub(crate) name: RoomName,
@@ -46,7 +46,7 @@ impl RestoredRoom {
 /// # Errors
 ///
 /// The log is damaged, or the store cannot be read.
-pub(crate) fn recover_room(
+pub(crate) fn recover_for_import(
     store: &dyn Store,
     rules: Rules,
     name: &RoomName,

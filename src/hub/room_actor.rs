@@ -23,9 +23,9 @@ use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Envelope, Member, ModerationReporter, Reply, RoomHandle};
 use super::observer::StoredBatch;
-use super::order::{OrderItem, Ordered, OrderedQueue, Replication};
 use super::reader::Reader;
 use super::recovery::Recovered;
+use super::replication::{OrderedCommand, OrderedItem, OrderedQueue, Replication};
 use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
@@ -49,13 +49,13 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How many requests are handled before other tasks have their turns, of which a JOIN counts as [`JOIN_COST`]: for at most about a millisecond.
+/// How many requests are handled before the task yields, of which a JOIN counts as [`JOIN_COST`]: for at most about a millisecond.
 const POLL_BUDGET: u32 = 1_024;
 
 /// The CPU cost of a JOIN, in other requests: it computes the skeleton of a name and a session token.
 const JOIN_COST: u32 = 64;
 
-/// What the actor of a room may still do before other tasks have their turns.
+/// What the actor of a room may still do before it yields.
 struct PollBudget {
     requests: u32,
 }
@@ -69,7 +69,7 @@ impl Default for PollBudget {
 }
 
 impl PollBudget {
-    /// Counts a request, and first lets other tasks have their turns if nothing is left. Thousands of JOINs can wait in a mailbox, and take
+    /// Counts a request, and yields first if nothing is left. Thousands of JOINs can wait in a mailbox, and take
     /// tens of milliseconds.
     async fn spend(&mut self, is_join: bool) {
         let cost = if is_join { JOIN_COST } else { 1 };
@@ -184,7 +184,7 @@ impl RoomActor {
         let message_ids = Arc::clone(&self.message_ids);
         self.handle
             .publish_stats(self.room().time(), self.room().participants().len());
-        self.commit().await?;
+        self.store_and_publish().await?;
         let ordered = self.handle.ordered.as_ref().and_then(OrderedQueue::take_receiver);
         if let (Some(ordered), Some(replication)) = (ordered, self.context.replication.clone()) {
             return self.run_replica(ordered, replication).await;
@@ -234,9 +234,9 @@ impl RoomActor {
             let received_at = received_at.map_or(now, Instant::from_std);
             next_batch_due = received_at.min(now).max(next_batch_due + interval);
             self.apply(&mut requests).await;
-            self.commit().await?;
+            self.store_and_publish().await?;
             if self.room().is_gone() {
-                self.close_deleted();
+                self.close_gone();
                 return Ok(());
             }
             // Subscribers that were woken run before the mailbox is drained again. It fills meanwhile.
@@ -244,11 +244,11 @@ impl RoomActor {
         }
     }
 
-    /// Runs a room whose order several replicas share, until its mailbox is closed and what was in it has its position in the order.
-    /// A replica keeps all rooms that exist until they are deleted.
+    /// Runs a room that several replicas share, until its mailbox is closed and what was in it has its position in the command log.
+    /// A replica keeps all rooms until they are gone: deleted or ended.
     async fn run_replica(
         mut self,
-        mut ordered: mpsc::Receiver<OrderItem>,
+        mut ordered: mpsc::Receiver<OrderedItem>,
         replication: Replication,
     ) -> Result<(), StoreError> {
         let mailbox = Arc::clone(&self.handle.mailbox);
@@ -256,7 +256,7 @@ impl RoomActor {
         let mut is_open = true;
         let mut next_batch_due = Instant::now();
         let mut status = replication.status.subscribe();
-        // The streams that there are began after so many suspensions.
+        // How many suspensions had begun when the open streams started.
         let mut suspensions = status.borrow_and_update().suspensions;
         while is_open || !self.sessions.finish_closing() {
             let is_suspended = replication.is_suspended();
@@ -269,7 +269,7 @@ impl RoomActor {
             let may_expire = !is_suspended && !is_blocked;
             let wake_at = grace_deadline.filter(|_| may_expire);
             let mut wake_at = wake_at.unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
-            if let Some(at) = self.end_proposals.turn().filter(|_| may_expire) {
+            if let Some(at) = self.end_proposals.proposal_time().filter(|_| may_expire) {
                 wake_at = wake_at.min(at);
             }
             let is_due = next_batch_due <= Instant::now();
@@ -299,9 +299,9 @@ impl RoomActor {
                     // Those that wait share a publication with it.
                     for _ in 0..=ordered.len() {
                         match item.take().or_else(|| ordered.try_recv().ok()) {
-                            Some(OrderItem::Commands(commands)) => self.apply_ordered(commands, &mut budget).await?,
-                            Some(OrderItem::Fenced(lost_incarnations)) => self.sessions.on_fenced(lost_incarnations, wall_time()),
-                            Some(OrderItem::Rules(rules)) => self.sessions.set_rules(rules),
+                            Some(OrderedItem::Commands(commands)) => self.apply_ordered(commands, &mut budget).await?,
+                            Some(OrderedItem::Fenced(generation)) => self.sessions.on_fenced(generation, wall_time()),
+                            Some(OrderedItem::Rules(rules)) => self.sessions.set_rules(rules),
                             None => break,
                         }
                     }
@@ -326,9 +326,9 @@ impl RoomActor {
                     }
                 }
             }
-            self.commit().await?;
+            self.store_and_publish().await?;
         }
-        self.commit().await
+        self.store_and_publish().await
     }
 
     /// Whether nobody here needs the room: nobody is in it or reads it, and at the time `at` nothing has happened for long enough.
@@ -358,7 +358,7 @@ impl RoomActor {
 
     /// Closes the mailbox and the queue of a room that does not exist, unless something is in them or on its way. What comes next begins
     /// another actor.
-    fn unload(&mut self, receiver: &mut mpsc::Receiver<OrderItem>) -> bool {
+    fn unload(&mut self, receiver: &mut mpsc::Receiver<OrderedItem>) -> bool {
         let is_idle = self.room().last() == Sequence::ZERO
             && self.handle.name != RoomName::default()
             && self.feed.cursor_count() == 0
@@ -376,17 +376,17 @@ impl RoomActor {
 
     async fn apply_ordered(
         &mut self,
-        commands: Vec<Ordered>,
+        commands: Vec<OrderedCommand>,
         budget: &mut PollBudget,
     ) -> Result<(), StoreError> {
         for command in commands {
             budget.spend(matches!(command.command, Command::Join(_))).await;
-            let is_asked = command.request.is_none() && command.room.is_ok();
+            let is_of_other_replica = command.request.is_none() && command.epoch.is_ok();
             let proposed = match command.command {
                 Command::End(End {
                     last,
                     stage: EndStage::Proposed,
-                }) if is_asked => Some(last),
+                }) if is_of_other_replica => Some(last),
                 _ => None,
             };
             self.sessions.apply_ordered(command);
@@ -399,7 +399,7 @@ impl RoomActor {
                 self.sessions.issue_end(EndStage::Agreed);
             }
             if self.room().is_gone() {
-                self.commit().await?;
+                self.store_and_publish().await?;
                 self.close_streams_of_gone();
                 // The next command that is accepted begins another room. Until then nobody sees its log.
                 let log = self.context.store.open(&self.handle.name, wall_time())?;
@@ -452,7 +452,7 @@ impl RoomActor {
         Ok(is_vacant && self.handle.mailbox.close_if_empty())
     }
 
-    /// Applies requests. Other tasks have their turns meanwhile.
+    /// Applies requests. Yields meanwhile.
     async fn apply(&mut self, requests: &mut Vec<Envelope>) {
         let at = wall_time();
         self.sessions.inject_faults(requests);
@@ -483,7 +483,7 @@ impl RoomActor {
     }
 
     /// Stores the decisions of this iteration, then publishes them.
-    async fn commit(&mut self) -> Result<(), StoreError> {
+    async fn store_and_publish(&mut self) -> Result<(), StoreError> {
         let mut chunks = self.sessions.take_batch();
         if chunks.is_empty() {
             return Ok(());
@@ -504,9 +504,9 @@ impl RoomActor {
         Ok(())
     }
 
-    /// Closes all streams of a room that a moderator has deleted, and rejects what waits in the mailbox.
-    fn close_deleted(&mut self) {
-        // Also those that were attached after the deletion.
+    /// Closes all streams of a room that is gone, and rejects what waits in the mailbox.
+    fn close_gone(&mut self) {
+        // Also those that were attached after that.
         self.close_streams_of_gone();
         self.handle.reject_all(&self.handle.gone_error());
     }
@@ -774,7 +774,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_tasks_have_turns_between_many_requests_and_fewer_joins() {
+    async fn a_room_yields_between_many_requests_and_fewer_joins() {
         for (is_join, per_turn) in [(false, POLL_BUDGET), (true, POLL_BUDGET / JOIN_COST)] {
             let mut budget = PollBudget::default();
             let mut spending = Box::pin(async {

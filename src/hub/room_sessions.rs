@@ -21,13 +21,13 @@ use super::grace_timers::GraceTimers;
 use super::handle::{Envelope, Member, ModerationReporter, Reply, Request, RoomHandle};
 use super::notice;
 use super::observer::{self, AcceptedEvent, MessageTrace};
-use super::order::Ordered;
 use super::reader::Reader;
+use super::replication::OrderedCommand;
 use super::request::{
     HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, ResumePoint, RoomInfo, RosterEntry,
     StartPosition, StreamStart,
 };
-use super::submissions::{Caller, JoinCaller, Submissions};
+use super::submissions::{PendingJoin, PendingReply, Submissions};
 use crate::domain::{
     Attachment, Ban, Command, End, EndStage, Epoch, Event, Join, LamportTime, Leave, Message, Moderation,
     Origin, Outcome, ParticipantId, Post, Rejection, Room, RoomName, Rules, Say, Sequence, Session, Snapshot,
@@ -43,7 +43,8 @@ const MAX_HISTORY: u32 = 10_000;
 /// The maximum number of grace periods that one batch ends. Those of a whole room can expire at the same moment.
 const MAX_EXPIRED_PER_BATCH: usize = 200;
 
-/// A room's fold and its sessions.
+/// Turns the requests of a room into commands of its fold, and what those decide into a batch to publish. Keeps the streams and the timers of
+/// the sessions that the fold has.
 pub(super) struct RoomSessions {
     room: Room,
     log: LogId,
@@ -56,7 +57,7 @@ pub(super) struct RoomSessions {
     newest: (Sequence, LamportTime),
     /// Where commands go first, if there are several replicas.
     submissions: Option<Submissions>,
-    /// Why the streams are to close once nothing is on its way into the order any more.
+    /// Why the streams are to close once nothing is on its way into the command log any more.
     closing: Option<CloseReason>,
 }
 
@@ -118,8 +119,8 @@ impl RoomSessions {
     pub(super) fn handle(&mut self, request: Request, at: WallTime) {
         match request {
             Request::Join { request, meta, reply } => {
-                let (join, caller) = self.split_join(*request, meta, reply);
-                self.handle_join(join, caller, at);
+                let (join, pending) = self.split_join(*request, meta, reply);
+                self.handle_join(join, pending, at);
             }
             Request::Say { say, meta } => self.handle_say(say, &meta, at),
             Request::Post { post, meta, reply } => self.handle_post(*post, reply, &meta, at),
@@ -152,7 +153,7 @@ impl RoomSessions {
             // It comes from a stream that has closed, or waits for an answer.
             return request.fail(self.handle.gone_error());
         }
-        let (command, caller) = match request {
+        let (command, pending) = match request {
             Request::Join { request, meta, reply } => {
                 // Another replica may have issued the token in a room that this one does not know yet.
                 let newer = request
@@ -160,20 +161,22 @@ impl RoomSessions {
                     .and_then(|point| Epoch::from_wire(point.epoch));
                 let newer = newer.filter(|newer| Some(*newer) > self.known_epoch());
                 let token = request.session_token.clone();
-                let (mut join, mut caller) = self.split_join(*request, meta, reply);
+                let (mut join, mut pending) = self.split_join(*request, meta, reply);
                 if let (None, Some(newer), Some(token)) = (join.session, newer, token)
                     && let Some(session) = self.context.tokens.verify(&token, &self.handle.name, newer)
                 {
                     (epoch, join.session) = (Some(newer), Some(session));
-                    caller.is_of_unknown_room = true;
+                    pending.is_of_unknown_room = true;
                 }
-                (Command::Join(join), Some(Caller::Join(caller)))
+                (Command::Join(join), Some(PendingReply::Join(pending)))
             }
-            Request::Say { say, meta } => (Command::Say(say), Some(Caller::Say(meta))),
-            Request::Post { post, meta, reply } => (Command::Post(*post), Some(Caller::Post(meta, reply))),
-            Request::Leave { leave, meta } => (Command::Leave(leave), Some(Caller::Leave(meta))),
+            Request::Say { say, meta } => (Command::Say(say), Some(PendingReply::Say(meta))),
+            Request::Post { post, meta, reply } => {
+                (Command::Post(*post), Some(PendingReply::Post(meta, reply)))
+            }
+            Request::Leave { leave, meta } => (Command::Leave(leave), Some(PendingReply::Leave(meta))),
             Request::Disconnected(attachment) => {
-                self.close_stream(attachment, CloseReason::Left);
+                self.close_stream(attachment, CloseReason::Detached);
                 (Command::Detach(attachment), None)
             }
             Request::Moderate {
@@ -181,8 +184,8 @@ impl RoomSessions {
                 report,
                 reply,
             } => {
-                let caller = Caller::Moderate(report, reply);
-                (Command::Moderate(*moderation), Some(caller))
+                let pending = PendingReply::Moderate(report, reply);
+                (Command::Moderate(*moderation), Some(pending))
             }
             Request::Close(reason @ CloseReason::Draining(_)) => {
                 // What was accepted is finished first.
@@ -191,7 +194,7 @@ impl RoomSessions {
             }
             request => return self.handle(request, at),
         };
-        self.issue(epoch, command, caller);
+        self.issue(epoch, command, pending);
     }
 
     /// Says to the other replicas that nobody here needs the room.
@@ -205,13 +208,13 @@ impl RoomSessions {
         (self.room.last() > Sequence::ZERO).then_some(self.epoch)
     }
 
-    fn issue(&mut self, epoch: Option<Epoch>, command: Command, caller: Option<Caller>) {
+    fn issue(&mut self, epoch: Option<Epoch>, command: Command, pending: Option<PendingReply>) {
         if let Some(submissions) = &mut self.submissions {
-            submissions.push(&self.handle.name, epoch, command, caller);
+            submissions.push(&self.handle.name, epoch, command, pending);
         }
     }
 
-    /// The commands that are on their way into the order, if there are several replicas.
+    /// The commands that are on their way into the command log, if there are several replicas.
     pub(super) const fn submissions(&mut self) -> Option<&mut Submissions> {
         self.submissions.as_mut()
     }
@@ -222,9 +225,9 @@ impl RoomSessions {
     }
 
     /// The replica's incarnation is lost, and with it what was submitted to it.
-    pub(super) fn on_fenced(&mut self, lost_incarnations: u64, at: WallTime) {
+    pub(super) fn on_fenced(&mut self, generation: u64, at: WallTime) {
         if let Some(submissions) = &mut self.submissions {
-            submissions.on_fenced(lost_incarnations);
+            submissions.on_fenced(generation);
         }
         // Whoever was to leave may not have left.
         self.grace = GraceTimers::default();
@@ -234,7 +237,7 @@ impl RoomSessions {
         }
     }
 
-    /// Closes the streams of a room that is draining, unless something is on its way into the order. Returns whether nothing is.
+    /// Closes the streams of a room that is draining, unless something is on its way into the command log. Returns whether nothing is.
     pub(super) fn finish_closing(&mut self) -> bool {
         let is_settled = |submissions: &Submissions| submissions.is_empty() || submissions.is_suspended();
         let is_settled = self.submissions.as_ref().is_none_or(is_settled);
@@ -244,29 +247,29 @@ impl RoomSessions {
         is_settled
     }
 
-    /// Applies a command that has its position in the order of all replicas.
-    pub(super) fn apply_ordered(&mut self, ordered: Ordered) {
-        let Ordered {
+    /// Applies a command that has its position in the command log of all replicas.
+    pub(super) fn apply_ordered(&mut self, ordered: OrderedCommand) {
+        let OrderedCommand {
             request,
             command,
             at,
-            room,
+            epoch,
             kept_message_ids,
         } = ordered;
         let Some(submissions) = &mut self.submissions else {
             return;
         };
         let is_own = request.is_some();
-        let caller = request.and_then(|request| submissions.take_caller(request));
-        let epoch = match room {
+        let pending = request.and_then(|request| submissions.take_pending(request));
+        let epoch = match epoch {
             Ok(epoch) => epoch,
             Err(error) => {
-                let Some(caller) = caller else {
+                let Some(pending) = pending else {
                     return;
                 };
                 // Of a room that is not known, nothing is known but that there is none.
-                let is_known = !matches!(&caller, Caller::Join(join) if join.is_of_unknown_room);
-                return caller.fail(if is_known && error == HubError::RoomEnded {
+                let is_known = !matches!(&pending, PendingReply::Join(join) if join.is_of_unknown_room);
+                return pending.fail(if is_known && error == HubError::RoomEnded {
                     self.handle.gone_error()
                 } else {
                     error
@@ -279,16 +282,16 @@ impl RoomSessions {
                 replication.store.set_epoch(self.log, epoch);
             }
         }
-        match (command, caller) {
-            (Command::Join(join), Some(Caller::Join(caller))) => self.handle_join(join, caller, at),
+        match (command, pending) {
+            (Command::Join(join), Some(PendingReply::Join(pending))) => self.handle_join(join, pending, at),
             // Its caller does not wait any more, and so detaches.
-            (Command::Join(join), _) if is_own => self.handle_join(join, JoinCaller::gone(), at),
-            (Command::Say(say), Some(Caller::Say(meta))) => self.handle_say(say, &meta, at),
-            (Command::Post(post), Some(Caller::Post(meta, reply))) => {
+            (Command::Join(join), _) if is_own => self.handle_join(join, PendingJoin::gone(), at),
+            (Command::Say(say), Some(PendingReply::Say(meta))) => self.handle_say(say, &meta, at),
+            (Command::Post(post), Some(PendingReply::Post(meta, reply))) => {
                 self.handle_post(post, reply, &meta, at);
             }
-            (Command::Leave(leave), Some(Caller::Leave(meta))) => self.handle_leave(leave, &meta, at),
-            (Command::Moderate(moderation), Some(Caller::Moderate(report, reply))) => {
+            (Command::Leave(leave), Some(PendingReply::Leave(meta))) => self.handle_leave(leave, &meta, at),
+            (Command::Moderate(moderation), Some(PendingReply::Moderate(report, reply))) => {
                 self.handle_moderate(moderation, report, reply, at);
             }
             (Command::Moderate(moderation), _) => {
@@ -311,7 +314,7 @@ impl RoomSessions {
         self.room.set_rules(rules);
     }
 
-    /// Begins anew, with the log of the room that has the name of one that was deleted.
+    /// Begins anew, with the log of the room that has the name of one that is gone.
     pub(super) fn restart(&mut self, log: &Log) {
         self.room = Room::new(*self.room.rules());
         self.log = log.id;
@@ -325,7 +328,7 @@ impl RoomSessions {
         request: JoinRequest,
         meta: RequestMeta,
         reply: Reply<Member>,
-    ) -> (Join, JoinCaller) {
+    ) -> (Join, PendingJoin) {
         let JoinRequest {
             mut join,
             session_token,
@@ -334,25 +337,25 @@ impl RoomSessions {
             ..
         } = request;
         join.session = session_token.and_then(|token| self.verify_token(&token));
-        let caller = JoinCaller {
+        let pending = PendingJoin {
             resume_point,
             history,
             meta,
             is_of_unknown_room: false,
             reply,
         };
-        (join, caller)
+        (join, pending)
     }
 
     /// Resumes the session that the token named, or else joins anew.
-    fn handle_join(&mut self, join: Join, caller: JoinCaller, at: WallTime) {
-        let JoinCaller {
+    fn handle_join(&mut self, join: Join, pending: PendingJoin, at: WallTime) {
+        let PendingJoin {
             resume_point,
             history,
             meta,
             reply,
             ..
-        } = caller;
+        } = pending;
         // Read first, because the room cannot take an accepted JOIN back.
         let Ok(mut bounds) = self.bounds() else {
             return fail(reply, HubError::Failed);
@@ -511,14 +514,14 @@ impl RoomSessions {
                 (CloseReason::Rejected(Rejection::Removed(reason.clone())), None)
             }
             // Nobody leaves.
-            _ => (CloseReason::Left, None),
+            _ => (CloseReason::Detached, None),
         };
         let (removed, attachments) = match self.room.apply(Command::Moderate(moderation), at) {
             Outcome::Moderated { removed, attachments } => (removed, attachments),
             outcome => return self.reject(reply, outcome),
         };
         if self.room.is_gone() {
-            self.handle.set_deleted(true);
+            self.handle.set_gone(true);
         }
         // They do not see their own LEAVE.
         for attachment in attachments {
@@ -594,7 +597,7 @@ impl RoomSessions {
         let (attachment, client_time) = (leave.attachment, leave.timestamp);
         match self.room.apply(Command::Leave(leave), at) {
             Outcome::Accepted(event) => {
-                self.close_stream(attachment, CloseReason::Left);
+                self.close_stream(attachment, CloseReason::Detached);
                 self.append(event, client_time, meta);
             }
             Outcome::Rejected { rejection, .. } => {
@@ -623,7 +626,7 @@ impl RoomSessions {
 
     fn on_disconnect(&mut self, attachment: Attachment, at: WallTime) {
         // Closes the stream too: it may still be open if only the client's side of it has ended.
-        self.close_stream(attachment, CloseReason::Left);
+        self.close_stream(attachment, CloseReason::Detached);
         self.apply_by_server(Command::Detach(attachment), at);
     }
 
@@ -656,7 +659,7 @@ impl RoomSessions {
         if self.submissions.is_none() {
             self.apply_by_server(command, at);
         } else if self.room.is_lost(attachment) {
-            // Each replica says so. The order decides whether the participant has resumed before.
+            // Each replica says so. The command log decides whether the participant has resumed before.
             self.issue(self.known_epoch(), command, None);
         }
     }
@@ -689,7 +692,7 @@ impl RoomSessions {
                 }
             }
             Outcome::Ended => {
-                self.handle.set_deleted(false);
+                self.handle.set_gone(false);
                 // Whoever has just begun to read it may do so again.
                 self.close_all(CloseReason::RoomEnded);
             }

@@ -1,25 +1,25 @@
-//! The commands of a room that are on their way into the order of several replicas, and who waits for them.
+//! The commands of a room that are on their way into the command log of several replicas, and who waits for them.
 
 use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Member, ModerationReporter, Reply};
-use super::order::{Replication, Submission};
+use super::replication::{Replication, Submission};
 use super::request::{HubError, PostOutcome, RequestMeta, ResumePoint};
 use crate::domain::{Command, Epoch, RoomName};
 
-/// Who waits for what becomes of a command.
-pub(super) enum Caller {
-    Join(JoinCaller),
+/// What answers the caller of a command once it is ordered.
+pub(super) enum PendingReply {
+    Join(PendingJoin),
     Say(RequestMeta),
     Post(RequestMeta, Reply<PostOutcome>),
     Leave(RequestMeta),
     Moderate(ModerationReporter, Reply<usize>),
 }
 
-/// Who waits for a JOIN, and where its stream is to start.
-pub(super) struct JoinCaller {
+/// What answers the caller of a JOIN, and where its stream is to start.
+pub(super) struct PendingJoin {
     pub(super) resume_point: Option<ResumePoint>,
     pub(super) history: u32,
     pub(super) meta: RequestMeta,
@@ -28,8 +28,8 @@ pub(super) struct JoinCaller {
     pub(super) reply: Reply<Member>,
 }
 
-impl JoinCaller {
-    /// A caller that does not wait any more.
+impl PendingJoin {
+    /// Of a caller that does not wait any more.
     pub(super) fn gone() -> Self {
         Self {
             resume_point: None,
@@ -41,10 +41,10 @@ impl JoinCaller {
     }
 }
 
-impl Caller {
+impl PendingReply {
     pub(super) fn fail(self, error: HubError) {
         match self {
-            Self::Join(caller) => drop(caller.reply.send(Err(error))),
+            Self::Join(pending) => drop(pending.reply.send(Err(error))),
             Self::Post(_, reply) => drop(reply.send(Err(error))),
             Self::Moderate(_, reply) => drop(reply.send(Err(error))),
             // Their streams end.
@@ -53,14 +53,14 @@ impl Caller {
     }
 }
 
-/// The commands of a room that have no position in the order yet.
+/// The commands of a room that have no position in the command log yet.
 pub(super) struct Submissions {
     replication: Replication,
-    /// Those that are not in the channel to the order yet. The mailbox is not drained while there are any.
+    /// Those that are not in the channel to the command log yet. The mailbox is not drained while there are any.
     unsent: VecDeque<Submission>,
-    /// The callers, by the numbers of their requests, each with the [count](Submission::lost_incarnations) with which it was sent, if it
+    /// By the numbers of their requests, each with the [count](Submission::generation) with which it was sent, if it
     /// was.
-    callers: HashMap<u64, (Option<u64>, Caller)>,
+    pending: HashMap<u64, (Option<u64>, PendingReply)>,
 }
 
 impl Submissions {
@@ -68,7 +68,7 @@ impl Submissions {
         Self {
             replication,
             unsent: VecDeque::new(),
-            callers: HashMap::new(),
+            pending: HashMap::new(),
         }
     }
 
@@ -78,18 +78,18 @@ impl Submissions {
         room: &RoomName,
         epoch: Option<Epoch>,
         command: Command,
-        caller: Option<Caller>,
+        pending: Option<PendingReply>,
     ) {
         let request = self.replication.next_request();
-        if let Some(caller) = caller {
-            self.callers.insert(request, (None, caller));
+        if let Some(pending) = pending {
+            self.pending.insert(request, (None, pending));
         }
         self.unsent.push_back(Submission {
             room: room.clone(),
             epoch,
             request,
             command,
-            lost_incarnations: 0,
+            generation: 0,
         });
         self.send_now();
     }
@@ -104,17 +104,17 @@ impl Submissions {
     }
 
     fn send_one(&mut self, permit: mpsc::Permit<'_, Submission>) {
-        let lost_incarnations = self.replication.status().lost_incarnations;
+        let generation = self.replication.status().generation;
         if let Some(mut submission) = self.unsent.pop_front() {
-            submission.lost_incarnations = lost_incarnations;
-            if let Some((sent, _)) = self.callers.get_mut(&submission.request) {
-                *sent = Some(lost_incarnations);
+            submission.generation = generation;
+            if let Some((sent, _)) = self.pending.get_mut(&submission.request) {
+                *sent = Some(generation);
             }
             permit.send(submission);
         }
     }
 
-    /// Waits until the order accepts more. Cancel safe.
+    /// Waits until the command log accepts more. Cancel safe.
     pub(super) async fn send(&mut self) {
         let submissions = self.replication.submissions.clone();
         match submissions.reserve().await {
@@ -122,7 +122,7 @@ impl Submissions {
             // The replica has ended, and the process is about to.
             Err(_) => {
                 self.unsent.clear();
-                self.callers.clear();
+                self.pending.clear();
             }
         }
         self.send_now();
@@ -134,17 +134,17 @@ impl Submissions {
 
     /// Whether nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
-        self.unsent.is_empty() && self.callers.is_empty()
+        self.unsent.is_empty() && self.pending.is_empty()
     }
 
-    pub(super) fn take_caller(&mut self, request: u64) -> Option<Caller> {
-        self.callers.remove(&request).map(|(_, caller)| caller)
+    pub(super) fn take_pending(&mut self, request: u64) -> Option<PendingReply> {
+        self.pending.remove(&request).map(|(_, pending)| pending)
     }
 
-    /// Forgets the callers of what was sent before so many incarnations were lost. Their calls have ended.
-    pub(super) fn on_fenced(&mut self, lost_incarnations: u64) {
-        self.callers
-            .retain(|_, (sent, _)| sent.is_none_or(|sent| sent >= lost_incarnations));
+    /// Forgets who has called for what was sent before so many incarnations were fenced. Their calls have ended.
+    pub(super) fn on_fenced(&mut self, generation: u64) {
+        self.pending
+            .retain(|_, (sent, _)| sent.is_none_or(|sent| sent >= generation));
     }
 
     pub(super) fn is_suspended(&self) -> bool {

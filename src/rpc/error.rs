@@ -180,7 +180,7 @@ impl From<CloseReason> for RpcError {
                 ..Self::draining()
             },
             // `Left` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
-            CloseReason::Left | CloseReason::Failed => Self::room_failed(),
+            CloseReason::Detached | CloseReason::Failed => Self::room_failed(),
             CloseReason::RoomEnded => HubError::RoomEnded.into(),
             CloseReason::FellBehind => Self::new(
                 Reason::FellBehind,

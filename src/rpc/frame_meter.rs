@@ -221,7 +221,7 @@ impl FrameMeter {
         };
         let before = fields(&self.header_table);
         let (header_table, data) = (&mut self.header_table, &mut self.data);
-        streams.read_bytes(bytes.as_ptr().addr(), bytes.len());
+        streams.receive_bytes(bytes.as_ptr().addr(), bytes.len());
         // Frames of one stream are counted together: most clients send them so.
         let mut uncounted = DataRun::default();
         self.read.scan(bytes, |part| {

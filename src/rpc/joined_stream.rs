@@ -302,7 +302,7 @@ impl JoinedStream {
 
     fn on_closed(&mut self, reason: CloseReason) -> StreamEnd {
         match reason {
-            CloseReason::Left => {
+            CloseReason::Detached => {
                 let (reason, status) = self.inbound_end.take().unwrap_or((Reason::Left, None));
                 let status = status.unwrap_or_else(|| Status::new(Code::Ok, ""));
                 StreamEnd::new(reason, status)

@@ -167,7 +167,7 @@ impl OpenStreams {
     }
 
     /// Counts a read from the socket of `len` bytes, to the address `start`.
-    pub(super) fn read_bytes(&mut self, start: usize, len: usize) {
+    pub(super) fn receive_bytes(&mut self, start: usize, len: usize) {
         self.buffers.read(start, len);
     }
 
@@ -415,7 +415,7 @@ mod tests {
 
     /// Receives frames of one stream each, in one buffer.
     fn receive(streams: &mut OpenStreams, buffer: &[u8], frames: &[(u32, &[u8])]) {
-        streams.read_bytes(buffer.as_ptr().addr(), buffer.len());
+        streams.receive_bytes(buffer.as_ptr().addr(), buffer.len());
         for (stream, data) in frames {
             streams.receive_data(&DataRun::one(*stream, end_of(data), data.len(), false));
         }
@@ -495,7 +495,7 @@ mod tests {
         streams.open(1);
         for buffer in &buffers {
             // The first half came in an earlier buffer.
-            streams.read_bytes(buffer[8_192..].as_ptr().addr(), 8_192);
+            streams.receive_bytes(buffer[8_192..].as_ptr().addr(), 8_192);
             streams.receive_data(&DataRun::one(1, end_of(buffer), buffer.len(), false));
         }
         let others = UNANSWERED_BYTES + 2 * FRAME_BYTES;

@@ -23,8 +23,8 @@ const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
 /// Such connections of one address may hold this part of the limit for seconds.
 const LASTING_PART: usize = 16;
 
-/// A connection that holds at most this, in bytes, is read from whatever others hold, but only [`SLOW_READ`] bytes at a time. So short requests
-/// are served whatever others of the address do, and thousands of connections do not exceed the limit by what each reads first: header
+/// A connection that holds at most this, in bytes, is still read from, however much others hold, but only [`SLOW_READ`] bytes at a time. So
+/// short requests are served whatever others of the address do, and thousands of connections do not exceed the limit by what each reads first: header
 /// fields take up to two hundred times as many bytes as they have.
 const MIN_UNREAD: usize = 4 * 1024;
 
@@ -202,8 +202,8 @@ impl Unread {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// How many bytes may be read from the connection at a time: any number while it holds less than its fair share of the fair share of its
-    /// address, or at most [`SMALL_UNREAD`] and its address no more than its share.
+    /// How many bytes may be read from the connection at a time. There is no limit if it holds less than its fair share of what its address may
+    /// hold, nor if it holds at most [`SMALL_UNREAD`] while its address holds no more than it may.
     fn max_read(&self) -> usize {
         if self.exceeds(SMALL_UNREAD.max(self.address_share())).is_none() {
             return usize::MAX;
@@ -218,7 +218,7 @@ impl Unread {
         }
     }
 
-    /// Whether a connection may stay open that has held what it holds for seconds, although others may want it. `is_stuck` tells whether
+    /// Whether a connection that has held memory for seconds may stay open. `is_stuck` tells whether
     /// nothing was read from it in this time.
     pub(super) fn may_last(&self, is_stuck: bool) -> bool {
         let excess = if self.has_any() {

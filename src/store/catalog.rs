@@ -1,6 +1,6 @@
 //! What the store keeps in memory: the rooms and their logs, the segments, and the index of the segment that is not sealed.
 //!
-//! The catalog is a function of the log. The writer applies each entry once it is durable; opening the store applies the same
+//! The catalog is a function of the journal. The writer applies each entry once it is durable; opening the store applies the same
 //! entries, or, for sealed segments, their summaries.
 //!
 //! Entries that nobody needs are *garbage*: records that retention has removed, snapshots that have been replaced, everything
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::entry::{EntryKind, Header};
 use super::segment::{BootId, READ_INDEX_ENTRIES, Segment, SegmentHeader};
 use super::segment_index::{
-    EntryLocation, IndexEntry, LogMetadata, LogRecords, LogSummary, RetainUntil, SegmentIndex,
+    EntryLocation, IndexEntry, LogMetadata, LogRecords, LogSummary, NeededUntil, SegmentIndex,
 };
 use super::{Bounds, LogId, RoomStatus, StoreError, decode_snapshot};
 use crate::domain::{Epoch, ReplayError, RoomName, Sequence, WallTime};
@@ -57,7 +57,7 @@ pub(super) struct LogState {
     pub(super) snapshot: Option<EntryLocation>,
     /// The newest event that the snapshot covers.
     pub(super) snapshot_sequence: Sequence,
-    retain_until: RetainUntil,
+    needed_until: NeededUntil,
     /// The entry that names the room; `None` until it is written with the first append.
     pub(super) room_entry: Option<EntryLocation>,
     /// The segment with the newest trim.
@@ -122,7 +122,7 @@ impl LogState {
             bytes: 0,
             snapshot: None,
             snapshot_sequence: Sequence::ZERO,
-            retain_until: RetainUntil::UNSET,
+            needed_until: NeededUntil::UNSET,
             room_entry: None,
             trimmed_in: None,
             segments: Vec::new(),
@@ -152,7 +152,7 @@ impl LogState {
     pub(super) fn is_unused(&self, at: WallTime) -> bool {
         let newest = WallTime::from_millis(u64::from(self.newest_at) * 1000).max(self.created_at);
         let is_needed = self.status.is_occupied || (self.status.has_messages && self.first <= self.last);
-        !is_needed && self.retain_until.has_passed(at) && super::is_quiet(newest, at)
+        !is_needed && self.needed_until.has_passed(at) && super::is_quiet(newest, at)
     }
 
     /// Whether a record may be older than `cutoff` and be removed.
@@ -187,7 +187,7 @@ impl LogState {
     }
 
     /// The events that are lost, as those before and after a gap.
-    fn lost(&self) -> Option<ReplayError> {
+    fn find_gap(&self) -> Option<ReplayError> {
         let gap = self.gap.filter(|(_, next)| *next > self.first);
         let unexplained_start =
             (self.snapshot_sequence < self.first.previous()).then_some((self.snapshot_sequence, self.first));
@@ -319,7 +319,7 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// The entry cannot be where it is: the log is damaged.
+    /// The entry cannot be where it is: the journal is damaged.
     pub(super) fn apply(
         &mut self,
         location: EntryLocation,
@@ -359,7 +359,7 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// The summary cannot follow what was applied before: the log is damaged.
+    /// The summary cannot follow what was applied before: the journal is damaged.
     pub(super) fn apply_summary(
         &mut self,
         segment: u32,
@@ -390,7 +390,7 @@ impl Catalog {
         }
         if let Some((location, covered)) = metadata.snapshot {
             state.snapshot_sequence = covered;
-            state.retain_until = metadata.retain_until;
+            state.needed_until = metadata.needed_until;
             if let Some(replaced) = state.snapshot.replace(location) {
                 self.discard(replaced.segment, replaced.size());
             }
@@ -479,7 +479,7 @@ impl Catalog {
         let lost = self
             .logs
             .iter()
-            .filter_map(|(log, state)| Some((*log, state.lost()?)));
+            .filter_map(|(log, state)| Some((*log, state.find_gap()?)));
         Ok(lost.collect())
     }
 

@@ -66,7 +66,7 @@ struct State {
     rounds: u64,
     /// Whether the latest rewrite failed. It is tried again, and nobody waits for it.
     has_failed: bool,
-    /// Whether the latest round has not made the log smaller.
+    /// Whether the latest round has not made the journal smaller.
     is_idle: bool,
     /// Why written entries may be lost. Nothing is rewritten or acknowledged any more.
     failure: Option<StoreError>,
@@ -175,7 +175,7 @@ impl Compactor {
         }
     }
 
-    /// Rewrites one run of segments. Returns whether the log has become smaller by it.
+    /// Rewrites one run of segments. Returns whether the journal has become smaller by it.
     fn compact(&self) -> Result<bool, StoreError> {
         let is_above = is_above(&self.catalog, BACKGROUND_PERCENT);
         let run = {
@@ -208,7 +208,7 @@ impl Compactor {
     }
 
     /// Syncs the newest segment. Its snapshots and trims are why older entries are garbage: if those were removed, and a power cut
-    /// then lost the newest segment, the log would have a gap.
+    /// then lost the newest segment, the journal would have a gap.
     fn sync_newest(&self) -> Result<(), StoreError> {
         if self.durability == Durability::Sync {
             return Ok(());

@@ -36,11 +36,11 @@ pub(super) struct Directory {
     is_in_use: bool,
 }
 
-/// How far the log is known to be durable: up to an offset in a segment.
+/// How far the journal is known to be durable: up to an offset in a segment.
 ///
-/// An incomplete entry at the end of the log was usually torn by a crash and never acknowledged, and is cut off when the
-/// store is opened. But if the end of the log is damaged later, it looks the same. So the writer stores the high watermark
-/// after each write is durable, before it is acknowledged, and a log that ends below its watermark is damaged.
+/// An incomplete entry at the end of the journal was usually torn by a crash and never acknowledged, and is cut off when the
+/// store is opened. But if the end of the journal is damaged later, it looks the same. So the writer stores the high watermark
+/// after each write is durable, before it is acknowledged, and a journal that ends below its watermark is damaged.
 ///
 /// The watermark is not synced. It survives a crash of the process; after a power cut an older one may be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -289,7 +289,7 @@ pub(crate) fn cannot_use(path: &Path) -> impl Fn(io::Error) -> StoreError {
     }
 }
 
-/// The path of a segment in the directory of the log.
+/// The path of a segment in the directory of the journal.
 pub(super) fn segment_path(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("{number:010}.log"))
 }

@@ -1,12 +1,12 @@
-//! A store on disk: one log for all rooms, in segments, in one directory per server.
+//! A store on disk: one journal for all rooms, in segments, in one directory per server.
 //!
 //! | file | content |
 //! |---|---|
 //! | `LOCK` | locked by the server that has the directory open |
 //! | `FORMAT` | the version of the directory's layout |
 //! | `secret` | the key of session tokens |
-//! | `log` | the [segments](super::segment) of the log |
-//! | `watermark` | the [high watermark](super::directory::HighWatermark) of the log |
+//! | `log` | the [segments](super::segment) of the journal |
+//! | `watermark` | the [high watermark](super::directory::HighWatermark) of the journal |
 //! | `renew-epochs` | exists while every room needs a new epoch: in a copy, and until a repair is complete |
 //!
 //! Models: Kafka's and Apache Iggy's segments and sparse indexes; TiKV's raft-engine, which keeps many small logs in one, with
@@ -26,7 +26,7 @@ use super::directory::{Directory, cannot_use};
 use super::recovery::boot_id;
 use super::salvage::Repairs;
 use super::segment::Segment;
-use super::writer::{Change, LogWriter, Writer};
+use super::writer::{Change, JournalWriter, Writer};
 use super::{
     Append, AppendFuture, Bounds, DiskOptions, Log, LogId, Observer, Record, Store, StoreError, StoreUsage,
 };
@@ -96,7 +96,7 @@ impl DiskStore {
             loaded.catalog.add_segment(segment);
         }
         let torn_bytes = loaded.torn_bytes;
-        let mut writer = LogWriter::new(Arc::clone(&directory), loaded, options, Arc::clone(&observer))?;
+        let mut writer = JournalWriter::new(Arc::clone(&directory), loaded, options, Arc::clone(&observer))?;
         let (catalog, compactor) = (Arc::clone(&writer.catalog), Arc::clone(&writer.compactor));
         // In this order: after a crash in between, the next open does the same again.
         repairs.apply(&catalog, &mut writer)?;

@@ -642,17 +642,17 @@ async fn a_moderated_room_is_kept_until_its_last_ban_has_ended() {
     let data = DataDir::new();
     let days = |days: u64| WallTime::from_millis(wall_time().as_millis() + days * 86_400_000);
     let memory = MemoryStore::new(SMALL, 4);
-    let moderated = |kept_until| Append {
+    let moderated = |needed_until| Append {
         records: Vec::new(),
         snapshot: Some(EncodedSnapshot {
-            kept_until,
+            needed_until,
             ..snapshot(1)
         }),
         status: RoomStatus::default(),
     };
     let disk = data.open_with(HOUR);
     for store in [&disk as &dyn Store, &memory] {
-        for (name, kept_until) in [
+        for (name, needed_until) in [
             ("banned", days(2)),
             ("closed", WallTime::MAX),
             ("reopened", days(2)),
@@ -660,7 +660,7 @@ async fn a_moderated_room_is_kept_until_its_last_ban_has_ended() {
             let log = open_room(store, name);
             let first = Append {
                 records: vec![record(1, 1)],
-                ..moderated(kept_until)
+                ..moderated(needed_until)
             };
             store.append(log.id, first).await.unwrap();
         }

@@ -1,4 +1,4 @@
-//! Entries: what the log consists of.
+//! Entries: what the journal consists of.
 //!
 //! An entry is a header of [`ENTRY_HEADER_LEN`] bytes and a body, padded with zeros to a multiple of [`ALIGNMENT`]. All numbers
 //! are big-endian:
@@ -36,7 +36,7 @@ const ALIGNMENT: u32 = 8;
 pub(super) enum EntryKind {
     /// A [`Record`](super::Record): its first sequence, the time of its newest event, the record.
     Record = 1,
-    /// A snapshot of a room: the newest event that it covers, [`kept_until`](super::EncodedSnapshot::kept_until); the snapshot.
+    /// A snapshot of a room: the newest event that it covers, [`needed_until`](super::EncodedSnapshot::needed_until); the snapshot.
     Snapshot = 2,
     /// The room of a log: its first retained sequence, when it was created; its epoch (8 bytes) and its name. Written before
     /// the first entry of a log, and again whenever the epoch changes.
@@ -49,7 +49,7 @@ pub(super) enum EntryKind {
     Unsynced = 6,
     /// Everything before is synced: the store was closed, or opened to sync each write.
     Synced = 7,
-    // 8 is reserved for the position up to which a replica has applied a shared order.
+    // 8 is reserved for the position up to which a replica has applied the command log.
 }
 
 impl EntryKind {

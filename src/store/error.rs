@@ -29,7 +29,7 @@ pub enum StoreError {
     /// The operating system reported an error while reading or writing.
     #[error("the store failed: {0}")]
     Io(String),
-    /// A file of the log is damaged or missing.
+    /// A file of the journal is damaged or missing.
     #[error(
         "{} is damaged at byte {offset}: {why}; restore the data directory from a copy, or start once with --accept-loss to \
          continue without what is lost",

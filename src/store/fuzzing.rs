@@ -146,7 +146,7 @@ fn fill(path: &Path, plan: &[u8]) {
     }
 }
 
-/// Damages one of the files of the log, as the five bytes of `fault` say.
+/// Damages one of the files of the journal, as the five bytes of `fault` say.
 fn break_file(path: &Path, fault: &[u8]) {
     let [kind, file, a, b, c] = *fault else { return };
     let log = path.join("log");

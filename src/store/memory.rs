@@ -18,7 +18,7 @@ use crate::domain::{Epoch, RoomName, Sequence, WallTime};
 /// when it appends: an idle log keeps expired events.
 pub struct MemoryStore {
     retention: Retention,
-    /// `None` for a replica: the order of all replicas decides which rooms there are.
+    /// `None` for a replica: the command log of all replicas decides which rooms there are.
     max_rooms: Option<usize>,
     state: Mutex<State>,
 }
@@ -59,7 +59,7 @@ impl MemoryStore {
         }
     }
 
-    /// Creates an empty store for a replica. It has as many rooms as the order of all replicas. A room other than the lobby exists only
+    /// Creates an empty store for a replica. It has as many rooms as the command log of all replicas. A room other than the lobby exists only
     /// once its log has an event.
     pub(crate) fn replicated(retention: Retention) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl MemoryLog {
         let is_kept = self
             .snapshot
             .as_ref()
-            .is_some_and(|snapshot| snapshot.kept_until > at);
+            .is_some_and(|snapshot| snapshot.needed_until > at);
         !self.status.is_occupied
             && (!self.status.has_messages || has_expired)
             && !is_kept

@@ -1,4 +1,4 @@
-//! Opening the log of a data directory.
+//! Opening the journal of a data directory.
 //!
 //! Only the newest segment is read as a whole. Of the others, the summaries are read and verified; their index entries and
 //! entries are verified when they are read. What may be missing after a crash is decidable:
@@ -21,7 +21,7 @@ use super::segment_index::LogSummary;
 use super::{LogId, StoreError};
 use crate::domain::ReplayError;
 
-/// The log of a directory, read but not changed.
+/// The journal of a directory, read but not changed.
 pub(super) struct Loaded {
     pub(super) catalog: Catalog,
     /// Where the entries of the newest segment end.
@@ -34,16 +34,16 @@ pub(super) struct Loaded {
     pub(super) lost: Vec<(LogId, ReplayError)>,
     /// Whether the machine was restarted after unsynced writes, so that events may be lost.
     pub(super) rebooted_unsynced: bool,
-    /// Files that the log does not consist of any more.
+    /// Files that the journal does not consist of any more.
     leftovers: Vec<PathBuf>,
 }
 
 impl Loaded {
-    /// Reads the log of `directory`. With `accepts_loss`, the deletions of logs may be lost.
+    /// Reads the journal of `directory`. With `accepts_loss`, the deletions of logs may be lost.
     ///
     /// # Errors
     ///
-    /// The log is damaged or cannot be read.
+    /// The journal is damaged or cannot be read.
     pub(super) fn load(
         directory: &Directory,
         is_writable: bool,
@@ -139,7 +139,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Removes files that the log does not consist of any more, and what is torn.
+    /// Removes files that the journal does not consist of any more, and what is torn.
     pub(super) fn clean_up(&self, directory: &Directory) -> std::io::Result<()> {
         let log = directory.log();
         for entry in fs::read_dir(&log)? {
@@ -183,7 +183,7 @@ impl Loaded {
 
 type OpenSegments = Vec<(Segment, Vec<LogSummary>)>;
 
-/// Opens the segments that the log consists of, in order: all sealed but the last one. Also returns the paths of other
+/// Opens the segments that the journal consists of, in order: all sealed but the last one. Also returns the paths of other
 /// segments.
 fn open_segments(
     log: &Path,

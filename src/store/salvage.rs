@@ -17,7 +17,7 @@ use super::directory::{Directory, cannot_use, none_if_missing, segment_numbers, 
 use super::entry::{Entries, Entry, EntryKind, Header};
 use super::recovery::Loaded;
 use super::segment::{BootId, SEGMENT_HEADER_LEN, Segment};
-use super::writer::{Change, LogWriter};
+use super::writer::{Change, JournalWriter};
 use super::{DiskOptions, LogId, StoreError};
 use crate::domain::{ReplayError, RoomName, Sequence};
 use crate::wall_clock::wall_time;
@@ -35,7 +35,7 @@ pub(super) struct Repairs {
 }
 
 impl Repairs {
-    /// Loads the log. If events are lost and that is accepted, gives them up.
+    /// Loads the journal. If events are lost and that is accepted, gives them up.
     pub(super) fn load(directory: &Directory, options: &DiskOptions) -> Result<(Loaded, Self), StoreError> {
         let mut repairs = Self {
             renews_all: directory.renews_epochs(),
@@ -131,7 +131,11 @@ impl Repairs {
     }
 
     /// Writes the changes, and gives the logs concerned new epochs.
-    pub(super) fn apply(self, catalog: &Mutex<Catalog>, writer: &mut LogWriter) -> Result<(), StoreError> {
+    pub(super) fn apply(
+        self,
+        catalog: &Mutex<Catalog>,
+        writer: &mut JournalWriter,
+    ) -> Result<(), StoreError> {
         let mut changes = self.changes;
         {
             let mut catalog = catalog.lock();

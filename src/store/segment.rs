@@ -1,4 +1,4 @@
-//! Segments: the files of the log.
+//! Segments: the files of the journal.
 //!
 //! A segment is a header, entries, and, once it is *sealed*, an index of the records in it. Only the newest segment is not
 //! sealed: it is appended to. A sealed segment never changes; the compactor replaces it as a whole. All numbers are

@@ -82,7 +82,7 @@ pub(super) struct LogMetadata {
     pub(super) trimmed_to: Option<Sequence>,
     /// The snapshot, and the newest event that it covers.
     pub(super) snapshot: Option<(EntryLocation, Sequence)>,
-    pub(super) retain_until: RetainUntil,
+    pub(super) needed_until: NeededUntil,
     pub(super) room: Option<EntryLocation>,
     pub(super) is_deleted: bool,
 }
@@ -90,9 +90,9 @@ pub(super) struct LogMetadata {
 /// Until when a log must not end although nobody uses it, as its newest snapshot says: in days since 1970, rounded up. The highest
 /// number means for ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct RetainUntil(u16);
+pub(super) struct NeededUntil(u16);
 
-impl RetainUntil {
+impl NeededUntil {
     /// The log may end as soon as nobody uses it.
     pub(super) const UNSET: Self = Self(0);
 
@@ -198,7 +198,7 @@ impl LogIndex {
     pub(super) fn encode(&self, bytes: &mut BytesMut, records: &LogRecords) {
         let metadata = &self.metadata;
         bytes.put_u32(records.log.0);
-        bytes.put_u16(metadata.retain_until.0);
+        bytes.put_u16(metadata.needed_until.0);
         bytes.put_u8(metadata.status.to_bits());
         bytes.put_u8(metadata.is_deleted.into());
         bytes.put_u32(records.index_at);
@@ -247,7 +247,7 @@ impl LogMetadata {
             EntryKind::Record => self.status = header.status,
             EntryKind::Snapshot => {
                 self.snapshot = Some((location, header.sequence));
-                self.retain_until = RetainUntil::new(header.at);
+                self.needed_until = NeededUntil::new(header.at);
             }
             EntryKind::Room => self.room = Some(location),
             EntryKind::Trim => self.trimmed_to = Some(header.sequence),
@@ -260,7 +260,7 @@ impl LogMetadata {
 /// Decodes the next [`SUMMARY_LEN`] bytes, which are of segment `segment`.
 pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     let log = LogId(bytes.get_u32());
-    let retain_until = RetainUntil(bytes.get_u16());
+    let needed_until = NeededUntil(bytes.get_u16());
     let (status, is_deleted) = (bytes.get_u8(), bytes.get_u8());
     let records = LogRecords {
         log,
@@ -282,7 +282,7 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
         status: RoomStatus::from_bits(status),
         trimmed_to,
         snapshot: snapshot.map(|location| (location, covered)),
-        retain_until,
+        needed_until,
         room,
         is_deleted: is_deleted != 0,
     };

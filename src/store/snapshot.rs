@@ -98,8 +98,8 @@ struct ParticipantProto {
 pub struct EncodedSnapshot {
     /// The newest event that it covers.
     pub last: Sequence,
-    /// Until when the log must not end although nobody uses it: [`Snapshot::kept_until`].
-    pub kept_until: WallTime,
+    /// Until when the log must not end although nobody uses it: [`Snapshot::needed_until`].
+    pub needed_until: WallTime,
     /// Decoded by [`decode_snapshot`].
     pub bytes: bytes::Bytes,
 }
@@ -129,7 +129,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> EncodedSnapshot {
     };
     EncodedSnapshot {
         last: snapshot.last,
-        kept_until: snapshot.kept_until(),
+        needed_until: snapshot.needed_until(),
         bytes: proto.encode_to_vec().into(),
     }
 }

@@ -1,4 +1,4 @@
-//! The writer: the thread that appends to the log.
+//! The writer: the thread that appends to the journal.
 //!
 //! All appends that wait, of all rooms, are written together and made durable with one sync (group commit). Then they are
 //! applied to the catalog, and their futures complete.
@@ -108,7 +108,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts the thread.
-    pub(super) fn start(writer: LogWriter) -> io::Result<(Self, JoinHandle<()>)> {
+    pub(super) fn start(writer: JournalWriter) -> io::Result<(Self, JoinHandle<()>)> {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
@@ -168,7 +168,7 @@ impl Change {
     }
 }
 
-fn run(mut writer: LogWriter, queue: &Receiver<Queued>) {
+fn run(mut writer: JournalWriter, queue: &Receiver<Queued>) {
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
     let mut expired = None;
     loop {
@@ -209,7 +209,7 @@ struct Staged {
 }
 
 /// The state of the writer thread.
-pub(super) struct LogWriter {
+pub(super) struct JournalWriter {
     directory: Arc<Directory>,
     pub(super) catalog: Arc<Mutex<Catalog>>,
     pub(super) compactor: Arc<CompactorHandle>,
@@ -227,8 +227,8 @@ pub(super) struct LogWriter {
     has_failed: bool,
 }
 
-impl LogWriter {
-    /// Continues the log that was loaded from `directory`.
+impl JournalWriter {
+    /// Continues the journal that was loaded from `directory`.
     pub(super) fn new(
         directory: Arc<Directory>,
         loaded: Loaded,
@@ -364,7 +364,7 @@ impl LogWriter {
                 }
                 if let Some(snapshot) = append.snapshot {
                     let header = Header {
-                        at: snapshot.kept_until,
+                        at: snapshot.needed_until,
                         ..Header::new(EntryKind::Snapshot, log, snapshot.last)
                     };
                     self.stage(header, &[&snapshot.bytes]);
@@ -474,7 +474,7 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Fails if the log is not where it was opened: what is written is then not where the next start looks for it.
+    /// Fails if the journal is not where it was opened: what is written is then not where the next start looks for it.
     fn check_in_place(&self) -> Result<(), StoreError> {
         self.directory.check_in_place()?;
         match self.active.is_at(&self.active.path) {
@@ -500,7 +500,7 @@ impl LogWriter {
         StoreError::Io(format!("cannot write in {path}: {error}{full}"))
     }
 
-    /// Writes and syncs the entry that says whether what follows is synced: with [`Durability::Os`] always, otherwise only if the log says
+    /// Writes and syncs the entry that says whether what follows is synced: with [`Durability::Os`] always, otherwise only if the journal says
     /// that it was not. What was read is durable.
     pub(super) fn mark_opened(&mut self, boot: BootId) -> Result<(), StoreError> {
         let was_unsynced = self.catalog.lock().unsynced.is_some();
@@ -517,7 +517,7 @@ impl LogWriter {
         self.flush(true)
     }
 
-    /// Makes everything that was written durable, and notes it in the log.
+    /// Makes everything that was written durable, and notes it in the journal.
     fn close(&mut self) {
         if self.has_failed {
             return;

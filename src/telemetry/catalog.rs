@@ -210,7 +210,7 @@ catalog! {
     CLUSTER_READY = gauge(
         "chitchat_cluster_ready",
         &[],
-        "Whether this replica has caught up with the order and hears itself in it: 1 or 0. Always 1 without --cluster."
+        "Whether this replica has caught up with the command log and hears itself in it: 1 or 0. Always 1 without --cluster."
     );
     CLUSTER_REPLICAS = gauge(
         "chitchat_cluster_replicas",
@@ -220,22 +220,22 @@ catalog! {
     CLUSTER_DIVERGED = gauge(
         "chitchat_cluster_diverged_replicas",
         &[],
-        "Replicas that decide otherwise than this one. Must be 0."
+        "Replicas whose decisions differ from this one's. Must be 0."
     );
     CLUSTER_SILENCE = gauge(
         "chitchat_cluster_silence_seconds",
         &[],
-        "How long this replica has not heard itself in the order. After 2 s it is not ready, after 5 s it ends its streams."
+        "How long this replica has not heard itself in the command log. After 2 s it is not ready, after 5 s it ends its streams."
     );
     CLUSTER_PLACE = gauge(
         "chitchat_cluster_applied_place",
         &[],
-        "The position in the order of the last message that this replica has applied."
+        "The position in the command log of the last message that this replica has applied."
     );
     CLUSTER_LAG = gauge(
         "chitchat_cluster_lag_messages",
         &[],
-        "Messages that this replica knows to be in the order and has not applied."
+        "Messages that this replica knows to be in the command log and has not applied."
     );
     CLUSTER_IN_FLIGHT = gauge(
         "chitchat_cluster_in_flight_batches",
@@ -270,17 +270,17 @@ catalog! {
     CLUSTER_APPLIED = counter(
         "chitchat_cluster_applied_messages_total",
         &[],
-        "Messages of the order that this replica has applied: batches of commands, and heartbeats."
+        "Messages of the command log that this replica has applied: batches of commands, and heartbeats."
     );
     CLUSTER_IGNORED = counter(
         "chitchat_cluster_ignored_messages_total",
         &["reason"],
-        "Messages of the order without effect. Reason repeated: a batch that was applied before; early: one before it is missing; fenced: its replica is lost; other: the loss of a replica that lives, or a replica with other rules."
+        "Messages of the command log without effect. Reason repeated: a batch that was applied before; early: one before it is missing; fenced: of a replica that was fenced; other: a replica was to be fenced but had written meanwhile, has other rules, or does not support the version."
     );
     CLUSTER_LOST = counter(
         "chitchat_cluster_lost_replicas_total",
         &["replica"],
-        "Replicas that were declared lost. Replica own: this one, which was silent, and has begun anew; other: another one."
+        "Replicas that were fenced: the others had not heard of them for 5 s. Replica own: this one, which was silent, and has begun anew; other: another one."
     );
     CLUSTER_SWITCHES = counter(
         "chitchat_cluster_server_switches_total",
@@ -290,7 +290,7 @@ catalog! {
     CLUSTER_CHECKPOINT_LAG = gauge(
         "chitchat_cluster_checkpoint_lag_messages",
         &[],
-        "Messages of the order that this replica has applied since its newest checkpoint; 0 without --data-dir."
+        "Messages of the command log that this replica has applied since its newest checkpoint; 0 without --data-dir."
     );
     CLUSTER_CHECKPOINT_BYTES = gauge(
         "chitchat_cluster_checkpoint_bytes",
@@ -305,7 +305,7 @@ catalog! {
     CLUSTER_STREAM_BYTES = gauge(
         "chitchat_cluster_stream_bytes",
         &[],
-        "Size of the stream of NATS that has the order, as of the last minute; 0 if this replica may not ask for it."
+        "Size of the stream of NATS that has the command log, as of the last minute; 0 if this replica may not ask for it."
     );
     CLUSTER_STREAM_MAX_BYTES = gauge(
         "chitchat_cluster_stream_max_bytes",

@@ -201,7 +201,7 @@ impl cluster::Observer for TelemetryObserver {
         metrics.cluster_replicas.set(state.replicas as f64);
         metrics.cluster_diverged.set(state.diverged as f64);
         metrics.cluster_silence.set(state.silence.as_secs_f64());
-        metrics.cluster_place.set(state.applied as f64);
+        metrics.cluster_position.set(state.applied as f64);
         metrics.cluster_lag.set(state.lag as f64);
         metrics.cluster_in_flight.set(state.in_flight as f64);
         metrics.cluster_waiting.set(state.waiting as f64);
@@ -212,7 +212,7 @@ impl cluster::Observer for TelemetryObserver {
         self.metrics.cluster_fetched.increment(is_fetched.into());
     }
 
-    fn ordered(&self, took: Duration) {
+    fn batch_came_back(&self, took: Duration) {
         self.metrics.cluster_order.record(took, 1);
     }
 
@@ -232,7 +232,7 @@ impl cluster::Observer for TelemetryObserver {
         }
     }
 
-    fn lost(&self, is_own: bool) {
+    fn fenced(&self, is_own: bool) {
         self.metrics.cluster_lost[usize::from(!is_own)].increment(1);
     }
 

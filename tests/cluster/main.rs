@@ -170,7 +170,7 @@ async fn an_old_program_does_not_take_part_once_a_new_version_is_active() {
     let refused = block_in_place(|| {
         new.wait_until_printed("fold_version_activated");
         old.start();
-        old.wait_until_printed("version 2 of the order is active, and this program supports 1");
+        old.wait_until_printed("version 2 of the command log is active, and this program supports 1");
         old.process.take().unwrap().wait()
     });
     assert_eq!(refused.code(), Some(78));

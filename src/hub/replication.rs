@@ -1,7 +1,7 @@
-//! The order of several replicas, as the rooms of one of them see it.
+//! The command log of several replicas, as the rooms of one of them see it.
 //!
 //! The order of a single server is each room's mailbox. A replica's rooms submit the commands in their mailboxes instead, and apply
-//! those of all replicas when the order has given them their positions. Callers are answered then.
+//! those of all replicas when the command log has given them their positions. Callers are answered then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ const QUEUE_LEN: usize = 64;
 /// How long after the end of one room that of the next one is proposed.
 const PROPOSAL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A command on its way into the order.
+/// A command on its way into the command log.
 pub(crate) struct Submission {
     pub(crate) room: RoomName,
     /// The epoch of the room that the command is meant for; `None` if there was no room.
@@ -29,28 +29,28 @@ pub(crate) struct Submission {
     /// A number by which the replica recognizes the command. No other of its commands has it.
     pub(crate) request: u64,
     pub(crate) command: Command,
-    /// How many incarnations the replica had lost before it was submitted. What was submitted during an incarnation is lost with it.
-    pub(crate) lost_incarnations: u64,
+    /// That of the replica when it was submitted: see [`Hub::generation`](super::Hub::generation).
+    pub(crate) generation: u64,
 }
 
-/// A command that has its position in the order.
-pub(crate) struct Ordered {
+/// A command that has its position in the command log.
+pub(crate) struct OrderedCommand {
     /// The number of its request, if this replica has submitted it.
     pub(crate) request: Option<u64>,
     pub(crate) command: Command,
-    /// The time of all replicas for it.
+    /// The wall time of the replica that wrote it, which all replicas use.
     pub(crate) at: WallTime,
     /// The epoch of the room, or why the command does not reach one.
-    pub(crate) room: Result<Epoch, HubError>,
+    pub(crate) epoch: Result<Epoch, HubError>,
     /// How many of its newest message ids the room keeps after it, if not all.
     pub(crate) kept_message_ids: Option<usize>,
 }
 
-/// What a room reads from the order.
-pub(super) enum OrderItem {
-    Commands(Vec<Ordered>),
-    /// The replica has lost so many incarnations. A submission with a lower [count](Submission::lost_incarnations) that has not been read
-    /// before this item will never be.
+/// What a room reads from the command log.
+pub(super) enum OrderedItem {
+    Commands(Vec<OrderedCommand>),
+    /// The replica was fenced, and this generation begins. A submission of an earlier one that has not been read before this item will never
+    /// be.
     Fenced(u64),
     /// The rules for the commands that follow.
     Rules(Rules),
@@ -63,8 +63,8 @@ pub(super) struct ReplicaStatus {
     pub(super) is_suspended: bool,
     /// How many suspensions have begun. Each ends all streams and calls that there are.
     pub(super) suspensions: u64,
-    /// How many incarnations the replica has lost.
-    pub(super) lost_incarnations: u64,
+    /// See [`Hub::generation`](super::Hub::generation).
+    pub(super) generation: u64,
 }
 
 /// What all rooms of a replica share.
@@ -97,7 +97,7 @@ impl Replication {
             status: watch::Sender::new(ReplicaStatus {
                 is_suspended: true,
                 suspensions: 0,
-                lost_incarnations: 0,
+                generation: 0,
             }),
             rules: Arc::new(Mutex::new(rules)),
             next_request: Arc::default(),
@@ -130,7 +130,7 @@ impl Replication {
     }
 
     /// When a room that asks at the time `now` may propose its end. Each gets a later time than the one before, so that many rooms which
-    /// become unused at the same time do not fill the order.
+    /// become unused at the same time do not fill the command log.
     pub(super) fn reserve_proposal(&self, now: Instant) -> Instant {
         let mut next = self.ends.next_proposal.lock();
         let reserved = next.map_or(now, |next| next.max(now));
@@ -146,8 +146,8 @@ impl Replication {
 
 /// The queue of ordered commands to a room's actor.
 pub(super) struct OrderedQueue {
-    sender: mpsc::Sender<OrderItem>,
-    receiver: Mutex<Option<mpsc::Receiver<OrderItem>>>,
+    sender: mpsc::Sender<OrderedItem>,
+    receiver: Mutex<Option<mpsc::Receiver<OrderedItem>>>,
     is_closed: AtomicBool,
 }
 
@@ -164,19 +164,19 @@ impl OrderedQueue {
     }
 
     /// The receiving half, for the actor; `None` if it was taken before.
-    pub(super) fn take_receiver(&self) -> Option<mpsc::Receiver<OrderItem>> {
+    pub(super) fn take_receiver(&self) -> Option<mpsc::Receiver<OrderedItem>> {
         self.receiver.lock().take()
     }
 
     /// Waits while the actor is slow. Returns the item if there is no actor.
-    pub(super) async fn send(&self, item: OrderItem) -> Result<(), OrderItem> {
+    pub(super) async fn send(&self, item: OrderedItem) -> Result<(), OrderedItem> {
         self.sender.send(item).await.map_err(|error| error.0)
     }
 
     /// Closes the queue, whose other half is `receiver`, if nothing is in it and `may_close` says so.
     pub(super) fn close_if_empty(
         &self,
-        receiver: &mut mpsc::Receiver<OrderItem>,
+        receiver: &mut mpsc::Receiver<OrderedItem>,
         may_close: impl FnOnce() -> bool,
     ) -> bool {
         // Nobody can send as long as these are held.

@@ -1,21 +1,21 @@
-//! The state of the order's fold at one position, as checkpoints have it.
+//! The state of the command log's fold at one position, as checkpoints have it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::message::StreamSequence;
-use super::rules::{FoldVersions, OrderRules};
+use super::message::LogPosition;
+use super::rules::{ClusterRules, FoldVersions};
 use crate::domain::encoding::{Encoding, encode_struct};
 use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName, Sequence};
 
 /// Everything of a [`StateMachine`](super::state_machine::StateMachine) but its rooms.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct OrderState {
-    pub(crate) applied: StreamSequence,
+pub(crate) struct FoldState {
+    pub(crate) applied: LogPosition,
     pub(crate) digest: u64,
     /// The newest first.
     pub(crate) digests: Vec<u64>,
-    pub(crate) rules: Option<OrderRules>,
+    pub(crate) rules: Option<ClusterRules>,
     /// The version of the fold that is active.
     pub(crate) version: u64,
     pub(crate) newest_epoch: Option<Epoch>,
@@ -29,10 +29,10 @@ pub(crate) struct OrderState {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct IncarnationState {
-    pub(crate) position: StreamSequence,
+    pub(crate) position: LogPosition,
     pub(crate) nonce: u64,
     pub(crate) last_number: u64,
-    pub(crate) seen: StreamSequence,
+    pub(crate) seen: LogPosition,
     pub(crate) supported: FoldVersions,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct IncarnationState {
 pub(crate) struct AttachmentState {
     pub(crate) room: RoomName,
     pub(crate) attachment: Attachment,
-    pub(crate) server: StreamSequence,
+    pub(crate) incarnation: LogPosition,
 }
 
 /// A room that is to end, and the incarnations that have agreed to it since its newest event.
@@ -49,22 +49,22 @@ pub(crate) struct AttachmentState {
 pub(crate) struct EndState {
     pub(crate) room: RoomName,
     pub(crate) last: Sequence,
-    pub(crate) agreed: Vec<StreamSequence>,
+    pub(crate) agreed: Vec<LogPosition>,
 }
 
-/// A room of the order.
+/// A room of the command log.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicatedRoom {
     pub(crate) epoch: Epoch,
     pub(crate) room: Room,
 }
 
-/// The rooms of the order at one position.
+/// The rooms of the command log at one position.
 pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
 
 encode_struct! {
-    OrderState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
+    FoldState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
     IncarnationState { position, nonce, last_number, seen, supported }
-    AttachmentState { room, attachment, server }
+    AttachmentState { room, attachment, incarnation }
     EndState { room, last, agreed }
 }
