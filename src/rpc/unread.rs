@@ -60,10 +60,12 @@ impl ReadPause {
             }
             let max_read = unread.max_read();
             let is_slow = max_read <= SLOW_READ;
-            if is_slow && !unread.is_slow.swap(is_slow, Ordering::Relaxed) {
-                unread.address.throttling.report(Throttle::Unread);
+            if unread.is_slow.load(Ordering::Relaxed) != is_slow {
+                unread.is_slow.store(is_slow, Ordering::Relaxed);
+                if is_slow {
+                    unread.address.throttling.report(Throttle::Unread);
+                }
             }
-            unread.is_slow.store(is_slow, Ordering::Relaxed);
             if max_read > 0 {
                 return Poll::Ready(max_read);
             }
@@ -205,7 +207,9 @@ impl Unread {
     /// How many bytes may be read from the connection at a time. There is no limit if it holds less than its fair share of what its address may
     /// hold, nor if it holds at most [`SMALL_UNREAD`] while its address holds no more than it may.
     fn max_read(&self) -> usize {
-        if self.exceeds(SMALL_UNREAD.max(self.address_share())).is_none() {
+        // Nearly always, and all connections share the other counters.
+        let is_address_small = self.address.unread.load(Ordering::Relaxed) <= SMALL_UNREAD;
+        if is_address_small || self.exceeds(SMALL_UNREAD.max(self.address_share())).is_none() {
             return usize::MAX;
         }
         let held = self.held.lock();
