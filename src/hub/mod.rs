@@ -217,7 +217,7 @@ impl Hub {
 
     /// Starts loading the rooms that have work to do although nobody asks for them: their lost participants leave after the
     /// grace period, and their newest events get a snapshot. Must be called within a Tokio runtime.
-    pub(crate) fn recover_occupied_rooms(self: &Arc<Self>) {
+    pub(crate) fn recover_unfinished_rooms(self: &Arc<Self>) {
         let hub = Arc::clone(self);
         self.actors.spawn(async move {
             let permits = Arc::new(Semaphore::new(MAX_RECOVERING_ROOMS));

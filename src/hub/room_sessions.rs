@@ -237,7 +237,8 @@ impl RoomSessions {
         }
     }
 
-    /// Closes the streams of a room that is draining, unless something is on its way into the command log. Returns whether nothing is.
+    /// Closes the streams of a room that is draining, unless something that is on its way into the command log may still come back. Returns whether
+    /// nothing does.
     pub(super) fn finish_closing(&mut self) -> bool {
         let is_settled = |submissions: &Submissions| submissions.is_empty() || submissions.is_suspended();
         let is_settled = self.submissions.as_ref().is_none_or(is_settled);

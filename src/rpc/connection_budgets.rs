@@ -12,7 +12,7 @@ use super::address_budgets::{AddressBudgets, Addresses, fair_share};
 use super::byte_budget::{ByteBudget, Reservation};
 use super::error::RpcError;
 use super::observer::{Throttle, ThrottleReporter};
-use super::open_streams::StreamReader;
+use super::open_streams::RequestReader;
 use super::rates::AddressRate;
 use super::turns::{AddressTurns, TurnCounters};
 use super::unread::Unread;
@@ -41,7 +41,7 @@ const SMALL_MESSAGE: usize = 2 * 1024;
 #[derive(Debug)]
 pub(super) struct ReadingRequest {
     budgets: Arc<ConnectionBudgets>,
-    reader: StreamReader,
+    reader: RequestReader,
 }
 
 impl ReadingRequest {
@@ -424,7 +424,7 @@ impl ConnectionBudgets {
     pub(super) fn begin_reading(self: &Arc<Self>) -> ReadingRequest {
         ReadingRequest {
             budgets: Arc::clone(self),
-            reader: StreamReader::default(),
+            reader: RequestReader::default(),
         }
     }
 

@@ -231,7 +231,7 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     stall_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = IdleTimer::new(idle_timeout);
     let mut socket = SocketStall::default();
-    let mut reads = 0;
+    let mut receipts = 0;
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     let mut cut = None;
     poll_fn(|cx| {
@@ -262,8 +262,8 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
                 if streams.cancel_stalled(max_ticks, socket_ticks, &budgets.stalled) {
                     return Poll::Ready(());
                 }
-                let is_stuck = reads == budgets.unread.reads();
-                reads = budgets.unread.reads();
+                let is_stuck = receipts == budgets.unread.receipts();
+                receipts = budgets.unread.receipts();
                 if !budgets.unread.may_last(is_stuck) {
                     cut = Some(CutReason::Unread);
                     return Poll::Ready(());

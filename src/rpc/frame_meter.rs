@@ -351,7 +351,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::header_table::END_HEADERS;
-    use super::super::open_streams::{HEADER_MAP_BYTES, StreamReader, UNANSWERED_BYTES};
+    use super::super::open_streams::{HEADER_MAP_BYTES, RequestReader, UNANSWERED_BYTES};
     use super::*;
 
     fn frame(kind: u8, payload: usize) -> Vec<u8> {
@@ -475,7 +475,7 @@ mod tests {
         meter
             .on_read(&stream_frame(HEADERS, END_HEADERS, 1, &[0x83]), streams)
             .unwrap();
-        let (mut short, mut reader) = (0, StreamReader::default());
+        let (mut short, mut reader) = (0, RequestReader::default());
         let frames = [5, 4, 0, 6].map(|len| {
             let payload = [&[3][..], &vec![7; len], &[0; 3]].concat();
             stream_frame(DATA, PADDED, 1, &payload)

@@ -114,9 +114,9 @@ struct UnreadFrames {
 /// How many frames a reader reads before they are counted: together, because the streams of a connection are locked to count.
 const MAX_UNCOUNTED: usize = 16;
 
-/// The reader of a stream's messages. It learns which stream that is when it reads the first one.
+/// The reader of a request's messages. It learns which stream that is when it reads the first one.
 #[derive(Debug, Default)]
-pub(super) struct StreamReader {
+pub(super) struct RequestReader {
     stream: Option<u32>,
     /// How many frames it has read that are not counted yet.
     uncounted: usize,
@@ -124,7 +124,7 @@ pub(super) struct StreamReader {
     end: usize,
 }
 
-impl StreamReader {
+impl RequestReader {
     /// Notes that a frame was read, to be counted by [`OpenStreams::count_reads`]. Returns false if it must be counted at once.
     pub(super) fn defer(&mut self, data: &[u8]) -> bool {
         let may_wait = self.stream.is_some() && !data.is_empty() && self.uncounted < MAX_UNCOUNTED;
@@ -168,7 +168,7 @@ impl OpenStreams {
 
     /// Counts a read from the socket of `len` bytes, to the address `start`.
     pub(super) fn receive_bytes(&mut self, start: usize, len: usize) {
-        self.buffers.read(start, len);
+        self.buffers.receive(start, len);
     }
 
     /// Counts a HEADERS frame of the client that begins a stream.
@@ -231,7 +231,7 @@ impl OpenStreams {
     }
 
     /// Counts the data of a frame that was read.
-    pub(super) fn read_data(&mut self, reader: &mut StreamReader, data: &[u8]) {
+    pub(super) fn read_data(&mut self, reader: &mut RequestReader, data: &[u8]) {
         self.count_reads(reader);
         let end = end_of(data);
         if reader.stream.is_none() && !data.is_empty() {
@@ -242,7 +242,7 @@ impl OpenStreams {
     }
 
     /// Counts the frames that `reader` has read.
-    pub(super) fn count_reads(&mut self, reader: &mut StreamReader) {
+    pub(super) fn count_reads(&mut self, reader: &mut RequestReader) {
         let (mut count, end) = (std::mem::take(&mut reader.uncounted), reader.end);
         if count == 0 {
             return;
@@ -274,7 +274,7 @@ impl OpenStreams {
     }
 
     /// Nothing more is read from a stream.
-    pub(super) fn end_reading(&mut self, reader: &StreamReader) {
+    pub(super) fn end_reading(&mut self, reader: &RequestReader) {
         if let Some(open) = reader.stream.and_then(|stream| self.streams.get_mut(&stream)) {
             open.is_ignored = true;
             let unread = std::mem::take(&mut open.unread);
@@ -367,7 +367,7 @@ impl ReadBuffers {
         self.older_bytes + usize::from(is_held) * (self.newest.bytes() - READ_BUFFER)
     }
 
-    fn read(&mut self, start: usize, len: usize) {
+    fn receive(&mut self, start: usize, len: usize) {
         if len == 0 {
             return;
         }
@@ -428,7 +428,7 @@ mod tests {
         let buffers: Vec<_> = (0..100).map(|_| vec![0; 8_001]).collect();
         streams.open(1);
         streams.open(3);
-        let mut reader = StreamReader::default();
+        let mut reader = RequestReader::default();
         let empty = streams.bytes();
         for buffer in &buffers {
             let (short, long) = buffer[1..].split_at(5);
@@ -449,14 +449,14 @@ mod tests {
         streams.open(1);
         streams.open(3);
         receive(&mut streams, &waiting, &[(1, &waiting)]);
-        let mut reader = StreamReader::default();
+        let mut reader = RequestReader::default();
         for buffer in &buffers {
             receive(&mut streams, buffer, &[(3, &buffer[..10]), (3, &buffer[20..])]);
             streams.read_data(&mut reader, &buffer[..10]);
             streams.read_data(&mut reader, &buffer[20..]);
         }
         assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES + READ_BUFFER);
-        let mut reader = StreamReader::default();
+        let mut reader = RequestReader::default();
         streams.read_data(&mut reader, &waiting);
         assert_eq!(streams.bytes(), 2 * UNANSWERED_BYTES);
     }
@@ -469,7 +469,7 @@ mod tests {
         for is_dropped in [|_| false, |n: usize| n % 7 == 2] {
             let mut streams = OpenStreams::default();
             streams.open(1);
-            let mut reader = StreamReader::default();
+            let mut reader = RequestReader::default();
             for (n, buffer) in buffers.iter().enumerate() {
                 let buffer = &buffer[1..];
                 let frames: Vec<_> = buffer.chunks(320).map(|data| (1, data)).collect();
@@ -541,7 +541,7 @@ mod tests {
         streams.receive_trailers(1);
         streams.receive_trailers(1);
         assert_eq!(streams.bytes(), UNANSWERED_BYTES + 2 * HEADER_MAP_BYTES);
-        let mut reader = StreamReader::default();
+        let mut reader = RequestReader::default();
         streams.read_data(&mut reader, &data);
         streams.end_reading(&reader);
         streams.receive_trailers(1);
@@ -561,7 +561,7 @@ mod tests {
         receive(&mut streams, &data, &[(1, &[]), (1, &data)]);
         streams.receive_data(&DataRun::one(1, data.as_ptr().addr(), 0, true));
         assert_eq!(streams.frames, 2);
-        let mut reader = StreamReader::default();
+        let mut reader = RequestReader::default();
         streams.read_data(&mut reader, &data);
         assert_eq!(streams.frames, 1);
         streams.read_data(&mut reader, &[]);

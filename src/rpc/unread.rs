@@ -12,7 +12,7 @@ use tokio::time::{Sleep, sleep};
 use super::address_budgets::{AddressBudgets, fair_share};
 use super::frame_meter::{Flood, FrameMeter, ReadFrames};
 use super::observer::Throttle;
-use super::open_streams::{HEADER_MAP_BYTES, OpenStreams, StreamReader};
+use super::open_streams::{HEADER_MAP_BYTES, OpenStreams, RequestReader};
 
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 pub(super) const STREAM_WINDOW: u32 = 65_535;
@@ -83,7 +83,7 @@ pub(super) struct Unread {
     /// The part of it that stays as long as the connection.
     permanent: AtomicUsize,
     /// How often something was received.
-    reads: AtomicUsize,
+    receipts: AtomicUsize,
     /// Whether the socket accepted nothing when the connection was last polled.
     is_blocked: AtomicBool,
     /// Whether nothing is read, or little at a time, because too much is held.
@@ -142,7 +142,7 @@ impl Unread {
             held: Mutex::default(),
             total: AtomicUsize::new(0),
             permanent: AtomicUsize::new(0),
-            reads: AtomicUsize::new(0),
+            receipts: AtomicUsize::new(0),
             is_blocked: AtomicBool::new(false),
             is_slow: AtomicBool::new(false),
             address,
@@ -173,7 +173,7 @@ impl Unread {
     ///
     /// The client sends too many frames.
     pub(super) fn receive(&self, bytes: &[u8], meter: &mut FrameMeter) -> Result<ReadFrames, Flood> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.receipts.fetch_add(1, Ordering::Relaxed);
         self.change(|held| {
             let frames = meter.on_read(bytes, &mut held.streams)?;
             held.is_in_headers = frames.is_in_headers;
@@ -200,8 +200,8 @@ impl Unread {
     }
 
     /// How often something was received.
-    pub(super) fn reads(&self) -> usize {
-        self.reads.load(Ordering::Relaxed)
+    pub(super) fn receipts(&self) -> usize {
+        self.receipts.load(Ordering::Relaxed)
     }
 
     /// How many bytes may be read from the connection at a time. There is no limit if it holds less than its fair share of what its address may
@@ -270,21 +270,21 @@ impl Unread {
 
     /// Counts the data of a frame that was read. The sum is only lowered by [`Self::settle`], because counters that all connections share are
     /// too expensive to change for each frame.
-    pub(super) fn read(&self, reader: &mut StreamReader, data: &[u8]) {
+    pub(super) fn read(&self, reader: &mut RequestReader, data: &[u8]) {
         if !reader.defer(data) {
             self.held.lock().streams.read_data(reader, data);
         }
     }
 
     /// Counts the frames that a reader has read, when it waits for more.
-    pub(super) fn count_reads(&self, reader: &mut StreamReader) {
+    pub(super) fn count_reads(&self, reader: &mut RequestReader) {
         if reader.has_uncounted() {
             self.held.lock().streams.count_reads(reader);
         }
     }
 
     /// Nothing more is read from a stream.
-    pub(super) fn end_reading(&self, reader: &StreamReader) {
+    pub(super) fn end_reading(&self, reader: &RequestReader) {
         self.change(|held| held.streams.end_reading(reader));
     }
 

@@ -103,14 +103,14 @@ impl Retention {
             (state.events(), state.bytes)
         };
         if events <= with_slack(self.max_events) && bytes <= with_slack(self.max_bytes) {
-            return self.plan_expired(catalog, log);
+            return self.plan_log_expiry(catalog, log);
         }
         let excess_events = events.saturating_sub(self.max_events);
         let excess_bytes = bytes.saturating_sub(self.max_bytes);
         let trim = plan_trim(catalog, log, true, |trim, _| {
             trim.events < excess_events || trim.bytes < excess_bytes
         });
-        trim.or_else(|| self.plan_expired(catalog, log))
+        trim.or_else(|| self.plan_log_expiry(catalog, log))
     }
 
     /// The size to which all logs together are trimmed if they exceed their limit, in bytes.
@@ -171,7 +171,7 @@ impl Retention {
         let last = expired.get(MAX_TRIMMED_LOGS - 1).copied();
         for log in expired.into_iter().take(MAX_TRIMMED_LOGS) {
             if trims.iter().all(|trim| trim.log != log) {
-                trims.extend(self.plan_expired(catalog, log));
+                trims.extend(self.plan_log_expiry(catalog, log));
             }
         }
         last
@@ -179,7 +179,7 @@ impl Retention {
 
     /// Plans the removal of the events up to the newest expired one. Events before it have been there for longer, even if the
     /// clock was ahead when they were broadcast.
-    fn plan_expired(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
+    fn plan_log_expiry(&self, catalog: &Mutex<Catalog>, log: LogId) -> Option<Trim> {
         let cutoff = self.cutoff().map(seconds)?;
         let from = {
             let catalog = catalog.lock();

@@ -153,7 +153,7 @@ impl Server {
             .await
             .map_err(|error| cannot_bind("--admin", config.admin, &error))?;
         if cluster.is_none() {
-            hub.recover_occupied_rooms();
+            hub.recover_unfinished_rooms();
         }
         let local_addr = listener
             .local_addr()
