@@ -23,6 +23,9 @@ const SENT_BYTES_PER_FRAME: f64 = 16.0;
 /// The work of a call, compared with that of a frame.
 const CALL_WORK: usize = 16;
 
+/// For how many open streams h2 changes the window in the time that it takes for a frame.
+const STREAMS_PER_WORK: usize = 16;
+
 /// How many header fields are as much work as a frame.
 const FIELDS_PER_WORK: usize = 4;
 
@@ -40,6 +43,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
 const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
@@ -258,7 +262,12 @@ impl FrameMeter {
             if kind != DATA || len == 0 {
                 streams.receive_data(&std::mem::take(&mut uncounted));
             }
-            frames.work += if kind == HEADERS { CALL_WORK } else { 1 };
+            frames.work += match kind {
+                HEADERS => CALL_WORK,
+                // They may change the windows of all streams.
+                SETTINGS => 1 + streams.len() / STREAMS_PER_WORK,
+                _ => 1,
+            };
             match kind {
                 HEADERS => {
                     if is_request {
@@ -292,8 +301,8 @@ impl FrameMeter {
             cost += match kind {
                 // They carry data or belong to a call. h2 and the budget for what is unread bound them.
                 DATA | HEADERS | PUSH_PROMISE | CONTINUATION => 0.0,
-                // The answer to a PING must not pay for the next one.
-                PING => 2.0,
+                // Their answers must not pay for the next ones.
+                PING | SETTINGS => 2.0,
                 _ => 1.0,
             };
         });
@@ -362,10 +371,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn floods_are_recognized_however_they_are_cut() {
-        for kind in [2, 3, 4, 7, 8, 77] {
+        for (kind, allowed) in [
+            (2, 8_192),
+            (3, 8_192),
+            (4, 4_096),
+            (7, 8_192),
+            (8, 8_192),
+            (77, 8_192),
+        ] {
             for size in [1, 13, 100, 4_096] {
                 let (mut meter, streams) = (FrameMeter::new(), &mut OpenStreams::default());
-                let allowed = frame(kind, 5).repeat(8_192);
+                let allowed = frame(kind, 5).repeat(allowed);
                 assert!(
                     allowed
                         .chunks(size)
@@ -447,6 +463,17 @@ mod tests {
             (streams.len(), streams.bytes()),
             (1, HEADER_MAP_BYTES + 3 * UNANSWERED_BYTES)
         );
+    }
+
+    #[test]
+    fn settings_are_as_much_work_as_there_are_streams() {
+        let (mut meter, streams) = (FrameMeter::new(), &mut OpenStreams::default());
+        let settings = frame(SETTINGS, 6);
+        assert_eq!(meter.on_read(&settings, streams).unwrap().work, 1);
+        for stream in 0..1_000 {
+            streams.open(2 * stream + 1);
+        }
+        assert_eq!(meter.on_read(&settings, streams).unwrap().work, 63);
     }
 
     #[test]
