@@ -27,6 +27,20 @@ const MAILBOX_CAPACITY: usize = 1 << 20;
 /// Roughly the size of a request without its text, its session token and its trace context, in bytes.
 const REQUEST_WEIGHT: usize = 256;
 
+/// The same for a JOIN and a post, of which a mailbox holds what takes some tens of milliseconds.
+const JOIN_WEIGHT: usize = 2 * 1024;
+const POST_WEIGHT: usize = 1024;
+
+/// How much CPU a room needs for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RequestCost {
+    /// Computes the skeletons of a name, and a session token.
+    Join,
+    /// Computes the skeletons of a name.
+    Post,
+    Other,
+}
+
 /// Where the answer to a request goes. Nobody needs the answer if the receiver is gone.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, HubError>>;
 
@@ -101,8 +115,13 @@ impl Request {
         }
     }
 
-    pub(super) const fn is_join(&self) -> bool {
-        matches!(self, Self::Join { .. })
+    /// What it costs the room.
+    pub(super) const fn cost(&self) -> RequestCost {
+        match self {
+            Self::Join { .. } => RequestCost::Join,
+            Self::Post { .. } => RequestCost::Post,
+            _ => RequestCost::Other,
+        }
     }
 
     /// Answers a request that cannot be served.
@@ -119,6 +138,7 @@ impl Request {
 }
 
 impl Weight for Envelope {
+    /// Requests that take long count for more, so that a batch of them does not take much longer than one of messages.
     fn weight(&self) -> usize {
         let variable = match &self.request {
             Request::Say { say, .. } => message_len(&say.message),
@@ -129,7 +149,12 @@ impl Weight for Envelope {
             }
             _ => 0,
         };
-        REQUEST_WEIGHT + variable
+        let weight = match self.request.cost() {
+            RequestCost::Join => JOIN_WEIGHT,
+            RequestCost::Post => POST_WEIGHT,
+            RequestCost::Other => REQUEST_WEIGHT,
+        };
+        weight + variable
     }
 }
 

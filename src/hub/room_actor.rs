@@ -21,7 +21,7 @@ use super::context::HubContext;
 use super::end_proposals::EndProposals;
 use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
-use super::handle::{Envelope, Member, ModerationReporter, Reply, RoomHandle};
+use super::handle::{Envelope, Member, ModerationReporter, Reply, RequestCost, RoomHandle};
 use super::observer::StoredBatch;
 use super::reader::Reader;
 use super::recovery::Recovered;
@@ -49,11 +49,12 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How many requests are handled before the task yields, of which a JOIN counts as [`JOIN_COST`]: for at most about a millisecond.
+/// How many requests are handled before the task yields, of which some count for [more](PollBudget::spend): for at most about a millisecond.
 const POLL_BUDGET: u32 = 1_024;
 
-/// The CPU cost of a JOIN, in other requests: it computes the skeleton of a name and a session token.
+/// The CPU cost of a JOIN, and of a post, in other requests.
 const JOIN_COST: u32 = 64;
+const POST_COST: u32 = 32;
 
 /// What the actor of a room may still do before it yields.
 struct PollBudget {
@@ -71,8 +72,12 @@ impl Default for PollBudget {
 impl PollBudget {
     /// Counts a request, and yields first if nothing is left. Thousands of JOINs can wait in a mailbox, and take
     /// tens of milliseconds.
-    async fn spend(&mut self, is_join: bool) {
-        let cost = if is_join { JOIN_COST } else { 1 };
+    async fn spend(&mut self, cost: RequestCost) {
+        let cost = match cost {
+            RequestCost::Join => JOIN_COST,
+            RequestCost::Post => POST_COST,
+            RequestCost::Other => 1,
+        };
         if self.requests < cost {
             *self = Self::default();
             tokio::task::yield_now().await;
@@ -312,7 +317,7 @@ impl RoomActor {
                     let at = wall_time();
                     let mut budget = PollBudget::default();
                     for envelope in requests.drain(..) {
-                        budget.spend(envelope.request.is_join()).await;
+                        budget.spend(envelope.request.cost()).await;
                         self.sessions.submit(envelope, at);
                     }
                 }
@@ -380,7 +385,12 @@ impl RoomActor {
         budget: &mut PollBudget,
     ) -> Result<(), StoreError> {
         for command in commands {
-            budget.spend(matches!(command.command, Command::Join(_))).await;
+            let cost = match command.command {
+                Command::Join(_) => RequestCost::Join,
+                Command::Post(_) => RequestCost::Post,
+                _ => RequestCost::Other,
+            };
+            budget.spend(cost).await;
             let is_of_other_replica = command.request.is_none() && command.epoch.is_ok();
             let proposed = match command.command {
                 Command::End(End {
@@ -458,7 +468,7 @@ impl RoomActor {
         self.sessions.inject_faults(requests);
         let mut budget = PollBudget::default();
         for Envelope { request, .. } in requests.drain(..) {
-            budget.spend(request.is_join()).await;
+            budget.spend(request.cost()).await;
             self.sessions.handle(request, at);
         }
         self.sessions.expire_grace(at);
@@ -774,12 +784,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_room_yields_between_many_requests_and_fewer_joins() {
-        for (is_join, per_turn) in [(false, POLL_BUDGET), (true, POLL_BUDGET / JOIN_COST)] {
+    async fn a_room_yields_between_many_requests_and_fewer_costly_ones() {
+        for (cost, per_turn) in [
+            (RequestCost::Other, POLL_BUDGET),
+            (RequestCost::Post, POLL_BUDGET / POST_COST),
+            (RequestCost::Join, POLL_BUDGET / JOIN_COST),
+        ] {
             let mut budget = PollBudget::default();
             let mut spending = Box::pin(async {
                 for _ in 0..=per_turn {
-                    budget.spend(is_join).await;
+                    budget.spend(cost).await;
                 }
             });
             let mut turns = 1;
@@ -789,7 +803,7 @@ mod tests {
                 done
             })
             .await;
-            assert_eq!(turns, 2, "{is_join}");
+            assert_eq!(turns, 2, "{cost:?}");
         }
     }
 

@@ -118,6 +118,8 @@ impl RoomSessions {
     /// Applies one request.
     pub(super) fn handle(&mut self, request: Request, at: WallTime) {
         match request {
+            // As below. One that resumes a session takes it over nevertheless.
+            Request::Join { request, reply, .. } if reply.is_closed() && request.session_token.is_none() => {}
             Request::Join { request, meta, reply } => {
                 let (join, pending) = self.split_join(*request, meta, reply);
                 self.handle_join(join, pending, at);
