@@ -337,7 +337,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "requests that wait in the mailbox of a room or to be stored",
             fixed(
-                "1 MiB per room, at most four while senders wait for their turns; one share in all, beyond it 4 KiB per room",
+                "1 MiB per room, of which a JOIN takes at least 2 KiB and a post 1 KiB; at most four while senders wait for their turns; one share in all, beyond it 4 KiB per room",
             ),
             Other("senders wait, and are not read from", ""),
         ),
@@ -419,7 +419,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "TLS handshakes that are computed at a time",
-            fixed("4 in each turn of the scheduler"),
+            fixed("4 in each turn of the scheduler, 2 of them for one address"),
             Other("others wait", ""),
         ),
         (

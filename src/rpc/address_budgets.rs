@@ -21,6 +21,8 @@ pub(super) struct AddressBudgets {
     pub(super) streams: Arc<Semaphore>,
     pub(super) queries: Arc<Semaphore>,
     pub(super) reflections: Arc<Semaphore>,
+    /// The TLS handshakes that are computed, or wait for others to be.
+    pub(super) handshakes: Semaphore,
     pub(super) received: Arc<ByteBudget>,
     pub(super) responses: Arc<ByteBudget>,
     /// What its connections hold as [`Unread`](super::unread::Unread) counts it, in bytes.

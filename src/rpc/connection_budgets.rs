@@ -31,6 +31,10 @@ const QUERIES_PER_CONNECTION: usize = 2;
 /// not read: descriptors.
 const MAX_REFLECTIONS: usize = 32;
 
+/// How many TLS handshakes of one address are computed, or wait for those of other addresses, at a time. Otherwise thousands of connections
+/// that begin at once would keep others from the port for seconds.
+const HANDSHAKES_PER_ADDRESS: usize = 2;
+
 /// How many streams of each connection are always allowed.
 const RESERVED_STREAMS: usize = 2;
 
@@ -235,6 +239,7 @@ impl ServerBudgets {
             // Rounded down, so that one of two is left.
             queries: Arc::new(Semaphore::new((3 * limits.queries / 4).max(1))),
             reflections: Arc::new(Semaphore::new(per_address(MAX_REFLECTIONS))),
+            handshakes: Semaphore::new(HANDSHAKES_PER_ADDRESS),
             received: self.received.child(per_address(limits.received)),
             responses: self.responses.child(per_address(limits.responses)),
             unread: AtomicUsize::new(0),

@@ -195,11 +195,12 @@ impl ServerTls {
     ) -> io::Result<TlsConnection> {
         let start = LazyConfigAcceptor::new(Acceptor::default(), TlsSocket::new(stream)).await?;
         // Whoever has not sent its half of the handshake does not keep others waiting.
+        let of_address = budgets.address.handshakes.acquire().await;
         let computing = self.computing.acquire().await;
         let config = Arc::clone(&self.config.read());
         let handshake = start.into_stream(config);
         tokio::task::yield_now().await;
-        drop(computing);
+        drop((computing, of_address));
         match handshake.into_fallible().await {
             Ok(mut connection) => {
                 end_handshake(&mut connection, budgets);
