@@ -396,8 +396,8 @@ impl ChatCall {
             let Poll::Ready(Ok(())) = self.outgoing.poll_reserve(cx) else {
                 return;
             };
-            let frame = state.next_message().expect("there are unsent messages");
-            if self.outgoing.send_item(frame).is_err() {
+            let message = state.next_message().expect("there are unsent messages");
+            if self.outgoing.send_item(message).is_err() {
                 return;
             }
         }

@@ -27,11 +27,11 @@ const MAILBOX_CAPACITY: usize = 1 << 20;
 /// Roughly the size of a request without its text, its session token and its trace context, in bytes.
 const REQUEST_WEIGHT: usize = 256;
 
-/// The same for a JOIN and a post, of which a mailbox holds what takes some tens of milliseconds.
+/// What a JOIN and a post take of a mailbox instead, so that it holds no more of them than a room handles in some tens of milliseconds.
 const JOIN_WEIGHT: usize = 2 * 1024;
 const POST_WEIGHT: usize = 1024;
 
-/// How much CPU a room needs for a request.
+/// Requests by how much CPU a room needs for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestCost {
     /// Computes the skeletons of a name, and a session token.
@@ -115,6 +115,16 @@ impl Request {
         }
     }
 
+    /// Whether its caller is gone and it has no other effect, so that the room need not handle it.
+    pub(super) fn is_cancelled(&self) -> bool {
+        match self {
+            // One that resumes a session takes it over from the stream before.
+            Self::Join { request, reply, .. } => reply.is_closed() && request.session_token.is_none(),
+            Self::Info { reply, .. } => reply.is_closed(),
+            _ => false,
+        }
+    }
+
     /// What it costs the room.
     pub(super) const fn cost(&self) -> RequestCost {
         match self {
@@ -138,7 +148,6 @@ impl Request {
 }
 
 impl Weight for Envelope {
-    /// Requests that take long count for more, so that a batch of them does not take much longer than one of messages.
     fn weight(&self) -> usize {
         let variable = match &self.request {
             Request::Say { say, .. } => message_len(&say.message),

@@ -231,8 +231,8 @@ impl<T: Weight> Mailbox<T> {
         } else {
             self.capacity
         };
-        let turns = usize::try_from(batches).unwrap_or(MAX_EXCESS).min(MAX_EXCESS);
-        capacity.saturating_mul(1 + turns)
+        let excess = usize::try_from(batches).unwrap_or(MAX_EXCESS).min(MAX_EXCESS);
+        capacity.saturating_mul(1 + excess)
     }
 }
 

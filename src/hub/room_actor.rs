@@ -738,8 +738,9 @@ mod tests {
 
     use futures_util::future::join_all;
 
-    use super::super::{Hub, HubError, HubOptions, RequestMeta, RoomBudgets};
+    use super::super::{Hub, HubError, HubOptions, JoinRequest, RequestMeta, RoomBudgets};
     use super::*;
+    use crate::cluster::hub_fixtures;
     use crate::domain::{
         Message, MessageId, Moderation, Name, Post, Rejection, RoomName, Rules, Text, Timestamp,
     };
@@ -805,6 +806,24 @@ mod tests {
             .await;
             assert_eq!(turns, 2, "{cost:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_join_whose_caller_is_gone_has_no_effect() {
+        let hub = hub(RoomBudgets::default());
+        let room = RoomName::default();
+        let request = || JoinRequest {
+            room: room.clone(),
+            ..hub_fixtures::join("Ada")
+        };
+        let mut cancelled = Box::pin(hub.join(request(), std::time::Instant::now()));
+        assert!(poll_fn(|cx| Poll::Ready(cancelled.as_mut().poll(cx).is_pending())).await);
+        drop(cancelled);
+        let info = hub.room_info(&room, None, 10).await.unwrap();
+        assert_eq!((info.participants.len(), info.sequence), (0, Sequence::ZERO));
+        let _member = hub.join(request(), std::time::Instant::now()).await.unwrap();
+        let info = hub.room_info(&room, None, 10).await.unwrap();
+        assert_eq!(info.participants.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -117,9 +117,10 @@ impl RoomSessions {
 
     /// Applies one request.
     pub(super) fn handle(&mut self, request: Request, at: WallTime) {
+        if request.is_cancelled() {
+            return;
+        }
         match request {
-            // As below. One that resumes a session takes it over nevertheless.
-            Request::Join { request, reply, .. } if reply.is_closed() && request.session_token.is_none() => {}
             Request::Join { request, meta, reply } => {
                 let (join, pending) = self.split_join(*request, meta, reply);
                 self.handle_join(join, pending, at);
@@ -134,8 +135,6 @@ impl RoomSessions {
                 report,
                 reply,
             } => self.handle_moderate(*moderation, report, reply, at),
-            // A caller that has cancelled must not make the room work.
-            Request::Info { reply, .. } if reply.is_closed() => {}
             Request::Info { after, limit, reply } => {
                 let info = self.info(after, limit, at);
                 self.batch.push(Effect::Info { info, reply });
@@ -147,6 +146,9 @@ impl RoomSessions {
     /// Submits the command of a request, if there are several replicas. A request without one is answered here.
     pub(super) fn submit(&mut self, envelope: Envelope, at: WallTime) {
         let Envelope { mut epoch, request } = envelope;
+        if request.is_cancelled() {
+            return;
+        }
         let is_reader = matches!(request, Request::Subscribe { .. } | Request::Info { .. });
         let is_lobby = self.handle.name == RoomName::default();
         if (epoch.is_some() && epoch != self.known_epoch())
