@@ -288,7 +288,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
                 "64 KiB per stream, one share in all, of which short ones keep the whole buffer that they are in",
             ),
             Other(
-                "nothing is read from a connection that exceeds its fair share of its address's fair share, each three quarters of what the others leave, and it is closed if that takes more than 3 to 6 s; one with at most 64 KiB only if its address exceeds its share, or a sixteenth of the limit for several seconds; one that holds at most 4 KiB is always read from, but 32 bytes at a time while others hold too much",
+                "nothing is read from a connection that exceeds its fair share of its address's fair share, each three quarters of what the others leave, and it is closed if that takes more than 3 to 6 s; one with at most 64 KiB only if its address exceeds its share, or a sixteenth of the limit for several seconds; one that holds at most 4 KiB beside what it keeps until it ends is read from nevertheless, 32 bytes at a time, unless its table of headers keeps more than 64 KiB",
                 "chitchat_connections_cut_total{reason=\"unread\"}",
             ),
         ),
@@ -356,7 +356,9 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "frames without data on a connection (PRIORITY, WINDOW_UPDATE, PING, SETTINGS, RST_STREAM, unknown ones)",
-            fixed("8192 at once, 512 per second, and one per 16 bytes that the server sends"),
+            fixed(
+                "8192 at once, 512 per second, and one per 16 bytes that the server sends; a PING or SETTINGS counts as two",
+            ),
             Other(
                 "the connection is closed",
                 "chitchat_connections_cut_total{reason=\"flood\"}",

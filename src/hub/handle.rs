@@ -16,8 +16,8 @@ use super::reader::Reader;
 use super::replication::OrderedQueue;
 use super::request::{HubError, JoinInfo, JoinRequest, PostOutcome, RequestMeta, RoomInfo, StartPosition};
 use crate::domain::{
-    Attachment, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post, Rejection,
-    RoomName, Say, Timestamp, TraceContext,
+    Attachment, Command, Epoch, LamportTime, Leave, Message, Moderation, Origin, ParticipantId, Post,
+    Rejection, RoomName, Say, Timestamp, TraceContext,
 };
 
 /// The capacity of a room's mailbox, in bytes: several thousand short messages, enough to amortize the wake-up of a batch,
@@ -38,7 +38,21 @@ pub(super) enum RequestCost {
     Join,
     /// Computes the skeletons of a name.
     Post,
-    Other,
+    /// Passes through the participants, as queries and the decisions of moderators do.
+    Roster,
+    /// About as little as a message.
+    Little,
+}
+
+impl RequestCost {
+    pub(super) const fn of_command(command: &Command) -> Self {
+        match command {
+            Command::Join(_) => Self::Join,
+            Command::Post(_) => Self::Post,
+            Command::Moderate(_) => Self::Roster,
+            _ => Self::Little,
+        }
+    }
 }
 
 /// Where the answer to a request goes. Nobody needs the answer if the receiver is gone.
@@ -99,6 +113,18 @@ pub(super) struct Envelope {
     pub(super) request: Request,
 }
 
+impl Envelope {
+    /// Whether anybody needs the request: its caller still waits, or it has another effect.
+    pub(super) fn is_needed(&self) -> bool {
+        match &self.request {
+            // One that resumes a session takes it over from the stream before.
+            Request::Join { request, reply, .. } => !reply.is_closed() || request.session_token.is_some(),
+            Request::Info { reply, .. } => !reply.is_closed(),
+            _ => true,
+        }
+    }
+}
+
 impl Request {
     /// When the request was decoded, if it carries a command from the wire.
     pub(super) fn received_at(&self) -> Option<Instant> {
@@ -115,22 +141,15 @@ impl Request {
         }
     }
 
-    /// Whether its caller is gone and it has no other effect, so that the room need not handle it.
-    pub(super) fn is_cancelled(&self) -> bool {
-        match self {
-            // One that resumes a session takes it over from the stream before.
-            Self::Join { request, reply, .. } => reply.is_closed() && request.session_token.is_none(),
-            Self::Info { reply, .. } => reply.is_closed(),
-            _ => false,
-        }
-    }
-
     /// What it costs the room.
     pub(super) const fn cost(&self) -> RequestCost {
         match self {
             Self::Join { .. } => RequestCost::Join,
             Self::Post { .. } => RequestCost::Post,
-            _ => RequestCost::Other,
+            Self::Moderate { .. } | Self::Subscribe { .. } | Self::Info { .. } | Self::Close(_) => {
+                RequestCost::Roster
+            }
+            Self::Say { .. } | Self::Leave { .. } | Self::Disconnected(_) => RequestCost::Little,
         }
     }
 
@@ -161,7 +180,7 @@ impl Weight for Envelope {
         let weight = match self.request.cost() {
             RequestCost::Join => JOIN_WEIGHT,
             RequestCost::Post => POST_WEIGHT,
-            RequestCost::Other => REQUEST_WEIGHT,
+            RequestCost::Roster | RequestCost::Little => REQUEST_WEIGHT,
         };
         weight + variable
     }
@@ -220,8 +239,8 @@ impl RoomHandle {
         self.ordered.as_ref().is_some_and(OrderedQueue::is_closed)
     }
 
-    /// Notes that the room is gone, and whether a moderator has deleted it: otherwise it has ended.
-    pub(super) fn set_gone(&self, is_deleted: bool) {
+    /// Notes whether the room that is gone was deleted by a moderator, or has ended.
+    pub(super) fn set_deleted(&self, is_deleted: bool) {
         self.is_deleted.store(is_deleted, Ordering::Release);
     }
 

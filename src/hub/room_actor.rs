@@ -49,22 +49,24 @@ const NOTIFY_COST: Duration = Duration::from_micros(24);
 /// The resolution of the runtime's timer. A shorter sleep takes this long.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// How many requests are handled before the task yields, of which some count for [more](PollBudget::spend): for at most about a millisecond.
+/// How many messages are handled before the task yields: for at most about a millisecond. [`PollBudget::spend`] counts a costly request as
+/// several.
 const POLL_BUDGET: u32 = 1_024;
 
-/// The CPU cost of a JOIN, and of a post, in other requests.
+/// The CPU cost of other requests, in messages.
 const JOIN_COST: u32 = 64;
 const POST_COST: u32 = 32;
+const ROSTER_COST: u32 = 64;
 
 /// What the actor of a room may still do before it yields.
 struct PollBudget {
-    requests: u32,
+    messages: u32,
 }
 
 impl Default for PollBudget {
     fn default() -> Self {
         Self {
-            requests: POLL_BUDGET,
+            messages: POLL_BUDGET,
         }
     }
 }
@@ -76,13 +78,14 @@ impl PollBudget {
         let cost = match cost {
             RequestCost::Join => JOIN_COST,
             RequestCost::Post => POST_COST,
-            RequestCost::Other => 1,
+            RequestCost::Roster => ROSTER_COST,
+            RequestCost::Little => 1,
         };
-        if self.requests < cost {
+        if self.messages < cost {
             *self = Self::default();
             tokio::task::yield_now().await;
         }
-        self.requests -= cost;
+        self.messages -= cost;
     }
 }
 
@@ -316,7 +319,7 @@ impl RoomActor {
                     is_open = is_still_open;
                     let at = wall_time();
                     let mut budget = PollBudget::default();
-                    for envelope in requests.drain(..) {
+                    for envelope in requests.drain(..).filter(Envelope::is_needed) {
                         budget.spend(envelope.request.cost()).await;
                         self.sessions.submit(envelope, at);
                     }
@@ -385,18 +388,13 @@ impl RoomActor {
         budget: &mut PollBudget,
     ) -> Result<(), StoreError> {
         for command in commands {
-            let cost = match command.command {
-                Command::Join(_) => RequestCost::Join,
-                Command::Post(_) => RequestCost::Post,
-                _ => RequestCost::Other,
-            };
-            budget.spend(cost).await;
-            let is_of_other_replica = command.request.is_none() && command.epoch.is_ok();
+            budget.spend(RequestCost::of_command(&command.command)).await;
+            let is_of_other_replica = command.request.is_none();
             let proposed = match command.command {
                 Command::End(End {
                     last,
                     stage: EndStage::Proposed,
-                }) if is_of_other_replica => Some(last),
+                }) if is_of_other_replica && command.epoch.is_ok() => Some(last),
                 _ => None,
             };
             self.sessions.apply_ordered(command);
@@ -467,7 +465,7 @@ impl RoomActor {
         let at = wall_time();
         self.sessions.inject_faults(requests);
         let mut budget = PollBudget::default();
-        for Envelope { request, .. } in requests.drain(..) {
+        for Envelope { request, .. } in requests.drain(..).filter(Envelope::is_needed) {
             budget.spend(request.cost()).await;
             self.sessions.handle(request, at);
         }
@@ -787,7 +785,8 @@ mod tests {
     #[tokio::test]
     async fn a_room_yields_between_many_requests_and_fewer_costly_ones() {
         for (cost, per_turn) in [
-            (RequestCost::Other, POLL_BUDGET),
+            (RequestCost::Little, POLL_BUDGET),
+            (RequestCost::Roster, POLL_BUDGET / ROSTER_COST),
             (RequestCost::Post, POLL_BUDGET / POST_COST),
             (RequestCost::Join, POLL_BUDGET / JOIN_COST),
         ] {

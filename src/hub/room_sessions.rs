@@ -117,9 +117,6 @@ impl RoomSessions {
 
     /// Applies one request.
     pub(super) fn handle(&mut self, request: Request, at: WallTime) {
-        if request.is_cancelled() {
-            return;
-        }
         match request {
             Request::Join { request, meta, reply } => {
                 let (join, pending) = self.split_join(*request, meta, reply);
@@ -146,9 +143,6 @@ impl RoomSessions {
     /// Submits the command of a request, if there are several replicas. A request without one is answered here.
     pub(super) fn submit(&mut self, envelope: Envelope, at: WallTime) {
         let Envelope { mut epoch, request } = envelope;
-        if request.is_cancelled() {
-            return;
-        }
         let is_reader = matches!(request, Request::Subscribe { .. } | Request::Info { .. });
         let is_lobby = self.handle.name == RoomName::default();
         if (epoch.is_some() && epoch != self.known_epoch())
@@ -228,7 +222,7 @@ impl RoomSessions {
         self.batch.push(Effect::CloseAll(reason));
     }
 
-    /// The replica's incarnation is lost, and with it what was submitted to it.
+    /// The replica was fenced, and what was submitted before this generation is lost.
     pub(super) fn on_fenced(&mut self, generation: u64, at: WallTime) {
         if let Some(submissions) = &mut self.submissions {
             submissions.on_fenced(generation);
@@ -241,8 +235,7 @@ impl RoomSessions {
         }
     }
 
-    /// Closes the streams of a room that is draining, unless something that is on its way into the command log may still come back. Returns whether
-    /// nothing does.
+    /// Closes the streams of a room that is draining once no submission can still come back. Returns whether that is so.
     pub(super) fn finish_closing(&mut self) -> bool {
         let is_settled = |submissions: &Submissions| submissions.is_empty() || submissions.is_suspended();
         let is_settled = self.submissions.as_ref().is_none_or(is_settled);
@@ -526,7 +519,7 @@ impl RoomSessions {
             outcome => return self.reject(reply, outcome),
         };
         if self.room.is_gone() {
-            self.handle.set_gone(true);
+            self.handle.set_deleted(true);
         }
         // They do not see their own LEAVE.
         for attachment in attachments {
@@ -697,7 +690,7 @@ impl RoomSessions {
                 }
             }
             Outcome::Ended => {
-                self.handle.set_gone(false);
+                self.handle.set_deleted(false);
                 // Whoever has just begun to read it may do so again.
                 self.close_all(CloseReason::RoomEnded);
             }

@@ -58,8 +58,7 @@ pub(super) struct Submissions {
     replication: Replication,
     /// Those that are not in the channel to the command log yet. The mailbox is not drained while there are any.
     unsent: VecDeque<Submission>,
-    /// By the numbers of their requests, each with the [count](Submission::generation) with which it was sent, if it
-    /// was.
+    /// The replies by the numbers of their requests, each with the generation in which its command was sent, if it was.
     pending: HashMap<u64, (Option<u64>, PendingReply)>,
 }
 
@@ -141,7 +140,7 @@ impl Submissions {
         self.pending.remove(&request).map(|(_, pending)| pending)
     }
 
-    /// Forgets who has called for what was sent before so many incarnations were fenced. Their calls have ended.
+    /// Drops the replies to commands that were sent before `generation`. Their calls have ended.
     pub(super) fn on_fenced(&mut self, generation: u64) {
         self.pending
             .retain(|_, (sent, _)| sent.is_none_or(|sent| sent >= generation));

@@ -179,7 +179,7 @@ impl From<CloseReason> for RpcError {
                 retry_delay: Some(jittered(delay)),
                 ..Self::draining()
             },
-            // `Left` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
+            // `Detached` never gets here: a Chat stream handles it before, and a subscriber is not a participant.
             CloseReason::Detached | CloseReason::Failed => Self::room_failed(),
             CloseReason::RoomEnded => HubError::RoomEnded.into(),
             CloseReason::FellBehind => Self::new(

@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_as_much_work_as_there_are_streams() {
+    fn settings_are_more_work_the_more_streams_are_open() {
         let (mut meter, streams) = (FrameMeter::new(), &mut OpenStreams::default());
         let settings = frame(SETTINGS, 6);
         assert_eq!(meter.on_read(&settings, streams).unwrap().work, 1);

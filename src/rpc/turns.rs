@@ -35,7 +35,7 @@ const MIN_QUIET_WORK: u32 = 32;
 /// For how long at most a connection stays busy after it has made too much work.
 const MAX_DEBT: Duration = Duration::from_secs(1);
 
-/// How many busy connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
+/// How many busy or new connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
 static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
 
 /// What the turns of all addresses share.
@@ -116,7 +116,7 @@ pub(super) struct Turns {
     is_waiting: bool,
     /// Whether it has not been in line yet. A client may have opened thousands, of which nobody knows whether they will be busy.
     is_new: bool,
-    /// Whether it has made too much work.
+    /// Whether it has made more work than its part.
     is_busy: bool,
     limiter: RateLimiter,
     /// The work that `limiter` has counted.
@@ -159,7 +159,7 @@ impl Turns {
         }
     }
 
-    /// Whether the connection has made much work, so that others may wait for its turns.
+    /// Whether the connection has made more work than its part, so that others may wait for its turns.
     pub(super) const fn is_busy(&self) -> bool {
         self.is_busy
     }

@@ -23,9 +23,9 @@ const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
 /// Such connections of one address may hold this part of the limit for seconds.
 const LASTING_PART: usize = 16;
 
-/// A connection that holds at most this, in bytes, is still read from, however much others hold, but only [`SLOW_READ`] bytes at a time. So
-/// short requests are served whatever others of the address do, and thousands of connections do not exceed the limit by what each reads first: header
-/// fields take up to two hundred times as many bytes as they have.
+/// A connection that holds at most this, in bytes, beside what it keeps until it ends, is still read from, but only [`SLOW_READ`] bytes at a time,
+/// while its address holds more than its share. So short requests are served whatever others of the address do, and thousands of connections do
+/// not exceed the limit by what each reads first: a byte can be a header field, which takes two hundred.
 const MIN_UNREAD: usize = 4 * 1024;
 
 /// How many bytes are read at a time from a connection while others hold too much.
@@ -204,12 +204,12 @@ impl Unread {
         self.receipts.load(Ordering::Relaxed)
     }
 
-    /// How many bytes may be read from the connection at a time. There is no limit if it holds less than its fair share of what its address may
+    /// How many bytes may be read from the connection at a time, 0 if nothing may. There is no limit if it holds less than its fair share of what its address may
     /// hold, nor if it holds at most [`SMALL_UNREAD`] while its address holds no more than it may.
     fn max_read(&self) -> usize {
-        // Nearly always, and all connections share the other counters.
+        // Usually so, and looked at first because all connections share the other counters.
         let is_address_small = self.address.unread.load(Ordering::Relaxed) <= SMALL_UNREAD;
-        if is_address_small || self.exceeds(SMALL_UNREAD.max(self.address_share())).is_none() {
+        if is_address_small || self.exceeds(|share| share.max(SMALL_UNREAD)).is_none() {
             return usize::MAX;
         }
         let held = self.held.lock();
@@ -226,7 +226,7 @@ impl Unread {
     /// nothing was read from it in this time.
     pub(super) fn may_last(&self, is_stuck: bool) -> bool {
         let excess = if self.has_any() {
-            self.exceeds(self.limit / LASTING_PART)
+            self.exceeds(|_| self.limit / LASTING_PART)
         } else {
             None
         };
@@ -249,22 +249,18 @@ impl Unread {
         [&self.total, &self.permanent].map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
-    /// The fair share of the address.
-    fn address_share(&self) -> usize {
-        let [address, all] = [&self.address.unread, &self.all].map(|bytes| bytes.load(Ordering::Relaxed));
-        fair_share(self.limit, all, address)
-    }
-
-    /// What the connection exceeds. One that holds little exceeds nothing until its address holds more than `most_of_address`.
-    fn exceeds(&self, most_of_address: usize) -> Option<Excess> {
+    /// What the connection exceeds. One that holds little exceeds nothing until its address holds more than `most_of_address`, given the fair
+    /// share of the address.
+    fn exceeds(&self, most_of_address: impl FnOnce(usize) -> usize) -> Option<Excess> {
         let [own, permanent] = self.own();
-        let address = self.address.unread.load(Ordering::Relaxed);
-        if own < fair_share(self.address_share(), address, own) {
+        let [address, all] = [&self.address.unread, &self.all].map(|bytes| bytes.load(Ordering::Relaxed));
+        let address_share = fair_share(self.limit, all, address);
+        if own < fair_share(address_share, address, own) {
             None
         } else if own.saturating_sub(permanent) > SMALL_UNREAD {
             Some(Excess::Own)
         } else {
-            (address > most_of_address).then_some(Excess::Address)
+            (address > most_of_address(address_share)).then_some(Excess::Address)
         }
     }
 
@@ -451,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_holds_almost_nothing_is_read_from_slowly_while_others_of_the_address_hold_too_much() {
+    fn whoever_holds_little_is_read_from_slowly_while_others_of_the_address_hold_too_much() {
         let limits = BudgetLimits::default();
         let server = server(limits);
         let address = [192, 0, 2, 1];

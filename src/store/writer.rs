@@ -74,7 +74,7 @@ impl Completions {
     /// Sends one result, and the others with it.
     fn send(mut self) {
         if let Some((first, result)) = self.0.pop() {
-            send(first, result, self);
+            send_result(first, result, self);
         }
     }
 }
@@ -82,13 +82,13 @@ impl Completions {
 impl Drop for Completions {
     fn drop(&mut self) {
         for (done, result) in self.0.drain(..) {
-            send(done, result, Self::default());
+            send_result(done, result, Self::default());
         }
     }
 }
 
 /// If the future was dropped, so are `others`, here.
-fn send(done: oneshot::Sender<Completion>, result: Result<(), StoreError>, others: Completions) {
+fn send_result(done: oneshot::Sender<Completion>, result: Result<(), StoreError>, others: Completions) {
     let completion = Completion {
         result,
         _others: others,
@@ -138,7 +138,9 @@ impl Writer {
                 };
                 queue.send(queued).ok();
             }
-            result.await.map_or(Err(StoreError::Failed), |done| done.result)
+            result
+                .await
+                .map_or(Err(StoreError::Failed), |completion| completion.result)
         })
     }
 
