@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::address_budgets::{AddressBudgets, Addresses, fair_share};
 use super::byte_budget::{ByteBudget, Reservation};
@@ -433,22 +434,20 @@ impl ConnectionBudgets {
         }
     }
 
-    /// Waits until this connection's turn to read from the store. It may read until the permits are dropped.
-    pub(super) async fn start_query(&self) -> [Option<OwnedSemaphorePermit>; 3] {
+    /// Waits until this connection's turn to read from the store. It may read until the permits are dropped. To be called within
+    /// [`run_query`].
+    pub(super) async fn start_query(&self) -> QueryPermits {
         self.acquire([&self.own_queries, &self.address.queries, &self.all_queries])
             .await
     }
 
     /// As [`Self::start_query`], but to ask a room. Other addresses do not wait for it, because it takes as long as the room is busy.
-    pub(super) async fn start_room_query(&self) -> [Option<OwnedSemaphorePermit>; 2] {
+    pub(super) async fn start_room_query(&self) -> QueryPermits {
         self.acquire([&self.own_queries, &self.address.queries]).await
     }
 
     /// Acquires a permit of each in turn.
-    async fn acquire<const N: usize>(
-        &self,
-        queries: [&Arc<Semaphore>; N],
-    ) -> [Option<OwnedSemaphorePermit>; N] {
+    async fn acquire<const N: usize>(&self, queries: [&Arc<Semaphore>; N]) -> QueryPermits {
         if queries.iter().any(|queries| queries.available_permits() == 0) {
             self.address.throttling.report(Throttle::Queries);
         }
@@ -457,7 +456,7 @@ impl ConnectionBudgets {
             // An error would mean that the semaphore is closed, which it never is.
             *permit = Arc::clone(queries).acquire_owned().await.ok();
         }
-        permits
+        QueryPermits(Arc::new(permits))
     }
 
     /// The permits that the readers of this address share.
@@ -472,12 +471,29 @@ impl ConnectionBudgets {
     /// # Errors
     ///
     /// The hub is draining or has failed.
-    pub(super) async fn load_room(&self, hub: &Arc<Hub>, room: &RoomName) -> Result<(), HubError> {
-        if hub.needs_loading(room) {
-            hub.load(room, self.start_query().await)?;
+    pub(super) async fn load_room(self: &Arc<Self>, hub: &Arc<Hub>, room: &RoomName) -> Result<(), HubError> {
+        if !hub.needs_loading(room) {
+            return Ok(());
         }
-        Ok(())
+        let (budgets, hub, room) = (Arc::clone(self), Arc::clone(hub), room.clone());
+        run_query(async move { hub.load(&room, budgets.start_query().await) }).await?
     }
+}
+
+/// The permits of a query, which are given back with the last clone.
+#[derive(Clone)]
+pub(super) struct QueryPermits(#[expect(dead_code, reason = "held")] Arc<[Option<OwnedSemaphorePermit>]>);
+
+/// Runs a query in a task of its own, which ends with the returned future. A busy connection waits for its turn before anything else of it runs,
+/// and what the query holds, its permits and its result, would wait with it.
+///
+/// # Errors
+///
+/// The query has panicked, or the runtime is shutting down.
+pub(super) async fn run_query<T: Send + 'static>(
+    query: impl Future<Output = T> + Send + 'static,
+) -> Result<T, HubError> {
+    Ok(AbortOnDropHandle::new(tokio::spawn(query)).await?)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::connection_budgets::{ConnectionBudgets, ConnectionInfo};
+use super::connection_budgets::{ConnectionBudgets, ConnectionInfo, QueryPermits, run_query};
 use super::convert::{client_name, first_sequence, message_id, origin, room_name};
 use super::error::RpcError;
 use super::moderation::{self, Decision};
@@ -67,6 +67,13 @@ fn invalid_page_token() -> RpcError {
     )
 }
 
+/// The response to a query, which keeps its permits until it is encoded.
+fn query_response<T>(message: T, permits: QueryPermits) -> Response<T> {
+    let mut response = Response::new(message);
+    response.extensions_mut().insert(permits);
+    response
+}
+
 /// Decodes the messages of a page of a log.
 fn decode_messages(framed: Bytes) -> Vec<ServerMessage> {
     frames(framed).filter_map(|frame| read_message(&frame)).collect()
@@ -79,8 +86,8 @@ impl UnaryService {
         Self { hub, rates, observer }
     }
 
-    fn respond<T>(&self, result: Result<T, RpcError>) -> Result<Response<T>, Status> {
-        result.map(Response::new).map_err(|error| {
+    fn respond<T>(&self, result: Result<impl Into<Response<T>>, RpcError>) -> Result<Response<T>, Status> {
+        result.map(Into::into).map_err(|error| {
             error.report(&*self.observer);
             error.to_status()
         })
@@ -141,11 +148,15 @@ impl UnaryService {
         room: RoomName,
         sequence: Sequence,
         message_id: String,
-        budgets: &ConnectionBudgets,
+        budgets: &Arc<ConnectionBudgets>,
     ) -> Result<ServerMessage, RpcError> {
-        let permits = budgets.start_query().await;
-        let range = HistoryRange::Before(sequence.next());
-        let history = self.hub.history(room, range, 1, MAX_PAGE_BYTES, permits).await?;
+        let (hub, budgets) = (Arc::clone(&self.hub), Arc::clone(budgets));
+        let query = async move {
+            let range = HistoryRange::Before(sequence.next());
+            let permits = budgets.start_query().await;
+            hub.history(room, range, 1, MAX_PAGE_BYTES, permits).await
+        };
+        let history = run_query(query).await??;
         let retained = decode_messages(history.page.bytes)
             .pop()
             .filter(|message| message.sequence == sequence.get());
@@ -161,7 +172,7 @@ impl UnaryService {
         &self,
         request: GetHistoryRequest,
         connection: &ConnectionInfo,
-    ) -> Result<GetHistoryResponse, RpcError> {
+    ) -> Result<Response<GetHistoryResponse>, RpcError> {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Read, &room)?;
         let range = match request.page {
@@ -173,21 +184,22 @@ impl UnaryService {
         let permits = connection.budgets.start_query().await;
         let history = self
             .hub
-            .history(room, range, limit, MAX_PAGE_BYTES, permits)
+            .history(room, range, limit, MAX_PAGE_BYTES, permits.clone())
             .await?;
-        Ok(GetHistoryResponse {
+        let response = GetHistoryResponse {
             messages: decode_messages(history.page.bytes),
             epoch: history.epoch.get(),
             first_sequence: first_sequence(history.bounds),
             last_sequence: history.bounds.last.get(),
-        })
+        };
+        Ok(query_response(response, permits))
     }
 
     async fn list_rooms(
         &self,
         request: ListRoomsRequest,
         connection: ConnectionInfo,
-    ) -> Result<ListRoomsResponse, RpcError> {
+    ) -> Result<Response<ListRoomsResponse>, RpcError> {
         let ConnectionInfo { caller, budgets, .. } = connection;
         caller.check_right(Right::Read)?;
         // The token is the name of the last room of the page before.
@@ -199,7 +211,7 @@ impl UnaryService {
         let permits = budgets.start_query().await;
         // One more than the page has tells whether there is another page.
         let may_read = move |room: &RoomName| caller.check(Right::Read, room).is_ok();
-        let listed = self.hub.list_rooms(after, size + 1, may_read, permits);
+        let listed = self.hub.list_rooms(after, size + 1, may_read, permits.clone());
         let mut summaries = listed.await?;
         let has_more = summaries.len() > size;
         summaries.truncate(size);
@@ -213,17 +225,18 @@ impl UnaryService {
             last_sequence: summary.bounds.last.get(),
             timestamp: summary.time,
         });
-        Ok(ListRoomsResponse {
+        let response = ListRoomsResponse {
             rooms: rooms.collect(),
             next_page_token,
-        })
+        };
+        Ok(query_response(response, permits))
     }
 
     async fn list_participants(
         &self,
         request: ListParticipantsRequest,
         connection: &ConnectionInfo,
-    ) -> Result<ListParticipantsResponse, RpcError> {
+    ) -> Result<Response<ListParticipantsResponse>, RpcError> {
         // The token is the id of the last participant of the page before.
         let after = match request.page_token.as_str() {
             "" => None,
@@ -236,7 +249,7 @@ impl UnaryService {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Read, &room)?;
         connection.budgets.load_room(&self.hub, &room).await?;
-        let _permits = connection.budgets.start_room_query().await;
+        let permits = connection.budgets.start_room_query().await;
         // One more than the page has tells whether there is another page.
         let mut info = self.hub.room_info(&room, after, size + 1).await?;
         let has_more = info.participants.len() > size;
@@ -253,12 +266,13 @@ impl UnaryService {
                 connected: entry.is_connected,
             })
             .collect();
-        Ok(ListParticipantsResponse {
+        let response = ListParticipantsResponse {
             participants,
             sequence: info.sequence.get(),
             timestamp: info.time.get(),
             next_page_token,
-        })
+        };
+        Ok(query_response(response, permits))
     }
 
     async fn moderate(
@@ -306,16 +320,17 @@ impl UnaryService {
         &self,
         request: ListBansRequest,
         connection: &ConnectionInfo,
-    ) -> Result<ListBansResponse, RpcError> {
+    ) -> Result<Response<ListBansResponse>, RpcError> {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Moderate, &room)?;
         connection.budgets.load_room(&self.hub, &room).await?;
-        let _permits = connection.budgets.start_room_query().await;
+        let permits = connection.budgets.start_room_query().await;
         let info = self.hub.room_info(&room, None, 0).await?;
-        Ok(ListBansResponse {
+        let response = ListBansResponse {
             bans: info.bans.into_iter().map(Into::into).collect(),
             closed: info.is_closed,
-        })
+        };
+        Ok(query_response(response, permits))
     }
 }
 

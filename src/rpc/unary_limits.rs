@@ -17,7 +17,9 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::byte_budget::Reservation;
-use super::connection_budgets::{ConnectionBudgets, ReadingRequest, ReflectionPermits};
+use super::connection_budgets::{
+    ConnectionBudgets, QueryPermits, ReadingRequest, ReflectionPermits, run_query,
+};
 use super::error::RpcError;
 use super::framing::{HEADER_LEN, PARTIAL_TIMEOUT, payload_len, too_slow};
 use super::observer::Observer;
@@ -145,7 +147,7 @@ where
                         })
                     }
                     MethodKind::Command => respond_to_command(response, &budgets).await,
-                    MethodKind::Query => respond_to_query(response, &budgets).await,
+                    MethodKind::Query => run_query(respond_to_query(response, Arc::clone(&budgets))).await?,
                 }
             };
             let stream = cancel.map(CancellationToken::drop_guard).zip(permits);
@@ -185,12 +187,14 @@ async fn respond_to_command(
 
 async fn respond_to_query(
     response: impl Future<Output = CallResult>,
-    budgets: &ConnectionBudgets,
+    budgets: Arc<ConnectionBudgets>,
 ) -> Result<Response<Body>, RpcError> {
     // Does not begin what cannot be answered.
     let reservation = budgets.responses.try_reserve(1);
     let mut reservation = reservation.ok_or_else(budget_exceeded)?;
     let Ok(mut response) = response.await;
+    // Dropped when the memory of the response is reserved.
+    let _permits = response.extensions_mut().remove::<QueryPermits>();
     if let Some(first) = first_frame(&mut response).await {
         if !reservation.try_resize(data_len(&first)) {
             return Err(budget_exceeded());
@@ -401,9 +405,14 @@ impl HttpBody for RequestBody {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt as _;
     use tokio::sync::mpsc;
+    use tokio::time::timeout;
     use tower::service_fn;
 
+    use super::super::connection_budgets::{BudgetLimits, ServerBudgets};
     use super::*;
     use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
@@ -443,6 +452,51 @@ mod tests {
             let trailers = frame.unwrap().unwrap().into_trailers().unwrap();
             assert_eq!(trailers["grpc-status"], "11", "{method}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_query_holds_permits_and_memory_only_while_it_runs_although_its_connection_waits_for_a_turn() {
+        const PAGE: &[u8] = &[0; 1000];
+        let server = ServerBudgets::new(
+            BudgetLimits {
+                queries: 1,
+                responses: 4 * PAGE.len(),
+                ..BudgetLimits::default()
+            },
+            10,
+        );
+        let reading = service_fn(|request: Request<Body>| async move {
+            let permits = ConnectionBudgets::of(request.extensions()).start_query().await;
+            let page: fn() -> _ = || Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(PAGE)))));
+            let mut response = Response::new(Body::new(Repeated(page)));
+            response.extensions_mut().insert(permits);
+            Ok(response)
+        });
+        let mut limits = limits(reading);
+        let mut call = || {
+            let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+            let request = Request::builder().uri("/itu.chitchat.ChatService/GetHistory");
+            let request = request.extension(connection).body(Body::empty());
+            limits.call(request.unwrap())
+        };
+        // None of these connections gets another turn.
+        let mut calls = [call(), call(), call()];
+        for call in &mut calls {
+            assert!(call.now_or_never().is_none());
+        }
+        let other = server.connection([127, 0, 0, 2].into());
+        let running = async {
+            while other.responses.try_reserve(PAGE.len() + 1).is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let ran = timeout(Duration::from_secs(10), running).await;
+        ran.expect("the queries run");
+        assert!(other.start_query().now_or_never().is_some());
+        let refused = call().await.unwrap();
+        assert_eq!(refused.headers()["grpc-status"], "8");
+        drop(calls);
+        assert!(other.responses.try_reserve(3 * PAGE.len()).is_some());
     }
 
     #[tokio::test(start_paused = true)]
