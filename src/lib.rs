@@ -51,6 +51,8 @@ pub mod reason;
 #[cfg(feature = "server")]
 pub mod rpc;
 #[cfg(feature = "server")]
+mod run_queue;
+#[cfg(feature = "server")]
 pub mod signals;
 #[cfg(feature = "server")]
 pub mod store;

@@ -18,6 +18,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chitchat::config::raise_fd_limit;
 use chitchat::proto::chat_service_client::ChatServiceClient;
 use chitchat::proto::{
     GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ResumePoint, SendMessageRequest,
@@ -48,6 +49,12 @@ const MAX_GROWTH: u64 = MAX_MEMORY / 4;
 /// How often an attack and its control are measured, by turns: a disk may be several times slower a minute later.
 const LATENCY_ROUNDS: u32 = 4;
 
+/// How many files and sockets this process may open.
+static MAX_FILES: LazyLock<usize> = LazyLock::new(|| {
+    let limit = raise_fd_limit().and_then(|limit| usize::try_from(limit).ok());
+    limit.unwrap_or(usize::MAX)
+});
+
 const CONTINUATION: u8 = 9;
 
 /// A window for what follows a JOIN and some messages, in bytes.
@@ -66,6 +73,19 @@ struct Attack {
     payloads: usize,
     /// The next bytes.
     payload: fn(&mut Attacker) -> Vec<u8>,
+}
+
+impl Attack {
+    /// How many connections at a time, two attacks being as many as the operating system allows.
+    fn connections(&self) -> usize {
+        let limit = *MAX_FILES / 4;
+        self.connections.min(limit)
+    }
+
+    /// How long each attacker waits before it sends again. Thousands of them would otherwise keep the machine busy themselves.
+    const fn pause(&self) -> Duration {
+        Duration::from_millis(if self.connections > 1_000 { 100 } else { 2 })
+    }
 }
 
 /// The state of one connection.
@@ -473,6 +493,35 @@ static ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "crowds of connections in two rooms",
+        connections: 3_000,
+        window: 1 << 30,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+                return [
+                    window,
+                    attacker.join("milk".into()),
+                    attacker.join("sugar".into()),
+                ]
+                .concat();
+            }
+            // Some twenty messages per second and room, of all connections together.
+            if attacker.random.random_ratio(749, 750) {
+                return Vec::new();
+            }
+            let message = JoinMsgLeave {
+                msg: attacker.text(100),
+                r#type: 1,
+                timestamp: 1,
+                ..JoinMsgLeave::default()
+            };
+            [3, 5].map(|stream| data(stream, &message)).concat()
+        },
+    },
+    Attack {
         name: "rooms that are flooded once",
         connections: 8,
         window: 1 << 30,
@@ -567,7 +616,7 @@ static ATTACKS: &[Attack] = &[
 
 /// Connects from another address than the clients that chat, as other people would.
 async fn connect(to: SocketAddr, from: u8) -> Option<TcpStream> {
-    let socket = TcpSocket::new_v4().unwrap();
+    let socket = TcpSocket::new_v4().ok()?;
     socket.bind(SocketAddr::from(([127, 0, 0, from], 0))).unwrap();
     timeout(Duration::from_secs(2), socket.connect(to))
         .await
@@ -602,7 +651,7 @@ async fn attack(attack: &'static Attack, server: SocketAddr, seed: u64, until: I
             if attack.reads && matches!(socket.try_read(&mut read), Ok(0)) {
                 break;
             }
-            sleep(Duration::from_millis(2)).await;
+            sleep(attack.pause()).await;
         }
         sleep(Duration::from_millis(10)).await;
     }
@@ -711,7 +760,7 @@ async fn run_attacks(seconds: u64) {
         let until = Instant::now() + per_round;
         let mut attackers = JoinSet::new();
         for kind in pair {
-            for _ in 0..kind.connections {
+            for _ in 0..kind.connections() {
                 attackers.spawn(attack(kind, server.address, random.random(), until));
             }
         }
@@ -917,7 +966,7 @@ async fn latency_during_attacks_and_beside_as_much_other_work() {
         for round in 0..LATENCY_ROUNDS {
             let until = soon();
             let mut attackers = JoinSet::new();
-            for seed in 0..kind.connections as u64 {
+            for seed in 0..kind.connections() as u64 {
                 attackers.spawn(attack(kind, server.address, seed << 8 | u64::from(round), until));
             }
             let attacked = Arc::new(measure(&server, until));

@@ -20,6 +20,7 @@ const LAYERS: [&[&str]; 7] = [
         "proto",
         "rate_limiter",
         "regular_file",
+        "run_queue",
         "spare_capacity",
         "tls",
         "wall_clock",

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use chitchat::domain::{Origin, Sequence};
-use chitchat::hub::{Cursor, FairBudget, Feed, FeedItem, HubOptions};
+use chitchat::hub::{Cursor, FairBudget, Feed, FeedItem, HubOptions, WakeQueue};
 use chitchat::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
@@ -26,7 +26,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             )),
             &Arc::new(FairBudget::new(usize::MAX)),
         );
-        let mut woken = Vec::new();
+        let mut woken = WakeQueue::default();
         let mut cursors: Vec<Cursor> = {
             let mut publication = feed.publish(bytes::Bytes::new(), &mut woken);
             (0..readers)
@@ -41,6 +41,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
                 let mut publication = feed.publish(bytes.clone(), &mut woken);
                 publication.push_run(lengths.iter().sum(), events, Instant::now());
                 drop(publication);
+                woken.wake(readers);
                 for cursor in &mut cursors {
                     let item = cursor.poll_next(&context);
                     assert!(matches!(item, Poll::Ready(FeedItem::Events(_))), "{item:?}");

@@ -8,6 +8,7 @@ use super::observer::Observer;
 use super::read_permits::ReadPermits;
 use super::replication::Replication;
 use super::session_token::SessionTokens;
+use super::wake_queue::WakePermits;
 use crate::store::Store;
 
 /// What all rooms of a hub share. Cheap to clone.
@@ -17,6 +18,7 @@ pub(super) struct HubContext {
     pub(super) store: Arc<dyn Store>,
     pub(super) tokens: SessionTokens,
     pub(super) read_permits: ReadPermits,
+    pub(super) wake_permits: Arc<WakePermits>,
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
     pub(super) feed_bytes: Arc<FairBudget>,

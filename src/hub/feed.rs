@@ -40,6 +40,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::observer::{FanOut, Observer};
+use super::wake_queue::WakeQueue;
 use crate::domain::{BanTarget, Origin, Rejection, Sequence};
 use crate::spare_capacity::reduced_capacity;
 
@@ -203,8 +204,8 @@ impl Feed {
     }
 
     /// Starts to publish `bytes`, the events of one batch. [`Publication::push_run`] adds them run by run. No subscriber sees
-    /// any of them before the publication is dropped.
-    pub fn publish<'a>(self: &'a Arc<Self>, bytes: Bytes, woken: &'a mut Vec<Waker>) -> Publication<'a> {
+    /// any of them before the publication is dropped. `woken` then has those that must be woken.
+    pub fn publish<'a>(self: &'a Arc<Self>, bytes: Bytes, woken: &'a mut WakeQueue) -> Publication<'a> {
         let mut state = self.state.lock();
         if !bytes.is_empty() {
             state.append(bytes);
@@ -384,12 +385,12 @@ impl State {
     }
 }
 
-/// A batch that is being published. The feed is locked, and no subscriber is woken, until it is dropped.
+/// A batch that is being published. The feed is locked until it is dropped.
 pub struct Publication<'a> {
     feed: &'a Arc<Feed>,
     /// `None` only while it is being dropped.
     state: Option<MutexGuard<'a, State>>,
-    woken: &'a mut Vec<Waker>,
+    woken: &'a mut WakeQueue,
     has_grown: bool,
 }
 
@@ -500,7 +501,7 @@ impl Publication<'_> {
 
     fn wake(&mut self, cursor: CursorKey) {
         let waker = self.state().unpark(cursor);
-        self.woken.extend(waker);
+        self.woken.push(waker);
     }
 }
 
@@ -517,16 +518,12 @@ impl Drop for Publication<'_> {
             for cursor in state.parked.drain(..) {
                 let slot = slot(&mut state.cursors, cursor);
                 slot.parked = None;
-                self.woken.extend(slot.waker.take());
+                self.woken.push(slot.waker.take());
             }
         }
         self.feed.used.set(state.retained());
-        let cursors = state.cursors.len();
+        self.woken.set_readers(state.cursors.len());
         drop(state);
-        self.woken.drain(..).for_each(Waker::wake);
-        if let Some(capacity) = reduced_capacity(cursors, self.woken.capacity()) {
-            self.woken.shrink_to(capacity);
-        }
         self.feed.used.enforce();
     }
 }

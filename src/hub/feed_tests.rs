@@ -61,13 +61,13 @@ fn cx() -> Context<'static> {
 }
 
 fn publish(feed: &Arc<Feed>, bytes: &'static [u8]) {
-    let mut woken = Vec::new();
+    let mut woken = WakeQueue::default();
     feed.publish(Bytes::from_static(bytes), &mut woken)
         .push_run(bytes.len(), 1, Instant::now());
 }
 
 fn subscribe(feed: &Arc<Feed>) -> Cursor {
-    feed.publish(Bytes::new(), &mut Vec::new())
+    feed.publish(Bytes::new(), &mut WakeQueue::default())
         .subscribe(Origin::default())
 }
 
@@ -142,7 +142,7 @@ fn a_cursor_with_too_many_notices_closes_and_others_keep_theirs() {
     let mut feeds = feeds_of_one_budget();
     let notify = |feed: &Arc<Feed>, cursor: &Cursor| {
         let notice = Bytes::from_static(&[0; 400]);
-        feed.publish(Bytes::new(), &mut Vec::new())
+        feed.publish(Bytes::new(), &mut WakeQueue::default())
             .notify(cursor.key(), notice);
     };
     let (feed, greedy) = feeds.remove(0);
@@ -173,7 +173,7 @@ fn nobody_loses_events_because_of_the_notices_of_another() {
     let (mut slow, mut greedy) = (subscribe(&feed), subscribe(&feed));
     publish(&feed, b"0123456789");
     for _ in 0..100 {
-        feed.publish(Bytes::new(), &mut Vec::new())
+        feed.publish(Bytes::new(), &mut WakeQueue::default())
             .notify(greedy.key(), Bytes::from_static(&[0; 400]));
     }
     feed.shrink(retained(&feed) * 3 / 4);
@@ -213,7 +213,7 @@ fn cursors_that_keep_up_share_the_memory_of_the_batch() {
 #[test]
 fn cursors_that_are_gone_take_no_memory() {
     let (feed, _) = new_feed();
-    let mut woken = Vec::new();
+    let mut woken = WakeQueue::default();
     let mut cursors: Vec<_> = (0..5_000).map(|_| subscribe(&feed)).collect();
     for cursor in &mut cursors {
         assert_eq!(cursor.poll_next(&cx()), Poll::Pending);
@@ -224,11 +224,7 @@ fn cursors_that_are_gone_take_no_memory() {
     feed.publish(Bytes::from_static(b"y"), &mut woken)
         .push_run(1, 1, Instant::now());
     let state = feed.state.lock();
-    let capacities = [
-        state.cursors.capacity(),
-        state.parked.capacity(),
-        woken.capacity(),
-    ];
+    let capacities = [state.cursors.capacity(), state.parked.capacity()];
     assert!(
         capacities.iter().all(|capacity| *capacity < 200),
         "{capacities:?}"
@@ -348,7 +344,7 @@ proptest! {
                     let count: usize = steps.iter().map(|step| if let Step::Run(n) = step { usize::from(*n) } else { 0 }).sum();
                     let first = next;
                     let bytes: Vec<u8> = (0..count).map(|i| first.wrapping_add(i.to_le_bytes()[0])).collect();
-                    let mut woken = Vec::new();
+                    let mut woken = WakeQueue::default();
                     let mut subscribed = Vec::new();
                     let mut publication = feed.publish(Bytes::from(bytes), &mut woken);
                     for step in steps {

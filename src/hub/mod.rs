@@ -65,6 +65,7 @@ mod room_sessions;
 mod session_token;
 mod snapshot_schedule;
 mod submissions;
+mod wake_queue;
 
 use std::any::Any;
 use std::future::poll_fn;
@@ -106,6 +107,7 @@ pub(crate) use request::{PostOutcome, RequestMeta, RoomInfo, StartPosition};
 pub(crate) use restored_room::{RestoredRoom, recover_for_import};
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use session_token::fuzz_tokens;
+pub use wake_queue::WakeQueue;
 
 /// How often unused rooms are looked for.
 const DELETE_INTERVAL: Duration = Duration::from_secs(30);
@@ -184,6 +186,7 @@ impl Hub {
                 store,
                 tokens: SessionTokens::new(secret),
                 read_permits: ReadPermits::of_all(options.budgets.feeds),
+                wake_permits: Arc::default(),
                 observer,
                 feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
                 message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),

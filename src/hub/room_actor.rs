@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
-use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,10 +28,12 @@ use super::replication::{OrderedCommand, OrderedItem, OrderedQueue, Replication}
 use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
+use super::wake_queue::{GROUP, WakeQueue};
 use crate::domain::{
     Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Room, RoomName, Sequence, WallTime,
 };
 use crate::failpoint;
+use crate::run_queue::requeue;
 use crate::spare_capacity::SpareCapacity as _;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 use crate::wall_clock::wall_time;
@@ -83,7 +84,7 @@ impl PollBudget {
         };
         if self.messages < cost {
             *self = Self::default();
-            tokio::task::yield_now().await;
+            requeue().await;
         }
         self.messages -= cost;
     }
@@ -100,8 +101,8 @@ pub(super) struct RoomActor {
     cursors: HashMap<Attachment, CursorKey>,
     snapshots: SnapshotSchedule,
     message_ids: Arc<MessageIdUse>,
-    /// Reused by each publication.
-    woken: Vec<Waker>,
+    /// Those that the latest publication concerns.
+    woken: WakeQueue,
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
     /// wait to be idle.
     recovery_permit: Option<OwnedSemaphorePermit>,
@@ -173,7 +174,7 @@ impl RoomActor {
             context,
             handle,
             cursors: HashMap::new(),
-            woken: Vec::new(),
+            woken: WakeQueue::default(),
             recovery_permit,
             end_proposals: EndProposals::new(Instant::now()),
         }
@@ -248,7 +249,7 @@ impl RoomActor {
                 return Ok(());
             }
             // Subscribers that were woken run before the mailbox is drained again. It fills meanwhile.
-            tokio::task::yield_now().await;
+            requeue().await;
         }
     }
 
@@ -490,7 +491,7 @@ impl RoomActor {
         self.sessions.room()
     }
 
-    /// Stores the decisions of this iteration, then publishes them.
+    /// Stores the decisions of this iteration, publishes them and wakes the readers.
     async fn store_and_publish(&mut self) -> Result<(), StoreError> {
         let mut chunks = self.sessions.take_batch();
         if chunks.is_empty() {
@@ -506,9 +507,11 @@ impl RoomActor {
             .publish_stats(self.room().time(), self.room().participants().len());
         for mut chunk in chunks {
             chunk.inject_faults();
-            self.publish(chunk);
+            let answers = self.publish(chunk);
+            self.answer_all(answers).await;
             failpoint::hit("after-publish");
         }
+        self.woken.wake_all(&self.context.wake_permits).await;
         Ok(())
     }
 
@@ -614,8 +617,8 @@ impl RoomActor {
         self.context.store.append(self.log, append).await
     }
 
-    /// Publishes a durable chunk to the feed, then answers the requests that it contains.
-    fn publish(&mut self, chunk: Chunk) {
+    /// Publishes a durable chunk to the feed. Returns the answers to the requests that it contains.
+    fn publish(&mut self, chunk: Chunk) -> Vec<Answer> {
         let Chunk {
             bytes,
             effects,
@@ -635,8 +638,19 @@ impl RoomActor {
                 trace.published(started_at, fan_out);
             }
         }
-        for answer in answers {
-            self.answer(answer);
+        answers
+    }
+
+    /// Sends the answers, each of which wakes its caller. Thousands may have joined at once, so it yields meanwhile.
+    async fn answer_all(&self, answers: Vec<Answer>) {
+        let mut answers = answers.into_iter().peekable();
+        while answers.peek().is_some() {
+            for answer in answers.by_ref().take(GROUP) {
+                self.answer(answer);
+            }
+            if answers.peek().is_some() {
+                requeue().await;
+            }
         }
     }
 

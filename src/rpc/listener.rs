@@ -28,10 +28,14 @@ use super::server_tls::ServerTls;
 use super::transport::{Accepted, Handshakes, Transport};
 use crate::rate_limiter::Rate;
 use crate::reason::Reason;
+use crate::run_queue::requeue;
 
 /// Length of the accept queue; Linux caps it at `net.core.somaxconn`. When the queue is full, Linux ignores new connections,
 /// and the client's kernel retries after a second.
 const BACKLOG: u32 = 4_096;
+
+/// How many connections are accepted before everything that is to run has its turn.
+const ACCEPTS: u32 = 8;
 
 /// How many connections beyond the limit are served an error at the same time. Further ones are closed without one.
 const MAX_REJECTING: usize = 16;
@@ -158,7 +162,13 @@ impl Listener {
         let abort = abort.child_token();
         let _guard = abort.clone().drop_guard();
         let mut headers = JoinSet::new();
+        let mut accepted = 0_u32;
         while let Some((stream, peer)) = self.accept(&draining, &mut headers).await {
+            // Thousands may begin at once.
+            accepted = accepted.wrapping_add(1);
+            if accepted.is_multiple_of(ACCEPTS) {
+                requeue().await;
+            }
             // Disables Nagle's algorithm, so that short messages do not wait for acknowledgements. Failure only costs latency.
             stream.set_nodelay(true).ok();
             let budgets = self.budgets.connection(peer.ip());

@@ -19,6 +19,7 @@ use super::linger::linger;
 use super::observer::Observer;
 use super::tls_connection::{TlsConnection, TlsSocket, end_handshake};
 use crate::file_watcher::FileWatcher;
+use crate::run_queue::requeue;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
 
 /// How many handshakes are computed in one turn of the scheduler. Signing takes up to a millisecond. When all clients reconnect
@@ -199,7 +200,7 @@ impl ServerTls {
         let computing = self.computing.acquire().await;
         let config = Arc::clone(&self.config.read());
         let handshake = start.into_stream(config);
-        tokio::task::yield_now().await;
+        requeue().await;
         drop((computing, of_address));
         match handshake.into_fallible().await {
             Ok(mut connection) => {

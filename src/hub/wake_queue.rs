@@ -1,0 +1,166 @@
+//! The readers of a room that have something to read, and are woken some at a time.
+//!
+//! The runtime runs tasks in the order in which they are woken, and a reader takes some ten microseconds, most of them for the write to
+//! its socket. If an event woke thousands of readers at once, everybody else would wait until all of them had run. So a room wakes a group,
+//! and the next one when those have run, and all rooms together wake only some groups at a time.
+
+use std::collections::VecDeque;
+use std::sync::LazyLock;
+use std::task::Waker;
+use std::thread::available_parallelism;
+
+use tokio::sync::Semaphore;
+
+use crate::run_queue::requeue;
+use crate::spare_capacity::reduced_capacity;
+
+/// How many tasks a room wakes at a time. A room with fewer never waits for others.
+pub(super) const GROUP: usize = 32;
+
+/// How many further groups all rooms together wake at a time: enough to occupy the machine. Finding it out takes some system calls.
+static GROUPS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
+
+/// Permits to wake the second group of a publication and the following ones, which all rooms share.
+#[derive(Debug)]
+pub(super) struct WakePermits(Semaphore);
+
+impl Default for WakePermits {
+    fn default() -> Self {
+        Self(Semaphore::new(*GROUPS))
+    }
+}
+
+/// The readers that a room has to wake. They are woken when it is dropped, too.
+#[derive(Debug, Default)]
+pub struct WakeQueue {
+    wakers: VecDeque<Waker>,
+    /// How many readers the room has.
+    readers: usize,
+}
+
+impl WakeQueue {
+    pub(super) fn push(&mut self, reader: Option<Waker>) {
+        self.wakers.extend(reader);
+    }
+
+    /// Sets how many readers the room has, so that the queue does not stay as large as it was with more of them.
+    pub(super) const fn set_readers(&mut self, readers: usize) {
+        self.readers = readers;
+    }
+
+    /// Wakes all of them, in groups.
+    ///
+    /// Cancellation safe: those that are left stay in the queue.
+    pub(super) async fn wake_all(&mut self, permits: &WakePermits) {
+        self.wake(GROUP);
+        while !self.wakers.is_empty() {
+            // An error would mean that the semaphore is closed, which it never is.
+            let permit = permits.0.acquire().await;
+            self.wake(GROUP);
+            requeue().await;
+            drop(permit);
+        }
+    }
+
+    /// Wakes the first `count`, or all if there are fewer.
+    pub fn wake(&mut self, count: usize) {
+        let count = count.min(self.wakers.len());
+        self.wakers.drain(..count).for_each(Waker::wake);
+        if self.wakers.is_empty()
+            && let Some(capacity) = reduced_capacity(self.readers, self.wakers.capacity())
+        {
+            self.wakers.shrink_to(capacity);
+        }
+    }
+}
+
+impl Drop for WakeQueue {
+    fn drop(&mut self) {
+        self.wake(usize::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn queue(len: usize) -> (WakeQueue, Arc<Count>) {
+        let count = Arc::<Count>::default();
+        let mut queue = WakeQueue::default();
+        queue.set_readers(len);
+        (0..len).for_each(|_| queue.push(Some(Arc::clone(&count).into())));
+        (queue, count)
+    }
+
+    #[tokio::test]
+    async fn others_run_between_groups_of_readers() {
+        let (mut queue, woken) = queue(10 * GROUP);
+        let permits = WakePermits::default();
+        let waking = tokio::spawn(async move { queue.wake_all(&permits).await });
+        let mut seen = Vec::new();
+        while !waking.is_finished() {
+            tokio::task::yield_now().await;
+            seen.push(woken.0.load(Ordering::Relaxed));
+        }
+        let steps = seen
+            .iter()
+            .zip(seen.iter().skip(1))
+            .map(|(before, after)| after - before);
+        assert!(steps.clone().all(|step| step <= GROUP), "{seen:?}");
+        assert_eq!(seen.last(), Some(&(10 * GROUP)));
+    }
+
+    #[test]
+    fn only_the_first_group_of_a_room_does_not_wait_for_those_of_others() {
+        let permits = WakePermits(Semaphore::new(1));
+        let (mut one, _) = queue(3 * GROUP);
+        let (mut other, woken) = queue(2 * GROUP);
+        let mut waking = Box::pin(one.wake_all(&permits));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waking.poll_unpin(&mut cx).is_pending());
+        let mut waiting = Box::pin(other.wake_all(&permits));
+        assert!(waiting.poll_unpin(&mut cx).is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), GROUP);
+        drop(waking);
+        assert!(waiting.poll_unpin(&mut cx).is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2 * GROUP);
+        assert!(waiting.poll_unpin(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn readers_are_woken_although_the_room_ends() {
+        let (mut queue, woken) = queue(3 * GROUP);
+        assert!(
+            queue
+                .wake_all(&WakePermits(Semaphore::new(0)))
+                .now_or_never()
+                .is_none()
+        );
+        assert_eq!(woken.0.load(Ordering::Relaxed), GROUP);
+        drop(queue);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3 * GROUP);
+    }
+
+    #[test]
+    fn the_queue_does_not_stay_larger_than_the_room() {
+        let (mut queue, _) = queue(5_000);
+        queue.set_readers(1);
+        queue.wake(usize::MAX);
+        assert!(queue.wakers.capacity() < 200);
+    }
+}
