@@ -3,9 +3,9 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-/// Continues behind everything that is to run now. After [`yield_now`](tokio::task::yield_now) a task is the next one as soon as the runtime
-/// has looked at the sockets, which it does after some tasks, however many wait: one that always yields so and wakes others each time fills
-/// the queue.
+/// Yields, and goes to the back of the worker's queue. [`yield_now`](tokio::task::yield_now) defers the wake-up only until the next poll of the
+/// I/O driver, which happens every few tasks however long the queue is: a task that wakes others each time it runs would make it longer and
+/// longer.
 pub(crate) async fn requeue() {
     let mut has_run = false;
     poll_fn(|cx| {
@@ -26,16 +26,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everything_that_is_to_run_runs_before_the_task_continues() {
+    async fn what_was_woken_before_runs_before_the_task_continues() {
         let ran = Arc::<AtomicUsize>::default();
-        for _ in 0..1_000 {
-            let ran = Arc::clone(&ran);
-            tokio::spawn(async move { ran.fetch_add(1, Ordering::Relaxed) });
-        }
-        let counted = Arc::clone(&ran);
         let requeued = tokio::spawn(async move {
+            for _ in 0..1_000 {
+                let ran = Arc::clone(&ran);
+                tokio::spawn(async move { ran.fetch_add(1, Ordering::Relaxed) });
+            }
             requeue().await;
-            counted.load(Ordering::Relaxed)
+            ran.load(Ordering::Relaxed)
         });
         assert_eq!(requeued.await.unwrap(), 1_000);
     }

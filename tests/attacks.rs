@@ -76,15 +76,15 @@ struct Attack {
 }
 
 impl Attack {
-    /// How many connections at a time, two attacks being as many as the operating system allows.
+    /// How many connections at a time: two attacks take half of the sockets that the operating system allows.
     fn connections(&self) -> usize {
         let limit = *MAX_FILES / 4;
         self.connections.min(limit)
     }
 
     /// How long each attacker waits before it sends again. Thousands of them would otherwise keep the machine busy themselves.
-    const fn pause(&self) -> Duration {
-        Duration::from_millis(if self.connections > 1_000 { 100 } else { 2 })
+    fn pause(&self) -> Duration {
+        Duration::from_millis(if self.connections() > 1_000 { 100 } else { 2 })
     }
 }
 
@@ -508,7 +508,7 @@ static ATTACKS: &[Attack] = &[
                 ]
                 .concat();
             }
-            // Some twenty messages per second and room, of all connections together.
+            // Some forty messages per second and room, of all connections together.
             if attacker.random.random_ratio(749, 750) {
                 return Vec::new();
             }

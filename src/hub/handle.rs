@@ -38,10 +38,10 @@ pub(super) enum RequestCost {
     Join,
     /// Computes the skeletons of a name.
     Post,
-    /// Passes through the participants, as queries and the decisions of moderators do.
+    /// May iterate over the participants.
     Roster,
-    /// About as little as a message.
-    Little,
+    /// Takes constant time, as a message does.
+    Constant,
 }
 
 impl RequestCost {
@@ -50,7 +50,7 @@ impl RequestCost {
             Command::Join(_) => Self::Join,
             Command::Post(_) => Self::Post,
             Command::Moderate(_) => Self::Roster,
-            _ => Self::Little,
+            _ => Self::Constant,
         }
     }
 }
@@ -149,7 +149,7 @@ impl Request {
             Self::Moderate { .. } | Self::Subscribe { .. } | Self::Info { .. } | Self::Close(_) => {
                 RequestCost::Roster
             }
-            Self::Say { .. } | Self::Leave { .. } | Self::Disconnected(_) => RequestCost::Little,
+            Self::Say { .. } | Self::Leave { .. } | Self::Disconnected(_) => RequestCost::Constant,
         }
     }
 
@@ -180,7 +180,7 @@ impl Weight for Envelope {
         let weight = match self.request.cost() {
             RequestCost::Join => JOIN_WEIGHT,
             RequestCost::Post => POST_WEIGHT,
-            RequestCost::Roster | RequestCost::Little => REQUEST_WEIGHT,
+            RequestCost::Roster | RequestCost::Constant => REQUEST_WEIGHT,
         };
         weight + variable
     }

@@ -80,7 +80,7 @@ impl PollBudget {
             RequestCost::Join => JOIN_COST,
             RequestCost::Post => POST_COST,
             RequestCost::Roster => ROSTER_COST,
-            RequestCost::Little => 1,
+            RequestCost::Constant => 1,
         };
         if self.messages < cost {
             *self = Self::default();
@@ -101,7 +101,7 @@ pub(super) struct RoomActor {
     cursors: HashMap<Attachment, CursorKey>,
     snapshots: SnapshotSchedule,
     message_ids: Arc<MessageIdUse>,
-    /// Those that the latest publication concerns.
+    /// The readers to wake after the publications of this iteration.
     woken: WakeQueue,
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
     /// wait to be idle.
@@ -410,6 +410,7 @@ impl RoomActor {
             if self.room().is_gone() {
                 self.store_and_publish().await?;
                 self.close_streams_of_gone();
+                self.woken.wake_all(&self.context.wake_permits).await;
                 // The next command that is accepted begins another room. Until then nobody sees its log.
                 let log = self.context.store.open(&self.handle.name, wall_time())?;
                 self.log = log.id;
@@ -799,7 +800,7 @@ mod tests {
     #[tokio::test]
     async fn a_room_yields_between_many_requests_and_fewer_costly_ones() {
         for (cost, per_turn) in [
-            (RequestCost::Little, POLL_BUDGET),
+            (RequestCost::Constant, POLL_BUDGET),
             (RequestCost::Roster, POLL_BUDGET / ROSTER_COST),
             (RequestCost::Post, POLL_BUDGET / POST_COST),
             (RequestCost::Join, POLL_BUDGET / JOIN_COST),

@@ -34,7 +34,7 @@ use crate::run_queue::requeue;
 /// and the client's kernel retries after a second.
 const BACKLOG: u32 = 4_096;
 
-/// How many connections are accepted before everything that is to run has its turn.
+/// How many connections are accepted before other tasks run. Thousands may begin at once.
 const ACCEPTS: u32 = 8;
 
 /// How many connections beyond the limit are served an error at the same time. Further ones are closed without one.
@@ -164,11 +164,6 @@ impl Listener {
         let mut headers = JoinSet::new();
         let mut accepted = 0_u32;
         while let Some((stream, peer)) = self.accept(&draining, &mut headers).await {
-            // Thousands may begin at once.
-            accepted = accepted.wrapping_add(1);
-            if accepted.is_multiple_of(ACCEPTS) {
-                requeue().await;
-            }
             // Disables Nagle's algorithm, so that short messages do not wait for acknowledgements. Failure only costs latency.
             stream.set_nodelay(true).ok();
             let budgets = self.budgets.connection(peer.ip());
@@ -176,6 +171,10 @@ impl Listener {
                 Ok(permits) => {
                     let service = service.clone();
                     self.spawn((stream, peer), service, budgets, permits, &draining, &abort);
+                    accepted = accepted.wrapping_add(1);
+                    if accepted.is_multiple_of(ACCEPTS) {
+                        requeue().await;
+                    }
                 }
                 Err(limit) => self.reject(stream, peer, limit, budgets, &draining, &abort),
             }

@@ -23,8 +23,8 @@ const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
 /// Such connections of one address may hold this part of the limit for seconds.
 const LASTING_PART: usize = 16;
 
-/// A connection that holds at most this, in bytes, beside what it keeps until it ends, is still read from, but only [`SLOW_READ`] bytes at a time,
-/// while its address holds more than its share. So short requests are served whatever others of the address do, and thousands of connections do
+/// A connection that holds at most this, in bytes, beside what it keeps until it ends, is still read from, but only [`SLOW_READ`] bytes at a
+/// time, while its address holds more than its share. So short requests are served whatever others of the address do, and thousands of connections do
 /// not exceed the limit by what each reads first: a byte can be a header field, which takes two hundred.
 const MIN_UNREAD: usize = 4 * 1024;
 
@@ -204,8 +204,8 @@ impl Unread {
         self.receipts.load(Ordering::Relaxed)
     }
 
-    /// How many bytes may be read from the connection at a time, 0 if nothing may. There is no limit if it holds less than its fair share of what its address may
-    /// hold, nor if it holds at most [`SMALL_UNREAD`] while its address holds no more than it may.
+    /// How many bytes may be read from the connection at a time, 0 if nothing may. There is no limit if it holds less than its fair share of
+    /// what its address may hold, nor if it holds at most [`SMALL_UNREAD`] while its address holds no more than it may.
     fn max_read(&self) -> usize {
         // Usually so, and looked at first because all connections share the other counters.
         let is_address_small = self.address.unread.load(Ordering::Relaxed) <= SMALL_UNREAD;
