@@ -1,7 +1,13 @@
 //! The runtime's queue of tasks.
 
 use std::future::poll_fn;
+use std::sync::LazyLock;
 use std::task::Poll;
+use std::thread::available_parallelism;
+
+/// How many tasks that are always ready keep the machine busy: two per processor. Finding it out takes some system calls.
+pub(crate) static SATURATING_TASKS: LazyLock<usize> =
+    LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
 
 /// Yields, and goes to the back of the worker's queue. [`yield_now`](tokio::task::yield_now) defers the wake-up only until the next poll of the
 /// I/O driver, which happens every few tasks however long the queue is: a task that wakes others each time it runs would make it longer and
@@ -19,11 +25,28 @@ pub(crate) async fn requeue() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
 
     use super::*;
+
+    /// A task that counts how often it was woken.
+    #[derive(Default)]
+    pub(crate) struct CountingTask(AtomicUsize);
+
+    impl CountingTask {
+        pub(crate) fn wake_ups(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    impl Wake for CountingTask {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 
     #[tokio::test]
     async fn what_was_woken_before_runs_before_the_task_continues() {

@@ -78,8 +78,7 @@ struct Attack {
 impl Attack {
     /// How many connections at a time: two attacks take half of the sockets that the operating system allows.
     fn connections(&self) -> usize {
-        let limit = *MAX_FILES / 4;
-        self.connections.min(limit)
+        self.connections.min(*MAX_FILES / 4)
     }
 
     /// How long each attacker waits before it sends again. Thousands of them would otherwise keep the machine busy themselves.
@@ -112,6 +111,16 @@ impl Attacker {
         [call(stream, method), message].concat()
     }
 
+    /// A message of some length.
+    fn message(&mut self) -> JoinMsgLeave {
+        JoinMsgLeave {
+            msg: self.text(100),
+            r#type: 1,
+            timestamp: 1,
+            ..JoinMsgLeave::default()
+        }
+    }
+
     /// A stream that joins a new room and sends thousands of messages like this one.
     fn flood_room(&mut self, message: &JoinMsgLeave) -> Vec<u8> {
         let room = self.text(20);
@@ -140,6 +149,11 @@ impl Attacker {
         };
         [call(stream, "Chat"), data(stream, &join)].concat()
     }
+}
+
+/// Lets the server send as much as it has on all streams together.
+fn open_window() -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())
 }
 
 fn repeated(count: usize, frame: &[u8]) -> Vec<u8> {
@@ -456,12 +470,7 @@ static ATTACKS: &[Attack] = &[
             if attacker.stream == 1 {
                 return attacker.join("milk".into());
             }
-            let message = JoinMsgLeave {
-                msg: attacker.text(100),
-                r#type: 1,
-                timestamp: 1,
-                ..JoinMsgLeave::default()
-            };
+            let message = attacker.message();
             repeated(200, &data(attacker.stream, &message))
         },
     },
@@ -473,8 +482,7 @@ static ATTACKS: &[Attack] = &[
         payloads: usize::MAX,
         payload: |attacker| {
             if attacker.stream == 1 {
-                let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
-                return [window, attacker.join("crowd".into())].concat();
+                return [open_window(), attacker.join("crowd".into())].concat();
             }
             if attacker.stream < 200 {
                 return (0..10).flat_map(|_| attacker.join("crowd".into())).collect();
@@ -483,12 +491,7 @@ static ATTACKS: &[Attack] = &[
             if attacker.random.random_ratio(499, 500) {
                 return Vec::new();
             }
-            let message = JoinMsgLeave {
-                msg: attacker.text(100),
-                r#type: 1,
-                timestamp: 1,
-                ..JoinMsgLeave::default()
-            };
+            let message = attacker.message();
             data(attacker.stream, &message)
         },
     },
@@ -500,9 +503,8 @@ static ATTACKS: &[Attack] = &[
         payloads: usize::MAX,
         payload: |attacker| {
             if attacker.stream == 1 {
-                let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
                 return [
-                    window,
+                    open_window(),
                     attacker.join("milk".into()),
                     attacker.join("sugar".into()),
                 ]
@@ -512,12 +514,7 @@ static ATTACKS: &[Attack] = &[
             if attacker.random.random_ratio(749, 750) {
                 return Vec::new();
             }
-            let message = JoinMsgLeave {
-                msg: attacker.text(100),
-                r#type: 1,
-                timestamp: 1,
-                ..JoinMsgLeave::default()
-            };
+            let message = attacker.message();
             [3, 5].map(|stream| data(stream, &message)).concat()
         },
     },

@@ -644,14 +644,15 @@ impl RoomActor {
 
     /// Sends the answers, each of which wakes its caller. Thousands may have joined at once, so it yields meanwhile.
     async fn answer_all(&self, answers: Vec<Answer>) {
-        let mut answers = answers.into_iter().peekable();
-        while answers.peek().is_some() {
+        let mut answers = answers.into_iter();
+        loop {
             for answer in answers.by_ref().take(GROUP) {
                 self.answer(answer);
             }
-            if answers.peek().is_some() {
-                requeue().await;
+            if answers.len() == 0 {
+                return;
             }
+            requeue().await;
         }
     }
 

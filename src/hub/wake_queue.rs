@@ -5,28 +5,24 @@
 //! them and goes to the back of the run queue before it wakes the next one, and all rooms together wake only some groups at a time.
 
 use std::collections::VecDeque;
-use std::sync::LazyLock;
 use std::task::Waker;
-use std::thread::available_parallelism;
 
 use tokio::sync::Semaphore;
 
-use crate::run_queue::requeue;
+use crate::run_queue::{SATURATING_TASKS, requeue};
 use crate::spare_capacity::reduced_capacity;
 
 /// How many tasks a room wakes at a time. A room with fewer never waits for others.
 pub(super) const GROUP: usize = 32;
 
-/// How many further groups all rooms together wake at a time: enough to occupy the machine. Finding it out takes some system calls.
-static GROUPS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
-
-/// Permits to wake the second group of a publication and the following ones, which all rooms share.
+/// Permits to wake the second group of a publication and the following ones, which all rooms share. A group has one until the room comes to
+/// the front of the run queue again.
 #[derive(Debug)]
 pub(super) struct WakePermits(Semaphore);
 
 impl Default for WakePermits {
     fn default() -> Self {
-        Self(Semaphore::new(*GROUPS))
+        Self(Semaphore::new(*SATURATING_TASKS))
     }
 }
 
@@ -83,24 +79,15 @@ impl Drop for WakeQueue {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Context, Wake};
+    use std::task::Context;
 
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::run_queue::tests::CountingTask;
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn queue(len: usize) -> (WakeQueue, Arc<Count>) {
-        let count = Arc::<Count>::default();
+    fn queue(len: usize) -> (WakeQueue, Arc<CountingTask>) {
+        let count = Arc::<CountingTask>::default();
         let mut queue = WakeQueue::default();
         queue.set_readers(len);
         (0..len).for_each(|_| queue.push(Some(Arc::clone(&count).into())));
@@ -117,10 +104,10 @@ mod tests {
         let observing = tokio::spawn(async move {
             let mut seen = vec![0];
             while !waking.is_finished() {
-                seen.push(woken.0.load(Ordering::Relaxed));
+                seen.push(woken.wake_ups());
                 requeue().await;
             }
-            seen.push(woken.0.load(Ordering::Relaxed));
+            seen.push(woken.wake_ups());
             seen
         });
         let seen = observing.await.unwrap();
@@ -139,10 +126,10 @@ mod tests {
         assert!(waking.poll_unpin(&mut cx).is_pending());
         let mut waiting = Box::pin(other.wake_all(&permits));
         assert!(waiting.poll_unpin(&mut cx).is_pending());
-        assert_eq!(woken.0.load(Ordering::Relaxed), GROUP);
+        assert_eq!(woken.wake_ups(), GROUP);
         drop(waking);
         assert!(waiting.poll_unpin(&mut cx).is_pending());
-        assert_eq!(woken.0.load(Ordering::Relaxed), 2 * GROUP);
+        assert_eq!(woken.wake_ups(), 2 * GROUP);
         assert!(waiting.poll_unpin(&mut cx).is_ready());
     }
 
@@ -155,9 +142,9 @@ mod tests {
                 .now_or_never()
                 .is_none()
         );
-        assert_eq!(woken.0.load(Ordering::Relaxed), GROUP);
+        assert_eq!(woken.wake_ups(), GROUP);
         drop(queue);
-        assert_eq!(woken.0.load(Ordering::Relaxed), 3 * GROUP);
+        assert_eq!(woken.wake_ups(), 3 * GROUP);
     }
 
     #[test]

@@ -80,24 +80,13 @@ impl Wake for State {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
-
-    /// A task that counts how often it was woken.
-    #[derive(Default)]
-    struct Task(AtomicUsize);
-
-    impl Wake for Task {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
+    use crate::run_queue::tests::CountingTask;
 
     #[test]
     fn a_task_is_woken_only_while_it_is_not_polled() {
-        let task = Arc::new(Task::default());
-        let wake_ups = || task.0.load(Ordering::SeqCst);
+        let task = Arc::new(CountingTask::default());
+        let wake_ups = || task.wake_ups();
         let task_waker = Waker::from(Arc::clone(&task));
         let sub_waker = SubWaker::new();
         assert!(sub_waker.take_woken());

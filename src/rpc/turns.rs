@@ -7,10 +7,9 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,6 +20,7 @@ use tokio_util::sync::PollSemaphore;
 
 use super::observer::{Throttle, ThrottleReporter};
 use crate::rate_limiter::{Rate, RateLimiter};
+use crate::run_queue::SATURATING_TASKS;
 
 /// The interval over which work is counted.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -35,9 +35,6 @@ const MIN_QUIET_WORK: u32 = 32;
 /// For how long at most a connection stays busy after it has made too much work.
 const MAX_DEBT: Duration = Duration::from_secs(1);
 
-/// How many busy or new connections of one address may run: enough to occupy the machine. Finding it out takes some system calls.
-static PERMITS: LazyLock<usize> = LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
-
 /// What the turns of all addresses share.
 #[derive(Debug, Default)]
 pub(super) struct TurnCounters {
@@ -50,6 +47,7 @@ pub(super) struct TurnCounters {
 /// What the connections of one address share.
 #[derive(Debug)]
 pub(super) struct AddressTurns {
+    /// For the busy and new connections that may run.
     permits: Arc<Semaphore>,
     connections: AtomicU32,
     all: Arc<TurnCounters>,
@@ -61,7 +59,7 @@ impl AddressTurns {
     pub(super) fn new(all: Arc<TurnCounters>, throttling: ThrottleReporter) -> Self {
         all.addresses.fetch_add(1, Ordering::Relaxed);
         Self {
-            permits: Arc::new(Semaphore::new(*PERMITS)),
+            permits: Arc::new(Semaphore::new(*SATURATING_TASKS)),
             connections: AtomicU32::new(0),
             all,
             throttling,
@@ -174,7 +172,7 @@ impl Turns {
     /// If its turns are long (`is_long`), or busy connections of several addresses run, a busy connection keeps its permit and is woken only
     /// after the runtime has looked at the sockets, which it does rarely while tasks wake each other.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
-        let must_yield = is_long || self.address.all.running.load(Ordering::Relaxed) > *PERMITS;
+        let must_yield = is_long || self.address.all.running.load(Ordering::Relaxed) > *SATURATING_TASKS;
         self.is_over = must_yield && self.is_busy;
         let is_ready = if self.is_over {
             pin!(yield_now()).poll(cx).is_ready()
@@ -308,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn busy_connections_of_several_addresses_let_the_runtime_look_at_the_sockets() {
         let all = Arc::<TurnCounters>::default();
-        all.running.store(*PERMITS, Ordering::Relaxed);
+        all.running.store(*SATURATING_TASKS, Ordering::Relaxed);
         let address = address_of(1, Arc::clone(&all));
         let mut cx = Context::from_waker(Waker::noop());
         let [mut one, mut other] = connections(&address);
@@ -322,7 +320,7 @@ mod tests {
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
         assert!(other.poll_begin(&mut cx, 2_000).is_ready());
         drop((one, other));
-        assert_eq!(all.running.load(Ordering::Relaxed), *PERMITS);
+        assert_eq!(all.running.load(Ordering::Relaxed), *SATURATING_TASKS);
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,9 +23,9 @@ const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
 /// Such connections of one address may hold this part of the limit for seconds.
 const LASTING_PART: usize = 16;
 
-/// A connection that holds at most this, in bytes, beside what it keeps until it ends, is still read from, but only [`SLOW_READ`] bytes at a
-/// time, while its address holds more than its share. So short requests are served whatever others of the address do, and thousands of connections do
-/// not exceed the limit by what each reads first: a byte can be a header field, which takes two hundred.
+/// A connection that holds at most this, in bytes, beside what it keeps until it ends, is still read from, but only [`SLOW_READ`] bytes at
+/// a time, while its address holds more than its share. So short requests are served whatever others of the address do, and thousands of
+/// connections do not exceed the limit by what each reads first: a byte can be a header field, which takes two hundred.
 const MIN_UNREAD: usize = 4 * 1024;
 
 /// How many bytes are read at a time from a connection while others hold too much.
