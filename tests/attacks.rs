@@ -63,8 +63,8 @@ const FEW_MESSAGES: u32 = 4_000;
 /// What the attackers of one kind do.
 struct Attack {
     name: &'static str,
-    /// How many connections at a time.
-    connections: usize,
+    /// How many connections at a time, if the operating system allows so many.
+    max_connections: usize,
     /// The window of each stream for responses, in bytes.
     window: u32,
     /// Whether the attacker reads what the server sends.
@@ -76,9 +76,9 @@ struct Attack {
 }
 
 impl Attack {
-    /// How many connections at a time: two attacks take half of the sockets that the operating system allows.
+    /// How many connections at a time: two attacks take at most half of the sockets that this process may open.
     fn connections(&self) -> usize {
-        self.connections.min(*MAX_FILES / 4)
+        self.max_connections.min(*MAX_FILES / 4)
     }
 
     /// How long each attacker waits before it sends again. Thousands of them would otherwise keep the machine busy themselves.
@@ -151,7 +151,7 @@ impl Attacker {
     }
 }
 
-/// Lets the server send as much as it has on all streams together.
+/// A WINDOW_UPDATE frame that enlarges the connection's flow-control window by 1 GiB.
 fn open_window() -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())
 }
@@ -177,7 +177,7 @@ fn call_with(flags: u8, stream: u32, method: &str, fields: &[u8]) -> Vec<u8> {
 static ATTACKS: &[Attack] = &[
     Attack {
         name: "connections that send nothing",
-        connections: 300,
+        max_connections: 300,
         window: 0,
         reads: false,
         payloads: usize::MAX,
@@ -185,7 +185,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "PRIORITY frames",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -193,7 +193,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "WINDOW_UPDATE frames",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -201,7 +201,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "PINGs whose answers are not read",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: false,
         payloads: usize::MAX,
@@ -209,7 +209,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "SETTINGS whose answers are not read",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: false,
         payloads: usize::MAX,
@@ -217,7 +217,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "streams that are reset at once",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -232,7 +232,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "headers without end",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: 200,
@@ -247,7 +247,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "many headers without end",
-        connections: 300,
+        max_connections: 300,
         window: 65_535,
         reads: false,
         payloads: usize::MAX,
@@ -258,7 +258,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "requests with many headers",
-        connections: 64,
+        max_connections: 64,
         window: 0,
         reads: false,
         payloads: usize::MAX,
@@ -271,7 +271,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "trailers that are not read",
-        connections: 32,
+        max_connections: 32,
         window: 0,
         reads: false,
         payloads: 3,
@@ -287,7 +287,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "headers that fill the table with buffers",
-        connections: 64,
+        max_connections: 64,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -307,7 +307,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "messages that never end",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: 1_000,
@@ -327,7 +327,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "empty DATA frames",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -340,7 +340,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "messages byte by byte, which are not read",
-        connections: 200,
+        max_connections: 200,
         window: 0,
         reads: false,
         payloads: usize::MAX,
@@ -353,7 +353,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "history that nobody reads",
-        connections: 16,
+        max_connections: 16,
         window: 0,
         reads: false,
         payloads: 400,
@@ -368,7 +368,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "lists that nobody reads",
-        connections: 16,
+        max_connections: 16,
         window: 0,
         reads: false,
         payloads: 400,
@@ -382,7 +382,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "subscribers that do not read",
-        connections: 32,
+        max_connections: 32,
         window: 1,
         reads: false,
         payloads: 100,
@@ -396,7 +396,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "participants that are lost",
-        connections: 16,
+        max_connections: 16,
         window: 65_535,
         reads: true,
         payloads: 30,
@@ -407,7 +407,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "rooms that nobody needs",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: 100,
@@ -418,7 +418,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "forged tokens and places",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: 300,
@@ -444,7 +444,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "posts that drive the clock",
-        connections: 8,
+        max_connections: 8,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -462,7 +462,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "members that flood",
-        connections: 4,
+        max_connections: 4,
         window: 65_535,
         reads: true,
         payloads: usize::MAX,
@@ -476,7 +476,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "crowds in one room",
-        connections: 32,
+        max_connections: 32,
         window: 1 << 30,
         reads: true,
         payloads: usize::MAX,
@@ -497,7 +497,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "crowds of connections in two rooms",
-        connections: 3_000,
+        max_connections: 3_000,
         window: 1 << 30,
         reads: true,
         payloads: usize::MAX,
@@ -520,7 +520,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "rooms that are flooded once",
-        connections: 8,
+        max_connections: 8,
         window: 1 << 30,
         reads: true,
         payloads: 10,
@@ -543,7 +543,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "floods of rooms by clients that receive nothing",
-        connections: 16,
+        max_connections: 16,
         window: 0,
         reads: false,
         payloads: 100,
@@ -551,7 +551,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "floods of rooms that are not read",
-        connections: 16,
+        max_connections: 16,
         window: FEW_MESSAGES,
         reads: false,
         payloads: 100,
@@ -559,7 +559,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "rejections that are not read",
-        connections: 16,
+        max_connections: 16,
         window: FEW_MESSAGES,
         reads: false,
         payloads: 100,
@@ -573,7 +573,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "refusals that are not read",
-        connections: 64,
+        max_connections: 64,
         window: 0,
         reads: false,
         payloads: usize::MAX,
@@ -584,7 +584,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "bytes without meaning",
-        connections: 16,
+        max_connections: 16,
         window: 65_535,
         reads: true,
         payloads: 20,
@@ -596,7 +596,7 @@ static ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "valid frames in a wrong order",
-        connections: 16,
+        max_connections: 16,
         window: 65_535,
         reads: true,
         payloads: 50,

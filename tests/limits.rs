@@ -337,7 +337,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "requests that wait in the mailbox of a room or to be stored",
             fixed(
-                "1 MiB per room, of which a JOIN takes at least 2 KiB and a post 1 KiB; at most four while senders wait for their turns; one share in all, beyond it 4 KiB per room",
+                "1 MiB per room, up to 4 MiB while senders wait for their turns, of which a JOIN takes at least 2 KiB and a post at least 1 KiB; one share in all, beyond it 4 KiB per room",
             ),
             Other("senders wait, and are not read from", ""),
         ),

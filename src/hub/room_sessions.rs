@@ -222,7 +222,7 @@ impl RoomSessions {
         self.batch.push(Effect::CloseAll(reason));
     }
 
-    /// The replica was fenced, and what was submitted before this generation is lost.
+    /// The replica was fenced. What was sent to the command log before `generation` and has not come back is lost.
     pub(super) fn on_fenced(&mut self, generation: u64, at: WallTime) {
         if let Some(submissions) = &mut self.submissions {
             submissions.on_fenced(generation);
@@ -235,7 +235,7 @@ impl RoomSessions {
         }
     }
 
-    /// Closes the streams of a room that is draining once no submission can still come back. Returns whether that is so.
+    /// Closes the streams of a draining room if no submission can still come back. Returns whether none can, draining or not.
     pub(super) fn finish_closing(&mut self) -> bool {
         let is_settled = |submissions: &Submissions| submissions.is_empty() || submissions.is_suspended();
         let is_settled = self.submissions.as_ref().is_none_or(is_settled);

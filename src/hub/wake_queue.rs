@@ -12,11 +12,11 @@ use tokio::sync::Semaphore;
 use crate::run_queue::{SATURATING_TASKS, requeue};
 use crate::spare_capacity::reduced_capacity;
 
-/// How many tasks a room wakes at a time. A room with fewer never waits for others.
+/// How many readers, or callers, a room wakes at a time. A room with no more readers never waits for other rooms to wake theirs.
 pub(super) const GROUP: usize = 32;
 
-/// Permits to wake the second group of a publication and the following ones, which all rooms share. A group has one until the room comes to
-/// the front of the run queue again.
+/// Permits to wake the second group of a publication and the following ones, which all rooms share. A room holds one from
+/// before it wakes the group until its task runs again.
 #[derive(Debug)]
 pub(super) struct WakePermits(Semaphore);
 
@@ -26,7 +26,7 @@ impl Default for WakePermits {
     }
 }
 
-/// The readers that a room has to wake. They are woken when it is dropped, too.
+/// The readers that a room has to wake. Dropping the queue wakes those that are left.
 #[derive(Debug, Default)]
 pub struct WakeQueue {
     wakers: VecDeque<Waker>,
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_group_of_a_room_does_not_wait_for_those_of_others() {
+    fn each_group_but_the_first_waits_for_those_of_other_rooms() {
         let permits = WakePermits(Semaphore::new(1));
         let (mut one, _) = queue(3 * GROUP);
         let (mut other, woken) = queue(2 * GROUP);

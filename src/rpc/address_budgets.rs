@@ -21,7 +21,7 @@ pub(super) struct AddressBudgets {
     pub(super) streams: Arc<Semaphore>,
     pub(super) queries: Arc<Semaphore>,
     pub(super) reflections: Arc<Semaphore>,
-    /// The TLS handshakes that are computed, or wait for others to be.
+    /// Permits for TLS handshakes. One that is computed, or waits for those of other addresses, holds one.
     pub(super) handshakes: Semaphore,
     pub(super) received: Arc<ByteBudget>,
     pub(super) responses: Arc<ByteBudget>,

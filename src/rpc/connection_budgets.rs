@@ -32,8 +32,8 @@ const QUERIES_PER_CONNECTION: usize = 2;
 /// not read: descriptors.
 const MAX_REFLECTIONS: usize = 32;
 
-/// How many TLS handshakes of one address are computed, or wait for those of other addresses, at a time. Otherwise thousands of connections
-/// that begin at once would keep others from the port for seconds.
+/// How many TLS handshakes of one address are computed, or wait for those of other addresses, at a time. Otherwise the handshakes of clients
+/// at other addresses would wait for seconds behind thousands of connections that begin at once.
 const HANDSHAKES_PER_ADDRESS: usize = 2;
 
 /// How many streams of each connection are always allowed.
@@ -480,12 +480,12 @@ impl ConnectionBudgets {
     }
 }
 
-/// The permits of a query, which are given back with the last clone.
+/// The permits of a query, which are released when the last clone is dropped.
 #[derive(Clone)]
 pub(super) struct QueryPermits(#[expect(dead_code, reason = "held")] Arc<[Option<OwnedSemaphorePermit>]>);
 
-/// Runs a query in a task of its own, which ends with the returned future. A busy connection waits for its turn before anything else of it runs,
-/// and what the query holds, its permits and its result, would wait with it.
+/// Runs a query in a task of its own, which is aborted when the returned future is dropped. In the task of a busy connection, which is not
+/// polled before its next turn, the query would hold its permits and its result for all of that time.
 ///
 /// # Errors
 ///

@@ -23,12 +23,13 @@ const SMALL_UNREAD: usize = STREAM_WINDOW as usize;
 /// Such connections of one address may hold this part of the limit for seconds.
 const LASTING_PART: usize = 16;
 
-/// A connection that holds at most this, in bytes, beside what it keeps until it ends, is still read from, but only [`SLOW_READ`] bytes at
-/// a time, while its address holds more than its share. So short requests are served whatever others of the address do, and thousands of
-/// connections do not exceed the limit by what each reads first: a byte can be a header field, which takes two hundred.
+/// While its address holds more than its share, a connection is still read from, [`SLOW_READ`] bytes at a time, if it holds at most this,
+/// in bytes, beside what it keeps until it ends, and its table of headers keeps at most [`SMALL_UNREAD`]. So short requests are served
+/// whatever others of the address do, and thousands of connections do not exceed the limit by what each reads first: one byte on the wire
+/// can be a header field, which takes two hundred bytes of memory.
 const MIN_UNREAD: usize = 4 * 1024;
 
-/// How many bytes are read at a time from a connection while others hold too much.
+/// How many bytes are read at a time from such a connection.
 pub(super) const SLOW_READ: usize = 32;
 
 /// Roughly what h2 keeps for each of the most requests that a connection has had at a time, in bytes. Its tables double in size and never

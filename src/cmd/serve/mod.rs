@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     let runtime = runtime
         .event_interval(EVENT_INTERVAL)
-        // As many as tasks have run. With Tokio's 1,024 as many tasks would be woken at once.
+        // At most as many I/O events as tasks run between two polls of the sockets. Tokio's default of 1,024 could wake 1,024 tasks at once.
         .max_io_events_per_tick(EVENT_INTERVAL as usize)
         .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
         .enable_all()
