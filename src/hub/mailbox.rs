@@ -6,7 +6,8 @@
 //! Guarantees:
 //!
 //! - First in, first out, so each sender's items keep their order.
-//! - Bounded by weight. A sender that finds the queue full waits, and is woken when the consumer has taken a batch.
+//! - Bounded by weight. A sender that finds the queue full waits, and is woken when the consumer has taken a batch and what the sender
+//!   has to push fits. Thousands that wait are woken some at a time, as [readers](super::wake_queue) are.
 //! - All mailboxes together are bounded, too: beyond that each accepts little at a time.
 //! - Fair: those who wait may exceed the capacity by as much again with each batch that is taken, so a sender that pushes
 //!   without a pause delays nobody by more than a few batches, and all who wait have their turn.
@@ -18,6 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+
+use super::wait_queue::{Position, WaitQueue, Waiter};
+use super::wake_queue::GROUP;
+use crate::run_queue::requeue;
 
 /// The capacity while all mailboxes together exceed their budget: a dozen short messages.
 const MIN_CAPACITY: usize = 4 * 1024;
@@ -125,25 +130,24 @@ struct State<T> {
     consumer: Option<Waker>,
     /// The consumer, while it lets items accumulate and waits only for the queue to be full.
     coalescing: Option<Waker>,
-    /// Senders that found the queue full since the last batch was taken.
-    waiting: Vec<Waker>,
-    /// The number of batches taken. A [`Ticket`] of an earlier batch has been woken.
+    /// A sender has found the queue full since the last batch was taken.
+    was_full: bool,
+    waiting: WaitQueue,
+    /// The number of batches taken.
     batch: u64,
 }
 
-/// A sender that waits.
+/// A sender that has found the mailbox full. It waits at this position, or it has been woken.
 #[derive(Debug, Clone, Copy)]
 struct Ticket {
-    /// The batch before which its waker is in `waiting`, at `index`, so that repeated polls register it once.
-    batch: u64,
-    index: usize,
-    /// The batch before which it began to wait.
+    position: Position,
+    /// See [`Waiter::since`].
     since: u64,
 }
 
 impl<T: Weight> Mailbox<T> {
     /// A mailbox for items of at most `capacity` in total weight. A heavier item is accepted if the mailbox is empty.
-    pub(super) const fn new(capacity: usize, pool: Arc<MailboxPool<T>>) -> Self {
+    pub(super) fn new(capacity: usize, pool: Arc<MailboxPool<T>>) -> Self {
         Self {
             capacity,
             pool,
@@ -154,7 +158,8 @@ impl<T: Weight> Mailbox<T> {
                 is_closed: false,
                 consumer: None,
                 coalescing: None,
-                waiting: Vec::new(),
+                was_full: false,
+                waiting: WaitQueue::default(),
                 batch: 0,
             }),
         }
@@ -163,13 +168,21 @@ impl<T: Weight> Mailbox<T> {
     /// Takes all items, in order, by swapping them with `batch`, which must be empty (its allocation is reused).
     ///
     /// Pending while there are none. Returns false when the mailbox is closed and everything has been taken. Only one
-    /// task may wait here.
+    /// task may wait here, and it calls [`Mailbox::wake_senders`] for each batch.
     pub(super) fn poll_take(&self, cx: &mut Context<'_>, batch: &mut Vec<T>) -> Poll<bool> {
         let mut state = self.state.lock();
         self.pool.remove(std::mem::take(&mut state.taken));
         if state.items.is_empty() {
             if state.is_closed {
                 return Poll::Ready(false);
+            }
+            if !state.waiting.is_empty() {
+                // Those that were woken have not pushed, and may have other things to wait for.
+                let wakers = self.pop_waiting(&mut state);
+                drop(state);
+                wakers.into_iter().for_each(Waker::wake);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             for queue in [&mut state.items, batch] {
                 self.pool.recycle(queue);
@@ -186,16 +199,44 @@ impl<T: Weight> Mailbox<T> {
         std::mem::swap(&mut state.items, batch);
         state.taken = std::mem::take(&mut state.weight);
         state.batch += 1;
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
-        waiting.into_iter().for_each(Waker::wake);
+        state.was_full = false;
         Poll::Ready(true)
+    }
+
+    /// Wakes senders for whom there is room now, some at a time. For the consumer, which has taken a batch.
+    ///
+    /// Cancellation safe: those that are left are woken with the next batch.
+    pub(super) async fn wake_senders(&self) {
+        loop {
+            let wakers = self.pop_waiting(&mut self.state.lock());
+            if wakers.is_empty() {
+                return;
+            }
+            wakers.into_iter().for_each(Waker::wake);
+            // They push before the next ones are woken.
+            requeue().await;
+        }
+    }
+
+    /// Removes the first senders that wait, as far as there is room for what they push.
+    fn pop_waiting(&self, state: &mut State<T>) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        let mut weight = state.weight;
+        while wakers.len() < GROUP
+            && let Some(waiter) = state.waiting.pop_if(|waiter| {
+                weight == 0 || weight + waiter.weight <= self.capacity_after(state.batch - waiter.since)
+            })
+        {
+            weight += waiter.weight;
+            wakers.push(waiter.waker);
+        }
+        wakers
     }
 
     /// Ready when a sender waits for capacity or the mailbox is closed. For a consumer that lets items accumulate.
     pub(super) fn poll_full(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
-        if state.is_closed || !state.waiting.is_empty() {
+        if state.is_closed || state.was_full {
             return Poll::Ready(());
         }
         state.coalescing = Some(cx.waker().clone());
@@ -206,17 +247,17 @@ impl<T: Weight> Mailbox<T> {
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.is_closed = true;
-        let waiting = std::mem::take(&mut state.waiting);
+        let mut waiting = std::mem::take(&mut state.waiting);
         let consumer = state.consumer.take().into_iter().chain(state.coalescing.take());
         drop(state);
-        waiting.into_iter().chain(consumer).for_each(Waker::wake);
+        let waiting = std::iter::from_fn(|| waiting.pop_if(|_| true)).map(|waiter| waiter.waker);
+        waiting.chain(consumer).for_each(Waker::wake);
     }
 
-    /// Closes the mailbox if it is empty. Returns whether it is closed.
+    /// Closes the mailbox if it is empty and no sender waits. Returns whether it is closed.
     pub(super) fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
-        // No sender waits on an empty mailbox, so there is none to wake.
-        state.is_closed |= state.items.is_empty();
+        state.is_closed |= state.items.is_empty() && state.waiting.is_empty();
         state.is_closed
     }
 
@@ -278,17 +319,15 @@ impl<T: Weight> Sender<T> {
         let since = self.ticket.map_or(state.batch, |ticket| ticket.since);
         let capacity = self.mailbox.capacity_after(state.batch - since);
         if state.weight > 0 && state.weight + weight > capacity {
-            match self.ticket.filter(|ticket| ticket.batch == state.batch) {
-                Some(ticket) => state.waiting[ticket.index].clone_from(cx.waker()),
-                None => {
-                    self.ticket = Some(Ticket {
-                        batch: state.batch,
-                        index: state.waiting.len(),
-                        since,
-                    });
-                    state.waiting.push(cx.waker().clone());
-                }
+            let position = self.ticket.map(|ticket| ticket.position);
+            if let Some(waiter) = position.and_then(|position| state.waiting.get_mut(position)) {
+                waiter.waker.clone_from(cx.waker());
+            } else {
+                let waker = cx.waker().clone();
+                let position = state.waiting.push(Waiter { waker, weight, since });
+                self.ticket = Some(Ticket { position, since });
             }
+            state.was_full = true;
             let coalescing = state.coalescing.take();
             drop(state);
             if let Some(waker) = coalescing {
@@ -296,7 +335,9 @@ impl<T: Weight> Sender<T> {
             }
             return Poll::Pending;
         }
-        self.ticket = None;
+        if let Some(ticket) = self.ticket.take() {
+            state.waiting.remove(ticket.position);
+        }
         let consumer = item
             .take()
             .and_then(|item| state.push(item, weight, &self.mailbox.pool));
@@ -327,6 +368,14 @@ impl<T: Weight> Sender<T> {
     }
 }
 
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.mailbox.state.lock().waiting.remove(ticket.position);
+        }
+    }
+}
+
 impl<T> State<T> {
     /// Appends the item. Returns the consumer's waker if it waits for items.
     fn push(&mut self, item: T, weight: usize, pool: &MailboxPool<T>) -> Option<Waker> {
@@ -342,7 +391,12 @@ impl<T> State<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
+    use crate::run_queue::tests::CountingTask;
 
     impl Weight for u32 {
         fn weight(&self) -> usize {
@@ -360,6 +414,34 @@ mod tests {
 
     fn push(sender: &mut Sender<u32>, item: u32) -> Poll<Result<(), MailboxClosed>> {
         sender.poll_push(&mut cx(), &mut Some(item))
+    }
+
+    fn push_from(
+        task: &Arc<CountingTask>,
+        sender: &mut Sender<u32>,
+        item: u32,
+    ) -> Poll<Result<(), MailboxClosed>> {
+        let waker = Arc::clone(task).into();
+        sender.poll_push(&mut Context::from_waker(&waker), &mut Some(item))
+    }
+
+    /// Senders that wait, and their tasks.
+    fn waiting_senders(
+        mailbox: &Arc<Mailbox<u32>>,
+        count: usize,
+    ) -> (Vec<Sender<u32>>, Vec<Arc<CountingTask>>) {
+        let waiting = (0..count).map(|_| {
+            let mut sender = Sender::new(Arc::clone(mailbox));
+            let task = Arc::default();
+            assert_eq!(push_from(&task, &mut sender, 0), Poll::Pending);
+            (sender, task)
+        });
+        waiting.unzip()
+    }
+
+    /// Wakes senders until the consumer would be queued again.
+    fn wake_a_group(mailbox: &Mailbox<u32>) {
+        mailbox.wake_senders().now_or_never();
     }
 
     #[test]
@@ -386,16 +468,138 @@ mod tests {
         for item in 0..2 {
             assert_eq!(push(&mut sender, item), Poll::Ready(Ok(())));
         }
+        let task = Arc::<CountingTask>::default();
         for _ in 0..5 {
-            assert_eq!(push(&mut sender, 2), Poll::Pending);
+            assert_eq!(push_from(&task, &mut sender, 2), Poll::Pending);
         }
-        assert_eq!(mailbox.state.lock().waiting.len(), 1);
         assert_eq!(sender.push_last(9), Ok(()));
         let mut batch = Vec::new();
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
         assert_eq!(batch, [0, 1, 9]);
+        wake_a_group(&mailbox);
+        assert_eq!(task.wake_ups(), 1);
         assert!(mailbox.state.lock().waiting.is_empty());
         assert_eq!(push(&mut sender, 2), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn senders_are_woken_in_order_as_far_as_there_is_room() {
+        let mailbox = mailbox(10);
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        while push(&mut sender, 0).is_ready() {}
+        let (mut senders, tasks) = waiting_senders(&mailbox, 15);
+        // One of them does not wait any more.
+        drop(senders.remove(3));
+        let woken = || -> Vec<_> { tasks.iter().map(|task| task.wake_ups()).collect() };
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        // Another one was polled for another reason, and was first.
+        assert_eq!(push(&mut senders[5], 0), Poll::Ready(Ok(())));
+        // There is twice as much room for those that have waited.
+        wake_a_group(&mailbox);
+        assert_eq!(woken(), [1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
+        batch.clear();
+        while push(&mut sender, 0).is_ready() {}
+        let (_senders, tasks) = waiting_senders(&mailbox, 40);
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        wake_a_group(&mailbox);
+        let woken: Vec<_> = tasks.iter().map(|task| task.wake_ups()).collect();
+        assert_eq!(woken, [[1; 19].as_slice(), &[0; 21]].concat());
+    }
+
+    #[test]
+    fn senders_that_are_woken_and_do_not_push_do_not_keep_others_waiting() {
+        let mailbox = mailbox(1);
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        assert_eq!(push(&mut sender, 0), Poll::Ready(Ok(())));
+        let (senders, tasks) = waiting_senders(&mailbox, 100);
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        batch.clear();
+        assert!(!mailbox.close_if_empty(), "senders wait");
+        let consumer = Arc::<CountingTask>::default();
+        let mut takes = 0;
+        while consumer.wake_ups() == takes {
+            let waker = Arc::clone(&consumer).into();
+            assert_eq!(
+                mailbox.poll_take(&mut Context::from_waker(&waker), &mut batch),
+                Poll::Pending
+            );
+            takes += 1;
+        }
+        assert!(tasks.iter().all(|task| task.wake_ups() == 1));
+        assert!(mailbox.close_if_empty());
+        drop(senders);
+    }
+
+    #[tokio::test]
+    async fn others_run_between_groups_of_senders() {
+        let mailbox = mailbox(1_000);
+        let mut sender = Sender::new(Arc::clone(&mailbox));
+        while push(&mut sender, 0).is_ready() {}
+        let (senders, tasks) = waiting_senders(&mailbox, 900);
+        let mut batch = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        let waking = tokio::spawn(async move { mailbox.wake_senders().await });
+        // In a task of its own: that of the test is in no queue.
+        let observing = tokio::spawn(async move {
+            let woken = || tasks.iter().map(|task| task.wake_ups()).sum::<usize>();
+            let mut seen = vec![0];
+            while !waking.is_finished() {
+                seen.push(woken());
+                requeue().await;
+            }
+            seen
+        });
+        let seen = observing.await.unwrap();
+        assert!(seen.windows(2).all(|pair| pair[1] - pair[0] <= GROUP), "{seen:?}");
+        assert_eq!(seen.last(), Some(&900));
+        drop(senders);
+    }
+
+    #[tokio::test]
+    async fn everything_arrives_from_thousands_that_push_or_stop_waiting() {
+        const SENDERS: u32 = 2_000;
+        const ITEMS: u32 = 20;
+        let mailbox = mailbox(50);
+        let senders = (0..SENDERS).map(|number| {
+            let mailbox = Arc::clone(&mailbox);
+            tokio::spawn(async move {
+                let mut sender = Sender::new(mailbox);
+                for item in 0..ITEMS {
+                    let mut item = Some(number * ITEMS + item);
+                    let mut polls = 0;
+                    // Every third sender stops to wait for its last item, as if its connection had ended.
+                    let gives_up = number % 3 == 0 && item == Some(number * ITEMS + ITEMS - 1);
+                    poll_fn(|cx| {
+                        polls += 1;
+                        match sender.poll_push(cx, &mut item) {
+                            Poll::Pending if gives_up && polls > number % 2 => Poll::Ready(Ok(())),
+                            poll => poll,
+                        }
+                    })
+                    .await
+                    .unwrap();
+                }
+            })
+        });
+        let senders: Vec<_> = senders.collect();
+        let mut batch = Vec::new();
+        let mut last = vec![None; SENDERS as usize];
+        let mut count = 0;
+        while senders.iter().any(|sender| !sender.is_finished()) || !mailbox.close_if_empty() {
+            let taken = poll_fn(|cx| mailbox.poll_take(cx, &mut batch)).now_or_never();
+            mailbox.wake_senders().await;
+            for item in batch.drain(..) {
+                let last = last[(item / ITEMS) as usize].replace(item);
+                assert!(last.is_none_or(|last| last + 1 == item), "{last:?} {item}");
+                count += 1;
+            }
+            if taken.is_none() {
+                requeue().await;
+            }
+        }
+        assert!(count >= (ITEMS - 1) * SENDERS, "{count}");
     }
 
     #[test]
@@ -451,6 +655,7 @@ mod tests {
         for _ in 0..3 {
             while push(&mut sender, 0).is_ready() {}
             assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+            wake_a_group(&mailbox);
             batch.clear();
         }
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
@@ -471,6 +676,7 @@ mod tests {
             }
             assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
             assert!(batch.iter().copied().eq(0..10_000));
+            wake_a_group(&mailbox);
             batch.clear();
             assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Pending);
         }

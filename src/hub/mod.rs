@@ -65,6 +65,7 @@ mod room_sessions;
 mod session_token;
 mod snapshot_schedule;
 mod submissions;
+mod wait_queue;
 mod wake_queue;
 
 use std::any::Any;

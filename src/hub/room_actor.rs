@@ -242,8 +242,12 @@ impl RoomActor {
                 .and_then(|envelope: &Envelope| envelope.request.received_at());
             let received_at = received_at.map_or(now, Instant::from_std);
             next_batch_due = received_at.min(now).max(next_batch_due + interval);
-            self.apply(&mut requests).await;
-            self.store_and_publish().await?;
+            let applied = async {
+                self.apply(&mut requests).await;
+                self.store_and_publish().await
+            };
+            let ((), stored) = tokio::join!(mailbox.wake_senders(), applied);
+            stored?;
             if self.room().is_gone() {
                 self.close_gone();
                 return Ok(());
@@ -319,11 +323,14 @@ impl RoomActor {
                 is_still_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)), if takes_requests => {
                     is_open = is_still_open;
                     let at = wall_time();
-                    let mut budget = PollBudget::default();
-                    for envelope in requests.drain(..).filter(Envelope::is_needed) {
-                        budget.spend(envelope.request.cost()).await;
-                        self.sessions.submit(envelope, at);
-                    }
+                    let submitted = async {
+                        let mut budget = PollBudget::default();
+                        for envelope in requests.drain(..).filter(Envelope::is_needed) {
+                            budget.spend(envelope.request.cost()).await;
+                            self.sessions.submit(envelope, at);
+                        }
+                    };
+                    tokio::join!(mailbox.wake_senders(), submitted);
                 }
                 () = tokio::time::sleep_until(wake_at) => {
                     if may_expire {
