@@ -216,6 +216,23 @@ static ATTACKS: &[Attack] = &[
         payload: |_| repeated(500, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])),
     },
     Attack {
+        name: "SETTINGS that change the windows of many streams",
+        max_connections: 8,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream < 200 {
+                return (0..10).flat_map(|_| attacker.join("lobby".into())).collect();
+            }
+            let windows = [60_000_u32, 65_535].map(|window| {
+                let setting = [&[0, 4][..], &window.to_be_bytes()].concat();
+                frame(SETTINGS, 0, 0, &setting)
+            });
+            repeated(100, &windows.concat())
+        },
+    },
+    Attack {
         name: "streams that are reset at once",
         max_connections: 8,
         window: 65_535,
@@ -461,6 +478,33 @@ static ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "posts in bursts",
+        max_connections: 64,
+        window: 65_535,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            let posts = (0..100).flat_map(|_| {
+                let request = SendMessageRequest {
+                    room: "lobby".into(),
+                    client_name: "Bob".into(),
+                    msg: "x".into(),
+                    ..SendMessageRequest::default()
+                };
+                attacker.call("SendMessage", &request)
+            });
+            posts.collect()
+        },
+    },
+    Attack {
+        name: "participants that join in bursts and are lost",
+        max_connections: 64,
+        window: 65_535,
+        reads: true,
+        payloads: 2,
+        payload: |attacker| (0..100).flat_map(|_| attacker.join("lobby".into())).collect(),
+    },
+    Attack {
         name: "members that flood",
         max_connections: 4,
         window: 65_535,
@@ -516,6 +560,21 @@ static ATTACKS: &[Attack] = &[
             }
             let message = attacker.message();
             [3, 5].map(|stream| data(stream, &message)).concat()
+        },
+    },
+    Attack {
+        name: "crowds of connections that flood one room",
+        max_connections: 2_000,
+        window: 1 << 30,
+        reads: true,
+        payloads: usize::MAX,
+        payload: |attacker| {
+            if attacker.stream == 1 {
+                return [open_window(), attacker.join("flooded".into())].concat();
+            }
+            // Too few for any of the connections to be a busy one.
+            let message = attacker.message();
+            repeated(20, &data(attacker.stream, &message))
         },
     },
     Attack {
