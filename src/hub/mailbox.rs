@@ -130,8 +130,7 @@ struct State<T> {
     consumer: Option<Waker>,
     /// The consumer, while it lets items accumulate and waits only for the queue to be full.
     coalescing: Option<Waker>,
-    /// A sender has found the queue full since the last batch was taken.
-    was_full: bool,
+    /// Senders that found the queue full.
     waiting: WaitQueue,
     /// The number of batches taken.
     batch: u64,
@@ -158,7 +157,6 @@ impl<T: Weight> Mailbox<T> {
                 is_closed: false,
                 consumer: None,
                 coalescing: None,
-                was_full: false,
                 waiting: WaitQueue::default(),
                 batch: 0,
             }),
@@ -178,9 +176,8 @@ impl<T: Weight> Mailbox<T> {
             }
             if !state.waiting.is_empty() {
                 // Those that were woken have not pushed, and may have other things to wait for.
-                let wakers = self.pop_waiting(&mut state);
                 drop(state);
-                wakers.into_iter().for_each(Waker::wake);
+                self.wake_group();
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -199,7 +196,6 @@ impl<T: Weight> Mailbox<T> {
         std::mem::swap(&mut state.items, batch);
         state.taken = std::mem::take(&mut state.weight);
         state.batch += 1;
-        state.was_full = false;
         Poll::Ready(true)
     }
 
@@ -207,36 +203,38 @@ impl<T: Weight> Mailbox<T> {
     ///
     /// Cancellation safe: those that are left are woken with the next batch.
     pub(super) async fn wake_senders(&self) {
-        loop {
-            let wakers = self.pop_waiting(&mut self.state.lock());
-            if wakers.is_empty() {
-                return;
-            }
-            wakers.into_iter().for_each(Waker::wake);
+        while self.wake_group() {
             // They push before the next ones are woken.
             requeue().await;
         }
     }
 
-    /// Removes the first senders that wait, as far as there is room for what they push.
-    fn pop_waiting(&self, state: &mut State<T>) -> Vec<Waker> {
+    /// Wakes the first senders that wait, at most [`GROUP`], as far as there is room for what they push. Returns false if there is none, or no
+    /// room.
+    fn wake_group(&self) -> bool {
         let mut wakers = Vec::new();
+        let mut state = self.state.lock();
+        let batch = state.batch;
         let mut weight = state.weight;
         while wakers.len() < GROUP
             && let Some(waiter) = state.waiting.pop_if(|waiter| {
-                weight == 0 || weight + waiter.weight <= self.capacity_after(state.batch - waiter.since)
+                weight == 0 || weight + waiter.weight <= self.capacity_after(batch - waiter.since)
             })
         {
             weight += waiter.weight;
             wakers.push(waiter.waker);
         }
-        wakers
+        drop(state);
+        let has_any = !wakers.is_empty();
+        wakers.into_iter().for_each(Waker::wake);
+        has_any
     }
 
-    /// Ready when a sender waits for capacity or the mailbox is closed. For a consumer that lets items accumulate.
+    /// Ready when a sender waits for capacity or the mailbox is closed. For a consumer that lets items accumulate, after
+    /// [`Mailbox::wake_senders`]: those that still wait then have no room.
     pub(super) fn poll_full(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
-        if state.is_closed || state.was_full {
+        if state.is_closed || !state.waiting.is_empty() {
             return Poll::Ready(());
         }
         state.coalescing = Some(cx.waker().clone());
@@ -327,7 +325,6 @@ impl<T: Weight> Sender<T> {
                 let position = state.waiting.push(Waiter { waker, weight, since });
                 self.ticket = Some(Ticket { position, since });
             }
-            state.was_full = true;
             let coalescing = state.coalescing.take();
             drop(state);
             if let Some(waker) = coalescing {
@@ -693,8 +690,13 @@ mod tests {
         assert_eq!(push(&mut sender, 2), Poll::Pending);
         assert!(mailbox.state.lock().coalescing.is_none(), "it was woken");
         assert_eq!(mailbox.poll_full(&cx()), Poll::Ready(()));
+        // After the next batch there is room for two of the three that wait.
+        let (mut senders, _tasks) = waiting_senders(&mailbox, 2);
         let mut batch = Vec::new();
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+        wake_a_group(&mailbox);
+        assert_eq!(mailbox.poll_full(&cx()), Poll::Ready(()), "one has no room");
+        senders.pop();
         assert_eq!(mailbox.poll_full(&cx()), Poll::Pending);
         mailbox.close();
         assert!(mailbox.state.lock().coalescing.is_none(), "it was woken");
