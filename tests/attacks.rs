@@ -149,6 +149,11 @@ impl Attacker {
         };
         [call(stream, "Chat"), data(stream, &join)].concat()
     }
+
+    /// As many streams that stay open, all in one room.
+    fn join_often(&mut self, count: usize, room: &str) -> Vec<u8> {
+        (0..count).flat_map(|_| self.join(room.into())).collect()
+    }
 }
 
 /// A WINDOW_UPDATE frame that enlarges the connection's flow-control window by 1 GiB.
@@ -223,7 +228,7 @@ static ATTACKS: &[Attack] = &[
         payloads: usize::MAX,
         payload: |attacker| {
             if attacker.stream < 200 {
-                return (0..10).flat_map(|_| attacker.join("lobby".into())).collect();
+                return attacker.join_often(10, "lobby");
             }
             let windows = [60_000_u32, 65_535].map(|window| {
                 let setting = [&[0, 4][..], &window.to_be_bytes()].concat();
@@ -419,7 +424,7 @@ static ATTACKS: &[Attack] = &[
         payloads: 30,
         payload: |attacker| {
             let room = ["lobby", "milk"][usize::from(attacker.random.random::<bool>())];
-            (0..10).flat_map(|_| attacker.join(room.into())).collect()
+            attacker.join_often(10, room)
         },
     },
     Attack {
@@ -502,7 +507,7 @@ static ATTACKS: &[Attack] = &[
         window: 65_535,
         reads: true,
         payloads: 2,
-        payload: |attacker| (0..100).flat_map(|_| attacker.join("lobby".into())).collect(),
+        payload: |attacker| attacker.join_often(100, "lobby"),
     },
     Attack {
         name: "members that flood",
@@ -529,7 +534,7 @@ static ATTACKS: &[Attack] = &[
                 return [open_window(), attacker.join("crowd".into())].concat();
             }
             if attacker.stream < 200 {
-                return (0..10).flat_map(|_| attacker.join("crowd".into())).collect();
+                return attacker.join_often(10, "crowd");
             }
             // Some twenty messages per second, of all connections together.
             if attacker.random.random_ratio(499, 500) {
