@@ -111,7 +111,7 @@ impl Attacker {
         [call(stream, method), message].concat()
     }
 
-    /// A message of some length.
+    /// A message of 100 random letters.
     fn message(&mut self) -> JoinMsgLeave {
         JoinMsgLeave {
             msg: self.text(100),
@@ -150,7 +150,7 @@ impl Attacker {
         [call(stream, "Chat"), data(stream, &join)].concat()
     }
 
-    /// As many streams that stay open, all in one room.
+    /// Opens `count` streams in one room, which stay open.
     fn join_often(&mut self, count: usize, room: &str) -> Vec<u8> {
         (0..count).flat_map(|_| self.join(room.into())).collect()
     }

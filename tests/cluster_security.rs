@@ -254,7 +254,7 @@ async fn replicas_can_do_what_they_need_to_and_nothing_else() {
     // What it needs to is not denied: a question to the others, and its answer.
     let (other, mut denied_to_other) = nats.connect("chitchat-0").await;
     let mut questions = client.subscribe("sync.chat.0.test").await.unwrap();
-    // Answered after the server has seen what was sent before it on this connection, which `flush` does not wait for.
+    // `flush` does not wait for the server. The reply shows that it has processed the subscription.
     let info = "$JS.API.STREAM.INFO.CHAT-0";
     client.request(info, "".into()).await.unwrap();
     let answering = tokio::spawn(async move {
@@ -271,7 +271,7 @@ async fn replicas_can_do_what_they_need_to_and_nothing_else() {
     assert_eq!(answer.unwrap().unwrap().payload.as_ref(), b"answer");
     let client = answering.await.unwrap();
     other.request(info, "".into()).await.unwrap();
-    // Denials arrive in the order of what they deny, so that none came before these.
+    // Denials arrive in order: an earlier one would be received instead of this one.
     for (client, denied) in [(&client, &mut denied), (&other, &mut denied_to_other)] {
         client.publish("forbidden", "".into()).await.unwrap();
         client.flush().await.unwrap();

@@ -6,8 +6,8 @@
 //! Guarantees:
 //!
 //! - First in, first out, so each sender's items keep their order.
-//! - Bounded by weight. A sender that finds the queue full waits, and is woken when the consumer has taken a batch and what the sender
-//!   has to push fits. Thousands that wait are woken some at a time, as [readers](super::wake_queue) are.
+//! - Bounded by weight. A sender that finds the queue full waits until the consumer has taken a batch and its item fits.
+//!   Thousands that wait are woken some at a time, as [readers](super::wake_queue) are.
 //! - All mailboxes together are bounded, too: beyond that each accepts little at a time.
 //! - Fair: those who wait may exceed the capacity by as much again with each batch that is taken, so a sender that pushes
 //!   without a pause delays nobody by more than a few batches, and all who wait have their turn.
@@ -175,7 +175,7 @@ impl<T: Weight> Mailbox<T> {
                 return Poll::Ready(false);
             }
             if !state.waiting.is_empty() {
-                // Those that were woken have not pushed, and may have other things to wait for.
+                // The woken senders have not pushed: their connections may be waiting for a turn.
                 drop(state);
                 self.wake_group();
                 cx.waker().wake_by_ref();
@@ -231,7 +231,7 @@ impl<T: Weight> Mailbox<T> {
     }
 
     /// Ready when a sender waits for capacity or the mailbox is closed. For a consumer that lets items accumulate, after
-    /// [`Mailbox::wake_senders`]: those that still wait then have no room.
+    /// [`Mailbox::wake_senders`]: the first of those that still wait then has no room.
     pub(super) fn poll_full(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         if state.is_closed || !state.waiting.is_empty() {
@@ -596,7 +596,8 @@ mod tests {
                 requeue().await;
             }
         }
-        assert!(count >= (ITEMS - 1) * SENDERS, "{count}");
+        // At most those that gave up are missing.
+        assert!(count >= ITEMS * SENDERS - SENDERS.div_ceil(3), "{count}");
     }
 
     #[test]
@@ -695,7 +696,15 @@ mod tests {
         let mut batch = Vec::new();
         assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
         wake_a_group(&mailbox);
-        assert_eq!(mailbox.poll_full(&cx()), Poll::Ready(()), "one has no room");
+        for sender in [&mut sender, &mut senders[0]] {
+            assert_eq!(push(sender, 2), Poll::Ready(Ok(())));
+        }
+        wake_a_group(&mailbox);
+        assert_eq!(
+            mailbox.poll_full(&cx()),
+            Poll::Ready(()),
+            "the last one has no room"
+        );
         senders.pop();
         assert_eq!(mailbox.poll_full(&cx()), Poll::Pending);
         mailbox.close();

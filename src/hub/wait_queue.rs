@@ -22,7 +22,7 @@ pub(super) struct Position(u64);
 /// Senders in the order in which they found the mailbox full.
 #[derive(Debug, Default)]
 pub(super) struct WaitQueue {
-    /// Those that no longer wait leave a hole, except at the front.
+    /// Those that no longer wait leave an empty slot, except at the front.
     waiters: VecDeque<Option<Waiter>>,
     /// The position of the first one. Whoever has an earlier position has been woken.
     first: u64,
@@ -49,7 +49,7 @@ impl WaitQueue {
     pub(super) fn remove(&mut self, position: Position) {
         if let Some(slot) = self.slot(position) {
             *slot = None;
-            self.remove_holes();
+            self.remove_empty_slots();
         }
     }
 
@@ -57,7 +57,7 @@ impl WaitQueue {
     pub(super) fn pop_if(&mut self, matches: impl FnOnce(&Waiter) -> bool) -> Option<Waiter> {
         self.waiters.front()?.as_ref().filter(|waiter| matches(waiter))?;
         let waiter = self.waiters.front_mut()?.take();
-        self.remove_holes();
+        self.remove_empty_slots();
         waiter
     }
 
@@ -66,7 +66,7 @@ impl WaitQueue {
         self.waiters.get_mut(usize::try_from(index).ok()?)
     }
 
-    fn remove_holes(&mut self) {
+    fn remove_empty_slots(&mut self) {
         while self.waiters.pop_front_if(|waiter| waiter.is_none()).is_some() {
             self.first += 1;
         }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_take_no_place_once_they_are_in_front() {
+    fn empty_slots_are_removed_at_the_front() {
         let mut queue = WaitQueue::default();
         let first = queue.push(waiter(0));
         for position in [(); 1_000].map(|()| queue.push(waiter(1))) {
