@@ -337,7 +337,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         (
             "requests that wait in the mailbox of a room or to be stored",
             fixed(
-                "1 MiB per room, up to 4 MiB while senders wait for their turns, of which a JOIN takes at least 2 KiB and a post at least 1 KiB; one share in all, beyond it 4 KiB per room",
+                "1 MiB per room, up to 4 MiB while senders wait for their turns, of which a JOIN takes at least 2 KiB and a post at least 1 KiB; one share in all, beyond it 4 KiB per room, up to 16 KiB while senders wait",
             ),
             Other("senders wait, and are not read from", ""),
         ),
@@ -381,7 +381,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "busy connections of one address, each with more than an equal part of a thousand messages or 60 calls in 100 ms",
+            "busy connections of one address, each with more than an equal part of a thousand messages, 60 calls or 4 MB sent to it in 100 ms; if all together exceed that, and there are clients at other addresses, each with more than two messages or 8 KiB",
             fixed("two per processor at a time"),
             Other(
                 "others, and the first turns of new connections, wait for theirs; those that send less do not",

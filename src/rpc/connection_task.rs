@@ -25,10 +25,16 @@ use super::stall_detector::StallDetector;
 use super::sub_waker::SubWaker;
 use super::turns::Turns;
 
-/// How many times one poll of the task polls the streams and the connection at most. More than once, so that the streams
+/// How many times one poll of the task polls the streams and the connection at most, which is a turn. More than once, so that the streams
 /// handle at once what the connection has read, and their responses go out in the same write. Bounded, so that a client that
 /// never stops sending does not starve other connections.
 const MAX_ROUNDS: usize = 4;
+
+/// How many bytes that are sent to a client count as much work as a message from it. Both take about as long.
+const SENT_BYTES_PER_WORK: u64 = 4 * 1024;
+
+/// After how much work a turn ends that must be short: what fits into one write to the socket, or some messages.
+const SHORT_TURN_WORK: u64 = 32;
 
 /// How many new streams are polled per round: a thousand JOINs that arrive at once take tens of milliseconds.
 const NEW_STREAMS_PER_ROUND: usize = 8;
@@ -146,7 +152,11 @@ impl Streams {
 
     /// Whether the next round is long: there are new streams, whose JOINs take long, or many that may have events.
     fn is_next_round_long(&self) -> bool {
-        self.has_spawned() || self.tasks.len() > NEW_STREAMS_PER_ROUND
+        self.has_spawned() || self.are_many()
+    }
+
+    fn are_many(&self) -> bool {
+        self.tasks.len() > NEW_STREAMS_PER_ROUND
     }
 
     /// Whether new streams wait for another round.
@@ -235,14 +245,14 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     let mut turns = Turns::new(Arc::clone(&budgets.address.turns));
     let mut cut = None;
     poll_fn(|cx| {
-        ready!(turns.poll_begin(cx, budgets.work.load(Ordering::Relaxed)));
-        let must_be_short = streams.is_next_round_long() || budgets.address.turns.must_be_short();
+        let work_before = work_made(budgets, &io);
+        ready!(turns.poll_begin(cx, work_before));
         let progress = poll_rounds(
             cx,
-            if turns.is_busy() && must_be_short {
-                1
-            } else {
-                MAX_ROUNDS
+            |streams| {
+                let must_be_short = || streams.are_many() || budgets.address.turns.must_be_short();
+                let is_enough = || work_made(budgets, &io) - work_before >= SHORT_TURN_WORK;
+                turns.is_busy() && (streams.has_spawned() || must_be_short() && is_enough())
             },
             connection.as_mut(),
             &connection_waker,
@@ -287,6 +297,11 @@ pub(super) async fn run<T: AsyncWrite + Unpin>(
     })
     .await;
     cut.or_else(|| idle.is_closing.then_some(CutReason::Idle))
+}
+
+/// The work that a connection has made so far: for what its client has sent, and for what was sent to the client.
+fn work_made<T>(budgets: &ConnectionBudgets, io: &CorkedIo<T>) -> u64 {
+    budgets.work.load(Ordering::Relaxed) + io.written() / SENT_BYTES_PER_WORK
 }
 
 /// Closes a connection without streams.
@@ -338,15 +353,15 @@ enum Progress {
     Idle,
 }
 
-/// Polls the streams and the connection, whichever was woken, until neither makes progress.
+/// Polls the streams and the connection, whichever was woken, until neither makes progress, or the turn is over by `must_end`.
 fn poll_rounds(
     cx: &mut Context<'_>,
-    max_rounds: usize,
+    must_end: impl Fn(&Streams) -> bool,
     mut connection: Pin<&mut impl Future>,
     connection_waker: &SubWaker,
     streams: &mut Streams,
 ) -> Progress {
-    for _ in 0..max_rounds {
+    for _ in 0..MAX_ROUNDS {
         streams.waker.begin_poll(cx.waker());
         connection_waker.begin_poll(cx.waker());
         streams.poll_woken();
@@ -370,12 +385,16 @@ fn poll_rounds(
         if is_idle {
             return Progress::Idle;
         }
+        if must_end(streams) {
+            break;
+        }
     }
     Progress::Unfinished
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::future::pending;
     use std::net::Ipv4Addr;
 
@@ -434,6 +453,60 @@ mod tests {
         assert_eq!(socket.tick(true, 100_000 + SOCKET_PROGRESS), 0);
         assert_eq!(socket.tick(true, 100_000 + SOCKET_PROGRESS), 1);
         assert_eq!(socket.tick(false, 100_000 + SOCKET_PROGRESS + 1), 0);
+    }
+
+    /// How often the connection of a client that is sent `bytes` each time is polled in its first turn, and in the second, when it is busy.
+    fn polls_per_turn(bytes: usize, all: &ServerBudgets) -> [usize; 2] {
+        let budgets = all.connection(Ipv4Addr::LOCALHOST.into());
+        let (io, _client) = duplex(10 << 20);
+        let io = CorkedIo::new(io);
+        let polls = Cell::new(0);
+        let mut output = io.clone();
+        let connection = poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            assert!(pin!(output.write_all(&vec![0; bytes])).poll(cx).is_ready());
+            cx.waker().wake_by_ref();
+            Poll::<()>::Pending
+        });
+        let (hour, close) = (Duration::from_secs(3_600), CancellationToken::new());
+        let running = run(
+            connection,
+            SpawnedStreams::default(),
+            io,
+            hour,
+            hour,
+            &close,
+            &budgets,
+        );
+        let mut running = pin!(running);
+        [(); 2].map(|()| {
+            assert!(running.as_mut().now_or_never().is_none());
+            budgets.work.fetch_add(10_000, Ordering::Relaxed);
+            polls.take()
+        })
+    }
+
+    #[tokio::test]
+    async fn turns_of_busy_connections_end_by_what_they_have_cost_while_there_are_other_addresses() {
+        let all = ServerBudgets::new(BudgetLimits::default(), 10);
+        assert_eq!(polls_per_turn(128 * 1024, &all), [MAX_ROUNDS; 2]);
+        let _other = all.connection(Ipv4Addr::new(127, 0, 0, 2).into());
+        assert_eq!(polls_per_turn(128 * 1024, &all), [MAX_ROUNDS, 1]);
+        assert_eq!(polls_per_turn(64 * 1024, &all), [MAX_ROUNDS, 2]);
+        assert_eq!(polls_per_turn(100, &all), [MAX_ROUNDS; 2]);
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_counts_as_work() {
+        let (io, _client) = duplex(1);
+        let io = CorkedIo::new(io);
+        let budgets = ServerBudgets::new(BudgetLimits::default(), 10).connection(Ipv4Addr::LOCALHOST.into());
+        budgets.work.store(3, Ordering::Relaxed);
+        assert_eq!(work_made(&budgets, &io), 3);
+        io.clone().write_all(&[0; 100 * 1024]).await.unwrap();
+        assert_eq!(work_made(&budgets, &io), 3 + 25);
+        assert!(io.uncork(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(work_made(&budgets, &io), 3 + 25);
     }
 
     #[tokio::test]

@@ -58,6 +58,12 @@ impl<T> CorkedIo<T> {
         (corked.is_blocked, corked.accepted)
     }
 
+    /// How many bytes have been written so far, whether the socket has accepted them or not.
+    pub(super) fn written(&self) -> u64 {
+        let corked = self.0.lock();
+        corked.accepted + (corked.buffer.len() - corked.written) as u64
+    }
+
     /// Looks at the socket.
     pub(super) fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(&self.0.lock().io)

@@ -2,8 +2,8 @@
 //!
 //! The runtime runs tasks in the order in which they are woken, so a thousand connections that always have something to do would
 //! delay everybody else by a thousand turns. Of the busy connections from one address only some are in the runtime's queue at a
-//! time; the others, and new connections, wait for their turns, first come first served, while connections that send little do not wait
-//! at all.
+//! time; the others, and new connections, wait for their turns, first come first served, while connections that send and receive little do not
+//! wait at all.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::unconstrained;
 use tokio::task::yield_now;
@@ -25,12 +26,16 @@ use crate::run_queue::SATURATING_TASKS;
 /// The interval over which work is counted.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How much work the connections of one address make in [`INTERVAL`] without being busy: a thousand messages, or sixty calls. A
-/// connection is busy while it has made more than an equal part of it.
+/// How much work the connections of one address make in [`INTERVAL`] without being busy: a thousand messages, sixty calls, or 4 MB that are
+/// sent to them. A connection is busy while it has made more than an equal part of it.
 const QUIET_WORK: u32 = 1_000;
 
 /// The least part, which is enough for two calls.
 const MIN_QUIET_WORK: u32 = 32;
+
+/// The least part while all connections of an address together have made more than [`QUIET_WORK`] and there are clients at other addresses:
+/// enough for a message and its answer. Thousands of connections that each make a little more would be as many turns at a time.
+const MIN_QUIET_WORK_IN_CROWD: u32 = 2;
 
 /// For how long at most a connection stays busy after it has made too much work.
 const MAX_DEBT: Duration = Duration::from_secs(1);
@@ -50,6 +55,8 @@ pub(super) struct AddressTurns {
     /// For the busy and new connections that may run.
     permits: Arc<Semaphore>,
     connections: AtomicU32,
+    /// The work of all connections.
+    limiter: Mutex<RateLimiter>,
     all: Arc<TurnCounters>,
     throttling: ThrottleReporter,
 }
@@ -61,6 +68,7 @@ impl AddressTurns {
         Self {
             permits: Arc::new(Semaphore::new(*SATURATING_TASKS)),
             connections: AtomicU32::new(0),
+            limiter: Mutex::default(),
             all,
             throttling,
         }
@@ -70,6 +78,19 @@ impl AddressTurns {
     /// wait for a turn of each busy connection before each. Long turns are cheaper.
     pub(super) fn must_be_short(&self) -> bool {
         self.all.addresses.load(Ordering::Relaxed) > 1
+    }
+
+    /// Counts `new` work of a connection. Returns with how much in [`INTERVAL`] a connection is not busy.
+    fn record(&self, new: u32, now: Instant) -> u32 {
+        let rate = Rate::new(QUIET_WORK, INTERVAL, QUIET_WORK);
+        let debt = self.limiter.lock().record(new, rate, MAX_DEBT, now);
+        let least = if debt.is_zero() || !self.must_be_short() {
+            MIN_QUIET_WORK
+        } else {
+            MIN_QUIET_WORK_IN_CROWD
+        };
+        let connections = self.connections.load(Ordering::Relaxed).max(1);
+        (QUIET_WORK / connections).max(least)
     }
 }
 
@@ -139,12 +160,12 @@ impl Turns {
 
     /// Waits until the connection, which has made `work` so far, may run.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>, work: u64) -> Poll<()> {
-        let connections = self.address.connections.load(Ordering::Relaxed).max(1);
-        let quiet = (QUIET_WORK / connections).max(MIN_QUIET_WORK);
         let new = u32::try_from(work - self.counted).unwrap_or(u32::MAX);
         self.counted = work;
+        let now = Instant::now();
+        let quiet = self.address.record(new, now);
         let rate = Rate::new(quiet, INTERVAL, quiet);
-        let debt = self.limiter.record(new, rate, MAX_DEBT, Instant::now());
+        let debt = self.limiter.record(new, rate, MAX_DEBT, now);
         if std::mem::take(&mut self.is_over) {
             self.permit = None;
         }
@@ -236,6 +257,34 @@ mod tests {
         assert!(one.must_be_short() && other.must_be_short());
         drop(one);
         assert!(!other.must_be_short());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_of_many_that_make_much_work_together_is_busy_sooner() {
+        let all = Arc::<TurnCounters>::default();
+        let crowd = address_of(1, Arc::clone(&all));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut connections = connections::<1_000>(&crowd);
+        let mut count_busy = |work: u64| {
+            let turns = connections.iter_mut().map(|turns| {
+                _ = turns.poll_begin(&mut cx, turns.counted + work);
+                turns.end();
+                turns.is_busy()
+            });
+            turns.filter(|is_busy| *is_busy).count()
+        };
+        // Nobody else has a connection.
+        assert_eq!(count_busy(20), 0);
+        let _other = address_of(1, all);
+        assert_eq!(count_busy(10), 1_000);
+        tokio::time::advance(2 * MAX_DEBT).await;
+        // The first ones do not make too much.
+        assert_eq!(count_busy(20), 950);
+        tokio::time::advance(2 * MAX_DEBT).await;
+        for _ in 0..20 {
+            assert_eq!(count_busy(2), 0);
+            tokio::time::advance(INTERVAL).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]

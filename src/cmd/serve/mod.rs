@@ -26,6 +26,10 @@ use crate::telemetry::{LogFormat, LogGuard, OtlpOptions, OtlpPipeline, init_logs
 /// Tokio's 61 a client that sends little waits for so many turns of those that send without pause.
 const EVENT_INTERVAL: u32 = 16;
 
+/// How many I/O events a worker takes when it looks at the sockets. Tokio's default of 1,024 could wake 1,024 tasks at once. But thousands of
+/// sockets may be ready whose connections wait for a turn, and with 16 events each second look, others would wait behind those for 100 ms.
+const MAX_IO_EVENTS: usize = 64;
+
 /// Each how many turns a worker first looks for tasks that other threads have woken, such as a room whose events the store's writer has made
 /// durable, before its own. By itself Tokio adapts it to how long turns take, up to 127.
 const GLOBAL_QUEUE_INTERVAL: u32 = 2;
@@ -65,8 +69,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     let runtime = runtime
         .event_interval(EVENT_INTERVAL)
-        // At most as many I/O events as tasks run between two polls of the sockets. Tokio's default of 1,024 could wake 1,024 tasks at once.
-        .max_io_events_per_tick(EVENT_INTERVAL as usize)
+        .max_io_events_per_tick(MAX_IO_EVENTS)
         .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
         .enable_all()
         .build()
