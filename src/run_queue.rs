@@ -9,6 +9,9 @@ use std::thread::available_parallelism;
 pub(crate) static SATURATING_TASKS: LazyLock<usize> =
     LazyLock::new(|| 2 * available_parallelism().map_or(1, usize::from));
 
+/// How many tasks a task wakes at a time before it goes to the back of the queue with [`requeue`].
+pub(crate) const WAKE_GROUP: usize = 32;
+
 /// Yields, and goes to the back of the worker's queue. [`yield_now`](tokio::task::yield_now) defers the wake-up only until the next poll of the
 /// I/O driver, which happens every few tasks however long the queue is: a task that wakes others each time it runs would make it longer and
 /// longer.

@@ -21,8 +21,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 
 use super::wait_queue::{Position, WaitQueue, Waiter};
-use super::wake_queue::GROUP;
-use crate::run_queue::requeue;
+use crate::run_queue::{WAKE_GROUP, requeue};
 
 /// The capacity while all mailboxes together exceed their budget: a dozen short messages.
 const MIN_CAPACITY: usize = 4 * 1024;
@@ -209,14 +208,14 @@ impl<T: Weight> Mailbox<T> {
         }
     }
 
-    /// Wakes the first senders that wait, at most [`GROUP`], as far as there is room for what they push. Returns false if there is none, or no
+    /// Wakes the first senders that wait, at most [`WAKE_GROUP`], as far as there is room for what they push. Returns false if there is none, or no
     /// room.
     fn wake_group(&self) -> bool {
         let mut wakers = Vec::new();
         let mut state = self.state.lock();
         let batch = state.batch;
         let mut weight = state.weight;
-        while wakers.len() < GROUP
+        while wakers.len() < WAKE_GROUP
             && let Some(waiter) = state.waiting.pop_if(|waiter| {
                 weight == 0 || weight + waiter.weight <= self.capacity_after(batch - waiter.since)
             })
@@ -389,6 +388,7 @@ impl<T> State<T> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::time::{Duration, Instant};
 
     use futures_util::FutureExt as _;
 
@@ -549,7 +549,10 @@ mod tests {
             seen
         });
         let seen = observing.await.unwrap();
-        assert!(seen.windows(2).all(|pair| pair[1] - pair[0] <= GROUP), "{seen:?}");
+        assert!(
+            seen.windows(2).all(|pair| pair[1] - pair[0] <= WAKE_GROUP),
+            "{seen:?}"
+        );
         assert_eq!(seen.last(), Some(&900));
         drop(senders);
     }
@@ -584,7 +587,9 @@ mod tests {
         let mut batch = Vec::new();
         let mut last = vec![None; SENDERS as usize];
         let mut count = 0;
+        let deadline = Instant::now() + Duration::from_secs(60);
         while senders.iter().any(|sender| !sender.is_finished()) || !mailbox.close_if_empty() {
+            assert!(Instant::now() < deadline, "{count} have arrived");
             let taken = poll_fn(|cx| mailbox.poll_take(cx, &mut batch)).now_or_never();
             mailbox.wake_senders().await;
             for item in batch.drain(..) {

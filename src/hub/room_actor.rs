@@ -28,12 +28,12 @@ use super::replication::{OrderedCommand, OrderedItem, OrderedQueue, Replication}
 use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
-use super::wake_queue::{GROUP, WakeQueue};
+use super::wake_queue::WakeQueue;
 use crate::domain::{
     Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Room, RoomName, Sequence, WallTime,
 };
 use crate::failpoint;
-use crate::run_queue::requeue;
+use crate::run_queue::{WAKE_GROUP, requeue};
 use crate::spare_capacity::SpareCapacity as _;
 use crate::store::{Append, EncodedSnapshot, LogId, RoomStatus, StoreError, encode_snapshot};
 use crate::wall_clock::wall_time;
@@ -653,7 +653,7 @@ impl RoomActor {
     async fn answer_all(&self, answers: Vec<Answer>) {
         let mut answers = answers.into_iter();
         loop {
-            for answer in answers.by_ref().take(GROUP) {
+            for answer in answers.by_ref().take(WAKE_GROUP) {
                 self.answer(answer);
             }
             if answers.len() == 0 {

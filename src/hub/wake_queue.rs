@@ -9,14 +9,11 @@ use std::task::Waker;
 
 use tokio::sync::Semaphore;
 
-use crate::run_queue::{SATURATING_TASKS, requeue};
+use crate::run_queue::{SATURATING_TASKS, WAKE_GROUP, requeue};
 use crate::spare_capacity::reduced_capacity;
 
-/// How many readers, or callers, a room wakes at a time. A room with no more readers never waits for other rooms to wake theirs.
-pub(super) const GROUP: usize = 32;
-
 /// Permits to wake the second group of a publication and the following ones, which all rooms share. A room holds one from
-/// before it wakes the group until its task runs again.
+/// before it wakes the group until its task runs again. A room with no more readers than a group never waits for other rooms.
 #[derive(Debug)]
 pub(super) struct WakePermits(Semaphore);
 
@@ -48,11 +45,11 @@ impl WakeQueue {
     ///
     /// Cancellation safe: those that are left stay in the queue.
     pub(super) async fn wake_all(&mut self, permits: &WakePermits) {
-        self.wake(GROUP);
+        self.wake(WAKE_GROUP);
         while !self.wakers.is_empty() {
             // An error would mean that the semaphore is closed, which it never is.
             let permit = permits.0.acquire().await;
-            self.wake(GROUP);
+            self.wake(WAKE_GROUP);
             requeue().await;
             drop(permit);
         }
@@ -96,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn others_run_between_groups_of_readers() {
-        let (mut queue, woken) = queue(10 * GROUP);
+        let (mut queue, woken) = queue(10 * WAKE_GROUP);
         // The first group and the next one are woken together.
         let permits = WakePermits::default();
         let waking = tokio::spawn(async move { queue.wake_all(&permits).await });
@@ -112,39 +109,39 @@ mod tests {
         });
         let seen = observing.await.unwrap();
         let steps: Vec<_> = seen.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(steps.iter().all(|step| *step <= 2 * GROUP), "{seen:?}");
-        assert_eq!(seen.last(), Some(&(10 * GROUP)));
+        assert!(steps.iter().all(|step| *step <= 2 * WAKE_GROUP), "{seen:?}");
+        assert_eq!(seen.last(), Some(&(10 * WAKE_GROUP)));
     }
 
     #[test]
     fn each_group_but_the_first_waits_for_those_of_other_rooms() {
         let permits = WakePermits(Semaphore::new(1));
-        let (mut one, _) = queue(3 * GROUP);
-        let (mut other, woken) = queue(2 * GROUP);
+        let (mut one, _) = queue(3 * WAKE_GROUP);
+        let (mut other, woken) = queue(2 * WAKE_GROUP);
         let mut waking = Box::pin(one.wake_all(&permits));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waking.poll_unpin(&mut cx).is_pending());
         let mut waiting = Box::pin(other.wake_all(&permits));
         assert!(waiting.poll_unpin(&mut cx).is_pending());
-        assert_eq!(woken.wake_ups(), GROUP);
+        assert_eq!(woken.wake_ups(), WAKE_GROUP);
         drop(waking);
         assert!(waiting.poll_unpin(&mut cx).is_pending());
-        assert_eq!(woken.wake_ups(), 2 * GROUP);
+        assert_eq!(woken.wake_ups(), 2 * WAKE_GROUP);
         assert!(waiting.poll_unpin(&mut cx).is_ready());
     }
 
     #[test]
     fn readers_are_woken_although_the_room_ends() {
-        let (mut queue, woken) = queue(3 * GROUP);
+        let (mut queue, woken) = queue(3 * WAKE_GROUP);
         assert!(
             queue
                 .wake_all(&WakePermits(Semaphore::new(0)))
                 .now_or_never()
                 .is_none()
         );
-        assert_eq!(woken.wake_ups(), GROUP);
+        assert_eq!(woken.wake_ups(), WAKE_GROUP);
         drop(queue);
-        assert_eq!(woken.wake_ups(), 3 * GROUP);
+        assert_eq!(woken.wake_ups(), 3 * WAKE_GROUP);
     }
 
     #[test]
