@@ -577,7 +577,7 @@ static ATTACKS: &[Attack] = &[
             if attacker.stream == 1 {
                 return [open_window(), attacker.join("flooded".into())].concat();
             }
-            // Too few for any of the connections to be a busy one.
+            // Too few for any of the connections to be busy by itself. All of them together are.
             let message = attacker.message();
             repeated(20, &data(attacker.stream, &message))
         },

@@ -155,6 +155,7 @@ impl Streams {
         self.has_spawned() || self.are_many()
     }
 
+    /// Whether there are so many that it may take long to poll them.
     fn are_many(&self) -> bool {
         self.tasks.len() > NEW_STREAMS_PER_ROUND
     }
