@@ -365,7 +365,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "DATA frames of one address that are too short for a message; four header fields after the first 64 of a request count as one",
+            "DATA frames of one address that are too short for a message, and TLS records that are too short for the header of a frame; four header fields after the first 64 of a request count as one",
             fixed("8192 at once, 512 per second"),
             Other(
                 "nothing is read from the connection for up to 500 ms",
@@ -381,7 +381,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
-            "busy connections of one address, each with more than an equal part of a thousand messages, 60 calls or 4 MB sent to it in 100 ms; if all together exceed that, and there are clients at other addresses, each with more than two messages or 8 KiB",
+            "busy connections of one address, each with more than an equal part of a thousand messages, 2,000 TLS records, 60 calls or 4 MB sent to it in 100 ms; if all together exceed that, and there are clients at other addresses, each with more than two messages or 8 KiB",
             fixed("two per processor at a time"),
             Other(
                 "others, and the first turns of new connections, wait for theirs; those that send less do not",

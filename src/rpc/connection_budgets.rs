@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::coop::poll_proceed;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::address_budgets::{AddressBudgets, Addresses, fair_share};
@@ -157,7 +159,8 @@ impl Default for BudgetLimits {
     }
 }
 
-/// How many DATA frames that are too short for a message the connections of one address may send per second.
+/// How many DATA frames that are too short for a message, and TLS records that are too short for a frame, the connections of one address
+/// may send per second.
 const SHORT_FRAMES_PER_SECOND: u32 = 512;
 
 /// How many of them they may send at once.
@@ -282,6 +285,9 @@ impl ServerBudgets {
     }
 }
 
+/// How much work counts as one of the operations of which tokio grants a task 128 each time it runs.
+const WORK_PER_UNIT: usize = 4;
+
 /// The budgets of one connection. An `Arc` of them is an extension of each request.
 #[derive(Debug)]
 pub(super) struct ConnectionBudgets {
@@ -290,7 +296,7 @@ pub(super) struct ConnectionBudgets {
     cuts: Arc<AddressRate>,
     received: Arc<ByteBudget>,
     pub(super) unread: Unread,
-    /// The work that the frames of the client have made so far.
+    /// The work that what the client has sent has made so far.
     pub(super) work: AtomicU64,
     pub(super) responses: Arc<ByteBudget>,
     own_queries: Arc<Semaphore>,
@@ -303,7 +309,19 @@ pub(super) struct ConnectionBudgets {
 }
 
 impl ConnectionBudgets {
-    /// Counts DATA frames that are too short for a message. Returns for how long nothing should be read from the connection, if its
+    /// Counts the work that the connection's task makes, so that the task yields to other connections when it has made some. Otherwise it
+    /// would first handle everything that the socket has.
+    pub(super) fn record_work(&self, work: usize, cx: &mut Context<'_>) {
+        self.work.fetch_add(work as u64, Ordering::Relaxed);
+        for _ in 0..work / WORK_PER_UNIT {
+            match poll_proceed(cx) {
+                Poll::Ready(unit) => unit.made_progress(),
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Counts DATA frames that are too short for a message, and TLS records that are too short for a frame. Returns for how long nothing should be read from the connection, if its
     /// address sends too many: hundreds of connections that send messages byte by byte would occupy the machine.
     pub(super) fn pause_after_short_frames(&self, count: u32) -> Option<Duration> {
         let pause = self.short_frames.record(self.peer, count, MAX_PAUSE);

@@ -3,12 +3,10 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::task::coop::poll_proceed;
 
 use super::connection_budgets::ConnectionBudgets;
 use super::frame_meter::FrameMeter;
@@ -17,9 +15,6 @@ use super::unread::ReadPause;
 
 /// The connection preface: the first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// How many frames count as one of the operations of which tokio grants a task 128 each time it runs.
-const WORK_PER_UNIT: usize = 4;
 
 /// A socket whose HTTP/2 preface has been read and validated. Reads return the preface once more, then what follows. They fail once the
 /// client floods the server with frames, and pause while it leaves too much unread and after too many short frames.
@@ -112,30 +107,18 @@ impl<T: AsyncRead + Unpin> AsyncRead for PrefixedIo<T> {
             Ok(frames) => {
                 // Frames that are read in many pieces take as much time as many frames.
                 let work = frames.work + usize::from(is_slow);
-                yield_after(work, cx);
+                this.budgets.record_work(work, cx);
                 if frames.short > 0
                     && let Some(pause) = this.budgets.pause_after_short_frames(frames.short)
                 {
                     this.pause.begin(pause);
                 }
-                this.budgets.work.fetch_add(work as u64, Ordering::Relaxed);
                 Poll::Ready(Ok(()))
             }
             Err(flood) => {
                 this.is_flood = true;
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, flood)))
             }
-        }
-    }
-}
-
-/// Counts work, so that the task yields to other connections when it has done some. Otherwise it would first handle everything
-/// that the socket has.
-fn yield_after(work: usize, cx: &mut Context<'_>) {
-    for _ in 0..work / WORK_PER_UNIT {
-        match poll_proceed(cx) {
-            Poll::Ready(unit) => unit.made_progress(),
-            Poll::Pending => return,
         }
     }
 }
@@ -169,6 +152,7 @@ mod tests {
     use std::future::poll_fn;
 
     use std::net::Ipv4Addr;
+    use std::sync::atomic::Ordering;
 
     use tokio::io::AsyncWriteExt;
     use tokio::time::Instant;

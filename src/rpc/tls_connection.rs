@@ -26,10 +26,65 @@ const MAX_UNDECRYPTED_BYTES: usize = 96 * 1024;
 /// into that.
 const MAX_READ: usize = 4 * 1024;
 
+/// How many records count as much work as a message.
+const RECORDS_PER_WORK: usize = 2;
+
+/// A record of TLS 1.3 that is shorter, without its header, contains less than the header of an HTTP/2 frame. It takes as long as others to
+/// decrypt, and several times as long if it changes the client's keys.
+const MIN_RECORD: usize = 9 + 1 + 16;
+
+/// The length of a record's header, which ends with the length of what follows (RFC 8446, section 5.1).
+const RECORD_HEADER_LEN: usize = 5;
+
+/// The records that begin in some bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Records {
+    count: usize,
+    /// How many of them are shorter than [`MIN_RECORD`].
+    short: u32,
+}
+
+/// Counts the records in what is read.
+#[derive(Debug, Default)]
+struct RecordCounter {
+    /// The header of the newest record.
+    header: [u8; RECORD_HEADER_LEN],
+    /// How many of its bytes were read.
+    header_len: usize,
+    /// How many bytes of that record are missing after its header.
+    missing: usize,
+}
+
+impl RecordCounter {
+    /// Counts the records whose headers end in the next bytes.
+    fn count(&mut self, mut bytes: &[u8]) -> Records {
+        let mut records = Records::default();
+        while !bytes.is_empty() {
+            let skipped = self.missing.min(bytes.len());
+            let (header, rest) =
+                bytes[skipped..].split_at((RECORD_HEADER_LEN - self.header_len).min(bytes.len() - skipped));
+            self.missing -= skipped;
+            self.header[self.header_len..][..header.len()].copy_from_slice(header);
+            self.header_len += header.len();
+            if self.header_len == RECORD_HEADER_LEN {
+                self.header_len = 0;
+                self.missing = u16::from_be_bytes([self.header[3], self.header[4]]).into();
+                records.count += 1;
+                records.short += u32::from(self.missing < MIN_RECORD);
+            }
+            bytes = rest;
+        }
+        records
+    }
+}
+
 /// The socket of a connection.
 #[derive(Debug)]
 pub(super) struct TlsSocket {
     stream: TcpStream,
+    records: RecordCounter,
+    /// How many records are not counted as work yet: too few.
+    uncounted: usize,
     /// How many bytes were read since something was decrypted.
     undecrypted: usize,
     /// Counts them, once the handshake is completed.
@@ -41,6 +96,8 @@ impl TlsSocket {
     pub(super) fn new(stream: TcpStream) -> Self {
         Self {
             stream,
+            records: RecordCounter::default(),
+            uncounted: 0,
             undecrypted: 0,
             budgets: None,
             pause: ReadPause::default(),
@@ -76,6 +133,17 @@ impl AsyncRead for TlsSocket {
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(len));
         ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
         let read = part.filled().len();
+        let records = this.records.count(part.filled());
+        if let Some(budgets) = &this.budgets {
+            let count = this.uncounted + records.count;
+            this.uncounted = count % RECORDS_PER_WORK;
+            budgets.record_work(count / RECORDS_PER_WORK, cx);
+            if records.short > 0
+                && let Some(pause) = budgets.pause_after_short_frames(records.short)
+            {
+                this.pause.begin(pause);
+            }
+        }
         buf.advance(read);
         this.set_undecrypted(this.undecrypted + read);
         let max = if this.budgets.is_some() {
@@ -140,4 +208,31 @@ pub(super) fn poll_decrypted(
         connection.get_mut().0.set_undecrypted(0);
     }
     Poll::Ready(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_counted_however_they_are_cut() {
+        let records = [0, 1, 300, 5, 16_640, 2].map(|len: u16| {
+            let [high, low] = len.to_be_bytes();
+            [&[23, 3, 3, high, low][..], &vec![23; len.into()]].concat()
+        });
+        let bytes = records.concat();
+        for size in [1, 2, 3, 7, 4_096, bytes.len()] {
+            let (mut counter, mut read) = (RecordCounter::default(), Records::default());
+            for part in bytes.chunks(size) {
+                let Records { count, short } = counter.count(part);
+                read.count += count;
+                read.short += short;
+            }
+            assert_eq!(read, Records { count: 6, short: 4 }, "{size}");
+        }
+        // A record counts when its header is complete.
+        let mut counter = RecordCounter::default();
+        let counts = [&bytes[..4], &bytes[4..5]].map(|part| counter.count(part).count);
+        assert_eq!(counts, [0, 1]);
+    }
 }

@@ -104,7 +104,7 @@ catalog! {
     THROTTLED = counter(
         "chitchat_throttled_total",
         &["limit"],
-        "How many times a client began to wait because of a limit. Limit cuts: a new connection is delayed, because many from its address were closed; short_frames: nothing is read from a connection, because its address sends too many short frames; unread: nothing, or little at a time, until less of what it or its address has sent is unread; turns: a busy or new connection waits for others from its address; queries: a query waits for others; page_reads: a subscriber that lags waits for others to read the log.",
+        "How many times a client began to wait because of a limit. Limit cuts: a new connection is delayed, because many from its address were closed; short_frames: nothing is read from a connection, because its address sends too many short frames or TLS records; unread: nothing, or little at a time, until less of what it or its address has sent is unread; turns: a busy or new connection waits for others from its address; queries: a query waits for others; page_reads: a subscriber that lags waits for others to read the log.",
     );
     TLS_CERTIFICATE_EXPIRY = gauge(
         "chitchat_tls_certificate_expiry_timestamp_seconds",

@@ -11,6 +11,8 @@
 
 #[path = "../certificates/mod.rs"]
 mod certificates;
+#[path = "../tls_client/mod.rs"]
+mod tls_client;
 
 mod admin;
 mod bad_input;

@@ -1,29 +1,24 @@
 //! TLS of the gRPC port.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use chitchat::rpc::TlsFiles;
-use hyper_util::rt::TokioIo;
-use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{AlertDescription, ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
 use crate::certificates::{Authority, Issued};
 use crate::harness::{Client, TIMEOUT, TestServer, join};
+use crate::raw_http2::{ACK, PING, frame, preface};
+use crate::tls_client::{channel, client_config, connect};
 
 /// An authority, and a server for `localhost` with a certificate from it.
 struct Encrypted {
@@ -74,43 +69,6 @@ impl Encrypted {
         assert_eq!(client.next().await.sender_name, name);
         client
     }
-}
-
-/// Trusts `ca.pem` in `directory`.
-fn client_config(directory: &Path, identity: Option<&Issued>) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap())
-        .unwrap();
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
-    let mut config = match identity {
-        Some(Issued { certificate, key }) => {
-            let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
-            let key = PrivateKeyDer::from_pem_file(key).unwrap();
-            builder.with_client_auth_cert(chain, key).unwrap()
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config
-}
-
-async fn connect(address: SocketAddr, config: ClientConfig) -> io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
-    let name = ServerName::try_from("localhost").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
-}
-
-async fn channel(address: SocketAddr, config: ClientConfig) -> Result<Channel, tonic::transport::Error> {
-    let connector = tower::service_fn(move |_| {
-        let config = config.clone();
-        async move { connect(address, config).await.map(TokioIo::new) }
-    });
-    let endpoint = Endpoint::from_static("https://localhost");
-    endpoint.connect_with_connector(connector).await
 }
 
 fn refused(reason: &str) -> String {
@@ -251,6 +209,49 @@ async fn incomplete_records_count_as_unread() {
         .expect("more than three quarters of the budget are not held");
     ada.say(0, "hello").await;
     assert_eq!(ada.next_line().await.2, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_changes_its_keys_all_the_time_is_read_from_slowly() {
+    let encrypted = Encrypted::start().await;
+    let listen = encrypted.server.listen;
+    let mut stream = connect(listen, encrypted.client_config(None)).await.unwrap();
+    stream.write_all(&preface(65_535)).await.unwrap();
+    let ping = frame(PING, 0, 0, &[7; 8]);
+    let throttled = "chitchat_throttled_total{limit=\"short_frames\"}";
+    // 8,192 short records may come at once: 62 with each PING, whose end is one, too.
+    let mut pings = 0;
+    while encrypted.server.metric(throttled).await == 0.0 {
+        assert!(pings < 1_000, "it is not throttled");
+        pings += 1;
+        let (socket, tls) = stream.get_mut();
+        let mut records = Vec::new();
+        for part in ping.chunks(9) {
+            for _ in 0..31 {
+                tls.refresh_traffic_keys().unwrap();
+            }
+            tls.writer().write_all(part).unwrap();
+            while tls.wants_write() {
+                tls.write_tls(&mut records).unwrap();
+            }
+        }
+        timeout(TIMEOUT, socket.write_all(&records))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    assert!(pings >= 130, "{pings}");
+    // It is served nevertheless, and so are others.
+    let mut answers = Vec::new();
+    let is_ping = |answers: &[u8]| {
+        let answer = frame(PING, ACK, 0, &[7; 8]);
+        answers.windows(answer.len()).any(|part| part == answer)
+    };
+    while !is_ping(&answers) {
+        let reading = stream.read_buf(&mut answers);
+        assert!(timeout(TIMEOUT, reading).await.unwrap().unwrap() > 0);
+    }
+    encrypted.join("Ada").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
