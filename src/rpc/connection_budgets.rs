@@ -321,8 +321,9 @@ impl ConnectionBudgets {
         }
     }
 
-    /// Counts DATA frames that are too short for a message, and TLS records that are too short for a frame. Returns for how long nothing should be read from the connection, if its
-    /// address sends too many: hundreds of connections that send messages byte by byte would occupy the machine.
+    /// Counts DATA frames that are too short for a message, and TLS records that are too short for a frame. Returns for how long nothing
+    /// should be read from the connection, if its address sends too many: hundreds of connections that send messages byte by byte would
+    /// occupy the machine.
     pub(super) fn pause_after_short_frames(&self, count: u32) -> Option<Duration> {
         let pause = self.short_frames.record(self.peer, count, MAX_PAUSE);
         if pause.is_zero() {
