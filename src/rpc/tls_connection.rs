@@ -29,8 +29,9 @@ const MAX_READ: usize = 4 * 1024;
 /// How many records count as much work as a message.
 const RECORDS_PER_WORK: usize = 2;
 
-/// A record of TLS 1.3 that is shorter, without its header, contains less than the header of an HTTP/2 frame. It takes as long as others to
-/// decrypt, and several times as long if it changes the client's keys.
+/// A record that is shorter, without its header, contains less than the header of an HTTP/2 frame, the type of the content and the
+/// authentication tag (RFC 8446, section 5.2). It takes as long as others to decrypt, and several times as long if it changes the client's
+/// keys.
 const MIN_RECORD: usize = 9 + 1 + 16;
 
 /// The length of a record's header, which ends with the length of what follows (RFC 8446, section 5.1).
@@ -61,9 +62,10 @@ impl RecordCounter {
         let mut records = Records::default();
         while !bytes.is_empty() {
             let skipped = self.missing.min(bytes.len());
-            let (header, rest) =
-                bytes[skipped..].split_at((RECORD_HEADER_LEN - self.header_len).min(bytes.len() - skipped));
             self.missing -= skipped;
+            bytes = &bytes[skipped..];
+            let header_part = (RECORD_HEADER_LEN - self.header_len).min(bytes.len());
+            let (header, rest) = bytes.split_at(header_part);
             self.header[self.header_len..][..header.len()].copy_from_slice(header);
             self.header_len += header.len();
             if self.header_len == RECORD_HEADER_LEN {

@@ -1,7 +1,8 @@
 //! Attacks with frames that no client library would send.
 
+use std::net::SocketAddr;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chitchat::proto::{
     GetHistoryRequest, JoinMsgLeave, ListParticipantsRequest, ResumePoint, SendMessageRequest,
@@ -9,12 +10,14 @@ use chitchat::proto::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::{sleep, timeout};
 
-use crate::MAX_FILES;
 use crate::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
-use crate::frames::{call, data, frame, grpc};
+use crate::frames::{call, data, frame, grpc, preface};
+use crate::{MAX_FILES, connect};
 
 /// A window for what follows a JOIN and some messages, in bytes.
 const FEW_MESSAGES: u32 = 4_000;
@@ -25,13 +28,13 @@ pub struct FrameAttack {
     /// How many connections at a time, if the operating system allows so many.
     max_connections: usize,
     /// The window of each stream for responses, in bytes.
-    pub window: u32,
+    window: u32,
     /// Whether the attacker reads what the server sends.
-    pub reads: bool,
+    reads: bool,
     /// How many payloads a connection sends before it is dropped.
-    pub payloads: usize,
+    payloads: usize,
     /// The next bytes.
-    pub payload: fn(&mut Attacker) -> Vec<u8>,
+    payload: fn(&mut Attacker) -> Vec<u8>,
 }
 
 impl FrameAttack {
@@ -41,8 +44,38 @@ impl FrameAttack {
     }
 
     /// How long each attacker waits before it sends again. Thousands of them would otherwise keep the machine busy themselves.
-    pub fn pause(&self) -> Duration {
+    fn pause(&self) -> Duration {
         Duration::from_millis(if self.connections() > 1_000 { 100 } else { 2 })
+    }
+
+    /// Repeats the attack on one connection after the other.
+    pub async fn run(&'static self, server: SocketAddr, seed: u64, until: Instant) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut read = vec![0; 1 << 16];
+        while Instant::now() < until {
+            let from = random.random_range(2..6);
+            let Some(mut socket) = connect(server, from).await else {
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let mut attacker = Attacker::new(random.random());
+            let mut bytes = preface(self.window);
+            let mut payloads = 0;
+            while Instant::now() < until && payloads < self.payloads {
+                bytes.extend((self.payload)(&mut attacker));
+                payloads += 1;
+                // A server that does not read does what it should.
+                match timeout(Duration::from_millis(200), socket.write_all(&bytes)).await {
+                    Ok(Err(_)) => break,
+                    Ok(Ok(())) | Err(_) => bytes.clear(),
+                }
+                if self.reads && matches!(socket.try_read(&mut read), Ok(0)) {
+                    break;
+                }
+                sleep(self.pause()).await;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 

@@ -1,9 +1,10 @@
-//! Attacks by clients that send what no client library would and read little, all on one server, while others chat.
+//! Attacks by clients that send what no client library would and read little, while others chat: those with frames on one server, those
+//! with TLS on another.
 //!
 //! `cargo test --release --test attacks latency -- --ignored --nocapture` measures how long messages of others take meanwhile,
 //! and beside threads that use as much CPU at the same times.
 //! `ATTACK_SECONDS=600 cargo test --test attacks -- --ignored --nocapture` runs them for ten minutes, in random order
-//! (`CRASH_SEED`), two at a time; `ATTACKS=posts,headers` chooses those with these words in their names.
+//! (`CRASH_SEED`), two at a time, without TLS; `ATTACKS=posts,headers` chooses those with these words in their names.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 #[path = "../certificates/mod.rs"]
@@ -38,8 +39,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
 use certificates::Authority;
-use frame_attack::{Attacker, FRAME_ATTACKS, FrameAttack};
-use frames::preface;
+use frame_attack::{FRAME_ATTACKS, FrameAttack};
 use measurement::{burn, measure, percentiles};
 use process::{Server, http_get, serve_at, unused_address, wait_until, wait_within};
 use tls_attack::TlsAttack;
@@ -68,36 +68,6 @@ async fn connect(to: SocketAddr, from: u8) -> Option<TcpStream> {
         .await
         .ok()?
         .ok()
-}
-
-/// Repeats the attack on one connection after the other.
-async fn attack_with_frames(attack: &'static FrameAttack, server: SocketAddr, seed: u64, until: Instant) {
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut read = vec![0; 1 << 16];
-    while Instant::now() < until {
-        let from = random.random_range(2..6);
-        let Some(mut socket) = connect(server, from).await else {
-            sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let mut attacker = Attacker::new(random.random());
-        let mut bytes = preface(attack.window);
-        let mut payloads = 0;
-        while Instant::now() < until && payloads < attack.payloads {
-            bytes.extend((attack.payload)(&mut attacker));
-            payloads += 1;
-            // A server that does not read does what it should.
-            match timeout(Duration::from_millis(200), socket.write_all(&bytes)).await {
-                Ok(Err(_)) => break,
-                Ok(Ok(())) | Err(_) => bytes.clear(),
-            }
-            if attack.reads && matches!(socket.try_read(&mut read), Ok(0)) {
-                break;
-            }
-            sleep(attack.pause()).await;
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Keeps connections to the admin port busy with requests that never end.
@@ -303,7 +273,7 @@ async fn run_attacks(seconds: u64) {
         let mut attackers = JoinSet::new();
         for kind in pair {
             for _ in 0..kind.connections() {
-                attackers.spawn(attack_with_frames(kind, server.address, random.random(), until));
+                attackers.spawn(kind.run(server.address, random.random(), until));
             }
         }
         for _ in 0..40 {
@@ -363,13 +333,20 @@ async fn run_tls_attacks(seconds: u64) {
     attacked.assert_recovers(before);
 }
 
+/// Spawns an attacker for each of so many connections, with a seed of its own in each round.
+fn spawn_attackers<F>(connections: usize, round: u32, attacker: impl Fn(u64) -> F) -> JoinSet<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let seeds = (0..connections as u64).map(|seed| seed << 8 | u64::from(round));
+    seeds.map(attacker).collect()
+}
+
 fn spawn_tls_attackers(kind: TlsAttack, target: &Target, round: u32, until: Instant) -> JoinSet<()> {
     let config = target.config.as_ref().unwrap();
-    let attackers = (0..kind.connections() as u64).map(|seed| {
-        let seed = seed << 8 | u64::from(round);
+    spawn_attackers(kind.connections(), round, |seed| {
         kind.run(target.address, Arc::clone(config), seed, until)
-    });
-    attackers.collect()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,12 +416,10 @@ async fn latency_during_attacks_and_beside_as_much_other_work() {
     let target = &attacked.target;
     let idle = measure_idle(target, "none");
     for kind in frame_attacks() {
-        let attack = |round: u32, until| {
-            let attackers = (0..kind.connections() as u64).map(|seed| {
-                let seed = seed << 8 | u64::from(round);
-                attack_with_frames(kind, target.address, seed, until)
-            });
-            attackers.collect()
+        let attack = |round, until| {
+            spawn_attackers(kind.connections(), round, |seed| {
+                kind.run(target.address, seed, until)
+            })
         };
         measure_latency(target, idle, kind.name, attack).await;
     }

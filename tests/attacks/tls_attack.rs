@@ -14,10 +14,9 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::MAX_FILES;
-use crate::connect;
 use crate::frame_attack::Attacker;
 use crate::frames::{data, preface};
+use crate::{MAX_FILES, connect};
 
 /// How often a client may change its key between two records with data, with the TLS library of the server.
 const MAX_KEY_UPDATES: usize = 31;
