@@ -13,6 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::credentials::Credentials;
@@ -35,6 +36,9 @@ const FETCHED_BYTES: usize = 4 << 20;
 const QUEUE_LEN: usize = 2 * FETCHED_MESSAGES;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for the answer to a question before it is asked again. The last time is [`REQUEST_TIMEOUT`].
+const ASKED_AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
 /// How often the same denied permission is logged: what is written again and again is denied again and again.
 const DENIAL_INTERVAL: Duration = Duration::from_secs(10);
@@ -533,6 +537,25 @@ pub(crate) fn refusal(message: &Message) -> Option<String> {
     }
     let answer: Value = serde_json::from_slice(&message.payload).ok()?;
     Some(answer.get("error")?.get("description")?.as_str()?.into())
+}
+
+/// The stream's configuration and state, as JetStream says. Asks again if there is no answer: a request is lost on the way to a server to which
+/// the one of this connection has no route yet, as in the first second of a cluster of NATS servers.
+///
+/// # Errors
+///
+/// Those of [`call`].
+pub(crate) async fn stream_info(client: &Client) -> Result<Value, (u64, NatsError)> {
+    let ask = || {
+        let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
+        call(client, "asking for the stream", subject, &Value::Null)
+    };
+    for patience in ASKED_AGAIN_AFTER {
+        if let Ok(answer) = timeout(patience, ask()).await {
+            return answer;
+        }
+    }
+    ask().await
 }
 
 /// Calls JetStream's API.

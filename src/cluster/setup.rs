@@ -14,7 +14,7 @@ use super::membership::{HEARTBEAT, safe_position};
 use super::message::{Content, LogPosition, Message, NewestCheckpoint};
 use super::nats::{
     Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECT, SUBJECTS, Stream,
-    call, refusal,
+    call, refusal, stream_info,
 };
 use super::truncation::{self, StreamExtent};
 use crate::wall_clock::wall_time;
@@ -100,16 +100,14 @@ impl Setup {
         })
     }
 
-    /// Calls JetStream's API. A request that NATS denies has no answer, so this does not wait for one.
-    async fn call(
+    /// Waits for an answer of JetStream's API. A request that NATS denies has none, so this does not wait for it.
+    async fn unless_denied(
         &self,
-        what: &'static str,
-        subject: String,
-        request: &Value,
+        answer: impl Future<Output = Result<Value, (u64, NatsError)>>,
     ) -> Result<Value, (u64, NatsError)> {
         let mut denied = self.denied.clone();
         tokio::select! {
-            answer = call(&self.client, what, subject, request) => answer,
+            answer = answer => answer,
             Some(denied) = denial(&mut denied) => Err((0, NatsError::Denied(denied))),
         }
     }
@@ -138,8 +136,7 @@ impl Setup {
 
     /// The stream's configuration and state, as JetStream says; `None` if there is no stream.
     pub(crate) async fn stream(&self) -> Result<Option<Value>, NatsError> {
-        let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
-        match self.call("asking for the stream", subject, &Value::Null).await {
+        match self.unless_denied(stream_info(&self.client)).await {
             Ok(answer) => Ok(Some(answer)),
             Err((STREAM_NOT_FOUND, _)) => Ok(None),
             Err((_, error)) => Err(error),
@@ -152,7 +149,8 @@ impl Setup {
         config["name"] = STREAM.into();
         config["max_bytes"] = max_bytes.into();
         let subject = format!("$JS.API.STREAM.CREATE.{STREAM}");
-        let created = self.call("creating the stream", subject, &config).await;
+        let created = call(&self.client, "creating the stream", subject, &config);
+        let created = self.unless_denied(created).await;
         created.map_err(|(_, error)| error)
     }
 

@@ -98,8 +98,7 @@ async fn observe_and_truncate(
 
 /// Asks for the extent of the stream.
 async fn extent(client: &Client) -> Result<StreamExtent, NatsError> {
-    let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
-    let info = nats::call(client, "asking for the size of the stream", subject, &Value::Null).await;
+    let info = nats::stream_info(client).await;
     info.map(|info| StreamExtent::from_info(&info))
         .map_err(|(_, error)| error)
 }

@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use chitchat_verify::crash_harness::seed;
+use futures_util::StreamExt as _;
 use process::{CHITCHAT, Finished, unused_address, wait_until};
 use tokio::task::block_in_place;
 
@@ -271,6 +272,34 @@ fn what_is_wrong_with_nats_is_said() {
     for mistake in ["--in-memory", "--cluster-secret /dev/null is not a file"] {
         assert!(failed.stderr.contains(mistake), "{failed:?}");
     }
+}
+
+/// As while the NATS servers connect to each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_nats_loses_is_asked_again() {
+    let Some(nats) = block_in_place(Nats::start) else {
+        return;
+    };
+    // This server has no JetStream, so the test answers in its place.
+    let address = unused_address();
+    let listen = address.to_string();
+    let _server = block_in_place(|| {
+        nats.start_alone(address, &["-a", "127.0.0.1", "-p", &listen["127.0.0.1:".len()..]])
+    });
+    let client = async_nats::connect(&listen).await.unwrap();
+    let mut questions = client.subscribe("$JS.API.STREAM.INFO.CHAT-0").await.unwrap();
+    client.flush().await.unwrap();
+    let answering = tokio::spawn(async move {
+        questions.next().await.unwrap();
+        let again = questions.next().await.unwrap();
+        let answer = r#"{"error": {"err_code": 10059, "description": "stream not found"}}"#;
+        client.publish(again.reply.unwrap(), answer.into()).await.unwrap();
+        client.flush().await.unwrap();
+    });
+    let status = block_in_place(|| nats.chitchat(&["status", "--cluster", &format!("nats://{address}")]));
+    assert_eq!(status.code, Some(66), "{status:?}");
+    assert!(status.stderr.contains("chitchat cluster init"), "{status:?}");
+    answering.await.unwrap();
 }
 
 #[test]
