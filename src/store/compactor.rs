@@ -4,8 +4,8 @@
 //! replacement is written to a temporary file and renamed, so that after a crash there is either the old segment or the new
 //! one; the other segments of the run are removed last, and the next start removes those that a crash has left.
 //!
-//! It works when garbage is more than [`BACKGROUND_PERCENT`] of what is needed, at a bounded rate; and when it would be more
-//! than [`LIMIT_PERCENT`], the writer waits for it.
+//! It works when garbage is more than [`BACKGROUND_PERCENT`] of what is needed, at a bounded rate. Above [`THROTTLE_PERCENT`] it works as fast
+//! as it can, and the writer is slowed down, the more the nearer the garbage is to [`LIMIT_PERCENT`]; above that the writer waits.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -30,8 +30,17 @@ use crate::failpoint;
 /// Compaction starts when the garbage is more than this percentage of what is needed.
 const BACKGROUND_PERCENT: u64 = 20;
 
+/// The writer is slowed down while the garbage is more than this percentage of what is needed.
+const THROTTLE_PERCENT: u64 = 25;
+
 /// The writer waits while the garbage is more than this percentage of what is needed.
 const LIMIT_PERCENT: u64 = 30;
+
+/// How many bytes per second are appended just above [`THROTTLE_PERCENT`]. It halves with each half percent.
+const MAX_THROTTLED_RATE: u64 = 512 << 20;
+
+/// How much may be appended at once while the writer is slowed down, in bytes.
+const THROTTLED_BURST: u64 = 1 << 20;
 
 /// How many bytes per second are rewritten in the background. No limit while the writer waits.
 const BYTES_PER_SECOND: u64 = 64 << 20;
@@ -60,7 +69,7 @@ struct State {
     /// Whether the thread runs. Before it does, nobody waits for it.
     is_running: bool,
     is_stopped: bool,
-    /// Whether the writer waits.
+    /// Whether the writer waits or is slowed down.
     is_urgent: bool,
     /// The number of completed rewrites, and of searches that found nothing to rewrite.
     rounds: u64,
@@ -102,7 +111,6 @@ impl CompactorHandle {
                 || !is_above(catalog, LIMIT_PERCENT)
                 || pick(&catalog.lock(), true).is_none()
             {
-                state.is_urgent = false;
                 return Ok(has_waited);
             }
             (state.is_urgent, has_waited) = (true, true);
@@ -111,10 +119,26 @@ impl CompactorHandle {
             self.changed
                 .wait_while_for(&mut state, |state| state.rounds == rounds, IDLE_INTERVAL);
             if state.rounds != rounds && state.is_idle {
-                state.is_urgent = false;
                 return Ok(has_waited);
             }
         }
+    }
+
+    /// How many bytes per second may be appended, so that the compactor keeps up and nobody has to wait for it; `None` while there is little
+    /// garbage, or it cannot be removed.
+    pub(super) fn rate(&self, catalog: &Mutex<Catalog>) -> Option<u64> {
+        let (needed, garbage) = catalog.lock().disk_usage();
+        let above = (garbage * 200 / needed.max(1)).checked_sub(2 * THROTTLE_PERCENT);
+        let mut state = self.state.lock();
+        let is_slowed = state.is_running && !state.is_stopped && !state.has_failed && !state.is_idle;
+        let rate = above
+            .filter(|_| is_slowed)
+            .map(|halvings| MAX_THROTTLED_RATE >> halvings.min(2 * (LIMIT_PERCENT - THROTTLE_PERCENT)));
+        if rate.is_some() != state.is_urgent {
+            state.is_urgent = rate.is_some();
+            self.changed.notify_all();
+        }
+        rate
     }
 
     fn is_stopped(&self) -> bool {
@@ -130,6 +154,42 @@ impl CompactorHandle {
             |state| !state.is_stopped && !state.is_urgent,
             due.saturating_sub(started.elapsed()),
         );
+    }
+}
+
+/// What the writer may append while it is slowed down: a token bucket.
+pub(super) struct Throttle {
+    /// What may be appended now, in bytes.
+    allowed: u64,
+    at: Instant,
+}
+
+impl Throttle {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            allowed: THROTTLED_BURST,
+            at: now,
+        }
+    }
+
+    /// How long to wait before `bytes` are appended at this rate. What is larger than the burst waits as long as that.
+    pub(super) fn delay(&mut self, bytes: u64, rate: Option<u64>, now: Instant) -> Duration {
+        let elapsed = now.saturating_duration_since(self.at).as_micros();
+        let gained = rate.map_or(u128::MAX, |rate| {
+            u128::from(rate).saturating_mul(elapsed) / 1_000_000
+        });
+        if gained > 0 {
+            let gained = u64::try_from(gained).unwrap_or(u64::MAX);
+            self.allowed = self.allowed.saturating_add(gained).min(THROTTLED_BURST);
+            self.at = now;
+        }
+        let missing = bytes.min(THROTTLED_BURST).saturating_sub(self.allowed);
+        Duration::from_micros((missing * 1_000_000).div_ceil(rate.unwrap_or(u64::MAX)))
+    }
+
+    /// Notes that `bytes` are appended.
+    pub(super) fn spend(&mut self, bytes: u64) {
+        self.allowed = self.allowed.saturating_sub(bytes);
     }
 }
 
@@ -364,4 +424,40 @@ fn pick(catalog: &Catalog, is_above: bool) -> Option<u32> {
     let (number, state) = sealed.max_by_key(|(_, state)| percent(state))?;
     let is_worth = percent(state) >= if is_above { MIN_PERCENT } else { DEAD_PERCENT };
     is_worth.then_some(*number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_may_append_as_much_as_the_rate_permits() {
+        let start = Instant::now();
+        let mut throttle = Throttle::new(start);
+        let rate = Some(THROTTLED_BURST);
+        assert!(throttle.delay(THROTTLED_BURST, rate, start).is_zero());
+        throttle.spend(THROTTLED_BURST);
+        assert_eq!(
+            throttle.delay(THROTTLED_BURST / 4, rate, start),
+            Duration::from_millis(250)
+        );
+        let later = start + Duration::from_millis(125);
+        assert_eq!(
+            throttle.delay(THROTTLED_BURST / 4, rate, later),
+            Duration::from_millis(125)
+        );
+        // A short append goes meanwhile, and what waits must wait for it only as long as it takes.
+        assert!(throttle.delay(THROTTLED_BURST / 8, rate, later).is_zero());
+        throttle.spend(THROTTLED_BURST / 8);
+        assert_eq!(
+            throttle.delay(THROTTLED_BURST / 4, rate, later),
+            Duration::from_millis(250)
+        );
+        // Nothing is saved beyond the burst, and what is longer than it does not wait for more.
+        let later = later + Duration::from_secs(60);
+        assert!(throttle.delay(3 * THROTTLED_BURST, rate, later).is_zero());
+        throttle.spend(3 * THROTTLED_BURST);
+        assert_eq!(throttle.delay(1, Some(1), later), Duration::from_secs(1));
+        assert!(throttle.delay(THROTTLED_BURST, None, later).is_zero());
+    }
 }

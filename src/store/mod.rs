@@ -31,6 +31,7 @@ mod salvage;
 mod segment;
 mod segment_index;
 mod snapshot;
+mod turn_queue;
 mod view;
 mod writer;
 
@@ -114,8 +115,8 @@ pub trait Store: Send + Sync + 'static {
     /// Fails if the store cannot be read or a record is damaged.
     fn records(&self, log: LogId, after: Sequence, max_bytes: usize) -> Result<Vec<Record>, StoreError>;
 
-    /// Appends to a log. The future completes once the append is durable. The append waits its turn until there is place in the
-    /// store's queue; dropping the future cancels it only before that. Once polled, it must be polled on when it is woken, or dropped: the
+    /// Appends to a log. The future completes once the append is durable. While many rooms append, those that append little go first.
+    /// Dropping the future cancels the append only before it is polled. Once polled, it must be polled on when it is woken, or dropped: the
     /// appends of others may wait for it to tell them that they are durable.
     ///
     /// # Errors
@@ -160,7 +161,7 @@ pub trait Observer: Send + Sync + 'static {
     /// Called after segments were rewritten without what is not retained any more, as one of `bytes` bytes.
     fn rewritten(&self, bytes: u64);
 
-    /// Called when a commit had to wait until segments were rewritten, so that the disk does not fill.
+    /// Called when a commit is delayed or has waited because garbage grows faster than segments are rewritten.
     fn write_stalled(&self);
 }
 

@@ -13,9 +13,12 @@ use super::{LogId, StoreError};
 use crate::domain::{Sequence, WallTime};
 use crate::wall_clock::wall_time;
 
-/// A limit may be exceeded by 1/`SLACK_DIVISOR` of itself before records are removed, so that most commits remove none. The
-/// total size keeps to its limit; once it is reached, as much more is removed.
+/// The limits of a log may be exceeded by 1/`SLACK_DIVISOR` of themselves before records are removed, so that most commits remove none.
 const SLACK_DIVISOR: u64 = 16;
+
+/// The total size keeps to its limit. Once it is reached, 1/`TOTAL_SLACK_DIVISOR` of it is removed: little enough that the compactor keeps
+/// up with what becomes garbage at once.
+const TOTAL_SLACK_DIVISOR: u64 = 128;
 
 /// The maximum number of records that are removed from a log at a time, so that a lowered limit does not block the writer.
 const MAX_REMOVED_RECORDS: usize = 4_096;
@@ -115,7 +118,7 @@ impl Retention {
 
     /// The size to which all logs together are trimmed if they exceed their limit, in bytes.
     pub(super) const fn trim_target(&self) -> u64 {
-        self.max_total_bytes - self.max_total_bytes / SLACK_DIVISOR
+        self.max_total_bytes - self.max_total_bytes / TOTAL_SLACK_DIVISOR
     }
 
     /// Plans what to remove from the largest logs if all together are too large. What is still too much is planned next time.

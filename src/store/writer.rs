@@ -1,35 +1,35 @@
 //! The writer: the thread that appends to the journal.
 //!
-//! All appends that wait, of all rooms, are written together and made durable with one sync (group commit). Then they are
+//! Appends that wait, of all rooms, are written together and made durable with one sync (group commit). Then they are
 //! applied to the catalog, and their futures complete.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 use tracing::error;
 
 use super::catalog::{Catalog, encode_room};
-use super::compactor::CompactorHandle;
+use super::compactor::{CompactorHandle, Throttle};
 use super::directory::{Directory, HighWatermark, cannot_use};
 use super::entry::{ENTRY_HEADER_LEN, EntryKind, Header, encode};
 use super::recovery::Loaded;
 use super::retention::Trim;
 use super::segment::{BootId, Segment};
 use super::segment_index::EntryLocation;
+use super::turn_queue::TurnQueue;
 use super::{Append, AppendFuture, DiskOptions, Durability, LogId, Observer, StoreError};
 use crate::domain::{Epoch, Sequence};
 use crate::failpoint;
 
-/// The size of the appends that may wait, in bytes. A larger append is written alone.
-const QUEUE_BYTES: usize = 8 << 20;
+/// How much is committed at once, in bytes. A larger append is committed alone. What comes meanwhile waits for it.
+const COMMIT_BYTES: u64 = 2 << 20;
 
 /// The interval at which idle logs are checked for expired events.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 60_000 });
@@ -52,8 +52,6 @@ struct Queued {
     log: LogId,
     change: Change,
     done: oneshot::Sender<Completion>,
-    /// The place in the queue.
-    _permit: OwnedSemaphorePermit,
 }
 
 /// The result of a change.
@@ -96,48 +94,116 @@ fn send_result(done: oneshot::Sender<Completion>, result: Result<(), StoreError>
     done.send(completion).ok();
 }
 
-/// The queue of the writer thread.
-///
-/// It is bounded in bytes. Waiting appends are admitted in the order in which they came, so a room that appends much does
-/// not keep out others.
+/// What waits for the writer thread.
+struct Queue {
+    changes: TurnQueue<Queued>,
+    is_closed: bool,
+}
+
+/// The queue of the writer thread, which both sides have.
+struct SharedQueue {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl SharedQueue {
+    /// Takes what is committed next. Waits for it until `deadline`; then there may be nothing. `None` once the queue is closed and empty.
+    fn take(
+        &self,
+        writer: &JournalWriter,
+        throttle: &mut Throttle,
+        deadline: Instant,
+    ) -> Option<Vec<Queued>> {
+        let mut is_delayed = false;
+        loop {
+            let rate = writer.compactor.rate(&writer.catalog);
+            let mut queue = self.queue.lock();
+            let now = Instant::now();
+            let wait = match queue.changes.next_cost() {
+                None if queue.is_closed => return None,
+                None => Duration::MAX,
+                Some(cost) => throttle.delay(cost, rate, now),
+            };
+            if wait.is_zero() || now >= deadline {
+                let mut taken = Vec::new();
+                let mut left = COMMIT_BYTES;
+                while let Some(cost) = queue.changes.next_cost()
+                    && (taken.is_empty() || cost <= left)
+                    && throttle.delay(cost, rate, now).is_zero()
+                    && let Some(change) = queue.changes.pop()
+                {
+                    throttle.spend(cost);
+                    left = left.saturating_sub(cost);
+                    taken.push(change);
+                }
+                return Some(taken);
+            }
+            if queue.changes.next_cost().is_some() && !is_delayed {
+                is_delayed = true;
+                writer.observer.write_stalled();
+            }
+            self.changed
+                .wait_for(&mut queue, wait.min(deadline.saturating_duration_since(now)));
+        }
+    }
+
+    /// Closes the queue, and gives up what waits if nobody writes it any more.
+    fn close(&self, is_given_up: bool) {
+        let mut queue = self.queue.lock();
+        queue.is_closed = true;
+        let given_up = is_given_up.then(|| std::mem::replace(&mut queue.changes, TurnQueue::new()));
+        drop(queue);
+        self.changed.notify_all();
+        drop(given_up);
+    }
+}
+
+/// Ends the waiting of appends with the thread, even if it panics.
+struct GiveUpOnDrop<'a>(&'a SharedQueue);
+
+impl Drop for GiveUpOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close(true);
+    }
+}
+
+/// The handle of the writer thread. Dropping it closes the queue.
 pub(super) struct Writer {
-    /// `None` once closed.
-    queue: Mutex<Option<Sender<Queued>>>,
-    capacity: Arc<Semaphore>,
+    queue: Arc<SharedQueue>,
 }
 
 impl Writer {
     /// Starts the thread.
     pub(super) fn start(writer: JournalWriter) -> io::Result<(Self, JoinHandle<()>)> {
-        let (sender, receiver) = channel();
+        let queue = Arc::new(SharedQueue {
+            queue: Mutex::new(Queue {
+                changes: TurnQueue::new(),
+                is_closed: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let handle = Self {
+            queue: Arc::clone(&queue),
+        };
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || run(writer, &receiver))?;
-        let writer = Self {
-            queue: Mutex::new(Some(sender)),
-            capacity: Arc::new(Semaphore::new(QUEUE_BYTES)),
-        };
-        Ok((writer, thread))
+            .spawn(move || run(writer, &queue))?;
+        Ok((handle, thread))
     }
 
-    /// Queues a change. The future completes once the change is durable; it fails if the queue is closed.
+    /// Queues a change once the future is polled. The future completes once the change is durable; it fails if the queue is closed.
     pub(super) fn submit(&self, log: LogId, change: Change) -> AppendFuture<'_> {
-        let size = change.size().min(QUEUE_BYTES);
         Box::pin(async move {
-            let size = u32::try_from(size).unwrap_or(u32::MAX);
-            let capacity = Arc::clone(&self.capacity).acquire_many_owned(size).await;
-            let permit = capacity.map_err(|_| StoreError::Failed)?;
             let (done, result) = oneshot::channel();
-            // If the queue is closed or the thread has ended, `done` is dropped, and the future fails.
-            if let Some(queue) = &*self.queue.lock() {
-                let queued = Queued {
-                    log,
-                    change,
-                    done,
-                    _permit: permit,
-                };
-                queue.send(queued).ok();
+            // If the queue is closed or the thread ends, `done` is dropped, and the future fails.
+            {
+                let mut queue = self.queue.queue.lock();
+                if !queue.is_closed {
+                    let size = change.size();
+                    queue.changes.push(log, size, Queued { log, change, done });
+                }
             }
+            self.queue.changed.notify_one();
             result
                 .await
                 .map_or(Err(StoreError::Failed), |completion| completion.result)
@@ -146,8 +212,13 @@ impl Writer {
 
     /// Closes the queue. The thread ends once it has written what is queued.
     pub(super) fn close(&self) {
-        self.queue.lock().take();
-        self.capacity.close();
+        self.queue.close(false);
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -170,21 +241,20 @@ impl Change {
     }
 }
 
-fn run(mut writer: JournalWriter, queue: &Receiver<Queued>) {
+fn run(mut writer: JournalWriter, queue: &SharedQueue) {
+    let _guard = GiveUpOnDrop(queue);
+    let mut throttle = Throttle::new(Instant::now());
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
     let mut expired = None;
     loop {
-        let wait = if writer.trims.is_empty() {
-            expire_at.saturating_duration_since(Instant::now())
+        let deadline = if writer.trims.is_empty() {
+            expire_at
         } else {
-            Duration::ZERO
+            Instant::now()
         };
-        let first = match queue.recv_timeout(wait) {
-            Ok(first) => Some(first),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => break,
+        let Some(queued) = queue.take(&writer, &mut throttle, deadline) else {
+            break;
         };
-        let queued: Vec<Queued> = first.into_iter().chain(queue.try_iter()).collect();
         if Instant::now() >= expire_at {
             let retention = &writer.options.retention;
             expired = retention.plan_expiry(&writer.catalog, expired, &mut writer.trims);
@@ -193,11 +263,10 @@ fn run(mut writer: JournalWriter, queue: &Receiver<Queued>) {
         }
         let (changes, done): (Vec<_>, Vec<_>) = queued
             .into_iter()
-            .map(|queued| ((queued.log, queued.change), (queued.done, queued._permit)))
+            .map(|queued| ((queued.log, queued.change), queued.done))
             .unzip();
         let results = writer.commit(changes);
-        let done = done.into_iter().map(|(done, _permit)| done);
-        Completions(done.zip(results).collect()).send();
+        Completions(done.into_iter().zip(results).collect()).send();
     }
     writer.close();
 }

@@ -205,7 +205,7 @@ catalog! {
     STORE_WAITS = counter(
         "chitchat_store_waits_total",
         &[],
-        "Commits that waited until segments were rewritten, so that the disk does not fill."
+        "Commits that were delayed or waited because garbage grew faster than segments were rewritten, so that the disk does not fill."
     );
     CLUSTER_READY = gauge(
         "chitchat_cluster_ready",
