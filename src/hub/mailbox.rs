@@ -135,7 +135,7 @@ struct State<T> {
     batch: u64,
 }
 
-/// A sender that has found the mailbox full. It waits at this position, or it has been woken.
+/// A sender that has found the mailbox full. It keeps its position until it has pushed, even while it has been woken.
 #[derive(Debug, Clone, Copy)]
 struct Ticket {
     position: Position,
@@ -316,12 +316,13 @@ impl<T: Weight> Sender<T> {
         let since = self.ticket.map_or(state.batch, |ticket| ticket.since);
         let capacity = self.mailbox.capacity_after(state.batch - since);
         if state.weight > 0 && state.weight + weight > capacity {
-            let position = self.ticket.map(|ticket| ticket.position);
-            if let Some(waiter) = position.and_then(|position| state.waiting.get_mut(position)) {
-                waiter.waker.clone_from(cx.waker());
+            let waker = cx.waker().clone();
+            let waiter = Waiter { waker, weight, since };
+            // Even if it was woken and has lost the room to others.
+            if let Some(ticket) = self.ticket {
+                state.waiting.put_back(ticket.position, waiter);
             } else {
-                let waker = cx.waker().clone();
-                let position = state.waiting.push(Waiter { waker, weight, since });
+                let position = state.waiting.push(waiter);
                 self.ticket = Some(Ticket { position, since });
             }
             let coalescing = state.coalescing.take();
@@ -502,6 +503,27 @@ mod tests {
         wake_a_group(&mailbox);
         let woken: Vec<_> = tasks.iter().map(|task| task.wake_ups()).collect();
         assert_eq!(woken, [[1; 19].as_slice(), &[0; 21]].concat());
+    }
+
+    #[test]
+    fn a_sender_that_was_woken_and_finds_no_room_keeps_its_position() {
+        let mailbox = mailbox(1);
+        let mut greedy = Sender::new(Arc::clone(&mailbox));
+        assert_eq!(push(&mut greedy, 0), Poll::Ready(Ok(())));
+        let (mut senders, tasks) = waiting_senders(&mailbox, 20);
+        let mut batch = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
+            batch.clear();
+            let woken = tasks[0].wake_ups();
+            wake_a_group(&mailbox);
+            assert_eq!(tasks[0].wake_ups(), woken + 1);
+            // Others are faster, and leave no room.
+            for _ in 0..=MAX_EXCESS {
+                assert_eq!(greedy.push_last(0), Ok(()));
+            }
+            assert_eq!(push_from(&tasks[0], &mut senders[0], 0), Poll::Pending);
+        }
     }
 
     #[test]
