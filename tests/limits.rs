@@ -382,7 +382,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "busy connections of one address, each with more than an equal part of a thousand messages, 2,000 TLS records, 60 calls or 4 MB sent to it in 100 ms; if all together exceed that, and there are clients at other addresses, each with more than two messages or 8 KiB",
-            fixed("two per processor at a time"),
+            fixed("two per processor at a time, and as many of all addresses together, which take turns"),
             Other(
                 "others, and the first turns of new connections, wait for theirs; those that send less do not",
                 "chitchat_throttled_total{limit=\"turns\"}",

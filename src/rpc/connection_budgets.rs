@@ -17,7 +17,7 @@ use super::error::RpcError;
 use super::observer::{Throttle, ThrottleReporter};
 use super::open_streams::RequestReader;
 use super::rates::AddressRate;
-use super::turns::{AddressTurns, TurnCounters};
+use super::turns::{AddressTurns, AllTurns};
 use super::unread::Unread;
 use crate::auth::{Anonymous, Caller};
 use crate::domain::RoomName;
@@ -193,7 +193,7 @@ pub(super) struct ServerBudgets {
     short_frames: Arc<AddressRate>,
     cuts: Arc<AddressRate>,
     stalled: Arc<AtomicUsize>,
-    turns: Arc<TurnCounters>,
+    turns: Arc<AllTurns>,
     throttling: ThrottleReporter,
 }
 

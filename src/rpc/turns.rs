@@ -1,15 +1,15 @@
 //! Fair turns between connections.
 //!
 //! The runtime runs tasks in the order in which they are woken, so a thousand connections that always have something to do would
-//! delay everybody else by a thousand turns. Of the busy connections from one address only some are in the runtime's queue at a
-//! time; the others, and new connections, wait for their turns, first come first served, while connections that send and receive little do not
-//! wait at all.
+//! delay everybody else by a thousand turns. Of the busy connections only some are in the runtime's queue at a time; the others, and new
+//! connections, wait for their turns: the addresses in turn, those of one address first come first served. Connections that send and receive
+//! little do not wait at all.
 
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -41,12 +41,30 @@ const MIN_QUIET_WORK_IN_CROWD: u32 = 2;
 const MAX_DEBT: Duration = Duration::from_secs(1);
 
 /// What the turns of all addresses share.
-#[derive(Debug, Default)]
-pub(super) struct TurnCounters {
-    /// How many connections have a permit.
-    running: AtomicUsize,
+#[derive(Debug)]
+pub(super) struct AllTurns {
+    /// For those that have a permit of their address.
+    permits: Arc<Semaphore>,
+    /// How many connections wait for one of them.
+    waiting: AtomicUsize,
     /// How many addresses have connections.
     addresses: AtomicUsize,
+}
+
+impl AllTurns {
+    fn with_permits(permits: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(permits)),
+            waiting: AtomicUsize::new(0),
+            addresses: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Default for AllTurns {
+    fn default() -> Self {
+        Self::with_permits(*SATURATING_TASKS)
+    }
 }
 
 /// What the connections of one address share.
@@ -57,13 +75,13 @@ pub(super) struct AddressTurns {
     connections: AtomicU32,
     /// The work of all connections.
     limiter: Mutex<RateLimiter>,
-    all: Arc<TurnCounters>,
+    all: Arc<AllTurns>,
     throttling: ThrottleReporter,
 }
 
 impl AddressTurns {
     /// Of an address without connections.
-    pub(super) fn new(all: Arc<TurnCounters>, throttling: ThrottleReporter) -> Self {
+    pub(super) fn new(all: Arc<AllTurns>, throttling: ThrottleReporter) -> Self {
         all.addresses.fetch_add(1, Ordering::Relaxed);
         Self {
             permits: Arc::new(Semaphore::new(*SATURATING_TASKS)),
@@ -100,26 +118,29 @@ impl Drop for AddressTurns {
     }
 }
 
-/// Lets a busy connection run.
+/// Lets a busy connection run: the permit of its address, and one of all if there are clients at other addresses. An address has no more
+/// connections in line for the latter than it has permits, so the addresses take turns, however many connections they have.
 #[derive(Debug)]
 struct Permit {
-    _permit: OwnedSemaphorePermit,
-    all: Arc<TurnCounters>,
+    // Dropped first: whoever gets the permit of the address needs it.
+    _all: Option<OwnedSemaphorePermit>,
+    _address: OwnedSemaphorePermit,
 }
 
-impl Permit {
-    fn new(permit: OwnedSemaphorePermit, all: &Arc<TurnCounters>) -> Self {
-        all.running.fetch_add(1, Ordering::Relaxed);
-        Self {
-            _permit: permit,
-            all: Arc::clone(all),
-        }
+/// Counts a connection that waits for a permit of all.
+#[derive(Debug)]
+struct Waiting(Arc<AllTurns>);
+
+impl Waiting {
+    fn new(all: &Arc<AllTurns>) -> Self {
+        all.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(all))
     }
 }
 
-impl Drop for Permit {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.all.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -128,6 +149,10 @@ impl Drop for Permit {
 pub(super) struct Turns {
     address: Arc<AddressTurns>,
     permits: PollSemaphore,
+    all_permits: PollSemaphore,
+    /// Held while it waits for a permit of all.
+    address_permit: Option<OwnedSemaphorePermit>,
+    waiting: Option<Waiting>,
     /// Held during a turn, and after it until others have had theirs.
     permit: Option<Permit>,
     is_over: bool,
@@ -147,6 +172,9 @@ impl Turns {
         address.connections.fetch_add(1, Ordering::Relaxed);
         Self {
             permits: PollSemaphore::new(Arc::clone(&address.permits)),
+            all_permits: PollSemaphore::new(Arc::clone(&address.all.permits)),
+            address_permit: None,
+            waiting: None,
             address,
             permit: None,
             is_over: false,
@@ -190,10 +218,10 @@ impl Turns {
 
     /// Ends the turn of a connection that has more to do, and wakes its task for the next one.
     ///
-    /// If its turns are long (`is_long`), or busy connections of several addresses run, a busy connection keeps its permit and is woken only
+    /// If its turns are long (`is_long`), or those of several addresses wait, a busy connection keeps its permit and is woken only
     /// after the runtime has looked at the sockets, which it does rarely while tasks wake each other.
     pub(super) fn end_and_wake(&mut self, cx: &mut Context<'_>, is_long: bool) {
-        let must_yield = is_long || self.address.all.running.load(Ordering::Relaxed) > *SATURATING_TASKS;
+        let must_yield = is_long || self.address.all.waiting.load(Ordering::Relaxed) > 0;
         self.is_over = must_yield && self.is_busy;
         let is_ready = if self.is_over {
             pin!(yield_now()).poll(cx).is_ready()
@@ -208,12 +236,34 @@ impl Turns {
 
     fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // The budget of the task may be exhausted, but it must wait in line for the next one.
-        let permit = pin!(unconstrained(poll_fn(|cx| self.permits.poll_acquire(cx)))).poll(cx);
+        let permit = pin!(unconstrained(poll_fn(|cx| self.poll_permits(cx)))).poll(cx);
         let was_waiting = std::mem::replace(&mut self.is_waiting, permit.is_pending());
         if self.is_waiting && !was_waiting {
             self.address.throttling.report(Throttle::Turns);
         }
-        permit.map(|permit| self.permit = permit.map(|permit| Permit::new(permit, &self.address.all)))
+        permit.map(|permit| self.permit = permit)
+    }
+
+    /// `None` if there are no permits any more, which does not happen.
+    fn poll_permits(&mut self, cx: &mut Context<'_>) -> Poll<Option<Permit>> {
+        if self.address_permit.is_none() {
+            self.address_permit = ready!(self.permits.poll_acquire(cx));
+        }
+        let mut all = None;
+        if self.waiting.is_some() || self.address.must_be_short() {
+            let Poll::Ready(permit) = self.all_permits.poll_acquire(cx) else {
+                let all = &self.address.all;
+                self.waiting.get_or_insert_with(|| Waiting::new(all));
+                return Poll::Pending;
+            };
+            all = permit;
+        }
+        self.waiting = None;
+        let permit = |address| Permit {
+            _all: all,
+            _address: address,
+        };
+        Poll::Ready(self.address_permit.take().map(permit))
     }
 }
 
@@ -233,7 +283,7 @@ mod tests {
         address_of(permits, Arc::default())
     }
 
-    fn address_of(permits: usize, all: Arc<TurnCounters>) -> Arc<AddressTurns> {
+    fn address_of(permits: usize, all: Arc<AllTurns>) -> Arc<AddressTurns> {
         let mut address = AddressTurns::new(all, ThrottleReporter::default());
         address.permits = Arc::new(Semaphore::new(permits));
         Arc::new(address)
@@ -250,7 +300,7 @@ mod tests {
 
     #[test]
     fn turns_must_be_short_while_there_are_clients_at_other_addresses() {
-        let all = Arc::<TurnCounters>::default();
+        let all = Arc::<AllTurns>::default();
         let one = address_of(1, Arc::clone(&all));
         assert!(!one.must_be_short());
         let other = address_of(1, all);
@@ -261,7 +311,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_of_many_that_make_much_work_together_is_busy_sooner() {
-        let all = Arc::<TurnCounters>::default();
+        let all = Arc::<AllTurns>::default();
         let crowd = address_of(1, Arc::clone(&all));
         let mut cx = Context::from_waker(Waker::noop());
         let mut connections = connections::<1_000>(&crowd);
@@ -353,23 +403,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn busy_connections_of_several_addresses_let_the_runtime_look_at_the_sockets() {
-        let all = Arc::<TurnCounters>::default();
-        all.running.store(*SATURATING_TASKS, Ordering::Relaxed);
-        let address = address_of(1, Arc::clone(&all));
+    async fn busy_addresses_take_turns_and_let_the_runtime_look_at_the_sockets() {
+        let all = Arc::new(AllTurns::with_permits(1));
+        let [crowd, few] = [2, 1].map(|permits| address_of(permits, Arc::clone(&all)));
         let mut cx = Context::from_waker(Waker::noop());
-        let [mut one, mut other] = connections(&address);
+        let [mut one, mut other, mut third] = connections(&crowd);
+        let [mut lonely] = connections(&few);
         assert!(one.poll_begin(&mut cx, 2_000).is_ready());
-        assert!(other.poll_begin(&mut cx, 2_000).is_pending());
+        for turns in [&mut other, &mut third, &mut lonely] {
+            assert!(turns.poll_begin(&mut cx, 2_000).is_pending());
+        }
+        // The permit of its address waits with the second one, and the third one waits for that.
         one.end_and_wake(&mut cx, false);
         assert!(
             other.poll_begin(&mut cx, 2_000).is_pending(),
             "it has its permit still"
         );
         assert!(one.poll_begin(&mut cx, 2_000).is_pending());
-        assert!(other.poll_begin(&mut cx, 2_000).is_ready());
-        drop((one, other));
-        assert_eq!(all.running.load(Ordering::Relaxed), *SATURATING_TASKS);
+        for turns in [&mut other, &mut lonely, &mut third, &mut one] {
+            assert!(turns.poll_begin(&mut cx, 2_000).is_ready());
+            turns.end();
+        }
+        assert_eq!(all.waiting.load(Ordering::Relaxed), 0);
+        assert!(other.poll_begin(&mut cx, 4_000).is_ready());
+        assert!(one.poll_begin(&mut cx, 4_000).is_pending());
+        drop(one);
+        assert_eq!(all.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
