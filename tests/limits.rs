@@ -420,6 +420,14 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             ),
         ),
         (
+            "certificates that a client sends, with `--tls-client-ca`",
+            fixed("4"),
+            Other(
+                "the connection is closed",
+                "chitchat_connections_refused_total{reason=\"handshake\"}",
+            ),
+        ),
+        (
             "TLS handshakes that are computed at a time",
             fixed("4 in each turn of the scheduler, 2 of them for one address"),
             Other("others wait", ""),

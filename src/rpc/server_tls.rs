@@ -6,9 +6,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::RwLock;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{Acceptor, WebPkiClientVerifier};
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, InconsistentKeys, OtherError, ServerConfig,
+    SignatureScheme,
+};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
@@ -25,6 +30,9 @@ use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_priva
 /// How many handshakes are computed in one turn of the scheduler. Signing takes up to a millisecond. When all clients reconnect
 /// at once, more would delay the messages of those who are connected.
 const CONCURRENT_HANDSHAKES: usize = 4;
+
+/// How many certificates a client may send: its own and three issuers.
+const MAX_CHAIN: usize = 4;
 
 /// The files with the server's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +106,7 @@ impl Credentials {
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto_provider())
                         .build()
                         .map_err(|error| unusable(&error))?;
-                builder.with_client_cert_verifier(verifier)
+                builder.with_client_cert_verifier(Arc::new(ShortChains(verifier)))
             }
             _ => builder.with_no_client_auth(),
         };
@@ -123,6 +131,58 @@ impl Credentials {
             .iter()
             .filter_map(|certificate| not_after(certificate))
             .min()
+    }
+}
+
+/// A client sends more than [`MAX_CHAIN`] certificates.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has sent {0} certificates; it may send at most {MAX_CHAIN}")]
+struct LongChain(usize);
+
+/// Verifies certificates of clients, unless there are so many in the chain that it takes long to find out which of them has signed which: with
+/// dozens of one name up to 200,000 chains are tried.
+#[derive(Debug)]
+struct ShortChains(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for ShortChains {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let count = 1 + intermediates.len();
+        if count > MAX_CHAIN {
+            let error = OtherError(Arc::new(LongChain(count)));
+            return Err(CertificateError::Other(error).into());
+        }
+        self.0.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 

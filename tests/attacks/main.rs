@@ -38,7 +38,7 @@ use tokio::task::{JoinSet, block_in_place};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
-use certificates::Authority;
+use certificates::{Authority, FORGED_ISSUER};
 use frame_attack::{FRAME_ATTACKS, FrameAttack};
 use measurement::{burn, measure, percentiles};
 use process::{Server, http_get, serve_at, unused_address, wait_until, wait_within};
@@ -50,6 +50,9 @@ const MAX_MEMORY: u64 = 512 << 20;
 /// By how much it may have grown when all is over, a quarter of that. The store has an index then, and pages of memory that are used in part
 /// cannot be given back.
 const MAX_GROWTH: u64 = MAX_MEMORY / 4;
+
+/// How many certificates those send who send too many: as many as the server reads.
+const LONG_CHAIN: usize = 40;
 
 /// How often an attack and its control are measured, by turns: a disk may be several times slower a minute later.
 const LATENCY_ROUNDS: u32 = 4;
@@ -148,6 +151,8 @@ struct Target {
     process: u32,
     /// If it uses TLS.
     config: Option<Arc<ClientConfig>>,
+    /// With too many certificates.
+    long_chain: Option<Arc<ClientConfig>>,
 }
 
 impl Target {
@@ -184,20 +189,28 @@ impl Attacked {
             data.to_str().unwrap(),
         ];
         all.extend(flags);
-        let issued = uses_tls.then(|| {
-            let authority = Authority::new("test");
-            authority.write(path.join("ca.pem"));
-            authority.issue(path, "server", &["localhost"])
+        let authority = uses_tls.then(|| Authority::new("test"));
+        let files = authority.as_ref().map(|authority| {
+            let ca = authority.write(path.join("ca.pem"));
+            (ca, authority.issue(path, "server", &["localhost"]))
         });
-        if let Some(issued) = &issued {
+        if let Some((ca, issued)) = &files {
             all.extend(["--tls-cert", issued.certificate.to_str().unwrap()]);
             all.extend(["--tls-key", issued.key.to_str().unwrap()]);
+            all.extend(["--tls-client-ca", ca.to_str().unwrap()]);
         }
         let server = block_in_place(|| serve_at(unused_address(), &all));
+        let config = |identity| Arc::new(tls_client::client_config(path, Some(&identity)));
+        let long_chain = uses_tls.then(|| {
+            let forger = Authority::new(FORGED_ISSUER);
+            config(forger.issue_chain_for_client(path, "attacker", LONG_CHAIN))
+        });
+        let config = authority.map(|authority| config(authority.issue_for_client(path, "member")));
         let target = Target {
             address: server.address,
             process: server.id(),
-            config: uses_tls.then(|| Arc::new(tls_client::client_config(path, None))),
+            config,
+            long_chain,
         };
         Self {
             server,
@@ -343,7 +356,11 @@ where
 }
 
 fn spawn_tls_attackers(kind: TlsAttack, target: &Target, round: u32, until: Instant) -> JoinSet<()> {
-    let config = target.config.as_ref().unwrap();
+    let config = match kind {
+        TlsAttack::LongChains => &target.long_chain,
+        _ => &target.config,
+    };
+    let config = config.as_ref().unwrap();
     spawn_attackers(kind.connections(), round, |seed| {
         kind.run(target.address, Arc::clone(config), seed, until)
     })

@@ -26,6 +26,8 @@ const MAX_KEY_UPDATES: usize = 31;
 pub enum TlsAttack {
     /// They complete handshakes and disconnect.
     Handshakes,
+    /// They send dozens of certificates, of which each may have signed each other.
+    LongChains,
     /// They begin handshakes and do not go on.
     BegunHandshakes,
     /// They begin handshakes byte by byte.
@@ -39,8 +41,9 @@ pub enum TlsAttack {
 }
 
 impl TlsAttack {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Handshakes,
+        Self::LongChains,
         Self::BegunHandshakes,
         Self::SlowHandshakes,
         Self::ShortRecords,
@@ -51,6 +54,7 @@ impl TlsAttack {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Handshakes => "TLS handshakes",
+            Self::LongChains => "TLS handshakes with many certificates",
             Self::BegunHandshakes => "TLS handshakes that are begun",
             Self::SlowHandshakes => "TLS handshakes byte by byte",
             Self::ShortRecords => "TLS records with one byte",
@@ -63,7 +67,11 @@ impl TlsAttack {
     pub fn connections(self) -> usize {
         let max = match self {
             Self::BegunHandshakes | Self::SlowHandshakes => 1_000,
-            Self::Handshakes | Self::ShortRecords | Self::SmallRecords | Self::KeyUpdates => 64,
+            Self::Handshakes
+            | Self::LongChains
+            | Self::ShortRecords
+            | Self::SmallRecords
+            | Self::KeyUpdates => 64,
         };
         max.min(*MAX_FILES / 4)
     }
@@ -99,6 +107,11 @@ impl TlsAttack {
         match self {
             Self::Handshakes => {
                 TlsConnector::from(config).connect(name, socket).await?;
+            }
+            Self::LongChains => {
+                let mut stream = TlsConnector::from(config).connect(name, socket).await?;
+                // With TLS 1.3 the server verifies them now.
+                stream.read_u8().await?;
             }
             Self::BegunHandshakes => {
                 begin()?;

@@ -15,6 +15,9 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 
+/// The name of authorities that nobody trusts.
+pub const FORGED_ISSUER: &str = "one of many";
+
 /// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -56,6 +59,18 @@ impl Authority {
     pub fn issue_for_client(&self, directory: &Path, name: &str) -> Issued {
         let purposes = [ExtendedKeyUsagePurpose::ClientAuth];
         self.issue_with(directory, name, &[], [2001, 3001], &purposes)
+    }
+
+    /// Writes the certificate and the key of a client, with those of `authorities` that are all called [`FORGED_ISSUER`], so that each may have
+    /// signed each.
+    pub fn issue_chain_for_client(&self, directory: &Path, name: &str, authorities: usize) -> Issued {
+        let issued = self.issue_for_client(directory, name);
+        let chain: String = (0..authorities)
+            .map(|_| Self::new(FORGED_ISSUER).0.pem())
+            .collect();
+        let certificate = fs::read_to_string(&issued.certificate).unwrap();
+        fs::write(&issued.certificate, certificate + &chain).unwrap();
+        issued
     }
 
     fn issue_with(

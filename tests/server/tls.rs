@@ -347,9 +347,12 @@ async fn only_clients_with_a_certificate_of_the_issuer_are_accepted() {
     ada.next().await;
 
     let stranger = Authority::new("other").issue_for_client(directory, "stranger");
+    let long = encrypted.authority.issue_chain_for_client(directory, "long", 4);
     for (identity, expected) in [
         (None, AlertDescription::CertificateRequired),
         (Some(&stranger), AlertDescription::UnknownCA),
+        // To find out which of many certificates has signed which takes long.
+        (Some(&long), AlertDescription::CertificateUnknown),
     ] {
         // With TLS 1.3 the client learns of it when it reads.
         let mut stream = connect(listen, encrypted.client_config(identity)).await.unwrap();
@@ -358,7 +361,19 @@ async fn only_clients_with_a_certificate_of_the_issuer_are_accepted() {
         let reason = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
         assert_eq!(*reason, rustls::Error::AlertReceived(expected));
     }
-    encrypted.server.wait_for_metric(&refused("handshake"), 2.0).await;
+    encrypted.server.wait_for_metric(&refused("handshake"), 3.0).await;
+
+    // An issuer may be sent although it is not needed.
+    let member = encrypted.authority.issue_chain_for_client(directory, "member", 3);
+    let mut stream = connect(listen, encrypted.client_config(Some(&member)))
+        .await
+        .unwrap();
+    stream.write_all(&preface(65_535)).await.unwrap();
+    timeout(TIMEOUT, stream.read_u8())
+        .await
+        .expect("an answer")
+        .unwrap();
+    encrypted.server.wait_for_metric(&refused("handshake"), 3.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

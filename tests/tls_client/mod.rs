@@ -36,7 +36,8 @@ pub fn client_config(directory: &Path, identity: Option<&Issued>) -> ClientConfi
         .with_root_certificates(roots);
     let mut config = match identity {
         Some(Issued { certificate, key }) => {
-            let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
+            let chain = CertificateDer::pem_file_iter(certificate).unwrap();
+            let chain = chain.collect::<Result<_, _>>().unwrap();
             let key = PrivateKeyDer::from_pem_file(key).unwrap();
             builder.with_client_auth_cert(chain, key).unwrap()
         }
