@@ -42,7 +42,7 @@ const MAX_THROTTLED_RATE: u64 = 512 << 20;
 /// How much may be appended at once while the writer is slowed down, in bytes.
 const THROTTLED_BURST: u64 = 1 << 20;
 
-/// How many bytes per second are rewritten in the background. No limit while the writer waits.
+/// How many bytes per second are rewritten in the background. No limit while the writer waits or is slowed down.
 const BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// How many bytes are written at a time.

@@ -1,8 +1,8 @@
 //! The order in which the changes of rooms that wait are written: in turn, small ones first.
 //!
 //! As deficit round robin (M. Shreedhar and G. Varghese, "Efficient fair queuing using deficit round robin", 1995), except that within a
-//! round the rooms with the least bytes go first: somebody who writes little never waits for those who write much, unless it is his turn to
-//! wait for everybody else's.
+//! round the logs with the least bytes go first: one that appends little does not wait for those that append much, and those wait for at most
+//! a round of the others.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -51,7 +51,7 @@ const MAX_MEMORY: u64 = 512 << 20;
 /// cannot be given back.
 const MAX_GROWTH: u64 = MAX_MEMORY / 4;
 
-/// How many certificates those send who send too many: as many as the server reads.
+/// How many certificates those send who send too many. They fit into what the server reads of a handshake.
 const LONG_CHAIN: usize = 40;
 
 /// How often an attack and its control are measured, by turns: a disk may be several times slower a minute later.
