@@ -34,6 +34,9 @@ const COMMIT_BYTES: u64 = 2 << 20;
 /// The interval at which idle logs are checked for expired events.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 60_000 });
 
+/// The interval at which a delayed append looks whether the compactor has raised the rate.
+const RATE_INTERVAL: Duration = Duration::from_millis(20);
+
 /// If a write fails while fewer bytes than this are free, the disk is reported as full.
 const DISK_FULL_BELOW: u64 = 1 << 20;
 
@@ -122,7 +125,7 @@ impl SharedQueue {
             let wait = match queue.changes.next_cost() {
                 None if queue.is_closed => return None,
                 None => Duration::MAX,
-                Some(cost) => throttle.delay(cost, rate, now),
+                Some(cost) => throttle.delay(cost, rate, now).min(RATE_INTERVAL),
             };
             if wait.is_zero() || now >= deadline {
                 let mut taken = Vec::new();
@@ -138,8 +141,7 @@ impl SharedQueue {
                 }
                 return Some(taken);
             }
-            if queue.changes.next_cost().is_some() && !is_delayed {
-                is_delayed = true;
+            if queue.changes.next_cost().is_some() && !std::mem::replace(&mut is_delayed, true) {
                 writer.observer.write_stalled();
             }
             self.changed
