@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use super::fair_budget::FairBudget;
+use super::feed::Feed;
+use super::message_id_use::MessageIdUse;
 use super::observer::Observer;
 use super::read_permits::ReadPermits;
 use super::replication::Replication;
@@ -21,9 +25,11 @@ pub(super) struct HubContext {
     pub(super) wake_permits: Arc<WakePermits>,
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
-    pub(super) feed_bytes: Arc<FairBudget>,
+    pub(super) feed_bytes: Arc<FairBudget<Feed>>,
     /// What the message ids take that all rooms remember.
-    pub(super) message_id_bytes: Arc<FairBudget>,
+    pub(super) message_id_bytes: Arc<FairBudget<MessageIdUse>>,
+    /// The actors of the rooms, and what they spawn.
+    pub(super) tasks: TaskTracker,
     /// The order of all replicas, if there are several.
     pub(super) replication: Option<Replication>,
 }

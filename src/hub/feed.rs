@@ -59,7 +59,7 @@ pub struct Feed {
     capacity: usize,
     observer: Arc<dyn Observer>,
     /// What it retains, of the budget of all feeds.
-    used: FairUse,
+    used: FairUse<Self>,
     /// The number of lagging readers, which are served from the store.
     lagging: AtomicUsize,
     state: Mutex<State>,
@@ -180,7 +180,7 @@ impl Feed {
         capacity: usize,
         last: Sequence,
         observer: Arc<dyn Observer>,
-        budget: &Arc<FairBudget>,
+        budget: &Arc<FairBudget<Self>>,
     ) -> Arc<Self> {
         let state = State {
             blocks: VecDeque::new(),

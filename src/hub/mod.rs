@@ -51,6 +51,7 @@ mod grace_timers;
 mod handle;
 mod history;
 mod mailbox;
+mod message_id_use;
 mod notice;
 mod observer;
 mod read_permits;
@@ -138,7 +139,6 @@ pub struct Hub {
     rules: Rules,
     context: HubContext,
     registry: Arc<Registry>,
-    actors: TaskTracker,
     failed: CancellationToken,
     /// The first error, once the hub has failed.
     cause: OnceLock<StoreError>,
@@ -191,9 +191,9 @@ impl Hub {
                 observer,
                 feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
                 message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),
+                tasks: TaskTracker::new(),
             },
             registry: Arc::new(Registry::new(options.budgets.mailboxes, is_replicated)),
-            actors: TaskTracker::new(),
             failed: CancellationToken::new(),
             cause: OnceLock::new(),
         })
@@ -223,7 +223,7 @@ impl Hub {
     /// grace period, and their newest events get a snapshot. Must be called within a Tokio runtime.
     pub(crate) fn recover_unfinished_rooms(self: &Arc<Self>) {
         let hub = Arc::clone(self);
-        self.actors.spawn(async move {
+        self.context.tasks.spawn(async move {
             let permits = Arc::new(Semaphore::new(MAX_RECOVERING_ROOMS));
             // One after the other, so that rooms that are asked for do not wait for the disk.
             for name in hub.context.store.unfinished() {
@@ -534,12 +534,12 @@ impl Hub {
     /// Cancel safe: a second call continues where the first one stopped.
     pub(crate) async fn drain(&self, retry: Duration) {
         let rooms = self.registry.drain();
-        self.actors.close();
+        self.context.tasks.close();
         for room in rooms {
             close_streams_of(&room, CloseReason::Draining(retry));
             room.mailbox.close();
         }
-        self.actors.wait().await;
+        self.context.tasks.wait().await;
     }
 
     /// Like [`Hub::call`], for a request that does not begin a room. The lobby can be asked again.
@@ -678,7 +678,7 @@ impl Hub {
     /// Spawns the actor of a room that is registered.
     fn spawn_actor(self: &Arc<Self>, room: Arc<RoomHandle>, start: Start) {
         let hub = Arc::clone(self);
-        self.actors.spawn(async move {
+        self.context.tasks.spawn(async move {
             let _registered = Registered(Arc::clone(&hub), Arc::clone(&room));
             let mut recovery_permit = None;
             let recovered = match start {

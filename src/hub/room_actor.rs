@@ -7,20 +7,19 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::batch::{Chunk, Effect};
 use super::context::HubContext;
 use super::end_proposals::EndProposals;
-use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::feed::{CloseReason, Cursor, CursorKey, Feed, Publication};
 use super::handle::{Envelope, Member, ModerationReporter, Reply, RequestCost, RoomHandle};
+use super::message_id_use::MessageIdUse;
 use super::observer::StoredBatch;
 use super::reader::Reader;
 use super::recovery::Recovered;
@@ -29,9 +28,7 @@ use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
 use super::snapshot_schedule::SnapshotSchedule;
 use super::wake_queue::WakeQueue;
-use crate::domain::{
-    Attachment, Command, DEDUP_ENTRY_BYTES, End, EndStage, Origin, Room, RoomName, Sequence, WallTime,
-};
+use crate::domain::{Attachment, Command, End, EndStage, Origin, Room, RoomName, Sequence, WallTime};
 use crate::failpoint;
 use crate::run_queue::{WAKE_GROUP, requeue};
 use crate::spare_capacity::SpareCapacity as _;
@@ -107,33 +104,6 @@ pub(super) struct RoomActor {
     /// wait to be idle.
     recovery_permit: Option<OwnedSemaphorePermit>,
     end_proposals: EndProposals,
-}
-
-/// What a room's message ids take of the budget of all rooms.
-struct MessageIdUse {
-    used: FairUse,
-    /// How many the room may remember, until its actor has forgotten the others.
-    limit: Mutex<Option<usize>>,
-    has_limit: Notify,
-}
-
-impl MessageIdUse {
-    fn new(budget: &Arc<FairBudget>) -> Arc<Self> {
-        Arc::new_cyclic(|this: &Weak<Self>| Self {
-            used: budget.register(this.clone()),
-            limit: Mutex::new(None),
-            has_limit: Notify::new(),
-        })
-    }
-}
-
-impl Shrink for MessageIdUse {
-    /// Counts the memory as freed. The room's actor frees it with the next batch.
-    fn shrink(&self, bytes: usize) {
-        *self.limit.lock() = Some(bytes / DEDUP_ENTRY_BYTES);
-        self.used.set(bytes);
-        self.has_limit.notify_one();
-    }
 }
 
 /// An answer to a request. It is sent after the publication: the feed must not be locked, because a [`Member`] or [`Reader`]
@@ -221,7 +191,7 @@ impl RoomActor {
                     }
                     self.recovery_permit = None;
                 }
-                () = message_ids.has_limit.notified() => {
+                () = message_ids.limited() => {
                     self.limit_message_ids();
                     continue;
                 }
@@ -484,15 +454,13 @@ impl RoomActor {
 
     /// Forgets the oldest message ids if all rooms together remember too many and this one is among those that remember most.
     fn limit_message_ids(&mut self) {
-        let limit = self.message_ids.limit.lock().take();
-        if let Some(most) = limit
+        if let Some(most) = self.message_ids.take_limit()
             && self.room().message_ids() > most
         {
             self.sessions.keep_newest_message_ids(most);
         }
-        let bytes = self.room().message_ids() * DEDUP_ENTRY_BYTES;
-        self.message_ids.used.set(bytes);
-        self.message_ids.used.enforce();
+        self.message_ids
+            .set(self.room().message_ids(), &self.context.tasks);
     }
 
     const fn room(&self) -> &Room {
@@ -763,7 +731,8 @@ mod tests {
     use super::*;
     use crate::cluster::hub_fixtures;
     use crate::domain::{
-        Message, MessageId, Moderation, Name, Post, Rejection, RoomName, Rules, Text, Timestamp,
+        DEDUP_ENTRY_BYTES, Message, MessageId, Moderation, Name, Post, Rejection, RoomName, Rules, Text,
+        Timestamp,
     };
     use crate::store::{MemoryStore, Retention};
     use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
