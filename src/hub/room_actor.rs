@@ -893,7 +893,7 @@ mod tests {
         for n in 0..200 {
             assert!(!is_repeat(&hub, &other, n).await);
         }
-        // Three quarters are left, 540 of them to the largest, which has received nothing meanwhile.
+        // Five eighths are left, 415 of them to the largest, which has received nothing meanwhile.
         for (room, n) in [(&small, 0), (&other, 0), (&one, 899)] {
             assert!(is_repeat(&hub, room, n).await, "{n}");
         }
