@@ -110,7 +110,8 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "message ids remembered per room",
             fixed(format!(
                 "those of the newest {DEDUP_WINDOW_LEN} events, as far as they are retained; if all rooms together remember more \
-                 than one share, of 48 bytes each, those that remember most forget their oldest"
+                 than one share, of 48 bytes each, those that remember most forget their oldest; all rooms that only one \
+                 address writes to count as one"
             )),
             Other("an older one is accepted again", ""),
         ),

@@ -25,6 +25,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
                 None,
             )),
             &Arc::new(FairBudget::new(usize::MAX)),
+            Arc::default(),
         );
         let mut woken = WakeQueue::default();
         let mut cursors: Vec<Cursor> = {

@@ -30,6 +30,17 @@ pub enum Command {
     End(End),
 }
 
+impl Command {
+    /// Who a JOIN or a post comes from.
+    pub(crate) const fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Join(join) => Some(&join.origin),
+            Self::Post(post) => Some(&post.origin),
+            _ => None,
+        }
+    }
+}
+
 /// Says that nobody needs a room: nobody was in it, and nothing has happened in it since its newest event, for long enough.
 ///
 /// What a room is needed for apart from that, the fold does not know: for whoever reads it without being in it, and for the history that

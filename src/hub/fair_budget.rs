@@ -1,10 +1,13 @@
 //! A budget of memory that rooms share: when it is exceeded, those that use most give memory back.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use slab::Slab;
+
+use super::room_writers::RoomWriters;
 
 /// Something that uses memory and can do with less.
 pub(super) trait Shrink: Send + Sync {
@@ -15,10 +18,12 @@ pub(super) trait Shrink: Send + Sync {
 /// A number of bytes that many users share.
 ///
 /// Whoever exceeds it makes the largest users shrink until at most three quarters of it are used: to the size at which they are equal, while
-/// all others are smaller (max-min fairness). The cost is one look at each user for each quarter of the budget that is used.
+/// all others are smaller (max-min fairness). The rooms that clients of one address write to alone have one share together, which is divided
+/// between them in the same way, so that thousands of them take little from the rooms of others. The cost is one look at each user, and
+/// sorting them, for each quarter of the budget that is used.
 ///
-/// Users that have up to a fifth more than that size keep it. Otherwise thousands that have shrunk before would each have to shrink by a
-/// little whenever another user comes.
+/// Who has up to a fifth more than its share keeps it. Otherwise thousands that have shrunk before would each have to shrink by a little
+/// whenever another user comes.
 pub struct FairBudget<T> {
     limit: usize,
     used: AtomicUsize,
@@ -30,6 +35,14 @@ pub struct FairBudget<T> {
 struct User<T> {
     bytes: Arc<AtomicUsize>,
     user: Weak<T>,
+    writers: Arc<RoomWriters>,
+}
+
+/// Who has a share: a client's address, for all rooms that only its clients write to, or any other room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holder {
+    Address(IpAddr),
+    Room(usize),
 }
 
 impl<T> FairBudget<T> {
@@ -44,12 +57,13 @@ impl<T> FairBudget<T> {
         }
     }
 
-    /// Registers a user, which uses nothing yet.
-    pub(super) fn register(self: &Arc<Self>, user: Weak<T>) -> FairUse<T> {
+    /// Registers a user, which uses nothing yet, of the room with these writers.
+    pub(super) fn register(self: &Arc<Self>, user: Weak<T>, writers: Arc<RoomWriters>) -> FairUse<T> {
         let bytes = Arc::<AtomicUsize>::default();
         let key = self.users.lock().insert(User {
             bytes: Arc::clone(&bytes),
             user,
+            writers,
         });
         FairUse {
             budget: Arc::clone(self),
@@ -62,23 +76,41 @@ impl<T> FairBudget<T> {
         self.used.load(Ordering::Relaxed) > self.limit
     }
 
-    /// The users that must shrink, and the size to which they must.
-    fn largest(&self) -> (usize, Vec<Arc<T>>) {
+    /// The users that must shrink, each with the size to which it must.
+    fn too_large(&self) -> Vec<(Arc<T>, usize)> {
         let users = self.users.lock();
-        let size = |user: &User<T>| user.bytes.load(Ordering::Relaxed);
-        let mut sizes: Vec<usize> = users
+        let mut sizes: Vec<(Holder, usize, usize)> = users
             .iter()
-            .map(|(_, user)| size(user))
-            .filter(|size| *size > 0)
+            .map(|(key, user)| {
+                let holder = user.writers.only().map_or(Holder::Room(key), Holder::Address);
+                (holder, user.bytes.load(Ordering::Relaxed), key)
+            })
+            .filter(|(_, size, _)| *size > 0)
             .collect();
-        let share = max_min_share(self.limit / 8 * 5, &mut sizes);
-        let tolerated = share.saturating_add(share / 5);
-        let too_large = users.iter().filter(|(_, user)| size(user) > tolerated);
-        (
-            share,
-            too_large.filter_map(|(_, user)| user.user.upgrade()).collect(),
-        )
+        sizes.sort_unstable();
+        let of_holders = || sizes.chunk_by(|(holder, ..), (next, ..)| holder == next);
+        let mut totals: Vec<usize> = of_holders().map(total).collect();
+        let share = max_min_share(self.limit / 8 * 5, &mut totals);
+        let mut too_large = Vec::new();
+        for rooms in of_holders().filter(|rooms| total(rooms) > tolerated(share)) {
+            let mut sizes: Vec<usize> = rooms.iter().map(|(_, size, _)| *size).collect();
+            let share = max_min_share(share, &mut sizes);
+            let of_holder = rooms.iter().filter(|(_, size, _)| *size > tolerated(share));
+            too_large
+                .extend(of_holder.filter_map(|(.., key)| Some((users.get(*key)?.user.upgrade()?, share))));
+        }
+        too_large
     }
+}
+
+/// What the rooms of a holder use together.
+fn total(rooms: &[(Holder, usize, usize)]) -> usize {
+    rooms.iter().map(|(_, size, _)| *size).sum()
+}
+
+/// Up to how much whoever has this share may use without having to shrink.
+const fn tolerated(share: usize) -> usize {
+    share.saturating_add(share / 5)
 }
 
 /// The largest size that users of these sizes may keep, so that all together keep at most `limit`.
@@ -126,11 +158,11 @@ impl<T: Shrink> FairUse<T> {
             return Vec::new();
         };
         // Not while the users are locked: whoever is dropped here removes itself.
-        let (share, users) = budget.largest();
-        for user in &users {
+        let shrink = |(user, share): (Arc<T>, usize)| {
             user.shrink(share);
-        }
-        users
+            user
+        };
+        budget.too_large().into_iter().map(shrink).collect()
     }
 }
 
@@ -146,6 +178,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::Origin;
 
     struct Room {
         used: FairUse<Self>,
@@ -157,13 +190,23 @@ mod tests {
         }
     }
 
-    fn room(budget: &Arc<FairBudget<Room>>, bytes: usize) -> Arc<Room> {
+    /// A room that only the client with this number writes to, if there is one.
+    fn room_of(budget: &Arc<FairBudget<Room>>, client: Option<u8>, bytes: usize) -> Arc<Room> {
+        let writers = RoomWriters::default();
+        writers.note(Some(&Origin {
+            address: client.map(|client| IpAddr::from([192, 0, 2, client])),
+            ..Origin::default()
+        }));
         let room = Arc::new_cyclic(|room: &Weak<Room>| Room {
-            used: budget.register(room.clone()),
+            used: budget.register(room.clone(), Arc::new(writers)),
         });
         room.used.set(bytes);
         room.used.enforce();
         room
+    }
+
+    fn room(budget: &Arc<FairBudget<Room>>, bytes: usize) -> Arc<Room> {
+        room_of(budget, None, bytes)
     }
 
     fn sizes(rooms: &[Arc<Room>]) -> Vec<usize> {
@@ -201,22 +244,46 @@ mod tests {
         assert!(shrunk < 1_000 * 30, "{shrunk}");
     }
 
+    #[test]
+    fn many_rooms_of_one_address_take_no_more_than_one_room_of_others() {
+        let budget = Arc::new(FairBudget::new(100_000));
+        let large = room(&budget, 30_000);
+        let other = room_of(&budget, Some(2), 20_000);
+        let rooms: Vec<_> = (0..1_000).map(|_| room_of(&budget, Some(1), 1_000)).collect();
+        assert_eq!(sizes(&[large, other]), [21_250, 20_000]);
+        let left = sizes(&rooms);
+        assert!(left.iter().all(|size| *size > 0) && left.iter().sum::<usize>() <= 58_750);
+    }
+
     proptest! {
         #[test]
-        fn who_shrinks_gives_back_much_and_what_is_left_fits(sizes in prop::collection::vec(1_usize..10_000, 0..50)) {
+        fn who_shrinks_gives_back_much_and_what_is_left_fits(
+            sizes in prop::collection::vec((1_usize..10_000, prop::option::of(0_u8..5)), 0..50)
+        ) {
             let budget = Arc::new(FairBudget::new(10_000));
-            let rooms: Vec<_> = sizes.iter().map(|_| room(&budget, 0)).collect();
-            for (room, size) in rooms.iter().zip(&sizes) {
+            let rooms: Vec<_> = sizes.iter().map(|(_, client)| room_of(&budget, *client, 0)).collect();
+            for (room, (size, _)) in rooms.iter().zip(&sizes) {
                 room.used.set(*size);
             }
             let is_exceeded = budget.is_exceeded();
             let used = |room: &Room| room.used.bytes.load(Ordering::Relaxed);
             let shrunk = rooms.first().map(|room| room.used.enforce()).unwrap_or_default();
             prop_assert_eq!(shrunk.is_empty(), !is_exceeded);
-            for (room, size) in rooms.iter().zip(sizes) {
-                let left = used(room);
+            let all = || rooms.iter().zip(&sizes).map(|(room, (size, client))| (used(room), *size, *client));
+            let of_holder = |left: usize, client: Option<u8>| {
+                let others = all().filter(|(.., other)| client.is_some() && *other == client);
+                others.map(|(left, ..)| left).reduce(|sum, left| sum + left).unwrap_or(left)
+            };
+            // Shares are rounded down, for each room by less than a byte.
+            let at_most_a_fifth_more = |more: usize, less: usize| more <= less + less / 5 + 2 * rooms.len();
+            for (left, size, client) in all() {
                 prop_assert!(left == size || left + left / 5 < size);
-                prop_assert!(left == size || rooms.iter().all(|other| used(other) <= left + left / 5));
+                for (other_left, _, other) in all().filter(|_| left < size) {
+                    if client.is_some() && client == other {
+                        prop_assert!(other_left <= left + left / 5);
+                    }
+                    prop_assert!(at_most_a_fifth_more(of_holder(other_left, other), of_holder(left, client)));
+                }
             }
             prop_assert!(!is_exceeded || budget.used.load(Ordering::Relaxed) <= 7_500);
         }

@@ -40,6 +40,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::fair_budget::{FairBudget, FairUse, Shrink};
 use super::observer::{FanOut, Observer};
+use super::room_writers::RoomWriters;
 use super::wake_queue::WakeQueue;
 use crate::domain::{BanTarget, Origin, Rejection, Sequence};
 use crate::spare_capacity::reduced_capacity;
@@ -181,6 +182,7 @@ impl Feed {
         last: Sequence,
         observer: Arc<dyn Observer>,
         budget: &Arc<FairBudget<Self>>,
+        writers: Arc<RoomWriters>,
     ) -> Arc<Self> {
         let state = State {
             blocks: VecDeque::new(),
@@ -197,7 +199,7 @@ impl Feed {
         Arc::new_cyclic(|feed: &Weak<Self>| Self {
             capacity,
             observer,
-            used: budget.register(feed.clone()),
+            used: budget.register(feed.clone(), writers),
             lagging: AtomicUsize::new(0),
             state: Mutex::new(state),
         })

@@ -47,6 +47,7 @@ fn feed_with(capacity: usize, counts: &Arc<Counts>) -> Arc<Feed> {
         Sequence::ZERO,
         observer,
         &Arc::new(FairBudget::new(usize::MAX)),
+        Arc::default(),
     )
 }
 
@@ -82,7 +83,13 @@ fn events(item: Poll<FeedItem>) -> Bytes {
 fn feeds_of_one_budget() -> Vec<(Arc<Feed>, Cursor)> {
     let budget = Arc::new(FairBudget::new(1 << 20));
     let feeds = (0..3).map(|_| {
-        let feed = Feed::new(1 << 20, Sequence::ZERO, Arc::new(Counts::default()), &budget);
+        let feed = Feed::new(
+            1 << 20,
+            Sequence::ZERO,
+            Arc::new(Counts::default()),
+            &budget,
+            Arc::default(),
+        );
         let cursor = subscribe(&feed);
         (feed, cursor)
     });

@@ -141,6 +141,15 @@ impl Request {
         }
     }
 
+    /// Who a JOIN or a post comes from.
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Join { request, .. } => Some(&request.join.origin),
+            Self::Post { post, .. } => Some(&post.origin),
+            _ => None,
+        }
+    }
+
     /// What it costs the room.
     pub(super) const fn cost(&self) -> RequestCost {
         match self {

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use super::fair_budget::{FairBudget, FairUse, Shrink};
+use super::room_writers::RoomWriters;
 use crate::domain::DEDUP_ENTRY_BYTES;
 use crate::run_queue::{WAKE_GROUP, requeue};
 
@@ -19,9 +20,9 @@ pub(super) struct MessageIdUse {
 }
 
 impl MessageIdUse {
-    pub(super) fn new(budget: &Arc<FairBudget<Self>>) -> Arc<Self> {
+    pub(super) fn new(budget: &Arc<FairBudget<Self>>, writers: Arc<RoomWriters>) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| Self {
-            used: budget.register(this.clone()),
+            used: budget.register(this.clone(), writers),
             limit: Mutex::new(None),
             has_limit: Notify::new(),
         })
@@ -73,7 +74,9 @@ mod tests {
     async fn rooms_that_must_forget_ids_are_notified_some_at_a_time() {
         let budget = Arc::new(FairBudget::new(1_000 * DEDUP_ENTRY_BYTES));
         let tasks = TaskTracker::new();
-        let rooms: Vec<_> = (0..100).map(|_| MessageIdUse::new(&budget)).collect();
+        let rooms: Vec<_> = (0..100)
+            .map(|_| MessageIdUse::new(&budget, Arc::default()))
+            .collect();
         for room in &rooms {
             room.set(10, &tasks);
         }

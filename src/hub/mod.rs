@@ -63,6 +63,7 @@ mod request;
 mod restored_room;
 mod room_actor;
 mod room_sessions;
+mod room_writers;
 mod session_token;
 mod snapshot_schedule;
 mod submissions;

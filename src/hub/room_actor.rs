@@ -26,6 +26,7 @@ use super::recovery::Recovered;
 use super::replication::{OrderedCommand, OrderedItem, OrderedQueue, Replication};
 use super::request::{HubError, JoinInfo, PostOutcome, RoomInfo};
 use super::room_sessions::RoomSessions;
+use super::room_writers::RoomWriters;
 use super::snapshot_schedule::SnapshotSchedule;
 use super::wake_queue::WakeQueue;
 use crate::domain::{Attachment, Command, End, EndStage, Origin, Room, RoomName, Sequence, WallTime};
@@ -98,6 +99,7 @@ pub(super) struct RoomActor {
     cursors: HashMap<Attachment, CursorKey>,
     snapshots: SnapshotSchedule,
     message_ids: Arc<MessageIdUse>,
+    writers: Arc<RoomWriters>,
     /// The readers to wake after the publications of this iteration.
     woken: WakeQueue,
     /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
@@ -131,8 +133,9 @@ impl RoomActor {
         } = recovered;
         context.observer.room_loaded();
         let last = room.last();
+        let writers = Arc::<RoomWriters>::default();
         Self {
-            feed: new_feed(&context, last),
+            feed: new_feed(&context, last, &writers),
             log: log.id,
             snapshots: SnapshotSchedule::new(
                 snapshot_sequence,
@@ -140,7 +143,8 @@ impl RoomActor {
                 context.options.retain_age,
             ),
             sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
-            message_ids: MessageIdUse::new(&context.message_id_bytes),
+            message_ids: MessageIdUse::new(&context.message_id_bytes, Arc::clone(&writers)),
+            writers,
             context,
             handle,
             cursors: HashMap::new(),
@@ -367,6 +371,7 @@ impl RoomActor {
     ) -> Result<(), StoreError> {
         for command in commands {
             budget.spend(RequestCost::of_command(&command.command)).await;
+            self.writers.note(command.command.origin());
             let is_of_other_replica = command.request.is_none();
             let proposed = match command.command {
                 Command::End(End {
@@ -393,7 +398,7 @@ impl RoomActor {
                 self.log = log.id;
                 self.sessions.restart(&log);
                 self.handle.publish_stats(self.room().time(), 0);
-                self.feed = new_feed(&self.context, Sequence::ZERO);
+                self.feed = new_feed(&self.context, Sequence::ZERO, &self.writers);
                 self.cursors.clear();
                 self.end_proposals = EndProposals::new(Instant::now());
                 self.snapshots = SnapshotSchedule::new(Sequence::ZERO, 0, self.context.options.retain_age);
@@ -446,6 +451,7 @@ impl RoomActor {
         let mut budget = PollBudget::default();
         for Envelope { request, .. } in requests.drain(..).filter(Envelope::is_needed) {
             budget.spend(request.cost()).await;
+            self.writers.note(request.origin());
             self.sessions.handle(request, at);
         }
         self.sessions.expire_grace(at);
@@ -657,9 +663,16 @@ impl RoomActor {
     }
 }
 
-fn new_feed(context: &HubContext, last: Sequence) -> Arc<Feed> {
+fn new_feed(context: &HubContext, last: Sequence, writers: &Arc<RoomWriters>) -> Arc<Feed> {
     let observer = Arc::clone(&context.observer);
-    Feed::new(context.options.feed_bytes, last, observer, &context.feed_bytes)
+    let writers = Arc::clone(writers);
+    Feed::new(
+        context.options.feed_bytes,
+        last,
+        observer,
+        &context.feed_bytes,
+        writers,
+    )
 }
 
 /// Performs an effect on the feed. Returns the answer to send, if the effect has one.
@@ -740,7 +753,7 @@ mod tests {
     fn hub(budgets: RoomBudgets) -> Arc<Hub> {
         let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
         let observer = Arc::new(TelemetryObserver::new(metrics, None));
-        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 3));
+        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 1_000));
         let options = HubOptions {
             budgets,
             ..HubOptions::default()
@@ -750,9 +763,18 @@ mod tests {
 
     /// Posts a message with the id `n` to `room`.
     async fn post(hub: &Arc<Hub>, room: &RoomName, n: usize) -> Result<PostOutcome, HubError> {
+        post_from(hub, Origin::default(), room, n).await
+    }
+
+    async fn post_from(
+        hub: &Arc<Hub>,
+        origin: Origin,
+        room: &RoomName,
+        n: usize,
+    ) -> Result<PostOutcome, HubError> {
         let post = Post {
             name: Name::try_from("poster").unwrap(),
-            origin: Origin::default(),
+            origin,
             message: Message {
                 timestamp: Timestamp(0),
                 text: Text::parse("hi", 10),
@@ -898,5 +920,36 @@ mod tests {
             assert!(is_repeat(&hub, room, n).await, "{n}");
         }
         assert!(!is_repeat(&hub, &one, 0).await);
+    }
+
+    #[tokio::test]
+    async fn many_rooms_of_one_address_do_not_make_others_forget_message_ids() {
+        let hub = hub(RoomBudgets {
+            message_ids: 1_000 * DEDUP_ENTRY_BYTES,
+            ..RoomBudgets::default()
+        });
+        let room = |room: String| RoomName::try_from(room.as_str()).unwrap();
+        let at = |address: &str| Origin {
+            address: address.parse().ok(),
+            ..Origin::default()
+        };
+        let victims = ["one".to_owned(), "two".to_owned()].map(room);
+        for n in 0..100 {
+            // Somebody else is in the second room, too.
+            for (address, room) in [
+                ("192.0.2.1", &victims[0]),
+                ("192.0.2.1", &victims[1]),
+                ("192.0.2.2", &victims[1]),
+            ] {
+                post_from(&hub, at(address), room, n).await.unwrap();
+            }
+        }
+        for n in 0..5_000 {
+            let room = room(format!("flooded-{}", n % 500));
+            post_from(&hub, at("192.0.2.3"), &room, n).await.unwrap();
+        }
+        for room in &victims {
+            assert!(is_repeat(&hub, room, 0).await);
+        }
     }
 }
