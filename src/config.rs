@@ -308,8 +308,7 @@ impl Config {
         };
         if self.store != StoreOptions::Memory {
             mistakes.0.push(
-                "--cluster keeps the rooms in NATS, and a copy of the newest events in memory; set --data-dir for checkpoints of it, or \
-                 --in-memory for none"
+                "--cluster needs --data-dir for its checkpoints, or --in-memory to run without checkpoints"
                     .into(),
             );
         }

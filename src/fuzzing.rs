@@ -16,6 +16,7 @@ pub type Target = fn(&[u8]);
 /// The fuzz targets, by name.
 pub const TARGETS: [(&str, Target); 12] = [
     ("checkpoints", cluster::fuzz_checkpoints),
+    ("command_log", cluster::fuzz_messages),
     ("commands", commands),
     ("damage", store::fuzzing::damage),
     ("entries", store::fuzzing::entries),
@@ -23,7 +24,6 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("jwt", auth::fuzz_tokens),
     ("names", names),
     ("options", cmd::fuzz_options),
-    ("order", cluster::fuzz_messages),
     ("requests", rpc::fuzzing::requests),
     ("room_states", room_states),
     ("tokens", hub::fuzz_tokens),

@@ -34,7 +34,7 @@ mod der;
 #[cfg(feature = "server")]
 mod failpoint;
 #[cfg(feature = "server")]
-mod file_watcher;
+mod file_poller;
 #[cfg(any(feature = "fuzzing", all(test, feature = "server")))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -75,9 +75,9 @@ pub enum Reason {
     TlsRequired,
     /// The call has no token, and the server requires one.
     TokenMissing,
-    /// The token is not one, or lacks something that it must say.
+    /// The token cannot be parsed, or lacks a required claim.
     TokenMalformed,
-    /// The token is signed with an algorithm that its key is not for, or not at all.
+    /// The token is not signed, or with another algorithm than that of its key.
     TokenAlgorithm,
     /// The server does not have the key of the token.
     TokenKeyUnknown,
@@ -123,7 +123,7 @@ pub enum Reason {
     PageTokenInvalid,
     /// A newer connection has resumed the session.
     TakenOver,
-    /// The events that the subscriber has yet to read are no longer retained.
+    /// The events that the subscriber has yet to read are no longer retained, or too many notices wait for it to read them.
     FellBehind,
     /// The deadline that the client has set for the call is over.
     DeadlineExceeded,

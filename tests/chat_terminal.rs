@@ -801,7 +801,7 @@ fn lines_can_be_chosen_on_a_terminal() {
 /// The picture in the README.
 const PICTURE: &str = "docs/chat.svg";
 
-/// Made again by `CHITCHAT_UPDATE_PICTURE=1 cargo test --test chat_terminal picture`.
+/// Made again by `UPDATE=1 cargo test --test chat_terminal picture`.
 #[test]
 fn the_picture_in_the_readme_is_what_a_user_sees() {
     let server = serve(&[]);
@@ -839,7 +839,7 @@ fn the_picture_in_the_readme_is_what_a_user_sees() {
     ada.wait_for("> The very sa");
     ada.wait_for("2 here · L=");
     let picture = picture(&ada);
-    if std::env::var_os("CHITCHAT_UPDATE_PICTURE").is_some() {
+    if std::env::var_os("UPDATE").is_some() {
         fs::write(PICTURE, &picture).unwrap();
     }
     assert_eq!(fs::read_to_string(PICTURE).unwrap(), picture);

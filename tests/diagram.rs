@@ -1,6 +1,6 @@
 //! `chitchat diagram`: the conversation of the first version's report, and one with a real server.
 //!
-//! `UPDATE_GOLDEN=1 cargo test --test diagram` rewrites the diagrams in `tests/diagrams/`.
+//! `UPDATE=1 cargo test --test diagram` rewrites the diagrams in `tests/diagrams/`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod process;
@@ -37,7 +37,7 @@ fn first_version(arguments: &[&str]) -> String {
 
 fn assert_golden(name: &str, drawn: &str) {
     let path = folder().join(name);
-    if env::var_os("UPDATE_GOLDEN").is_some() {
+    if env::var_os("UPDATE").is_some() {
         fs::write(&path, drawn).unwrap();
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), drawn, "{name}");

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 7] = [
         "der",
         "domain",
         "failpoint",
-        "file_watcher",
+        "file_poller",
         "procfs",
         "proto",
         "rate_limiter",

@@ -10,9 +10,9 @@ use std::{env, fs};
 
 use chitchat::auth::MAX_TOKEN_BYTES;
 use chitchat::domain::limits::{
-    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, LATE_CLOCK, LATE_MAX_CLOCK_AHEAD, MAX_BANS,
+    DEDUP_WINDOW_LEN, FIRST_ASSIGNED_ID, LAST_ASSIGNED_ID, MAX_BANS, MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT,
     MAX_CLOCK_AHEAD_CEILING, MAX_MARKS_PER_LETTER, MAX_MESSAGE_CHARS_CEILING, MAX_MESSAGE_ID_LEN,
-    MAX_NAME_CHARS, MAX_REASON_CHARS,
+    MAX_NAME_CHARS, MAX_REASON_CHARS, SOFT_CLOCK_LIMIT,
 };
 use chitchat::proto::NoticeCode;
 use chitchat::reason::Reason;
@@ -57,7 +57,7 @@ fn fixed(value: impl Into<String>) -> Bound {
 
 /// What is limited, with its reason where that is not obvious; how much is allowed; and what happens beyond it.
 fn limits() -> Vec<(&'static str, Bound, Beyond)> {
-    assert_eq!(LATE_CLOCK, 1 << 52, "the table says so");
+    assert_eq!(SOFT_CLOCK_LIMIT, 1 << 52, "the table says so");
     vec![
         (
             "characters of a text",
@@ -81,7 +81,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
         ),
         (
             "how far it may be ahead from the Lamport time 2^52 on, so that no clock leaves its range",
-            fixed(LATE_MAX_CLOCK_AHEAD.to_string()),
+            fixed(MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT.to_string()),
             Rejected(Reason::TimestampOutOfRange),
         ),
         (

@@ -11,7 +11,7 @@ use ring::digest::{Digest, SHA256, digest};
 use super::caller::{Anonymous, Caller, Identity};
 use super::key_set::KeySet;
 use super::token::{Requirements, TokenError, verify};
-use crate::file_watcher::FileWatcher;
+use crate::file_poller::FilePoller;
 use crate::regular_file;
 use crate::wall_clock::unix_time;
 
@@ -50,7 +50,7 @@ pub trait Observer: Send + Sync + 'static {
 pub struct Authenticator {
     options: AuthOptions,
     keys: RwLock<Arc<KeySet>>,
-    file: FileWatcher<Result<Vec<u8>, KeysError>>,
+    file: FilePoller<Result<Vec<u8>, KeysError>>,
 }
 
 /// The token that was verified last on a connection. Verifying takes up to a tenth of a millisecond, and most connections use one
@@ -78,7 +78,7 @@ impl Authenticator {
         Ok(Self {
             options,
             keys: RwLock::new(Arc::new(keys)),
-            file: FileWatcher::new(Ok(content)),
+            file: FilePoller::new(Ok(content)),
         })
     }
 

@@ -14,9 +14,9 @@ use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::fingerprint::Fingerprint;
-use super::fold_state::{FoldState, ReplicatedRoom, RoomStates};
 use super::message::LogPosition;
 use super::state_machine::StateMachine;
+use super::state_machine_snapshot::{ReplicatedRoom, RoomStates, StateMachineSnapshot};
 use crate::domain::encoding::{self, Encoding, encode_struct};
 use crate::domain::{DecodeError, Epoch, InvalidState, Room, RoomName, RoomState, Sequence, WallTime};
 use crate::hub::RestoredRoom;
@@ -82,7 +82,7 @@ pub(crate) struct Checkpoint {
 /// What comes first.
 struct FoldSection {
     fingerprint: Fingerprint,
-    state: FoldState,
+    state: StateMachineSnapshot,
 }
 
 /// A room; its records follow.
@@ -145,7 +145,7 @@ fn versioned(value: &impl Encoding) -> Vec<u8> {
 /// Each room is let go once it is written, so that the replica need not copy it when it changes.
 pub(crate) fn write(
     out: impl Write,
-    state: FoldState,
+    state: StateMachineSnapshot,
     fingerprint: Fingerprint,
     mut rooms: RoomStates,
     mut records: impl FnMut(&RoomName, Epoch, Sequence) -> Result<Vec<Record>, CheckpointError>,

@@ -11,11 +11,11 @@ use super::checkpoint_dir::CheckpointDir;
 use super::checkpointer::{self, EndedRooms};
 use super::fingerprint::Fingerprint;
 use super::fixtures;
-use super::fold_state::{FoldState, RoomStates};
 use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::replica::deliver;
 use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine::{Applied, StateMachine};
+use super::state_machine_snapshot::{RoomStates, StateMachineSnapshot};
 use crate::domain::{
     Attachment, Command, Join, Moderation, Outcome, RoomName, Rules, Say, Sequence, WallTime,
 };
@@ -123,7 +123,7 @@ impl Replica {
     async fn write_state(
         &self,
         directory: &Arc<CheckpointDir>,
-        (state, rooms): (FoldState, RoomStates),
+        (state, rooms): (StateMachineSnapshot, RoomStates),
         ended: EndedRooms,
     ) {
         let (directory, hub) = (Arc::clone(directory), Arc::clone(&self.hub));

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
-use super::fold_state::{FoldState, RoomStates};
 use super::message::NewestCheckpoint;
 use super::state_machine::StateMachine;
+use super::state_machine_snapshot::{RoomStates, StateMachineSnapshot};
 use crate::domain::{Epoch, RoomName};
 use crate::hub::Hub;
 
@@ -218,7 +218,7 @@ impl Checkpointer {
 pub(super) fn write(
     directory: &CheckpointDir,
     hub: &Hub,
-    state: FoldState,
+    state: StateMachineSnapshot,
     newest: Fingerprint,
     rooms: RoomStates,
     ended: &EndedRooms,

@@ -9,17 +9,17 @@ use std::sync::Arc;
 use super::checkpoint::{self, CheckpointError, CheckpointId};
 use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
-use super::fold_state::{FoldState, ReplicatedRoom, RoomStates};
 use super::message::LogPosition;
 use super::rules::FoldVersions;
+use super::state_machine_snapshot::{ReplicatedRoom, RoomStates, StateMachineSnapshot};
 use crate::domain::{RoomName, Rules, Sequence};
 use crate::hub;
 use crate::store::{Record, Store, StoreError};
 use crate::wall_clock::wall_time;
 
-/// The position of the checkpoint: that of the last message that nobody reads. The first message of the stream is one of them, so that
-/// a replica without a checkpoint sees that something is missing.
-pub(crate) const IMPORTED: LogPosition = LogPosition::new(2);
+/// The position of the checkpoint. The stream begins with placeholders up to here, which are then removed, so that a replica without
+/// the checkpoint sees that something is missing.
+pub(crate) const IMPORT_POSITION: LogPosition = LogPosition::new(2);
 
 /// What the messages that nobody reads begin with: no version decodes it. Random bytes follow, by which the stream and the checkpoint belong together.
 const MARK: u8 = 0;
@@ -78,8 +78,8 @@ pub(crate) fn import(
         }
     }
     let count = rooms.len();
-    let state = FoldState {
-        applied: IMPORTED,
+    let state = StateMachineSnapshot {
+        applied: IMPORT_POSITION,
         digest: 0,
         digests: vec![0; 2],
         // The first replica brings its own, and its version.

@@ -15,14 +15,14 @@ pub(crate) const LEASE: Duration = Duration::from_secs(5);
 /// server.
 pub(crate) const CUT_OFF: Duration = Duration::from_secs(2);
 
-/// The incarnations that live, and when this replica heard of them.
+/// The live incarnations, and when this replica heard of them.
 ///
 /// Nobody is fenced because a replica has not heard of it, only because the command log has nothing of it: see [`Content::Fence`].
 #[derive(Debug)]
 pub(crate) struct Membership {
     own: Option<LogPosition>,
-    /// Whether it hears itself although it has no incarnation, because those that live have other rules.
-    is_refused: bool,
+    /// Whether it receives its own messages although it has no incarnation, because the live ones have other rules.
+    has_other_rules: bool,
     heard: BTreeMap<LogPosition, Heard>,
     /// When this replica last heard of itself.
     own_heard_at: Duration,
@@ -44,7 +44,7 @@ impl Membership {
     pub(crate) const fn new(now: Duration) -> Self {
         Self {
             own: None,
-            is_refused: false,
+            has_other_rules: false,
             heard: BTreeMap::new(),
             own_heard_at: now,
             own_heard_since: now,
@@ -56,7 +56,7 @@ impl Membership {
     /// This replica has a new incarnation, or none for the time being.
     pub(crate) fn set_own(&mut self, incarnation: Option<LogPosition>, now: Duration) {
         self.own = incarnation;
-        self.is_refused = false;
+        self.has_other_rules = false;
         self.own_heard_since = now;
     }
 
@@ -81,10 +81,10 @@ impl Membership {
         self.own_heard_at = now;
     }
 
-    /// The command log has this replica's first message, but those that live have other rules. If they do not live any more, nobody else may be
+    /// The command log has this replica's first message, but the live ones have other rules. If they have died, nobody else may be
     /// there to say so.
     pub(crate) fn on_refused(&mut self, now: Duration) {
-        if !std::mem::replace(&mut self.is_refused, true) {
+        if !std::mem::replace(&mut self.has_other_rules, true) {
             self.own_heard_since = now;
         }
         self.on_own(now);
@@ -103,7 +103,7 @@ impl Membership {
     }
 
     /// Whether no replica lives that is older than this one.
-    pub(crate) fn is_eldest(&self) -> bool {
+    pub(crate) fn is_oldest(&self) -> bool {
         self.own.is_some() && self.heard.keys().next() == self.own.as_ref()
     }
 
@@ -132,7 +132,7 @@ impl Membership {
 
     /// Those that are to be fenced. Only a replica that has heard of itself through a whole lease knows that others were silent.
     pub(crate) fn poll_silent(&mut self, now: Duration) -> Vec<Content> {
-        let is_hearing = (self.own.is_some() || self.is_refused)
+        let is_hearing = (self.own.is_some() || self.has_other_rules)
             && now >= self.own_heard_since + LEASE
             && now <= self.own_heard_at + CUT_OFF;
         if !is_hearing || now < self.proposed_at + HEARTBEAT {

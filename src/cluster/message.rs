@@ -79,7 +79,7 @@ pub(crate) enum Content {
         incarnation: LogPosition,
         seen: LogPosition,
     },
-    /// This version of the fold holds from here on, if all incarnations that live support it.
+    /// This version of the fold holds from here on, if all live incarnations support it.
     Activate { version: u64 },
 }
 
@@ -159,7 +159,7 @@ mod tests {
     /// Writes the inputs of the fuzz target: `UPDATE=1 cargo test --lib message_corpus`.
     #[test]
     fn the_message_corpus_is_read() {
-        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/order");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/command_log");
         let incarnation = LogPosition::new(1);
         let command = |request, command| RoomCommand {
             room: RoomName::default(),

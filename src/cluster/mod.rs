@@ -12,6 +12,7 @@
 //!
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides differently from most others.
+mod admin_client;
 mod bootstrap;
 mod checkpoint;
 mod checkpoint_dir;
@@ -24,7 +25,6 @@ mod export;
 mod fingerprint;
 #[cfg(test)]
 mod fixtures;
-mod fold_state;
 #[cfg(test)]
 pub(crate) mod hub_fixtures;
 #[cfg(test)]
@@ -38,13 +38,14 @@ mod options;
 mod producer;
 mod replica;
 mod rules;
-mod setup;
 #[cfg(test)]
 mod simulation_tests;
 mod state_machine;
+mod state_machine_snapshot;
 mod stream_reader;
 mod truncation;
 
+pub(crate) use admin_client::{AdminClient, peers, wrong_config};
 pub(crate) use bootstrap::Bootstrap;
 pub(crate) use checkpoint_dir::{CheckpointDir, read_file};
 pub(crate) use checkpointer::StopRequest;
@@ -52,10 +53,9 @@ pub use credentials::Credentials;
 pub(crate) use export::export;
 pub(crate) use import::{ImportError, Imported, import};
 pub use nats::{NatsError, NatsOptions};
-pub use observer::{IGNORED, Observer, ReplicaState};
+pub use observer::{IGNORED, Observer, ReplicaStats};
 pub use options::ClusterOptions;
 pub(crate) use replica::{ConnectedReplica, Replica, ReplicaError, SUBMISSIONS};
-pub(crate) use setup::{Setup, peers, wrong_config};
 
 #[cfg(any(feature = "fuzzing", test))]
 pub(crate) use checkpoint::fuzz_checkpoints;

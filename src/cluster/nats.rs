@@ -37,8 +37,8 @@ const QUEUE_LEN: usize = 2 * FETCHED_MESSAGES;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for the answer to a question before it is asked again. The last time is [`REQUEST_TIMEOUT`].
-const ASKED_AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+/// How long to wait for the answer to each attempt but the last, which waits for [`REQUEST_TIMEOUT`].
+const RETRY_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
 /// How often the same denied permission is logged: what is written again and again is denied again and again.
 const DENIAL_INTERVAL: Duration = Duration::from_secs(10);
@@ -450,7 +450,7 @@ impl Stream {
         })
     }
 
-    /// Writes a message, unless there is no connection. Whether it is stored shows when it comes back.
+    /// Writes a message, unless there is no connection. It is known to be stored once it is received from the stream.
     pub(crate) async fn publish(&self, message: Bytes) {
         if self.is_connected() {
             let reply = format!("{}.ack", self.inbox);
@@ -528,8 +528,8 @@ async fn direct_get(
     }
 }
 
-/// Why a publication was refused, if it was.
-pub(crate) fn refusal(message: &Message) -> Option<String> {
+/// Why NATS did not store a message, if this acknowledgement says so.
+pub(crate) fn publish_error(message: &Message) -> Option<String> {
     if message.status.is_some_and(|status| status.as_u16() == 503) {
         return Some(format!(
             "no stream stores it; run `chitchat cluster init` ({STREAM})"
@@ -550,7 +550,7 @@ pub(crate) async fn stream_info(client: &Client) -> Result<Value, (u64, NatsErro
         let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
         call(client, "asking for the stream", subject, &Value::Null)
     };
-    for patience in ASKED_AGAIN_AFTER {
+    for patience in RETRY_TIMEOUTS {
         if let Ok(answer) = timeout(patience, ask()).await {
             return answer;
         }

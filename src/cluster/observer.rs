@@ -5,19 +5,19 @@ use std::time::Duration;
 /// Observes a replica. Its methods must not block.
 pub trait Observer: Send + Sync + 'static {
     /// Called every few milliseconds.
-    fn observed(&self, state: &ReplicaState);
+    fn observed(&self, state: &ReplicaStats);
 
-    /// Called after a message of the command log was applied. It was read from the stream if it did not come by itself.
+    /// Called after a message of the command log was applied. It was either pushed or fetched.
     fn applied(&self, is_fetched: bool);
 
-    /// Called after a batch of this replica was applied, with how long ago it was written.
-    fn batch_came_back(&self, took: Duration);
+    /// Called after a batch of this replica was received from the command log and applied, with how long ago it was written.
+    fn batch_committed(&self, took: Duration);
 
     /// Called after batches were written again.
     fn resent(&self, batches: usize);
 
     /// Called after NATS has refused to store a message of this replica.
-    fn refused(&self);
+    fn publish_failed(&self);
 
     /// Called after one had no effect, for one of the [reasons](IGNORED).
     fn ignored(&self, reason: &'static str);
@@ -43,20 +43,20 @@ pub trait Observer: Send + Sync + 'static {
 
 /// What a replica is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReplicaState {
-    /// Whether clients are welcome.
+pub struct ReplicaStats {
+    /// Whether clients are accepted.
     pub is_ready: bool,
-    /// How many replicas live.
+    /// How many replicas are alive.
     pub replicas: usize,
-    /// How many of them decide differently.
+    /// How many of them have diverged.
     pub diverged: usize,
-    /// How long it has not heard itself.
+    /// The time since it received a message of its own.
     pub silence: Duration,
     /// The position of the last message that it has applied.
     pub applied: u64,
-    /// How many more it knows of.
+    /// How many later messages it knows of.
     pub lag: u64,
-    /// How many of its batches have not come back.
+    /// How many of its batches it has written and not received yet.
     pub in_flight: usize,
     /// The size of the commands that wait to be written, in bytes.
     pub waiting: usize,

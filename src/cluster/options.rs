@@ -46,7 +46,7 @@ impl ClusterOptions {
         let secret = secret.trim_ascii();
         if secret.len() < MIN_SECRET_LEN {
             return Err(format!(
-                "--cluster-secret {path} has {} bytes; it must have at least {MIN_SECRET_LEN}, of which nobody can guess anything",
+                "--cluster-secret {path} has {} bytes; it must have at least {MIN_SECRET_LEN} random ones",
                 secret.len()
             ));
         }

@@ -20,7 +20,7 @@ const MAX_BATCH: usize = 64 << 10;
 /// No more commands are accepted while those that wait have this size, in bytes.
 const MAX_WAITING: usize = 4 << 20;
 
-/// What did not come back in this time is sent again.
+/// A batch that is not received from the command log in this time is sent again.
 const RESEND_AFTER: Duration = Duration::from_secs(1);
 
 /// The least time between two times that the same message is sent, whatever asks for it: one that is refused is not sent again at the
@@ -30,9 +30,9 @@ const RESEND_INTERVAL: Duration = Duration::from_millis(100);
 /// What a message has beside its commands, in bytes, at most.
 const MESSAGE_OVERHEAD: usize = 256;
 
-/// Numbers the batches of a replica and sends them until they have come back.
+/// Numbers the batches of a replica and sends them until they are committed, that is, received from the command log.
 ///
-/// Nothing but a message that comes back says that it is in the command log: an acknowledgement can be lost, and a message can be stored
+/// Only a message that is received from the command log is known to be in it: an acknowledgement can be lost, and a message can be stored
 /// although an error was reported. The command log may thus have a batch twice, or one before the one that precedes it; the
 /// [`StateMachine`](super::state_machine::StateMachine) applies each once and in turn.
 ///
@@ -52,13 +52,13 @@ pub(crate) struct Producer {
     /// How many batches were sent again since this was last asked for.
     resent: usize,
     last_number: u64,
-    /// When the oldest message that has not come back was last sent; `None` if none was.
+    /// When the oldest message that is not committed was last sent; `None` if none was.
     sent_at: Option<Duration>,
-    /// Whether what has not come back must be sent again, although it is not time yet.
+    /// Whether what is not committed must be sent again, although it is not time yet.
     is_resend_asked: bool,
 }
 
-/// A batch that was sent and has not come back.
+/// A batch that was sent and is not committed.
 #[derive(Debug)]
 struct InFlight {
     number: u64,
@@ -92,7 +92,7 @@ impl Producer {
         }
     }
 
-    /// The replica's incarnation, once its first message has come back.
+    /// The replica's incarnation, once its first message is committed.
     pub(crate) const fn incarnation(&self) -> Option<LogPosition> {
         self.incarnation
     }
@@ -216,7 +216,7 @@ impl Producer {
         took
     }
 
-    /// How many batches have not come back.
+    /// How many batches are not committed.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -231,7 +231,7 @@ impl Producer {
         std::mem::replace(&mut self.resent, 0)
     }
 
-    /// This incarnation was fenced: what has not come back will never count. Begins a new one, with this nonce. Of what was
+    /// This incarnation was fenced: what is not committed will never count. Begins a new one, with this nonce. Of what was
     /// pushed nothing remains.
     pub(crate) fn on_fenced(&mut self, nonce: u64) {
         *self = Self::new(self.rules, self.supported, Arc::clone(&self.name), nonce);

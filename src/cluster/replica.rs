@@ -19,12 +19,12 @@ use super::checkpointer::{Checkpointer, Finished, StopRequest};
 use super::fingerprint::Fingerprint;
 use super::membership::{CUT_OFF, LEASE, Membership};
 use super::message::{Content, LogPosition, Message, RoomCommand};
-use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, refusal};
-use super::observer::{IGNORED, Observer, ReplicaState};
+use super::nats::{Delivered, FETCHED_MESSAGES, NatsError, Stream, Subscriptions, publish_error};
+use super::observer::{IGNORED, Observer, ReplicaStats};
 use super::options::{ClusterOptions, MAX_NAME_LEN};
 use super::producer::Producer;
 use super::rules::{ClusterRules, FoldVersions};
-use super::state_machine::{Applied, ApplyError, Decision, Ignored, Refusal, StateMachine};
+use super::state_machine::{Applied, ApplyError, Decision, Ignored, RoutingError, StateMachine};
 use super::stream_reader::{Missing, StreamReader};
 use super::truncation::{self, TruncationView};
 use crate::domain::{DecodeError, RoomName, WallTime};
@@ -57,8 +57,9 @@ pub(crate) enum ReplicaError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
     #[error(
-        "the replicas that live do not accept it: start all with the same --max-message-chars, --max-clock-ahead, --max-participants, \
-         --max-rooms and --allow-duplicate-names, and the same Unicode tables of the program; to change them, stop all replicas first"
+        "the settings of this replica differ from those of the running replicas: start all with the same --max-message-chars, \
+         --max-clock-ahead, --max-participants, --max-rooms and --allow-duplicate-names, and the same Unicode tables of the program; to \
+         change them, stop all replicas first"
     )]
     OtherRules,
     #[error("it has diverged: its decisions differ from those of most other replicas")]
@@ -108,8 +109,8 @@ pub(crate) struct Replica {
     /// Since when the replica writes.
     writing_since: Option<Duration>,
     is_ready: watch::Sender<bool>,
-    /// Whether those that live had other rules when this replica asked to take part. It waits then until they are fenced.
-    is_refused: bool,
+    /// Whether the live ones had other rules when this replica asked to take part. It waits then until they are fenced.
+    has_other_rules: bool,
     /// When it last logged what it waits for.
     warned_at: Option<Duration>,
     name: Arc<str>,
@@ -167,7 +168,7 @@ impl Replica {
             switched_at: zero,
             writing_since: None,
             is_ready,
-            is_refused: false,
+            has_other_rules: false,
             warned_at: None,
             name,
             bootstrap: Some(bootstrap),
@@ -222,8 +223,8 @@ impl Replica {
                 message = published.next() => self.take_all(message, &mut published).await,
                 message = fetched.next() => self.take_all(message, &mut fetched).await,
                 Some(message) = acknowledged.next() => {
-                    if let Some(why) = refusal(&message) {
-                        self.observer.refused();
+                    if let Some(why) = publish_error(&message) {
+                        self.observer.publish_failed();
                         warn!(event = "publication_refused", why, "NATS does not store a message of this replica");
                     }
                     Ok(())
@@ -423,8 +424,8 @@ impl Replica {
             self.membership.on_message(writer, position, now);
             // The first message of a replica that was accepted may have brought the rules of this one. Any other message means that replicas
             // with other rules live.
-            self.is_refused &= nonce.is_none();
-            if self.is_refused {
+            self.has_other_rules &= nonce.is_none();
+            if self.has_other_rules {
                 return Err(ReplicaError::OtherRules);
             }
             if let Some((incarnation, checkpoint)) = heartbeat {
@@ -467,7 +468,7 @@ impl Replica {
             } => {
                 let is_own = own == Some(incarnation);
                 if is_own && let Some(took) = self.producer.on_batch(number, now) {
-                    self.observer.batch_came_back(took);
+                    self.observer.batch_committed(took);
                 }
                 deliver(&self.hub, decisions, is_own, at).await?;
             }
@@ -490,7 +491,7 @@ impl Replica {
             }
             Applied::Ignored(why) if own.is_none() && nonce == Some(self.producer.nonce()) => match why {
                 Ignored::OtherRules => {
-                    if !std::mem::replace(&mut self.is_refused, true) {
+                    if !std::mem::replace(&mut self.has_other_rules, true) {
                         warn!(
                             event = "replica_waiting",
                             "the replicas before had other rules; waiting until all of them are lost"
@@ -522,7 +523,7 @@ impl Replica {
         self.observer.fenced(is_own);
         if is_own {
             // It lives, but was silent: its clients may be elsewhere.
-            error!(event = "replica_fenced", %incarnation, "the other replicas have fenced this one, because they did not hear it; it begins anew");
+            error!(event = "replica_fenced", %incarnation, "the other replicas have fenced this one, because they did not hear it; it rejoins as a new incarnation");
             self.producer.on_fenced(rand::random());
             self.membership.set_own(None, self.now());
             self.hub.fence().await;
@@ -582,7 +583,7 @@ impl Replica {
                 version: env!("CARGO_PKG_VERSION").into(),
             };
             messages.push(Message { at, content }.encode());
-            if self.membership.is_eldest()
+            if self.membership.is_oldest()
                 && let Some(version) = self.state_machine.next_version()
             {
                 let content = Content::Activate { version };
@@ -611,7 +612,7 @@ impl Replica {
         }
     }
 
-    /// Notices that this replica does not hear itself: its server is then cut off from the others, or there is no leader.
+    /// Notices that this replica does not receive its own messages: its server is then cut off from the others, or there is no leader.
     fn supervise(&mut self) {
         let now = self.now();
         let writing = self
@@ -643,7 +644,7 @@ impl Replica {
             self.producer.resend();
         }
         let view = TruncationView {
-            is_eldest: self.membership.is_eldest() && self.stream_reader.is_caught_up(),
+            is_oldest: self.membership.is_oldest() && self.stream_reader.is_caught_up(),
             // As long as one of the replicas is wrong, it is not known whose checkpoints are.
             // Nor is it if the stream does not have what this replica has applied.
             safe: self
@@ -660,7 +661,7 @@ impl Replica {
             self.hub.suspend();
         }
         let is_ready = takes_part && silence < CUT_OFF;
-        self.observer.observed(&ReplicaState {
+        self.observer.observed(&ReplicaStats {
             is_ready,
             replicas: self.membership.live(),
             diverged: self.diverged.len(),
@@ -671,7 +672,7 @@ impl Replica {
             waiting: self.producer.waiting_len(),
         });
         self.hub
-            .set_proposing_ends(is_ready && self.membership.is_eldest());
+            .set_proposing_ends(is_ready && self.membership.is_oldest());
         self.is_ready
             .send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
     }
@@ -702,9 +703,9 @@ pub(super) async fn deliver(
             command,
             at,
             kept_message_ids,
-            epoch: outcome.map(|(epoch, _)| epoch).map_err(|refusal| match refusal {
-                Refusal::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
-                Refusal::RoomGone => HubError::RoomEnded,
+            epoch: outcome.map(|(epoch, _)| epoch).map_err(|error| match error {
+                RoutingError::TooManyRooms => HubError::TooManyRooms(hub.options().max_rooms),
+                RoutingError::RoomGone => HubError::RoomEnded,
             }),
         };
         rooms.entry(room).or_default().push(ordered);

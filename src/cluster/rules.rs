@@ -6,7 +6,7 @@ use crate::domain::encoding::{Encoding, encode_struct};
 use crate::domain::{DecodeError, NAME_TABLES, Rules};
 use crate::failpoint;
 
-/// The rules of the command log. Each replica says which it was started with; all that live at a time have the same.
+/// The rules of the command log. Each replica says which it was started with; all live ones have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClusterRules {
     /// Of all rooms.

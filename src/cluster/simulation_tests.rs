@@ -16,7 +16,7 @@ use super::membership::{CUT_OFF, Membership};
 use super::message::{Content, LogPosition, Message, NewestCheckpoint, RoomCommand};
 use super::producer::Producer;
 use super::rules::{ClusterRules, FoldVersions};
-use super::state_machine::{Applied, ApplyError, Decision, Ignored, Refusal, StateMachine};
+use super::state_machine::{Applied, ApplyError, Decision, Ignored, RoutingError, StateMachine};
 use super::stream_reader::{Missing, StreamReader};
 use crate::domain::{
     Attachment, Command, End, EndStage, Epoch, EventKind, Join, LamportTime, Leave, Moderation, Outcome,
@@ -443,7 +443,7 @@ impl Simulation {
         }
         if let Some((incarnation, checkpoint)) = checkpoint {
             replica.membership.on_checkpoint(incarnation, checkpoint);
-            if replica.membership.is_eldest()
+            if replica.membership.is_oldest()
                 && let Some(safe) = replica.membership.safe_position()
             {
                 self.first = self.first.max(safe.get());
@@ -539,12 +539,12 @@ impl Simulation {
     fn decided(&mut self, to: usize, decision: Decision, is_own: bool, is_first: bool) {
         let (epoch, outcome) = match decision.outcome {
             Ok((epoch, outcome)) => (Some(epoch), outcome),
-            Err(Refusal::RoomGone) => {
+            Err(RoutingError::RoomGone) => {
                 self.too_late += usize::from(is_first);
                 let (rejection, time) = (Rejection::RoomDeleted, LamportTime::default());
                 (None, Outcome::Rejected { rejection, time })
             }
-            Err(Refusal::TooManyRooms) => panic!("there are only three rooms"),
+            Err(RoutingError::TooManyRooms) => panic!("there are only three rooms"),
         };
         let is_gone = epoch.is_none();
         let deletion = Command::Moderate(Moderation::Delete);
@@ -720,11 +720,11 @@ impl Simulation {
         });
     }
 
-    /// The eldest replica proposes the ends of rooms in which nobody is, as far as it knows, and now and then another one does.
+    /// The oldest replica proposes the ends of rooms in which nobody is, as far as it knows, and now and then another one does.
     fn propose_ends(&mut self) {
         for n in 0..REPLICAS {
-            let is_eldest = self.replicas[n].membership.is_eldest();
-            let is_proposing = is_eldest || self.random.random_ratio(1, 20);
+            let is_oldest = self.replicas[n].membership.is_oldest();
+            let is_proposing = is_oldest || self.random.random_ratio(1, 20);
             let replica = &self.replicas[n];
             if !is_proposing || replica.producer.incarnation().is_none() || replica.paused_until > self.now {
                 continue;
@@ -804,7 +804,7 @@ impl Simulation {
                         version: "1".into(),
                     };
                     messages.push(Message { at, content }.encode());
-                    if replica.membership.is_eldest()
+                    if replica.membership.is_oldest()
                         && let Some(version) = replica.state_machine.next_version()
                     {
                         let content = Content::Activate { version };

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::fold_state::{AttachmentState, EndState, FoldState, IncarnationState, ReplicatedRoom, RoomStates};
 use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::rules::{ClusterRules, FoldVersions};
+use super::state_machine_snapshot::{
+    AttachmentState, EndState, IncarnationState, ReplicatedRoom, RoomStates, StateMachineSnapshot,
+};
 use crate::domain::{
     Attachment, Command, End, EndStage, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules,
     Sequence, WallTime,
 };
 
-/// The maximum number of incarnations that live at a time. Those that end without a word live until their lease is over.
+/// The maximum number of live incarnations at a time. Those that end without a word count as live until their lease is over.
 const MAX_INCARNATIONS: usize = 64;
 
 /// How many digests are remembered. Heartbeats with older ones are not compared.
@@ -33,7 +35,7 @@ const MIN_ROOM_MESSAGE_IDS: usize = 256;
 /// - The batches of an incarnation are applied in the order of their numbers, each once, and none after it was fenced.
 /// - An incarnation is fenced only if the command log has nothing of it since whoever says so last heard of it.
 /// - The attachments of an incarnation that is fenced are detached in all rooms.
-/// - A room ends only if nobody is in it, and all incarnations that live have agreed to it since it was proposed and since the room's newest
+/// - A room ends only if nobody is in it, and all live incarnations have agreed to it since it was proposed and since the room's newest
 ///   event.
 #[derive(Debug)]
 pub(crate) struct StateMachine {
@@ -42,7 +44,7 @@ pub(crate) struct StateMachine {
     digest: u64,
     /// The digests at the newest positions, the newest first.
     digests: VecDeque<u64>,
-    /// Those of the incarnations that live, or that lived last.
+    /// Those of the incarnations that are live, or were last.
     rules: Option<ClusterRules>,
     /// What this program supports, and which version is active.
     supported: FoldVersions,
@@ -50,7 +52,7 @@ pub(crate) struct StateMachine {
     /// Shared with the states that were taken, until they change.
     rooms: RoomStates,
     newest_epoch: Option<Epoch>,
-    /// Those that live.
+    /// The live ones.
     incarnations: BTreeMap<LogPosition, Incarnation>,
     /// How many message ids all rooms remember, and may.
     message_ids: usize,
@@ -139,7 +141,7 @@ pub(crate) enum Ignored {
     Fenced,
     /// Who is to be fenced has written since.
     Alive,
-    /// The replica has other rules than those that live.
+    /// The replica has other rules than the live ones.
     OtherRules,
     /// The replica does not support the version of the fold that is active.
     Unsupported { active: u64 },
@@ -156,7 +158,7 @@ pub(crate) struct Decision {
     /// With the stage that the end of a room has got to, if it is about that.
     pub(crate) command: Command,
     /// With the epoch of the room.
-    pub(crate) outcome: Result<(Epoch, Outcome), Refusal>,
+    pub(crate) outcome: Result<(Epoch, Outcome), RoutingError>,
     /// Whether it has changed no room: it matters to nobody but its caller.
     pub(crate) is_void: bool,
     /// How many of its newest message ids the room keeps now, if not all.
@@ -165,7 +167,7 @@ pub(crate) struct Decision {
 
 /// Why a command does not reach a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum RoutingError {
     /// There are too many rooms to make another.
     TooManyRooms,
     /// The room that it was meant for was deleted, or has ended.
@@ -208,7 +210,7 @@ impl StateMachine {
 
     /// All that later decisions depend on. Takes no time for what is in the rooms: they are copied when they change while somebody has
     /// them.
-    pub(crate) fn state(&self) -> (FoldState, RoomStates) {
+    pub(crate) fn state(&self) -> (StateMachineSnapshot, RoomStates) {
         let Self {
             applied,
             digest,
@@ -251,7 +253,7 @@ impl StateMachine {
             last: end.last,
             agreed: end.agreed.iter().copied().collect(),
         });
-        let state = FoldState {
+        let state = StateMachineSnapshot {
             applied: *applied,
             digest: *digest,
             digests: digests.iter().copied().collect(),
@@ -266,8 +268,8 @@ impl StateMachine {
     }
 
     /// The state machine with this state, which decides as the one whose state it is.
-    pub(crate) fn from_state(state: FoldState, rooms: RoomStates) -> Self {
-        let FoldState {
+    pub(crate) fn from_state(state: StateMachineSnapshot, rooms: RoomStates) -> Self {
+        let StateMachineSnapshot {
             applied,
             digest,
             digests,
@@ -326,7 +328,7 @@ impl StateMachine {
         }
     }
 
-    /// The incarnations that live, each with the newest message of it.
+    /// The live incarnations, each with the newest message of it.
     pub(crate) fn incarnations(&self) -> impl Iterator<Item = (LogPosition, LogPosition)> {
         self.incarnations
             .iter()
@@ -597,9 +599,9 @@ impl StateMachine {
         let is_full = self.rooms.len() >= rules.max_rooms && name != RoomName::default();
         let mut command = command;
         let outcome = if meant.is_some() && meant != known {
-            Err(Refusal::RoomGone)
+            Err(RoutingError::RoomGone)
         } else if known.is_none() && is_full {
-            Err(Refusal::TooManyRooms)
+            Err(RoutingError::TooManyRooms)
         } else {
             if let Command::End(end) = &mut command {
                 end.stage = self.end_stage(incarnation, (&name, meant), *end, at);
@@ -608,10 +610,10 @@ impl StateMachine {
         };
         let (outcome, kept_message_ids) = match outcome {
             Ok((epoch, outcome, kept)) => (Ok((epoch, outcome)), kept),
-            Err(refusal) => (Err(refusal), None),
+            Err(error) => (Err(error), None),
         };
-        if let Err(refusal) = outcome {
-            self.digest = xxh3_64_with_seed(&[refusal as u8], self.digest);
+        if let Err(error) = outcome {
+            self.digest = xxh3_64_with_seed(&[error as u8], self.digest);
         }
         Decision {
             is_void: outcome.is_err() || (known.is_none() && !self.rooms.contains_key(&name)),

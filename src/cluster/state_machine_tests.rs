@@ -112,7 +112,7 @@ fn the_limit_of_rooms_holds_for_all_but_the_lobby() {
         order.join(replica, room, "Ada");
     }
     let refused = order.command(replica, "four", None, join("Ada"));
-    assert_eq!(refused.outcome.map(drop), Err(Refusal::TooManyRooms));
+    assert_eq!(refused.outcome.map(drop), Err(RoutingError::TooManyRooms));
     assert!(refused.is_void);
     order.join(replica, RoomName::LOBBY, "Ada");
 }
@@ -127,7 +127,7 @@ fn the_attachments_of_a_deleted_room_are_forgotten() {
     assert!(order.command(replica, "tea", epoch, deletion).outcome.is_ok());
     assert!(order.state_machine.attachments.is_empty() && order.state_machine.rooms.is_empty());
     let late = order.command(replica, "tea", epoch, join("Bob"));
-    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
+    assert_eq!(late.outcome.map(drop), Err(RoutingError::RoomGone));
 }
 
 #[test]
@@ -369,12 +369,12 @@ fn a_room_ends_once_all_that_live_agree() {
     );
     // What was on its way to it does not reach the next one.
     let late = order.command(one, "tea", epoch, join("Bob"));
-    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
+    assert_eq!(late.outcome.map(drop), Err(RoutingError::RoomGone));
     assert!(late.is_void);
     order.join(one, "tea", "Bob");
     assert!(order.state_machine.epoch(&RoomName::try_from("tea").unwrap()) > epoch);
     let late = order.command(one, "tea", epoch, end(Decided, 1));
-    assert_eq!(late.outcome.map(drop), Err(Refusal::RoomGone));
+    assert_eq!(late.outcome.map(drop), Err(RoutingError::RoomGone));
 }
 
 #[test]
@@ -445,7 +445,7 @@ fn places_of_rooms_that_have_ended_are_free() {
             order.command(replica, room, None, post(round));
         }
         let refused = order.command(replica, "four", None, post(round));
-        assert_eq!(refused.outcome.map(drop), Err(Refusal::TooManyRooms));
+        assert_eq!(refused.outcome.map(drop), Err(RoutingError::TooManyRooms));
         for room in ["one", "two", "three"] {
             assert_eq!(order.end(replica, room, Proposed, 1), (Decided, Outcome::Ended));
         }

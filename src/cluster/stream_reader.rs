@@ -1,4 +1,4 @@
-//! Which messages a replica applies next, and when it asks for those that did not come by themselves.
+//! Which messages a replica applies next, and when it fetches those that were not pushed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::fingerprint::Fingerprint;
 use super::message::LogPosition;
 
-/// Messages that do not come by themselves in this time are asked for: there may have been some.
+/// When no message was pushed for this time, messages are fetched: some may have been lost on the way.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// An answer that does not come in this time is asked for again, maybe from another server.
@@ -19,7 +19,7 @@ const RETRY: Duration = Duration::from_millis(20);
 /// follow that message. Longer than a question and its answer take after a [`SILENCE`].
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many of the newest messages are remembered. Those that are read and then come by themselves are among them.
+/// How many of the newest messages are remembered. Those that are fetched and then pushed are among them.
 const REMEMBERED: usize = 1_024;
 
 /// The stream does not have what it must.
@@ -92,7 +92,7 @@ impl StreamReader {
         self.accepted.front().copied().unwrap_or_default()
     }
 
-    /// Whether the replica has once accepted everything that a server had. Before that it must not write: it would not hear itself, and
+    /// Whether the replica has once accepted everything that a server had. Before that it must not write: it would not receive its own messages, and
     /// so be silent.
     pub(crate) const fn is_caught_up(&self) -> bool {
         self.is_caught_up

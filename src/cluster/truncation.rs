@@ -20,7 +20,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(3_600);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct TruncationView {
     /// Whether this replica is the one that does it.
-    pub(crate) is_eldest: bool,
+    pub(crate) is_oldest: bool,
     /// Two replicas have everything up to there.
     pub(crate) safe: Option<LogPosition>,
 }
@@ -89,7 +89,7 @@ async fn observe_and_truncate(
 ) -> Result<(), NatsError> {
     let extent = extent(client).await?;
     observer.stream_observed(extent.bytes, extent.max_bytes);
-    if let Some(safe) = view.safe.filter(|_| view.is_eldest) {
+    if let Some(safe) = view.safe.filter(|_| view.is_oldest) {
         let removed = truncate(client, &extent, safe, keep).await?;
         observer.stream_truncated(removed);
     }

@@ -16,8 +16,8 @@ use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
 use crate::cluster::{
-    CheckpointDir, Credentials, ImportError, Imported, NatsError, NatsOptions, Setup, export, import, peers,
-    read_file, wrong_config,
+    AdminClient, CheckpointDir, Credentials, ImportError, Imported, NatsError, NatsOptions, export, import,
+    peers, read_file, wrong_config,
 };
 use crate::domain::Rules;
 use crate::domain::limits::{DEFAULT_MAX_CLOCK_AHEAD, DEFAULT_MAX_MESSAGE_CHARS, DEFAULT_MAX_PARTICIPANTS};
@@ -294,9 +294,9 @@ fn wrong_stream(stream: &Value, replicas: u64, monitored: &[Monitored]) -> Vec<S
 }
 
 async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failure> {
-    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
     let mut wrong = Vec::new();
-    for (address, server) in setup.servers().await {
+    for (address, server) in admin.servers().await {
         match server {
             Ok(server) => wrong.extend(server.wrong().iter().map(|why| format!("{address}: {why}"))),
             Err(error) => wrong.push(format!("{address}: {error}")),
@@ -306,11 +306,11 @@ async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failu
     if !wrong.is_empty() {
         return Err(Failure::Config(wrong));
     }
-    let stream = if let Some(stream) = setup.stream().await? {
+    let stream = if let Some(stream) = admin.stream().await? {
         note(format_args!("there is a stream; it was not changed"));
         stream
     } else {
-        setup.create_stream(replicas, max_bytes).await?
+        admin.create_stream(replicas, max_bytes).await?
     };
     let wrong = wrong_stream(&stream, replicas, &monitored);
     if !wrong.is_empty() {
@@ -326,10 +326,10 @@ async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failu
 }
 
 async fn status(nats: NatsArgs) -> Result<(), Failure> {
-    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
+    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
     let mut wrong = Vec::new();
     let mut rows = vec![["NATS SERVER", "NAME", "VERSION", ""].map(str::to_owned)];
-    for (address, server) in setup.servers().await {
+    for (address, server) in admin.servers().await {
         rows.push(match server {
             Ok(server) => {
                 let why = server.wrong().join("; ");
@@ -344,7 +344,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
         rows.insert(0, ["MONITORING PORT", "NAME", "SYNC"].map(str::to_owned));
         print(&lines([Align::Left; 3], &rows))?;
     }
-    let Some(stream) = setup.stream().await? else {
+    let Some(stream) = admin.stream().await? else {
         return Err(Failure::NotFound(
             "there is no stream; run `chitchat cluster init`".into(),
         ));
@@ -374,7 +374,7 @@ async fn status(nats: NatsArgs) -> Result<(), Failure> {
     )])?;
     let now = wall_time().as_millis();
     let mut rows = vec![["REPLICA", "VERSION", "SEEN", "LAG", "CHECKPOINT"].map(str::to_owned)];
-    for replica in setup.replicas(&stream).await? {
+    for replica in admin.replicas(&stream).await? {
         let seen = now.saturating_sub(replica.seen_at) / 1_000;
         rows.push([
             replica.name,
@@ -406,8 +406,8 @@ async fn import_rooms(
     rules: Rules,
     retain_bytes: u64,
 ) -> Result<(), Failure> {
-    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
-    let Some(stream) = setup.stream().await? else {
+    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
+    let Some(stream) = admin.stream().await? else {
         return Err(Failure::NotFound(
             "there is no stream; run `chitchat cluster init`".into(),
         ));
@@ -426,7 +426,7 @@ async fn import_rooms(
             ImportError::Store(error) => error.into(),
             error => Failure::Io(error.to_string()),
         })?;
-    if let Err(error) = setup.begin_after_import(&mark).await {
+    if let Err(error) = admin.begin_after_import(&mark).await {
         note(format_args!("remove {}: it is of no use", replica.display()));
         return Err(error.into());
     }
@@ -459,16 +459,16 @@ async fn export_rooms(replica: &Path, server: &Path) -> Result<(), Failure> {
 }
 
 async fn truncate(nats: NatsArgs, keep: Duration) -> Result<(), Failure> {
-    let setup = Setup::connect(nats.tls.options(nats.cluster)).await?;
-    let Some(stream) = setup.stream().await? else {
+    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
+    let Some(stream) = admin.stream().await? else {
         return Err(Failure::NotFound(
             "there is no stream; run `chitchat cluster init`".into(),
         ));
     };
-    match setup.truncate(&stream, keep).await? {
+    match admin.truncate(&stream, keep).await? {
         Some(removed) => print(&[format!("removed {removed} messages")]),
         None => Err(Failure::Unavailable(
-            "no two replicas that live have checkpoints; start them with --data-dir".into(),
+            "no two live replicas have checkpoints; start them with --data-dir".into(),
         )),
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::limits::{LATE_CLOCK, LATE_MAX_CLOCK_AHEAD};
+use super::limits::{MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT, SOFT_CLOCK_LIMIT};
 
 /// A room's Lamport time: 0 or more, never decreasing along the room's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -78,7 +78,7 @@ impl LamportClock {
 
     /// Advances the clock by `ticks`.
     pub(super) fn skip(&mut self, ticks: i64) -> LamportTime {
-        // Never saturates in practice: `check` bounds how far timestamps move the clock beyond `LATE_CLOCK`.
+        // Never saturates in practice: `check` bounds how far timestamps move the clock beyond `SOFT_CLOCK_LIMIT`.
         self.0 = LamportTime(self.0.0.saturating_add(ticks));
         self.0
     }
@@ -88,7 +88,7 @@ impl LamportClock {
     /// # Errors
     ///
     /// The timestamp is negative, or later than the clock by more than `max_ahead`, or by more than
-    /// [`LATE_MAX_CLOCK_AHEAD`] if it is also later than [`LATE_CLOCK`].
+    /// [`MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT`] if it is also later than [`SOFT_CLOCK_LIMIT`].
     pub fn check(self, timestamp: Timestamp, max_ahead: i64) -> Result<LamportTime, ClockError> {
         let Timestamp(claimed) = timestamp;
         if claimed < 0 {
@@ -96,7 +96,7 @@ impl LamportClock {
         }
         let now = self.0.0;
         // A client that merges what it receives and counts its own messages is never refused, wherever the clock is.
-        let max_ahead = max_ahead.min((LATE_CLOCK - now).max(LATE_MAX_CLOCK_AHEAD));
+        let max_ahead = max_ahead.min((SOFT_CLOCK_LIMIT - now).max(MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT));
         if claimed > now.saturating_add(max_ahead.max(0)) {
             return Err(ClockError::TooFarAhead {
                 timestamp: claimed,
@@ -179,15 +179,20 @@ mod tests {
 
     #[test]
     fn a_late_clock_still_accepts_clients_that_merge_what_they_receive() {
-        for now in [LATE_CLOCK - 1, LATE_CLOCK, LATE_CLOCK + 1, 1 << 60] {
+        for now in [
+            SOFT_CLOCK_LIMIT - 1,
+            SOFT_CLOCK_LIMIT,
+            SOFT_CLOCK_LIMIT + 1,
+            1 << 60,
+        ] {
             let mut clock = LamportClock::at(LamportTime(now));
             assert!(clock.check(Timestamp(now + 1_001), 1_000_000).is_err(), "{now}");
-            let sent = now + LATE_MAX_CLOCK_AHEAD;
+            let sent = now + MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT;
             assert_eq!(receive(&mut clock, sent, 1_000_000), Ok(sent + 1));
         }
-        let before = LamportClock::at(LamportTime(LATE_CLOCK - 2_000));
-        assert!(before.check(Timestamp(LATE_CLOCK), 1_000_000).is_ok());
-        assert!(before.check(Timestamp(LATE_CLOCK + 1), 1_000_000).is_err());
+        let before = LamportClock::at(LamportTime(SOFT_CLOCK_LIMIT - 2_000));
+        assert!(before.check(Timestamp(SOFT_CLOCK_LIMIT), 1_000_000).is_ok());
+        assert!(before.check(Timestamp(SOFT_CLOCK_LIMIT + 1), 1_000_000).is_err());
     }
 
     proptest! {

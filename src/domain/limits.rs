@@ -25,12 +25,12 @@ pub const MAX_TRACEPARENT_LEN: usize = 55;
 pub const MAX_TRACESTATE_LEN: usize = 512;
 
 /// From this Lamport time on, a client's timestamp may be ahead of the room's clock by no more than
-/// [`LATE_MAX_CLOCK_AHEAD`]. JavaScript's numbers are exact up to 2^53, twice as much.
-pub const LATE_CLOCK: i64 = 1 << 52;
+/// [`MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT`]. JavaScript's numbers are exact up to 2^53, twice as much.
+pub const SOFT_CLOCK_LIMIT: i64 = 1 << 52;
 
-/// How far a timestamp may be ahead of a clock that has reached [`LATE_CLOCK`]: enough for the messages that a client sends
+/// How far a timestamp may be ahead of a clock that has reached [`SOFT_CLOCK_LIMIT`]: enough for the messages that a client sends
 /// before it receives the first of them back. A client that lies needs 4 × 10¹² messages to reach 2^53 from there.
-pub const LATE_MAX_CLOCK_AHEAD: i64 = 1_000;
+pub const MAX_CLOCK_AHEAD_ABOVE_SOFT_LIMIT: i64 = 1_000;
 
 /// The first id that a room assigns to a participant who chooses none. Clients that choose their own tend to use small
 /// numbers.
@@ -67,10 +67,10 @@ pub const MAX_MESSAGE_CHARS_CEILING: usize = 100_000;
 
 /// The default of [`Rules::max_clock_ahead`]. A client that merges what it receives is ahead by no more than the number of
 /// messages that it sent since. A client that lies moves the clock by a million per message, and needs 4 × 10⁹ messages to
-/// reach [`LATE_CLOCK`].
+/// reach [`SOFT_CLOCK_LIMIT`].
 pub const DEFAULT_MAX_CLOCK_AHEAD: i64 = 1_000_000;
 
-/// The highest value of [`Rules::max_clock_ahead`]. A client that lies then reaches [`LATE_CLOCK`] with 4 million messages.
+/// The highest value of [`Rules::max_clock_ahead`]. A client that lies then reaches [`SOFT_CLOCK_LIMIT`] with 4 million messages.
 pub const MAX_CLOCK_AHEAD_CEILING: i64 = 1_000_000_000;
 
 /// The default of [`Rules::max_participants`].

@@ -147,7 +147,8 @@ pub enum FeedItem {
     Notice(Bytes),
     /// The stream is closed: no further item follows.
     Closed(CloseReason),
-    /// The next event is no longer retained.
+    /// The next event is no longer in the feed. A [`Cursor`] may continue once it has caught up from the store; from a
+    /// [`Reader`](super::reader::Reader) this is final, because the store does not retain the event either.
     Lagged,
 }
 
@@ -166,7 +167,7 @@ pub enum CloseReason {
     Draining(Duration),
     /// The room has ended, because nobody needed it. Whoever comes next begins another one.
     RoomEnded,
-    /// Too many answers waited for the client. It should connect again.
+    /// Too many notices wait for the client to read them. It should connect again.
     FellBehind,
     /// The room has failed, or its replica is suspended. The client should connect again.
     Failed,

@@ -212,7 +212,7 @@ pub(super) struct RoomHandle {
     pub(super) ordered: Option<OrderedQueue>,
     time: AtomicI64,
     participants: AtomicU32,
-    is_deleted: AtomicBool,
+    is_deleted_by_moderator: AtomicBool,
 }
 
 impl RoomHandle {
@@ -227,7 +227,7 @@ impl RoomHandle {
             mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY, mailboxes)),
             time: AtomicI64::new(0),
             participants: AtomicU32::new(0),
-            is_deleted: AtomicBool::new(false),
+            is_deleted_by_moderator: AtomicBool::new(false),
         })
     }
 
@@ -249,13 +249,14 @@ impl RoomHandle {
     }
 
     /// Notes whether the room that is gone was deleted by a moderator, or has ended.
-    pub(super) fn set_deleted(&self, is_deleted: bool) {
-        self.is_deleted.store(is_deleted, Ordering::Release);
+    pub(super) fn set_deleted_by_moderator(&self, is_deleted_by_moderator: bool) {
+        self.is_deleted_by_moderator
+            .store(is_deleted_by_moderator, Ordering::Release);
     }
 
     /// The error of a request to a room that is gone.
     pub(super) fn gone_error(&self) -> HubError {
-        if self.is_deleted.load(Ordering::Acquire) {
+        if self.is_deleted_by_moderator.load(Ordering::Acquire) {
             Rejection::RoomDeleted.into()
         } else {
             HubError::RoomEnded
@@ -264,7 +265,7 @@ impl RoomHandle {
 
     /// Why the streams of a room that is gone are closed.
     pub(super) fn gone_reason(&self) -> CloseReason {
-        if self.is_deleted.load(Ordering::Acquire) {
+        if self.is_deleted_by_moderator.load(Ordering::Acquire) {
             CloseReason::Rejected(Rejection::RoomDeleted)
         } else {
             CloseReason::RoomEnded

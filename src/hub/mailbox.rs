@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::wait_queue::{Position, WaitQueue, Waiter};
+use super::blocked_senders::{BlockedSenders, Position, Waiter};
 use crate::run_queue::{WAKE_GROUP, requeue};
 
 /// The capacity while all mailboxes together exceed their budget: a dozen short messages.
@@ -130,7 +130,7 @@ struct State<T> {
     /// The consumer, while it lets items accumulate and waits only for the queue to be full.
     coalescing: Option<Waker>,
     /// Senders that found the queue full.
-    waiting: WaitQueue,
+    waiting: BlockedSenders,
     /// The number of batches taken.
     batch: u64,
 }
@@ -156,7 +156,7 @@ impl<T: Weight> Mailbox<T> {
                 is_closed: false,
                 consumer: None,
                 coalescing: None,
-                waiting: WaitQueue::default(),
+                waiting: BlockedSenders::default(),
                 batch: 0,
             }),
         }

@@ -42,6 +42,7 @@
 //! - A client that joins under a lost participant's name, without the token of its session, evicts that participant.
 
 mod batch;
+mod blocked_senders;
 mod context;
 mod end_proposals;
 mod fair_budget;
@@ -67,7 +68,6 @@ mod room_writers;
 mod session_token;
 mod snapshot_schedule;
 mod submissions;
-mod wait_queue;
 mod wake_queue;
 
 use std::any::Any;
@@ -113,13 +113,13 @@ pub(crate) use session_token::fuzz_tokens;
 pub use wake_queue::WakeQueue;
 
 /// How often unused rooms are looked for.
-const DELETE_INTERVAL: Duration = Duration::from_secs(30);
+const END_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The maximum number of rooms that are loaded at a time after a restart although nobody asks for them.
 const MAX_RECOVERING_ROOMS: usize = 256;
 
-/// The maximum number of unused rooms that are deleted at a time.
-const MAX_DELETED_ROOMS: usize = 1_000;
+/// The maximum number of unused rooms that are ended at a time.
+const MAX_ENDED_ROOMS: usize = 1_000;
 
 /// What the task of a room does first.
 enum Start {
@@ -129,8 +129,8 @@ enum Start {
     Recovered(Box<Result<Recovered, StoreError>>, OwnedSemaphorePermit),
     /// Runs a room that a replica has restored from a checkpoint.
     Restored(Box<Recovered>),
-    /// Deletes the log if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
-    DeleteUnused,
+    /// Ends the room, that is, deletes its log, if it is unused. The task then runs the room only if somebody has asked for it meanwhile.
+    EndUnused,
 }
 
 /// The rooms of a store.
@@ -240,16 +240,16 @@ impl Hub {
         });
     }
 
-    /// Deletes the logs of rooms that nobody needs any more, so that others can be created, again and again. Never completes; can
+    /// Ends rooms that nobody needs any more, so that others can be created, again and again. Never completes; can
     /// be dropped at any time.
-    pub(crate) async fn delete_unused_rooms(self: &Arc<Self>) {
-        let mut interval = tokio::time::interval(DELETE_INTERVAL);
+    pub(crate) async fn end_unused_rooms(self: &Arc<Self>) {
+        let mut interval = tokio::time::interval(END_INTERVAL);
         loop {
             interval.tick().await;
-            for name in self.context.store.unused(wall_time(), MAX_DELETED_ROOMS) {
+            for name in self.context.store.unused(wall_time(), MAX_ENDED_ROOMS) {
                 // A room that is running is in use.
                 if let Ok(Lookup::Inserted(room)) = self.registry.get_or_insert(&name) {
-                    self.spawn_actor(room, Start::DeleteUnused);
+                    self.spawn_actor(room, Start::EndUnused);
                 }
             }
         }
@@ -345,7 +345,7 @@ impl Hub {
         }
     }
 
-    /// Like [`Hub::suspend`], even if it is suspended: what was submitted and has not come back will never come.
+    /// Like [`Hub::suspend`], even if it is suspended: what was submitted and is not committed never will be.
     pub(crate) async fn fence(&self) {
         let Some(replication) = &self.context.replication else {
             return;
@@ -382,7 +382,7 @@ impl Hub {
     }
 
     /// Counts the incarnations of this replica: one more each time it is [fenced](Hub::fence). What was submitted in an earlier generation and
-    /// has not come back is lost.
+    /// is not committed is lost.
     pub(crate) fn generation(&self) -> u64 {
         let replication = self.context.replication.as_ref();
         replication.map_or(0, |replication| replication.status().generation)
@@ -689,7 +689,7 @@ impl Hub {
                 }
                 Start::Restored(restored) => Some(Ok(*restored)),
                 Start::Recover(permit) => Some(hub.recover_room(&room, permit).await),
-                Start::DeleteUnused => match hub.delete_unused(&room.name).await {
+                Start::EndUnused => match hub.end_unused(&room.name).await {
                     Err(error) => Some(Err(error)),
                     Ok(true) => {
                         // Not everybody who has asked for it meanwhile may create another.
@@ -714,9 +714,9 @@ impl Hub {
         });
     }
 
-    /// Deletes the log of a room unless it is needed, and returns whether it did. The room must be registered, so that nobody else uses
+    /// Ends a room unless it is needed, and returns whether it did. The room must be registered, so that nobody else uses
     /// the log.
-    async fn delete_unused(&self, room: &RoomName) -> Result<bool, StoreError> {
+    async fn end_unused(&self, room: &RoomName) -> Result<bool, StoreError> {
         let store = &self.context.store;
         match store.find(room) {
             Some(log) if store.is_unused(log.id, wall_time()) => {

@@ -58,7 +58,7 @@ pub(super) enum OrderedItem {
 
 /// Whether the replica knows what the others do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ReplicaStatus {
+pub(super) struct SuspensionStatus {
     /// Whether the replica is suspended: it does not know what the others do, and so must not acknowledge anything.
     pub(super) is_suspended: bool,
     /// How many suspensions have begun. Each ends all streams and calls that there are.
@@ -73,7 +73,7 @@ pub(super) struct Replication {
     pub(super) store: Arc<MemoryStore>,
     pub(super) submissions: mpsc::Sender<Submission>,
     /// Not in the mailboxes, which may be blocked.
-    pub(super) status: watch::Sender<ReplicaStatus>,
+    pub(super) status: watch::Sender<SuspensionStatus>,
     /// The rules for new rooms: those in force at the position that this replica has applied, which may be older than its configuration.
     rules: Arc<Mutex<Rules>>,
     next_request: Arc<AtomicU64>,
@@ -94,7 +94,7 @@ impl Replication {
         Self {
             store,
             submissions,
-            status: watch::Sender::new(ReplicaStatus {
+            status: watch::Sender::new(SuspensionStatus {
                 is_suspended: true,
                 suspensions: 0,
                 generation: 0,
@@ -105,7 +105,7 @@ impl Replication {
         }
     }
 
-    pub(super) fn status(&self) -> ReplicaStatus {
+    pub(super) fn status(&self) -> SuspensionStatus {
         *self.status.borrow()
     }
 

@@ -165,7 +165,7 @@ pub enum HubError {
     /// The server is shutting down and accepts no new requests.
     #[error("the server is draining")]
     Draining,
-    /// This replica does not hear itself in the command log of all replicas, and so does not know what the others do.
+    /// This replica does not receive its own messages from the command log of all replicas, and so does not know what the others do.
     #[error("this server is cut off from the other servers of its cluster; connect again")]
     Suspended,
     /// The room's log is damaged.

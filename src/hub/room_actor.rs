@@ -856,7 +856,7 @@ mod tests {
         let hub = hub(RoomBudgets::default());
         let room = RoomName::try_from("tea").unwrap();
         hub.context.store.open(&room, WallTime::from_millis(0)).unwrap();
-        let mut ending = Box::pin(hub.delete_unused_rooms());
+        let mut ending = Box::pin(hub.end_unused_rooms());
         assert!(poll_fn(|cx| Poll::Ready(ending.as_mut().poll(cx).is_pending())).await);
         assert_eq!(post(&hub, &room, 1).await, Err(HubError::RoomEnded));
         assert!(!hub.has_room(&room));

@@ -222,7 +222,7 @@ impl RoomSessions {
         self.batch.push(Effect::CloseAll(reason));
     }
 
-    /// The replica was fenced. What was sent to the command log before `generation` and has not come back is lost.
+    /// The replica was fenced. What was sent to the command log before `generation` and is not committed is lost.
     pub(super) fn on_fenced(&mut self, generation: u64, at: WallTime) {
         if let Some(submissions) = &mut self.submissions {
             submissions.on_fenced(generation);
@@ -235,7 +235,7 @@ impl RoomSessions {
         }
     }
 
-    /// Closes the streams of a draining room if no submission can still come back. Returns whether none can, draining or not.
+    /// Closes the streams of a draining room if no submission can still be committed. Returns whether none can, draining or not.
     pub(super) fn finish_closing(&mut self) -> bool {
         let is_settled = |submissions: &Submissions| submissions.is_empty() || submissions.is_suspended();
         let is_settled = self.submissions.as_ref().is_none_or(is_settled);
@@ -519,7 +519,7 @@ impl RoomSessions {
             outcome => return self.reject(reply, outcome),
         };
         if self.room.is_gone() {
-            self.handle.set_deleted(true);
+            self.handle.set_deleted_by_moderator(true);
         }
         // They do not see their own LEAVE.
         for attachment in attachments {
@@ -690,7 +690,7 @@ impl RoomSessions {
                 }
             }
             Outcome::Ended => {
-                self.handle.set_deleted(false);
+                self.handle.set_deleted_by_moderator(false);
                 // Whoever has just begun to read it may do so again.
                 self.close_all(CloseReason::RoomEnded);
             }

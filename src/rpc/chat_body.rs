@@ -139,8 +139,8 @@ impl ChatBody {
             // A participant receives what is said.
             self.caller.check(Right::Read, &request.room)?;
             let address = self.outcome.peer.map(|peer| peer.ip());
-            self.rates.join(address)?;
-            self.rates.enter(address, &request.room, &self.hub)?;
+            self.rates.check_join(address)?;
+            self.rates.check_room(address, &request.room, &self.hub)?;
             Ok((request, is_new_room))
         });
         match limited {
@@ -253,7 +253,7 @@ async fn join(
     }
     // The session has ended with the room.
     request.session_token = None;
-    rates.enter_again(caller, address, &request.room, hub, is_new_room)?;
+    rates.check_room_again(caller, address, &request.room, hub, is_new_room)?;
     Ok(hub.join(request, received_at).await?)
 }
 

@@ -184,7 +184,7 @@ impl From<CloseReason> for RpcError {
             CloseReason::RoomEnded => HubError::RoomEnded.into(),
             CloseReason::FellBehind => Self::new(
                 Reason::FellBehind,
-                "too many answers to this client wait to be read; read them, and join again",
+                "too many notices to this client wait to be read; read them, and join again",
             ),
             CloseReason::Damaged => HubError::Damaged.into(),
         }

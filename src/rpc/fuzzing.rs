@@ -17,7 +17,7 @@ use super::connection_budgets::{BudgetLimits, ServerBudgets};
 use super::convert::join_request;
 use super::frame_meter::{FrameMeter, ReadFrames};
 use super::inbound::Inbound;
-use super::moderation::{self, Decision};
+use super::moderation::{self, ModerationDecision};
 use super::open_streams::{MAX_READ_BUFFER, OpenStreams};
 use crate::domain::WallTime;
 use crate::proto::{JoinMsgLeave, ModerateRequest};
@@ -54,7 +54,7 @@ pub(crate) fn requests(bytes: &[u8]) {
     if let Ok(request) = ModerateRequest::decode(stream)
         && let Ok(reason) = moderation::reason(&request.reason)
     {
-        Decision::parse(request, reason, WallTime::default()).ok();
+        ModerationDecision::parse(request, reason, WallTime::default()).ok();
     }
     let _runtime = RUNTIME.enter();
     let chunks = stream.chunks(usize::from(*size).max(1));

@@ -17,7 +17,7 @@ use crate::proto::{self, ModerateRequest, ModerationTarget, RoomAction};
 use crate::reason::Reason;
 
 /// A moderator's decision, and what the audit log says about it.
-pub(super) struct Decision {
+pub(super) struct ModerationDecision {
     pub(super) moderation: Moderation,
     pub(super) action: ModerationAction,
     /// Whom it is about; empty if it is about the room.
@@ -26,7 +26,7 @@ pub(super) struct Decision {
     pub(super) duration: Option<Duration>,
 }
 
-impl Decision {
+impl ModerationDecision {
     /// Validates a request that arrived at the time `at`.
     pub(super) fn parse(request: ModerateRequest, reason: Text, at: WallTime) -> Result<Self, RpcError> {
         let mut target = String::new();
@@ -147,12 +147,12 @@ fn invalid(what: impl Into<String>) -> RpcError {
 mod tests {
     use super::*;
 
-    fn parse(action: Option<Action>) -> Result<Decision, RpcError> {
+    fn parse(action: Option<Action>) -> Result<ModerationDecision, RpcError> {
         let request = ModerateRequest {
             action,
             ..ModerateRequest::default()
         };
-        Decision::parse(request, reason("").unwrap(), WallTime::from_millis(5_000))
+        ModerationDecision::parse(request, reason("").unwrap(), WallTime::from_millis(5_000))
     }
 
     fn whom(target: Target) -> ModerationTarget {

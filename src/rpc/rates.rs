@@ -263,7 +263,7 @@ impl Rates {
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn moderate(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
+    pub(super) fn check_moderation(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
         self.moderations.try_acquire(address).map_err(|delay| {
             RpcError::new(
                 Reason::TooFast,
@@ -293,7 +293,7 @@ impl Rates {
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn join(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
+    pub(super) fn check_join(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
         self.joins.try_acquire(address).map_err(|delay| {
             RpcError::new(
                 Reason::JoinsTooFast,
@@ -308,7 +308,7 @@ impl Rates {
     /// # Errors
     ///
     /// There are too many.
-    pub(super) fn post(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
+    pub(super) fn check_post(&self, address: Option<IpAddr>) -> Result<(), RpcError> {
         let acquired = self
             .posts
             .as_ref()
@@ -323,12 +323,12 @@ impl Rates {
     }
 
     /// Checks again that a request of `caller` from `address` may enter `room`: the room that it meant has ended on its way there, so
-    /// that it begins another one. `was_new` tells whether [`Rates::enter`] has counted it as a new room before.
+    /// that it begins another one. `was_new` tells whether [`Rates::check_room`] has counted it as a new room before.
     ///
     /// # Errors
     ///
     /// The caller may not create the room, or the address has created too many.
-    pub(super) fn enter_again(
+    pub(super) fn check_room_again(
         &self,
         caller: &Caller,
         address: Option<IpAddr>,
@@ -340,7 +340,7 @@ impl Rates {
         if was_new {
             return Ok(());
         }
-        self.enter(address, room, hub)
+        self.check_room(address, room, hub)
     }
 
     /// Counts `room` if a request from `address` creates it. The lobby does not count.
@@ -348,7 +348,12 @@ impl Rates {
     /// # Errors
     ///
     /// The address has created too many.
-    pub(super) fn enter(&self, address: Option<IpAddr>, room: &RoomName, hub: &Hub) -> Result<(), RpcError> {
+    pub(super) fn check_room(
+        &self,
+        address: Option<IpAddr>,
+        room: &RoomName,
+        hub: &Hub,
+    ) -> Result<(), RpcError> {
         if hub.has_room(room) || *room == RoomName::default() {
             return Ok(());
         }
@@ -409,10 +414,10 @@ mod tests {
         });
         let one = Some("192.0.2.1".parse().unwrap());
         let other = Some("192.0.2.2".parse().unwrap());
-        let count = |address| (0..1_000).filter(|_| rates.join(address).is_ok()).count();
+        let count = |address| (0..1_000).filter(|_| rates.check_join(address).is_ok()).count();
         assert_eq!(count(one), 200);
         assert_eq!(count(other), 200);
-        let error = rates.join(one).unwrap_err();
+        let error = rates.check_join(one).unwrap_err();
         assert_eq!(error.retry_delay(), Some(Duration::from_millis(100)));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(count(one), 10);

@@ -23,7 +23,7 @@ use super::connection_budgets::ConnectionBudgets;
 use super::linger::linger;
 use super::observer::Observer;
 use super::tls_connection::{TlsConnection, TlsSocket, end_handshake};
-use crate::file_watcher::FileWatcher;
+use crate::file_poller::FilePoller;
 use crate::run_queue::requeue;
 use crate::tls::{ALPN, FileError, crypto_provider, read_certificates, read_private_key, roots};
 
@@ -190,7 +190,7 @@ impl ClientCertVerifier for ShortChains {
 pub struct ServerTls {
     files: TlsFiles,
     config: RwLock<Arc<ServerConfig>>,
-    credentials: FileWatcher<Result<Credentials, ServerTlsError>>,
+    credentials: FilePoller<Result<Credentials, ServerTlsError>>,
     computing: Semaphore,
 }
 
@@ -206,7 +206,7 @@ impl ServerTls {
         Ok(Self {
             files,
             config: RwLock::new(Arc::new(config)),
-            credentials: FileWatcher::new(Ok(credentials)),
+            credentials: FilePoller::new(Ok(credentials)),
             computing: Semaphore::new(CONCURRENT_HANDSHAKES),
         })
     }

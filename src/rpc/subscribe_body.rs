@@ -116,7 +116,7 @@ impl SubscribeBody {
             Some(Start::Last(count)) => StartPosition::Last(count),
         };
         let address = self.outcome.peer.map(|peer| peer.ip());
-        let room = self.rates.join(address).and_then(|()| {
+        let room = self.rates.check_join(address).and_then(|()| {
             let room = room_name(&request.room)?;
             self.caller.check(Right::Read, &room)?;
             Ok(room)

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::connection_budgets::{ConnectionBudgets, ConnectionInfo, QueryPermits, run_query};
 use super::convert::{client_name, first_sequence, message_id, origin, room_name};
 use super::error::RpcError;
-use super::moderation::{self, Decision};
+use super::moderation::{self, ModerationDecision};
 use super::observer::{ModerationReport, Observer};
 use super::rates::Rates;
 use crate::auth::Right;
@@ -115,14 +115,14 @@ impl UnaryService {
             },
         };
         let address = connection.peer.map(|peer| peer.ip());
-        self.rates.post(address)?;
-        self.rates.enter(address, &room, &self.hub)?;
+        self.rates.check_post(address)?;
+        self.rates.check_room(address, &room, &self.hub)?;
         connection.budgets.load_room(&self.hub, &room).await?;
         let posted = match self.hub.post(&room, post.clone(), meta.clone()).await {
             Err(HubError::RoomEnded) => {
                 // The message begins another room.
                 self.rates
-                    .enter_again(&connection.caller, address, &room, &self.hub, is_new_room)?;
+                    .check_room_again(&connection.caller, address, &room, &self.hub, is_new_room)?;
                 self.hub.post(&room, post, meta).await
             }
             posted => posted,
@@ -282,10 +282,11 @@ impl UnaryService {
     ) -> Result<ModerateResponse, RpcError> {
         let room = room_name(&request.room)?;
         connection.caller.check(Right::Moderate, &room)?;
-        self.rates.moderate(connection.peer.map(|peer| peer.ip()))?;
+        self.rates
+            .check_moderation(connection.peer.map(|peer| peer.ip()))?;
         let reason = moderation::reason(&request.reason)?;
-        let decision = Decision::parse(request, reason.clone(), wall_time())?;
-        let Decision {
+        let decision = ModerationDecision::parse(request, reason.clone(), wall_time())?;
+        let ModerationDecision {
             moderation,
             action,
             target,

@@ -344,7 +344,11 @@ impl Catalog {
         let records = LogRecords::of_entry(location, header);
         let mut metadata = LogMetadata::default();
         metadata.add(location, header);
-        self.apply_summary(location.segment, &(records, metadata), Some((header, body)))?;
+        self.apply_summary(
+            location.segment,
+            &LogSummary { records, metadata },
+            Some((header, body)),
+        )?;
         if records.records > 0 && self.logs.contains_key(&header.log) {
             self.events += u64::from(header.events);
             self.resize(header.log, |bytes| bytes + u64::from(records.bytes));
@@ -363,7 +367,7 @@ impl Catalog {
     pub(super) fn apply_summary(
         &mut self,
         segment: u32,
-        (records, metadata): &LogSummary,
+        LogSummary { records, metadata }: &LogSummary,
         room: Option<(&Header, &[u8])>,
     ) -> Result<(), &'static str> {
         let log = records.log;
@@ -450,9 +454,9 @@ impl Catalog {
                     }
                 }
                 None => {
-                    for (log, summary) in &*self.active {
+                    for (log, index) in &*self.active {
                         let state = self.logs.get(log);
-                        add(*log, state.map_or(0, |state| summary.retained(state.first)));
+                        add(*log, state.map_or(0, |state| index.retained(state.first)));
                     }
                 }
             }
@@ -523,7 +527,7 @@ impl Catalog {
     fn entries_size(&self, segment: &Segment) -> u64 {
         match segment.sealed {
             Some(_) => segment.entries_size(),
-            None => self.active.values().map(|summary| summary.bytes).sum(),
+            None => self.active.values().map(|index| index.bytes).sum(),
         }
     }
 
@@ -634,7 +638,7 @@ impl Catalog {
         let segment = self.segment(number)?;
         let records = match segment.sealed {
             Some(_) => segment.log(log).copied(),
-            None => self.active.get(&log).map(|summary| summary.records(log, 0)),
+            None => self.active.get(&log).map(|index| index.records(log, 0)),
         };
         records.filter(|records| records.records > 0)
     }
@@ -675,7 +679,7 @@ impl Catalog {
         let index = self
             .active
             .get(&log)
-            .map_or(&[][..], |summary| summary.entries.as_slice());
+            .map_or(&[][..], |index| index.entries.as_slice());
         let from = index
             .partition_point(|indexed| indexed.first <= next)
             .saturating_sub(1);
@@ -730,11 +734,11 @@ impl Catalog {
     }
 
     /// Puts a rewritten segment in the place of those that it covers. Some of it may have become garbage while it was written.
-    pub(super) fn replace(&mut self, segment: Segment, summaries: &SegmentIndex) {
+    pub(super) fn replace(&mut self, segment: Segment, index: &SegmentIndex) {
         let (number, covers_to) = (segment.number(), segment.header.covers_to);
         let is_covered = |number: u32| (segment.number()..=covers_to).contains(&number);
         let mut garbage = 0;
-        for (log, index) in summaries {
+        for (log, index) in index {
             let Some(state) = self.logs.get_mut(log) else {
                 garbage += index.bytes;
                 continue;

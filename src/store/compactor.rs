@@ -158,13 +158,13 @@ impl CompactorHandle {
 }
 
 /// What the writer may append while it is slowed down: a token bucket.
-pub(super) struct Throttle {
+pub(super) struct AppendThrottle {
     /// What may be appended now, in bytes.
     allowed: u64,
     at: Instant,
 }
 
-impl Throttle {
+impl AppendThrottle {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             allowed: THROTTLED_BURST,
@@ -245,7 +245,7 @@ impl Compactor {
             };
             self.extend(&catalog, number)
         };
-        let Some((segment, summaries)) = self.rewrite(&run)? else {
+        let Some((segment, index)) = self.rewrite(&run)? else {
             return Ok(false);
         };
         let bytes = u64::from(segment.len);
@@ -257,7 +257,7 @@ impl Compactor {
         self.sync_newest()?;
         let replaced = segment.replace();
         replaced.map_err(|error| StoreError::cannot("write", &segment.path, &error))?;
-        self.catalog.lock().replace(segment, &summaries);
+        self.catalog.lock().replace(segment, &index);
         for path in removed {
             failpoint::hit("rewrite-unlink");
             none_if_missing(fs::remove_file(&path))
@@ -360,7 +360,7 @@ pub(super) struct Replacement {
     buffer: BytesMut,
     /// Where the entries end that are written.
     end: u32,
-    summaries: SegmentIndex,
+    index: SegmentIndex,
 }
 
 impl Replacement {
@@ -372,7 +372,7 @@ impl Replacement {
             segment,
             buffer: BytesMut::new(),
             end: SEGMENT_HEADER_LEN,
-            summaries: SegmentIndex::new(),
+            index: SegmentIndex::new(),
         })
     }
 
@@ -382,10 +382,7 @@ impl Replacement {
         let offset = self.end + u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
         let len = encode(&mut self.buffer, segment, self.end, *header, &[body]);
         let location = EntryLocation { segment, offset, len };
-        self.summaries
-            .entry(header.log)
-            .or_default()
-            .add(location, header);
+        self.index.entry(header.log).or_default().add(location, header);
         let is_full = self.buffer.len() >= WRITE_BYTES;
         if is_full {
             self.write()?;
@@ -405,9 +402,9 @@ impl Replacement {
     pub(super) fn seal(mut self) -> Result<(Segment, SegmentIndex), StoreError> {
         self.write()?;
         failpoint::hit("rewrite-written");
-        let sealed = self.segment.seal(self.end, &self.summaries);
+        let sealed = self.segment.seal(self.end, &self.index);
         let sealed = sealed.map_err(|error| StoreError::cannot("write", &self.segment.path, &error))?;
-        Ok((sealed, self.summaries))
+        Ok((sealed, self.index))
     }
 }
 
@@ -433,7 +430,7 @@ mod tests {
     #[test]
     fn the_writer_may_append_as_much_as_the_rate_permits() {
         let start = Instant::now();
-        let mut throttle = Throttle::new(start);
+        let mut throttle = AppendThrottle::new(start);
         let rate = Some(THROTTLED_BURST);
         assert!(throttle.delay(THROTTLED_BURST, rate, start).is_zero());
         throttle.spend(THROTTLED_BURST);

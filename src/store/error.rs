@@ -36,7 +36,7 @@ pub enum StoreError {
         path.display()
     )]
     Damaged { path: PathBuf, offset: u64, why: String },
-    /// An earlier failure has stopped the store, or a [`LogId`](super::LogId) is unknown.
+    /// An earlier failure has stopped the store. Also the answer for a [`LogId`](super::LogId) that the store does not have.
     #[error("the store has failed; fix the cause and restart the server")]
     Failed,
     /// A record was appended that does not continue its log.

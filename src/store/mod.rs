@@ -1,7 +1,7 @@
 //! Storage of the rooms' logs.
 //!
-//! A log is a sequence of *records*. Each record holds the events of one batch as the bytes that are sent over the wire, so
-//! what is durable is, byte for byte, what every subscriber receives, and a lagging reader is served stored bytes unchanged.
+//! A log is a sequence of *records*. Each record holds up to about 64 KiB of the events of one batch as the bytes that are sent over
+//! the wire, so what is durable is, byte for byte, what every subscriber receives, and a lagging reader is served stored bytes unchanged.
 //!
 //! Two implementations stand behind the [`Store`] trait: a segmented log on disk and memory. Every store guarantees:
 //!

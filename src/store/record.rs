@@ -11,7 +11,7 @@ use crate::domain::{Sequence, WallTime};
 /// The length of the prefix that gRPC puts before each message: a compression flag and a length.
 const PREFIX: usize = 5;
 
-/// The events of one batch.
+/// Events of one batch, up to about 64 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The sequence of the first event.

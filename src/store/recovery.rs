@@ -75,7 +75,7 @@ impl Loaded {
     fn add_sealed(&mut self, segment: Segment, summaries: &[LogSummary]) -> Result<(), StoreError> {
         let segment = self.catalog.add_segment(segment);
         for summary in summaries {
-            let room = match summary.1.room {
+            let room = match summary.metadata.room {
                 Some(location) => Some((
                     location.offset,
                     segment.read_entry(location.offset, location.len)?,

@@ -452,7 +452,7 @@ impl Segment {
         while bytes.has_remaining() {
             summaries.push(decode_summary(&mut bytes, self.number()));
         }
-        let logs = summaries.iter().map(|(records, _)| *records).collect();
+        let logs = summaries.iter().map(|summary| summary.records).collect();
         self.sealed = Some(Sealed { data_end, logs });
         Ok(summaries)
     }

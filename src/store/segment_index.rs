@@ -109,7 +109,10 @@ impl NeededUntil {
 pub(super) type SegmentIndex = BTreeMap<LogId, LogIndex>;
 
 /// What a sealed segment has of one log, without the index entries.
-pub(super) type LogSummary = (LogRecords, LogMetadata);
+pub(super) struct LogSummary {
+    pub(super) records: LogRecords,
+    pub(super) metadata: LogMetadata,
+}
 
 impl IndexEntry {
     fn new(location: EntryLocation, header: &Header) -> Self {
@@ -286,7 +289,7 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
         room,
         is_deleted: is_deleted != 0,
     };
-    (records, metadata)
+    LogSummary { records, metadata }
 }
 
 fn checksum(segment: u32, base: Sequence, bytes: &[u8]) -> u32 {

@@ -18,7 +18,8 @@ const CHANGE_COST: u64 = 1 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     round: u64,
-    /// What the log will have appended, with what the rounds before its first would have let it append.
+    /// The virtual finish time of the change, in bytes: where its log started, which is at least the round times [`QUANTUM`], plus what
+    /// it has appended since.
     end: u64,
     arrival: u64,
 }

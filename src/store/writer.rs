@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use super::catalog::{Catalog, encode_room};
-use super::compactor::{CompactorHandle, Throttle};
+use super::compactor::{AppendThrottle, CompactorHandle};
 use super::directory::{Directory, HighWatermark, cannot_use};
 use super::entry::{ENTRY_HEADER_LEN, EntryKind, Header, encode};
 use super::recovery::Loaded;
@@ -114,7 +114,7 @@ impl SharedQueue {
     fn take(
         &self,
         writer: &JournalWriter,
-        throttle: &mut Throttle,
+        throttle: &mut AppendThrottle,
         deadline: Instant,
     ) -> Option<Vec<Queued>> {
         let mut is_delayed = false;
@@ -245,7 +245,7 @@ impl Change {
 
 fn run(mut writer: JournalWriter, queue: &SharedQueue) {
     let _guard = GiveUpOnDrop(queue);
-    let mut throttle = Throttle::new(Instant::now());
+    let mut throttle = AppendThrottle::new(Instant::now());
     let mut expire_at = Instant::now() + EXPIRY_INTERVAL;
     let mut expired = None;
     loop {
@@ -531,16 +531,16 @@ impl JournalWriter {
     /// The new segment is created first: a sealed segment always has a successor, so that the loss of the newest segment is
     /// noticed.
     fn roll(&mut self, size: usize) -> Result<(), StoreError> {
-        let (header, summaries) = {
+        let (header, index) = {
             let catalog = self.catalog.lock();
             let number = self.active.number().checked_add(1).ok_or(StoreError::Failed)?;
             (catalog.header(number), Arc::clone(&catalog.active))
         };
         let (len, min_len) = self.options.segment_len(size);
         let rolled = Segment::create(&self.directory.log(), header, len, min_len)
-            .and_then(|next| Ok((next, self.active.seal(self.end, &summaries)?)));
+            .and_then(|next| Ok((next, self.active.seal(self.end, &index)?)));
         let (next, sealed) = rolled.map_err(|error| self.describe_failure(&error))?;
-        drop(summaries);
+        drop(index);
         self.active = self.catalog.lock().roll(sealed, next);
         self.end = super::segment::SEGMENT_HEADER_LEN;
         self.compactor.wake();

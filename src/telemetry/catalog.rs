@@ -210,12 +210,12 @@ catalog! {
     CLUSTER_READY = gauge(
         "chitchat_cluster_ready",
         &[],
-        "Whether this replica has caught up with the command log and hears itself in it: 1 or 0. Always 1 without --cluster."
+        "Whether this replica has caught up with the command log and receives its own messages from it: 1 or 0. Always 1 without --cluster."
     );
     CLUSTER_REPLICAS = gauge(
         "chitchat_cluster_replicas",
         &[],
-        "Replicas that live, as this one sees it; 0 without --cluster."
+        "Live replicas, as this one sees it; 0 without --cluster."
     );
     CLUSTER_DIVERGED = gauge(
         "chitchat_cluster_diverged_replicas",
@@ -225,7 +225,7 @@ catalog! {
     CLUSTER_SILENCE = gauge(
         "chitchat_cluster_silence_seconds",
         &[],
-        "How long this replica has not heard itself in the command log. After 2 s it is not ready, after 5 s it ends its streams."
+        "Time since this replica last received a message of its own from the command log. After 2 s it is not ready, after 5 s it ends its streams."
     );
     CLUSTER_PLACE = gauge(
         "chitchat_cluster_applied_place",
@@ -240,27 +240,27 @@ catalog! {
     CLUSTER_IN_FLIGHT = gauge(
         "chitchat_cluster_in_flight_batches",
         &[],
-        "Batches of this replica that were written and have not come back."
+        "Batches of this replica that were written and not yet received from the command log."
     );
     CLUSTER_WAITING = gauge(
         "chitchat_cluster_waiting_bytes",
         &[],
-        "Bytes of commands that wait to be written. At 4 MiB the replica accepts no more until some have come back."
+        "Bytes of commands that wait to be written. At 4 MiB the replica accepts no more until some were written."
     );
     CLUSTER_ORDER = histogram(
         "chitchat_cluster_order_duration_seconds",
         &[],
-        "Time from writing a batch until it is applied, when it has come back. One sample per batch of this replica."
+        "Time from writing a batch to the command log until this replica has received and applied it. One sample per batch of this replica."
     );
     CLUSTER_RESENT = counter(
         "chitchat_cluster_resent_batches_total",
         &[],
-        "Batches that were written again, because they had not come back."
+        "Batches that were written again, because they were not received from the command log in time."
     );
     CLUSTER_FETCHED = counter(
         "chitchat_cluster_fetched_messages_total",
         &[],
-        "Applied messages that did not come by themselves and were read from the stream: after a start all, then those that fill gaps."
+        "Applied messages that were fetched from the stream instead of pushed: all after a start, later those that fill gaps."
     );
     CLUSTER_REFUSED = counter(
         "chitchat_cluster_publications_refused_total",
@@ -285,7 +285,7 @@ catalog! {
     CLUSTER_SWITCHES = counter(
         "chitchat_cluster_server_switches_total",
         &[],
-        "How often this replica has turned to another NATS server, because it did not hear itself."
+        "How often this replica has turned to another NATS server, because it did not receive its own messages."
     );
     CLUSTER_CHECKPOINT_LAG = gauge(
         "chitchat_cluster_checkpoint_lag_messages",

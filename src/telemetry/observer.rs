@@ -195,7 +195,7 @@ const fn float(number: u64) -> f64 {
 
 impl cluster::Observer for TelemetryObserver {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, exact up to 2^53")]
-    fn observed(&self, state: &cluster::ReplicaState) {
+    fn observed(&self, state: &cluster::ReplicaStats) {
         let metrics = &self.metrics;
         metrics.cluster_ready.set(f64::from(u8::from(state.is_ready)));
         metrics.cluster_replicas.set(state.replicas as f64);
@@ -212,7 +212,7 @@ impl cluster::Observer for TelemetryObserver {
         self.metrics.cluster_fetched.increment(is_fetched.into());
     }
 
-    fn batch_came_back(&self, took: Duration) {
+    fn batch_committed(&self, took: Duration) {
         self.metrics.cluster_order.record(took, 1);
     }
 
@@ -220,7 +220,7 @@ impl cluster::Observer for TelemetryObserver {
         self.metrics.cluster_resent.increment(batches as u64);
     }
 
-    fn refused(&self) {
+    fn publish_failed(&self) {
         self.metrics.cluster_refused.increment(1);
     }
 

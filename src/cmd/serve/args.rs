@@ -195,8 +195,8 @@ pub struct Args {
     )]
     checkpoint_interval: Duration,
 
-    /// How long messages stay in the stream of NATS although the checkpoints of two replicas have all of them; if the stream is three
-    /// quarters full, they do not
+    /// Minimum time to keep messages in the stream of NATS that the checkpoints of two replicas contain; ignored while the stream is more
+    /// than three quarters full
     #[arg(
         long,
         env = "CHITCHAT_CLUSTER_KEEP",
@@ -335,7 +335,7 @@ pub struct Args {
     #[arg(long, env = "CHITCHAT_MAX_ROOMS_PER_ADDRESS", value_name = "N", value_parser = integer::<usize>, help_heading = "Connections")]
     max_rooms_per_address: Option<usize>,
 
-    /// Rooms per minute that one address may create, at least 1, after as many at once as it may have
+    /// Rooms per minute that one address may create, at least 1, with an initial burst of as many as may exist
     #[arg(long, env = "CHITCHAT_NEW_ROOM_RATE", value_name = "N", default_value_t = RateLimits::default().new_rooms, value_parser = integer::<u32>, help_heading = "Connections")]
     new_room_rate: u32,
 

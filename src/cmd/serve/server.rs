@@ -263,7 +263,7 @@ impl Server {
         } else {
             let stopping = draining.clone();
             let hub = Arc::clone(&self.hub);
-            tokio::spawn(async move { stopping.run_until_cancelled(hub.delete_unused_rooms()).await });
+            tokio::spawn(async move { stopping.run_until_cancelled(hub.end_unused_rooms()).await });
         }
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         {

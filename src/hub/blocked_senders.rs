@@ -19,13 +19,13 @@ pub(super) struct Position(u64);
 
 /// Senders in the order in which they found the mailbox full.
 #[derive(Debug, Default)]
-pub(super) struct WaitQueue {
+pub(super) struct BlockedSenders {
     waiters: BTreeMap<Position, Waiter>,
     /// The number of positions that were given.
     given: u64,
 }
 
-impl WaitQueue {
+impl BlockedSenders {
     pub(super) fn is_empty(&self) -> bool {
         self.waiters.is_empty()
     }
@@ -67,13 +67,13 @@ mod tests {
         }
     }
 
-    fn pop(queue: &mut WaitQueue) -> Option<usize> {
+    fn pop(queue: &mut BlockedSenders) -> Option<usize> {
         queue.pop_if(|_| true).map(|waiter| waiter.weight)
     }
 
     #[test]
     fn senders_are_woken_in_order_and_those_that_left_are_not() {
-        let mut queue = WaitQueue::default();
+        let mut queue = BlockedSenders::default();
         let positions: Vec<_> = (0..5).map(|weight| queue.push(waiter(weight))).collect();
         queue.remove(positions[3]);
         queue.remove(positions[0]);

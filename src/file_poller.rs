@@ -9,12 +9,12 @@ use tokio::sync::Notify;
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What files contained when they were last read, and requests to read them again.
-pub(crate) struct FileWatcher<T> {
+pub(crate) struct FilePoller<T> {
     last_read: Mutex<T>,
     requested: Notify,
 }
 
-impl<T: PartialEq> FileWatcher<T> {
+impl<T: PartialEq> FilePoller<T> {
     /// Watches files that contain `content` now.
     pub(crate) fn new(content: T) -> Self {
         Self {
@@ -28,7 +28,7 @@ impl<T: PartialEq> FileWatcher<T> {
         look(&self.last_read.lock())
     }
 
-    /// Makes [`FileWatcher::watch`] call its function at once.
+    /// Makes [`FilePoller::watch`] call its function at once.
     pub(crate) fn request(&self) {
         self.requested.notify_one();
     }

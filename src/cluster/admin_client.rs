@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::import::IMPORTED;
+use super::import::IMPORT_POSITION;
 use super::membership::{HEARTBEAT, safe_position};
 use super::message::{Content, LogPosition, Message, NewestCheckpoint};
 use super::nats::{
     Delivered, FETCHED_MESSAGES, NatsError, NatsOptions, REPUBLISHED, STREAM, SUBJECT, SUBJECTS, Stream,
-    call, refusal, stream_info,
+    call, publish_error, stream_info,
 };
 use super::truncation::{self, StreamExtent};
 use crate::wall_clock::wall_time;
@@ -29,13 +29,13 @@ const MIN_MAX_PAYLOAD: usize = 1 << 20;
 const STREAM_NOT_FOUND: u64 = 10_059;
 
 /// How many of the newest messages are searched for heartbeats.
-const SEARCHED: usize = FETCHED_MESSAGES;
+const SCANNED_MESSAGES: usize = FETCHED_MESSAGES;
 
-/// A replica that has written so lately is taken to live.
-const LIVES: Duration = Duration::from_secs(10);
+/// A replica whose newest heartbeat is older than this counts as dead.
+const LIVENESS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Each replica that lives has written a heartbeat within this time.
-const LISTENED: Duration = HEARTBEAT.saturating_mul(2);
+/// Each live replica writes a heartbeat within this time.
+const LISTEN_TIME: Duration = HEARTBEAT.saturating_mul(2);
 
 /// How long an answer may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,7 +47,7 @@ const NAME: &str = "setup";
 const DENIAL_DELAY: Duration = Duration::from_millis(200);
 
 /// The connection of an operator.
-pub(crate) struct Setup {
+pub(crate) struct AdminClient {
     client: Client,
     options: NatsOptions,
     /// What NATS denies to the user of this connection.
@@ -90,7 +90,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) checkpoint: Option<NewestCheckpoint>,
 }
 
-impl Setup {
+impl AdminClient {
     pub(crate) async fn connect(options: NatsOptions) -> Result<Self, NatsError> {
         let (client, denied) = options.connect_once(NAME).await?;
         Ok(Self {
@@ -161,8 +161,8 @@ impl Setup {
             Stream::subscribe(self.client.clone(), self.options.addresses()?).await?;
         let mut scan = HeartbeatScan::default();
         let StreamExtent { first, last, .. } = StreamExtent::from_info(info);
-        let from = LogPosition::new(first.max(last.saturating_sub(SEARCHED as u64) + 1));
-        stream.fetch(from, SEARCHED).await;
+        let from = LogPosition::new(first.max(last.saturating_sub(SCANNED_MESSAGES as u64) + 1));
+        stream.fetch(from, SCANNED_MESSAGES).await;
         while let Ok(Some(message)) = timeout(READ_TIMEOUT, subscriptions.fetched.next()).await {
             match Delivered::from_message(message) {
                 Some(Delivered::Message {
@@ -172,7 +172,7 @@ impl Setup {
             }
         }
         let is_whole = scan.newest >= LogPosition::new(last);
-        if !is_whole || (from > LogPosition::new(first) && scan.span() < LISTENED) {
+        if !is_whole || (from > LogPosition::new(first) && scan.span() < LISTEN_TIME) {
             let listening = async {
                 while let Some(message) = subscriptions.published.next().await {
                     if let Some(Delivered::Message {
@@ -183,7 +183,7 @@ impl Setup {
                     }
                 }
             };
-            timeout(LISTENED, listening).await.ok();
+            timeout(LISTEN_TIME, listening).await.ok();
         }
         let replicas = scan.replicas;
         let mut denied = self.denied.clone();
@@ -200,11 +200,11 @@ impl Setup {
             why,
         };
         let mark = Bytes::copy_from_slice(mark);
-        for position in 1..=IMPORTED.get() {
+        for position in 1..=IMPORT_POSITION.get() {
             // Nobody applies them: a replica that has not the checkpoint ends if it meets one.
             let acknowledged = self.client.request(SUBJECT, mark.clone()).await;
             let acknowledged = acknowledged.map_err(|error| failed(error.to_string()))?;
-            if let Some(why) = refusal(&acknowledged) {
+            if let Some(why) = publish_error(&acknowledged) {
                 return Err(failed(why));
             }
             let answer: Value = serde_json::from_slice(&acknowledged.payload).unwrap_or_default();
@@ -214,7 +214,9 @@ impl Setup {
                 ));
             }
         }
-        truncation::purge(&self.client, IMPORTED.get()).await.map(drop)
+        truncation::purge(&self.client, IMPORT_POSITION.get())
+            .await
+            .map(drop)
     }
 
     /// Removes the messages that the checkpoints of two live replicas have and that are older than `keep`; if the stream is nearly full, also
@@ -224,8 +226,9 @@ impl Setup {
         let mut replicas = self.replicas(info).await?;
         replicas.sort_unstable_by_key(|replica| replica.incarnation);
         let now = wall_time().as_millis();
-        let lives =
-            |replica: &&ReplicaStatus| u128::from(now.saturating_sub(replica.seen_at)) < LIVES.as_millis();
+        let lives = |replica: &&ReplicaStatus| {
+            u128::from(now.saturating_sub(replica.seen_at)) < LIVENESS_TIMEOUT.as_millis()
+        };
         let living = replicas.iter().filter(lives);
         match safe_position(living.filter_map(|replica| replica.checkpoint)) {
             Some(safe) => truncation::truncate(&self.client, &extent, safe, keep)

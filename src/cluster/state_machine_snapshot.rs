@@ -10,7 +10,7 @@ use crate::domain::{Attachment, DecodeError, Epoch, Room, RoomName, Sequence};
 
 /// Everything of a [`StateMachine`](super::state_machine::StateMachine) but its rooms.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct FoldState {
+pub(crate) struct StateMachineSnapshot {
     pub(crate) applied: LogPosition,
     pub(crate) digest: u64,
     /// The newest first.
@@ -19,7 +19,7 @@ pub(crate) struct FoldState {
     /// The version of the fold that is active.
     pub(crate) version: u64,
     pub(crate) newest_epoch: Option<Epoch>,
-    /// Those that live, the oldest first.
+    /// The live ones, the oldest first.
     pub(crate) incarnations: Vec<IncarnationState>,
     /// By room and participant.
     pub(crate) attachments: Vec<AttachmentState>,
@@ -63,7 +63,7 @@ pub(crate) struct ReplicatedRoom {
 pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
 
 encode_struct! {
-    FoldState { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
+    StateMachineSnapshot { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }
     IncarnationState { position, nonce, last_number, seen, supported }
     AttachmentState { room, attachment, incarnation }
     EndState { room, last, agreed }
