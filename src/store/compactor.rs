@@ -6,6 +6,9 @@
 //!
 //! It works when garbage is more than [`BACKGROUND_PERCENT`] of what is needed, at a bounded rate. Above [`THROTTLE_PERCENT`] it works as fast
 //! as it can, and the writer is slowed down, the more the nearer the garbage is to [`LIMIT_PERCENT`]; above that the writer waits.
+//!
+//! It also merges segments when there are nearly too many, because each is an open file: segments with little garbage that were rewritten
+//! can be short. That is measured on the same scale, on which the maximum number of segments is [`LIMIT_PERCENT`].
 
 use std::collections::VecDeque;
 use std::fs;
@@ -51,15 +54,44 @@ const WRITE_BYTES: usize = 1 << 20;
 /// How often the compactor looks for work without being woken.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How many segments are rewritten together at most, so that one rewrite does not take long even if little of them is needed.
+const MAX_RUN: usize = 16;
+
 /// A segment with less garbage than this percentage is not rewritten.
 const MIN_PERCENT: u64 = 5;
+
+/// How large a segment may become by merging, in bytes. Offsets in a segment have 32 bits.
+const MAX_MERGED_BYTES: u64 = 1 << 30;
 
 /// A segment with at least this percentage of garbage is rewritten even while disk use is below its limit.
 const DEAD_PERCENT: u64 = 98;
 
+/// By how much the journal exceeds what is needed: how much of each limit is used, in half percents of the scale of [`LIMIT_PERCENT`].
+#[derive(Debug, Clone, Copy)]
+struct Excess {
+    garbage: u64,
+    segments: u64,
+}
+
+impl Excess {
+    fn of(catalog: &Catalog, max_segments: u64) -> Self {
+        let (needed, garbage) = catalog.disk_usage();
+        let segments = u64::try_from(catalog.segments.len()).unwrap_or(u64::MAX);
+        Self {
+            garbage: garbage * 200 / needed.max(1),
+            segments: (segments.saturating_mul(2 * (100 + LIMIT_PERCENT)) / max_segments.max(1))
+                .saturating_sub(200),
+        }
+    }
+
+    fn is_above(self, percent: u64) -> bool {
+        self.garbage.max(self.segments) > 2 * percent
+    }
+}
+
 /// The connection between the writer and the compactor.
-#[derive(Default)]
 pub(super) struct CompactorHandle {
+    max_segments: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -75,13 +107,26 @@ struct State {
     rounds: u64,
     /// Whether the latest rewrite failed. It is tried again, and nobody waits for it.
     has_failed: bool,
-    /// Whether the latest round has not made the journal smaller.
+    /// Whether the latest round has changed nothing.
     is_idle: bool,
     /// Why written entries may be lost. Nothing is rewritten or acknowledged any more.
     failure: Option<StoreError>,
 }
 
 impl CompactorHandle {
+    /// The journal is to have at most `max_segments` segments.
+    pub(super) fn new(max_segments: u64) -> Self {
+        Self {
+            max_segments,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn excess(&self, catalog: &Mutex<Catalog>) -> Excess {
+        Excess::of(&catalog.lock(), self.max_segments)
+    }
+
     /// Tells the compactor to look for work.
     pub(super) fn wake(&self) {
         self.changed.notify_all();
@@ -93,7 +138,7 @@ impl CompactorHandle {
         self.changed.notify_all();
     }
 
-    /// Blocks while there is more garbage than the limit and the compactor can remove some. Returns whether it has blocked.
+    /// Blocks while a limit is exceeded and the compactor can do something about it. Returns whether it has blocked.
     ///
     /// # Errors
     ///
@@ -105,11 +150,12 @@ impl CompactorHandle {
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
             }
+            let excess = self.excess(catalog);
             if !state.is_running
                 || state.is_stopped
                 || state.has_failed
-                || !is_above(catalog, LIMIT_PERCENT)
-                || pick(&catalog.lock(), true).is_none()
+                || !excess.is_above(LIMIT_PERCENT)
+                || pick(&catalog.lock(), excess).is_none()
             {
                 return Ok(has_waited);
             }
@@ -125,10 +171,13 @@ impl CompactorHandle {
     }
 
     /// How many bytes per second may be appended, so that the compactor keeps up and nobody has to wait for it; `None` while there is little
-    /// garbage, or it cannot be removed.
+    /// garbage and there are few segments, or that cannot be changed.
     pub(super) fn rate(&self, catalog: &Mutex<Catalog>) -> Option<u64> {
-        let (needed, garbage) = catalog.lock().disk_usage();
-        let above = (garbage * 200 / needed.max(1)).checked_sub(2 * THROTTLE_PERCENT);
+        let excess = self.excess(catalog);
+        let above = excess
+            .garbage
+            .max(excess.segments)
+            .checked_sub(2 * THROTTLE_PERCENT);
         let mut state = self.state.lock();
         let is_slowed = state.is_running && !state.is_stopped && !state.has_failed && !state.is_idle;
         let rate = above
@@ -235,15 +284,15 @@ impl Compactor {
         }
     }
 
-    /// Rewrites one run of segments. Returns whether the journal has become smaller by it.
+    /// Rewrites one run of segments. Returns whether the journal has become smaller by it, or has fewer segments.
     fn compact(&self) -> Result<bool, StoreError> {
-        let is_above = is_above(&self.catalog, BACKGROUND_PERCENT);
         let run = {
             let catalog = self.catalog.lock();
-            let Some(number) = pick(&catalog, is_above) else {
-                return Ok(false);
-            };
-            self.extend(&catalog, number)
+            match pick(&catalog, Excess::of(&catalog, self.handle.max_segments)) {
+                Some(Work::Garbage(number)) => self.extend(&catalog, number),
+                Some(Work::Merge(segments)) => segments.to_vec(),
+                None => return Ok(false),
+            }
         };
         let Some((segment, index)) = self.rewrite(&run)? else {
             return Ok(false);
@@ -264,7 +313,7 @@ impl Compactor {
                 .map_err(|error| StoreError::cannot("remove", &path, &error))?;
         }
         self.observer.rewritten(bytes);
-        Ok(bytes < before)
+        Ok(bytes < before || run.len() > 1)
     }
 
     /// Syncs the newest segment. Its snapshots and trims are why older entries are garbage: if those were removed, and a power cut
@@ -299,13 +348,13 @@ impl Compactor {
         };
         let mut run = VecDeque::new();
         for (_, state) in catalog.segments.range(number..) {
-            if !joins(state, run.is_empty()) {
+            if run.len() == MAX_RUN || !joins(state, run.is_empty()) {
                 break;
             }
             run.push_back(Arc::clone(&state.segment));
         }
         for (_, state) in catalog.segments.range(..number).rev() {
-            if !joins(state, false) {
+            if run.len() == MAX_RUN || !joins(state, false) {
                 break;
             }
             run.push_front(Arc::clone(&state.segment));
@@ -325,16 +374,22 @@ impl Compactor {
         let mut replacement = Replacement::create(&self.directory, header)?;
         for source in run {
             let mut is_stopped = false;
+            let mut scanned = 0;
             let end = source.scan(|location, entry| {
-                if is_stopped || !self.is_needed(location, &entry.header, source, header.number) {
-                    return Ok(());
+                let is_due = location.offset as usize / WRITE_BYTES != scanned;
+                if is_due {
+                    scanned = location.offset as usize / WRITE_BYTES;
+                    is_stopped |= self.handle.is_stopped();
                 }
-                if replacement.push(&entry.header, &entry.body)? {
+                if !is_stopped
+                    && self.is_needed(location, &entry.header, source, header.number)
+                    && replacement.push(&entry.header, &entry.body)?
+                {
                     self.handle.pace(started, replacement.end.into());
-                    is_stopped = self.handle.is_stopped();
                 }
                 Ok(())
             })?;
+            is_stopped |= self.handle.is_stopped();
             if is_stopped {
                 return Ok(None);
             }
@@ -409,17 +464,42 @@ impl Replacement {
 }
 
 /// Whether the garbage is more than this percentage of what is needed. The segment that is not sealed does not count.
-fn is_above(catalog: &Mutex<Catalog>, percent: u64) -> bool {
-    let (needed, garbage) = catalog.lock().disk_usage();
-    garbage * 100 > needed * percent
+/// What the compactor does next.
+enum Work {
+    /// Rewrites this segment.
+    Garbage(u32),
+    /// Merges two adjacent segments.
+    Merge([Arc<Segment>; 2]),
 }
 
-/// The segment with the largest share of garbage, if it is worth rewriting. Unless `is_above`, only a dead one is.
-fn pick(catalog: &Catalog, is_above: bool) -> Option<u32> {
+fn pick(catalog: &Catalog, excess: Excess) -> Option<Work> {
+    if excess.segments > 2 * BACKGROUND_PERCENT
+        && excess.segments >= excess.garbage
+        && let Some(pair) = smallest_pair(catalog)
+    {
+        return Some(Work::Merge(pair));
+    }
+    most_garbage(catalog, excess.garbage > 2 * BACKGROUND_PERCENT).map(Work::Garbage)
+}
+
+/// The two adjacent segments of which the least is needed. Merging them costs less than twice the mean of what is needed of a segment.
+fn smallest_pair(catalog: &Catalog) -> Option<[Arc<Segment>; 2]> {
+    let needed = |state: &SegmentState| u64::from(state.segment.len).saturating_sub(state.garbage);
+    let next = catalog.segments.values().skip(1);
+    let pairs = catalog.segments.values().zip(next);
+    let (first, second) = pairs
+        .filter(|(first, second)| first.is_rewritable() && second.is_rewritable())
+        .filter(|(first, second)| needed(first) + needed(second) <= MAX_MERGED_BYTES)
+        .min_by_key(|(first, second)| needed(first) + needed(second))?;
+    Some([first, second].map(|state| Arc::clone(&state.segment)))
+}
+
+/// The segment with the largest share of garbage, if it is worth rewriting. Unless there is much garbage in all, only a dead one is.
+fn most_garbage(catalog: &Catalog, is_much: bool) -> Option<u32> {
     let sealed = catalog.segments.iter().filter(|(_, state)| state.is_rewritable());
     let percent = |state: &SegmentState| state.garbage * 100 / u64::from(state.segment.len.max(1));
     let (number, state) = sealed.max_by_key(|(_, state)| percent(state))?;
-    let is_worth = percent(state) >= if is_above { MIN_PERCENT } else { DEAD_PERCENT };
+    let is_worth = percent(state) >= if is_much { MIN_PERCENT } else { DEAD_PERCENT };
     is_worth.then_some(*number)
 }
 

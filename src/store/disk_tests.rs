@@ -898,6 +898,43 @@ async fn the_disk_holds_little_more_than_what_is_retained() {
 }
 
 #[tokio::test]
+async fn the_number_of_segments_is_bounded_however_little_of_each_is_needed() {
+    let data = DataDir::in_memory();
+    let options = DiskOptions {
+        durability: Durability::Os,
+        retention: Retention {
+            max_bytes: 1 << 20,
+            ..SMALL
+        },
+        max_rooms: 100,
+        ..OPTIONS
+    };
+    let store = open(&data.path, options).unwrap();
+    let max = usize::try_from(DiskOptions::max_segments(&options.retention)).unwrap();
+    let busy = open_room(&store, "busy").id;
+    let mut most = 0;
+    for room in 0..60 {
+        let quiet = open_room(&store, &format!("quiet-{room}")).id;
+        // Of each segment a third is needed: too much for its neighbours to join it when it is rewritten.
+        for n in 1..=9 {
+            append(&store, quiet, vec![long_record(n, 1, 100_000)], None).await;
+            let (first, last) = (18 * room + 2 * n - 1, 18 * room + 2 * n);
+            let records = vec![long_record(first, 1, 100_000), long_record(last, 1, 100_000)];
+            append(&store, busy, records, Some(snapshot(last))).await;
+            most = most.max(store.catalog.lock().segments.len());
+        }
+    }
+    assert!(most > max / 2, "{most}");
+    assert!(most <= max, "{most} of {max}");
+    drop(store);
+    let store = open(&data.path, options).unwrap();
+    for room in 0..60 {
+        let quiet = open_room(&store, &format!("quiet-{room}")).id;
+        assert_eq!(sequences(&store, quiet, 0), (1..=9).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
 async fn without_syncs_the_newest_segment_is_synced_before_what_it_makes_superfluous_is_removed() {
     let data = DataDir::new();
     let options = DiskOptions {

@@ -46,12 +46,14 @@ const fn segment_share(retention: &Retention) -> u64 {
 }
 
 impl DiskOptions {
-    /// The number of segments, which are open files, that a store with this retention has at most: 1.3 times what is retained,
-    /// and two.
+    /// The maximum number of segments, which are open files, of a store with this retention: as many as have 1.3 times what is retained, but
+    /// at least twice as many as the total size is divided into, because appends that do not fit leave short segments smaller.
     #[must_use]
     pub const fn max_segments(retention: &Retention) -> u64 {
         let retained = retention.max_total_bytes.div_ceil(segment_share(retention));
-        retained.saturating_mul(13).div_ceil(10) + 2
+        let full = retained.saturating_mul(13).div_ceil(10);
+        let min = 2 * SEGMENT_DIVISOR;
+        (if full < min { min } else { full }) + 2
     }
 
     /// The size of a segment that has place for an append of `size` bytes, and its size if the disk is nearly full.

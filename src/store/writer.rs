@@ -314,7 +314,10 @@ impl JournalWriter {
             watermark: watermark.map_err(cannot_use(directory.path()))?,
             directory,
             catalog: Arc::new(Mutex::new(loaded.catalog)),
-            compactor: Arc::default(),
+            // Beside the new segment of a roll, and one that is written to replace others.
+            compactor: Arc::new(CompactorHandle::new(
+                DiskOptions::max_segments(&options.retention) - 2,
+            )),
             options,
             observer,
             end: loaded.end,
