@@ -336,6 +336,14 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             Other("others wait", "chitchat_throttled_total{limit=\"page_reads\"}"),
         ),
         (
+            "pages of more than 4 KiB that such subscribers have not read",
+            fixed("half of the share of the feeds, of which one address has at most three quarters"),
+            Other(
+                "they get pages of 4 KiB; those whose next event is larger wait",
+                "chitchat_throttled_total{limit=\"page_reads\"}",
+            ),
+        ),
+        (
             "requests that wait in the mailbox of a room or to be stored",
             fixed(
                 "1 MiB per room, up to 4 MiB while senders wait for their turns, of which a JOIN takes at least 2 KiB and a post at least 1 KiB; one share in all, beyond it 4 KiB per room, up to 16 KiB while senders wait",

@@ -4,17 +4,17 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinError;
 
 use super::context::HubContext;
 use super::feed::{CloseReason, Cursor, Feed, FeedItem};
 use super::observer::Observer;
-use super::read_permits::{PAGE_BYTES, PageReadPermit, ReadPermits};
+use super::read_permits::{LargePagePermit, PAGE_BYTES, ReadPermits};
 use super::request::HubError;
-use crate::blocking::blocking;
 use crate::domain::Sequence;
-use crate::store::{LogId, Page, Store, read_page};
+use crate::store::{LogId, Page, Store, StoreError, read_page};
 
 /// The size of a reader's first page. As its client accepts them, pages become twice as large up to [`PAGE_BYTES`], but only for a limited
 /// number of readers at a time: the transport holds a page for each client that does not read.
@@ -35,20 +35,25 @@ pub(crate) struct Reader {
     page_bytes: usize,
     /// The permit to have a page of more than the first size.
     large_page: Option<LargePagePermit>,
+    /// Waits for this permit, because the next event is larger than that.
+    awaited: Option<BoxFuture<'static, Option<LargePagePermit>>>,
 }
-
-/// The permit of the reader's address, if it has one, and that of all readers.
-type LargePagePermit = (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit);
 
 /// The range to read from the store before the cursor is read again.
 struct CatchUp {
     after: Sequence,
     upto: Sequence,
     /// The page that is being read.
-    page: Option<BoxFuture<'static, Result<Page, HubError>>>,
+    page: Option<PageReading>,
     /// Counts the readers that catch up.
     feed: Arc<Feed>,
 }
+
+/// Reads a page from the store.
+type PageRead = Box<dyn FnOnce() -> Result<Page, StoreError> + Send>;
+
+/// A page that is being read.
+type PageReading = BoxFuture<'static, Result<Result<Page, StoreError>, JoinError>>;
 
 impl Reader {
     /// A reader of the events after `after`. `cursor` stands at or past it, and the events in between are in the store.
@@ -65,6 +70,7 @@ impl Reader {
             catch_up,
             page_bytes: FIRST_PAGE_BYTES,
             large_page: None,
+            awaited: None,
         }
     }
 
@@ -75,21 +81,24 @@ impl Reader {
 
     /// The size of the next page, in bytes: small if too many readers have large ones.
     fn next_page_bytes(&mut self) -> usize {
-        if self.page_bytes > FIRST_PAGE_BYTES && self.large_page.is_none() {
-            self.large_page = self.try_large_page();
-            if self.large_page.is_none() {
-                self.page_bytes = FIRST_PAGE_BYTES;
-            }
+        if self.page_bytes > FIRST_PAGE_BYTES && !self.try_allow(PAGE_BYTES) {
+            self.page_bytes = FIRST_PAGE_BYTES;
         }
         self.page_bytes
     }
 
-    fn try_large_page(&self) -> Option<LargePagePermit> {
-        let address = match &self.address_permits {
-            Some(permits) => Some(permits.try_large_page()?),
-            None => None,
-        };
-        Some((address, self.permits.try_large_page()?))
+    /// Whether the reader may have a page of `bytes` now.
+    fn try_allow(&mut self, bytes: usize) -> bool {
+        let address = self.address_permits.as_ref();
+        let has_permit =
+            |permit: &LargePagePermit| ReadPermits::allows(address, &self.permits, permit, bytes);
+        if bytes <= FIRST_PAGE_BYTES || self.large_page.as_ref().is_some_and(has_permit) {
+            return true;
+        }
+        // Those who wait for more must not keep what others wait for.
+        self.large_page = None;
+        self.large_page = ReadPermits::try_large_page(address, &self.permits, bytes);
+        self.large_page.is_some()
     }
 
     /// The unread bytes of the feed; `u64::MAX` while the reader catches up.
@@ -107,16 +116,19 @@ impl Reader {
     /// Cancel safe: a page that was being read is read again.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<FeedItem> {
         loop {
+            if let Some(awaited) = &mut self.awaited {
+                self.large_page = ready!(awaited.poll_unpin(cx));
+                self.awaited = None;
+            }
             let max_bytes = self.catch_up.is_some().then(|| self.next_page_bytes());
             if let (Some(catch_up), Some(max_bytes)) = (&mut self.catch_up, max_bytes) {
-                let permit = || {
-                    let address = self.address_permits.as_ref();
-                    if ReadPermits::must_wait(address, &self.permits) {
+                let address = self.address_permits.as_ref();
+                let start = |read| {
+                    ReadPermits::read_page(address, &self.permits, read, || {
                         self.observer.page_read_throttled();
-                    }
-                    ReadPermits::page_read(address, &self.permits)
+                    })
                 };
-                let page = catch_up.poll_page(cx, &self.store, permit, self.log, max_bytes);
+                let page = catch_up.poll_page(cx, &self.store, start, self.log, max_bytes);
                 let page = match ready!(page) {
                     Ok(page) => page,
                     Err(HubError::Damaged) => {
@@ -127,6 +139,17 @@ impl Reader {
                         let reason = self.cursor.close_reason().unwrap_or(CloseReason::Failed);
                         return Poll::Ready(FeedItem::Closed(reason));
                     }
+                };
+                let bytes = page.bytes.len();
+                if !self.try_allow(bytes) {
+                    // One event is so large. It is read again when it may be held.
+                    self.observer.page_read_throttled();
+                    let address = self.address_permits.as_ref();
+                    self.awaited = Some(ReadPermits::large_page(address, &self.permits, bytes).boxed());
+                    continue;
+                }
+                let Some(catch_up) = &mut self.catch_up else {
+                    continue;
                 };
                 if page.events == 0 {
                     return Poll::Ready(FeedItem::Lagged);
@@ -166,11 +189,11 @@ impl CatchUp {
         }
     }
 
-    fn poll_page<P: Future<Output = PageReadPermit> + Send + 'static>(
+    fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
         store: &Arc<dyn Store>,
-        permit: impl FnOnce() -> P,
+        start: impl FnOnce(PageRead) -> PageReading,
         log: LogId,
         max_bytes: usize,
     ) -> Poll<Result<Page, HubError>> {
@@ -180,15 +203,12 @@ impl CatchUp {
             return Poll::Ready(read.map_err(HubError::from));
         }
         let page = self.page.get_or_insert_with(|| {
-            let (store, permit) = (Arc::clone(store), permit());
-            Box::pin(async move {
-                let read = move || read_page(&*store, log, after, upto, max_bytes);
-                Ok(blocking(permit.await, read).await??)
-            })
+            let store = Arc::clone(store);
+            start(Box::new(move || read_page(&*store, log, after, upto, max_bytes)))
         });
-        let read = ready!(page.as_mut().poll(cx));
+        let read = ready!(page.poll_unpin(cx));
         self.page = None;
-        Poll::Ready(read)
+        Poll::Ready(Ok(read??))
     }
 }
 
