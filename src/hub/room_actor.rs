@@ -102,9 +102,10 @@ pub(super) struct RoomActor {
     writers: Arc<RoomWriters>,
     /// The readers to wake after the publications of this iteration.
     woken: WakeQueue,
-    /// Held as long as nobody has asked for the room since the restart: it only finishes what was interrupted, and then does not
-    /// wait to be idle.
+    /// Held until what was interrupted is finished, except that participants may still be lost, or until somebody asks for the room.
     recovery_permit: Option<OwnedSemaphorePermit>,
+    /// Whether nobody has asked for the room since the restart: it only finishes what was interrupted, and does not wait to be idle.
+    is_only_recovered: bool,
     end_proposals: EndProposals,
 }
 
@@ -149,6 +150,7 @@ impl RoomActor {
             handle,
             cursors: HashMap::new(),
             woken: WakeQueue::default(),
+            is_only_recovered: recovery_permit.is_some(),
             recovery_permit,
             end_proposals: EndProposals::new(Instant::now()),
         }
@@ -178,14 +180,17 @@ impl RoomActor {
         loop {
             let interval = self.batch_interval();
             self.coalesce_until(next_batch_due).await;
-            let idle_timeout = match self.recovery_permit {
-                Some(_) => Duration::ZERO,
-                None => IDLE_TIMEOUT,
+            let idle_timeout = if self.is_only_recovered {
+                Duration::ZERO
+            } else {
+                IDLE_TIMEOUT
             };
-            let wake_at = self
-                .sessions
-                .next_grace_deadline()
-                .unwrap_or_else(|| Instant::now() + idle_timeout);
+            let grace_deadline = self.sessions.next_grace_deadline();
+            if grace_deadline.is_some() || !self.is_only_recovered {
+                // Other rooms must not wait for the grace periods here before those of their participants begin.
+                self.recovery_permit = None;
+            }
+            let wake_at = grace_deadline.unwrap_or_else(|| Instant::now() + idle_timeout);
             tokio::select! {
                 biased;
                 is_open = poll_fn(|cx| mailbox.poll_take(cx, &mut requests)) => {
@@ -193,7 +198,7 @@ impl RoomActor {
                         // With a snapshot the room's clock continues exactly where it stops.
                         return self.write_snapshot().await;
                     }
-                    self.recovery_permit = None;
+                    self.is_only_recovered = false;
                 }
                 () = message_ids.limited() => {
                     self.limit_message_ids();
@@ -204,7 +209,7 @@ impl RoomActor {
                         return Ok(());
                     }
                     if self.sessions.next_grace_deadline().is_none() {
-                        self.recovery_permit = None;
+                        self.is_only_recovered = false;
                     }
                 }
             }
@@ -738,24 +743,33 @@ impl Drop for RoomActor {
 mod tests {
     use std::task::Poll;
 
+    use futures_util::FutureExt as _;
     use futures_util::future::join_all;
 
-    use super::super::{Hub, HubError, HubOptions, JoinRequest, RequestMeta, RoomBudgets};
+    use super::super::{
+        FeedItem, Hub, HubError, HubOptions, JoinRequest, MAX_RECOVERING_ROOMS, Reader, RequestMeta,
+        RoomBudgets, StartPosition,
+    };
     use super::*;
     use crate::cluster::hub_fixtures;
     use crate::domain::{
         DEDUP_ENTRY_BYTES, Message, MessageId, Moderation, Name, Post, Rejection, RoomName, Rules, Text,
         Timestamp,
     };
-    use crate::store::{MemoryStore, Retention};
+    use crate::store::{DiskOptions, DiskStore, Durability, MemoryStore, NoObserver, Retention, Store};
     use crate::telemetry::{Metrics, OtlpPipeline, TelemetryObserver};
 
     fn hub(budgets: RoomBudgets) -> Arc<Hub> {
+        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 1_000));
+        hub_of(budgets, store, HubOptions::default().resume_grace)
+    }
+
+    fn hub_of(budgets: RoomBudgets, store: Arc<dyn Store>, resume_grace: Duration) -> Arc<Hub> {
         let metrics = Arc::new(Metrics::new(1, OtlpPipeline::default()));
         let observer = Arc::new(TelemetryObserver::new(metrics, None));
-        let store = Arc::new(MemoryStore::new(Retention::IN_MEMORY, 1_000));
         let options = HubOptions {
             budgets,
+            resume_grace,
             ..HubOptions::default()
         };
         Hub::new(Rules::default(), options, store, &[0; 32], observer)
@@ -772,12 +786,22 @@ mod tests {
         room: &RoomName,
         n: usize,
     ) -> Result<PostOutcome, HubError> {
+        post_text(hub, origin, room, n, "hi").await
+    }
+
+    async fn post_text(
+        hub: &Arc<Hub>,
+        origin: Origin,
+        room: &RoomName,
+        n: usize,
+        text: &str,
+    ) -> Result<PostOutcome, HubError> {
         let post = Post {
             name: Name::try_from("poster").unwrap(),
             origin,
             message: Message {
                 timestamp: Timestamp(0),
-                text: Text::parse("hi", 10),
+                text: Text::parse(text, 100_000),
                 message_id: Some(MessageId::try_from(format!("m{n}").as_str())),
                 trace: None,
             },
@@ -951,5 +975,71 @@ mod tests {
         for room in &victims {
             assert!(is_repeat(&hub, room, 0).await);
         }
+    }
+
+    #[tokio::test]
+    async fn readers_hold_few_events_that_are_larger_than_a_first_page() {
+        let hub = hub(RoomBudgets {
+            // For two pages of 64 KiB.
+            feeds: 4 * 64 * 1024,
+            ..RoomBudgets::default()
+        });
+        let room = RoomName::default();
+        let text = "x".repeat(100_000);
+        let posted = post_text(&hub, Origin::default(), &room, 0, &text).await;
+        posted.unwrap();
+        let subscribe = || hub.subscribe(&room, StartPosition::Last(1), Origin::default());
+        let (mut one, mut other) = (subscribe().await.unwrap(), subscribe().await.unwrap());
+        let is_event = |item: Option<FeedItem>| matches!(item, Some(FeedItem::Events(_)));
+        let next = |reader: &mut Reader| poll_fn(|cx| reader.poll_next(cx)).now_or_never();
+        assert!(is_event(next(&mut one)));
+        assert_eq!(next(&mut other), None);
+        assert_eq!(next(&mut one), None, "its client has accepted the event");
+        assert!(is_event(next(&mut other)));
+    }
+
+    #[tokio::test]
+    async fn after_a_restart_no_room_waits_for_the_grace_periods_of_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = DiskOptions {
+            durability: Durability::Os,
+            retention: Retention::ON_DISK,
+            max_rooms: 1_000,
+            accept_loss: false,
+        };
+        let store = DiskStore::open(&directory.path().join("data"), options, Arc::new(NoObserver));
+        let store: Arc<dyn Store> = Arc::new(store.unwrap());
+        let hub = || {
+            hub_of(
+                RoomBudgets::default(),
+                Arc::clone(&store),
+                Duration::from_secs(3_600),
+            )
+        };
+        let interrupted = hub();
+        let rooms = MAX_RECOVERING_ROOMS + 10;
+        for n in 0..rooms {
+            let mut request = JoinRequest {
+                room: RoomName::try_from(format!("room-{n}").as_str()).unwrap(),
+                ..hub_fixtures::join("Ada")
+            };
+            request.join.is_resumable = true;
+            // As after a crash, nobody notices that the stream is gone.
+            std::mem::forget(
+                interrupted
+                    .join(request, std::time::Instant::now())
+                    .await
+                    .unwrap(),
+            );
+        }
+        let restarted = hub();
+        restarted.recover_unfinished_rooms();
+        tokio::time::timeout(Duration::from_secs(60), async {
+            while restarted.running() < rooms {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
     }
 }
