@@ -1,13 +1,12 @@
 //! A budget of memory that rooms share: when it is exceeded, those that use most give memory back.
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use slab::Slab;
 
-use super::room_writers::RoomWriters;
+use super::room_writers::{RoomWriters, Writers};
 
 /// Something that uses memory and can do with less.
 pub(super) trait Shrink: Send + Sync {
@@ -19,7 +18,8 @@ pub(super) trait Shrink: Send + Sync {
 ///
 /// Whoever exceeds it makes the largest users shrink until at most three quarters of it are used: to the size at which they are equal, while
 /// all others are smaller (max-min fairness). The rooms that clients of one address write to alone have one share together, which is divided
-/// between them in the same way, so that thousands of them take little from the rooms of others. The cost is one look at each user, and
+/// between them in the same way, so that thousands of them take little from the rooms of others. So have the rooms that nobody has written to
+/// since they were loaded, because whoever reads rooms can load thousands. The cost is one look at each user, and
 /// sorting them, for each quarter of the budget that is used.
 ///
 /// Who has up to a fifth more than its share keeps it. Otherwise thousands that have shrunk before would each have to shrink by a little
@@ -38,12 +38,8 @@ struct User<T> {
     writers: Arc<RoomWriters>,
 }
 
-/// Who has a share: a client's address, for all rooms that only its clients write to, or any other room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Holder {
-    Address(IpAddr),
-    Room(usize),
-}
+/// Who has a share: the rooms with the same writers, and each room with several by itself.
+type Holder = (Writers, Option<usize>);
 
 impl<T> FairBudget<T> {
     /// A budget of `limit` bytes.
@@ -82,7 +78,8 @@ impl<T> FairBudget<T> {
         let mut sizes: Vec<(Holder, usize, usize)> = users
             .iter()
             .map(|(key, user)| {
-                let holder = user.writers.only().map_or(Holder::Room(key), Holder::Address);
+                let writers = user.writers.get();
+                let holder = (writers, (writers == Writers::Several).then_some(key));
                 (holder, user.bytes.load(Ordering::Relaxed), key)
             })
             .filter(|(_, size, _)| *size > 0)
@@ -90,6 +87,7 @@ impl<T> FairBudget<T> {
         sizes.sort_unstable();
         let of_holders = || sizes.chunk_by(|(holder, ..), (next, ..)| holder == next);
         let mut totals: Vec<usize> = of_holders().map(total).collect();
+        // With the fifth that is tolerated this is three quarters.
         let share = max_min_share(self.limit / 8 * 5, &mut totals);
         let mut too_large = Vec::new();
         for rooms in of_holders().filter(|rooms| total(rooms) > tolerated(share)) {
@@ -190,13 +188,15 @@ mod tests {
         }
     }
 
-    /// A room that only the client with this number writes to, if there is one.
+    /// A room that only the client with this number writes to, or nobody if it is 0, or several clients if there is none.
     fn room_of(budget: &Arc<FairBudget<Room>>, client: Option<u8>, bytes: usize) -> Arc<Room> {
         let writers = RoomWriters::default();
-        writers.note(Some(&Origin {
-            address: client.map(|client| IpAddr::from([192, 0, 2, client])),
-            ..Origin::default()
-        }));
+        for writer in client.map_or(1..3, |client| client..client + 1) {
+            writers.note(Some(&Origin {
+                address: (writer > 0).then(|| [192, 0, 2, writer].into()),
+                ..Origin::default()
+            }));
+        }
         let room = Arc::new_cyclic(|room: &Weak<Room>| Room {
             used: budget.register(room.clone(), Arc::new(writers)),
         });

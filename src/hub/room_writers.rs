@@ -6,15 +6,19 @@ use parking_lot::Mutex;
 
 use crate::domain::Origin;
 
-/// The addresses from which a room has been written to since it was loaded.
+/// From where a room has been written to since it was loaded.
 #[derive(Debug, Default)]
-pub struct RoomWriters(Mutex<Addresses>);
+pub struct RoomWriters(Mutex<Writers>);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Addresses {
+/// The writers of a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) enum Writers {
+    /// There are none yet.
     #[default]
-    None,
-    One(IpAddr),
+    Nobody,
+    /// All have this address.
+    Address(IpAddr),
+    /// They have several addresses.
     Several,
 }
 
@@ -24,20 +28,16 @@ impl RoomWriters {
         let Some(address) = origin.and_then(|origin| origin.address) else {
             return;
         };
-        let mut addresses = self.0.lock();
-        *addresses = match *addresses {
-            Addresses::None => Addresses::One(address),
-            Addresses::One(only) if only == address => Addresses::One(only),
-            _ => Addresses::Several,
+        let mut writers = self.0.lock();
+        *writers = match *writers {
+            Writers::Nobody => Writers::Address(address),
+            Writers::Address(only) if only == address => Writers::Address(only),
+            _ => Writers::Several,
         };
     }
 
-    /// The address, if it is the only one.
-    pub(super) fn only(&self) -> Option<IpAddr> {
-        match *self.0.lock() {
-            Addresses::One(address) => Some(address),
-            Addresses::None | Addresses::Several => None,
-        }
+    pub(super) fn get(&self) -> Writers {
+        *self.0.lock()
     }
 }
 
@@ -49,20 +49,20 @@ mod tests {
     fn a_room_has_one_writer_until_there_is_another() {
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().ok());
         let writers = RoomWriters::default();
-        assert_eq!(writers.only(), None);
-        for (writer, only) in [
-            (None, None),
-            (one, one),
-            (None, one),
-            (one, one),
-            (other, None),
-            (one, None),
+        let only = Writers::Address(one.unwrap());
+        for (writer, expected) in [
+            (None, Writers::Nobody),
+            (one, only),
+            (None, only),
+            (one, only),
+            (other, Writers::Several),
+            (one, Writers::Several),
         ] {
             writers.note(Some(&Origin {
                 address: writer,
                 ..Origin::default()
             }));
-            assert_eq!(writers.only(), only);
+            assert_eq!(writers.get(), expected);
         }
     }
 }
