@@ -55,7 +55,7 @@ impl JoinOptions {
     }
 
     /// The JOIN message with the Lamport timestamp `timestamp`.
-    pub(super) fn frame(&self, timestamp: i64) -> JoinMsgLeave {
+    pub(super) fn join_message(&self, timestamp: i64) -> JoinMsgLeave {
         let trace = |field: fn(&TraceContext) -> &str| {
             self.trace
                 .as_ref()
@@ -220,7 +220,7 @@ impl SessionState {
         JoinMsgLeave {
             resume: self.cursor.position(),
             session_token: token.cloned().unwrap_or_default(),
-            ..self.join.frame(self.clock.tick())
+            ..self.join.join_message(self.clock.tick())
         }
     }
 

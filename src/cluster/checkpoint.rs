@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::fingerprint::Fingerprint;
 use super::message::LogPosition;
 use super::state_machine::StateMachine;
-use super::state_machine_snapshot::{ReplicatedRoom, RoomStates, StateMachineSnapshot};
+use super::state_machine_snapshot::{ReplicatedRoom, ReplicatedRooms, StateMachineSnapshot};
 use crate::domain::encoding::{self, Encoding, encode_struct};
 use crate::domain::{DecodeError, Epoch, InvalidState, Room, RoomName, RoomState, Sequence, WallTime};
 use crate::hub::RestoredRoom;
@@ -147,7 +147,7 @@ pub(crate) fn write(
     out: impl Write,
     state: StateMachineSnapshot,
     fingerprint: Fingerprint,
-    mut rooms: RoomStates,
+    mut rooms: ReplicatedRooms,
     mut records: impl FnMut(&RoomName, Epoch, Sequence) -> Result<Vec<Record>, CheckpointError>,
 ) -> Result<CheckpointId, CheckpointError> {
     let mut writer = Writer {
@@ -299,7 +299,7 @@ pub(crate) fn read(input: impl Read, len: u64) -> Result<Checkpoint, CheckpointE
         ));
     };
     let FoldSection { fingerprint, state } = encoding::decode(&content)?;
-    let (mut states, mut rooms) = (RoomStates::new(), Vec::<RestoredRoom>::new());
+    let (mut states, mut rooms) = (ReplicatedRooms::new(), Vec::<RestoredRoom>::new());
     loop {
         let (kind, content, hash) = reader.section()?;
         match (kind, rooms.last_mut()) {

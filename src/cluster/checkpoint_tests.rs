@@ -15,7 +15,7 @@ use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::replica::deliver;
 use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine::{Applied, StateMachine};
-use super::state_machine_snapshot::{RoomStates, StateMachineSnapshot};
+use super::state_machine_snapshot::{ReplicatedRooms, StateMachineSnapshot};
 use crate::domain::{
     Attachment, Command, Join, Moderation, Outcome, RoomName, Rules, Say, Sequence, WallTime,
 };
@@ -45,7 +45,7 @@ impl Replica {
         };
         let (submissions, submitted) = mpsc::channel(1_024);
         let hub = Hub::replicated(Rules::default(), options, store, &[0; 32], observer, submissions);
-        hub.resume();
+        hub.end_suspension();
         Self {
             state_machine,
             hub,
@@ -123,7 +123,7 @@ impl Replica {
     async fn write_state(
         &self,
         directory: &Arc<CheckpointDir>,
-        (state, rooms): (StateMachineSnapshot, RoomStates),
+        (state, rooms): (StateMachineSnapshot, ReplicatedRooms),
         ended: EndedRooms,
     ) {
         let (directory, hub) = (Arc::clone(directory), Arc::clone(&self.hub));

@@ -14,7 +14,7 @@ use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
 use super::message::NewestCheckpoint;
 use super::state_machine::StateMachine;
-use super::state_machine_snapshot::{RoomStates, StateMachineSnapshot};
+use super::state_machine_snapshot::{ReplicatedRooms, StateMachineSnapshot};
 use crate::domain::{Epoch, RoomName};
 use crate::hub::Hub;
 
@@ -220,7 +220,7 @@ pub(super) fn write(
     hub: &Hub,
     state: StateMachineSnapshot,
     newest: Fingerprint,
-    rooms: RoomStates,
+    rooms: ReplicatedRooms,
     ended: &EndedRooms,
     reached: Option<oneshot::Sender<()>>,
 ) -> Result<CheckpointId, CheckpointError> {

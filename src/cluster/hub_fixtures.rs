@@ -53,7 +53,7 @@ impl Replicated {
             number: 0,
         };
         replicated.begin().await;
-        replicated.hub.resume();
+        replicated.hub.end_suspension();
         replicated
     }
 

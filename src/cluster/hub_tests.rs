@@ -198,13 +198,13 @@ async fn grace_periods_end_once_and_only_when_the_replica_takes_part() {
         replicated.hub.apply_ordered(&tea(), Vec::new()).await.unwrap();
     }
     assert!(replicated.submitted.try_recv().is_err());
-    replicated.hub.resume();
+    replicated.hub.end_suspension();
     let expired = [replicated.submitted().await, replicated.submitted().await];
     let is_expired = |submission: &Submission| matches!(submission.command, Command::ExpireGrace(_));
     assert!(expired.iter().all(is_expired));
     // They were lost with the incarnation, so they are submitted again.
     replicated.hub.fence().await;
-    replicated.hub.resume();
+    replicated.hub.end_suspension();
     let again = vec![replicated.submitted().await, replicated.submitted().await];
     assert!(again.iter().all(is_expired));
     replicated.order(again).await;

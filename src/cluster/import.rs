@@ -11,7 +11,7 @@ use super::checkpoint_dir::CheckpointDir;
 use super::fingerprint::Fingerprint;
 use super::message::LogPosition;
 use super::rules::FoldVersions;
-use super::state_machine_snapshot::{ReplicatedRoom, RoomStates, StateMachineSnapshot};
+use super::state_machine_snapshot::{ReplicatedRoom, ReplicatedRooms, StateMachineSnapshot};
 use crate::domain::{RoomName, Rules, Sequence};
 use crate::hub;
 use crate::store::{Record, Store, StoreError};
@@ -62,7 +62,7 @@ pub(crate) fn import(
         return Err(ImportError::NotEmpty);
     }
     let at = wall_time();
-    let mut rooms = RoomStates::new();
+    let mut rooms = ReplicatedRooms::new();
     let mut after: Option<RoomName> = None;
     loop {
         let names = store.rooms(after.as_ref(), ROOMS);

@@ -12,7 +12,6 @@
 //!
 //! All of these are pure: no I/O, no clock, no randomness; times arrive with the calls. A `Replica` joins them to NATS and to the hub; it
 //! stops if it cannot decode a message, or decides differently from most others.
-mod admin_client;
 mod bootstrap;
 mod checkpoint;
 mod checkpoint_dir;
@@ -33,6 +32,7 @@ mod import;
 mod membership;
 mod message;
 mod nats;
+mod nats_admin;
 mod observer;
 mod options;
 mod producer;
@@ -45,7 +45,6 @@ mod state_machine_snapshot;
 mod stream_reader;
 mod truncation;
 
-pub(crate) use admin_client::{AdminClient, peers, wrong_config};
 pub(crate) use bootstrap::Bootstrap;
 pub(crate) use checkpoint_dir::{CheckpointDir, read_file};
 pub(crate) use checkpointer::StopRequest;
@@ -53,6 +52,7 @@ pub use credentials::Credentials;
 pub(crate) use export::export;
 pub(crate) use import::{ImportError, Imported, import};
 pub use nats::{NatsError, NatsOptions};
+pub(crate) use nats_admin::{NatsAdmin, peers, wrong_config};
 pub use observer::{IGNORED, Observer, ReplicaStats};
 pub use options::ClusterOptions;
 pub(crate) use replica::{ConnectedReplica, Replica, ReplicaError, SUBMISSIONS};

@@ -47,7 +47,7 @@ const NAME: &str = "setup";
 const DENIAL_DELAY: Duration = Duration::from_millis(200);
 
 /// The connection of an operator.
-pub(crate) struct AdminClient {
+pub(crate) struct NatsAdmin {
     client: Client,
     options: NatsOptions,
     /// What NATS denies to the user of this connection.
@@ -90,7 +90,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) checkpoint: Option<NewestCheckpoint>,
 }
 
-impl AdminClient {
+impl NatsAdmin {
     pub(crate) async fn connect(options: NatsOptions) -> Result<Self, NatsError> {
         let (client, denied) = options.connect_once(NAME).await?;
         Ok(Self {

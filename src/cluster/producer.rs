@@ -52,7 +52,7 @@ pub(crate) struct Producer {
     /// How many batches were sent again since this was last asked for.
     resent: usize,
     last_number: u64,
-    /// When the oldest message that is not committed was last sent; `None` if none was.
+    /// When the timer for sending again was last started; `None` if nothing was sent.
     sent_at: Option<Duration>,
     /// Whether what is not committed must be sent again, although it is not time yet.
     is_resend_asked: bool,

@@ -100,11 +100,11 @@ pub(crate) struct Replica {
     diverged: BTreeSet<LogPosition>,
     /// Times are measured from then.
     started: Instant,
-    /// When something last came from the server.
+    /// When something last came from NATS.
     heard_at: Duration,
     /// When the stream last had what this replica has applied.
     verified_at: Duration,
-    /// When the replica last turned to another server.
+    /// When the replica last turned to another NATS server.
     switched_at: Duration,
     /// Since when the replica writes.
     writing_since: Option<Duration>,
@@ -435,9 +435,9 @@ impl Replica {
         if let Applied::Ignored(why) = applied {
             self.observer.ignored(match why {
                 Ignored::Repeated => IGNORED[0],
-                Ignored::Early(_) => IGNORED[1],
+                Ignored::Gap(_) => IGNORED[1],
                 Ignored::Fenced => IGNORED[2],
-                Ignored::Alive | Ignored::OtherRules | Ignored::Unsupported { .. } | Ignored::Premature => {
+                Ignored::Alive | Ignored::OtherRules | Ignored::Unsupported { .. } | Ignored::NotReady => {
                     IGNORED[3]
                 }
             });
@@ -486,7 +486,7 @@ impl Replica {
                     version, "the replicas decide by this version from now on"
                 );
             }
-            Applied::Ignored(Ignored::Early(incarnation)) if own == Some(incarnation) => {
+            Applied::Ignored(Ignored::Gap(incarnation)) if own == Some(incarnation) => {
                 self.producer.resend();
             }
             Applied::Ignored(why) if own.is_none() && nonce == Some(self.producer.nonce()) => match why {
@@ -556,7 +556,7 @@ impl Replica {
     async fn write(&mut self) {
         let (now, at) = (self.now(), wall_time());
         self.notice_reconnect();
-        // A question without a connection would be waited for.
+        // A request without a connection would only time out.
         if self.stream.is_connected()
             && let Some(position) = self.stream_reader.poll_fetch(now)
         {
@@ -656,7 +656,7 @@ impl Replica {
             .send_if_modified(|before| std::mem::replace(before, view) != view);
         let takes_part = self.writing_since.is_some() && self.producer.incarnation().is_some();
         if takes_part && silence < CUT_OFF {
-            self.hub.resume();
+            self.hub.end_suspension();
         } else if silence > LEASE {
             self.hub.suspend();
         }

@@ -525,7 +525,7 @@ impl Simulation {
             }
             Applied::Activated(_) => {}
             Applied::Ignored(why) => {
-                if let Ignored::Early(incarnation) = why
+                if let Ignored::Gap(incarnation) = why
                     && is_own(incarnation)
                 {
                     replica.producer.resend();
@@ -974,7 +974,7 @@ fn replicas_decide_alike_and_nothing_is_lost_or_comes_twice() {
         lost > 0 && ended > 6 && too_late > 0 && restored > SEEDS,
         "{lost} {ended} {too_late} {restored}"
     );
-    for why in ["Repeated", "Early", "Fenced"] {
+    for why in ["Repeated", "Gap", "Fenced"] {
         assert!(ignored.contains_key(why), "{why}: {ignored:?}");
     }
 }

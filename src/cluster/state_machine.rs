@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::message::{Content, LogPosition, Message, RoomCommand};
 use super::rules::{ClusterRules, FoldVersions};
 use super::state_machine_snapshot::{
-    AttachmentState, EndState, IncarnationState, ReplicatedRoom, RoomStates, StateMachineSnapshot,
+    AttachmentState, EndState, IncarnationState, ReplicatedRoom, ReplicatedRooms, StateMachineSnapshot,
 };
 use crate::domain::{
     Attachment, Command, End, EndStage, Epoch, EventKind, Outcome, ParticipantId, Room, RoomName, Rules,
@@ -50,7 +50,7 @@ pub(crate) struct StateMachine {
     supported: FoldVersions,
     version: u64,
     /// Shared with the states that were taken, until they change.
-    rooms: RoomStates,
+    rooms: ReplicatedRooms,
     newest_epoch: Option<Epoch>,
     /// The live ones.
     incarnations: BTreeMap<LogPosition, Incarnation>,
@@ -136,7 +136,7 @@ pub(crate) enum Ignored {
     /// The message was applied before.
     Repeated,
     /// A batch of this incarnation before it is missing. It must be sent again, with all that follow.
-    Early(LogPosition),
+    Gap(LogPosition),
     /// Its incarnation has been fenced, or never existed.
     Fenced,
     /// Who is to be fenced has written since.
@@ -146,7 +146,7 @@ pub(crate) enum Ignored {
     /// The replica does not support the version of the fold that is active.
     Unsupported { active: u64 },
     /// Not all replicas support the version that is to be activated.
-    Premature,
+    NotReady,
 }
 
 /// What a room has made of a command.
@@ -200,7 +200,7 @@ impl StateMachine {
             digest: 0,
             digests: VecDeque::new(),
             rules: None,
-            rooms: RoomStates::new(),
+            rooms: ReplicatedRooms::new(),
             newest_epoch: None,
             incarnations: BTreeMap::new(),
             attachments: BTreeMap::new(),
@@ -210,7 +210,7 @@ impl StateMachine {
 
     /// All that later decisions depend on. Takes no time for what is in the rooms: they are copied when they change while somebody has
     /// them.
-    pub(crate) fn state(&self) -> (StateMachineSnapshot, RoomStates) {
+    pub(crate) fn state(&self) -> (StateMachineSnapshot, ReplicatedRooms) {
         let Self {
             applied,
             digest,
@@ -268,7 +268,7 @@ impl StateMachine {
     }
 
     /// The state machine with this state, which decides as the one whose state it is.
-    pub(crate) fn from_state(state: StateMachineSnapshot, rooms: RoomStates) -> Self {
+    pub(crate) fn from_state(state: StateMachineSnapshot, rooms: ReplicatedRooms) -> Self {
         let StateMachineSnapshot {
             applied,
             digest,
@@ -434,7 +434,7 @@ impl StateMachine {
         }
         let is_supported = |incarnation: &Incarnation| incarnation.supported.contains(version);
         if self.incarnations.is_empty() || !self.incarnations.values().all(is_supported) {
-            return Applied::Ignored(Ignored::Premature);
+            return Applied::Ignored(Ignored::NotReady);
         }
         self.version = version;
         Applied::Activated(version)
@@ -513,7 +513,7 @@ impl StateMachine {
             return Applied::Ignored(Ignored::Repeated);
         }
         if number != writer.last_number + 1 {
-            return Applied::Ignored(Ignored::Early(incarnation));
+            return Applied::Ignored(Ignored::Gap(incarnation));
         }
         writer.last_number = number;
         let decide = |command: RoomCommand| {

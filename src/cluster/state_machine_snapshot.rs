@@ -60,7 +60,7 @@ pub(crate) struct ReplicatedRoom {
 }
 
 /// The rooms of the command log at one position.
-pub(crate) type RoomStates = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
+pub(crate) type ReplicatedRooms = BTreeMap<RoomName, Arc<ReplicatedRoom>>;
 
 encode_struct! {
     StateMachineSnapshot { applied, digest, digests, rules, version, newest_epoch, incarnations, attachments, ends }

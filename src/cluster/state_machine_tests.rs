@@ -262,7 +262,7 @@ fn a_version_is_activated_once_all_that_live_support_it() {
     let (old, _new) = (order.begin(), order.hello(rules(), V2));
     assert_eq!(order.state_machine.next_version(), None);
     let premature = order.apply(Content::Activate { version: 2 });
-    assert!(matches!(premature, Applied::Ignored(Ignored::Premature)));
+    assert!(matches!(premature, Applied::Ignored(Ignored::NotReady)));
     let seen = order.state_machine.incarnations[&old].seen;
     order.apply(Content::Fence {
         incarnation: old,

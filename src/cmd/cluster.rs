@@ -16,7 +16,7 @@ use super::stderr::note;
 use super::table::{Align, lines};
 use super::{Failure, client_runtime};
 use crate::cluster::{
-    AdminClient, CheckpointDir, Credentials, ImportError, Imported, NatsError, NatsOptions, export, import,
+    CheckpointDir, Credentials, ImportError, Imported, NatsAdmin, NatsError, NatsOptions, export, import,
     peers, read_file, wrong_config,
 };
 use crate::domain::Rules;
@@ -294,7 +294,7 @@ fn wrong_stream(stream: &Value, replicas: u64, monitored: &[Monitored]) -> Vec<S
 }
 
 async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failure> {
-    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
+    let admin = NatsAdmin::connect(nats.tls.options(nats.cluster)).await?;
     let mut wrong = Vec::new();
     for (address, server) in admin.servers().await {
         match server {
@@ -326,7 +326,7 @@ async fn init(nats: NatsArgs, replicas: u64, max_bytes: u64) -> Result<(), Failu
 }
 
 async fn status(nats: NatsArgs) -> Result<(), Failure> {
-    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
+    let admin = NatsAdmin::connect(nats.tls.options(nats.cluster)).await?;
     let mut wrong = Vec::new();
     let mut rows = vec![["NATS SERVER", "NAME", "VERSION", ""].map(str::to_owned)];
     for (address, server) in admin.servers().await {
@@ -406,7 +406,7 @@ async fn import_rooms(
     rules: Rules,
     retain_bytes: u64,
 ) -> Result<(), Failure> {
-    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
+    let admin = NatsAdmin::connect(nats.tls.options(nats.cluster)).await?;
     let Some(stream) = admin.stream().await? else {
         return Err(Failure::NotFound(
             "there is no stream; run `chitchat cluster init`".into(),
@@ -459,7 +459,7 @@ async fn export_rooms(replica: &Path, server: &Path) -> Result<(), Failure> {
 }
 
 async fn truncate(nats: NatsArgs, keep: Duration) -> Result<(), Failure> {
-    let admin = AdminClient::connect(nats.tls.options(nats.cluster)).await?;
+    let admin = NatsAdmin::connect(nats.tls.options(nats.cluster)).await?;
     let Some(stream) = admin.stream().await? else {
         return Err(Failure::NotFound(
             "there is no stream; run `chitchat cluster init`".into(),

@@ -69,7 +69,7 @@ enum ModerateSubcommand {
     },
     /// Let nobody join or send messages; participants and readers stay
     Close(RoomCall),
-    /// End what close has begun
+    /// Reopen a closed room
     Reopen(RoomCall),
     /// Delete the room with all its messages and bans
     Delete(RoomCall),

@@ -53,7 +53,7 @@ pub struct Room {
     bans: Bans,
     is_closed: bool,
     is_gone: bool,
-    /// Whether the newest snapshot does not have the bans, or whether the room is closed.
+    /// Whether the newest snapshot lacks the current bans, or that the room is closed.
     is_moderation_unsaved: bool,
 }
 

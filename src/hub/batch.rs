@@ -60,7 +60,7 @@ pub(super) enum Effect {
     },
     /// A participant's stream starts.
     Attach { info: JoinInfo, reply: Reply<Member> },
-    /// A subscriber's stream starts, with the event after `after`.
+    /// The stream of a `Subscribe` call starts, with the event after `after`.
     Subscribe {
         after: Sequence,
         origin: Origin,

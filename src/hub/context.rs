@@ -25,9 +25,9 @@ pub(super) struct HubContext {
     pub(super) wake_permits: Arc<WakePermits>,
     pub(super) observer: Arc<dyn Observer>,
     /// What the feeds of all rooms hold.
-    pub(super) feed_bytes: Arc<FairBudget<Feed>>,
+    pub(super) feed_budget: Arc<FairBudget<Feed>>,
     /// What the message ids take that all rooms remember.
-    pub(super) message_id_bytes: Arc<FairBudget<MessageIdUse>>,
+    pub(super) message_id_budget: Arc<FairBudget<MessageIdUse>>,
     /// The actors of the rooms, and what they spawn.
     pub(super) tasks: TaskTracker,
     /// The order of all replicas, if there are several.

@@ -112,7 +112,7 @@ struct Slot {
     close: Option<Close>,
     /// The last event that was read.
     position: Sequence,
-    /// Whose the cursor is, unless it is a participant's.
+    /// Who reads, if it is not a participant.
     reader: Origin,
     waker: Option<Waker>,
     /// The index in `parked`.

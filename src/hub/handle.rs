@@ -244,7 +244,7 @@ impl RoomHandle {
     }
 
     /// Whether nothing can be sent to it any more because nobody needed it.
-    pub(super) fn is_unloaded(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.ordered.as_ref().is_some_and(OrderedQueue::is_closed)
     }
 

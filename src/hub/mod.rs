@@ -190,8 +190,8 @@ impl Hub {
                 read_permits: ReadPermits::of_all(options.budgets.feeds),
                 wake_permits: Arc::default(),
                 observer,
-                feed_bytes: Arc::new(FairBudget::new(options.budgets.feeds)),
-                message_id_bytes: Arc::new(FairBudget::new(options.budgets.message_ids)),
+                feed_budget: Arc::new(FairBudget::new(options.budgets.feeds)),
+                message_id_budget: Arc::new(FairBudget::new(options.budgets.message_ids)),
                 tasks: TaskTracker::new(),
             },
             registry: Arc::new(Registry::new(options.budgets.mailboxes, is_replicated)),
@@ -269,7 +269,7 @@ impl Hub {
         let mut item = OrderedItem::Commands(commands);
         loop {
             // While the hub drains, the rooms that run go on.
-            let handle = match self.registry.get(room).filter(|room| !room.is_unloaded()) {
+            let handle = match self.registry.get(room).filter(|room| !room.is_closed()) {
                 Some(handle) => Ok(handle),
                 None => self.get_or_start(room),
             };
@@ -283,7 +283,7 @@ impl Hub {
             };
             match ordered.send(item).await {
                 Ok(()) => return Ok(()),
-                Err(unsent) if handle.is_unloaded() => item = unsent,
+                Err(unsent) if handle.is_closed() => item = unsent,
                 // A room that has finished while the hub drains has no clients left.
                 Err(_) if self.registry.is_draining() => return Ok(()),
                 Err(_) => return Err(HubError::Failed),
@@ -334,7 +334,7 @@ impl Hub {
         store.records(log?.id, Sequence::ZERO, usize::MAX).ok()
     }
 
-    /// Ends all streams and calls, and rejects new ones until [`Hub::resume`], because it is unknown what the other replicas do.
+    /// Ends all streams and calls, and rejects new ones until [`Hub::end_suspension`], because it is unknown what the other replicas do.
     pub(crate) fn suspend(&self) {
         if let Some(replication) = &self.context.replication {
             replication.status.send_if_modified(|status| {
@@ -395,7 +395,7 @@ impl Hub {
     }
 
     /// Accepts calls again.
-    pub(crate) fn resume(&self) {
+    pub(crate) fn end_suspension(&self) {
         if let Some(replication) = &self.context.replication {
             replication
                 .status

@@ -38,17 +38,14 @@ pub(crate) struct ReadPermits {
 }
 
 impl ReadPermits {
-    /// Of all readers. Their large pages take half as much as the feeds of all rooms, which take `feed_bytes`.
-    pub(super) fn of_all(feed_bytes: usize) -> Self {
-        Self::new(MAX_PAGE_READS, max_large_pages(feed_bytes))
+    /// Of all readers. Their large pages take half as much as the feeds of all rooms, which take `feeds` bytes.
+    pub(super) fn of_all(feeds: usize) -> Self {
+        Self::new(MAX_PAGE_READS, max_large_pages(feeds))
     }
 
     /// Of the readers of one address.
-    pub(super) fn of_address(feed_bytes: usize) -> Self {
-        Self::new(
-            PAGE_READS_PER_ADDRESS,
-            per_address(max_large_pages(feed_bytes)).max(1),
-        )
+    pub(super) fn of_address(feeds: usize) -> Self {
+        Self::new(PAGE_READS_PER_ADDRESS, per_address(max_large_pages(feeds)).max(1))
     }
 
     fn new(page_reads: usize, large_pages: usize) -> Self {
@@ -134,8 +131,8 @@ impl ReadPermits {
     }
 }
 
-fn max_large_pages(feed_bytes: usize) -> usize {
-    (feed_bytes / (2 * PAGE_BYTES)).max(1)
+fn max_large_pages(feeds: usize) -> usize {
+    (feeds / (2 * PAGE_BYTES)).max(1)
 }
 
 #[cfg(test)]

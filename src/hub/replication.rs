@@ -49,8 +49,7 @@ pub(crate) struct OrderedCommand {
 /// What a room reads from the command log.
 pub(super) enum OrderedItem {
     Commands(Vec<OrderedCommand>),
-    /// The replica was fenced, and this generation begins. A submission of an earlier one that has not been read before this item will never
-    /// be.
+    /// The replica was fenced, and this generation begins. What an earlier generation submitted and was not read before this item is lost.
     Fenced(u64),
     /// The rules for the commands that follow.
     Rules(Rules),

@@ -144,7 +144,7 @@ impl RoomActor {
                 context.options.retain_age,
             ),
             sessions: RoomSessions::new(room, &log, context.clone(), Arc::clone(&handle)),
-            message_ids: MessageIdUse::new(&context.message_id_bytes, Arc::clone(&writers)),
+            message_ids: MessageIdUse::new(&context.message_id_budget, Arc::clone(&writers)),
             writers,
             context,
             handle,
@@ -316,7 +316,7 @@ impl RoomActor {
                         self.sessions.expire_grace(wall_time());
                         self.propose_end(&replication);
                     }
-                    if is_open && is_due && self.unload(&mut ordered) {
+                    if is_open && is_due && self.close_if_idle(&mut ordered) {
                         return self.context.store.delete_log(self.log).await;
                     }
                 }
@@ -353,7 +353,7 @@ impl RoomActor {
 
     /// Closes the mailbox and the queue of a room that does not exist, unless something is in them or on its way. What comes next begins
     /// another actor.
-    fn unload(&mut self, receiver: &mut mpsc::Receiver<OrderedItem>) -> bool {
+    fn close_if_idle(&mut self, receiver: &mut mpsc::Receiver<OrderedItem>) -> bool {
         let is_idle = self.room().last() == Sequence::ZERO
             && self.handle.name != RoomName::default()
             && self.feed.cursor_count() == 0
@@ -675,7 +675,7 @@ fn new_feed(context: &HubContext, last: Sequence, writers: &Arc<RoomWriters>) ->
         context.options.feed_bytes,
         last,
         observer,
-        &context.feed_bytes,
+        &context.feed_budget,
         writers,
     )
 }

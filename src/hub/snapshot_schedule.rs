@@ -10,7 +10,7 @@ use crate::domain::{Room, Sequence};
 /// is more, because a snapshot lists them all.
 const SNAPSHOT_EVERY_EVENTS: u64 = 10_000;
 
-/// Roughly the size of a participant in a snapshot, times four.
+/// How many bytes of the log per participant make a snapshot due: four times a participant's size in a snapshot.
 const PARTICIPANT_BYTES: u64 = 256;
 
 /// Decides when a room's next snapshot is due.

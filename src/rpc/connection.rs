@@ -109,7 +109,7 @@ const MAX_REPEATED_LEN: usize = 16;
 /// Maximum length of a path that is kept, in bytes: longer than that of any method.
 const MAX_PATH_LEN: usize = 128;
 
-/// Drops the other headers, and all of the address but the path. Hundreds of short headers fit into [`MAX_HEADER_LIST_SIZE`], and take 84 KB
+/// Drops the other headers, and all of the URI but the path. Hundreds of short headers fit into [`MAX_HEADER_LIST_SIZE`], and take 84 KB
 /// as long as the request waits for its turn or for its body. Two values of each header are kept, so that one that must not be repeated is
 /// noticed.
 fn keep_known_headers<B>(request: &mut Request<B>) {

@@ -349,7 +349,7 @@ impl Catalog {
             &LogSummary { records, metadata },
             Some((header, body)),
         )?;
-        if records.records > 0 && self.logs.contains_key(&header.log) {
+        if records.count > 0 && self.logs.contains_key(&header.log) {
             self.events += u64::from(header.events);
             self.resize(header.log, |bytes| bytes + u64::from(records.bytes));
         } else {
@@ -385,7 +385,7 @@ impl Catalog {
             self.orphans.insert(log);
             return Ok(());
         };
-        if records.records > 0 {
+        if records.count > 0 {
             state.extend(segment, records);
             state.status = metadata.status;
         }
@@ -640,7 +640,7 @@ impl Catalog {
             Some(_) => segment.log(log).copied(),
             None => self.active.get(&log).map(|index| index.records(log, 0)),
         };
-        records.filter(|records| records.records > 0)
+        records.filter(|records| records.count > 0)
     }
 
     /// Whether the segment has only records of `log` before `next`.

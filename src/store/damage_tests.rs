@@ -415,9 +415,9 @@ async fn a_segment_that_may_not_have_been_sealed_durably_is_written_again() {
     let data = stored().await;
     let directory = Directory::lock(&data.path).unwrap();
     let loaded = Loaded::load(&directory, true, false).unwrap();
-    Segment::create(&directory.log(), loaded.catalog.header(2), 1 << 20, 1 << 20).unwrap();
+    Segment::create(&directory.journal(), loaded.catalog.header(2), 1 << 20, 1 << 20).unwrap();
     let newest = loaded.catalog.newest().unwrap();
-    Operation::take(&directory.log());
+    Operation::take(&directory.journal());
     let sealed = newest.seal(loaded.end, &loaded.catalog.active).unwrap();
     // A trailer that is durable alone would refer to an index that is not there.
     let trailer_at = sealed.len - 32;
@@ -428,7 +428,7 @@ async fn a_segment_that_may_not_have_been_sealed_durably_is_written_again() {
         Operation::Sync,
     ];
     assert_eq!(
-        Operation::take(&directory.log()),
+        Operation::take(&directory.journal()),
         expected.map(|operation| (1, operation))
     );
     drop(directory);

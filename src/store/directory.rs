@@ -66,7 +66,7 @@ impl Directory {
         if directory.read_format()?.is_none() {
             directory.write_format().map_err(&cannot)?;
         }
-        directory.create_log().map_err(&cannot)?;
+        directory.create_journal().map_err(&cannot)?;
         Ok(directory)
     }
 
@@ -87,9 +87,9 @@ impl Directory {
         })
     }
 
-    pub(super) fn create_log(&self) -> io::Result<()> {
-        create_private(&self.log())?;
-        sync_parent(&self.log())
+    pub(super) fn create_journal(&self) -> io::Result<()> {
+        create_private(&self.journal())?;
+        sync_parent(&self.journal())
     }
 
     pub(super) fn write_format(&self) -> io::Result<()> {
@@ -133,7 +133,7 @@ impl Directory {
     }
 
     /// The directory of the segments.
-    pub(super) fn log(&self) -> PathBuf {
+    pub(super) fn journal(&self) -> PathBuf {
         self.path.join("log")
     }
 
@@ -168,7 +168,7 @@ impl Directory {
                 io::Error::new(ErrorKind::InvalidData, "its file `secret` is damaged; remove it")
             });
         }
-        if !segment_numbers(&self.log())?.is_empty() {
+        if !segment_numbers(&self.journal())?.is_empty() {
             warn!(
                 event = "secret_missing",
                 "the file `secret` is missing; session tokens issued earlier are invalid"

@@ -67,7 +67,7 @@ impl DiskStore {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, StoreError> {
         let directory = Directory::create_empty(path)?;
-        directory.create_log().map_err(cannot_use(path))?;
+        directory.create_journal().map_err(cannot_use(path))?;
         Self::open_in(directory, options, observer)
     }
 
@@ -92,7 +92,7 @@ impl DiskStore {
         if loaded.catalog.newest().is_none() {
             let header = loaded.catalog.header(1);
             let (len, min_len) = options.segment_len(0);
-            let segment = Segment::create(&directory.log(), header, len, min_len).map_err(&cannot)?;
+            let segment = Segment::create(&directory.journal(), header, len, min_len).map_err(&cannot)?;
             loaded.catalog.add_segment(segment);
         }
         let torn_bytes = loaded.torn_bytes;
@@ -107,7 +107,7 @@ impl DiskStore {
         let compactor_thread = Compactor {
             handle: Arc::clone(&compactor),
             catalog: Arc::clone(&catalog),
-            directory: directory.log(),
+            directory: directory.journal(),
             segment_len: options.segment_len(0).0.into(),
             durability: options.durability,
             observer,

@@ -799,7 +799,7 @@ async fn an_occupied_room_whose_records_are_all_gone_is_still_occupied_after_a_r
     let has_records = || {
         let catalog = store.catalog.lock();
         let mut sealed = catalog.segments.values().map(|state| &state.segment);
-        sealed.any(|segment| segment.log(tea).is_some_and(|records| records.records > 0))
+        sealed.any(|segment| segment.log(tea).is_some_and(|records| records.count > 0))
     };
     until("the record remains", || !has_records()).await;
     drop(store);

@@ -51,7 +51,7 @@ impl Loaded {
     ) -> Result<Self, StoreError> {
         let cannot = cannot_use(directory.path());
         let watermark = directory.read_watermark().map_err(&cannot)?;
-        let (mut segments, leftovers) = open_segments(&directory.log(), watermark, is_writable)?;
+        let (mut segments, leftovers) = open_segments(&directory.journal(), watermark, is_writable)?;
         let mut loaded = Self {
             catalog: Catalog::new(accepts_loss),
             end: SEGMENT_HEADER_LEN,
@@ -141,7 +141,7 @@ impl Loaded {
 
     /// Removes files that the journal does not consist of any more, and what is torn.
     pub(super) fn clean_up(&self, directory: &Directory) -> std::io::Result<()> {
-        let log = directory.log();
+        let log = directory.journal();
         for entry in fs::read_dir(&log)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "new") {

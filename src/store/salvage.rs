@@ -84,7 +84,7 @@ impl Repairs {
                 }
                 if !loaded.catalog.orphans().is_empty() {
                     return Err(StoreError::Damaged {
-                        path: directory.log(),
+                        path: directory.journal(),
                         offset: 0,
                         why: "it has records of a room whose creation is missing".into(),
                     });
@@ -181,7 +181,7 @@ fn salvage(
     unsynced: Option<BootId>,
     options: &DiskOptions,
 ) -> Result<(), StoreError> {
-    let log = directory.log();
+    let log = directory.journal();
     let mut sources: Vec<Segment> = Vec::new();
     for number in segment_numbers(&log).map_err(cannot_use(&log))? {
         if sources
@@ -261,7 +261,7 @@ fn rewrite(
     for entry in entries() {
         ranges.entry(entry.header.log).or_default().add(&entry.header);
     }
-    let mut replacement = Replacement::create(&directory.log(), header)?;
+    let mut replacement = Replacement::create(&directory.journal(), header)?;
     for entry in entries() {
         if ranges
             .get(&entry.header.log)

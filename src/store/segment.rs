@@ -206,7 +206,7 @@ impl Segment {
     /// The size of the entries of a sealed segment, in bytes, with the index entries of the records.
     pub(super) fn entries_size(&self) -> u64 {
         let Some(sealed) = &self.sealed else { return 0 };
-        let records: u64 = sealed.logs.iter().map(|records| u64::from(records.records)).sum();
+        let records: u64 = sealed.logs.iter().map(|records| u64::from(records.count)).sum();
         u64::from(sealed.data_end - SEGMENT_HEADER_LEN) + records * u64::from(INDEX_ENTRY_LEN)
     }
 
@@ -286,8 +286,8 @@ impl Segment {
     /// Reads and checks all index entries, as [`verify`](Self::verify).
     pub(super) fn verify_index(&self) -> Result<(), StoreError> {
         for records in self.sealed.iter().flat_map(|sealed| &sealed.logs) {
-            for from in (0..records.records).step_by(READ_INDEX_ENTRIES as usize) {
-                self.read_index_entries(records, from, (records.records - from).min(READ_INDEX_ENTRIES))?;
+            for from in (0..records.count).step_by(READ_INDEX_ENTRIES as usize) {
+                self.read_index_entries(records, from, (records.count - from).min(READ_INDEX_ENTRIES))?;
             }
         }
         Ok(())
@@ -470,7 +470,7 @@ impl Segment {
         let Some(records) = self.log(log) else {
             return Ok(Vec::new());
         };
-        let (mut low, mut high) = (0, records.records);
+        let (mut low, mut high) = (0, records.count);
         // The first entry after `next`: all before `low` are not, all from `high` are.
         while low < high {
             let middle = u32::midpoint(low, high);
@@ -485,7 +485,7 @@ impl Segment {
             }
         }
         let from = low.saturating_sub(1);
-        self.read_index_entries(records, from, (records.records - from).min(READ_INDEX_ENTRIES))
+        self.read_index_entries(records, from, (records.count - from).min(READ_INDEX_ENTRIES))
     }
 
     fn read_index_entries(

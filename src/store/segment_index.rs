@@ -50,7 +50,7 @@ pub(super) struct LogRecords {
     pub(super) log: LogId,
     /// How many index entries are before the log's first.
     pub(super) index_at: u32,
-    pub(super) records: u32,
+    pub(super) count: u32,
     /// The size of the records, in bytes, with their index entries.
     pub(super) bytes: u32,
     pub(super) first: Sequence,
@@ -185,7 +185,7 @@ impl LogIndex {
         LogRecords {
             log,
             index_at,
-            records: u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
+            count: u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
             bytes: u32::try_from(self.bytes).unwrap_or(u32::MAX),
             first: self
                 .entries
@@ -205,7 +205,7 @@ impl LogIndex {
         bytes.put_u8(metadata.status.to_bits());
         bytes.put_u8(metadata.is_deleted.into());
         bytes.put_u32(records.index_at);
-        bytes.put_u32(records.records);
+        bytes.put_u32(records.count);
         bytes.put_u32(records.bytes);
         bytes.put_u64(records.first.get());
         bytes.put_u64(records.last.get());
@@ -233,7 +233,7 @@ impl LogRecords {
         Self {
             log: header.log,
             index_at: 0,
-            records: is_record.into(),
+            count: is_record.into(),
             bytes: u32::try_from(indexed.cost()).unwrap_or(u32::MAX),
             first: indexed.first,
             last: header.last(),
@@ -268,7 +268,7 @@ pub(super) fn decode_summary(bytes: &mut Bytes, segment: u32) -> LogSummary {
     let records = LogRecords {
         log,
         index_at: bytes.get_u32(),
-        records: bytes.get_u32(),
+        count: bytes.get_u32(),
         bytes: bytes.get_u32(),
         first: Sequence::new(bytes.get_u64()),
         last: Sequence::new(bytes.get_u64()),

@@ -86,9 +86,9 @@ struct ParticipantProto {
     #[prost(string, tag = "2")]
     name: String,
     #[prost(int64, tag = "3")]
-    joined: i64,
+    join_time: i64,
     #[prost(uint64, tag = "4")]
-    since: u64,
+    join_sequence: u64,
     #[prost(bool, tag = "5")]
     is_resumable: bool,
 }
@@ -113,8 +113,8 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> EncodedSnapshot {
         .map(|(id, participant)| ParticipantProto {
             id: id.get(),
             name: participant.name.to_string(),
-            joined: participant.join_time.get(),
-            since: participant.join_sequence.get(),
+            join_time: participant.join_time.get(),
+            join_sequence: participant.join_sequence.get(),
             is_resumable: participant.is_resumable,
         });
     let proto = SnapshotProto {
@@ -146,14 +146,14 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, StoreError> {
             let ParticipantProto {
                 id,
                 name,
-                joined,
-                since,
+                join_time,
+                join_sequence,
                 is_resumable,
             } = participant;
             let participant = Participant {
                 name: Name::from_stored(&name)?,
-                join_time: LamportTime::from_wire(joined)?,
-                join_sequence: Sequence::new(since),
+                join_time: LamportTime::from_wire(join_time)?,
+                join_sequence: Sequence::new(join_sequence),
                 is_resumable,
             };
             Some((ParticipantId::from_wire(id)?, participant))

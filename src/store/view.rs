@@ -214,12 +214,12 @@ impl StoreView {
 
     /// Copies the segments of this view. Returns false if one of them has been replaced meanwhile.
     fn copy_segments(&self, copy: &Directory) -> io::Result<bool> {
-        none_if_missing(fs::remove_dir_all(copy.log()))?;
-        copy.create_log()?;
+        none_if_missing(fs::remove_dir_all(copy.journal()))?;
+        copy.create_journal()?;
         let catalog = self.catalog.lock();
         for state in catalog.segments.values() {
             let segment = &state.segment;
-            let target = copy.log().join(segment.path.file_name().unwrap_or_default());
+            let target = copy.journal().join(segment.path.file_name().unwrap_or_default());
             if segment.sealed.is_none() {
                 let bytes = segment.read(0, self.end).map_err(io::Error::other)?;
                 write_atomically(&target, &bytes)?;
@@ -238,7 +238,7 @@ impl StoreView {
                 Err(_) => write_atomically(&target, &segment.read_file().map_err(io::Error::other)?)?,
             }
         }
-        File::open(copy.log())?.sync_all()?;
+        File::open(copy.journal())?.sync_all()?;
         Ok(true)
     }
 }

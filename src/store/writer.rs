@@ -65,9 +65,8 @@ struct Completion {
 }
 
 /// The results of changes whose futures wait for them. Dropping it sends them.
-///
-/// The writer's thread sends only one result of a commit, with the others: the task that it wakes drops those. A runtime whose workers are
-/// busy takes up tasks that another thread has woken one by one, each after several others.
+/// The writer's thread sends only one result of a commit, with the others: the task that it wakes drops those. Busy workers take tasks from the
+/// runtime's global queue one by one, each after several others.
 #[derive(Default)]
 struct Completions(Vec<(oneshot::Sender<Completion>, Result<(), StoreError>)>);
 
@@ -540,7 +539,7 @@ impl JournalWriter {
             (catalog.header(number), Arc::clone(&catalog.active))
         };
         let (len, min_len) = self.options.segment_len(size);
-        let rolled = Segment::create(&self.directory.log(), header, len, min_len)
+        let rolled = Segment::create(&self.directory.journal(), header, len, min_len)
             .and_then(|next| Ok((next, self.active.seal(self.end, &index)?)));
         let (next, sealed) = rolled.map_err(|error| self.describe_failure(&error))?;
         drop(index);

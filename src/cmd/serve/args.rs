@@ -195,8 +195,8 @@ pub struct Args {
     )]
     checkpoint_interval: Duration,
 
-    /// Minimum time to keep messages in the stream of NATS that the checkpoints of two replicas contain; ignored while the stream is more
-    /// than three quarters full
+    /// Minimum time to keep messages of the NATS stream that two replicas have in checkpoints; ignored while the stream is more than three
+    /// quarters full
     #[arg(
         long,
         env = "CHITCHAT_CLUSTER_KEEP",

@@ -30,8 +30,8 @@ const EVENT_INTERVAL: u32 = 16;
 /// sockets may be ready whose connections wait for a turn, and with 16 events each second look, others would wait behind those for 100 ms.
 const MAX_IO_EVENTS: usize = 64;
 
-/// Each how many turns a worker first looks for tasks that other threads have woken, such as a room whose events the store's writer has made
-/// durable, before its own. By itself Tokio adapts it to how long turns take, up to 127.
+/// After how many polls a worker looks at the global queue before its own. Tasks that other threads wake are there, such as a room whose
+/// events the store's writer has made durable. By default Tokio adapts this number to how long polls take, up to 127.
 const GLOBAL_QUEUE_INTERVAL: u32 = 2;
 
 /// Runs a server until a signal stops it and it has drained. Must not be called within a Tokio runtime. A second signal

@@ -233,16 +233,16 @@ impl Server {
         let (listen, admin) = (self.local_addr, self.admin_addr);
         info!(event = "serving", %listen, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
         let serving = tokio::spawn(self.listener.serve(routes, draining.clone(), abort.clone()));
-        let replica = CancellationToken::new();
+        let replica_stopped = CancellationToken::new();
         let mut replica_ended = None;
         let mut stop_replica = None;
-        if let Some(((member, subscriptions, mut ready), submitted)) = self.cluster {
-            let stopping = replica.clone();
+        if let Some(((replica, subscriptions, mut ready), submitted)) = self.cluster {
+            let stopping = replica_stopped.clone();
             let (stop, stops) = mpsc::channel(1);
             stop_replica = Some(stop);
             replica_ended = Some(tokio::spawn(async move {
                 stopping
-                    .run_until_cancelled(member.run(subscriptions, submitted, stops))
+                    .run_until_cancelled(replica.run(subscriptions, submitted, stops))
                     .await
             }));
             let (watching, readiness, health) = (draining.clone(), self.readiness.clone(), health.clone());
@@ -315,7 +315,7 @@ impl Server {
             Duration::ZERO
         };
         let written = match stop_replica {
-            Some(replica) => take_last_checkpoint(&replica, drain_timeout / FLUSH_DIVISOR).await,
+            Some(stop) => take_last_checkpoint(&stop, drain_timeout / FLUSH_DIVISOR).await,
             None => None,
         };
         let drain = async {
@@ -332,7 +332,7 @@ impl Server {
         {
             warn!(event = "checkpoint_failed", "the last checkpoint takes too long");
         }
-        replica.cancel();
+        replica_stopped.cancel();
         abort.cancel();
         stop_admin.cancel();
         // It ends, because its token was cancelled above.
@@ -396,11 +396,11 @@ fn replica_failure(ended: Result<Option<ReplicaError>, JoinError>) -> Option<Fai
 /// Makes the replica take a checkpoint, if it takes any, and waits until the rooms need not go on for it. What is returned is ready once it is
 /// written.
 async fn take_last_checkpoint(
-    replica: &mpsc::Sender<StopRequest>,
+    stop: &mpsc::Sender<StopRequest>,
     timeout: Duration,
 ) -> Option<oneshot::Receiver<()>> {
     let ((reached, when_reached), (written, when_written)) = (oneshot::channel(), oneshot::channel());
-    replica.try_send(StopRequest { reached, written }).ok()?;
+    stop.try_send(StopRequest { reached, written }).ok()?;
     tokio::time::timeout(timeout, when_reached).await.ok()?.ok()?;
     Some(when_written)
 }
