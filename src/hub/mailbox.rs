@@ -216,9 +216,9 @@ impl<T: Weight> Mailbox<T> {
         let batch = state.batch;
         let mut weight = state.weight;
         while wakers.len() < WAKE_GROUP
-            && let Some(waiter) = state.waiting.pop_if(|waiter| {
-                weight == 0 || weight + waiter.weight <= self.capacity_after(batch - waiter.since)
-            })
+            && let Some(waiter) = state
+                .waiting
+                .pop_if(|waiter| self.has_room(weight, waiter.weight, batch - waiter.since))
         {
             weight += waiter.weight;
             wakers.push(waiter.waker);
@@ -262,15 +262,17 @@ impl<T: Weight> Mailbox<T> {
         self.state.lock().is_closed
     }
 
-    /// The capacity for a sender that has waited for so many batches.
-    fn capacity_after(&self, batches: u64) -> usize {
+    /// Whether an item of `weight` fits beside what has the weight `queued`, if its sender has waited for so many batches. One that has waited
+    /// long enough need only find some capacity left, or a heavy item would wait as long as others push light ones.
+    fn has_room(&self, queued: usize, weight: usize, batches: u64) -> bool {
         let capacity = if self.pool.is_exceeded() {
             self.capacity.min(MIN_CAPACITY)
         } else {
             self.capacity
         };
         let excess = usize::try_from(batches).unwrap_or(MAX_EXCESS).min(MAX_EXCESS);
-        capacity.saturating_mul(1 + excess)
+        let capacity = capacity.saturating_mul(1 + excess);
+        queued == 0 || queued + weight <= capacity || (excess == MAX_EXCESS && queued < capacity)
     }
 }
 
@@ -314,8 +316,7 @@ impl<T: Weight> Sender<T> {
             return Poll::Ready(Err(MailboxClosed));
         }
         let since = self.ticket.map_or(state.batch, |ticket| ticket.since);
-        let capacity = self.mailbox.capacity_after(state.batch - since);
-        if state.weight > 0 && state.weight + weight > capacity {
+        if !self.mailbox.has_room(state.weight, weight, state.batch - since) {
             let waker = cx.waker().clone();
             let waiter = Waiter { waker, weight, since };
             // Even if it was woken and has lost the room to others.
@@ -399,6 +400,12 @@ mod tests {
     impl Weight for u32 {
         fn weight(&self) -> usize {
             1
+        }
+    }
+
+    impl Weight for usize {
+        fn weight(&self) -> usize {
+            *self
         }
     }
 
@@ -645,6 +652,25 @@ mod tests {
             assert_eq!(mailbox.poll_take(&mut cx(), &mut batch), Poll::Ready(true));
             assert!(batch.len() <= 4 * 100);
             batch.clear();
+        }
+    }
+
+    #[test]
+    fn an_item_that_is_heavier_than_the_capacity_does_not_wait_for_an_empty_mailbox() {
+        let mailbox = Arc::new(Mailbox::new(10, Arc::new(MailboxPool::new(1_000_000))));
+        let (mut light, mut heavy) = (
+            Sender::new(Arc::clone(&mailbox)),
+            Sender::new(Arc::clone(&mailbox)),
+        );
+        let fill = |light: &mut Sender<usize>| while light.poll_push(&mut cx(), &mut Some(1)).is_ready() {};
+        fill(&mut light);
+        let mut item = Some(100);
+        let mut batches = 0;
+        while heavy.poll_push(&mut cx(), &mut item).is_pending() {
+            assert_eq!(mailbox.poll_take(&mut cx(), &mut Vec::new()), Poll::Ready(true));
+            fill(&mut light);
+            batches += 1;
+            assert!(batches <= MAX_EXCESS + 1, "{batches}");
         }
     }
 
