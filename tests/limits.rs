@@ -339,7 +339,7 @@ fn limits() -> Vec<(&'static str, Bound, Beyond)> {
             "pages of more than 4 KiB that such subscribers have not read",
             fixed("half of the share of the feeds, of which one address has at most three quarters"),
             Other(
-                "they get pages of 4 KiB; those whose next event is larger wait",
+                "they get pages of 4 KiB; those whose next event is larger than 10 KiB wait",
                 "chitchat_throttled_total{limit=\"page_reads\"}",
             ),
         ),

@@ -20,6 +20,9 @@ use crate::store::{LogId, Page, Store, StoreError, read_page};
 /// number of readers at a time: the transport holds a page for each client that does not read.
 const FIRST_PAGE_BYTES: usize = 4 * 1024;
 
+/// A page of one event needs no permit up to this size, in bytes: that of the largest event with the default `--max-message-chars`.
+const MAX_FREE_EVENT_BYTES: usize = 10 * 1024;
+
 /// A reader of a room's log.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
@@ -141,7 +144,7 @@ impl Reader {
                     }
                 };
                 let bytes = page.bytes.len();
-                if !self.try_allow(bytes) {
+                if bytes > MAX_FREE_EVENT_BYTES && !self.try_allow(bytes) {
                     // One event is so large. It is read again when it may be held.
                     self.observer.page_read_throttled();
                     let address = self.address_permits.as_ref();
