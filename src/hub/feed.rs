@@ -148,7 +148,7 @@ pub enum FeedItem {
     /// The stream is closed: no further item follows.
     Closed(CloseReason),
     /// The next event is no longer in the feed. A [`Cursor`] may continue once it has caught up from the store; from a
-    /// [`Reader`](super::reader::Reader) this is final, because the store does not retain the event either.
+    /// `Reader` this is final, because the store does not retain the event either.
     Lagged,
 }
 
