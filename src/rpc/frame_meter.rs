@@ -519,7 +519,7 @@ mod tests {
             end = start + len + 3;
             streams.read_data(&mut reader, &bytes[start..start + len]);
         }
-        assert_eq!(streams.unread(), 0);
+        assert_eq!(streams.frames(), 0);
     }
 
     #[tokio::test(start_paused = true)]

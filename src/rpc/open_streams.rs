@@ -149,10 +149,15 @@ fn end_of(data: &[u8]) -> usize {
 impl OpenStreams {
     /// Roughly what is held, in bytes, beyond what is part of the memory of a connection.
     pub(super) fn bytes(&self) -> usize {
-        self.frames.saturating_sub(FREE_FRAMES) * FRAME_BYTES
+        self.frame_bytes()
             + self.buffers.bytes()
             + (self.unanswered + self.late) * UNANSWERED_BYTES
             + self.trailers * HEADER_MAP_BYTES
+    }
+
+    /// What the slots of unread frames take of that.
+    pub(super) fn frame_bytes(&self) -> usize {
+        self.frames.saturating_sub(FREE_FRAMES) * FRAME_BYTES
     }
 
     /// How many streams are open.
@@ -161,8 +166,7 @@ impl OpenStreams {
     }
 
     /// How many DATA frames are unread.
-    #[cfg(test)]
-    pub(super) fn unread(&self) -> usize {
+    pub(super) fn frames(&self) -> usize {
         self.frames
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{Sleep, sleep};
 use super::address_budgets::{AddressBudgets, fair_share};
 use super::frame_meter::{Flood, FrameMeter, ReadFrames};
 use super::observer::Throttle;
-use super::open_streams::{HEADER_MAP_BYTES, OpenStreams, RequestReader};
+use super::open_streams::{FRAME_BYTES, HEADER_MAP_BYTES, OpenStreams, RequestReader};
 
 /// Flow-control window of a stream, in bytes: how much a client may send before the server reads it.
 pub(super) const STREAM_WINDOW: u32 = 65_535;
@@ -38,6 +38,9 @@ const SLOT_BYTES: usize = 768;
 
 /// How many such slots are part of the memory of a connection.
 const FREE_SLOTS: usize = 32;
+
+/// How many slots for unread DATA frames are part of the memory of a connection. The table of these slots does not shrink, either.
+const FREE_FRAME_SLOTS: usize = 32;
 
 /// For how long nothing is read from a connection that holds too much, before it is looked at again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -104,6 +107,8 @@ struct Held {
     incomplete: usize,
     /// For the most requests so far, in bytes.
     slots: usize,
+    /// For the most unread frames so far, in bytes.
+    frame_slots: usize,
     /// What the table of headers keeps, in bytes.
     header_table: usize,
     /// What TLS cannot decrypt yet, in bytes.
@@ -116,14 +121,20 @@ impl Held {
         self.streams.bytes() + headers + self.incomplete + self.undecrypted + self.permanent()
     }
 
-    const fn permanent(&self) -> usize {
-        self.slots + self.header_table
+    /// What stays as long as the connection. Slots that have an unread frame count for that.
+    fn permanent(&self) -> usize {
+        let free_slots = self.frame_slots.saturating_sub(self.streams.frame_bytes());
+        self.slots + free_slots + self.header_table
     }
 
     fn grow_slots(&mut self) {
         let most = self.streams.len();
         if most > FREE_SLOTS {
             self.slots = self.slots.max(most.next_power_of_two() * SLOT_BYTES);
+        }
+        let most = self.streams.frames();
+        if most > FREE_FRAME_SLOTS {
+            self.frame_slots = self.frame_slots.max(most.next_power_of_two() * FRAME_BYTES);
         }
     }
 }
@@ -308,7 +319,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::super::connection_budgets::{BudgetLimits, ConnectionBudgets, ServerBudgets};
-    use super::super::open_streams::UNANSWERED_BYTES;
+    use super::super::open_streams::{DataRun, UNANSWERED_BYTES};
     use super::*;
 
     fn server(limits: BudgetLimits) -> ServerBudgets {
@@ -546,6 +557,36 @@ mod tests {
         assert!(innocent.unread.may_last(true));
         hold(&innocent, 1);
         assert!(!innocent.unread.may_last(true));
+    }
+
+    #[test]
+    fn the_slots_of_frames_that_were_read_remain_counted() {
+        let server = server(BudgetLimits::default());
+        let connection = server.connection(Ipv4Addr::LOCALHOST.into());
+        let receive = |frames: usize| {
+            connection.unread.change(|held| {
+                held.streams.open(1);
+                (0..frames)
+                    .for_each(|end| held.streams.receive_data(&DataRun::one(1, 9_000 + end, 1, false)));
+                held.grow_slots();
+            });
+            let unread = server.unread();
+            close(&connection, 1, 1);
+            unread
+        };
+        receive(FREE_FRAME_SLOTS);
+        assert_eq!(server.unread(), 0);
+        // Those that have a frame are not counted twice.
+        let unread = receive(1_000);
+        assert!(
+            (1_024 * FRAME_BYTES..1_100 * FRAME_BYTES).contains(&unread),
+            "{unread}"
+        );
+        assert_eq!(server.unread(), 1_024 * FRAME_BYTES);
+        receive(100);
+        assert_eq!(server.unread(), 1_024 * FRAME_BYTES);
+        drop(connection);
+        assert_eq!(server.unread(), 0);
     }
 
     #[test]
