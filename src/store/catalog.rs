@@ -83,6 +83,11 @@ pub(super) struct SegmentState {
 }
 
 impl SegmentState {
+    /// The size of what the compactor must keep, in bytes.
+    pub(super) fn needed(&self) -> u64 {
+        u64::from(self.segment.len).saturating_sub(self.garbage)
+    }
+
     /// Whether the compactor can rewrite the segment.
     pub(super) fn is_rewritable(&self) -> bool {
         self.segment.sealed.is_some() && !self.is_damaged
@@ -694,11 +699,7 @@ impl Catalog {
             .values()
             .filter(|state| state.segment.sealed.is_some());
         sealed.fold((0, 0), |(needed, garbage), state| {
-            let len = u64::from(state.segment.len);
-            (
-                needed + len.saturating_sub(state.garbage),
-                garbage + state.garbage,
-            )
+            (needed + state.needed(), garbage + state.garbage)
         })
     }
 

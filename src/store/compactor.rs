@@ -66,7 +66,11 @@ const MAX_MERGED_BYTES: u64 = 1 << 30;
 /// A segment with at least this percentage of garbage is rewritten even while disk use is below its limit.
 const DEAD_PERCENT: u64 = 98;
 
-/// By how much the journal exceeds what is needed: how much of each limit is used, in half percents of the scale of [`LIMIT_PERCENT`].
+/// One percent in the unit of [`Excess`].
+const PERCENT: u64 = 1_000;
+
+/// How far garbage and segments are above what is needed, in thousandths of a percent; both limits are at [`LIMIT_PERCENT`]. Rounded up, so
+/// that what is above a limit is never taken to be at it.
 #[derive(Debug, Clone, Copy)]
 struct Excess {
     garbage: u64,
@@ -77,15 +81,17 @@ impl Excess {
     fn of(catalog: &Catalog, max_segments: u64) -> Self {
         let (needed, garbage) = catalog.disk_usage();
         let segments = u64::try_from(catalog.segments.len()).unwrap_or(u64::MAX);
+        let segments = segments.saturating_mul((100 + LIMIT_PERCENT) * PERCENT);
         Self {
-            garbage: garbage * 200 / needed.max(1),
-            segments: (segments.saturating_mul(2 * (100 + LIMIT_PERCENT)) / max_segments.max(1))
-                .saturating_sub(200),
+            garbage: garbage.saturating_mul(100 * PERCENT).div_ceil(needed.max(1)),
+            segments: segments
+                .div_ceil(max_segments.max(1))
+                .saturating_sub(100 * PERCENT),
         }
     }
 
-    fn is_above(self, percent: u64) -> bool {
-        self.garbage.max(self.segments) > 2 * percent
+    fn largest(self) -> u64 {
+        self.garbage.max(self.segments)
     }
 }
 
@@ -123,8 +129,14 @@ impl CompactorHandle {
         }
     }
 
-    fn excess(&self, catalog: &Mutex<Catalog>) -> Excess {
-        Excess::of(&catalog.lock(), self.max_segments)
+    fn excess(&self, catalog: &Catalog) -> Excess {
+        Excess::of(catalog, self.max_segments)
+    }
+
+    /// Whether a limit is exceeded and the compactor can do something about it.
+    fn must_wait(&self, catalog: &Catalog) -> bool {
+        let excess = self.excess(catalog);
+        excess.largest() > LIMIT_PERCENT * PERCENT && pick(catalog, excess).is_some()
     }
 
     /// Tells the compactor to look for work.
@@ -150,13 +162,7 @@ impl CompactorHandle {
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
             }
-            let excess = self.excess(catalog);
-            if !state.is_running
-                || state.is_stopped
-                || state.has_failed
-                || !excess.is_above(LIMIT_PERCENT)
-                || pick(&catalog.lock(), excess).is_none()
-            {
+            if !state.is_running || state.is_stopped || state.has_failed || !self.must_wait(&catalog.lock()) {
                 return Ok(has_waited);
             }
             (state.is_urgent, has_waited) = (true, true);
@@ -173,16 +179,14 @@ impl CompactorHandle {
     /// How many bytes per second may be appended, so that the compactor keeps up and nobody has to wait for it; `None` while there is little
     /// garbage and there are few segments, or that cannot be changed.
     pub(super) fn rate(&self, catalog: &Mutex<Catalog>) -> Option<u64> {
-        let excess = self.excess(catalog);
-        let above = excess
-            .garbage
-            .max(excess.segments)
-            .checked_sub(2 * THROTTLE_PERCENT);
+        let excess = self.excess(&catalog.lock()).largest();
+        let above = excess.checked_sub(THROTTLE_PERCENT * PERCENT);
         let mut state = self.state.lock();
         let is_slowed = state.is_running && !state.is_stopped && !state.has_failed && !state.is_idle;
-        let rate = above
-            .filter(|_| is_slowed)
-            .map(|halvings| MAX_THROTTLED_RATE >> halvings.min(2 * (LIMIT_PERCENT - THROTTLE_PERCENT)));
+        let rate = above.filter(|_| is_slowed).map(|above| {
+            let halvings = above / (PERCENT / 2);
+            MAX_THROTTLED_RATE >> halvings.min(2 * (LIMIT_PERCENT - THROTTLE_PERCENT))
+        });
         if rate.is_some() != state.is_urgent {
             state.is_urgent = rate.is_some();
             self.changed.notify_all();
@@ -288,7 +292,7 @@ impl Compactor {
     fn compact(&self) -> Result<bool, StoreError> {
         let run = {
             let catalog = self.catalog.lock();
-            match pick(&catalog, Excess::of(&catalog, self.handle.max_segments)) {
+            match pick(&catalog, self.handle.excess(&catalog)) {
                 Some(Work::Garbage(number)) => self.extend(&catalog, number),
                 Some(Work::Merge(segments)) => segments.to_vec(),
                 None => return Ok(false),
@@ -340,7 +344,7 @@ impl Compactor {
     fn extend(&self, catalog: &Catalog, number: u32) -> Vec<Arc<Segment>> {
         let mut size = 0;
         let mut joins = |state: &SegmentState, is_first: bool| {
-            let needed = u64::from(state.segment.len).saturating_sub(state.garbage);
+            let needed = state.needed();
             let is_small = size + needed <= self.segment_len && needed <= self.segment_len / 4;
             let joins = state.is_rewritable() && (is_first || is_small);
             size += if joins { needed } else { 0 };
@@ -376,9 +380,8 @@ impl Compactor {
             let mut is_stopped = false;
             let mut scanned = 0;
             let end = source.scan(|location, entry| {
-                let is_due = location.offset as usize / WRITE_BYTES != scanned;
-                if is_due {
-                    scanned = location.offset as usize / WRITE_BYTES;
+                let offset = location.offset as usize / WRITE_BYTES;
+                if std::mem::replace(&mut scanned, offset) != offset {
                     is_stopped |= self.handle.is_stopped();
                 }
                 if !is_stopped
@@ -473,25 +476,24 @@ enum Work {
 }
 
 fn pick(catalog: &Catalog, excess: Excess) -> Option<Work> {
-    if excess.segments > 2 * BACKGROUND_PERCENT
+    if excess.segments > BACKGROUND_PERCENT * PERCENT
         && excess.segments >= excess.garbage
         && let Some(pair) = smallest_pair(catalog)
     {
         return Some(Work::Merge(pair));
     }
-    most_garbage(catalog, excess.garbage > 2 * BACKGROUND_PERCENT).map(Work::Garbage)
+    most_garbage(catalog, excess.garbage > BACKGROUND_PERCENT * PERCENT).map(Work::Garbage)
 }
 
 /// The two adjacent segments of which the least is needed. Merging them costs less than twice the mean of what is needed of a segment.
 fn smallest_pair(catalog: &Catalog) -> Option<[Arc<Segment>; 2]> {
-    let needed = |state: &SegmentState| u64::from(state.segment.len).saturating_sub(state.garbage);
     let next = catalog.segments.values().skip(1);
     let pairs = catalog.segments.values().zip(next);
-    let (first, second) = pairs
+    let (needed, first, second) = pairs
         .filter(|(first, second)| first.is_rewritable() && second.is_rewritable())
-        .filter(|(first, second)| needed(first) + needed(second) <= MAX_MERGED_BYTES)
-        .min_by_key(|(first, second)| needed(first) + needed(second))?;
-    Some([first, second].map(|state| Arc::clone(&state.segment)))
+        .map(|(first, second)| (first.needed() + second.needed(), first, second))
+        .min_by_key(|(needed, ..)| *needed)?;
+    (needed <= MAX_MERGED_BYTES).then(|| [first, second].map(|state| Arc::clone(&state.segment)))
 }
 
 /// The segment with the largest share of garbage, if it is worth rewriting. Unless there is much garbage in all, only a dead one is.
